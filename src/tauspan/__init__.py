@@ -1,0 +1,82 @@
+"""Edit a pre-trained PyTorch model by adding, negating and scaling task vectors, in the tangent space.
+
+Names are loaded on first use, so that importing `tauspan` (and `tauspan --help`) stays light.
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from tauspan.errors import (
+        BaseMismatchError,
+        DataError,
+        MismatchError,
+        MissingExtraError,
+        ModelError,
+        NonFiniteError,
+        PickleRefusedError,
+        RecipeError,
+        StoreError,
+        TauspanError,
+        UsageError,
+    )
+    from tauspan.evaluate import evaluate
+    from tauspan.linear import Linearized, linearize
+    from tauspan.models import Classifier, Encoder, Head, load
+    from tauspan.recipe import Recipe, run
+    from tauspan.report import Report
+    from tauspan.search import add, negate
+    from tauspan.suite import suite
+    from tauspan.tasks import Task
+    from tauspan.train import finetune
+    from tauspan.vector import TaskVector, apply, cosine_matrix
+
+_HOME = {
+    "BaseMismatchError": "errors",
+    "Classifier": "models",
+    "DataError": "errors",
+    "Encoder": "models",
+    "Head": "models",
+    "Linearized": "linear",
+    "MismatchError": "errors",
+    "MissingExtraError": "errors",
+    "ModelError": "errors",
+    "NonFiniteError": "errors",
+    "PickleRefusedError": "errors",
+    "Recipe": "recipe",
+    "RecipeError": "errors",
+    "Report": "report",
+    "StoreError": "errors",
+    "Task": "tasks",
+    "TaskVector": "vector",
+    "TauspanError": "errors",
+    "UsageError": "errors",
+    "add": "search",
+    "apply": "vector",
+    "cosine_matrix": "vector",
+    "evaluate": "evaluate",
+    "finetune": "train",
+    "linearize": "linear",
+    "load": "models",
+    "negate": "search",
+    "run": "recipe",
+    "suite": "suite",
+}
+
+__all__ = [  # noqa: RUF022 - generated from one table, kept sorted by a test
+    *sorted(_HOME),
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module 'tauspan' has no attribute {name!r}")
+    value = getattr(importlib.import_module(f"tauspan.{_HOME[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return [*__all__, "__version__"]

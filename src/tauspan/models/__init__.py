@@ -1,0 +1,29 @@
+"""Where a model comes from, what of it is trainable, and how it is wrapped for tasks."""
+
+from tauspan.models.encoder import Classifier, Encoder, Head
+from tauspan.models.select import (
+    core,
+    eval_mode,
+    fingerprint_of,
+    named_unique,
+    require_deterministic,
+    select,
+    state_of,
+)
+from tauspan.models.sources import load_model, model_directory, save_model
+
+__all__ = [
+    "Classifier",
+    "Encoder",
+    "Head",
+    "core",
+    "eval_mode",
+    "fingerprint_of",
+    "load_model",
+    "model_directory",
+    "named_unique",
+    "require_deterministic",
+    "save_model",
+    "select",
+    "state_of",
+]

@@ -1,0 +1,193 @@
+"""`Encoder` (inputs to features), `Head` (features to logits, frozen) and `Classifier` (both)."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, TypeAlias
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from tauspan.errors import DataError, MismatchError, ModelError
+
+Modality = Literal["text", "image", "tensor"]
+Batch: TypeAlias = Tensor | Mapping[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """How raw task inputs become a batch: a tokenizer for text, size and statistics for images."""
+
+    modality: Modality = "tensor"
+    tokenizer: Any = None
+    size: int = 224
+    mean: tuple[float, ...] = (0.5, 0.5, 0.5)
+    std: tuple[float, ...] = (0.5, 0.5, 0.5)
+
+    def encode(self, raw: Sequence[Any], max_tokens: int | None = None) -> Batch:
+        """A batch from raw inputs; texts are cut at `max_tokens` and padded to the longest.
+
+        Raises:
+            DataError: the inputs are not of this encoder's modality.
+        """
+        if self.modality == "text":
+            if not all(isinstance(text, str) for text in raw):
+                raise DataError(f"this encoder reads text, and the task holds {type(raw[0]).__name__} inputs.")
+            tokens = self.tokenizer(
+                list(raw), padding=True, truncation=True, max_length=max_tokens, return_tensors="pt"
+            )
+            return {name: tensor for name, tensor in tokens.items() if isinstance(tensor, Tensor)}
+        if any(isinstance(item, str) for item in raw):
+            raise DataError(f"this encoder reads {self.modality} inputs, and the task holds text.")
+        stacked = torch.stack([torch.as_tensor(item) for item in raw])
+        return self._pixels(stacked) if self.modality == "image" else stacked
+
+    def _pixels(self, images: Tensor) -> Tensor:
+        """(N, H, W), (N, H, W, C) or (N, C, H, W), bytes or [0, 1] floats -> normalised (N, 3, size, size)."""
+        if images.ndim == 3:
+            images = images.unsqueeze(-1)
+        if images.shape[1] not in (1, 3) or images.shape[-1] in (1, 3):
+            images = images.permute(0, 3, 1, 2)
+        scale = 255.0 if images.dtype == torch.uint8 else 1.0
+        pixels = images.float().div(scale).expand(-1, 3, -1, -1)
+        pixels = F.interpolate(pixels, size=(self.size, self.size), mode="bicubic", antialias=True).clamp(0, 1)
+        mean, std = (torch.tensor(values).view(1, 3, 1, 1) for values in (self.mean, self.std))
+        return (pixels - mean) / std
+
+
+class Encoder(nn.Module):
+    """A pre-trained model as a map from a batch to features of shape (N, d), before any normalisation.
+
+    Args:
+        backbone: the model itself; task vectors carry *its* parameter names.
+        features: reads the features off the backbone: `features(backbone, batch) -> (N, d)`.
+        inputs: how raw task inputs become a batch.
+        source: where the model came from (a directory, a hub id), for provenance.
+        label_features: embeds label prompts for a zero-shot head, `label_features(backbone, batch) -> (K, d)`;
+            None where there is no text tower.
+        logit_scale: the factor on cosine similarities in a zero-shot head (20 for sentence encoders,
+            exp(logit_scale) for CLIP).
+        prefixes: parameter-name prefixes that lie on the path to the features; () means all.
+        save_extras: writes what else belongs into a saved directory (tokenizer, pooling), or None.
+    """
+
+    def __init__(
+        self,
+        backbone: nn.Module,
+        features: Callable[[nn.Module, Batch], Tensor] | None = None,
+        inputs: Inputs | None = None,
+        *,
+        source: str = "",
+        label_features: Callable[[nn.Module, Batch], Tensor] | None = None,
+        logit_scale: float = 20.0,
+        prefixes: tuple[str, ...] = (),
+        save_extras: Callable[[Any], None] | None = None,
+    ) -> None:
+        super().__init__()
+        self.backbone = backbone
+        self.features = features or call
+        self.inputs = inputs or Inputs()
+        self.source = source or type(backbone).__name__
+        self.label_features = label_features
+        self.logit_scale = logit_scale
+        self.prefixes = prefixes
+        self.save_extras = save_extras
+
+    def forward(self, batch: Batch) -> Tensor:
+        """Features of shape (N, d)."""
+        return self.features(self.backbone, batch)
+
+    def encode(self, raw: Sequence[Any], max_tokens: int | None = None) -> Batch:
+        """A batch on the backbone's device from raw texts, images or tensors."""
+        first = next(self.backbone.parameters(), None)
+        batch = self.inputs.encode(raw, max_tokens)
+        return batch if first is None else to_device(batch, first.device)
+
+    @torch.no_grad()
+    def embed_labels(self, prompts: Sequence[str]) -> Tensor:
+        """Unit-norm features of label prompts, shape (K, d)."""
+        if self.label_features is None:
+            raise ModelError(f"{self.source} has no text tower: use class prototypes or a classifier of your own.")
+        device = next(self.backbone.parameters()).device
+        tokens = self.inputs.tokenizer(list(prompts), padding=True, truncation=True, return_tensors="pt")
+        batch = {name: tensor.to(device) for name, tensor in tokens.items()}
+        return F.normalize(self.label_features(self.backbone, batch).detach(), dim=-1)
+
+
+def call(module: nn.Module, batch: Batch) -> Tensor:
+    """The module applied to its batch, reduced to one tensor; see `single_tensor`."""
+    return single_tensor(module(**batch) if isinstance(batch, Mapping) else module(batch))
+
+
+OUTPUT_FIELDS = ("logits", "image_embeds", "text_embeds", "pooler_output", "last_hidden_state")
+
+
+def single_tensor(output: Any) -> Tensor:
+    """The one tensor that a model's output stands for: itself, or the first of `OUTPUT_FIELDS` it has.
+
+    Raises:
+        ModelError: no such tensor; wrap the model so that it returns one.
+    """
+    if isinstance(output, Tensor):
+        return output
+    for name in OUTPUT_FIELDS:
+        value = getattr(output, name, None)
+        if isinstance(value, Tensor):
+            return value
+    raise ModelError(
+        f"the model returned {type(output).__name__}, which is no tensor and has none of "
+        f"{', '.join(OUTPUT_FIELDS)}. Wrap it in a module that returns one tensor."
+    )
+
+
+def to_device(batch: Batch, device: torch.device) -> Batch:
+    """The batch with every tensor on `device`."""
+    if isinstance(batch, Tensor):
+        return batch.to(device)
+    return {name: tensor.to(device) for name, tensor in batch.items()}
+
+
+class Head(nn.Module):
+    """A frozen linear map from features to logits: scale * (z / |z|) W^T + b.
+
+    Args:
+        weight: shape (K, d).
+        bias: shape (K,), or None.
+        scale: factor on the logits.
+        normalize: divide features by their length first, as CLIP's zero-shot head does.
+    """
+
+    weight: Tensor
+    bias: Tensor | None
+
+    def __init__(
+        self, weight: Tensor, bias: Tensor | None = None, *, scale: float = 1.0, normalize: bool = False
+    ) -> None:
+        super().__init__()
+        self.register_buffer("weight", weight.detach().clone())
+        self.register_buffer("bias", None if bias is None else bias.detach().clone())
+        self.scale = scale
+        self.normalize = normalize
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Logits of shape (N, K) from features of shape (N, d)."""
+        if features.shape[-1] != self.weight.shape[-1]:
+            raise MismatchError(
+                f"the head reads {self.weight.shape[-1]} features and the encoder gives {features.shape[-1]}."
+            )
+        unit = F.normalize(features, dim=-1) if self.normalize else features
+        return F.linear(unit * self.scale, self.weight.to(unit.dtype), self.bias)
+
+
+class Classifier(nn.Module):
+    """An encoder under a frozen head; linearised at the encoder's output or at the logits."""
+
+    def __init__(self, encoder: Encoder, head: Head) -> None:
+        super().__init__()
+        self.encoder = encoder
+        self.head = head
+
+    def forward(self, batch: Batch) -> Tensor:
+        """Logits of shape (N, K)."""
+        logits: Tensor = self.head(self.encoder(batch))
+        return logits

@@ -1,0 +1,151 @@
+"""A module's own parameter names: which are trainable, which are tied, whether it is deterministic."""
+
+import fnmatch
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+from torch import Tensor, nn
+
+from tauspan import params
+from tauspan.errors import ModelError, UsageError, listed, nearest
+from tauspan.models.encoder import Classifier, Encoder
+
+Selection = str | Sequence[str]
+_ATTENTION = {"attn", "attention", "self_attn", "self_attention", "selfattention", "mha", "multihead_attn"}
+_ATTENTION |= {"crossattention", "cross_attn", "encoder_attn", "encdecattention"}
+
+
+def core(module: nn.Module) -> tuple[nn.Module, str]:
+    """The module whose parameter names a task vector carries, and its prefix inside `module`."""
+    if isinstance(module, Classifier):
+        return module.encoder.backbone, "encoder.backbone."
+    if isinstance(module, Encoder):
+        return module.backbone, "backbone."
+    return module, ""
+
+
+def named_unique(module: nn.Module) -> dict[str, Tensor]:
+    """Parameters by name, tied ones once, under the first name they have.
+
+    Raises:
+        ModelError: two different parameters share memory without being the same object.
+    """
+    unique = dict(module.named_parameters())
+    owner: dict[int, str] = {}
+    for name, tensor in unique.items():
+        if tensor.numel() == 0:
+            continue
+        other = owner.setdefault(tensor.data_ptr(), name)
+        if other != name:
+            raise ModelError(
+                f"parameters {other!r} and {name!r} share memory but are two objects, so one tau per storage "
+                f"cannot be kept. Tie them: `module.{name} = module.{other}`."
+            )
+    return dict(unique)
+
+
+def state_of(module: nn.Module) -> dict[str, Tensor]:
+    """The point in weight space: unique parameters and floating-point buffers that are saved with them."""
+    inner, _ = core(module)
+    point = named_unique(inner)
+    saved = inner.state_dict(keep_vars=True)
+    point |= {name: b for name, b in inner.named_buffers() if name in saved and b.is_floating_point()}
+    return {name: tensor.detach() for name, tensor in point.items()}
+
+
+def fingerprint_of(module: nn.Module) -> str:
+    """The content fingerprint of a module's core; equal for its saved and re-loaded copy."""
+    return params.fingerprint(state_of(module))
+
+
+def select(module: nn.Module, choice: Selection = "all") -> tuple[str, ...]:
+    """Names of the parameters of `core(module)` that a choice picks, in the module's order.
+
+    Args:
+        module: a plain module, an `Encoder` or a `Classifier`.
+        choice: `"all"` (everything on the path to the features), `"attention"` (projections inside attention
+            blocks, no norms), `"last:k"` (the last k blocks of the longest stack), a pattern such as
+            `"encoder.layer.*"`, or a list of names and patterns.
+
+    Raises:
+        UsageError: the choice picks nothing; the message names the nearest parameter.
+
+    Example:
+        >>> select(nn.Sequential(nn.Linear(2, 3), nn.Linear(3, 1)), "1.*")
+        ('1.weight', '1.bias')
+    """
+    inner, _ = core(module)
+    known = named_unique(inner)
+    names = [name for name in known if known[name].is_floating_point() and _on_path(module, name)]
+    if choice == "all":
+        chosen = names
+    elif choice == "attention":
+        chosen = _attention(inner, names)
+    elif isinstance(choice, str) and choice.startswith("last:"):
+        chosen = _last_blocks(inner, names, choice)
+    else:
+        patterns = [choice] if isinstance(choice, str) else list(choice)
+        for pattern in patterns:
+            if not fnmatch.filter(known, pattern):
+                raise UsageError(f"no parameter matches {pattern!r}. {nearest(pattern, known)}")
+        chosen = [name for name in known if any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns)]
+    if not chosen:
+        raise UsageError(f"the choice {choice!r} picks no parameter of {type(inner).__name__} ({listed(known)}).")
+    return tuple(chosen)
+
+
+def _on_path(module: nn.Module, name: str) -> bool:
+    encoder = module.encoder if isinstance(module, Classifier) else module
+    prefixes = encoder.prefixes if isinstance(encoder, Encoder) else ()
+    return not prefixes or name.startswith(prefixes)
+
+
+def _attention(inner: nn.Module, names: Sequence[str]) -> list[str]:
+    chosen = []
+    for name in names:
+        owner = name.rpartition(".")[0]
+        is_norm = "norm" in type(inner.get_submodule(owner)).__name__.lower()
+        if not is_norm and _ATTENTION & set(owner.lower().split(".")):
+            chosen.append(name)
+    return chosen
+
+
+def _last_blocks(inner: nn.Module, names: Sequence[str], choice: str) -> list[str]:
+    count = choice.removeprefix("last:")
+    stacks = {name: m for name, m in inner.named_modules() if isinstance(m, nn.ModuleList | nn.Sequential)}
+    stacks = {name: m for name, m in stacks.items() if any(n.startswith(f"{name}." if name else "") for n in names)}
+    if not stacks:
+        raise UsageError(f"{choice!r} needs a stack of blocks (a ModuleList), and {type(inner).__name__} has none.")
+    prefix, stack = max(stacks.items(), key=lambda item: len(item[1]))
+    if not count.isdigit() or not 1 <= int(count) <= len(stack):
+        raise UsageError(f"{choice!r}: k must lie between 1 and {len(stack)}, the blocks of {prefix or 'the module'!r}.")
+    dot = f"{prefix}." if prefix else ""
+    heads = tuple(f"{dot}{index}." for index in range(len(stack) - int(count), len(stack)))
+    return [name for name in names if name.startswith(heads)]
+
+
+def require_deterministic(module: nn.Module) -> None:
+    """Raise `ModelError` if a layer would draw random numbers or mix the examples of a batch."""
+    for name, layer in module.named_modules():
+        if isinstance(layer, nn.modules.dropout._DropoutNd) and layer.training and layer.p > 0:
+            raise ModelError(f"dropout {name!r} (p={layer.p}) is active: f(x) would be random. Call `.eval()` first.")
+        if isinstance(layer, nn.modules.batchnorm._BatchNorm):
+            if layer.training:
+                raise ModelError(f"batch norm {name!r} is in training mode: f(x) would depend on the batch and change "
+                                 "the running statistics. Call `.eval()` first.")
+            if layer.running_mean is None:
+                raise ModelError(f"batch norm {name!r} keeps no running statistics, so f(x) depends on the whole "
+                                 "batch. Use a layer with track_running_stats=True or another norm.")
+
+
+@contextmanager
+def eval_mode(module: nn.Module) -> Iterator[None]:
+    """Run a block with every submodule in eval mode, and give each its own mode back afterwards."""
+    training = [layer for layer in module.modules() if layer.training]
+    for layer in training:
+        layer.training = False
+    try:
+        yield
+    finally:
+        for layer in training:
+            layer.training = True

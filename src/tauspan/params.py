@@ -1,0 +1,117 @@
+"""Named tensors: the only place where two mappings of them meet.
+
+`Params` is any mapping from a module's own parameter names to tensors. Nothing here knows about files,
+models or tasks; everything matches by name, never by position, and refuses to guess.
+"""
+
+import hashlib
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TypeAlias
+
+import torch
+from torch import Tensor
+
+from tauspan.errors import MismatchError, NonFiniteError, listed
+
+Params: TypeAlias = Mapping[str, Tensor]
+
+
+def require_same(first: Params, second: Params, first_name: str, second_name: str) -> None:
+    """Raise `MismatchError` unless both hold the same names with the same shapes."""
+    missing = [name for name in first if name not in second]
+    extra = [name for name in second if name not in first]
+    if missing or extra:
+        parts = []
+        if missing:
+            parts.append(f"{second_name} lacks {len(missing)} of {first_name}'s tensors ({listed(missing)})")
+        if extra:
+            parts.append(f"{second_name} has {len(extra)} that {first_name} lacks ({listed(extra)})")
+        raise MismatchError("; ".join(parts) + ". Tensors are matched by name: choose the same parameters.")
+    for name, tensor in first.items():
+        if tensor.shape != second[name].shape:
+            raise MismatchError(
+                f"tensor {name!r} has shape {tuple(tensor.shape)} in {first_name} and "
+                f"{tuple(second[name].shape)} in {second_name}. Both must come from the same architecture."
+            )
+
+
+def zip_strict(
+    first: Params, second: Params, first_name: str, second_name: str
+) -> Iterator[tuple[str, Tensor, Tensor]]:
+    """Yield `(name, first[name], second[name])` after `require_same`."""
+    require_same(first, second, first_name, second_name)
+    for name, tensor in first.items():
+        yield name, tensor, second[name]
+
+
+def require_finite(params: Params, what: str) -> None:
+    """Raise `NonFiniteError` naming the first tensor that holds NaN or infinity."""
+    for name, tensor in params.items():
+        if not tensor.is_floating_point():
+            continue
+        bad = tensor.numel() - int(torch.isfinite(tensor).sum())
+        if bad:
+            kind = "NaN" if bool(torch.isnan(tensor).any()) else "infinite"
+            raise NonFiniteError(
+                f"tensor {name!r} of {what} has {bad} of {tensor.numel()} values that are not finite ({kind}). "
+                "The run or file it came from is broken: re-create it, with a lower learning rate if it diverged."
+            )
+
+
+def combine(terms: Sequence[tuple[float, Params]], labels: Sequence[str]) -> dict[str, Tensor]:
+    """The linear combination sum_i c_i P_i, formed in the terms' own dtype.
+
+    Args:
+        terms: pairs of a coefficient and a mapping; all mappings hold the same names and shapes.
+        labels: what to call each mapping in an error.
+
+    Returns:
+        New tensors; the inputs are never changed.
+    """
+    (scale, head), *rest = terms
+    total = {name: tensor * scale for name, tensor in head.items()}
+    for (scale, params), label in zip(rest, labels[1:], strict=True):
+        for name, into, tensor in zip_strict(total, params, labels[0], label):
+            total[name] = into + tensor * scale
+    return total
+
+
+def dot(first: Params, second: Params, first_name: str = "first", second_name: str = "second") -> float:
+    """The inner product <a, b> over all tensors, accumulated in float64."""
+    pairs = zip_strict(first, second, first_name, second_name)
+    return sum(float(torch.dot(a.double().flatten(), b.double().flatten())) for _, a, b in pairs)
+
+
+def norm(params: Params) -> float:
+    """The Euclidean norm over all tensors, accumulated in float64."""
+    squares = (float(torch.linalg.vector_norm(t, dtype=torch.float64)) ** 2 for t in params.values())
+    return float(sum(squares)) ** 0.5
+
+
+def _canonical(tensor: Tensor) -> Tensor:
+    """The narrowest of float32 and float64 that holds the values exactly: one value, one fingerprint."""
+    tensor = tensor.detach().cpu()
+    single = tensor.float()
+    if tensor.dtype == torch.float64 and not torch.equal(single.double(), tensor):
+        return tensor.contiguous()
+    return single.contiguous()
+
+
+def fingerprint(params: Params) -> str:
+    """A content hash of the floating-point tensors: names, shapes and values, not dtypes or order.
+
+    A bfloat16 checkpoint and its float32 copy are the same point in weight space and share a fingerprint.
+    Cost: one SHA-256 pass, about 0.4 s for 100 MB.
+
+    Example:
+        >>> a = {"w": torch.ones(2)}
+        >>> fingerprint(a) == fingerprint({"w": torch.ones(2, dtype=torch.bfloat16)})
+        True
+    """
+    digest = hashlib.sha256()
+    for name in sorted(params):
+        if params[name].is_floating_point():
+            values = _canonical(params[name])
+            digest.update(f"{name}|{tuple(values.shape)}|".encode())
+            digest.update(values.numpy().tobytes() if values.numel() else b"")
+    return digest.hexdigest()

@@ -1,0 +1,132 @@
+"""`Report`: tables of plain values with their provenance, rendered to the terminal, Markdown, JSON and PNG."""
+
+import datetime
+import json
+import platform
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from importlib import metadata
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from rich.console import Group
+
+Cell = str | int | float | bool | None
+
+
+@dataclass(frozen=True)
+class Table:
+    """Rows of one kind; every row has the same columns in the same order."""
+
+    title: str
+    rows: Sequence[dict[str, Cell]]
+    note: str = ""
+
+    @property
+    def columns(self) -> list[str]:
+        """Column names, in the order of the rows; a column that only some rows have still counts."""
+        return list(dict.fromkeys(name for row in self.rows for name in row))
+
+
+@dataclass(frozen=True)
+class Report:
+    """What a run found: tables, series for the figures, and where the numbers come from.
+
+    Fractions (accuracies, shares) are kept as fractions; renderings show them as such with three decimals.
+
+    Example:
+        >>> Report("demo", [Table("accuracy", [{"task": "a", "accuracy": 0.5}])]).to_markdown().splitlines()[0]
+        '# demo'
+    """
+
+    title: str
+    tables: Sequence[Table]
+    provenance: dict[str, Any] = field(default_factory=dict)
+    series: Sequence[dict[str, Any]] = ()
+    result: dict[str, Any] = field(default_factory=dict)
+
+    def __str__(self) -> str:
+        return f"Report({self.title!r}: {', '.join(table.title for table in self.tables)})"
+
+    def to_json(self) -> str:
+        """The whole report as JSON text."""
+        content = {
+            "title": self.title,
+            "result": self.result,
+            "tables": [{"title": t.title, "note": t.note, "rows": list(t.rows)} for t in self.tables],
+            "series": list(self.series),
+            "provenance": self.provenance,
+        }
+        return json.dumps(content, indent=1, ensure_ascii=False) + "\n"
+
+    @staticmethod
+    def from_json(text: str) -> "Report":
+        """The report that `to_json` wrote."""
+        content = json.loads(text)
+        tables = [Table(t["title"], t["rows"], t["note"]) for t in content["tables"]]
+        return Report(content["title"], tables, content["provenance"], content["series"], content["result"])
+
+    def to_markdown(self) -> str:
+        """The tables as GitHub Markdown, provenance last."""
+        lines = [f"# {self.title}", ""]
+        for table in self.tables:
+            columns = table.columns
+            lines += [f"## {table.title}", ""]
+            lines += ["| " + " | ".join(columns) + " |", "|" + "---|" * len(columns)]
+            for row in table.rows:
+                lines.append("| " + " | ".join(shown(row.get(name)).replace("|", "\\|") for name in columns) + " |")
+            lines += ["", *([table.note, ""] if table.note else [])]
+        lines += ["## Provenance", ""]
+        lines += [f"- {key}: {_inline(value)}" for key, value in self.provenance.items()]
+        return "\n".join(lines) + "\n"
+
+    def renderable(self) -> "Group":
+        """The tables for a terminal, as an object that `rich.print` shows."""
+        from rich.console import Group
+        from rich.table import Table as Grid
+
+        parts: list[Any] = []
+        for table in self.tables:
+            grid = Grid(title=table.title, caption=table.note or None, title_justify="left", caption_justify="left")
+            for name in table.columns:
+                numbers = all(not isinstance(row.get(name), str) for row in table.rows)
+                grid.add_column(name, justify="right" if numbers else "left", overflow="fold")
+            for row in table.rows:
+                grid.add_row(*(shown(row.get(name)) for name in table.columns))
+            parts += [grid, ""]
+        return Group(*parts)
+
+
+def shown(value: Cell) -> str:
+    """A cell as people read it: three decimals, no `None`.
+
+    Example:
+        >>> shown(0.97249), shown(None), shown("a"), shown(12)
+        ('0.972', '', 'a', '12')
+    """
+    if value is None:
+        return ""
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return f"{value:.3f}" if isinstance(value, float) else str(value)
+
+
+def _inline(value: Any) -> str:
+    return value if isinstance(value, str) else f"`{json.dumps(value, ensure_ascii=False)}`"
+
+
+def versions() -> dict[str, str]:
+    """The versions a number depends on; a package that is not installed is left out."""
+    found = {"python": platform.python_version()}
+    for package in ("tauspan", "torch", "transformers", "safetensors", "numpy"):
+        try:
+            found[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def provenance(**facts: Any) -> dict[str, Any]:
+    """The given facts with the versions, the machine and the time (UTC)."""
+    now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+    return {**facts, "versions": versions(), "machine": platform.machine(), "written": now}

@@ -1,0 +1,329 @@
+"""`TaskVector`: a displacement in weight space that knows the point it starts from."""
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Literal, TypeAlias
+
+import torch
+from torch import Tensor, nn
+
+from tauspan import params, store
+from tauspan.errors import BaseMismatchError, MismatchError, StoreError, UsageError, nearest
+from tauspan.models import fingerprint_of, load_model, select, state_of
+from tauspan.params import Params
+from tauspan.report import Table, versions
+
+Regime: TypeAlias = Literal["standard", "linear"]
+REGIMES: tuple[Regime, ...] = ("standard", "linear")
+FORMAT = "tauspan-vector/1"
+FILE = "vector.safetensors"
+
+
+@dataclass(frozen=True, eq=False)
+class TaskVector:
+    """A displacement tau = theta - theta0 with the module's own parameter names.
+
+    Two vectors add only if they start from the same base (by content fingerprint), hold the same tensors and
+    come from the same regime. Points cannot be added, only displacements:
+    `tau_c + (tau_b - tau_a)` is an analogy, `-tau` a negation.
+
+    Args:
+        deltas: the displacement, float32 unless said otherwise.
+        base: content fingerprint of theta0.
+        regime: `"standard"` (ordinary fine-tuning) or `"linear"` (fine-tuned in the tangent space).
+        label: a short name for tables and errors.
+        info: provenance: base id, linearisation point, trainable selection, seed, recipe, versions.
+
+    Example:
+        >>> tau = TaskVector({"w": torch.tensor([1.0, 2.0])}, base="b", regime="standard")
+        >>> print(0.5 * tau + tau)
+        TaskVector(standard, 1 tensor, 2 values, norm 3.354, base b)
+    """
+
+    deltas: Params
+    base: str
+    regime: Regime
+    label: str = "tau"
+    info: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.regime not in REGIMES:
+            raise UsageError(f"unknown regime {self.regime!r} of a vector. {nearest(self.regime, REGIMES)}")
+
+    def __str__(self) -> str:
+        values = sum(tensor.numel() for tensor in self.deltas.values())
+        plural = "" if len(self.deltas) == 1 else "s"
+        return (
+            f"TaskVector({self.regime}, {len(self.deltas)} tensor{plural}, {values:,} values, "
+            f"norm {self.norm():.4g}, base {self.base[:12]})"
+        )
+
+    __repr__ = __str__
+
+    # -- algebra ---------------------------------------------------------------------------------------------
+
+    def __add__(self, other: object) -> "TaskVector":
+        return self._combined(other, 1.0, "+") if isinstance(other, TaskVector) else NotImplemented
+
+    def __sub__(self, other: object) -> "TaskVector":
+        return self._combined(other, -1.0, "-") if isinstance(other, TaskVector) else NotImplemented
+
+    def __radd__(self, other: object) -> "TaskVector":
+        return self if isinstance(other, int) and other == 0 else NotImplemented  # the start of `sum`
+
+    def __mul__(self, scale: object) -> "TaskVector":
+        if not isinstance(scale, int | float):
+            return NotImplemented
+        return self._with({name: delta * scale for name, delta in self.deltas.items()}, f"{scale:g} {self.label}")
+
+    __rmul__ = __mul__
+
+    def __truediv__(self, scale: object) -> "TaskVector":
+        if not isinstance(scale, int | float):
+            return NotImplemented
+        return self._with({name: delta / scale for name, delta in self.deltas.items()}, f"{self.label}/{scale:g}")
+
+    def __neg__(self) -> "TaskVector":
+        return self._with({name: -delta for name, delta in self.deltas.items()}, f"-{self.label}")
+
+    def _with(self, deltas: Params, label: str) -> "TaskVector":
+        return replace(self, deltas=deltas, label=label)
+
+    def _combined(self, other: "TaskVector", sign: float, symbol: str) -> "TaskVector":
+        self.require_compatible(other)
+        deltas = params.combine([(1.0, self.deltas), (sign, other.deltas)], [self.label, other.label])
+        differing = {key for key in ("seed", "recipe") if self.info.get(key) != other.info.get(key)}
+        info = {key: value for key, value in self.info.items() if key not in differing}
+        return replace(self, deltas=deltas, label=f"({self.label} {symbol} {other.label})", info=info)
+
+    def require_compatible(self, other: "TaskVector") -> None:
+        """Raise unless both start from the same base, in the same regime, over the same tensors."""
+        if self.base != other.base:
+            raise BaseMismatchError(
+                f"{self.label!r} starts from base {self.base[:12]} and {other.label!r} from {other.base[:12]}: "
+                "displacements from different points do not add. Fine-tune both from one pre-trained model."
+            )
+        if self.regime != other.regime:
+            raise MismatchError(
+                f"{self.label!r} is a {self.regime} vector and {other.label!r} a {other.regime} one; they edit "
+                "different functions. Fine-tune both in one regime, or say so: `vector.as_regime(...)`."
+            )
+        params.require_same(self.deltas, other.deltas, repr(self.label), repr(other.label))
+
+    # -- measures --------------------------------------------------------------------------------------------
+
+    def norm(self) -> float:
+        """The Euclidean norm |tau|."""
+        return params.norm(self.deltas)
+
+    def dot(self, other: "TaskVector") -> float:
+        """The inner product <tau, tau'>."""
+        self.require_compatible(other)
+        return params.dot(self.deltas, other.deltas)
+
+    def table(self) -> Table:
+        """One row a tensor: shape, dtype, norm, root mean square, largest value, share of |tau|^2."""
+        whole = self.norm() ** 2 or 1.0
+        rows: list[dict[str, Any]] = []
+        for name, delta in self.deltas.items():
+            size = float(torch.linalg.vector_norm(delta, dtype=torch.float64))
+            rows.append(
+                {
+                    "tensor": name,
+                    "shape": "x".join(map(str, delta.shape)) or "scalar",
+                    "dtype": str(delta.dtype).removeprefix("torch."),
+                    "norm": size,
+                    "rms": size / max(delta.numel(), 1) ** 0.5,
+                    "largest": float(delta.abs().max()) if delta.numel() else 0.0,
+                    "share": size**2 / whole,
+                }
+            )
+        return Table(str(self), rows)
+
+    # -- other views -----------------------------------------------------------------------------------------
+
+    def as_regime(self, regime: Regime) -> "TaskVector":
+        """The same displacement, declared to be of another regime; the numbers do not change."""
+        return replace(self, regime=regime)
+
+    def to(self, dtype: torch.dtype) -> "TaskVector":
+        """The deltas in another floating-point type."""
+        return self._with({name: delta.to(dtype) for name, delta in self.deltas.items()}, self.label)
+
+    def named(self, label: str) -> "TaskVector":
+        """The same vector under another label."""
+        return replace(self, label=label)
+
+    def filled_like(self, other: "TaskVector") -> "TaskVector":
+        """This vector with zeros for the tensors that only `other` has, so that the two add."""
+        missing = {name: torch.zeros_like(delta) for name, delta in other.deltas.items() if name not in self.deltas}
+        order = [*other.deltas, *(name for name in self.deltas if name not in other.deltas)]
+        merged = {**self.deltas, **missing}
+        return self._with({name: merged[name] for name in order}, self.label)
+
+    # -- making and applying ---------------------------------------------------------------------------------
+
+    @staticmethod
+    def from_checkpoints(
+        base: "str | Path | nn.Module | Params",
+        tuned: "str | Path | nn.Module | Params",
+        *,
+        label: str = "tau",
+        dtype: torch.dtype = torch.float32,
+    ) -> "TaskVector":
+        """tuned - base, from modules, directories, model ids, safetensors files or mappings of tensors.
+
+        The difference is formed in float64 and rounded once to `dtype`.
+
+        Raises:
+            MismatchError: names or shapes differ.
+            NonFiniteError: either side holds NaN or infinity.
+        """
+        before, names = _point(base)
+        after, _ = _point(tuned)
+        params.require_finite(before, "the base")
+        params.require_finite(after, "the fine-tuned model")
+        floats = {name: tensor for name, tensor in before.items() if tensor.is_floating_point()}
+        others = {name: tensor for name, tensor in after.items() if tensor.is_floating_point()}
+        deltas = {
+            name: (new.double() - old.double()).to(dtype).detach()
+            for name, old, new in params.zip_strict(floats, others, "the base", "the fine-tuned model")
+        }
+        info = {"base_id": base if isinstance(base, str | Path) else type(base).__name__, "versions": versions()}
+        info["base_id"] = str(info["base_id"])
+        chosen = {name: delta for name, delta in deltas.items() if names is None or name in names}
+        return TaskVector(chosen, params.fingerprint(floats), "standard", label, info)
+
+    def apply(self, point: Params, scale: float = 1.0) -> dict[str, Tensor]:
+        """theta0 + scale * tau as new tensors; tensors that the vector does not hold are passed on as they are.
+
+        Sums are formed in float32 (float64 for float64 points) and rounded once to each tensor's dtype.
+
+        Raises:
+            BaseMismatchError: the point is not the one this vector starts from.
+        """
+        self.require_base(params.fingerprint(point))
+        for name, delta in self.deltas.items():
+            if name not in point or point[name].shape != delta.shape:
+                params.require_same(self.deltas, {n: point[n] for n in self.deltas if n in point}, self.label, "base")
+        return {name: self._moved(name, tensor, scale) for name, tensor in point.items()}
+
+    def _moved(self, name: str, tensor: Tensor, scale: float) -> Tensor:
+        if name not in self.deltas:
+            return tensor
+        wide = torch.promote_types(tensor.dtype, torch.float32)
+        delta = self.deltas[name].to(device=tensor.device, dtype=wide)
+        return (tensor.detach().to(wide) + delta * scale).to(tensor.dtype)
+
+    def require_base(self, fingerprint: str) -> None:
+        """Raise `BaseMismatchError` unless this vector starts from the model with that fingerprint."""
+        if fingerprint != self.base:
+            known = self.info.get("base_id")
+            hint = f" It was made from {known!r}." if known else ""
+            raise BaseMismatchError(
+                f"{self.label!r} starts from base {self.base[:12]}, and this model is {fingerprint[:12]}.{hint} "
+                "Load that model, or, if you mean it, re-label the vector: `vector.rebased(model)`."
+            )
+
+    def rebased(self, base: "nn.Module | str") -> "TaskVector":
+        """The same displacement, declared to start from another model (given as a module or a fingerprint)."""
+        return replace(self, base=base if isinstance(base, str) else fingerprint_of(base))
+
+    # -- files -----------------------------------------------------------------------------------------------
+
+    def save_pretrained(self, path: str | Path, *, overwrite: bool = False) -> Path:
+        """Write one safetensors file with its provenance; a path without that suffix is a directory for it.
+
+        Raises:
+            NonFiniteError: the vector holds NaN or infinity.
+            StoreError: the file is already there or cannot be written; nothing is left behind.
+        """
+        params.require_finite(self.deltas, f"the vector {self.label!r}")
+        file = vector_file(path)
+        header = {"format": FORMAT, "base": self.base, "regime": self.regime, "label": self.label, "info": self.info}
+        store.write_tensors(
+            file, self.deltas, {"tauspan": json.dumps(header, sort_keys=True)}, overwrite=overwrite
+        )
+        return file
+
+    @staticmethod
+    def from_pretrained(path: str | Path) -> "TaskVector":
+        """Read what `save_pretrained` wrote.
+
+        Raises:
+            StoreError, PickleRefusedError: not a whole task-vector file.
+            NonFiniteError: the file holds NaN or infinity.
+        """
+        file = vector_file(path)
+        checkpoint = store.Checkpoint(file)
+        header = parse_header(checkpoint.metadata.get("tauspan"), file)
+        deltas = checkpoint.read()
+        params.require_finite(deltas, str(file))
+        return TaskVector(deltas, header["base"], header["regime"], header["label"], header["info"])
+
+
+def parse_header(text: str | None, file: Path) -> dict[str, Any]:
+    """The checked header of a task-vector file."""
+    if text is None:
+        raise StoreError(
+            f"{file} is a safetensors file without a task vector's header. If it holds a model's weights, make a "
+            f"vector of it: `tauspan vector diff BASE {file} OUT`."
+        )
+    try:
+        header = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise StoreError(f"the header of {file} is not JSON: {error}.") from error
+    wanted: dict[str, Callable[[Any], bool]] = {
+        "format": lambda value: value == FORMAT,
+        "base": lambda value: isinstance(value, str),
+        "regime": lambda value: value in REGIMES,
+        "label": lambda value: isinstance(value, str),
+        "info": lambda value: isinstance(value, dict),
+    }
+    for key, fits in wanted.items():
+        if not isinstance(header, dict) or key not in header or not fits(header[key]):
+            found = header.get(key) if isinstance(header, dict) else header
+            raise StoreError(f"the header of {file} has {key}={found!r}; this version reads {FORMAT!r}.")
+    result: dict[str, Any] = header
+    return result
+
+
+def vector_file(path: str | Path) -> Path:
+    """The file behind a vector's path: itself, or `vector.safetensors` inside a directory."""
+    path = Path(path)
+    store.refuse_pickle(path)
+    return path if path.suffix == ".safetensors" else path / FILE
+
+
+def _point(source: "str | Path | nn.Module | Params") -> tuple[Params, tuple[str, ...] | None]:
+    """The named tensors of a source, and which of them are trainable parameters (None: cannot be known)."""
+    if isinstance(source, Mapping):
+        return source, None
+    if isinstance(source, str | Path):
+        path = Path(source)
+        if path.is_file() or path.suffix == ".safetensors":
+            return store.Checkpoint(path).read(), None
+        if path.is_dir() and not (path / "config.json").is_file():
+            return store.Checkpoint(path).read(), None
+        source = load_model(source)
+    return state_of(source), select(source, "all")
+
+
+def cosine_matrix(vectors: Sequence[TaskVector]) -> Tensor:
+    """Cosines <tau_i, tau_j> / (|tau_i| |tau_j|), shape (T, T); 0 where a vector is zero.
+
+    Example:
+        >>> a = TaskVector({"w": torch.tensor([1.0, 0.0])}, "b", "standard")
+        >>> b = TaskVector({"w": torch.tensor([1.0, 1.0])}, "b", "standard")
+        >>> cosine_matrix([a, b])[0, 1].item()  # doctest: +ELLIPSIS
+        0.707...
+    """
+    norms = [vector.norm() for vector in vectors]
+    matrix = torch.zeros(len(vectors), len(vectors), dtype=torch.float64)
+    for i, first in enumerate(vectors):
+        for j, second in enumerate(vectors[: i + 1]):
+            scale = norms[i] * norms[j]
+            matrix[i, j] = matrix[j, i] = first.dot(second) / scale if scale else 0.0
+    return matrix

@@ -5,6 +5,7 @@ models or tasks; everything matches by name, never by position, and refuses to g
 """
 
 import hashlib
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TypeAlias
 
@@ -79,13 +80,13 @@ def combine(terms: Sequence[tuple[float, Params]], labels: Sequence[str]) -> dic
 def dot(first: Params, second: Params, first_name: str = "first", second_name: str = "second") -> float:
     """The inner product <a, b> over all tensors, accumulated in float64."""
     pairs = zip_strict(first, second, first_name, second_name)
-    return sum(float(torch.dot(a.double().flatten(), b.double().flatten())) for _, a, b in pairs)
+    return sum((float(torch.dot(a.double().flatten(), b.double().flatten())) for _, a, b in pairs), 0.0)
 
 
 def norm(params: Params) -> float:
     """The Euclidean norm over all tensors, accumulated in float64."""
     squares = (float(torch.linalg.vector_norm(t, dtype=torch.float64)) ** 2 for t in params.values())
-    return float(sum(squares)) ** 0.5
+    return math.sqrt(sum(squares))
 
 
 def _canonical(tensor: Tensor) -> Tensor:

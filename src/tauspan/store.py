@@ -8,7 +8,7 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,7 @@ from tauspan.params import Params
 
 INDEX_SUFFIX = ".safetensors.index.json"
 PICKLE_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle", ".mar")
+_LONGEST_HEADER = 100_000_000  # bytes; safetensors refuses more
 
 
 def refuse_pickle(path: Path) -> None:
@@ -30,14 +31,20 @@ def refuse_pickle(path: Path) -> None:
     looks = path.suffix.lower() in PICKLE_SUFFIXES
     if not looks and path.is_file():
         with path.open("rb") as file:
-            head = file.read(4)
-        looks = head[:2] == b"\x80\x02" or head == b"PK\x03\x04"
+            looks = _starts_like_pickle(file.read(9))
     if looks:
         raise PickleRefusedError(
             f"{path} is a pickle, and opening a pickle can run any code its author put there. Convert it where "
             "you trust it: `model.save_pretrained(dir)` in transformers writes safetensors, or "
             "`safetensors.torch.save_file(torch.load(path, weights_only=True), 'model.safetensors')`."
         )
+
+
+def _starts_like_pickle(head: bytes) -> bool:
+    # a safetensors file starts with the length of its header, and 640 is spelt like a pickle's first bytes
+    if head[8:] == b"{" and int.from_bytes(head[:8], "little") <= _LONGEST_HEADER:
+        return False
+    return head[:4] == b"PK\x03\x04" or (head[:1] == b"\x80" and head[1:2] in (b"\2", b"\3", b"\4", b"\5"))
 
 
 class Checkpoint:
@@ -97,28 +104,34 @@ def _opened(file: Path) -> Iterator[Any]:
     try:
         with safe_open(file, framework="pt") as handle:
             yield handle
+    except StoreError:
+        raise
     except SafetensorError as error:
         raise StoreError(
             f"{file} is not a whole safetensors file ({error}; {file.stat().st_size} bytes on disk). "
             "It was cut short or damaged: copy or create it again."
         ) from error
+    except OSError as error:
+        raise StoreError(f"{file} cannot be read: {error}.") from error
 
 
 def _weight_files(path: Path) -> list[Path]:
     if path.is_dir():
         indexes = sorted(path.glob("*" + INDEX_SUFFIX))
         singles = sorted(file for file in path.glob("*.safetensors") if file.name != "vector.safetensors")
+        if len(indexes or singles) > 1:
+            names = listed(file.name for file in indexes or singles)
+            kind = "indexes" if indexes else "weight files and no index"
+            raise StoreError(f"{path} holds several {kind} ({names}): name one of them.")
         if indexes:
             return _shards(indexes[0])
-        if len(singles) == 1:
+        if singles:
             return singles
-        if len(singles) > 1:
-            names = listed(file.name for file in singles)
-            raise StoreError(f"{path} holds several weight files and no index ({names}): name one of them.")
         for file in sorted(path.iterdir()):
             if file.suffix in PICKLE_SUFFIXES:
                 refuse_pickle(file)
-        raise StoreError(f"{path} holds no .safetensors weights; found {listed(p.name for p in path.iterdir())}.")
+        found = listed(sorted(file.name for file in path.iterdir())) or "nothing"
+        raise StoreError(f"{path} holds no .safetensors weights; found {found}.")
     if not path.exists():
         raise StoreError(f"{path} does not exist.")
     if path.name.endswith(INDEX_SUFFIX):
@@ -130,18 +143,29 @@ def _weight_files(path: Path) -> list[Path]:
 def _shards(index: Path) -> list[Path]:
     content = read_json(index)
     weight_map = content.get("weight_map") if isinstance(content, dict) else None
-    if not isinstance(weight_map, dict):
+    if not isinstance(weight_map, dict) or not weight_map:
         raise StoreError(f"{index} has no `weight_map` from tensor names to files.")
     root = index.parent.resolve()
     files = []
-    for name in dict.fromkeys(str(value) for value in weight_map.values()):
+    for name in dict.fromkeys(map(str, weight_map.values())):
         file = root / name
         if Path(name).name != name:
             raise StoreError(f"{index} points to {name!r}; shards must lie in the index's own directory.")
         if not file.is_file():
             raise StoreError(f"{index} names the shard {name!r}, which is not there: download or copy it again.")
+        _require_tensors(file, [tensor for tensor, shard in weight_map.items() if shard == name], index)
         files.append(file)
     return files
+
+
+def _require_tensors(file: Path, wanted: Sequence[str], index: Path) -> None:
+    with _opened(file) as handle:
+        missing = sorted(set(wanted) - set(handle.keys()))
+    if missing:
+        raise StoreError(
+            f"{index} says that {file.name!r} holds {listed(missing)}, and it does not: the shards come from "
+            "another save. Download or copy all of them again."
+        )
 
 
 def read_json(path: Path) -> Any:
@@ -178,10 +202,9 @@ def atomic(path: str | Path, *, overwrite: bool = True) -> Iterator[Path]:
         temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent))
         inner = temporary / path.name
         yield inner
-        _flush(inner)
-        if path.is_dir():
-            path.rename(temporary / "old")
-        inner.replace(path)
+        require_free(path, overwrite)  # again: another process may have been faster
+        _settle(inner, temporary / "mode")
+        _move(inner, path, temporary / "old")
         _flush_directory(path.parent)
     except (OSError, SafetensorError) as error:
         if isinstance(error, StoreError):
@@ -192,10 +215,28 @@ def atomic(path: str | Path, *, overwrite: bool = True) -> Iterator[Path]:
             shutil.rmtree(temporary, ignore_errors=True)
 
 
-def _flush(path: Path) -> None:
-    for file in [path] if path.is_file() else [p for p in path.rglob("*") if p.is_file()]:
+def _settle(path: Path, probe: Path) -> None:
+    """Flush every file, with the permissions a plain new file gets: safetensors lets only the owner read."""
+    probe.touch()
+    mode = probe.stat().st_mode
+    inside = [path] if path.is_file() else path.rglob("*")
+    for file in (entry for entry in inside if entry.is_file() and not entry.is_symlink()):
+        file.chmod(mode)
         with file.open("rb") as handle:
             os.fsync(handle.fileno())
+
+
+def _move(inner: Path, path: Path, old: Path) -> None:
+    """Rename; an older directory makes way first, and comes back if nothing could take its place."""
+    if not path.is_dir():
+        inner.replace(path)
+        return
+    path.rename(old)
+    try:
+        inner.replace(path)
+    finally:
+        if not path.exists():
+            old.rename(path)
 
 
 def _flush_directory(path: Path) -> None:
@@ -217,7 +258,8 @@ def write_tensors(
         if other != name and tensor.numel():
             ready[name] = tensor.clone(memory_format=torch.contiguous_format)
     with atomic(path, overwrite=overwrite) as temporary:
-        save_file(ready, temporary, metadata=dict(metadata or {}))
+        # an empty mapping of both would make safetensors write a file that it cannot read
+        save_file(ready, temporary, metadata=dict(metadata) if metadata else None)
 
 
 def write_text(path: str | Path, text: str, *, overwrite: bool = True) -> None:

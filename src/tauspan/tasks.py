@@ -7,6 +7,8 @@ the row or the file.
 import csv
 import gzip
 import hashlib
+import zipfile
+import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -77,6 +79,9 @@ class Task:
             if split not in self.splits or len(self.splits[split]) == 0:
                 raise DataError(f"task {self.name!r} has no rows in its {split} split.")
             rows = self.splits[split]
+            if rows.labels.ndim != 1 or rows.labels.dtype != torch.long:
+                found = f"{str(rows.labels.dtype).removeprefix('torch.')} of shape {tuple(rows.labels.shape)}"
+                raise DataError(f"{split} of {self.name!r}: labels are int64 of shape (N,), not {found}.")
             if len(rows.inputs) != len(rows.labels):
                 raise DataError(f"{split} of {self.name!r}: {len(rows.inputs)} inputs and {len(rows.labels)} labels.")
             outside = ((rows.labels < 0) | (rows.labels >= classes)).nonzero().flatten()
@@ -110,13 +115,18 @@ class Task:
 
     def checksum(self) -> str:
         """A hash of everything that training and evaluation read from this task."""
-        digest = hashlib.sha256(repr((self.name, list(self.label_prompts), self.max_tokens)).encode())
+        texts = (self.name, list(self.label_names), list(self.label_prompts), self.max_tokens)
+        digest = hashlib.sha256(repr(texts).encode())
         for name in SPLITS:
             rows = self.splits[name]
             for item in rows.inputs:
-                digest.update(item.encode() if isinstance(item, str) else np.asarray(item).tobytes())
+                digest.update(item.encode() if isinstance(item, str) else _bytes(np.asarray(item)))
                 digest.update(b"\0")
             digest.update(rows.labels.numpy().tobytes())
+        if self.head is not None:
+            digest.update(f"{self.head.scale}|{self.head.normalize}|".encode())
+            for name, tensor in self.head.state_dict().items():
+                digest.update(name.encode() + _bytes(tensor.double().cpu().numpy()))
         return digest.hexdigest()
 
     # -- readers ---------------------------------------------------------------------------------------------
@@ -135,6 +145,9 @@ class Task:
                 raise DataError(f"{path / 'card.json'} lacks {key!r}.")
         splits = {}
         for split, entry in card["splits"].items():
+            for key in ("file", "sha256"):
+                if key not in entry:
+                    raise DataError(f"{path / 'card.json'} lacks {key!r} of its split {split!r}.")
             file = path / Path(entry["file"]).name
             if not file.is_file():
                 raise DataError(f"{path / 'card.json'} names {file.name!r}, which is not there.")
@@ -194,12 +207,14 @@ class Task:
             columns = {split: rows.column_names for split, rows in found.items()}
             raise DataError(f"{source!r} needs a train split with the columns {text!r} and {label!r}; it has {columns}.")
         feature = found["train"].features[label]
-        names = getattr(feature, "names", None) or [str(v) for v in sorted(set(found["train"][label]))]
+        indexed = getattr(feature, "names", None)  # else the values themselves are the names, numbers too
+        names = indexed or [str(value) for value in sorted(set(found["train"][label]))]
         splits = {}
         for split, rows in found.items():
             if split in SPLITS:
                 inputs = [item if isinstance(item, str) else np.asarray(item) for item in rows[text]]
-                splits[split] = Split(inputs, _labels(list(rows[label]), names, f"{source}:{split}"))
+                values = list(rows[label] if indexed else map(str, rows[label]))
+                splits[split] = Split(inputs, _labels(values, names, f"{source}:{split}"))
         return _with_validation(name or source.split("/")[-1], names, splits, label_prompts, max_tokens, source)
 
     @staticmethod
@@ -208,7 +223,10 @@ class Task:
         **splits: tuple[Sequence[Any] | Tensor, Tensor],
     ) -> "Task":  # fmt: skip
         """Splits given as `train=(inputs, labels), validation=..., test=...`."""
-        made = {key: Split(list(inputs), labels.long()) for key, (inputs, labels) in splits.items()}
+        made = {
+            key: Split(list(inputs), labels if labels.is_floating_point() else labels.long())
+            for key, (inputs, labels) in splits.items()
+        }
         return Task(name, label_names, made, label_prompts, head=head, source="tensors")
 
 
@@ -219,26 +237,44 @@ def read_rows(file: Path, names: Sequence[str], text: str = "text", label: str =
     if not file.is_file():
         raise DataError(f"{file} does not exist.")
     if file.suffix == ".npz":
-        with np.load(file, allow_pickle=False) as arrays:
-            return Split(list(arrays["image"]), torch.from_numpy(arrays["label"].astype(np.int64)))
+        return _npz(file, names)
     columns = _parquet(file) if file.suffix == ".parquet" else _csv(file)
     for column in (text, label):
         if column not in columns:
             raise DataError(f"{file} has no column {column!r}; it has {', '.join(columns) or 'none'}.")
+    for row, value in enumerate(columns[text]):
+        if value is None:
+            raise DataError(f"{file}, row {row}: the column {text!r} is empty.")
     return Split(columns[text], _labels(columns[label], names, str(file)))
+
+
+def _bytes(array: Any) -> bytes:
+    return f"{array.dtype}|{array.shape}|".encode() + bytes(array.tobytes())
+
+
+def _npz(file: Path, names: Sequence[str]) -> Split:
+    try:
+        with file.open("rb") as handle, np.load(handle, allow_pickle=False) as arrays:
+            return Split(list(arrays["image"]), _labels(arrays["label"].tolist(), names, str(file)))
+    except DataError:
+        raise
+    except (OSError, EOFError, TypeError, ValueError, KeyError, zipfile.BadZipFile) as error:
+        raise DataError(f"{file} cannot be read as npz with `image` and `label`: {error}") from error
 
 
 def _csv(file: Path) -> dict[str, list[Any]]:
     opened = gzip.open if file.suffix == ".gz" else open
     try:
-        with opened(file, "rt", newline="", encoding="utf-8") as handle:
-            header, *rows = list(csv.reader(handle)) or [[]]
-    except (OSError, EOFError, UnicodeDecodeError, csv.Error) as error:
+        with opened(file, "rt", newline="", encoding="utf-8-sig") as handle:  # Excel writes the mark
+            reader = csv.reader(handle, strict=True)
+            header = next(reader, [])
+            rows = [(row, reader.line_num) for row in reader]
+    except (OSError, EOFError, UnicodeDecodeError, csv.Error, zlib.error) as error:
         raise DataError(f"{file} cannot be read as CSV: {error}") from error
-    for number, row in enumerate(rows, 2):
+    for row, line in rows:
         if len(row) != len(header):
-            raise DataError(f"{file}, line {number}: {len(row)} fields, the header has {len(header)}.")
-    return {column: [row[place] for row in rows] for place, column in enumerate(header)}
+            raise DataError(f"{file}, line {line}: {len(row)} fields, the header has {len(header)}.")
+    return {column: [row[place] for row, _ in rows] for place, column in enumerate(header)}
 
 
 def _parquet(file: Path) -> dict[str, list[Any]]:
@@ -253,12 +289,18 @@ def _parquet(file: Path) -> dict[str, list[Any]]:
 
 def _image_folder(folder: Path, names: Sequence[str]) -> Split:
     image = require_extra("PIL.Image", "data", f"reading the images in {folder}")
+    for found in _classes(folder, ""):
+        if found not in names:
+            raise DataError(f"{folder / found} is the folder of no class. {nearest(found, names)}")
     inputs, labels = [], []
     for index, name in enumerate(names):
         for file in sorted((folder / name).glob("*")):
             if file.suffix.lower() in _IMAGE_SUFFIXES:
-                with image.open(file) as picture:
-                    inputs.append(np.asarray(picture.convert("RGB")))
+                try:
+                    with image.open(file) as picture:
+                        inputs.append(np.asarray(picture.convert("RGB")))
+                except OSError as error:
+                    raise DataError(f"{file} cannot be read as an image: {error}") from error
                 labels.append(index)
     return Split(inputs, torch.tensor(labels, dtype=torch.long))
 
@@ -268,7 +310,7 @@ def _classes(file: Path, label: str) -> list[str]:
         return sorted(folder.name for folder in file.iterdir() if folder.is_dir())
     columns = _parquet(file) if file.suffix == ".parquet" else _csv(file)
     values = {str(value) for value in columns.get(label, [])}
-    if values and all(value.isdigit() for value in values):
+    if values and all(value.isdecimal() for value in values):
         return [str(index) for index in range(max(map(int, values)) + 1)]
     return sorted(values)
 
@@ -279,7 +321,7 @@ def _labels(values: Sequence[Any], names: Sequence[str], where: str) -> Tensor:
     for row, value in enumerate(values):
         if isinstance(value, str) and value in place:
             labels.append(place[value])
-        elif str(value).lstrip("-").isdigit():
+        elif str(value).removeprefix("-").isdecimal():
             labels.append(int(value))
         else:
             raise DataError(f"{where}, row {row}: {value!r} is neither a class index nor a class. {nearest(str(value), names)}")
@@ -291,13 +333,13 @@ def _with_validation(
 ) -> Task:
     if "validation" not in splits and len(splits.get("train", ())) > 1:
         rows = splits["train"]
-        order = _permutation(len(rows), "0/validation")
+        order = permutation(len(rows), "0/validation")
         held = min(max(len(rows) // 10, 1), 5000)
         splits |= {"validation": rows.take(order[:held]), "train": rows.take(order[held:])}
     return Task(name, names, splits, prompts, tokens, source=source)
 
 
-def _permutation(size: int, key: str) -> list[int]:
+def permutation(size: int, key: str) -> list[int]:
     seed = int.from_bytes(hashlib.sha256(key.encode()).digest()[:7], "big")
     order: list[int] = torch.randperm(size, generator=torch.Generator().manual_seed(seed)).tolist()
     return order
@@ -306,7 +348,7 @@ def _permutation(size: int, key: str) -> list[int]:
 def _sampled(rows: Split, count: int | None, key: str) -> Split:
     if count is None or count >= len(rows):
         return rows
-    return rows.take(sorted(_permutation(len(rows), key)[:count]))
+    return rows.take(sorted(permutation(len(rows), key)[:count]))
 
 
 def build_head(task: Task, encoder: Encoder, *, shots: int = 10) -> Head:

@@ -100,7 +100,13 @@ class Linearized(nn.Module):
         Returns:
             `(f, J tau)` of one shape, differentiable in tau; with `vectors`, `(f, [J tau_1, ..., J tau_T])`
             with the T tangents stacked in front.
+
+        Raises:
+            UsageError: `vectors` is empty.
+            MismatchError: a vector holds other tensors than this module's trainable ones.
         """
+        if vectors is not None and not vectors:
+            raise UsageError("`vectors` is empty: give at least one, or None for this module's own tau.")
         function = self._function(inputs, kwargs)
         theta0 = self.theta0()
         with models.eval_mode(self.base):
@@ -174,6 +180,8 @@ def linearize(
         >>> bool(torch.equal(lin(x), lin.base(x))), sorted(lin.state_dict())
         (True, ['0.bias', '0.weight', '2.bias', '2.weight'])
     """
+    if isinstance(models.core(module)[0], Linearized):
+        raise MismatchError("the module is linearised already.")
     models.require_deterministic(module)
     possible: dict[type[nn.Module], tuple[Point, ...]] = {
         models.Classifier: ("logits", "encoder"), models.Encoder: ("encoder",)
@@ -183,6 +191,4 @@ def linearize(
     if chosen not in points:
         wanted = "build a Classifier (encoder and head) first" if chosen == "logits" else nearest(chosen, points)
         raise UsageError(f"{type(module).__name__} has no linearisation point {chosen!r}: {wanted}")
-    if isinstance(module, Linearized):
-        raise MismatchError("the module is linearised already.")
     return Linearized(module, models.select(module, params), chosen)

@@ -1,6 +1,6 @@
 """Where a model comes from, what of it is trainable, and how it is wrapped for tasks."""
 
-from tauspan.models.encoder import Classifier, Encoder, Head
+from tauspan.models.encoder import Batch, Classifier, Encoder, Head
 from tauspan.models.select import (
     core,
     eval_mode,
@@ -13,6 +13,7 @@ from tauspan.models.select import (
 from tauspan.models.sources import load_model, model_directory, save_model
 
 __all__ = [
+    "Batch",
     "Classifier",
     "Encoder",
     "Head",

@@ -85,6 +85,7 @@ class Encoder(nn.Module):
     ) -> None:
         super().__init__()
         self.backbone = backbone
+        self.training = backbone.training  # in the mode of what it wraps
         self.features = features or call
         self.inputs = inputs or Inputs()
         self.source = source or type(backbone).__name__

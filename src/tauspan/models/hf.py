@@ -3,7 +3,8 @@
 import math
 import shutil
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from tauspan.models.encoder import Batch, Encoder, Inputs
 from tauspan.models.sources import require_extra, require_weights
 
 _POOLING_FILE = Path("1_Pooling") / "config.json"  # where sentence-transformers says how it pools
+_MODULES_FILE = "modules.json"  # and which layers it stacks
 _TEXT_SCALE = 20.0  # logits = 20 cos(z, w): the usual factor of sentence encoders
 
 
@@ -38,7 +40,8 @@ def load(directory: Path, source: str) -> Encoder:
     if kind == "clip":
         return _clip(transformers, model, directory, source)
     if model.main_input_name == "pixel_values":
-        return Encoder(model, vision_features, _image_inputs(directory), source=source, save_extras=_copies(directory))
+        inputs = _image_inputs(directory)
+        return Encoder(model, vision_features, inputs, source=source, save_extras=copies(directory))
     tokenizer = _tokenizer(transformers, directory)
     features = _pooling(directory, model)
     return Encoder(
@@ -48,30 +51,47 @@ def load(directory: Path, source: str) -> Encoder:
         source=source,
         label_features=features,
         logit_scale=_TEXT_SCALE,
-        save_extras=_copies(directory),
+        save_extras=copies(directory),
     )
 
 
-def _pretrained(transformers: Any, family: Any, directory: Path) -> nn.Module:
-    """The model in float32 with fused attention; missing or misshapen weights are an error, never re-drawn."""
-    was_bar = transformers.utils.logging.is_progress_bar_enabled()
-    was_level = transformers.utils.logging.get_verbosity()
-    transformers.utils.logging.disable_progress_bar()
-    transformers.utils.logging.set_verbosity_error()
+@contextmanager
+def quiet(transformers: Any) -> Iterator[None]:
+    """Inside, transformers draws no progress bar and gives no notice; afterwards it is as it was."""
+    log = transformers.utils.logging
+    had_bar, level = log.is_progress_bar_enabled(), log.get_verbosity()
+    log.disable_progress_bar()
+    log.set_verbosity_error()
     try:
-        model, info = family.from_pretrained(
-            directory, local_files_only=True, use_safetensors=True, trust_remote_code=False,
-            dtype=torch.float32, attn_implementation="sdpa", output_loading_info=True,
-        )  # fmt: skip
+        yield
+    finally:
+        log.set_verbosity(level)
+        if had_bar:
+            log.enable_progress_bar()
+
+
+def _pretrained(transformers: Any, family: Any, directory: Path) -> nn.Module:
+    """The model in float32 with fused attention; missing or misshapen weights are an error, never re-drawn.
+
+    A pooler that the checkpoint does not hold is left out.
+    """
+    try:
+        with quiet(transformers):
+            model, info = family.from_pretrained(
+                directory, local_files_only=True, use_safetensors=True, trust_remote_code=False,
+                dtype=torch.float32, attn_implementation="sdpa", output_loading_info=True,
+            )  # fmt: skip
     except (OSError, ValueError, RuntimeError, KeyError) as error:
         raise ModelError(f"transformers could not load {directory}: {error}") from error
-    finally:
-        transformers.utils.logging.set_verbosity(was_level)
-        if was_bar:
-            transformers.utils.logging.enable_progress_bar()
-    missing = sorted(name for name in info["missing_keys"] if "pooler" not in name)
+    missing = set(info["missing_keys"])
+    pooler = {name for name, _ in model.named_parameters() if name.startswith("pooler.")}
+    if pooler and pooler <= missing:  # many checkpoints never had one, and transformers draws it at random
+        model.pooler = None
+        missing -= pooler
     if missing:
-        raise StoreError(f"{directory} lacks {len(missing)} weights of {type(model).__name__} ({listed(missing)}).")
+        raise StoreError(
+            f"{directory} lacks {len(missing)} weights of {type(model).__name__} ({listed(sorted(missing))})."
+        )
     result: nn.Module = model.eval()
     return result
 
@@ -81,12 +101,21 @@ def _tokenizer(transformers: Any, directory: Path) -> Any:
         tokenizer = transformers.AutoTokenizer.from_pretrained(directory, local_files_only=True, trust_remote_code=False)
     except (OSError, ValueError, KeyError) as error:
         raise ModelError(f"{directory} has no usable tokenizer: {error}") from error
+    if len(tokenizer) <= len(tokenizer.all_special_tokens):  # transformers makes an empty one where files lack
+        raise ModelError(f"{directory} has no usable tokenizer: its vocabulary is empty. Add tokenizer.json.")
+    if tokenizer.pad_token is None and tokenizer.eos_token is None:
+        raise ModelError(
+            f"the tokenizer in {directory} has neither a padding nor an end token, so texts of different "
+            "lengths make no batch. Name a `pad_token` in its tokenizer_config.json."
+        )
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
+    tokenizer.padding_side = "right"  # on the left it would shift the positions of GPT-2 and its like
     return tokenizer
 
 
 def _pooling(directory: Path, model: Any) -> Callable[[nn.Module, Batch], Tensor]:
+    _require_plain_modules(directory / _MODULES_FILE)
     file = directory / _POOLING_FILE
     if file.is_file():
         modes = store.read_json(file)
@@ -100,6 +129,19 @@ def _pooling(directory: Path, model: Any) -> Callable[[nn.Module, Batch], Tensor
 
     is_decoder = model.config.model_type in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES and not hasattr(model, "encoder")
     return last_token if is_decoder else mean_pooled
+
+
+def _require_plain_modules(file: Path) -> None:
+    """Raise if sentence-transformers would run more layers after the pooling: they must not be left out."""
+    if not file.is_file():
+        return
+    kinds = [str(entry.get("type")).rpartition(".")[2] for entry in store.read_json(file)]
+    unknown = [kind for kind in kinds if kind not in {"Transformer", "Pooling", "Normalize"}]
+    if unknown:
+        raise ModelError(
+            f"{file} asks for the layers {listed(unknown)}, which are not read from such a directory. Load "
+            "it with sentence-transformers and pass a module that returns the features."
+        )
 
 
 def hidden_states(model: nn.Module, batch: Batch) -> Tensor:
@@ -169,16 +211,18 @@ def _clip(transformers: Any, model: nn.Module, directory: Path, source: str) -> 
         Inputs("image", _tokenizer(transformers, directory), images.size, images.mean, images.std),
         source=source,
         label_features=clip_text_features,
-        logit_scale=math.exp(float(scale)),
+        logit_scale=math.exp(scale.item()),
         prefixes=("vision_model.", "visual_projection."),
-        save_extras=_copies(directory),
+        save_extras=copies(directory),
     )
 
 
 def _image_inputs(directory: Path) -> Inputs:
     file = directory / "preprocessor_config.json"
     settings = store.read_json(file) if file.is_file() else {}
-    size = settings.get("crop_size") or settings.get("size") or store.read_json(directory / "config.json").get("image_size")
+    config = store.read_json(directory / "config.json")
+    config = config.get("vision_config") or config  # CLIP keeps it one level down
+    size = settings.get("crop_size") or settings.get("size") or config.get("image_size")
     if isinstance(size, dict):
         size = size.get("height") or size.get("shortest_edge")
     if size is None:
@@ -188,9 +232,12 @@ def _image_inputs(directory: Path) -> Inputs:
     return Inputs("image", None, int(size), tuple(settings.get("image_mean", half)), tuple(settings.get("image_std", half)))
 
 
-def _copies(directory: Path) -> Callable[[Any], None]:
-    """Copy tokenizer, pooling and preprocessing files beside edited weights; never weights or code."""
-    skip = {"config.json", "README.md", "tauspan.json"}
+def copies(directory: Path, config: bool = False) -> Callable[[Any], None]:
+    """Copy tokenizer, pooling and preprocessing files beside edited weights; never weights or code.
+
+    `config` says whether `config.json` is copied too: transformers writes its own.
+    """
+    skip = {"README.md", "tauspan.json"} | (set() if config else {"config.json"})
 
     def copy(target: Path) -> None:
         for file in directory.rglob("*"):

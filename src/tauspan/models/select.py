@@ -1,6 +1,7 @@
 """A module's own parameter names: which are trainable, which are tied, whether it is deterministic."""
 
 import fnmatch
+import itertools
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
@@ -30,18 +31,23 @@ def named_unique(module: nn.Module) -> dict[str, Tensor]:
     Raises:
         ModelError: two different parameters share memory without being the same object.
     """
-    unique = dict(module.named_parameters())
-    owner: dict[int, str] = {}
-    for name, tensor in unique.items():
-        if tensor.numel() == 0:
-            continue
-        other = owner.setdefault(tensor.data_ptr(), name)
-        if other != name:
+    unique: dict[str, Tensor] = dict(module.named_parameters())
+    spans = sorted((*_span(tensor), place, name) for place, (name, tensor) in enumerate(unique.items()))
+    for (device, _, end, _, first), (other, start, _, _, second) in itertools.pairwise(spans):
+        if device == other and start < end:
             raise ModelError(
-                f"parameters {other!r} and {name!r} share memory but are two objects, so one tau per storage "
-                f"cannot be kept. Tie them: `module.{name} = module.{other}`."
+                f"parameters {first!r} and {second!r} share memory but are two objects, so one tau per "
+                f"storage cannot be kept. Tie them (`module.{second} = module.{first}`) or give each its own "
+                "memory."
             )
-    return dict(unique)
+    return unique
+
+
+def _span(tensor: Tensor) -> tuple[str, int, int]:
+    """Device, first address and the address after the last of a tensor's memory."""
+    last = sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
+    values = last + 1 if tensor.numel() else 0
+    return str(tensor.device), tensor.data_ptr(), tensor.data_ptr() + values * tensor.element_size()
 
 
 def state_of(module: nn.Module) -> dict[str, Tensor]:
@@ -86,9 +92,9 @@ def select(module: nn.Module, choice: Selection = "all") -> tuple[str, ...]:
     else:
         patterns = [choice] if isinstance(choice, str) else list(choice)
         for pattern in patterns:
-            if not fnmatch.filter(known, pattern):
-                raise UsageError(f"no parameter matches {pattern!r}. {nearest(pattern, known)}")
-        chosen = [name for name in known if any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns)]
+            if not fnmatch.filter(names, pattern):
+                raise UsageError(f"no parameter matches {pattern!r}. {nearest(pattern, names)}")
+        chosen = [name for name in names if any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns)]
     if not chosen:
         raise UsageError(f"the choice {choice!r} picks no parameter of {type(inner).__name__} ({listed(known)}).")
     return tuple(chosen)
@@ -120,7 +126,8 @@ def _last_blocks(inner: nn.Module, names: Sequence[str], choice: str) -> list[st
     if not count.isdigit() or not 1 <= int(count) <= len(stack):
         raise UsageError(f"{choice!r}: k must lie between 1 and {len(stack)}, the blocks of {prefix or 'the module'!r}.")
     dot = f"{prefix}." if prefix else ""
-    heads = tuple(f"{dot}{index}." for index in range(len(stack) - int(count), len(stack)))
+    blocks = list(stack._modules)[-int(count) :]  # by name: a Sequential need not number them
+    heads = tuple(f"{dot}{block}." for block in blocks)
     return [name for name in names if name.startswith(heads)]
 
 

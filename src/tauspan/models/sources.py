@@ -1,6 +1,7 @@
 """Loading encoders by the ids that the ecosystem uses, from safetensors only, and saving them."""
 
 import importlib.util
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -79,12 +80,22 @@ def _from_hub(source: str, cache: str | Path | None) -> Path:
     return Path(fetched)
 
 
-def require_weights(directory: Path) -> None:
-    """Raise unless the directory holds safetensors weights; a pickle is refused with the repair."""
+def require_weights(directory: Path, preferred: str = "model.safetensors") -> Path:
+    """The directory's safetensors weights: the file its library prefers, else whatever single set it holds.
+
+    Args:
+        directory: a model's directory.
+        preferred: the file that the library itself would read; others beside it are not looked at.
+
+    Raises:
+        StoreError: no weights, several without an index, or a cut or damaged file.
+        PickleRefusedError: the weights are there only as a pickle.
+    """
     names = sorted(path.name for path in directory.iterdir())
     if any(name.endswith((".safetensors", store.INDEX_SUFFIX)) for name in names):
-        store.Checkpoint(directory)  # opens every header: a cut or damaged file is an error here, not later
-        return
+        found = directory / preferred if preferred in names else directory
+        store.Checkpoint(found)  # opens every header: a cut or damaged file is an error here, not later
+        return found
     for name in names:
         if name.endswith(store.PICKLE_SUFFIXES):
             store.refuse_pickle(directory / name)
@@ -104,8 +115,20 @@ def save_model(encoder: nn.Module, path: str | Path, *, overwrite: bool = False)
     with store.atomic(path, overwrite=overwrite) as temporary:
         temporary.mkdir()
         if hasattr(backbone, "save_pretrained"):
-            backbone.save_pretrained(temporary)
+            _save_pretrained(backbone, temporary)
         else:
             save_plain(backbone, str(temporary / "model.safetensors"))
         if extras is not None:
             extras(temporary)
+
+
+def _save_pretrained(backbone: Any, directory: Path) -> None:
+    """The library's own writer; transformers is kept from drawing its progress bar."""
+    transformers = sys.modules.get("transformers")
+    if transformers is None:
+        backbone.save_pretrained(directory)
+        return
+    from tauspan.models import hf
+
+    with hf.quiet(transformers):
+        backbone.save_pretrained(directory)

@@ -1,68 +1,114 @@
 """Encoders from timm and open_clip directories (`hf-hub:` and `local-dir:` ids); both need torchvision."""
 
+import logging
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor, nn
 
 from tauspan import store
-from tauspan.errors import ModelError
+from tauspan.errors import ModelError, StoreError, listed
 from tauspan.models.encoder import Batch, Encoder, Inputs
+from tauspan.models.hf import copies
 from tauspan.models.sources import require_extra, require_weights
 
 _OPEN_CLIP_CONFIG = "open_clip_config.json"
+_OPEN_CLIP_WEIGHTS = "open_clip_model.safetensors"
+_HALF = (0.5, 0.5, 0.5)
 
 
 def load(directory: Path, source: str) -> Encoder:
     """The encoder of a timm or open_clip directory; which of the two is read off its configuration file."""
-    require_weights(directory)
     if (directory / _OPEN_CLIP_CONFIG).is_file():
-        return _open_clip(directory, source)
-    return _timm(directory, source)
+        return _open_clip(directory, source, require_weights(directory, _OPEN_CLIP_WEIGHTS))
+    return _timm(directory, source, require_weights(directory))
 
 
-def _timm(directory: Path, source: str) -> Encoder:
+def _timm(directory: Path, source: str, weights: Path) -> Encoder:
     timm = require_extra("timm", "timm", f"loading {source!r}")
     config = store.read_json(directory / "config.json")
-    if "architecture" not in config:
+    kind = config.get("architecture")
+    if not kind:
         raise ModelError(f"{directory}/config.json has no `architecture`: it is not a directory that timm wrote.")
-    model = timm.create_model(config["architecture"], pretrained=False, num_classes=0, **config.get("model_args", {}))
-    weights = store.Checkpoint(directory).read()
-    wanted = model.state_dict()
-    missing = sorted(set(wanted) - set(weights))
+    arguments = {**config.get("model_args", {}), "num_classes": 0}
+    try:
+        model = timm.create_model(kind, pretrained=False, **arguments)
+    except (RuntimeError, TypeError, ValueError) as error:
+        raise ModelError(f"timm could not build {kind!r} of {directory}: {error}") from error
+    saved = store.Checkpoint(weights).read()
+    wanted = model.state_dict()  # a head in the file is not among them
+    missing = sorted(set(wanted) - set(saved))
     if missing:
-        raise ModelError(f"{directory} lacks {len(missing)} weights of {config['architecture']}, first {missing[0]!r}.")
-    model.load_state_dict({name: weights[name] for name in wanted})
-    data = config.get("pretrained_cfg", {})
+        raise StoreError(f"{directory} lacks {len(missing)} weights of {kind} ({listed(missing)}).")
+    _fill(model, {name: saved[name] for name in wanted}, directory)
+    data = config.get("pretrained_cfg", config)  # older files have one level only
     size = data.get("input_size", (3, 224, 224))[-1]
-    inputs = Inputs("image", None, size, tuple(data.get("mean", (0.5,) * 3)), tuple(data.get("std", (0.5,) * 3)))
-    return Encoder(model.eval(), inputs=inputs, source=source)
+    inputs = Inputs("image", None, size, tuple(data.get("mean", _HALF)), tuple(data.get("std", _HALF)))
+
+    def extras(target: Path) -> None:
+        copies(directory)(target)
+        headless = {**config, "num_classes": 0, "model_args": arguments}
+        store.write_json(target / "config.json", headless)  # else timm would draw a new head at random
+
+    return Encoder(model.eval(), inputs=inputs, source=source, save_extras=extras)
 
 
-def _open_clip(directory: Path, source: str) -> Encoder:
+def _fill(model: nn.Module, weights: dict[str, Tensor], directory: Path) -> None:
+    try:
+        model.load_state_dict(weights)
+    except RuntimeError as error:
+        raise StoreError(f"the weights in {directory} do not fit its configuration: {error}") from error
+
+
+def _open_clip(directory: Path, source: str, weights: Path) -> Encoder:
     open_clip = require_extra("open_clip", "open-clip", f"loading {source!r}")
     name = f"local-dir:{directory}"
-    model = open_clip.create_model(name, precision="fp32").eval()
-    tokenizer = open_clip.get_tokenizer(name)
-    data = store.read_json(directory / _OPEN_CLIP_CONFIG).get("preprocess_cfg", {})
-    half = (0.5, 0.5, 0.5)
-    size = model.visual.image_size
-    size = size if isinstance(size, int) else size[0]
+    file = weights if weights.is_file() else next(weights.glob("*.safetensors"))
+    try:  # its own search for weights would take some pickles before safetensors
+        with _unwarned():
+            model = open_clip.create_model(name, precision="fp32", load_weights=False, pretrained_text=False)
+            tokenizer = open_clip.get_tokenizer(name)
+    except (OSError, RuntimeError, TypeError, ValueError, KeyError) as error:
+        raise ModelError(f"open_clip could not build the model of {directory}: {error}") from error
+    try:
+        open_clip.load_checkpoint(model, str(file), strict=True)
+    except (RuntimeError, KeyError) as error:
+        raise StoreError(f"{file} does not fit the configuration beside it: {error}") from error
+    shape = model.visual.image_size
+    size = shape if isinstance(shape, int) else shape[0]
 
     def tokens(prompts: list[str], **_: Any) -> dict[str, Tensor]:
         ids: Tensor = tokenizer(prompts)
         return {"input_ids": ids}
 
     return Encoder(
-        model,
+        model.eval(),
         _open_clip_image,
-        Inputs("image", tokens, size, tuple(data.get("mean", half)), tuple(data.get("std", half))),
+        Inputs("image", tokens, size, tuple(model.visual.image_mean), tuple(model.visual.image_std)),
         source=source,
         label_features=_open_clip_text,
-        logit_scale=math.exp(float(model.logit_scale)),
+        logit_scale=math.exp(model.logit_scale.item()),
         prefixes=("visual.",),
+        save_extras=copies(directory, config=True),
     )
+
+
+@contextmanager
+def _unwarned() -> Iterator[None]:
+    """Inside, open_clip's warning on the root logger that the model starts at random is not passed on."""
+    root = logging.getLogger()
+
+    def serious(record: logging.LogRecord) -> bool:
+        return record.levelno > logging.WARNING
+
+    root.addFilter(serious)
+    try:
+        yield
+    finally:
+        root.removeFilter(serious)
 
 
 def _open_clip_image(model: nn.Module, batch: Batch) -> Tensor:

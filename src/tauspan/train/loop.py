@@ -1,0 +1,298 @@
+"""The loop: AdamW, warm-up and cosine, clipping, accumulation, validation, log, checkpoint, exact resume."""
+
+import json
+import logging
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from tauspan import store
+from tauspan.errors import NonFiniteError, StoreError
+from tauspan.measure import Cost, measured, progress
+from tauspan.models import Classifier, Encoder, fingerprint_of
+from tauspan.processes import World, world
+from tauspan.tasks import Split, Task, build_head, permutation
+from tauspan.train import checkpoint
+from tauspan.train.settings import Settings
+from tauspan.train.trainee import Trainee, as_parameters, decay, trainee
+from tauspan.vector import FILE, Regime, TaskVector
+
+log = logging.getLogger(__name__)
+LOG = "log.jsonl"
+
+
+@dataclass(frozen=True)
+class Finetuned:
+    """A finished run: the task vector, the history (one entry a step or validation) and what it cost."""
+
+    task_vector: TaskVector
+    history: Sequence[dict[str, Any]]
+    cost: Cost = field(default_factory=Cost)
+    reused: bool = False
+
+
+def finetune(
+    encoder: Encoder,
+    task: Task,
+    regime: Regime = "linear",
+    seed: int = 0,
+    *,
+    params: str | Sequence[str] = "all",
+    point: Literal["encoder", "logits"] | None = None,
+    epochs: int = 1,
+    max_steps: int | None = None,
+    batch_size: int = 32,
+    accumulation: int = 1,
+    lr: float | None = None,
+    warmup: float = 0.1,
+    weight_decay: float = 0.0,
+    decay_toward: Literal["base", "zero"] = "base",
+    clip: float = 1.0,
+    label_smoothing: float = 0.0,
+    max_tokens: int | None = None,
+    out: str | Path | None = None,
+    checkpoint_every: int = 50,
+    resume: bool = False,
+    show_progress: bool = True,
+) -> Finetuned:
+    """Fine-tune an encoder on a task under its frozen head, and return the task vector.
+
+    The two regimes share everything but what is trained: theta of a copy (`"standard"`), or tau of the tangent
+    model (`"linear"`). The encoder is never changed. Every other option is explained at
+    `tauspan.train.Settings`.
+
+    Args:
+        encoder: what `tauspan.load` returned.
+        task: rows, classes and head.
+        regime: `"standard"` or `"linear"`.
+        seed: order of the rows.
+        params: which parameters train.
+        point: where the tangent model is linearised.
+        epochs: passes over the training rows.
+        max_steps: end after so many steps.
+        batch_size: rows per forward pass, over all processes.
+        accumulation: forward passes per step.
+        lr: peak learning rate.
+        warmup: share or number of warm-up steps.
+        weight_decay: decoupled decay.
+        decay_toward: what it pulls to.
+        clip: largest gradient norm.
+        label_smoothing: as in cross-entropy.
+        max_tokens: where texts are cut.
+        out: folder for the vector, a JSON-lines log and checkpoints; nothing is written without it.
+        checkpoint_every: steps between checkpoints.
+        resume: continue from the checkpoint in `out`, or reuse its finished vector; bit-identical to a run
+            that was never interrupted.
+        show_progress: a bar on a terminal.
+
+    Raises:
+        UsageError: an impossible setting.
+        NonFiniteError: the loss or a gradient is NaN or infinite.
+        StoreError: `out` holds another run, or cannot be written.
+
+    Example:
+        >>> import torch, tauspan as ts
+        >>> x, y = torch.eye(4).repeat(4, 1), torch.arange(4).repeat(4) % 2
+        >>> task = ts.Task.from_tensors("parity", ["even", "odd"], train=(x, y), validation=(x, y), test=(x, y))
+        >>> run = ts.finetune(ts.load(torch.nn.Linear(4, 3)), task, regime="linear", lr=0.1, epochs=5)
+        >>> run.history[-1]["split"], run.task_vector.regime
+        ('validation', 'linear')
+    """
+    chosen = params if isinstance(params, str) else tuple(params)
+    settings = Settings(
+        regime, seed, chosen, point, epochs, max_steps, batch_size, accumulation, lr, warmup, weight_decay,
+        decay_toward, clip, label_smoothing, max_tokens,
+    )  # fmt: skip
+    folder = None if out is None else Path(out)
+    return train(encoder, task, settings, folder, checkpoint_every, resume, show_progress)
+
+
+def train(
+    encoder: Encoder,
+    task: Task,
+    settings: Settings,
+    out: Path | None = None,
+    checkpoint_every: int = 50,
+    resume: bool = False,
+    show_progress: bool = True,
+) -> Finetuned:
+    """`finetune` with its settings in one object."""
+    key = settings.key(fingerprint_of(encoder), task.checksum())
+    finished = _finished(out, key, resume)
+    if finished is not None:
+        return finished
+    classifier = Classifier(encoder, build_head(task, encoder))
+    with world() as processes, measured() as cost:
+        run = _Run(trainee(classifier, settings), encoder, task, settings, key, processes, out, checkpoint_every)
+        run.start(resume)
+        run.loop(show_progress and processes.first)
+        info = {"task": task.name, "seed": settings.seed, "recipe": settings.as_dict(), "key": key}
+        vector = run.trainee.task_vector(task.name, info)
+        if out is not None and processes.first:
+            vector.save_pretrained(out / FILE, overwrite=True)
+            (out / checkpoint.NAME).unlink(missing_ok=True)
+        processes.wait()
+    return Finetuned(vector, run.history, cost)
+
+
+def _finished(out: Path | None, key: str, resume: bool) -> Finetuned | None:
+    """The finished run in `out`, if it is the one asked for and may be reused."""
+    if out is None or not (out / FILE).exists():
+        if out is not None and (out / checkpoint.NAME).exists() and not resume:
+            raise StoreError(f"{out} holds an unfinished run. Continue it with resume (--resume), or choose another.")
+        return None
+    if not resume:
+        raise StoreError(f"{out / FILE} is already there. Reuse it with resume (--resume), or choose another folder.")
+    vector = TaskVector.from_pretrained(out / FILE)
+    if vector.info.get("key") != key:
+        raise StoreError(f"{out / FILE} was made with other settings, another base or other data. Choose another folder.")
+    lines = (out / LOG).read_text().splitlines() if (out / LOG).exists() else []
+    return Finetuned(vector, [json.loads(line) for line in lines], reused=True)
+
+
+class _Run:
+    """One run in progress; `step` counts finished optimiser steps."""
+
+    def __init__(
+        self, what: Trainee, encoder: Encoder, task: Task, settings: Settings, key: str, processes: World,
+        out: Path | None, checkpoint_every: int,
+    ) -> None:  # fmt: skip
+        self.trainee = what
+        self.encoder = encoder
+        self.task = task
+        self.settings = settings
+        self.key = key
+        self.processes = processes
+        self.out = out
+        self.every = checkpoint_every
+        self.rows = task.split("train")
+        self.total = settings.steps(len(self.rows))
+        self.max_tokens = settings.max_tokens or task.max_tokens
+        self.step = 0
+        self.history: list[dict[str, Any]] = []
+        native = 0.0 if what.anchor() is not None else settings.weight_decay
+        self.anchor = what.anchor() if settings.weight_decay else None
+        self.optimiser = torch.optim.AdamW(as_parameters(what.parameters), weight_decay=native, fused=True)
+
+    # -- state on disk ---------------------------------------------------------------------------------------
+
+    def start(self, resume: bool) -> None:
+        if self.out is None:
+            return
+        file = self.out / checkpoint.NAME
+        if resume and file.exists():
+            state = checkpoint.restore(file, self.key, self.trainee.parameters, self.optimiser)
+            self.step, self.history = state["step"], state["history"]
+            log.info("resumed %s at step %d of %d", self.out, self.step, self.total)
+        if self.processes.first:
+            self._write_log()
+
+    def save(self) -> None:
+        if self.out is not None and self.processes.first:
+            state = {"key": self.key, "step": self.step, "history": self.history}
+            checkpoint.save(self.out / checkpoint.NAME, self.trainee.parameters, self.optimiser, state)
+
+    def _write_log(self) -> None:
+        """Write the log anew from the history: after a resume it holds each step once."""
+        assert self.out is not None  # noqa: S101 - callers checked
+        store.write_text(self.out / LOG, "".join(json.dumps(entry) + "\n" for entry in self.history))
+
+    def note(self, entry: dict[str, Any]) -> None:
+        self.history.append(entry)
+        if self.out is not None and self.processes.first:
+            with (self.out / LOG).open("a", encoding="utf-8") as file:
+                file.write(json.dumps(entry) + "\n")
+
+    # -- steps -----------------------------------------------------------------------------------------------
+
+    def loop(self, show: bool) -> None:
+        per_epoch = -(-len(self.rows) // (self.settings.batch_size * self.settings.accumulation))
+        title = f"{self.task.name} ({self.settings.regime})"
+        with progress(title, self.total, show) as advance:
+            advance(self.step, "")
+            try:
+                while self.step < self.total:
+                    started = time.perf_counter()
+                    loss = self.one_step(self.step // per_epoch, self.step % per_epoch)
+                    rate = self.settings.batch_size * self.settings.accumulation / (time.perf_counter() - started)
+                    advance(1, f"loss {loss:.3f}, {rate:.0f} rows/s")
+                    if self.step % per_epoch == 0 or self.step == self.total:
+                        self.validate()
+                    if self.step % self.every == 0 and self.step < self.total:
+                        self.save()
+            except KeyboardInterrupt:
+                self.save()
+                raise
+
+    def one_step(self, epoch: int, place: int) -> float:
+        """One optimiser step on the global batch; the loss is the mean over all its rows."""
+        settings = self.settings
+        size = settings.batch_size * settings.accumulation
+        order = permutation(len(self.rows), f"{settings.seed}/{epoch}")[place * size : (place + 1) * size]
+        loss = torch.zeros(())
+        for begin in range(0, len(order), settings.batch_size):
+            mine = order[begin : begin + settings.batch_size][self.processes.rank :: self.processes.size]
+            if mine:
+                loss += self._backward(self.rows.take(mine), len(order))
+        gradients = self._gradients()
+        self.processes.sum([*gradients, loss])
+        norm = torch.nn.utils.get_total_norm(gradients)
+        if not torch.isfinite(norm) or not torch.isfinite(loss):
+            raise NonFiniteError(
+                f"step {self.step} of {self.task.name!r}: loss {float(loss):g}, gradient norm {float(norm):g} at "
+                f"learning rate {settings.lr_at(self.step, self.total):g}. Lower the learning rate or clip the gradient."
+            )
+        if settings.clip:
+            torch._foreach_mul_(gradients, min(1.0, settings.clip / (float(norm) + 1e-12)))
+        self._update()
+        self.note({"split": "train", "step": self.step, "loss": float(loss), "gradient_norm": float(norm),
+                   "lr": settings.lr_at(self.step - 1, self.total)})  # fmt: skip
+        return float(loss)
+
+    def _backward(self, rows: Split, size: int) -> Tensor:
+        logits = self.trainee(self.encoder.encode(rows.inputs, self.max_tokens))
+        labels = rows.labels.to(logits.device)
+        loss = F.cross_entropy(logits, labels, reduction="sum", label_smoothing=self.settings.label_smoothing) / size
+        loss.backward()
+        return loss.detach().cpu()
+
+    def _gradients(self) -> list[Tensor]:
+        """Every parameter's gradient; one that the features do not depend on has zeros."""
+        for parameter in self.trainee.parameters.values():
+            if parameter.grad is None:
+                parameter.grad = torch.zeros_like(parameter)
+        return [p.grad for p in self.trainee.parameters.values() if p.grad is not None]
+
+    def _update(self) -> None:
+        lr = self.settings.lr_at(self.step, self.total)
+        for group in self.optimiser.param_groups:
+            group["lr"] = lr
+        if self.anchor is not None:
+            decay(self.trainee.parameters, self.anchor, lr * self.settings.weight_decay)
+        self.optimiser.step()
+        self.optimiser.zero_grad(set_to_none=True)
+        self.step += 1
+
+    @torch.no_grad()
+    def validate(self) -> None:
+        rows = self.task.split("validation")
+        right, loss = torch.zeros(()), torch.zeros(())
+        for places in self._shares(len(rows)):
+            part = rows.take(places)
+            logits = self.trainee(self.encoder.encode(part.inputs, self.max_tokens)).cpu()
+            right += (logits.argmax(-1) == part.labels).sum()
+            loss += F.cross_entropy(logits, part.labels, reduction="sum")
+        self.processes.sum([right, loss])
+        entry = {"split": "validation", "step": self.step, "loss": float(loss) / len(rows)}
+        self.note({**entry, "accuracy": float(right) / len(rows)})
+
+    def _shares(self, size: int) -> Iterator[list[int]]:
+        mine = list(range(size))[self.processes.rank :: self.processes.size]
+        for begin in range(0, len(mine), 64):
+            yield mine[begin : begin + 64]

@@ -1,0 +1,97 @@
+"""What a fine-tuning run depends on, checked once."""
+
+import dataclasses
+import hashlib
+import json
+import math
+from typing import Any, Literal
+
+from tauspan.errors import UsageError, nearest
+from tauspan.vector import REGIMES, Regime
+
+DEFAULT_LR: dict[Regime, float] = {"standard": 2e-4, "linear": 3e-4}
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """Everything that decides the resulting task vector, besides the encoder and the task.
+
+    Args:
+        regime: `"standard"` trains theta, `"linear"` trains tau of the tangent model.
+        seed: order of the rows; the only randomness there is.
+        params: which parameters train; see `tauspan.models.select`.
+        point: where the tangent model is linearised; None takes `"logits"`.
+        epochs: passes over the training split.
+        max_steps: end after so many optimiser steps.
+        batch_size: rows in one forward pass, over all processes together.
+        accumulation: forward passes per optimiser step.
+        lr: peak learning rate; None takes 2e-4 (standard) or 3e-4 (linear), measured on a small text encoder.
+        warmup: linear warm-up, as a share of all steps below 1 or as a number of steps.
+        weight_decay: decoupled, times the learning rate, toward `decay_toward`.
+        decay_toward: `"base"` shrinks tau; `"zero"` shrinks theta0 + tau, as the paper's recipe does.
+        clip: largest global gradient norm; 0 never clips.
+        label_smoothing: share of the target spread over all classes.
+        max_tokens: where texts are cut; None takes the task's own value.
+    """
+
+    regime: Regime = "linear"
+    seed: int = 0
+    params: str | tuple[str, ...] = "all"
+    point: Literal["encoder", "logits"] | None = None
+    epochs: int = 1
+    max_steps: int | None = None
+    batch_size: int = 32
+    accumulation: int = 1
+    lr: float | None = None
+    warmup: float = 0.1
+    weight_decay: float = 0.0
+    decay_toward: Literal["base", "zero"] = "base"
+    clip: float = 1.0
+    label_smoothing: float = 0.0
+    max_tokens: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.regime not in REGIMES:
+            hint = "posthoc reads a standard vector in the tangent model; it is not trained" \
+                if self.regime == "posthoc" else nearest(str(self.regime), REGIMES)  # fmt: skip
+            raise UsageError(f"regime={self.regime!r} cannot be trained: {hint}")
+        for name, least in (("epochs", 1), ("batch_size", 1), ("accumulation", 1), ("max_steps", 1), ("max_tokens", 1)):
+            value = getattr(self, name)
+            if value is not None and value < least:
+                raise UsageError(f"{name}={value}: it must be at least {least}.")
+        for name in ("weight_decay", "clip", "warmup"):
+            if not 0 <= getattr(self, name) < math.inf:
+                raise UsageError(f"{name}={getattr(self, name)}: it must be 0 or more.")
+        if not 0 <= self.label_smoothing < 1:
+            raise UsageError(f"label_smoothing={self.label_smoothing}: it must lie in [0, 1).")
+        if not 0 < self.peak_lr < math.inf:
+            raise UsageError(f"lr={self.lr}: it must be above 0.")
+        if self.decay_toward not in ("base", "zero"):
+            raise UsageError(f"decay_toward={self.decay_toward!r}. {nearest(self.decay_toward, ('base', 'zero'))}")
+
+    @property
+    def peak_lr(self) -> float:
+        """The learning rate after warm-up."""
+        return DEFAULT_LR[self.regime] if self.lr is None else self.lr
+
+    def steps(self, rows: int) -> int:
+        """Optimiser steps over a training split of so many rows."""
+        per_epoch = math.ceil(rows / (self.batch_size * self.accumulation))
+        return min(per_epoch * self.epochs, self.max_steps or math.inf)  # type: ignore[return-value]
+
+    def lr_at(self, step: int, total: int) -> float:
+        """The learning rate of a step (from 0): linear warm-up, then a cosine to 0."""
+        warm = round(self.warmup * total) if self.warmup < 1 else round(self.warmup)
+        if step < warm:
+            return self.peak_lr * (step + 1) / warm
+        share = (step - warm) / max(total - warm, 1)
+        return self.peak_lr * 0.5 * (1 + math.cos(math.pi * share))
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values, the learning rate spelled out."""
+        return {**dataclasses.asdict(self), "lr": self.peak_lr}
+
+    def key(self, base: str, task: str) -> str:
+        """One hash of settings, base fingerprint and task checksum: equal keys give the same vector."""
+        text = json.dumps([self.as_dict(), base, task], sort_keys=True, default=list)
+        return hashlib.sha256(text.encode()).hexdigest()

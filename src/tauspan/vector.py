@@ -208,9 +208,10 @@ class TaskVector:
         for name, delta in self.deltas.items():
             if name not in point or point[name].shape != delta.shape:
                 params.require_same(self.deltas, {n: point[n] for n in self.deltas if n in point}, self.label, "base")
-        return {name: self._moved(name, tensor, scale) for name, tensor in point.items()}
+        return {name: self.moved(name, tensor, scale) for name, tensor in point.items()}
 
-    def _moved(self, name: str, tensor: Tensor, scale: float) -> Tensor:
+    def moved(self, name: str, tensor: Tensor, scale: float) -> Tensor:
+        """One tensor of the point, moved: theta0 + scale * tau, summed in float32 or wider and rounded once."""
         if name not in self.deltas:
             return tensor
         wide = torch.promote_types(tensor.dtype, torch.float32)

@@ -1,0 +1,328 @@
+import dataclasses
+import inspect
+import math
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from runs import REGIMES, deltas, encoder, logged, network, points, trained
+from tauspan.errors import ModelError, NonFiniteError, UsageError
+from tauspan.measure import measured, progress
+from tauspan.models import load_model
+from tauspan.params import Params
+from tauspan.tasks import Split, Task, permutation
+from tauspan.train import Settings, finetune
+from tiny import raw, same_bits
+from zoo import all_close, normal
+
+BASIC = Settings("standard", seed=1, epochs=2, batch_size=8, lr=0.05)
+CASES: dict[str, dict[str, Any]] = {
+    "plain": {},
+    "accumulated, the last batch uneven": {"batch_size": 3, "accumulation": 3},
+    "one batch larger than the split": {"batch_size": 64, "epochs": 5},
+    "decay toward the base": {"weight_decay": 2.0},
+    "decay toward zero": {"weight_decay": 2.0, "decay_toward": "zero"},
+    "smoothed labels": {"label_smoothing": 0.3},
+    "clipped hard": {"clip": 1e-3},
+    "never clipped": {"clip": 0.0},
+    "ended early": {"max_steps": 4},
+    "warm-up in steps": {"warmup": 3},
+    "no warm-up": {"warmup": 0.0},
+    "another order": {"seed": 7},
+}
+
+
+def learning_rates(settings: Settings, total: int) -> list[float]:
+    """Warm-up and cosine, spelled out."""
+    warm = int(settings.warmup) if settings.warmup >= 1 else round(settings.warmup * total)
+    rising = [(step + 1) / warm for step in range(warm)]
+    falling = [(1 + math.cos(math.pi * step / (total - warm))) / 2 for step in range(total - warm)]
+    return [settings.peak_lr * share for share in rising + falling]
+
+
+def by_hand(
+    task: Task, settings: Settings, start: Params, centre: Params, logits: Callable[[Params, Tensor], Tensor]
+) -> dict[str, Tensor]:
+    """The parameters after a run of AdamW, each formula written out."""
+    rows = task.split("train")
+    x, y = torch.stack(list(rows.inputs)), rows.labels
+    size = settings.batch_size * settings.accumulation
+    orders = [permutation(len(rows), f"{settings.seed}/{epoch}") for epoch in range(settings.epochs)]
+    batches = [order[i : i + size] for order in orders for i in range(0, len(rows), size)][: settings.max_steps]
+    now = {name: tensor.detach().clone().requires_grad_() for name, tensor in start.items()}
+    mean, square = ({n: torch.zeros_like(t) for n, t in start.items()} for _ in range(2))
+    for t, (batch, lr) in enumerate(zip(batches, learning_rates(settings, len(batches)), strict=True), 1):
+        loss = F.cross_entropy(logits(now, x[batch]), y[batch], label_smoothing=settings.label_smoothing)
+        gradient = dict(zip(now, torch.autograd.grad(loss, list(now.values())), strict=True))
+        norm = math.sqrt(sum(float(g.square().sum()) for g in gradient.values()))
+        factor = min(1.0, settings.clip / norm) if settings.clip else 1.0
+        with torch.no_grad():
+            for name, p in now.items():
+                g = gradient[name] * factor
+                mean[name] = 0.9 * mean[name] + 0.1 * g
+                square[name] = 0.999 * square[name] + 0.001 * g * g
+                p -= lr * settings.weight_decay * (p - centre[name])
+                p -= lr * (mean[name] / (1 - 0.9**t)) / ((square[name] / (1 - 0.999**t)).sqrt() + 1e-8)
+    return {name: p.detach() - start[name] for name, p in now.items()}
+
+
+def expected(task: Task, settings: Settings) -> dict[str, Tensor]:
+    """What the settings should give on `encoder()`."""
+    net, head = network(), task.head
+    assert head is not None
+    theta0 = {name: tensor.detach() for name, tensor in net.named_parameters()}
+    zeros = {name: torch.zeros_like(tensor) for name, tensor in theta0.items()}
+    to_base = settings.decay_toward == "base"
+
+    def logits(theta: Params, x: Tensor) -> Tensor:
+        return 0.7 * functional_call(net, dict(theta), (x,)) @ head.weight.T + head.bias
+
+    def tangent(tau: Params, x: Tensor) -> Tensor:
+        value, slope = torch.func.jvp(lambda theta: logits(theta, x), (theta0,), (dict(tau),))
+        return value + slope
+
+    if settings.regime == "standard":
+        return by_hand(task, settings, theta0, theta0 if to_base else zeros, logits)
+    minus = {name: -tensor for name, tensor in theta0.items()}
+    return by_hand(task, settings, zeros, zeros if to_base else minus, tangent)
+
+
+# -- the numbers ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("regime", REGIMES)
+def test_a_run_equals_the_loop_written_out_by_hand(regime: Any, case: str) -> None:
+    settings = dataclasses.replace(BASIC, regime=regime, **CASES[case])
+    assert all_close(deltas(trained(settings)), expected(points(), settings), 1e-10)
+
+
+@pytest.mark.parametrize("regime", REGIMES)
+def test_two_batches_of_eight_make_the_step_of_one_of_sixteen(regime: Any) -> None:
+    whole = dataclasses.replace(BASIC, regime=regime, batch_size=16)
+    halves = dataclasses.replace(whole, batch_size=8, accumulation=2)
+    one, two = trained(whole), trained(halves)
+    assert len(one.history) == len(two.history)
+    assert all_close(deltas(two), deltas(one), 1e-10)
+
+
+def test_the_learning_rate_rises_to_its_peak_and_falls_along_a_cosine() -> None:
+    settings = Settings(lr=2.0, warmup=0.2)
+    rates = [settings.lr_at(step, 10) for step in range(10)]
+    assert rates[:3] == [1.0, 2.0, 2.0]
+    assert rates[6] == pytest.approx(1.0)
+    assert rates[2:] == sorted(rates[2:], reverse=True)
+    assert 0 < rates[-1] < 0.1
+    assert settings.lr_at(10, 10) == 0
+
+
+def test_a_warm_up_longer_than_the_run_is_still_a_warm_up() -> None:
+    settings = Settings(lr=1.0, warmup=8)
+    assert [settings.lr_at(step, 2) for step in range(2)] == [1 / 8, 2 / 8]
+
+
+def test_each_regime_has_a_learning_rate_of_its_own() -> None:
+    assert [Settings("standard").peak_lr, Settings("linear").peak_lr] == [2e-4, 3e-4]
+
+
+def test_the_last_batch_may_be_smaller_and_max_steps_ends_a_run() -> None:
+    assert Settings(epochs=3, batch_size=4, accumulation=2).steps(17) == 9
+    assert Settings(epochs=3, batch_size=4, max_steps=2).steps(17) == 2
+    assert Settings(max_steps=99).steps(1) == 1
+
+
+def test_only_the_chosen_parameters_move() -> None:
+    run = trained(dataclasses.replace(BASIC, params="2.*"))
+    assert list(deltas(run)) == ["2.weight", "2.bias"]
+    assert run.task_vector.norm() > 0
+
+
+@pytest.mark.parametrize("regime", REGIMES)
+def test_a_parameter_that_the_features_do_not_depend_on_stays(regime: Any) -> None:
+    class Spare(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.net = network()
+            self.spare = nn.Parameter(torch.ones(2, dtype=torch.float64))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.net(x)
+
+    settings = dataclasses.replace(BASIC, regime=regime, weight_decay=1.0)
+    found = deltas(trained(settings, model=load_model(Spare().eval())))
+    assert torch.equal(found.pop("spare"), torch.zeros(2, dtype=torch.float64))
+    plain = deltas(trained(settings))
+    assert all_close({name.removeprefix("net."): delta for name, delta in found.items()}, plain)
+
+
+# -- what is reported ----------------------------------------------------------------------------------------
+
+
+def test_the_history_has_every_step_and_a_validation_after_each_epoch_and_at_the_end() -> None:
+    run = trained(dataclasses.replace(BASIC, max_steps=5, clip=0.01))
+    kinds = [(entry["split"], entry["step"]) for entry in run.history]
+    steps = [("train", step) for step in range(1, 6)]
+    assert kinds == [*steps[:3], ("validation", 3), *steps[3:], ("validation", 5)]
+    entries = [entry for entry in run.history if entry["split"] == "train"]
+    assert [entry["lr"] for entry in entries] == pytest.approx(learning_rates(BASIC, 5))
+    assert all(entry["gradient_norm"] > 0.01 for entry in entries)  # measured before it is clipped
+
+
+def test_the_last_validation_is_that_of_the_edited_model() -> None:
+    task, run = points(), trained(BASIC)
+    rows = task.split("validation")
+    theta = {name: p + deltas(run)[name] for name, p in network().named_parameters()}
+    assert task.head is not None
+    logits = task.head(functional_call(network(), theta, (torch.stack(list(rows.inputs)),))).detach()
+    right = float((logits.argmax(-1) == rows.labels).float().mean())
+    assert run.history[-1]["loss"] == pytest.approx(float(F.cross_entropy(logits, rows.labels)), rel=1e-6)
+    assert run.history[-1]["accuracy"] == pytest.approx(right)
+
+
+def test_training_lowers_the_loss() -> None:
+    for regime in REGIMES:
+        losses = [e["loss"] for e in trained(dataclasses.replace(BASIC, regime=regime, epochs=8)).history]
+        assert losses[-1] < 0.7 * losses[0]
+
+
+def test_the_log_is_the_history_and_only_the_vector_lies_beside_it(tmp_path: Any) -> None:
+    run = trained(BASIC, out=tmp_path / "run", checkpoint_every=1)
+    assert logged(tmp_path / "run") == run.history
+    assert sorted(file.name for file in (tmp_path / "run").iterdir()) == ["log.jsonl", "vector.safetensors"]
+
+
+def test_the_vector_tells_where_it_came_from() -> None:
+    model, settings = encoder(), dataclasses.replace(BASIC, regime="linear", lr=None, seed=5)
+    info = trained(settings, model=model).task_vector.info
+    assert info["recipe"] == {**dataclasses.asdict(settings), "lr": 3e-4}
+    assert (info["task"], info["seed"], info["point"]) == ("points", 5, "logits")
+    assert len(info["key"]) == 64
+    assert {"base_id", "versions"} <= info.keys()
+
+
+def test_the_cost_of_a_run_is_measured() -> None:
+    cost = trained(BASIC).cost
+    assert cost.seconds > 0
+    assert cost.peak_mb > 1
+
+
+def test_a_block_that_fails_is_measured_too() -> None:
+    with pytest.raises(KeyError), measured() as cost:  # noqa: PT012 - the block is the thing tested
+        torch.ones(10).sum()
+        raise KeyError
+    assert cost.peak_mb > 1
+
+
+def test_no_bar_is_drawn_where_nobody_watches(capfd: Any) -> None:
+    with progress("work", 3, show=True) as advance:
+        advance(1, "note")
+    assert capfd.readouterr() == ("", "")
+
+
+# -- the same again ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("regime", REGIMES)
+def test_a_seed_decides_every_bit_whatever_the_global_generator(regime: Any) -> None:
+    settings = dataclasses.replace(BASIC, regime=regime)
+    first = deltas(trained(settings))
+    torch.manual_seed(99)
+    assert same_bits(first, deltas(trained(settings)))
+    assert not same_bits(first, deltas(trained(dataclasses.replace(settings, seed=2))))
+
+
+@pytest.mark.parametrize("regime", REGIMES)
+def test_the_encoder_is_never_changed(regime: Any) -> None:
+    model = encoder()
+    weight, bias = model.backbone[0].weight, model.backbone[0].bias
+    bias.requires_grad_(False)
+    weight.grad = torch.ones_like(weight)
+    before = [(name, p, raw(p), p.requires_grad) for name, p in model.named_parameters()]
+    trained(dataclasses.replace(BASIC, regime=regime, weight_decay=1.0), model=model)
+    assert [(name, p, raw(p), p.requires_grad) for name, p in model.named_parameters()] == before
+    assert torch.equal(weight.grad, torch.ones_like(weight))
+    assert all(p.grad is None for p in model.parameters() if p is not weight)
+    assert not any(module.training for module in model.modules())
+
+
+def test_finetune_has_every_setting_with_the_same_default(monkeypatch: Any) -> None:
+    given = inspect.signature(finetune).parameters
+    for name, default in ((f.name, f.default) for f in dataclasses.fields(Settings)):
+        assert given[name].default == default, name
+    other = Settings(
+        "linear", 3, ("0.*",), "encoder", 2, 3, 5, 2, 0.01, 2, 0.1, "zero", 0.5, 0.2, 9
+    )  # fmt: skip
+    assert all(getattr(other, f.name) != f.default for f in dataclasses.fields(Settings)[1:])
+    run = finetune(encoder(), points(), **dataclasses.asdict(other), show_progress=False)
+    assert run.task_vector.info["recipe"] == dataclasses.asdict(other)
+
+
+# -- what is refused -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("regime", REGIMES)
+def test_a_loss_that_is_not_finite_names_the_step(regime: Any, tmp_path: Any) -> None:
+    task = points()
+    rows = task.split("train")
+    place = permutation(len(rows), "1/0")[17]  # in the third batch of eight
+    inputs = list(rows.inputs)
+    inputs[place] = torch.full_like(inputs[place], math.nan)
+    broken = dataclasses.replace(task, splits={**task.splits, "train": Split(inputs, rows.labels)})
+    with pytest.raises(NonFiniteError, match=r"step 2 of 'points': loss nan.*Lower the learning rate"):
+        trained(dataclasses.replace(BASIC, regime=regime), broken, out=tmp_path)
+    assert not (tmp_path / "vector.safetensors").exists()
+
+
+def test_a_learning_rate_that_diverges_is_an_error() -> None:
+    with pytest.raises(NonFiniteError, match="step"):
+        trained(dataclasses.replace(BASIC, lr=1e308, clip=0.0, warmup=0.0))
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        *(({name: bad}, f"{name}={bad}") for name in ("epochs", "batch_size", "accumulation") for bad in (0, -1, None)),
+        *(({name: bad}, f"{name}={bad}") for name in ("epochs", "max_steps", "max_tokens") for bad in (0, -3, 1.5)),
+        *(({name: bad}, f"{name}={bad}") for name in ("weight_decay", "clip", "warmup") for bad in (-1, math.nan, math.inf)),
+        *(({"lr": bad}, f"lr={bad}") for bad in (0.0, -1e-3, math.nan, math.inf)),
+        *(({"label_smoothing": bad}, "label_smoothing") for bad in (-0.1, 1.0, math.nan)),
+        ({"regime": "posthoc"}, "posthoc reads a standard vector in the tangent model; it is not trained"),
+        ({"regime": "liner"}, "Did you mean 'linear'"),
+        ({"decay_toward": "bse"}, "Did you mean 'base'"),
+        ({"decay_toward": None}, "decay_toward=None"),
+        ({"point": "logit"}, "Did you mean 'logits'"),
+    ],
+)  # fmt: skip
+def test_an_impossible_setting_is_refused(setting: dict[str, Any], message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        Settings(**setting)
+
+
+@pytest.mark.parametrize("every", [0, -1])
+def test_a_checkpoint_every_zero_steps_is_refused(every: int, tmp_path: Any) -> None:
+    with pytest.raises(UsageError, match=f"checkpoint_every={every}"):
+        trained(BASIC, out=tmp_path, checkpoint_every=every)
+
+
+def test_a_choice_that_picks_nothing_is_refused() -> None:
+    with pytest.raises(UsageError, match="weigth"):
+        trained(dataclasses.replace(BASIC, params="0.weigth"))
+
+
+@pytest.mark.parametrize("regime", REGIMES)
+def test_active_dropout_is_refused(regime: Any) -> None:
+    model = load_model(nn.Sequential(nn.Linear(4, 5), nn.Dropout(0.5)).double().train())
+    with pytest.raises(ModelError, match="eval"):
+        trained(dataclasses.replace(BASIC, regime=regime), model=model)
+
+
+def test_inputs_of_a_single_row_are_enough() -> None:
+    x, y = normal(1, 4), torch.tensor([1])
+    task = Task.from_tensors("one", ["a", "b"], head=None, train=(x, y), validation=(x, y), test=(x, y))
+    with pytest.raises(Exception, match="class 'a'"):
+        trained(BASIC, task)

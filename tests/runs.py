@@ -53,7 +53,9 @@ def bert(folder: Path) -> Encoder:
     return load_model(checkpoints.write(folder, "bert"))
 
 
-def trained(settings: Settings, task: Task | None = None, model: Encoder | None = None, **options: Any) -> Finetuned:
+def trained(
+    settings: Settings, task: Task | None = None, model: Encoder | None = None, **options: Any
+) -> Finetuned:
     """A run on `points`, without a bar."""
     return train(model or encoder(), task or points(), settings, show_progress=False, **options)
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
+    from tauspan.edit import apply, load, save
     from tauspan.errors import (
         BaseMismatchError,
         DataError,
@@ -24,20 +25,22 @@ if TYPE_CHECKING:
     )
     from tauspan.evaluate import evaluate
     from tauspan.linear import Linearized, linearize
-    from tauspan.models import Classifier, Encoder, Head, load
-    from tauspan.recipe import Recipe, run
+    from tauspan.models import Classifier, Encoder, Head
+    from tauspan.recipe import Recipe
     from tauspan.report import Report
+    from tauspan.run import run
     from tauspan.search import add, negate
     from tauspan.suite import suite
     from tauspan.tasks import Task
-    from tauspan.train import finetune
-    from tauspan.vector import TaskVector, apply, cosine_matrix
+    from tauspan.train import Finetuned, finetune
+    from tauspan.vector import TaskVector, cosine_matrix
 
 _HOME = {
     "BaseMismatchError": "errors",
     "Classifier": "models",
     "DataError": "errors",
     "Encoder": "models",
+    "Finetuned": "train",
     "Head": "models",
     "Linearized": "linear",
     "MismatchError": "errors",
@@ -54,19 +57,50 @@ _HOME = {
     "TauspanError": "errors",
     "UsageError": "errors",
     "add": "search",
-    "apply": "vector",
+    "apply": "edit",
     "cosine_matrix": "vector",
     "evaluate": "evaluate",
     "finetune": "train",
     "linearize": "linear",
-    "load": "models",
+    "load": "edit",
     "negate": "search",
-    "run": "recipe",
+    "run": "run",
+    "save": "edit",
     "suite": "suite",
 }
 
-__all__ = [  # noqa: RUF022 - generated from one table, kept sorted by a test
-    *sorted(_HOME),
+__all__ = [
+    "BaseMismatchError",
+    "Classifier",
+    "DataError",
+    "Encoder",
+    "Finetuned",
+    "Head",
+    "Linearized",
+    "MismatchError",
+    "MissingExtraError",
+    "ModelError",
+    "NonFiniteError",
+    "PickleRefusedError",
+    "Recipe",
+    "RecipeError",
+    "Report",
+    "StoreError",
+    "Task",
+    "TaskVector",
+    "TauspanError",
+    "UsageError",
+    "add",
+    "apply",
+    "cosine_matrix",
+    "evaluate",
+    "finetune",
+    "linearize",
+    "load",
+    "negate",
+    "run",
+    "save",
+    "suite",
 ]
 
 

@@ -147,13 +147,26 @@ def evaluate(
                 with models.eval_mode(edited):
                     logits = outputs(Classifier(edited, head), prepared, advance)
             loss = float(F.cross_entropy(logits, part.labels))
-            rows.append({"task": task.name, "accuracy": accuracy(logits, part.labels), "loss": loss, "rows": len(part)})
+            rows.append(
+                {
+                    "task": task.name,
+                    "accuracy": accuracy(logits, part.labels),
+                    "loss": loss,
+                    "rows": len(part),
+                }
+            )
     by_task = {str(row["task"]): row["accuracy"] for row in rows}
-    means = {key: sum(float(row[key] or 0) for row in rows) / len(rows) for key in ("accuracy", "loss")} if rows else {}
+    means = (
+        {key: sum(float(row[key] or 0) for row in rows) / len(rows) for key in ("accuracy", "loss")}
+        if rows
+        else {}
+    )
     if len(rows) > 1:
         rows.append({"task": "mean", **means, "rows": sum(int(row["rows"] or 0) for row in rows)})
     label = "pre-trained" if vector is None else f"{vector.label} x {scale:g}, {chosen}"
-    facts = provenance(base=encoder.source, fingerprint=models.fingerprint_of(encoder), split=split, scale=scale)
+    facts = provenance(
+        base=encoder.source, fingerprint=models.fingerprint_of(encoder), split=split, scale=scale
+    )
     return Report(f"Accuracy on {split}", [Table(label, rows)], facts, result={"accuracy": by_task, **means})
 
 
@@ -161,5 +174,7 @@ def base_encoder(tangent: Linearized) -> Encoder:
     """The encoder that a tangent model stands on."""
     base = tangent.base.encoder if isinstance(tangent.base, Classifier) else tangent.base
     if not isinstance(base, Encoder):
-        raise UsageError(f"a linearised {type(base).__name__} has no encoder to read a task with; use tauspan.load.")
+        raise UsageError(
+            f"a linearised {type(base).__name__} has no encoder to read a task with; use tauspan.load."
+        )
     return base

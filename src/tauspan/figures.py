@@ -25,10 +25,15 @@ def draw(report: Report, folder: Path) -> list[Path]:
     if means:
         figure = Figure(figsize=(8, 3.4), layout="constrained", dpi=150)
         for axes, column, title in zip(
-            figure.subplots(1, 2), ("added", "added norm."), ("absolute accuracy", "normalised accuracy"), strict=True
+            figure.subplots(1, 2),
+            ("added", "added norm."),
+            ("absolute accuracy", "normalised accuracy"),
+            strict=True,
         ):
             _bars(axes, means, column, title)
-        figure.suptitle(f"One model for all tasks: the sum of their vectors ({report.result['seeds']})", fontsize=10)
+        figure.suptitle(
+            f"One model for all tasks: the sum of their vectors ({report.result['seeds']})", fontsize=10
+        )
         written.append(_save(figure, folder / "addition.png"))
     groups: dict[str, list[dict[str, Any]]] = {}
     for series in report.series:
@@ -56,7 +61,14 @@ def _bars(axes: Any, means: dict[str, Any], column: str, title: str) -> None:
                         [p + width / 2 for p in places], color="black", lw=0.8)  # fmt: skip
     if column == "added":
         zero = next(iter(means.values()))
-        axes.plot(range(len(tasks)), [zero[t]["zero-shot"] for t in tasks], "o", ms=3, color="black", label="zero-shot")
+        axes.plot(
+            range(len(tasks)),
+            [zero[t]["zero shot"] for t in tasks],
+            "o",
+            ms=3,
+            color="black",
+            label="zero-shot",
+        )
     axes.set_title(title, fontsize=9)
     axes.set_xticks(range(len(tasks)), [task.replace("_", "\n") for task in tasks], fontsize=6)
     axes.tick_params(axis="y", labelsize=7)

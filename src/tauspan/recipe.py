@@ -77,7 +77,9 @@ class Recipe:
                 raise RecipeError(f"{name}: {list(values)}: it needs at least one entry and none twice.")
         for target in self.negate.targets:
             if target not in self.tasks:
-                raise RecipeError(f"negate.targets: {target!r} is not among the tasks. {nearest(target, self.tasks)}")
+                raise RecipeError(
+                    f"negate.targets: {target!r} is not among the tasks. {nearest(target, self.tasks)}"
+                )
         if self.negate.targets and len(self.tasks) < 2:
             raise RecipeError("negate.targets: negation needs at least one other task as its control.")
 
@@ -138,7 +140,9 @@ def _build(kind: type[T], plain: Mapping[str, Any], node: Any, where: str, path:
 
 def _value(hint: Any, value: Any, place: str) -> Any:
     """A YAML value as its annotation says, or a `RecipeError`."""
-    for option in typing.get_args(hint) if typing.get_origin(hint) in (typing.Union, types.UnionType) else (hint,):
+    for option in (
+        typing.get_args(hint) if typing.get_origin(hint) in (typing.Union, types.UnionType) else (hint,)
+    ):
         origin, args = typing.get_origin(option), typing.get_args(option)
         if origin is Literal and value in args and not isinstance(value, list):
             return value

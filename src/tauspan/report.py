@@ -74,7 +74,9 @@ class Report:
             lines += [f"## {table.title}", ""]
             lines += ["| " + " | ".join(columns) + " |", "|" + "---|" * len(columns)]
             for row in table.rows:
-                lines.append("| " + " | ".join(shown(row.get(name)).replace("|", "\\|") for name in columns) + " |")
+                lines.append(
+                    "| " + " | ".join(shown(row.get(name)).replace("|", "\\|") for name in columns) + " |"
+                )
             lines += ["", *([table.note, ""] if table.note else [])]
         lines += ["## Provenance", ""]
         lines += [f"- {key}: {_inline(value)}" for key, value in self.provenance.items()]
@@ -88,10 +90,19 @@ class Report:
 
         parts: list[Any] = []
         for table in self.tables:
-            grid = Grid(box=box.SIMPLE_HEAD, title=table.title, title_style="bold", caption=table.note or None, title_justify="left", caption_justify="left")
+            grid = Grid(
+                box=box.SIMPLE_HEAD,
+                title=table.title,
+                title_style="bold",
+                caption=table.note or None,
+                title_justify="left",
+                caption_justify="left",
+            )
             for name in table.columns:
                 numbers = all(not isinstance(row.get(name), str) for row in table.rows)
-                grid.add_column(name, justify="right" if numbers else "left", no_wrap=not numbers)
+                grid.add_column(
+                    name, justify="right" if numbers else "left", no_wrap=not numbers and name != ""
+                )
             for row in table.rows:
                 grid.add_row(*(shown(row.get(name)) for name in table.columns))
             parts += [grid, ""]

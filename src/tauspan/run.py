@@ -19,10 +19,10 @@ from tauspan.report import Cell, Report, Table, provenance
 from tauspan.suite import find_task
 from tauspan.tasks import Task
 from tauspan.train import Settings, train
-from tauspan.vector import Regime, TaskVector
+from tauspan.vector import FILE, Regime, TaskVector
 
 log = logging.getLogger(__name__)
-_ADDITION = ("zero-shot", "single", "added", "added norm.", "alpha 1", "alpha 1 norm.")
+_ADDITION = ("zero shot", "single", "added", "added norm.", "alpha 1", "alpha 1 norm.")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,7 +51,9 @@ def run(recipe: Recipe, out: str | Path, *, show_progress: bool = True) -> Repor
     out = Path(out)
     encoder = load(recipe.model)
     if not isinstance(encoder, Encoder):
-        raise UsageError(f"{recipe.model!r} is an edited tangent model; a recipe starts from a pre-trained one.")
+        raise UsageError(
+            f"{recipe.model!r} is an edited tangent model; a recipe starts from a pre-trained one."
+        )
     workshop = _Workshop(recipe, out, encoder, show_progress)
     report = workshop.report()
     store.write_text(out / "report.json", report.to_json())
@@ -70,20 +72,34 @@ class _Workshop:
         self.tasks = [find_task(name).subset(**rows) for name in recipe.tasks]
         self.base = fingerprint_of(encoder)
         self.costs: dict[tuple[str, str], list[_Stage]] = {}
+        self._vectors: dict[tuple[Regime, int], dict[Task, TaskVector]] = {}
 
     def _settings(self, regime: Regime, seed: int) -> Settings:
         training = dataclasses.asdict(self.recipe.finetune)
         rates = {"standard": training.pop("lr_standard"), "linear": training.pop("lr_linear")}
         point = self.recipe.point if regime == "linear" else None
         return Settings(
-            regime=regime, seed=seed, lr=rates[regime], point=point, max_tokens=self.recipe.max_tokens, **training
+            regime=regime,
+            seed=seed,
+            lr=rates[regime],
+            point=point,
+            max_tokens=self.recipe.max_tokens,
+            **training,
         )
 
-    def _stage(self, regime: str, kind: str, name: str, key: Any, work: Callable[[], dict[str, Any]]) -> _Stage:
-        """Do a piece of work once: its result lies in `stages/NAME.json` under its key."""
+    def _stage(
+        self,
+        regime: str,
+        kind: str,
+        name: str,
+        key: Any,
+        work: Callable[[], dict[str, Any]],
+        made: Path | None = None,
+    ) -> _Stage:
+        """Do a piece of work once: its result lies in `stages/NAME.json` under its key, beside the file it `made`."""
         file = self.out / "stages" / f"{name}.json"
         digest = hashlib.sha256(json.dumps(key, sort_keys=True, default=str).encode()).hexdigest()
-        if file.exists():
+        if file.exists() and (made is None or made.exists()):
             saved = store.read_json(file)
             if saved.get("key") == digest:
                 stage = _Stage(saved["content"], Cost(**saved["cost"]), True)
@@ -98,7 +114,9 @@ class _Workshop:
         return stage
 
     def vectors(self, regime: Regime, seed: int) -> dict[Task, TaskVector]:
-        """One vector per task, trained now or found."""
+        """One vector per task, trained now or found; posthoc shares the standard ones."""
+        if (regime, seed) in self._vectors:
+            return self._vectors[regime, seed]
         settings = self._settings(regime, seed)
         found = {}
         for task in self.tasks:
@@ -109,8 +127,9 @@ class _Workshop:
                 return {"history": list(done.history)}
 
             key = settings.key(self.base, task.checksum())
-            self._stage(regime, "fine-tune", f"finetune-{folder.name}", [key, folder.exists()], work)
+            self._stage(regime, "fine-tune", f"finetune-{folder.name}", key, work, folder / FILE)
             found[task] = TaskVector.from_pretrained(folder)
+        self._vectors[regime, seed] = found
         return found
 
     def _shared(self) -> dict[str, Any]:
@@ -139,7 +158,9 @@ class _Workshop:
                 return dict(json.loads(report.to_json()))
 
             name = f"negate-{target.name}-{regime}-seed{seed}"
-            negated.append(self._stage(regime, "negate", name, [*key, self.recipe.negate.floor, target.name], negate))
+            negated.append(
+                self._stage(regime, "negate", name, [*key, self.recipe.negate.floor, target.name], negate)
+            )
         return _restored(added), [_restored(stage) for stage in negated]
 
     def report(self) -> Report:
@@ -156,24 +177,42 @@ class _Workshop:
             for index, name in enumerate([*self.recipe.tasks, "mean"]):
                 per_seed = [added.tables[0].rows[index] for added, _ in done]
                 addition.append({"regime": regime, "task": name, **_spread(per_seed, _ADDITION)})
-                means[regime][name] = {c: statistics.fmean(float(row[c] or 0) for row in per_seed) for c in _ADDITION}
+                means[regime][name] = {
+                    c: statistics.fmean(float(row[c] or 0) for row in per_seed) for c in _ADDITION
+                }
             for index, target in enumerate(self._targets()):
                 runs = [negated[index].tables[0].rows for _, negated in done]
                 for place, label in enumerate(("pre-trained", "negated", "alpha = 1")):
-                    columns = _spread([rows[place] for rows in runs], ("alpha", "target", "control", "control kept"))
+                    columns = _spread(
+                        [rows[place] for rows in runs], ("alpha", "target", "control", "control kept")
+                    )
                     negation.append({"regime": regime, "target task": target, "model": label, **columns})
             first_added, first_negated = done[0]
             series += [{**entry, "group": "alpha-addition"} for entry in first_added.series]
             for target, one in zip(self._targets(), first_negated, strict=True):
                 series += [{**entry, "group": f"alpha-negation-{target}"} for entry in one.series]
         seeds = self.recipe.seeds
-        spread = f"{len(seeds)} seeds, mean ± standard deviation" if len(seeds) > 1 else f"one seed ({seeds[0]}): no spread is known"
+        spread = (
+            f"{len(seeds)} seeds, mean ± standard deviation"
+            if len(seeds) > 1
+            else f"one seed ({seeds[0]}): no spread is known"
+        )
         chosen = "; ".join(f"{r} {', '.join(f'{a:g}' for a in values)}" for r, values in alphas.items())
-        tables = [Table("1. Addition, test accuracy", addition, f"{spread}; alpha chosen on validation: {chosen}")]
+        tables = [
+            Table("1. Addition, test accuracy", addition, f"{spread}; alpha chosen on validation: {chosen}")
+        ]
         if negation:
             floor = self.recipe.negate.floor
-            tables.append(Table("2. Negation, test accuracy", negation, f"{spread}; control kept >= {floor:g} on validation"))
-        tables.append(Table(f"{len(tables) + 1}. Cost", self._cost_rows(), "peak memory is the whole process's"))
+            tables.append(
+                Table(
+                    "2. Negation, test accuracy",
+                    negation,
+                    f"{spread}; control kept >= {floor:g} on validation",
+                )
+            )
+        tables.append(
+            Table(f"{len(tables) + 1}. Cost", self._cost_rows(), "peak memory is the whole process's")
+        )
         facts = provenance(recipe=self.recipe.as_dict(), base=self.encoder.source, fingerprint=self.base)
         result = {"alpha": alphas, "addition": means, "seeds": spread}
         return Report(self.recipe.title, tables, facts, series, result)

@@ -62,7 +62,9 @@ class _Curves:
         with progress(f"tangents on {split}", sum(len(t.split(split)) for t in needs), self.show) as advance:
             for task, names in needs.items():
                 vectors = [self.directions[name] for name in names]
-                tangent = linearize(Classifier(self.encoder, self.heads[task]), list(vectors[0].deltas), self.point)
+                tangent = linearize(
+                    Classifier(self.encoder, self.heads[task]), list(vectors[0].deltas), self.point
+                )
                 passed = affine(tangent, vectors, self._batches(task, split), advance)
                 self._passes[task, split] = (list(names), passed)
 
@@ -87,8 +89,10 @@ class _Curves:
 def _points(grid: Grid) -> tuple[float, ...]:
     points = PAPER_GRID if isinstance(grid, str) else tuple(float(alpha) for alpha in grid)
     if isinstance(grid, str) and grid not in ("paper", "auto"):
-        raise UsageError(f"grid={grid!r}: 'paper' (21 points on [0, 1]), 'auto' (widened until the best point is "
-                         "interior) or a list of coefficients.")
+        raise UsageError(
+            f"grid={grid!r}: 'paper' (21 points on [0, 1]), 'auto' (widened until the best point is "
+            "interior) or a list of coefficients."
+        )
     if not points:
         raise UsageError("grid=[]: it needs at least one coefficient.")
     return points
@@ -189,7 +193,9 @@ def add(
     series = [{"kind": "alpha", "title": f"addition, {chosen_regime}", "best": best,
                "points": [{"alpha": a, **scores.rows[a]} for a in sorted(scores.rows)]}]  # fmt: skip
     facts = _facts(encoder, vectors.values(), grid)
-    return Report(f"Addition, {chosen_regime}", [Table(f"Addition, {chosen_regime}", rows, note)], facts, series, result)
+    return Report(
+        f"Addition, {chosen_regime}", [Table(f"Addition, {chosen_regime}", rows, note)], facts, series, result
+    )
 
 
 def _addition_row(curves: _Curves, task: Task, alpha: float) -> dict[str, Cell]:
@@ -200,7 +206,7 @@ def _addition_row(curves: _Curves, task: Task, alpha: float) -> dict[str, Cell]:
     plain = curves.accuracy(task, "test", "sum", 1.0)
     return {
         "task": task.name,
-        "zero-shot": curves.accuracy(task, "test", "sum", 0.0),
+        "zero shot": curves.accuracy(task, "test", "sum", 0.0),
         "single": single,
         "added": added,
         "added norm.": added / (single or 1.0),
@@ -256,7 +262,10 @@ def negate(
 
     def at(alpha: float, split: str) -> dict[str, float]:
         control = [curves.accuracy(one, split, "negated", alpha) for one in controls]
-        return {"target": curves.accuracy(task, split, "negated", alpha), "control": sum(control) / len(control)}
+        return {
+            "target": curves.accuracy(task, split, "negated", alpha),
+            "control": sum(control) / len(control),
+        }
 
     curves.prepare(needs, "validation")
     least = floor * at(0.0, "validation")["control"]

@@ -71,7 +71,9 @@ class Checkpoint:
                 self.metadata.update(handle.metadata() or {})
                 for name in handle.keys():  # noqa: SIM118 - the handle is not a mapping
                     if name in self._file_of:
-                        raise StoreError(f"tensor {name!r} stands in {self._file_of[name]} and again in {file}.")
+                        raise StoreError(
+                            f"tensor {name!r} stands in {self._file_of[name]} and again in {file}."
+                        )
                     self._file_of[name] = file
 
     def __iter__(self) -> Iterator[str]:
@@ -152,7 +154,9 @@ def _shards(index: Path) -> list[Path]:
         if Path(name).name != name:
             raise StoreError(f"{index} points to {name!r}; shards must lie in the index's own directory.")
         if not file.is_file():
-            raise StoreError(f"{index} names the shard {name!r}, which is not there: download or copy it again.")
+            raise StoreError(
+                f"{index} names the shard {name!r}, which is not there: download or copy it again."
+            )
         _require_tensors(file, [tensor for tensor, shard in weight_map.items() if shard == name], index)
         files.append(file)
     return files
@@ -270,4 +274,6 @@ def write_text(path: str | Path, text: str, *, overwrite: bool = True) -> None:
 
 def write_json(path: str | Path, content: Any, *, overwrite: bool = True) -> None:
     """Write JSON atomically, keys in the order given."""
-    write_text(path, json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False) + "\n", overwrite=overwrite)
+    write_text(
+        path, json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False) + "\n", overwrite=overwrite
+    )

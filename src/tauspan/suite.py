@@ -38,4 +38,6 @@ def find_task(name: str) -> Task:
         return Task.from_directory(DIRECTORY / name)
     if (Path(name) / "card.json").is_file():
         return Task.from_directory(name)
-    raise DataError(f"no task {name!r}: not a shipped one, and no directory with a card.json. {nearest(name, NAMES)}")
+    raise DataError(
+        f"no task {name!r}: not a shipped one, and no directory with a card.json. {nearest(name, NAMES)}"
+    )

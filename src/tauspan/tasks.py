@@ -40,7 +40,9 @@ class Split:
 
     def take(self, indices: Sequence[int]) -> "Split":
         """The rows at the given places, in that order."""
-        return Split([self.inputs[i] for i in indices], self.labels[torch.as_tensor(indices, dtype=torch.long)])
+        return Split(
+            [self.inputs[i] for i in indices], self.labels[torch.as_tensor(indices, dtype=torch.long)]
+        )
 
 
 @dataclass(frozen=True, eq=False)
@@ -74,7 +76,9 @@ class Task:
     def __post_init__(self) -> None:
         classes = len(self.label_names)
         if self.label_prompts and len(self.label_prompts) != classes:
-            raise DataError(f"task {self.name!r} has {classes} classes and {len(self.label_prompts)} label prompts.")
+            raise DataError(
+                f"task {self.name!r} has {classes} classes and {len(self.label_prompts)} label prompts."
+            )
         for split in SPLITS:
             if split not in self.splits or len(self.splits[split]) == 0:
                 raise DataError(f"task {self.name!r} has no rows in its {split} split.")
@@ -83,7 +87,9 @@ class Task:
                 found = f"{str(rows.labels.dtype).removeprefix('torch.')} of shape {tuple(rows.labels.shape)}"
                 raise DataError(f"{split} of {self.name!r}: labels are int64 of shape (N,), not {found}.")
             if len(rows.inputs) != len(rows.labels):
-                raise DataError(f"{split} of {self.name!r}: {len(rows.inputs)} inputs and {len(rows.labels)} labels.")
+                raise DataError(
+                    f"{split} of {self.name!r}: {len(rows.inputs)} inputs and {len(rows.labels)} labels."
+                )
             outside = ((rows.labels < 0) | (rows.labels >= classes)).nonzero().flatten()
             if len(outside):
                 row = int(outside[0])
@@ -103,14 +109,21 @@ class Task:
         return self.splits[name]
 
     def subset(
-        self, *, train: int | None = None, validation: int | None = None, test: int | None = None, seed: int = 0
+        self,
+        *,
+        train: int | None = None,
+        validation: int | None = None,
+        test: int | None = None,
+        seed: int = 0,
     ) -> "Task":
         """At most so many rows of each split, drawn by a permutation keyed by the seed and the split's name."""
         wanted = {"train": train, "validation": validation, "test": test}
         for split, count in wanted.items():
             if count is not None and count < 1:
                 raise DataError(f"{split}={count}: a subset of task {self.name!r} needs at least one row.")
-        splits = {name: _sampled(rows, wanted.get(name), f"{seed}/{name}") for name, rows in self.splits.items()}
+        splits = {
+            name: _sampled(rows, wanted.get(name), f"{seed}/{name}") for name, rows in self.splits.items()
+        }
         return replace(self, splits=splits)
 
     def checksum(self) -> str:
@@ -153,7 +166,9 @@ class Task:
                 raise DataError(f"{path / 'card.json'} names {file.name!r}, which is not there.")
             found = hashlib.sha256(file.read_bytes()).hexdigest()
             if found != entry["sha256"]:
-                raise DataError(f"{file} has SHA-256 {found[:12]}, its card says {entry['sha256'][:12]}: it was changed.")
+                raise DataError(
+                    f"{file} has SHA-256 {found[:12]}, its card says {entry['sha256'][:12]}: it was changed."
+                )
             splits[split] = read_rows(file, card["label_names"])
         return Task(
             card["name"], card["label_names"], splits, card.get("label_prompts", ()),
@@ -179,7 +194,9 @@ class Task:
         become it, drawn with seed 0, as the paper does. Without `label_names`, the sorted values of the
         training labels are the classes.
         """
-        files = {"train": Path(train), "test": Path(test)} | ({"validation": Path(validation)} if validation else {})
+        files = {"train": Path(train), "test": Path(test)} | (
+            {"validation": Path(validation)} if validation else {}
+        )
         if label_names is None:
             label_names = _classes(files["train"], label)
         splits = {split: read_rows(file, label_names, text, label) for split, file in files.items()}
@@ -203,9 +220,15 @@ class Task:
             found = datasets.load_dataset(source, config, revision=revision)
         except Exception as error:  # the library raises many kinds: offline, unknown, gated, malformed
             raise DataError(f"the data set {source!r} could not be loaded: {error}") from error
-        if "train" not in found or text not in found["train"].column_names or label not in found["train"].column_names:
+        if (
+            "train" not in found
+            or text not in found["train"].column_names
+            or label not in found["train"].column_names
+        ):
             columns = {split: rows.column_names for split, rows in found.items()}
-            raise DataError(f"{source!r} needs a train split with the columns {text!r} and {label!r}; it has {columns}.")
+            raise DataError(
+                f"{source!r} needs a train split with the columns {text!r} and {label!r}; it has {columns}."
+            )
         feature = found["train"].features[label]
         indexed = getattr(feature, "names", None)  # else the values themselves are the names, numbers too
         names = indexed or [str(value) for value in sorted(set(found["train"][label]))]
@@ -215,7 +238,9 @@ class Task:
                 inputs = [item if isinstance(item, str) else np.asarray(item) for item in rows[text]]
                 values = list(rows[label] if indexed else map(str, rows[label]))
                 splits[split] = Split(inputs, _labels(values, names, f"{source}:{split}"))
-        return _with_validation(name or source.split("/")[-1], names, splits, label_prompts, max_tokens, source)
+        return _with_validation(
+            name or source.split("/")[-1], names, splits, label_prompts, max_tokens, source
+        )
 
     @staticmethod
     def from_tensors(
@@ -324,12 +349,19 @@ def _labels(values: Sequence[Any], names: Sequence[str], where: str) -> Tensor:
         elif str(value).removeprefix("-").isdecimal():
             labels.append(int(value))
         else:
-            raise DataError(f"{where}, row {row}: {value!r} is neither a class index nor a class. {nearest(str(value), names)}")
+            raise DataError(
+                f"{where}, row {row}: {value!r} is neither a class index nor a class. {nearest(str(value), names)}"
+            )
     return torch.tensor(labels, dtype=torch.long)
 
 
 def _with_validation(
-    name: str, names: Sequence[str], splits: dict[str, Split], prompts: Sequence[str], tokens: int | None, source: str
+    name: str,
+    names: Sequence[str],
+    splits: dict[str, Split],
+    prompts: Sequence[str],
+    tokens: int | None,
+    source: str,
 ) -> Task:
     if "validation" not in splits and len(splits.get("train", ())) > 1:
         rows = splits["train"]
@@ -379,7 +411,9 @@ def _prototypes(task: Task, encoder: Encoder, shots: int) -> Tensor:
     for index, name in enumerate(task.label_names):
         places = (rows.labels == index).nonzero().flatten()[:shots].tolist()
         if not places:
-            raise DataError(f"class {name!r} of task {task.name!r} has no training row to make a prototype from.")
+            raise DataError(
+                f"class {name!r} of task {task.name!r} has no training row to make a prototype from."
+            )
         features = encoder(encoder.encode(rows.take(places).inputs, task.max_tokens))
         weights.append(F.normalize(F.normalize(features, dim=-1).mean(0), dim=-1))
     return torch.stack(weights)

@@ -76,14 +76,18 @@ class TaskVector:
     def __mul__(self, scale: object) -> "TaskVector":
         if not isinstance(scale, int | float):
             return NotImplemented
-        return self._with({name: delta * scale for name, delta in self.deltas.items()}, f"{scale:g} {self.label}")
+        return self._with(
+            {name: delta * scale for name, delta in self.deltas.items()}, f"{scale:g} {self.label}"
+        )
 
     __rmul__ = __mul__
 
     def __truediv__(self, scale: object) -> "TaskVector":
         if not isinstance(scale, int | float):
             return NotImplemented
-        return self._with({name: delta / scale for name, delta in self.deltas.items()}, f"{self.label}/{scale:g}")
+        return self._with(
+            {name: delta / scale for name, delta in self.deltas.items()}, f"{self.label}/{scale:g}"
+        )
 
     def __neg__(self) -> "TaskVector":
         return self._with({name: -delta for name, delta in self.deltas.items()}, f"-{self.label}")
@@ -158,7 +162,9 @@ class TaskVector:
 
     def filled_like(self, other: "TaskVector") -> "TaskVector":
         """This vector with zeros for the tensors that only `other` has, so that the two add."""
-        missing = {name: torch.zeros_like(delta) for name, delta in other.deltas.items() if name not in self.deltas}
+        missing = {
+            name: torch.zeros_like(delta) for name, delta in other.deltas.items() if name not in self.deltas
+        }
         order = [*other.deltas, *(name for name in self.deltas if name not in other.deltas)]
         merged = {**self.deltas, **missing}
         return self._with({name: merged[name] for name in order}, self.label)
@@ -191,7 +197,10 @@ class TaskVector:
             name: (new.double() - old.double()).to(dtype).detach()
             for name, old, new in params.zip_strict(floats, others, "the base", "the fine-tuned model")
         }
-        info = {"base_id": base if isinstance(base, str | Path) else type(base).__name__, "versions": versions()}
+        info = {
+            "base_id": base if isinstance(base, str | Path) else type(base).__name__,
+            "versions": versions(),
+        }
         info["base_id"] = str(info["base_id"])
         chosen = {name: delta for name, delta in deltas.items() if names is None or name in names}
         return TaskVector(chosen, params.fingerprint(floats), "standard", label, info)
@@ -207,7 +216,9 @@ class TaskVector:
         self.require_base(params.fingerprint(point))
         for name, delta in self.deltas.items():
             if name not in point or point[name].shape != delta.shape:
-                params.require_same(self.deltas, {n: point[n] for n in self.deltas if n in point}, self.label, "base")
+                params.require_same(
+                    self.deltas, {n: point[n] for n in self.deltas if n in point}, self.label, "base"
+                )
         return {name: self.moved(name, tensor, scale) for name, tensor in point.items()}
 
     def moved(self, name: str, tensor: Tensor, scale: float) -> Tensor:
@@ -243,7 +254,13 @@ class TaskVector:
         """
         params.require_finite(self.deltas, f"the vector {self.label!r}")
         file = vector_file(path)
-        header = {"format": FORMAT, "base": self.base, "regime": self.regime, "label": self.label, "info": self.info}
+        header = {
+            "format": FORMAT,
+            "base": self.base,
+            "regime": self.regime,
+            "label": self.label,
+            "info": self.info,
+        }
         store.write_tensors(
             file, self.deltas, {"tauspan": json.dumps(header, sort_keys=True)}, overwrite=overwrite
         )

@@ -149,7 +149,9 @@ class Linearized(nn.Module):
         if check_base:
             vector.require_base(models.fingerprint_of(self.base))
         params.require_finite(vector.deltas, vector.label)
-        for _, tau, delta in params.zip_strict(self.tau, vector.deltas, "the linearised module", vector.label):
+        for _, tau, delta in params.zip_strict(
+            self.tau, vector.deltas, "the linearised module", vector.label
+        ):
             tau.copy_(delta)
 
 
@@ -189,6 +191,8 @@ def linearize(
     points = possible.get(type(module), ("output",))
     chosen = point or points[0]
     if chosen not in points:
-        wanted = "build a Classifier (encoder and head) first" if chosen == "logits" else nearest(chosen, points)
+        wanted = (
+            "build a Classifier (encoder and head) first" if chosen == "logits" else nearest(chosen, points)
+        )
         raise UsageError(f"{type(module).__name__} has no linearisation point {chosen!r}: {wanted}")
     return Linearized(module, models.select(module, params), chosen)

@@ -32,7 +32,9 @@ class Inputs:
         """
         if self.modality == "text":
             if not all(isinstance(text, str) for text in raw):
-                raise DataError(f"this encoder reads text, and the task holds {type(raw[0]).__name__} inputs.")
+                raise DataError(
+                    f"this encoder reads text, and the task holds {type(raw[0]).__name__} inputs."
+                )
             tokens = self.tokenizer(
                 list(raw), padding=True, truncation=True, max_length=max_tokens, return_tensors="pt"
             )
@@ -50,7 +52,9 @@ class Inputs:
             images = images.permute(0, 3, 1, 2)
         scale = 255.0 if images.dtype == torch.uint8 else 1.0
         pixels = images.float().div(scale).expand(-1, 3, -1, -1)
-        pixels = F.interpolate(pixels, size=(self.size, self.size), mode="bicubic", antialias=True).clamp(0, 1)
+        pixels = F.interpolate(pixels, size=(self.size, self.size), mode="bicubic", antialias=True).clamp(
+            0, 1
+        )
         mean, std = (torch.tensor(values).view(1, 3, 1, 1) for values in (self.mean, self.std))
         return (pixels - mean) / std
 
@@ -108,7 +112,9 @@ class Encoder(nn.Module):
     def embed_labels(self, prompts: Sequence[str]) -> Tensor:
         """Unit-norm features of label prompts, shape (K, d)."""
         if self.label_features is None:
-            raise ModelError(f"{self.source} has no text tower: use class prototypes or a classifier of your own.")
+            raise ModelError(
+                f"{self.source} has no text tower: use class prototypes or a classifier of your own."
+            )
         device = next(self.backbone.parameters()).device
         tokens = self.inputs.tokenizer(list(prompts), padding=True, truncation=True, return_tensors="pt")
         batch = {name: tensor.to(device) for name, tensor in tokens.items()}

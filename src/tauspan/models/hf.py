@@ -35,8 +35,12 @@ def load(directory: Path, source: str) -> Encoder:
     config = store.read_json(directory / "config.json")
     kind = config.get("model_type")
     if not kind:
-        raise ModelError(f"{directory}/config.json has no `model_type`. For timm and open_clip write local-dir:{directory}.")
-    model = _pretrained(transformers, transformers.CLIPModel if kind == "clip" else transformers.AutoModel, directory)
+        raise ModelError(
+            f"{directory}/config.json has no `model_type`. For timm and open_clip write local-dir:{directory}."
+        )
+    model = _pretrained(
+        transformers, transformers.CLIPModel if kind == "clip" else transformers.AutoModel, directory
+    )
     if kind == "clip":
         return _clip(transformers, model, directory, source)
     if model.main_input_name == "pixel_values":
@@ -98,10 +102,14 @@ def _pretrained(transformers: Any, family: Any, directory: Path) -> nn.Module:
 
 def _tokenizer(transformers: Any, directory: Path) -> Any:
     try:
-        tokenizer = transformers.AutoTokenizer.from_pretrained(directory, local_files_only=True, trust_remote_code=False)
+        tokenizer = transformers.AutoTokenizer.from_pretrained(
+            directory, local_files_only=True, trust_remote_code=False
+        )
     except (OSError, ValueError, KeyError) as error:
         raise ModelError(f"{directory} has no usable tokenizer: {error}") from error
-    if len(tokenizer) <= len(tokenizer.all_special_tokens):  # transformers makes an empty one where files lack
+    if len(tokenizer) <= len(
+        tokenizer.all_special_tokens
+    ):  # transformers makes an empty one where files lack
         raise ModelError(f"{directory} has no usable tokenizer: its vocabulary is empty. Add tokenizer.json.")
     if tokenizer.pad_token is None and tokenizer.eos_token is None:
         raise ModelError(
@@ -127,7 +135,9 @@ def _pooling(directory: Path, model: Any) -> Callable[[nn.Module, Batch], Tensor
         return known[chosen[0]]
     from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
-    is_decoder = model.config.model_type in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES and not hasattr(model, "encoder")
+    is_decoder = model.config.model_type in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES and not hasattr(
+        model, "encoder"
+    )
     return last_token if is_decoder else mean_pooled
 
 
@@ -229,7 +239,13 @@ def _image_inputs(directory: Path) -> Inputs:
         warnings.warn(f"{directory} does not say its image size; 224 is taken.", stacklevel=2)
         size = 224
     half = (0.5, 0.5, 0.5)
-    return Inputs("image", None, int(size), tuple(settings.get("image_mean", half)), tuple(settings.get("image_std", half)))
+    return Inputs(
+        "image",
+        None,
+        int(size),
+        tuple(settings.get("image_mean", half)),
+        tuple(settings.get("image_std", half)),
+    )
 
 
 def copies(directory: Path, config: bool = False) -> Callable[[Any], None]:
@@ -242,7 +258,9 @@ def copies(directory: Path, config: bool = False) -> Callable[[Any], None]:
     def copy(target: Path) -> None:
         for file in directory.rglob("*"):
             inner = file.relative_to(directory)
-            plain = file.suffix in {".json", ".txt", ".model", ".jinja"} and not file.name.endswith(store.INDEX_SUFFIX)
+            plain = file.suffix in {".json", ".txt", ".model", ".jinja"} and not file.name.endswith(
+                store.INDEX_SUFFIX
+            )
             if file.is_file() and plain and str(inner) not in skip and not inner.name.startswith("."):
                 (target / inner).parent.mkdir(parents=True, exist_ok=True)
                 shutil.copyfile(file, target / inner)

@@ -96,7 +96,9 @@ def select(module: nn.Module, choice: Selection = "all") -> tuple[str, ...]:
                 raise UsageError(f"no parameter matches {pattern!r}. {nearest(pattern, names)}")
         chosen = [name for name in names if any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns)]
     if not chosen:
-        raise UsageError(f"the choice {choice!r} picks no parameter of {type(inner).__name__} ({listed(known)}).")
+        raise UsageError(
+            f"the choice {choice!r} picks no parameter of {type(inner).__name__} ({listed(known)})."
+        )
     return tuple(chosen)
 
 
@@ -119,12 +121,18 @@ def _attention(inner: nn.Module, names: Sequence[str]) -> list[str]:
 def _last_blocks(inner: nn.Module, names: Sequence[str], choice: str) -> list[str]:
     count = choice.removeprefix("last:")
     stacks = {name: m for name, m in inner.named_modules() if isinstance(m, nn.ModuleList | nn.Sequential)}
-    stacks = {name: m for name, m in stacks.items() if any(n.startswith(f"{name}." if name else "") for n in names)}
+    stacks = {
+        name: m for name, m in stacks.items() if any(n.startswith(f"{name}." if name else "") for n in names)
+    }
     if not stacks:
-        raise UsageError(f"{choice!r} needs a stack of blocks (a ModuleList), and {type(inner).__name__} has none.")
+        raise UsageError(
+            f"{choice!r} needs a stack of blocks (a ModuleList), and {type(inner).__name__} has none."
+        )
     prefix, stack = max(stacks.items(), key=lambda item: len(item[1]))
     if not count.isdigit() or not 1 <= int(count) <= len(stack):
-        raise UsageError(f"{choice!r}: k must lie between 1 and {len(stack)}, the blocks of {prefix or 'the module'!r}.")
+        raise UsageError(
+            f"{choice!r}: k must lie between 1 and {len(stack)}, the blocks of {prefix or 'the module'!r}."
+        )
     dot = f"{prefix}." if prefix else ""
     blocks = list(stack._modules)[-int(count) :]  # by name: a Sequential need not number them
     heads = tuple(f"{dot}{block}." for block in blocks)
@@ -135,14 +143,20 @@ def require_deterministic(module: nn.Module) -> None:
     """Raise `ModelError` if a layer would draw random numbers or mix the examples of a batch."""
     for name, layer in module.named_modules():
         if isinstance(layer, nn.modules.dropout._DropoutNd) and layer.training and layer.p > 0:
-            raise ModelError(f"dropout {name!r} (p={layer.p}) is active: f(x) would be random. Call `.eval()` first.")
+            raise ModelError(
+                f"dropout {name!r} (p={layer.p}) is active: f(x) would be random. Call `.eval()` first."
+            )
         if isinstance(layer, nn.modules.batchnorm._BatchNorm):
             if layer.training:
-                raise ModelError(f"batch norm {name!r} is in training mode: f(x) would depend on the batch and change "
-                                 "the running statistics. Call `.eval()` first.")
+                raise ModelError(
+                    f"batch norm {name!r} is in training mode: f(x) would depend on the batch and change "
+                    "the running statistics. Call `.eval()` first."
+                )
             if layer.running_mean is None:
-                raise ModelError(f"batch norm {name!r} keeps no running statistics, so f(x) depends on the whole "
-                                 "batch. Use a layer with track_running_stats=True or another norm.")
+                raise ModelError(
+                    f"batch norm {name!r} keeps no running statistics, so f(x) depends on the whole "
+                    "batch. Use a layer with track_running_stats=True or another norm."
+                )
 
 
 @contextmanager

@@ -20,7 +20,9 @@ def require_extra(package: str, extra: str, what: str) -> Any:
     try:
         return importlib.import_module(package)
     except (ImportError, RuntimeError) as error:
-        raise MissingExtraError(f"{what} needs {package} ({error}). Install it: pip install 'tauspan[{extra}]'.") from error
+        raise MissingExtraError(
+            f"{what} needs {package} ({error}). Install it: pip install 'tauspan[{extra}]'."
+        ) from error
 
 
 def load_model(source: str | Path | nn.Module, *, cache: str | Path | None = None) -> Encoder:
@@ -56,17 +58,23 @@ def model_directory(source: str, cache: str | Path | None = None) -> Path:
         package, folder, extra = PACKAGED[source]
         spec = importlib.util.find_spec(package)
         if spec is None or not spec.submodule_search_locations:
-            raise MissingExtraError(f"the model {source!r} comes with {package}: pip install 'tauspan[{extra}]'.")
+            raise MissingExtraError(
+                f"the model {source!r} comes with {package}: pip install 'tauspan[{extra}]'."
+            )
         return Path(spec.submodule_search_locations[0]) / folder
     path = Path(source)
     if path.is_dir():
         return path
     if path.is_file():
         store.refuse_pickle(path)
-        raise ModelError(f"{path} is a file; a model is a directory with config.json and .safetensors weights.")
+        raise ModelError(
+            f"{path} is a file; a model is a directory with config.json and .safetensors weights."
+        )
     if source.count("/") != 1 or source.startswith((".", "/", "~")):
-        raise ModelError(f"no model {source!r}: not a directory, and not an id such as org/name@revision. "
-                         f"{nearest(source, PACKAGED)}")
+        raise ModelError(
+            f"no model {source!r}: not a directory, and not an id such as org/name@revision. "
+            f"{nearest(source, PACKAGED)}"
+        )
     return _from_hub(source, cache)
 
 
@@ -74,9 +82,13 @@ def _from_hub(source: str, cache: str | Path | None) -> Path:
     hub = require_extra("huggingface_hub", "transformers", f"the hub id {source!r}")
     name, _, revision = source.partition("@")
     try:
-        fetched = hub.snapshot_download(name, revision=revision or None, allow_patterns=_HUB_FILES, cache_dir=cache)
+        fetched = hub.snapshot_download(
+            name, revision=revision or None, allow_patterns=_HUB_FILES, cache_dir=cache
+        )
     except Exception as error:  # the hub's client raises many kinds: offline, unknown, gated, timed out
-        raise ModelError(f"{source!r} is no local directory and could not be fetched from the hub: {error}") from error
+        raise ModelError(
+            f"{source!r} is no local directory and could not be fetched from the hub: {error}"
+        ) from error
     return Path(fetched)
 
 

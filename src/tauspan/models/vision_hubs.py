@@ -32,7 +32,9 @@ def _timm(directory: Path, source: str, weights: Path) -> Encoder:
     config = store.read_json(directory / "config.json")
     kind = config.get("architecture")
     if not kind:
-        raise ModelError(f"{directory}/config.json has no `architecture`: it is not a directory that timm wrote.")
+        raise ModelError(
+            f"{directory}/config.json has no `architecture`: it is not a directory that timm wrote."
+        )
     arguments = {**config.get("model_args", {}), "num_classes": 0}
     try:
         model = timm.create_model(kind, pretrained=False, **arguments)

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from tauspan import store
-from tauspan.errors import NonFiniteError, StoreError
+from tauspan.errors import NonFiniteError, StoreError, UsageError
 from tauspan.measure import Cost, measured, progress
 from tauspan.models import Classifier, Encoder, fingerprint_of
 from tauspan.processes import World, world
@@ -123,13 +123,17 @@ def train(
     show_progress: bool = True,
 ) -> Finetuned:
     """`finetune` with its settings in one object."""
+    if checkpoint_every < 1:
+        raise UsageError(f"checkpoint_every={checkpoint_every}: it must be at least 1.")
     key = settings.key(fingerprint_of(encoder), task.checksum())
     finished = _finished(out, key, resume)
     if finished is not None:
         return finished
     classifier = Classifier(encoder, build_head(task, encoder))
     with world() as processes, measured() as cost:
-        run = _Run(trainee(classifier, settings), encoder, task, settings, key, processes, out, checkpoint_every)
+        run = _Run(
+            trainee(classifier, settings), encoder, task, settings, key, processes, out, checkpoint_every
+        )
         run.start(resume)
         run.loop(show_progress and processes.first)
         info = {"task": task.name, "seed": settings.seed, "recipe": settings.as_dict(), "key": key}
@@ -145,13 +149,19 @@ def _finished(out: Path | None, key: str, resume: bool) -> Finetuned | None:
     """The finished run in `out`, if it is the one asked for and may be reused."""
     if out is None or not (out / FILE).exists():
         if out is not None and (out / checkpoint.NAME).exists() and not resume:
-            raise StoreError(f"{out} holds an unfinished run. Continue it with resume (--resume), or choose another.")
+            raise StoreError(
+                f"{out} holds an unfinished run. Continue it with resume (--resume), or choose another."
+            )
         return None
     if not resume:
-        raise StoreError(f"{out / FILE} is already there. Reuse it with resume (--resume), or choose another folder.")
+        raise StoreError(
+            f"{out / FILE} is already there. Reuse it with resume (--resume), or choose another folder."
+        )
     vector = TaskVector.from_pretrained(out / FILE)
     if vector.info.get("key") != key:
-        raise StoreError(f"{out / FILE} was made with other settings, another base or other data. Choose another folder.")
+        raise StoreError(
+            f"{out / FILE} was made with other settings, another base or other data. Choose another folder."
+        )
     lines = (out / LOG).read_text().splitlines() if (out / LOG).exists() else []
     return Finetuned(vector, [json.loads(line) for line in lines], reused=True)
 
@@ -220,7 +230,11 @@ class _Run:
                 while self.step < self.total:
                     started = time.perf_counter()
                     loss = self.one_step(self.step // per_epoch, self.step % per_epoch)
-                    rate = self.settings.batch_size * self.settings.accumulation / (time.perf_counter() - started)
+                    rate = (
+                        self.settings.batch_size
+                        * self.settings.accumulation
+                        / (time.perf_counter() - started)
+                    )
                     advance(1, f"loss {loss:.3f}, {rate:.0f} rows/s")
                     if self.step % per_epoch == 0 or self.step == self.total:
                         self.validate()
@@ -258,7 +272,10 @@ class _Run:
     def _backward(self, rows: Split, size: int) -> Tensor:
         logits = self.trainee(self.encoder.encode(rows.inputs, self.max_tokens))
         labels = rows.labels.to(logits.device)
-        loss = F.cross_entropy(logits, labels, reduction="sum", label_smoothing=self.settings.label_smoothing) / size
+        loss = (
+            F.cross_entropy(logits, labels, reduction="sum", label_smoothing=self.settings.label_smoothing)
+            / size
+        )
         loss.backward()
         return loss.detach().cpu()
 

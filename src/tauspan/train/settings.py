@@ -55,10 +55,17 @@ class Settings:
             hint = "posthoc reads a standard vector in the tangent model; it is not trained" \
                 if self.regime == "posthoc" else nearest(str(self.regime), REGIMES)  # fmt: skip
             raise UsageError(f"regime={self.regime!r} cannot be trained: {hint}")
-        for name, least in (("epochs", 1), ("batch_size", 1), ("accumulation", 1), ("max_steps", 1), ("max_tokens", 1)):
+        for name, least in (
+            ("epochs", 1),
+            ("batch_size", 1),
+            ("accumulation", 1),
+            ("max_steps", 1),
+            ("max_tokens", 1),
+        ):
             value = getattr(self, name)
-            if value is not None and value < least:
-                raise UsageError(f"{name}={value}: it must be at least {least}.")
+            optional = name.startswith("max_")
+            if not (optional and value is None) and not (isinstance(value, int) and value >= least):
+                raise UsageError(f"{name}={value}: it must be a whole number, at least {least}.")
         for name in ("weight_decay", "clip", "warmup"):
             if not 0 <= getattr(self, name) < math.inf:
                 raise UsageError(f"{name}={getattr(self, name)}: it must be 0 or more.")
@@ -67,7 +74,11 @@ class Settings:
         if not 0 < self.peak_lr < math.inf:
             raise UsageError(f"lr={self.lr}: it must be above 0.")
         if self.decay_toward not in ("base", "zero"):
-            raise UsageError(f"decay_toward={self.decay_toward!r}. {nearest(self.decay_toward, ('base', 'zero'))}")
+            raise UsageError(
+                f"decay_toward={self.decay_toward!r}. {nearest(str(self.decay_toward), ('base', 'zero'))}"
+            )
+        if self.point not in (None, "encoder", "logits"):
+            raise UsageError(f"point={self.point!r}. {nearest(str(self.point), ('encoder', 'logits'))}")
 
     @property
     def peak_lr(self) -> float:

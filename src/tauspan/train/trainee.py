@@ -92,7 +92,9 @@ def decay(parameters: Params, anchor: Params, amount: float) -> None:
     """Decoupled weight decay toward an anchor: p <- p - amount (p - c)."""
     names = list(parameters)
     with torch.no_grad():
-        torch._foreach_lerp_([parameters[n] for n in names], [anchor[n].to(parameters[n]) for n in names], amount)
+        torch._foreach_lerp_(
+            [parameters[n] for n in names], [anchor[n].to(parameters[n]) for n in names], amount
+        )
 
 
 def as_parameters(tensors: Params) -> list[nn.Parameter]:

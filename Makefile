@@ -1,0 +1,41 @@
+# `make demo` and `make test` are all a newcomer needs; each makes the environment first.
+.DEFAULT_GOAL := help
+PYTHON ?= python3
+BIN := .venv/bin
+.PHONY: help env demo test test-slow check lint types clean
+
+help:
+	@echo "make demo   edit a real model with task vectors: three tables and pictures in out/demo"
+	@echo "make test   the tests, with line coverage"
+	@echo "make check  lint, types, tests        make test-slow  the tests that take minutes"
+	@echo "make env    only the environment .venv"
+
+env: .venv/ready
+
+# torch comes first: with it in place, nothing else pulls another build of it.
+.venv/ready: pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt torch
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[dev]"
+	@touch .venv/ready
+
+demo: env
+	$(BIN)/tauspan demo --out out/demo
+
+test: env
+	$(BIN)/python -m pytest --cov --cov-report=term --cov-fail-under=95
+
+test-slow: env
+	$(BIN)/python -m pytest -m slow
+
+lint: env
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: env
+	$(BIN)/mypy
+
+check: lint types test
+
+clean:
+	rm -rf .venv out .coverage* .mypy_cache .pytest_cache .ruff_cache .hypothesis

@@ -1,0 +1,7 @@
+"""`python -m tauspan`."""
+
+import sys
+
+from tauspan.cli import main
+
+sys.exit(main())

@@ -1,0 +1,284 @@
+"""What each verb of the program does; each imports what it needs when it runs."""
+
+import argparse
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tauspan.errors import DataError, UsageError
+
+if TYPE_CHECKING:
+    from tauspan.models import Encoder
+    from tauspan.report import Report
+    from tauspan.tasks import Task
+    from tauspan.vector import TaskVector
+
+
+def _show(report: "Report", options: argparse.Namespace) -> None:
+    from tauspan.cli import show
+
+    show(report, options)
+
+
+def _say(text: str, options: argparse.Namespace) -> None:
+    from tauspan.cli import say
+
+    say(text, options)
+
+
+def demo(options: argparse.Namespace) -> None:
+    """The packaged recipe."""
+    _recipe(Path(__file__).parent / "demo.yaml", Path(options.out), options)
+    out = options.out
+    _say(
+        f"Wrote {out}/report.json, report.md, addition.png and alpha-*.png, and the vectors under {out}/vectors.\n"
+        f"Next: tauspan vector inspect {out}/vectors/linear-*-seed0\n"
+        "      tauspan run recipes/text7.yaml", options,
+    )  # fmt: skip
+
+
+def run(options: argparse.Namespace) -> None:
+    """A recipe of the user's."""
+    recipe = Path(options.recipe)
+    out = Path(options.out) if options.out else Path("out") / recipe.stem
+    _recipe(recipe, out, options)
+    _say(f"Wrote {out}/report.json, {out}/report.md and the figures beside them.", options)
+
+
+def _recipe(file: Path, out: Path, options: argparse.Namespace) -> None:
+    import dataclasses
+
+    from tauspan.recipe import Recipe
+    from tauspan.run import run as carry_out
+
+    recipe = Recipe.read(file)
+    if options.seed is not None:
+        recipe = dataclasses.replace(recipe, seeds=(options.seed,))
+    _show(carry_out(recipe, out, show_progress=not options.quiet), options)
+
+
+def finetune(options: argparse.Namespace) -> None:
+    """Train one vector."""
+    from tauspan.train import Settings, train
+
+    settings = Settings(
+        regime=options.regime, seed=options.seed or 0, params=options.params, point=options.point,
+        epochs=options.epochs, max_steps=options.max_steps, batch_size=options.batch_size,
+        accumulation=options.accumulation, lr=options.lr, warmup=options.warmup, weight_decay=options.weight_decay,
+        decay_toward=options.decay_toward, clip=options.clip, label_smoothing=options.label_smoothing,
+        max_tokens=options.max_tokens,
+    )  # fmt: skip
+    task = _task(options.task)
+    task = task.subset(train=options.rows, seed=settings.seed) if options.rows is not None else task
+    encoder = _encoder(options.model)
+    if options.device:
+        encoder.to(options.device)
+    done = train(
+        encoder,
+        task,
+        settings,
+        Path(options.out),
+        options.checkpoint_every,
+        options.resume,
+        not options.quiet,
+    )
+    checked = [entry for entry in done.history if entry["split"] == "validation"]
+    last = checked[-1] if checked else {}
+    facts = {"vector": str(Path(options.out) / "vector.safetensors"), "reused": done.reused, **last,
+             "seconds": done.cost.seconds, "peak_mb": done.cost.peak_mb}  # fmt: skip
+    if options.json:
+        sys.stdout.write(json.dumps(facts) + "\n")
+    _say(
+        f"{done.task_vector}\n{facts['vector']}: validation accuracy {last.get('accuracy', float('nan')):.3f}, "
+        f"{done.cost.seconds:.1f} s, peak {done.cost.peak_mb:.0f} MB{', reused' if done.reused else ''}",
+        options,
+    )
+
+
+def _encoder(source: str) -> "Encoder":
+    from tauspan.edit import load
+    from tauspan.models import Encoder
+
+    model = load(source)
+    if not isinstance(model, Encoder):
+        raise UsageError(f"{source!r} is an edited tangent model; this verb starts from a pre-trained one.")
+    return model
+
+
+def _task(name: str) -> "Task":
+    from tauspan.suite import find_task
+
+    return find_task(name)
+
+
+def _vectors(paths: list[str]) -> "list[TaskVector]":
+    from tauspan.vector import TaskVector
+
+    return [TaskVector.from_pretrained(path) for path in paths]
+
+
+def _write(vector: "TaskVector", options: argparse.Namespace) -> None:
+    file = vector.save_pretrained(options.out, overwrite=options.overwrite)
+    if options.json:
+        sys.stdout.write(json.dumps({"vector": str(file), "norm": vector.norm(), "base": vector.base}) + "\n")
+    _say(f"{vector}\nwrote {file}", options)
+
+
+def vector_diff(options: argparse.Namespace) -> None:
+    """tuned - base."""
+    from tauspan.vector import TaskVector
+
+    _write(TaskVector.from_checkpoints(options.base, options.tuned, label=Path(options.tuned).name), options)
+
+
+def vector_inspect(options: argparse.Namespace) -> None:
+    """Provenance, tensors, cosines."""
+    from tauspan.report import Report, Table, provenance
+    from tauspan.vector import cosine_matrix
+
+    vectors = _vectors(options.vectors)
+    rows: list[dict[str, Any]] = []
+    for path, vector in zip(options.vectors, vectors, strict=True):
+        rows.append({"vector": path, "label": vector.label, "regime": vector.regime, "base": vector.base[:12],
+                     "tensors": len(vector.deltas), "norm": vector.norm(), "made from": vector.info.get("base_id", "")})  # fmt: skip
+    tables = [Table("Task vectors", rows)]
+    if options.tensors:
+        tables += [vector.table() for vector in vectors]
+    if len(vectors) > 1:
+        matrix = cosine_matrix(vectors).tolist()
+        tables.append(Table("Cosines", [
+            {"": vector.label, **{other.label: float(c) for other, c in zip(vectors, line, strict=True)}}
+            for vector, line in zip(vectors, matrix, strict=True)
+        ]))  # fmt: skip
+    _show(
+        Report("Task vectors", tables, provenance(), result={"info": [dict(v.info) for v in vectors]}),
+        options,
+    )
+
+
+def vector_verify(options: argparse.Namespace) -> None:
+    """Whole, finite, and of that base."""
+    from tauspan.models import fingerprint_of
+
+    vector = _vectors([options.vector])[0]
+    if options.model:
+        vector.require_base(fingerprint_of(_encoder(options.model)))
+    if options.json:
+        sys.stdout.write(json.dumps({"ok": True, "base": vector.base, "checked_model": options.model}) + "\n")
+    base = f"and starts from {options.model}" if options.model else f"(base {vector.base[:12]}, not checked)"
+    _say(f"{options.vector} is whole and finite {base}", options)
+
+
+def vector_add(options: argparse.Namespace) -> None:
+    """The sum."""
+    first, *rest = _vectors(options.vectors)
+    _write(sum(rest, first), options)
+
+
+def vector_scale(options: argparse.Namespace) -> None:
+    """A multiple."""
+    _write(options.factor * _vectors([options.vector])[0], options)
+
+
+def vector_negate(options: argparse.Namespace) -> None:
+    """The opposite."""
+    _write(-_vectors([options.vector])[0], options)
+
+
+def vector_analogy(options: argparse.Namespace) -> None:
+    """c + (b - a)."""
+    a, b, c = _vectors([options.a, options.b, options.c])
+    _write(c + (b - a), options)
+
+
+def apply(options: argparse.Namespace) -> None:
+    """Write an edited model."""
+    from tauspan.edit import apply as edit
+    from tauspan.edit import save
+    from tauspan.store import require_free
+
+    require_free(Path(options.out), options.overwrite)
+    edited = edit(
+        _encoder(options.model), _vectors([options.vector])[0], options.scale, regime=options.regime
+    )
+    save(edited, options.out, overwrite=options.overwrite)
+    if options.json:
+        sys.stdout.write(json.dumps({"model": options.out, "scale": options.scale}) + "\n")
+    _say(f"wrote {options.out}", options)
+
+
+def evaluate(options: argparse.Namespace) -> None:
+    """Accuracy on tasks."""
+    from tauspan.edit import load
+    from tauspan.evaluate import evaluate as measure
+
+    vector = _vectors([options.vector])[0] if options.vector else None
+    tasks = [_limited(_task(name), options.rows) for name in options.tasks]
+    _show(measure(
+        load(options.model), tasks, vector, options.scale, options.regime, options.split, point=options.point,
+        batch_size=options.batch_size, max_tokens=options.max_tokens, show_progress=not options.quiet,
+    ), options)  # fmt: skip
+
+
+def _limited(task: "Task", rows: int | None) -> "Task":
+    return task if rows is None else task.subset(train=rows, validation=rows, test=rows)
+
+
+def _pair(text: str, rows: int | None) -> "tuple[Task, TaskVector]":
+    name, equals, path = text.partition("=")
+    if not equals:
+        raise UsageError(f"{text!r} must be TASK=VECTOR, for example email_spam=out/spam/vector.safetensors.")
+    return _limited(_task(name), rows), _vectors([path])[0]
+
+
+def _grid(text: str) -> Any:
+    if text in ("paper", "auto"):
+        return text
+    try:
+        return [float(part) for part in text.split(",")]
+    except ValueError:
+        raise UsageError(
+            f"--grid {text!r} is neither paper, auto nor a list of numbers such as 0,0.5,1."
+        ) from None
+
+
+def _search(options: argparse.Namespace) -> dict[str, Any]:
+    return {"grid": _grid(options.grid), "point": options.point, "batch_size": options.batch_size,
+            "max_tokens": options.max_tokens, "show_progress": not options.quiet}  # fmt: skip
+
+
+def edit_add(options: argparse.Namespace) -> None:
+    """Addition with one coefficient."""
+    from tauspan.search import add
+
+    pairs = dict(_pair(text, options.rows) for text in options.pairs)
+    if len({task.name for task in pairs}) < len(pairs):
+        raise DataError("a task stands twice among the pairs; give each task one vector.")
+    _report(add(_encoder(options.model), pairs, options.regime, **_search(options)), options)
+
+
+def edit_negate(options: argparse.Namespace) -> None:
+    """Negation under a control floor."""
+    from tauspan.search import negate
+
+    task, vector = _pair(options.pair, options.rows)
+    controls = [_limited(_task(name), options.rows) for name in options.controls]
+    if task.name in {control.name for control in controls}:
+        raise UsageError(f"{task.name!r} is the target and cannot be its own control.")
+    found = negate(
+        _encoder(options.model), task, vector, controls, options.floor, options.regime, **_search(options)
+    )
+    _report(found, options)
+
+
+def _report(report: "Report", options: argparse.Namespace) -> None:
+    if options.out:
+        from tauspan import store
+        from tauspan.figures import draw
+
+        folder = Path(options.out)
+        store.write_text(folder / "report.json", report.to_json())
+        store.write_text(folder / "report.md", report.to_markdown())
+        draw(report, folder)
+    _show(report, options)

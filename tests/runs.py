@@ -1,16 +1,20 @@
 """Small fine-tuning runs: points in three classes for a float64 network, short texts for a BERT."""
 
 import json
+import math
 import random
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 import checkpoints
 from tauspan.models import Encoder, Head, load_model
-from tauspan.tasks import Task
+from tauspan.params import Params
+from tauspan.tasks import Task, permutation
 from tauspan.train import Finetuned, Settings, train
 from zoo import normal, stirred
 
@@ -50,7 +54,9 @@ def texts(rows: int = 20) -> Task:
 
 
 def bert(folder: Path) -> Encoder:
-    return load_model(checkpoints.write(folder, "bert"))
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return load_model(checkpoints.write(folder, "bert"))
 
 
 def trained(
@@ -66,3 +72,41 @@ def deltas(run: Finetuned) -> dict[str, Tensor]:
 
 def logged(folder: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+
+
+# -- training, written out -----------------------------------------------------------------------------------
+
+
+def learning_rates(settings: Settings, total: int) -> list[float]:
+    """Warm-up and cosine, spelled out."""
+    warm = int(settings.warmup) if settings.warmup >= 1 else round(settings.warmup * total)
+    rising = [(step + 1) / warm for step in range(warm)]
+    falling = [(1 + math.cos(math.pi * step / (total - warm))) / 2 for step in range(total - warm)]
+    return [settings.peak_lr * share for share in rising + falling]
+
+
+def by_hand(
+    task: Task, settings: Settings, start: Params, centre: Params, logits: Callable[[Params, Tensor], Tensor]
+) -> dict[str, Tensor]:
+    """The parameters after a run of AdamW, each formula written out."""
+    rows = task.split("train")
+    x, y = torch.stack(list(rows.inputs)), rows.labels
+    size = settings.batch_size * settings.accumulation
+    orders = [permutation(len(rows), f"{settings.seed}/{epoch}") for epoch in range(settings.epochs)]
+    batches = [order[i : i + size] for order in orders for i in range(0, len(rows), size)]
+    batches = batches[: settings.max_steps]
+    now = {name: tensor.detach().clone().requires_grad_() for name, tensor in start.items()}
+    mean, square = ({n: torch.zeros_like(t) for n, t in start.items()} for _ in range(2))
+    for t, (batch, lr) in enumerate(zip(batches, learning_rates(settings, len(batches)), strict=True), 1):
+        loss = F.cross_entropy(logits(now, x[batch]), y[batch], label_smoothing=settings.label_smoothing)
+        gradient = dict(zip(now, torch.autograd.grad(loss, list(now.values())), strict=True))
+        norm = math.sqrt(sum(float(g.square().sum()) for g in gradient.values()))
+        factor = min(1.0, settings.clip / norm) if settings.clip else 1.0
+        with torch.no_grad():
+            for name, p in now.items():
+                g = gradient[name] * factor
+                mean[name] = 0.9 * mean[name] + 0.1 * g
+                square[name] = 0.999 * square[name] + 0.001 * g * g
+                p -= lr * settings.weight_decay * (p - centre[name])
+                p -= lr * (mean[name] / (1 - 0.9**t)) / ((square[name] / (1 - 0.999**t)).sqrt() + 1e-8)
+    return {name: p.detach() - start[name] for name, p in now.items()}

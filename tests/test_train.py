@@ -2,7 +2,6 @@ import dataclasses
 import inspect
 import itertools
 import math
-from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -11,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from runs import REGIMES, deltas, encoder, logged, network, points, trained
+from runs import REGIMES, by_hand, deltas, encoder, learning_rates, logged, network, points, trained
 from tauspan.errors import ModelError, NonFiniteError, UsageError
 from tauspan.measure import measured, progress
 from tauspan.models import load_model
@@ -36,41 +35,6 @@ CASES: dict[str, dict[str, Any]] = {
     "no warm-up": {"warmup": 0.0},
     "another order": {"seed": 7},
 }
-
-
-def learning_rates(settings: Settings, total: int) -> list[float]:
-    """Warm-up and cosine, spelled out."""
-    warm = int(settings.warmup) if settings.warmup >= 1 else round(settings.warmup * total)
-    rising = [(step + 1) / warm for step in range(warm)]
-    falling = [(1 + math.cos(math.pi * step / (total - warm))) / 2 for step in range(total - warm)]
-    return [settings.peak_lr * share for share in rising + falling]
-
-
-def by_hand(
-    task: Task, settings: Settings, start: Params, centre: Params, logits: Callable[[Params, Tensor], Tensor]
-) -> dict[str, Tensor]:
-    """The parameters after a run of AdamW, each formula written out."""
-    rows = task.split("train")
-    x, y = torch.stack(list(rows.inputs)), rows.labels
-    size = settings.batch_size * settings.accumulation
-    orders = [permutation(len(rows), f"{settings.seed}/{epoch}") for epoch in range(settings.epochs)]
-    batches = [order[i : i + size] for order in orders for i in range(0, len(rows), size)]
-    batches = batches[: settings.max_steps]
-    now = {name: tensor.detach().clone().requires_grad_() for name, tensor in start.items()}
-    mean, square = ({n: torch.zeros_like(t) for n, t in start.items()} for _ in range(2))
-    for t, (batch, lr) in enumerate(zip(batches, learning_rates(settings, len(batches)), strict=True), 1):
-        loss = F.cross_entropy(logits(now, x[batch]), y[batch], label_smoothing=settings.label_smoothing)
-        gradient = dict(zip(now, torch.autograd.grad(loss, list(now.values())), strict=True))
-        norm = math.sqrt(sum(float(g.square().sum()) for g in gradient.values()))
-        factor = min(1.0, settings.clip / norm) if settings.clip else 1.0
-        with torch.no_grad():
-            for name, p in now.items():
-                g = gradient[name] * factor
-                mean[name] = 0.9 * mean[name] + 0.1 * g
-                square[name] = 0.999 * square[name] + 0.001 * g * g
-                p -= lr * settings.weight_decay * (p - centre[name])
-                p -= lr * (mean[name] / (1 - 0.9**t)) / ((square[name] / (1 - 0.999**t)).sqrt() + 1e-8)
-    return {name: p.detach() - start[name] for name, p in now.items()}
 
 
 def expected(task: Task, settings: Settings) -> dict[str, Tensor]:

@@ -17,7 +17,10 @@ if TYPE_CHECKING:
     from tauspan.report import Report
 
 REGIMES = ("standard", "posthoc", "linear")
-_EXITS = "exit codes: 0 done, 2 usage, 3 model, 4 tensors do not fit, 5 file, 6 data, 7 not finite, 8 missing package, 130 interrupted"
+_EXITS = (
+    "exit codes: 0 done, 2 usage, 3 model, 4 tensors do not fit, 5 file, 6 data, 7 not finite, "
+    "8 missing package, 130 interrupted"
+)
 
 
 class _Parser(argparse.ArgumentParser):

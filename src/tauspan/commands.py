@@ -126,7 +126,7 @@ def _write(vector: "TaskVector", options: argparse.Namespace) -> None:
 
 
 def vector_diff(options: argparse.Namespace) -> None:
-    """tuned - base."""
+    """The difference of two models."""
     from tauspan.vector import TaskVector
 
     _write(TaskVector.from_checkpoints(options.base, options.tuned, label=Path(options.tuned).name), options)
@@ -141,7 +141,8 @@ def vector_inspect(options: argparse.Namespace) -> None:
     rows: list[dict[str, Any]] = []
     for path, vector in zip(options.vectors, vectors, strict=True):
         rows.append({"vector": path, "label": vector.label, "regime": vector.regime, "base": vector.base[:12],
-                     "tensors": len(vector.deltas), "norm": vector.norm(), "made from": vector.info.get("base_id", "")})  # fmt: skip
+                     "tensors": len(vector.deltas), "norm": vector.norm(),
+                     "made from": vector.info.get("base_id", "")})  # fmt: skip
     tables = [Table("Task vectors", rows)]
     if options.tensors:
         tables += [vector.table() for vector in vectors]
@@ -187,7 +188,7 @@ def vector_negate(options: argparse.Namespace) -> None:
 
 
 def vector_analogy(options: argparse.Namespace) -> None:
-    """c + (b - a)."""
+    """The analogy c + (b - a)."""
     a, b, c = _vectors([options.a, options.b, options.c])
     _write(c + (b - a), options)
 

@@ -93,7 +93,7 @@ def nearest(name: str, known: Iterable[str]) -> str:
     close = difflib.get_close_matches(name, known, n=1, cutoff=0.6)
     if close:
         return f"Did you mean {close[0]!r}?"
-    return "Known: " + ", ".join(known) + "."
+    return f"Known: {listed(known, 12)}."
 
 
 def listed(names: Iterable[str], most: int = 5) -> str:

@@ -43,7 +43,7 @@ def draw(report: Report, folder: Path) -> list[Path]:
         panels = figure.subplots(1, len(members), sharey=True, squeeze=False)[0]
         for axes, series in zip(panels, members, strict=True):
             _curves(axes, series)
-        panels[0].set_ylabel("validation accuracy")
+        panels[0].set_ylabel("validation accuracy", fontsize=8)
         panels[-1].legend(fontsize=6, frameon=False)
         written.append(_save(figure, folder / f"{group}.png"))
     return written
@@ -58,7 +58,7 @@ def _bars(axes: Any, means: dict[str, Any], column: str, title: str) -> None:
         axes.bar(places, [rows[t][column] for t in tasks], width * 0.92, color=_COLOURS[regime], label=regime)
         if column == "added":
             axes.hlines([rows[t]["single"] for t in tasks], [p - width / 2 for p in places],
-                        [p + width / 2 for p in places], color="black", lw=0.8)  # fmt: skip
+                        [p + width / 2 for p in places], color="black", lw=0.8, label="single task" if index == 0 else None)  # fmt: skip
     if column == "added":
         zero = next(iter(means.values()))
         axes.plot(
@@ -74,7 +74,6 @@ def _bars(axes: Any, means: dict[str, Any], column: str, title: str) -> None:
     axes.tick_params(axis="y", labelsize=7)
     axes.set_ylim(bottom=0)
     axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(fontsize=6, frameon=False, loc="lower right")
 
 
 def _curves(axes: Any, series: dict[str, Any]) -> None:

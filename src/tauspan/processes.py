@@ -35,7 +35,7 @@ class World:
             same = [tensor for tensor in tensors if tensor.dtype == dtype]
             flat = torch.cat([tensor.flatten() for tensor in same])
             dist.all_reduce(flat)
-            for tensor, part in zip(same, flat.split([t.numel() for t in same]), strict=True):
+            for tensor, part in zip(same, torch.split(flat, [t.numel() for t in same]), strict=True):
                 tensor.copy_(part.view_as(tensor))
 
     def wait(self) -> None:

@@ -51,10 +51,10 @@ class Negation:
 
 @dataclasses.dataclass(frozen=True)
 class Recipe:
-    """A whole experiment: fine-tune tasks in each regime, add them, negate some, for every seed.
+    r"""A whole experiment: fine-tune tasks in each regime, add them, negate some, for every seed.
 
     Example:
-        >>> Recipe.parse("model: minilm\\ntasks: [email_spam]\\n").seeds
+        >>> Recipe.parse("model: minilm\ntasks: [email_spam]\n").seeds
         (0,)
     """
 

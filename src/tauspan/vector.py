@@ -179,9 +179,10 @@ class TaskVector:
         label: str = "tau",
         dtype: torch.dtype = torch.float32,
     ) -> "TaskVector":
-        """tuned - base, from modules, directories, model ids, safetensors files or mappings of tensors.
+        """The difference tuned - base, from modules, directories, model ids, safetensors files or mappings of tensors.
 
-        The difference is formed in float64 and rounded once to `dtype`.
+        The difference is formed in float64 and rounded once to `dtype`. Of a model it holds the parameters on the
+        path to the features, and any other tensor that changed (a buffer, a text tower), so that nothing is lost.
 
         Raises:
             MismatchError: names or shapes differ.
@@ -202,7 +203,7 @@ class TaskVector:
             "versions": versions(),
         }
         info["base_id"] = str(info["base_id"])
-        chosen = {name: delta for name, delta in deltas.items() if names is None or name in names}
+        chosen = {n: d for n, d in deltas.items() if names is None or n in names or bool(d.any())}
         return TaskVector(chosen, params.fingerprint(floats), "standard", label, info)
 
     def apply(self, point: Params, scale: float = 1.0) -> dict[str, Tensor]:

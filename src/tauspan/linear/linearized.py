@@ -55,8 +55,8 @@ class Linearized(nn.Module):
         node._parameters[last] = tau  # past register_parameter, which would refuse names of our own methods
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "Linearized":
-        self.base._apply(fn, recurse)
-        super()._apply(fn, recurse)
+        self.base._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         return self
 
     def extra_repr(self) -> str:

@@ -44,8 +44,8 @@ def jvp(function: Function, theta0: Params, tau: Params) -> tuple[Tensor, Tensor
     """
     direction = {name: delta.to(theta0[name].dtype) for name, delta in tau.items()}
     with forward_mode():
-        value, tangent = torch.func.jvp(function, (dict(theta0),), (direction,))
-    return value, tangent
+        pair: tuple[Tensor, Tensor] = torch.func.jvp(function, (dict(theta0),), (direction,))  # type: ignore[assignment]
+    return pair
 
 
 def jvps(function: Function, theta0: Params, taus: Sequence[Params]) -> tuple[Tensor, Tensor]:
@@ -53,9 +53,9 @@ def jvps(function: Function, theta0: Params, taus: Sequence[Params]) -> tuple[Te
     stacked = {name: torch.stack([tau[name].to(theta0[name].dtype) for tau in taus]) for name in taus[0]}
 
     def one(direction: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
-        value, tangent = torch.func.jvp(function, (dict(theta0),), (direction,))
-        return value, tangent
+        pair: tuple[Tensor, Tensor] = torch.func.jvp(function, (dict(theta0),), (direction,))  # type: ignore[assignment]
+        return pair
 
     with forward_mode(), torch.no_grad():
-        value, tangents = torch.func.vmap(one, out_dims=(None, 0))(stacked)
-    return value, tangents
+        pairs: tuple[Tensor, Tensor] = torch.func.vmap(one, out_dims=(None, 0))(stacked)  # type: ignore[arg-type]
+    return pairs

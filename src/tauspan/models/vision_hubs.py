@@ -2,7 +2,7 @@
 
 import logging
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -121,5 +121,6 @@ def _open_clip_image(model: nn.Module, batch: Batch) -> Tensor:
 
 def _open_clip_text(model: nn.Module, batch: Batch) -> Tensor:
     encode: Any = model.encode_text
+    assert isinstance(batch, Mapping)  # noqa: S101 - the tokenizer above makes mappings
     features: Tensor = encode(batch["input_ids"])
     return features

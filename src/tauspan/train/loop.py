@@ -167,7 +167,7 @@ def _finished(out: Path | None, key: str, resume: bool) -> Finetuned | None:
 
 
 class _Run:
-    """One run in progress; `step` counts finished optimiser steps."""
+    """One run in progress; `step` counts finished optimiser steps, `whole` is false in the middle of an update."""
 
     def __init__(
         self, what: Trainee, encoder: Encoder, task: Task, settings: Settings, key: str, processes: World,
@@ -185,6 +185,7 @@ class _Run:
         self.total = settings.steps(len(self.rows))
         self.max_tokens = settings.max_tokens or task.max_tokens
         self.step = 0
+        self.whole = True
         self.history: list[dict[str, Any]] = []
         native = 0.0 if what.anchor() is not None else settings.weight_decay
         self.anchor = what.anchor() if settings.weight_decay else None
@@ -223,10 +224,17 @@ class _Run:
 
     def loop(self, show: bool) -> None:
         per_epoch = -(-len(self.rows) // (self.settings.batch_size * self.settings.accumulation))
+
+        def validate_if_due() -> None:
+            ended = self.step % per_epoch == 0 or self.step == self.total
+            if ended and self.history and self.history[-1]["split"] == "train":
+                self.validate()
+
         title = f"{self.task.name} ({self.settings.regime})"
         with progress(title, self.total, show) as advance:
             advance(self.step, "")
             try:
+                validate_if_due()  # a resumed run may have been interrupted just before
                 while self.step < self.total:
                     started = time.perf_counter()
                     loss = self.one_step(self.step // per_epoch, self.step % per_epoch)
@@ -236,12 +244,12 @@ class _Run:
                         / (time.perf_counter() - started)
                     )
                     advance(1, f"loss {loss:.3f}, {rate:.0f} rows/s")
-                    if self.step % per_epoch == 0 or self.step == self.total:
-                        self.validate()
+                    validate_if_due()
                     if self.step % self.every == 0 and self.step < self.total:
                         self.save()
             except KeyboardInterrupt:
-                self.save()
+                if self.whole:  # else the checkpoint before stands
+                    self.save()
                 raise
 
     def one_step(self, epoch: int, place: int) -> float:
@@ -264,9 +272,11 @@ class _Run:
             )
         if settings.clip:
             torch._foreach_mul_(gradients, min(1.0, settings.clip / (float(norm) + 1e-12)))
+        self.whole = False
         self._update()
         self.note({"split": "train", "step": self.step, "loss": float(loss), "gradient_norm": float(norm),
                    "lr": settings.lr_at(self.step - 1, self.total)})  # fmt: skip
+        self.whole = True
         return float(loss)
 
     def _backward(self, rows: Split, size: int) -> Tensor:
@@ -276,7 +286,7 @@ class _Run:
             F.cross_entropy(logits, labels, reduction="sum", label_smoothing=self.settings.label_smoothing)
             / size
         )
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]
         return loss.detach().cpu()
 
     def _gradients(self) -> list[Tensor]:

@@ -53,7 +53,7 @@ class Settings:
     def __post_init__(self) -> None:
         if self.regime not in REGIMES:
             hint = "posthoc reads a standard vector in the tangent model; it is not trained" \
-                if self.regime == "posthoc" else nearest(str(self.regime), REGIMES)  # fmt: skip
+                if str(self.regime) == "posthoc" else nearest(str(self.regime), REGIMES)  # fmt: skip
             raise UsageError(f"regime={self.regime!r} cannot be trained: {hint}")
         for name, least in (
             ("epochs", 1),

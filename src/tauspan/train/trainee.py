@@ -47,13 +47,16 @@ class StandardTrainee:
         self._theta0 = {name: origin[name].detach() for name in names}
 
     def __call__(self, batch: Batch) -> Tensor:
+        """Logits of shape (N, K)."""
         logits: Tensor = self._model(batch)
         return logits
 
     def anchor(self) -> Params | None:
+        """What weight decay pulls to; None stands for zero."""
         return self._theta0 if self._toward == "base" else None
 
     def task_vector(self, label: str, info: dict[str, Any]) -> TaskVector:
+        """The difference theta - theta0, formed in float64 and rounded once."""
         deltas = {}
         for name, theta in self.parameters.items():
             wide = torch.promote_types(theta.dtype, torch.float32)
@@ -72,13 +75,16 @@ class LinearTrainee:
         self.parameters = self._model.tau
 
     def __call__(self, batch: Batch) -> Tensor:
+        """Logits of shape (N, K)."""
         logits: Tensor = self._model(batch)
         return logits
 
     def anchor(self) -> Params | None:
+        """What weight decay pulls to; None stands for zero."""
         return None if self._toward == "base" else {n: -theta for n, theta in self._model.theta0().items()}
 
     def task_vector(self, label: str, info: dict[str, Any]) -> TaskVector:
+        """The tangent model's own parameters."""
         return self._model.task_vector(label, **info)
 
 

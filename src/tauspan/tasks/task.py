@@ -1,14 +1,6 @@
-"""`Task`: labelled inputs in three splits, read from cards, CSV, parquet, image folders or the hub; and heads.
+"""`Task`: labelled inputs in three splits, from cards, files, tensors or the hub."""
 
-Rows are never repaired: a label outside the range, an empty split or a wrong checksum is an error that names
-the row or the file.
-"""
-
-import csv
-import gzip
 import hashlib
-import zipfile
-import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -16,33 +8,14 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from tauspan import store
 from tauspan.errors import DataError, nearest
-from tauspan.models import Encoder, Head, eval_mode
+from tauspan.models import Head
 from tauspan.models.sources import require_extra
-
-SPLITS = ("train", "validation", "test")
-_IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp")
-
-
-@dataclass(frozen=True, eq=False)
-class Split:
-    """Raw inputs (texts, arrays) and labels of shape (N,), class indices from 0."""
-
-    inputs: Sequence[Any]
-    labels: Tensor
-
-    def __len__(self) -> int:
-        return len(self.labels)
-
-    def take(self, indices: Sequence[int]) -> "Split":
-        """The rows at the given places, in that order."""
-        return Split(
-            [self.inputs[i] for i in indices], self.labels[torch.as_tensor(indices, dtype=torch.long)]
-        )
+from tauspan.tasks.readers import classes, labels_of, read_rows
+from tauspan.tasks.split import SPLITS, Split, permutation
 
 
 @dataclass(frozen=True, eq=False)
@@ -198,7 +171,7 @@ class Task:
             {"validation": Path(validation)} if validation else {}
         )
         if label_names is None:
-            label_names = _classes(files["train"], label)
+            label_names = classes(files["train"], label)
         splits = {split: read_rows(file, label_names, text, label) for split, file in files.items()}
         return _with_validation(name, label_names, splits, label_prompts, max_tokens, str(train))
 
@@ -237,7 +210,7 @@ class Task:
             if split in SPLITS:
                 inputs = [item if isinstance(item, str) else np.asarray(item) for item in rows[text]]
                 values = list(rows[label] if indexed else map(str, rows[label]))
-                splits[split] = Split(inputs, _labels(values, names, f"{source}:{split}"))
+                splits[split] = Split(inputs, labels_of(values, names, f"{source}:{split}"))
         return _with_validation(
             name or source.split("/")[-1], names, splits, label_prompts, max_tokens, source
         )
@@ -255,104 +228,8 @@ class Task:
         return Task(name, label_names, made, label_prompts, head=head, source="tensors")
 
 
-def read_rows(file: Path, names: Sequence[str], text: str = "text", label: str = "label") -> Split:
-    """The rows of one CSV, parquet or npz file, or of an image folder."""
-    if file.is_dir():
-        return _image_folder(file, names)
-    if not file.is_file():
-        raise DataError(f"{file} does not exist.")
-    if file.suffix == ".npz":
-        return _npz(file, names)
-    columns = _parquet(file) if file.suffix == ".parquet" else _csv(file)
-    for column in (text, label):
-        if column not in columns:
-            raise DataError(f"{file} has no column {column!r}; it has {', '.join(columns) or 'none'}.")
-    for row, value in enumerate(columns[text]):
-        if value is None:
-            raise DataError(f"{file}, row {row}: the column {text!r} is empty.")
-    return Split(columns[text], _labels(columns[label], names, str(file)))
-
-
 def _bytes(array: Any) -> bytes:
     return f"{array.dtype}|{array.shape}|".encode() + bytes(array.tobytes())
-
-
-def _npz(file: Path, names: Sequence[str]) -> Split:
-    try:
-        with file.open("rb") as handle, np.load(handle, allow_pickle=False) as arrays:
-            return Split(list(arrays["image"]), _labels(arrays["label"].tolist(), names, str(file)))
-    except DataError:
-        raise
-    except (OSError, EOFError, TypeError, ValueError, KeyError, zipfile.BadZipFile) as error:
-        raise DataError(f"{file} cannot be read as npz with `image` and `label`: {error}") from error
-
-
-def _csv(file: Path) -> dict[str, list[Any]]:
-    opened = gzip.open if file.suffix == ".gz" else open
-    try:
-        with opened(file, "rt", newline="", encoding="utf-8-sig") as handle:  # Excel writes the mark
-            reader = csv.reader(handle, strict=True)
-            header = next(reader, [])
-            rows = [(row, reader.line_num) for row in reader]
-    except (OSError, EOFError, UnicodeDecodeError, csv.Error, zlib.error) as error:
-        raise DataError(f"{file} cannot be read as CSV: {error}") from error
-    for row, line in rows:
-        if len(row) != len(header):
-            raise DataError(f"{file}, line {line}: {len(row)} fields, the header has {len(header)}.")
-    return {column: [row[place] for row, _ in rows] for place, column in enumerate(header)}
-
-
-def _parquet(file: Path) -> dict[str, list[Any]]:
-    parquet = require_extra("pyarrow.parquet", "data", f"reading {file}")
-    try:
-        table = parquet.read_table(file)
-    except (OSError, ValueError) as error:
-        raise DataError(f"{file} cannot be read as parquet: {error}") from error
-    columns: dict[str, list[Any]] = table.to_pydict()
-    return columns
-
-
-def _image_folder(folder: Path, names: Sequence[str]) -> Split:
-    image = require_extra("PIL.Image", "data", f"reading the images in {folder}")
-    for found in _classes(folder, ""):
-        if found not in names:
-            raise DataError(f"{folder / found} is the folder of no class. {nearest(found, names)}")
-    inputs, labels = [], []
-    for index, name in enumerate(names):
-        for file in sorted((folder / name).glob("*")):
-            if file.suffix.lower() in _IMAGE_SUFFIXES:
-                try:
-                    with image.open(file) as picture:
-                        inputs.append(np.asarray(picture.convert("RGB")))
-                except OSError as error:
-                    raise DataError(f"{file} cannot be read as an image: {error}") from error
-                labels.append(index)
-    return Split(inputs, torch.tensor(labels, dtype=torch.long))
-
-
-def _classes(file: Path, label: str) -> list[str]:
-    if file.is_dir():
-        return sorted(folder.name for folder in file.iterdir() if folder.is_dir())
-    columns = _parquet(file) if file.suffix == ".parquet" else _csv(file)
-    values = {str(value) for value in columns.get(label, [])}
-    if values and all(value.isdecimal() for value in values):
-        return [str(index) for index in range(max(map(int, values)) + 1)]
-    return sorted(values)
-
-
-def _labels(values: Sequence[Any], names: Sequence[str], where: str) -> Tensor:
-    place = {name: index for index, name in enumerate(names)}
-    labels = []
-    for row, value in enumerate(values):
-        if isinstance(value, str) and value in place:
-            labels.append(place[value])
-        elif str(value).removeprefix("-").isdecimal():
-            labels.append(int(value))
-        else:
-            raise DataError(
-                f"{where}, row {row}: {value!r} is neither a class index nor a class. {nearest(str(value), names)}"
-            )
-    return torch.tensor(labels, dtype=torch.long)
 
 
 def _with_validation(
@@ -371,49 +248,7 @@ def _with_validation(
     return Task(name, names, splits, prompts, tokens, source=source)
 
 
-def permutation(size: int, key: str) -> list[int]:
-    seed = int.from_bytes(hashlib.sha256(key.encode()).digest()[:7], "big")
-    order: list[int] = torch.randperm(size, generator=torch.Generator().manual_seed(seed)).tolist()
-    return order
-
-
 def _sampled(rows: Split, count: int | None, key: str) -> Split:
     if count is None or count >= len(rows):
         return rows
     return rows.take(sorted(permutation(len(rows), key)[:count]))
-
-
-def build_head(task: Task, encoder: Encoder, *, shots: int = 10) -> Head:
-    """The task's frozen head, built from the pre-trained encoder.
-
-    The user's own head if the task has one; else label prompts where the encoder has a text tower (CLIP's
-    zero-shot head: unit-norm prompt features as weights, `logit_scale` as factor, features normalised); else
-    class prototypes, the normalised mean of unit-norm features of the first `shots` training rows per class.
-    """
-    if task.head is not None:
-        if len(task.head.weight) != len(task.label_names):
-            raise DataError(
-                f"the head of task {task.name!r} has {len(task.head.weight)} outputs, the task "
-                f"{len(task.label_names)} classes."
-            )
-        return task.head
-    with eval_mode(encoder), torch.no_grad():
-        if task.label_prompts and encoder.label_features is not None:
-            weight = encoder.embed_labels(task.label_prompts)
-        else:
-            weight = _prototypes(task, encoder, shots)
-    return Head(weight, scale=encoder.logit_scale, normalize=True)
-
-
-def _prototypes(task: Task, encoder: Encoder, shots: int) -> Tensor:
-    rows = task.splits["train"]
-    weights = []
-    for index, name in enumerate(task.label_names):
-        places = (rows.labels == index).nonzero().flatten()[:shots].tolist()
-        if not places:
-            raise DataError(
-                f"class {name!r} of task {task.name!r} has no training row to make a prototype from."
-            )
-        features = encoder(encoder.encode(rows.take(places).inputs, task.max_tokens))
-        weights.append(F.normalize(F.normalize(features, dim=-1).mean(0), dim=-1))
-    return torch.stack(weights)

@@ -1,0 +1,11 @@
+"""Tasks: labelled rows in three splits, their readers and their frozen heads.
+
+Rows are never repaired: a label outside the range, an empty split or a wrong checksum is an error that names
+the row or the file.
+"""
+
+from tauspan.tasks.heads import build_head
+from tauspan.tasks.split import SPLITS, Split, permutation
+from tauspan.tasks.task import Task
+
+__all__ = ["SPLITS", "Split", "Task", "build_head", "permutation"]

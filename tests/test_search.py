@@ -1,0 +1,312 @@
+"""Addition and negation on linear encoders whose accuracy is a step function of alpha that the test chooses."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+import tauspan as ts
+from runs import encoder, points
+from tauspan.errors import BaseMismatchError, MismatchError, UsageError
+from tauspan.models import Encoder, Head, fingerprint_of, state_of
+from tauspan.search import PAPER_GRID, add, negate
+from tauspan.tasks import Task
+from tauspan.vector import TaskVector
+from zoo import normal
+
+REGIMES = ("standard", "posthoc", "linear")
+GRID = (0.0, 0.3, 0.7, 1.0, 1.6)
+Q: dict[str, Any] = {"show_progress": False}
+
+
+def eye() -> Encoder:
+    """Features are the inputs: two of them, one weight matrix, the identity."""
+    layer = nn.Linear(2, 2, bias=False)
+    with torch.no_grad():
+        layer.weight.copy_(torch.eye(2))
+    return ts.load(layer)  # type: ignore[return-value]
+
+
+def turn(model: Encoder, by: float = 1.0, regime: Any = "standard") -> TaskVector:
+    """Adds `by` times the first input to the second feature."""
+    (name,) = state_of(model)
+    return TaskVector({name: torch.tensor([[0.0, 0.0], [by, 0.0]])}, fingerprint_of(model), regime, "turn")
+
+
+def steps(
+    name: str, right_above: Sequence[float], right_below: Sequence[float] = (), test: Any = None
+) -> Task:
+    """Each row is right above, or up to, its own alpha along `turn`, in every regime."""
+
+    def rows(above: Sequence[float], below: Sequence[float]) -> Any:
+        x = torch.tensor([[1.0, 1.0 - s] for s in (*above, *below)])
+        return x, torch.tensor([1] * len(above) + [0] * len(below))
+
+    here = rows(right_above, right_below)
+    far = rows(*test) if test else here
+    splits = {"train": here, "validation": here, "test": far}
+    return Task.from_tensors(name, ["low", "high"], head=Head(torch.eye(2), scale=1.0), **splits)
+
+
+def cloud(name: str, seed: int) -> Task:
+    """Points whose labels have little to do with the encoder."""
+    x = normal(24, 4, seed=seed)
+    parts = {"train": x[:8], "validation": x[8:16], "test": x[16:]}
+    splits = {key: (part, (part[:, 0] > 0.1).long()) for key, part in parts.items()}
+    head = Head(normal(2, 5, seed=seed + 1), scale=1.0)
+    return Task.from_tensors(name, ["no", "yes"], head=head, **splits)
+
+
+def random_vector(model: Encoder, seed: int, regime: Any) -> TaskVector:
+    deltas = {
+        name: normal(*tensor.shape, seed=seed + place) * 0.8
+        for place, (name, tensor) in enumerate(state_of(model).items())
+    }
+    return TaskVector(deltas, fingerprint_of(model), regime, f"tau{seed}")
+
+
+def world(regime: str) -> tuple[Encoder, dict[Task, TaskVector]]:
+    model, fits = encoder(), "linear" if regime == "linear" else "standard"
+    tasks = [cloud("one", 20), cloud("two", 30)]
+    return model, {task: random_vector(model, 40 + 10 * i, fits) for i, task in enumerate(tasks)}
+
+
+def curve(report: ts.Report) -> dict[float, dict[str, float]]:
+    return {point["alpha"]: point for point in report.series[0]["points"]}
+
+
+# -- addition ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("point", ["encoder", "logits"])
+@pytest.mark.parametrize("regime", REGIMES)
+def test_every_grid_point_is_what_evaluating_the_edited_model_gives(regime: Any, point: Any) -> None:
+    model, vectors = world(regime)
+    found = add(model, vectors, regime, grid=GRID, point=point, **Q)
+    total: Any = sum(vectors.values())
+    assert set(curve(found)) == set(GRID)
+    for alpha, row in curve(found).items():
+        alone = ts.evaluate(model, list(vectors), total, alpha, regime, "validation", point=point, **Q)
+        assert alone.result["accuracy"] == {task.name: row[task.name] for task in vectors}
+
+
+@pytest.mark.parametrize("regime", REGIMES)
+def test_alpha_is_the_best_mean_normalised_accuracy_on_validation_and_the_smallest_of_ties(
+    regime: Any,
+) -> None:
+    model, vectors = world(regime)
+    found = add(model, vectors, regime, **Q)
+    total: Any = sum(vectors.values())
+    one = {
+        task: ts.evaluate(model, [task], tau, 1.0, regime, "validation", **Q).result["accuracy"][task.name]
+        for task, tau in vectors.items()
+    }
+
+    def mean(alpha: float) -> float:
+        got = ts.evaluate(model, list(vectors), total, alpha, regime, "validation", **Q).result["accuracy"]
+        return sum(got[task.name] / one[task] for task in vectors) / 2
+
+    means = {alpha: mean(alpha) for alpha in PAPER_GRID}
+    assert found.result["alpha"] == min(a for a, value in means.items() if value == max(means.values()))
+    assert {a: row["mean normalised"] for a, row in curve(found).items()} == means
+
+
+@pytest.mark.parametrize("regime", REGIMES)
+def test_the_rows_of_addition_are_test_accuracies(regime: Any) -> None:
+    model, vectors = world(regime)
+    found = add(model, vectors, regime, grid=GRID, **Q)
+    total: Any = sum(vectors.values())
+    alpha = found.result["alpha"]
+    *rows, mean = found.tables[0].rows
+    for (task, tau), row in zip(vectors.items(), rows, strict=True):
+
+        def at(vector: TaskVector, scale: float, task: Task = task) -> float:
+            return float(ts.evaluate(model, [task], vector, scale, regime, **Q).result["accuracy"][task.name])
+
+        single, added, plain = at(tau, 1.0), at(total, alpha), at(total, 1.0)
+        assert row == {
+            "task": task.name, "zero shot": at(total, 0.0), "single": single, "added": added,
+            "added norm.": added / single, "alpha 1": plain, "alpha 1 norm.": plain / single,
+        }  # fmt: skip
+    assert mean["task"] == "mean"
+    assert mean["added"] == sum(row["added"] for row in rows) / 2  # type: ignore[misc]
+    assert found.result["added"] == mean["added"]
+    assert found.result["regime"] == regime
+    assert found.provenance["fingerprint"] == fingerprint_of(model)
+
+
+def test_ties_go_to_the_shortest_edit() -> None:
+    model = eye()
+    assert add(model, {steps("s", [0.42, 0.42]): turn(model)}, **Q).result["alpha"] == 0.45
+
+
+def test_an_auto_grid_grows_until_the_best_point_lies_inside() -> None:
+    model = eye()
+    task = steps("s", [0.1, 0.97, 1.47, 2.2, 2.99], right_below=[3.2, 3.25])
+    found = add(model, {task: turn(model)}, grid="auto", **Q)
+    assert found.result["alpha"] == pytest.approx(3.0375)
+    assert max(curve(found)) > 3.2
+    assert "widened until the best point was interior" in found.tables[0].note
+    short = add(model, {task: turn(model)}, **Q)
+    assert short.result["alpha"] == 1.0
+    assert "grid='auto'" in short.tables[0].note
+
+
+@pytest.mark.parametrize("regime", ["standard", "posthoc"])
+def test_a_vector_a_third_as_long_gets_three_times_the_coefficient(regime: Any) -> None:
+    model = eye()
+    task = steps("s", [0.32, 0.49, 0.73, 0.97], right_below=[1.2])
+    tau = turn(model)
+    whole = add(model, {task: tau}, regime, grid=(0.0, 0.5, 1.0, 1.5), **Q)
+    third = add(model, {task: tau / 3}, regime, grid="auto", **Q)
+    assert whole.result["alpha"] == 1.0
+    assert third.result["alpha"] / 3 == pytest.approx(1.0, abs=0.05)
+
+
+def test_an_auto_grid_ends_at_eight() -> None:
+    model = eye()
+    task = steps("s", [0.1, 0.97, 1.47, 2.2, 3.3, 5.0, 7.5, 7.99, 9.0])
+    found = add(model, {task: turn(model)}, grid="auto", **Q)
+    assert found.result["alpha"] == max(curve(found)) == 8.0
+    assert "interior" not in found.tables[0].note
+    assert "try grid" not in found.tables[0].note
+
+
+def test_an_auto_grid_stays_short_when_the_best_point_is_inside() -> None:
+    model = eye()
+    found = add(model, {steps("s", [0.42], [0.6]): turn(model)}, grid="auto", **Q)
+    assert tuple(curve(found)) == PAPER_GRID
+
+
+@pytest.mark.parametrize("grid", ["papr", [], [float("nan")], [0.0, float("inf")], ["a"]])
+@pytest.mark.parametrize("verb", ["add", "negate"])
+def test_a_grid_that_is_none_is_refused(grid: Any, verb: str) -> None:
+    model = eye()
+    task, tau = steps("s", [0.42]), turn(model)
+    with pytest.raises(UsageError, match="grid"):
+        if verb == "add":
+            add(model, {task: tau}, grid=grid, **Q)
+        else:
+            negate(model, task, tau, [steps("c", [0.5])], grid=grid, **Q)
+
+
+@pytest.mark.parametrize("regime", REGIMES)
+def test_the_test_split_is_read_only_after_the_choice(regime: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, vectors = world(regime)
+    (first, tau), (second, _) = vectors.items()
+    seen: list[str] = []
+    read = Task.split
+
+    def spy(self: Task, name: str) -> Any:
+        seen.append(name)
+        return read(self, name)
+
+    monkeypatch.setattr(Task, "split", spy)
+    for work in (
+        lambda: add(model, vectors, regime, grid=GRID, **Q),
+        lambda: negate(model, first, tau, [second], regime=regime, grid=GRID, **Q),
+    ):
+        seen.clear()
+        work()
+        begin = seen.index("test")
+        assert set(seen[:begin]) == {"validation"}
+        assert set(seen[begin:]) == {"test"}
+
+
+def test_the_encoder_is_left_as_it_was() -> None:
+    model, vectors = world("standard")
+    before = fingerprint_of(model)
+    add(model, vectors, grid=GRID, **Q)
+    assert fingerprint_of(model) == before
+
+
+# -- negation ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("regime", REGIMES)
+def test_negation_takes_the_least_target_accuracy_that_keeps_the_controls(regime: Any) -> None:
+    model = eye()
+    tau = turn(model, -1.0, "linear" if regime == "linear" else "standard")  # negated, it adds
+    target = steps("t", [], [0.12, 0.42, 0.72])
+    control = steps("c", [], [0.62, 2.0, 2.0, 2.0])
+    strict = negate(model, target, tau, [control], 0.95, regime, **Q)
+    assert strict.result["alpha"] == 0.45
+    assert strict.result["target"] == pytest.approx(1 / 3)
+    assert strict.result["control"] == 1.0
+    assert strict.result["before"] == {"target": 1.0, "control": 1.0}
+    loose = negate(model, target, tau, [control], 0.75, regime, **Q)
+    assert loose.result["alpha"] == 0.75
+    assert loose.result["control"] == 0.75
+    rows = strict.tables[0].rows
+    assert [row["row"] for row in rows] == ["pre-trained", "negated", "alpha = 1"]
+    assert [row["alpha"] for row in rows] == [0.0, 0.45, 1.0]
+    assert rows[2] == {"row": "alpha = 1", "alpha": 1.0, "target": 0.0, "control": 0.75, "control kept": 0.75}
+
+
+def test_negation_leaves_the_model_when_nothing_keeps_the_controls() -> None:
+    model = eye()
+    target, control = steps("t", [], [0.5]), steps("c", [], [0.01])
+    found = negate(model, target, turn(model, -1.0), [control], grid=[0.5, 1.0], **Q)
+    assert found.result["alpha"] == 0.0
+
+
+def test_the_floor_is_a_share_of_what_the_pre_trained_model_reaches() -> None:
+    model = eye()
+    control = steps("c", [5.0, 5.0], [0.62, 2.0])  # half right to begin with
+    target = steps("t", [], [0.12, 0.72])
+    keep = negate(model, target, turn(model, -1.0), [control], 0.6, **Q)
+    assert keep.result["before"]["control"] == 0.5
+    assert keep.result["alpha"] == 0.15
+    assert negate(model, target, turn(model, -1.0), [control], 0.5, **Q).result["alpha"] == 0.75
+
+
+def test_negation_on_an_auto_grid_grows_too() -> None:
+    model = eye()
+    found = negate(
+        model, steps("t", [], [0.97, 1.2]), turn(model, -1.0), [steps("c", [], [9.0])], grid="auto", **Q
+    )
+    assert found.result["alpha"] == pytest.approx(1.25)
+    assert found.result["target"] == 0.0
+
+
+# -- refusals ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("floor", [-0.1, 1.1, float("nan")])
+def test_a_floor_outside_zero_and_one_is_refused(floor: float) -> None:
+    model = eye()
+    with pytest.raises(UsageError, match="floor"):
+        negate(model, steps("t", [1.0]), turn(model), [steps("c", [1.0])], floor, **Q)
+
+
+def test_negation_needs_controls_other_than_the_target() -> None:
+    model, task = eye(), steps("t", [1.0])
+    for controls in ([], [task], [steps("c", [1.0]), task], [steps("t", [2.0])]):
+        with pytest.raises(UsageError, match="control"):
+            negate(model, task, turn(model), controls, **Q)
+
+
+def test_addition_needs_vectors_of_one_base_and_one_regime() -> None:
+    model, task = eye(), steps("t", [1.0])
+    with pytest.raises(UsageError, match="at least one"):
+        add(model, {}, **Q)
+    with pytest.raises(UsageError, match="is a standard vector"):
+        add(model, {task: turn(model)}, "linear", **Q)
+    with pytest.raises(UsageError, match="is a linear vector"):
+        add(model, {task: turn(model, regime="linear")}, "posthoc", **Q)
+    with pytest.raises(UsageError, match="Did you mean 'linear'"):
+        add(model, {task: turn(model)}, "liner", **Q)  # type: ignore[arg-type]
+    with pytest.raises(MismatchError, match="edit different functions"):
+        add(model, {task: turn(model), steps("u", [1.0]): turn(model, regime="linear")}, **Q)
+    with pytest.raises(BaseMismatchError, match="starts from base"):
+        add(model, {task: turn(model).rebased("0" * 64)}, **Q)
+    with pytest.raises(BaseMismatchError, match="starts from base"):
+        negate(model, task, turn(model).rebased("0" * 64), [steps("c", [1.0])], **Q)
+
+
+def test_points_with_a_head_of_their_own_are_searched_in_float64() -> None:
+    model = encoder()
+    found = add(model, {points(): random_vector(model, 9, "linear")}, grid=GRID, **Q)
+    assert 0.0 <= found.result["added"] <= 1.0

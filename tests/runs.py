@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 import random
 from collections.abc import Callable
 from pathlib import Path
@@ -72,6 +73,11 @@ def deltas(run: Finetuned) -> dict[str, Tensor]:
 
 def logged(folder: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+
+
+def script_environment() -> dict[str, str]:
+    """What a script needs to import this file."""
+    return {**os.environ, "PYTHONPATH": str(Path(__file__).parent), "OMP_NUM_THREADS": "1"}
 
 
 # -- training, written out -----------------------------------------------------------------------------------

@@ -4,6 +4,8 @@ Names are loaded on first use, so that importing `tauspan` (and `tauspan --help`
 """
 
 import importlib
+import sys
+import types
 from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
@@ -110,6 +112,17 @@ def __getattr__(name: str) -> Any:
     value = getattr(importlib.import_module(f"tauspan.{_HOME[name]}"), name)
     globals()[name] = value
     return value
+
+
+class _Package(types.ModuleType):
+    """`tauspan.evaluate`, `.run` and `.suite` stay functions when the modules of the same names are imported."""
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if not (name in _HOME and isinstance(value, types.ModuleType)):
+            super().__setattr__(name, value)
+
+
+sys.modules[__name__].__class__ = _Package
 
 
 def __dir__() -> list[str]:

@@ -73,7 +73,10 @@ def finetune(options: argparse.Namespace) -> None:
     task = task.subset(train=options.rows, seed=settings.seed) if options.rows is not None else task
     encoder = _encoder(options.model)
     if options.device:
-        encoder.to(options.device)
+        try:
+            encoder.to(options.device)
+        except (RuntimeError, AssertionError) as error:  # torch raises both for a device that is not there
+            raise UsageError(f"--device {options.device!r} cannot be used: {error}") from error
     done = train(
         encoder,
         task,

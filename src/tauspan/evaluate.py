@@ -27,6 +27,9 @@ def _silent(steps: int, note: str) -> None:
 
 def batches(encoder: Encoder, rows: Split, max_tokens: int | None, batch_size: int) -> "Batches":
     """The rows in batches of similar length (less padding), with the places they had."""
+    for name, value in (("batch_size", batch_size), ("max_tokens", max_tokens)):
+        if value is not None and value < 1:
+            raise UsageError(f"{name}={value}: it must be at least 1.")
     prepared = []
     lengths = [len(item) if isinstance(item, str) else 0 for item in rows.inputs]
     order = sorted(range(len(rows)), key=lengths.__getitem__)
@@ -125,7 +128,7 @@ def evaluate(
         show_progress: a bar on a terminal.
 
     Returns:
-        A `Report` with one row a task and the mean; `report.result["accuracy"]` by task name.
+        A `Report` with one row a task and the mean; `report.result["accuracy"]` by task name, and `["mean"]`.
     """
     if isinstance(encoder, Linearized):
         vector = encoder.task_vector() if vector is None else vector
@@ -137,7 +140,8 @@ def evaluate(
         for task in tasks:
             head = build_head(task, encoder)
             part = task.split(split)
-            prepared = batches(encoder, part, max_tokens or task.max_tokens, batch_size)
+            tokens = task.max_tokens if max_tokens is None else max_tokens
+            prepared = batches(encoder, part, tokens, batch_size)
             if vector is not None and chosen != "standard":
                 tangent = linearize(Classifier(encoder, head), list(vector.deltas), point)
                 vector.require_base(models.fingerprint_of(encoder))
@@ -167,7 +171,7 @@ def evaluate(
     facts = provenance(
         base=encoder.source, fingerprint=models.fingerprint_of(encoder), split=split, scale=scale
     )
-    return Report(f"Accuracy on {split}", [Table(label, rows)], facts, result={"accuracy": by_task, **means})
+    return Report(f"Accuracy on {split}", [Table(label, rows)], facts, result={"accuracy": by_task, "mean": means})
 
 
 def base_encoder(tangent: Linearized) -> Encoder:

@@ -37,7 +37,7 @@ def draw(report: Report, folder: Path) -> list[Path]:
         written.append(_save(figure, folder / "addition.png"))
     groups: dict[str, list[dict[str, Any]]] = {}
     for series in report.series:
-        groups.setdefault(str(series["group"]), []).append(series)
+        groups.setdefault(str(series.get("group", series["kind"])), []).append(series)
     for group, members in groups.items():
         figure = Figure(figsize=(3.6 * len(members), 3.2), layout="constrained", dpi=150)
         panels = figure.subplots(1, len(members), sharey=True, squeeze=False)[0]

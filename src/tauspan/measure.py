@@ -50,8 +50,9 @@ def _peak_mb() -> float:
     if torch.cuda.is_available() and torch.cuda.max_memory_allocated():
         return float(torch.cuda.max_memory_allocated()) / 2**20
     if _STATUS.exists():
-        line = next(line for line in _STATUS.read_text().splitlines() if line.startswith("VmHWM"))
-        return int(line.split()[1]) / 1024
+        for line in _STATUS.read_text().splitlines():
+            if line.startswith("VmHWM"):  # some sandboxes leave it out
+                return int(line.split()[1]) / 1024
     unit = 2**20 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit
 

@@ -5,6 +5,8 @@ not averaged by DistributedDataParallel, so that a last batch which does not div
 on one process and on many.
 """
 
+import functools
+import itertools
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -13,6 +15,10 @@ from dataclasses import dataclass
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.distributed.distributed_c10d import PrefixStore, Store
+from torch.distributed.rendezvous import rendezvous
+
+_GROUPS = itertools.count()  # every process makes the same groups in the same order
 
 
 @dataclass(frozen=True)
@@ -28,12 +34,12 @@ class World:
         return self.rank == 0
 
     def sum(self, tensors: Sequence[Tensor]) -> None:
-        """Replace each tensor by its sum over all processes, in one exchange per dtype."""
+        """Replace each tensor by its sum over all processes, in one exchange per dtype on the first's device."""
         if self.size == 1:
             return
         for dtype in dict.fromkeys(tensor.dtype for tensor in tensors):
             same = [tensor for tensor in tensors if tensor.dtype == dtype]
-            flat = torch.cat([tensor.flatten() for tensor in same])
+            flat = torch.cat([tensor.flatten().to(tensors[0].device) for tensor in same])
             dist.all_reduce(flat)
             for tensor, part in zip(same, torch.split(flat, [t.numel() for t in same]), strict=True):
                 tensor.copy_(part.view_as(tensor))
@@ -44,16 +50,29 @@ class World:
             dist.barrier()
 
 
+@functools.cache
+def _rendezvous() -> tuple[Store, int]:
+    """The launcher's store and this process's rank, kept for every later group: a store serves a port only once."""
+    store, rank, _ = next(rendezvous("env://"))
+    return store, rank
+
+
 @contextmanager
 def world() -> Iterator[World]:
-    """The group this process was launched in; a group of one without a launcher."""
+    """The group this process was launched in, ended with the block; a group of one without a launcher.
+
+    Each group has a prefix of its own in the store: a second one must not read the addresses of the first.
+    """
     size = int(os.environ.get("WORLD_SIZE", "1"))
     if size == 1:
         yield World()
         return
     ours = not dist.is_initialized()
     if ours:
-        dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
+        store, rank = _rendezvous()
+        prefix = PrefixStore(f"tauspan/{next(_GROUPS)}", store)
+        backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
+        dist.init_process_group(backend, store=prefix, rank=rank, world_size=size)
     try:
         yield World(dist.get_rank(), dist.get_world_size())
     finally:

@@ -9,7 +9,7 @@ from typing import Any, Literal, TypeVar
 
 import yaml
 
-from tauspan.errors import RecipeError, TauspanError, nearest
+from tauspan.errors import RecipeError, nearest
 
 T = TypeVar("T")
 
@@ -80,6 +80,8 @@ class Recipe:
                 raise RecipeError(
                     f"negate.targets: {target!r} is not among the tasks. {nearest(target, self.tasks)}"
                 )
+        if not 0 <= self.negate.floor <= 1:
+            raise RecipeError(f"negate.floor: {self.negate.floor}: it is a share, between 0 and 1.")
         if self.negate.targets and len(self.tasks) < 2:
             raise RecipeError("negate.targets: negation needs at least one other task as its control.")
 
@@ -104,10 +106,8 @@ class Recipe:
             raise RecipeError(f"{where} holds {type(plain).__name__}, not a mapping of keys to values.")
         try:
             return _build(Recipe, plain, node, where, "")
-        except RecipeError:
-            raise
-        except TauspanError as error:
-            raise RecipeError(f"{where}: {error}") from error
+        except RecipeError as error:
+            raise error if where in str(error) else RecipeError(f"{where}: {error}") from error
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values."""
@@ -118,7 +118,15 @@ def _build(kind: type[T], plain: Mapping[str, Any], node: Any, where: str, path:
     """A frozen dataclass from a mapping, every key and value checked against its annotation."""
     hints = typing.get_type_hints(kind)
     known = {field.name: field for field in dataclasses.fields(kind)}  # type: ignore[arg-type]
-    nodes = {key.value: (key.start_mark.line + 1, value) for key, value in node.value}
+    nodes: dict[str, tuple[int, Any]] = {}
+    for key, inner in node.value:
+        line = key.start_mark.line + 1
+        if key.value in nodes:
+            raise RecipeError(
+                f"{where}, line {line}: the key {path + str(key.value)!r} stands twice, first in line "
+                f"{nodes[key.value][0]}."
+            )
+        nodes[key.value] = (line, inner)
     values: dict[str, Any] = {}
     for key, value in plain.items():
         line, inner = nodes.get(str(key), (1, None))

@@ -1,6 +1,7 @@
 """The paper's two protocols: addition and negation, with one coefficient chosen on validation."""
 
 import copy
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal
 
@@ -71,7 +72,7 @@ class _Curves:
     def _batches(self, task: Task, split: str) -> Batches:
         """The split's batches; tokenised once, since the ordinary model reads them at every alpha."""
         if (task, split) not in self._prepared:
-            tokens = self.max_tokens or task.max_tokens
+            tokens = task.max_tokens if self.max_tokens is None else self.max_tokens
             self._prepared[task, split] = batches(self.encoder, task.split(split), tokens, self.batch_size)
         return self._prepared[task, split]
 
@@ -87,22 +88,25 @@ class _Curves:
 
 
 def _points(grid: Grid) -> tuple[float, ...]:
-    points = PAPER_GRID if isinstance(grid, str) else tuple(float(alpha) for alpha in grid)
     if isinstance(grid, str) and grid not in ("paper", "auto"):
         raise UsageError(
             f"grid={grid!r}: 'paper' (21 points on [0, 1]), 'auto' (widened until the best point is "
             "interior) or a list of coefficients."
         )
-    if not points:
-        raise UsageError("grid=[]: it needs at least one coefficient.")
+    try:
+        points = PAPER_GRID if isinstance(grid, str) else tuple(float(alpha) for alpha in grid)
+    except (TypeError, ValueError):
+        points = ()
+    if not points or not all(map(math.isfinite, points)):
+        raise UsageError(f"grid={grid!r}: it needs at least one coefficient, and each must be a finite number.")
     return points
 
 
 def _widened(points: Sequence[float]) -> tuple[float, ...]:
-    """The next stretch of the grid, half as long again, in steps a fifth of the old range's tenth."""
+    """The next stretch of the grid, half as long again in ten steps, never beyond the widest alpha."""
     top = max(points)
     step = max(top / 20, 0.05)
-    return tuple(round(top + step * k, 4) for k in range(1, 11))
+    return tuple(dict.fromkeys(min(round(top + step * k, 4), _WIDEST) for k in range(1, 11)))
 
 
 class _Scores:
@@ -117,6 +121,12 @@ class _Scores:
         fitting = {a: r for a, r in self.rows.items() if allowed is None or r[allowed] >= floor}
         sign = -1.0 if largest else 1.0
         return min(fitting, key=lambda alpha: (sign * fitting[alpha][key], alpha))
+
+    def remark(self, grid: Grid, best: float) -> str:
+        """What a reader must know about the grid."""
+        if best == max(self.rows):
+            return "; the best point is the end of the grid" + ("" if grid == "auto" else ": try grid='auto'")
+        return "; the grid was widened until the best point was interior" if self.widened else ""
 
 
 def add(
@@ -187,8 +197,7 @@ def add(
     means = {key: sum(float(row[key] or 0) for row in rows) / len(rows) for key in rows[0] if key != "task"}
     rows.append({"task": "mean", **means})
     note = f"alpha = {best:g}, chosen on validation by mean normalised accuracy"
-    note += "; the grid was widened until the best point was interior" if scores.widened else ""
-    note += "; the best point is the end of the grid: try grid='auto'" if best == max(scores.rows) else ""
+    note += scores.remark(grid, best)
     result = {"alpha": best, "regime": chosen_regime, **means}
     series = [{"kind": "alpha", "title": f"addition, {chosen_regime}", "best": best,
                "points": [{"alpha": a, **scores.rows[a]} for a in sorted(scores.rows)]}]  # fmt: skip
@@ -250,7 +259,7 @@ def negate(
     Returns:
         A `Report` with target and control accuracy, pre-trained, at the chosen alpha and at alpha = 1.
     """
-    if not controls or task in controls:
+    if not controls or task.name in {control.name for control in controls}:
         raise UsageError(f"negating {task.name!r} needs control tasks other than itself.")
     if not 0 <= floor <= 1:
         raise UsageError(f"floor={floor}: it is the share of control accuracy to keep, between 0 and 1.")
@@ -294,7 +303,7 @@ def negate(
         share = found["control"] / (before["control"] or 1.0)
         rows.append({"row": label, "alpha": alpha, **found, "control kept": share})
     note = f"alpha = {best:g}: least target accuracy on validation with control >= {floor:g} of the pre-trained model's"
-    note += "; the grid was widened until the best point was interior" if scores.widened else ""
+    note += scores.remark(grid, best)
     title = f"Negation of {task.name}, {chosen_regime}"
     result = {"alpha": best, "regime": chosen_regime, "before": before, **at(best, "test")}
     series = [{"kind": "alpha", "title": title, "best": best,

@@ -309,7 +309,8 @@ class _Run:
     @torch.no_grad()
     def validate(self) -> None:
         rows = self.task.split("validation")
-        right, loss = torch.zeros(()), torch.zeros(())
+        device = next(iter(self.trainee.parameters.values())).device  # NCCL exchanges nothing on the CPU
+        right, loss = torch.zeros((), device=device), torch.zeros((), device=device)
         for places in self._shares(len(rows)):
             part = rows.take(places)
             logits = self.trainee(self.encoder.encode(part.inputs, self.max_tokens)).cpu()

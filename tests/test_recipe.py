@@ -1,0 +1,141 @@
+"""Recipes: what they accept, and that every refusal names the file, the line, the key and the repair."""
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+import yaml
+
+import tauspan
+from tauspan.errors import RecipeError
+from tauspan.recipe import Negation, Recipe, Rows, Training
+from tauspan.suite import NAMES
+from tauspan.train import Settings
+
+SHIPPED = (Path(tauspan.__file__).parent / "demo.yaml", Path(__file__).parents[1] / "recipes" / "text7.yaml")
+LEAST = "model: minilm\ntasks: [email_spam, movie_sentiment]\n"
+
+REFUSED = {
+    "an unknown key": ("modle: a\n", "line 3: unknown key 'modle'. Did you mean 'model'?"),
+    "an unknown key below another": (
+        "finetune:\n  epochs: 2\n  batchsize: 4\n",
+        "line 5: unknown key 'finetune.batchsize'. Did you mean 'batch_size'?",
+    ),
+    "a key like nothing": ("zzz: 1\n", "line 3: unknown key 'zzz'. Known: "),
+    "a key that is a number": ("7: 1\n", "line 3: unknown key '7'"),
+    "a word for a number": ("finetune: {epochs: two}\n", "line 3: finetune.epochs is 'two', and must be int"),
+    "a fraction for a whole number": ("max_tokens: 1.5\n", "line 3: max_tokens is 1.5"),
+    "yes for a number": ("finetune: {epochs: yes}\n", "finetune.epochs is True"),
+    "one name for a list": ("seeds: 3\n", "line 3: seeds is 3"),
+    "a wrong entry of a list": ("seeds: [0, one]\n", "line 3: seeds[1] is 'one', and must be int"),
+    "an unknown regime": ("regimes: [linear, lineal]\n", "regimes[1] is 'lineal'"),
+    "an unknown point": ("point: output\n", "point is 'output'"),
+    "an unknown grid": ("grid: fine\n", "grid is 'fine'"),
+    "a number that YAML reads as text": ("finetune: {lr_linear: 1e-4}\n", "write 1.0e-4"),
+    "a value where keys belong": ("rows: 640\n", "line 3: rows needs keys below it, not 640"),
+    "nothing where keys belong": ("rows:\n", "line 3: rows needs keys below it, not None"),
+    "an empty list": ("seeds: []\n", "seeds: []: it needs at least one entry"),
+    "one seed twice": ("seeds: [1, 1]\n", "seeds: [1, 1]: it needs at least one entry and none twice"),
+    "one regime twice": ("regimes: [linear, linear]\n", "none twice"),
+    "one key twice": ("seeds: [1]\nseeds: [2]\n", "line 4: the key 'seeds' stands twice, first in line 3"),
+    "one key twice below another": (
+        "rows: {test: 1, test: 2}\n",
+        "line 3: the key 'rows.test' stands twice, first in line 3",
+    ),
+    "a target that is no task": (
+        "negate: {targets: [email_spm]}\n",
+        "negate.targets: 'email_spm' is not among the tasks. Did you mean 'email_spam'?",
+    ),
+    "a floor above one": ("negate: {targets: [email_spam], floor: 1.5}\n", "negate.floor: 1.5"),
+    "a floor that is no number": ("negate: {floor: .nan}\n", "negate.floor: nan"),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_a_recipe_is_refused_with_its_place(case: str) -> None:
+    more, words = REFUSED[case]
+    with pytest.raises(RecipeError) as caught:
+        Recipe.parse(LEAST + more, "mine.yaml")
+    assert words in str(caught.value)
+    assert "mine.yaml" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("tasks: [email_spam]\n", "model is missing"),
+        ("model: minilm\n", "tasks is missing"),
+        ("model: minilm\ntasks: []\n", "at least one"),
+        ("model: minilm\ntasks: [a, a]\n", "none twice"),
+        ("model: minilm\ntasks: [a]\nnegate: {targets: [a]}\n", "at least one other task"),
+        ("model: 3\ntasks: [a]\n", "line 1: model is 3, and must be str"),
+        ("model: [minilm\n", "is not YAML"),
+        ("a: b: c\n", "is not YAML"),
+        ("model: !!python/object:os.system x\n", "is not YAML"),
+        ("- model\n", "holds list, not a mapping"),
+        ("", "holds NoneType, not a mapping"),
+        ("minilm", "holds str, not a mapping"),
+        ("a: 1\n---\nb: 2\n", "is not YAML"),
+    ],
+)
+def test_a_text_that_is_no_recipe_is_refused(text: str, words: str) -> None:
+    with pytest.raises(RecipeError) as caught:
+        Recipe.parse(text, "mine.yaml")
+    assert words in str(caught.value)
+    assert "mine.yaml" in str(caught.value)
+
+
+def test_a_recipe_that_is_not_there_or_not_text_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(RecipeError, match="cannot be read"):
+        Recipe.read(tmp_path / "none.yaml")
+    (tmp_path / "bytes.yaml").write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(RecipeError, match="cannot be read"):
+        Recipe.read(tmp_path / "bytes.yaml")
+
+
+def test_a_short_recipe_gets_the_defaults() -> None:
+    made = Recipe.parse(LEAST)
+    assert made == Recipe("minilm", ("email_spam", "movie_sentiment"))
+    assert made.regimes == ("standard", "posthoc", "linear")
+    assert (made.rows, made.finetune, made.negate) == (Rows(), Training(), Negation())
+
+
+def test_every_value_arrives_in_its_place() -> None:
+    text = LEAST + (
+        "title: t\nregimes: [linear]\nseeds: [3, 1]\nrows: {train: 5, test: null}\nmax_tokens: 7\n"
+        "finetune: {params: [a.*, b], epochs: 2, warmup: 1, lr_linear: 1.0e-4, decay_toward: zero}\n"
+        "point: encoder\ngrid: [0, 0.5]\nnegate: {targets: [email_spam], floor: 1}\n"
+    )
+    made = Recipe.parse(text)
+    assert made == Recipe(
+        "minilm", ("email_spam", "movie_sentiment"), "t", ("linear",), (3, 1), Rows(5), 7,
+        Training(("a.*", "b"), 2, warmup=1.0, lr_linear=1e-4, decay_toward="zero"), "encoder", (0.0, 0.5),
+        Negation(("email_spam",), 1.0),
+    )  # fmt: skip
+    assert isinstance(made.finetune.warmup, float)
+
+
+def test_a_recipe_survives_being_written_out_and_read_again() -> None:
+    def plain(value: object) -> object:
+        if isinstance(value, dict):
+            return {key: plain(item) for key, item in value.items()}
+        return list(value) if isinstance(value, tuple) else value
+
+    made = Recipe.read(SHIPPED[0])
+    assert Recipe.parse(yaml.safe_dump(plain(made.as_dict()))) == made
+
+
+def test_training_has_the_names_and_defaults_of_the_settings() -> None:
+    settings = {field.name: field.default for field in dataclasses.fields(Settings)}
+    ours = {field.name: field.default for field in dataclasses.fields(Training)}
+    assert ours.pop("lr_standard") is None
+    assert ours.pop("lr_linear") is None
+    assert ours == {name: settings[name] for name in ours}
+
+
+@pytest.mark.parametrize("file", SHIPPED, ids=lambda file: file.stem)
+def test_a_shipped_recipe_is_whole(file: Path) -> None:
+    recipe = Recipe.read(file)
+    assert recipe.model == "minilm"
+    assert set(recipe.tasks) <= set(NAMES)
+    assert set(recipe.negate.targets) < set(recipe.tasks)

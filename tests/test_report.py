@@ -1,0 +1,120 @@
+"""Reports: the same content in JSON, Markdown and on a terminal; and the pictures of it."""
+
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from tauspan.figures import draw
+from tauspan.measure import Cost
+from tauspan.report import Report, Table, provenance, shown, versions
+from tauspan.suite import NAMES
+
+COLUMNS = ("zero shot", "single", "added", "added norm.", "alpha 1", "alpha 1 norm.")
+ROWS: list[dict[str, Any]] = [
+    {"task": "a|b", "accuracy": 0.5, "rows": 12, "kept": True},
+    {"task": "déjà", "accuracy": None, "rows": 3, "kept": False, "note": "late"},
+]
+POINTS = [{"alpha": a / 4, "one": a / 4, "mean normalised": 1.0} for a in range(5)]
+SERIES = [{"kind": "alpha", "title": "addition, linear", "best": 0.5, "points": POINTS}]
+SMALL = Report("small", [Table("first", ROWS, "a note")], {"seed": 1, "base": "b"}, SERIES, {"alpha": 0.5})
+
+
+def terminal(report: Report, width: int = 80) -> str:
+    console = Console(file=io.StringIO(), width=width)
+    console.print(report.renderable())
+    return console.file.getvalue()  # type: ignore[attr-defined, no-any-return]
+
+
+def test_a_report_is_the_same_after_json() -> None:
+    again = Report.from_json(SMALL.to_json())
+    assert again == SMALL
+    assert again.to_json() == SMALL.to_json()
+    assert "déjà" in SMALL.to_json()
+    assert SMALL.to_json().endswith("}\n")
+
+
+def test_columns_are_those_of_all_rows_in_their_order() -> None:
+    assert SMALL.tables[0].columns == ["task", "accuracy", "rows", "kept", "note"]
+    assert Table("none", []).columns == []
+
+
+def test_markdown_holds_every_cell_and_the_provenance() -> None:
+    assert SMALL.to_markdown() == (
+        "# small\n\n## first\n\n| task | accuracy | rows | kept | note |\n|---|---|---|---|---|\n"
+        "| a\\|b | 0.500 | 12 | yes |  |\n| déjà |  | 3 | no | late |\n\na note\n\n"
+        "## Provenance\n\n- seed: `1`\n- base: b\n"
+    )
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (None, ""),
+        (True, "yes"),
+        (False, "no"),
+        (0, "0"),
+        (12, "12"),
+        (0.97249, "0.972"),
+        (1.0, "1.000"),
+        ("a", "a"),
+    ],
+)
+def test_a_cell_is_shown_as_people_read_it(value: Any, text: str) -> None:
+    assert shown(value) == text
+
+
+def test_a_terminal_shows_cells_and_notes() -> None:
+    text = terminal(SMALL)
+    for word in ("first", "a|b", "0.500", "déjà", "late", "a note"):
+        assert word in text
+
+
+@pytest.mark.parametrize("spread", [False, True])
+def test_task_names_and_numbers_stay_whole_on_eighty_columns(spread: bool) -> None:
+    cell = "0.812 ± 0.021" if spread else 0.812
+    rows: list[dict[str, Any]] = [
+        {"regime": "standard", "task": name, **dict.fromkeys(COLUMNS, cell)} for name in NAMES
+    ]
+    text = terminal(Report("wide", [Table("Addition", rows, "note")]))
+    for word in (*NAMES, "standard", "0.812"):
+        assert word in text
+    assert "…" not in text
+    assert max(map(len, text.splitlines())) <= 80
+
+
+def test_text_that_looks_like_markup_is_shown_as_it_is() -> None:
+    rows: list[dict[str, Any]] = [{"vector": "out/[bold]x[/bold]", "[red]": "[/]"}]
+    text = terminal(Report("r", [Table("[i]t", rows, "[0, 1]")]))
+    for word in ("out/[bold]x[/bold]", "[red]", "[/]", "[i]t", "[0, 1]"):
+        assert word in text
+
+
+def test_provenance_names_versions_machine_and_time() -> None:
+    facts = provenance(base="b")
+    assert list(facts) == ["base", "versions", "machine", "written"]
+    assert {"python", "tauspan", "torch"} <= set(versions())
+    json.dumps(facts)
+
+
+def test_a_cost_begins_at_nothing() -> None:
+    assert Cost() == Cost(0.0, 0.0)
+
+
+def test_a_report_of_one_search_is_drawn(tmp_path: Path) -> None:
+    (picture,) = draw(SMALL, tmp_path)
+    assert picture == tmp_path / "alpha.png"
+    assert picture.read_bytes()[:4] == b"\x89PNG"
+    assert draw(Report("empty", []), tmp_path / "none") == []
+    assert not (tmp_path / "none").exists()
+
+
+def test_a_report_of_a_run_is_drawn_with_bars_and_one_picture_a_group(tmp_path: Path) -> None:
+    means = {regime: {"one": dict.fromkeys(COLUMNS, 0.5)} for regime in ("standard", "linear")}
+    series = [{**SERIES[0], "group": group} for group in ("alpha-addition", "alpha-addition", "other")]
+    made = draw(Report("run", [], {}, series, {"addition": means, "seeds": "one seed"}), tmp_path)
+    assert [file.name for file in made] == ["addition.png", "alpha-addition.png", "other.png"]
+    assert {file.name for file in tmp_path.iterdir()} == {file.name for file in made}

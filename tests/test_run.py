@@ -1,0 +1,183 @@
+"""A whole recipe on a tiny encoder and two shipped tasks: what it writes, what it reuses, what it refuses."""
+
+import dataclasses
+import importlib
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import transformers
+
+import checkpoints
+import zoo
+from program import contents
+from tauspan.errors import StoreError, UsageError
+from tauspan.recipe import Negation, Recipe, Rows, Training
+from tauspan.report import Report
+from tauspan.run import run
+from tauspan.vector import TaskVector
+
+TASKS = ("movie_sentiment", "email_spam")
+REGIMES = ("standard", "posthoc", "linear")
+stages = importlib.import_module("tauspan.run")
+
+
+@pytest.fixture(scope="module")
+def recipe(tmp_path_factory: pytest.TempPathFactory) -> Recipe:
+    model = checkpoints.write(tmp_path_factory.mktemp("model") / "bert", "bert")
+    config = zoo.bert_model().config
+    config.max_position_embeddings = 256  # the prototypes of a head read as many tokens as a task's card says
+    checkpoints.write_model(model, zoo.stirred(transformers.BertModel(config), scale=0.1).float())
+    return Recipe(
+        str(model), TASKS, "a small run", seeds=(0, 1), rows=Rows(8, 8, 8), max_tokens=8,
+        finetune=Training(max_steps=1, batch_size=4), grid=(0.0, 0.5, 1.0), negate=Negation(("email_spam",)),
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def done(recipe: Recipe, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Report]:
+    out = tmp_path_factory.mktemp("run") / "out"
+    return out, run(recipe, out, show_progress=False)
+
+
+@pytest.fixture
+def trainings(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The folders that are trained into."""
+    folders: list[str] = []
+    original = stages.train
+
+    def spy(encoder: Any, task: Any, settings: Any, out: Path, **options: Any) -> Any:
+        folders.append(Path(out).name)
+        return original(encoder, task, settings, out, **options)
+
+    monkeypatch.setattr(stages, "train", spy)
+    return folders
+
+
+def reused(report: Report) -> dict[tuple[Any, Any], tuple[Any, Any]]:
+    return {(row["regime"], row["stage"]): (row["runs"], row["reused"]) for row in report.tables[-1].rows}
+
+
+def test_a_run_writes_its_report_its_figures_and_its_vectors(done: tuple[Path, Report]) -> None:
+    out, report = done
+    assert json.loads((out / "report.json").read_text()) == json.loads(report.to_json())
+    assert (out / "report.md").read_text() == report.to_markdown()
+    pictures = {"addition.png", "alpha-addition.png", "alpha-negation-email_spam.png"}
+    assert {file.name for file in out.glob("*.png")} == pictures
+    for name in pictures:
+        assert (out / name).read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
+        assert (out / name).stat().st_size > 5000
+    folders = {
+        f"{regime}-{task}-seed{seed}"
+        for regime in ("standard", "linear")
+        for task in TASKS
+        for seed in (0, 1)
+    }
+    assert {folder.name for folder in (out / "vectors").iterdir()} == folders
+    for name in folders:
+        assert TaskVector.from_pretrained(out / "vectors" / name).norm() > 0
+    assert not list(out.rglob("*.part"))
+
+
+def test_the_tables_hold_every_regime_and_task(done: tuple[Path, Report]) -> None:
+    _, report = done
+    addition, negation, cost = report.tables
+    assert [(row["regime"], row["task"]) for row in addition.rows] == [
+        (regime, task) for regime in REGIMES for task in (*TASKS, "mean")
+    ]
+    assert all("±" in str(row["added"]) for row in addition.rows)
+    assert [(row["regime"], row["model"]) for row in negation.rows] == [
+        (regime, model) for regime in REGIMES for model in ("pre-trained", "negated", "alpha = 1")
+    ]
+    assert {row["stage"] for row in cost.rows} == {"fine-tune", "add", "negate"}
+    assert all(count == 0 for _, count in reused(report).values())
+    assert report.provenance["recipe"]["model"] == report.provenance["base"]
+    assert {regime: len(alphas) for regime, alphas in report.result["alpha"].items()} == dict.fromkeys(
+        REGIMES, 2
+    )
+
+
+def test_posthoc_and_standard_share_their_vectors_and_start_from_the_same_model(
+    done: tuple[Path, Report],
+) -> None:
+    _, report = done
+    means = report.result["addition"]
+    for task in (*TASKS, "mean"):
+        assert len({means[regime][task]["zero shot"] for regime in REGIMES}) == 1
+    assert ("posthoc", "fine-tune") not in reused(report)
+
+
+def test_the_means_are_those_of_the_seeds(done: tuple[Path, Report]) -> None:
+    out, report = done
+    singles = [
+        json.loads((out / "stages" / f"add-linear-seed{seed}.json").read_text())["content"] for seed in (0, 1)
+    ]
+    for index, task in enumerate((*TASKS, "mean")):
+        both = [single["tables"][0]["rows"][index]["added"] for single in singles]
+        assert report.result["addition"]["linear"][task]["added"] == pytest.approx(sum(both) / 2)
+
+
+def test_a_second_run_does_nothing_anew(
+    recipe: Recipe, done: tuple[Path, Report], trainings: list[str]
+) -> None:
+    out, first = done
+    before = {name: sha for name, sha in contents(out).items() if name.startswith(("vectors", "stages"))}
+    again = run(recipe, out, show_progress=False)
+    assert trainings == []
+    assert all(runs == count for runs, count in reused(again).values())
+    assert [table.rows for table in again.tables[:-1]] == [table.rows for table in first.tables[:-1]]
+    assert again.result == first.result
+    assert {n: s for n, s in contents(out).items() if n.startswith(("vectors", "stages"))} == before
+
+
+def test_a_lost_stage_is_made_again_and_gives_the_same(
+    recipe: Recipe, done: tuple[Path, Report], trainings: list[str]
+) -> None:
+    out, first = done
+    (out / "stages" / "add-linear-seed1.json").unlink()
+    again = run(recipe, out, show_progress=False)
+    assert trainings == []
+    assert reused(again)["linear", "add"] == (2, 1)
+    assert again.result == first.result
+
+
+def test_another_grid_searches_anew_with_the_same_vectors(
+    recipe: Recipe, done: tuple[Path, Report], trainings: list[str]
+) -> None:
+    out, _ = done
+    changed = dataclasses.replace(recipe, grid=(0.0, 1.0), regimes=("standard",), seeds=(0,))
+    report = run(changed, out, show_progress=False)
+    assert trainings == []
+    assert reused(report) == {
+        ("standard", "fine-tune"): (2, 2), ("standard", "add"): (1, 0), ("standard", "negate"): (1, 0),
+    }  # fmt: skip
+    assert [point["alpha"] for point in report.series[0]["points"]] == [0.0, 1.0]
+    assert report.result["seeds"].startswith("one seed (0)")
+    assert isinstance(report.tables[0].rows[0]["added"], float)
+
+
+@pytest.mark.parametrize("change", ["epochs", "rows"])
+def test_other_settings_or_data_never_replace_a_vector(
+    recipe: Recipe, done: tuple[Path, Report], change: str
+) -> None:
+    out, _ = done
+    changes: dict[str, Any] = {
+        "epochs": {"finetune": Training(epochs=3, max_steps=1, batch_size=4)},
+        "rows": {"rows": Rows(9, 8, 8)},
+    }
+    before = contents(out)
+    with pytest.raises(StoreError, match="other settings, another base or other data"):
+        run(dataclasses.replace(recipe, **changes[change]), out, show_progress=False)
+    assert contents(out) == before
+
+
+def test_a_run_starts_from_a_pre_trained_model(recipe: Recipe, tmp_path: Path) -> None:
+    from program import vector_of
+    from tauspan.edit import apply, load, save
+
+    model = Path(recipe.model)
+    save(apply(load(model), vector_of(model), regime="posthoc"), tmp_path / "edited")
+    with pytest.raises(UsageError, match="is an edited tangent model"):
+        run(dataclasses.replace(recipe, model=str(tmp_path / "edited")), tmp_path / "out")
+    assert not (tmp_path / "out").exists()

@@ -74,7 +74,11 @@ def test_an_interrupted_run_continues_to_the_same_bits(
 @pytest.mark.parametrize(
     ("owner", "name", "call"),
     [
-        (torch.optim.AdamW, "step", 4),  # the parameters are decayed, and then moved, but the step is not counted
+        (
+            torch.optim.AdamW,
+            "step",
+            4,
+        ),  # the parameters are decayed, and then moved, but the step is not counted
         (loop._Run, "_update", 4),
         (loop._Run, "note", 4),
         (loop._Run, "_backward", 4),
@@ -176,7 +180,9 @@ OTHERS: dict[str, tuple[Settings, Task | None, Encoder | None]] = {
 
 
 @pytest.mark.parametrize("other", OTHERS)
-def test_a_checkpoint_of_another_run_is_refused_and_kept(other: str, monkeypatch: Any, tmp_path: Path) -> None:
+def test_a_checkpoint_of_another_run_is_refused_and_kept(
+    other: str, monkeypatch: Any, tmp_path: Path
+) -> None:
     leave_unfinished(monkeypatch, tmp_path)
     settings, task, model = OTHERS[other]
     before = (tmp_path / "log.jsonl").read_text()

@@ -105,7 +105,7 @@ def save(edited: nn.Module, path: str | Path, *, overwrite: bool = False) -> Non
     """Write an edited model: an ordinary one for its own library, a tangent one as base reference and vector.
 
     An ordinary transformers model becomes a directory that transformers loads unchanged. A tangent model
-    (`Linearized`) becomes `tauspan.json` (the base's id and fingerprint, the linearisation point) beside
+    (`Linearized`) becomes `tauspan.json` (the base's id and fingerprint) beside
     `vector.safetensors`; `tauspan.load` reads it.
 
     Raises:

@@ -171,7 +171,9 @@ def evaluate(
     facts = provenance(
         base=encoder.source, fingerprint=models.fingerprint_of(encoder), split=split, scale=scale
     )
-    return Report(f"Accuracy on {split}", [Table(label, rows)], facts, result={"accuracy": by_task, "mean": means})
+    return Report(
+        f"Accuracy on {split}", [Table(label, rows)], facts, result={"accuracy": by_task, "mean": means}
+    )
 
 
 def base_encoder(tangent: Linearized) -> Encoder:

@@ -58,7 +58,8 @@ def _bars(axes: Any, means: dict[str, Any], column: str, title: str) -> None:
         axes.bar(places, [rows[t][column] for t in tasks], width * 0.92, color=_COLOURS[regime], label=regime)
         if column == "added":
             axes.hlines([rows[t]["single"] for t in tasks], [p - width / 2 for p in places],
-                        [p + width / 2 for p in places], color="black", lw=0.8, label="single task" if index == 0 else None)  # fmt: skip
+                        [p + width / 2 for p in places], color="black", lw=0.8,
+                        label="single task" if index == 0 else None)  # fmt: skip
     if column == "added":
         zero = next(iter(means.values()))
         axes.plot(

@@ -87,24 +87,32 @@ class Report:
         from rich import box
         from rich.console import Group
         from rich.table import Table as Grid
+        from rich.text import Text
 
         parts: list[Any] = []
         for table in self.tables:
             grid = Grid(
                 box=box.SIMPLE_HEAD,
-                title=table.title,
+                title=Text(table.title),
                 title_style="bold",
-                caption=table.note or None,
+                caption=Text(table.note) if table.note else None,
                 title_justify="left",
                 caption_justify="left",
+                collapse_padding=True,
+                pad_edge=False,
             )
             for name in table.columns:
-                numbers = all(not isinstance(row.get(name), str) for row in table.rows)
+                cells = [row.get(name) for row in table.rows]
+                numbers = all(not isinstance(cell, str) or "±" in cell for cell in cells)
+                words = [word for cell in (name, *cells) for word in shown(cell).split()]
                 grid.add_column(
-                    name, justify="right" if numbers else "left", no_wrap=not numbers and name != ""
+                    Text(name),
+                    justify="right" if numbers else "left",
+                    no_wrap=not numbers and name != "",
+                    min_width=max(map(len, words), default=0) if numbers else None,
                 )
             for row in table.rows:
-                grid.add_row(*(shown(row.get(name)) for name in table.columns))
+                grid.add_row(*(Text(shown(row.get(name))) for name in table.columns))
             parts += [grid, ""]
         return Group(*parts)
 

@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from tauspan import figures, search, store
+from tauspan import __version__, figures, search, store
 from tauspan.edit import EditRegime, load
 from tauspan.errors import UsageError
 from tauspan.measure import Cost, measured
@@ -38,7 +38,8 @@ def run(recipe: Recipe, out: str | Path, *, show_progress: bool = True) -> Repor
     """Carry a recipe out and write `report.json`, `report.md` and figures into `out`.
 
     Vectors and stage results found in `out` are reused if their keys (settings, base fingerprint, data
-    checksums) are the same; anything else there is an error, never overwritten.
+    checksums) are the same. A vector made with other settings is an error, never overwritten; evaluations and
+    the report are made anew.
 
     Args:
         recipe: what to do.
@@ -98,7 +99,9 @@ class _Workshop:
     ) -> _Stage:
         """Do a piece of work once: its result lies in `stages/NAME.json` under its key, beside the file it `made`."""
         file = self.out / "stages" / f"{name}.json"
-        digest = hashlib.sha256(json.dumps(key, sort_keys=True, default=str).encode()).hexdigest()
+        digest = hashlib.sha256(
+            json.dumps([__version__, key], sort_keys=True, default=str).encode()
+        ).hexdigest()
         if file.exists() and (made is None or made.exists()):
             saved = store.read_json(file)
             if saved.get("key") == digest:

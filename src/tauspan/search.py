@@ -98,7 +98,9 @@ def _points(grid: Grid) -> tuple[float, ...]:
     except (TypeError, ValueError):
         points = ()
     if not points or not all(map(math.isfinite, points)):
-        raise UsageError(f"grid={grid!r}: it needs at least one coefficient, and each must be a finite number.")
+        raise UsageError(
+            f"grid={grid!r}: it needs at least one coefficient, and each must be a finite number."
+        )
     return points
 
 

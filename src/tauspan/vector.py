@@ -288,7 +288,7 @@ def parse_header(text: str | None, file: Path) -> dict[str, Any]:
     if text is None:
         raise StoreError(
             f"{file} is a safetensors file without a task vector's header. If it holds a model's weights, make a "
-            f"vector of it: `tauspan vector diff BASE {file} OUT`."
+            f"vector of it: `tauspan vector diff BASE {file} -o OUT`."
         )
     try:
         header = json.loads(text)

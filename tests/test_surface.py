@@ -1,4 +1,4 @@
-"""The package's face: its names, the examples in its docstrings, and that imports only go down."""
+"""The package's face: its names and the examples in its docstrings."""
 
 import ast
 import doctest
@@ -13,11 +13,6 @@ import tauspan
 
 ROOT = Path(tauspan.__file__).parent
 FILES = sorted(ROOT.rglob("*.py"))
-# A module may import only what stands before it.
-LAYERS = (
-    "errors", "params", "report", "measure", "processes", "store", "models", "vector", "linear", "tasks",
-    "suite", "edit", "evaluate", "train", "search", "figures", "recipe", "run", "commands", "cli", "__main__",
-)  # fmt: skip
 
 
 def module_of(file: Path) -> str:
@@ -90,34 +85,6 @@ def test_the_examples_of_a_module_run(name: str) -> None:
     assert found.failed == 0
 
 
-# -- layers --------------------------------------------------------------------------------------------------
-
-
-def imported(file: Path) -> set[str]:
-    """The names right below `tauspan` that a file imports, anywhere in it."""
-    found: set[str] = set()
-    for node in ast.walk(ast.parse(file.read_text())):
-        if isinstance(node, ast.Import):
-            found |= {alias.name.split(".")[1] for alias in node.names if alias.name.startswith("tauspan.")}
-        elif isinstance(node, ast.ImportFrom):
-            assert node.level == 0, f"{file.name}, line {node.lineno}: a relative import"
-            if node.module == "tauspan":
-                found |= {alias.name for alias in node.names if alias.name != "__version__"}
-            elif str(node.module).startswith("tauspan."):
-                found.add(str(node.module).split(".")[1])
-    return found
-
-
-@pytest.mark.parametrize("file", [file for file in FILES if file != ROOT / "__init__.py"], ids=module_of)
-def test_imports_go_only_down(file: Path) -> None:
-    own = module_of(file).split(".")[1]
-    below = set(LAYERS[: LAYERS.index(own)])
-    inside = {own} if (ROOT / own).is_dir() else set()
-    mutual = {"cli"} if own == "commands" else set()  # it prints with the program's own `show` and `say`
-    assert imported(file) <= below | inside | mutual
-
-
-def test_every_module_has_its_layer_and_a_docstring() -> None:
-    assert {name.split(".")[1] for name in MODULES if "." in name} == set(LAYERS)
+def test_every_module_has_a_docstring() -> None:
     for file in FILES:
         assert ast.get_docstring(ast.parse(file.read_text())), file

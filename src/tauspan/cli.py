@@ -8,13 +8,10 @@ import argparse
 import logging
 import sys
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from tauspan import __version__
+from tauspan import __version__, commands
 from tauspan.errors import TauspanError
-
-if TYPE_CHECKING:
-    from tauspan.report import Report
 
 REGIMES = ("standard", "posthoc", "linear")
 _EXITS = (
@@ -55,8 +52,6 @@ def parser() -> argparse.ArgumentParser:
         )
         made.set_defaults(function=function)
         return made
-
-    from tauspan import commands
 
     demo = verb(
         verbs,
@@ -179,22 +174,6 @@ def parser() -> argparse.ArgumentParser:
         made.add_argument("--point", choices=("encoder", "logits"))
         made.add_argument("--batch-size", type=int, default=64)
     return top
-
-
-def show(report: "Report", options: argparse.Namespace) -> None:
-    """Print a report as the options ask: tables, JSON, or nothing."""
-    if options.json:
-        sys.stdout.write(report.to_json())
-    elif not options.quiet:
-        from rich.console import Console
-
-        Console(soft_wrap=False).print(report.renderable())
-
-
-def say(text: str, options: argparse.Namespace) -> None:
-    """A line for people on stdout, unless they asked for silence or for JSON."""
-    if not options.quiet and not options.json:
-        sys.stdout.write(text + "\n")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

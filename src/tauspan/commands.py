@@ -16,15 +16,19 @@ if TYPE_CHECKING:
 
 
 def _show(report: "Report", options: argparse.Namespace) -> None:
-    from tauspan.cli import show
+    """Print a report as the options ask: tables, JSON, or nothing."""
+    if options.json:
+        sys.stdout.write(report.to_json())
+    elif not options.quiet:
+        from rich.console import Console
 
-    show(report, options)
+        Console().print(report.renderable())
 
 
 def _say(text: str, options: argparse.Namespace) -> None:
-    from tauspan.cli import say
-
-    say(text, options)
+    """A line for people on stdout, unless they asked for silence or for JSON."""
+    if not options.quiet and not options.json:
+        sys.stdout.write(text + "\n")
 
 
 def demo(options: argparse.Namespace) -> None:

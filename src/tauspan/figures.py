@@ -34,6 +34,10 @@ def draw(report: Report, folder: Path) -> list[Path]:
         figure.suptitle(
             f"One model for all tasks: the sum of their vectors ({report.result['seeds']})", fontsize=10
         )
+        handles, labels = figure.axes[0].get_legend_handles_labels()
+        figure.legend(
+            handles, labels, loc="outside lower center", ncols=len(labels), fontsize=7, frameon=False
+        )
         written.append(_save(figure, folder / "addition.png"))
     groups: dict[str, list[dict[str, Any]]] = {}
     for series in report.series:

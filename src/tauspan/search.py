@@ -2,7 +2,7 @@
 
 import copy
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Literal
 
 import torch
@@ -111,6 +111,10 @@ def _widened(points: Sequence[float]) -> tuple[float, ...]:
     return tuple(dict.fromkeys(min(round(top + step * k, 4), _WIDEST) for k in range(1, 11)))
 
 
+At = Callable[[float], dict[str, float]]
+Choice = Callable[[Mapping[float, Mapping[str, float]]], float]
+
+
 class _Scores:
     """Values on a grid of alpha, the choice among them, and whether the grid had to grow."""
 
@@ -118,11 +122,22 @@ class _Scores:
         self.rows: dict[float, dict[str, float]] = {}
         self.widened = False
 
-    def choose(self, key: str, *, largest: bool, allowed: str | None = None, floor: float = 0.0) -> float:
-        """The best alpha by `rows[alpha][key]`; ties go to the smallest, that is the shortest edit."""
-        fitting = {a: r for a, r in self.rows.items() if allowed is None or r[allowed] >= floor}
-        sign = -1.0 if largest else 1.0
-        return min(fitting, key=lambda alpha: (sign * fitting[alpha][key], alpha))
+    def search(self, at: At, choose: Choice, grid: Grid, title: str, show: bool) -> float:
+        """Evaluate the grid, an `"auto"` one until its best point is interior, and return the best alpha."""
+        self._fill(_points(grid), at, title, show)
+        best = choose(self.rows)
+        while grid == "auto" and best == max(self.rows) and best < _WIDEST:
+            self.widened = True
+            self._fill(_widened(tuple(self.rows)), at, title, show)
+            best = choose(self.rows)
+        return best
+
+    def _fill(self, points: Sequence[float], at: At, title: str, show: bool) -> None:
+        with progress(title, len(points), show) as advance:
+            for alpha in points:
+                if alpha not in self.rows:
+                    self.rows[alpha] = at(alpha)
+                advance(1, f"alpha {alpha:g}")
 
     def remark(self, grid: Grid, best: float) -> str:
         """What a reader must know about the grid."""
@@ -179,20 +194,19 @@ def add(
     single = {task: curves.accuracy(task, "validation", f"own {task.name}", 1.0) for task in tasks}
     scores = _Scores()
 
-    def fill(points: Sequence[float]) -> None:
-        with progress(f"add, {chosen_regime}", len(points), show_progress) as advance:
-            for alpha in points:
-                found = {t.name: curves.accuracy(t, "validation", "sum", alpha) for t in tasks}
-                mean = sum(found[t.name] / (single[t] or 1.0) for t in tasks) / len(tasks)
-                scores.rows[alpha] = {**found, "mean normalised": mean}
-                advance(1, f"alpha {alpha:g}")
+    def at(alpha: float) -> dict[str, float]:
+        found = {t.name: curves.accuracy(t, "validation", "sum", alpha) for t in tasks}
+        return {
+            **found,
+            "mean normalised": sum(found[t.name] / (single[t] or 1.0) for t in tasks) / len(tasks),
+        }
 
-    fill(_points(grid))
-    best = scores.choose("mean normalised", largest=True)
-    while grid == "auto" and best == max(scores.rows) and best < _WIDEST:
-        scores.widened = True
-        fill(_widened(tuple(scores.rows)))
-        best = scores.choose("mean normalised", largest=True)
+    def choose(rows: Mapping[float, Mapping[str, float]]) -> float:
+        return min(
+            rows, key=lambda alpha: (-rows[alpha]["mean normalised"], alpha)
+        )  # ties: the shortest edit
+
+    best = scores.search(at, choose, grid, f"add, {chosen_regime}", show_progress)
 
     curves.prepare(needs, "test")
     rows = [_addition_row(curves, task, best) for task in tasks]
@@ -279,23 +293,16 @@ def negate(
         }
 
     curves.prepare(needs, "validation")
-    least = floor * at(0.0, "validation")["control"]
     scores = _Scores()
-    scores.rows[0.0] = at(0.0, "validation")
+    scores.rows[0.0] = at(0.0, "validation")  # always allowed, also where a grid leaves it out
+    least = floor * scores.rows[0.0]["control"]
 
-    def fill(points: Sequence[float]) -> None:
-        with progress(f"negate {task.name}, {chosen_regime}", len(points), show_progress) as advance:
-            for alpha in points:
-                scores.rows[alpha] = at(alpha, "validation")
-                advance(1, f"alpha {alpha:g}")
+    def choose(rows: Mapping[float, Mapping[str, float]]) -> float:
+        kept = [alpha for alpha, row in rows.items() if row["control"] >= least]
+        return min(kept, key=lambda alpha: (rows[alpha]["target"], alpha))  # ties: the shortest edit
 
-    fill(_points(grid))
-    choice = {"largest": False, "allowed": "control", "floor": least}
-    best = scores.choose("target", **choice)  # type: ignore[arg-type]
-    while grid == "auto" and best == max(scores.rows) and best < _WIDEST:
-        scores.widened = True
-        fill(_widened(tuple(scores.rows)))
-        best = scores.choose("target", **choice)  # type: ignore[arg-type]
+    title = f"negate {task.name}, {chosen_regime}"
+    best = scores.search(lambda alpha: at(alpha, "validation"), choose, grid, title, show_progress)
 
     curves.prepare(needs, "test")
     before = at(0.0, "test")

@@ -1,7 +1,6 @@
-"""Accuracy of an edited model: outputs over a split, and the affine outputs of the tangent model."""
+"""Accuracy of an edited model: outputs over a split, and what is read off them."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Literal
 
 import torch
@@ -9,6 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from tauspan import models
+from tauspan.contributions import Advance, Batches, contributions, in_order, silent
 from tauspan.edit import EditRegime, apply, edit_regime
 from tauspan.errors import UsageError
 from tauspan.linear import Linearized, linearize
@@ -18,14 +18,8 @@ from tauspan.report import Report, Table, provenance
 from tauspan.tasks import Split, Task, build_head
 from tauspan.vector import TaskVector
 
-Advance = Callable[[int, str], None]
 
-
-def _silent(steps: int, note: str) -> None:
-    """The progress of a caller who does not ask for one."""
-
-
-def batches(encoder: Encoder, rows: Split, max_tokens: int | None, batch_size: int) -> "Batches":
+def batches(encoder: Encoder, rows: Split, max_tokens: int | None, batch_size: int) -> Batches:
     """The rows in batches of similar length (less padding), with the places they had."""
     for name, value in (("batch_size", batch_size), ("max_tokens", max_tokens)):
         if value is not None and value < 1:
@@ -39,59 +33,14 @@ def batches(encoder: Encoder, rows: Split, max_tokens: int | None, batch_size: i
     return prepared
 
 
-def _in_order(parts: Sequence[tuple[list[int], Tensor]], axis: int) -> Tensor:
-    """Batches put back into the rows' order along the axis of the rows."""
-    places = [place for block, _ in parts for place in block]
-    return torch.cat([values for _, values in parts], axis).index_select(axis, torch.tensor(places).argsort())
-
-
-Batches = Sequence[tuple[list[int], Batch]]
-
-
 @torch.no_grad()
-def outputs(model: Callable[[Batch], Tensor], prepared: Batches, advance: Advance = _silent) -> Tensor:
+def outputs(model: Callable[[Batch], Tensor], prepared: Batches, advance: Advance = silent) -> Tensor:
     """A model's logits over prepared batches, shape (N, K), in the rows' order, on the CPU."""
     parts = []
     for places, batch in prepared:
         parts.append((places, model(batch).detach().cpu()))
         advance(len(places), "")
-    return _in_order(parts, 0)
-
-
-@dataclass(frozen=True)
-class Affine:
-    """The tangent model's outputs over a split as an affine function of the coefficients.
-
-    f(x; theta0) + sum_t a_t J(x) tau_t, then what follows the linearisation point. One pass over the data
-    gives every choice of coefficients.
-
-    Args:
-        value: f(x; theta0), shape (N, C).
-        tangents: J(x) tau_t, shape (T, N, C).
-        finish: the frozen head where the point lies before it.
-    """
-
-    value: Tensor
-    tangents: Tensor
-    finish: Callable[[Tensor], Tensor]
-
-    def logits(self, coefficients: Sequence[float]) -> Tensor:
-        """Logits of shape (N, K) at a_1 ... a_T."""
-        weights = torch.tensor(coefficients, dtype=self.value.dtype)
-        return self.finish(self.value + torch.einsum("t,tnc->nc", weights, self.tangents))
-
-
-def affine(
-    tangent: Linearized, vectors: Sequence[TaskVector], prepared: Batches, advance: Advance = _silent
-) -> Affine:
-    """One pass of the tangent model over prepared batches in all directions at once."""
-    values, tangents = [], []
-    for places, batch in prepared:
-        value, directions = tangent.tangent(batch, vectors=vectors)
-        values.append((places, value.detach().cpu()))
-        tangents.append((places, directions.detach().cpu()))
-        advance(len(places), "")
-    return Affine(_in_order(values, 0), _in_order(tangents, 1), tangent.finish)
+    return in_order(parts, 0)
 
 
 def accuracy(logits: Tensor, labels: Tensor) -> float:
@@ -145,7 +94,8 @@ def evaluate(
             if vector is not None and chosen != "standard":
                 tangent = linearize(Classifier(encoder, head), list(vector.deltas), point)
                 vector.require_base(models.fingerprint_of(encoder))
-                logits = affine(tangent, [vector], prepared, advance).logits([scale])
+                found = contributions(tangent, {vector.label: vector}, prepared, part.labels, advance=advance)
+                logits = found.logits([scale])
             else:
                 assert isinstance(edited, Encoder)  # noqa: S101 - `apply` keeps the class
                 with models.eval_mode(edited):

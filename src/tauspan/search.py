@@ -9,9 +9,10 @@ import torch
 from torch import Tensor
 
 from tauspan import models
+from tauspan.contributions import Batches, Contributions, contributions
 from tauspan.edit import EditRegime, edit_regime, set_weights
 from tauspan.errors import UsageError
-from tauspan.evaluate import Affine, Batches, accuracy, affine, batches, outputs
+from tauspan.evaluate import accuracy, batches, outputs
 from tauspan.linear import linearize
 from tauspan.measure import progress
 from tauspan.models import Classifier, Encoder
@@ -41,7 +42,7 @@ class _Curves:
         self.encoder, self.directions, self.regime, self.point = encoder, directions, regime, point
         self.batch_size, self.max_tokens, self.show = batch_size, max_tokens, show_progress
         self.heads = {task: build_head(task, encoder) for task in tasks}
-        self._passes: dict[tuple[Task, str], tuple[list[str], Affine]] = {}
+        self._passes: dict[tuple[Task, str], Contributions] = {}
         self._prepared: dict[tuple[Task, str], Batches] = {}
         self._copy: Encoder | None = None
         self._at: tuple[str, float] | None = None
@@ -52,8 +53,8 @@ class _Curves:
         if self.regime == "standard":
             logits = self._standard(task, split, direction, alpha)
         else:
-            names, passed = self._passes[task, split]
-            logits = passed.logits([alpha if name == direction else 0.0 for name in names])
+            passed = self._passes[task, split]
+            logits = passed.logits([alpha if name == direction else 0.0 for name in passed.names])
         return accuracy(logits, rows.labels)
 
     def prepare(self, needs: Mapping[Task, Sequence[str]], split: str) -> None:
@@ -62,12 +63,13 @@ class _Curves:
             return
         with progress(f"tangents on {split}", sum(len(t.split(split)) for t in needs), self.show) as advance:
             for task, names in needs.items():
-                vectors = [self.directions[name] for name in names]
+                vectors = {name: self.directions[name] for name in names}
                 tangent = linearize(
-                    Classifier(self.encoder, self.heads[task]), list(vectors[0].deltas), self.point
+                    Classifier(self.encoder, self.heads[task]), list(vectors[names[0]].deltas), self.point
                 )
-                passed = affine(tangent, vectors, self._batches(task, split), advance)
-                self._passes[task, split] = (list(names), passed)
+                self._passes[task, split] = contributions(
+                    tangent, vectors, self._batches(task, split), task.split(split).labels, advance=advance
+                )
 
     def _batches(self, task: Task, split: str) -> Batches:
         """The split's batches; tokenised once, since the ordinary model reads them at every alpha."""

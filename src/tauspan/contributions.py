@@ -1,0 +1,199 @@
+"""`Contributions`: what each direction adds to the tangent model's outputs, computed once, for any coefficients."""
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from torch import Tensor
+
+from tauspan import store
+from tauspan.errors import BaseMismatchError, MismatchError, StoreError, UsageError, listed
+from tauspan.linear import Linearized
+from tauspan.models import Batch, Classifier, Head
+from tauspan.vector import TaskVector
+
+FORMAT = "tauspan-contributions-1"
+Advance = Callable[[int, str], None]
+Batches = Sequence[tuple[list[int], Batch]]
+
+
+def silent(steps: int, note: str) -> None:
+    """The progress of a caller who does not ask for one."""
+
+
+@dataclass(frozen=True)
+class Contributions:
+    """The tangent model's outputs over some rows as an affine function of the coefficients a_1 ... a_T.
+
+    f(x; theta0) + sum_t a_t J(x) tau_t, then the frozen head where the linearisation point lies before it. One
+    pass over the data gives every choice of coefficients by a small contraction.
+
+    Args:
+        value: f(x; theta0), shape (N, C).
+        tangents: J(x) tau_t, shape (T, N, C).
+        labels: the rows' classes, shape (N,).
+        names: the T directions, as people call them.
+        head: what follows the linearisation point; None where the outputs are logits already.
+        info: where the numbers come from: base fingerprint, task, split, point, directions.
+    """
+
+    value: Tensor
+    tangents: Tensor
+    labels: Tensor
+    names: tuple[str, ...]
+    head: Head | None = None
+    info: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.tangents.shape != (len(self.names), *self.value.shape) or len(self.labels) != len(self.value):
+            raise MismatchError(
+                f"contributions of {len(self.names)} directions to values of shape {tuple(self.value.shape)} cannot have "
+                f"tangents of shape {tuple(self.tangents.shape)} and {len(self.labels)} labels."
+            )
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __repr__(self) -> str:
+        rows, outputs = self.value.shape
+        return f"Contributions({rows} rows, {outputs} outputs, directions {listed(self.names)})"
+
+    def outputs(self, coefficients: Tensor) -> Tensor:
+        """What the head reads, shape (N, C), at coefficients of shape (T,); differentiable in them."""
+        if coefficients.shape != (len(self.names),):
+            raise MismatchError(
+                f"{tuple(coefficients.shape)} coefficients for the {len(self.names)} directions {listed(self.names)}."
+            )
+        return self.value + torch.einsum("t,tnc->nc", coefficients.to(self.value), self.tangents)
+
+    def logits(self, coefficients: Sequence[float] | Tensor) -> Tensor:
+        """Logits of shape (N, K) at a_1 ... a_T."""
+        found = self.outputs(torch.as_tensor(coefficients, dtype=self.value.dtype))
+        return found if self.head is None else cast(Tensor, self.head(found))
+
+    def rows(self, places: Tensor) -> "Contributions":
+        """The contributions to some of the rows, repeats allowed (for the bootstrap)."""
+        parts = (self.value[places], self.tangents[:, places], self.labels[places])
+        return Contributions(*parts, self.names, self.head, self.info)
+
+    def summed(self, groups: Mapping[str, Sequence[str]]) -> "Contributions":
+        """Fewer directions: each new one is the sum of some of these, exact because outputs are affine.
+
+        Raises:
+            UsageError: a group names a direction that is not there.
+        """
+        place = {name: index for index, name in enumerate(self.names)}
+        for group in groups.values():
+            for name in group:
+                if name not in place:
+                    raise UsageError(f"there is no direction {name!r} among {listed(self.names)}.")
+        parts = [self.tangents[[place[name] for name in group]].sum(0) for group in groups.values()]
+        return Contributions(self.value, torch.stack(parts), self.labels, tuple(groups), self.head, self.info)
+
+    # -- files -----------------------------------------------------------------------------------------------
+
+    def save(self, path: str | Path, *, overwrite: bool = False) -> Path:
+        """Write one safetensors file with its provenance.
+
+        Raises:
+            StoreError: the file is already there or cannot be written; nothing is left behind.
+        """
+        tensors = {"value": self.value, "tangents": self.tangents, "labels": self.labels}
+        header: dict[str, Any] = {"format": FORMAT, "names": self.names, "info": dict(self.info)}
+        if self.head is not None:
+            header["head"] = {"scale": self.head.scale, "normalize": self.head.normalize}
+            tensors["head.weight"] = self.head.weight
+            if self.head.bias is not None:
+                tensors["head.bias"] = self.head.bias
+        file = Path(path)
+        store.write_tensors(
+            file, tensors, {"tauspan": json.dumps(header, sort_keys=True)}, overwrite=overwrite
+        )
+        return file
+
+    @staticmethod
+    def from_file(path: str | Path, *, base: str | None = None) -> "Contributions":
+        """Read what `save` wrote; with `base`, only if it was made from the model of that fingerprint.
+
+        Raises:
+            StoreError: not a whole file of contributions.
+            BaseMismatchError: it was made from another model.
+        """
+        checkpoint = store.Checkpoint(path)
+        header = _header(checkpoint, Path(path))
+        found = header["info"].get("fingerprint")
+        if base is not None and found != base:
+            raise BaseMismatchError(
+                f"{path} was computed from base {str(found)[:12]}, and this model is {base[:12]}. Compute it anew."
+            )
+        tensors = checkpoint.read()
+        head = None
+        if "head" in header:
+            head = Head(tensors["head.weight"], tensors.get("head.bias"), **header["head"])
+        names = tuple(header["names"])
+        try:
+            parts = (tensors["value"], tensors["tangents"], tensors["labels"])
+        except KeyError as error:
+            raise StoreError(f"{path} lacks the tensor {error}: write it anew.") from error
+        return Contributions(*parts, names, head, header["info"])
+
+
+def _header(checkpoint: store.Checkpoint, file: Path) -> dict[str, Any]:
+    text = checkpoint.metadata.get("tauspan", "{}")
+    try:
+        header = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise StoreError(f"the header of {file} is not JSON: {error}.") from error
+    whole = isinstance(header, dict) and isinstance(header.get("info"), dict) and "names" in header
+    if not whole or header.get("format") != FORMAT:
+        found = header.get("format") if isinstance(header, dict) else header
+        raise StoreError(f"{file} has format {found!r}; this version reads contributions of {FORMAT!r}.")
+    result: dict[str, Any] = header
+    return result
+
+
+def contributions(
+    tangent: Linearized,
+    vectors: Mapping[str, TaskVector],
+    prepared: Batches,
+    labels: Tensor,
+    *,
+    info: Mapping[str, Any] | None = None,
+    advance: Advance = silent,
+) -> Contributions:
+    """One pass of the tangent model over prepared batches in all directions at once.
+
+    Args:
+        tangent: the linearised model.
+        vectors: the directions by name, from this model (the caller has checked it); each must hold the tensors
+            that `tangent` moves.
+        prepared: batches with the places of their rows; see `tauspan.evaluate.batches`.
+        labels: the rows' classes.
+        info: further provenance.
+        advance: progress.
+
+    Cost:
+        A forward pass with T tangents: 1 + 2 T times the module's own.
+    """
+    if not vectors:
+        raise UsageError("contributions need at least one direction.")
+    values, tangents = [], []
+    for places, batch in prepared:
+        value, directions = tangent.tangent(batch, vectors=list(vectors.values()))
+        values.append((places, value.detach().cpu()))
+        tangents.append((places, directions.detach().cpu()))
+        advance(len(places), "")
+    head = tangent.base.head if isinstance(tangent.base, Classifier) and tangent.point == "encoder" else None
+    base = next(iter(vectors.values())).base
+    facts = {"fingerprint": base, "point": tangent.point, **(info or {})}
+    value, stacked = in_order(values, 0), in_order(tangents, 1)
+    return Contributions(value, stacked, labels, tuple(vectors), head, facts)
+
+
+def in_order(parts: Sequence[tuple[list[int], Tensor]], axis: int) -> Tensor:
+    """Batches put back into the rows' order along the axis of the rows."""
+    places = [place for block, _ in parts for place in block]
+    return torch.cat([values for _, values in parts], axis).index_select(axis, torch.tensor(places).argsort())

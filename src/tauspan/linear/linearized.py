@@ -1,5 +1,6 @@
 """`Linearized`: a module whose only parameters are tau."""
 
+import warnings
 from collections.abc import Callable, Sequence
 from typing import Any, Literal, cast
 
@@ -8,13 +9,16 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from tauspan import models, params
-from tauspan.errors import MismatchError, UsageError, nearest
-from tauspan.linear import reference
+from tauspan.errors import MismatchError, ModelError, UsageError, nearest
+from tauspan.linear import onepass, reference
+from tauspan.linear.dual import NoRuleError, Trace
 from tauspan.models.encoder import single_tensor
 from tauspan.report import versions
 from tauspan.vector import TaskVector
 
 Point = Literal["encoder", "logits", "output"]
+Engine = Literal["onepass", "reference"]
+ENGINES: tuple[Engine, ...] = ("onepass", "reference")
 
 
 class _Names(nn.Module):
@@ -33,13 +37,23 @@ class Linearized(nn.Module):
     Use `linearize` to make one.
     """
 
-    def __init__(self, base: nn.Module, names: Sequence[str], point: Point) -> None:
+    def __init__(
+        self,
+        base: nn.Module,
+        names: Sequence[str],
+        point: Point,
+        engine: Engine = "onepass",
+        strict: bool = False,
+    ) -> None:
         super().__init__()
         inner, prefix = models.core(base)
         known = models.named_unique(inner)
         object.__setattr__(self, "base", base)  # not a submodule: its parameters are not ours
         self.base: nn.Module
         self.point = point
+        self.engine = engine
+        self.strict = strict
+        self._told: set[str] = set()
         self._prefix = prefix
         self._names = tuple(names)
         for name in names:
@@ -109,10 +123,36 @@ class Linearized(nn.Module):
             raise UsageError("`vectors` is empty: give at least one, or None for this module's own tau.")
         function = self._function(inputs, kwargs)
         theta0 = self.theta0()
+        directions = None if vectors is None else [self._direction(vector, theta0) for vector in vectors]
         with models.eval_mode(self.base):
-            if vectors is None:
+            if self.engine == "onepass" and not onepass.depends_on_inputs((list(inputs), kwargs)):
+                try:
+                    trace = Trace(self.base, self.strict, self._told)
+                    with reference.open_attention():
+                        if directions is None:
+                            return onepass.jvp(function, theta0, self.tau, trace)
+                        return onepass.jvps(function, theta0, directions, trace)
+                except (NoRuleError, NotImplementedError) as error:
+                    self._fall_back(str(error))
+            if directions is None:
                 return reference.jvp(function, theta0, self.tau)
-            return reference.jvps(function, theta0, [self._direction(vector, theta0) for vector in vectors])
+            return reference.jvps(function, theta0, directions)
+
+    def _fall_back(self, reason: str) -> None:
+        """Say once why this module needs the reference engine, or raise if the caller wants to know."""
+        name = type(models.core(self.base)[0]).__name__
+        if self.strict:
+            raise ModelError(
+                f"{name} cannot be carried through in one pass: {reason}. Without strict=True "
+                "the reference engine does it."
+            )
+        self.engine = "reference"
+        warnings.warn(
+            f"{name} cannot be carried through in one pass: {reason}. The reference engine does it, exactly but "
+            "more slowly.",
+            RuntimeWarning,
+            stacklevel=4,
+        )
 
     def _direction(self, vector: TaskVector | params.Params, theta0: params.Params) -> dict[str, Tensor]:
         deltas = vector.deltas if isinstance(vector, TaskVector) else vector
@@ -156,7 +196,12 @@ class Linearized(nn.Module):
 
 
 def linearize(
-    module: nn.Module, params: str | Sequence[str] = "all", point: Point | None = None
+    module: nn.Module,
+    params: str | Sequence[str] = "all",
+    point: Point | None = None,
+    *,
+    engine: Engine = "onepass",
+    strict: bool = False,
 ) -> Linearized:
     """The tangent model of a module at the point it stands at.
 
@@ -167,10 +212,14 @@ def linearize(
         point: where the model is linearised. `"logits"`: after the frozen head, so that logits are exactly
             affine in tau (default for a `Classifier`). `"encoder"`: at the features, before any
             normalisation, as the paper's code does. `"output"`: whatever a plain module returns.
+        engine: `"onepass"`, or `"reference"`: `torch.func.jvp`, slower, differentiable more than once and in the
+            inputs. Both give the same numbers.
+        strict: raise where an operation has no tangent rule, instead of computing it by torch's forward mode with a
+            warning.
 
     Raises:
         ModelError: active dropout, batch norm in training mode, tied memory that cannot be kept.
-        UsageError: a choice that picks nothing, or a point that the module does not have.
+        UsageError: a choice that picks nothing, a point that the module does not have, or an unknown engine.
 
     Cost:
         Forward about 3 times the module's, a training step 5/3 of ordinary fine-tuning.
@@ -184,6 +233,8 @@ def linearize(
     """
     if isinstance(models.core(module)[0], Linearized):
         raise MismatchError("the module is linearised already.")
+    if engine not in ENGINES:
+        raise UsageError(f"engine={engine!r}. {nearest(str(engine), ENGINES)}")
     models.require_deterministic(module)
     possible: dict[type[nn.Module], tuple[Point, ...]] = {
         models.Classifier: ("logits", "encoder"), models.Encoder: ("encoder",)
@@ -195,4 +246,4 @@ def linearize(
             "build a Classifier (encoder and head) first" if chosen == "logits" else nearest(chosen, points)
         )
         raise UsageError(f"{type(module).__name__} has no linearisation point {chosen!r}: {wanted}")
-    return Linearized(module, models.select(module, params), chosen)
+    return Linearized(module, models.select(module, params), chosen, engine, strict)

@@ -19,19 +19,24 @@ Function: TypeAlias = Callable[[dict[str, Tensor]], Tensor]
 
 
 @contextmanager
-def forward_mode() -> Iterator[None]:
-    """Inside, attention takes a path that has a forward-mode rule.
-
-    Fused scaled-dot-product attention has none on any device, nor has the fused path of `nn.MultiheadAttention`.
-    Only the forward needs this; the backward may run outside.
-    """
+def open_attention() -> Iterator[None]:
+    """Inside, `nn.MultiheadAttention` and `nn.TransformerEncoder` run their ordinary operations, not one fused one."""
     fast = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
     try:
-        with sdpa_kernel(SDPBackend.MATH):
-            yield
+        yield
     finally:
         torch.backends.mha.set_fastpath_enabled(fast)
+
+
+@contextmanager
+def forward_mode() -> Iterator[None]:
+    """Inside, attention takes a path that has a forward-mode rule, which its fused kernels lack on every device.
+
+    Only the forward needs this; the backward may run outside.
+    """
+    with open_attention(), sdpa_kernel(SDPBackend.MATH):
+        yield
 
 
 def jvp(function: Function, theta0: Params, tau: Params) -> tuple[Tensor, Tensor]:

@@ -1,0 +1,80 @@
+"""The tangent rule of scaled-dot-product attention; the value and the backward keep the fused kernel."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+# Scores held at once: enough to keep the cores busy, few enough for a CPU's cache and for a GPU's memory.
+_BLOCK = {"cpu": 2**20, "cuda": 2**26}
+
+
+def scaled_dot_product_attention(
+    func: Any, query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None = None, dropout_p: float = 0.0,
+    is_causal: bool = False, scale: float | None = None, enable_gqa: bool = False,
+) -> tuple[Tensor, Callable[..., Tensor | None]]:  # fmt: skip
+    """O = P V with P = softmax(S), S = s Q K^T + mask; dO = dP V + P dV with dP = P * (dS - sum(P * dS)).
+
+    The scores are formed anew for the tangents, in blocks of rows, so that memory does not grow with
+    batch x length^2. A row whose every key is masked has no weights and no tangent.
+    """
+    if dropout_p:
+        raise NotImplementedError("attention with dropout")
+    q, k, v = query, key, value
+    out = func(q, k, v, attn_mask, dropout_p, is_causal, scale=scale, enable_gqa=enable_gqa)
+    factor = q.shape[-1] ** -0.5 if scale is None else scale
+
+    def push(
+        dq: Tensor | None, dk: Tensor | None, dv: Tensor | None, dmask: Tensor | None = None, *_: None
+    ) -> Tensor | None:
+        if dmask is not None:
+            raise NotImplementedError("attention with a mask that depends on the parameters")
+        if dq is None and dk is None and dv is None:
+            return None
+        repeats = q.shape[-3] // k.shape[-3] if enable_gqa else 1
+        keys, values, d_keys, d_values = (_repeated(tensor, repeats) for tensor in (k, v, dk, dv))
+        mask = _mask(attn_mask, is_causal, q.shape[-2], k.shape[-2], q)
+        blocks = []
+        step = max(1, _BLOCK.get(q.device.type, 2**24) // max(1, q[0].numel() // q.shape[-1] * k.shape[-2]))
+        for begin in range(0, q.shape[0], step):
+            rows = slice(begin, begin + step)
+            part = [
+                None if t is None else t[rows].to(out.dtype) for t in (q, keys, values, dq, d_keys, d_values)
+            ]
+            whole = mask is None or mask.ndim < q.ndim or mask.shape[0] == 1
+            blocks.append(_block(*part, mask=mask if whole or mask is None else mask[rows], factor=factor))
+        return blocks[0] if len(blocks) == 1 else torch.cat(blocks)
+
+    return out, push
+
+
+def _repeated(tensor: Tensor | None, repeats: int) -> Tensor | None:
+    return tensor if tensor is None or repeats == 1 else tensor.repeat_interleave(repeats, -3)
+
+
+def _mask(given: Tensor | None, is_causal: bool, rows: int, columns: int, q: Tensor) -> Tensor | None:
+    """The mask as something to add to the scores."""
+    if is_causal:
+        given = torch.ones(rows, columns, dtype=torch.bool, device=q.device).tril()
+    if given is not None and given.dtype == torch.bool:
+        return torch.zeros(given.shape, dtype=q.dtype, device=q.device).masked_fill(~given, -torch.inf)
+    return given
+
+
+def _block(
+    q: Any, k: Any, v: Any, dq: Any, dk: Any, dv: Any, *, mask: Tensor | None, factor: float
+) -> Tensor:
+    scores = (q @ k.mT).mul_(factor)
+    if mask is not None:
+        scores += mask
+    weights = torch.ops.aten._safe_softmax(scores, -1)
+    moved = None if dq is None else dq @ k.mT
+    if dk is not None:
+        moved = q @ dk.mT if moved is None else moved.add_(q @ dk.mT)
+    if moved is None:
+        only: Tensor = weights @ dv
+        return only
+    d_weights = torch.ops.aten._softmax_backward_data(moved.mul_(factor), weights, -1, weights.dtype)
+    found: Tensor = d_weights @ v
+    return found if dv is None else found.add_(weights @ dv)

@@ -1,0 +1,270 @@
+"""Dual tensors: a value that records the ordinary autograd graph, and tangents that do not.
+
+A `Dual` wraps the *primal*, an ordinary tensor, and carries T tangents beside it. Every operation on a `Dual` comes to
+`Dual.__torch_function__`: the operation's rule (`tauspan.linear.rules`) computes the primal as always, so autograd
+records it, and returns a *push*, the linear map from input tangents to the output's tangent, which is applied T times
+without a graph. Autograd saves primals and never a `Dual`, so a tangent is freed as soon as the module drops it.
+"""
+
+import inspect
+import types
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import lru_cache
+from typing import Any, TypeAlias
+
+import torch
+from torch import Tensor, nn
+
+from tauspan.errors import ModelError
+from tauspan.linear import rules, table
+
+Push: TypeAlias = rules.Push
+
+
+class NoRuleError(Exception):
+    """An operation that cannot be carried out on dual tensors; the caller turns to the reference engine."""
+
+
+class Slot(int):
+    """The place of a dual tensor's tangent on a tape."""
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One operation on a tape: how its output tangents follow from those at earlier places.
+
+    `inputs` and `named` have the shape of the operation's arguments, a `Slot` where a dual tensor stood and None
+    elsewhere; `outputs` holds the place of each output, `values` the primal outputs.
+    """
+
+    name: str
+    push: Push
+    inputs: Any
+    named: Any
+    outputs: tuple[Slot | None, ...]
+    values: tuple[Any, ...]
+
+
+@dataclass
+class Trace:
+    """One pass of a module on dual tensors: what to do about missing rules, and the tape if one is kept."""
+
+    module: nn.Module
+    strict: bool = False
+    told: set[str] = field(default_factory=set)
+    tape: list[Entry] | None = None
+    slots: int = 0
+
+    def place(self) -> Slot:
+        """A new place on the tape."""
+        self.slots += 1
+        return Slot(self.slots - 1)
+
+    def where(self) -> str:
+        """The name of the submodule whose forward is running, for messages."""
+        names = {id(module): name for name, module in self.module.named_modules()}
+        frame = inspect.currentframe()
+        while frame is not None:
+            owner = frame.f_locals.get("self")
+            if isinstance(owner, nn.Module) and names.get(id(owner)):
+                return f"{names[id(owner)]!r} ({type(owner).__name__})"
+            frame = frame.f_back
+        return type(self.module).__name__
+
+    def fall_back(self, name: str) -> None:
+        """Say once that an operation has no rule, or raise if the caller wants to know."""
+        if self.strict:
+            raise ModelError(
+                f"{self.where()} uses {name!r}, which has no tangent rule. Without strict=True it is computed by "
+                "torch's forward mode, exactly but more slowly."
+            )
+        if name not in self.told:
+            self.told.add(name)
+            warnings.warn(
+                f"{self.where()} uses {name!r}, which has no tangent rule: torch's forward mode computes it, "
+                "exactly but more slowly.",
+                RuntimeWarning,
+                stacklevel=2,
+            )
+
+
+class Dual(Tensor):
+    """A primal tensor with T tangents of its shape.
+
+    Attributes:
+        primal: the value, with its autograd graph.
+        tangents: one per direction.
+        run: the pass this belongs to.
+        slot: the place of its tangent on the trace's tape.
+        shared: whether another dual tensor may be a view of the same memory.
+    """
+
+    primal: Tensor
+    tangents: tuple[Tensor, ...]
+    run: Trace
+    slot: Slot
+    shared: bool
+
+    @staticmethod
+    def __new__(  # noqa: D102 - the class docstring
+        cls, primal: Tensor, tangents: Sequence[Tensor], trace: Trace, shared: bool = False
+    ) -> "Dual":
+        made: Dual = Tensor._make_wrapper_subclass(
+            cls, primal.shape, strides=primal.stride(), dtype=primal.dtype, device=primal.device
+        )
+        made.primal, made.tangents, made.run, made.shared = primal, tuple(tangents), trace, shared
+        made.slot = trace.place()
+        return made
+
+    def __init__(self, *_: Any, **__: Any) -> None:
+        super().__init__()
+
+    def __repr__(self, *, tensor_contents: None = None) -> str:  # type: ignore[override]
+        return f"Dual({tuple(self.primal.shape)}, {len(self.tangents)} tangents)"
+
+    @classmethod
+    def __torch_function__(cls, func: Any, kinds: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Carry out an operation of which some argument is dual."""
+        return _dispatch(func, args, kwargs or {})
+
+    @classmethod
+    def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:  # type: ignore[override]
+        """Nothing may get here: it would have gone past the rules."""
+        raise NoRuleError(f"{func} reached a dual tensor past its rules.")
+
+
+def _dispatch(func: Any, args: Any, kwargs: Any) -> Any:
+    name = table.name_of(func)
+    if name in table.WITHOUT_TANGENT:
+        return func(*_mapped(args, _primal), **_mapped(kwargs, _primal))
+    if name in table.READS:
+        raise ModelError(
+            f"{_first(args, kwargs).run.where()} reads a number off a tensor ({name}) that depends on the trainable "
+            "parameters: its derivative would be lost. Keep it a tensor."
+        )
+    if "out" in kwargs or name == "__setitem__":
+        raise NoRuleError(f"{name} writes into a tensor")
+    in_place = name.endswith("_") and not name.endswith("__")
+    if in_place:
+        return _in_place(func, name, args, kwargs)
+    rule = table.RULES.get(name)
+    if rule is None:
+        opened = _opened(func)
+        if opened is not None:
+            return opened(*args, **kwargs)
+        if name not in table.BY_FORWARD_MODE:
+            _first(args, kwargs).run.fall_back(name)
+        rule = rules.by_forward_mode
+    return _lifted(name, rule, func, args, kwargs)
+
+
+def _lifted(name: str, rule: rules.Rule, func: Any, args: Any, kwargs: Any) -> Any:
+    """The rule's primal output with the tangents its push gives; plain if no input that matters is dual."""
+    args, kwargs = table.bound(rule, args, kwargs)
+    out, push = rule(func, *_mapped(args, _primal), **_mapped(kwargs, _primal))
+    first = _first(args, kwargs)
+    trace = first.run
+    several = isinstance(out, tuple | list)
+    values = tuple(out) if several else (out,)
+    rows = []
+    with torch.no_grad():
+        for place in range(len(first.tangents)):
+            found = push(*_mapped(args, _tangent(place)), **_mapped(kwargs, _tangent(place)))
+            rows.append(tuple(found) if several else (found,))
+    view = name in table.VIEWS
+    if view:
+        for dual in _duals((args, kwargs)):
+            dual.shared = True
+    lifted = []
+    for value, tangents in zip(values, zip(*rows, strict=True), strict=True):
+        if tangents[0] is None:
+            lifted.append(value)
+        else:
+            lifted.append(Dual(value, [rules.like(tangent, value) for tangent in tangents], trace, view))
+    if trace.tape is not None:
+        slots = tuple(item.slot if isinstance(item, Dual) else None for item in lifted)
+        inputs, named = _mapped(args, _slot), _mapped(kwargs, _slot)
+        trace.tape.append(Entry(name, push, inputs, named, slots, values))
+    if not several:
+        return lifted[0]
+    if type(out) in (tuple, list):
+        return type(out)(lifted)
+    return type(out)(lifted)  # a named tuple of torch takes one sequence
+
+
+def _in_place(func: Any, name: str, args: Any, kwargs: Any) -> Any:
+    """An in-place operation as an out-of-place one whose result takes the tensor's name."""
+    target = args[0]
+    if not isinstance(target, Dual) or target.shared:
+        raise NoRuleError(f"{name} writes into a tensor that others may see")
+    out_of_place = getattr(Tensor, name[:-1], None)
+    if out_of_place is None:
+        raise NoRuleError(f"{name} writes into a tensor")
+    made = out_of_place(*args, **kwargs)
+    if not isinstance(made, Dual) or made.primal.shape != target.primal.shape or made.dtype != target.dtype:
+        raise NoRuleError(f"{name} changes the kind of a tensor")
+    target.primal, target.tangents, target.slot = made.primal, made.tangents, made.slot
+    return target
+
+
+# -- arguments ---------------------------------------------------------------------------------------------------
+
+
+def _mapped(item: Any, change: Callable[[Any], Any]) -> Any:
+    """The same nesting of tuples, lists and dicts with each leaf changed."""
+    kind = type(item)
+    if kind is tuple or kind is list:
+        return kind(_mapped(part, change) for part in item)
+    if kind is dict:
+        return {key: _mapped(part, change) for key, part in item.items()}
+    return change(item)
+
+
+def _primal(item: Any) -> Any:
+    return item.primal if isinstance(item, Dual) else item
+
+
+def _slot(item: Any) -> Any:
+    return item.slot if isinstance(item, Dual) else None
+
+
+def _tangent(place: int) -> Callable[[Any], Any]:
+    return lambda item: item.tangents[place] if isinstance(item, Dual) else None
+
+
+def _duals(item: Any) -> Iterator[Dual]:
+    if isinstance(item, Dual):
+        yield item
+    elif isinstance(item, tuple | list):
+        for part in item:
+            yield from _duals(part)
+    elif isinstance(item, dict):
+        yield from _duals(tuple(item.values()))
+
+
+def _first(args: Any, kwargs: Any) -> Dual:
+    return next(_duals((args, kwargs)))
+
+
+@lru_cache(maxsize=256)
+def _opened(func: Any) -> Any:
+    """The body of a function that torch writes in Python, so that each operation inside meets its own rule.
+
+    Such a function asks first whether an argument overrides it. In this copy the answer is always no.
+    """
+    if not isinstance(func, types.FunctionType) or not (func.__module__ or "").startswith("torch"):
+        return None
+    no = {name: _never for name in func.__globals__ if name.startswith("has_torch_function")}
+    if not no:
+        return None
+    copy = types.FunctionType(
+        func.__code__, {**func.__globals__, **no}, func.__name__, func.__defaults__, func.__closure__
+    )
+    copy.__kwdefaults__ = func.__kwdefaults__
+    return copy
+
+
+def _never(*_: Any) -> bool:
+    return False

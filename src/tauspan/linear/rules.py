@@ -1,0 +1,386 @@
+"""Tangent rules: for each operation, its value and the linear map from input tangents to the output's tangent.
+
+A rule is called as `rule(func, *args, **kwargs)` with the operation itself and its plain arguments, and returns
+`(value, push)`. `push` is called with the same arguments (in the rule's own order, if it spells them out), a tangent
+where the argument is dual and None elsewhere, and returns the output's tangent (None: no dependence). Pushes run
+without a graph and may run many times.
+
+Many Jacobians are symmetric (every elementwise function, softmax, the normalisation inside layer norm), so torch's fused
+backward kernel of the operation is its tangent rule too.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any, TypeAlias
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from tauspan.linear.reference import forward_mode
+
+Push: TypeAlias = Callable[..., Any]
+Rule: TypeAlias = Callable[..., tuple[Any, Push]]
+aten = torch.ops.aten
+
+
+def total(first: Tensor | None, second: Tensor | None) -> Tensor | None:
+    """The sum of two tangents, each of which may be absent."""
+    if first is None or second is None:
+        return second if first is None else first
+    return first + second
+
+
+def like(tangent: Tensor, value: Tensor) -> Tensor:
+    """A tangent of the value's shape and dtype: a broadcast operand's is expanded."""
+    if tangent.dtype != value.dtype:
+        tangent = tangent.to(value.dtype)
+    return tangent if tangent.shape == value.shape else tangent.expand(value.shape)
+
+
+# -- linear in one argument --------------------------------------------------------------------------------------
+
+
+def along(func: Any, x: Tensor, *rest: Any, **options: Any) -> tuple[Any, Push]:
+    """Linear in its first argument: the tangent goes the same way as the value."""
+
+    def push(dx: Tensor | None = None, *_: Any, **__: Any) -> Any:
+        return None if dx is None else func(dx, *rest, **options)
+
+    return func(x, *rest, **options), push
+
+
+def viewed(func: Any, x: Tensor, *rest: Any, **options: Any) -> tuple[Any, Push]:
+    """A view; a tangent's memory may lie otherwise than its value's, so its shape is changed with a copy if need be."""
+    value = func(x, *rest, **options)
+    shape = value.shape
+
+    def push(dx: Tensor | None = None, *_: Any, **__: Any) -> Any:
+        return None if dx is None else dx.reshape(shape)
+
+    return value, push
+
+
+def same(func: Any, x: Tensor, *rest: Any, **options: Any) -> tuple[Any, Push]:
+    """The identity on tangents; dtype and layout follow the value."""
+    return func(x, *rest, **options), lambda dx=None, *_, **__: dx
+
+
+def dropout(
+    func: Any, x: Tensor, p: float = 0.5, training: bool = True, inplace: bool = False
+) -> tuple[Any, Push]:
+    """The identity: `linearize` has refused active dropout."""
+    if training and p:
+        raise NotImplementedError("dropout is active")
+    return x, lambda dx, *_: dx
+
+
+def concatenated(func: Any, tensors: Sequence[Tensor], *rest: Any, **options: Any) -> tuple[Any, Push]:
+    """cat, stack: an absent tangent is a block of zeros."""
+
+    def push(tangents: Sequence[Tensor | None], *_: Any, **__: Any) -> Any:
+        pairs = zip(tensors, tangents, strict=True)
+        return func([torch.zeros_like(x) if dx is None else dx for x, dx in pairs], *rest, **options)
+
+    return func(tensors, *rest, **options), push
+
+
+def padded(func: Any, x: Tensor, pad: Any, mode: str = "constant", value: Any = None) -> tuple[Any, Push]:
+    """Padding: a constant border has no tangent."""
+
+    def push(dx: Tensor, *_: Any) -> Any:
+        return func(dx, pad, mode, None)
+
+    return func(x, pad, mode, value), push
+
+
+def masked_fill(func: Any, x: Tensor, mask: Tensor, value: Any) -> tuple[Any, Push]:
+    """Filled places have no tangent."""
+
+    def push(dx: Tensor | None, _: None, dvalue: Tensor | None) -> Any:
+        if dvalue is not None:
+            raise NotImplementedError("masked_fill with a value that depends on the parameters")
+        return None if dx is None else dx.masked_fill(mask, 0)
+
+    return func(x, mask, value), push
+
+
+def where(func: Any, first: Tensor, second: Any, third: Any) -> tuple[Any, Push]:
+    """torch.where(condition, a, b), or as a method a.where(condition, b)."""
+    method = first.dtype != torch.bool
+    condition = second if method else first
+    value = func(first, second, third)
+
+    def push(d_first: Tensor | None, d_second: Tensor | None, d_third: Tensor | None) -> Any:
+        da, db = (d_first if method else d_second), d_third
+        zero = torch.zeros((), dtype=value.dtype, device=value.device)
+        return torch.where(condition, zero if da is None else da, zero if db is None else db)
+
+    return value, push
+
+
+# -- sums and products -------------------------------------------------------------------------------------------
+
+
+def added(func: Any, a: Any, b: Any, *, alpha: float = 1) -> tuple[Any, Push]:
+    """The sum a + alpha b."""
+
+    def push(da: Tensor | None, db: Tensor | None, **_: Any) -> Any:
+        return total(da, db if db is None or alpha == 1 else db * alpha)
+
+    return (func(a, b) if alpha == 1 else func(a, b, alpha=alpha)), push
+
+
+def subtracted(func: Any, a: Any, b: Any, *, alpha: float = 1) -> tuple[Any, Push]:
+    """The difference a - alpha b."""
+
+    def push(da: Tensor | None, db: Tensor | None, **_: Any) -> Any:
+        if da is not None and db is not None:
+            return torch.sub(da, db, alpha=alpha)
+        return da if db is None else db * -alpha
+
+    return (func(a, b) if alpha == 1 else func(a, b, alpha=alpha)), push
+
+
+def subtracted_from(func: Any, a: Any, b: Any) -> tuple[Any, Push]:
+    """The difference b - a."""
+
+    def push(da: Tensor | None, db: Tensor | None) -> Any:
+        return total(None if da is None else -da, db)
+
+    return func(a, b), push
+
+
+def product(func: Any, a: Any, b: Any) -> tuple[Any, Push]:
+    """Bilinear: elementwise and matrix products."""
+
+    def push(da: Tensor | None, db: Tensor | None) -> Any:
+        return total(None if da is None else func(da, b), None if db is None else func(a, db))
+
+    return func(a, b), push
+
+
+def divided(func: Any, a: Any, b: Any) -> tuple[Any, Push]:
+    """The quotient a / b."""
+    value = func(a, b)
+
+    def push(da: Tensor | None, db: Tensor | None) -> Any:
+        return total(None if da is None else da / b, None if db is None else -value * db / b)
+
+    return value, push
+
+
+def divided_by(func: Any, a: Any, b: Any) -> tuple[Any, Push]:
+    """The quotient b / a."""
+    value = func(a, b)
+
+    def push(da: Tensor | None, db: Tensor | None) -> Any:
+        return total(None if da is None else -value * da / a, None if db is None else db / a)
+
+    return value, push
+
+
+def power(func: Any, x: Any, exponent: Any) -> tuple[Any, Push]:
+    """The power x ** p for a number p; anything else by forward mode."""
+    if not isinstance(x, Tensor) or isinstance(exponent, Tensor):
+        return by_forward_mode(func, x, exponent)
+
+    def push(dx: Tensor | None, *_: Any) -> Any:
+        return None if dx is None else dx * (x * 2 if exponent == 2 else exponent * x ** (exponent - 1))
+
+    return func(x, exponent), push
+
+
+def einsum(func: Any, equation: str, *operands: Any) -> tuple[Any, Push]:
+    """Multilinear: one term for each operand that moves."""
+    tensors = list(operands[0]) if isinstance(operands[0], list | tuple) else list(operands)
+
+    def push(_: None, *tangents: Any) -> Any:
+        moved = tangents[0] if isinstance(tangents[0], list | tuple) else tangents
+        found: Tensor | None = None
+        for place, delta in enumerate(moved):
+            if delta is not None:
+                parts = [*tensors[:place], delta, *tensors[place + 1 :]]
+                found = total(found, torch.einsum(equation, *parts))
+        return found
+
+    return func(equation, *operands), push
+
+
+def with_addend(
+    func: Any, c: Tensor, a: Tensor, b: Tensor, *, beta: float = 1, alpha: float = 1
+) -> tuple[Any, Push]:
+    """addmm, baddbmm: beta c + alpha a b."""
+
+    def push(dc: Tensor | None, da: Tensor | None, db: Tensor | None, **_: Any) -> Any:
+        found = None if dc is None else dc * beta
+        for left, right in ((da, b), (a, db)):
+            if left is not None and right is not None:
+                found = left.matmul(right) * alpha if found is None else func(found, left, right, alpha=alpha)
+        return found
+
+    return func(c, a, b, beta=beta, alpha=alpha), push
+
+
+def linear(func: Any, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> tuple[Any, Push]:
+    """The map x W^T + b; the second product is added into the first one's result."""
+
+    def push(dx: Tensor | None, dweight: Tensor | None, dbias: Tensor | None = None) -> Any:
+        if dweight is None:
+            found = None if dx is None else F.linear(dx, weight)
+            return total(found, dbias)
+        found = F.linear(x, dweight, dbias)
+        if dx is None:
+            return found
+        if found.dtype != dx.dtype or torch.is_grad_enabled():
+            return found + F.linear(dx, weight)
+        found.view(-1, found.shape[-1]).addmm_(
+            dx.reshape(-1, dx.shape[-1]), weight.detach().t().to(found.dtype)
+        )
+        return found
+
+    return func(x, weight, bias), push
+
+
+def convolution(
+    func: Any, x: Tensor, weight: Tensor, bias: Any = None, *rest: Any, **options: Any
+) -> tuple[Any, Push]:
+    """Any convolution: bilinear in input and kernel, with an added bias."""
+
+    def push(dx: Any, dweight: Any, dbias: Any = None, *_: Any, bias: Any = None, **__: Any) -> Any:
+        dbias = bias if dbias is None else dbias
+        found = total(
+            None if dx is None else func(dx, weight, None, *rest, **options),
+            None if dweight is None else func(x, dweight, None, *rest, **options),
+        )
+        if dbias is None:
+            return found
+        return total(found, dbias.view(-1, *[1] * (weight.ndim - 2)))
+
+    return func(x, weight, bias, *rest, **options), push
+
+
+def embedding(
+    func: Any, ids: Tensor, weight: Tensor, padding_idx: int | None = None, max_norm: float | None = None,
+    norm_type: float = 2.0, scale_grad_by_freq: bool = False, sparse: bool = False,
+) -> tuple[Any, Push]:  # fmt: skip
+    """Rows of a table: linear in the table."""
+    if max_norm is not None:
+        raise NotImplementedError("an embedding with max_norm changes its own weights")
+    # padding_idx stays: ordinary fine-tuning gives that row no gradient, and neither does this.
+    return F.embedding(ids, weight, padding_idx), lambda _ids, dweight, *_: F.embedding(
+        ids, dweight, padding_idx
+    )
+
+
+# -- elementwise functions ---------------------------------------------------------------------------------------
+
+# f'(x) from x and f(x).
+DERIVATIVES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "exp": lambda x, y: y,
+    "log": lambda x, y: x.reciprocal(),
+    "sqrt": lambda x, y: 0.5 / y,
+    "rsqrt": lambda x, y: -0.5 * y * y * y,
+    "reciprocal": lambda x, y: -y * y,
+    "square": lambda x, y: 2 * x,
+    "sin": lambda x, y: x.cos(),
+    "cos": lambda x, y: -x.sin(),
+    "erf": lambda x, y: (-x * x).exp() * (2 / torch.pi**0.5),
+    "abs": lambda x, y: x.sign(),
+}
+
+
+def elementwise(name: str) -> Rule:
+    """The rule of a function in `DERIVATIVES`."""
+    derivative = DERIVATIVES[name]
+
+    def rule(func: Any, x: Tensor) -> tuple[Any, Push]:
+        value = func(x)
+        return value, lambda dx: dx * derivative(x.detach(), value.detach())
+
+    return rule
+
+
+# torch's fused backward kernels, called (tangent, x, f(x)): f'(x) times the tangent.
+KERNELS: dict[str, Callable[[Tensor, Tensor, Tensor], Tensor]] = {
+    "relu": lambda dx, x, y: aten.threshold_backward(dx, y, 0),
+    "tanh": lambda dx, x, y: aten.tanh_backward(dx, y),
+    "sigmoid": lambda dx, x, y: aten.sigmoid_backward(dx, y),
+    "silu": lambda dx, x, y: aten.silu_backward(dx, x),
+    "mish": lambda dx, x, y: aten.mish_backward(dx, x),
+    "hardswish": lambda dx, x, y: aten.hardswish_backward(dx, x),
+    "hardsigmoid": lambda dx, x, y: aten.hardsigmoid_backward(dx, x),
+}
+
+
+def kernel(name: str) -> Rule:
+    """The rule of a function in `KERNELS`; an `inplace` option is not obeyed, so nobody sees the input change."""
+    fused = KERNELS[name]
+    plain = {"relu": torch.relu, "tanh": torch.tanh, "sigmoid": torch.sigmoid}.get(name) or getattr(F, name)
+
+    def rule(func: Any, x: Tensor, inplace: bool = False) -> tuple[Any, Push]:
+        if inplace:
+            raise NotImplementedError(f"{name} with inplace=True")
+        value = plain(x)
+        return value, lambda dx, *_: fused(dx.contiguous(), x.detach(), value.detach())
+
+    return rule
+
+
+def gelu(func: Any, x: Tensor, approximate: str = "none") -> tuple[Any, Push]:
+    """GELU, exact or by tanh."""
+    return func(x, approximate=approximate), lambda dx, *_: aten.gelu_backward(dx, x, approximate=approximate)
+
+
+def softmax(
+    func: Any, x: Tensor, dim: Any = None, third: Any = None, dtype: Any = None, _stacklevel: int = 3
+) -> tuple[Any, Push]:
+    """Softmax: y * (dx - sum(y * dx)), symmetric. The third argument is a dtype in torch and a level in F."""
+    wanted = third if isinstance(third, torch.dtype) else dtype
+    value = torch.softmax(x, dim, dtype=wanted)
+
+    def push(dx: Tensor, *_: Any) -> Any:
+        return aten._softmax_backward_data(dx.to(value.dtype), value, dim, value.dtype)
+
+    return value, push
+
+
+def log_softmax(
+    func: Any, x: Tensor, dim: Any = None, third: Any = None, dtype: Any = None, _stacklevel: int = 3
+) -> tuple[Any, Push]:
+    """Log-softmax: dx - sum(y * dx) with y the softmax."""
+    wanted = third if isinstance(third, torch.dtype) else dtype
+    value = torch.log_softmax(x, dim, dtype=wanted)
+
+    def push(dx: Tensor, *_: Any) -> Any:
+        return dx - (value.exp() * dx).sum(dim, keepdim=True)
+
+    return value, push
+
+
+# -- everything else ---------------------------------------------------------------------------------------------
+
+
+def by_forward_mode(func: Any, *args: Any, **kwargs: Any) -> tuple[Any, Push]:
+    """Any operation that torch's forward mode knows; the value is computed a second time in each push."""
+    value = func(*args, **kwargs)
+
+    def push(*tangents: Any, **named: Any) -> Any:
+        moved = [place for place, delta in enumerate(tangents) if isinstance(delta, Tensor)]
+        keys = [key for key, delta in named.items() if isinstance(delta, Tensor)]
+        if any(isinstance(delta, list | tuple) for delta in (*tangents, *named.values())):
+            raise NotImplementedError("a tangent rule for a sequence of tensors")
+
+        def at(*inputs: Tensor) -> Any:
+            positional, keyword = list(args), dict(kwargs)
+            for place, tensor in zip(moved, inputs, strict=False):
+                positional[place] = tensor
+            for key, tensor in zip(keys, inputs[len(moved) :], strict=True):
+                keyword[key] = tensor
+            return func(*positional, **keyword)
+
+        primals = [args[place].detach() for place in moved] + [kwargs[key].detach() for key in keys]
+        deltas = [tangents[place] for place in moved] + [named[key] for key in keys]
+        with forward_mode():
+            return torch.func.jvp(at, tuple(primals), tuple(deltas))[1]
+
+    return value, push

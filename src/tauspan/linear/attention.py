@@ -1,5 +1,6 @@
 """The tangent rule of scaled-dot-product attention; the value and the backward keep the fused kernel."""
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -28,29 +29,35 @@ def scaled_dot_product_attention(
     def push(
         dq: Tensor | None, dk: Tensor | None, dv: Tensor | None, dmask: Tensor | None = None, *_: None
     ) -> Tensor | None:
-        if dmask is not None:
-            raise NotImplementedError("attention with a mask that depends on the parameters")
-        if dq is None and dk is None and dv is None:
+        if dq is None and dk is None and dv is None and dmask is None:
             return None
-        repeats = q.shape[-3] // k.shape[-3] if enable_gqa else 1
-        keys, values, d_keys, d_values = (_repeated(tensor, repeats) for tensor in (k, v, dk, dv))
         mask = _mask(attn_mask, is_causal, q.shape[-2], k.shape[-2], q)
+        parts = [_aligned(part, out.shape, q.shape) for part in (q, k, v, dq, dk, dv)]
+        masks = [_broadcast(part, (*out.shape[:-1], k.shape[-2])) for part in (mask, dmask)]
+        scores = math.prod((*out.shape[1:-1], k.shape[-2]))
+        step = max(1, _BLOCK.get(q.device.type, 2**24) // max(1, scores))
+        if out.ndim == 2 or step >= out.shape[0]:
+            return _block(*(None if t is None else t.to(out.dtype) for t in (*parts, *masks)), factor=factor)
         blocks = []
-        step = max(1, _BLOCK.get(q.device.type, 2**24) // max(1, q[0].numel() // q.shape[-1] * k.shape[-2]))
-        for begin in range(0, q.shape[0], step):
-            rows = slice(begin, begin + step)
-            part = [
-                None if t is None else t[rows].to(out.dtype) for t in (q, keys, values, dq, d_keys, d_values)
-            ]
-            whole = mask is None or mask.ndim < q.ndim or mask.shape[0] == 1
-            blocks.append(_block(*part, mask=mask if whole or mask is None else mask[rows], factor=factor))
-        return blocks[0] if len(blocks) == 1 else torch.cat(blocks)
+        for begin in range(0, out.shape[0], step):
+            rows = [None if t is None else t[begin : begin + step].to(out.dtype) for t in (*parts, *masks)]
+            blocks.append(_block(*rows, factor=factor))
+        return torch.cat(blocks)
 
     return out, push
 
 
-def _repeated(tensor: Tensor | None, repeats: int) -> Tensor | None:
-    return tensor if tensor is None or repeats == 1 else tensor.repeat_interleave(repeats, -3)
+def _aligned(tensor: Tensor | None, out: torch.Size, query: torch.Size) -> Tensor | None:
+    """A tensor with the output's batch and heads: grouped heads repeated, the rest broadcast."""
+    if tensor is None or tensor.shape[:-2] == out[:-2]:
+        return tensor
+    if tensor.ndim > 2 and len(query) > 2 and tensor.shape[-3] not in (1, query[-3]):
+        tensor = tensor.repeat_interleave(query[-3] // tensor.shape[-3], -3)
+    return tensor.expand(*out[:-2], *tensor.shape[-2:])
+
+
+def _broadcast(mask: Tensor | None, shape: tuple[int, ...]) -> Tensor | None:
+    return None if mask is None else mask.expand(shape)
 
 
 def _mask(given: Tensor | None, is_causal: bool, rows: int, columns: int, q: Tensor) -> Tensor | None:
@@ -63,7 +70,7 @@ def _mask(given: Tensor | None, is_causal: bool, rows: int, columns: int, q: Ten
 
 
 def _block(
-    q: Any, k: Any, v: Any, dq: Any, dk: Any, dv: Any, *, mask: Tensor | None, factor: float
+    q: Any, k: Any, v: Any, dq: Any, dk: Any, dv: Any, mask: Any, dmask: Any, *, factor: float
 ) -> Tensor:
     scores = (q @ k.mT).mul_(factor)
     if mask is not None:
@@ -72,9 +79,13 @@ def _block(
     moved = None if dq is None else dq @ k.mT
     if dk is not None:
         moved = q @ dk.mT if moved is None else moved.add_(q @ dk.mT)
+    if moved is not None:
+        moved.mul_(factor)
+    if dmask is not None:
+        moved = dmask if moved is None else moved.add_(dmask)
     if moved is None:
         only: Tensor = weights @ dv
         return only
-    d_weights = torch.ops.aten._softmax_backward_data(moved.mul_(factor), weights, -1, weights.dtype)
+    d_weights = torch.ops.aten._softmax_backward_data(moved, weights, -1, weights.dtype)
     found: Tensor = d_weights @ v
     return found if dv is None else found.add_(weights @ dv)

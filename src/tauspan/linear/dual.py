@@ -36,7 +36,8 @@ class Entry:
     """One operation on a tape: how its output tangents follow from those at earlier places.
 
     `inputs` and `named` have the shape of the operation's arguments, a `Slot` where a dual tensor stood and None
-    elsewhere; `outputs` holds the place of each output, `values` the primal outputs.
+    elsewhere; `outputs` holds the place of each output, `kinds` its shape and dtype, `values` the primal outputs
+    for as long as they are wanted.
     """
 
     name: str
@@ -44,7 +45,8 @@ class Entry:
     inputs: Any
     named: Any
     outputs: tuple[Slot | None, ...]
-    values: tuple[Any, ...]
+    kinds: tuple[tuple[torch.Size, torch.dtype] | None, ...]
+    values: tuple[Any, ...] = ()
 
 
 @dataclass
@@ -112,8 +114,9 @@ class Dual(Tensor):
         cls, primal: Tensor, tangents: Sequence[Tensor], trace: Trace, shared: bool = False
     ) -> "Dual":
         made: Dual = Tensor._make_wrapper_subclass(
-            cls, primal.shape, strides=primal.stride(), dtype=primal.dtype, device=primal.device
-        )
+            cls, primal.shape, strides=primal.stride(), dtype=primal.dtype, device=primal.device,
+            requires_grad=True,  # so that an autograd.Function, which hears no __torch_function__, cannot let it pass
+        )  # fmt: skip
         made.primal, made.tangents, made.run, made.shared = primal, tuple(tangents), trace, shared
         made.slot = trace.place()
         return made
@@ -137,18 +140,20 @@ class Dual(Tensor):
 
 def _dispatch(func: Any, args: Any, kwargs: Any) -> Any:
     name = table.name_of(func)
-    if name in table.WITHOUT_TANGENT:
-        return func(*_mapped(args, _primal), **_mapped(kwargs, _primal))
+    if name in table.WITHOUT_TANGENT or table.asks(name):
+        return _plain(func, name, args, kwargs)
     if name in table.READS:
         raise ModelError(
             f"{_first(args, kwargs).run.where()} reads a number off a tensor ({name}) that depends on the trainable "
             "parameters: its derivative would be lost. Keep it a tensor."
         )
-    if "out" in kwargs or name == "__setitem__":
+    if kwargs.get("out") is not None or name in ("__setitem__", "__set__"):
         raise NoRuleError(f"{name} writes into a tensor")
-    in_place = name.endswith("_") and not name.endswith("__")
-    if in_place:
-        return _in_place(func, name, args, kwargs)
+    _require_graph(name)
+    if name.endswith("_") and not name.endswith("__"):
+        return _in_place(getattr(Tensor, name[:-1], None), name, args, kwargs)
+    if kwargs.get("inplace"):
+        return _in_place(func, name, args, {**kwargs, "inplace": False})
     rule = table.RULES.get(name)
     if rule is None:
         opened = _opened(func)
@@ -160,10 +165,38 @@ def _dispatch(func: Any, args: Any, kwargs: Any) -> Any:
     return _lifted(name, rule, func, args, kwargs)
 
 
+def _require_graph(name: str) -> None:
+    """Refuse what runs under no_grad: a gradient would be lost there, and so would an autograd.Function's own."""
+    if not torch.is_grad_enabled():
+        raise NoRuleError(f"{name} runs under no_grad or inside an autograd.Function")
+
+
+def _plain(func: Any, name: str, args: Any, kwargs: Any) -> Any:
+    """The answer for the primals alone."""
+    out = func(*mapped(args, _primal), **mapped(kwargs, _primal))
+    if isinstance(out, Tensor):
+        _require_graph(name)
+        _share([out], args, kwargs)
+    return out
+
+
+def _share(values: Sequence[Any], args: Any, kwargs: Any) -> bool:
+    """Note which duals have an output in their own memory; whether there are any."""
+    memory = {value.untyped_storage().data_ptr() for value in values if isinstance(value, Tensor)}
+    sharing = [dual for dual in _duals((args, kwargs)) if dual.primal.untyped_storage().data_ptr() in memory]
+    for dual in sharing:
+        dual.shared = True
+    return bool(sharing)
+
+
 def _lifted(name: str, rule: rules.Rule, func: Any, args: Any, kwargs: Any) -> Any:
     """The rule's primal output with the tangents its push gives; plain if no input that matters is dual."""
-    args, kwargs = table.bound(rule, args, kwargs)
-    out, push = rule(func, *_mapped(args, _primal), **_mapped(kwargs, _primal))
+    fitting = table.bound(rule, args, kwargs)
+    if fitting is None:
+        rule = rules.by_forward_mode
+    else:
+        args, kwargs = fitting
+    out, push = rule(func, *mapped(args, _primal), **mapped(kwargs, _primal))
     first = _first(args, kwargs)
     trace = first.run
     several = isinstance(out, tuple | list)
@@ -171,22 +204,27 @@ def _lifted(name: str, rule: rules.Rule, func: Any, args: Any, kwargs: Any) -> A
     rows = []
     with torch.no_grad():
         for place in range(len(first.tangents)):
-            found = push(*_mapped(args, _tangent(place)), **_mapped(kwargs, _tangent(place)))
+            found = push(*mapped(args, _tangent(place)), **mapped(kwargs, _tangent(place)))
             rows.append(tuple(found) if several else (found,))
-    view = name in table.VIEWS
-    if view:
-        for dual in _duals((args, kwargs)):
-            dual.shared = True
+    view = _share(values, args, kwargs)
     lifted = []
     for value, tangents in zip(values, zip(*rows, strict=True), strict=True):
-        if tangents[0] is None:
+        if tangents[0] is None or not table.moves(value):
             lifted.append(value)
         else:
-            lifted.append(Dual(value, [rules.like(tangent, value) for tangent in tangents], trace, view))
+            lifted.append(
+                Dual(
+                    value,
+                    [rules.like(tangent, value.shape, value.dtype) for tangent in tangents],
+                    trace,
+                    view,
+                )
+            )
     if trace.tape is not None:
         slots = tuple(item.slot if isinstance(item, Dual) else None for item in lifted)
-        inputs, named = _mapped(args, _slot), _mapped(kwargs, _slot)
-        trace.tape.append(Entry(name, push, inputs, named, slots, values))
+        inputs, named = mapped(args, _slot), mapped(kwargs, _slot)
+        kinds = tuple((v.shape, v.dtype) if isinstance(v, Tensor) else None for v in values)
+        trace.tape.append(Entry(name, push, inputs, named, slots, kinds, values))
     if not several:
         return lifted[0]
     if type(out) in (tuple, list):
@@ -194,31 +232,33 @@ def _lifted(name: str, rule: rules.Rule, func: Any, args: Any, kwargs: Any) -> A
     return type(out)(lifted)  # a named tuple of torch takes one sequence
 
 
-def _in_place(func: Any, name: str, args: Any, kwargs: Any) -> Any:
+def _in_place(out_of_place: Any, name: str, args: Any, kwargs: Any) -> Any:
     """An in-place operation as an out-of-place one whose result takes the tensor's name."""
-    target = args[0]
+    target = args[0] if args else None
     if not isinstance(target, Dual) or target.shared:
         raise NoRuleError(f"{name} writes into a tensor that others may see")
-    out_of_place = getattr(Tensor, name[:-1], None)
-    if out_of_place is None:
-        raise NoRuleError(f"{name} writes into a tensor")
+    if not callable(out_of_place):
+        raise NoRuleError(f"{name} changes a tensor")
     made = out_of_place(*args, **kwargs)
     if not isinstance(made, Dual) or made.primal.shape != target.primal.shape or made.dtype != target.dtype:
         raise NoRuleError(f"{name} changes the kind of a tensor")
     target.primal, target.tangents, target.slot = made.primal, made.tangents, made.slot
+    target.shared = False
     return target
 
 
 # -- arguments ---------------------------------------------------------------------------------------------------
 
 
-def _mapped(item: Any, change: Callable[[Any], Any]) -> Any:
+def mapped(item: Any, change: Callable[[Any], Any]) -> Any:
     """The same nesting of tuples, lists and dicts with each leaf changed."""
     kind = type(item)
-    if kind is tuple or kind is list:
-        return kind(_mapped(part, change) for part in item)
+    if kind is list:
+        return [mapped(part, change) for part in item]
+    if isinstance(item, tuple) and kind is not torch.Size:
+        return tuple(mapped(part, change) for part in item)
     if kind is dict:
-        return {key: _mapped(part, change) for key, part in item.items()}
+        return {key: mapped(part, change) for key, part in item.items()}
     return change(item)
 
 

@@ -61,7 +61,10 @@ def jvp(function: Function, theta0: Params, tau: Params, trace: Trace) -> tuple[
     for name, theta in theta0.items():
         start = _Anchor.apply(theta, tau[name]) if tracked else theta  # type: ignore[no-untyped-call]
         point[name] = Dual(start, (tau[name].detach().to(theta.dtype),), trace)
-    out = function(point)
+    with (
+        torch.enable_grad()
+    ):  # nothing requires grad unless tracked; a no_grad of the module's own is seen by Dual
+        out = function(point)
     if not isinstance(out, Dual):
         return out.detach(), torch.zeros_like(out)
     value, tangent = out.primal, out.tangents[0]
@@ -71,15 +74,15 @@ def jvp(function: Function, theta0: Params, tau: Params, trace: Trace) -> tuple[
 
 def jvps(function: Function, theta0: Params, taus: Sequence[Params], trace: Trace) -> tuple[Tensor, Tensor]:
     """`(f(theta0), [J tau_1, ..., J tau_T])`: one pass for f, T tangents beside it, no gradient."""
-    with torch.no_grad():
-        point: dict[str, Tensor] = {
-            name: Dual(theta, [tau[name].detach().to(theta.dtype) for tau in taus], trace)
-            for name, theta in theta0.items()
-        }
+    point: dict[str, Tensor] = {
+        name: Dual(theta, [tau[name].detach().to(theta.dtype) for tau in taus], trace)
+        for name, theta in theta0.items()
+    }
+    with torch.enable_grad():
         out = function(point)
-        if not isinstance(out, Dual):
-            return out, torch.zeros(len(taus), *out.shape, dtype=out.dtype, device=out.device)
-        return out.primal, torch.stack(out.tangents)
+    if not isinstance(out, Dual):
+        return out.detach(), torch.zeros(len(taus), *out.shape, dtype=out.dtype, device=out.device)
+    return out.primal.detach(), torch.stack(out.tangents)
 
 
 def depends_on_inputs(inputs: Any) -> bool:

@@ -9,7 +9,7 @@ Many Jacobians are symmetric (every elementwise function, softmax, the normalisa
 backward kernel of the operation is its tangent rule too.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, TypeAlias
 
 import torch
@@ -30,11 +30,11 @@ def total(first: Tensor | None, second: Tensor | None) -> Tensor | None:
     return first + second
 
 
-def like(tangent: Tensor, value: Tensor) -> Tensor:
-    """A tangent of the value's shape and dtype: a broadcast operand's is expanded."""
-    if tangent.dtype != value.dtype:
-        tangent = tangent.to(value.dtype)
-    return tangent if tangent.shape == value.shape else tangent.expand(value.shape)
+def like(tangent: Tensor, shape: torch.Size, dtype: torch.dtype) -> Tensor:
+    """A tangent of its value's shape and dtype: a broadcast operand's is expanded."""
+    if tangent.dtype != dtype:
+        tangent = tangent.to(dtype)
+    return tangent if tangent.shape == shape else tangent.expand(shape)
 
 
 # -- linear in one argument --------------------------------------------------------------------------------------
@@ -57,6 +57,8 @@ def viewed(func: Any, x: Tensor, *rest: Any, **options: Any) -> tuple[Any, Push]
     def push(dx: Tensor | None = None, *_: Any, **__: Any) -> Any:
         return None if dx is None else dx.reshape(shape)
 
+    if value.dtype != x.dtype:
+        raise NotImplementedError("a view as another dtype")
     return value, push
 
 
@@ -97,14 +99,15 @@ def masked_fill(func: Any, x: Tensor, mask: Tensor, value: Any) -> tuple[Any, Pu
     """Filled places have no tangent."""
 
     def push(dx: Tensor | None, _: None, dvalue: Tensor | None) -> Any:
-        if dvalue is not None:
-            raise NotImplementedError("masked_fill with a value that depends on the parameters")
-        return None if dx is None else dx.masked_fill(mask, 0)
+        if dx is None and dvalue is None:
+            return None
+        moved = torch.zeros_like(x) if dx is None else dx
+        return moved.masked_fill(mask, 0 if dvalue is None else dvalue)
 
     return func(x, mask, value), push
 
 
-def where(func: Any, first: Tensor, second: Any, third: Any) -> tuple[Any, Push]:
+def where(func: Any, first: Tensor, second: Any, third: Any, /) -> tuple[Any, Push]:
     """torch.where(condition, a, b), or as a method a.where(condition, b)."""
     method = first.dtype != torch.bool
     condition = second if method else first
@@ -181,7 +184,7 @@ def divided_by(func: Any, a: Any, b: Any) -> tuple[Any, Push]:
 
 def power(func: Any, x: Any, exponent: Any) -> tuple[Any, Push]:
     """The power x ** p for a number p; anything else by forward mode."""
-    if not isinstance(x, Tensor) or isinstance(exponent, Tensor):
+    if not isinstance(x, Tensor) or isinstance(exponent, Tensor) or exponent == 0:
         return by_forward_mode(func, x, exponent)
 
     def push(dx: Tensor | None, *_: Any) -> Any:
@@ -192,6 +195,8 @@ def power(func: Any, x: Any, exponent: Any) -> tuple[Any, Push]:
 
 def einsum(func: Any, equation: str, *operands: Any) -> tuple[Any, Push]:
     """Multilinear: one term for each operand that moves."""
+    if not isinstance(equation, str):
+        raise NotImplementedError("einsum without an equation string")
     tensors = list(operands[0]) if isinstance(operands[0], list | tuple) else list(operands)
 
     def push(_: None, *tangents: Any) -> Any:
@@ -207,18 +212,18 @@ def einsum(func: Any, equation: str, *operands: Any) -> tuple[Any, Push]:
 
 
 def with_addend(
-    func: Any, c: Tensor, a: Tensor, b: Tensor, *, beta: float = 1, alpha: float = 1
+    func: Any, c: Tensor, mat1: Tensor, mat2: Tensor, *, beta: float = 1, alpha: float = 1
 ) -> tuple[Any, Push]:
     """addmm, baddbmm: beta c + alpha a b."""
 
     def push(dc: Tensor | None, da: Tensor | None, db: Tensor | None, **_: Any) -> Any:
         found = None if dc is None else dc * beta
-        for left, right in ((da, b), (a, db)):
+        for left, right in ((da, mat2), (mat1, db)):
             if left is not None and right is not None:
                 found = left.matmul(right) * alpha if found is None else func(found, left, right, alpha=alpha)
         return found
 
-    return func(c, a, b, beta=beta, alpha=alpha), push
+    return func(c, mat1, mat2, beta=beta, alpha=alpha), push
 
 
 def linear(func: Any, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> tuple[Any, Push]:
@@ -246,8 +251,7 @@ def convolution(
 ) -> tuple[Any, Push]:
     """Any convolution: bilinear in input and kernel, with an added bias."""
 
-    def push(dx: Any, dweight: Any, dbias: Any = None, *_: Any, bias: Any = None, **__: Any) -> Any:
-        dbias = bias if dbias is None else dbias
+    def push(dx: Any, dweight: Any, dbias: Any = None, *_: Any, **__: Any) -> Any:
         found = total(
             None if dx is None else func(dx, weight, None, *rest, **options),
             None if dweight is None else func(x, dweight, None, *rest, **options),
@@ -266,10 +270,14 @@ def embedding(
     """Rows of a table: linear in the table."""
     if max_norm is not None:
         raise NotImplementedError("an embedding with max_norm changes its own weights")
+    if func is not F.embedding:
+        raise NotImplementedError("torch.embedding, whose arguments are in another order than F.embedding's")
+
     # padding_idx stays: ordinary fine-tuning gives that row no gradient, and neither does this.
-    return F.embedding(ids, weight, padding_idx), lambda _ids, dweight, *_: F.embedding(
-        ids, dweight, padding_idx
-    )
+    def rows(table: Tensor) -> Tensor:
+        return F.embedding(ids, table, padding_idx, None, norm_type, scale_grad_by_freq, sparse)
+
+    return rows(weight), lambda _ids, dweight, *_: rows(dweight)
 
 
 # -- elementwise functions ---------------------------------------------------------------------------------------
@@ -294,6 +302,8 @@ def elementwise(name: str) -> Rule:
     derivative = DERIVATIVES[name]
 
     def rule(func: Any, x: Tensor) -> tuple[Any, Push]:
+        if x.is_complex():
+            return by_forward_mode(func, x)
         value = func(x)
         return value, lambda dx: dx * derivative(x.detach(), value.detach())
 
@@ -320,6 +330,8 @@ def kernel(name: str) -> Rule:
     def rule(func: Any, x: Tensor, inplace: bool = False) -> tuple[Any, Push]:
         if inplace:
             raise NotImplementedError(f"{name} with inplace=True")
+        if x.is_complex():
+            return by_forward_mode(plain, x)
         value = plain(x)
         return value, lambda dx, *_: fused(dx.contiguous(), x.detach(), value.detach())
 
@@ -365,22 +377,36 @@ def by_forward_mode(func: Any, *args: Any, **kwargs: Any) -> tuple[Any, Push]:
     value = func(*args, **kwargs)
 
     def push(*tangents: Any, **named: Any) -> Any:
-        moved = [place for place, delta in enumerate(tangents) if isinstance(delta, Tensor)]
-        keys = [key for key, delta in named.items() if isinstance(delta, Tensor)]
-        if any(isinstance(delta, list | tuple) for delta in (*tangents, *named.values())):
-            raise NotImplementedError("a tangent rule for a sequence of tensors")
+        primals, deltas = zip(*_moved((args, kwargs), (tangents, named)), strict=True)
 
         def at(*inputs: Tensor) -> Any:
-            positional, keyword = list(args), dict(kwargs)
-            for place, tensor in zip(moved, inputs, strict=False):
-                positional[place] = tensor
-            for key, tensor in zip(keys, inputs[len(moved) :], strict=True):
-                keyword[key] = tensor
+            positional, keyword = _replaced((args, kwargs), (tangents, named), iter(inputs))
             return func(*positional, **keyword)
 
-        primals = [args[place].detach() for place in moved] + [kwargs[key].detach() for key in keys]
-        deltas = [tangents[place] for place in moved] + [named[key] for key in keys]
         with forward_mode():
-            return torch.func.jvp(at, tuple(primals), tuple(deltas))[1]
+            return torch.func.jvp(at, tuple(primal.detach() for primal in primals), deltas)[1]
 
     return value, push
+
+
+def _moved(item: Any, tangent: Any) -> Iterator[tuple[Tensor, Tensor]]:
+    """Each tensor that has a tangent, with it, wherever it lies in the arguments."""
+    if isinstance(tangent, Tensor):
+        yield item, tangent
+    elif isinstance(tangent, tuple | list):
+        for pair in zip(item, tangent, strict=False):
+            yield from _moved(*pair)
+    elif isinstance(tangent, dict):
+        for key, part in tangent.items():
+            yield from _moved(item[key], part)
+
+
+def _replaced(item: Any, tangent: Any, fresh: Iterator[Tensor]) -> Any:
+    """The arguments with a fresh tensor for each that has a tangent, in the order of `_moved`."""
+    if isinstance(tangent, Tensor):
+        return next(fresh)
+    if isinstance(tangent, tuple | list):
+        return type(tangent)(_replaced(*pair, fresh) for pair in zip(item, tangent, strict=False))
+    if isinstance(tangent, dict):
+        return {key: _replaced(item[key], part, fresh) for key, part in tangent.items()}
+    return item

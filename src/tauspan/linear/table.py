@@ -4,34 +4,58 @@ import inspect
 from functools import lru_cache
 from typing import Any
 
+from torch import Tensor
+
 from tauspan.linear import norms, rules
 from tauspan.linear.attention import scaled_dot_product_attention
 from tauspan.linear.rules import DERIVATIVES, KERNELS, Rule
 
 
 @lru_cache(maxsize=256)
-def _signature(rule: Rule) -> tuple[tuple[str, Any], ...] | None:
-    """Names and defaults of the arguments that a rule spells out; None if it takes whatever comes."""
+def _signature(rule: Rule) -> tuple[tuple[inspect.Parameter, ...], frozenset[str], bool, bool]:
+    """The places that a rule spells out, its keyword-only names, and whether it takes further places or names."""
     known = list(inspect.signature(rule).parameters.values())[1:]
-    if any(one.kind in (one.VAR_POSITIONAL, one.VAR_KEYWORD, one.KEYWORD_ONLY) for one in known):
-        return None
-    return tuple((one.name, one.default) for one in known)
+    return (
+        tuple(one for one in known if one.kind in (one.POSITIONAL_ONLY, one.POSITIONAL_OR_KEYWORD)),
+        frozenset(one.name for one in known if one.kind is one.KEYWORD_ONLY),
+        any(one.kind is one.VAR_POSITIONAL for one in known),
+        any(one.kind is one.VAR_KEYWORD for one in known),
+    )
+
+
+# torch's own names for the first two arguments, where a rule calls them otherwise.
+_TORCH_NAMES = ("input", "other")
 
 
 def bound(
     rule: Rule, args: tuple[Any, ...], kwargs: dict[str, Any]
-) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """The arguments in the rule's own order, where it spells them out."""
-    known = _signature(rule)
-    if known is None or not kwargs:
-        return args, kwargs
-    named = dict(kwargs)
-    if "input" in named:
-        named[known[0][0]] = named.pop("input")
-    rest = [named.pop(name, default) for name, default in known[len(args) :]]
-    if named:
-        raise NotImplementedError(f"a tangent rule for the options {', '.join(named)}")
-    return (*args, *rest), {}
+) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
+    """The arguments in the rule's own order; None if the rule does not know one, or misses one."""
+    places, options, more_places, more_names = _signature(rule)
+    found, named = list(args), dict(kwargs)
+    if len(found) > len(places) and not more_places:
+        return None
+    for place, one in list(enumerate(places))[len(found) :]:
+        name = one.name if one.name in named or place > 1 else _TORCH_NAMES[place]
+        if name in named and one.kind is not one.POSITIONAL_ONLY:
+            found.append(named.pop(name))
+        elif one.default is not one.empty:
+            found.append(one.default)
+        else:
+            return None
+    if not more_names and not named.keys() <= options:
+        return None
+    return tuple(found), named
+
+
+def asks(name: str) -> bool:
+    """Whether this reads a property that does not move with the tensor: every one without a rule."""
+    return name.startswith("get ") and name not in RULES
+
+
+def moves(value: Any) -> bool:
+    """Whether an output can have a tangent: integers and what is not a tensor cannot."""
+    return isinstance(value, Tensor) and (value.is_floating_point() or value.is_complex())
 
 
 def name_of(func: Any) -> str:
@@ -55,36 +79,18 @@ _OPERATORS = {
 }  # fmt: skip
 
 VIEWS = frozenset({
-    "view", "view_as", "reshape", "reshape_as", "transpose", "swapaxes", "swapdims", "permute", "movedim",
-    "moveaxis", "t",
-    "get T", "get mT", "unsqueeze", "squeeze", "flatten", "unflatten", "expand", "expand_as", "broadcast_to",
-    "narrow", "select",
-    "getitem", "split", "split_with_sizes", "tensor_split", "chunk", "unbind", "diagonal", "unfold", "ravel",
-    "to",
-    "contiguous", "float", "double", "type_as", "dropout",
+    "view", "view_as", "reshape", "reshape_as", "transpose", "swapaxes", "swapdims", "permute", "movedim", "moveaxis",
+    "t", "get T", "get mT", "get H", "get mH", "adjoint", "unsqueeze", "squeeze", "flatten", "unflatten", "expand",
+    "expand_as", "broadcast_to", "narrow", "select", "getitem", "split", "split_with_sizes", "tensor_split", "chunk",
+    "unbind", "diagonal", "unfold", "ravel", "to", "contiguous", "float", "double", "type_as", "dropout",
 })  # fmt: skip
 _RESHAPED = ("view", "view_as", "reshape", "reshape_as", "flatten", "unflatten", "ravel")
-_SAME = (
-    "contiguous",
-    "clone",
-    "to",
-    "float",
-    "double",
-    "half",
-    "bfloat16",
-    "type_as",
-    "type",
-    "alpha_dropout",
-)
+_SAME = ("contiguous", "clone", "to", "float", "double", "half", "bfloat16", "type_as", "type", "cpu", "cuda")
 _ALONG = (VIEWS - {*_RESHAPED, *_SAME, "dropout"}) | {
-    "neg", "sum", "mean", "cumsum", "flip", "roll", "repeat", "repeat_interleave", "tile", "index_select",
-    "gather",
+    "neg", "sum", "mean", "cumsum", "flip", "roll", "repeat", "repeat_interleave", "tile", "index_select", "gather",
     "take_along_dim", "masked_select", "tril", "triu", "avg_pool1d", "avg_pool2d", "adaptive_avg_pool1d",
-    "adaptive_avg_pool2d",
-    "_adaptive_avg_pool2d", "interpolate", "pixel_shuffle", "rot90", "sum_to_size", "trace", "nansum",
-    "deg2rad",
-    "upsample_bicubic2d", "upsample_bilinear2d", "upsample_nearest2d", "_upsample_bicubic2d_aa",
-    "_upsample_bilinear2d_aa",
+    "adaptive_avg_pool2d", "interpolate", "pixel_shuffle", "rot90", "sum_to_size", "trace", "deg2rad", "fold",
+    "view_as_real", "view_as_complex", "get real", "get imag",
 }  # fmt: skip
 
 RULES: dict[str, Rule] = {
@@ -96,11 +102,14 @@ RULES: dict[str, Rule] = {
     **{f"conv{kind}{n}d": rules.convolution for kind in ("", "_transpose") for n in (1, 2, 3)},
     "cat": rules.concatenated,
     "stack": rules.concatenated,
+    "hstack": rules.concatenated,
+    "vstack": rules.concatenated,
     "pad": rules.padded,
     "masked_fill": rules.masked_fill,
     "where": rules.where,
     "dropout": rules.dropout,
     "feature_dropout": rules.dropout,
+    "alpha_dropout": rules.dropout,
     "add": rules.added,
     "sub": rules.subtracted,
     "rsub": rules.subtracted_from,
@@ -130,43 +139,27 @@ RULES: dict[str, Rule] = {
 
 # Small operations for which torch's forward mode is as good as a rule of our own.
 BY_FORWARD_MODE = frozenset({
-    "clamp", "clamp_min", "clamp_max", "clip", "minimum", "maximum", "norm", "vector_norm",
-    "linalg_vector_norm", "logsumexp",
-    "var", "std", "amax", "amin", "prod", "cumprod", "addcmul", "addcdiv", "lerp", "elu", "leaky_relu",
-    "softplus", "selu",
-    "celu", "hardtanh", "relu6", "log1p", "expm1", "tan", "atan", "asin", "acos", "sinh", "cosh", "erfc",
-    "exp2", "log2",
-    "log10", "logsigmoid", "log_sigmoid", "softmin", "sinc", "logaddexp", "atan2", "hypot", "threshold",
-    "prelu", "outer",
-    "float_power", "__rpow__", "max_pool2d", "adaptive_max_pool2d", "cosine_similarity", "index_add",
-    "scatter", "scatter_add",
-    "bilinear", "cross", "inner", "addmv", "addbmm", "addr", "instance_norm", "cdist", "frac", "nan_to_num",
+    "clamp", "clamp_min", "clamp_max", "clip", "minimum", "maximum", "linalg_vector_norm", "logsumexp", "max", "min",
+    "topk", "sort", "var", "std", "amax", "amin", "prod", "cumprod", "addcmul", "addcdiv", "lerp", "elu",
+    "leaky_relu", "softplus", "hardtanh", "log1p", "expm1", "tan", "atan", "asin", "acos", "sinh", "cosh", "erfc",
+    "exp2", "log2", "log10", "log_sigmoid", "sinc", "logaddexp", "atan2", "hypot", "threshold", "prelu", "outer",
+    "float_power", "max_pool1d", "max_pool2d", "adaptive_max_pool2d", "cosine_similarity", "index_add",
+    "scatter", "scatter_add", "bilinear", "cross", "inner", "addmv", "addbmm", "addr", "instance_norm", "cdist",
+    "frac", "nan_to_num", "nansum", "glu", "broadcast_tensors", "meshgrid", "tensordot", "index_put", "selu", "celu",
+    "relu6",
 })  # fmt: skip
 
 # What does not depend on the values, or only in steps: the answer is that of the primal.
 WITHOUT_TANGENT = frozenset({
-    *(f"get {name}" for name in (
-        "shape", "dtype", "device", "ndim", "layout", "requires_grad", "is_leaf", "grad_fn", "grad",
-        "is_cuda", "is_cpu",
-        "is_meta", "is_nested", "is_quantized", "is_sparse", "is_mps", "is_xpu", "itemsize", "nbytes",
-        "names", "data",
-        "is_mkldnn", "is_sparse_csr", "_version", "output_nr", "retains_grad",
-    )),
-    "size", "dim", "ndimension", "numel", "nelement", "stride", "storage_offset", "element_size",
-    "is_contiguous",
-    "is_floating_point", "is_complex", "is_signed", "get_device", "__len__", "__hash__", "__repr__",
-    "__str__", "__format__",
-    "detach", "has_names", "is_inference", "is_same_size", "is_nonzero", "__bool__", "__contains__",
-    "eq", "ne", "lt", "le", "gt", "ge", "__eq__", "__ne__", "__lt__", "__le__", "__gt__", "__ge__", "isnan",
-    "isinf",
+    "size", "dim", "ndimension", "numel", "nelement", "stride", "storage_offset", "element_size", "is_contiguous",
+    "is_floating_point", "is_complex", "is_signed", "get_device", "__len__", "__hash__", "__repr__", "__format__",
+    "detach", "has_names", "is_inference", "is_same_size", "is_nonzero", "__bool__", "__contains__", "register_hook",
+    "eq", "ne", "lt", "le", "gt", "ge", "greater", "greater_equal", "less", "less_equal", "not_equal", "isnan", "isinf",
     "isfinite", "isclose", "allclose", "equal", "argmax", "argmin", "argsort", "count_nonzero", "nonzero",
-    "searchsorted",
-    "bucketize", "any", "all", "logical_not", "logical_and", "logical_or", "sign", "sgn", "signbit", "floor",
-    "ceil", "round",
-    "trunc", "bool", "int", "long", "short", "char", "byte", "one_hot",
+    "searchsorted", "bucketize", "any", "all", "logical_not", "logical_and", "logical_or", "logical_xor", "sign",
+    "signbit", "floor", "ceil", "round", "trunc", "bool", "int", "long", "short", "char", "byte",
     "zeros_like", "ones_like", "empty_like", "full_like", "rand_like", "randn_like", "new_zeros", "new_ones",
-    "new_empty",
-    "new_full", "new_tensor", "result_type", "promote_types", "can_cast", "__index__",
+    "new_empty", "new_full", "new_tensor", "result_type",
 })  # fmt: skip
 
 # Reading a number off a tensor drops its derivative.

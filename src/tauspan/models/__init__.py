@@ -1,7 +1,9 @@
 """Where a model comes from, what of it is trainable, and how it is wrapped for tasks."""
 
 from tauspan.models.encoder import Batch, Classifier, Encoder, Head
+from tauspan.models.fresh import reinitialised
 from tauspan.models.select import (
+    blocks,
     core,
     eval_mode,
     fingerprint_of,
@@ -17,12 +19,14 @@ __all__ = [
     "Classifier",
     "Encoder",
     "Head",
+    "blocks",
     "core",
     "eval_mode",
     "fingerprint_of",
     "load_model",
     "model_directory",
     "named_unique",
+    "reinitialised",
     "require_deterministic",
     "save_model",
     "select",

@@ -118,24 +118,36 @@ def _attention(inner: nn.Module, names: Sequence[str]) -> list[str]:
     return chosen
 
 
+def blocks(inner: nn.Module, names: Sequence[str]) -> tuple[str, dict[str, nn.Module]]:
+    """The longest stack of blocks that holds some of the named parameters: its prefix, and its blocks by name.
+
+    Raises:
+        UsageError: there is no such stack.
+    """
+    stacks = {name: m for name, m in inner.named_modules() if isinstance(m, nn.ModuleList | nn.Sequential)}
+    held = {
+        f"{name}." if name else "": stack
+        for name, stack in stacks.items()
+        if any(n.startswith(f"{name}." if name else "") for n in names)
+    }
+    if not held:
+        raise UsageError(f"{type(inner).__name__} has no stack of blocks (a ModuleList).")
+    prefix, stack = max(held.items(), key=lambda item: len(item[1]))
+    return prefix, dict(stack.named_children())
+
+
 def _last_blocks(inner: nn.Module, names: Sequence[str], choice: str) -> list[str]:
     count = choice.removeprefix("last:")
-    stacks = {name: m for name, m in inner.named_modules() if isinstance(m, nn.ModuleList | nn.Sequential)}
-    stacks = {
-        name: m for name, m in stacks.items() if any(n.startswith(f"{name}." if name else "") for n in names)
-    }
-    if not stacks:
-        raise UsageError(
-            f"{choice!r} needs a stack of blocks (a ModuleList), and {type(inner).__name__} has none."
-        )
-    prefix, stack = max(stacks.items(), key=lambda item: len(item[1]))
+    try:
+        prefix, stack = blocks(inner, names)
+    except UsageError as error:
+        raise UsageError(f"{choice!r} needs a stack of blocks: {error}") from error
     if not count.isdigit() or not 1 <= int(count) <= len(stack):
-        raise UsageError(
-            f"{choice!r}: k must lie between 1 and {len(stack)}, the blocks of {prefix or 'the module'!r}."
-        )
-    dot = f"{prefix}." if prefix else ""
-    blocks = list(stack._modules)[-int(count) :]  # by name: a Sequential need not number them
-    heads = tuple(f"{dot}{block}." for block in blocks)
+        where = prefix.removesuffix(".") or "the module"
+        raise UsageError(f"{choice!r}: k must lie between 1 and {len(stack)}, the blocks of {where!r}.")
+    heads = tuple(
+        f"{prefix}{block}." for block in list(stack)[-int(count) :]
+    )  # by name: they need not be numbers
     return [name for name in names if name.startswith(heads)]
 
 

@@ -1,0 +1,233 @@
+"""Caches across epochs: what of a batch's pass depends on theta0 alone is computed once and kept.
+
+All are exact. What they save, in matrix products of the size of the model's own forward (5 in a training step without
+a cache, 3 in ordinary fine-tuning):
+
+| kind       | kept for each batch                       | a step | memory            |
+|------------|-------------------------------------------|--------|-------------------|
+| `none`     | nothing                                   | 5                     | 0     |
+| `features` | the input of the first block that trains  | 5 of the trained blocks | N L d |
+| `primal`   | f's graph and the tangent rules           | 4      | all activations   |
+| `factors`  | each layer's input and output gradients   | 2      | (1 + C) times the layers' inputs |
+
+Batches are fixed when the cache is built: inputs, and which rows stand together.
+"""
+
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, Protocol, get_args
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from tauspan import models
+from tauspan.errors import ModelError, StoreError, UsageError, nearest
+from tauspan.linear import factors, features
+from tauspan.linear.dual import NoRuleError, Trace
+from tauspan.linear.room import Room, require_room
+from tauspan.linear.tape import Tape, hold, record, release
+from tauspan.params import Params
+
+if TYPE_CHECKING:
+    from tauspan.linear.linearized import Linearized
+
+log = logging.getLogger(__name__)
+Kind = Literal["none", "features", "primal", "factors"]
+
+
+class Cell(Protocol):
+    """One batch of a cache: the linear map tau -> J tau and its adjoint, at fixed inputs."""
+
+    @property
+    def value(self) -> Tensor:
+        """f(x; theta0)."""
+
+    def push(self, deltas: Params) -> Tensor:
+        """J tau, without a graph."""
+
+    def pull(self, gradient: Tensor) -> dict[str, Tensor]:
+        """J^T g, by parameter name."""
+
+
+class _Apply(torch.autograd.Function):
+    """J tau of a cell, with J^T g as its gradient in tau."""
+
+    @staticmethod
+    def forward(ctx: Any, cell: Cell, names: tuple[str, ...], *taus: Tensor) -> Tensor:
+        """J tau."""
+        ctx.cell, ctx.names = cell, names
+        ctx.dtypes = [tau.dtype for tau in taus]
+        return cell.push(dict(zip(names, taus, strict=True)))
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Any, ...]:
+        """J^T g."""
+        found = ctx.cell.pull(gradient)
+        pairs = zip(ctx.names, ctx.dtypes, strict=True)
+        return None, None, *(found[name].to(dtype) for name, dtype in pairs)
+
+
+class CachedBatch:
+    """The tangent model on one batch of a cache; call it as the `Linearized` is called, without inputs."""
+
+    def __init__(self, linearized: "Linearized", cell: Cell) -> None:
+        self._linearized, self.cell = linearized, cell
+
+    def tangent(self) -> tuple[Tensor, Tensor]:
+        """`(f, J tau)` at the linearisation point, differentiable once in tau."""
+        if isinstance(self.cell, features.FeatureCell):
+            return self.cell.tangent()
+        tau = self._linearized.tau
+        tangent = _Apply.apply(self.cell, tuple(tau), *tau.values())  # type: ignore[no-untyped-call]
+        return self.cell.value.detach(), tangent
+
+    def __call__(self) -> Tensor:
+        """f(x; theta0) + J(x) tau, then the head if the point lies before it."""
+        value, tangent = self.tangent()
+        return self._linearized.finish(value + tangent)
+
+
+class Cache(Sequence[CachedBatch]):
+    """The batches of a cache, in the order they were given.
+
+    Attributes:
+        kind: `"factors"`, `"primal"`, `"features"` or `"none"`.
+        bytes: what it holds.
+    """
+
+    def __init__(self, linearized: "Linearized", kind: Kind, cells: Sequence[Cell], size: int) -> None:
+        self.kind, self.bytes = kind, size
+        self._batches = [CachedBatch(linearized, cell) for cell in cells]
+
+    def __len__(self) -> int:
+        return len(self._batches)
+
+    def __getitem__(self, place: Any) -> Any:
+        return self._batches[place]
+
+    def __iter__(self) -> Iterator[CachedBatch]:
+        return iter(self._batches)
+
+    def __repr__(self) -> str:
+        return f"Cache({self.kind}, {len(self)} batches, {self.bytes / 2**20:.1f} MiB)"
+
+
+def build(
+    linearized: "Linearized",
+    batches: Sequence[Any],
+    kind: Kind | Literal["auto"] = "auto",
+    room: int | None = None,
+    folder: Path | None = None,
+) -> Cache:
+    """See `Linearized.cache`."""
+    if kind != "auto" and kind not in get_args(Kind):
+        raise UsageError(f"kind={kind!r}. {nearest(str(kind), (*get_args(Kind), 'auto'))}")
+    if not batches:
+        raise UsageError("a cache needs at least one batch.")
+    if kind == "auto":
+        kind = _choice(linearized, batches, room, folder)
+    needed = size(linearized, batches, kind) if kind != "none" else 0
+    require_room(needed, room, folder, f"the {kind} cache of {len(batches)} batches")
+    log.info("%s cache: about %.0f MiB", kind, needed / 2**20)
+    cells, total = [], 0
+    for batch in batches:
+        cell, held = _cell(linearized, batch, kind, folder)
+        cells.append(cell)
+        total += held
+    return Cache(linearized, kind, cells, total)
+
+
+def size(linearized: "Linearized", batches: Sequence[Any], kind: Kind) -> int:
+    """Bytes that a cache would hold: measured on the largest batch, scaled by the number of input elements."""
+    weights = [_elements(batch) for batch in batches]
+    largest = max(range(len(batches)), key=weights.__getitem__)
+    held = _cell(linearized, batches[largest], kind, None)[1]
+    return round(held * sum(weights) / max(weights[largest], 1))
+
+
+def _elements(batch: Any) -> int:
+    first = next(iter(batch.values())) if isinstance(batch, Mapping) else batch
+    return int(first.numel()) if isinstance(first, Tensor) else 1
+
+
+def _choice(linearized: "Linearized", batches: Sequence[Any], room: int | None, folder: Path | None) -> Kind:
+    """The cheapest step that fits: factors while outputs are few, the primal state, features, nothing."""
+    largest = max(batches, key=_elements)
+    outputs = linearized.tangent(largest)[0].flatten(1).shape[1]
+    preferred: tuple[Kind, ...] = ("factors", "primal", "features")
+    for kind in preferred[outputs > _FEW :]:
+        try:
+            require_room(size(linearized, batches, kind), room, folder, f"the {kind} cache")
+        except (UsageError, StoreError, ModelError) as error:
+            log.info("%s", error)
+        else:
+            return kind
+    return "none"
+
+
+_FEW = 8
+
+
+def _cell(linearized: "Linearized", batch: Any, kind: Kind, folder: Path | None) -> tuple[Cell, int]:
+    """One batch's cell, checked against the engine on a random direction, and the bytes it holds."""
+    probe = _probe(linearized.theta0())
+    cell: Cell
+    if kind == "none":
+        return features.FeatureCell(linearized, batch, [], None), 0
+    if kind == "features":
+        cell, held = features.cell(linearized, batch, folder)
+        expected = linearized.tangent(batch, vectors=[probe])[1][0]
+    else:
+        cell, held, expected = _recorded(linearized, batch, probe, kind, folder)
+    _require_same(cell.push(probe), expected, kind)
+    return cell, held
+
+
+def _recorded(
+    linearized: "Linearized", batch: Any, probe: Params, kind: Kind, folder: Path | None
+) -> tuple[Tape | factors.FactorCell, int, Tensor]:
+    """A cell made from a tape, the bytes it holds, and J probe from the pass that made the tape."""
+    room = Room([*linearized.base.parameters(), *linearized.base.buffers()], folder)
+    trace = Trace(linearized.base, linearized.strict)
+    saving = torch.autograd.graph.saved_tensors_hooks(room.hold, lambda kept: kept.tensor)
+    cell: Tape | factors.FactorCell
+    try:
+        with models.eval_mode(linearized.base), saving if kind == "primal" else nullcontext():
+            tape, expected = record(linearized.function(batch), linearized.theta0(), probe, trace)
+        if kind == "primal":
+            cell = replace(tape, entries=tuple(replace(entry, values=()) for entry in tape.entries))
+        else:
+            cell = factors.cell(tape, room)
+    except (NoRuleError, NotImplementedError) as error:
+        raise ModelError(f"the model cannot be cached as {kind!r}: {error}.") from error
+    pushes = hold(cell.entries, room)
+    held = room.settle()
+    release(pushes)
+    if isinstance(cell, factors.FactorCell):
+        cell.connect()
+    return cell, held, expected
+
+
+def _probe(theta0: Params) -> dict[str, Tensor]:
+    """A fixed direction with something in every entry."""
+    generator = torch.Generator().manual_seed(0)
+    return {
+        name: torch.randn(theta.shape, generator=generator, dtype=torch.float32).to(theta)
+        for name, theta in theta0.items()
+    }
+
+
+def _require_same(found: Tensor, expected: Tensor, kind: Kind) -> None:
+    """The check that a cache is exact for this model: a wrong one is wrong in the first digit."""
+    scale = float(expected.abs().max())
+    gap = float((found - expected).abs().max())
+    if not gap <= 1e-2 * scale:
+        raise ModelError(
+            f"the model cannot be cached as {kind!r}: J tau from the cache differs by {gap:g} of {scale:g}. Its rows or "
+            "its blocks depend on one another in a way this cache does not know; choose another kind."
+        )

@@ -1,0 +1,207 @@
+"""Jacobian factors: J tau as a sum over the operations that meet a parameter, without the network between them.
+
+Where a parameter p enters an operation with output y, its part of J tau is <dout_c/dy, push(tau_p)> for each output c:
+the first factor and everything inside `push` (a layer's input) depend on theta0 alone. A linear layer costs one matrix
+product forward and one backward; attention, norms and activations cost nothing.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from tauspan.linear import table
+from tauspan.linear.dual import Entry, Slot, mapped
+from tauspan.linear.room import Held, Room
+from tauspan.linear.tape import Tape, gradients, run
+from tauspan.params import Params
+
+# Operations whose output is, in each entry, a known number times an entry of the (broadcast) parameter.
+_DIAGONAL = frozenset({"layer_norm", "rms_norm", "group_norm", "batch_norm", "add", "sub", "mul"})
+
+
+@dataclass(frozen=True)
+class Dense:
+    """A small parameter's Jacobian written out: shape (N, C, entries of the parameter)."""
+
+    slot: Slot
+    jacobian: Held
+
+
+@dataclass(frozen=True)
+class Touch:
+    """An operation that meets parameters, with dout_c/dy of shape (N, C, entries of y) for each row."""
+
+    entry: Entry
+    sensitivity: Held
+
+
+@dataclass
+class FactorCell:
+    """One batch: the few operations on parameters alone, then the factors.
+
+    Attributes:
+        value: f(x; theta0), shape (N, C).
+        leaves: the place of each parameter.
+        shapes: name to shape and dtype.
+        before: operations that reshape parameters before they meet the batch.
+        parts: the factors.
+    """
+
+    value: Tensor
+    leaves: dict[str, Slot]
+    shapes: dict[str, tuple[torch.Size, torch.dtype, torch.device]]
+    before: tuple[Entry, ...]
+    parts: tuple[Dense | Touch, ...]
+    _points: dict[str, Tensor] = field(default_factory=dict)
+    _output: Tensor | None = None
+
+    @property
+    def entries(self) -> tuple[Entry, ...]:
+        """All operations whose pushes are kept."""
+        return (*self.before, *(part.entry for part in self.parts if isinstance(part, Touch)))
+
+    def connect(self) -> None:
+        """Build the graph of tau -> J tau once; it is linear, so it serves J^T g for good."""
+        self._points = {
+            name: torch.zeros((), dtype=dtype, device=device).expand(shape).requires_grad_()
+            for name, (shape, dtype, device) in self.shapes.items()
+        }
+        with torch.enable_grad():
+            self._output = self._contract(self._points)
+
+    def push(self, deltas: Params) -> Tensor:
+        """J tau."""
+        with torch.no_grad():
+            return self._contract({name: deltas[name].to(kind[1]) for name, kind in self.shapes.items()})
+
+    def pull(self, gradient: Tensor) -> dict[str, Tensor]:
+        """J^T g."""
+        assert self._output is not None  # noqa: S101 - `connect` came first
+        return gradients(self._output, self._points, gradient)
+
+    def _contract(self, deltas: Params) -> Tensor:
+        at: dict[int, Any] = {slot: deltas[name] for name, slot in self.leaves.items()}
+        for entry in self.before:
+            run(entry, at)
+        total = torch.zeros_like(self.value)
+        for part in self.parts:
+            if isinstance(part, Dense):
+                total = total + part.jacobian.tensor @ at[part.slot].flatten()
+            else:
+                moved = dict(at)
+                run(part.entry, moved)
+                slot = next(slot for slot in part.entry.outputs if slot is not None)
+                flat = moved[slot].reshape(len(total), -1, 1)
+                total = total + torch.bmm(part.sensitivity.tensor, flat).squeeze(-1)
+        return total
+
+
+def cell(tape: Tape, room: Room) -> FactorCell:
+    """The factors of one recorded batch.
+
+    Raises:
+        NotImplementedError: an operation on parameters with several outputs, or outputs that are not one row each.
+    """
+    if tape.value.ndim != 2:
+        raise NotImplementedError(
+            f"factors of outputs of shape {tuple(tape.value.shape)}; one row each is wanted"
+        )
+    rows = len(tape.value)
+    shapes = {name: (point.shape, point.dtype, point.device) for name, point in tape.points.items()}
+    sizes = {slot: shapes[name][0] for name, slot in tape.leaves.items()}
+    before, touches = _sorted_entries(tape, rows)
+    for entry in before:
+        sizes |= {s: k[0] for s, k in zip(entry.outputs, entry.kinds, strict=True) if s is not None and k}
+    wanted = [entry.values[0] for entry in touches]
+    columns: list[list[Tensor | None]] = []
+    for c in range(tape.value.shape[1] if wanted and tape.value.requires_grad else 0):
+        found = torch.autograd.grad(tape.value[:, c].sum(), wanted, retain_graph=True, allow_unused=True)
+        columns.append([None if g is None else g.detach() for g in found])
+    parts: list[Dense | Touch] = []
+    for place, entry in enumerate(touches):
+        slices = [column[place] for column in columns]
+        if slices and slices[0] is not None:
+            stacked = torch.stack([g.reshape(rows, -1) for g in slices if g is not None], 1)
+            parts += _parts(entry, stacked, sizes, room)
+    value = tape.value.detach()
+    kept = tuple(replace(entry, values=()) for entry in before)
+    return FactorCell(value, dict(tape.leaves), shapes, kept, tuple(parts))
+
+
+def _sorted_entries(tape: Tape, rows: int) -> tuple[list[Entry], list[Entry]]:
+    """Operations on parameters alone, and those where parameters meet the batch."""
+    alone = set(tape.leaves.values())
+    before, touches = [], []
+    for entry in tape.entries:
+        slots = _slots(entry)
+        mine = [slot for slot in slots if slot in alone]
+        if not mine:
+            continue
+        kind = entry.kinds[0]
+        # (N, ...), or (N L, ...) where a layer flattens its input
+        batched = kind is not None and len(kind[0]) > 0 and kind[0][0] > 0 and kind[0][0] % rows == 0
+        if len(mine) == len(slots) and (entry.name in table.VIEWS or not batched):
+            before.append(entry)
+            alone |= {slot for slot in entry.outputs if slot is not None}
+            continue
+        if len(entry.outputs) != 1 or not batched:
+            raise NotImplementedError(
+                f"factors of {entry.name!r}, whose output is not one row for each input"
+            )
+        touches.append(_restricted(entry, frozenset(mine)))
+    return before, touches
+
+
+def _restricted(entry: Entry, mine: frozenset[Slot]) -> Entry:
+    """The operation with the tangents of activations left out."""
+
+    def keep(item: Any) -> Any:
+        return item if item in mine else None
+
+    return replace(entry, inputs=mapped(entry.inputs, keep), named=mapped(entry.named, keep))
+
+
+def _slots(entry: Entry) -> list[Slot]:
+    found: list[Slot] = []
+    mapped((entry.inputs, entry.named), lambda item: found.append(item) if isinstance(item, Slot) else None)
+    return found
+
+
+def _parts(
+    entry: Entry, sensitivity: Tensor, sizes: Mapping[Slot, torch.Size], room: Room
+) -> Sequence[Dense | Touch]:
+    """One operation's factors; a diagonal one is written out, which is smaller and needs no input."""
+    slots = _slots(entry)
+    targets = {slot: _target(entry, sizes[slot], len(sensitivity)) for slot in slots}
+    if entry.name not in _DIAGONAL or any(target is None for target in targets.values()):
+        return [Touch(replace(entry, values=()), room.hold(sensitivity))]
+    return [Dense(slot, room.hold(_written_out(entry, slot, sizes[slot], sensitivity))) for slot in slots]
+
+
+def _target(entry: Entry, size: torch.Size, rows: int) -> list[int] | None:
+    """A parameter's shape as it is broadcast against the output; None if that is not one row for each input."""
+    kind = entry.kinds[0]
+    if kind is None or kind[0][0] != rows:
+        return None
+    width = len(kind[0])
+    by_channel = entry.name in ("group_norm", "batch_norm")
+    target = [1, *size, *[1] * (width - 2)] if by_channel else [*[1] * (width - len(size)), *size]
+    return target if target[0] == 1 else None
+
+
+def _written_out(entry: Entry, slot: Slot, size: torch.Size, sensitivity: Tensor) -> Tensor:
+    """The Jacobian of a diagonal operation in one parameter, summed over the places the parameter is used at."""
+    rows, outputs = sensitivity.shape[:2]
+    target = _target(entry, size, rows) or []
+    at: dict[int, Any] = {slot: torch.ones(size, dtype=sensitivity.dtype, device=sensitivity.device)}
+    with torch.no_grad():
+        run(entry, at)
+    output = next(slot for slot in entry.outputs if slot is not None)
+    unit = at[output].unsqueeze(1)
+    product = sensitivity.view(rows, outputs, *unit.shape[2:]) * unit
+    axes = [axis + 1 for axis in range(1, len(target)) if target[axis] == 1]
+    summed: Tensor = product.sum(axes) if axes else product
+    return summed.flatten(2)

@@ -1,0 +1,112 @@
+"""Cached features: where only late blocks train, the blocks below them are run once for each batch."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from tauspan import models
+from tauspan.errors import ModelError, UsageError
+from tauspan.linear.dual import mapped
+from tauspan.linear.room import Held, Room
+from tauspan.params import Params
+
+if TYPE_CHECKING:
+    from tauspan.linear.linearized import Linearized
+
+
+class FeatureCell:
+    """One batch with the output of the last block below the first that trains.
+
+    Attributes:
+        value: f(x; theta0).
+    """
+
+    def __init__(self, linearized: "Linearized", batch: Any, skipped: list[nn.Module], kept: Any) -> None:
+        self._linearized, self._batch, self._skipped, self._kept = linearized, batch, skipped, kept
+        self._open: Tensor | None = None
+        self.value = torch.empty(0)
+
+    def settle(self) -> None:
+        """Take the kept tensors from where the room has put them."""
+        self._kept = mapped(self._kept, lambda item: item.tensor if isinstance(item, Held) else item)
+        with torch.no_grad():
+            self.value = self.tangent()[0]
+
+    def tangent(self) -> tuple[Tensor, Tensor]:
+        """`(f, J tau)`, differentiable in tau, by the trained blocks alone."""
+        with _skipping(self._skipped, self._kept):
+            return self._linearized.tangent(self._batch)
+
+    def push(self, deltas: Params) -> Tensor:
+        """J tau."""
+        with _skipping(self._skipped, self._kept):
+            return self._linearized.tangent(self._batch, vectors=[deltas])[1][0]
+
+    def pull(self, gradient: Tensor) -> dict[str, Tensor]:
+        """J^T g."""
+        tau = self._linearized.tau
+        with torch.enable_grad():
+            tangent = self.tangent()[1]
+        found = torch.autograd.grad(tangent, list(tau.values()), gradient, allow_unused=True)
+        pairs = zip(tau.items(), found, strict=True)
+        return {name: torch.zeros_like(delta) if g is None else g for (name, delta), g in pairs}
+
+
+@contextmanager
+def _skipping(skipped: list[nn.Module], output: Any) -> Iterator[None]:
+    """Inside, these blocks return a known output instead of running."""
+    for block in skipped:
+        block.forward = lambda *_, **__: output
+    try:
+        yield
+    finally:
+        for block in skipped:
+            del block.forward
+
+
+def cell(linearized: "Linearized", batch: Any, folder: Path | None) -> tuple[FeatureCell, int]:
+    """One batch's cell and the bytes it holds.
+
+    Raises:
+        ModelError: there are no blocks below the first that trains.
+    """
+    skipped = _below(linearized)
+    caught: list[Any] = []
+    hook = skipped[-1].register_forward_hook(lambda _, __, output: caught.append(output))
+    try:
+        with torch.no_grad(), models.eval_mode(linearized.base):
+            linearized.function(batch)(linearized.theta0())
+    finally:
+        hook.remove()
+    if len(caught) != 1:
+        raise ModelError(f"the model runs its block {len(caught)} times, so its output cannot stand for it.")
+    room = Room([*linearized.base.parameters(), *linearized.base.buffers()], folder)
+    kept = mapped(caught[0], lambda item: room.hold(item) if isinstance(item, Tensor) else item)
+    made = FeatureCell(linearized, batch, skipped, kept)
+    held = room.settle()
+    made.settle()
+    return made, held
+
+
+def _below(linearized: "Linearized") -> list[nn.Module]:
+    """The blocks of the longest stack below the first one that trains."""
+    inner, _ = models.core(linearized.base)
+    try:
+        prefix, stack = models.blocks(inner, list(linearized.tau))
+    except UsageError as error:
+        raise ModelError(f"{error} There is nothing to cache as features.") from error
+    trained = [
+        place
+        for place, name in enumerate(stack)
+        if any(n.startswith(f"{prefix}{name}.") for n in linearized.tau)
+    ]
+    if not trained or trained[0] == 0:
+        raise ModelError(
+            f"{type(inner).__name__} has no block below the first that trains, so there is nothing to cache as features; "
+            "choose `last:k`, or another kind of cache."
+        )
+    return list(stack.values())[: trained[0]]

@@ -1,0 +1,71 @@
+"""The same architecture without its pre-training: fresh weights, drawn as the model's own library draws them."""
+
+import copy
+from typing import Any
+
+import torch
+from torch import nn
+
+from tauspan.errors import ModelError
+from tauspan.models.encoder import Encoder
+from tauspan.models.select import state_of
+
+
+def reinitialised(encoder: Encoder, seed: int = 0) -> Encoder:
+    """A copy of an encoder with fresh random weights, to compare with what pre-training gives.
+
+    A transformers model is built anew from its configuration; in any other model every submodule that owns
+    parameters draws them by its own `reset_parameters`. The input is not changed, and neither is torch's global
+    random state.
+
+    Args:
+        encoder: the pre-trained encoder.
+        seed: of the draw.
+
+    Raises:
+        ModelError: a submodule owns parameters and has no `reset_parameters`.
+
+    Cost:
+        Two copies of the weights for a moment.
+
+    Example:
+        >>> encoder = Encoder(nn.Linear(2, 3))
+        >>> first, again, other = (reinitialised(encoder, seed).backbone.weight for seed in (0, 0, 1))
+        >>> torch.equal(first, again), torch.equal(first, other)
+        (True, False)
+    """
+    made = copy.deepcopy(encoder)
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        if hasattr(made.backbone, "_from_config"):
+            _draw_from_config(made.backbone)
+        else:
+            _draw_in_place(made.backbone)
+    made.source = f"{encoder.source} re-initialised with seed {seed}"
+    return made
+
+
+def _draw_from_config(backbone: Any) -> None:
+    """Copy the weights of a model that transformers builds from the configuration.
+
+    Its `init_weights` would not do: it leaves tensors alone that were loaded from a file.
+    """
+    fresh = state_of(type(backbone)._from_config(copy.deepcopy(backbone.config)))
+    for name, tensor in state_of(backbone).items():
+        tensor.copy_(fresh[name])
+
+
+def _draw_in_place(backbone: nn.Module) -> None:
+    for path, layer in backbone.named_modules():
+        own = [name for name, _ in layer.named_parameters(recurse=False)]
+        reset = getattr(layer, "reset_parameters", None) or getattr(
+            layer, "_reset_parameters", None
+        )  # attention's
+        if own and reset is None:
+            place = ".".join(filter(None, [path, own[0]]))
+            raise ModelError(
+                f"nothing says how {place!r} is initialised: {type(layer).__name__} has no `reset_parameters`. Give it "
+                "that method, or build a fresh model yourself."
+            )
+        if reset is not None and (own or list(layer.buffers(recurse=False))):
+            reset()

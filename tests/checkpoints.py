@@ -1,11 +1,13 @@
 """Directories as transformers writes them: tiny models in float32 with their tokenizers, made in code."""
 
 import json
+import shutil
 import string
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pytest
 import transformers
 from tokenizers import Tokenizer, pre_tokenizers
 from tokenizers import models as token_models
@@ -14,6 +16,8 @@ from torch import nn
 import zoo
 from tauspan.models.hf import quiet
 
+KINDS = ["bert", "gpt2", "llama", "vit", "clip"]
+Copy = Callable[[str], Path]
 LETTERS = list(string.ascii_lowercase)
 MEAN, STD = [0.4, 0.5, 0.6], [0.2, 0.3, 0.4]
 
@@ -51,8 +55,9 @@ def bare_tokenizer() -> Any:
     return transformers.PreTrainedTokenizerFast(tokenizer_object=words, unk_token="<unk>")
 
 
-def image_settings(folder: Path, size: Any) -> None:
-    write_json(folder / "preprocessor_config.json", {"size": size, "image_mean": MEAN, "image_std": STD})
+def image_settings(folder: Path, size: Any, **more: Any) -> None:
+    content = {"size": size, "image_mean": MEAN, "image_std": STD, **more}
+    write_json(folder / "preprocessor_config.json", content)
 
 
 def write_json(file: Path, content: Any) -> None:
@@ -64,6 +69,17 @@ def edit_json(file: Path, change: Callable[[dict[str, Any]], Any]) -> None:
     content = json.loads(file.read_text())
     change(content)
     file.write_text(json.dumps(content))
+
+
+def homes(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """A fixture: a directory of every kind."""
+    root = tmp_path_factory.mktemp("homes")
+    return {kind: write(root / kind, kind) for kind in KINDS}
+
+
+def copy(homes: dict[str, Path], tmp_path: Path) -> Copy:
+    """A fixture: makes copies of the directories, to be spoilt."""
+    return lambda kind: Path(shutil.copytree(homes[kind], tmp_path / kind))
 
 
 def write(folder: Path, kind: str) -> Path:

@@ -1,9 +1,9 @@
 """Loading encoders: features are those of the library that wrote the directory."""
 
-import shutil
+import re
 import sys
-from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,27 +14,18 @@ from torch import Tensor
 
 import checkpoints
 import zoo
+from checkpoints import KINDS, Copy
 from tauspan.errors import DataError, MismatchError, MissingExtraError, ModelError
 from tauspan.models import Encoder, Head, fingerprint_of, load_model
 from tauspan.models.encoder import Inputs
 from tauspan.models.hf import _image_inputs
 from tauspan.models.sources import PACKAGED
 
-Copy = Callable[[str], Path]
 TEXTS = ["a good film", "bad", "the cat sat"]
-KINDS = ["bert", "gpt2", "llama", "vit", "clip"]
 
 
-@pytest.fixture(scope="module")
-def homes(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    root = tmp_path_factory.mktemp("homes")
-    return {kind: checkpoints.write(root / kind, kind) for kind in KINDS}
-
-
-@pytest.fixture
-def copy(homes: dict[str, Path], tmp_path: Path) -> Copy:
-    """Copies of the directories, to be spoilt."""
-    return lambda kind: Path(shutil.copytree(homes[kind], tmp_path / kind))
+homes = pytest.fixture(scope="module")(checkpoints.homes)
+copy = pytest.fixture(checkpoints.copy)
 
 
 @torch.no_grad()
@@ -205,8 +196,91 @@ def test_images_of_any_layout_become_the_same_pixels() -> None:
     torch.testing.assert_close(inputs.encode(list(grey)), pixels(np.stack([grey] * 3, axis=-1)))
 
 
-def test_an_image_is_resized_to_the_models_size() -> None:
-    assert Inputs("image", None, 5).encode(list(images(2))).shape == (2, 3, 5, 5)
+def photograph(height: int, width: int) -> np.ndarray:
+    """Smooth stripes of three colours: nothing that a resampler could alias."""
+    y, x, channel = np.mgrid[:height, :width, :3]
+    return (127.5 + 120 * np.sin(y / 7 + channel) * np.cos(x / 5 - channel)).astype(np.uint8)
+
+
+SHAPES = [(8, 8), (33, 20), (20, 45), (5, 6), (60, 8)]
+EXACT, SHORTEST = {"height": 8, "width": 8}, {"shortest_edge": 9}
+PROCESSORS: dict[str, tuple[str, dict[str, Any]]] = {
+    "shorter side, then a crop": ("CLIP", {"size": SHORTEST, "crop_size": 8}),
+    "a crop beyond the edge": ("CLIP", {"size": {"shortest_edge": 6}, "crop_size": 8}),
+    "exact, then a crop": ("CLIP", {"size": {"height": 9, "width": 9}, "crop_size": 8}),
+    "squashed": ("CLIP", {"size": EXACT, "do_center_crop": False}),
+    "squashed, bilinear": ("ViT", {"size": EXACT}),
+    "nearest": ("ViT", {"size": EXACT, "resample": 0}),
+}
+
+
+@pytest.mark.parametrize("case", PROCESSORS)
+def test_images_become_what_the_models_own_processor_makes_of_them(case: str, copy: Copy) -> None:
+    kind, options = PROCESSORS[case]
+    home = copy(kind.lower())
+    family = getattr(transformers, f"{kind}ImageProcessorPil")  # Pillow's needs no torchvision
+    processor = family(image_mean=checkpoints.MEAN, image_std=checkpoints.STD, **options)
+    processor.save_pretrained(home)
+    raw = [photograph(*shape) for shape in SHAPES]
+    expected = torch.from_numpy(np.stack(processor(raw)["pixel_values"]))
+    found = load_model(home).encode(raw)
+    rounding = 2.5 / 255 / min(checkpoints.STD)  # Pillow rounds to bytes after each of two passes
+    torch.testing.assert_close(found, expected, rtol=0, atol=rounding)
+
+
+def test_the_settings_of_a_processor_for_text_and_images_are_found(copy: Copy) -> None:
+    home = copy("clip")
+    before = load_model(home).inputs
+    (home / "preprocessor_config.json").unlink()
+    images = transformers.CLIPImageProcessorPil(
+        size=SHORTEST, crop_size=8, image_mean=checkpoints.MEAN, image_std=checkpoints.STD
+    )
+    transformers.CLIPProcessor(images, checkpoints.clip_tokenizer()).save_pretrained(home)
+    found = load_model(home).inputs
+    assert (found.mean, found.std) == (before.mean, before.std)
+    assert (found.size, found.resize) == (8, 9)
+
+
+@pytest.mark.parametrize(
+    ("size", "more", "resize"),
+    [
+        (9, {"crop_size": 8, "do_center_crop": True}, 9),  # as older versions wrote it
+        (8, {"do_center_crop": False}, (8, 8)),
+        (8, {}, (8, 8)),
+        ({"shortest_edge": 8}, {"do_center_crop": False}, (8, 8)),
+        (EXACT, {"do_center_crop": None, "crop_size": None, "resample": None}, (8, 8)),
+    ],
+)
+def test_older_forms_of_a_size_are_read(size: Any, more: dict[str, Any], resize: Any, copy: Copy) -> None:
+    home = copy("clip")
+    checkpoints.image_settings(home, size, **more)
+    inputs = _image_inputs(home)
+    assert (inputs.size, inputs.resize, inputs.interpolation) == (8, resize, "bicubic")
+
+
+@pytest.mark.parametrize(
+    ("size", "more", "words"),
+    [
+        ({"height": 8, "width": 6}, {}, r"8 x 6 pixels; only square ones are read. Wrap"),
+        (EXACT, {"resample": 1}, r"resample=1; known: 0, 2, 3"),
+    ],
+)
+def test_preprocessing_that_is_not_known_is_refused(size: Any, more: Any, words: str, copy: Copy) -> None:
+    home = copy("vit")
+    checkpoints.image_settings(home, size, **more)
+    with pytest.raises(ModelError, match=words):
+        load_model(home)
+
+
+@pytest.mark.parametrize("shape", [(8,), (8, 8, 4), (2, 8, 8, 3), (0, 8, 3)])
+def test_what_is_no_image_is_refused_with_its_shape(shape: tuple[int, ...]) -> None:
+    with pytest.raises(DataError, match=rf"image has shape {re.escape(str(shape))}: it must be"):
+        Inputs("image", None, 8).encode([np.zeros(shape, np.uint8)])
+
+
+def test_tensors_of_different_shapes_are_refused_with_both() -> None:
+    with pytest.raises(DataError, match=r"input 0 .*\(3,\) and input 1 .*\(4,\).*Inputs\('image'\)"):
+        Inputs().encode([torch.ones(3), torch.ones(4)])
 
 
 # -- either --------------------------------------------------------------------------------------------------

@@ -2,7 +2,6 @@
 
 import logging
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -12,24 +11,13 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 import checkpoints
+from checkpoints import KINDS, Copy
 from tauspan import store
 from tauspan.errors import ModelError, PickleRefusedError, StoreError
 from tauspan.models import Encoder, fingerprint_of, load_model, model_directory, save_model
 
-Copy = Callable[[str], Path]
-KINDS = ["bert", "gpt2", "llama", "vit", "clip"]
-
-
-@pytest.fixture(scope="module")
-def homes(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    root = tmp_path_factory.mktemp("homes")
-    return {kind: checkpoints.write(root / kind, kind) for kind in KINDS}
-
-
-@pytest.fixture
-def copy(homes: dict[str, Path], tmp_path: Path) -> Copy:
-    """Copies of the directories, to be spoilt."""
-    return lambda kind: Path(shutil.copytree(homes[kind], tmp_path / kind))
+homes = pytest.fixture(scope="module")(checkpoints.homes)
+copy = pytest.fixture(checkpoints.copy)
 
 
 # -- damaged or dangerous ------------------------------------------------------------------------------------

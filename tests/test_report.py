@@ -80,10 +80,38 @@ def test_task_names_and_numbers_stay_whole_on_eighty_columns(spread: bool) -> No
         {"regime": "standard", "task": name, **dict.fromkeys(COLUMNS, cell)} for name in NAMES
     ]
     text = terminal(Report("wide", [Table("Addition", rows, "note")]))
-    for word in (*NAMES, "standard", "0.812"):
+    for word in (*NAMES, "standard", ".812±.021" if spread else "0.812"):
         assert word in text
     assert "…" not in text
     assert max(map(len, text.splitlines())) <= 80
+
+
+def lines_of(rows: list[dict[str, Any]], width: int) -> list[str]:
+    return [line.rstrip() for line in terminal(Report("r", [Table("t", rows)]), width).splitlines()]
+
+
+def test_a_row_with_a_spread_takes_one_line_under_the_heading_of_its_regime() -> None:
+    means = dict(zip(COLUMNS, ("0.512 ± 0.000", *["0.812 ± 0.021"] * 4, "0.900 ± 0.110"), strict=True))
+    rows: list[dict[str, Any]] = [
+        {"regime": regime, "task": name, **means} for regime in ("posthoc", "linear") for name in NAMES
+    ]
+    cells = ".512±.000 .812±.021 .812±.021 .812±.021 .812±.021 .900±.110"
+    expected = [line for regime in ("posthoc", "linear")
+                for line in (regime, *(f"{name:20} {cells}" for name in NAMES))]  # fmt: skip
+    assert lines_of(rows, 80)[-1 - len(expected) : -1] == expected
+
+
+def test_a_mean_of_one_and_more_breaks_before_its_spread_only_where_it_must() -> None:
+    rows = [{"task": "x" * 20, **dict.fromkeys(COLUMNS, "0.812 ± 0.021"), "added norm.": "10.04 ± 0.031"}]
+    narrow, wide = lines_of(rows, 80)[-3:-1], lines_of(rows, 100)[-2]
+    assert narrow[0].split() == ["x" * 20, *[".812±.021"] * 3, "10.04", *[".812±.021"] * 2]
+    assert narrow[1].split() == ["±.031"]
+    assert wide.split() == ["x" * 20, *[".812±.021"] * 3, "10.04", "±.031", *[".812±.021"] * 2]
+
+
+def test_a_first_column_that_never_repeats_stays_a_column() -> None:
+    rows = [{"task": name, "added": "0.812 ± 0.021"} for name in ("a", "b")]
+    assert lines_of(rows, 80)[-3:-1] == ["a    .812±.021", "b    .812±.021"]
 
 
 def test_text_that_looks_like_markup_is_shown_as_it_is() -> None:

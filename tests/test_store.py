@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import struct
 import subprocess
@@ -132,8 +133,60 @@ def test_a_killed_process_leaves_no_file_under_the_final_name(tmp_path):
         process.send_signal(signal.SIGKILL)
     assert process.returncode == -signal.SIGKILL
     assert not target.exists()
+    (left,) = tmp_path.iterdir()
+    other = left.rename(tmp_path / left.name.replace("out.", "out2."))  # of another target
+    shutil.copytree(other, left)
     store.write_tensors(target, ONE)
     assert torch.equal(Checkpoint(target)["w"], ONE["w"])
+    assert names(tmp_path) == sorted([other.name, target.name])
+
+
+def test_what_a_living_writer_has_begun_is_left_alone(tmp_path):
+    with store.atomic(tmp_path / "file") as slow:
+        slow.write_text("slow")
+        store.write_text(tmp_path / "file", "fast")
+        assert slow.read_text() == "slow"
+    assert (tmp_path / "file").read_text() == "slow"
+    assert names(tmp_path) == ["file"]
+
+
+@pytest.mark.parametrize(
+    ("name", "held"),
+    [
+        (".file.a1b2c3.part", ()),  # made, and not locked yet
+        (".file.a1b2c3.part", ("file", "file.old")),  # the old one may lie nowhere else
+        (".file.txt.a1b2c3.part", ("file.txt",)),  # of another target
+        ("file.a1b2c3.part", ("file",)),
+        (".file.my own.part", ("file",)),
+    ],
+)
+def test_what_may_be_someones_is_no_leftover(name, held, tmp_path):
+    (tmp_path / name).mkdir()
+    for inner in held:
+        (tmp_path / name / inner).touch()
+    store.write_text(tmp_path / "file", "new")
+    assert names(tmp_path) == sorted([name, "file"])
+    assert names(tmp_path / name) == sorted(held)
+
+
+@pytest.mark.parametrize("kind", ["file", "link"])
+def test_only_a_folder_is_a_leftover(kind, tmp_path):
+    (tmp_path / "kept").mkdir()
+    (tmp_path / "kept" / "file").touch()
+    left = tmp_path / ".file.a1b2c3.part"
+    left.symlink_to(tmp_path / "kept") if kind == "link" else left.touch()
+    store.write_text(tmp_path / "file", "new")
+    assert left.exists()
+    assert names(tmp_path / "kept") == ["file"]
+
+
+@pytest.mark.parametrize("name", ["old", "mode"])
+def test_an_output_may_have_any_name(name, tmp_path):
+    for content in ("first", "second"):
+        with store.atomic(tmp_path / name) as temporary:
+            temporary.mkdir()
+            (temporary / "file").write_text(content)
+    assert (tmp_path / name / "file").read_text() == "second"
 
 
 # -- tensors that are easy to get wrong ----------------------------------------------------------------------

@@ -10,7 +10,7 @@ from torch import nn
 
 import tiny
 from tauspan.errors import DataError
-from tauspan.models import Encoder, Head
+from tauspan.models import Encoder, Head, load_model
 from tauspan.store import read_json
 from tauspan.suite import DIRECTORY, NAMES, find_task, suite
 from tauspan.tasks import SPLITS, Split, Task, build_head
@@ -167,14 +167,23 @@ def test_prototypes_are_the_normalised_mean_of_unit_features_of_the_first_rows()
     assert (head.scale, head.normalize, head.bias) == (20.0, True, None)
 
 
+@pytest.mark.parametrize(("own", "asked", "cut"), [(None, 2, 2), (3, None, 3), (3, 2, 2), (None, None, None)])
+def test_prototypes_are_made_of_texts_cut_as_asked_or_as_the_task_says(own, asked, cut, tmp_path):
+    encoder = load_model(tiny.save_bert(tmp_path, tiny.bert()))
+    rows = (["good film a dog", "bad code a film"], torch.tensor([0, 1]))
+    short = Task.from_tensors("v", ["a", "b"], train=rows, validation=rows, test=rows)
+    head = build_head(replace(short, max_tokens=own), encoder, max_tokens=asked)
+    with torch.no_grad():
+        expected = torch.stack([encoder(encoder.encode([text], cut))[0] for text in rows[0]])
+    torch.testing.assert_close(head.weight, F.normalize(expected, dim=-1))
+
+
 def test_a_class_without_training_rows_has_no_prototype():
     with pytest.raises(DataError, match="class 'b' of task 'v' has no training row"):
         build_head(vectors([[1.0, 0.0]], [0]), tiny.flat_encoder())
 
 
 def test_prompts_become_unit_rows_times_the_encoders_scale(tmp_path):
-    from tauspan.models import load_model
-
     encoder = load_model(tiny.save_bert(tmp_path, tiny.bert()))
     prompts = ["a good film", "bad code"]
     head = build_head(task(label_prompts=prompts), encoder)

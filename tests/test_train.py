@@ -11,8 +11,21 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from runs import REGIMES, by_hand, deltas, encoder, learning_rates, logged, network, points, trained
+from runs import (
+    REGIMES,
+    bert,
+    by_hand,
+    deltas,
+    encoder,
+    learning_rates,
+    logged,
+    network,
+    points,
+    texts,
+    trained,
+)
 from tauspan.errors import ModelError, NonFiniteError, UsageError
+from tauspan.evaluate import evaluate
 from tauspan.measure import measured, progress
 from tauspan.models import load_model
 from tauspan.params import Params
@@ -227,6 +240,30 @@ def test_finetune_has_every_setting_with_the_same_default() -> None:
     assert all(getattr(other, f.name) != f.default for f in dataclasses.fields(Settings)[1:])
     run = finetune(encoder(), points(), **dataclasses.asdict(other), show_progress=False)
     assert run.task_vector.info["recipe"] == dataclasses.asdict(other)
+
+
+def test_prototypes_are_cut_where_the_runs_texts_are(tmp_path: Path) -> None:
+    """What stands behind the cut of the run changes nothing, neither in the rows nor in the head."""
+    model, task = bert(tmp_path), texts()
+    longer = {name: Split([f"{text} a b c" for text in rows.inputs], rows.labels)
+              for name, rows in task.splits.items()}  # fmt: skip
+    settings = dataclasses.replace(BASIC, epochs=1, max_tokens=3)
+    first, second = (
+        trained(settings, one, model) for one in (task, dataclasses.replace(task, splits=longer))
+    )
+    assert first.history == second.history
+    reports = [
+        evaluate(model, [dataclasses.replace(task, splits=splits)], max_tokens=3, show_progress=False)
+        for splits in (task.splits, longer)
+    ]
+    assert reports[0].tables == reports[1].tables
+
+
+@pytest.mark.parametrize(("max_steps", "steps"), [(None, 15), (4, 4), (99, 15)])
+def test_steps_end_with_the_epochs_or_where_told(max_steps: int | None, steps: int) -> None:
+    settings = dataclasses.replace(BASIC, epochs=5, batch_size=4, accumulation=2, max_steps=max_steps)
+    assert settings.steps(22) == steps
+    assert type(settings.steps(22)) is int
 
 
 # -- what is refused -----------------------------------------------------------------------------------------

@@ -1,5 +1,6 @@
 import dataclasses
 import os
+import re
 import socket
 import subprocess
 import sys
@@ -25,6 +26,7 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 import runs, test_train_processes as here
+from tauspan.errors import MismatchError
 from tauspan.processes import world
 assert os.environ["WORLD_SIZE"] == "2"
 for name, (settings, task, model) in here.shared(Path(sys.argv[1])).items():
@@ -32,6 +34,13 @@ for name, (settings, task, model) in here.shared(Path(sys.argv[1])).items():
     run = runs.trained(settings, task, model, out=out, checkpoint_every=2)
     assert not dist.is_initialized(), "the group of a run ends with it"
     assert runs.trained(settings, task, model, out=out, resume=True).reused
+for name, (settings, task, model) in here.differing(int(os.environ["RANK"])).items():
+    said = Path(sys.argv[1]) / f"{name}-{os.environ['RANK']}.txt"
+    try:
+        runs.trained(settings, task, model)
+        said.write_text("nothing")
+    except MismatchError as error:
+        said.write_text(str(error))
 with world() as processes:
     mixed = [torch.ones(2), torch.ones((), dtype=torch.float64), torch.full((1, 2), processes.rank + 1.0)]
     processes.sum(mixed)
@@ -52,6 +61,17 @@ def shared(folder: Path) -> dict[str, tuple[Settings, Task, Encoder]]:
         )
         for regime in REGIMES
     }  # fmt: skip
+
+
+def differing(rank: int) -> dict[str, tuple[Settings, Task, Encoder]]:
+    """Runs that one process was given otherwise than the other."""
+    return {
+        "base": (POINTS, points(), encoder(rank)),
+        "data": (POINTS, points(22 + rank), encoder()),
+        "encoder": (POINTS, points(), Encoder(runs.network(), logit_scale=20.0 + rank)),
+        "settings": (dataclasses.replace(POINTS, lr=0.25 * (rank + 1)), points(), encoder()),
+        "several": (dataclasses.replace(POINTS, seed=rank), points(22 + rank), encoder()),
+    }
 
 
 @pytest.fixture(scope="module")
@@ -85,10 +105,33 @@ def test_two_processes_learn_what_one_learns(kind: str, regime: str, together: P
     assert [entry["loss"] for entry in history] == pytest.approx([e["loss"] for e in one.history], rel=1e-5)
 
 
+DISAGREE = r"the 2 processes of one run disagree about "
+VALUES = r"\([0-9a-f]{12} in process 0, [0-9a-f]{12} in process 1\)"
+
+
+@pytest.mark.parametrize(
+    ("what", "words"),
+    {
+        "base": f"the base's fingerprint {VALUES}",
+        "data": f"the task's checksum {VALUES}",
+        "encoder": r"the encoder \(\S+\|20\.0\|'tensor' in process 0, \S+\|21\.0\|'tensor' in process 1\)",
+        "settings": r"lr \(0\.25 in process 0, 0\.5 in process 1\)",
+        "several": rf"seed \(0 in process 0, 1 in process 1\); the task's checksum {VALUES}",
+    }.items(),
+)
+def test_processes_that_disagree_all_say_so_alike(what: str, words: str, together: Path) -> None:
+    said = [(together / f"{what}-{rank}.txt").read_text() for rank in range(2)]
+    assert said[0] == said[1]
+    assert re.fullmatch(
+        DISAGREE + words + r"\. Start all of them with the same settings, model and data\.", said[0]
+    )
+
+
 def test_without_a_launcher_there_is_one_process() -> None:
     tensor = torch.ones(2)
     with world() as alone:
         alone.sum([tensor])
         alone.wait()
+        alone.require_same({"seed": "1"})
     assert (alone, alone.first) == (World(0, 1), True)
     assert tensor.tolist() == [1, 1]

@@ -10,10 +10,11 @@ from typing import Any
 import pytest
 import torch
 
-from runs import REGIMES, deltas, encoder, logged, points, script_environment, trained
+from runs import REGIMES, deltas, encoder, logged, network, points, script_environment, trained
 from tauspan import store
 from tauspan.errors import StoreError
 from tauspan.models import Encoder
+from tauspan.models.encoder import Inputs
 from tauspan.tasks import Task
 from tauspan.train import Settings, loop
 from tiny import same_bits
@@ -176,6 +177,9 @@ OTHERS: dict[str, tuple[Settings, Task | None, Encoder | None]] = {
     "base": (SHORT, None, encoder(1)),
     "data": (SHORT, points(23), None),
     "head": (SHORT, points(head=False), None),
+    "pooling": (SHORT, None, Encoder(network(), lambda net, batch: net(batch))),
+    "logit scale": (SHORT, None, Encoder(network(), logit_scale=10.0)),
+    "images": (SHORT, None, Encoder(network(), inputs=Inputs("image"))),
 }
 
 

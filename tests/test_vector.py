@@ -1,6 +1,8 @@
 """Task vectors: the laws of a vector space, what does not add, measures, views."""
 
+import math
 import operator
+from dataclasses import replace
 
 import pytest
 import torch
@@ -10,10 +12,13 @@ from torch import nn
 
 import tiny
 from tauspan import params
-from tauspan.errors import BaseMismatchError, MismatchError, UsageError
+from tauspan.errors import BaseMismatchError, MismatchError, NonFiniteError, UsageError
 from tauspan.vector import TaskVector, cosine_matrix
 from tiny import BASE, equal, vector
 
+NAN, INF = math.nan, math.inf
+CIRCLE: list[object] = []
+CIRCLE.append(CIRCLE)
 SHAPES = {"w": (2, 3), "b": (3,), "scale": (), "none": (0, 2)}
 NUMBERS = st.lists(st.integers(-64, 64), min_size=10, max_size=10)
 SCALES = st.one_of(st.integers(-16, 16), st.integers(-64, 64).map(lambda n: n / 8))  # exact in every product
@@ -271,3 +276,63 @@ def test_to_changes_the_type_and_nothing_else():
     half = TAU.to(torch.bfloat16)
     assert half.deltas["w"].dtype == torch.bfloat16
     assert same(half.to(torch.float32), TAU)
+
+
+# -- what cannot be a vector's content -----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (
+            lambda tau: tau.to(torch.float16),
+            r"'w' of 'big', as float16: 70000 would become inf.* 65504\. Take",
+        ),
+        (
+            lambda tau: tau * 1e37,
+            r"'w' of 'big', times 1e\+37: 70000 would become inf, since float32 ends at 3\.4",
+        ),
+        (lambda tau: tau / -1e-37, r"'w' of 'big', over -1e-37: 70000 would become -inf"),
+    ],
+)
+def test_a_value_beyond_its_type_is_an_error_and_never_infinity(change, said):
+    with pytest.raises(NonFiniteError, match=said):
+        change(vector(label="big", b=[1], w=[1, 70000]))
+
+
+def test_the_widest_value_of_a_type_is_kept():
+    assert vector(w=[65504, -65504]).to(torch.float16).deltas["w"].tolist() == [65504, -65504]
+    assert vector(w=[1e30]).to(torch.bfloat16).deltas["w"].isfinite().all()
+
+
+@pytest.mark.parametrize(
+    "scaled", [lambda: TAU / 0, lambda: TAU / 0.0, lambda: TAU / NAN, lambda: INF * TAU, lambda: TAU * NAN]
+)
+def test_a_scale_that_is_no_number_is_refused(scaled):
+    with pytest.raises(
+        UsageError, match=r"'tau' (times|over) (0|0\.0|nan|inf): the (factor|divisor) must be a finite"
+    ):
+        scaled()
+
+
+def test_a_vector_holds_floating_point_numbers_only():
+    with pytest.raises(UsageError, match=r"'tau' as torch\.int8: a vector holds floating-point"):
+        TAU.to(torch.int8)
+
+
+@pytest.mark.parametrize(
+    "value",
+    [torch.ones(1), {1, 2}, {"inner": [object()]}, {1: "a", "b": 2}, CIRCLE],
+    ids=lambda v: type(v).__name__,
+)
+def test_provenance_that_is_no_json_is_refused_by_its_key(value):
+    with pytest.raises(
+        UsageError, match=r"info\['note'\] of the vector 'tau' cannot be saved as JSON \(.*give text"
+    ):
+        replace(TAU, info={"seed": 1, "note": value})
+
+
+@pytest.mark.parametrize("key", [(1, 2), b"note"])
+def test_a_key_of_provenance_that_is_no_text_is_refused(key):
+    with pytest.raises(UsageError, match="cannot be saved as JSON"):
+        replace(TAU, info={key: 1})

@@ -15,6 +15,8 @@ from tauspan import store
 from tauspan.errors import MissingExtraError, ModelError, PickleRefusedError, StoreError
 from tauspan.linear import linearize
 from tauspan.models import fingerprint_of, load_model, save_model, select
+from tauspan.models.encoder import Inputs
+from tauspan.models.vision_hubs import image_inputs
 
 MEAN, STD = (0.1, 0.2, 0.3), (0.4, 0.5, 0.6)
 TOWER = {"width": 8, "layers": 2}
@@ -67,6 +69,29 @@ def images() -> torch.Tensor:
 
 
 # -- without the packages ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("mode", "interpolation", "resize", "smooth"),
+    [
+        (None, None, 9, "bicubic"),
+        ("center", "bilinear", 9, "bilinear"),
+        ("shortest", "random", 9, "bicubic"),
+        ("squash", "bicubic", (9, 9), "bicubic"),
+    ],
+)
+def test_resizing_and_cropping_follow_the_librarys_settings(
+    mode: str | None, interpolation: str | None, resize: Any, smooth: str
+) -> None:
+    settings = {"mean": MEAN, "std": STD, "interpolation": interpolation}
+    found = image_inputs(settings, 8, 9, mode, Path("home"))
+    assert found == Inputs("image", None, 8, MEAN, STD, resize, smooth)
+
+
+@pytest.mark.parametrize(("mode", "interpolation"), [("border", "bicubic"), ("center", "lanczos")])
+def test_preprocessing_that_is_not_known_is_refused(mode: str, interpolation: str) -> None:
+    with pytest.raises(ModelError, match=r"home .* images by '(border|lanczos)'; known: "):
+        image_inputs({"interpolation": interpolation}, 8, 9, mode, Path("home"))
 
 
 @pytest.mark.parametrize(

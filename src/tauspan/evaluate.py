@@ -87,10 +87,9 @@ def evaluate(
     rows: list[dict[str, str | int | float | bool | None]] = []
     with progress("evaluate", sum(len(task.split(split)) for task in tasks), show_progress) as advance:
         for task in tasks:
-            head = build_head(task, encoder)
+            head = build_head(task, encoder, max_tokens=max_tokens)
             part = task.split(split)
-            tokens = task.max_tokens if max_tokens is None else max_tokens
-            prepared = batches(encoder, part, tokens, batch_size)
+            prepared = batches(encoder, part, task.tokens(max_tokens), batch_size)
             if vector is not None and chosen != "standard":
                 tangent = linearize(Classifier(encoder, head), list(vector.deltas), point)
                 vector.require_base(models.fingerprint_of(encoder))

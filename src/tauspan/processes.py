@@ -8,15 +8,18 @@ on one process and on many.
 import functools
 import itertools
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.distributed_c10d import PrefixStore, Store
 from torch.distributed.rendezvous import rendezvous
+
+from tauspan.errors import MismatchError
 
 _GROUPS = itertools.count()  # every process makes the same groups in the same order
 
@@ -43,6 +46,23 @@ class World:
             dist.all_reduce(flat)
             for tensor, part in zip(same, torch.split(flat, [t.numel() for t in same]), strict=True):
                 tensor.copy_(part.view_as(tensor))
+
+    def require_same(self, facts: Mapping[str, str]) -> None:
+        """Raise `MismatchError`, the same one in every process, unless all processes hold the same facts."""
+        if self.size == 1:
+            return
+        gathered: list[Any] = [None] * self.size
+        dist.all_gather_object(gathered, dict(facts))
+        differing = []
+        for name, value in gathered[0].items():
+            rank = next((rank for rank, other in enumerate(gathered) if other[name] != value), 0)
+            if rank:
+                differing.append(f"{name} ({value} in process 0, {gathered[rank][name]} in process {rank})")
+        if differing:
+            raise MismatchError(
+                f"the {self.size} processes of one run disagree about {'; '.join(differing)}. Start all of them with "
+                "the same settings, model and data."
+            )
 
     def wait(self) -> None:
         """Wait until every process is here."""

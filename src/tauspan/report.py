@@ -3,6 +3,7 @@
 import datetime
 import json
 import platform
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from importlib import metadata
@@ -83,38 +84,67 @@ class Report:
         return "\n".join(lines) + "\n"
 
     def renderable(self) -> "Group":
-        """The tables for a terminal, as an object that `rich.print` shows."""
-        from rich import box
+        """The tables for a terminal, as an object that `rich.print` shows.
+
+        Where cells hold a spread, zeros before the point are left out and a first column that repeats itself becomes
+        headings between the rows, so that seven tasks of six such columns stand within 80 characters, a line a row.
+        """
         from rich.console import Group
-        from rich.table import Table as Grid
-        from rich.text import Text
 
         parts: list[Any] = []
         for table in self.tables:
-            grid = Grid(
-                box=box.SIMPLE_HEAD,
-                title=Text(table.title),
-                title_style="bold",
-                caption=Text(table.note) if table.note else None,
-                title_justify="left",
-                caption_justify="left",
-                collapse_padding=True,
-                pad_edge=False,
-            )
-            for name in table.columns:
-                cells = [row.get(name) for row in table.rows]
-                numbers = all(not isinstance(cell, str) or "±" in cell for cell in cells)
-                words = [word for cell in (name, *cells) for word in shown(cell).split()]
-                grid.add_column(
-                    Text(name),
-                    justify="right" if numbers else "left",
-                    no_wrap=not numbers and name != "",
-                    min_width=max(map(len, words), default=0) if numbers else None,
-                )
-            for row in table.rows:
-                grid.add_row(*(Text(shown(row.get(name))) for name in table.columns))
-            parts += [grid, ""]
+            parts += [_grid(table), ""]
         return Group(*parts)
+
+
+def _grid(table: Table) -> Any:
+    from rich import box
+    from rich.table import Table as Grid
+    from rich.text import Text
+
+    columns = table.columns
+    first = [shown(row.get(columns[0])) for row in table.rows] if columns else []
+    dense = any(_is_spread(cell) for row in table.rows for cell in row.values())
+    headings = dense and len(set(first)) < len(first)
+    grid = Grid(
+        box=box.SIMPLE_HEAD,
+        title=Text(table.title),
+        title_style="bold",
+        caption=Text(table.note) if table.note else None,
+        title_justify="left",
+        caption_justify="left",
+        collapse_padding=True,
+        pad_edge=False,
+        padding=(0, 0 if dense else 1),
+        show_edge=not dense,
+    )
+    for name in columns[headings:]:
+        cells = [row.get(name) for row in table.rows]
+        numbers = all(not isinstance(cell, str) or _is_spread(cell) for cell in cells)
+        words = [word for text in (name, *map(_folded, cells)) for word in text.split()]
+        grid.add_column(
+            Text(name),
+            justify="right" if numbers else "left",
+            no_wrap=not numbers and name != "",
+            min_width=max(map(len, words), default=0) if numbers else None,
+        )
+    for place, row in enumerate(table.rows):
+        if headings and (place == 0 or first[place] != first[place - 1]):
+            grid.add_row(Text(first[place], style="bold"))
+        grid.add_row(*(Text(_folded(row.get(name))) for name in columns[headings:]))
+    return grid
+
+
+def _is_spread(cell: Cell) -> bool:
+    return isinstance(cell, str) and "±" in cell
+
+
+def _folded(cell: Cell) -> str:
+    """A cell as `shown`, a mean with its spread on nine characters; from 1 on it may break before the sign."""
+    if not _is_spread(cell):
+        return shown(cell)
+    short = re.sub(r"\b0\.", ".", shown(cell)).replace(" ± ", "±")
+    return short if len(short) <= len(".772±.012") else short.replace("±", " ±")
 
 
 def shown(value: Cell) -> str:

@@ -4,12 +4,14 @@ Only safetensors is read. A file appears under its final name complete or not at
 to a temporary neighbour, flushed to the disk and renamed.
 """
 
+import fcntl
 import json
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +25,8 @@ from tauspan.params import Params
 
 INDEX_SUFFIX = ".safetensors.index.json"
 PICKLE_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle", ".mar")
+_TEMPORARY = ".part"
+_REPLACED = ".old"
 _LONGEST_HEADER = 100_000_000  # bytes; safetensors refuses more
 
 
@@ -192,7 +196,8 @@ def require_free(path: Path, overwrite: bool) -> None:
 def atomic(path: str | Path, *, overwrite: bool = True) -> Iterator[Path]:
     """Yield a temporary neighbour of `path`; when the block ends well it becomes `path`, else it is removed.
 
-    The block may make the temporary path a file or a directory. A directory replaces an older one whole.
+    The block may make the temporary path a file or a directory. A directory replaces an older one whole. What a
+    killed process left while it wrote the same path is removed.
 
     Raises:
         StoreError: something is already there and `overwrite` is false, or writing failed (a full disk, a
@@ -203,13 +208,15 @@ def atomic(path: str | Path, *, overwrite: bool = True) -> Iterator[Path]:
     temporary: Path | None = None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent))
-        inner = temporary / path.name
-        yield inner
-        require_free(path, overwrite)  # again: another process may have been faster
-        _settle(inner, temporary / "mode")
-        _move(inner, path, temporary / "old")
-        _flush_directory(path.parent)
+        _remove_leftovers(path)
+        temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=_TEMPORARY, dir=path.parent))
+        with _locked(temporary):
+            inner = temporary / path.name
+            yield inner
+            require_free(path, overwrite)  # again: another process may have been faster
+            _settle(inner, temporary / f"{path.name}.mode")
+            _move(inner, path, temporary / f"{path.name}{_REPLACED}")
+            _flush_directory(path.parent)
     except (OSError, SafetensorError) as error:
         if isinstance(error, StoreError):
             raise
@@ -217,6 +224,38 @@ def atomic(path: str | Path, *, overwrite: bool = True) -> Iterator[Path]:
     finally:
         if temporary is not None:
             shutil.rmtree(temporary, ignore_errors=True)
+
+
+@contextmanager
+def _locked(folder: Path) -> Iterator[bool]:
+    """Hold the folder's lock, which the system frees when the process dies; whether it could be had at once."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            free = True
+        except OSError:  # held by a living process, or the file system knows no locks
+            free = False
+        yield free
+    finally:
+        os.close(descriptor)
+
+
+def _remove_leftovers(path: Path) -> None:
+    """Remove what killed processes left while they wrote this very path.
+
+    A folder is theirs if it has the name that `atomic` gives, holds something and is not locked: a living writer
+    locks its folder before it writes there. One that still holds both the new and the replaced output is kept,
+    since the process ended between two renames and nothing else may hold the old one.
+    """
+    ours = re.compile(rf"\.{re.escape(path.name)}\.\w+{re.escape(_TEMPORARY)}")
+    for folder in path.parent.iterdir():
+        if not ours.fullmatch(folder.name) or folder.is_symlink() or not folder.is_dir():
+            continue
+        with suppress(OSError), _locked(folder) as free:
+            held = {entry.name for entry in folder.iterdir()}
+            if free and held and not {path.name, f"{path.name}{_REPLACED}"} <= held:
+                shutil.rmtree(folder)
 
 
 def _settle(path: Path, probe: Path) -> None:

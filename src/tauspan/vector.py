@@ -1,6 +1,7 @@
 """`TaskVector`: a displacement in weight space that knows the point it starts from."""
 
 import json
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -10,7 +11,14 @@ import torch
 from torch import Tensor, nn
 
 from tauspan import params, store
-from tauspan.errors import BaseMismatchError, MismatchError, StoreError, UsageError, nearest
+from tauspan.errors import (
+    BaseMismatchError,
+    MismatchError,
+    NonFiniteError,
+    StoreError,
+    UsageError,
+    nearest,
+)
 from tauspan.models import fingerprint_of, load_model, select, state_of
 from tauspan.params import Params
 from tauspan.report import Table, versions
@@ -51,6 +59,14 @@ class TaskVector:
     def __post_init__(self) -> None:
         if self.regime not in REGIMES:
             raise UsageError(f"unknown regime {self.regime!r} of a vector. {nearest(self.regime, REGIMES)}")
+        for key, value in self.info.items():
+            try:
+                json.dumps({key: value}, sort_keys=True)
+            except (TypeError, ValueError) as error:
+                raise UsageError(
+                    f"info[{key!r}] of the vector {self.label!r} cannot be saved as JSON ({error}): give text, numbers, "
+                    "lists or mappings of them, for example `str(value)`."
+                ) from error
 
     def __str__(self) -> str:
         values = sum(tensor.numel() for tensor in self.deltas.values())
@@ -76,21 +92,38 @@ class TaskVector:
     def __mul__(self, scale: object) -> "TaskVector":
         if not isinstance(scale, int | float):
             return NotImplemented
-        return self._with(
-            {name: delta * scale for name, delta in self.deltas.items()}, f"{scale:g} {self.label}"
-        )
+        if not math.isfinite(scale):
+            raise UsageError(f"{self.label!r} times {scale}: the factor must be a finite number.")
+        scaled = {name: delta * scale for name, delta in self.deltas.items()}
+        return self._finite(scaled, f"times {scale:g}", f"{scale:g} {self.label}")
 
     __rmul__ = __mul__
 
     def __truediv__(self, scale: object) -> "TaskVector":
         if not isinstance(scale, int | float):
             return NotImplemented
-        return self._with(
-            {name: delta / scale for name, delta in self.deltas.items()}, f"{self.label}/{scale:g}"
-        )
+        if scale == 0 or not math.isfinite(scale):
+            raise UsageError(
+                f"{self.label!r} over {scale}: the divisor must be a finite number other than 0."
+            )
+        scaled = {name: delta / scale for name, delta in self.deltas.items()}
+        return self._finite(scaled, f"over {scale:g}", f"{self.label}/{scale:g}")
 
     def __neg__(self) -> "TaskVector":
         return self._with({name: -delta for name, delta in self.deltas.items()}, f"-{self.label}")
+
+    def _finite(self, deltas: Params, change: str, label: str) -> "TaskVector":
+        """This vector with changed deltas, unless a finite value became one that its dtype cannot hold."""
+        for name, delta in deltas.items():
+            lost = torch.isfinite(self.deltas[name]) & ~torch.isfinite(delta)
+            if bool(lost.any()):
+                dtype = str(delta.dtype).removeprefix("torch.")
+                raise NonFiniteError(
+                    f"tensor {name!r} of {self.label!r}, {change}: {float(self.deltas[name][lost][0]):g} would become "
+                    f"{float(delta[lost][0]):g}, since {dtype} ends at {torch.finfo(delta.dtype).max:g}. Take a smaller "
+                    "scale, or a dtype with a wider range: bfloat16, float32 or float64."
+                )
+        return self._with(deltas, label)
 
     def _with(self, deltas: Params, label: str) -> "TaskVector":
         return replace(self, deltas=deltas, label=label)
@@ -153,8 +186,16 @@ class TaskVector:
         return replace(self, regime=regime)
 
     def to(self, dtype: torch.dtype) -> "TaskVector":
-        """The deltas in another floating-point type."""
-        return self._with({name: delta.to(dtype) for name, delta in self.deltas.items()}, self.label)
+        """The deltas in another floating-point type.
+
+        Raises:
+            NonFiniteError: a value lies beyond the type's range.
+            UsageError: not a floating-point type.
+        """
+        if not dtype.is_floating_point:
+            raise UsageError(f"{self.label!r} as {dtype}: a vector holds floating-point numbers.")
+        cast = {name: delta.to(dtype) for name, delta in self.deltas.items()}
+        return self._finite(cast, f"as {str(dtype).removeprefix('torch.')}", self.label)
 
     def named(self, label: str) -> "TaskVector":
         """The same vector under another label."""

@@ -11,24 +11,41 @@ from torch import Tensor, nn
 from tauspan.errors import DataError, MismatchError, ModelError
 
 Modality = Literal["text", "image", "tensor"]
+Interpolation = Literal["nearest-exact", "bilinear", "bicubic"]
 Batch: TypeAlias = Tensor | Mapping[str, Tensor]
 
 
 @dataclass(frozen=True)
 class Inputs:
-    """How raw task inputs become a batch: a tokenizer for text, size and statistics for images."""
+    """How raw task inputs become a batch: a tokenizer for text; resizing, cropping and statistics for images.
+
+    Args:
+        modality: `"text"`, `"image"` or `"tensor"`.
+        tokenizer: called on a list of texts; only for text and for the prompts of an image model.
+        size: side in pixels of the centre crop that the model reads.
+        mean: per channel, of pixels in [0, 1].
+        std: per channel.
+        resize: before the crop; a number is the shorter side (proportions are kept), a pair is height and width.
+            None takes `size` as the shorter side.
+        interpolation: `"bicubic"`, `"bilinear"` or `"nearest-exact"`, each as Pillow does it.
+    """
 
     modality: Modality = "tensor"
     tokenizer: Any = None
     size: int = 224
     mean: tuple[float, ...] = (0.5, 0.5, 0.5)
     std: tuple[float, ...] = (0.5, 0.5, 0.5)
+    resize: int | tuple[int, int] | None = None
+    interpolation: Interpolation = "bicubic"
 
     def encode(self, raw: Sequence[Any], max_tokens: int | None = None) -> Batch:
         """A batch from raw inputs; texts are cut at `max_tokens` and padded to the longest.
 
+        Images are (H, W), (H, W, C) or (C, H, W) with one or three channels, bytes or floats in [0, 1], each of
+        its own size; they become (N, 3, size, size).
+
         Raises:
-            DataError: the inputs are not of this encoder's modality.
+            DataError: the inputs are not of this encoder's modality, or tensors differ in shape.
         """
         if self.modality == "text":
             if not all(isinstance(text, str) for text in raw):
@@ -41,22 +58,52 @@ class Inputs:
             return {name: tensor for name, tensor in tokens.items() if isinstance(tensor, Tensor)}
         if any(isinstance(item, str) for item in raw):
             raise DataError(f"this encoder reads {self.modality} inputs, and the task holds text.")
-        stacked = torch.stack([torch.as_tensor(item) for item in raw])
-        return self._pixels(stacked) if self.modality == "image" else stacked
+        tensors = [torch.as_tensor(item) for item in raw]
+        if self.modality == "image":
+            return torch.stack([self._pixels(image) for image in tensors])
+        for row, tensor in enumerate(tensors):
+            if tensor.shape != tensors[0].shape:
+                raise DataError(
+                    f"input 0 of a batch has shape {tuple(tensors[0].shape)} and input {row} has "
+                    f"{tuple(tensor.shape)}: tensors are read as they are. Make all rows of one shape, or wrap the "
+                    "model in an Encoder with Inputs('image'), which resizes images."
+                )
+        return torch.stack(tensors)
 
-    def _pixels(self, images: Tensor) -> Tensor:
-        """(N, H, W), (N, H, W, C) or (N, C, H, W), bytes or [0, 1] floats -> normalised (N, 3, size, size)."""
-        if images.ndim == 3:
-            images = images.unsqueeze(-1)
-        if images.shape[1] not in (1, 3) or images.shape[-1] in (1, 3):
-            images = images.permute(0, 3, 1, 2)
-        scale = 255.0 if images.dtype == torch.uint8 else 1.0
-        pixels = images.float().div(scale).expand(-1, 3, -1, -1)
-        pixels = F.interpolate(pixels, size=(self.size, self.size), mode="bicubic", antialias=True).clamp(
-            0, 1
-        )
-        mean, std = (torch.tensor(values).view(1, 3, 1, 1) for values in (self.mean, self.std))
+    def describe(self) -> str:
+        """What decides the batch besides the raw inputs and the tokenizer, as one line."""
+        facts = (self.modality, self.size, self.resize, self.interpolation, self.mean, self.std)
+        return repr(facts if self.modality == "image" else self.modality)
+
+    def _pixels(self, image: Tensor) -> Tensor:
+        """One image, resized, cropped and normalised."""
+        shape = tuple(image.shape)
+        if image.ndim == 2:
+            image = image.unsqueeze(-1)
+        if image.ndim == 3 and (image.shape[0] not in (1, 3) or image.shape[-1] in (1, 3)):
+            image = image.permute(2, 0, 1)
+        if image.ndim != 3 or image.shape[0] not in (1, 3) or 0 in shape:
+            raise DataError(
+                f"an image has shape {shape}: it must be (H, W), (H, W, C) or (C, H, W) with one or three channels."
+            )
+        scale = 255.0 if image.dtype == torch.uint8 else 1.0
+        pixels = self._resized(image.float().div(scale).expand(3, -1, -1))
+        top, left = ((side - self.size) // 2 for side in pixels.shape[1:])
+        bottom, right = pixels.shape[1] - self.size - top, pixels.shape[2] - self.size - left
+        # a negative border crops; where the image is smaller than the crop, the border is black
+        pixels = F.pad(pixels, (-left, -right, -top, -bottom))
+        mean, std = (torch.tensor(values).view(3, 1, 1) for values in (self.mean, self.std))
         return (pixels - mean) / std
+
+    def _resized(self, pixels: Tensor) -> Tensor:
+        height, width = pixels.shape[1:]
+        wanted = self.size if self.resize is None else self.resize
+        if isinstance(wanted, int):
+            shorter = min(height, width)
+            wanted = (wanted * height // shorter, wanted * width // shorter)
+        smooth = self.interpolation != "nearest-exact"
+        resized = F.interpolate(pixels[None], size=wanted, mode=self.interpolation, antialias=smooth)[0]
+        return resized.clamp(0, 1)
 
 
 class Encoder(nn.Module):
@@ -102,6 +149,14 @@ class Encoder(nn.Module):
         """Features of shape (N, d)."""
         return self.features(self.backbone, batch)
 
+    def describe(self) -> str:
+        """What decides features and heads besides the weights: pooling, label tower, logit scale, preprocessing.
+
+        Functions count by name, so that two processes, and a run that is resumed, say the same.
+        """
+        towers = f"{_named(self.features)}|{_named(self.label_features)}"
+        return f"{towers}|{self.logit_scale!r}|{self.inputs.describe()}"
+
     def encode(self, raw: Sequence[Any], max_tokens: int | None = None) -> Batch:
         """A batch on the backbone's device from raw texts, images or tensors."""
         first = next(self.backbone.parameters(), None)
@@ -119,6 +174,11 @@ class Encoder(nn.Module):
         tokens = self.inputs.tokenizer(list(prompts), padding=True, truncation=True, return_tensors="pt")
         batch = {name: tensor.to(device) for name, tensor in tokens.items()}
         return F.normalize(self.label_features(self.backbone, batch).detach(), dim=-1)
+
+
+def _named(function: Any) -> str:
+    named = function if hasattr(function, "__qualname__") else type(function)
+    return f"{named.__module__}.{named.__qualname__}"
 
 
 def call(module: nn.Module, batch: Batch) -> Tensor:

@@ -1,5 +1,6 @@
 """Encoders from directories that transformers wrote."""
 
+import dataclasses
 import math
 import shutil
 import warnings
@@ -13,12 +14,13 @@ from torch import Tensor, nn
 
 from tauspan import store
 from tauspan.errors import ModelError, StoreError, listed
-from tauspan.models.encoder import Batch, Encoder, Inputs
+from tauspan.models.encoder import Batch, Encoder, Inputs, Interpolation
 from tauspan.models.sources import require_extra, require_weights
 
 _POOLING_FILE = Path("1_Pooling") / "config.json"  # where sentence-transformers says how it pools
 _MODULES_FILE = "modules.json"  # and which layers it stacks
 _TEXT_SCALE = 20.0  # logits = 20 cos(z, w): the usual factor of sentence encoders
+_RESAMPLE: dict[int, Interpolation] = {0: "nearest-exact", 2: "bilinear", 3: "bicubic"}  # Pillow's numbers
 
 
 def load(directory: Path, source: str) -> Encoder:
@@ -218,7 +220,7 @@ def _clip(transformers: Any, model: nn.Module, directory: Path, source: str) -> 
     return Encoder(
         model,
         clip_image_features,
-        Inputs("image", _tokenizer(transformers, directory), images.size, images.mean, images.std),
+        dataclasses.replace(images, tokenizer=_tokenizer(transformers, directory)),
         source=source,
         label_features=clip_text_features,
         logit_scale=math.exp(scale.item()),
@@ -229,23 +231,49 @@ def _clip(transformers: Any, model: nn.Module, directory: Path, source: str) -> 
 
 def _image_inputs(directory: Path) -> Inputs:
     file = directory / "preprocessor_config.json"
-    settings = store.read_json(file) if file.is_file() else {}
+    if file.is_file():
+        settings = store.read_json(file)
+    else:  # newer processors of two modalities write one file for both
+        file = directory / "processor_config.json"
+        settings = store.read_json(file).get("image_processor", {}) if file.is_file() else {}
     config = store.read_json(directory / "config.json")
     config = config.get("vision_config") or config  # CLIP keeps it one level down
-    size = settings.get("crop_size") or settings.get("size") or config.get("image_size")
-    if isinstance(size, dict):
-        size = size.get("height") or size.get("shortest_edge")
+    resized = settings.get("size") or config.get("image_size")
+    crop = settings.get("crop_size") if settings.get("do_center_crop", True) else None
+    size = _side(crop or resized, file)
     if size is None:
         warnings.warn(f"{directory} does not say its image size; 224 is taken.", stacklevel=2)
         size = 224
+    side = _side(resized, file) or size
     half = (0.5, 0.5, 0.5)
+    resample = 3 if settings.get("resample") is None else settings["resample"]
+    if resample not in _RESAMPLE:
+        raise ModelError(f"{file} has resample={resample!r}; known: {', '.join(map(str, _RESAMPLE))}.")
     return Inputs(
-        "image",
-        None,
-        int(size),
-        tuple(settings.get("image_mean", half)),
-        tuple(settings.get("image_std", half)),
-    )
+        "image", None, size, tuple(settings.get("image_mean", half)), tuple(settings.get("image_std", half)),
+        side if _keeps_proportions(settings, resized) else (side, side), _RESAMPLE[resample],
+    )  # fmt: skip
+
+
+def _keeps_proportions(settings: Mapping[str, Any], resized: Any) -> bool:
+    """Whether the processor resizes the shorter side and crops, or squashes the image into a square."""
+    if isinstance(resized, dict):
+        return "shortest_edge" in resized and settings.get("do_center_crop") is not False
+    return not settings or bool(settings.get("do_center_crop"))
+
+
+def _side(size: Any, file: Path) -> int | None:
+    """The side of a square in the forms that are written: 224, [224, 224], or by `shortest_edge`, `height`, `width`."""
+    if isinstance(size, dict):
+        size = [size.get(key) or size.get("shortest_edge") for key in ("height", "width")]
+    if isinstance(size, list):
+        if size[0] != size[-1]:
+            raise ModelError(
+                f"{file} asks for images of {size[0]} x {size[-1]} pixels; only square ones are read. Wrap the model "
+                "in an Encoder and give it tensors."
+            )
+        size = size[0]
+    return None if size is None else int(size)
 
 
 def copies(directory: Path, config: bool = False) -> Callable[[Any], None]:

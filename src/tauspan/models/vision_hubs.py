@@ -1,5 +1,6 @@
 """Encoders from timm and open_clip directories (`hf-hub:` and `local-dir:` ids); both need torchvision."""
 
+import dataclasses
 import logging
 import math
 from collections.abc import Iterator, Mapping
@@ -11,7 +12,7 @@ from torch import Tensor, nn
 
 from tauspan import store
 from tauspan.errors import ModelError, StoreError, listed
-from tauspan.models.encoder import Batch, Encoder, Inputs
+from tauspan.models.encoder import Batch, Encoder, Inputs, Interpolation
 from tauspan.models.hf import copies
 from tauspan.models.sources import require_extra, require_weights
 
@@ -48,7 +49,8 @@ def _timm(directory: Path, source: str, weights: Path) -> Encoder:
     _fill(model, {name: saved[name] for name in wanted}, directory)
     data = config.get("pretrained_cfg", config)  # older files have one level only
     size = data.get("input_size", (3, 224, 224))[-1]
-    inputs = Inputs("image", None, size, tuple(data.get("mean", _HALF)), tuple(data.get("std", _HALF)))
+    side = math.floor(size / (data.get("crop_pct") or 0.875))  # timm's own rule and its default
+    inputs = image_inputs(data, size, side, data.get("crop_mode"), directory)
 
     def extras(target: Path) -> None:
         copies(directory)(target)
@@ -56,6 +58,27 @@ def _timm(directory: Path, source: str, weights: Path) -> Encoder:
         store.write_json(target / "config.json", headless)  # else timm would draw a new head at random
 
     return Encoder(model.eval(), inputs=inputs, source=source, save_extras=extras)
+
+
+def image_inputs(
+    settings: Mapping[str, Any], size: int, side: int, mode: str | None, directory: Path
+) -> Inputs:
+    """The preprocessing that either library's settings ask for: resized to `side`, cropped to `size`.
+
+    Raises:
+        ModelError: a way of resizing or interpolating that is not known here.
+    """
+    ways: dict[str | None, int | tuple[int, int]]
+    ways = {None: side, "center": side, "shortest": side, "squash": (side, side)}
+    if mode not in ways:
+        raise ModelError(f"{directory} resizes images by {mode!r}; known: center, shortest and squash.")
+    smooth: dict[str | None, Interpolation]
+    smooth = {None: "bicubic", "random": "bicubic", "bicubic": "bicubic", "bilinear": "bilinear"}
+    chosen = settings.get("interpolation")
+    if chosen not in smooth:
+        raise ModelError(f"{directory} interpolates images by {chosen!r}; known: bicubic and bilinear.")
+    mean, std = (tuple(settings.get(key) or _HALF) for key in ("mean", "std"))
+    return Inputs("image", None, size, mean, std, ways[mode], smooth[chosen])
 
 
 def _fill(model: nn.Module, weights: dict[str, Tensor], directory: Path) -> None:
@@ -81,6 +104,9 @@ def _open_clip(directory: Path, source: str, weights: Path) -> Encoder:
         raise StoreError(f"{file} does not fit the configuration beside it: {error}") from error
     shape = model.visual.image_size
     size = shape if isinstance(shape, int) else shape[0]
+    statistics = {"mean": model.visual.image_mean, "std": model.visual.image_std}
+    own = {**getattr(model.visual, "preprocess_cfg", {}), **statistics}
+    images = image_inputs(own, size, size, own.get("resize_mode"), directory)
 
     def tokens(prompts: list[str], **_: Any) -> dict[str, Tensor]:
         ids: Tensor = tokenizer(prompts)
@@ -89,7 +115,7 @@ def _open_clip(directory: Path, source: str, weights: Path) -> Encoder:
     return Encoder(
         model.eval(),
         _open_clip_image,
-        Inputs("image", tokens, size, tuple(model.visual.image_mean), tuple(model.visual.image_std)),
+        dataclasses.replace(images, tokenizer=tokens),
         source=source,
         label_features=_open_clip_text,
         logit_scale=math.exp(model.logit_scale.item()),

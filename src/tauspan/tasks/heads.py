@@ -9,12 +9,13 @@ from tauspan.models import Encoder, Head, eval_mode
 from tauspan.tasks.task import Task
 
 
-def build_head(task: Task, encoder: Encoder, *, shots: int = 10) -> Head:
+def build_head(task: Task, encoder: Encoder, *, shots: int = 10, max_tokens: int | None = None) -> Head:
     """The task's frozen head, built from the pre-trained encoder.
 
     The user's own head if the task has one; else label prompts where the encoder has a text tower (CLIP's
     zero-shot head: unit-norm prompt features as weights, `logit_scale` as factor, features normalised); else
-    class prototypes, the normalised mean of unit-norm features of the first `shots` training rows per class.
+    class prototypes, the normalised mean of unit-norm features of the first `shots` training rows per class,
+    cut at `max_tokens` (None takes the task's own value) as the rows that the head will see.
     """
     if task.head is not None:
         if len(task.head.weight) != len(task.label_names):
@@ -27,11 +28,11 @@ def build_head(task: Task, encoder: Encoder, *, shots: int = 10) -> Head:
         if task.label_prompts and encoder.label_features is not None:
             weight = encoder.embed_labels(task.label_prompts)
         else:
-            weight = _prototypes(task, encoder, shots)
+            weight = _prototypes(task, encoder, shots, task.tokens(max_tokens))
     return Head(weight, scale=encoder.logit_scale, normalize=True)
 
 
-def _prototypes(task: Task, encoder: Encoder, shots: int) -> Tensor:
+def _prototypes(task: Task, encoder: Encoder, shots: int, max_tokens: int | None) -> Tensor:
     rows = task.splits["train"]
     weights = []
     for index, name in enumerate(task.label_names):
@@ -40,6 +41,6 @@ def _prototypes(task: Task, encoder: Encoder, shots: int) -> Tensor:
             raise DataError(
                 f"class {name!r} of task {task.name!r} has no training row to make a prototype from."
             )
-        features = encoder(encoder.encode(rows.take(places).inputs, task.max_tokens))
+        features = encoder(encoder.encode(rows.take(places).inputs, max_tokens))
         weights.append(F.normalize(F.normalize(features, dim=-1).mean(0), dim=-1))
     return torch.stack(weights)

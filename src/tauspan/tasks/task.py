@@ -81,6 +81,10 @@ class Task:
             raise DataError(f"task {self.name!r} has no split {name!r}. {nearest(name, self.splits)}")
         return self.splits[name]
 
+    def tokens(self, asked: int | None) -> int | None:
+        """Where texts of this task are cut: as asked for, else the task's own value."""
+        return self.max_tokens if asked is None else asked
+
     def subset(
         self,
         *,

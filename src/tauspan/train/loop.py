@@ -93,6 +93,7 @@ def finetune(
 
     Raises:
         UsageError: an impossible setting.
+        MismatchError: several processes were started with different settings, models or data.
         NonFiniteError: the loss or a gradient is NaN or infinite.
         StoreError: `out` holds another run, or cannot be written.
 
@@ -125,12 +126,19 @@ def train(
     """`finetune` with its settings in one object."""
     if checkpoint_every < 1:
         raise UsageError(f"checkpoint_every={checkpoint_every}: it must be at least 1.")
-    key = settings.key(fingerprint_of(encoder), task.checksum())
-    finished = _finished(out, key, resume)
-    if finished is not None:
-        return finished
-    classifier = Classifier(encoder, build_head(task, encoder))
+    base, reading, data = fingerprint_of(encoder), encoder.describe(), task.checksum()
+    key = settings.key(base + reading, data)
     with world() as processes, measured() as cost:
+        facts = {
+            "the base's fingerprint": base[:12],
+            "the encoder": reading,
+            "the task's checksum": data[:12],
+        }
+        processes.require_same({**{name: repr(value) for name, value in settings.as_dict().items()}, **facts})
+        finished = _finished(out, key, resume)
+        if finished is not None:
+            return finished
+        classifier = Classifier(encoder, build_head(task, encoder, max_tokens=settings.max_tokens))
         run = _Run(
             trainee(classifier, settings), encoder, task, settings, key, processes, out, checkpoint_every
         )
@@ -183,7 +191,7 @@ class _Run:
         self.every = checkpoint_every
         self.rows = task.split("train")
         self.total = settings.steps(len(self.rows))
-        self.max_tokens = settings.max_tokens or task.max_tokens
+        self.max_tokens = task.tokens(settings.max_tokens)
         self.step = 0
         self.whole = True
         self.history: list[dict[str, Any]] = []

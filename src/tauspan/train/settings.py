@@ -87,8 +87,8 @@ class Settings:
 
     def steps(self, rows: int) -> int:
         """Optimiser steps over a training split of so many rows."""
-        per_epoch = math.ceil(rows / (self.batch_size * self.accumulation))
-        return min(per_epoch * self.epochs, self.max_steps or math.inf)  # type: ignore[return-value]
+        every = self.epochs * math.ceil(rows / (self.batch_size * self.accumulation))
+        return every if self.max_steps is None else min(every, self.max_steps)
 
     def lr_at(self, step: int, total: int) -> float:
         """The learning rate of a step (from 0): linear warm-up, then a cosine to 0."""
@@ -103,6 +103,11 @@ class Settings:
         return {**dataclasses.asdict(self), "lr": self.peak_lr}
 
     def key(self, base: str, task: str) -> str:
-        """One hash of settings, base fingerprint and task checksum: equal keys give the same vector."""
+        """One hash of all that decides a vector: equal keys give the same vector.
+
+        Args:
+            base: the encoder's fingerprint and its `describe()`; the weights alone leave pooling and heads open.
+            task: the task's checksum.
+        """
         text = json.dumps([self.as_dict(), base, task], sort_keys=True, default=list)
         return hashlib.sha256(text.encode()).hexdigest()

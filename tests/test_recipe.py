@@ -8,7 +8,7 @@ import yaml
 
 import tauspan
 from tauspan.errors import RecipeError
-from tauspan.recipe import Negation, Recipe, Rows, Training
+from tauspan.recipe import Maps, Negation, Recipe, Rows, Training
 from tauspan.suite import NAMES
 from tauspan.train import Settings
 
@@ -48,6 +48,38 @@ REFUSED = {
     ),
     "a floor above one": ("negate: {targets: [email_spam], floor: 1.5}\n", "negate.floor: 1.5"),
     "a floor that is no number": ("negate: {floor: .nan}\n", "negate.floor: nan"),
+    "an unknown key of the maps": (
+        "disentangle: {pair: all}\n",
+        "line 3: unknown key 'disentangle.pair'. Did you mean 'pairs'?",
+    ),
+    "a word for the pairs": ("disentangle: {pairs: some}\n", "line 3: disentangle.pairs is 'some'"),
+    "a pair of one": (
+        "disentangle: {pairs: [[email_spam]]}\n",
+        "['email_spam']: a pair is two different tasks",
+    ),
+    "a pair of the same": (
+        "disentangle: {pairs: [[email_spam, email_spam]]}\n",
+        "['email_spam', 'email_spam']: a pair is two different tasks",
+    ),
+    "a pair twice": (
+        "disentangle: {pairs: [[email_spam, movie_sentiment], [movie_sentiment, email_spam]]}\n",
+        "one pair stands twice",
+    ),
+    "a pair with no task": (
+        "disentangle: {pairs: [[email_spam, movie_sentimen]]}\n",
+        "disentangle.pairs: 'movie_sentimen' is not among the tasks. Did you mean 'movie_sentiment'?",
+    ),
+    "a map of a regime that is not run": (
+        "regimes: [linear]\ndisentangle: {pairs: all, regimes: [standard]}\n",
+        "disentangle.regimes: 'standard' is not among the recipe's regimes, linear.",
+    ),
+    "maps of no regime": ("disentangle: {pairs: all, regimes: []}\n", "disentangle.regimes: []"),
+    "a grid that falls": ("disentangle: {grid: [1, 0]}\n", "disentangle.grid: [1.0, 0.0]: it needs finite"),
+    "a grid outside the box": ("disentangle: {grid: [2, 3]}\n", "at least one of them in [0, 1]"),
+    "an empty grid of a map": ("disentangle: {grid: []}\n", "disentangle.grid: []"),
+    "a grid with infinity": ("disentangle: {grid: [0, .inf]}\n", "disentangle.grid: [0.0, inf]"),
+    "one row for a map": ("disentangle: {rows: 1}\n", "disentangle.rows: 1"),
+    "an unknown distance": ("disentangle: {distance: cosine}\n", "disentangle.distance is 'cosine'"),
 }
 
 
@@ -68,6 +100,7 @@ def test_a_recipe_is_refused_with_its_place(case: str) -> None:
         ("model: minilm\ntasks: []\n", "at least one"),
         ("model: minilm\ntasks: [a, a]\n", "none twice"),
         ("model: minilm\ntasks: [a]\nnegate: {targets: [a]}\n", "at least one other task"),
+        ("model: minilm\ntasks: [a]\ndisentangle: {pairs: all}\n", "a pair needs at least two tasks"),
         ("model: 3\ntasks: [a]\n", "line 1: model is 3, and must be str"),
         ("model: [minilm\n", "is not YAML"),
         ("a: b: c\n", "is not YAML"),
@@ -98,6 +131,7 @@ def test_a_short_recipe_gets_the_defaults() -> None:
     assert made == Recipe("minilm", ("email_spam", "movie_sentiment"))
     assert made.regimes == ("standard", "posthoc", "linear")
     assert (made.rows, made.finetune, made.negate) == (Rows(), Training(), Negation())
+    assert made.disentangle == Maps((), None, None, None, "argmax")
 
 
 def test_every_value_arrives_in_its_place() -> None:
@@ -105,12 +139,15 @@ def test_every_value_arrives_in_its_place() -> None:
         "title: t\nregimes: [linear]\nseeds: [3, 1]\nrows: {train: 5, test: null}\nmax_tokens: 7\n"
         "finetune: {params: [a.*, b], epochs: 2, warmup: 1, lr_linear: 1.0e-4, decay_toward: zero}\n"
         "point: encoder\ngrid: [0, 0.5]\nnegate: {targets: [email_spam], floor: 1}\n"
+        "disentangle: {pairs: [[movie_sentiment, email_spam]], grid: [-1, 0.5], regimes: [linear], rows: 9, "
+        "distance: probabilities}\n"
     )
     made = Recipe.parse(text)
     assert made == Recipe(
         "minilm", ("email_spam", "movie_sentiment"), "t", ("linear",), (3, 1), Rows(5), 7,
         Training(("a.*", "b"), 2, warmup=1.0, lr_linear=1e-4, decay_toward="zero"), "encoder", (0.0, 0.5),
         Negation(("email_spam",), 1.0),
+        Maps((("movie_sentiment", "email_spam"),), (-1.0, 0.5), ("linear",), 9, "probabilities"),
     )  # fmt: skip
     assert isinstance(made.finetune.warmup, float)
 
@@ -119,7 +156,7 @@ def test_a_recipe_survives_being_written_out_and_read_again() -> None:
     def plain(value: object) -> object:
         if isinstance(value, dict):
             return {key: plain(item) for key, item in value.items()}
-        return list(value) if isinstance(value, tuple) else value
+        return [plain(item) for item in value] if isinstance(value, tuple) else value
 
     made = Recipe.read(SHIPPED[0])
     assert Recipe.parse(yaml.safe_dump(plain(made.as_dict()))) == made
@@ -139,3 +176,10 @@ def test_a_shipped_recipe_is_whole(file: Path) -> None:
     assert recipe.model == "minilm"
     assert set(recipe.tasks) <= set(NAMES)
     assert set(recipe.negate.targets) < set(recipe.tasks)
+
+
+def test_the_demo_maps_the_standard_and_the_linear_regime() -> None:
+    maps = Recipe.read(SHIPPED[0]).disentangle
+    assert maps.regimes == ("standard", "linear")
+    assert maps.grid is not None
+    assert {0.0, 1.0} <= set(maps.grid)

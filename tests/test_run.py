@@ -10,12 +10,14 @@ import pytest
 import transformers
 
 import checkpoints
+import tauspan as ts
 import zoo
 from program import contents
 from tauspan.errors import StoreError, UsageError
-from tauspan.recipe import Negation, Recipe, Rows, Training
+from tauspan.recipe import Maps, Negation, Recipe, Rows, Training
 from tauspan.report import Report
 from tauspan.run import run
+from tauspan.suite import find_task
 from tauspan.vector import TaskVector
 
 TASKS = ("movie_sentiment", "email_spam")
@@ -32,6 +34,7 @@ def recipe(tmp_path_factory: pytest.TempPathFactory) -> Recipe:
     return Recipe(
         str(model), TASKS, "a small run", seeds=(0, 1), rows=Rows(8, 8, 8), max_tokens=8,
         finetune=Training(max_steps=1, batch_size=4), grid=(0.0, 0.5, 1.0), negate=Negation(("email_spam",)),
+        disentangle=Maps((TASKS,), (0.0, 1.0), rows=4),
     )  # fmt: skip
 
 
@@ -64,6 +67,7 @@ def test_a_run_writes_its_report_its_figures_and_its_vectors(done: tuple[Path, R
     assert json.loads((out / "report.json").read_text()) == json.loads(report.to_json())
     assert (out / "report.md").read_text() == report.to_markdown()
     pictures = {"addition.png", "alpha-addition.png", "alpha-negation-email_spam.png"}
+    pictures |= {"xi-movie_sentiment-email_spam.png"}
     assert {file.name for file in out.glob("*.png")} == pictures
     for name in pictures:
         assert (out / name).read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
@@ -82,7 +86,7 @@ def test_a_run_writes_its_report_its_figures_and_its_vectors(done: tuple[Path, R
 
 def test_the_tables_hold_every_regime_and_task(done: tuple[Path, Report]) -> None:
     _, report = done
-    addition, negation, cost = report.tables
+    addition, negation, maps, cost = report.tables
     assert [(row["regime"], row["task"]) for row in addition.rows] == [
         (regime, task) for regime in REGIMES for task in (*TASKS, "mean")
     ]
@@ -90,7 +94,10 @@ def test_the_tables_hold_every_regime_and_task(done: tuple[Path, Report]) -> Non
     assert [(row["regime"], row["model"]) for row in negation.rows] == [
         (regime, model) for regime in REGIMES for model in ("pre-trained", "negated", "alpha = 1")
     ]
-    assert {row["stage"] for row in cost.rows} == {"fine-tune", "add", "negate"}
+    assert [(row["regime"], row["pair"]) for row in maps.rows] == [(r, " + ".join(TASKS)) for r in REGIMES]
+    assert maps.note.startswith("seed 0; ")
+    assert set(report.result["disentanglement"]) == set(REGIMES)
+    assert {row["stage"] for row in cost.rows} == {"fine-tune", "add", "negate", "disentangle"}
     assert all(count == 0 for _, count in reused(report).values())
     assert report.provenance["recipe"]["model"] == report.provenance["base"]
     assert {regime: len(alphas) for regime, alphas in report.result["alpha"].items()} == dict.fromkeys(
@@ -151,10 +158,44 @@ def test_another_grid_searches_anew_with_the_same_vectors(
     assert trainings == []
     assert reused(report) == {
         ("standard", "fine-tune"): (2, 2), ("standard", "add"): (1, 0), ("standard", "negate"): (1, 0),
+        ("standard", "disentangle"): (1, 1),
     }  # fmt: skip
     assert [point["alpha"] for point in report.series[0]["points"]] == [0.0, 1.0]
     assert report.result["seeds"].startswith("one seed (0)")
     assert isinstance(report.tables[0].rows[0]["added"], float)
+
+
+def test_the_maps_are_those_of_the_first_seeds_vectors_on_some_of_the_rows(
+    recipe: Recipe, done: tuple[Path, Report]
+) -> None:
+    out, report = done
+    encoder = ts.load(recipe.model)
+    tasks = [find_task(name).subset(train=8, validation=8, test=8).subset(test=4) for name in TASKS]
+    for regime in REGIMES:
+        fits = "linear" if regime == "linear" else "standard"
+        vectors = {t: TaskVector.from_pretrained(out / "vectors" / f"{fits}-{t.name}-seed0") for t in tasks}
+        alone: Any = ts.disentanglement(
+            encoder,
+            vectors,
+            regime,
+            grid=(0.0, 1.0),
+            max_tokens=8,
+            show_progress=False,  # type: ignore[arg-type]
+        )
+        assert alone.result["pairs"] == report.result["disentanglement"][regime]
+        assert alone.series[0] in report.series
+
+
+def test_another_grid_of_the_maps_draws_them_anew(
+    recipe: Recipe, done: tuple[Path, Report], trainings: list[str]
+) -> None:
+    out, _ = done
+    changed = dataclasses.replace(recipe, disentangle=Maps("all", (0.0, 0.5), ("linear",), 4))
+    report = run(changed, out, show_progress=False)
+    assert trainings == []
+    assert reused(report)["linear", "disentangle"] == (1, 0)
+    assert ("standard", "disentangle") not in reused(report)
+    assert [row["regime"] for row in report.tables[2].rows] == ["linear"]
 
 
 @pytest.mark.parametrize("change", ["epochs", "rows"])

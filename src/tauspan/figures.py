@@ -1,6 +1,7 @@
-"""Pictures of a report: bars of accuracy per regime, accuracy against alpha."""
+"""Pictures of a report: bars of accuracy per regime, accuracy against alpha, maps of the disentanglement error."""
 
 from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -43,12 +44,17 @@ def draw(report: Report, folder: Path) -> list[Path]:
     for series in report.series:
         groups.setdefault(str(series.get("group", series["kind"])), []).append(series)
     for group, members in groups.items():
-        figure = Figure(figsize=(3.6 * len(members), 3.2), layout="constrained", dpi=150)
+        is_map = members[0]["kind"] == "xi"
+        size = (3.0 * len(members) + 1.2, 3.7) if is_map else (3.6 * len(members), 3.2)
+        figure = Figure(figsize=size, layout="compressed" if is_map else "constrained", dpi=150)
         panels = figure.subplots(1, len(members), sharey=True, squeeze=False)[0]
-        for axes, series in zip(panels, members, strict=True):
-            _curves(axes, series)
-        panels[0].set_ylabel("validation accuracy", fontsize=8)
-        panels[-1].legend(fontsize=6, frameon=False)
+        if is_map:
+            _maps(figure, panels, members)
+        else:
+            for axes, series in zip(panels, members, strict=True):
+                _curves(axes, series)
+            panels[0].set_ylabel("validation accuracy", fontsize=8)
+            panels[-1].legend(fontsize=6, frameon=False)
         written.append(_save(figure, folder / f"{group}.png"))
     return written
 
@@ -92,6 +98,47 @@ def _curves(axes: Any, series: dict[str, Any]) -> None:
     axes.set_xlabel("alpha", fontsize=8)
     axes.tick_params(labelsize=7)
     axes.spines[["top", "right"]].set_visible(False)
+
+
+def _maps(figure: Any, panels: Sequence[Any], members: Sequence[dict[str, Any]]) -> None:
+    """The disentanglement error of one pair, a panel a regime on one colour scale, the editing box drawn."""
+    from matplotlib.patches import Rectangle
+
+    top = max(value for series in members for line in series["xi"] for value in line) or 1.0
+    first, second = members[0]["tasks"]
+    for axes, series in zip(panels, members, strict=True):
+        across, up = ([*_edges(axis)] for axis in series["grid"])
+        lines = list(
+            zip(*series["xi"], strict=True)
+        )  # pcolormesh wants one line per point of the upward axis
+        mesh = axes.pcolormesh(across, up, lines, cmap="YlGnBu", vmin=0, vmax=top, rasterized=True)
+        low, high = series["box"]
+        side = high - low
+        for colour, width in (("white", 3.2), ("#c8361d", 1.6)):
+            axes.add_patch(
+                Rectangle((low, low), side, side, fill=False, ec=colour, lw=width, joinstyle="miter")
+            )
+        axes.plot(0, 0, "+", color="black", ms=6, mew=1)
+        axes.set_title(
+            f"{series['title']}\nmean in the box {series['mean']:.3f} ± {series['mean_stderr']:.3f}",
+            fontsize=9,
+        )
+        axes.set_xlabel(rf"$\alpha_1$  {first}", fontsize=8)
+        axes.set_aspect("equal")
+        axes.tick_params(labelsize=7, length=2)
+        axes.spines[:].set_visible(False)
+    panels[0].set_ylabel(rf"$\alpha_2$  {second}", fontsize=8)
+    bar = figure.colorbar(mesh, ax=list(panels), shrink=0.82, aspect=22, pad=0.02)
+    bar.set_label(r"disentanglement error $\xi(\alpha_1, \alpha_2)$", fontsize=8)
+    bar.ax.tick_params(labelsize=7, length=2)
+    bar.outline.set_visible(False)
+
+
+def _edges(points: Sequence[float]) -> list[float]:
+    """Where the cells around grid points begin and end: half-way between neighbours."""
+    middles = [(a + b) / 2 for a, b in pairwise(points)]
+    ends = (middles[0], middles[-1]) if middles else (points[0] + 0.5, points[0] - 0.5)
+    return [2 * points[0] - ends[0], *middles, 2 * points[-1] - ends[1]]
 
 
 def _save(figure: Any, path: Path) -> Path:

@@ -1,6 +1,8 @@
 """`Recipe`: a whole experiment as strict YAML. An unknown key is an error that names the nearest one."""
 
 import dataclasses
+import itertools
+import math
 import types
 import typing
 from collections.abc import Mapping
@@ -9,7 +11,7 @@ from typing import Any, Literal, TypeVar
 
 import yaml
 
-from tauspan.errors import RecipeError, nearest
+from tauspan.errors import RecipeError, listed, nearest
 
 T = TypeVar("T")
 
@@ -50,6 +52,42 @@ class Negation:
 
 
 @dataclasses.dataclass(frozen=True)
+class Maps:
+    """Which pairs of tasks get a map of the disentanglement error, with the first seed's vectors; see `disentanglement`.
+
+    `regimes` None takes all of the recipe's, `grid` None the default one, `rows` None all test rows.
+    """
+
+    pairs: tuple[tuple[str, ...], ...] | Literal["all"] = ()
+    grid: tuple[float, ...] | None = None
+    regimes: tuple[Literal["standard", "posthoc", "linear"], ...] | None = None
+    rows: int | None = None
+    distance: Literal["argmax", "probabilities"] = "argmax"
+
+    def __post_init__(self) -> None:
+        pairs = [] if self.pairs == "all" else [list(pair) for pair in self.pairs]
+        for pair in pairs:
+            if len(pair) != 2 or pair[0] == pair[1]:
+                raise RecipeError(f"disentangle.pairs: {pair}: a pair is two different tasks.")
+        if len(set(map(frozenset, pairs))) < len(pairs):
+            raise RecipeError(f"disentangle.pairs: {pairs}: one pair stands twice.")
+        if self.regimes is not None and not 0 < len(set(self.regimes)) == len(self.regimes):
+            raise RecipeError(
+                f"disentangle.regimes: {list(self.regimes)}: it needs at least one entry and none twice."
+            )
+        if self.grid is not None:
+            rising = all(low < high for low, high in itertools.pairwise(self.grid))
+            inside = any(0 <= alpha <= 1 for alpha in self.grid)
+            if not (rising and inside and all(map(math.isfinite, self.grid))):
+                raise RecipeError(
+                    f"disentangle.grid: {list(self.grid)}: it needs finite coefficients in rising order, at least one "
+                    "of them in [0, 1]."
+                )
+        if self.rows is not None and self.rows < 2:
+            raise RecipeError(f"disentangle.rows: {self.rows}: a standard error needs at least two rows.")
+
+
+@dataclasses.dataclass(frozen=True)
 class Recipe:
     r"""A whole experiment: fine-tune tasks in each regime, add them, negate some, for every seed.
 
@@ -69,6 +107,7 @@ class Recipe:
     point: Literal["encoder", "logits"] = "logits"
     grid: Literal["paper", "auto"] | tuple[float, ...] = "paper"
     negate: Negation = Negation()
+    disentangle: Maps = Maps()
 
     def __post_init__(self) -> None:
         for name in ("tasks", "regimes", "seeds"):
@@ -84,6 +123,22 @@ class Recipe:
             raise RecipeError(f"negate.floor: {self.negate.floor}: it is a share, between 0 and 1.")
         if self.negate.targets and len(self.tasks) < 2:
             raise RecipeError("negate.targets: negation needs at least one other task as its control.")
+        self._check_maps()
+
+    def _check_maps(self) -> None:
+        maps = self.disentangle
+        for name in (name for pair in maps.pairs for name in pair) if maps.pairs != "all" else ():
+            if name not in self.tasks:
+                raise RecipeError(
+                    f"disentangle.pairs: {name!r} is not among the tasks. {nearest(name, self.tasks)}"
+                )
+        if maps.pairs == "all" and len(self.tasks) < 2:
+            raise RecipeError("disentangle.pairs: all: a pair needs at least two tasks.")
+        for regime in maps.regimes or ():
+            if regime not in self.regimes:
+                raise RecipeError(
+                    f"disentangle.regimes: {regime!r} is not among the recipe's regimes, {listed(self.regimes)}."
+                )
 
     @staticmethod
     def read(path: str | Path) -> "Recipe":

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from tauspan import __version__, figures, search, store
+from tauspan.disentangle import GRID, disentanglement
 from tauspan.edit import EditRegime, load
 from tauspan.errors import UsageError
 from tauspan.measure import Cost, measured
@@ -47,7 +48,8 @@ def run(recipe: Recipe, out: str | Path, *, show_progress: bool = True) -> Repor
         show_progress: bars on a terminal.
 
     Returns:
-        Three tables: addition per regime and task, negation, and what each stage took.
+        Tables: addition per regime and task, negation and disentanglement error where the recipe asks for them,
+        and what each stage took.
     """
     out = Path(out)
     encoder = load(recipe.model)
@@ -129,7 +131,7 @@ class _Workshop:
                 done = train(self.encoder, task, settings, folder, resume=True, show_progress=self.show)
                 return {"history": list(done.history)}
 
-            key = settings.key(self.base, task.checksum())
+            key = settings.key(self.base + self.encoder.describe(), task.checksum())
             self._stage(regime, "fine-tune", f"finetune-{folder.name}", key, work, folder / FILE)
             found[task] = TaskVector.from_pretrained(folder)
         self._vectors[regime, seed] = found
@@ -166,8 +168,40 @@ class _Workshop:
             )
         return _restored(added), [_restored(stage) for stage in negated]
 
+    def maps(self) -> list[Report]:
+        """The disentanglement error of the first seed's vectors, one report a regime."""
+        maps = self.recipe.disentangle
+        if not maps.pairs:
+            return []
+        seed = self.recipe.seeds[0]
+        pairs = None if maps.pairs == "all" else [(first, second) for first, second in maps.pairs]
+        shared: dict[str, Any] = {
+            "point": self.recipe.point, "max_tokens": self.recipe.max_tokens,
+            "distance": maps.distance, "grid": maps.grid or GRID,
+        }  # fmt: skip
+        found = []
+        for regime in maps.regimes or self.recipe.regimes:
+            vectors = {
+                task.subset(test=maps.rows): vector
+                for task, vector in self.vectors("linear" if regime == "linear" else "standard", seed).items()
+            }
+            made = [vector.info["key"] for vector in vectors.values()]
+            key = [made, regime, pairs, shared, [task.checksum() for task in vectors]]
+
+            def draw(
+                regime: EditRegime = regime, vectors: dict[Task, TaskVector] = vectors
+            ) -> dict[str, Any]:
+                report = disentanglement(
+                    self.encoder, vectors, regime, pairs=pairs, show_progress=self.show, **shared
+                )
+                return dict(json.loads(report.to_json()))
+
+            stage = self._stage(regime, "disentangle", f"disentangle-{regime}-seed{seed}", key, draw)
+            found.append(_restored(stage))
+        return found
+
     def report(self) -> Report:
-        """Everything the recipe asks for, in three tables."""
+        """Everything the recipe asks for, a table for each part."""
         addition: list[dict[str, Cell]] = []
         negation: list[dict[str, Cell]] = []
         series: list[dict[str, Any]] = []
@@ -213,11 +247,19 @@ class _Workshop:
                     f"{spread}; control kept >= {floor:g} on validation",
                 )
             )
+        maps = self.maps()
+        if maps:
+            rows = [row for one in maps for row in one.tables[0].rows]
+            note = f"seed {seeds[0]}; {maps[0].tables[0].note}"
+            tables.append(Table(f"{len(tables) + 1}. Disentanglement error", rows, note))
+            series += [entry for one in maps for entry in one.series]
         tables.append(
             Table(f"{len(tables) + 1}. Cost", self._cost_rows(), "peak memory is the whole process's")
         )
         facts = provenance(recipe=self.recipe.as_dict(), base=self.encoder.source, fingerprint=self.base)
         result = {"alpha": alphas, "addition": means, "seeds": spread}
+        if maps:
+            result["disentanglement"] = {one.result["regime"]: one.result["pairs"] for one in maps}
         return Report(self.recipe.title, tables, facts, series, result)
 
     def _targets(self) -> list[str]:

@@ -49,8 +49,8 @@ def jacobian(encoder: Encoder, task: Task) -> tuple[Tensor, Tensor, Tensor]:
 @pytest.mark.parametrize("cache", ["none", "primal", "factors"])
 def test_a_solver_ends_at_the_minimum_whatever_is_cached(solver: str, cache: str) -> None:
     encoder, task = problem()
-    # strong Wolfe compares losses, so L-BFGS ends near the square root of the numbers' precision; Newton does not
-    tolerance = {"lbfgs": 1e-7, "newton-cg": 1e-10}[solver]
+    # strong Wolfe compares losses, so L-BFGS ends near the square root of the numbers' precision
+    tolerance = {"lbfgs": 1e-7, "newton-cg": 2e-9}[solver]
     run = fit(encoder, task, solver, ridge=1e-2, tolerance=tolerance, batch_size=16, cache=cache)
     value, wide, labels = jacobian(encoder, task)
     tau = torch.cat([delta.flatten() for delta in run.task_vector.deltas.values()]).requires_grad_()

@@ -1,3 +1,4 @@
+import copy
 import dataclasses
 import inspect
 import itertools
@@ -236,7 +237,8 @@ def test_finetune_has_every_setting_with_the_same_default() -> None:
     given = inspect.signature(finetune).parameters
     for name, default in ((f.name, f.default) for f in dataclasses.fields(Settings)):
         assert given[name].default == default, name
-    other = Settings("linear", 3, ("0.*",), "encoder", 2, 3, 5, 2, 0.01, 2, 0.1, "zero", 0.5, 0.2, 9)
+    other = Settings("linear", 3, ("0.*",), "encoder", 2, 3, 5, 2, 0.01, 2, 0.1, "zero", 0.5, 0.2, 9,
+                     "primal", "bfloat16")  # fmt: skip
     assert all(getattr(other, f.name) != f.default for f in dataclasses.fields(Settings)[1:])
     run = finetune(encoder(), points(), **dataclasses.asdict(other), show_progress=False)
     assert run.task_vector.info["recipe"] == dataclasses.asdict(other)
@@ -294,6 +296,8 @@ IMPOSSIBLE: dict[tuple[str, ...], tuple[Any, ...]] = {
     ("label_smoothing",): (-0.1, 1.0, math.nan),
     ("lr",): (0.0, -1e-3, math.nan, math.inf),
     ("decay_toward",): (None, "theta0"),
+    ("cache",): (None, "factor"),
+    ("precision",): (None, "fp16"),
 }
 
 
@@ -316,6 +320,54 @@ def test_an_impossible_value_is_refused(names: tuple[str, ...], values: tuple[An
 def test_a_wrong_word_is_answered_with_a_hint(setting: dict[str, Any], message: str) -> None:
     with pytest.raises(UsageError, match=message):
         Settings(**setting)
+
+
+@pytest.mark.parametrize("cache", ["auto", "primal", "factors"])
+def test_a_cache_changes_nothing_in_the_first_epoch(cache: Any, tmp_path: Path) -> None:
+    settings = dataclasses.replace(BASIC, regime="linear", epochs=1, accumulation=2, batch_size=3)
+    plain = trained(settings).task_vector.deltas
+    kept = trained(dataclasses.replace(settings, cache=cache)).task_vector.deltas
+    assert all_close(kept, plain)
+    mapped = finetune(
+        encoder(), points(), **dataclasses.asdict(dataclasses.replace(settings, cache=cache)),
+        cache_folder=tmp_path, show_progress=False,
+    )  # fmt: skip
+    assert all_close(mapped.task_vector.deltas, plain)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_later_epochs_see_the_same_batches_in_another_order() -> None:
+    settings = dataclasses.replace(BASIC, regime="linear", epochs=3, batch_size=3)
+    by_kind = [
+        trained(dataclasses.replace(settings, cache=kind)).task_vector for kind in ("primal", "factors")
+    ]
+    assert all_close(by_kind[0].deltas, by_kind[1].deltas)
+    assert not all_close(by_kind[0].deltas, trained(settings).task_vector.deltas, 1e-3)
+
+
+def test_ordinary_fine_tuning_has_nothing_to_keep() -> None:
+    with pytest.raises(UsageError, match="moves theta"):
+        Settings("standard", cache="primal")
+
+
+@pytest.mark.parametrize("regime", REGIMES)
+def test_bfloat16_products_leave_the_vector_in_float32_and_close(regime: Any) -> None:
+    model = load_model(network().float())
+    task = points()
+    task = dataclasses.replace(
+        task,
+        head=copy.deepcopy(task.head).float(),
+        splits={n: Split([x.float() for x in part.inputs], part.labels) for n, part in task.splits.items()},
+    )
+    settings = dataclasses.replace(BASIC, regime=regime)
+    exact = trained(settings, task, model=model).task_vector
+    rough = trained(dataclasses.replace(settings, precision="bfloat16"), task, model=model).task_vector
+    tf32 = trained(dataclasses.replace(settings, precision="tf32"), task, model=model).task_vector
+    assert {delta.dtype for delta in rough.deltas.values()} == {torch.float32}
+    gap = (rough - exact).norm() / exact.norm()
+    assert 0 < gap < 0.1
+    assert (tf32 - exact).norm() <= 1e-2 * exact.norm()
+    assert torch.get_float32_matmul_precision() == "highest"
 
 
 @pytest.mark.parametrize("every", [0, -1])

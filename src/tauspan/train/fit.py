@@ -48,7 +48,8 @@ def fit(
     Args:
         encoder: what `tauspan.load` returned.
         task: rows, classes and head.
-        solver: `"lbfgs"` (torch, strong Wolfe line search; ends near the square root of the numbers' precision), or `"newton-cg"` (scipy, exact Hessian products
+        solver: `"lbfgs"` (torch, strong Wolfe line search, which compares losses and so ends near the square root
+            of the numbers' precision), or `"newton-cg"` (scipy, exact Hessian products
             J^T (diag p - p p^T) J v + ridge v, in float64 outside the model).
         ridge: strength of the pull to the base, above 0.
         tolerance: end where the Euclidean norm of the gradient is at most this.

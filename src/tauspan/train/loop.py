@@ -3,7 +3,7 @@
 import json
 import logging
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -14,12 +14,13 @@ from torch import Tensor
 
 from tauspan import store
 from tauspan.errors import NonFiniteError, StoreError, UsageError
+from tauspan.linear import Kind
 from tauspan.measure import Cost, measured, progress
 from tauspan.models import Classifier, Encoder, fingerprint_of
 from tauspan.processes import World, world
-from tauspan.tasks import Split, Task, build_head, permutation
+from tauspan.tasks import Task, build_head, permutation
 from tauspan.train import checkpoint
-from tauspan.train.settings import Settings
+from tauspan.train.settings import Precision, Settings
 from tauspan.train.trainee import Trainee, as_parameters, decay, trainee
 from tauspan.vector import FILE, Regime, TaskVector
 
@@ -56,6 +57,9 @@ def finetune(
     clip: float = 1.0,
     label_smoothing: float = 0.0,
     max_tokens: int | None = None,
+    cache: Kind | Literal["auto"] = "none",
+    precision: Precision = "float32",
+    cache_folder: str | Path | None = None,
     out: str | Path | None = None,
     checkpoint_every: int = 50,
     resume: bool = False,
@@ -85,6 +89,9 @@ def finetune(
         clip: largest gradient norm.
         label_smoothing: as in cross-entropy.
         max_tokens: where texts are cut.
+        cache: what the tangent model keeps of each batch across epochs; pays from the second or third epoch on.
+        precision: `"bfloat16"` or `"tf32"` for the matrix products, tau stays in float32.
+        cache_folder: keep the cache in memory-mapped files there instead of in memory.
         out: folder for the vector, a JSON-lines log and checkpoints; nothing is written without it.
         checkpoint_every: steps between checkpoints.
         resume: continue from the checkpoint in `out`, or reuse its finished vector; bit-identical to a run
@@ -108,10 +115,11 @@ def finetune(
     chosen = params if isinstance(params, str) else tuple(params)
     settings = Settings(
         regime, seed, chosen, point, epochs, max_steps, batch_size, accumulation, lr, warmup, weight_decay,
-        decay_toward, clip, label_smoothing, max_tokens,
+        decay_toward, clip, label_smoothing, max_tokens, cache, precision,
     )  # fmt: skip
     folder = None if out is None else Path(out)
-    return train(encoder, task, settings, folder, checkpoint_every, resume, show_progress)
+    kept = None if cache_folder is None else Path(cache_folder)
+    return train(encoder, task, settings, folder, checkpoint_every, resume, show_progress, kept)
 
 
 def train(
@@ -122,6 +130,7 @@ def train(
     checkpoint_every: int = 50,
     resume: bool = False,
     show_progress: bool = True,
+    cache_folder: Path | None = None,
 ) -> Finetuned:
     """`finetune` with its settings in one object."""
     if checkpoint_every < 1:
@@ -143,6 +152,7 @@ def train(
             trainee(classifier, settings), encoder, task, settings, key, processes, out, checkpoint_every
         )
         run.start(resume)
+        run.cache(cache_folder)
         run.loop(show_progress and processes.first)
         info = {"task": task.name, "seed": settings.seed, "recipe": settings.as_dict(), "key": key}
         vector = run.trainee.task_vector(task.name, info)
@@ -195,6 +205,7 @@ class _Run:
         self.step = 0
         self.whole = True
         self.history: list[dict[str, Any]] = []
+        self.cached: dict[tuple[int, ...], Callable[[], Tensor]] = {}
         native = 0.0 if what.anchor() is not None else settings.weight_decay
         self.anchor = what.anchor() if settings.weight_decay else None
         self.optimiser = torch.optim.AdamW(as_parameters(what.parameters), weight_decay=native, fused=True)
@@ -263,13 +274,10 @@ class _Run:
     def one_step(self, epoch: int, place: int) -> float:
         """One optimiser step on the global batch; the loss is the mean over all its rows."""
         settings = self.settings
-        size = settings.batch_size * settings.accumulation
-        order = permutation(len(self.rows), f"{settings.seed}/{epoch}")[place * size : (place + 1) * size]
+        order = self._order(epoch, place)
         loss = torch.zeros(())
-        for begin in range(0, len(order), settings.batch_size):
-            mine = order[begin : begin + settings.batch_size][self.processes.rank :: self.processes.size]
-            if mine:
-                loss += self._backward(self.rows.take(mine), len(order))
+        for mine in self._micro_batches(order):
+            loss += self._backward(mine, len(order))
         gradients = self._gradients()
         self.processes.sum([*gradients, loss])
         norm = torch.nn.utils.get_total_norm(gradients)
@@ -287,8 +295,36 @@ class _Run:
         self.whole = True
         return float(loss)
 
-    def _backward(self, rows: Split, size: int) -> Tensor:
-        logits = self.trainee(self.encoder.encode(rows.inputs, self.max_tokens))
+    def _order(self, epoch: int, place: int) -> list[int]:
+        """The rows of one step; with a cache each step's rows are those of the first epoch, in another order of steps."""
+        seed, size = self.settings.seed, self.settings.batch_size * self.settings.accumulation
+        if self.settings.cache != "none" and epoch:
+            steps = -(-len(self.rows) // size)
+            epoch, place = 0, permutation(steps, f"{seed}/{epoch}/steps")[place]
+        return permutation(len(self.rows), f"{seed}/{epoch}")[place * size : (place + 1) * size]
+
+    def _micro_batches(self, order: list[int]) -> Iterator[list[int]]:
+        """This process's rows of each forward pass of a step."""
+        for begin in range(0, len(order), self.settings.batch_size):
+            mine = order[begin : begin + self.settings.batch_size][self.processes.rank :: self.processes.size]
+            if mine:
+                yield mine
+
+    def cache(self, folder: Path | None) -> None:
+        """Keep what theta0 alone decides of every batch, if the settings ask for it."""
+        if self.settings.cache == "none":
+            return
+        steps = -(-len(self.rows) // (self.settings.batch_size * self.settings.accumulation))
+        mine = [tuple(part) for place in range(steps) for part in self._micro_batches(self._order(0, place))]
+        encoded = [self.encoder.encode(self.rows.take(list(part)).inputs, self.max_tokens) for part in mine]
+        self.cached = dict(zip(mine, self.trainee.cache(encoded, self.settings.cache, folder), strict=True))
+
+    def _backward(self, places: list[int], size: int) -> Tensor:
+        rows = self.rows.take(places)
+        if self.cached:
+            logits = self.cached[tuple(places)]()
+        else:
+            logits = self.trainee(self.encoder.encode(rows.inputs, self.max_tokens))
         labels = rows.labels.to(logits.device)
         loss = (
             F.cross_entropy(logits, labels, reduction="sum", label_smoothing=self.settings.label_smoothing)

@@ -4,11 +4,13 @@ import dataclasses
 import hashlib
 import json
 import math
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from tauspan.errors import UsageError, nearest
+from tauspan.linear import Kind
 from tauspan.vector import REGIMES, Regime
 
+Precision = Literal["float32", "tf32", "bfloat16"]
 DEFAULT_LR: dict[Regime, float] = {"standard": 2e-4, "linear": 3e-4}
 
 
@@ -32,6 +34,10 @@ class Settings:
         clip: largest global gradient norm; 0 never clips.
         label_smoothing: share of the target spread over all classes.
         max_tokens: where texts are cut; None takes the task's own value.
+        cache: what is kept of each batch across epochs, in the tangent regime; see `Linearized.cache`. The rows of a
+            batch are then those of the first epoch, and only the order of batches changes.
+        precision: of the matrix products: `"float32"`, `"tf32"` (CUDA), or `"bfloat16"` by autocast; parameters,
+            gradients and the optimiser stay in float32.
     """
 
     regime: Regime = "linear"
@@ -49,6 +55,8 @@ class Settings:
     clip: float = 1.0
     label_smoothing: float = 0.0
     max_tokens: int | None = None
+    cache: Kind | Literal["auto"] = "none"
+    precision: Precision = "float32"
 
     def __post_init__(self) -> None:
         if self.regime not in REGIMES:
@@ -76,6 +84,17 @@ class Settings:
         if self.decay_toward not in ("base", "zero"):
             raise UsageError(
                 f"decay_toward={self.decay_toward!r}. {nearest(str(self.decay_toward), ('base', 'zero'))}"
+            )
+        caches = ("auto", *get_args(Kind))
+        if self.cache not in caches:
+            raise UsageError(f"cache={self.cache!r}. {nearest(str(self.cache), caches)}")
+        if self.cache != "none" and self.regime != "linear":
+            raise UsageError(
+                f"cache={self.cache!r}: ordinary fine-tuning moves theta, so nothing can be kept."
+            )
+        if self.precision not in get_args(Precision):
+            raise UsageError(
+                f"precision={self.precision!r}. {nearest(str(self.precision), get_args(Precision))}"
             )
         if self.point not in (None, "encoder", "logits"):
             raise UsageError(f"point={self.point!r}. {nearest(str(self.point), ('encoder', 'logits'))}")

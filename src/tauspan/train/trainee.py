@@ -1,17 +1,22 @@
 """The two things that can be trained, behind one face: theta of a copy, or tau of the tangent model."""
 
 import copy
-from typing import Any, Protocol
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal, NoReturn, Protocol
 
 import torch
 from torch import Tensor, nn
 
 from tauspan import models
-from tauspan.linear import Linearized, linearize
+from tauspan.errors import UsageError
+from tauspan.linear import Kind, Linearized, linearize
 from tauspan.models import Batch, Classifier
 from tauspan.params import Params
 from tauspan.report import versions
-from tauspan.train.settings import Settings
+from tauspan.train.settings import Precision, Settings
 from tauspan.vector import TaskVector
 
 
@@ -22,6 +27,11 @@ class Trainee(Protocol):
 
     def __call__(self, batch: Batch) -> Tensor:
         """Logits of shape (N, K)."""
+
+    def cache(
+        self, batches: Sequence[Batch], kind: Kind | Literal["auto"], folder: Path | None
+    ) -> Sequence[Callable[[], Tensor]]:
+        """The logits of each batch at the present parameters, from what a cache keeps."""
 
     def anchor(self) -> Params | None:
         """The values that weight decay pulls to; None stands for zero."""
@@ -38,6 +48,8 @@ class StandardTrainee:
         names = models.select(classifier, settings.params)
         self._base = classifier
         self._toward = settings.decay_toward
+        self._precision = settings.precision
+        self._device = next(classifier.encoder.parameters()).device
         self._model = copy.deepcopy(classifier)
         self._model.requires_grad_(False)
         self._model.eval()
@@ -48,8 +60,11 @@ class StandardTrainee:
 
     def __call__(self, batch: Batch) -> Tensor:
         """Logits of shape (N, K)."""
-        logits: Tensor = self._model(batch)
-        return logits
+        return precisely(self._precision, self._device, lambda: self._model(batch))
+
+    def cache(self, batches: Sequence[Batch], kind: Kind | Literal["auto"], folder: Path | None) -> NoReturn:
+        """Nothing can be kept while theta moves; `Settings` refuses it."""
+        raise UsageError("ordinary fine-tuning moves theta, so nothing can be kept.")
 
     def anchor(self) -> Params | None:
         """What weight decay pulls to; None stands for zero."""
@@ -72,12 +87,21 @@ class LinearTrainee:
     def __init__(self, classifier: Classifier, settings: Settings) -> None:
         self._model: Linearized = linearize(classifier, settings.params, settings.point)
         self._toward = settings.decay_toward
+        self._precision = settings.precision
         self.parameters = self._model.tau
+        self._device = next(iter(self.parameters.values())).device
 
     def __call__(self, batch: Batch) -> Tensor:
         """Logits of shape (N, K)."""
-        logits: Tensor = self._model(batch)
-        return logits
+        return precisely(self._precision, self._device, lambda: self._model(batch))
+
+    def cache(
+        self, batches: Sequence[Batch], kind: Kind | Literal["auto"], folder: Path | None
+    ) -> Sequence[Callable[[], Tensor]]:
+        """The logits of each batch at the present tau, from what the tangent model keeps."""
+        with in_precision(self._precision, self._device):
+            cached = self._model.cache(batches, kind, folder=folder)
+        return [partial(precisely, self._precision, self._device, batch) for batch in cached]
 
     def anchor(self) -> Params | None:
         """What weight decay pulls to; None stands for zero."""
@@ -86,6 +110,25 @@ class LinearTrainee:
     def task_vector(self, label: str, info: dict[str, Any]) -> TaskVector:
         """The tangent model's own parameters."""
         return self._model.task_vector(label, **info)
+
+
+@contextmanager
+def in_precision(precision: Precision, device: torch.device) -> Iterator[None]:
+    """Inside, matrix products are made in the chosen precision."""
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("high" if precision == "tf32" else before)
+    try:
+        with torch.autocast(device.type, torch.bfloat16, precision == "bfloat16"):
+            yield
+    finally:
+        torch.set_float32_matmul_precision(before)
+
+
+def precisely(precision: Precision, device: torch.device, run: Callable[[], Tensor]) -> Tensor:
+    """Logits whose matrix products were made in the chosen precision."""
+    with in_precision(precision, device):
+        logits = run()
+    return logits.float() if precision == "bfloat16" else logits
 
 
 def trainee(classifier: Classifier, settings: Settings) -> Trainee:

@@ -156,10 +156,10 @@ def _dispatch(func: Any, args: Any, kwargs: Any) -> Any:
         return _in_place(func, name, args, {**kwargs, "inplace": False})
     rule = table.RULES.get(name)
     if rule is None:
-        opened = _opened(func)
-        if opened is not None:
-            return opened(*args, **kwargs)
         if name not in table.BY_FORWARD_MODE:
+            opened = _opened(func)
+            if opened is not None:
+                return opened(*args, **kwargs)
             _first(args, kwargs).run.fall_back(name)
         rule = rules.by_forward_mode
     return _lifted(name, rule, func, args, kwargs)
@@ -208,8 +208,9 @@ def _lifted(name: str, rule: rules.Rule, func: Any, args: Any, kwargs: Any) -> A
             rows.append(tuple(found) if several else (found,))
     view = _share(values, args, kwargs)
     lifted = []
-    for value, tangents in zip(values, zip(*rows, strict=True), strict=True):
-        if tangents[0] is None or not table.moves(value):
+    by_output = list(zip(*rows, strict=True)) if rows else [()] * len(values)
+    for value, tangents in zip(values, by_output, strict=True):
+        if not table.moves(value) or (tangents and tangents[0] is None):
             lifted.append(value)
         else:
             lifted.append(
@@ -271,7 +272,14 @@ def _slot(item: Any) -> Any:
 
 
 def _tangent(place: int) -> Callable[[Any], Any]:
-    return lambda item: item.tangents[place] if isinstance(item, Dual) else None
+    def one(item: Any) -> Any:
+        if not isinstance(item, Dual):
+            return None
+        if place >= len(item.tangents):
+            raise NoRuleError("the module keeps a tensor from one pass to the next")
+        return item.tangents[place]
+
+    return one
 
 
 def _duals(item: Any) -> Iterator[Dual]:
@@ -296,7 +304,7 @@ def _opened(func: Any) -> Any:
     """
     if not isinstance(func, types.FunctionType) or not (func.__module__ or "").startswith("torch"):
         return None
-    no = {name: _never for name in func.__globals__ if name.startswith("has_torch_function")}
+    no = {name: _never for name in func.__code__.co_names if name.startswith("has_torch_function")}
     if not no:
         return None
     copy = types.FunctionType(

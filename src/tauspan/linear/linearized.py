@@ -12,6 +12,7 @@ from torch.func import functional_call
 from tauspan import models, params
 from tauspan.errors import MismatchError, ModelError, UsageError, nearest
 from tauspan.linear import caches, onepass, reference
+from tauspan.linear.checkpointing import checkpointed
 from tauspan.linear.dual import NoRuleError, Trace
 from tauspan.models.encoder import single_tensor
 from tauspan.report import versions
@@ -45,6 +46,7 @@ class Linearized(nn.Module):
         point: Point,
         engine: Engine = "onepass",
         strict: bool = False,
+        checkpointing: bool = False,
     ) -> None:
         super().__init__()
         inner, prefix = models.core(base)
@@ -54,6 +56,9 @@ class Linearized(nn.Module):
         self.point = point
         self.engine = engine
         self.strict = strict
+        self.blocks: tuple[nn.Module, ...] = ()
+        if checkpointing:
+            object.__setattr__(self, "blocks", tuple(models.blocks(inner, names)[1].values()))
         self._told: set[str] = set()
         self._prefix = prefix
         self._names = tuple(names)
@@ -167,7 +172,7 @@ class Linearized(nn.Module):
             if self.engine == "onepass" and not onepass.depends_on_inputs((list(inputs), kwargs)):
                 try:
                     trace = Trace(self.base, self.strict, self._told)
-                    with reference.open_attention():
+                    with reference.open_attention(), checkpointed(self.blocks):
                         if directions is None:
                             return onepass.jvp(function, theta0, self.tau, trace)
                         return onepass.jvps(function, theta0, directions, trace)
@@ -241,6 +246,7 @@ def linearize(
     *,
     engine: Engine = "onepass",
     strict: bool = False,
+    checkpointing: bool = False,
 ) -> Linearized:
     """The tangent model of a module at the point it stands at.
 
@@ -255,6 +261,8 @@ def linearize(
             inputs. Both give the same numbers.
         strict: raise where an operation has no tangent rule, instead of computing it by torch's forward mode with a
             warning.
+        checkpointing: keep only each block's input for the backward and compute the rest again: less memory, one
+            more forward, the same numbers. One-pass engine only.
 
     Raises:
         ModelError: active dropout, batch norm in training mode, tied memory that cannot be kept.
@@ -285,4 +293,4 @@ def linearize(
             "build a Classifier (encoder and head) first" if chosen == "logits" else nearest(chosen, points)
         )
         raise UsageError(f"{type(module).__name__} has no linearisation point {chosen!r}: {wanted}")
-    return Linearized(module, models.select(module, params), chosen, engine, strict)
+    return Linearized(module, models.select(module, params), chosen, engine, strict, checkpointing)

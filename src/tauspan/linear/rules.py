@@ -62,6 +62,11 @@ def viewed(func: Any, x: Tensor, *rest: Any, **options: Any) -> tuple[Any, Push]
     return value, push
 
 
+def as_complex(func: Any, x: Tensor) -> tuple[Any, Push]:
+    """Pairs as complex numbers; torch wants each pair side by side in memory."""
+    return func(x), lambda dx: func(dx.contiguous())
+
+
 def same(func: Any, x: Tensor, *rest: Any, **options: Any) -> tuple[Any, Push]:
     """The identity on tangents; dtype and layout follow the value."""
     return func(x, *rest, **options), lambda dx=None, *_, **__: dx

@@ -90,7 +90,7 @@ _ALONG = (VIEWS - {*_RESHAPED, *_SAME, "dropout"}) | {
     "neg", "sum", "mean", "cumsum", "flip", "roll", "repeat", "repeat_interleave", "tile", "index_select", "gather",
     "take_along_dim", "masked_select", "tril", "triu", "avg_pool1d", "avg_pool2d", "adaptive_avg_pool1d",
     "adaptive_avg_pool2d", "interpolate", "pixel_shuffle", "rot90", "sum_to_size", "trace", "deg2rad", "fold",
-    "view_as_real", "view_as_complex", "get real", "get imag",
+    "view_as_real", "get real", "get imag",
 }  # fmt: skip
 
 RULES: dict[str, Rule] = {
@@ -100,6 +100,7 @@ RULES: dict[str, Rule] = {
     **{name: rules.elementwise(name) for name in DERIVATIVES},
     **{name: rules.kernel(name) for name in KERNELS},
     **{f"conv{kind}{n}d": rules.convolution for kind in ("", "_transpose") for n in (1, 2, 3)},
+    "view_as_complex": rules.as_complex,
     "cat": rules.concatenated,
     "stack": rules.concatenated,
     "hstack": rules.concatenated,
@@ -144,8 +145,8 @@ BY_FORWARD_MODE = frozenset({
     "leaky_relu", "softplus", "hardtanh", "log1p", "expm1", "tan", "atan", "asin", "acos", "sinh", "cosh", "erfc",
     "exp2", "log2", "log10", "log_sigmoid", "sinc", "logaddexp", "atan2", "hypot", "threshold", "prelu", "outer",
     "float_power", "max_pool1d", "max_pool2d", "adaptive_max_pool2d", "cosine_similarity", "index_add",
-    "scatter", "scatter_add", "bilinear", "cross", "inner", "addmv", "addbmm", "addr", "instance_norm", "cdist",
-    "frac", "nan_to_num", "nansum", "glu", "broadcast_tensors", "meshgrid", "tensordot", "index_put", "selu", "celu",
+    "scatter", "scatter_add", "bilinear", "cross", "inner", "addmv", "addbmm", "addr", "instance_norm", "complex",
+    "frac", "remainder", "fmod", "nan_to_num", "nansum", "glu", "broadcast_tensors", "meshgrid", "tensordot", "index_put", "selu", "celu",
     "relu6",
 })  # fmt: skip
 
@@ -153,11 +154,11 @@ BY_FORWARD_MODE = frozenset({
 WITHOUT_TANGENT = frozenset({
     "size", "dim", "ndimension", "numel", "nelement", "stride", "storage_offset", "element_size", "is_contiguous",
     "is_floating_point", "is_complex", "is_signed", "get_device", "__len__", "__hash__", "__repr__", "__format__",
-    "detach", "has_names", "is_inference", "is_same_size", "is_nonzero", "__bool__", "__contains__", "register_hook",
+    "detach", "is_inference", "is_same_size", "is_nonzero", "__bool__", "__contains__", "register_hook",
     "eq", "ne", "lt", "le", "gt", "ge", "greater", "greater_equal", "less", "less_equal", "not_equal", "isnan", "isinf",
     "isfinite", "isclose", "allclose", "equal", "argmax", "argmin", "argsort", "count_nonzero", "nonzero",
     "searchsorted", "bucketize", "any", "all", "logical_not", "logical_and", "logical_or", "logical_xor", "sign",
-    "signbit", "floor", "ceil", "round", "trunc", "bool", "int", "long", "short", "char", "byte",
+    "signbit", "floor", "ceil", "round", "trunc", "floor_divide", "bool", "int", "long", "short", "char", "byte",
     "zeros_like", "ones_like", "empty_like", "full_like", "rand_like", "randn_like", "new_zeros", "new_ones",
     "new_empty", "new_full", "new_tensor", "result_type",
 })  # fmt: skip

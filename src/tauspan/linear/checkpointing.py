@@ -1,0 +1,67 @@
+"""Activation checkpointing: a block's activations are dropped and computed anew in the backward, exactly."""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import torch
+from torch import nn
+from torch.func import functional_call
+from torch.utils.checkpoint import checkpoint
+
+from tauspan.errors import ModelError
+from tauspan.linear.dual import Dual, NoRuleError, mapped
+
+
+class _Shell(nn.Module):
+    """Runs a block's own forward, past the one that stands in for it."""
+
+    def __init__(self, block: nn.Module) -> None:
+        super().__init__()
+        self.block = block
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """The block's class's forward."""
+        return type(self.block).forward(self.block, *args, **kwargs)
+
+
+@contextmanager
+def checkpointed(blocks: Sequence[nn.Module]) -> Iterator[None]:
+    """Inside, these blocks keep only their inputs for the backward.
+
+    The second forward of a block runs at the parameters of the first one and carries no tangents.
+    """
+    with ExitStack() as stack:
+        for block in blocks:
+            block.forward = _standing_in(block)
+            stack.callback(block.__dict__.pop, "forward")
+        yield
+
+
+def _standing_in(block: nn.Module) -> Callable[..., Any]:
+    shell = _Shell(block)
+
+    def forward(*args: Any, **kwargs: Any) -> Any:
+        if not torch.is_grad_enabled():
+            return shell.forward(*args, **kwargs)
+        point: dict[str, Any] = {f"block.{name}": tensor for name, tensor in block.named_parameters()}
+        given = [(point, args, kwargs)]  # with tangents, for the first forward alone
+        bare = mapped((point, args, kwargs), _without_tangents)
+
+        def run() -> Any:
+            at, positional, named = given.pop() if given else bare
+            try:
+                return functional_call(shell, at, positional, named)
+            except NoRuleError as error:
+                raise ModelError(
+                    f"{type(block).__name__} cannot be checkpointed: {error}, so its second forward differs "
+                    "from its first. If that is a key-value cache, call the model with use_cache=False."
+                ) from error
+
+        return checkpoint(run, use_reentrant=False, preserve_rng_state=False)
+
+    return forward
+
+
+def _without_tangents(item: Any) -> Any:
+    return Dual(item.primal, (), item.run) if isinstance(item, Dual) else item

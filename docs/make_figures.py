@@ -1,6 +1,6 @@
 """Draw the pictures of the documents from the report that lies beside them.
 
-`python docs/make_figures.py` reads docs/results/demo/report.json and writes docs/figures/demo-addition.png.
+`python docs/make_figures.py` reads docs/results/text7/report.json and writes docs/figures/text7-addition.png.
 """
 
 import sys
@@ -11,14 +11,14 @@ import tauspan
 from tauspan import figures
 
 DOCS = Path(__file__).resolve().parent
-REPORT = DOCS / "results" / "demo" / "report.json"
-PICTURE = DOCS / "figures" / "demo-addition.png"
+REPORT = DOCS / "results" / "text7" / "report.json"
+PICTURE = DOCS / "figures" / "text7-addition.png"
 
 
 def main() -> int:
     """Draw everything and keep the picture of the addition."""
     if not REPORT.is_file():
-        print(f"{REPORT} is missing: run `make demo` and copy out/demo/report.json there.")
+        print(f"{REPORT} is missing: run `tauspan run recipes/text7.yaml` and copy its report.json there.")
         return 1
     report = tauspan.Report.from_json(REPORT.read_text(encoding="utf-8"))
     PICTURE.parent.mkdir(parents=True, exist_ok=True)

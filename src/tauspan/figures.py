@@ -24,7 +24,8 @@ def draw(report: Report, folder: Path) -> list[Path]:
     written = []
     means = report.result.get("addition", {})
     if means:
-        figure = Figure(figsize=(8, 3.4), layout="constrained", dpi=150)
+        groups_wide = len(next(iter(means.values())))
+        figure = Figure(figsize=(max(8.0, 1.4 * groups_wide), 3.4), layout="constrained", dpi=150)
         for axes, column, title in zip(
             figure.subplots(1, 2),
             ("added", "added norm."),
@@ -32,9 +33,8 @@ def draw(report: Report, folder: Path) -> list[Path]:
             strict=True,
         ):
             _bars(axes, means, column, title)
-        figure.suptitle(
-            f"One model for all tasks: the sum of their vectors ({report.result['seeds']})", fontsize=10
-        )
+        seeds = str(report.result["seeds"]).partition(",")[0].partition(":")[0]
+        figure.suptitle(f"One model for all tasks: the sum of their vectors ({seeds})", fontsize=10)
         handles, labels = figure.axes[0].get_legend_handles_labels()
         figure.legend(
             handles, labels, loc="outside lower center", ncols=len(labels), fontsize=7, frameon=False

@@ -28,7 +28,7 @@ from tauspan import models
 from tauspan.errors import ModelError, StoreError, UsageError, nearest
 from tauspan.linear import factors, features
 from tauspan.linear.dual import NoRuleError, Trace
-from tauspan.linear.room import Room, require_room
+from tauspan.linear.room import Room, free_memory, require_room
 from tauspan.linear.tape import Tape, hold, record, release
 from tauspan.params import Params
 
@@ -37,6 +37,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 Kind = Literal["none", "features", "primal", "factors"]
+_FEW = 8  # outputs up to which `auto` takes factors
 
 
 class Cell(Protocol):
@@ -124,53 +125,43 @@ def build(
     room: int | None = None,
     folder: Path | None = None,
 ) -> Cache:
-    """See `Linearized.cache`."""
+    """See `Linearized.cache`; the size is measured on the largest batch and scaled by the number of input elements."""
     if kind != "auto" and kind not in get_args(Kind):
         raise UsageError(f"kind={kind!r}. {nearest(str(kind), (*get_args(Kind), 'auto'))}")
     if not batches:
         raise UsageError("a cache needs at least one batch.")
-    if kind == "auto":
-        kind = _choice(linearized, batches, room, folder)
-    needed = size(linearized, batches, kind) if kind != "none" else 0
-    require_room(needed, room, folder, f"the {kind} cache of {len(batches)} batches")
-    log.info("%s cache: about %.0f MiB", kind, needed / 2**20)
-    cells, total = [], 0
-    for batch in batches:
-        cell, held = _cell(linearized, batch, kind, folder)
-        cells.append(cell)
-        total += held
-    return Cache(linearized, kind, cells, total)
-
-
-def size(linearized: "Linearized", batches: Sequence[Any], kind: Kind) -> int:
-    """Bytes that a cache would hold: measured on the largest batch, scaled by the number of input elements."""
+    if room is None and folder is None:
+        room = free_memory() // 2
     weights = [_elements(batch) for batch in batches]
     largest = max(range(len(batches)), key=weights.__getitem__)
-    held = _cell(linearized, batches[largest], kind, None)[1]
-    return round(held * sum(weights) / max(weights[largest], 1))
+    outputs = linearized.tangent(batches[largest])[0].flatten(1).shape[1]
+    preferred: tuple[Kind, ...] = ("factors", "primal", "features", "none") if kind == "auto" else (kind,)
+    for chosen in preferred:
+        if kind == "auto" and chosen == "factors" and outputs > _FEW:
+            continue
+        try:
+            first = _cell(linearized, batches[largest], chosen, folder)
+            needed = round(first[1] * sum(weights) / max(weights[largest], 1))
+            require_room(needed, room, folder, f"the {chosen} cache of {len(batches)} batches")
+        except (UsageError, StoreError, ModelError) as error:
+            if kind != "auto":
+                raise
+            log.info("%s", error)
+            continue
+        log.info("%s cache: about %.0f MiB", chosen, needed / 2**20)
+        break
+    cells, total = [], 0
+    for place, batch in enumerate(batches):
+        cell, held = first if place == largest else _cell(linearized, batch, chosen, folder)
+        cells.append(cell)
+        total += held
+    return Cache(linearized, chosen, cells, total)
 
 
 def _elements(batch: Any) -> int:
+    """How much input a batch holds, which its cache grows with."""
     first = next(iter(batch.values())) if isinstance(batch, Mapping) else batch
     return int(first.numel()) if isinstance(first, Tensor) else 1
-
-
-def _choice(linearized: "Linearized", batches: Sequence[Any], room: int | None, folder: Path | None) -> Kind:
-    """The cheapest step that fits: factors while outputs are few, the primal state, features, nothing."""
-    largest = max(batches, key=_elements)
-    outputs = linearized.tangent(largest)[0].flatten(1).shape[1]
-    preferred: tuple[Kind, ...] = ("factors", "primal", "features")
-    for kind in preferred[outputs > _FEW :]:
-        try:
-            require_room(size(linearized, batches, kind), room, folder, f"the {kind} cache")
-        except (UsageError, StoreError, ModelError) as error:
-            log.info("%s", error)
-        else:
-            return kind
-    return "none"
-
-
-_FEW = 8
 
 
 def _cell(linearized: "Linearized", batch: Any, kind: Kind, folder: Path | None) -> tuple[Cell, int]:

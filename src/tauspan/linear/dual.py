@@ -115,7 +115,6 @@ class Dual(Tensor):
     ) -> "Dual":
         made: Dual = Tensor._make_wrapper_subclass(
             cls, primal.shape, strides=primal.stride(), dtype=primal.dtype, device=primal.device,
-            requires_grad=True,  # so that an autograd.Function, which hears no __torch_function__, cannot let it pass
         )  # fmt: skip
         made.primal, made.tangents, made.run, made.shared = primal, tuple(tangents), trace, shared
         made.slot = trace.place()

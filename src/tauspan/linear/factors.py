@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from tauspan.linear import table
 from tauspan.linear.dual import Entry, Slot, mapped
@@ -36,6 +37,28 @@ class Touch:
 
     entry: Entry
     sensitivity: Held
+
+
+_WIDE = 4096  # from here on a product per row reads memory faster on a CPU than one batched product
+
+
+class _Contract(torch.autograd.Function):
+    """sum_k S[n, c, k] t[n, k], differentiable in t; autograd's own backward reads S against its layout."""
+
+    @staticmethod
+    def forward(ctx: Any, sensitivity: Tensor, tangent: Tensor) -> Tensor:
+        """Shape (N, C)."""
+        ctx.save_for_backward(sensitivity)
+        if sensitivity.is_cuda or sensitivity.shape[-1] < _WIDE:
+            return torch.bmm(sensitivity, tangent.unsqueeze(-1)).squeeze(-1)
+        return torch.stack([torch.mv(*pair) for pair in zip(sensitivity, tangent, strict=True)])
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[None, Tensor]:
+        """sum_c g[n, c] S[n, c, k]."""
+        (sensitivity,) = ctx.saved_tensors
+        return None, torch.bmm(gradient.unsqueeze(1), sensitivity).squeeze(1)
 
 
 @dataclass
@@ -94,8 +117,8 @@ class FactorCell:
                 moved = dict(at)
                 run(part.entry, moved)
                 slot = next(slot for slot in part.entry.outputs if slot is not None)
-                flat = moved[slot].reshape(len(total), -1, 1)
-                total = total + torch.bmm(part.sensitivity.tensor, flat).squeeze(-1)
+                flat = moved[slot].reshape(len(total), -1)
+                total = total + _Contract.apply(part.sensitivity.tensor, flat)  # type: ignore[no-untyped-call]
         return total
 
 

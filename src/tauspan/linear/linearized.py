@@ -109,11 +109,11 @@ class Linearized(nn.Module):
             kind: `"factors"` (a step costs 2/3 of ordinary fine-tuning; few outputs), `"primal"` (4/3),
                 `"features"` (the blocks below the first that trains are skipped; for `last:k`), `"none"`, or
                 `"auto"`: the first of these that fits `room`, factors only up to 8 outputs.
-            room: the most bytes it may hold; None is no bound.
+            room: the most bytes it may hold; None is half of the free memory, or with `folder` what its disk has free.
             folder: keep it in memory-mapped files there, which vanish with the process.
 
         Raises:
-            UsageError: it would not fit; told before any batch is kept.
+            UsageError: it would not fit; told after one batch was measured.
             ModelError: the model cannot be cached in this way.
 
         Cost:

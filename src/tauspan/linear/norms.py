@@ -81,8 +81,8 @@ def group_norm(
 
 
 def batch_norm(
-    func: Any, x: Tensor, running_mean: Any, running_var: Any, weight: Any = None, bias: Any = None, training: bool = False,
-    momentum: float = 0.1, eps: float = 1e-5, cudnn_enabled: bool = True,
+    func: Any, x: Tensor, running_mean: Any, running_var: Any, weight: Any = None, bias: Any = None,
+    training: bool = False, momentum: float = 0.1, eps: float = 1e-5, cudnn_enabled: bool = True,
 ) -> tuple[Any, Push]:  # fmt: skip
     """Batch norm with running statistics: affine."""
     if func is not F.batch_norm:

@@ -10,11 +10,31 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
+from tauspan.errors import ModelError
 from tauspan.linear.dual import Dual, Trace
 from tauspan.linear.reference import Function
 from tauspan.params import Params
+
+
+class _Once(torch.autograd.Function):
+    """J^T g, which must not be derived again: that would give f's own curvature, which the tangent model lacks.
+
+    tau is an input so that a second derivative in it comes by here, and not round the error.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, gradient: Tensor, tau: Tensor) -> Tensor:
+        """The gradient as it is."""
+        return gradient.view_as(gradient)
+
+    @staticmethod
+    def backward(ctx: Any, *_: Tensor) -> None:
+        """No second derivative."""
+        raise ModelError(
+            "the gradient of a one-pass tangent model cannot be derived again. "
+            "For second derivatives use linearize(..., engine='reference')."
+        )
 
 
 class _Anchor(torch.autograd.Function):
@@ -23,14 +43,14 @@ class _Anchor(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, theta: Tensor, tau: Tensor) -> Tensor:
         """theta0 as a tensor of the graph."""
-        ctx.dtype = tau.dtype
+        ctx.tau = tau
         return theta.detach()
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[None, Tensor]:
-        """J^T g; deriving it again would give f's own curvature, which the tangent model lacks, so that raises."""
-        return None, gradient.to(ctx.dtype)
+        """J^T g."""
+        found = gradient.to(ctx.tau.dtype)
+        return None, _Once.apply(found, ctx.tau) if torch.is_grad_enabled() else found  # type: ignore[no-untyped-call]
 
 
 class _Attach(torch.autograd.Function):

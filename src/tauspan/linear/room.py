@@ -103,6 +103,12 @@ def _mapped_file(folder: Path, size: int) -> Any:
         Path(name).unlink()
 
 
+def free_memory() -> int:
+    """Bytes of memory that nobody uses now; of all memory where the system does not tell."""
+    pages = "SC_AVPHYS_PAGES" if "SC_AVPHYS_PAGES" in os.sysconf_names else "SC_PHYS_PAGES"
+    return os.sysconf(pages) * os.sysconf("SC_PAGE_SIZE")
+
+
 def require_room(needed: int, room: int | None, folder: Path | None, what: str) -> None:
     """Raise before any work if a cache would not fit.
 

@@ -140,14 +140,14 @@ RULES: dict[str, Rule] = {
 
 # Small operations for which torch's forward mode is as good as a rule of our own.
 BY_FORWARD_MODE = frozenset({
-    "clamp", "clamp_min", "clamp_max", "clip", "minimum", "maximum", "linalg_vector_norm", "logsumexp", "max", "min",
-    "topk", "sort", "var", "std", "amax", "amin", "prod", "cumprod", "addcmul", "addcdiv", "lerp", "elu",
+    "clamp", "clamp_min", "clamp_max", "clip", "minimum", "maximum", "linalg_vector_norm", "logsumexp", "max",
+    "min", "topk", "sort", "var", "std", "amax", "amin", "prod", "cumprod", "addcmul", "addcdiv", "lerp", "elu",
     "leaky_relu", "softplus", "hardtanh", "log1p", "expm1", "tan", "atan", "asin", "acos", "sinh", "cosh", "erfc",
     "exp2", "log2", "log10", "log_sigmoid", "sinc", "logaddexp", "atan2", "hypot", "threshold", "prelu", "outer",
-    "float_power", "max_pool1d", "max_pool2d", "adaptive_max_pool2d", "cosine_similarity", "index_add",
-    "scatter", "scatter_add", "bilinear", "cross", "inner", "addmv", "addbmm", "addr", "instance_norm", "complex",
-    "frac", "remainder", "fmod", "nan_to_num", "nansum", "glu", "broadcast_tensors", "meshgrid", "tensordot", "index_put", "selu", "celu",
-    "relu6",
+    "float_power", "max_pool1d", "max_pool2d", "max_pool2d_with_indices", "adaptive_max_pool2d",
+    "cosine_similarity", "index_add", "scatter", "scatter_add", "bilinear", "cross", "inner", "addmv", "addbmm",
+    "addr", "instance_norm", "complex", "frac", "remainder", "fmod", "nan_to_num", "nansum", "glu",
+    "broadcast_tensors", "meshgrid", "tensordot", "index_put", "selu", "celu", "relu6",
 })  # fmt: skip
 
 # What does not depend on the values, or only in steps: the answer is that of the primal.

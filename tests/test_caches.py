@@ -183,6 +183,16 @@ def test_a_killed_build_leaves_no_file(tmp_path: Path) -> None:
     assert os.listdir(tmp_path) == []
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_gradient_cannot_be_derived_again(kind: str) -> None:
+    lin, batches = classifier("last:1")
+    at(lin, direction(lin))
+    loss = lin.cache(batches, kind)[0]().square().sum()
+    gradients = torch.autograd.grad(loss, list(lin.tau.values()), create_graph=True)
+    with pytest.raises(ModelError, match="engine='reference'"):
+        sum(g.square().sum() for g in gradients).backward()
+
+
 def test_a_cache_says_what_it_is() -> None:
     lin, batches = classifier("last:1")
     cache = lin.cache(batches, "features")

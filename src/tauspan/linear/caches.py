@@ -22,12 +22,12 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol, get_args
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from tauspan import models
 from tauspan.errors import ModelError, StoreError, UsageError, nearest
 from tauspan.linear import factors, features
 from tauspan.linear.dual import NoRuleError, Trace
+from tauspan.linear.onepass import once
 from tauspan.linear.room import Room, free_memory, require_room
 from tauspan.linear.tape import Tape, hold, record, release
 from tauspan.params import Params
@@ -60,17 +60,15 @@ class _Apply(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, cell: Cell, names: tuple[str, ...], *taus: Tensor) -> Tensor:
         """J tau."""
-        ctx.cell, ctx.names = cell, names
-        ctx.dtypes = [tau.dtype for tau in taus]
+        ctx.cell, ctx.names, ctx.taus = cell, names, taus
         return cell.push(dict(zip(names, taus, strict=True)))
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Any, ...]:
         """J^T g."""
         found = ctx.cell.pull(gradient)
-        pairs = zip(ctx.names, ctx.dtypes, strict=True)
-        return None, None, *(found[name].to(dtype) for name, dtype in pairs)
+        pairs = zip(ctx.names, ctx.taus, strict=True)
+        return None, None, *(once(found[name], tau) for name, tau in pairs)
 
 
 class CachedBatch:

@@ -114,8 +114,8 @@ class Dual(Tensor):
         cls, primal: Tensor, tangents: Sequence[Tensor], trace: Trace, shared: bool = False
     ) -> "Dual":
         made: Dual = Tensor._make_wrapper_subclass(
-            cls, primal.shape, strides=primal.stride(), dtype=primal.dtype, device=primal.device,
-        )  # fmt: skip
+            cls, primal.shape, strides=primal.stride(), dtype=primal.dtype, device=primal.device
+        )
         made.primal, made.tangents, made.run, made.shared = primal, tuple(tangents), trace, shared
         made.slot = trace.place()
         return made

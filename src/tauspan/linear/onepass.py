@@ -37,6 +37,15 @@ class _Once(torch.autograd.Function):
         )
 
 
+def once(gradient: Tensor, tau: Tensor) -> Tensor:
+    """A gradient for tau, in tau's dtype, that raises if it is derived again."""
+    found = gradient.to(tau.dtype)
+    if not torch.is_grad_enabled():
+        return found
+    guarded: Tensor = _Once.apply(found, tau)  # type: ignore[no-untyped-call]
+    return guarded
+
+
 class _Anchor(torch.autograd.Function):
     """theta0, with the gradient that arrives at it passed on to tau."""
 
@@ -49,8 +58,7 @@ class _Anchor(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[None, Tensor]:
         """J^T g."""
-        found = gradient.to(ctx.tau.dtype)
-        return None, _Once.apply(found, ctx.tau) if torch.is_grad_enabled() else found  # type: ignore[no-untyped-call]
+        return None, once(gradient, ctx.tau)
 
 
 class _Attach(torch.autograd.Function):

@@ -2,12 +2,13 @@
 .DEFAULT_GOAL := help
 PYTHON ?= python3
 BIN := .venv/bin
-.PHONY: help env demo test test-slow check lint types clean
+.PHONY: help env demo test test-slow bench check lint types clean
 
 help:
 	@echo "make demo   edit a real model with task vectors: three tables and pictures in out/demo"
 	@echo "make test   the tests, with line coverage"
 	@echo "make check  lint, types, tests        make test-slow  the tests that take minutes"
+	@echo "make bench  timings and memory against the paper's approach; SHORT=1 within minutes"
 	@echo "make env    only the environment .venv"
 
 env: .venv/ready
@@ -27,6 +28,10 @@ test: env
 
 test-slow: env
 	$(BIN)/python -m pytest -m slow
+
+# SHORT=1: one round on one shape, within minutes. More options: python -m benchmarks.run --help
+bench: env
+	$(BIN)/python -m benchmarks.run $(if $(SHORT),--short)
 
 lint: env
 	$(BIN)/ruff check .

@@ -147,7 +147,7 @@ REFUSED: dict[str, tuple[str, int, str]] = {
     "NaN in a model": ("vector diff {base_file} {nan_file} -o {out}", 7, "not finite (NaN)"),
     "infinity in a model": ("vector diff {inf_file} {base_file} -o {out}", 7, "not finite (infinite)"),
     "NaN in a vector": ("vector verify {nan_vector}", 7, "not finite (NaN)"),
-    "a factor that is NaN": ("vector scale {vector} nan -o {out}", 7, "not finite (NaN)"),
+    "a factor that is NaN": ("vector scale {vector} nan -o {out}", 2, "nan"),
     "a cut vector": ("vector verify {cut}", 5, "not a whole safetensors file"),
     "a header that is no JSON": ("vector verify {header}", 5, "is not JSON"),
     "a header of another version": ("vector verify {version}", 5, "has format='tauspan-vector/9'"),

@@ -13,10 +13,12 @@ from hypothesis import strategies as st
 from matplotlib.figure import Figure
 from torch import Tensor, nn
 
+import program
 import runs
 import tauspan as ts
 import zoo
 from tauspan import figures
+from tauspan.cli import main
 from tauspan.errors import (
     BaseMismatchError,
     DataError,
@@ -443,6 +445,47 @@ def test_a_map_of_zeros_on_one_point_is_drawn(tmp_path: Path) -> None:
     found = ts.disentanglement(model, vectors, grid=[0.5], **Q)
     (path,) = figures.draw(found, tmp_path)
     assert path.stat().st_size > 5000
+
+
+# -- the verb ------------------------------------------------------------------------------------------------
+
+
+def test_the_verb_writes_the_map_and_its_picture(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    here = program.make(tmp_path / "world")
+    words = [
+        "disentangle",
+        here["model"],
+        f"{here['one']}={here['vector']}",
+        f"{here['two']}={here['vector']}",
+    ]
+    more = [
+        "--grid=-1,0,0.5",
+        "--box",
+        "0",
+        "0.5",
+        "--rows",
+        "4",
+        "--max-tokens",
+        "8",
+        "--out",
+        str(tmp_path / "xi"),
+    ]
+    assert main([*words, *more, "--regime", "posthoc", "--distance", "probabilities", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["series"][0]["grid"] == [[-1, 0, 0.5]] * 2
+    assert found["result"]["box"] == [0, 0.5]
+    assert (found["result"]["regime"], found["result"]["distance"]) == ("posthoc", "probabilities")
+    assert json.loads((tmp_path / "xi" / "report.json").read_text()) == found
+    assert (tmp_path / "xi" / "xi-one-two.png").read_bytes()[:4] == b"\x89PNG"
+    for extra, told in (
+        (["--grid", "1,0"], "rising order"),
+        (["--grid", "a"], "list of numbers"),
+        (["--box", "4", "5"], "box"),
+    ):
+        assert main([*words, *extra]) == 2
+        assert told in capsys.readouterr().err
+    assert main(words[:3]) == 2
+    assert "at least two" in capsys.readouterr().err
 
 
 # -- random initialisation -----------------------------------------------------------------------------------

@@ -12,7 +12,7 @@ from tauspan.errors import UsageError
 from tauspan.linear import linearize
 from tauspan.models import Classifier, Encoder
 from tauspan.tasks import Task, build_head
-from tauspan.train.fit import fit
+from tauspan.train.convex import fit
 
 
 def problem() -> tuple[Encoder, Task]:

@@ -272,9 +272,9 @@ def test_tied_parameters_agree_with_finite_differences() -> None:
 
 def flops(step: Callable[[], Tensor]) -> int:
     def product(_: torch.Size, a: torch.Size, b: torch.Size, **__: object) -> int:
-        return 2 * a[0] * a[1] * b[1]
+        return 2 * math.prod(a) * b[-1]
 
-    unknown = {torch.ops.aten.addmm_: product}  # to the counter
+    unknown = {torch.ops.aten.addmm_: product, torch.ops.aten.baddbmm_: product}  # to the counter
     with FlopCounterMode(display=False, custom_mapping=unknown) as counter, plain_attention():
         step().sum().backward()
     return counter.get_total_flops()

@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
+    from tauspan.contributions import Contributions
+    from tauspan.disentangle import disentanglement
     from tauspan.edit import apply, load, save
     from tauspan.errors import (
         BaseMismatchError,
@@ -27,19 +29,20 @@ if TYPE_CHECKING:
     )
     from tauspan.evaluate import evaluate
     from tauspan.linear import Linearized, linearize
-    from tauspan.models import Classifier, Encoder, Head
+    from tauspan.models import Classifier, Encoder, Head, reinitialised
     from tauspan.recipe import Recipe
     from tauspan.report import Report
     from tauspan.run import run
-    from tauspan.search import add, negate
+    from tauspan.search import add, coefficients, negate
     from tauspan.suite import suite
     from tauspan.tasks import Task
-    from tauspan.train import Finetuned, finetune
+    from tauspan.train import Finetuned, finetune, fit
     from tauspan.vector import TaskVector, cosine_matrix
 
 _HOME = {
     "BaseMismatchError": "errors",
     "Classifier": "models",
+    "Contributions": "contributions",
     "DataError": "errors",
     "Encoder": "models",
     "Finetuned": "train",
@@ -60,12 +63,16 @@ _HOME = {
     "UsageError": "errors",
     "add": "search",
     "apply": "edit",
+    "coefficients": "search",
     "cosine_matrix": "vector",
+    "disentanglement": "disentangle",
     "evaluate": "evaluate",
     "finetune": "train",
+    "fit": "train",
     "linearize": "linear",
     "load": "edit",
     "negate": "search",
+    "reinitialised": "models",
     "run": "run",
     "save": "edit",
     "suite": "suite",
@@ -74,6 +81,7 @@ _HOME = {
 __all__ = [
     "BaseMismatchError",
     "Classifier",
+    "Contributions",
     "DataError",
     "Encoder",
     "Finetuned",
@@ -94,12 +102,16 @@ __all__ = [
     "UsageError",
     "add",
     "apply",
+    "coefficients",
     "cosine_matrix",
+    "disentanglement",
     "evaluate",
     "finetune",
+    "fit",
     "linearize",
     "load",
     "negate",
+    "reinitialised",
     "run",
     "save",
     "suite",

@@ -145,9 +145,9 @@ def parser() -> argparse.ArgumentParser:
     score.add_argument("--regime", choices=REGIMES)
     score.add_argument("--split", choices=("train", "validation", "test"), default="test")
 
-    edit = verbs.add_parser("edit", help="choose a coefficient on validation: add or negate").add_subparsers(
-        dest="action", required=True, metavar="ACTION"
-    )
+    edit = verbs.add_parser(
+        "edit", help="choose coefficients on validation: add, negate, solve, front"
+    ).add_subparsers(dest="action", required=True, metavar="ACTION")
     added = verb(edit, "add", "one model for all tasks: theta0 + alpha * sum of vectors", commands.edit_add)
     added.add_argument("model")
     added.add_argument("pairs", nargs="+", metavar="TASK=VECTOR")
@@ -157,18 +157,87 @@ def parser() -> argparse.ArgumentParser:
     negated.add_argument("model")
     negated.add_argument("pair", metavar="TASK=VECTOR")
     negated.add_argument("controls", nargs="+", metavar="CONTROL")
-    negated.add_argument(
-        "--floor", type=float, default=0.95, help="share of control accuracy to keep (default %(default)s)"
+    solved = verb(
+        edit,
+        "solve",
+        "one model for all tasks, a coefficient a vector or a layer, by least loss",
+        commands.edit_solve,
     )
-    for made in (added, negated):
+    solved.add_argument("model")
+    solved.add_argument("pairs", nargs="+", metavar="TASK=VECTOR")
+    solved.add_argument(
+        "--per", choices=("shared", "task", "layer"), default="task", help="(default %(default)s)"
+    )
+    solved.add_argument("--l1", type=float, default=0.0, help="pull of single coefficients to exactly 0")
+    solved.add_argument("--unbounded", action="store_true", help="no bounds")
+    traded = verb(
+        edit,
+        "front",
+        "forgetting against keeping: every trade, and the best above the floor",
+        commands.edit_front,
+    )
+    traded.add_argument("model")
+    traded.add_argument("pair", metavar="TASK=VECTOR")
+    traded.add_argument("controls", nargs="+", metavar="CONTROL")
+    traded.add_argument("--per", choices=("shared", "layer"), default="layer", help="(default %(default)s)")
+    traded.add_argument("--prices", type=int, default=25, help="points of the front (default %(default)s)")
+    for made in (negated, traded):
+        made.add_argument(
+            "--floor",
+            type=float,
+            default=0.95,
+            help="share of control accuracy to keep (default %(default)s)",
+        )
+    for made in (solved, traded):
+        made.add_argument(
+            "--bounds", nargs=2, type=float, default=(0.0, 1.0), metavar=("LO", "HI"), help="(default 0 1)"
+        )
+        made.add_argument("--ridge", type=float, default=0.0, help="pull of all coefficients to 0")
+        made.add_argument(
+            "--bootstrap",
+            type=int,
+            default=200,
+            metavar="N",
+            help="resamples behind each interval (default %(default)s)",
+        )
+        made.add_argument(
+            "--max-evaluations",
+            type=int,
+            metavar="N",
+            help="of the standard regime (default 100, or 30 a price)",
+        )
+        made.add_argument("--vector", metavar="FILE", help="write the combined vector there")
+    mapped = verb(
+        verbs,
+        "disentangle",
+        "how much the vectors of two tasks disturb each other, on a grid of coefficients",
+        commands.disentangle,
+    )
+    mapped.add_argument("model")
+    mapped.add_argument("pairs", nargs="+", metavar="TASK=VECTOR")
+    mapped.add_argument("--grid", help="coefficients such as --grid=-1,0,1 (default: 21 from -2 to 2)")
+    mapped.add_argument(
+        "--box",
+        nargs=2,
+        type=float,
+        default=(0.0, 1.0),
+        metavar=("LO", "HI"),
+        help="the coefficients used for editing, for the mean (default 0 1)",
+    )
+    mapped.add_argument(
+        "--distance", choices=("argmax", "probabilities"), default="argmax", help="(default %(default)s)"
+    )
+    mapped.add_argument("--split", choices=("train", "validation", "test"), default="test")
+    for made in (added, negated, solved, traded, mapped):
         made.add_argument("--regime", choices=REGIMES)
+        made.add_argument("--out", help="folder for report.json, report.md and figures")
+    for made in (added, negated):
         made.add_argument(
             "--grid",
             default="paper",
             help="paper, auto, or coefficients such as 0,0.5,1 (default %(default)s)",
         )
-        made.add_argument("--out", help="folder for report.json, report.md and figures")
-    for made in (score, added, negated):
+    for made in (score, added, negated, solved, traded, mapped):
         made.add_argument("--rows", type=int, help="use at most so many rows of each split")
         made.add_argument("--max-tokens", type=int)
         made.add_argument("--point", choices=("encoder", "logits"))

@@ -36,7 +36,7 @@ def demo(options: argparse.Namespace) -> None:
     _recipe(Path(__file__).parent / "demo.yaml", Path(options.out), options)
     out = options.out
     _say(
-        f"Wrote {out}/report.json, report.md, addition.png and alpha-*.png, and the vectors under {out}/vectors.\n"
+        f"Wrote {out}/report.json, report.md, addition.png, alpha-*.png, xi-*.png, and the vectors under {out}/vectors.\n"
         f"Next: tauspan vector inspect {out}/vectors/linear-*-seed0\n"
         "      tauspan run recipes/text7.yaml", options,
     )  # fmt: skip
@@ -251,32 +251,110 @@ def _grid(text: str) -> Any:
         ) from None
 
 
+def _passes(options: argparse.Namespace) -> dict[str, Any]:
+    return {"point": options.point, "batch_size": options.batch_size, "max_tokens": options.max_tokens,
+            "show_progress": not options.quiet}  # fmt: skip
+
+
 def _search(options: argparse.Namespace) -> dict[str, Any]:
-    return {"grid": _grid(options.grid), "point": options.point, "batch_size": options.batch_size,
-            "max_tokens": options.max_tokens, "show_progress": not options.quiet}  # fmt: skip
+    return {"grid": _grid(options.grid), **_passes(options)}
+
+
+def _solver(options: argparse.Namespace) -> dict[str, Any]:
+    most = {} if options.max_evaluations is None else {"max_evaluations": options.max_evaluations}
+    return {"per": options.per, "ridge": options.ridge, "bootstrap": options.bootstrap, "seed": options.seed or 0,
+            **most, **_passes(options)}  # fmt: skip
+
+
+def _pairs(options: argparse.Namespace) -> "dict[Task, TaskVector]":
+    pairs = dict(_pair(text, options.rows) for text in options.pairs)
+    if len({task.name for task in pairs}) < len(pairs):
+        raise DataError("a task stands twice among the pairs; give each task one vector.")
+    return pairs
 
 
 def edit_add(options: argparse.Namespace) -> None:
     """Addition with one coefficient."""
     from tauspan.search import add
 
-    pairs = dict(_pair(text, options.rows) for text in options.pairs)
-    if len({task.name for task in pairs}) < len(pairs):
-        raise DataError("a task stands twice among the pairs; give each task one vector.")
+    pairs = _pairs(options)
     _report(add(_encoder(options.model), pairs, options.regime, **_search(options)), options)
+
+
+def _target(options: argparse.Namespace) -> "tuple[Task, TaskVector, list[Task]]":
+    """The task to forget, its vector, and the controls."""
+    task, vector = _pair(options.pair, options.rows)
+    controls = [_limited(_task(name), options.rows) for name in options.controls]
+    if task.name in {control.name for control in controls}:
+        raise UsageError(f"{task.name!r} is the target and cannot be its own control.")
+    return task, vector, controls
 
 
 def edit_negate(options: argparse.Namespace) -> None:
     """Negation under a control floor."""
     from tauspan.search import negate
 
-    task, vector = _pair(options.pair, options.rows)
-    controls = [_limited(_task(name), options.rows) for name in options.controls]
-    if task.name in {control.name for control in controls}:
-        raise UsageError(f"{task.name!r} is the target and cannot be its own control.")
+    task, vector, controls = _target(options)
     found = negate(
         _encoder(options.model), task, vector, controls, options.floor, options.regime, **_search(options)
     )
+    _report(found, options)
+
+
+def edit_solve(options: argparse.Namespace) -> None:
+    """Coefficients of least loss."""
+    from tauspan.search import coefficients
+
+    _require_free(options)
+    pairs, bounds = _pairs(options), None if options.unbounded else tuple(options.bounds)
+    found = coefficients(
+        _encoder(options.model), pairs, options.regime, bounds=bounds, l1=options.l1, **_solver(options)
+    )
+    _combined(found, pairs, options)
+
+
+def edit_front(options: argparse.Namespace) -> None:
+    """Forgetting against keeping."""
+    from tauspan.search import front
+
+    _require_free(options)
+    task, vector, controls = _target(options)
+    found = front(
+        _encoder(options.model), task, vector, controls, options.floor, options.regime,
+        bounds=tuple(options.bounds), prices=options.prices, **_solver(options),
+    )  # fmt: skip
+    _combined(found, {task: vector}, options)
+
+
+def _require_free(options: argparse.Namespace) -> None:
+    """Refuse a vector file that is already there before any work."""
+    if options.vector:
+        from tauspan.store import require_free
+        from tauspan.vector import vector_file
+
+        require_free(vector_file(options.vector), False)
+
+
+def _combined(report: "Report", vectors: "dict[Task, TaskVector]", options: argparse.Namespace) -> None:
+    """Write the vector at the chosen coefficients, if one is wanted, and the report."""
+    if options.vector:
+        from tauspan.search import combine
+
+        combine(vectors, report.result["coefficients"], report.result["groups"]).save_pretrained(
+            options.vector
+        )
+    _report(report, options)
+
+
+def disentangle(options: argparse.Namespace) -> None:
+    """Maps of the disentanglement error."""
+    from tauspan.disentangle import GRID, disentanglement
+
+    grid = GRID if options.grid is None else _grid(options.grid)
+    found = disentanglement(
+        _encoder(options.model), _pairs(options), options.regime, grid=grid, box=tuple(options.box),
+        distance=options.distance, split=options.split, **_passes(options),
+    )  # fmt: skip
     _report(found, options)
 
 

@@ -1,5 +1,6 @@
 """`Contributions`: what each direction adds to the tangent model's outputs, computed once, for any coefficients."""
 
+import copy
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -78,6 +79,21 @@ class Contributions:
         """The contributions to some of the rows, repeats allowed (for the bootstrap)."""
         parts = (self.value[places], self.tangents[:, places], self.labels[places])
         return Contributions(*parts, self.names, self.head, self.info)
+
+    def double(self) -> "Contributions":
+        """The same numbers in float64, the head's too."""
+        head = None if self.head is None else copy.deepcopy(self.head).double()
+        parts = (self.value.double(), self.tangents.double(), self.labels)
+        return Contributions(*parts, self.names, head, self.info)
+
+    def folded(self) -> "Contributions":
+        """The head taken into outputs and tangents where it is affine; exact. A normalising head stays."""
+        if self.head is None or self.head.normalize:
+            return self
+        zero = self.head(torch.zeros_like(self.value[:1]))  # the bias alone
+        return Contributions(
+            self.head(self.value), self.head(self.tangents) - zero, self.labels, self.names, None, self.info
+        )
 
     def summed(self, groups: Mapping[str, Sequence[str]]) -> "Contributions":
         """Fewer directions: each new one is the sum of some of these, exact because outputs are affine.
@@ -162,9 +178,10 @@ def contributions(
     labels: Tensor,
     *,
     info: Mapping[str, Any] | None = None,
+    together: int = 16,
     advance: Advance = silent,
 ) -> Contributions:
-    """One pass of the tangent model over prepared batches in all directions at once.
+    """One pass of the tangent model over prepared batches in all directions.
 
     Args:
         tangent: the linearised model.
@@ -173,18 +190,24 @@ def contributions(
         prepared: batches with the places of their rows; see `tauspan.evaluate.batches`.
         labels: the rows' classes.
         info: further provenance.
+        together: so many directions share one forward pass; it bounds the memory.
         advance: progress.
 
     Cost:
-        A forward pass with T tangents: 1 + 2 T times the module's own.
+        A forward pass with T tangents, 1 + 2 T times the module's own; one more forward pass for each further
+        `together` directions.
     """
     if not vectors:
         raise UsageError("contributions need at least one direction.")
+    if together < 1:
+        raise UsageError(f"together={together}: at least one direction must share a pass.")
+    taus = list(vectors.values())
+    groups = [taus[begin : begin + together] for begin in range(0, len(taus), together)]
     values, tangents = [], []
     for places, batch in prepared:
-        value, directions = tangent.tangent(batch, vectors=list(vectors.values()))
-        values.append((places, value.detach().cpu()))
-        tangents.append((places, directions.detach().cpu()))
+        pairs = [tangent.tangent(batch, vectors=group) for group in groups]
+        values.append((places, pairs[0][0].detach().cpu()))
+        tangents.append((places, torch.cat([directions.detach().cpu() for _, directions in pairs])))
         advance(len(places), "")
     head = tangent.base.head if isinstance(tangent.base, Classifier) and tangent.point == "encoder" else None
     base = next(iter(vectors.values())).base

@@ -1,4 +1,4 @@
-"""Pictures of a report: bars of accuracy per regime, accuracy against alpha, maps of the disentanglement error."""
+"""Pictures of a report: accuracy per regime and against alpha, disentanglement maps, fronts of forgetting."""
 
 from collections.abc import Sequence
 from itertools import pairwise
@@ -50,6 +50,10 @@ def draw(report: Report, folder: Path) -> list[Path]:
         panels = figure.subplots(1, len(members), sharey=True, squeeze=False)[0]
         if is_map:
             _maps(figure, panels, members)
+        elif members[0]["kind"] == "front":
+            for axes, series in zip(panels, members, strict=True):
+                _front(axes, series)
+            panels[0].set_ylabel("target accuracy (lower forgets more)", fontsize=8)
         else:
             for axes, series in zip(panels, members, strict=True):
                 _curves(axes, series)
@@ -97,6 +101,22 @@ def _curves(axes: Any, series: dict[str, Any]) -> None:
     axes.set_title(f"{series['title']}\nchosen alpha {series['best']:g}", fontsize=8)
     axes.set_xlabel("alpha", fontsize=8)
     axes.tick_params(labelsize=7)
+    axes.spines[["top", "right"]].set_visible(False)
+
+
+def _front(axes: Any, series: dict[str, Any]) -> None:
+    """Target against control accuracy on validation: the front, the shared grid, the floor and the choice."""
+    for points, style, label in (
+        (series["grid"], {"marker": "o", "ms": 3, "ls": "", "color": "#7f7f7f"}, "one shared alpha"),
+        (series["points"], {"marker": ".", "lw": 1.2, "color": "#1f5fa8"}, "the front"),
+        ([series["best"]], {"marker": "*", "ms": 11, "ls": "", "color": "#c8361d"}, "chosen"),
+    ):
+        axes.plot([p["control"] for p in points], [p["target"] for p in points], label=label, **style)
+    axes.axvline(series["floor"], color="black", lw=0.7, ls=":", label="floor")
+    axes.set_title(series["title"], fontsize=8)
+    axes.set_xlabel("control accuracy", fontsize=8)
+    axes.tick_params(labelsize=7)
+    axes.legend(fontsize=6, frameon=False)
     axes.spines[["top", "right"]].set_visible(False)
 
 

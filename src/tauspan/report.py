@@ -168,7 +168,7 @@ def _inline(value: Any) -> str:
 def versions() -> dict[str, str]:
     """The versions a number depends on; a package that is not installed is left out."""
     found = {"python": platform.python_version()}
-    for package in ("tauspan", "torch", "transformers", "safetensors", "numpy"):
+    for package in ("tauspan", "torch", "transformers", "safetensors", "numpy", "scipy"):
         try:
             found[package] = metadata.version(package)
         except metadata.PackageNotFoundError:

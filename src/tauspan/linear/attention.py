@@ -72,20 +72,26 @@ def _mask(given: Tensor | None, is_causal: bool, rows: int, columns: int, q: Ten
 def _block(
     q: Any, k: Any, v: Any, dq: Any, dk: Any, dv: Any, mask: Any, dmask: Any, *, factor: float
 ) -> Tensor:
-    scores = (q @ k.mT).mul_(factor)
-    if mask is not None:
-        scores += mask
-    weights = torch.ops.aten._safe_softmax(scores, -1)
-    moved = None if dq is None else dq @ k.mT
+    """One block's tangent, with batch and heads as one axis: each operand is laid out for the products once."""
+    lead, shape = q.shape[:-2], (*q.shape[:-1], k.shape[-2])
+    q, k, v, dq, dk, dv = (None if t is None else t.reshape(-1, *t.shape[-2:]) for t in (q, k, v, dq, dk, dv))
+    q, dq = q * factor, None if dq is None else dq * factor
+    scores = torch.bmm(q, k.mT)
+    if mask is None:
+        weights = torch.softmax(scores, -1)
+    else:
+        scores.view(shape).add_(mask)
+        weights = torch.ops.aten._safe_softmax(scores, -1)
+    moved = None if dq is None else torch.bmm(dq, k.mT)
     if dk is not None:
-        moved = q @ dk.mT if moved is None else moved.add_(q @ dk.mT)
-    if moved is not None:
-        moved.mul_(factor)
+        moved = torch.bmm(q, dk.mT) if moved is None else moved.baddbmm_(q, dk.mT)
     if dmask is not None:
-        moved = dmask if moved is None else moved.add_(dmask)
+        moved = dmask.reshape(scores.shape) if moved is None else moved.add_(dmask.reshape(scores.shape))
     if moved is None:
-        only: Tensor = weights @ dv
-        return only
-    d_weights = torch.ops.aten._softmax_backward_data(moved, weights, -1, weights.dtype)
-    found: Tensor = d_weights @ v
-    return found if dv is None else found.add_(weights @ dv)
+        found = torch.bmm(weights, dv)
+    else:
+        d_weights = torch.ops.aten._softmax_backward_data(moved, weights, -1, weights.dtype)
+        found = torch.bmm(d_weights, v)
+        if dv is not None:
+            found.baddbmm_(weights, dv)
+    return found.view(*lead, *found.shape[-2:])

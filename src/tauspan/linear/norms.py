@@ -33,7 +33,12 @@ def layer_norm(
             wide = dx.to(x.dtype).contiguous()
             mask = [True, False, False]
             normed = aten.native_layer_norm_backward(wide, x, shape, mean, rstd, None, None, mask)[0]
-        return _affine(normed, lambda: (x - mean) * rstd, weight, dweight, dbias)
+        if dweight is None:
+            return total(normed if normed is None or weight is None else normed * weight, dbias)
+        moved = torch.native_layer_norm(x, shape, dweight, dbias, eps)[0]  # unit * dweight + dbias
+        if normed is None:
+            return moved
+        return moved + normed if weight is None else moved.addcmul_(normed, weight)
 
     return value, push
 

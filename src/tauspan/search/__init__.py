@@ -1,0 +1,10 @@
+"""The choice of coefficients: the paper's grid, and solvers with a certificate."""
+
+from tauspan.search.choose import coefficients
+from tauspan.search.directions import combine
+from tauspan.search.grid import PAPER_GRID
+from tauspan.search.pareto import front
+from tauspan.search.protocol import add, negate
+from tauspan.search.solve import Solution, minimise
+
+__all__ = ["PAPER_GRID", "Solution", "add", "coefficients", "combine", "front", "minimise", "negate"]

@@ -1,0 +1,106 @@
+"""`Edits`: the logits of a model at any coefficients of some directions, in any regime."""
+
+import copy
+from collections.abc import Mapping, Sequence
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from tauspan import models
+from tauspan.contributions import Batches, Contributions, contributions
+from tauspan.edit import EditRegime, set_weights
+from tauspan.evaluate import accuracy, batches, outputs
+from tauspan.linear import linearize
+from tauspan.measure import progress
+from tauspan.models import Classifier, Encoder
+from tauspan.search.directions import Directions
+from tauspan.search.objective import Targets, target_rows
+from tauspan.tasks import Task, build_head
+
+Point = Literal["encoder", "logits"]
+
+
+class Edits:
+    """Logits and accuracy at theta0 + sum_d a_d * direction_d, in any regime.
+
+    In the tangent regimes one pass per split serves every choice of coefficients, because outputs are affine in
+    them; the ordinary model is run anew at each choice, its weights set in place on one working copy.
+    """
+
+    def __init__(
+        self, encoder: Encoder, tasks: Sequence[Task], directions: Directions, regime: EditRegime,
+        point: Point | None, batch_size: int, max_tokens: int | None, show_progress: bool,
+    ) -> None:  # fmt: skip
+        fingerprint = models.fingerprint_of(encoder)
+        for vector in directions.vectors.values():
+            vector.require_base(fingerprint)
+        self.encoder, self.directions, self.regime, self.point = encoder, directions, regime, point
+        self.batch_size, self.max_tokens, self.show = batch_size, max_tokens, show_progress
+        self.heads = {task: build_head(task, encoder) for task in tasks}
+        self._passes: dict[tuple[Task, str], Contributions] = {}
+        self._prepared: dict[tuple[Task, str], Batches] = {}
+        self._copy: Encoder | None = None
+        self._at: dict[str, float] | None = None
+
+    def logits(self, task: Task, split: str, coefficients: Mapping[str, float]) -> Tensor:
+        """Logits (N, K) of one task on one split; directions that are not named count as 0."""
+        if self.regime == "standard":
+            return self._standard(task, split, coefficients)
+        passed = self._passes[task, split]
+        return passed.logits([coefficients.get(name, 0.0) for name in passed.names])
+
+    def accuracy(self, task: Task, split: str, coefficients: Mapping[str, float]) -> float:
+        """Accuracy of one task on one split."""
+        return accuracy(self.logits(task, split, coefficients), task.split(split).labels)
+
+    def loss(
+        self, task: Task, split: str, coefficients: Mapping[str, float], targets: Targets = "label"
+    ) -> float:
+        """Mean cross-entropy of one task on one split, to its labels or to the wrong classes."""
+        logits = self.logits(task, split, coefficients).double()
+        return float(
+            F.cross_entropy(logits, target_rows(task.split(split).labels, logits.shape[-1], targets))
+        )
+
+    def passed(self, task: Task, split: str) -> Contributions:
+        """The cached pass of a tangent regime, after `prepare`."""
+        return self._passes[task, split]
+
+    def prepare(self, needs: Mapping[Task, Sequence[str]], split: str) -> None:
+        """Make the one pass per task that the tangent regimes need: which directions on which task."""
+        if self.regime == "standard":
+            return
+        with progress(f"tangents on {split}", sum(len(t.split(split)) for t in needs), self.show) as advance:
+            for task, names in needs.items():
+                vectors = {name: self.directions.partial(name) for name in names}
+                tangent = linearize(
+                    Classifier(self.encoder, self.heads[task]), list(vectors[names[0]].deltas), self.point
+                )
+                info = {"task": task.name, "split": split, "regime": self.regime}
+                self._passes[task, split] = contributions(
+                    tangent,
+                    vectors,
+                    self._batches(task, split),
+                    task.split(split).labels,
+                    info=info,
+                    advance=advance,
+                )
+
+    def _batches(self, task: Task, split: str) -> Batches:
+        """The split's batches; tokenised once, since the ordinary model reads them at every choice."""
+        if (task, split) not in self._prepared:
+            tokens = task.max_tokens if self.max_tokens is None else self.max_tokens
+            self._prepared[task, split] = batches(self.encoder, task.split(split), tokens, self.batch_size)
+        return self._prepared[task, split]
+
+    def _standard(self, task: Task, split: str, coefficients: Mapping[str, float]) -> Tensor:
+        if self._copy is None:
+            self._copy = copy.deepcopy(self.encoder).eval()
+        if self._at != coefficients:
+            set_weights(self._copy, self.encoder, self.directions.combined(coefficients), 1.0)
+            self._at = dict(coefficients)
+        model = Classifier(self._copy, self.heads[task])
+        with torch.inference_mode():
+            return outputs(model, self._batches(task, split))

@@ -26,14 +26,14 @@ _EVALUATED = 64  # rows a forward pass of the validation
 
 def pipeline(setting: Setting) -> list[Row]:
     """The rows: the ratio of times, and the difference of mean validation accuracy at the chosen coefficient."""
-    train_rows, validation, epochs = (64, 32, 2) if setting.short else (512, 96, 5)
+    train_rows, validation, epochs = (64, 32, 2) if setting.short else (256, 64, 4)
     tasks = [task.subset(train=train_rows, validation=validation, test=1) for task in ts.suite(TASKS)]
     fused, eager = ts.load("minilm"), ts.load("minilm")
     assert isinstance(fused, Encoder) and isinstance(eager, Encoder)  # noqa: S101, PT018 - no edited models
     eager.backbone.set_attn_implementation("eager")  # type: ignore[operator]
     fused, eager = fused.to(setting.device), eager.to(setting.device)
     settings = Settings(regime="linear", epochs=epochs, max_tokens=32)
-    rounds = 1 if setting.short else min(setting.rounds, 3)
+    rounds = 1 if setting.short else min(setting.rounds, 2)
     found = compared(fused, eager, tasks, settings, setting, rounds)
     sizes = (
         f"{len(tasks)} tasks, {train_rows} training and {validation} validation rows each, {epochs} epochs"

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import torch
 from benchmarks.caches import caches
+from benchmarks.convex import convex
 from benchmarks.memory import memory
 from benchmarks.pipeline import pipeline
 from benchmarks.rows import ROOT, Row, Setting, device_name, report, write
@@ -22,6 +23,7 @@ BENCHMARKS: dict[str, Callable[[Setting], list[Row]]] = {
     "memory": memory,
     "caches": caches,
     "search": search,
+    "convex": convex,
     "pipeline": pipeline,
 }
 _GPU = ("steps", "memory")  # what has goals there

@@ -1,6 +1,6 @@
-"""Draw the pictures of the documents from the report that lies beside them.
+"""Draw the pictures of the documents from the reports that lie beside them.
 
-`python docs/make_figures.py` reads docs/results/text7/report.json and writes docs/figures/text7-addition.png.
+`python docs/make_figures.py` reads docs/results/*/report.json and writes docs/figures/*.png.
 """
 
 import sys
@@ -11,21 +11,25 @@ import tauspan
 from tauspan import figures
 
 DOCS = Path(__file__).resolve().parent
-REPORT = DOCS / "results" / "text7" / "report.json"
-PICTURE = DOCS / "figures" / "text7-addition.png"
+PICTURES = {  # from which report, which of its pictures
+    "text7-addition.png": ("text7", "addition.png"),
+    "demo-xi.png": ("demo", "xi-movie_sentiment-debian_section.png"),
+}
 
 
 def main() -> int:
-    """Draw everything and keep the picture of the addition."""
-    if not REPORT.is_file():
-        print(f"{REPORT} is missing: run `tauspan run recipes/text7.yaml` and copy its report.json there.")
-        return 1
-    report = tauspan.Report.from_json(REPORT.read_text(encoding="utf-8"))
-    PICTURE.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=PICTURE.parent) as folder:
-        figures.draw(report, Path(folder))
-        (Path(folder) / "addition.png").replace(PICTURE)
-    print(f"wrote {PICTURE.relative_to(DOCS.parent)}")
+    """Draw all pictures of each report and keep the ones that the documents show."""
+    for picture, (name, drawn) in PICTURES.items():
+        source, target = DOCS / "results" / name / "report.json", DOCS / "figures" / picture
+        if not source.is_file():
+            print(f"{source} is missing: run the recipe {name!r} and copy its report.json there.")
+            return 1
+        report = tauspan.Report.from_json(source.read_text(encoding="utf-8"))
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=target.parent) as folder:
+            figures.draw(report, Path(folder))
+            (Path(folder) / drawn).replace(target)
+        print(f"wrote {target.relative_to(DOCS.parent)}")
     return 0
 
 

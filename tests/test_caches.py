@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 import zoo
-from tauspan.errors import ModelError, StoreError, UsageError
+from tauspan.errors import BaseMismatchError, ModelError, StoreError, UsageError
 from tauspan.linear import Cache, Linearized, linearize
 from zoo import all_close, at, close, direction
 
@@ -181,6 +181,16 @@ def test_a_killed_build_leaves_no_file(tmp_path: Path) -> None:
     )
     assert done.returncode == -signal.SIGKILL, done.stderr.decode()[-500:]
     assert os.listdir(tmp_path) == []
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_cache_of_a_base_that_changed_is_refused(kind: str) -> None:
+    lin, batches = classifier("last:1")
+    cache = lin.cache(batches, kind)
+    with torch.no_grad():
+        next(lin.base.parameters()).add_(1)
+    with pytest.raises(BaseMismatchError, match="changed since this cache was built"):
+        cache[0]()
 
 
 @pytest.mark.parametrize("kind", KINDS)

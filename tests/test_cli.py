@@ -112,6 +112,19 @@ def test_a_tangent_model_is_applied_and_evaluated(world: World, tmp_path: Path) 
     assert call(here, "evaluate {out} {one} --rows 4 -q") == 0
 
 
+def test_a_fit_writes_its_vector_and_its_certificate(
+    world: World, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    here = {**world, "out": str(tmp_path / "fitted.safetensors")}
+    assert call(here, "fit {model} {one} {out} --rows 8 --ridge 0.1 --tolerance 0.01 --json") == 0
+    found = json.loads(capfd.readouterr().out)
+    assert found["converged"]
+    assert found["gradient_norm"] <= 0.01
+    assert call(here, "fit {model} {one} {out}b --rows 8 --ridge 0.1 --tolerance 0.01") == 0
+    assert "gradient norm" in capfd.readouterr().out
+    assert call(here, "vector verify {out} {model}") == 0
+
+
 def test_quiet_prints_nothing(world: World, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     here = {**world, "out": str(tmp_path)}
     for line in (
@@ -183,6 +196,9 @@ REFUSED: dict[str, tuple[str, int, str]] = {
     "a checkpoint every no steps": (TUNED + " --checkpoint-every 0", 2, "checkpoint_every=0"),
     "a vector that is already there": ("vector negate {vector} -o {vector}", 5, "already there"),
     "a model that is already there": ("apply {model} {vector} {model}", 5, "already there"),
+    "a cache where theta moves": (TUNED + " --regime standard --cache primal", 2, "moves theta"),
+    "no ridge": ("fit {model} {one} {out} --ridge 0", 2, "ridge=0.0"),
+    "a fit where a vector is": ("fit {model} {one} {vector}", 5, "already there"),
     "a finished run": ("finetune {model} {one} {done}", 5, "already there"),
     "an unfinished run": ("finetune {model} {one} {half}", 5, "holds an unfinished run"),
     "training below a file": ("finetune {model} {one} {file}/out " + " ".join(TUNE), 5, "{file}"),

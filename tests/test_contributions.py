@@ -63,6 +63,8 @@ def test_a_file_holds_it_all_and_another_base_is_refused(tmp_path: Path) -> None
     assert (again.names, again.info) == (part.names, part.info)
     with pytest.raises(BaseMismatchError, match="Compute it anew"):
         Contributions.from_file(file, base="other")
+    with pytest.raises(MismatchError, match="has split=None, and 'test' is wanted"):
+        Contributions.from_file(file, base="f", expect={"split": "test"})
     with pytest.raises(StoreError, match="already there"):
         part.save(file)
     TaskVector({"w": torch.ones(1)}, "b", "linear").save_pretrained(tmp_path / "tau.safetensors")

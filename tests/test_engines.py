@@ -354,3 +354,34 @@ def test_bfloat16_stays_within_a_few_percent_of_float32(name: str, how: str) -> 
     found = gradients(lin, rough)
     assert {grad.dtype for grad in found.values()} == {torch.float32}
     assert all_close(found, wanted, 0.1)
+
+
+class LowRank(nn.Module):
+    """A linear layer with an added product of two thin matrices, as LoRA has it."""
+
+    def __init__(self, inputs: int, outputs: int, rank: int = 2) -> None:
+        super().__init__()
+        self.linear = nn.Linear(inputs, outputs)
+        self.lora_a = nn.Parameter(torch.randn(rank, inputs))
+        self.lora_b = nn.Parameter(torch.randn(outputs, rank))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.linear(x) + 0.5 * F.linear(F.linear(x, self.lora_a), self.lora_b)
+
+
+@pytest.mark.parametrize("choice", ["*lora_*", "*lora_b"])
+def test_the_factors_of_lora_are_partial_tangents(choice: str) -> None:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        net = nn.Sequential(LowRank(4, 6), nn.Tanh(), LowRank(6, 3)).double()
+    lin = zoo.at(linearize(net, choice, strict=True), zoo.direction(linearize(net, choice)))
+    oracle = zoo.at(linearize(net, choice, engine="reference"), lin.tau)
+    x = zoo.normal(5, 4)
+    cached = lin.cache([x], "factors")[0]
+    found, expected = [], oracle.tangent(x)[1]
+    for tangent in (lin.tangent(x)[1], cached.tangent()[1]):
+        assert zoo.close(tangent, expected)
+        found.append(torch.autograd.grad(tangent.square().sum(), list(lin.tau.values())))
+    wanted = torch.autograd.grad(expected.square().sum(), list(oracle.tau.values()))
+    assert all(zoo.close(a, b) for one in found for a, b in zip(one, wanted, strict=True))
+    assert not any("linear." in name for name in lin.tau)

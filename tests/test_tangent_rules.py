@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tauspan.errors import ModelError
-from tauspan.linear import attention, rules, table
+from tauspan.linear import attention, elementwise, table
 from tauspan.linear.dual import Dual, NoRuleError, Trace
 from tauspan.linear.reference import forward_mode
 from zoo import close
@@ -226,7 +226,7 @@ CASES = [
     case("embedding", lambda w: F.embedding(PLACES, w), M),
     case("embedding", lambda w: F.embedding(input=PLACES, weight=w, sparse=False), M),
     # functions
-    *(case(name, getattr(torch, name), POS) for name in rules.DERIVATIVES),
+    *(case(name, getattr(torch, name), POS) for name in elementwise.DERIVATIVES),
     case("abs", lambda x: abs(x), M),
     case("abs", lambda x: torch.complex(x, x + 1).abs(), M),
     *(case(name, getattr(F, name), M) for name in ("relu", "silu", "mish", "hardswish", "hardsigmoid")),

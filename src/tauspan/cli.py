@@ -96,6 +96,44 @@ def parser() -> argparse.ArgumentParser:
     )
     tune.add_argument("--device", default=None, help="cpu, cuda, cuda:1 ... (default: where the model is)")
 
+    tune.add_argument(
+        "--cache",
+        choices=("none", "auto", "features", "primal", "factors"),
+        default="none",
+        help="what the tangent model keeps across epochs (default %(default)s)",
+    )
+    tune.add_argument("--precision", choices=("float32", "tf32", "bfloat16"), default="float32")
+
+    fitted = verb(
+        verbs,
+        "fit",
+        "fit a task vector in the tangent space by a convex solver, to a gradient norm",
+        commands.fit,
+    )
+    fitted.add_argument("model", help="minilm, a directory or a hub id")
+    fitted.add_argument("task", help="a shipped task, or a directory with card.json")
+    fitted.add_argument("out", help="the vector's file or folder")
+    fitted.add_argument(
+        "--solver", choices=("lbfgs", "newton-cg"), default="lbfgs", help="(default %(default)s)"
+    )
+    fitted.add_argument("--ridge", type=float, default=1e-3, help="pull to the base (default %(default)s)")
+    fitted.add_argument(
+        "--tolerance", type=float, default=1e-4, help="of the gradient norm (default %(default)s)"
+    )
+    fitted.add_argument("--max-steps", type=int, default=200)
+    fitted.add_argument(
+        "--params", default="all", help="all, attention, last:K or a pattern (default %(default)s)"
+    )
+    fitted.add_argument("--batch-size", type=int, default=32)
+    fitted.add_argument("--max-tokens", type=int)
+    fitted.add_argument("--rows", type=int, help="fit at most so many rows")
+    fitted.add_argument(
+        "--cache",
+        choices=("none", "auto", "features", "primal", "factors"),
+        default="auto",
+        help="(default %(default)s)",
+    )
+
     vector = verbs.add_parser("vector", help="make, inspect and combine task vectors").add_subparsers(
         dest="action", required=True, metavar="ACTION"
     )

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from tauspan.models import Encoder
     from tauspan.report import Report
     from tauspan.tasks import Task
+    from tauspan.train import Finetuned
     from tauspan.vector import TaskVector
 
 
@@ -71,10 +72,9 @@ def finetune(options: argparse.Namespace) -> None:
         epochs=options.epochs, max_steps=options.max_steps, batch_size=options.batch_size,
         accumulation=options.accumulation, lr=options.lr, warmup=options.warmup, weight_decay=options.weight_decay,
         decay_toward=options.decay_toward, clip=options.clip, label_smoothing=options.label_smoothing,
-        max_tokens=options.max_tokens,
+        max_tokens=options.max_tokens, cache=options.cache, precision=options.precision,
     )  # fmt: skip
-    task = _task(options.task)
-    task = task.subset(train=options.rows, seed=settings.seed) if options.rows is not None else task
+    task = _training(options)
     encoder = _encoder(options.model)
     if options.device:
         try:
@@ -90,14 +90,42 @@ def finetune(options: argparse.Namespace) -> None:
         options.resume,
         not options.quiet,
     )
+    _trained(done, Path(options.out) / "vector.safetensors", options)
+
+
+def fit(options: argparse.Namespace) -> None:
+    """Fit one vector by a convex solver."""
+    from tauspan import store, train
+    from tauspan.vector import vector_file
+
+    file = vector_file(options.out)
+    store.require_free(file, False)
+    done = train.fit(
+        _encoder(options.model), _training(options), options.solver, ridge=options.ridge, tolerance=options.tolerance,
+        max_steps=options.max_steps, params=options.params, batch_size=options.batch_size,
+        max_tokens=options.max_tokens, cache=options.cache, show_progress=not options.quiet,
+    )  # fmt: skip
+    done.task_vector.save_pretrained(file)
+    _trained(done, file, options, **done.task_vector.info["solver"])
+
+
+def _training(options: argparse.Namespace) -> "Task":
+    """The task, with as many training rows as were asked for."""
+    task = _task(options.task)
+    return task if options.rows is None else task.subset(train=options.rows, seed=options.seed or 0)
+
+
+def _trained(done: "Finetuned", file: Path, options: argparse.Namespace, **more: Any) -> None:
+    """Say what a finished run made."""
     checked = [entry for entry in done.history if entry["split"] == "validation"]
     last = checked[-1] if checked else {}
-    facts = {"vector": str(Path(options.out) / "vector.safetensors"), "reused": done.reused, **last,
+    facts = {"vector": str(file), "reused": done.reused, **last, **more,
              "seconds": done.cost.seconds, "peak_mb": done.cost.peak_mb}  # fmt: skip
     if options.json:
         sys.stdout.write(json.dumps(facts) + "\n")
+    ended = f", gradient norm {more['gradient_norm']:.1e} after {more['steps']} steps" if more else ""
     _say(
-        f"{done.task_vector}\n{facts['vector']}: validation accuracy {last.get('accuracy', float('nan')):.3f}, "
+        f"{done.task_vector}\n{file}: validation accuracy {last.get('accuracy', float('nan')):.3f}{ended}, "
         f"{done.cost.seconds:.1f} s, peak {done.cost.peak_mb:.0f} MB{', reused' if done.reused else ''}",
         options,
     )

@@ -131,12 +131,20 @@ class Contributions:
         return file
 
     @staticmethod
-    def from_file(path: str | Path, *, base: str | None = None) -> "Contributions":
-        """Read what `save` wrote; with `base`, only if it was made from the model of that fingerprint.
+    def from_file(
+        path: str | Path, *, base: str | None = None, expect: Mapping[str, Any] | None = None
+    ) -> "Contributions":
+        """Read what `save` wrote, if it is what the caller needs.
+
+        Args:
+            path: the file.
+            base: the fingerprint of the model it must come from.
+            expect: further entries that its `info` must have, such as the task's checksum or the split.
 
         Raises:
             StoreError: not a whole file of contributions.
             BaseMismatchError: it was made from another model.
+            MismatchError: it was made from other data or another selection.
         """
         checkpoint = store.Checkpoint(path)
         header = _header(checkpoint, Path(path))
@@ -145,6 +153,11 @@ class Contributions:
             raise BaseMismatchError(
                 f"{path} was computed from base {str(found)[:12]}, and this model is {base[:12]}. Compute it anew."
             )
+        for key, wanted in (expect or {}).items():
+            if header["info"].get(key) != wanted:
+                raise MismatchError(
+                    f"{path} has {key}={header['info'].get(key)!r}, and {wanted!r} is wanted. Compute it anew."
+                )
         tensors = checkpoint.read()
         head = None
         if "head" in header:

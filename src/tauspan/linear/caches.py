@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 
 from tauspan import models
-from tauspan.errors import ModelError, StoreError, UsageError, nearest
+from tauspan.errors import BaseMismatchError, ModelError, StoreError, UsageError, nearest
 from tauspan.linear import factors, features
 from tauspan.linear.dual import NoRuleError, Trace
 from tauspan.linear.onepass import once
@@ -76,9 +76,19 @@ class CachedBatch:
 
     def __init__(self, linearized: "Linearized", cell: Cell) -> None:
         self._linearized, self.cell = linearized, cell
+        self._made_at = _state(linearized)
 
     def tangent(self) -> tuple[Tensor, Tensor]:
-        """`(f, J tau)` at the linearisation point, differentiable once in tau."""
+        """`(f, J tau)` at the linearisation point, differentiable once in tau.
+
+        Raises:
+            BaseMismatchError: the base's parameters were changed or moved since the cache was built.
+        """
+        if self._made_at != _state(self._linearized):
+            raise BaseMismatchError(
+                "the base model was changed since this cache was built, so what it keeps no longer holds. Build it anew: "
+                "`linearized.cache(batches)`."
+            )
         if isinstance(self.cell, features.FeatureCell):
             return self.cell.tangent()
         tau = self._linearized.tau
@@ -89,6 +99,14 @@ class CachedBatch:
         """f(x; theta0) + J(x) tau, then the head if the point lies before it."""
         value, tangent = self.tangent()
         return self._linearized.finish(value + tangent)
+
+
+def _state(linearized: "Linearized") -> tuple[tuple[int, int], ...]:
+    """Where the base's tensors lie and how often they were written to."""
+    return tuple(
+        (tensor.data_ptr(), tensor._version)
+        for tensor in (*linearized.base.parameters(), *linearized.base.buffers())
+    )
 
 
 class Cache(Sequence[CachedBatch]):

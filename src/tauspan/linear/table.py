@@ -6,9 +6,9 @@ from typing import Any
 
 from torch import Tensor
 
-from tauspan.linear import norms, rules
+from tauspan.linear import elementwise, norms, rules
 from tauspan.linear.attention import scaled_dot_product_attention
-from tauspan.linear.rules import DERIVATIVES, KERNELS, Rule
+from tauspan.linear.rules import Rule
 
 
 @lru_cache(maxsize=256)
@@ -97,8 +97,8 @@ RULES: dict[str, Rule] = {
     **dict.fromkeys(_ALONG, rules.along),
     **dict.fromkeys(_RESHAPED, rules.viewed),
     **dict.fromkeys(_SAME, rules.same),
-    **{name: rules.elementwise(name) for name in DERIVATIVES},
-    **{name: rules.kernel(name) for name in KERNELS},
+    **{name: elementwise.derived(name) for name in elementwise.DERIVATIVES},
+    **{name: elementwise.kernel(name) for name in elementwise.KERNELS},
     **{f"conv{kind}{n}d": rules.convolution for kind in ("", "_transpose") for n in (1, 2, 3)},
     "view_as_complex": rules.as_complex,
     "cat": rules.concatenated,
@@ -128,9 +128,9 @@ RULES: dict[str, Rule] = {
     "baddbmm": rules.with_addend,
     "linear": rules.linear,
     "embedding": rules.embedding,
-    "gelu": rules.gelu,
-    "softmax": rules.softmax,
-    "log_softmax": rules.log_softmax,
+    "gelu": elementwise.gelu,
+    "softmax": elementwise.softmax,
+    "log_softmax": elementwise.log_softmax,
     "layer_norm": norms.layer_norm,
     "rms_norm": norms.rms_norm,
     "group_norm": norms.group_norm,

@@ -5,7 +5,7 @@ BIN := .venv/bin
 .PHONY: help env demo test test-slow bench check lint types clean
 
 help:
-	@echo "make demo   edit a real model with task vectors: three tables and pictures in out/demo"
+	@echo "make demo   edit a real model with task vectors: four tables and pictures in out/demo"
 	@echo "make test   the tests, with line coverage"
 	@echo "make check  lint, types, tests        make test-slow  the tests that take minutes"
 	@echo "make bench  timings and memory against the paper's approach; SHORT=1 within minutes"

@@ -16,7 +16,7 @@ from tauspan.linear import Linearized
 from tauspan.models import Batch, Classifier, Head
 from tauspan.vector import TaskVector
 
-FORMAT = "tauspan-contributions-1"
+FORMAT = "tauspan-contributions/1"
 Advance = Callable[[int, str], None]
 Batches = Sequence[tuple[list[int], Batch]]
 

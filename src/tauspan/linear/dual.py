@@ -175,14 +175,14 @@ def _plain(func: Any, name: str, args: Any, kwargs: Any) -> Any:
     out = func(*mapped(args, _primal), **mapped(kwargs, _primal))
     if isinstance(out, Tensor):
         _require_graph(name)
-        _share([out], args, kwargs)
+        _share([out], list(_duals((args, kwargs))))
     return out
 
 
-def _share(values: Sequence[Any], args: Any, kwargs: Any) -> bool:
+def _share(values: Sequence[Any], duals: Sequence[Dual]) -> bool:
     """Note which duals have an output in their own memory; whether there are any."""
     memory = {value.untyped_storage().data_ptr() for value in values if isinstance(value, Tensor)}
-    sharing = [dual for dual in _duals((args, kwargs)) if dual.primal.untyped_storage().data_ptr() in memory]
+    sharing = [dual for dual in duals if dual.primal.untyped_storage().data_ptr() in memory]
     for dual in sharing:
         dual.shared = True
     return bool(sharing)
@@ -196,16 +196,16 @@ def _lifted(name: str, rule: rules.Rule, func: Any, args: Any, kwargs: Any) -> A
     else:
         args, kwargs = fitting
     out, push = rule(func, *mapped(args, _primal), **mapped(kwargs, _primal))
-    first = _first(args, kwargs)
-    trace = first.run
+    duals = list(_duals((args, kwargs)))
+    trace = duals[0].run
     several = isinstance(out, tuple | list)
     values = tuple(out) if several else (out,)
     rows = []
     with torch.no_grad():
-        for place in range(len(first.tangents)):
+        for place in range(len(duals[0].tangents)):
             found = push(*mapped(args, _tangent(place)), **mapped(kwargs, _tangent(place)))
             rows.append(tuple(found) if several else (found,))
-    view = _share(values, args, kwargs)
+    view = _share(values, duals)
     lifted = []
     by_output = list(zip(*rows, strict=True)) if rows else [()] * len(values)
     for value, tangents in zip(values, by_output, strict=True):
@@ -227,9 +227,7 @@ def _lifted(name: str, rule: rules.Rule, func: Any, args: Any, kwargs: Any) -> A
         trace.tape.append(Entry(name, push, inputs, named, slots, kinds, values))
     if not several:
         return lifted[0]
-    if type(out) in (tuple, list):
-        return type(out)(lifted)
-    return type(out)(lifted)  # a named tuple of torch takes one sequence
+    return type(out)(lifted)  # torch's named tuples take one sequence too
 
 
 def _in_place(out_of_place: Any, name: str, args: Any, kwargs: Any) -> Any:

@@ -91,8 +91,8 @@ class Linearized(nn.Module):
 
     def theta0(self) -> dict[str, Tensor]:
         """The trainable part of the point, shared with the base and detached from every graph."""
-        known = models.named_unique(models.core(self.base)[0])
-        return {name: known[name].detach() for name in self._names}
+        inner, _ = models.core(self.base)
+        return {name: inner.get_parameter(name).detach() for name in self._names}
 
     def cache(
         self,

@@ -152,6 +152,16 @@ def write(name: str, rows: Sequence[Row], setting: Setting, folder: Path) -> Pat
     return file
 
 
+def read(file: Path) -> tuple[list[Row], dict[str, Any]]:
+    """What `write` wrote: the rows and where they come from."""
+    content = json.loads(file.read_text())
+    rows = []
+    for entry in content["rows"]:
+        more = entry["unit"] == "times faster" or entry["unit"] == "fraction"
+        rows.append(Row(**{key: value for key, value in entry.items() if key != "met"}, more=more))
+    return rows, content["provenance"]
+
+
 def facts(setting: Setting) -> dict[str, Any]:
     """The machine, the versions, the commit and the setting."""
     threads = torch.get_num_threads()

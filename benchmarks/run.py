@@ -10,7 +10,7 @@ from benchmarks.caches import caches
 from benchmarks.convex import convex
 from benchmarks.memory import memory
 from benchmarks.pipeline import pipeline
-from benchmarks.rows import ROOT, Row, Setting, device_name, report, write
+from benchmarks.rows import ROOT, Row, Setting, device_name, read, report, write
 from benchmarks.search import search
 from benchmarks.shapes import SHAPES
 from benchmarks.steps import steps
@@ -49,20 +49,22 @@ def main(arguments: Sequence[str] | None = None) -> list[Report]:
         console.print(made.renderable())
         found.append(made)
     if given.keep:
-        console.print(f"kept {keep(found, setting, ROOT / 'benchmarks' / 'results')}")
+        console.print(f"kept {keep(given.out, setting, ROOT / 'benchmarks' / 'results')}")
     return found
 
 
-def keep(found: Sequence[Report], setting: Setting, folder: Path) -> Path:
-    """All tables in `<folder>/<device>.md`, and beside it as JSON."""
+def keep(measured: Path, setting: Setting, folder: Path) -> Path:
+    """All tables that lie in `measured`, as `<folder>/<device>.md` and beside it as JSON: one benchmark can be redone."""
     dtype = str(setting.dtype).removeprefix("torch.")
     name = "-".join([*device_name(setting.device).lower().split(), dtype])
     name = "".join(sign for sign in name if sign.isalnum() or sign in "-.")
-    whole = Report(
-        f"Benchmarks on {device_name(setting.device)}, {dtype}",
-        [table for one in found for table in one.tables],
-        found[-1].provenance,
-    )
+    tables, facts = [], {}
+    for one in BENCHMARKS:
+        file = measured / f"{one}.json"
+        if file.exists():
+            rows, facts[one] = read(file)
+            tables += report(one, rows, setting).tables
+    whole = Report(f"Benchmarks on {device_name(setting.device)}, {dtype}", tables, facts)
     folder.mkdir(parents=True, exist_ok=True)
     (folder / f"{name}.json").write_text(whole.to_json())
     file = folder / f"{name}.md"
@@ -86,7 +88,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--shapes", nargs="+", choices=SHAPES)
     parser.add_argument("--batch", type=int, help="rows in place of the shape's own")
     parser.add_argument("--out", type=Path, default=ROOT / "out" / "bench")
-    parser.add_argument("--keep", action="store_true", help="write benchmarks/results/<device>.md and .json")
+    parser.add_argument(
+        "--keep", action="store_true", help="gather what lies in OUT in benchmarks/results/<device>.md"
+    )
     return parser
 
 

@@ -18,7 +18,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Protocol, get_args
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias, get_args
 
 import torch
 from torch import Tensor
@@ -40,18 +40,8 @@ Kind = Literal["none", "features", "primal", "factors"]
 _FEW = 8  # outputs up to which `auto` takes factors
 
 
-class Cell(Protocol):
-    """One batch of a cache: the linear map tau -> J tau and its adjoint, at fixed inputs."""
-
-    @property
-    def value(self) -> Tensor:
-        """f(x; theta0)."""
-
-    def push(self, deltas: Params) -> Tensor:
-        """J tau, without a graph."""
-
-    def pull(self, gradient: Tensor) -> dict[str, Tensor]:
-        """J^T g, by parameter name."""
+# One batch: the linear map tau -> J tau (`push`, without a graph) and its adjoint (`pull`), at fixed inputs.
+Cell: TypeAlias = Tape | factors.FactorCell | features.FeatureCell
 
 
 class _Apply(torch.autograd.Function):
@@ -150,11 +140,8 @@ def build(
         room = free_memory() // 2
     weights = [_elements(batch) for batch in batches]
     largest = max(range(len(batches)), key=weights.__getitem__)
-    outputs = linearized.tangent(batches[largest])[0].flatten(1).shape[1]
-    preferred: tuple[Kind, ...] = ("factors", "primal", "features", "none") if kind == "auto" else (kind,)
+    preferred = _preferred(linearized, batches[largest]) if kind == "auto" else (kind,)
     for chosen in preferred:
-        if kind == "auto" and chosen == "factors" and outputs > _FEW:
-            continue
         try:
             first = _cell(linearized, batches[largest], chosen, folder)
             needed = round(first[1] * sum(weights) / max(weights[largest], 1))
@@ -172,6 +159,14 @@ def build(
         cells.append(cell)
         total += held
     return Cache(linearized, chosen, cells, total)
+
+
+def _preferred(linearized: "Linearized", batch: Any) -> tuple[Kind, ...]:
+    """The kinds that `auto` tries, the cheapest step first; factors only while the outputs are few."""
+    with torch.no_grad():
+        outputs = linearized.tangent(batch)[0].flatten(1).shape[1]
+    rest: tuple[Kind, ...] = ("primal", "features", "none")
+    return ("factors", *rest) if outputs <= _FEW else rest
 
 
 def _elements(batch: Any) -> int:

@@ -12,6 +12,7 @@ from tauspan import models
 from tauspan.errors import ModelError, UsageError
 from tauspan.linear.dual import mapped
 from tauspan.linear.room import Held, Room
+from tauspan.linear.tape import gradients
 from tauspan.params import Params
 
 if TYPE_CHECKING:
@@ -19,22 +20,14 @@ if TYPE_CHECKING:
 
 
 class FeatureCell:
-    """One batch with the output of the last block below the first that trains.
-
-    Attributes:
-        value: f(x; theta0).
-    """
+    """One batch with the output of the last block below the first that trains."""
 
     def __init__(self, linearized: "Linearized", batch: Any, skipped: list[nn.Module], kept: Any) -> None:
         self._linearized, self._batch, self._skipped, self._kept = linearized, batch, skipped, kept
-        self._open: Tensor | None = None
-        self.value = torch.empty(0)
 
     def settle(self) -> None:
         """Take the kept tensors from where the room has put them."""
         self._kept = mapped(self._kept, lambda item: item.tensor if isinstance(item, Held) else item)
-        with torch.no_grad():
-            self.value = self.tangent()[0]
 
     def tangent(self) -> tuple[Tensor, Tensor]:
         """`(f, J tau)`, differentiable in tau, by the trained blocks alone."""
@@ -48,12 +41,9 @@ class FeatureCell:
 
     def pull(self, gradient: Tensor) -> dict[str, Tensor]:
         """J^T g."""
-        tau = self._linearized.tau
         with torch.enable_grad():
             tangent = self.tangent()[1]
-        found = torch.autograd.grad(tangent, list(tau.values()), gradient, allow_unused=True)
-        pairs = zip(tau.items(), found, strict=True)
-        return {name: torch.zeros_like(delta) if g is None else g for (name, delta), g in pairs}
+        return gradients(tangent, self._linearized.tau, gradient)
 
 
 @contextmanager

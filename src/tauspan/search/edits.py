@@ -91,8 +91,8 @@ class Edits:
     def _batches(self, task: Task, split: str) -> Batches:
         """The split's batches; tokenised once, since the ordinary model reads them at every choice."""
         if (task, split) not in self._prepared:
-            tokens = task.max_tokens if self.max_tokens is None else self.max_tokens
-            self._prepared[task, split] = batches(self.encoder, task.split(split), tokens, self.batch_size)
+            rows, tokens = task.split(split), task.tokens(self.max_tokens)
+            self._prepared[task, split] = batches(self.encoder, rows, tokens, self.batch_size)
         return self._prepared[task, split]
 
     def _standard(self, task: Task, split: str, coefficients: Mapping[str, float]) -> Tensor:

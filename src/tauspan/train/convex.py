@@ -81,10 +81,10 @@ def fit(
         >>> run.task_vector.info["solver"]["converged"]
         True
     """
-    _check(solver, ridge, tolerance, max_steps)
+    _check(solver, ridge, tolerance, max_steps=max_steps, batch_size=batch_size, max_tokens=max_tokens)
     classifier = Classifier(encoder, build_head(task, encoder))
     tangent = linearize(classifier, params, "logits")
-    tokens = max_tokens or task.max_tokens
+    tokens = task.tokens(max_tokens)
     with measured() as cost:
         parts = _parts(encoder, task.split("train"), tokens, batch_size)
         cached = tangent.cache([batch for batch, _ in parts], cache, room=room, folder=folder)
@@ -105,7 +105,7 @@ def fit(
     return Finetuned(tangent.task_vector(task.name, task=task.name, solver=facts), history, cost)
 
 
-def _check(solver: str, ridge: float, tolerance: float, max_steps: int) -> None:
+def _check(solver: str, ridge: float, tolerance: float, **whole: int | None) -> None:
     if solver not in get_args(Solver):
         raise UsageError(f"solver={solver!r}. {nearest(str(solver), get_args(Solver))}")
     for name, value in (("ridge", ridge), ("tolerance", tolerance)):
@@ -113,8 +113,9 @@ def _check(solver: str, ridge: float, tolerance: float, max_steps: int) -> None:
             raise UsageError(
                 f"{name}={value}: it must be above 0; without it the minimum may lie at infinity."
             )
-    if max_steps < 1:
-        raise UsageError(f"max_steps={max_steps}: it must be at least 1.")
+    for name, number in whole.items():
+        if number is not None and number < 1:
+            raise UsageError(f"{name}={number}: it must be at least 1.")
 
 
 Part = tuple[Any, Tensor]
@@ -122,8 +123,6 @@ Part = tuple[Any, Tensor]
 
 def _parts(encoder: Encoder, rows: Split, max_tokens: int | None, batch_size: int) -> list[Part]:
     """Encoded batches with their labels."""
-    if batch_size < 1:
-        raise UsageError(f"batch_size={batch_size}: it must be at least 1.")
     parts = []
     for begin in range(0, len(rows), batch_size):
         part = rows.take(list(range(begin, min(begin + batch_size, len(rows)))))

@@ -38,7 +38,7 @@ class Edits:
             vector.require_base(fingerprint)
         self.encoder, self.directions, self.regime, self.point = encoder, directions, regime, point
         self.batch_size, self.max_tokens, self.show = batch_size, max_tokens, show_progress
-        self.heads = {task: build_head(task, encoder) for task in tasks}
+        self.heads = {task: build_head(task, encoder, max_tokens=max_tokens) for task in tasks}
         self._passes: dict[tuple[Task, str], Contributions] = {}
         self._prepared: dict[tuple[Task, str], Batches] = {}
         self._copy: Encoder | None = None

@@ -82,7 +82,7 @@ def fit(
         True
     """
     _check(solver, ridge, tolerance, max_steps=max_steps, batch_size=batch_size, max_tokens=max_tokens)
-    classifier = Classifier(encoder, build_head(task, encoder))
+    classifier = Classifier(encoder, build_head(task, encoder, max_tokens=max_tokens))
     tangent = linearize(classifier, params, "logits")
     tokens = task.tokens(max_tokens)
     with measured() as cost:

@@ -1,10 +1,13 @@
 """`TangentKernel`: the kernel of the tangent model as one operator."""
 
+import copy
 import itertools
 from collections.abc import Sequence
-from typing import Literal
+from typing import Any, Literal
 
+import numpy as np
 import torch
+from scipy.sparse.linalg import LinearOperator
 from torch import Tensor, nn
 
 from tauspan import models
@@ -66,6 +69,7 @@ class TangentKernel:
         self.left = Side.of(self.tangent, x, batch_size, outputs)
         self.symmetric = x2 is None
         self.right = self.left if x2 is None else Side.of(self.tangent, x2, batch_size, outputs)
+        self._matrix: Tensor | None = None
 
     @property
     def samples(self) -> int:
@@ -86,8 +90,12 @@ class TangentKernel:
         module = type(models.core(self.tangent.base)[0]).__name__
         return f"TangentKernel({module}, {self.shape[0]} x {self.shape[1]}, {self.outputs} outputs a row)"
 
+    # -- entries ---------------------------------------------------------------------------------------------
+
     def block(self, rows: Sequence[int], columns: Sequence[int]) -> Tensor:
         """The entries between some rows of the left side and some of the right, shape (n O, m O)."""
+        if self.backend == "products":
+            return self._by_products(rows, columns)
         total = torch.zeros(len(rows) * self.outputs, len(columns) * self.outputs, dtype=torch.float64)
         top = 0
         for places, left in self.left.jacobian(rows):
@@ -99,14 +107,136 @@ class TangentKernel:
             top += len(places) * self.outputs
         return total
 
+    def _by_products(self, rows: Sequence[int], columns: Sequence[int]) -> Tensor:
+        places = [place * self.outputs + o for place in columns for o in range(self.outputs)]
+        units = torch.zeros(self.shape[1], len(places), dtype=torch.float64)
+        units[places, range(len(places))] = 1.0
+        kept = [place * self.outputs + o for place in rows for o in range(self.outputs)]
+        return self.matmat(units)[kept]
+
+    def rows(self, places: Sequence[int]) -> Tensor:
+        """Some rows by their index n O + o, shape (len(places), M O)."""
+        self._require_places(places)
+        samples = sorted({place // self.outputs for place in places})
+        at = {sample: number for number, sample in enumerate(samples)}
+        found = self.block(samples, range(self.right.samples))
+        return found[[at[place // self.outputs] * self.outputs + place % self.outputs for place in places]]
+
+    def _require_places(self, places: Sequence[int]) -> None:
+        for place in places:
+            if not 0 <= place < self.shape[0]:
+                raise UsageError(f"row {place} of a kernel with rows 0 to {self.shape[0] - 1}.")
+
+    def diag(self) -> Tensor:
+        """The diagonal of a symmetric kernel, shape (N O): the squared norms of the rows of J."""
+        self._require_symmetric("a diagonal")
+        parts = []
+        for _, rows in self.left.jacobian():
+            squares = torch.stack([one.flatten(2).square().sum(-1) for one in rows.values()]).sum(0)
+            parts.append(squares.mean(1) if self.left.select.traced else squares.flatten())
+        return torch.cat(parts)
+
+    def dense(self) -> Tensor:
+        """The whole matrix, computed once; of a symmetric kernel one half."""
+        if self._matrix is None:
+            self._matrix = self._filled()
+        return self._matrix
+
+    def _filled(self) -> Tensor:
+        total = torch.empty(self.shape, dtype=torch.float64)
+        out = self.outputs
+        for i, (places, _) in enumerate(self.left.parts()):
+            for j, (others, _) in enumerate(self.right.parts()):
+                if self.symmetric and j < i:
+                    continue
+                found = self.block(places, others)
+                top, begin = places[0] * out, others[0] * out
+                total[top : top + found.shape[0], begin : begin + found.shape[1]] = found
+                if self.symmetric and j > i:
+                    total[begin : begin + found.shape[1], top : top + found.shape[0]] = found.T
+        return total
+
+    def _require_symmetric(self, what: str) -> None:
+        if not self.symmetric:
+            raise UsageError(
+                f"{what} belongs to a symmetric kernel, and this one is between two sets of rows."
+            )
+
+    # -- products --------------------------------------------------------------------------------------------
+
+    def matvec(self, vector: Tensor) -> Tensor:
+        """K v, shape (N O): J'^T v by one backward pass, J of it by one pass; no matrix."""
+        return self.matmat(vector.reshape(-1, 1)).squeeze(1)
+
+    def matmat(self, vectors: Tensor) -> Tensor:
+        """K V for V of shape (M O, k); by the matrix where it is there already."""
+        if vectors.dim() != 2 or len(vectors) != self.shape[1]:
+            raise UsageError(
+                f"a kernel of shape {self.shape} times {tuple(vectors.shape)}: give ({self.shape[1]}, k)."
+            )
+        if self._matrix is not None:
+            return self._matrix @ vectors.double()
+        inner = self.left.select.inner
+        if not self.left.select.traced:
+            return self._multiplied(vectors.double())
+        # the mean over the diagonal blocks: each output alone, times its own copy of the vectors
+        total = torch.zeros(self.samples, vectors.shape[1], dtype=torch.float64)
+        for o in range(inner):
+            spread = torch.zeros(self.right.samples, inner, vectors.shape[1], dtype=torch.float64)
+            spread[:, o] = vectors.double()
+            found = self._multiplied(spread.flatten(0, 1)).view(self.samples, inner, -1)
+            total += found[:, o] / inner
+        return total
+
+    def _multiplied(self, vectors: Tensor, together: int = 8) -> Tensor:
+        """J (J'^T V), so many columns a pass."""
+        parts = []
+        for begin in range(0, vectors.shape[1], together):
+            pulled = [self.right.pull(column) for column in vectors[:, begin : begin + together].T]
+            parts.append(self.left.push(pulled).T)
+        return torch.cat(parts, 1) if parts else vectors.new_zeros(len(vectors), 0)
+
     def pullback(self, alpha: Tensor) -> dict[str, Tensor]:
-        """J^T alpha for alpha of shape (N O), one backward pass over the left rows; float64."""
+        """J^T alpha for alpha of shape (N O), one backward pass over the left rows; float64.
+
+        Raises:
+            UsageError: alpha of another length, or a trace kernel, which is not J J^T of one Jacobian.
+        """
+        self._require_jacobian()
+        if alpha.numel() != self.shape[0]:
+            raise UsageError(f"J^T of {alpha.numel()} numbers: the kernel has {self.shape[0]} rows.")
         return self.left.pull(alpha)
 
     def push(self, tau: Params | TaskVector) -> Tensor:
         """J tau, shape (N O), one pass over the left rows."""
+        self._require_jacobian()
         deltas = tau.deltas if isinstance(tau, TaskVector) else tau
         return self.left.push([deltas])[0]
+
+    def _require_jacobian(self) -> None:
+        if self.left.select.traced:
+            raise UsageError(
+                "a trace kernel is a mean over outputs and has no Jacobian of its own: use outputs='all' or 'sum'."
+            )
+
+    def linear_operator(self) -> LinearOperator:
+        """The kernel as scipy's `LinearOperator`, for its solvers."""
+        turned = self if self.symmetric else self.transposed()
+
+        def product(kernel: "TangentKernel") -> Any:
+            return lambda array: kernel.matmat(torch.as_tensor(array).reshape(len(array), -1)).numpy()
+
+        return LinearOperator(
+            self.shape, dtype=np.float64, matvec=product(self), rmatvec=product(turned),
+            matmat=product(self), rmatmat=product(turned),
+        )  # fmt: skip
+
+    def transposed(self) -> "TangentKernel":
+        """K^T: the sides exchanged."""
+        other = copy.copy(self)
+        other.left, other.right = self.right, self.left
+        other._matrix = None if self._matrix is None else self._matrix.T
+        return other
 
 
 def contracted(left: dict[str, Tensor], right: dict[str, Tensor], traced: bool) -> Tensor:

@@ -1,8 +1,8 @@
 """`TangentKernel`: the kernel of the tangent model as one operator."""
 
 import copy
-import itertools
-from collections.abc import Sequence
+import logging
+from collections.abc import Iterator, Sequence
 from typing import Any, Literal
 
 import numpy as np
@@ -11,7 +11,8 @@ from scipy.sparse.linalg import LinearOperator
 from torch import Tensor, nn
 
 from tauspan import models
-from tauspan.errors import UsageError, nearest
+from tauspan.errors import ModelError, UsageError, nearest
+from tauspan.kernel.layers import Pieces, Written, pieces, product
 from tauspan.kernel.selector import Outputs
 from tauspan.kernel.side import Data, Side
 from tauspan.linear import linearize
@@ -19,6 +20,7 @@ from tauspan.linear.linearized import Point
 from tauspan.params import Params
 from tauspan.vector import TaskVector
 
+log = logging.getLogger(__name__)
 Backend = Literal["auto", "contraction", "products", "structured"]
 BACKENDS: tuple[Backend, ...] = ("auto", "contraction", "products", "structured")
 
@@ -98,14 +100,29 @@ class TangentKernel:
             return self._by_products(rows, columns)
         total = torch.zeros(len(rows) * self.outputs, len(columns) * self.outputs, dtype=torch.float64)
         top = 0
-        for places, left in self.left.jacobian(rows):
+        for places, left in self._pieces(self.left, rows):
             begin = 0
-            for others, right in self.right.jacobian(columns):
-                found = contracted(left, right, self.left.select.traced)
+            for others, right in self._pieces(self.right, columns):
+                found = product(left, right, self.left.select.traced)
                 total[top : top + len(found), begin : begin + found.shape[1]] = found
                 begin += len(others) * self.outputs
             top += len(places) * self.outputs
         return total
+
+    def _pieces(self, side: Side, rows: Sequence[int]) -> Iterator[tuple[list[int], Pieces]]:
+        """The rows' Jacobians by parameter: as layers' factors where the model's operations allow it."""
+        for places, batch in side.parts(rows):
+            if self.backend != "contraction":
+                try:
+                    yield places, pieces(side, places, batch)
+                    continue
+                except ModelError as error:
+                    if self.backend == "structured":
+                        raise
+                    log.info("%s", error)
+                    self.backend = "contraction"
+            for some, written in side.jacobian(places):
+                yield some, {name: Written(rows.flatten(2)) for name, rows in written.items()}
 
     def _by_products(self, rows: Sequence[int], columns: Sequence[int]) -> Tensor:
         places = [place * self.outputs + o for place in columns for o in range(self.outputs)]
@@ -237,16 +254,3 @@ class TangentKernel:
         other.left, other.right = self.right, self.left
         other._matrix = None if self._matrix is None else self._matrix.T
         return other
-
-
-def contracted(left: dict[str, Tensor], right: dict[str, Tensor], traced: bool) -> Tensor:
-    """The sum over parameters of J J'^T for written-out rows, shape (n O, m O); the mean diagonal block if `traced`."""
-    parts = []
-    for name, a in left.items():
-        b = right[name]
-        if traced:
-            parts.append(torch.einsum("noi,moi->nm", a.flatten(2), b.flatten(2)) / a.shape[1])
-        else:
-            parts.append(a.flatten(2).flatten(0, 1) @ b.flatten(2).flatten(0, 1).T)
-    total: Tensor = sum(itertools.islice(parts, 1, None), parts[0])
-    return total

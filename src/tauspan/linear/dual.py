@@ -47,17 +47,22 @@ class Entry:
     outputs: tuple[Slot | None, ...]
     kinds: tuple[tuple[torch.Size, torch.dtype] | None, ...]
     values: tuple[Any, ...] = ()
+    arguments: tuple[Any, ...] = ()
 
 
 @dataclass
 class Trace:
-    """One pass of a module on dual tensors: what to do about missing rules, and the tape if one is kept."""
+    """One pass of a module on dual tensors: what to do about missing rules, and the tape if one is kept.
+
+    `keep` names the operations whose primal arguments stay on the tape, in the order of their rules.
+    """
 
     module: nn.Module
     strict: bool = False
     told: set[str] = field(default_factory=set)
     tape: list[Entry] | None = None
     slots: int = 0
+    keep: frozenset[str] = frozenset()
 
     def place(self) -> Slot:
         """A new place on the tape."""
@@ -224,7 +229,8 @@ def _lifted(name: str, rule: rules.Rule, func: Any, args: Any, kwargs: Any) -> A
         slots = tuple(item.slot if isinstance(item, Dual) else None for item in lifted)
         inputs, named = mapped(args, _slot), mapped(kwargs, _slot)
         kinds = tuple((v.shape, v.dtype) if isinstance(v, Tensor) else None for v in values)
-        trace.tape.append(Entry(name, push, inputs, named, slots, kinds, values))
+        kept = mapped(tuple(args), _detached) if name in trace.keep else ()
+        trace.tape.append(Entry(name, push, inputs, named, slots, kinds, values, kept))
     if not several:
         return lifted[0]
     return type(out)(lifted)  # torch's named tuples take one sequence too
@@ -262,6 +268,10 @@ def mapped(item: Any, change: Callable[[Any], Any]) -> Any:
 
 def _primal(item: Any) -> Any:
     return item.primal if isinstance(item, Dual) else item
+
+
+def _detached(item: Any) -> Any:
+    return _primal(item).detach() if isinstance(item, Tensor) else item
 
 
 def _slot(item: Any) -> Any:

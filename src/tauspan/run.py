@@ -200,6 +200,34 @@ class _Workshop:
             found.append(_restored(stage))
         return found
 
+    def merging(self, regime: EditRegime, seed: int) -> Report:
+        """The merging methods side by side, for one regime and seed."""
+        vectors = self.vectors("linear" if regime == "linear" else "standard", seed)
+        shared: dict[str, Any] = {
+            **self._shared(),
+            "grid": self.recipe.merge.grid or search.WIDE_GRID,
+            "seed": seed,
+        }
+        methods: search.Methods = {name: (name, {}) for name in self.recipe.merge.methods}
+        made = [vector.info["key"] for vector in vectors.values()]
+        key = [made, regime, shared, list(methods), [task.checksum() for task in self.tasks]]
+
+        def work() -> dict[str, Any]:
+            report = search.compare(self.encoder, vectors, methods, regime, show_progress=self.show, **shared)
+            return dict(json.loads(report.to_json()))
+
+        return _restored(self._stage(regime, "merge", f"merge-{regime}-seed{seed}", key, work))
+
+    def merging_rows(self) -> list[dict[str, Cell]]:
+        """One row a regime and method, over all seeds."""
+        rows: list[dict[str, Cell]] = []
+        for regime in self.recipe.merge.regimes or self.recipe.regimes if self.recipe.merge.methods else ():
+            done = [self.merging(regime, seed).tables[0].rows for seed in self.recipe.seeds]
+            for place, method in enumerate(self.recipe.merge.methods):
+                columns = _spread([found[place] for found in done], ("alpha", *_ADDITION[1:]))
+                rows.append({"regime": regime, "method": method, **columns})
+        return rows
+
     def report(self) -> Report:
         """Everything the recipe asks for, a table for each part."""
         addition: list[dict[str, Cell]] = []
@@ -253,6 +281,12 @@ class _Workshop:
             note = f"seed {seeds[0]}; {maps[0].tables[0].note}"
             tables.append(Table(f"{len(tables) + 1}. Disentanglement error", rows, note))
             series += [entry for one in maps for entry in one.series]
+        merged = self.merging_rows()
+        if merged:
+            note = (
+                f"{spread}; means over tasks, methods with their default options, alpha chosen on validation"
+            )
+            tables.append(Table(f"{len(tables) + 1}. Merging, test accuracy", merged, note))
         tables.append(
             Table(f"{len(tables) + 1}. Cost", self._cost_rows(), "peak memory is the whole process's")
         )

@@ -167,6 +167,8 @@ class TangentKernel:
                 if self.symmetric and j < i:
                     continue
                 found = self.block(places, others)
+                if self.symmetric and i == j:  # exactly so, also where sums were formed in another order
+                    found = (found + found.T) / 2
                 top, begin = places[0] * out, others[0] * out
                 total[top : top + found.shape[0], begin : begin + found.shape[1]] = found
                 if self.symmetric and j > i:

@@ -162,3 +162,12 @@ def test_an_index_without_a_weight_map_is_refused(tmp_path, content):
     store.write_json(tmp_path / INDEX, content)
     with pytest.raises(StoreError, match="no `weight_map`"):
         Checkpoint(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "content", [b"{", b"\xff", b"[" * 100_000, b"9" * 5000], ids=["cut", "bytes", "deep", "long"]
+)
+def test_an_index_that_is_not_json_is_named(tmp_path, content):
+    (tmp_path / INDEX).write_bytes(content)
+    with pytest.raises(StoreError, match=r"index\.json cannot be read as JSON"):
+        Checkpoint(tmp_path)

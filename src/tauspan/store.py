@@ -10,7 +10,7 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -20,14 +20,14 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from tauspan.errors import PickleRefusedError, StoreError, listed
+from tauspan.errors import ModelError, PickleRefusedError, StoreError, listed
 from tauspan.params import Params
 
 INDEX_SUFFIX = ".safetensors.index.json"
 PICKLE_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle", ".mar")
 _TEMPORARY = ".part"
 _REPLACED = ".old"
-_LONGEST_HEADER = 100_000_000  # bytes; safetensors refuses more
+LONGEST_HEADER = 100_000_000  # bytes; safetensors refuses more
 
 
 def refuse_pickle(path: Path) -> None:
@@ -46,9 +46,23 @@ def refuse_pickle(path: Path) -> None:
 
 def _starts_like_pickle(head: bytes) -> bool:
     # a safetensors file starts with the length of its header, and 640 is spelt like a pickle's first bytes
-    if head[8:] == b"{" and int.from_bytes(head[:8], "little") <= _LONGEST_HEADER:
+    if head[8:] == b"{" and int.from_bytes(head[:8], "little") <= LONGEST_HEADER:
         return False
     return head[:4] == b"PK\x03\x04" or (head[:1] == b"\x80" and head[1:2] in (b"\2", b"\3", b"\4", b"\5"))
+
+
+def refuse_gguf(path: Path) -> None:
+    """Raise `ModelError` if the file's name or first bytes say that it is GGUF, the format of llama.cpp."""
+    looks = path.suffix.lower() == ".gguf"
+    if not looks and path.is_file():
+        with path.open("rb") as file:
+            looks = file.read(4) == b"GGUF"
+    if looks:
+        raise ModelError(
+            f"{path} is a GGUF file: its weights are quantised and laid out for llama.cpp. Take the model's original "
+            "safetensors weights, or dequantise: `AutoModelForCausalLM.from_pretrained(dir, gguf_file=name)` in "
+            "transformers, then `save_pretrained(out)`."
+        )
 
 
 class Checkpoint:
@@ -67,18 +81,13 @@ class Checkpoint:
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
-        files = _weight_files(self.path)
-        self._file_of: dict[str, Path] = {}
         self.metadata: dict[str, str] = {}
-        for file in files:
-            with _opened(file) as handle:
-                self.metadata.update(handle.metadata() or {})
-                for name in handle.keys():  # noqa: SIM118 - the handle is not a mapping
-                    if name in self._file_of:
-                        raise StoreError(
-                            f"tensor {name!r} stands in {self._file_of[name]} and again in {file}."
-                        )
-                    self._file_of[name] = file
+        self._file_of = located(self.path, self._names)
+
+    def _names(self, file: Path) -> list[str]:
+        with _opened(file) as handle:
+            self.metadata.update(handle.metadata() or {})
+            return list(handle.keys())
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._file_of)
@@ -113,15 +122,50 @@ def _opened(file: Path) -> Iterator[Any]:
     except StoreError:
         raise
     except SafetensorError as error:
-        raise StoreError(
-            f"{file} is not a whole safetensors file ({error}; {file.stat().st_size} bytes on disk). "
-            "It was cut short or damaged: copy or create it again."
-        ) from error
+        raise damaged(file, str(error)) from error
     except OSError as error:
         raise StoreError(f"{file} cannot be read: {error}.") from error
 
 
-def _weight_files(path: Path) -> list[Path]:
+def damaged(file: Path, reason: str) -> StoreError:
+    """The error for a file that is not what safetensors writes."""
+    return StoreError(
+        f"{file} is not a whole safetensors file ({reason}; {file.stat().st_size} bytes on disk). "
+        "It was cut short or damaged: copy or create it again."
+    )
+
+
+def located(path: Path, names: Callable[[Path], Iterable[str]]) -> dict[str, Path]:
+    """Where each tensor lies: one file, or the shards of a directory or an index.
+
+    Args:
+        path: a `.safetensors` file, an `.index.json`, or a directory that holds one of them.
+        names: opens one file and gives the names of its tensors; called once a file.
+
+    Raises:
+        StoreError: nothing there, several sets of weights, an index that does not fit its shards, or a tensor in
+            two of them.
+        PickleRefusedError: the weights are there only as a pickle.
+        ModelError: the weights are there only as GGUF.
+    """
+    file_of: dict[str, Path] = {}
+    for file, promised in _weight_files(path).items():
+        found = list(names(file))
+        missing = sorted(set(promised) - set(found))
+        if missing:
+            raise StoreError(
+                f"the index of {path} says that {file.name!r} holds {listed(missing)}, and it does not: the shards "
+                "come from another save. Download or copy all of them again."
+            )
+        for name in found:
+            if name in file_of:
+                raise StoreError(f"tensor {name!r} stands in {file_of[name]} and again in {file}.")
+            file_of[name] = file
+    return file_of
+
+
+def _weight_files(path: Path) -> dict[Path, list[str]]:
+    """The files with weights, each with the tensors that an index promises there."""
     if path.is_dir():
         indexes = sorted(path.glob("*" + INDEX_SUFFIX))
         singles = sorted(file for file in path.glob("*.safetensors") if file.name != "vector.safetensors")
@@ -132,10 +176,11 @@ def _weight_files(path: Path) -> list[Path]:
         if indexes:
             return _shards(indexes[0])
         if singles:
-            return singles
+            return {singles[0]: []}
         for file in sorted(path.iterdir()):
             if file.suffix in PICKLE_SUFFIXES:
                 refuse_pickle(file)
+            refuse_gguf(file)
         found = listed(sorted(file.name for file in path.iterdir())) or "nothing"
         raise StoreError(f"{path} holds no .safetensors weights; found {found}.")
     if not path.exists():
@@ -143,37 +188,27 @@ def _weight_files(path: Path) -> list[Path]:
     if path.name.endswith(INDEX_SUFFIX):
         return _shards(path)
     refuse_pickle(path)
-    return [path]
+    refuse_gguf(path)
+    return {path: []}
 
 
-def _shards(index: Path) -> list[Path]:
+def _shards(index: Path) -> dict[Path, list[str]]:
     content = read_json(index)
     weight_map = content.get("weight_map") if isinstance(content, dict) else None
     if not isinstance(weight_map, dict) or not weight_map:
         raise StoreError(f"{index} has no `weight_map` from tensor names to files.")
     root = index.parent.resolve()
-    files = []
-    for name in dict.fromkeys(map(str, weight_map.values())):
-        file = root / name
+    promised: dict[str, list[str]] = {}
+    for tensor, shard in weight_map.items():
+        promised.setdefault(str(shard), []).append(tensor)
+    for name in promised:
         if Path(name).name != name:
             raise StoreError(f"{index} points to {name!r}; shards must lie in the index's own directory.")
-        if not file.is_file():
+        if not (root / name).is_file():
             raise StoreError(
                 f"{index} names the shard {name!r}, which is not there: download or copy it again."
             )
-        _require_tensors(file, [tensor for tensor, shard in weight_map.items() if shard == name], index)
-        files.append(file)
-    return files
-
-
-def _require_tensors(file: Path, wanted: Sequence[str], index: Path) -> None:
-    with _opened(file) as handle:
-        missing = sorted(set(wanted) - set(handle.keys()))
-    if missing:
-        raise StoreError(
-            f"{index} says that {file.name!r} holds {listed(missing)}, and it does not: the shards come from "
-            "another save. Download or copy all of them again."
-        )
+    return {root / name: tensors for name, tensors in promised.items()}
 
 
 def read_json(path: Path) -> Any:
@@ -182,7 +217,11 @@ def read_json(path: Path) -> Any:
         return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise StoreError(f"{path} does not exist.") from error
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+    except (
+        OSError,
+        ValueError,
+        RecursionError,
+    ) as error:  # bytes that are no UTF-8, too deep, too many digits
         raise StoreError(f"{path} cannot be read as JSON: {error}.") from error
 
 
@@ -210,13 +249,10 @@ def atomic(path: str | Path, *, overwrite: bool = True) -> Iterator[Path]:
         path.parent.mkdir(parents=True, exist_ok=True)
         _remove_leftovers(path)
         temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=_TEMPORARY, dir=path.parent))
-        with _locked(temporary):
+        with locked(temporary):
             inner = temporary / path.name
             yield inner
-            require_free(path, overwrite)  # again: another process may have been faster
-            _settle(inner, temporary / f"{path.name}.mode")
-            _move(inner, path, temporary / f"{path.name}{_REPLACED}")
-            _flush_directory(path.parent)
+            publish(inner, path, overwrite=overwrite)
     except (OSError, SafetensorError) as error:
         if isinstance(error, StoreError):
             raise
@@ -226,8 +262,20 @@ def atomic(path: str | Path, *, overwrite: bool = True) -> Iterator[Path]:
             shutil.rmtree(temporary, ignore_errors=True)
 
 
+def publish(inner: Path, path: Path, *, overwrite: bool) -> None:
+    """Give a finished file or directory its final name; its folder must be on the same disk and has room beside it.
+
+    Raises:
+        StoreError: something is already there and `overwrite` is false: another process may have been faster.
+    """
+    require_free(path, overwrite)
+    _settle(inner, inner.with_name(f"{path.name}.mode"))
+    _move(inner, path, inner.with_name(f"{path.name}{_REPLACED}"))
+    _flush_directory(path.parent)
+
+
 @contextmanager
-def _locked(folder: Path) -> Iterator[bool]:
+def locked(folder: Path) -> Iterator[bool]:
     """Hold the folder's lock, which the system frees when the process dies; whether it could be had at once."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
@@ -252,7 +300,7 @@ def _remove_leftovers(path: Path) -> None:
     for folder in path.parent.iterdir():
         if not ours.fullmatch(folder.name) or folder.is_symlink() or not folder.is_dir():
             continue
-        with suppress(OSError), _locked(folder) as free:
+        with suppress(OSError), locked(folder) as free:
             held = {entry.name for entry in folder.iterdir()}
             if free and held and not {path.name, f"{path.name}{_REPLACED}"} <= held:
                 shutil.rmtree(folder)

@@ -1,0 +1,283 @@
+"""What a merge reads: models and displacements in files, opened by their headers, read entry by entry."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, Protocol, TypeAlias
+
+import torch
+from torch import Tensor
+
+from tauspan import store
+from tauspan.errors import MismatchError, ModelError, StoreError, UsageError, listed
+from tauspan.merge.adapter_config import CONFIG
+from tauspan.merge.adapters import AdapterSource
+from tauspan.merge.headers import Header, Stored, read_header
+from tauspan.merge.ties import aliases_of
+from tauspan.merge.values import Access, Values
+from tauspan.models.sources import model_directory
+from tauspan.vector import FILE, parse_header
+
+Kind: TypeAlias = Literal["point", "delta"]
+_QUANTISED = (
+    ".qweight",
+    ".qzeros",
+    ".SCB",
+    ".absmax",
+    ".quant_map",
+    ".weight_scale",
+    ".weight_scale_inv",
+    ".weight_scale_2",
+    ".weight_packed",
+    ".input_scale",
+)
+_INTEGERS = (torch.int8, torch.uint8, torch.int16, torch.uint16, torch.int32, torch.uint32, torch.int64)
+
+
+class Source(Protocol):
+    """Named tensors of one model, or of one displacement, whose values are read in pieces.
+
+    `tensors` stand in file order. `aliases` maps names that are not stored, because they are tied, to the stored
+    name. `identity` is JSON: what was read and how to recognise it.
+    """
+
+    @property
+    def label(self) -> str:
+        """A short name for tables, errors and the keys of random masks."""
+
+    @property
+    def path(self) -> Path:
+        """The file or directory."""
+
+    @property
+    def kind(self) -> Kind:
+        """Whether the values are weights or displacements."""
+
+    @property
+    def tensors(self) -> Mapping[str, Stored]:
+        """Where each tensor lies; for a low-rank displacement, the dense tensor it stands for."""
+
+    @property
+    def aliases(self) -> Mapping[str, str]:
+        """Tied names that are not stored, each with the stored name, as far as known."""
+
+    @property
+    def identity(self) -> Mapping[str, Any]:
+        """Path, files with size and hash of the header; of displacements the base and the regime."""
+
+    def read(self, name: str, start: int, stop: int) -> Tensor:
+        """The entries `start` to `stop` of the flattened tensor; threads may read at once."""
+
+    def close(self) -> None:
+        """Let go of the files."""
+
+
+@dataclass(frozen=True, eq=False)
+class Files:
+    """A source whose tensors lie in safetensors files: a model's weights, or a task vector."""
+
+    label: str
+    path: Path
+    kind: Kind
+    tensors: Mapping[str, Stored]
+    aliases: Mapping[str, str]
+    identity: Mapping[str, Any]
+    values: Values = field(repr=False)
+
+    def read(self, name: str, start: int, stop: int) -> Tensor:
+        """The entries `start` to `stop` of the flattened tensor, in its stored dtype, bit for bit."""
+        return self.values.read(found(self, name), start, stop)
+
+    def close(self) -> None:
+        """Let go of the files; a later read opens them again."""
+        self.values.close()
+
+
+@dataclass(frozen=True, eq=False)
+class Sum:
+    """A model with an adapter's displacement added: theta = theta0 + tau, a point.
+
+    `tensors` are the model's own. Where the adapter changes a tensor, `read` gives the unrounded sum in float32
+    (float64 for float64 weights), wider than the stored dtype.
+    """
+
+    model: Source
+    adapter: Source
+    label: str
+    kind: Kind = "point"
+
+    @property
+    def path(self) -> Path:
+        """The model's."""
+        return self.model.path
+
+    @property
+    def tensors(self) -> Mapping[str, Stored]:
+        """The model's."""
+        return self.model.tensors
+
+    @property
+    def aliases(self) -> Mapping[str, str]:
+        """The model's."""
+        return self.model.aliases
+
+    @property
+    def identity(self) -> Mapping[str, Any]:
+        """Both parts'."""
+        parts = {"model": self.model.identity, "adapter": self.adapter.identity}
+        return {"path": "+".join(part["path"] for part in parts.values()), **parts}
+
+    def read(self, name: str, start: int, stop: int) -> Tensor:
+        """The entries `start` to `stop` of the flattened sum."""
+        point, stored = self.model.read(name, start, stop), found(self, name).name
+        if stored not in self.adapter.tensors:
+            return point
+        wide = torch.promote_types(point.dtype, torch.float32)
+        return point.to(wide) + self.adapter.read(stored, start, stop).to(wide)
+
+    def close(self) -> None:
+        """Let go of the files of both."""
+        self.model.close()
+        self.adapter.close()
+
+
+def found(source: Source, name: str) -> Stored:
+    """Where the tensor lies, under its own name or the one it is tied to; a `StoreError` if it does not."""
+    stored = source.tensors.get(source.aliases.get(name, name))
+    if stored is None:
+        raise StoreError(f"{source.path} has no tensor {name!r}; it has {listed(source.tensors)}.")
+    return stored
+
+
+def open_source(path: str | Path, *, access: Access = "mmap", label: str | None = None) -> Source:
+    """Open a model or a displacement by its headers; no values are read.
+
+    Args:
+        path: a safetensors file; a directory with one, or with shards and their index; a task vector's file or
+            directory; a PEFT adapter's directory; `"minilm"`; an id `org/name@revision` on the hub; or
+            `"MODEL+ADAPTER"`, the model with the adapter's displacement added.
+        access: `mmap` shares the file's pages, `pread` copies; see `Values`.
+        label: a short name; the vector's own, else the last part of the path, when None.
+
+    Raises:
+        StoreError: not there, cut short, damaged, or an index that does not fit its shards.
+        PickleRefusedError: a pickle.
+        ModelError: GGUF or quantised weights, or an id that cannot be fetched.
+
+    Cost: one open and one JSON parse a file.
+
+    Example:
+        >>> import tempfile
+        >>> file = Path(tempfile.mkdtemp()) / "tuned.safetensors"
+        >>> store.write_tensors(file, {"w": torch.arange(6.0).view(2, 3)})
+        >>> source = open_source(file)
+        >>> source.label, source.kind, source.read("w", 2, 4)
+        ('tuned', 'point', tensor([2., 3.]))
+    """
+    place, text = Path(path), str(path)
+    model, plus, adapter = text.rpartition("+")
+    if plus and not place.exists():
+        return _sum(model, adapter, access, label)
+    if not place.exists() and not text.endswith((".safetensors", ".json")):
+        place = model_directory(text)
+        label = label or text.partition("@")[0].rpartition("/")[2]
+    if (place / CONFIG).is_file() and not _has_weights(place):
+        return AdapterSource(place, access=access, label=label)
+    if (place / FILE).is_file() and not _has_weights(place):
+        place = place / FILE
+    return _files(place, text, access, label)
+
+
+def _has_weights(directory: Path) -> bool:
+    """Whether the directory holds a whole model beside what an adapter or a vector keeps there."""
+    others = {FILE, "adapter_model.safetensors"}
+    names = {file.name for file in directory.iterdir()}
+    return any(name.endswith((".safetensors", store.INDEX_SUFFIX)) for name in names - others)
+
+
+def _sum(model: str, adapter: str, access: Access, label: str | None) -> Sum:
+    point, change = open_source(model, access=access), open_source(adapter, access=access)
+    label = label or f"{point.label}+{change.label}"
+    if point.kind != "point" or change.kind != "delta":
+        raise UsageError(
+            f"'{model}+{adapter}' is a {point.kind} + a {change.kind} (a point is a model, a delta a displacement), and "
+            "must be MODEL+ADAPTER: name the model first and its adapter second."
+        )
+    for name, stored in change.tensors.items():
+        own = point.tensors.get(name)
+        if own is None or own.shape != stored.shape:
+            there = "is not there" if own is None else f"has shape {tuple(own.shape)}"
+            raise MismatchError(
+                f"the adapter {change.path} changes {name!r}, shape {tuple(stored.shape)}, which {there} in "
+                f"{point.path}: the adapter was made for another model. Take that one."
+            )
+    return Sum(point, change, label)
+
+
+def _files(place: Path, given: str, access: Access, label: str | None) -> Files:
+    headers: dict[Path, Header] = {}
+
+    def names(file: Path) -> Sequence[str]:
+        headers[file] = read_header(file)
+        return list(headers[file].tensors)
+
+    file_of = store.located(place, names)
+    tensors = {name: headers[file].tensors[name] for name, file in file_of.items()}
+    metadata = {key: value for header in headers.values() for key, value in header.metadata.items()}
+    identity: dict[str, Any] = {
+        "path": given,
+        "files": [
+            {"name": file.name, "bytes": header.nbytes, "header_sha256": header.sha256}
+            for file, header in headers.items()
+        ],
+    }
+    if place.is_dir() and place.parent.name == "snapshots":  # the hub's cache: the folder is the commit
+        identity["commit"] = place.name
+    if "tauspan" in metadata:
+        vector = parse_header(metadata["tauspan"], place)
+        identity |= {"base": vector["base"], "regime": vector["regime"]}
+        return Files(label or vector["label"], place, "delta", tensors, {}, identity, Values(access))
+    config = config_of(place)
+    refuse_quantised(place, tensors, config)
+    name = label or (model_folder(place) or place.with_suffix("")).absolute().name
+    return Files(
+        name, place, "point", tensors, aliases_of(tensors, metadata, config), identity, Values(access)
+    )
+
+
+def config_of(place: Path) -> Mapping[str, Any]:
+    """The model's `config.json`, of a directory or beside a file of its usual name; empty if there is none."""
+    folder = model_folder(place)
+    if folder is None or not (folder / "config.json").is_file():
+        return {}
+    content = store.read_json(folder / "config.json")
+    if not isinstance(content, dict):
+        raise StoreError(
+            f"{folder / 'config.json'} is not a JSON object; save the model's configuration again."
+        )
+    return content
+
+
+def model_folder(place: Path) -> Path | None:
+    """The directory whose configuration and tokenizer belong to the weights; None for a file on its own."""
+    if place.is_dir():
+        return place
+    usual = place.name.startswith("model.") or place.name.endswith(store.INDEX_SUFFIX)
+    return place.parent if usual else None
+
+
+def refuse_quantised(place: Path, tensors: Mapping[str, Stored], config: Mapping[str, Any]) -> None:
+    """Raise `ModelError` if weights are stored as codes, whose sums mean nothing."""
+    repair = (
+        "Merging needs real weights: take the original checkpoint, or dequantise it: "
+        "`from_pretrained(dir).dequantize()` in transformers, then `save_pretrained(out)`."
+    )
+    quantised = config.get("quantization_config")
+    if quantised:
+        how = quantised.get("quant_method", "unnamed") if isinstance(quantised, dict) else quantised
+        raise ModelError(f"{place} is quantised: config.json has `quantization_config` ({how}). {repair}")
+    for name, stored in tensors.items():
+        codes = name.endswith("weight") and len(stored.shape) > 1 and stored.dtype in _INTEGERS
+        if codes or name.endswith(_QUANTISED) or ".quant_state." in name:
+            dtype = str(stored.dtype).removeprefix("torch.")
+            raise ModelError(f"{stored.file} is quantised: it holds {name!r} ({dtype}). {repair}")

@@ -1,0 +1,129 @@
+"""Whole models against each other: weights or displacements, configuration, base and regime."""
+
+from collections.abc import Iterator, Mapping, Sequence
+
+from torch import Tensor
+
+from tauspan import params
+from tauspan.errors import listed
+from tauspan.merge.inputs import Source, config_of, found
+from tauspan.merge.problems import Problem, Severity
+
+_SPACES = {"point": "a model's weights", "delta": "a displacement"}
+
+
+def spaces(base: Source | None, models: Sequence[Source]) -> Iterator[Problem]:
+    """Whether weights and displacements meet only where there is a base."""
+    if base is not None and base.kind != "point":
+        yield Problem(
+            "error",
+            "spaces",
+            None,
+            base.label,
+            base.path,
+            f"the base {base.path} is a displacement, not a model. Name the pre-trained model as the base.",
+        )
+    first = models[0]
+    other = next((model for model in models if model.kind != first.kind), None)
+    if base is None and other is not None:
+        yield Problem(
+            "error",
+            "spaces",
+            None,
+            other.label,
+            other.path,
+            f"{first.path} holds {_SPACES[first.kind]} and {other.path} {_SPACES[other.kind]}: they meet only at a base. "
+            "Name it: `base_model`.",
+        )
+
+
+def architecture(reference: Source, model: Source) -> Iterator[Problem]:
+    """Whether both configurations name one model type and one class."""
+    ours, theirs = config_of(model.path), config_of(reference.path)
+    rules: tuple[tuple[str, Severity, str], ...] = (
+        ("model_type", "error", "the same names may mean other functions"),
+        ("architectures", "warning", "one may have a head that the other lacks"),
+    )
+    for key, severity, meaning in rules:
+        if ours.get(key) and theirs.get(key) and ours[key] != theirs[key]:
+            yield Problem(
+                severity,
+                "architecture",
+                None,
+                model.label,
+                model.path / "config.json" if model.path.is_dir() else model.path,
+                f"{key} is {ours[key]!r} in {model.path} and {theirs[key]!r} in {reference.path}: {meaning}. Merge "
+                "models of one architecture, saved from one class.",
+            )
+
+
+def vectors(displacements: Sequence[Source]) -> Iterator[Problem]:
+    """Displacements among themselves; an adapter is zero beside the modules that it names."""
+    saved = [vector for vector in displacements if "base" in vector.identity]
+    for key, rule in (
+        ("base", "displacements from different points do not add. Fine-tune both from one pre-trained model"),
+        ("regime", "they edit different functions. Fine-tune both in one regime"),
+    ):
+        for vector in saved[1:]:
+            mine, theirs = vector.identity[key], saved[0].identity[key]
+            if mine != theirs:
+                yield Problem(
+                    "error",
+                    key,
+                    None,
+                    vector.label,
+                    vector.path,
+                    f"the {key} of {vector.path} is {mine[:12]} and of {saved[0].path} {theirs[:12]}: {rule}.",
+                )
+    names = dict.fromkeys(name for vector in saved for name in vector.tensors)
+    for vector in saved:
+        absent = [name for name in names if name not in vector.tensors]
+        if absent:
+            yield Problem(
+                "error",
+                "missing_tensors",
+                absent[0],
+                vector.label,
+                vector.path,
+                f"{vector.path} lacks {listed(map(repr, absent))}, which other vectors have. Choose the same parameters, "
+                "or say that it does not move them: `vector.filled_like(other)`.",
+            )
+
+
+class _Tensors(Mapping[str, Tensor]):
+    """A source's tensors, each read when it is asked for, so that one at a time is in memory."""
+
+    def __init__(self, source: Source) -> None:
+        self._source = source
+
+    def __getitem__(self, name: str) -> Tensor:
+        shape = found(self._source, name).shape
+        return self._source.read(name, 0, shape.numel()).view(shape)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._source.tensors)
+
+    def __len__(self) -> int:
+        return len(self._source.tensors)
+
+
+def fingerprint_of(source: Source) -> str:
+    """The content fingerprint of the stored tensors; reads all of them."""
+    return params.fingerprint(_Tensors(source))
+
+
+def fingerprints(base: Source, models: Sequence[Source]) -> Iterator[Problem]:
+    """Whether the vectors start from this base, by content; reads all of the base."""
+    saved = [model for model in models if "base" in model.identity]
+    own = fingerprint_of(base) if saved else ""
+    for vector in saved:
+        if vector.identity["base"] != own:
+            yield Problem(
+                "error",
+                "base",
+                None,
+                vector.label,
+                vector.path,
+                f"{vector.path} starts from base {vector.identity['base'][:12]}, and {base.path} is {own[:12]}. Take the "
+                "model that it was made from, or re-label it: `vector.rebased(model)`.",
+            )

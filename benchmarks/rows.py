@@ -34,6 +34,7 @@ GOALS: dict[str, dict[str, float]] = {
         "xi map": 100.0,
         "optimiser": 0.2,
         "pipeline": 0.4,
+        "spectral": 2.0,
     },
     "cuda": {"step / paper": 0.75, "memory / paper": 0.4},
 }

@@ -13,6 +13,7 @@ from benchmarks.pipeline import pipeline
 from benchmarks.rows import ROOT, Row, Setting, device_name, read, report, write
 from benchmarks.search import search
 from benchmarks.shapes import SHAPES
+from benchmarks.spectral import spectral
 from benchmarks.steps import steps
 from rich.console import Console
 
@@ -25,6 +26,7 @@ BENCHMARKS: dict[str, Callable[[Setting], list[Row]]] = {
     "search": search,
     "convex": convex,
     "pipeline": pipeline,
+    "spectral": spectral,
 }
 _GPU = ("steps", "memory")  # what has goals there
 

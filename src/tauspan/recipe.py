@@ -3,17 +3,11 @@
 import dataclasses
 import itertools
 import math
-import types
-import typing
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal, TypeVar
-
-import yaml
+from typing import Any, Literal
 
 from tauspan.errors import RecipeError, listed, nearest
-
-T = TypeVar("T")
+from tauspan.schema import Document
 
 
 @dataclasses.dataclass(frozen=True)
@@ -88,6 +82,26 @@ class Maps:
 
 
 @dataclasses.dataclass(frozen=True)
+class Merging:
+    """Which merging methods are compared, with their default options and an alpha each; see `tauspan.search.compare`.
+
+    `regimes` None takes all of the recipe's, `grid` None the default one.
+    """
+
+    methods: tuple[str, ...] = ()
+    grid: tuple[float, ...] | None = None
+    regimes: tuple[Literal["standard", "posthoc", "linear"], ...] | None = None
+
+    def __post_init__(self) -> None:
+        if len(set(self.methods)) < len(self.methods):
+            raise RecipeError(f"merge.methods: {list(self.methods)}: one method stands twice.")
+        if self.grid is not None and not (self.grid and all(map(math.isfinite, self.grid))):
+            raise RecipeError(
+                f"merge.grid: {list(self.grid)}: it needs at least one coefficient, all finite."
+            )
+
+
+@dataclasses.dataclass(frozen=True)
 class Recipe:
     r"""A whole experiment: fine-tune tasks in each regime, add them, negate some, for every seed.
 
@@ -108,6 +122,7 @@ class Recipe:
     grid: Literal["paper", "auto"] | tuple[float, ...] = "paper"
     negate: Negation = Negation()
     disentangle: Maps = Maps()
+    merge: Merging = Merging()
 
     def __post_init__(self) -> None:
         for name in ("tasks", "regimes", "seeds"):
@@ -124,6 +139,7 @@ class Recipe:
         if self.negate.targets and len(self.tasks) < 2:
             raise RecipeError("negate.targets: negation needs at least one other task as its control.")
         self._check_maps()
+        self._check_regimes("merge", self.merge.regimes)
 
     def _check_maps(self) -> None:
         maps = self.disentangle
@@ -134,89 +150,25 @@ class Recipe:
                 )
         if maps.pairs == "all" and len(self.tasks) < 2:
             raise RecipeError("disentangle.pairs: all: a pair needs at least two tasks.")
-        for regime in maps.regimes or ():
+        self._check_regimes("disentangle", maps.regimes)
+
+    def _check_regimes(self, key: str, regimes: tuple[str, ...] | None) -> None:
+        for regime in regimes or ():
             if regime not in self.regimes:
                 raise RecipeError(
-                    f"disentangle.regimes: {regime!r} is not among the recipe's regimes, {listed(self.regimes)}."
+                    f"{key}.regimes: {regime!r} is not among the recipe's regimes, {listed(self.regimes)}."
                 )
 
     @staticmethod
     def read(path: str | Path) -> "Recipe":
         """The recipe in a YAML file."""
-        try:
-            text = Path(path).read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as error:
-            raise RecipeError(f"the recipe {path} cannot be read: {error}") from error
-        return Recipe.parse(text, str(path))
+        return Document.read(path).build(Recipe)
 
     @staticmethod
     def parse(text: str, where: str = "recipe") -> "Recipe":
         """The recipe in a YAML text; errors name `where`, the line and the key."""
-        try:
-            node = yaml.compose(text, Loader=yaml.SafeLoader)
-            plain = yaml.safe_load(text)
-        except yaml.YAMLError as error:
-            raise RecipeError(f"{where} is not YAML: {error}") from error
-        if not isinstance(plain, Mapping):
-            raise RecipeError(f"{where} holds {type(plain).__name__}, not a mapping of keys to values.")
-        try:
-            return _build(Recipe, plain, node, where, "")
-        except RecipeError as error:
-            raise error if where in str(error) else RecipeError(f"{where}: {error}") from error
+        return Document(text, where).build(Recipe)
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values."""
         return dataclasses.asdict(self)
-
-
-def _build(kind: type[T], plain: Mapping[str, Any], node: Any, where: str, path: str) -> T:
-    """A frozen dataclass from a mapping, every key and value checked against its annotation."""
-    hints = typing.get_type_hints(kind)
-    known = {field.name: field for field in dataclasses.fields(kind)}  # type: ignore[arg-type]
-    nodes: dict[str, tuple[int, Any]] = {}
-    for key, inner in node.value:
-        line = key.start_mark.line + 1
-        if key.value in nodes:
-            raise RecipeError(
-                f"{where}, line {line}: the key {path + str(key.value)!r} stands twice, first in line "
-                f"{nodes[key.value][0]}."
-            )
-        nodes[key.value] = (line, inner)
-    values: dict[str, Any] = {}
-    for key, value in plain.items():
-        line, inner = nodes.get(str(key), (1, None))
-        place = f"{where}, line {line}"
-        if key not in known:
-            raise RecipeError(f"{place}: unknown key {path + str(key)!r}. {nearest(str(key), known)}")
-        hint = hints[key]
-        if dataclasses.is_dataclass(hint):
-            if not isinstance(value, Mapping):
-                raise RecipeError(f"{place}: {path}{key} needs keys below it, not {value!r}.")
-            values[key] = _build(typing.cast(type, hint), value, inner, where, f"{path}{key}.")
-        else:
-            values[key] = _value(hint, value, f"{place}: {path}{key}")
-    for name, field in known.items():
-        if name not in values and field.default is dataclasses.MISSING:
-            raise RecipeError(f"{where}: {path}{name} is missing.")
-    return kind(**values)
-
-
-def _value(hint: Any, value: Any, place: str) -> Any:
-    """A YAML value as its annotation says, or a `RecipeError`."""
-    for option in (
-        typing.get_args(hint) if typing.get_origin(hint) in (typing.Union, types.UnionType) else (hint,)
-    ):
-        origin, args = typing.get_origin(option), typing.get_args(option)
-        if origin is Literal and value in args and not isinstance(value, list):
-            return value
-        if origin is tuple and isinstance(value, list):
-            return tuple(_value(args[0], item, f"{place}[{index}]") for index, item in enumerate(value))
-        if option is type(None) and value is None:
-            return None
-        if option is float and isinstance(value, int | float) and not isinstance(value, bool):
-            return float(value)
-        if isinstance(option, type) and option is not float and type(value) is option:
-            return value
-    wanted = str(hint).replace("typing.", "").replace("<class '", "").replace("'>", "")
-    hint_text = " (YAML reads 1e-4 as text: write 1.0e-4)" if isinstance(value, str) and "e" in value else ""
-    raise RecipeError(f"{place} is {value!r}, and must be {wanted}{hint_text}.")

@@ -116,6 +116,9 @@ class Scope(Protocol):
     def first(self) -> Block:
         """The first block, for options and labels."""
 
+    def option(self, name: str) -> Any:
+        """An option that holds for all the scope's tensors; a `UsageError` if it differs between them."""
+
     def total(self, measure: Callable[[Block], Tensor]) -> Tensor:
         """The sum over blocks of `measure(block)`, in float64 and in a fixed order."""
 
@@ -123,9 +126,9 @@ class Scope(Protocol):
         """The largest of `measure(block)` over the blocks, entry by entry."""
 
     def kth_largest(self, key: Callable[[Block], Tensor], ranks: list[int]) -> Tensor:
-        """Exact order statistics of R rows of keys that are not negative, shape (R, n): shape (R,).
+        """Exact order statistics of the magnitudes of R rows of keys, shape (R, n): shape (R,).
 
-        The `ranks[r]`-th largest value of `key(block)[r]` over the scope; infinity for rank 0, 0 for a rank above the
+        The `ranks[r]`-th largest value of |key(block)[r]| over the scope; infinity for rank 0, 0 for a rank above the
         number of entries.
         """
 

@@ -1,17 +1,24 @@
 """Reductions over one tensor or a whole model, block by block: what methods ask before they merge."""
 
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
 from typing import Any, Protocol, TypeVar
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from tauspan.merge.histogram import digits, histogram, joined, place
+from tauspan.errors import UsageError
+from tauspan.merge.histogram import Bits, Interval, Search, directly, magnitude, patterns
 from tauspan.merge.method import Block, Grain
 
 T = TypeVar("T")
+
+_SAMPLE = 1 << 16  # entries a row that a first guess at an order statistic reads, or more:
+_RUN = 1 << 10  # so many from each piece
+_GOLDEN = 0.618033988749895  # its multiples, modulo 1, spread the runs evenly over the pieces
 
 
 @dataclass(frozen=True)
@@ -57,7 +64,7 @@ def shaped(flat: Tensor, shape: torch.Size, grain: Grain) -> Tensor:
     """Flat values, shape (..., n), as a method of that grain takes them."""
     lead = flat.shape[:-1]
     if grain == "tensor":
-        return flat.view(*lead, *shape)
+        return flat.view((*lead, *shape))
     if grain == "row":
         return flat.view(*lead, -1, prod(shape[1:]) if len(shape) > 1 else flat.shape[-1])
     return flat
@@ -77,7 +84,7 @@ class Blocks:
     def __init__(
         self, specs: Sequence[Spec], read: Read, grain: Grain, size: int, run: OrderedMap = map
     ) -> None:
-        self._read, self._run = read, run
+        self._specs, self._read, self._grain, self._run = specs, read, grain, run
         self._pieces = [(spec, *piece) for spec in specs for piece in pieces(spec.shape, grain, size)]
         self.entries = sum(prod(spec.shape) for spec in specs)
 
@@ -86,7 +93,19 @@ class Blocks:
         """The first block, for options and labels."""
         return self._read(*self._pieces[0])
 
-    def _measured(self, measure: Callable[[Block], Tensor]) -> Iterator[Tensor]:
+    def option(self, name: str) -> Any:
+        """An option that holds for all the scope's tensors."""
+        first, *rest = self._specs
+        for spec in rest:
+            if spec.options[name] != first.options[name]:
+                raise UsageError(
+                    f"option {name!r} is {first.options[name]!r} for {first.name!r} and {spec.options[name]!r} for "
+                    f"{spec.name!r}, and this method takes one {name!r} for the whole model. Give it without filters "
+                    "and gradients, or choose a variant that works tensor by tensor."
+                )
+        return first.options[name]
+
+    def _measured(self, measure: Callable[[Block], T]) -> Iterator[T]:
         return self._run(lambda piece: measure(self._read(*piece)), self._pieces)
 
     def total(self, measure: Callable[[Block], Tensor]) -> Tensor:
@@ -103,16 +122,65 @@ class Blocks:
         return highest
 
     def kth_largest(self, key: Callable[[Block], Tensor], ranks: list[int]) -> Tensor:
-        """Exact order statistics of the rows of `key(block)`, by one pass a digit of 16 bits; see `Scope`."""
-        kind = key(self.first).dtype
-        found: list[list[int]] = [[] for _ in ranks]
-        left = list(ranks)
-        for digit in range(digits(kind)):
-            counts = _added(self._measured(lambda block, at=digit: histogram(key(block), at, found)))  # type: ignore[misc]
-            for row, rank in enumerate(left):
-                chosen, left[row] = place(counts[row], rank)
-                found[row].append(chosen)
-        return joined(found, ranks, self.entries, kind)
+        """Exact order statistics of the rows of |key(block)|, in one or two passes over the blocks; see `Scope`."""
+        inside = [row for row, rank in enumerate(ranks) if 1 <= rank <= self.entries]
+        first = key(self.first)
+        found = {}
+        if inside and len(self._pieces) == 1:
+            bits = patterns(first)[inside]
+            found = dict(zip(inside, directly(bits, [ranks[row] for row in inside]), strict=True))
+        elif inside:
+            found = self._searched(key, first.dtype, {row: ranks[row] for row in inside})
+        beyond = [math.inf if rank < 1 else 0.0 for rank in ranks]
+        values = [
+            magnitude(found[row], first.dtype) if row in found else beyond[row] for row in range(len(ranks))
+        ]
+        return torch.tensor(values, dtype=first.dtype, device=first.device)
+
+    def _searched(
+        self, key: Callable[[Block], Tensor], dtype: torch.dtype, ranks: Mapping[int, int]
+    ) -> dict[int, int]:
+        """The pattern at each row's rank."""
+        whole = Interval.whole(dtype)
+        sample = self._sample(key)
+        searches = {
+            row: Search(
+                rank,
+                whole if sample is None else whole.around(sample[row], rank / self.entries),
+                whole,
+            )
+            for row, rank in ranks.items()
+        }
+        while left := {row: search for row, search in searches.items() if search.found is None}:
+            intervals = {row: search.interval for row, search in left.items()}
+
+            def located(block: Block, now: Mapping[int, Interval] = intervals) -> list[tuple[int, Bits]]:
+                bits = patterns(key(block))
+                return [interval.located(bits[row]) for row, interval in now.items()]
+
+            for parts in self._measured(located):
+                for search, part in zip(left.values(), parts, strict=True):
+                    search.add(*part)
+            for search in left.values():
+                search.narrow()
+        return {row: search.found for row, search in searches.items() if search.found is not None}
+
+    def _sample(self, key: Callable[[Block], Tensor]) -> Bits | None:
+        """Sorted keys of a short run of entries in each piece; None where pieces cannot be cut."""
+        if self._grain == "tensor":
+            return None
+        wanted = max(_RUN, _SAMPLE // len(self._pieces))
+        runs = []
+        for number, (spec, start, stop) in enumerate(self._pieces):
+            row = prod(spec.shape[1:]) if self._grain == "row" and len(spec.shape) > 1 else 1
+            if self._grain == "row" and len(spec.shape) < 2:
+                row = stop - start
+            length = min(-(-wanted // row) * row, stop - start)
+            free = (stop - start - length) // row + 1  # places where the run can begin
+            place = start + row * int(number * _GOLDEN % 1 * free)
+            runs.append((spec, place, place + length))
+        bits = np.concatenate([patterns(key(self._read(*run))) for run in runs], axis=1)
+        return np.sort(bits, axis=1)
 
 
 def _added(results: Iterator[Tensor]) -> Tensor:

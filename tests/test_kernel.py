@@ -9,7 +9,7 @@ from torch import Tensor, nn
 import zoo
 from tauspan.errors import MismatchError, NonFiniteError, UsageError
 from tauspan.kernel import DenseKernel, TangentKernel
-from tauspan.kernel.operator import BACKENDS
+from tauspan.kernel.tiles import BACKENDS
 
 OUTPUTS = ("all", "sum", "trace", 1, ("signs", 3))
 

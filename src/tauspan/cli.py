@@ -10,7 +10,7 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from tauspan import __version__, commands
+from tauspan import __version__, commands, verbs_merge
 from tauspan.errors import TauspanError
 
 REGIMES = ("standard", "posthoc", "linear")
@@ -280,6 +280,7 @@ def parser() -> argparse.ArgumentParser:
         made.add_argument("--max-tokens", type=int)
         made.add_argument("--point", choices=("encoder", "logits"))
         made.add_argument("--batch-size", type=int, default=64)
+    verbs_merge.add(verbs, verb)
     return top
 
 

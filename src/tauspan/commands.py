@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from tauspan.vector import TaskVector
 
 
-def _show(report: "Report", options: argparse.Namespace) -> None:
+def show(report: "Report", options: argparse.Namespace) -> None:
     """Print a report as the options ask: tables, JSON, or nothing."""
     if options.json:
         sys.stdout.write(report.to_json())
@@ -26,7 +26,7 @@ def _show(report: "Report", options: argparse.Namespace) -> None:
         Console().print(report.renderable())
 
 
-def _say(text: str, options: argparse.Namespace) -> None:
+def say(text: str, options: argparse.Namespace) -> None:
     """A line for people on stdout, unless they asked for silence or for JSON."""
     if not options.quiet and not options.json:
         sys.stdout.write(text + "\n")
@@ -36,7 +36,7 @@ def demo(options: argparse.Namespace) -> None:
     """The packaged recipe."""
     _recipe(Path(__file__).parent / "demo.yaml", Path(options.out), options)
     out = options.out
-    _say(
+    say(
         f"Wrote {out}/report.json, report.md, addition.png, alpha-*.png, xi-*.png, and the vectors under {out}/vectors.\n"
         f"Next: tauspan vector inspect {out}/vectors/linear-*-seed0\n"
         "      tauspan run recipes/text7.yaml", options,
@@ -48,7 +48,7 @@ def run(options: argparse.Namespace) -> None:
     recipe = Path(options.recipe)
     out = Path(options.out) if options.out else Path("out") / recipe.stem
     _recipe(recipe, out, options)
-    _say(f"Wrote {out}/report.json, {out}/report.md and the figures beside them.", options)
+    say(f"Wrote {out}/report.json, {out}/report.md and the figures beside them.", options)
 
 
 def _recipe(file: Path, out: Path, options: argparse.Namespace) -> None:
@@ -60,7 +60,7 @@ def _recipe(file: Path, out: Path, options: argparse.Namespace) -> None:
     recipe = Recipe.read(file)
     if options.seed is not None:
         recipe = dataclasses.replace(recipe, seeds=(options.seed,))
-    _show(carry_out(recipe, out, show_progress=not options.quiet), options)
+    show(carry_out(recipe, out, show_progress=not options.quiet), options)
 
 
 def finetune(options: argparse.Namespace) -> None:
@@ -124,7 +124,7 @@ def _trained(done: "Finetuned", file: Path, options: argparse.Namespace, **more:
     if options.json:
         sys.stdout.write(json.dumps(facts) + "\n")
     ended = f", gradient norm {more['gradient_norm']:.1e} after {more['steps']} steps" if more else ""
-    _say(
+    say(
         f"{done.task_vector}\n{file}: validation accuracy {last.get('accuracy', float('nan')):.3f}{ended}, "
         f"{done.cost.seconds:.1f} s, peak {done.cost.peak_mb:.0f} MB{', reused' if done.reused else ''}",
         options,
@@ -157,7 +157,7 @@ def _write(vector: "TaskVector", options: argparse.Namespace) -> None:
     file = vector.save_pretrained(options.out, overwrite=options.overwrite)
     if options.json:
         sys.stdout.write(json.dumps({"vector": str(file), "norm": vector.norm(), "base": vector.base}) + "\n")
-    _say(f"{vector}\nwrote {file}", options)
+    say(f"{vector}\nwrote {file}", options)
 
 
 def vector_diff(options: argparse.Namespace) -> None:
@@ -187,7 +187,7 @@ def vector_inspect(options: argparse.Namespace) -> None:
             {"": vector.label, **{other.label: float(c) for other, c in zip(vectors, line, strict=True)}}
             for vector, line in zip(vectors, matrix, strict=True)
         ]))  # fmt: skip
-    _show(
+    show(
         Report("Task vectors", tables, provenance(), result={"info": [dict(v.info) for v in vectors]}),
         options,
     )
@@ -203,7 +203,7 @@ def vector_verify(options: argparse.Namespace) -> None:
     if options.json:
         sys.stdout.write(json.dumps({"ok": True, "base": vector.base, "checked_model": options.model}) + "\n")
     base = f"and starts from {options.model}" if options.model else f"(base {vector.base[:12]}, not checked)"
-    _say(f"{options.vector} is whole and finite {base}", options)
+    say(f"{options.vector} is whole and finite {base}", options)
 
 
 def vector_add(options: argparse.Namespace) -> None:
@@ -241,7 +241,7 @@ def apply(options: argparse.Namespace) -> None:
     save(edited, options.out, overwrite=options.overwrite)
     if options.json:
         sys.stdout.write(json.dumps({"model": options.out, "scale": options.scale}) + "\n")
-    _say(f"wrote {options.out}", options)
+    say(f"wrote {options.out}", options)
 
 
 def evaluate(options: argparse.Namespace) -> None:
@@ -251,7 +251,7 @@ def evaluate(options: argparse.Namespace) -> None:
 
     vector = _vectors([options.vector])[0] if options.vector else None
     tasks = [_limited(_task(name), options.rows) for name in options.tasks]
-    _show(measure(
+    show(measure(
         load(options.model), tasks, vector, options.scale, options.regime, options.split, point=options.point,
         batch_size=options.batch_size, max_tokens=options.max_tokens, show_progress=not options.quiet,
     ), options)  # fmt: skip
@@ -395,4 +395,4 @@ def _report(report: "Report", options: argparse.Namespace) -> None:
         store.write_text(folder / "report.json", report.to_json())
         store.write_text(folder / "report.md", report.to_markdown())
         draw(report, folder)
-    _show(report, options)
+    show(report, options)

@@ -15,6 +15,7 @@ from torch import Tensor
 from tauspan.errors import MismatchError, NonFiniteError, listed
 
 Params: TypeAlias = Mapping[str, Tensor]
+_PIECE = 1 << 20  # entries that a fingerprint holds as float32 or float64 at once
 
 
 def require_same(first: Params, second: Params, first_name: str, second_name: str) -> None:
@@ -89,13 +90,17 @@ def norm(params: Params) -> float:
     return math.sqrt(sum(squares))
 
 
-def _canonical(tensor: Tensor) -> Tensor:
+def _pieces(tensor: Tensor) -> Iterator[Tensor]:
+    flat = tensor.detach().reshape(-1)
+    for start in range(0, len(flat), _PIECE):
+        yield flat[start : start + _PIECE]
+
+
+def _canonical(tensor: Tensor) -> torch.dtype:
     """The narrowest of float32 and float64 that holds the values exactly: one value, one fingerprint."""
-    tensor = tensor.detach().cpu()
-    single = tensor.float()
-    if tensor.dtype == torch.float64 and not torch.equal(single.double(), tensor):
-        return tensor.contiguous()
-    return single.contiguous()
+    wide = tensor.dtype == torch.float64
+    exact = not wide or all(torch.equal(piece.float().double(), piece) for piece in _pieces(tensor))
+    return torch.float32 if exact else torch.float64
 
 
 def fingerprint(params: Params) -> str:
@@ -111,8 +116,10 @@ def fingerprint(params: Params) -> str:
     """
     digest = hashlib.sha256()
     for name in sorted(params):
-        if params[name].is_floating_point():
-            values = _canonical(params[name])
-            digest.update(f"{name}|{tuple(values.shape)}|".encode())
-            digest.update(values.numpy().tobytes() if values.numel() else b"")
+        tensor = params[name]
+        if tensor.is_floating_point():
+            dtype = _canonical(tensor)
+            digest.update(f"{name}|{tuple(tensor.shape)}|".encode())
+            for piece in _pieces(tensor):
+                digest.update(piece.to(device="cpu", dtype=dtype).contiguous().numpy().data)
     return digest.hexdigest()

@@ -28,6 +28,16 @@ class Table:
         """Column names, in the order of the rows; a column that only some rows have still counts."""
         return list(dict.fromkeys(name for row in self.rows for name in row))
 
+    def to_markdown(self) -> str:
+        """The table as GitHub Markdown, under its title."""
+        columns = self.columns
+        lines = [f"## {self.title}", ""]
+        lines += ["| " + " | ".join(columns) + " |", "|" + "---|" * len(columns)]
+        for row in self.rows:
+            cells = (shown(row.get(name)).replace("|", "\\|") for name in columns)
+            lines.append("| " + " | ".join(cells) + " |")
+        return "\n".join([*lines, *(["", self.note] if self.note else [])])
+
 
 @dataclass(frozen=True)
 class Report:
@@ -71,14 +81,7 @@ class Report:
         """The tables as GitHub Markdown, provenance last."""
         lines = [f"# {self.title}", ""]
         for table in self.tables:
-            columns = table.columns
-            lines += [f"## {table.title}", ""]
-            lines += ["| " + " | ".join(columns) + " |", "|" + "---|" * len(columns)]
-            for row in table.rows:
-                lines.append(
-                    "| " + " | ".join(shown(row.get(name)).replace("|", "\\|") for name in columns) + " |"
-                )
-            lines += ["", *([table.note, ""] if table.note else [])]
+            lines += [table.to_markdown(), ""]
         lines += ["## Provenance", ""]
         lines += [f"- {key}: {_inline(value)}" for key, value in self.provenance.items()]
         return "\n".join(lines) + "\n"

@@ -296,16 +296,8 @@ class TaskVector:
         """
         params.require_finite(self.deltas, f"the vector {self.label!r}")
         file = vector_file(path)
-        header = {
-            "format": FORMAT,
-            "base": self.base,
-            "regime": self.regime,
-            "label": self.label,
-            "info": self.info,
-        }
-        store.write_tensors(
-            file, self.deltas, {"tauspan": json.dumps(header, sort_keys=True)}, overwrite=overwrite
-        )
+        metadata = header(self.base, self.regime, self.label, self.info)
+        store.write_tensors(file, self.deltas, metadata, overwrite=overwrite)
         return file
 
     @staticmethod
@@ -318,10 +310,16 @@ class TaskVector:
         """
         file = vector_file(path)
         checkpoint = store.Checkpoint(file)
-        header = parse_header(checkpoint.metadata.get("tauspan"), file)
+        found = parse_header(checkpoint.metadata.get("tauspan"), file)
         deltas = checkpoint.read()
         params.require_finite(deltas, str(file))
-        return TaskVector(deltas, header["base"], header["regime"], header["label"], header["info"])
+        return TaskVector(deltas, found["base"], found["regime"], found["label"], found["info"])
+
+
+def header(base: str, regime: Regime, label: str, info: Mapping[str, Any]) -> dict[str, str]:
+    """The metadata of a task-vector file; `parse_header` reads it back."""
+    content = {"format": FORMAT, "base": base, "regime": regime, "label": label, "info": info}
+    return {"tauspan": json.dumps(content, sort_keys=True)}
 
 
 def parse_header(text: str | None, file: Path) -> dict[str, Any]:

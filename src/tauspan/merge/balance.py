@@ -5,6 +5,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from tauspan.merge.addition import added
 from tauspan.merge.election import column
 from tauspan.merge.method import Block, Method, Option, Scope
 from tauspan.merge.sums import SCALE
@@ -37,7 +38,7 @@ def scores(block: Block, low: Tensor, high: Tensor) -> Tensor:
     """exp(T part^2) tanh(tau_t sum_s tau_s): the balance within a task times the one between tasks."""
     values = block.values
     own = _part(_magnitudes(block, low, high), low, high).square()
-    return (len(values) * own).exp() * (values * values.sum(0)).tanh()
+    return (len(values) * own).exp() * (values * added(values)).tanh()
 
 
 def compete(scope: Scope) -> Competition:
@@ -64,7 +65,7 @@ def pcb(block: Block, found: Competition) -> Tensor:
     share = _part(scores(block, found.low, found.high), found.least, found.best)
     clamped = block.values.sign() * _magnitudes(block, found.low, found.high)
     scale: float = block.options["scale"]
-    return scale * (share * clamped).sum(0) / share.sum(0).clamp(min=1e-12)
+    return scale * added(share * clamped) / added(share).clamp(min=1e-12)
 
 
 PCB = Method(

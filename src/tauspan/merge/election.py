@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from tauspan.merge.addition import added
 from tauspan.merge.method import Block, Method, Option, Scope
 from tauspan.merge.sums import SCALE, WEIGHT
 
@@ -30,7 +31,7 @@ def agreeing(values: Tensor, sign: Tensor) -> Tensor:
 def disjoint_mean(values: Tensor, sign: Tensor) -> Tensor:
     """The mean over the models that are not 0 and have the elected sign, entry by entry."""
     kept = agreeing(values, sign)
-    return sign * kept.sum(0) / kept.sign().sum(0).clamp_(min=1)
+    return sign * added(kept) / kept.sign().sum(0).clamp_(min=1)
 
 
 def trimmed(values: Tensor, smallest: Tensor) -> Tensor:
@@ -64,7 +65,7 @@ class Elected(NamedTuple):
 def _sum(block: Block, smallest: Tensor) -> tuple[Tensor, Tensor]:
     """The trimmed and weighted displacements, and their sum."""
     values = trimmed(block.values, smallest) * block.weights()
-    return values, values.sum(0)
+    return values, added(values)
 
 
 def elect(scope: Scope) -> Elected:
@@ -92,10 +93,10 @@ def ties_peft(block: Block, smallest: Tensor) -> Tensor:
     """TIES with weights after the election, and the mean over the kept count."""
     values = trimmed(block.values, smallest)
     votes = values if block.options["majority"] == "total" else values.sign()
-    sign = plus_or_minus(votes.sum(0))
+    sign = plus_or_minus(added(votes))
     agree = agreeing(values, sign).sign()
     scale: float = block.options["scale"]
-    return scale * (agree * values * block.weights()).sum(0) / agree.sum(0).clamp_(min=1)
+    return scale * added(agree * values * block.weights()) / agree.sum(0).clamp_(min=1)
 
 
 def magmax(block: Block, _: Any) -> Tensor:

@@ -10,7 +10,7 @@ from tauspan.errors import UsageError
 from tauspan.merge.method import Block, Method
 from tauspan.merge.scope import Blocks, OrderedMap, Read, Spec, pieces
 
-BLOCK = 1 << 18  # entries: four float32 models of it stay in a core's cache
+BLOCK = 1 << 16  # entries: measured cheapest; all blocks of a few models stay in a core's cache
 
 
 @dataclass

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from tauspan.errors import UsageError
+from tauspan.merge.addition import added
 from tauspan.merge.election import agreeing
 from tauspan.merge.method import Block, Method, Option, Scope
 from tauspan.merge.sums import SCALE, WEIGHT
@@ -14,7 +15,7 @@ from tauspan.merge.sums import SCALE, WEIGHT
 def consensus(block: Block, _: Any) -> Tensor:
     """The sum, where enough tasks find their own displacement in it."""
     values = block.weights() * block.values
-    total = values.sum(0)
+    total = added(values)
     others = (total - values).abs_().mul_(block.options["threshold"])
     uses = torch.gt(values.abs(), others, out=others).sum(0)  # 0 or 1 each: sums of booleans are slow
     scale: float = block.options["scale"]
@@ -23,7 +24,7 @@ def consensus(block: Block, _: Any) -> Tensor:
 
 def _unified(values: Tensor) -> tuple[Tensor, Tensor]:
     """EMR's elected vector, and 1 where an entry of a model agrees with it, 0 elsewhere."""
-    sign = torch.where(values.sum(0) > 0, 1.0, -1.0).to(values)
+    sign = torch.where(added(values) > 0, 1.0, -1.0).to(values)
     kept = agreeing(values, sign)
     return sign * kept.amax(0), kept.sign()
 

@@ -127,7 +127,9 @@ def require_count(method: Method, models: int) -> None:
 def stacked(need: Need, tensors: Sequence[Tensor], cut: Callable[[Tensor], Tensor]) -> Tensor:
     """Statistics of all models for one block: cut like the values, or whole Gram matrices."""
     if need == "gram":
-        return torch.stack([tensor.to(cut(tensor).dtype) for tensor in tensors])
+        return torch.stack(
+            [tensor.detach().to(torch.promote_types(tensor.dtype, torch.float32)) for tensor in tensors]
+        )
     return torch.stack([cut(tensor) for tensor in tensors])
 
 

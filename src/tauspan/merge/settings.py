@@ -44,6 +44,20 @@ def value_at(setting: Setting, name: str, depth: float | None) -> Value:
     return setting.at(depth) if isinstance(setting, Gradient) else setting
 
 
+def stacks(names: Iterable[str]) -> dict[str, set[int]]:
+    """The numbered stacks of a model, nested ones too: what stands before the number, and the numbers.
+
+    Example:
+        >>> stacks(["emb", "h.0.w", "h.1.w"])
+        {'h.': {0, 1}}
+    """
+    found: dict[str, set[int]] = {}
+    for name in names:
+        for layer in _LAYER.finditer(name):
+            found.setdefault(name[: layer.start(1)], set()).add(int(layer[1]))
+    return found
+
+
 def depths(names: Iterable[str]) -> dict[str, float | None]:
     """The depth of each tensor's layer, from 0 to 1, in the longest numbered stack of the model; None outside.
 
@@ -52,14 +66,11 @@ def depths(names: Iterable[str]) -> dict[str, float | None]:
         {'emb': None, 'h.0.w': 0.0, 'h.1.w': 0.5, 'h.2.w': 1.0}
     """
     names = list(names)
-    stacks: dict[str, set[int]] = {}
-    for name in names:
-        for found in _LAYER.finditer(name):
-            stacks.setdefault(name[: found.start(1)], set()).add(int(found[1]))
-    if not stacks:
+    numbered = stacks(names)
+    if not numbered:
         return dict.fromkeys(names)
-    stack = max(stacks, key=lambda prefix: (len(stacks[prefix]), -len(prefix)))
-    last = max(stacks[stack])
+    stack = max(numbered, key=lambda prefix: (len(numbered[prefix]), -len(prefix)))
+    last = max(numbered[stack])
     result: dict[str, float | None] = {}
     for name in names:
         layer = re.match(re.escape(stack) + r"(\d+)\.", name)

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from tauspan.errors import UsageError
+from tauspan.merge.addition import added
 from tauspan.merge.election import agreeing, column, kept_ranks, plus_or_minus, trimmed
 from tauspan.merge.method import Block, Combine, Method, Option, Prepare, Scope
 from tauspan.merge.sums import NORMALIZE, SCALE, WEIGHT, summed
@@ -39,13 +40,13 @@ def elected(block: Block, values: Tensor) -> Tensor:
     """
     weights = block.weights()
     values = values * weights
-    sign = plus_or_minus(values.sum(0))
+    sign = plus_or_minus(added(values))
     kept = agreeing(values, sign)
     scale: float = block.options["scale"]
-    total = (scale * sign) * kept.sum(0)
+    total = (scale * sign) * added(kept)
     if not block.options["normalize"]:
         return total
-    share = (kept.sign() * weights).sum(0)
+    share = added(kept.sign() * weights)
     return total / torch.where(share == 0, 1.0, share)
 
 

@@ -5,6 +5,7 @@ from typing import Any
 from torch import Tensor
 
 from tauspan.errors import UsageError
+from tauspan.merge.addition import added
 from tauspan.merge.method import Block, Method, Option
 
 WEIGHT = Option("weight", 1.0, "w_t, the factor of model t", per_model=True)
@@ -14,9 +15,14 @@ NORMALIZE = Option("normalize", False, "divide by the sum of the weights")
 _TINY = 1e-8  # a sum of weights below this divides nothing
 
 
+def weighted(block: Block, values: Tensor) -> Tensor:
+    """Sum_t w_t v_t."""
+    return added(weight * value for weight, value in zip(block.options["weight"], values, strict=True))
+
+
 def summed(block: Block, values: Tensor) -> Tensor:
     """Lambda sum_t w_t v_t, divided by sum_t w_t where the method's `normalize` is set."""
-    total = (block.weights() * values).sum(0)
+    total = weighted(block, values)
     weight = sum(block.options["weight"])
     if block.options["normalize"] and abs(weight) >= _TINY:
         total = total / weight
@@ -31,7 +37,7 @@ def task_arithmetic(block: Block, _: Any) -> Tensor:
 
 def linear(block: Block, _: Any) -> Tensor:
     """Sum_t w_t theta_t / sum_t w_t."""
-    total: Tensor = (block.weights() * block.values).sum(0)
+    total = weighted(block, block.values)
     if not block.options["normalize"]:
         return total
     weight: float = sum(block.options["weight"])
@@ -49,7 +55,7 @@ def lines(block: Block, _: Any) -> Tensor:
     alpha = 1 / len(block.models) if alpha is None else alpha
     beta = 1 - alpha if beta is None else beta
     factor: float = alpha + beta * (block.depth or 0.0)
-    return factor * (block.weights() * block.values).sum(0)
+    return factor * weighted(block, block.values)
 
 
 def passthrough(block: Block, _: Any) -> Tensor:

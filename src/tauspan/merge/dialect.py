@@ -1,0 +1,176 @@
+"""The dialect of mergekit 0.1.5: what its method names, parameters and defaults are among ours."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from types import MappingProxyType
+from typing import Any, Literal, TypeAlias
+
+from tauspan.errors import RecipeError
+from tauspan.merge.method import Value
+from tauspan.merge.settings import Gradient, Setting
+from tauspan.merge.spelling import setting
+from tauspan.schema import shown
+
+Role: TypeAlias = Literal["origin", "first", "last", "none"]
+
+
+@dataclass(frozen=True)
+class Parameter:
+    """One parameter of a mergekit method.
+
+    Args:
+        ours: the option's name; None for one that changes no value.
+        default: mergekit's; None where it has to be given.
+        per_model: one number a model.
+        kind: what mergekit reads it as.
+        texts: what false and true are called in ours; None where they keep their names.
+    """
+
+    ours: str | None
+    default: Value
+    per_model: bool = False
+    kind: type = float
+    texts: tuple[str, str] | None = None
+
+
+@dataclass(frozen=True)
+class Row:
+    """One mergekit method.
+
+    Args:
+        ours: the name in `METHODS` where a base is given.
+        parameters: by mergekit's name.
+        role: of the base model: `origin` of displacements, merged as the `first` or the `last` model, or `none`.
+        without: the name in `METHODS` where no base is given; None where mergekit needs one.
+        fixed: options that make our method mergekit's variant.
+        lone: it takes one model, whose own parameters are everyone's.
+    """
+
+    ours: str
+    parameters: Mapping[str, Parameter] = field(default_factory=dict)
+    role: Role = "origin"
+    without: str | None = None
+    fixed: Mapping[str, Value] = field(default_factory=dict)
+    lone: bool = False
+
+
+_WEIGHT = {"weight": Parameter("weight", None, per_model=True)}
+_T = {"t": Parameter("t", None)}
+_ALONG = {  # together they choose one option, see `mergekit.along`
+    "nuslerp_flatten": Parameter("along", True, kind=bool),
+    "nuslerp_row_wise": Parameter("along", False, kind=bool),
+}
+_EPSILON = {"epsilon": Parameter("epsilon", 1e-5)}
+_RESCALE = ("none", "l1")
+_MASK = {"int8_mask": Parameter(None, False, kind=bool)}
+
+
+def _sum(ours: str, normalize: bool, rescale: bool | None = None, **own: float) -> Row:
+    """A row of the task-arithmetic family: `own` are the defaults of its per-model parameters besides the weight."""
+    parameters = {
+        **_WEIGHT,
+        **_MASK,
+        "normalize": Parameter("normalize", normalize, kind=bool),
+        "lambda": Parameter("scale", 1.0),
+        # without a trim there is nothing to rescale, and no option for it
+        "density": Parameter("density" if own else None, 1.0, per_model=True),
+        "rescale": Parameter(
+            None if rescale is None else "rescale", bool(rescale), kind=bool, texts=_RESCALE
+        ),
+    }
+    return Row(ours, parameters | {name: Parameter(name, value, True) for name, value in own.items()})
+
+
+DIALECT: Mapping[str, Row] = MappingProxyType(
+    {
+        "linear": Row(
+            "linear",
+            {**_WEIGHT, "normalize": Parameter("normalize", True, kind=bool)},
+            role="last",
+            without="linear",
+        ),
+        "task_arithmetic": _sum("task_arithmetic", False),
+        "ties": _sum("ties_mergekit", True, False, density=1.0),
+        "dare_linear": _sum("dare_linear", False, True, density=1.0),
+        "dare_ties": _sum("dare_ties", False, True, density=1.0),
+        "della": _sum("della", True, True, density=1.0, epsilon=0.15),
+        "della_linear": _sum("della_linear", False, True, density=1.0, epsilon=0.15),
+        "breadcrumbs": _sum("breadcrumbs", False, False, density=1.0, gamma=0.01),
+        "breadcrumbs_ties": _sum("breadcrumbs_ties", False, False, density=1.0, gamma=0.01),
+        "slerp": Row("slerp", _T, role="first", fixed={"dot_threshold": 0.9995}),
+        "nuslerp": Row("nuslerp", {**_WEIGHT, **_ALONG}, without="nuslerp_point"),
+        "multislerp": Row(
+            "multislerp",
+            {
+                **_WEIGHT,
+                "normalize_weights": Parameter("normalize", True, kind=bool),
+                "eps": Parameter(None, 1e-8),
+            },
+            without="multislerp_point",
+        ),
+        "karcher": Row(
+            "karcher",
+            {"max_iter": Parameter("max_iter", 10, kind=int), "tol": Parameter("tol", 1e-5)},
+            role="last",
+            without="karcher",
+        ),
+        "nearswap": Row("nearswap", _T),
+        "arcee_fusion": Row("arcee_fusion"),
+        "model_stock": Row(
+            "model_stock", {"filter_wise": Parameter("filter_wise", False, kind=bool)}, fixed={"floor": 1e-6}
+        ),
+        "sce": Row(
+            "sce", {**_MASK, "select_topk": Parameter("select_topk", 1.0)}, fixed={"equal_below": 1e-6}
+        ),
+        "ram": Row("ram", _EPSILON),
+        "ramplus_tl": Row(
+            "ramplus_tl", {**_EPSILON, "r": Parameter("r", 0.1), "alpha": Parameter("alpha", 0.2)}
+        ),
+        "passthrough": Row(
+            "passthrough", {"scale": Parameter("scale", 1.0, True)}, "last", "passthrough", lone=True
+        ),
+    }
+)
+
+
+def total(given: Setting) -> bool:
+    """Whether a setting has a value for every tensor."""
+    if isinstance(given, tuple):
+        return any(entry.pattern is None for entry in given)
+    return given is not None
+
+
+def as_setting(value: Any, parameter: Parameter, place: str) -> Setting:
+    """A value of mergekit's file as a setting of ours."""
+    made = setting(_numbers(value, parameter), place)
+    if isinstance(made, tuple):
+        return tuple(replace(entry, value=converted(entry.value, parameter, place)) for entry in made)
+    result: Value | Gradient = converted(made, parameter, place)
+    return result
+
+
+def _numbers(value: Any, parameter: Parameter) -> Any:
+    """The same with texts such as 1e-4 as numbers, which is how mergekit reads them."""
+    if isinstance(value, Mapping):
+        return {key: _numbers(item, parameter) if key == "value" else item for key, item in value.items()}
+    if isinstance(value, list):
+        return [_numbers(item, parameter) for item in value]
+    if isinstance(value, str) and parameter.kind is not bool:
+        try:
+            return float(value)
+        except ValueError:
+            return value
+    return value
+
+
+def converted(value: Any, parameter: Parameter, place: str) -> Any:
+    """A value as mergekit's type for it, then as ours."""
+    if parameter.kind is bool:
+        if isinstance(value, Gradient) or value not in (0, 1):
+            raise RecipeError(f"{place} is {shown(value)}, and must be true or false.")
+        return parameter.texts[bool(value)] if parameter.texts else bool(value)
+    if isinstance(value, Gradient):
+        return value
+    if not isinstance(value, int | float):
+        raise RecipeError(f"{place} is {shown(value)}, and must be a number.")
+    return int(value) if parameter.kind is int else float(value)

@@ -1,0 +1,259 @@
+"""`MergeRecipe`: which models are merged, how and into what, as strict YAML."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+
+from tauspan.errors import RecipeError, nearest
+from tauspan.merge.method import Method
+from tauspan.merge.problems import LENIENT
+from tauspan.merge.settings import Setting, Settings
+from tauspan.merge.spelling import completed, require_option, setting, written
+from tauspan.merge.table import METHODS
+from tauspan.schema import Document
+
+UNION = "union"  # as `tokenizer_source`: any model's, where all have the same vocabulary
+
+
+@dataclass(frozen=True)
+class Input:
+    """One model of a merge.
+
+    Args:
+        model: a safetensors file, a directory, a task vector, an adapter, `MODEL+ADAPTER`, or a hub id.
+        parameters: options of this model alone.
+        statistics: by need, the safetensors file that holds it, for example `{"fisher": "fisher.safetensors"}`.
+    """
+
+    model: str
+    parameters: Mapping[str, Setting] = field(default_factory=dict, metadata={"parse": setting})
+    statistics: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Layers:
+    """Layers `layer_range[0]` to `layer_range[1] - 1` of one model."""
+
+    model: str
+    layer_range: tuple[int, ...]
+    parameters: Mapping[str, Setting] = field(default_factory=dict, metadata={"parse": setting})
+
+    def __post_init__(self) -> None:
+        if len(self.layer_range) != 2 or not 0 <= self.layer_range[0] < self.layer_range[1]:
+            raise RecipeError(
+                f"layer_range: {list(self.layer_range)} of {self.model!r}: it is [FIRST, END], the layers FIRST to "
+                "END - 1, with 0 <= FIRST < END."
+            )
+
+
+@dataclass(frozen=True)
+class Slice:
+    """Some layers of the output: equally many layers of each source, merged; `base` is where displacements start."""
+
+    sources: tuple[Layers, ...]
+    parameters: Mapping[str, Setting] = field(default_factory=dict, metadata={"parse": setting})
+    base: Layers | None = None
+
+    def __post_init__(self) -> None:
+        if not self.sources:
+            raise RecipeError("a slice needs at least one source.")
+        every = (*self.sources, *([] if self.base is None else [self.base]))
+        counts = [source.layer_range[1] - source.layer_range[0] for source in every]
+        if len(set(counts)) > 1:
+            raise RecipeError(f"the sources of a slice have {counts} layers; they need equally many.")
+
+    @property
+    def count(self) -> int:
+        """How many layers it has."""
+        return self.sources[0].layer_range[1] - self.sources[0].layer_range[0]
+
+
+@dataclass(frozen=True)
+class MergeRecipe:
+    r"""A merge: every decision besides the values of the tensors.
+
+    Args:
+        method: a name of `METHODS`, or `module:function` for a method of the user's own (see `own`).
+        models: what is merged, in order.
+        base_model: theta0, where displacements start.
+        parameters: options for all models, under the method's names: a number, a list of numbers over the layers, or
+            a list of `filter` and `value`, of which the first that fits holds.
+        dtype: of the arithmetic, `float32` by default.
+        out_dtype: of the result; None keeps the base's, tensor by tensor.
+        output: a model, a task-vector file or an adapter.
+        rank: of the adapter; None where the method keeps the ranks of adapters. What an SVD leaves out is reported.
+        rounding: to `out_dtype`: nearest, or stochastic with masks keyed by seed and tensor.
+        seed: of random masks and rounding.
+        shard_size: largest file of the result, such as `5GB`.
+        tokenizer_source: the model whose tokenizer files are copied; None takes the base's, or the first model's.
+            `union` takes any, and is an error where vocabularies differ.
+        slices: instead of `models`: the output's layers, slice by slice.
+        allow: names of `problems.LENIENT`, what the checks may let pass.
+        own: the method itself where `method` is not a name of the table; no file can set it.
+
+    Raises:
+        RecipeError: it does not fit together.
+
+    Example:
+        >>> recipe = MergeRecipe.parse("method: task_arithmetic\nbase_model: b\nmodels: [{model: a}]\n")
+        >>> recipe.models[0].model
+        'a'
+    """
+
+    method: str
+    models: tuple[Input, ...] = ()
+    base_model: str | None = None
+    parameters: Mapping[str, Setting] = field(default_factory=dict, metadata={"parse": setting})
+    dtype: Literal["float32", "float64"] = "float32"
+    out_dtype: Literal["float64", "float32", "float16", "bfloat16"] | None = None
+    output: Literal["model", "vector", "adapter"] = "model"
+    rank: int | None = None
+    rounding: Literal["nearest", "stochastic"] = "nearest"
+    seed: int = 0
+    shard_size: str = "5GB"
+    tokenizer_source: str | None = None
+    slices: tuple[Slice, ...] = ()
+    allow: tuple[str, ...] = ()
+    own: Method | None = field(default=None, compare=False, metadata={"hidden": True})
+
+    def __post_init__(self) -> None:
+        if bool(self.models) == bool(self.slices):
+            raise RecipeError("exactly one of `models` and `slices` is needed, with at least one entry.")
+        counts = [len(part.sources) for part in self.slices]
+        if len(set(counts)) > 1:
+            raise RecipeError(f"the slices have {counts} sources; they need equally many.")
+        if len({part.base is None for part in self.slices}) > 1:
+            raise RecipeError("some slices have a `base` and some have none; give all of them one.")
+        if self.rank is not None and self.output != "adapter":
+            raise RecipeError(
+                f"rank: {self.rank}: it belongs to `output: adapter`, and output is {self.output!r}."
+            )
+        if self.rank is not None and self.rank < 1:
+            raise RecipeError(f"rank: {self.rank}: an adapter's rank is at least 1.")
+        if self.slices and self.output != "model":
+            raise RecipeError(f"output: {self.output!r}: a merge of slices makes a model.")
+        for name in self.allow:
+            if name not in LENIENT:
+                raise RecipeError(f"allow: {name!r}: no such leniency. {nearest(name, LENIENT)}")
+        size(self.shard_size)
+        if ":" not in self.method or self.own is not None:
+            self.row()
+
+    @staticmethod
+    def read(path: str | Path) -> "MergeRecipe":
+        """The recipe in a YAML file: ours, or mergekit's where it says `merge_method`."""
+        return MergeRecipe.of(Document.read(path))
+
+    @staticmethod
+    def parse(text: str, where: str = "recipe") -> "MergeRecipe":
+        """The recipe in a YAML text; errors name `where`, the line and the key."""
+        return MergeRecipe.of(Document(text, where))
+
+    @staticmethod
+    def of(document: Document) -> "MergeRecipe":
+        """The recipe in a document."""
+        if "merge_method" in document.plain:
+            from tauspan.merge.mergekit import translated  # it makes recipes, so it stands above this module
+
+            return translated(document)
+        recipe = document.build(MergeRecipe)
+        if ":" not in recipe.method:
+            _check_options(document, recipe)
+        return recipe
+
+    def row(self) -> Method:
+        """The method: the user's own, or a row of `METHODS`."""
+        if self.own is not None:
+            return self.own
+        if ":" in self.method:
+            raise RecipeError(
+                f"the method {self.method!r} is code of your own, which a recipe alone may not run. Allow it with "
+                f"`--code {self.method}`, or pass the function in Python."
+            )
+        if self.method not in METHODS:
+            raise RecipeError(f"no merging method {self.method!r}. {nearest(self.method, METHODS)}")
+        return METHODS[self.method]
+
+    def settings(self) -> Settings:
+        """The options, tensor by tensor; a merge of slices has its own, `slices.Sliced`."""
+        return Settings(
+            self.row(), len(self.models), self.parameters, [one.parameters for one in self.models]
+        )
+
+    def with_method(self, own: Method) -> "MergeRecipe":
+        """The same recipe, run by a method that is not in the table."""
+        return replace(self, own=own)
+
+    def resolved(self) -> "MergeRecipe":
+        """The same recipe with every option written out, so that it outlives other defaults."""
+        defaults = {
+            option.name: option.default for option in self.row().options if option.default is not None
+        }
+        return replace(self, parameters=completed(self.parameters, defaults))
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values, complete: what is not written in a file stands here with its default."""
+        return {
+            "method": self.method, "base_model": self.base_model,
+            "models": [_model(one) for one in self.models], "slices": [_slice(part) for part in self.slices],
+            "parameters": written(self.parameters), "dtype": self.dtype, "out_dtype": self.out_dtype,
+            "output": self.output, "rank": self.rank, "rounding": self.rounding, "seed": self.seed,
+            "shard_size": self.shard_size, "tokenizer_source": self.tokenizer_source, "allow": list(self.allow),
+        }  # fmt: skip
+
+    def to_yaml(self) -> str:
+        """A YAML text that reads back as this recipe."""
+        return yaml.safe_dump(self.as_dict(), sort_keys=False, allow_unicode=True, width=1 << 20)
+
+
+def size(text: str) -> int:
+    """Bytes of a size such as `5GB` or `200MB`, in powers of 1000.
+
+    Example:
+        >>> size("5GB")
+        5000000000
+    """
+    units = {"KB": 10**3, "MB": 10**6, "GB": 10**9}
+    number, unit = text[:-2], text[-2:].upper()
+    if unit not in units or not number.strip().isdigit() or not int(number):
+        raise RecipeError(f"shard_size: {text!r}: it is a whole number with KB, MB or GB, for example 5GB.")
+    return int(number) * units[unit]
+
+
+def _model(one: Input) -> dict[str, Any]:
+    extras = {"parameters": written(one.parameters), "statistics": dict(one.statistics)}
+    return {"model": one.model, **{key: value for key, value in extras.items() if value}}
+
+
+def _slice(part: Slice) -> dict[str, Any]:
+    extras = {
+        "parameters": written(part.parameters),
+        "base": None if part.base is None else _layers(part.base),
+    }
+    return {"sources": [_layers(one) for one in part.sources], **{k: v for k, v in extras.items() if v}}
+
+
+def _layers(one: Layers) -> dict[str, Any]:
+    own = {"parameters": written(one.parameters)} if one.parameters else {}
+    return {"model": one.model, "layer_range": list(one.layer_range), **own}
+
+
+def _check_options(document: Document, recipe: MergeRecipe) -> None:
+    """Raise, with its line, for an option that the method does not have or a value outside its range."""
+    method = recipe.row()
+    given: list[tuple[tuple[str | int, ...], Mapping[str, Setting], bool]] = [
+        (("parameters",), recipe.parameters, False)
+    ]
+    given += [
+        (("models", index, "parameters"), one.parameters, True) for index, one in enumerate(recipe.models)
+    ]
+    for number, part in enumerate(recipe.slices):
+        given.append((("slices", number, "parameters"), part.parameters, False))
+        for index, source in enumerate(part.sources):
+            given.append((("slices", number, "sources", index, "parameters"), source.parameters, True))
+    for path, parameters, single in given:
+        for name, value in parameters.items():
+            require_option(method, name, value, single, document.place(*path, name))

@@ -24,6 +24,7 @@ from tauspan.kernel.analytic import (
     network,
     nngp,
     ntk,
+    on_sphere,
     posterior,
     recursion,
     response,
@@ -112,7 +113,9 @@ def test_the_slope_in_the_covariance_is_the_moment_of_derivatives(q_u, q_v, rho,
     act = find(activation)
     q_uv = number(rho * math.sqrt(q_u * q_v)).requires_grad_()
     found = torch.autograd.grad(act.dual(number(q_u), number(q_v), q_uv), q_uv)[0]
-    assert float(found) == pytest.approx(float(act.dual_prime(number(q_u), number(q_v), q_uv)), abs=1e-10)
+    assert float(found) == pytest.approx(
+        float(act.dual_prime(number(q_u), number(q_v), q_uv.detach())), abs=1e-10
+    )
 
 
 def test_relu_keeps_its_digits_near_the_diagonal():
@@ -181,11 +184,11 @@ def test_the_surrogate_kernel_is_that_of_a_wide_net_with_two_derivatives():
     x = torch.nn.functional.normalize(rows(15, 3), dim=1) * math.sqrt(3)
     generator = torch.Generator().manual_seed(1)
     w = torch.randn(200_000, 3, generator=generator, dtype=torch.float64)
-    v = torch.randn(200_000, generator=generator, dtype=torch.float64)
     h = x @ w.T / math.sqrt(3)
     true = 16 / math.sqrt(math.pi) * torch.exp(-64 * h**2)
     surrogate = 2 / math.sqrt(math.pi) * torch.exp(-(h**2))
-    empirical = h.sign() @ h.sign().T / len(v) + (x @ x.T / 3) * ((true * v**2) @ surrogate.T) / len(v)
+    # the readout's squared weights average to 1
+    empirical = (h.sign() @ h.sign().T + (x @ x.T / 3) * (true @ surrogate.T)) / len(w)
     found = ntk(x, activation="sign")
     assert float((found - empirical).abs().max()) < 0.017
     assert float((found - found.T).abs().max()) < 1e-12  # equal norms
@@ -388,18 +391,26 @@ def test_the_singular_kernel_solves_its_functional_equation():
     assert bool((found.diff() > 0).all())
 
 
-def test_the_deep_tangent_kernel_tends_to_the_singular_one():
-    """Theta_L / (L B^L), up to a constant: ratios between pairs of rows, off the diagonal."""
-    act = dual_activation([0, math.sqrt(0.5), 0, math.sqrt(0.5)])
+def test_on_a_sphere_is_the_recursion_that_keeps_variances_at_one():
     x = torch.nn.functional.normalize(rows(4, 3), dim=1)
-    limit = limit_kernel(act, (x @ x.T).clamp(-1, 1))
-    off = ~torch.eye(4, dtype=torch.bool)
-    wanted = (limit / limit[0, 1])[off]
-    gaps = []
-    for depth in (40, 400):
-        kernel = ntk(x * math.sqrt(3), depth=depth, activation=act)
-        gaps.append(float(((kernel / kernel[0, 1])[off] - wanted).abs().max()))
-    assert gaps[1] < 0.2 * gaps[0]
+    one, act = number(1.0), find("erf")
+    w = float(act.dual(one, one, one)) ** -0.5
+    net = {"depth": 3, "activation": "erf", "weight_std": w}
+    correlation, tangent = on_sphere("erf", x @ x.T, depth=3)
+    rescaled = x * math.sqrt(3) / w
+    assert torch.allclose(correlation, nngp(rescaled, **net), atol=1e-12)
+    assert torch.allclose(tangent, ntk(rescaled, **net), atol=1e-12)
+
+
+def test_the_deep_tangent_kernel_tends_to_the_singular_one():
+    act = dual_activation([0, math.sqrt(0.5), 0, math.sqrt(0.5)])
+    s = torch.tensor([-0.6, 0.2, 0.8], dtype=torch.float64)
+    limit, gaps = limit_kernel(act, s), []
+    for depth in (50, 500):
+        correlation, tangent = on_sphere(act, s, depth)
+        assert torch.allclose(correlation / 0.5**depth, limit, rtol=1e-12)
+        gaps.append(float((tangent / (depth * 0.5**depth) / limit - 1).abs().max()))
+    assert gaps[1] < 0.12 * gaps[0]  # 1/L
 
 
 # -- errors --------------------------------------------------------------------------------------------------
@@ -434,6 +445,9 @@ IMAGES = torch.ones(2, 1, 2, 2)
         (lambda: hermite_coefficients(torch.relu, 101), UsageError, "order=101"),
         (lambda: hermite_coefficients(torch.sum, 2), UsageError, "must be elementwise"),
         (lambda: hermite_coefficients(torch.log, 2), NonFiniteError, "between -24 and 24"),
+        (lambda: on_sphere("erf", X, depth=0), UsageError, "depth=0"),
+        (lambda: on_sphere("erf", X + 1, depth=1), UsageError, "a similarity of 2.0"),
+        (lambda: on_sphere("sign", X, depth=1), UsageError, "surrogate derivative"),
         (lambda: depth_limit("sign"), UsageError, "surrogate derivative"),
         (lambda: limit_kernel("relu", X), UsageError, "relu tends to a majority vote"),
         (lambda: limit_kernel("erf", 2 * X), UsageError, "a similarity of 2.0"),

@@ -10,7 +10,7 @@ from tauspan.errors import UsageError
 from tauspan.merge.method import Block, Method
 from tauspan.merge.scope import Blocks, OrderedMap, Read, Spec, pieces
 
-BLOCK = 1 << 16  # entries: measured cheapest; all blocks of a few models stay in a core's cache
+BLOCK = 1 << 17  # entries: the blocks of a few models stay in a core's caches
 
 
 @dataclass

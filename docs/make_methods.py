@@ -1,0 +1,47 @@
+"""Write docs/methods.md, the table of merging methods, from `tauspan.merge.METHODS`: `python docs/make_methods.py`."""
+
+import json
+from pathlib import Path
+
+from tauspan.merge import METHODS, Method
+
+FILE = Path(__file__).parent / "methods.md"
+HEAD = """# Merging methods
+
+Made by `python docs/make_methods.py` from the table `tauspan.merge.METHODS`. tau_t is the displacement of model t from
+the base, theta_t its weights, w_t its weight. A method in the space *delta* reads displacements, and needs a base or task
+vectors; one in the space *point* reads the models themselves, or displacements where vectors are merged without a base.
+*Grain* is the smallest piece it takes at once: single entries, rows of a matrix, or whole tensors, which decides the
+memory of a merge. Defaults are the authors' where they give any; a file with `merge_method:` gets mergekit's instead.
+"""
+
+
+def entry(method: Method) -> str:
+    """One method as a section."""
+    needs = ", ".join(method.needs) or "nothing else"
+    models = f"{method.fewest}" if method.most == method.fewest else f"{method.fewest} or more"
+    lines = [
+        f"## `{method.name}`", "", f"**{method.title}** ({method.paper})", "", f"    {method.formula}", "",
+        f"Models: {models}. Space: {method.space}. Grain: {method.grain}. Needs: {needs}.", "",
+    ]  # fmt: skip
+    if method.options:
+        lines += ["| option | default | meaning |", "|---|---|---|"]
+        for option in method.options:
+            default = "unset" if option.default is None else json.dumps(option.default)
+            each = "; one a model" if option.per_model else ""
+            choices = f" ({', '.join(option.choices)})" if option.choices else ""
+            lines.append(
+                f"| `{option.name}` | {default} | {option.doc}{choices}{each} |".replace("|t|", "\\|t\\|")
+            )
+        lines.append("")
+    return "\n".join(lines)
+
+
+def page() -> str:
+    """The whole page."""
+    names = ", ".join(f"[`{name}`](#{name})" for name in METHODS)
+    return "\n".join([HEAD, names, "", *map(entry, METHODS.values())])
+
+
+if __name__ == "__main__":
+    FILE.write_text(page(), encoding="utf-8")

@@ -30,9 +30,7 @@ def entry(method: Method) -> str:
             default = "unset" if option.default is None else json.dumps(option.default)
             each = "; one a model" if option.per_model else ""
             choices = f" ({', '.join(option.choices)})" if option.choices else ""
-            lines.append(
-                f"| `{option.name}` | {default} | {option.doc}{choices}{each} |".replace("|t|", "\\|t\\|")
-            )
+            lines.append(f"| `{option.name}` | {default} | {option.doc}{choices}{each} |")
         lines.append("")
     return "\n".join(lines)
 

@@ -34,6 +34,7 @@ from torch import Tensor
 from tauspan.errors import UsageError
 from tauspan.merge.addition import added
 from tauspan.merge.method import Block, Method, Option, Scope
+from tauspan.merge.scope import Spec
 from tauspan.merge.sums import SCALE, WEIGHT
 
 Rule: TypeAlias = Callable[[Tensor, Block], Tensor]
@@ -113,12 +114,16 @@ def _cosines(products: Tensor) -> tuple[Tensor, Tensor]:
 def _shares(block: Block) -> Tensor:
     """The weights divided by their sum, in float64."""
     weights = torch.tensor(block.options["weight"], dtype=torch.float64, device=block.values.device)
-    if abs(float(weights.sum())) <= 1e-9 * float(weights.abs().sum()):
-        raise UsageError(
-            f"the weights {block.options['weight']} of the models sum to 0 at the tensor {block.name!r}, and the method "
-            "divides by their sum. Change a weight."
-        )
     return weights / weights.sum()
+
+
+def _require_a_sum(spec: Spec, _: tuple[str, ...]) -> None:
+    weights = spec.options["weight"]
+    if spec.options.get("normalize", True) and abs(sum(weights)) <= 1e-9 * sum(map(abs, weights)):
+        raise UsageError(
+            f"the weights {weights} of the models sum to 0 at the tensor {spec.name!r}, and the method divides by their "
+            "sum. Change a weight."
+        )
 
 
 def _arc(products: Tensor, t: float, threshold: float) -> Tensor:
@@ -148,7 +153,7 @@ def slerp(products: Tensor, block: Block) -> Tensor:
 def nuslerp(products: Tensor, block: Block) -> Tensor:
     """Spherical interpolation at t = w_2 / (w_1 + w_2), of tensors, of their rows or of their columns.
 
-    As `slerp`: see there for parallel, opposite and zero vectors. Weights that sum to 0 are a `UsageError`.
+    As `slerp`: see there for parallel, opposite and zero vectors.
     """
     return _arc(products, float(_shares(block)[1]), 1.0)
 
@@ -240,7 +245,7 @@ SLERP = Method(
     space="point",
     options=(
         Option("t", 0.5, "place on the arc from the first model (0) to the second (1)"),
-        Option("dot_threshold", 1.0, "straight line where |cos a| exceeds it", low=0.0, high=1.0),
+        Option("dot_threshold", 1.0, "straight line where the cosine exceeds it in size", low=0.0, high=1.0),
     ),
     fewest=2,
     most=2,
@@ -254,6 +259,7 @@ NUSLERP = Method(
     "slerp of tau_1 and tau_2 at t = w_2 / (w_1 + w_2), by tensor, row or column",
     partial(_combine, nuslerp),
     partial(_prepare, nuslerp),
+    _require_a_sum,
     grain="row",
     options=(WEIGHT, ALONG),
     fewest=2,
@@ -276,6 +282,7 @@ MULTISLERP = Method(
     "(sum_t w_t |tau_t|) m / |m|, m = sum_t w_t tau_t / |tau_t|",
     partial(_combine, multislerp),
     partial(_prepare, multislerp),
+    _require_a_sum,
     options=(WEIGHT, Option("normalize", True, "divide the weights by their sum")),
     temporaries=3,
 )
@@ -295,6 +302,7 @@ KARCHER = Method(
     "(sum_t w_t |theta_t|) m, m on the sphere with sum_t w_t log_m(theta_t / |theta_t|) = 0",
     partial(_combine, karcher),
     partial(_prepare, karcher),
+    _require_a_sum,
     space="point",
     options=(
         replace(WEIGHT, low=0.0),

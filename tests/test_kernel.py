@@ -1,14 +1,25 @@
 """The kernel operator: every backend against rows of J written out one by one, and the laws of J J^T."""
 
+import json
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from scipy.sparse.linalg import eigsh
 from torch import Tensor, nn
 
 import zoo
-from tauspan.errors import MismatchError, NonFiniteError, UsageError
-from tauspan.kernel import DenseKernel, TangentKernel
+from kernels import shared
+from runs import script_environment
+from tauspan.errors import MismatchError, ModelError, NonFiniteError, StoreError, UsageError
+from tauspan.kernel import DenseKernel, TangentKernel, contract, operator, tiles
+from tauspan.kernel.layers import pieces
+from tauspan.kernel.pieces import Lookup, Product, written
 from tauspan.kernel.tiles import BACKENDS
 
 OUTPUTS = ("all", "sum", "trace", 1, ("signs", 3))
@@ -32,17 +43,39 @@ def example(name):
     return found.model, found.args[0] if found.args else dict(found.kwargs)
 
 
-MODELS = ("mlp", "conv", "tied", "bert", "gpt2", "llama", "vit", "clip")
+class Attending(nn.Module):
+    """Attention of the first position over others: its query, key and value weights are parts of one tensor."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.attention = nn.MultiheadAttention(4, 2, batch_first=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.attention(x[:, :1], x[:, 1:], 2 * x[:, 1:], need_weights=False)[0][:, 0]
+
+
+SMALL, LARGE = ("mlp", "conv", "tied"), ("bert", "gpt2", "llama", "vit", "clip")
 
 
 @pytest.mark.parametrize("outputs", OUTPUTS, ids=str)
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", SMALL)
 def test_backends_agree(name, outputs):
     model, x = example(name)
     plain = TangentKernel(model, x, outputs=outputs, backend="contraction").dense()
     for backend in BACKENDS:
         found = TangentKernel(model, x, outputs=outputs, backend=backend, batch_size=2).dense()
         assert zoo.close(found, plain), backend
+
+
+@pytest.mark.parametrize("name", LARGE)
+def test_backends_agree_on_transformers(name):
+    model, x = example(name)
+    plain = TangentKernel(model, x, backend="contraction")
+    kernel = TangentKernel(model, x, backend="structured", batch_size=2)
+    assert zoo.close(kernel.diag(), plain.dense().diagonal())
+    assert zoo.close(kernel.dense(), plain.dense())
+    vector = zoo.normal(plain.shape[0])
+    assert zoo.close(TangentKernel(model, x).matvec(vector), plain.dense() @ vector)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -78,7 +111,7 @@ def test_push_and_pullback_are_adjoint_and_make_the_kernel(outputs):
 
 
 def test_products_need_no_matrix():
-    model, x = example("conv")
+    model, x = example("mlp")
     for outputs in OUTPUTS:
         kernel = TangentKernel(model, x, outputs=outputs)
         vectors = zoo.normal(kernel.shape[1], 3)
@@ -129,6 +162,273 @@ def test_forgotten_cross_terms_would_show():
     assert not zoo.close(TangentKernel(untied, ids).dense(), whole, 1e-3)
 
 
+def test_parts_of_a_fused_weight_stay_factors():
+    model, x = zoo.stirred(Attending()), zoo.normal(4, 5, 4)
+    kernel = TangentKernel(model, x)
+    found = pieces(kernel.left, [0], x[:1])
+    fused = [piece for name, piece in found.items() if name.startswith("attention.in_proj_weight#")]
+    assert [type(piece) for piece in fused] == [Product] * 3
+    assert zoo.close(kernel.dense(), TangentKernel(model, x, backend="contraction").dense())
+
+
+class Halves(nn.Module):
+    """A weight whose halves are met by different operations, one of which has no factors."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(zoo.normal(6, 4))
+
+    def forward(self, x: Tensor) -> Tensor:
+        first, second = self.weight.chunk(2)
+        return torch.tanh(nn.functional.linear(x, first)) * torch.einsum("na,ba->nb", x, second)
+
+
+def test_a_weight_in_two_ways_keeps_its_cross_terms():
+    model, x = Halves(), zoo.normal(5, 4)
+    plain = TangentKernel(model, x, backend="contraction").dense()
+    assert zoo.close(TangentKernel(model, x, backend="structured", batch_size=2).dense(), plain)
+
+
+def test_layers_with_positions_first_are_not_taken_for_rows():
+    """Attention turns (N, T) into (T, N): with T = N nothing but the numbers tells."""
+    model, x = zoo.stirred(Attending()), zoo.normal(4, 5, 4)
+    plain = TangentKernel(model, x, backend="contraction").dense()
+    for rows in (2, 4):
+        kernel = TangentKernel(model, x, batch_size=rows, backend="structured")
+        with pytest.raises(ModelError, match="row"):
+            pieces(kernel.left, list(range(rows)), x[:rows])
+        assert zoo.close(kernel.dense(), plain)
+
+
+# -- contractions ------------------------------------------------------------------------------------------------
+
+
+def factors(n, inner, t, a, b, seed):
+    return Product(zoo.normal(n, t, a, seed=seed), zoo.normal(n, inner, t, b, seed=seed + 1))
+
+
+@pytest.mark.parametrize("rule", [contract._by_matrices, contract._by_positions, contract._add])
+@pytest.mark.parametrize("chunk", [8, 1 << 20])
+def test_contractions_agree_with_written_out_rows(rule, chunk, monkeypatch):
+    monkeypatch.setattr(contract, "CHUNK", chunk)
+    monkeypatch.setattr(contract, "_STRIP", 2)
+    left, right = factors(5, 2, 3, 4, 6, seed=0), factors(3, 2, 2, 4, 6, seed=5)
+    x, y = (written(piece).flatten(0, 1) for piece in (left, right))
+    total = torch.ones(12, 8, dtype=torch.float64)  # a part of a larger matrix, and added to what is there
+    rule(total[1:11, 1:7], left, right)
+    assert zoo.close(total[1:11, 1:7], x @ y.T + 1)
+    own = torch.zeros(10, 10, dtype=torch.float64)
+    rule(own, left, left)
+    assert zoo.close(own.triu(), (x @ x.T).triu())
+    assert zoo.close(contract.squares({"w": [left]}).flatten(), (x @ x.T).diagonal())
+
+
+def test_lookups_add_up_where_a_row_looks_twice():
+    places = torch.tensor([[0, 3, 3], [3, 1, 0]])
+    left = Lookup(places, zoo.normal(2, 2, 3, 4), 5)
+    right = Lookup(torch.tensor([[3], [0], [4]]), zoo.normal(3, 2, 1, 4, seed=3), 5)
+    x, y = (written(piece).flatten(0, 1) for piece in (left, right))
+    assert zoo.close(contract.product({"w": [left]}, {"w": [right]}, False), x @ y.T)
+    assert zoo.close(contract.squares({"w": [left]}).flatten(), x.square().sum(1))
+
+
+# -- tiles, files, processes -------------------------------------------------------------------------------------
+
+
+def counted(monkeypatch):
+    """The rows that are recorded from here on."""
+    rows = []
+    monkeypatch.setattr(
+        tiles, "pieces", lambda side, places, *rest: rows.append(places) or pieces(side, places, *rest)
+    )
+    return rows
+
+
+def test_rows_are_recorded_once_where_they_fit(monkeypatch):
+    model, x = example("mlp")
+    rows = counted(monkeypatch)
+    TangentKernel(model, x, batch_size=2).dense()
+    assert rows == [[0, 1], [0, 1], [2, 3], [4]]  # two rows first, to see how large they are
+
+
+@pytest.mark.parametrize(("name", "room"), [("mlp", 1), ("mlp", 5_000), ("bert", 20_000)])
+def test_little_room_changes_nothing(name, room):
+    model, x = example(name)
+    kernel = TangentKernel(model, x, room=room, batch_size=2)
+    found = kernel.rows([1]), kernel.dense()
+    whole = TangentKernel(model, x).dense()
+    assert zoo.close(found[0], whole[[1]], 1e-12)
+    assert zoo.close(found[1], whole, 1e-12)
+
+
+def test_a_second_run_takes_up_finished_blocks(tmp_path, monkeypatch):
+    model, x = example("mlp")
+    made = TangentKernel(model, x, folder=tmp_path).dense()
+    files = sorted(tmp_path.rglob("block-*.safetensors"))
+    assert len(files) == 6  # 5 rows in 3 stretches, one half
+    files[0].unlink()
+    rows = counted(monkeypatch)
+    again = TangentKernel(model, x, folder=tmp_path, batch_size=3, room=1)
+    assert torch.equal(again.dense(), made)
+    assert rows == [[0, 1], [0, 1]]  # the first block alone
+    assert sorted(tmp_path.rglob("block-*.safetensors")) == files
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"x": zoo.normal(5, 4, seed=2)}, {"outputs": "sum"}, {"params": "last:1"}, {"backend": "products"}],
+    ids=lambda change: next(iter(change)),
+)
+def test_another_kernel_has_files_of_its_own(change, tmp_path):
+    model, x = example("mlp")
+    TangentKernel(model, x, folder=tmp_path).dense()
+    other = {"x": x} | change
+    found = TangentKernel(model, **other, folder=tmp_path).dense()
+    assert zoo.close(found, TangentKernel(model, **other, batch_size=2).dense(), 1e-12)
+    assert len(list(tmp_path.glob("*/layout.json"))) == 2
+    with torch.no_grad():
+        model[0].weight[0, 0] += 1
+    TangentKernel(model, x, folder=tmp_path).dense()
+    assert len(list(tmp_path.glob("*/layout.json"))) == 3
+
+
+@pytest.mark.parametrize("name", ["block-0-0.safetensors", "layout.json"])
+def test_damaged_files_are_refused(name, tmp_path):
+    model, x = example("mlp")
+    kernels = [TangentKernel(model, x, folder=tmp_path) for _ in range(3)]
+    kernels[0].dense()
+    file = next(tmp_path.rglob(name))
+    whole = file.read_bytes()
+    file.write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(StoreError, match=name):
+        kernels[1].dense()
+    if name.startswith("block"):
+        save_file({"block": torch.zeros(2, 2)}, file)
+    else:
+        file.write_text(whole.decode().replace("2,", "-2,"))
+    with pytest.raises(StoreError, match=name):
+        kernels[2].dense()
+
+
+TWO = """
+import os, sys
+from pathlib import Path
+from safetensors.torch import save_file
+from kernels import shared
+from tauspan.errors import MismatchError
+rank, folder = os.environ["RANK"], Path(sys.argv[1])
+save_file({name: kernel.dense() for name, kernel in shared(folder).items()}, folder / f"{rank}.safetensors")
+kernel = shared()["rows"]
+kernel.left.batches[0][0, 0] += float(rank)
+try:
+    kernel.dense()
+except MismatchError as error:
+    (folder / f"{rank}.txt").write_text(str(error))
+"""
+
+
+def test_two_processes_share_the_blocks(tmp_path):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1]), "WORLD_SIZE": "2"}
+    started = [
+        subprocess.Popen(
+            [sys.executable, "-c", TWO, str(tmp_path)], env=script_environment() | address | {"RANK": rank}
+        )
+        for rank in "01"
+    ]
+    assert [one.wait(240) for one in started] == [0, 0]
+    matrices = [load_file(tmp_path / f"{rank}.safetensors") for rank in range(2)]
+    for name, kernel in shared().items():
+        assert torch.equal(matrices[0][name], matrices[1][name])
+        assert zoo.close(matrices[0][name], kernel.dense(), 1e-12), name
+    assert (tmp_path / "0.txt").read_text() == (tmp_path / "1.txt").read_text()
+    assert "disagree about x (" in (tmp_path / "1.txt").read_text()
+
+
+MEMORY = """
+import json, torch
+from benchmarks.timing import growth
+from torch import nn
+from tauspan.kernel import TangentKernel
+torch.manual_seed(0)
+net = nn.Sequential(nn.Linear(64, 512), nn.Tanh(), nn.Linear(512, 512), nn.Tanh(), nn.Linear(512, 2))
+x = torch.randn(2000, 64)
+TangentKernel(net, x[:4]).dense()
+kernel = TangentKernel(net, x, room=ROOM)
+print(json.dumps([growth(lambda: kernel.dense()), 8 * kernel.shape[0] ** 2 / 2**20]))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("room", [8, 32, 128])
+def test_a_kernel_of_2000_rows_stays_within_its_memory(room):
+    script = MEMORY.replace("ROOM", str(room * 2**20))
+    root = str(Path(__file__).parents[1])
+    done = subprocess.run([sys.executable, "-c", script], cwd=root, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-4000:]
+    grown, matrix = json.loads(done.stdout)
+    assert matrix < grown < 1.5 * (matrix + 1.25 * room)
+
+
+# -- the matrix as a whole ---------------------------------------------------------------------------------------
+
+
+def test_the_whole_matrix_is_solved_with():
+    model, x = example("mlp")
+    kernel = TangentKernel(model, x)
+    matrix, y = kernel.dense(), zoo.normal(15)
+    shifted = matrix + 0.5 * torch.eye(15, dtype=torch.float64)
+    assert zoo.close(shifted @ kernel.solve(y, 0.5), y)
+    assert kernel.logdet(0.5).value == pytest.approx(float(torch.logdet(shifted)))
+    assert kernel.trace().value == pytest.approx(float(matrix.trace()))
+    assert kernel.trace().exact
+    found = kernel.eigsh(2)
+    assert zoo.close(matrix @ found.vectors, found.vectors * found.values, 1e-6)
+    assert zoo.close(found.values, torch.linalg.eigvalsh(matrix)[-2:].flip(0), 1e-9)
+
+
+def test_what_has_no_solution():
+    model, x = example("mlp")
+    kernel = TangentKernel(model, torch.cat([x, x[:1]]), outputs="sum")  # a row is there twice
+    with pytest.raises(UsageError, match="twice"):
+        kernel.solve(torch.ones(6))
+    with pytest.raises(UsageError, match="ridge=-1"):
+        kernel.solve(torch.ones(6), -1.0)
+    with pytest.raises(NonFiniteError, match="nan"):
+        kernel.solve(torch.full((6,), float("nan")), 1.0)
+    with pytest.raises(UsageError, match="15"):
+        TangentKernel(model, x, x[:2]).solve(torch.ones(15), 1.0)
+    with pytest.raises(UsageError):
+        kernel.eigsh(7)
+    assert kernel.solve(torch.ones(6), 1e-3).isfinite().all()
+
+
+def test_nan_in_the_weights_is_named():
+    model, x = example("mlp")
+    with torch.no_grad():
+        model[2].weight[0, 0] = float("nan")
+    with pytest.raises(NonFiniteError, match="rows 0 to 4"):
+        TangentKernel(model, x).dense()
+
+
+def test_more_outputs_than_memory_is_told_before_any_work(monkeypatch):
+    model, x = example("mlp")
+    kernel = TangentKernel(model, x)
+    monkeypatch.setattr(operator, "free_memory", lambda: 1000)
+    with pytest.raises(UsageError, match=r"5 x 5 rows and 3 outputs.*outputs='sum'.*matmat"):
+        kernel.dense()
+
+
+def test_nothing_chosen_is_an_empty_block():
+    model, x = example("mlp")
+    for backend in BACKENDS:
+        kernel = TangentKernel(model, x, backend=backend)
+        assert kernel.block([], [1]).shape == (0, 3)
+        assert kernel.block([1], []).shape == (3, 0)
+        assert kernel.rows([]).shape == (0, 15)
+
+
 def test_scipy_solves_with_it():
     model, x = example("mlp")
     kernel = TangentKernel(model, x)
@@ -163,6 +463,7 @@ def test_one_row_and_one_output():
         ({"outputs": torch.full((5, 3), float("inf"))}, NonFiniteError, "loss"),
         ({"backend": "contraktion"}, UsageError, "'contraction'"),
         ({"batch_size": 0}, UsageError, "at least 1"),
+        ({"room": 0}, UsageError, "room=0"),
         ({"params": "nothing.*"}, UsageError, "nothing"),
     ],
     ids=str,

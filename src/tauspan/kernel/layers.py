@@ -1,17 +1,10 @@
 """Rows of J layer by layer, as the factors they are made of: a layer's inputs and the outputs' sensitivities to it.
 
-For a linear layer with T positions, inputs A (T, a) and sensitivities G (T, b), a row's Jacobian in the
-weight is G^T A and
-
-    <G^T A, G'^T A'> = sum_{t,s} (A A'^T)_{ts} (G G'^T)_{ts},
-
-so a kernel entry needs either the products over positions (2 T T' (a + b) operations) or the written-out matrices
-(2 a b). Which is cheaper follows from the shapes of each layer alone, and is decided there. A parameter that is used
-twice has its uses written out and added, so cross terms are kept.
+A parameter that is used twice has its uses written out and added, so cross terms are kept. Views of one parameter
+that do not overlap (the three parts of attention's `in_proj_weight`) stay apart, as if each were a parameter.
 """
 
-from dataclasses import dataclass
-from typing import TypeAlias
+from dataclasses import replace
 
 import torch
 import torch.nn.functional as F
@@ -19,63 +12,38 @@ from torch import Tensor
 
 from tauspan import models
 from tauspan.errors import ModelError
+from tauspan.kernel.pieces import PART, Lookup, Piece, Pieces, Product, Written, written
 from tauspan.kernel.side import Side
-from tauspan.linear import factors
+from tauspan.linear import factors, table
 from tauspan.linear.dual import Entry, NoRuleError, Slot, Trace
 from tauspan.linear.room import Room
 from tauspan.linear.tape import Tape, record, run
 from tauspan.models import Batch
 
 _KEPT = frozenset({"linear", "embedding", "conv1d", "conv2d", "conv3d", "addmm"})
-_CHUNK = 1 << 25  # numbers of a written-out piece at a time
+_EXACT = 1 << 24  # up to here float32 tells all whole numbers apart
 
 
-@dataclass(frozen=True)
-class Product:
-    """A weight's Jacobian rows G^T A: `inputs` (n, T, a) and `sensitivity` (n, I, T, b)."""
-
-    inputs: Tensor
-    sensitivity: Tensor
-    turned: bool = False  # the weight is stored as (a, b)
-
-    def written(self, low: int = 0, high: int | None = None) -> Tensor:
-        """Rows `low` to `high` of G^T A, flattened: shape (n, I, (high - low) a)."""
-        return torch.einsum("nitb,nta->niba", self.sensitivity[..., low:high], self.inputs).flatten(2)
-
-
-@dataclass(frozen=True)
-class Written:
-    """Jacobian rows written out, shape (n, I, P)."""
-
-    jacobian: Tensor
-
-
-@dataclass(frozen=True)
-class Lookup:
-    """An embedding's Jacobian rows: sensitivities (n, I, T, d) at the rows `places` (n, T) of a table of `size` rows."""
-
-    places: Tensor
-    sensitivity: Tensor
-    size: int
-
-
-Piece: TypeAlias = Product | Written | Lookup
-Pieces: TypeAlias = dict[str, Piece]
-
-
-def pieces(side: Side, places: list[int], batch: Batch) -> Pieces:
+def pieces(side: Side, places: list[int], batch: Batch, check: bool = True) -> Pieces:
     """The Jacobian rows of one batch, by parameter; one forward pass, and one backward pass an output.
 
+    Args:
+        side: the model and the outputs that count.
+        places: the rows' places on that side.
+        batch: the rows.
+        check: make sure, by one more backward pass, that every layer has its rows first; the answer depends on the
+            model and on the shape of the batch alone.
+
     Raises:
-        ModelError: the model's operations cannot be recorded.
+        ModelError: the model's operations cannot be recorded, or a layer has another axis first.
     """
     tangent = side.tangent
-    theta0 = tangent.theta0()
     trace = Trace(tangent.base, tangent.strict, tangent._told, keep=_KEPT)
-    still = {name: torch.zeros((), dtype=theta.dtype).expand(theta.shape) for name, theta in theta0.items()}
     try:
         with models.eval_mode(tangent.base):
-            tape, _ = record(tangent.function(batch), theta0, still, trace)
+            tape, _ = record(tangent.function(batch), tangent.theta0(), None, trace)
+        if check and len(places) > 1:
+            _require_rows_first(tape, len(places))
         return _sorted(tape, side.select.of(places))
     except (NoRuleError, NotImplementedError) as error:
         raise ModelError(
@@ -83,27 +51,84 @@ def pieces(side: Side, places: list[int], batch: Batch) -> Pieces:
         ) from error
 
 
+def _require_rows_first(tape: Tape, rows: int) -> None:
+    """Raise unless the first row's outputs depend on the first slice alone of what each layer computes.
+
+    An axis of as many positions as there are rows, or a multiple, looks like the rows (`MultiheadAttention` has
+    positions first).
+    """
+    met = [entry.values[0] for entry in factors._sorted_entries(tape, rows)[1]]
+    if not met or not tape.value.requires_grad:
+        return
+    found = torch.autograd.grad(tape.value[0].sum(), met, retain_graph=True, allow_unused=True)
+    if any(g is not None and bool(g.reshape(rows, -1)[1:].any()) for g in found):
+        raise NotImplementedError("a layer of it does not have the rows of the batch first")
+
+
 def _sorted(tape: Tape, weights: Tensor) -> Pieces:
     """The pieces of a tape, those of one parameter joined."""
     value = torch.einsum("nc,noc->no", tape.value, weights.to(tape.value))
     selected = Tape(value, tape.points, tape.leaves, tape.entries, tape.result)
     cell = factors.cell(selected, Room([]))
-    found: dict[str, list[Piece]] = {name: [] for name in cell.leaves}
-    names = {slot: name for name, slot in cell.leaves.items()}
-    for part in cell.parts:
-        for name, piece in _of_part(cell, part, names):
-            found[name].append(piece)
+    leaves = {slot: name for name, slot in cell.leaves.items()}
+    found = _gathered(cell, leaves | disjoint_views(cell))
+    parted = {name.partition(PART)[0] for name in found if PART in name}
+    if parted & found.keys():  # one of the views is met by an operation that has no factors
+        found, parted = _gathered(cell, leaves), set()
     rows, inner = value.shape
     result: Pieces = {}
-    for name in tape.points:
+    for name in [*found, *(name for name in tape.points if name not in found and name not in parted)]:
         several = found.get(name, [])
         if len(several) == 1:
             result[name] = several[0]
         elif several:
-            result[name] = Written(torch.stack([_written(piece) for piece in several]).sum(0))
+            result[name] = Written(torch.stack([written(piece) for piece in several]).sum(0))
         else:
             result[name] = Written(value.new_zeros(rows, inner, 0).detach())
-    return result
+    return dict(sorted(result.items()))
+
+
+def _gathered(cell: factors.FactorCell, names: dict[Slot, str]) -> dict[str, list[Piece]]:
+    """The pieces of all parts by parameter."""
+    found: dict[str, list[Piece]] = {}
+    for part in cell.parts:
+        for name, piece in _of_part(cell, part, names):
+            found.setdefault(name, []).append(piece)
+    return found
+
+
+def disjoint_views(cell: factors.FactorCell) -> dict[Slot, str]:
+    """Names for the views of parameters that layers use in place of the parameters, where no two overlap."""
+    if not cell.before:
+        return {}
+    places: dict[int, Tensor] = {
+        slot: torch.arange(shape.numel(), dtype=torch.float32).view(shape)
+        for slot, shape in ((slot, cell.shapes[name][0]) for name, slot in cell.leaves.items())
+        if shape.numel() <= _EXACT
+    }
+    owners = {slot: {name} for name, slot in cell.leaves.items()}
+    for entry in cell.before:
+        read = factors._slots(entry)
+        made = [slot for slot in entry.outputs if slot is not None]
+        owners |= {slot: set().union(*(owners[one] for one in read)) for slot in made}
+        if entry.name in table.VIEWS and len(read) == 1 and read[0] in places:
+            run(replace(entry, kinds=tuple(k and (k[0], torch.float32) for k in entry.kinds)), places)
+    used = {slot for part in cell.parts for slot in _used(part)}
+    found: dict[Slot, str] = {}
+    for name, leaf in cell.leaves.items():
+        mine = [slot for slot in used if name in owners[slot]]
+        if not mine or leaf in mine or any(slot not in places for slot in mine):
+            continue
+        labels = {slot: f"{name}{PART}{int(places[slot].min())}" for slot in mine}
+        parts = {labels[slot]: places[slot].flatten() for slot in mine}
+        alike = all(torch.equal(places[slot].flatten(), parts[labels[slot]]) for slot in mine)
+        if alike and len(torch.unique(torch.cat(list(parts.values())))) == sum(map(len, parts.values())):
+            found |= labels
+    return found
+
+
+def _used(part: factors.Dense | factors.Touch) -> list[Slot]:
+    return [part.slot] if isinstance(part, factors.Dense) else factors._slots(part.entry)
 
 
 def _of_part(
@@ -187,97 +212,28 @@ _LAYERS = {"linear": _linear, "addmm": _linear, "embedding": _lookup, "conv2d": 
 def _general(
     cell: factors.FactorCell, part: factors.Dense | factors.Touch, names: dict[Slot, str]
 ) -> list[tuple[str, Piece]]:
-    """Any part, by a backward pass of its own few operations for each row and output; only its parameters' rows."""
+    """Any part, by a backward pass of its own few operations; only its parameters' rows."""
     points = {
         slot: torch.zeros(cell.shapes[name][0], dtype=cell.shapes[name][1]).requires_grad_()
-        for slot, name in names.items()
+        for name, slot in cell.leaves.items()
     }
     with torch.enable_grad():
         at: dict[int, Tensor] = {int(slot): point for slot, point in points.items()}
         for entry in cell.before:
             run(entry, at)
         if isinstance(part, factors.Dense):
-            y = torch.einsum("ncp,p->nc", part.jacobian.tensor, at[part.slot].flatten())
-            g = torch.eye(y.shape[1], dtype=y.dtype).expand(len(y), -1, -1)
+            y, g = at[part.slot].flatten(), part.jacobian.tensor
         else:
             run(part.entry, at)
             g = part.sensitivity.tensor
             y = at[next(slot for slot in part.entry.outputs if slot is not None)].reshape(len(g), -1)
-    rows: dict[Slot, list[Tensor]] = {}
-    for n in range(g.shape[0]):
-        for o in range(g.shape[1]):
-            found = torch.autograd.grad(
-                y[n], list(points.values()), g[n, o], retain_graph=True, allow_unused=True
-            )
-            for slot, gradient in zip(points, found, strict=True):
-                if gradient is not None:
-                    rows.setdefault(slot, []).append(gradient.flatten())
-    return [(names[slot], Written(torch.stack(list_).view(*g.shape[:2], -1))) for slot, list_ in rows.items()]
-
-
-# -- products of pieces ------------------------------------------------------------------------------------------
-
-
-def _written(piece: Piece) -> Tensor:
-    """Any piece written out in the parameter's own order of entries, shape (n, I, P)."""
-    if isinstance(piece, Written):
-        return piece.jacobian
-    if isinstance(piece, Product):
-        flat = piece.written()
-        if piece.turned:
-            return flat.view(*flat.shape[:2], -1, piece.inputs.shape[2]).transpose(2, 3).flatten(2)
-        return flat
-    n, inner, t, d = piece.sensitivity.shape
-    table = piece.sensitivity.new_zeros(n, inner, piece.size, d)
-    index = piece.places[:, None, :, None].expand(n, inner, t, d)
-    return table.scatter_add_(2, index, piece.sensitivity).flatten(2)
-
-
-def gram(left: Piece, right: Piece) -> Tensor:
-    """J J'^T of one parameter, shape (n, I, m, I), in the pieces' dtype."""
-    if isinstance(left, Product) and isinstance(right, Product):
-        return _products(left, right)
-    if isinstance(left, Lookup) and isinstance(right, Lookup):
-        parts = []
-        for row, ids in zip(
-            left.sensitivity, left.places, strict=True
-        ):  # the equality of places is sparse and small
-            same = (ids[None, :, None] == right.places[:, None, :]).to(row)
-            met = torch.einsum("mts,mpsd->mptd", same, right.sensitivity)
-            parts.append(torch.einsum("otd,mptd->omp", row, met))
-        return torch.stack(parts)
-    a, b = _written(left), _written(right)  # also where a batch of one row was recorded in another way
-    if not a.shape[2] or not b.shape[2]:
-        return a.new_zeros(*a.shape[:2], *b.shape[:2])
-    return torch.einsum("nip,mjp->nimj", a, b)
-
-
-def _products(left: Product, right: Product) -> Tensor:
-    """The cheaper of the two contractions, by the number of operations for a pair of rows."""
-    n, inner, t, b = left.sensitivity.shape
-    m, others, s, a = *right.sensitivity.shape[:3], left.inputs.shape[2]
-    by_position = t * s * (a + inner * others * b)
-    written = inner * others * a * b + (inner * t * a * b) / m + (others * s * a * b) / n
-    if by_position < written:
-        over_inputs = torch.einsum("nta,msa->ntms", left.inputs, right.inputs)
-        over_outputs = torch.einsum("nitb,mjsb->nitmjs", left.sensitivity, right.sensitivity)
-        return torch.einsum("ntms,nitmjs->nimj", over_inputs, over_outputs)
-    total = left.inputs.new_zeros(n * inner, m * others)
-    step = max(1, _CHUNK // max(a * max(n * inner, m * others), 1))
-    for low in range(0, b, step):
-        x = left.written(low, low + step).flatten(0, 1)
-        y = x if right is left else right.written(low, low + step).flatten(0, 1)
-        total.addmm_(x, y.T)
-    return total.view(n, inner, m, others)
-
-
-def product(left: Pieces, right: Pieces, traced: bool) -> Tensor:
-    """J J'^T over all parameters, shape (n O, m O), summed in float64; the mean diagonal block if `traced`."""
-    total: Tensor | None = None
-    for name, piece in left.items():
-        found = gram(piece, right[name]).double()
-        total = found if total is None else total + found
-    assert total is not None  # noqa: S101 - a tangent model has parameters
-    if traced:
-        return torch.einsum("nimi->nm", total) / total.shape[1]
-    return total.flatten(0, 1).flatten(1, 2)
+    found: dict[str, list[Tensor]] = {}
+    for n, rows in enumerate(g):
+        of = y if isinstance(part, factors.Dense) else y[n]
+        gradients = torch.autograd.grad(
+            of, list(points.values()), rows, retain_graph=True, allow_unused=True, is_grads_batched=True
+        )
+        for name, gradient in zip(cell.leaves, gradients, strict=True):
+            if gradient is not None:
+                found.setdefault(name, []).append(gradient.flatten(1))
+    return [(name, Written(torch.stack(rows))) for name, rows in found.items()]

@@ -1,28 +1,33 @@
 """`TangentKernel`: the kernel of the tangent model as one operator."""
 
 import copy
-import logging
-from collections.abc import Iterator, Sequence
-from typing import Any, Literal
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from scipy.sparse.linalg import LinearOperator
 from torch import Tensor, nn
 
-from tauspan import models
-from tauspan.errors import ModelError, UsageError, nearest
-from tauspan.kernel.layers import Pieces, Written, pieces, product
+from tauspan import models, params
+from tauspan.errors import UsageError, nearest
+from tauspan.kernel import blocks, estimates, quadrature
+from tauspan.kernel.contract import product, squares
+from tauspan.kernel.eigenpairs import EigenPairs, eigenpairs
+from tauspan.kernel.estimates import Estimate
+from tauspan.kernel.regression import solve_ridge
 from tauspan.kernel.selector import Outputs
-from tauspan.kernel.side import Data, Side
+from tauspan.kernel.side import Data, Side, digest
+from tauspan.kernel.tiles import BACKENDS, Backend, Tiles
 from tauspan.linear import linearize
 from tauspan.linear.linearized import Point
+from tauspan.linear.room import free_memory
 from tauspan.params import Params
+from tauspan.processes import World, world
 from tauspan.vector import TaskVector
 
-log = logging.getLogger(__name__)
-Backend = Literal["auto", "contraction", "products", "structured"]
-BACKENDS: tuple[Backend, ...] = ("auto", "contraction", "products", "structured")
+_COLUMNS = 32  # samples whose columns are formed at a time from products
 
 
 class TangentKernel:
@@ -39,9 +44,20 @@ class TangentKernel:
         backend: how entries are computed; all give the same numbers.
         point: where the model is linearised.
         batch_size: rows of a batch, where x is one.
+        room: the most bytes of recorded rows that are kept, in tiles of at most half of it; None is a quarter of the
+            free memory.
+        folder: where finished blocks of the whole matrix are kept, so that an interrupted `dense` goes on there.
+        show_progress: draw a bar on stderr while the whole matrix is computed.
 
     Raises:
         UsageError, ModelError, NonFiniteError: an impossible choice, a model that cannot be linearised, NaN in the data.
+
+    Cost:
+        The whole matrix: a forward pass and O backward passes a row, once where all rows fit `room`, and for each
+        layer the cheaper of two contractions for each pair of rows. Memory: the matrix (8 bytes an entry) and one
+        block: the recorded rows (at most `room`) and the products of a tile with a tile (at most a quarter of it);
+        for a moment also the graph of one batch. A row that is there twice makes the kernel singular, and nothing
+        else; one row (N = 1) is a kernel.
 
     Example:
         >>> layer = nn.Linear(2, 1, bias=False)
@@ -61,13 +77,21 @@ class TangentKernel:
         *,
         point: Point | None = None,
         batch_size: int = 32,
+        room: int | None = None,
+        folder: str | Path | None = None,
+        show_progress: bool = False,
     ) -> None:
         if backend not in BACKENDS:
             raise UsageError(f"backend={backend!r}. {nearest(str(backend), BACKENDS)}")
         if batch_size < 1:
             raise UsageError(f"batch_size={batch_size}: it must be at least 1.")
+        if room is not None and room < 1:
+            raise UsageError(f"room={room}: it is a number of bytes, at least 1.")
         self.tangent = linearize(module, params, point)
         self.backend = backend
+        self.folder = None if folder is None else Path(folder)
+        self.show_progress = show_progress
+        self._tiles = Tiles(free_memory() // 4 if room is None else room, backend)
         self.left = Side.of(self.tangent, x, batch_size, outputs)
         self.symmetric = x2 is None
         self.right = self.left if x2 is None else Side.of(self.tangent, x2, batch_size, outputs)
@@ -95,85 +119,138 @@ class TangentKernel:
     # -- entries ---------------------------------------------------------------------------------------------
 
     def block(self, rows: Sequence[int], columns: Sequence[int]) -> Tensor:
-        """The entries between some rows of the left side and some of the right, shape (n O, m O)."""
+        """The entries between some rows of the left side and some of the right, shape (n O, m O).
+
+        Recorded rows are kept for the next call where the columns are all of the right side.
+        """
+        if self._matrix is not None:
+            at = (self._entries(rows), self._entries(columns))
+            return self._matrix[at[0][:, None], at[1][None]]
         if self.backend == "products":
-            return self._by_products(rows, columns)
-        total = torch.zeros(len(rows) * self.outputs, len(columns) * self.outputs, dtype=torch.float64)
-        top = 0
-        for places, left in self._pieces(self.left, rows):
-            begin = 0
-            for others, right in self._pieces(self.right, columns):
-                found = product(left, right, self.left.select.traced)
-                total[top : top + len(found), begin : begin + found.shape[1]] = found
-                begin += len(others) * self.outputs
-            top += len(places) * self.outputs
-        return total
+            return self._columns(columns)[self._entries(rows)]
+        length = self._tiles.length(self.left)
+        strips = [self._strip(rows[low : low + length], columns) for low in range(0, len(rows), length)]
+        return (
+            torch.cat(strips) if strips else torch.zeros(0, len(columns) * self.outputs, dtype=torch.float64)
+        )
 
-    def _pieces(self, side: Side, rows: Sequence[int]) -> Iterator[tuple[list[int], Pieces]]:
-        """The rows' Jacobians by parameter: as layers' factors where the model's operations allow it."""
-        for places, batch in side.parts(rows):
-            if self.backend != "contraction":
-                try:
-                    yield places, pieces(side, places, batch)
-                    continue
-                except ModelError as error:
-                    if self.backend == "structured":
-                        raise
-                    log.info("%s", error)
-                    self.backend = "contraction"
-            for some, written in side.jacobian(places):
-                yield some, {name: Written(rows.flatten(2)) for name, rows in written.items()}
+    def _strip(self, rows: Sequence[int], columns: Sequence[int]) -> Tensor:
+        left, side = self._tiles.some(self.left, rows), self.right
+        length = self._tiles.length(side)
+        stretches = [columns[low : low + length] for low in range(0, len(columns), length)]
+        whole = columns == range(side.samples)
+        found = [
+            product(left, self._tiles.of(side, some) if whole else self._tiles.some(side, some), self._traced)  # type: ignore[arg-type]
+            for some in stretches
+        ]
+        return torch.cat(found, 1) if found else torch.zeros(len(rows) * self.outputs, 0, dtype=torch.float64)
 
-    def _by_products(self, rows: Sequence[int], columns: Sequence[int]) -> Tensor:
-        places = [place * self.outputs + o for place in columns for o in range(self.outputs)]
+    @property
+    def _traced(self) -> bool:
+        return self.left.select.traced
+
+    def _entries(self, samples: Sequence[int]) -> Tensor:
+        """The indices n O + o of some samples."""
+        return (
+            torch.tensor(samples, dtype=torch.int64)[:, None] * self.outputs + torch.arange(self.outputs)
+        ).flatten()
+
+    def _columns(self, columns: Sequence[int]) -> Tensor:
+        """All rows of some columns, by products with unit vectors."""
+        places = self._entries(columns)
         units = torch.zeros(self.shape[1], len(places), dtype=torch.float64)
-        units[places, range(len(places))] = 1.0
-        kept = [place * self.outputs + o for place in rows for o in range(self.outputs)]
-        return self.matmat(units)[kept]
+        units[places, torch.arange(len(places))] = 1.0
+        return self.matmat(units)
 
     def rows(self, places: Sequence[int]) -> Tensor:
         """Some rows by their index n O + o, shape (len(places), M O)."""
-        self._require_places(places)
+        for place in places:
+            if not 0 <= place < self.shape[0]:
+                raise UsageError(f"row {place} of a kernel with rows 0 to {self.shape[0] - 1}.")
         samples = sorted({place // self.outputs for place in places})
         at = {sample: number for number, sample in enumerate(samples)}
         found = self.block(samples, range(self.right.samples))
         return found[[at[place // self.outputs] * self.outputs + place % self.outputs for place in places]]
 
-    def _require_places(self, places: Sequence[int]) -> None:
-        for place in places:
-            if not 0 <= place < self.shape[0]:
-                raise UsageError(f"row {place} of a kernel with rows 0 to {self.shape[0] - 1}.")
-
     def diag(self) -> Tensor:
         """The diagonal of a symmetric kernel, shape (N O): the squared norms of the rows of J."""
         self._require_symmetric("a diagonal")
-        parts = []
-        for _, rows in self.left.jacobian():
-            squares = torch.stack([one.flatten(2).square().sum(-1) for one in rows.values()]).sum(0)
-            parts.append(squares.mean(1) if self.left.select.traced else squares.flatten())
+        if self._matrix is not None:
+            return self._matrix.diagonal().clone()
+        length, parts = self._tiles.length(self.left), []
+        for low in range(0, self.samples, length):
+            found = squares(self._tiles.of(self.left, range(low, min(low + length, self.samples))))
+            parts.append(found.mean(1) if self._traced else found.flatten())
         return torch.cat(parts)
 
     def dense(self) -> Tensor:
-        """The whole matrix, computed once; of a symmetric kernel one half."""
+        """The whole matrix, computed once; of a symmetric kernel one half.
+
+        Under a launcher (`torchrun`) every process calls it, computes its share of the blocks, and gets all of them.
+
+        Raises:
+            UsageError: the matrix does not fit into the free memory.
+            StoreError: a file of `folder` is damaged.
+            MismatchError: the processes hold different models or data.
+        """
         if self._matrix is None:
-            self._matrix = self._filled()
+            self._require_memory()
+            with world() as processes:
+                self._matrix = self._filled(processes)
+            self._tiles.clear()
         return self._matrix
 
-    def _filled(self) -> Tensor:
-        total = torch.empty(self.shape, dtype=torch.float64)
-        out = self.outputs
-        for i, (places, _) in enumerate(self.left.parts()):
-            for j, (others, _) in enumerate(self.right.parts()):
-                if self.symmetric and j < i:
-                    continue
-                found = self.block(places, others)
-                if self.symmetric and i == j:  # exactly so, also where sums were formed in another order
-                    found = (found + found.T) / 2
-                top, begin = places[0] * out, others[0] * out
-                total[top : top + found.shape[0], begin : begin + found.shape[1]] = found
-                if self.symmetric and j > i:
-                    total[begin : begin + found.shape[1], top : top + found.shape[0]] = found.T
+    def _require_memory(self) -> None:
+        needed, free = 8 * self.shape[0] * self.shape[1], free_memory()
+        if needed > free:
+            raise UsageError(
+                f"the whole kernel of {self.samples} x {self.right.samples} rows and {self.outputs} outputs a row needs "
+                f"{needed / 2**30:.1f} GiB, and {free / 2**30:.1f} GiB are free. Take fewer outputs (outputs='sum' or "
+                "'trace') or fewer rows, or do without the matrix: matmat, pullback, push, rows, diag."
+            )
+
+    def _filled(self, processes: World) -> Tensor:
+        sizes, by_products = (self.samples, self.right.samples), self.backend == "products"
+        folder = None
+        if self.folder is not None or processes.size > 1:
+            facts = self._facts()
+            processes.require_same(facts)
+            folder = None if self.folder is None else blocks.Folder(self.folder, facts)
+        least = blocks.parts_wanted(folder, processes)
+        if by_products:  # whole columns
+            fitting, parts = (self.samples, _COLUMNS), (1, least)
+        else:
+            fitting, parts = (self._tiles.length(self.left), self._tiles.length(self.right)), (least, least)
+        half = self.symmetric and not by_products
+        wanted = blocks.layout(sizes, fitting, self.outputs, half, parts)
+        plan = blocks.agreed(wanted, folder, processes)
+        total = blocks.fill(plan, self._computed, folder, processes, self.show_progress)
+        if self.symmetric and by_products:  # exactly so, though sums were formed in another order
+            total = (total + total.T) / 2
         return total
+
+    def _computed(self, rows: range, columns: range) -> Tensor:
+        if self.backend == "products":
+            return self._columns(columns)[self._entries(rows)]
+        return product(self._tiles.of(self.left, rows), self._tiles.of(self.right, columns), self._traced)
+
+    def _facts(self) -> dict[str, str]:
+        """Everything that decides the numbers, up to rounding."""
+        base = self.tangent.base
+        head = getattr(base, "head", None)
+        plain = {name: getattr(head, name, None) for name in ("scale", "normalize")}
+        features = getattr(getattr(base, "encoder", base), "features", None)
+        weights = {name: theta.dtype for name, theta in self.tangent.theta0().items()}
+        sides = {"x": self.left} if self.symmetric else {"x": self.left, "x2": self.right}
+        return {
+            "the model's weights": params.fingerprint(
+                {**dict(base.named_parameters()), **dict(base.named_buffers())}
+            ),
+            "the model": f"{base!r} {plain} {getattr(features, '__qualname__', '')} {self.tangent.point}",
+            "params": repr(weights),
+            "outputs": f"{self.left.select.traced} {digest([self.left.select.weights])}",
+            "backend": str(self.backend),
+        } | {name: side.checksum() for name, side in sides.items()}
 
     def _require_symmetric(self, what: str) -> None:
         if not self.symmetric:
@@ -196,7 +273,7 @@ class TangentKernel:
         if self._matrix is not None:
             return self._matrix @ vectors.double()
         inner = self.left.select.inner
-        if not self.left.select.traced:
+        if not self._traced:
             return self._multiplied(vectors.double())
         # the mean over the diagonal blocks: each output alone, times its own copy of the vectors
         total = torch.zeros(self.samples, vectors.shape[1], dtype=torch.float64)
@@ -233,7 +310,7 @@ class TangentKernel:
         return self.left.push([deltas])[0]
 
     def _require_jacobian(self) -> None:
-        if self.left.select.traced:
+        if self._traced:
             raise UsageError(
                 "a trace kernel is a mean over outputs and has no Jacobian of its own: use outputs='all' or 'sum'."
             )
@@ -256,3 +333,21 @@ class TangentKernel:
         other.left, other.right = self.right, self.left
         other._matrix = None if self._matrix is None else self._matrix.T
         return other
+
+    # -- the matrix as a whole -------------------------------------------------------------------------------
+
+    def eigsh(self, r: int, *, seed: int = 0) -> EigenPairs:
+        """The r largest eigenvalues with their vectors and residuals; see `eigenpairs`."""
+        return eigenpairs(self, r, seed=seed)
+
+    def solve(self, y: Tensor, ridge: float = 0.0) -> Tensor:
+        """The alpha with (K + ridge I) alpha = y, shape (N O), by Cholesky; see `regression.solve_ridge`."""
+        return solve_ridge(self, y, ridge).alpha
+
+    def logdet(self, ridge: float = 0.0, probes: int | None = None, *, seed: int = 0) -> Estimate:
+        """The logarithm of det(K + ridge I): exactly, or by Lanczos quadrature from random probes; see `quadrature`."""
+        return quadrature.logdet(self, ridge, probes, seed=seed)
+
+    def trace(self, probes: int | None = None, *, seed: int = 0) -> Estimate:
+        """The trace: exactly, from the diagonal and without a matrix, or from random probes; see `estimates`."""
+        return estimates.trace(self, probes, seed)

@@ -1,6 +1,7 @@
 """One side of a kernel: rows of data, the tangent model on them, and which outputs count."""
 
-from collections.abc import Iterator, Mapping, Sequence
+import hashlib
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
 
@@ -40,11 +41,27 @@ def rows_of(batch: Batch) -> int:
     return len(batch if isinstance(batch, Tensor) else next(iter(batch.values())))
 
 
+def size_of(batch: Batch) -> int:
+    """How many numbers a batch has."""
+    return batch.numel() if isinstance(batch, Tensor) else sum(value.numel() for value in batch.values())
+
+
 def taken(batch: Batch, rows: slice | list[int]) -> Batch:
     """Some rows of a batch."""
     if isinstance(batch, Tensor):
         return batch[rows]
     return {key: value[rows] for key, value in batch.items()}
+
+
+def digest(tensors: Iterable[Tensor]) -> str:
+    """SHA-256 of the rows of several tensors, with their dtype and the shape of a row."""
+    found, kind = hashlib.sha256(), ""
+    for tensor in tensors:
+        now = f"{tuple(tensor.shape[1:])}|{tensor.dtype}|"
+        found.update(b"" if now == kind else now.encode())
+        found.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().data)
+        kind = now
+    return found.hexdigest()
 
 
 @dataclass(frozen=True)
@@ -104,6 +121,12 @@ class Side:
             run.append(place)
         if current is not None:
             yield run, taken(current[2], [p - current[0] for p in run])
+
+    def checksum(self) -> str:
+        """A hash of the rows, the same for batches of any size that are cut from one tensor."""
+        mappings = [{"": batch} if isinstance(batch, Tensor) else batch for batch in self.batches]
+        keys = sorted({key for batch in mappings for key in batch})
+        return "|".join(f"{key}={digest(batch[key] for batch in mappings if key in batch)}" for key in keys)
 
     def value(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         """f(x; theta0), shape (n, C), with its graph, and the leaves it was made of."""

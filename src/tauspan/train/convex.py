@@ -86,7 +86,7 @@ def fit(
     tangent = linearize(classifier, params, "logits")
     tokens = task.tokens(max_tokens)
     with measured() as cost:
-        parts = _parts(encoder, task.split("train"), tokens, batch_size)
+        parts = labelled(encoder, task.split("train"), tokens, batch_size)
         cached = tangent.cache([batch for batch, _ in parts], cache, room=room, folder=folder)
         train = _Loss(tangent, cached, [labels for _, labels in parts], ridge)
         with progress(f"{task.name} ({solver})", max_steps, show_progress) as advance:
@@ -121,7 +121,7 @@ def _check(solver: str, ridge: float, tolerance: float, **whole: int | None) -> 
 Part = tuple[Any, Tensor]
 
 
-def _parts(encoder: Encoder, rows: Split, max_tokens: int | None, batch_size: int) -> list[Part]:
+def labelled(encoder: Encoder, rows: Split, max_tokens: int | None, batch_size: int) -> list[Part]:
     """Encoded batches with their labels."""
     parts = []
     for begin in range(0, len(rows), batch_size):
@@ -257,6 +257,6 @@ def _validation(
     tangent: Linearized, encoder: Encoder, task: Task, max_tokens: int | None, batch_size: int
 ) -> dict[str, Any]:
     rows = task.split("validation")
-    logits = torch.cat([tangent(batch).cpu() for batch, _ in _parts(encoder, rows, max_tokens, batch_size)])
+    logits = torch.cat([tangent(batch).cpu() for batch, _ in labelled(encoder, rows, max_tokens, batch_size)])
     right = float((logits.argmax(-1) == rows.labels).double().mean())
     return {"split": "validation", "loss": float(F.cross_entropy(logits, rows.labels)), "accuracy": right}

@@ -1,0 +1,57 @@
+"""The forms in which rows of J are kept, one parameter at a time."""
+
+from dataclasses import dataclass
+from typing import TypeAlias
+
+import torch
+from torch import Tensor
+
+PART = "#"  # "name#k": a view of the parameter that starts at its entry k
+
+
+@dataclass(frozen=True)
+class Product:
+    """A weight's Jacobian rows G^T A: `inputs` (n, T, a) and `sensitivity` (n, I, T, b)."""
+
+    inputs: Tensor
+    sensitivity: Tensor
+    turned: bool = False  # the weight is stored as (a, b)
+
+    def written(self, low: int = 0, high: int | None = None) -> Tensor:
+        """Rows `low` to `high` of G^T A, flattened: shape (n, I, (high - low) a)."""
+        return torch.einsum("nitb,nta->niba", self.sensitivity[..., low:high], self.inputs).flatten(2)
+
+
+@dataclass(frozen=True)
+class Written:
+    """Jacobian rows written out, shape (n, I, P)."""
+
+    jacobian: Tensor
+
+
+@dataclass(frozen=True)
+class Lookup:
+    """An embedding's Jacobian rows: sensitivities (n, I, T, d) at the rows `places` (n, T) of a table of `size` rows."""
+
+    places: Tensor
+    sensitivity: Tensor
+    size: int
+
+
+Piece: TypeAlias = Product | Written | Lookup
+Pieces: TypeAlias = dict[str, Piece]
+
+
+def written(piece: Piece) -> Tensor:
+    """Any piece written out in the parameter's own order of entries, shape (n, I, P)."""
+    if isinstance(piece, Written):
+        return piece.jacobian
+    if isinstance(piece, Product):
+        flat = piece.written()
+        if piece.turned:
+            return flat.view(*flat.shape[:2], -1, piece.inputs.shape[2]).transpose(2, 3).flatten(2)
+        return flat
+    n, inner, t, d = piece.sensitivity.shape
+    table = piece.sensitivity.new_zeros(n, inner, piece.size, d)
+    index = piece.places[:, None, :, None].expand(n, inner, t, d)
+    return table.scatter_add_(2, index, piece.sensitivity).flatten(2)

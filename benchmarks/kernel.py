@@ -20,6 +20,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 import tauspan as ts
 from tauspan.kernel import TangentKernel
+from tauspan.kernel.selector import Outputs
 from tauspan.models import Batch, Classifier, Encoder, Head
 
 PARAMS, TOKENS, GOAL = "encoder.*", 32, 4.0
@@ -78,21 +79,28 @@ def one(what: str, value: float, unit: str, note: str = "") -> Row:
 
 
 def ours(
-    module: Encoder | Classifier, batch: Batch, params: str = PARAMS, outputs: str = "sum"
+    module: Encoder | Classifier, batch: Batch, params: str = PARAMS, outputs: Outputs = "sum"
 ) -> TangentKernel:
     """The kernel with its defaults."""
-    return TangentKernel(module, batch, params=params, outputs=outputs)  # type: ignore[arg-type]
+    return TangentKernel(module, batch, params=params, outputs=outputs)
 
 
 def written_out(encoder: Encoder, batch: Mapping[str, Tensor]) -> Tensor:
     """Blocks of rows of J by `vmap(jacrev)`, their products, and one half of the matrix, as torch's tutorial has it."""
-    theta = {name: p.detach() for name, p in encoder.named_parameters()}
-    moving = {name: p for name, p in theta.items() if name.startswith("backbone.encoder.")}
+    theta = {name: p.detach() for name, p in encoder.backbone.named_parameters()}
+    moving = {name: p for name, p in theta.items() if name.startswith("encoder.")}
 
     def output(point: Rows, row: Rows) -> Tensor:
-        single = {key: value.unsqueeze(0) for key, value in row.items()}
-        features = cast(Tensor, functional_call(encoder, {**theta, **point}, (single,)))
-        return features.sum() / features.shape[-1] ** 0.5
+        """The sum of the pooled features; the mask is given in four dimensions, because vmap cannot look into it."""
+        mask = row["attention_mask"]
+        options = {
+            "token_type_ids": row["token_type_ids"][None],
+            "attention_mask": mask[None, None, None].bool(),
+        }
+        found = functional_call(encoder.backbone, {**theta, **point}, (row["input_ids"][None],), options)
+        features = torch.einsum("td,t->d", found.last_hidden_state[0], mask / mask.sum())
+        summed: Tensor = features.sum() / features.shape[-1] ** 0.5
+        return summed
 
     def jacobian(low: int) -> Rows:
         block = {key: value[low : low + BLOCK] for key, value in batch.items()}

@@ -4,7 +4,7 @@ import torch
 
 from tauspan.merge.engine import Engine
 from tauspan.merge.method import Block
-from tauspan.merge.scope import Spec, shaped
+from tauspan.merge.scope import shaped, specs_of
 from tauspan.merge.settings import Settings
 from tauspan.merge.table import METHODS
 
@@ -18,6 +18,7 @@ def all_merged(name, tensors, options=None, *, base=None, size=1 << 18):
     """The same for several tensors, by name."""
     method, count = METHODS[name], len(next(iter(tensors.values())))
     settings = Settings.of(method, options or {}, count)
+    labels = tuple(str(number) for number in range(count))
 
     def read(spec, start, stop):
         def cut(tensor):
@@ -26,12 +27,12 @@ def all_merged(name, tensors, options=None, *, base=None, size=1 << 18):
 
         values = torch.stack([cut(value) for value in tensors[spec.name]])
         point = (base or {}).get(spec.name)
-        labels = tuple(str(number) for number in range(count))
         return Block(
             values, None if point is None else cut(point), spec.name, start, spec.shape, spec.options, labels
         )
 
-    specs = [Spec(tensor, values.shape[1:], settings.at(tensor, None)) for tensor, values in tensors.items()]
+    shapes = {tensor: values.shape[1:] for tensor, values in tensors.items()}
+    specs = specs_of(method, shapes, settings.at, dict.fromkeys(shapes), labels)
     engine = Engine(method, specs, read, size)
     engine.measure()
     return {

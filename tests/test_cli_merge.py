@@ -15,9 +15,12 @@ from safetensors.torch import load_file, save_file
 import checkpoints
 from program import contents
 from tauspan.cli import main
+from tauspan.merge.adapters import save_adapter
 from tauspan.merge.card import Card
 from tauspan.merge.inputs import open_source
 from tauspan.merge.json_schema import json_schema
+from tauspan.merge.lowrank import LowRank, Term
+from tauspan.vector import TaskVector
 
 KINDS = {"bert": transformers.AutoModel, "llama": transformers.AutoModel, "clip": transformers.CLIPModel}
 
@@ -281,6 +284,69 @@ def test_code_of_ones_own_runs_only_when_the_command_line_names_it(
     name = "embeddings.word_embeddings.weight"
     expected = base[name].double() + 2 * (last[name].double() - base[name].double())
     assert torch.allclose(out[name].double(), expected, rtol=2**-8, atol=1e-6)
+
+
+def test_the_command_line_spells_a_recipe(
+    world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The same result and the same card as the file that says it."""
+    base, one, two = (world / "bert" / name for name in ("base", "m1", "m2"))
+    recipe = tmp_path / "m.yaml"
+    recipe.write_text(
+        f"method: ties\nbase_model: {base}\nparameters: {{density: 0.3, scale: [0.5, 1.0]}}\nseed: 2\nmodels:\n"
+        f"- {{model: {one}, parameters: {{weight: 0.5}}}}\n- {{model: {two}, parameters: {{weight: -1}}}}\n"
+    )
+    words = ["merge", "--method", "ties", "--base", base, one, two, "--weight", "0.5", "--weight", "-1"]
+    words += ["--set", "density=0.3", "--set", "scale=[0.5, 1.0]", "--seed", "2"]
+    assert call(*words, "--plan", "-q") == 0
+    assert list(tmp_path.iterdir()) == [recipe]
+    assert call("merge", recipe, "-o", tmp_path / "file", "-q") == 0
+    assert call(*words, "-o", tmp_path / "line", "-q") == 0
+    assert Card.read(tmp_path / "line") == Card.read(tmp_path / "file")
+    first, second = (contents(tmp_path / name) for name in ("file", "line"))
+    assert first["model.safetensors"] == second["model.safetensors"]
+    assert call("merge", "--method", "ties", "--base", base, one, "--output", "vector", "-o",
+                tmp_path / "v.safetensors", "-q") == 0  # fmt: skip
+    assert call("vector", "verify", tmp_path / "v.safetensors", "-q") == 0
+    for bad, said in SHORT.items():
+        more = bad.split()
+        assert call("merge", "--base", base, one, "-o", tmp_path / "no", *more, "-q") == 2, bad
+        assert said in capsys.readouterr().err
+    assert not (tmp_path / "no").exists()
+
+
+SHORT = {
+    "--method tise": "Did you mean 'ties'?",
+    "--method ties --set densty=0.2": "Did you mean 'density'?",
+    "--method ties --set density": "write OPTION=VALUE",
+    "--method ties --set density=0.1 --set density=0.2": "each option once",
+    "--method ties --set density=[": "the value is no YAML",
+    "--method ties --set density=7": "outside its range",
+    "--method ties --weight 1 --weight 2": "2 --weight for 1 models",
+    "--method ties --rank 4": "it belongs to `output: adapter`",
+    "--method mine:first": "--code mine:first",
+    "--weight 1": "--base belongs to --method",
+}
+
+
+def test_an_adapter_becomes_a_vector(world: Path, tmp_path: Path) -> None:
+    low = LowRank({"encoder.q.weight": (Term(torch.ones(1, 3), torch.ones(2, 1), 0.5),)})
+    save_adapter(low, tmp_path / "lora")
+    save_file({"encoder.q.weight": torch.zeros(2, 3)}, tmp_path / "base.safetensors")
+    words = ["vector", "from-adapter", tmp_path / "base.safetensors", tmp_path / "lora"]
+    assert call(*words, "-o", tmp_path / "v.safetensors", "-q") == 0
+    vector = TaskVector.from_pretrained(tmp_path / "v.safetensors")
+    assert torch.equal(vector.deltas["encoder.q.weight"], torch.full((2, 3), 0.5))
+    name = "encoder.layer.0.attention.self.query.weight"
+    base = world / "bert" / "base"
+    rows, columns = load_file(base / "model.safetensors")[name].shape
+    low = LowRank({name: (Term(torch.ones(1, columns), torch.ones(rows, 1), 0.5),)})
+    save_adapter(low, tmp_path / "other")
+    assert (
+        call("vector", "from-adapter", base, tmp_path / "other", "-o", tmp_path / "w.safetensors", "-q") == 0
+    )
+    assert call("vector", "verify", tmp_path / "w.safetensors", base, "-q") == 0
+    assert call(*words, "-o", tmp_path / "v.safetensors", "-q") == 5
 
 
 def test_the_schema_is_printed(capsys: pytest.CaptureFixture[str]) -> None:

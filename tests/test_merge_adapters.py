@@ -23,7 +23,7 @@ from tauspan.errors import (
     UsageError,
 )
 from tauspan.merge import METHODS
-from tauspan.merge.adapter_merge import LINEAR, merge_into_adapter
+from tauspan.merge.adapter_merge import LINEAR, plan_adapter
 from tauspan.merge.adapter_vector import adapter_vector
 from tauspan.merge.adapters import WEIGHTS, AdapterSource, combine_adapters, save_adapter
 from tauspan.merge.inputs import open_source
@@ -459,7 +459,7 @@ def test_a_base_that_does_not_fit_is_an_error(tmp_path: Path) -> None:
 
 def job(method: str, models: list[Any], base: Any = None, **options: Any) -> Job:
     row = METHODS[method]
-    return Job(row, Settings.of(row, options, len(models)), base, tuple(models))
+    return Job(row, Settings.of(row, options, len(models)), base, tuple(models), output="adapter")
 
 
 @pytest.mark.parametrize(
@@ -478,13 +478,13 @@ def test_linear_methods_keep_the_factors_of_adapters(
         AdapterSource(linear(tmp_path / "a", *modules)),
         AdapterSource(linear(tmp_path / "b", *modules, seed=9)),
     ]
-    low = merge_into_adapter(job(method, models, **options), None)
+    low = plan_adapter(job(method, models, **options), None).merged()
     for layer, (one, two) in factors.items():
         name = f"h.{layer}.q.weight"
         dense = [model.low.dense(name, torch.float64) for model in models]
         assert low.rank(name) == 6
         assert close(low.dense(name, torch.float64), one * dense[0] + two * dense[1])
-    cut = merge_into_adapter(job(method, models, **options), 4)
+    cut = plan_adapter(job(method, models, **options), 4).merged()
     assert {cut.rank(name) for name in cut.terms} == {4}
     assert all(lost > 0 for lost in cut.lost.values())
 
@@ -496,7 +496,7 @@ def test_every_linear_method_is_linear() -> None:
 
 def test_one_adapter_merged_alone_comes_back(tmp_path: Path) -> None:
     one = AdapterSource(linear(tmp_path / "a", "q", "v"))
-    save_adapter(merge_into_adapter(job("task_arithmetic", [one]), 3), tmp_path / "b", like=one)
+    save_adapter(plan_adapter(job("task_arithmetic", [one]), 3).merged(), tmp_path / "b", like=one)
     for name in (WEIGHTS, CONFIG):
         assert (tmp_path / "b" / name).read_bytes() == (tmp_path / "a" / name).read_bytes()
 
@@ -504,15 +504,15 @@ def test_one_adapter_merged_alone_comes_back(tmp_path: Path) -> None:
 def test_other_methods_go_through_the_dense_displacement(tmp_path: Path) -> None:
     models = [AdapterSource(linear(tmp_path / name, seed=seed)) for name, seed in (("a", 0), ("b", 9))]
     with pytest.raises(UsageError, match="'magmax' does not keep these inputs' ranks"):
-        merge_into_adapter(job("magmax", models), None)
-    low = merge_into_adapter(job("magmax", models), 4)
+        plan_adapter(job("magmax", models), None).merged()
+    low = plan_adapter(job("magmax", models), 4).merged()
     one, two = (model.low.dense("q.weight") for model in models)
     expected = torch.where(two.abs() > one.abs(), two, one)
     missed = low.dense("q.weight").double() - expected.double()
     assert low.rank("q.weight") == 4
     assert 0.01 < low.lost["q.weight"] < float(expected.norm())
     assert float(missed.norm()) == pytest.approx(low.lost["q.weight"], rel=1e-5)
-    whole = merge_into_adapter(job("magmax", models), 7)
+    whole = plan_adapter(job("magmax", models), 7).merged()
     assert torch.allclose(whole.dense("q.weight"), expected, atol=1e-5)
 
 
@@ -523,6 +523,6 @@ def test_an_adapter_can_be_made_of_models(tmp_path: Path) -> None:
     save_file({**base, "q.weight": base["q.weight"] + moved}, tmp_path / "tuned.safetensors")
     tuned, origin = (open_source(tmp_path / f"{name}.safetensors") for name in ("tuned", "base"))
     for method in ("task_arithmetic", "linear"):
-        low = merge_into_adapter(job(method, [tuned], origin), 2)
+        low = plan_adapter(job(method, [tuned], origin), 2).merged()
         assert list(low.terms) == ["q.weight"]
         assert torch.allclose(low.dense("q.weight"), moved, atol=1e-5)

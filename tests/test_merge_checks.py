@@ -8,6 +8,7 @@ import torch
 import tiny
 from tauspan import params, store
 from tauspan.errors import BaseMismatchError, MismatchError, NonFiniteError, StoreError, UsageError
+from tauspan.merge import checks
 from tauspan.merge.adapters import CONFIG, WEIGHTS
 from tauspan.merge.checks import check, doctor, nonfinite
 from tauspan.merge.inputs import open_source
@@ -416,7 +417,7 @@ def test_the_doctor_is_content_with_what_fits(made):
     "dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16, torch.float8_e4m3fn]
 )
 def test_values_that_are_not_finite_are_found_when_asked(made, monkeypatch, dtype):
-    monkeypatch.setattr("tauspan.merge.checks._BLOCK", 4)
+    monkeypatch.setattr(checks, "_BLOCK", 4)
     bad = torch.ones(3, 4)
     bad[1, 3] = bad[2, 0] = float("nan")
     a = made("a", {"ids": torch.arange(5), "w": bad.to(dtype), "empty": torch.ones(0)})

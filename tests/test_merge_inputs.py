@@ -24,6 +24,7 @@ from tauspan.errors import (
     TauspanError,
     UsageError,
 )
+from tauspan.merge import inputs
 from tauspan.merge.adapters import CONFIG, WEIGHTS
 from tauspan.merge.headers import DTYPES, read_header
 from tauspan.merge.inputs import open_source
@@ -356,7 +357,7 @@ def test_the_packaged_model_opens_by_its_name():
 
 def test_ids_go_to_the_hub_and_the_commit_is_noted(tmp_path, monkeypatch):
     snapshot = model(tmp_path / "snapshots" / "c0ffee", {})
-    monkeypatch.setattr("tauspan.merge.inputs.model_directory", {"org/name@main": snapshot}.__getitem__)
+    monkeypatch.setattr(inputs, "model_directory", {"org/name@main": snapshot}.__getitem__)
     source = open_source("org/name@main")
     assert (source.label, source.identity["commit"]) == ("name", "c0ffee")
     assert source.identity["path"] == "org/name@main"

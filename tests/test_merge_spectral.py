@@ -238,8 +238,11 @@ def test_a_rank_that_keeps_all_changes_nothing():
 
 
 def test_truncation_needs_a_rank_or_an_error():
+    vector = TaskVector({"head.b": draw(3), "head.w": draw(3, 3)}, "b", "standard")
     with pytest.raises(UsageError, match=r"neither 'rank' nor 'error' for 'head\.w'"):
-        merged(SVD, draw(1, 3, 3), name="head.w")
+        merge([vector], SVD)
+    bias = TaskVector({"head.b": draw(3)}, "b", "standard")
+    assert torch.equal(merge([bias], SVD).deltas["head.b"], bias.deltas["head.b"])
 
 
 # -- the SVD -----------------------------------------------------------------------------------------------------

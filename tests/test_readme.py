@@ -23,7 +23,7 @@ def _verbs(of: argparse.ArgumentParser) -> dict[str, argparse.ArgumentParser]:
 
 def _named(text: str) -> set[tuple[str, str]]:
     """`tauspan VERB [ACTION]` in code spans and at the start of lines."""
-    found = re.findall(r"(?:`|^)tauspan ([a-z-]+)(?: ([a-z]+)\b(?![./:=]))?", text, re.MULTILINE)
+    found = re.findall(r"(?:`|^)tauspan ([a-z-]+)(?: ([a-z]+(?:-[a-z]+)*)\b(?![./:=]))?", text, re.MULTILINE)
     return {(verb, action) for verb, action in found}
 
 

@@ -28,7 +28,9 @@ if TYPE_CHECKING:
         UsageError,
     )
     from tauspan.evaluate import evaluate
+    from tauspan.kernel import TangentKernel
     from tauspan.linear import Linearized, linearize
+    from tauspan.merge import METHODS, merge, merge_files
     from tauspan.models import Classifier, Encoder, Head, reinitialised
     from tauspan.recipe import Recipe
     from tauspan.report import Report
@@ -48,6 +50,7 @@ _HOME = {
     "Finetuned": "train",
     "Head": "models",
     "Linearized": "linear",
+    "METHODS": "merge",
     "MismatchError": "errors",
     "MissingExtraError": "errors",
     "ModelError": "errors",
@@ -57,6 +60,7 @@ _HOME = {
     "RecipeError": "errors",
     "Report": "report",
     "StoreError": "errors",
+    "TangentKernel": "kernel",
     "Task": "tasks",
     "TaskVector": "vector",
     "TauspanError": "errors",
@@ -71,6 +75,8 @@ _HOME = {
     "fit": "train",
     "linearize": "linear",
     "load": "edit",
+    "merge": "merge",
+    "merge_files": "merge",
     "negate": "search",
     "reinitialised": "models",
     "run": "run",
@@ -87,6 +93,7 @@ __all__ = [
     "Finetuned",
     "Head",
     "Linearized",
+    "METHODS",
     "MismatchError",
     "MissingExtraError",
     "ModelError",
@@ -96,6 +103,7 @@ __all__ = [
     "RecipeError",
     "Report",
     "StoreError",
+    "TangentKernel",
     "Task",
     "TaskVector",
     "TauspanError",
@@ -110,6 +118,8 @@ __all__ = [
     "fit",
     "linearize",
     "load",
+    "merge",
+    "merge_files",
     "negate",
     "reinitialised",
     "run",
@@ -127,7 +137,7 @@ def __getattr__(name: str) -> Any:
 
 
 class _Package(types.ModuleType):
-    """`tauspan.evaluate`, `.run` and `.suite` stay functions when the modules of the same names are imported."""
+    """`tauspan.evaluate`, `.merge`, `.run` and `.suite` stay functions when modules of those names are imported."""
 
     def __setattr__(self, name: str, value: Any) -> None:
         if not (name in _HOME and isinstance(value, types.ModuleType)):

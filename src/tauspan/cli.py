@@ -10,7 +10,7 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from tauspan import __version__, commands, verbs_merge
+from tauspan import __version__, commands, verbs_kernel, verbs_merge
 from tauspan.errors import TauspanError
 
 REGIMES = ("standard", "posthoc", "linear")
@@ -140,6 +140,17 @@ def parser() -> argparse.ArgumentParser:
     diff = verb(vector, "diff", "OUT = TUNED - BASE, from models or safetensors files", commands.vector_diff)
     diff.add_argument("base")
     diff.add_argument("tuned")
+    lora = verb(
+        vector, "from-adapter", "OUT = what a LoRA adapter adds to BASE", commands.vector_from_adapter
+    )
+    lora.add_argument("base", help="minilm, a directory, a hub id or a safetensors file")
+    lora.add_argument("adapter")
+    lora.add_argument(
+        "--leave-out",
+        action="append",
+        metavar="NAME",
+        help="a tensor stored whole that is not wanted (a head)",
+    )
     inspect = verb(
         vector,
         "inspect",
@@ -163,7 +174,7 @@ def parser() -> argparse.ArgumentParser:
     like = verb(vector, "analogy", "OUT = C + (B - A): A is to B as C is to OUT", commands.vector_analogy)
     for name in ("a", "b", "c"):
         like.add_argument(name)
-    for made in (diff, plus, times, minus, like):
+    for made in (diff, lora, plus, times, minus, like):
         made.add_argument("-o", "--out", required=True, help="the vector file to write")
         made.add_argument("--overwrite", action="store_true")
 
@@ -280,6 +291,7 @@ def parser() -> argparse.ArgumentParser:
         made.add_argument("--max-tokens", type=int)
         made.add_argument("--point", choices=("encoder", "logits"))
         made.add_argument("--batch-size", type=int, default=64)
+    verbs_kernel.add(verbs, verb)
     verbs_merge.add(verbs, verb)
     return top
 

@@ -75,7 +75,7 @@ def finetune(options: argparse.Namespace) -> None:
         max_tokens=options.max_tokens, cache=options.cache, precision=options.precision,
     )  # fmt: skip
     task = _training(options)
-    encoder = _encoder(options.model)
+    encoder = encoder_of(options.model)
     if options.device:
         try:
             encoder.to(options.device)
@@ -101,7 +101,7 @@ def fit(options: argparse.Namespace) -> None:
     file = vector_file(options.out)
     store.require_free(file, False)
     done = train.fit(
-        _encoder(options.model), _training(options), options.solver, ridge=options.ridge, tolerance=options.tolerance,
+        encoder_of(options.model), _training(options), options.solver, ridge=options.ridge, tolerance=options.tolerance,
         max_steps=options.max_steps, params=options.params, batch_size=options.batch_size,
         max_tokens=options.max_tokens, cache=options.cache, show_progress=not options.quiet,
     )  # fmt: skip
@@ -131,7 +131,8 @@ def _trained(done: "Finetuned", file: Path, options: argparse.Namespace, **more:
     )
 
 
-def _encoder(source: str) -> "Encoder":
+def encoder_of(source: str) -> "Encoder":
+    """A pre-trained encoder by its source; raises `UsageError` for an edited tangent model."""
     from tauspan.edit import load
     from tauspan.models import Encoder
 
@@ -167,6 +168,16 @@ def vector_diff(options: argparse.Namespace) -> None:
     _write(TaskVector.from_checkpoints(options.base, options.tuned, label=Path(options.tuned).name), options)
 
 
+def vector_from_adapter(options: argparse.Namespace) -> None:
+    """The displacement of a LoRA adapter."""
+    from tauspan.merge.adapter_vector import adapter_vector
+    from tauspan.store import Checkpoint
+
+    tensors = options.base.endswith(".safetensors")
+    base = Checkpoint(options.base).read() if tensors else options.base
+    _write(adapter_vector(options.adapter, base, leave_out=options.leave_out or ()), options)
+
+
 def vector_inspect(options: argparse.Namespace) -> None:
     """Provenance, tensors, cosines."""
     from tauspan.report import Report, Table, provenance
@@ -199,7 +210,7 @@ def vector_verify(options: argparse.Namespace) -> None:
 
     vector = _vectors([options.vector])[0]
     if options.model:
-        vector.require_base(fingerprint_of(_encoder(options.model)))
+        vector.require_base(fingerprint_of(encoder_of(options.model)))
     if options.json:
         sys.stdout.write(json.dumps({"ok": True, "base": vector.base, "checked_model": options.model}) + "\n")
     base = f"and starts from {options.model}" if options.model else f"(base {vector.base[:12]}, not checked)"
@@ -236,7 +247,7 @@ def apply(options: argparse.Namespace) -> None:
 
     require_free(Path(options.out), options.overwrite)
     edited = edit(
-        _encoder(options.model), _vectors([options.vector])[0], options.scale, regime=options.regime
+        encoder_of(options.model), _vectors([options.vector])[0], options.scale, regime=options.regime
     )
     save(edited, options.out, overwrite=options.overwrite)
     if options.json:
@@ -294,8 +305,9 @@ def _solver(options: argparse.Namespace) -> dict[str, Any]:
             **most, **_passes(options)}  # fmt: skip
 
 
-def _pairs(options: argparse.Namespace) -> "dict[Task, TaskVector]":
-    pairs = dict(_pair(text, options.rows) for text in options.pairs)
+def pairs_of(texts: list[str], rows: int | None) -> "dict[Task, TaskVector]":
+    """Tasks with their vectors from TASK=VECTOR, with at most so many rows of each split."""
+    pairs = dict(_pair(text, rows) for text in texts)
     if len({task.name for task in pairs}) < len(pairs):
         raise DataError("a task stands twice among the pairs; give each task one vector.")
     return pairs
@@ -305,8 +317,8 @@ def edit_add(options: argparse.Namespace) -> None:
     """Addition with one coefficient."""
     from tauspan.search import add
 
-    pairs = _pairs(options)
-    _report(add(_encoder(options.model), pairs, options.regime, **_search(options)), options)
+    pairs = pairs_of(options.pairs, options.rows)
+    write_report(add(encoder_of(options.model), pairs, options.regime, **_search(options)), options)
 
 
 def _target(options: argparse.Namespace) -> "tuple[Task, TaskVector, list[Task]]":
@@ -324,9 +336,9 @@ def edit_negate(options: argparse.Namespace) -> None:
 
     task, vector, controls = _target(options)
     found = negate(
-        _encoder(options.model), task, vector, controls, options.floor, options.regime, **_search(options)
+        encoder_of(options.model), task, vector, controls, options.floor, options.regime, **_search(options)
     )
-    _report(found, options)
+    write_report(found, options)
 
 
 def edit_solve(options: argparse.Namespace) -> None:
@@ -334,9 +346,12 @@ def edit_solve(options: argparse.Namespace) -> None:
     from tauspan.search import coefficients
 
     _require_free(options)
-    pairs, bounds = _pairs(options), None if options.unbounded else tuple(options.bounds)
+    pairs, bounds = (
+        pairs_of(options.pairs, options.rows),
+        None if options.unbounded else tuple(options.bounds),
+    )
     found = coefficients(
-        _encoder(options.model), pairs, options.regime, bounds=bounds, l1=options.l1, **_solver(options)
+        encoder_of(options.model), pairs, options.regime, bounds=bounds, l1=options.l1, **_solver(options)
     )
     _combined(found, pairs, options)
 
@@ -348,7 +363,7 @@ def edit_front(options: argparse.Namespace) -> None:
     _require_free(options)
     task, vector, controls = _target(options)
     found = front(
-        _encoder(options.model), task, vector, controls, options.floor, options.regime,
+        encoder_of(options.model), task, vector, controls, options.floor, options.regime,
         bounds=tuple(options.bounds), prices=options.prices, **_solver(options),
     )  # fmt: skip
     _combined(found, {task: vector}, options)
@@ -371,7 +386,7 @@ def _combined(report: "Report", vectors: "dict[Task, TaskVector]", options: argp
         combine(vectors, report.result["coefficients"], report.result["groups"]).save_pretrained(
             options.vector
         )
-    _report(report, options)
+    write_report(report, options)
 
 
 def disentangle(options: argparse.Namespace) -> None:
@@ -380,13 +395,14 @@ def disentangle(options: argparse.Namespace) -> None:
 
     grid = GRID if options.grid is None else _grid(options.grid)
     found = disentanglement(
-        _encoder(options.model), _pairs(options), options.regime, grid=grid, box=tuple(options.box),
-        distance=options.distance, split=options.split, **_passes(options),
+        encoder_of(options.model), pairs_of(options.pairs, options.rows), options.regime, grid=grid,
+        box=tuple(options.box), distance=options.distance, split=options.split, **_passes(options),
     )  # fmt: skip
-    _report(found, options)
+    write_report(found, options)
 
 
-def _report(report: "Report", options: argparse.Namespace) -> None:
+def write_report(report: "Report", options: argparse.Namespace) -> None:
+    """Show a report, and with --out write it with its figures."""
     if options.out:
         from tauspan import store
         from tauspan.figures import draw

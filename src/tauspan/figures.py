@@ -1,5 +1,6 @@
-"""Pictures of a report: accuracy per regime and against alpha, disentanglement maps, fronts of forgetting."""
+"""Pictures of a report: accuracy per regime and against alpha, disentanglement maps, fronts, and what kernels say."""
 
+import math
 from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
@@ -44,12 +45,17 @@ def draw(report: Report, folder: Path) -> list[Path]:
     for series in report.series:
         groups.setdefault(str(series.get("group", series["kind"])), []).append(series)
     for group, members in groups.items():
-        is_map = members[0]["kind"] == "xi"
+        kind = members[0]["kind"]
+        is_map, is_heat = kind == "xi", kind == "heat"
         size = (3.0 * len(members) + 1.2, 3.7) if is_map else (3.6 * len(members), 3.2)
-        figure = Figure(figsize=size, layout="compressed" if is_map else "constrained", dpi=150)
-        panels = figure.subplots(1, len(members), sharey=True, squeeze=False)[0]
+        figure = Figure(figsize=size, layout="compressed" if is_map or is_heat else "constrained", dpi=150)
+        panels = figure.subplots(1, len(members), sharey=not is_heat, squeeze=False)[0]
         if is_map:
             _maps(figure, panels, members)
+        elif kind in _KERNEL:
+            for axes, series in zip(panels, members, strict=True):
+                _KERNEL[kind](axes, series)
+            panels[0].set_ylabel(_UPWARD[kind], fontsize=8)
         elif members[0]["kind"] == "front":
             for axes, series in zip(panels, members, strict=True):
                 _front(axes, series)
@@ -152,6 +158,74 @@ def _maps(figure: Any, panels: Sequence[Any], members: Sequence[dict[str, Any]])
     bar.set_label(r"disentanglement error $\xi(\alpha_1, \alpha_2)$", fontsize=8)
     bar.ax.tick_params(labelsize=7, length=2)
     bar.outline.set_visible(False)
+
+
+def _spectrum(axes: Any, series: dict[str, Any]) -> None:
+    """Eigenvalues over their number, both logarithmic; and the share of the labels up to each of them."""
+    places = range(1, len(series["values"]) + 1)
+    shown = [(place, value) for place, value in zip(places, series["values"], strict=True) if value > 0]
+    axes.loglog(*zip(*shown, strict=True), ".", ms=3, color=_COLOURS["linear"], label="eigenvalue")
+    power = axes.twinx()
+    power.plot(places, series["shares"], lw=1.2, color=_COLOURS["standard"], label="share of the labels")
+    power.set_ylim(0, 1.02)
+    power.tick_params(labelsize=6, colors=_COLOURS["standard"])
+    axes.set_xlabel("eigenvalue's number; line: share of the labels", fontsize=7)
+    _plain(axes, series["title"])
+
+
+def _energy(axes: Any, series: dict[str, Any]) -> None:
+    """Local energy of each row: histograms of the task's rows against control rows, in shares."""
+    kinds = {"own rows": series["support"], "own, held out": series["held_out"], "control": series["control"]}
+    top = max(max(values) for values in kinds.values()) or 1.0
+    edges = [top * step / 24 for step in range(25)]
+    for (label, values), colour in zip(kinds.items(), _COLOURS.values(), strict=True):
+        axes.hist(
+            values, edges, weights=[1 / len(values)] * len(values), alpha=0.6, color=colour, label=label
+        )
+    axes.set_xlabel("local energy", fontsize=8)
+    axes.legend(fontsize=6, frameon=False)
+    _plain(axes, f"{series['title']}\nratio {series['ratio']:.3f}")
+
+
+def _heat(axes: Any, series: dict[str, Any]) -> None:
+    """A task x task table as colours, with its numbers."""
+    names, lines = series["tasks"], series["values"]
+    values = [[math.nan if value is None else value for value in line] for line in lines]
+    top = max((value for line in lines for value in line if value is not None), default=1.0) or 1.0
+    axes.imshow(values, cmap="YlGnBu", vmin=0, vmax=top)
+    for row, line in enumerate(lines):
+        for column, value in enumerate(line):
+            if value is not None:
+                colour = "white" if value > 0.6 * top else "black"
+                axes.text(column, row, f"{value:.2f}", ha="center", va="center", fontsize=6, color=colour)
+    for ticks in (axes.set_xticks, axes.set_yticks):
+        ticks(range(len(names)), [name.replace("_", "\n") for name in names], fontsize=5)
+    axes.set_title(series["title"], fontsize=8)
+    axes.tick_params(length=0)
+    axes.spines[:].set_visible(False)
+
+
+def _linearity(axes: Any, series: dict[str, Any]) -> None:
+    """The linearisation's relative error along a vector, both logarithmic: a line of slope 1 near 0."""
+    pairs = zip(series["scales"], series["relative"], strict=True)
+    shown = [(s, error) for s, error in pairs if error]
+    if shown:
+        axes.loglog(*zip(*shown, strict=True), "o-", ms=3, lw=1.2, color=_COLOURS["linear"])
+    axes.set_xlabel("s", fontsize=8)
+    _plain(axes, series["title"])
+
+
+def _plain(axes: Any, title: str) -> None:
+    axes.set_title(title, fontsize=8)
+    axes.tick_params(which="both", labelsize=7)
+    axes.spines[["top", "right"]].set_visible(False)
+
+
+_KERNEL = {"spectrum": _spectrum, "energy": _energy, "heat": _heat, "linearity": _linearity}
+_UPWARD = {
+    "spectrum": "eigenvalue", "energy": "share of rows", "heat": "",
+    "linearity": r"$|f - f_{lin}|$ over $|s J \tau|$",
+}  # fmt: skip
 
 
 def _edges(points: Sequence[float]) -> list[float]:

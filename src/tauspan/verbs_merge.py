@@ -20,15 +20,7 @@ Verb: TypeAlias = Callable[..., argparse.ArgumentParser]
 
 def add(verbs: Any, verb: Verb) -> None:
     """Add the merging verbs to a parser; `verb(into, name, does, function)` makes one."""
-    merged = verb(verbs, "merge", "merge models, vectors or adapters as a recipe says", merge)
-    merged.add_argument("recipe", nargs="?", help="a YAML file: ours, or mergekit's")
-    merged.add_argument("out", nargs="?", help="the directory to write; for a vector a .safetensors file too")
-    merged.add_argument(
-        "--plan", action="store_true", help="say what would be read and written, move nothing"
-    )
-    merged.add_argument("--resume", action="store_true", help="go on with a merge that was interrupted")
-    merged.add_argument("--overwrite", action="store_true")
-    merged.add_argument("--schema", action="store_true", help="print the JSON schema of recipes, for editors")
+    merged = _add_merge(verbs, verb)
     checked = verb(verbs, "doctor", "check whether models can be merged; exit code 4 if not", doctor)
     checked.add_argument("models", nargs="+", metavar="MODEL")
     checked.add_argument("--base", help="the pre-trained model")
@@ -58,6 +50,42 @@ def add(verbs: Any, verb: Verb) -> None:
         )
 
 
+def _add_merge(verbs: Any, verb: Verb) -> argparse.ArgumentParser:
+    merged = verb(verbs, "merge", "merge models, vectors or adapters", merge)
+    merged.usage = (
+        "tauspan merge RECIPE OUT [options]\n"
+        "       tauspan merge --method METHOD [--base BASE] MODEL ... -o OUT [--weight W ...] [--set OPTION=VALUE ...]"
+    )
+    merged.add_argument(
+        "inputs", nargs="*", metavar="RECIPE OUT | MODEL",
+        help="a YAML file, ours or mergekit's, and the output; or with --method the models",
+    )  # fmt: skip
+    merged.add_argument("-o", "--out", help="the directory to write; for a vector a .safetensors file too")
+    merged.add_argument(
+        "--plan", action="store_true", help="say what would be read and written, move nothing"
+    )
+    merged.add_argument("--resume", action="store_true", help="go on with a merge that was interrupted")
+    merged.add_argument("--overwrite", action="store_true")
+    merged.add_argument("--schema", action="store_true", help="print the JSON schema of recipes, for editors")
+    short = merged.add_argument_group("without a recipe")
+    short.add_argument("--method", help="a name of METHODS, or MODULE:FUNCTION with --code")
+    short.add_argument("--base", help="theta0, where displacements start: `base_model` of a recipe")
+    short.add_argument(
+        "--weight",
+        action="append",
+        type=float,
+        metavar="W",
+        help="of one model; as many as models, in their order",
+    )
+    short.add_argument(
+        "--set", action="append", metavar="OPTION=VALUE",
+        help="an option of the method, its value as in a recipe: density=0.2, normalize=false",
+    )  # fmt: skip
+    short.add_argument("--output", choices=("model", "vector", "adapter"), help="(default: model)")
+    short.add_argument("--rank", type=int, help="of an adapter")
+    return merged
+
+
 def merge(options: argparse.Namespace) -> None:
     """Merge, or say what would be done."""
     if options.schema:
@@ -65,13 +93,12 @@ def merge(options: argparse.Namespace) -> None:
 
         sys.stdout.write(json.dumps(json_schema(), indent=1) + "\n")
         return
-    if options.recipe is None or (options.out is None and not options.plan):
-        raise UsageError("merge needs a recipe and an output: tauspan merge RECIPE OUT.")
+    recipe_of = _short if options.method is not None else _read
     _require_workers(options)
     from tauspan.merge.files import merge_files, planned
-    from tauspan.merge.recipe import MergeRecipe
 
-    recipe = _with_code(MergeRecipe.read(options.recipe), options)
+    recipe, out = recipe_of(options)
+    recipe = _with_code(recipe, options)
     if options.seed is not None:
         recipe = dataclasses.replace(recipe, seed=options.seed)
     if options.plan:
@@ -79,11 +106,70 @@ def merge(options: argparse.Namespace) -> None:
             show(plan.report(), options)
         return
     report = merge_files(
-        recipe, options.out, resume=options.resume, overwrite=options.overwrite, workers=options.workers,
+        recipe, out, resume=options.resume, overwrite=options.overwrite, workers=options.workers,
         access=options.access, show_progress=not options.quiet,
     )  # fmt: skip
     show(report, options)
-    say(f"wrote {options.out}, digest {report.result['digest'][:12]}", options)
+    say(f"wrote {out}, digest {report.result['digest'][:12]}", options)
+
+
+def _read(options: argparse.Namespace) -> "tuple[MergeRecipe, str]":
+    """The recipe in a file, and the output."""
+    from tauspan.merge.recipe import MergeRecipe
+
+    for name in ("base", "weight", "set", "output", "rank"):
+        if getattr(options, name) is not None:
+            raise UsageError(f"--{name} belongs to --method; with a recipe, write it there.")
+    recipe, *rest = options.inputs or [None]
+    outs = [*rest, *([] if options.out is None else [options.out])]
+    if recipe is None or len(outs) > 1 or not (outs or options.plan):
+        raise UsageError(
+            "merge needs a recipe and an output: tauspan merge RECIPE OUT; or tauspan merge --method METHOD MODEL ... "
+            "-o OUT."
+        )
+    return MergeRecipe.read(recipe), outs[0] if outs else ""
+
+
+def _short(options: argparse.Namespace) -> "tuple[MergeRecipe, str]":
+    """The recipe that the command line spells, and the output."""
+    from tauspan.merge.recipe import Input, MergeRecipe
+
+    models, weights = options.inputs, options.weight
+    if not models or (options.out is None and not options.plan):
+        raise UsageError(
+            "merge --method needs models and an output: tauspan merge --method METHOD MODEL ... -o OUT."
+        )
+    if weights is not None and len(weights) != len(models):
+        raise UsageError(
+            f"{len(weights)} --weight for {len(models)} models: give each its own, in their order."
+        )
+    own: list[dict[str, Any]] = [{}] * len(models) if weights is None else [{"weight": w} for w in weights]
+    inputs = tuple(Input(model, given) for model, given in zip(models, own, strict=True))
+    made = MergeRecipe(
+        options.method, inputs, options.base, _settings(options.set or []),
+        output=options.output or "model", rank=options.rank,
+    )  # fmt: skip
+    if made.own is None and ":" not in made.method:
+        made.settings()  # options that the method does not have, before any file is opened
+    return made, options.out or ""
+
+
+def _settings(given: list[str]) -> dict[str, Any]:
+    """Options as `--set` gives them, each value read as a recipe's."""
+    import yaml
+
+    from tauspan.merge.spelling import setting
+
+    found: dict[str, Any] = {}
+    for text in given:
+        name, equals, value = text.partition("=")
+        if not equals or not name or name in found:
+            raise UsageError(f"--set {text}: write OPTION=VALUE, each option once.")
+        try:
+            found[name] = setting(yaml.safe_load(value), f"--set {name}")
+        except (yaml.YAMLError, RecursionError, ValueError) as error:
+            raise UsageError(f"--set {text}: the value is no YAML: {error}") from error
+    return found
 
 
 def doctor(options: argparse.Namespace) -> None:

@@ -227,4 +227,4 @@ def _written_out(entry: Entry, slot: Slot, size: torch.Size, sensitivity: Tensor
     product = sensitivity.view(rows, outputs, *unit.shape[2:]) * unit
     axes = [axis + 1 for axis in range(1, len(target)) if target[axis] == 1]
     summed: Tensor = product.sum(axes) if axes else product
-    return summed.flatten(2)
+    return summed.reshape(rows, outputs, -1)  # a parameter of one number leaves no axis of its own

@@ -102,27 +102,31 @@ def _last_uses(entries: tuple[Entry, ...]) -> dict[int, list[Slot]]:
     return ends
 
 
-def record(function: Function, theta0: Params, probe: Params, trace: Trace) -> tuple[Tape, Tensor]:
+def record(function: Function, theta0: Params, probe: Params | None, trace: Trace) -> tuple[Tape, Tensor]:
     """Run the module once at theta0 and keep what `Tape` holds.
 
     Args:
         function: the module as a function of its named parameters, at fixed inputs.
         theta0: the point.
-        probe: a direction to carry along, for checks against the tape.
+        probe: a direction to carry along, for checks against the tape; None carries none, for half the work.
         trace: what to do about operations without a rule.
 
     Returns:
-        The tape, and J probe as the one-pass engine has it.
+        The tape, and J probe as the one-pass engine has it; zeros without a probe.
     """
     trace.tape = []
     points = {name: theta.detach().requires_grad_() for name, theta in theta0.items()}
-    duals = {name: Dual(point, (probe[name].to(point.dtype),), trace) for name, point in points.items()}
+    duals = {
+        name: Dual(point, () if probe is None else (probe[name].to(point.dtype),), trace)
+        for name, point in points.items()
+    }
     with torch.enable_grad(), open_attention():
         out = function(dict(duals))
     if not isinstance(out, Dual):
         return Tape(out.detach(), points, {}, (), None), torch.zeros_like(out)
     leaves = {name: dual.slot for name, dual in duals.items()}
-    return Tape(out.primal, points, leaves, tuple(trace.tape), out.slot), out.tangents[0]
+    tangent = torch.zeros_like(out.primal) if probe is None else out.tangents[0]
+    return Tape(out.primal, points, leaves, tuple(trace.tape), out.slot), tangent
 
 
 def hold(entries: Sequence[Entry], room: Room) -> list[tuple[types.CellType, Any]]:

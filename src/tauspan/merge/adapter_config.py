@@ -64,7 +64,7 @@ class AdapterConfig:
                 f"{self.file} gives {module!r} the rank {stated}, and its factors have {rank}: settings and weights come "
                 "from different saves. Copy or save both again."
             )
-        alpha = _first(self.alphas, module, self.alpha)
+        alpha: float = _first(self.alphas, module, self.alpha)
         return alpha / math.sqrt(rank) if self.stabilised else alpha / rank
 
 
@@ -169,4 +169,8 @@ def _flag(value: Any) -> bool:
     return type(value) is bool
 
 
-_WORDS = {_whole: "a whole number above 0", _number: "a finite number", _flag: "true or false"}
+_WORDS: dict[Callable[[Any], bool], str] = {
+    _whole: "a whole number above 0",
+    _number: "a finite number",
+    _flag: "true or false",
+}

@@ -3,7 +3,7 @@
 import json
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -198,7 +198,12 @@ def combine_adapters(
 
 
 def save_adapter(
-    low: LowRank, path: str | Path, *, like: AdapterSource | None = None, overwrite: bool = False
+    low: LowRank,
+    path: str | Path,
+    *,
+    like: AdapterSource | None = None,
+    overwrite: bool = False,
+    finish: Callable[[Path], None] | None = None,
 ) -> Path:
     """Write a directory that PEFT reads: `adapter_config.json` and `adapter_model.safetensors`.
 
@@ -208,6 +213,7 @@ def save_adapter(
         like: an adapter over the same base, whose base id and task type are taken over. If the displacement is that
             adapter's own, its settings and factors are written as they are.
         overwrite: replace what lies at `path`.
+        finish: adds files to the directory before it gets its name; called with where it is made.
 
     Raises:
         UsageError: a tensor that is not a module's weight.
@@ -235,6 +241,8 @@ def save_adapter(
         temporary.mkdir()
         store.write_tensors(temporary / WEIGHTS, tensors, {"format": "pt"})
         (temporary / CONFIG).write_text(text, encoding="utf-8")
+        if finish is not None:
+            finish(temporary)
     return path
 
 

@@ -8,8 +8,10 @@ from typing import Any, Protocol
 from tauspan.errors import RecipeError
 from tauspan.merge.inputs import Source, open_source
 from tauspan.merge.method import Method, Need
+from tauspan.merge.problems import lenient, require_none
 from tauspan.merge.recipe import UNION, Layers, MergeRecipe
 from tauspan.merge.slices import sliced, the_stack, view
+from tauspan.merge.statistics_source import open_statistics, unfit
 from tauspan.merge.values import Access
 from tauspan.merge.vocabulary import tokenizers
 
@@ -60,6 +62,7 @@ def assemble(recipe: MergeRecipe, access: Access = "mmap") -> Assembly:
 
     Raises:
         RecipeError: statistics that the method needs are not given.
+        BaseMismatchError, MismatchError: statistics of another base, regime, kind or model.
         StoreError, ModelError, MismatchError: see `open_source` and `slices.view`.
     """
     method = recipe.row()
@@ -69,7 +72,7 @@ def assemble(recipe: MergeRecipe, access: Access = "mmap") -> Assembly:
     models = _apart([open_source(one.model, access=access) for one in recipe.models], recipe, access)
     points = [source for source in (base, *models) if source is not None and source.kind == "point"]
     home = (points or list(models))[0]
-    statistics = _statistics(recipe, method, access)
+    statistics = _statistics(recipe, method, models, base, access)
     tokenizer = _tokenizer(recipe, home, points, access)
     return Assembly(method, recipe.settings(), base, models, statistics, home, tokenizer)
 
@@ -84,8 +87,8 @@ def _tokenizer(recipe: MergeRecipe, home: Source, points: Sequence[Source], acce
         problem = next(tokenizers(home, other), None)
         if problem is not None and (union or problem.severity == "error"):
             raise RecipeError(
-                f"tokenizer_source: {recipe.tokenizer_source}: vocabularies differ, and a merge keeps the rows of its "
-                f"embeddings: {problem.message}"
+                f"{recipe.place('tokenizer_source', 'tokenizer')}tokenizer_source: {recipe.tokenizer_source}: "
+                f"vocabularies differ, and a merge keeps the rows of its embeddings: {problem.message}"
             )
     return source
 
@@ -102,7 +105,9 @@ def _apart(models: list[Source], recipe: MergeRecipe, access: Access) -> tuple[S
     return tuple(models)
 
 
-def _statistics(recipe: MergeRecipe, method: Method, access: Access) -> dict[Need, tuple[Source, ...]]:
+def _statistics(
+    recipe: MergeRecipe, method: Method, models: Sequence[Source], base: Source | None, access: Access
+) -> dict[Need, tuple[Source, ...]]:
     found: dict[Need, tuple[Source, ...]] = {}
     for need in method.needs:
         if need == "base":
@@ -115,7 +120,10 @@ def _statistics(recipe: MergeRecipe, method: Method, access: Access) -> dict[Nee
                     f"the method {method.name!r} needs {need!r} statistics of every model, and {one.model!r} has none. "
                     f"Give it `statistics: {{{need}: FILE.safetensors}}`."
                 )
-        found[need] = tuple(open_source(one.statistics[need], access=access) for one in recipe.models)
+        found[need] = tuple(
+            open_statistics(one.statistics[need], need, access=access) for one in recipe.models
+        )
+        require_none(lenient(unfit(need, found[need], models, base), recipe.allow))
     return found
 
 

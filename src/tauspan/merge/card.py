@@ -14,6 +14,7 @@ from tauspan.errors import RecipeError, StoreError
 from tauspan.merge.assembly import Assembly
 from tauspan.merge.inputs import Source, model_folder
 from tauspan.merge.method import Method
+from tauspan.merge.own import source_hash
 from tauspan.merge.recipe import MergeRecipe
 from tauspan.report import Report, Table, versions
 
@@ -30,7 +31,7 @@ class Card:
 
     Args:
         recipe: complete: every option with its value.
-        digest: SHA-256 of the result, as `stream.execute` computes it.
+        digest: SHA-256 of the result, as `stream.execute` computes it; of an adapter's file of weights.
         block: entries of a block of that merge.
         inputs: identity of each source: the base first, if there is one.
         versions: of what the numbers depend on.
@@ -51,6 +52,11 @@ class Card:
             RecipeError: its recipe does not read.
         """
         file = Path(path) / FILE if Path(path).is_dir() else Path(path)
+        if file.suffix == ".safetensors":
+            raise StoreError(
+                f"{file} is a vector's file, and only a directory has a card beside it. The file's header holds the "
+                "recipe that made it, under `info.merge.recipe`: merge by it again."
+            )
         text = _text(file)
         if text is None:
             raise StoreError(
@@ -87,7 +93,8 @@ def write(
         folder: where the result is made.
         recipe: the merge's.
         assembly: its sources.
-        report: the merge's, with `digest`, `norm`, `loss` and `swallowed` in its result.
+        report: the merge's, with `digest`, `norm` and `loss` in its result, and `changed` and `swallowed` where values
+            were rounded.
         block: entries of a block, which the digest depends on.
         title: of the card.
         results: accuracies, if there are any.
@@ -96,35 +103,48 @@ def write(
     inputs = [dict(source.identity) for source in sources]
     card = Card(_pinned(recipe.resolved(), sources), str(report.result["digest"]), block, inputs)
     licences = {source.label: _licence(source) for source in sources}
-    precision = {name: report.result[name] for name in ("changed", "norm", "loss", "swallowed")}
+    known = ("changed", "norm", "loss", "swallowed")
+    precision = {name: report.result[name] for name in known if name in report.result}
+    note = _CUT if recipe.output == "adapter" else _ROUNDED
     facts = {
         "format": FORMAT,
         "digest": card.digest,
         "block": block,
         "inputs": inputs,
         "versions": card.versions,
-    }
+    } | ({} if recipe.own is None else {"code": {"name": recipe.method, "sha256": source_hash(recipe.own)}})
     parts = [
         f"---\n{_front(recipe, licences)}---",
         f"# {title}",
         _origin(card, assembly.method),
         _models(assembly, licences).to_markdown(),
         f"## Recipe\n\n```yaml\n{card.recipe.to_yaml()}```",
-        Table("Precision", [precision], _PRECISION).to_markdown(),
+        Table("Precision", [precision], note).to_markdown(),
         *([] if results is None else [results.to_markdown()]),
-        f"## Reproduction\n\n{_REPRODUCTION}\n\n```json\n{json.dumps(facts, indent=1)}\n```\n",
+        f"## Reproduction\n\n{_needs_code(recipe) or _REPRODUCTION}\n\n```json\n{json.dumps(facts, indent=1)}\n```\n",
     ]
     store.write_text(folder / FILE, "\n\n".join(parts))
     return card
 
 
-_PRECISION = (
+_CUT = "norm: of the exact merged displacement; loss: the share of it that the SVD cut off."
+_ROUNDED = (
     "norm: of the exact merged displacement; loss: the share of it that rounding to the stored dtype took; swallowed: "
     "the share of changed entries that are stored as the base's own value."
 )
 _REPRODUCTION = (
     "`tauspan reproduce-card DIRECTORY` makes the merge again from this card and compares it bit for bit."
 )
+
+
+def _needs_code(recipe: MergeRecipe) -> str | None:
+    """What to do where the method is code of the user's own, which the card does not hold."""
+    if ":" not in recipe.method:
+        return None
+    return (
+        f"The method is code of its own, `{recipe.method}`, which this card does not hold. Where Python finds it, "
+        f"`tauspan reproduce-card DIRECTORY --code {recipe.method}` makes the merge again and compares it bit for bit."
+    )
 
 
 def _front(recipe: MergeRecipe, licences: Mapping[str, str | None]) -> str:

@@ -3,13 +3,16 @@
 import hashlib
 from collections.abc import Iterator
 from contextlib import contextmanager
+from math import hypot
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from tauspan import store
+from tauspan.errors import UsageError
 from tauspan.merge import card, output
-from tauspan.merge.adapter_merge import merge_into_adapter
+from tauspan.merge.adapter_merge import AdapterPlan, plan_adapter
 from tauspan.merge.adapters import WEIGHTS, AdapterSource, save_adapter
 from tauspan.merge.assembly import Assembly, assemble
 from tauspan.merge.engine import BLOCK
@@ -37,7 +40,7 @@ def merge_files(
     Args:
         recipe: a `MergeRecipe`, or its YAML file, ours or mergekit's.
         out: a directory; for a task vector a `.safetensors` file too. It appears when it is whole.
-        resume: go on with what a killed run of the same merge left.
+        resume: go on with what a killed run of the same merge left; an adapter is made at once, and cannot be resumed.
         overwrite: replace what lies at `out`.
         workers: threads; None takes the processors that this process may use. The result does not depend on it.
         access: how files are read; see `open_source`.
@@ -45,9 +48,10 @@ def merge_files(
         show_progress: a bar on a terminal.
 
     Returns:
-        What rounding kept of the merged displacement, and the result's digest.
+        What rounding (of an adapter: the SVD) kept of the merged displacement, and the result's digest.
 
     Raises:
+        UsageError: `resume` for an adapter.
         RecipeError: the recipe does not fit together.
         MismatchError, StoreError, ModelError, NonFiniteError: see `plan.plan` and `stream.execute`.
 
@@ -62,9 +66,11 @@ def merge_files(
         tensor([2., 2.])
     """
     chosen = recipe if isinstance(recipe, MergeRecipe) else MergeRecipe.read(recipe)
-    if chosen.output == "adapter":
-        return _adapter(chosen, Path(out), access, overwrite)
+    if resume and chosen.output == "adapter":
+        raise UsageError(f"{out}: an adapter is made at once, so there is nothing to resume: merge it anew.")
     with planned(chosen, access=access, workers=workers, block=block) as (assembly, plan):
+        if isinstance(plan, AdapterPlan):
+            return _adapter(plan, chosen, assembly, Path(out), overwrite)
         kinds = {entry.dtype for entry in plan.layout.entries.values() if entry.dtype.is_floating_point}
 
         def finish(folder: Path, report: Report) -> None:
@@ -81,15 +87,19 @@ def merge_files(
 @contextmanager
 def planned(
     recipe: MergeRecipe, *, access: Access = "mmap", workers: int | None = None, block: int = BLOCK
-) -> Iterator[tuple[Assembly, Plan]]:
+) -> Iterator[tuple[Assembly, Plan | AdapterPlan]]:
     """The opened inputs of a recipe and the plan of its merge; the files are closed at the end.
 
     Raises:
-        As `assembly.assemble` and `plan.plan`.
+        As `assembly.assemble`, and `plan.plan` or `adapter_merge.plan_adapter`.
     """
     assembly = assemble(recipe, access)
     try:
-        yield assembly, lay_out(_job(recipe, assembly), block=block, workers=workers)
+        job = _job(recipe, assembly)
+        if recipe.output == "adapter":
+            yield assembly, plan_adapter(job, recipe.rank, block=block, workers=workers)
+        else:
+            yield assembly, lay_out(job, block=block, workers=workers)
     finally:
         assembly.close()
 
@@ -99,27 +109,34 @@ def _job(recipe: MergeRecipe, assembly: Assembly) -> Job:
         assembly.method, assembly.settings, assembly.base, assembly.models, assembly.statistics,
         out_dtype=None if recipe.out_dtype is None else getattr(torch, recipe.out_dtype),
         arithmetic=getattr(torch, recipe.dtype), rounding=recipe.rounding, seed=recipe.seed,
-        shard_bytes=size(recipe.shard_size), output="model" if recipe.output == "model" else "vector",
+        shard_bytes=size(recipe.shard_size), output=recipe.output,
         allow=recipe.allow, facts={"recipe": recipe.as_dict()},
     )  # fmt: skip
 
 
-def _adapter(recipe: MergeRecipe, out: Path, access: Access, overwrite: bool) -> Report:
-    """The merge as an adapter: factors side by side where that is exact, else by SVD; the report says what was cut."""
+def _adapter(
+    plan: AdapterPlan, recipe: MergeRecipe, assembly: Assembly, out: Path, overwrite: bool
+) -> Report:
+    """The merge as an adapter with its card; the report says what was cut."""
     store.require_free(out, overwrite)
-    assembly = assemble(recipe, access)
-    try:
-        job = _job(recipe, assembly)
-        low = merge_into_adapter(job, recipe.rank)
-        like = next((model for model in assembly.models if isinstance(model, AdapterSource)), None)
-        save_adapter(low, out, like=like, overwrite=overwrite)
-    finally:
-        assembly.close()
+    low = plan.merged()
     rows: list[dict[str, Cell]] = [
         {"tensor": name, "rank": low.rank(name), "left out": low.lost.get(name, 0.0)} for name in low.terms
     ]
-    with (out / WEIGHTS).open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    lost = hypot(*low.lost.values())
+    norm = hypot(low.norm(), lost)  # what an SVD cuts off is orthogonal to what it keeps
+    result: dict[str, Any] = {
+        "out": str(out), "tensors": len(rows), "norm": norm, "loss": lost / norm if norm else 0.0,
+    }  # fmt: skip
     table = Table("adapter", rows, "left out: the Frobenius norm of what the SVD took away.")
-    result = {"out": str(out), "digest": digest, "tensors": len(rows)}
-    return Report(f"merge by {job.method.name}", [table], provenance(**job.facts), result=result)
+    facts = provenance(block=plan.block, workers=plan.workers, **plan.job.facts)
+    report = Report(f"merge by {plan.job.method.name}", [table], facts, result=result)
+
+    def finish(folder: Path) -> None:
+        with (folder / WEIGHTS).open("rb") as file:
+            result["digest"] = hashlib.file_digest(file, "sha256").hexdigest()
+        card.write(folder, recipe, assembly, report, plan.block, out.name)
+
+    like = next((model for model in assembly.models if isinstance(model, AdapterSource)), None)
+    save_adapter(low, out, like=like, overwrite=overwrite, finish=finish)
+    return report

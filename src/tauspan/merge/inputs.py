@@ -224,13 +224,7 @@ def _files(place: Path, given: str, access: Access, label: str | None) -> Files:
     file_of = store.located(place, names)
     tensors = {name: headers[file].tensors[name] for name, file in file_of.items()}
     metadata = {key: value for header in headers.values() for key, value in header.metadata.items()}
-    identity: dict[str, Any] = {
-        "path": given,
-        "files": [
-            {"name": file.name, "bytes": header.nbytes, "header_sha256": header.sha256}
-            for file, header in headers.items()
-        ],
-    }
+    identity = described(given, headers)
     if place.is_dir() and place.parent.name == "snapshots":  # the hub's cache: the folder is the commit
         identity["commit"] = place.name
     if "tauspan" in metadata:
@@ -243,6 +237,15 @@ def _files(place: Path, given: str, access: Access, label: str | None) -> Files:
     return Files(
         name, place, "point", tensors, aliases_of(tensors, metadata, config), identity, Values(access)
     )
+
+
+def described(given: str, headers: Mapping[Path, Header]) -> dict[str, Any]:
+    """The identity of files: the path as given, and of each file size and hash of the header."""
+    files = [
+        {"name": file.name, "bytes": header.nbytes, "header_sha256": header.sha256}
+        for file, header in headers.items()
+    ]
+    return {"path": given, "files": files}
 
 
 def config_of(place: Path) -> Mapping[str, Any]:

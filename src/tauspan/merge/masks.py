@@ -9,6 +9,7 @@ from tauspan.errors import UsageError
 from tauspan.merge.addition import added
 from tauspan.merge.election import agreeing
 from tauspan.merge.method import Block, Method, Option, Scope
+from tauspan.merge.scope import Spec
 from tauspan.merge.sums import SCALE, WEIGHT
 
 
@@ -50,12 +51,16 @@ def emr(block: Block, factors: Tensor | None) -> Tensor:
     if factors is None:
         return scale * unified
     task = int(block.options["task"])
-    if task >= len(block.models):
-        raise UsageError(
-            f"option 'task' of 'emr' is {task}, and there are {len(block.models)} models: choose one from 0 to "
-            f"{len(block.models) - 1}."
-        )
     return (scale * float(factors[task])) * (unified * mask[task])
+
+
+def _require_a_task(spec: Spec, models: tuple[str, ...]) -> None:
+    task = spec.options["task"]
+    if task is not None and task >= len(models):
+        raise UsageError(
+            f"option 'task' of 'emr' is {task}, and there are {len(models)} models: choose one from 0 to "
+            f"{len(models) - 1}."
+        )
 
 
 CONSENSUS = Method(
@@ -86,6 +91,7 @@ EMR = Method(
     "unified: sign of sum_t tau_t times the largest agreeing |tau_t|; for a task s: rescaler_s mask_s unified",
     emr,
     prepare=rescalers,
+    require=_require_a_task,
     over="model",
     options=(
         SCALE,

@@ -9,6 +9,7 @@ from torch import Tensor
 from tauspan.errors import NonFiniteError
 from tauspan.merge.addition import added
 from tauspan.merge.method import Block, Option
+from tauspan.merge.scope import Spec
 
 Factors = TypeVar("Factors", bound=tuple[Tensor, ...])
 
@@ -44,12 +45,12 @@ def matrixwise(block: Block, rule: Callable[[Block], Tensor]) -> Tensor:
     return scale * merged
 
 
-def is_matrix(block: Block) -> bool:
+def is_matrix(of: Block | Spec) -> bool:
     """Whether the option `matrices` takes this tensor."""
-    kind, dimensions = block.options["matrices"], len(block.shape)
+    kind, dimensions = of.options["matrices"], len(of.shape)
     if kind == "flattened":
         return dimensions >= 2
-    return dimensions == 2 and (kind == "2d" or (kind == "layers" and block.depth is not None))
+    return dimensions == 2 and (kind == "2d" or (kind == "layers" and of.depth is not None))
 
 
 def deltas(block: Block) -> Iterator[Tensor]:

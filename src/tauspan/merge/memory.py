@@ -11,7 +11,7 @@ from tauspan import params
 from tauspan.errors import UsageError, nearest
 from tauspan.merge.engine import Engine
 from tauspan.merge.method import Block, Method, Need
-from tauspan.merge.scope import Spec, shaped
+from tauspan.merge.scope import Read, Spec, shaped, specs_of
 from tauspan.merge.settings import Settings, depths
 from tauspan.merge.table import METHODS
 from tauspan.models import state_of
@@ -67,7 +67,7 @@ def merge(
     first = _compatible(vectors)
     kind = torch.float64 if any(d.dtype == torch.float64 for d in first.deltas.values()) else torch.float32
     theta0 = None if base is None else _point(base, first)
-    own = {
+    own: dict[Need, Sequence[Params]] = {
         need: _statistics(chosen, need, statistics or {}, len(vectors))
         for need in chosen.needs
         if need != "base"
@@ -77,29 +77,10 @@ def merge(
     settings = Settings.of(chosen, options or {}, len(vectors))
     labels = tuple(vector.label for vector in vectors)
 
-    def read(spec: Spec, start: int, stop: int) -> Block:
-        def cut(tensor: Tensor) -> Tensor:
-            return shaped(tensor.detach().reshape(-1)[start:stop].to(kind), spec.shape, chosen.grain)
-
-        point = None if theta0 is None else cut(theta0[spec.name])
-        values = torch.stack([cut(vector.deltas[spec.name]) for vector in vectors])
-        if chosen.space == "point" and point is not None:
-            values = values + point
-        known: dict[str, Tensor] = {
-            need: stacked(need, [model[spec.name] for model in given], cut)
-            for need, given in own.items()
-            if spec.name in given[0]
-        }
-        return Block(
-            values, point, spec.name, start, spec.shape, spec.options, labels, seed, spec.depth, known
-        )
-
     places = depths(first.deltas)
-    specs = [
-        Spec(name, delta.shape, settings.at(name, places[name]), places[name])
-        for name, delta in first.deltas.items()
-    ]
-    engine = Engine(chosen, specs, read)
+    shapes = {name: delta.shape for name, delta in first.deltas.items()}
+    specs = specs_of(chosen, shapes, settings.at, places, labels)
+    engine = Engine(chosen, specs, _reader(chosen, vectors, theta0, own, kind, seed))
     engine.measure()
     merged = {}
     for spec in specs:
@@ -115,6 +96,37 @@ def merge(
         "merge": {"method": chosen.name, "options": dict(options or {}), "of": list(labels)},
     }
     return replace(first, deltas=merged, label=chosen.name, info=info)
+
+
+def _reader(
+    method: Method,
+    vectors: Sequence[TaskVector],
+    theta0: Params | None,
+    statistics: Mapping[Need, Sequence[Params]],
+    kind: torch.dtype,
+    seed: int,
+) -> Read:
+    """Blocks cut out of tensors in memory."""
+    labels = tuple(vector.label for vector in vectors)
+
+    def read(spec: Spec, start: int, stop: int) -> Block:
+        def cut(tensor: Tensor) -> Tensor:
+            return shaped(tensor.detach().reshape(-1)[start:stop].to(kind), spec.shape, method.grain)
+
+        point = None if theta0 is None else cut(theta0[spec.name])
+        values = torch.stack([cut(vector.deltas[spec.name]) for vector in vectors])
+        if method.space == "point" and point is not None:
+            values = values + point
+        known: dict[str, Tensor] = {
+            need: stacked(need, [model[spec.name] for model in given], cut)
+            for need, given in statistics.items()
+            if spec.name in given[0]
+        }
+        return Block(
+            values, point, spec.name, start, spec.shape, spec.options, labels, seed, spec.depth, known
+        )
+
+    return read
 
 
 def require_count(method: Method, models: int) -> None:

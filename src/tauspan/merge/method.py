@@ -2,13 +2,16 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal, Protocol, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeAlias
 
 import torch
 from torch import Tensor
 
 from tauspan.errors import UsageError, nearest
 from tauspan.merge.randomness import uniform
+
+if TYPE_CHECKING:
+    from tauspan.merge.scope import Spec
 
 Value: TypeAlias = float | int | bool | str | None
 Grain: TypeAlias = Literal["entry", "row", "tensor"]
@@ -135,6 +138,7 @@ class Scope(Protocol):
 
 Combine: TypeAlias = Callable[[Block, Any], Tensor]
 Prepare: TypeAlias = Callable[[Scope], Any]
+Require: TypeAlias = Callable[["Spec", tuple[str, ...]], None]
 
 
 @dataclass(frozen=True)
@@ -148,6 +152,8 @@ class Method:
         formula: the rule in one line; tau_t displacements, theta_t models, w_t weights.
         combine: `combine(block, ready)`: the merged values, shape `block.values.shape[1:]`. Pure.
         prepare: `prepare(scope)`: what `combine` gets as `ready`; None where a block is enough.
+        require: `require(spec, models)`: raises `UsageError` where the options of a tensor do not fit together or the
+            models' labels; called for every tensor before any value is read.
         over: whether `prepare` sees one tensor at a time or all of them.
         grain: the smallest piece `combine` can take: single entries, whole rows of a matrix, or whole tensors.
         space: whether values are displacements from the base or the models' own weights.
@@ -164,6 +170,7 @@ class Method:
     formula: str
     combine: Combine
     prepare: Prepare | None = None
+    require: Require | None = None
     over: Literal["tensor", "model"] = "tensor"
     grain: Grain = "entry"
     space: Space = "delta"

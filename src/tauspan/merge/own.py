@@ -1,5 +1,7 @@
 """A user's own method: a plain function, in Python or named `module:function`."""
 
+import functools
+import hashlib
 import importlib
 import inspect
 import sys
@@ -41,6 +43,7 @@ def own_method(function: Callable[..., Tensor] | Method, name: str | None = None
     parameters = _parameters(function, called)
     options = tuple(_option(called, one) for one in parameters)
 
+    @functools.wraps(function)  # so that the function's own source is found: `source_hash`
     def combine(block: Block, _: Any) -> Tensor:
         chosen: Mapping[str, Any] = {option.name: block.options[option.name] for option in options}
         merged = function(block.values, block.base, **chosen)
@@ -84,6 +87,21 @@ def imported(name: str, folder: Path | None = None) -> Method:
             f"the module {module!r} has no function {attribute!r}. {nearest(attribute, dir(found))}"
         )
     return own_method(function, name)
+
+
+def source_hash(method: Method) -> str | None:
+    """SHA-256 of the source of a method's own functions; None where it cannot be read (an interactive session).
+
+    What these functions call, and the values they close over, are not part of it.
+    """
+    functions = [one for one in (method.combine, method.prepare) if one is not None]
+    try:
+        sources = [
+            inspect.getsource(one.func if isinstance(one, functools.partial) else one) for one in functions
+        ]
+    except (OSError, TypeError):
+        return None
+    return hashlib.sha256("\n".join(sources).encode()).hexdigest()
 
 
 def _parameters(function: Callable[..., Any], called: str) -> list[inspect.Parameter]:

@@ -20,14 +20,16 @@ from tauspan.merge.inputs import Source
 from tauspan.merge.memory import require_count
 from tauspan.merge.method import Method, Need
 from tauspan.merge.origins import fingerprint_of
+from tauspan.merge.own import source_hash
 from tauspan.merge.problems import require_none
-from tauspan.merge.scope import Spec
+from tauspan.merge.scope import Spec, specs_of
 from tauspan.merge.settings import depths
+from tauspan.merge.table import METHODS
 from tauspan.merge.writer import Entry, Layout, layout
 from tauspan.report import Cell, Report, Table, provenance, versions
 from tauspan.vector import FILE, header
 
-Output: TypeAlias = Literal["model", "vector"]
+Output: TypeAlias = Literal["model", "vector", "adapter"]
 SHARD = 5 * 10**9  # bytes
 _SPEED = 10**9  # bytes a second, read and written, that the estimate assumes
 _FIXED = 300 << 20  # bytes of anonymous memory that Python and torch take
@@ -49,7 +51,7 @@ class Job:
         rounding: to the output's dtype.
         seed: of random masks and of stochastic rounding.
         shard_bytes: largest file of a model.
-        output: a model, or the merged displacement as a task vector.
+        output: a model, or the merged displacement as a task vector or (`adapter_merge.plan_adapter`) an adapter.
         allow: leniencies of `checks.check`.
         facts: what the caller wants kept with the result, for example the recipe; part of the plan's key.
     """
@@ -184,19 +186,21 @@ def plan(job: Job, *, block: int = BLOCK, workers: int | None = None) -> Plan:
         MismatchError, BaseMismatchError, StoreError: the models do not fit together; see `checks.check`.
     """
     require_count(job.method, len(job.models))
-    _require_start(job)
+    require_start(job)
     problems = check(job.base, job.models, allow=job.allow)
     require_none(problems)
     places = depths(job.reference.tensors)
-    specs, copied, entries = [], [], []
+    shapes, copied, entries = {}, [], []
     for name, stored in job.reference.tensors.items():
         merged = stored.dtype.is_floating_point and bool(job.holding(name))
         if merged:
-            specs.append(Spec(name, stored.shape, job.settings.at(name, places[name]), places[name]))
+            shapes[name] = stored.shape
         elif job.output == "model":
             copied.append(name)
         if merged or job.output == "model":
             entries.append(Entry(name, _dtype(job, stored), stored.shape))
+    labels = tuple(model.label for model in job.models)
+    specs = specs_of(job.method, shapes, job.settings.at, places, labels)
     made = laid_out(job, entries, _known_base(job) or "0" * 64)
     warnings = tuple(problem.message for problem in problems)
     return Plan(
@@ -206,12 +210,13 @@ def plan(job: Job, *, block: int = BLOCK, workers: int | None = None) -> Plan:
         made,
         _key(job, specs, block),
         block,
-        workers or _processors(),
+        workers or processors(),
         warnings,
     )
 
 
-def _processors() -> int:
+def processors() -> int:
+    """How many processors this process may use."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
@@ -245,13 +250,14 @@ def _dtype(job: Job, stored: Stored) -> torch.dtype:
     return job.out_dtype or (torch.float32 if job.output == "vector" else stored.dtype)
 
 
-def _require_start(job: Job) -> None:
+def require_start(job: Job) -> None:
+    """Raise `UsageError` for points where displacements are needed, and for displacements where a point is."""
     kinds = {model.kind for model in job.models}
     if job.base is not None and job.base.kind == "point":
         return
     if job.base is not None:
         raise UsageError(f"the base {job.base.path} is a displacement, and must be a model.")
-    needed = job.method.space == "delta" or job.output == "vector" or "base" in job.method.needs
+    needed = job.method.space == "delta" or job.output != "model" or "base" in job.method.needs
     if needed and "point" in kinds:
         raise UsageError(
             f"the method {job.method.name!r} ({job.output} as output) needs displacements, and without a base "
@@ -272,6 +278,7 @@ def _key(job: Job, specs: Sequence[Spec], block: int) -> str:
     """A hash of what decides the output: options, inputs (with the time of their last change) and version."""
     content = {
         "method": job.method.name,
+        "code": None if METHODS.get(job.method.name) is job.method else source_hash(job.method),
         "options": [[spec.name, dict(spec.options)] for spec in specs],
         "dtypes": [str(job.out_dtype), str(job.arithmetic), job.rounding],
         "output": [job.output, job.shard_bytes, job.seed],

@@ -92,7 +92,8 @@ class MergeRecipe:
             `union` takes any, and is an error where vocabularies differ.
         slices: instead of `models`: the output's layers, slice by slice.
         allow: names of `problems.LENIENT`, what the checks may let pass.
-        own: the method itself where `method` is not a name of the table; no file can set it.
+        own: the method itself where `method` is `module:function`; no file can set it.
+        places: by key, where it stands in the file that was read, for errors that only the inputs show.
 
     Raises:
         RecipeError: it does not fit together.
@@ -118,6 +119,9 @@ class MergeRecipe:
     slices: tuple[Slice, ...] = ()
     allow: tuple[str, ...] = ()
     own: Method | None = field(default=None, compare=False, metadata={"hidden": True})
+    places: Mapping[str, str] = field(
+        default_factory=dict, compare=False, repr=False, metadata={"hidden": True}
+    )
 
     def __post_init__(self) -> None:
         if bool(self.models) == bool(self.slices):
@@ -133,6 +137,11 @@ class MergeRecipe:
             )
         if self.rank is not None and self.rank < 1:
             raise RecipeError(f"rank: {self.rank}: an adapter's rank is at least 1.")
+        if self.output == "adapter" and (self.out_dtype is not None or self.rounding != "nearest"):
+            raise RecipeError(
+                f"out_dtype: {self.out_dtype!r} and rounding: {self.rounding!r} with `output: adapter`: its factors keep "
+                "the dtype of the adapters' (float32 where an SVD made them). Leave both out."
+            )
         if self.slices and self.output != "model":
             raise RecipeError(f"output: {self.output!r}: a merge of slices makes a model.")
         for name in self.allow:
@@ -158,11 +167,16 @@ class MergeRecipe:
         if "merge_method" in document.plain:
             from tauspan.merge.mergekit import translated  # it makes recipes, so it stands above this module
 
-            return translated(document)
-        recipe = document.build(MergeRecipe)
-        if ":" not in recipe.method:
-            _check_options(document, recipe)
-        return recipe
+            recipe = translated(document)
+        else:
+            recipe = document.build(MergeRecipe)
+            if ":" not in recipe.method:
+                _check_options(document, recipe)
+        return replace(recipe, places={str(key): document.place(key) for key in document.plain})
+
+    def place(self, *keys: str) -> str:
+        """The place in the recipe's file of the first of these keys that it has, to begin a message; else empty."""
+        return next((f"{self.places[key]}: " for key in keys if key in self.places), "")
 
     def row(self) -> Method:
         """The method: the user's own, or a row of `METHODS`."""
@@ -184,7 +198,16 @@ class MergeRecipe:
         )
 
     def with_method(self, own: Method) -> "MergeRecipe":
-        """The same recipe, run by a method that is not in the table."""
+        """The same recipe, run by a method that is not in the table.
+
+        Raises:
+            RecipeError: the recipe names a row of the table, so its card would tell another method than ran.
+        """
+        if ":" not in self.method:
+            raise RecipeError(
+                f"the recipe's method is {self.method!r}, a name of the table, and {own.name!r} shall run. Write "
+                "`method: module:function`, where your code stands."
+            )
         return replace(self, own=own)
 
     def resolved(self) -> "MergeRecipe":

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from tauspan.errors import UsageError
 from tauspan.merge.histogram import Bits, Interval, Search, directly, magnitude, patterns
-from tauspan.merge.method import Block, Grain
+from tauspan.merge.method import Block, Grain, Method
 
 T = TypeVar("T")
 
@@ -29,6 +29,32 @@ class Spec:
     shape: torch.Size
     options: Mapping[str, Any]
     depth: float | None = None
+
+
+def specs_of(
+    method: Method,
+    shapes: Mapping[str, torch.Size],
+    options: Callable[[str, float | None], Mapping[str, Any]],
+    depths: Mapping[str, float | None],
+    models: tuple[str, ...],
+) -> list[Spec]:
+    """The tensors of a merge with their options, which are checked.
+
+    Args:
+        method: the row of the table.
+        shapes: by name, in the output's order.
+        options: those that hold for a tensor of a name and a depth, as `Settings.at` gives them.
+        depths: by name; see `settings.depths`.
+        models: labels.
+
+    Raises:
+        UsageError: options that do not fit together, or the number of models.
+    """
+    specs = [Spec(name, shape, options(name, depths[name]), depths[name]) for name, shape in shapes.items()]
+    if method.require is not None:
+        for spec in specs:
+            method.require(spec, models)
+    return specs
 
 
 class Read(Protocol):

@@ -58,8 +58,24 @@ def stacks(names: Iterable[str]) -> dict[str, set[int]]:
     return found
 
 
+def outermost(numbered: Mapping[str, set[int]]) -> list[str]:
+    """The stacks that do not lie in a layer of another: experts in layers are none, layers in a wrapper numbered 0 are.
+
+    Example:
+        >>> outermost({"h.": {0, 1}, "h.0.experts.": {0, 1, 2}, "h.1.experts.": {0, 1, 2}})
+        ['h.']
+    """
+    return [
+        prefix
+        for prefix in numbered
+        if not any(len(numbered[prefix[: layer.start(1)]]) > 1 for layer in _LAYER.finditer(prefix))
+    ]
+
+
 def depths(names: Iterable[str]) -> dict[str, float | None]:
-    """The depth of each tensor's layer, from 0 to 1, in the longest numbered stack of the model; None outside.
+    """The depth of each tensor's layer, from 0 to 1, in the longest of the outermost numbered stacks; None outside.
+
+    The one layer of a model of one has depth 1, as in mergekit.
 
     Example:
         >>> depths(["emb", "h.0.w", "h.1.w", "h.2.w"])
@@ -69,12 +85,12 @@ def depths(names: Iterable[str]) -> dict[str, float | None]:
     numbered = stacks(names)
     if not numbered:
         return dict.fromkeys(names)
-    stack = max(numbered, key=lambda prefix: (len(numbered[prefix]), -len(prefix)))
+    stack = max(outermost(numbered), key=lambda prefix: (len(numbered[prefix]), -len(prefix)))
     last = max(numbered[stack])
     result: dict[str, float | None] = {}
     for name in names:
         layer = re.match(re.escape(stack) + r"(\d+)\.", name)
-        result[name] = int(layer[1]) / max(last, 1) if layer else None
+        result[name] = (int(layer[1]) / last if last else 1.0) if layer else None
     return result
 
 

@@ -1,6 +1,5 @@
 """Merges by slices: layers of several models stacked into one, seen as ordinary sources with the output's names."""
 
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -13,7 +12,7 @@ from tauspan.merge.headers import Stored
 from tauspan.merge.inputs import Kind, Source
 from tauspan.merge.method import Method
 from tauspan.merge.recipe import Layers, Slice
-from tauspan.merge.settings import Setting, Settings, stacks
+from tauspan.merge.settings import Setting, Settings, outermost, stacks
 from tauspan.merge.spelling import within
 
 _FIRST = ("emb", "wte", "wpe", "tok")  # in names of what stands before the layers; all else stands after them
@@ -95,14 +94,13 @@ def the_stack(source: Source) -> str:
     Raises:
         ModelError: none, or several side by side, as in models of images and text.
     """
-    outermost = [prefix for prefix in stacks(source.tensors) if not re.search(r"(^|\.)\d+\.", prefix)]
-    if len(outermost) != 1:
-        found = listed(sorted(outermost)) or "none"
+    found = outermost(stacks(source.tensors))
+    if len(found) != 1:
         raise ModelError(
-            f"slices need a model with one stack of numbered layers, and {source.path} has {found}. Merge it with "
-            "`models` instead."
+            f"slices need a model with one stack of numbered layers, and {source.path} has "
+            f"{listed(sorted(found)) or 'none'}. Merge it with `models` instead."
         )
-    return outermost[0]
+    return found[0]
 
 
 def view(layers: Sequence[Layers], opened: Mapping[str, Source], label: str) -> View:

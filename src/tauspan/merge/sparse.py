@@ -14,6 +14,7 @@ from tauspan.errors import UsageError
 from tauspan.merge.addition import added
 from tauspan.merge.election import agreeing, column, kept_ranks, plus_or_minus, trimmed
 from tauspan.merge.method import Block, Combine, Method, Option, Prepare, Scope
+from tauspan.merge.scope import Spec
 from tauspan.merge.sums import NORMALIZE, SCALE, WEIGHT, summed
 
 _NONE = 1e-7  # a sum of magnitudes below this is not rescaled
@@ -58,14 +59,6 @@ def bernoulli(block: Block, _: Tensor) -> Tensor:
 def by_rank(block: Block, _: Tensor) -> Tensor:
     """DELLA: kept with a probability that grows from density - epsilon to density + epsilon with the rank in its row."""
     density, epsilon = block.weights("density"), block.weights("epsilon")
-    for model, middle, reach in zip(
-        block.models, block.options["density"], block.options["epsilon"], strict=True
-    ):
-        if 0 < middle < 1 and not (middle > reach and middle + reach < 1):
-            raise UsageError(
-                f"density {middle:g} and epsilon {reach:g} of {model!r} give probabilities from {middle - reach:g} to "
-                f"{middle + reach:g} in {block.name!r}; they must lie between 0 and 1. Choose a smaller epsilon."
-            )
     values = block.values
     order = values.abs().argsort(dim=-1, stable=True)
     columns = values.shape[-1]
@@ -73,6 +66,15 @@ def by_rank(block: Block, _: Tensor) -> Tensor:
     share = torch.empty_like(values).scatter_(-1, order, place.expand_as(values))
     certain = (density <= 0) | (density >= 1)
     return _drawn(block, torch.where(certain, density, density + epsilon * share))
+
+
+def _require_probabilities(spec: Spec, models: tuple[str, ...]) -> None:
+    for model, middle, reach in zip(models, spec.options["density"], spec.options["epsilon"], strict=True):
+        if 0 < middle < 1 and not (middle > reach and middle + reach < 1):
+            raise UsageError(
+                f"density {middle:g} and epsilon {reach:g} of {model!r} give probabilities from {middle - reach:g} to "
+                f"{middle + reach:g} in {spec.name!r}; they must lie between 0 and 1. Choose a smaller epsilon."
+            )
 
 
 def _drawn(block: Block, probability: Tensor) -> Tensor:
@@ -217,6 +219,7 @@ DELLA = Method(
     _AGREEING.format("b_t tau_t / p_t")
     + ", / the sum of their w_t; p_t from density - epsilon to density + epsilon",
     *_functions(by_rank, True),
+    _require_probabilities,
     grain="row",
     options=(*_RANKED, _AVERAGED),
     temporaries=10,
@@ -228,6 +231,7 @@ DELLA_LINEAR = Method(
     _DELLA,
     f"{_SUM} b_t tau_t / p_t, p_t from density - epsilon to density + epsilon by the rank of |tau_t| in its row",
     *_functions(by_rank, False),
+    _require_probabilities,
     grain="row",
     options=(*_RANKED, NORMALIZE),
     temporaries=10,

@@ -12,8 +12,19 @@ import torch
 from torch import Tensor
 
 from tauspan.errors import UsageError
-from tauspan.merge.matrices import MATRICES, deltas, matrix_sum, matrixwise, others, polar, support, svd
+from tauspan.merge.matrices import (
+    MATRICES,
+    deltas,
+    is_matrix,
+    matrix_sum,
+    matrixwise,
+    others,
+    polar,
+    support,
+    svd,
+)
 from tauspan.merge.method import Block, Method, Option
+from tauspan.merge.scope import Spec
 from tauspan.merge.sums import SCALE, WEIGHT
 
 
@@ -67,15 +78,18 @@ def truncated_svd(block: Block, _: Any) -> Tensor:
 
 def _truncated(block: Block) -> Tensor:
     rank, error = block.options["rank"], block.options["error"]
-    if rank is None and error is None:
-        raise UsageError(
-            f"the method 'svd' has neither 'rank' nor 'error' for {block.name!r}: give the rank to keep, or the relative "
-            "error to allow."
-        )
     matrix = matrix_sum(block)
     u, s, vt = svd(matrix, block.name)
     kept = kept_rank(s, rank, error)
     return matrix if kept == len(s) else (u[:, :kept] * s[:kept]) @ vt[:kept]
+
+
+def _require_rank_or_error(spec: Spec, _: tuple[str, ...]) -> None:
+    if is_matrix(spec) and spec.options["rank"] is None and spec.options["error"] is None:
+        raise UsageError(
+            f"the method 'svd' has neither 'rank' nor 'error' for {spec.name!r}: give the rank to keep, or the relative "
+            "error to allow."
+        )
 
 
 def kept_rank(s: Tensor, rank: float | None = None, error: float | None = None) -> int:
@@ -159,6 +173,7 @@ SVD = Method(
     "Eckart and Young 1936, doi:10.1007/BF02288367",
     "lambda times the first k singular triplets of sum_t w_t tau_t",
     truncated_svd,
+    require=_require_rank_or_error,
     grain="tensor",
     options=(
         WEIGHT,

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from tauspan.errors import MismatchError, UsageError
 from tauspan.merge.method import Block, Method, Option, Scope
+from tauspan.merge.scope import Spec
 
 SHARE = Option("weight", 1.0, "w_t >= 0, the share of model t relative to the others", per_model=True, low=0)
 
@@ -18,8 +19,6 @@ def _mean(block: Block, importance: Callable[[int], Tensor]) -> Tensor:
     One model at a time, so that the memory does not grow with their number.
     """
     shares = block.weights()
-    if not bool(shares.sum() > 0):
-        raise UsageError(f"all weights of {block.name!r} are 0: give at least one model a weight above 0.")
     models = range(len(shares))
     total = torch.zeros_like(block.values[0])
     for t in models:
@@ -29,6 +28,11 @@ def _mean(block: Block, importance: Callable[[int], Tensor]) -> Tensor:
     for t in models:
         mean += torch.where(known, importance(t), shares[t]) / total * block.values[t]
     return mean
+
+
+def _require_a_share(spec: Spec, _: tuple[str, ...]) -> None:
+    if not sum(spec.options["weight"]) > 0:
+        raise UsageError(f"all weights of {spec.name!r} are 0: give at least one model a weight above 0.")
 
 
 def _require(block: Block, need: str, found: Tensor, wanted: tuple[int, ...]) -> None:
@@ -131,6 +135,7 @@ FISHER = Method(
     "sum_t w_t F_t theta_t / sum_t w_t F_t, entry by entry; F_t the diagonal of the Fisher information",
     fisher,
     prepare=fisher_norms,
+    require=_require_a_share,
     over="model",
     space="point",
     needs=("fisher",),
@@ -152,6 +157,7 @@ REGMEAN = Method(
     "Jin et al. 2023, arXiv:2212.09849",
     "W = (sum_t w_t W_t G_t) (sum_t w_t G_t)^-1, G_t = X_t^T X_t of the layer's inputs, off the diagonal times alpha",
     regmean,
+    require=_require_a_share,
     grain="tensor",
     space="point",
     needs=("gram",),

@@ -7,7 +7,7 @@ from typing import Any
 
 from tauspan.errors import listed
 from tauspan.merge.inputs import Source, model_folder
-from tauspan.merge.problems import Problem
+from tauspan.merge.problems import Problem, Severity
 from tauspan.store import read_json
 
 # the first that both models have is compared; a sentencepiece model is not parsed, only compared byte by byte
@@ -27,14 +27,14 @@ def tokenizers(reference: Source, other: Source) -> Iterator[Problem]:
 def _compared(other: Source, theirs: Path, mine: Path) -> Iterator[Problem]:
     if _digest(theirs) == _digest(mine):
         return
+
+    def problem(severity: Severity, message: str) -> Problem:
+        return Problem(severity, "tokenizer", None, other.label, mine, message)
+
     first, second = _vocabulary(theirs), _vocabulary(mine)
     if first is None or second is None:
-        yield Problem(
+        yield problem(
             "warning",
-            "tokenizer",
-            None,
-            other.label,
-            mine,
             f"{mine} and {theirs} have different bytes: their tokens may differ. Merge models with one tokenizer.",
         )
         return
@@ -42,23 +42,15 @@ def _compared(other: Source, theirs: Path, mine: Path) -> Iterator[Problem]:
     clashes = [(number, token) for token, number in second.items() if tokens.get(number, token) != token]
     if clashes:
         number, token = min(clashes)
-        yield Problem(
+        yield problem(
             "error",
-            "tokenizer",
-            None,
-            other.label,
-            mine,
             f"id {number} is {token!r} in {mine} and {tokens[number]!r} in {theirs} ({len(clashes)} such ids): the rows "
             "of the embeddings mean other tokens. Merge models with one tokenizer.",
         )
     alone = sorted(set(first) ^ set(second))
     if alone and not clashes:
-        yield Problem(
+        yield problem(
             "warning",
-            "tokenizer",
-            None,
-            other.label,
-            mine,
             f"{mine} has {len(second)} tokens and {theirs} {len(first)}; one alone has {listed(map(repr, alone), 3)}. "
             "Choose the one that the merged model should have: `tokenizer_source`.",
         )

@@ -3,8 +3,8 @@
 Claim: "Exact Learning of Permutations for Nonzero Binary Inputs with Logarithmic Training Size and Quadratic Ensemble
 Complexity", 2025.
 
-A ReLU net with one hidden layer is trained on e_i -> e_pi(i). Its tangent kernel gives the ensemble's mean in closed form;
-for an input with n ones and c = 1/(2 pi),
+A ReLU net with one hidden layer is trained on e_i -> e_pi(i). Its tangent kernel gives the ensemble's mean in closed
+form; for an input with n ones and c = 1/(2 pi),
 
     k_in = (sqrt(n - 1) + 2 (pi - acos(n^-1/2))) / (2 pi),  k_out = sqrt(n) / (2 pi),
     mean_j = (k_j - c (n k_in + (k - n) k_out) / (1 - c + c k)) / (1 - c).
@@ -14,7 +14,7 @@ Checked here:
 1. For k = 4, 6, 8, 10 the sign of the mean is right on every input: above 0 on the permuted ones, 0 or below elsewhere (0
    only at the training rows). The smallest mean of a one is 0.638, 0.551, 0.490, 0.444.
 2. An ensemble of 200 linearised nets of width 4000, k = 5: rounding its mean at half the smallest mean of a one is right
-   everywhere, from 10 members on. Rounding at 0 is not: zeros have means near 0, and an ensemble of finite size has noise.
+   everywhere, from 10 members on. Rounding at 0 is not: zeros have means near 0, and a finite ensemble has noise.
 
     python examples/permutations.py
 """

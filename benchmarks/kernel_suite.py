@@ -1,0 +1,203 @@
+"""`python -m benchmarks.kernel_suite`: what the tangent kernel says about the suite, beside what then happens.
+
+Three questions on the shipped tasks and the packaged encoder, answered with tables, a JSON and a picture:
+
+1. Is a closed-form task vector as good as a fine-tuned one, and what does each cost?
+2. Does interference that is known before merging, K_t't alpha_t, predict the accuracy that a task loses when another
+   task's vector is added? Measured in the tangent model and in the ordinary one, over all pairs.
+3. Do the kernel's eigenfunctions live on their own task's inputs, and more so after pre-training?
+"""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from rich.console import Console
+from scipy.stats import pearsonr, spearmanr
+from torch import Tensor
+
+import tauspan as ts
+from tauspan import store
+from tauspan.contributions import contributions
+from tauspan.diagnose.rows import Settings, rows_of_tasks
+from tauspan.diagnose.vectors import energy_findings
+from tauspan.evaluate import accuracy, batches, outputs
+from tauspan.kernel import closed_form
+from tauspan.linear import linearize
+from tauspan.measure import measured
+from tauspan.models import Classifier, Encoder
+from tauspan.report import Cell, Report, Table, provenance
+from tauspan.suite import suite
+from tauspan.tasks import Task, build_head
+
+Row = dict[str, Cell]
+THREE = ("email_spam", "movie_sentiment", "debian_section")
+TOKENS = 32
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line."""
+    made = argparse.ArgumentParser(prog="python -m benchmarks.kernel_suite", description=__doc__)
+    made.add_argument("--rows", type=int, default=128, help="training rows a task")
+    made.add_argument("--test", type=int, default=200, help="test rows a task")
+    made.add_argument("--params", default="last:2", help="parameters that move")
+    made.add_argument("--epochs", type=int, default=5, help="of the fine-tuned vectors")
+    made.add_argument("--seed", type=int, default=0)
+    made.add_argument("--out", type=Path, default=Path("out/kernel-suite"))
+    return made
+
+
+def beside_finetuning(encoder: Encoder, tasks: Sequence[Task], options: argparse.Namespace) -> list[Row]:
+    """Question 1: test accuracy and seconds of closed forms and of AdamW in the tangent space."""
+    rows: list[Row] = []
+    for task in tasks:
+
+        def tested(vector: Any, task: Task = task) -> float:
+            found = ts.evaluate(encoder, [task], vector, max_tokens=TOKENS, show_progress=False)
+            return float(found.result["accuracy"][task.name])
+
+        rows.append({"task": task.name, "how": "zero shot", "accuracy": tested(None), "seconds": None})
+        for loss in ("squared", "cross_entropy", "hinge"):
+            fitted = closed_form(encoder, task, loss, params=options.params, max_tokens=TOKENS)  # type: ignore[arg-type]
+            rows.append({"task": task.name, "how": f"closed form, {loss}", "accuracy": tested(fitted.vector),
+                         "seconds": fitted.cost.seconds})  # fmt: skip
+        run = ts.finetune(
+            encoder, task, "linear", params=options.params, epochs=options.epochs, lr=3e-4, seed=options.seed,
+            max_tokens=TOKENS, show_progress=False,
+        )  # fmt: skip
+        rows.append({"task": task.name, "how": f"AdamW, {options.epochs} epochs",
+                     "accuracy": tested(run.task_vector), "seconds": run.cost.seconds})  # fmt: skip
+    return rows
+
+
+def of_pairs(encoder: Encoder, tasks: Sequence[Task], options: argparse.Namespace) -> list[Row]:
+    """Question 2: a row a pair: interference predicted on training rows, accuracy lost on test rows."""
+    vectors = {
+        task.name: closed_form(encoder, task, params=options.params, max_tokens=TOKENS).vector
+        for task in tasks
+    }
+    rows: list[Row] = []
+    for on in tasks:
+        head = build_head(on, encoder, max_tokens=TOKENS)
+        tangent = linearize(Classifier(encoder, head), list(vectors[on.name].deltas))
+
+        def moved(split: str, on: Task = on, tangent: Any = tangent) -> Any:
+            prepared = batches(encoder, on.split(split), TOKENS, 64)
+            return contributions(tangent, vectors, prepared, on.split(split).labels)
+
+        seen, unseen = moved("train"), moved("test")
+        place = {name: number for number, name in enumerate(seen.names)}
+        own = _rms(seen.tangents[place[on.name]])
+        before = accuracy(unseen.logits(_at(place, on.name)), unseen.labels)
+        ordinary = _ordinary(encoder, on, vectors[on.name])
+        for by in tasks:
+            if by is on:
+                continue
+            both = accuracy(unseen.logits(_at(place, on.name, by.name)), unseen.labels)
+            together = (vectors[on.name] + vectors[by.name]).as_regime("standard")
+            rows.append({
+                "on": on.name, "by": by.name, "predicted": _rms(seen.tangents[place[by.name]]) / own,
+                "lost, tangent": before - both, "lost, ordinary": ordinary - _ordinary(encoder, on, together),
+            })  # fmt: skip
+    return rows
+
+
+def _rms(values: Tensor) -> float:
+    """Root mean square of logit changes, without the shift of all logits that decides nothing."""
+    centred = values.double() - values.double().mean(-1, keepdim=True)
+    return float(centred.square().mean().sqrt())
+
+
+def _at(place: dict[str, int], *names: str) -> list[float]:
+    return [float(name in names) for name in place]
+
+
+def _ordinary(encoder: Encoder, task: Task, vector: ts.TaskVector) -> float:
+    edited = ts.apply(encoder, vector.as_regime("standard"), 1.0, regime="standard")
+    head = build_head(task, encoder, max_tokens=TOKENS)
+    prepared = batches(encoder, task.split("test"), TOKENS, 64)
+    with torch.inference_mode():
+        return accuracy(outputs(Classifier(edited, head), prepared), task.split("test").labels)  # type: ignore[arg-type]
+
+
+def correlations(rows: Sequence[Row]) -> list[Row]:
+    """Pearson and Spearman correlations of predicted interference with lost accuracy, with p-values."""
+    predicted = [float(row["predicted"] or 0) for row in rows]
+    found: list[Row] = []
+    for column in ("lost, tangent", "lost, ordinary"):
+        lost = [float(row[column] or 0) for row in rows]
+        linear, ranks = pearsonr(predicted, lost), spearmanr(predicted, lost)
+        found.append({"accuracy": column, "pairs": len(rows), "Pearson": float(linear.statistic),
+                      "p (Pearson)": float(linear.pvalue), "Spearman": float(ranks.statistic),
+                      "p (Spearman)": float(ranks.pvalue)})  # fmt: skip
+    return found
+
+
+def energies(encoder: Encoder, tasks: Sequence[Task], options: argparse.Namespace) -> list[Row]:
+    """Question 3: local energy of the ten leading eigenfunctions, pre-trained and from random weights."""
+    rows: list[Row] = []
+    models = {"pre-trained": encoder, "random": ts.reinitialised(encoder, seed=options.seed)}
+    for start, model in models.items():
+        made = rows_of_tasks(model, tasks, options.params, Settings(rows=64, max_tokens=TOKENS))
+        table = energy_findings(made, 10, lambda steps, note: None).tables[0]
+        rows += [{"start": start, **row} for row in table.rows]
+    return rows
+
+
+def picture(rows: Sequence[Row], path: Path) -> None:
+    """Predicted interference against lost accuracy, both models side by side."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(7.2, 3.4), layout="constrained", dpi=150)
+    predicted = np.array([row["predicted"] for row in rows], dtype=float)
+    for axes, column, title in zip(
+        figure.subplots(1, 2, sharey=True), ("lost, tangent", "lost, ordinary"), ("tangent model", "ordinary model"),
+        strict=True,
+    ):  # fmt: skip
+        lost = np.array([row[column] for row in rows], dtype=float)
+        axes.scatter(predicted, lost, s=16, color="#1f5fa8")
+        axes.axhline(0, color="#999999", lw=0.6)
+        axes.set_title(f"{title}: r = {pearsonr(predicted, lost).statistic:.2f}", fontsize=9)
+        axes.set_xlabel("predicted interference (change over own change)", fontsize=8)
+        axes.tick_params(labelsize=7)
+    figure.axes[0].set_ylabel("test accuracy lost", fontsize=8)
+    with store.atomic(path) as temporary:
+        figure.savefig(temporary, format="png")
+
+
+def main(arguments: Sequence[str]) -> None:
+    """Run, print, write."""
+    options = parser().parse_args(arguments)
+    encoder = ts.load("minilm")
+    tasks = [
+        task.subset(train=options.rows, validation=64, test=options.test, seed=options.seed)
+        for task in suite()
+    ]
+    with measured() as cost:
+        few = [task for task in tasks if task.name in THREE]
+        compared = beside_finetuning(encoder, few, options)
+        pairs = of_pairs(encoder, tasks, options)
+        local = energies(encoder, tasks, options)
+    setting = f"{options.rows} training rows, {options.test} test rows, {options.params}, seed {options.seed}"
+    tables = [
+        Table("1. Closed forms beside fine-tuning, tangent model", compared, setting),
+        Table("2. Interference known before, accuracy lost after: all pairs", correlations(pairs), setting),
+        Table("3. The pairs", pairs, "predicted on training rows by closed-form vectors; lost on test rows"),
+        Table("4. Local energy of the ten leading eigenfunctions", local, "64 training rows a task"),
+    ]
+    facts = provenance(
+        base=encoder.source, options={k: str(v) for k, v in vars(options).items()}, seconds=cost.seconds
+    )
+    report = Report("The tangent kernel on the suite", tables, facts)
+    store.write_text(options.out / "report.json", report.to_json())
+    store.write_text(options.out / "report.md", report.to_markdown())
+    picture(pairs, options.out / "interference.png")
+    Console().print(report.renderable())
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

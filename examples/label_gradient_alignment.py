@@ -1,13 +1,16 @@
-"""The alignment of the tangent kernel with the labels ranks architectures after a little training, not before.
+"""Does the alignment of the tangent kernel with the labels rank architectures after a little training, and not before?
 
 Claim: Mok, Na, Kim, Han and Yoon, "Demystifying the Neural Tangent Kernel from a Practical Perspective: Can it be
-trusted for Neural Architecture Search without training?", 2022.
+trusted for Neural Architecture Search without training?", 2022: label-gradient alignment (LGA) says little about an
+architecture at random weights, and more after a few epochs.
 
-Checked here:
+Done here:
 
-1. LGA(Y, Y) = 1; LGA does not change under a K + b, a > 0; |LGA| < 0.05 for random labels of 500 rows.
-2. Over 12 small nets (four widths, three depths) on a problem of four classes, the rank correlation of LGA with the test
-   accuracy after training is higher when LGA is measured after two epochs than at random weights: a direction, no size.
+1. LGA(Y, Y) = 1; LGA does not change under a K + b, a > 0; |LGA| < 0.05 for random labels of 500 rows. These hold.
+2. The rank correlation of LGA with the test accuracy after training, over 12 small nets (four widths, three depths) on a
+   problem of four classes, with LGA measured at random weights and after two epochs. The claim does not show: 0.72 at
+   random weights, 0.69 after two epochs (and 0.59, 0.41 with 4096 rows, batches of 32 and 8 epochs in all). Width decides
+   both LGA and accuracy here, so LGA ranks these nets before training already.
 
 The kernel is that of the summed logits, of weights only, without the last layer, as in the paper.
 
@@ -58,7 +61,7 @@ def train(module: nn.Sequential, seen: Rows, epochs: int, seed: int) -> None:
     order = torch.Generator().manual_seed(seed)
     optimizer = torch.optim.Adam(module.parameters(), lr=3e-3)
     for _ in range(epochs):
-        for batch in torch.randperm(len(seen.x), generator=order).split(32):
+        for batch in torch.randperm(len(seen.x), generator=order).split(64):
             optimizer.zero_grad()
             F.cross_entropy(module(seen.x[batch]), seen.labels[batch]).backward()
             optimizer.step()
@@ -88,8 +91,9 @@ def main(
     depths: Sequence[int] = (1, 2, 3),
     epochs: int = 20,
     seeds: int = 3,
-) -> tuple[list[dict[str, float]], float, float]:
-    seen, unseen = rows(4096, seed=1), rows(2000, seed=2)
+) -> tuple[list[dict[str, float]], float, float, tuple[float, float, float]]:
+    seen, unseen = rows(1024, seed=1), rows(2000, seed=2)
+    """The nets, both rank correlations, and what `identities` gives."""
     table = []
     for width, depth in product(widths, depths):
         found = []
@@ -110,11 +114,12 @@ def main(
     )
     own, moved, chance = identities()
     note = (
-        f"Rank correlation with test accuracy ({seeds} seeds averaged): {before:.3f} at random weights, {after:.3f} after "
-        f"2 epochs. LGA of labels with themselves {own:.6f}; change under a K + b {moved:.1e}; random labels {chance:.3f}."
+        f"Rank correlation with test accuracy ({seeds} seeds averaged): {before:.3f} at random weights, {after:.3f} "
+        f"after 2 epochs. LGA of labels with themselves {own:.6f}; change under a K + b {moved:.1e}; random labels "
+        f"{chance:.3f}."
     )
     print(Table("Label-gradient alignment of small nets", table, note).to_markdown())
-    return table, before, after
+    return table, before, after, (own, moved, chance)
 
 
 if __name__ == "__main__":

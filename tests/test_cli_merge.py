@@ -358,7 +358,7 @@ REFUSED = {
     "no recipe": (["merge"], 2, "merge needs a recipe and an output"),
     "no output": (["merge", "{bert}"], 2, "merge needs a recipe and an output"),
     "no threads": (["merge", "{bert}", "{out}", "--workers", "0"], 2, "--workers 0: at least one thread"),
-    "no such recipe": (["merge", "{nowhere}", "{out}"], 2, "cannot be read"),
+    "no such recipe": (["merge", "{nowhere}", "{out}"], 5, "there is no recipe"),
     "another way to read": (["merge", "{bert}", "{out}", "--access", "ftp"], 2, "invalid choice"),
     "no card": (["reproduce-card", "{model}"], 5, "cannot be read as a card"),
     "no models": (["doctor"], 2, "MODEL"),

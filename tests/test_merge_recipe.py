@@ -8,11 +8,12 @@ import torch
 
 from tauspan.errors import MismatchError, ModelError, RecipeError, UsageError
 from tauspan.merge import METHODS, merge
+from tauspan.merge.fields import size
 from tauspan.merge.files import merge_files
 from tauspan.merge.inputs import open_source
 from tauspan.merge.json_schema import json_schema
 from tauspan.merge.own import imported, own_method
-from tauspan.merge.recipe import Input, MergeRecipe, size
+from tauspan.merge.recipe import Input, MergeRecipe
 from tauspan.merge.settings import Filtered, Gradient
 from tauspan.merge.spelling import within
 from tauspan.store import write_tensors
@@ -71,7 +72,7 @@ REFUSED = {
     "an unknown dtype": (ONE + "out_dtype: int8\n", "line 4: out_dtype is 'int8'"),
     "a size without unit": (
         ONE + "shard_size: '5'\n",
-        "shard_size: '5': it is a whole number with KB, MB or GB",
+        "shard_size is '5': it is a whole number with KB, MB or GB",
     ),
     "an unknown leniency": (ONE + "allow: [extra]\n", "allow: 'extra': no such leniency"),
     "a range the wrong way": (
@@ -332,5 +333,6 @@ def test_the_schema_knows_the_recipe() -> None:
     assert set(made["properties"]) == set(MergeRecipe("linear", (Input("a"),)).as_dict())
     assert made["properties"]["method"]["anyOf"][0]["enum"] == sorted(METHODS)
     assert set(made["$defs"]["options"]) == {o.name for method in METHODS.values() for o in method.options}
-    assert made["properties"]["models"]["items"]["required"] == ["model"]
+    text, mapping = made["properties"]["models"]["items"]["anyOf"]
+    assert (text["type"], mapping["required"]) == ("string", ["model"])
     assert all(entry.get("description") for entry in made["properties"].values())

@@ -7,7 +7,7 @@ import pytest
 import yaml
 
 import tauspan
-from tauspan.errors import RecipeError
+from tauspan.errors import RecipeError, StoreError
 from tauspan.recipe import Maps, Negation, Recipe, Rows, Training
 from tauspan.suite import NAMES
 from tauspan.train import Settings
@@ -119,10 +119,12 @@ def test_a_text_that_is_no_recipe_is_refused(text: str, words: str) -> None:
 
 
 def test_a_recipe_that_is_not_there_or_not_text_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(RecipeError, match="cannot be read"):
+    with pytest.raises(StoreError, match="there is no recipe .*none.yaml"):
         Recipe.read(tmp_path / "none.yaml")
+    with pytest.raises(StoreError, match="cannot be read: Is a directory"):
+        Recipe.read(tmp_path)
     (tmp_path / "bytes.yaml").write_bytes(b"\xff\xfe\x00")
-    with pytest.raises(RecipeError, match="cannot be read"):
+    with pytest.raises(RecipeError, match="no text in UTF-8"):
         Recipe.read(tmp_path / "bytes.yaml")
 
 

@@ -27,7 +27,8 @@ MODULES = [module_of(file) for file in FILES]
 
 
 def test_the_names_are_sorted_complete_and_few() -> None:
-    assert tauspan.__all__ == sorted(tauspan.__all__)
+    # constants, then classes, then functions, as the linter orders them
+    assert tauspan.__all__ == sorted(tauspan.__all__, key=lambda name: (not name.isupper(), name))
     assert tauspan.__all__ == list(tauspan._HOME)
     assert len(tauspan.__all__) <= 46
     assert set(dir(tauspan)) == {*tauspan.__all__, "__version__"}
@@ -39,7 +40,7 @@ def test_every_name_is_the_one_in_its_module(name: str) -> None:
     value = getattr(tauspan, name)
     assert value is getattr(home, name)
     assert callable(value) or name == "METHODS"  # the one table
-    assert value.__doc__
+    assert value.__doc__ or name == "METHODS"  # a mapping: its rows are documented on their page
 
 
 @pytest.mark.parametrize("name", ["evaluate", "merge", "run", "suite"])

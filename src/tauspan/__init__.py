@@ -12,6 +12,7 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from tauspan.contributions import Contributions
+    from tauspan.diagnose import diagnose
     from tauspan.disentangle import disentanglement
     from tauspan.edit import apply, load, save
     from tauspan.errors import (
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
         UsageError,
     )
     from tauspan.evaluate import evaluate
-    from tauspan.kernel import TangentKernel
+    from tauspan.kernel import TangentKernel, closed_form, interference
     from tauspan.linear import Linearized, linearize
     from tauspan.merge import METHODS, merge, merge_files
     from tauspan.models import Classifier, Encoder, Head, reinitialised
@@ -67,12 +68,15 @@ _HOME = {
     "UsageError": "errors",
     "add": "search",
     "apply": "edit",
+    "closed_form": "kernel",
     "coefficients": "search",
     "cosine_matrix": "vector",
+    "diagnose": "diagnose",
     "disentanglement": "disentangle",
     "evaluate": "evaluate",
     "finetune": "train",
     "fit": "train",
+    "interference": "kernel",
     "linearize": "linear",
     "load": "edit",
     "merge": "merge",
@@ -85,6 +89,7 @@ _HOME = {
 }
 
 __all__ = [
+    "METHODS",
     "BaseMismatchError",
     "Classifier",
     "Contributions",
@@ -93,7 +98,6 @@ __all__ = [
     "Finetuned",
     "Head",
     "Linearized",
-    "METHODS",
     "MismatchError",
     "MissingExtraError",
     "ModelError",
@@ -110,12 +114,15 @@ __all__ = [
     "UsageError",
     "add",
     "apply",
+    "closed_form",
     "coefficients",
     "cosine_matrix",
+    "diagnose",
     "disentanglement",
     "evaluate",
     "finetune",
     "fit",
+    "interference",
     "linearize",
     "load",
     "merge",

@@ -2,17 +2,20 @@
 
 import datetime
 import json
+import math
 import platform
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from importlib import metadata
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from rich.console import Group
+    from rich.console import Console, ConsoleOptions, Group
 
 Cell = str | int | float | bool | None
+_FOLD = 20  # characters that a folded text keeps; with less, rows are easier to read as lines
+_UNBOUNDED = 1 << 16
 
 
 @dataclass(frozen=True)
@@ -96,11 +99,29 @@ class Report:
 
         parts: list[Any] = []
         for table in self.tables:
-            parts += [_grid(table), ""]
+            parts += [_Fitted(table), ""]
         return Group(*parts)
 
 
-def _grid(table: Table) -> Any:
+@dataclass(frozen=True)
+class _Fitted:
+    """A table that never cuts a cell: texts are folded where it is too wide, or each row becomes lines of its own."""
+
+    table: Table
+
+    def __rich_console__(self, console: "Console", options: "ConsoleOptions") -> Iterator[Any]:
+        from rich.text import Text
+
+        forms = (_grid(self.table), _grid(self.table, folded=True))
+        wide = options.update(max_width=_UNBOUNDED)
+        fitting = (form for form in forms if console.measure(form, options=wide).minimum <= options.max_width)
+        yield Text(self.table.title, style="bold")
+        yield next(fitting, None) or _stacked(self.table)
+        if self.table.note:
+            yield Text(self.table.note)
+
+
+def _grid(table: Table, *, folded: bool = False) -> Any:
     from rich import box
     from rich.table import Table as Grid
     from rich.text import Text
@@ -111,11 +132,6 @@ def _grid(table: Table) -> Any:
     headings = dense and len(set(first)) < len(first)
     grid = Grid(
         box=box.SIMPLE_HEAD,
-        title=Text(table.title),
-        title_style="bold",
-        caption=Text(table.note) if table.note else None,
-        title_justify="left",
-        caption_justify="left",
         collapse_padding=True,
         pad_edge=False,
         padding=(0, 0 if dense else 1),
@@ -128,13 +144,36 @@ def _grid(table: Table) -> Any:
         grid.add_column(
             Text(name),
             justify="right" if numbers else "left",
-            no_wrap=not numbers and name != "",
-            min_width=max(map(len, words), default=0) if numbers else None,
+            no_wrap=not numbers and name != "" and not folded,
+            overflow="fold",
+            min_width=_width(words, numbers, folded),
         )
     for place, row in enumerate(table.rows):
         if headings and (place == 0 or first[place] != first[place - 1]):
             grid.add_row(Text(first[place], style="bold"))
         grid.add_row(*(Text(_folded(row.get(name))) for name in columns[headings:]))
+    return grid
+
+
+def _width(words: Sequence[str], numbers: bool, folded: bool) -> int | None:
+    """The least width of a column: numbers are never broken, texts that are folded keep some room."""
+    longest = max(map(len, words), default=0)
+    return longest if numbers else min(longest, _FOLD) if folded else None
+
+
+def _stacked(table: Table) -> Any:
+    """The table with one line a cell."""
+    from rich.table import Table as Grid
+    from rich.text import Text
+
+    grid = Grid.grid(padding=(0, 2))
+    grid.add_column(no_wrap=True)
+    grid.add_column(overflow="fold")
+    for place, row in enumerate(table.rows):
+        if place:
+            grid.add_row()
+        for name in table.columns:
+            grid.add_row(Text(name), Text(shown(row.get(name))))
     return grid
 
 
@@ -166,6 +205,19 @@ def shown(value: Cell) -> str:
 
 def _inline(value: Any) -> str:
     return value if isinstance(value, str) else f"`{json.dumps(value, ensure_ascii=False)}`"
+
+
+def in_words(size: int) -> str:
+    """A number of bytes as people read it, in powers of 1000.
+
+    Example:
+        >>> in_words(512), in_words(7496), in_words(4_980_000_000)
+        ('512 bytes', '7.5 kB', '4.98 GB')
+    """
+    if size < 1000:
+        return f"{size} bytes"
+    power = min(int(math.log10(size)) // 3, 4)
+    return f"{size / 1000**power:.3g} {('', 'kB', 'MB', 'GB', 'TB')[power]}"
 
 
 def versions() -> dict[str, str]:

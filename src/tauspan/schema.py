@@ -10,7 +10,7 @@ from typing import Any, Literal, TypeAlias, TypeVar
 
 import yaml
 
-from tauspan.errors import RecipeError, nearest
+from tauspan.errors import RecipeError, StoreError, nearest
 
 T = TypeVar("T")
 Parse: TypeAlias = Callable[[Any, str], Any]
@@ -54,8 +54,12 @@ class Document:
         """The document in a file."""
         try:
             text = Path(path).read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as error:
-            raise RecipeError(f"the recipe {path} cannot be read: {error}") from error
+        except FileNotFoundError as error:
+            raise StoreError(f"there is no recipe {path}: look for a typing error in its path.") from error
+        except OSError as error:
+            raise StoreError(f"the recipe {path} cannot be read: {error.strerror or error}.") from error
+        except UnicodeDecodeError as error:
+            raise RecipeError(f"the recipe {path} is no text in UTF-8: {error}.") from error
         return Document(text, str(path))
 
     def place(self, *path: str | int) -> str:
@@ -71,8 +75,8 @@ class Document:
     def build(self, kind: type[T]) -> T:
         """The dataclass, its keys and values checked against its annotations.
 
-        A field's metadata may hold `parse(value, place)`, which makes its value, or each value of its mapping; and
-        `hidden`, for a field that no file can set.
+        A field's metadata may hold `parse(value, place)`, which makes its value, or each value of its mapping;
+        `hidden`, for a field that no file can set; and `alone`, for the one that a text in place of a mapping sets.
         """
         try:
             return _build(kind, self.plain, self.node, self.where, "")
@@ -140,6 +144,12 @@ def _build(kind: type[T], plain: Mapping[str, Any], node: Any, where: str, path:
         raise RecipeError(f"{where}, line {node.start_mark.line + 1}: {error}") from error
 
 
+def _alone(kind: Any) -> str | None:
+    """The field that a text in place of the dataclass's mapping sets; None if there is none."""
+    fields = dataclasses.fields(kind) if dataclasses.is_dataclass(kind) else ()
+    return next((field.name for field in fields if field.metadata.get("alone")), None)
+
+
 def visible(kind: Any) -> list["dataclasses.Field[Any]"]:
     """The fields of a dataclass that a file can set."""
     return [field for field in dataclasses.fields(kind) if not field.metadata.get("hidden")]
@@ -171,6 +181,9 @@ def alternatives(hint: Any) -> tuple[Any, ...]:
 def _value(hint: Any, value: Any, spot: _Spot) -> Any:
     """A YAML value as its annotation says, or a `RecipeError`."""
     if dataclasses.is_dataclass(hint) or typing.get_origin(hint) is Mapping:
+        short = _alone(hint) if isinstance(value, str) else None
+        if short is not None:
+            return _build(typing.cast(type, hint), {short: value}, spot.node, spot.where, f"{spot.path}.")
         if not isinstance(value, Mapping):
             raise RecipeError(f"{spot} needs keys below it, not {shown(value)}.")
         if dataclasses.is_dataclass(hint):

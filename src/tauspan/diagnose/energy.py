@@ -132,7 +132,10 @@ class LocalEnergy:
 
     @property
     def ratio(self) -> Estimate:
-        """Control over support: 0 where the eigenfunctions vanish off the task; 1 where they do not know it."""
+        """Control over support: 0 where the eigenfunctions vanish off the task.
+
+        It may exceed 1: an eigenfunction of small eigenvalue grows without bound away from the support.
+        """
         support, control = self.on_support, self.on_control
         value = control.value / support.value
         spread = (control.standard_error / support.value) ** 2

@@ -44,15 +44,27 @@ class Account:
     def __add__(self, other: "Account") -> "Account":
         return Account(*(mine + theirs for mine, theirs in zip(astuple(self), astuple(other), strict=True)))
 
-    def row(self) -> dict[str, Cell]:
-        """The norm |d|, the relative loss |s - d| / |d| and the share of changed entries that were swallowed."""
-        return {
-            "entries": self.entries,
-            "changed": self.changed,
-            "norm": sqrt(self.moved),
-            "loss": sqrt(self.lost / self.moved) if self.moved else 0.0,
-            "swallowed": self.swallowed / self.changed if self.changed else 0.0,
-        }
+    def row(self, displaced: bool = True) -> dict[str, Cell]:
+        """The norm |d|, the relative loss |s - d| / |d| and the share of changed entries that were swallowed.
+
+        Where models are merged without a base, d are their weights, and nothing changes or is swallowed.
+        """
+        loss = sqrt(self.lost / self.moved) if self.moved else 0.0
+        size: dict[str, Cell] = {"entries": self.entries}
+        if not displaced:
+            return {**size, "norm": sqrt(self.moved), "loss": loss}
+        swallowed = self.swallowed / self.changed if self.changed else 0.0
+        return {**size, "changed": self.changed, "norm": sqrt(self.moved), "loss": loss, "swallowed": swallowed}
+
+
+def meaning(displaced: bool) -> str:
+    """What the numbers of `Account.row` say, for people."""
+    if not displaced:
+        return "norm: of the exact merged weights; loss: the share of it that rounding to the stored dtype took."
+    return (
+        "norm: of the exact merged displacement; loss: the share of it that rounding to the stored dtype took; swallowed: "
+        "the share of changed entries that are stored as the base's own value."
+    )
 
 
 def account(stored: Tensor, displacement: Tensor, base: Tensor | None, anchor: Tensor | None) -> Account:

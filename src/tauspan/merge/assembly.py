@@ -45,23 +45,23 @@ class Assembly:
     home: Source
     tokenizer: Source
 
+    @property
+    def sources(self) -> set[Source]:
+        """All that is opened."""
+        base = () if self.base is None else (self.base,)
+        return {*base, self.home, self.tokenizer, *self.models, *sum(self.statistics.values(), ())}
+
     def close(self) -> None:
         """Let go of all files."""
-        for source in {
-            self.base,
-            self.home,
-            self.tokenizer,
-            *self.models,
-            *sum(self.statistics.values(), ()),
-        } - {None}:
-            source.close()  # type: ignore[union-attr]
+        for source in self.sources:
+            source.close()
 
 
 def assemble(recipe: MergeRecipe, access: Access = "mmap") -> Assembly:
     """Open everything that a recipe names; headers only.
 
     Raises:
-        RecipeError: statistics that the method needs are not given.
+        RecipeError: statistics that the method needs are not given, or a filter fits no tensor.
         BaseMismatchError, MismatchError: statistics of another base, regime, kind or model.
         StoreError, ModelError, MismatchError: see `open_source` and `slices.view`.
     """
@@ -72,6 +72,7 @@ def assemble(recipe: MergeRecipe, access: Access = "mmap") -> Assembly:
     models = _apart([open_source(one.model, access=access) for one in recipe.models], recipe, access)
     points = [source for source in (base, *models) if source is not None and source.kind == "point"]
     home = (points or list(models))[0]
+    recipe.require_fitting(_names(base, *models))
     statistics = _statistics(recipe, method, models, base, access)
     tokenizer = _tokenizer(recipe, home, points, access)
     return Assembly(method, recipe.settings(), base, models, statistics, home, tokenizer)
@@ -91,6 +92,12 @@ def _tokenizer(recipe: MergeRecipe, home: Source, points: Sequence[Source], acce
                 f"vocabularies differ, and a merge keeps the rows of its embeddings: {problem.message}"
             )
     return source
+
+
+def _names(*sources: Source | None) -> list[str]:
+    """The names of all tensors, tied ones too, each once."""
+    every = (name for one in sources if one is not None for name in (*one.tensors, *one.aliases))
+    return list(dict.fromkeys(every))
 
 
 def _apart(models: list[Source], recipe: MergeRecipe, access: Access) -> tuple[Source, ...]:
@@ -140,6 +147,7 @@ def _of_slices(recipe: MergeRecipe, method: Method, base: Source | None, access:
     models = tuple(view(row, named, f"slices-{index}") for index, row in enumerate(rows))
     origins = [opened(part.base) for part in recipe.slices if part.base is not None]
     point = view(origins, named, "base") if origins else None
+    recipe.require_fitting(_names(point, *models))
     settings = sliced(method, recipe.slices, recipe.parameters, the_stack(models[0].sources[0]))
     home = base or models[0].sources[0]
     points = list(named.values())

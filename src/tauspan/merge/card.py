@@ -3,7 +3,7 @@
 import json
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +11,10 @@ import yaml
 
 from tauspan import store
 from tauspan.errors import RecipeError, StoreError
+from tauspan.merge.account import meaning
 from tauspan.merge.assembly import Assembly
 from tauspan.merge.inputs import Source, model_folder
+from tauspan.merge.locations import named, places, renamed
 from tauspan.merge.method import Method
 from tauspan.merge.own import source_hash
 from tauspan.merge.recipe import MergeRecipe
@@ -35,6 +37,8 @@ class Card:
         block: entries of a block of that merge.
         inputs: identity of each source: the base first, if there is one.
         versions: of what the numbers depend on.
+        files: of the result, so that an output is told from a folder that holds something else too.
+        places: of what lay in local files, by the path as given, the absolute one.
     """
 
     recipe: MergeRecipe
@@ -42,6 +46,8 @@ class Card:
     block: int
     inputs: Sequence[Mapping[str, Any]] = ()
     versions: Mapping[str, str] = field(default_factory=versions)
+    files: Sequence[str] = ()
+    places: Mapping[str, str] = field(default_factory=dict)
 
     @staticmethod
     def read(path: str | Path) -> "Card":
@@ -73,6 +79,8 @@ class Card:
                 int(kept["block"]),
                 tuple(map(dict, kept["inputs"])),
                 {str(name): str(value) for name, value in kept["versions"].items()},
+                tuple(map(str, kept.get("files", ()))),
+                {str(name): str(place) for name, place in kept.get("places", {}).items()},
             )
         except RecipeError:
             raise
@@ -101,17 +109,24 @@ def write(
     """
     sources = [*([] if assembly.base is None else [assembly.base]), *assembly.models]
     inputs = [dict(source.identity) for source in sources]
-    card = Card(_pinned(recipe.resolved(), sources), str(report.result["digest"]), block, inputs)
+    files = sorted({FILE, *(str(file.relative_to(folder)) for file in folder.rglob("*") if file.is_file())})
+    card = Card(
+        _pinned(recipe.resolved(), sources), str(report.result["digest"]), block, inputs, files=files,
+        places=places(recipe),
+    )  # fmt: skip
     licences = {source.label: _licence(source) for source in sources}
-    known = ("changed", "norm", "loss", "swallowed")
+    displaced = assembly.base is not None or sources[0].kind == "delta"
+    known = ("changed", "norm", "loss", "swallowed") if displaced else ("norm", "loss")
     precision = {name: report.result[name] for name in known if name in report.result}
-    note = _CUT if recipe.output == "adapter" else _ROUNDED
+    note = _CUT if recipe.output == "adapter" else meaning(displaced)
     facts = {
         "format": FORMAT,
         "digest": card.digest,
         "block": block,
         "inputs": inputs,
         "versions": card.versions,
+        "files": card.files,
+        "places": card.places,
     } | ({} if recipe.own is None else {"code": {"name": recipe.method, "sha256": source_hash(recipe.own)}})
     parts = [
         f"---\n{_front(recipe, licences)}---",
@@ -128,10 +143,6 @@ def write(
 
 
 _CUT = "norm: of the exact merged displacement; loss: the share of it that the SVD cut off."
-_ROUNDED = (
-    "norm: of the exact merged displacement; loss: the share of it that rounding to the stored dtype took; swallowed: "
-    "the share of changed entries that are stored as the base's own value."
-)
 _REPRODUCTION = (
     "`tauspan reproduce-card DIRECTORY` makes the merge again from this card and compares it bit for bit."
 )
@@ -149,9 +160,7 @@ def _needs_code(recipe: MergeRecipe) -> str | None:
 
 def _front(recipe: MergeRecipe, licences: Mapping[str, str | None]) -> str:
     """The front matter that the hub reads."""
-    named = [recipe.base_model, *(one.model for one in recipe.models)]
-    named += [one.model for part in recipe.slices for one in part.sources]
-    ids = [name.partition("@")[0] for name in named if name is not None and _is_hub_id(name)]
+    ids = [name.partition("@")[0] for name in named(recipe) if _is_hub_id(name)]
     front: dict[str, Any] = (
         {"base_model": list(dict.fromkeys(ids)), "base_model_relation": "merge"} if ids else {}
     )
@@ -224,6 +233,4 @@ def _pinned(recipe: MergeRecipe, sources: Sequence[Source]) -> MergeRecipe:
     def pin(name: str) -> str:
         return f"{name.partition('@')[0]}@{commits[name]}" if name in commits and _is_hub_id(name) else name
 
-    models = tuple(replace(one, model=pin(one.model)) for one in recipe.models)
-    base = None if recipe.base_model is None else pin(recipe.base_model)
-    return replace(recipe, models=models, base_model=base)
+    return renamed(recipe, pin)

@@ -9,8 +9,10 @@ import torch
 
 from tauspan.errors import TauspanError
 from tauspan.merge.compare import compared
+from tauspan.merge.configs import functions
+from tauspan.merge.displacements import displacements
 from tauspan.merge.inputs import Source, open_source
-from tauspan.merge.origins import architecture, fingerprints, spaces, vectors
+from tauspan.merge.origins import architecture, fingerprints, made_for, spaces, vectors
 from tauspan.merge.problems import Problem, lenient
 from tauspan.merge.ties import EMBEDDINGS
 from tauspan.merge.vocabulary import tokenizers
@@ -60,8 +62,10 @@ def check(
         problems += compared(reference, model)
         if model.kind == "point":
             problems += architecture(reference, model)
+            problems += functions(reference, model)
             problems += tokenizers(reference, model)
     problems += vectors([model for model in models if model.kind == "delta"])
+    problems += made_for(base, models)
     if fingerprint and base is not None:
         problems += fingerprints(base, models)
     return lenient(problems, allow)
@@ -73,12 +77,14 @@ def doctor(paths: Sequence[str | Path], base: str | Path | None = None, *, value
     Args:
         paths: as for `open_source`.
         base: the pre-trained model.
-        values: also look for NaN and infinity, and compare fingerprints (reads everything).
+        values: also look for NaN and infinity, compare fingerprints, and measure how far models are from the base
+            (reads everything, twice).
 
     Returns:
-        Tables `models` and `problems`; `result` counts `errors` and `warnings`.
+        Tables `models` and `problems`, with `values` and a base `displacements` too; `result` counts `errors` and
+        `warnings`.
 
-    Cost: opening and `check`; with `values` one read of all files.
+    Cost: opening and `check`; with `values` two reads of all files.
     """
     given = [*([base] if base is not None else []), *paths]
     sources: list[Source | None] = []
@@ -96,8 +102,14 @@ def doctor(paths: Sequence[str | Path], base: str | Path | None = None, *, value
     for source in opened if values else []:
         with _noted(problems, source.path):
             problems += nonfinite(source)
+    distances = []
+    if values and theta0 is not None and models and not any(one.kind == "values" for one in problems):
+        with _noted(problems, theta0.path):
+            table, odd = displacements(theta0, models)
+            distances, problems = [table], [*problems, *odd]
     counts = Counter(problem.severity for problem in problems)
     tables = [Table("models", [_row(source) for source in opened])] if opened else []
+    tables += distances
     tables.append(Table("problems", [_shown(problem) for problem in problems], "" if problems else "none"))
     for source in opened:
         source.close()

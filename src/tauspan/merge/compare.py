@@ -55,11 +55,14 @@ def _prefixed(reference: Source, other: Source, prefix: str, adds: bool, names: 
     name = next(name for name in names if name.startswith(prefix))
     has, lacks = (other, reference) if adds else (reference, other)
     wrapper = _WRAPPERS.get(prefix)
+    file = where(other, next(iter(other.tensors)))
+    name_of = f"n.removeprefix({prefix!r})" if adds else f"{prefix!r} + n"
     repair = (
         f"{wrapper} put it there: save the module inside the wrapper."
         if wrapper
-        else "Save both from one class, for example the one that `architectures` of config.json names, or rename: "
-        f"`save_file({{{'n.removeprefix' if adds else 'prefix + n'}...: t for n, t in load_file(path).items()}}, out)`."
+        else "Save both from one class, for example the one that `architectures` of config.json names, or rename the "
+        "tensors (safetensors.torch has both functions): "
+        f"`save_file({{{name_of}: t for n, t in load_file({str(file)!r}).items()}}, 'renamed.safetensors')`."
     )
     return Problem(
         "error",

@@ -133,6 +133,17 @@ DIALECT: Mapping[str, Row] = MappingProxyType(
 )
 
 
+def spelled_here(name: str) -> str | None:
+    """What an option is called here that mergekit calls by this name; None if mergekit has no such option.
+
+    Example:
+        >>> spelled_here("lambda"), spelled_here("no_such")
+        ('scale', None)
+    """
+    every = (row.parameters[name].ours for row in DIALECT.values() if name in row.parameters)
+    return next((ours for ours in every if ours is not None), None)
+
+
 def total(given: Setting) -> bool:
     """Whether a setting has a value for every tensor."""
     if isinstance(given, tuple):

@@ -1,7 +1,7 @@
 """`merge_files`: a recipe carried out, from files to files."""
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from math import hypot
 from pathlib import Path
@@ -16,16 +16,18 @@ from tauspan.merge.adapter_merge import AdapterPlan, plan_adapter
 from tauspan.merge.adapters import WEIGHTS, AdapterSource, save_adapter
 from tauspan.merge.assembly import Assembly, assemble
 from tauspan.merge.engine import BLOCK
+from tauspan.merge.fields import size
 from tauspan.merge.plan import Job, Plan
 from tauspan.merge.plan import plan as lay_out
-from tauspan.merge.recipe import MergeRecipe, size
+from tauspan.merge.recipe import MergeRecipe, recipe_of
 from tauspan.merge.stream import execute
+from tauspan.merge.target import require_target
 from tauspan.merge.values import Access
 from tauspan.report import Cell, Report, Table, provenance
 
 
 def merge_files(
-    recipe: MergeRecipe | str | Path,
+    recipe: MergeRecipe | Mapping[str, Any] | str | Path,
     out: str | Path,
     *,
     resume: bool = False,
@@ -38,10 +40,10 @@ def merge_files(
     r"""Merge models in files into a model, a task vector or an adapter, in memory bounded by blocks.
 
     Args:
-        recipe: a `MergeRecipe`, or its YAML file, ours or mergekit's.
+        recipe: a `MergeRecipe`, its YAML file, ours or mergekit's, or a mapping of what such a file holds.
         out: a directory; for a task vector a `.safetensors` file too. It appears when it is whole.
         resume: go on with what a killed run of the same merge left; an adapter is made at once, and cannot be resumed.
-        overwrite: replace what lies at `out`.
+        overwrite: replace what an earlier merge wrote to `out`, and nothing else; see `target.require_target`.
         workers: threads; None takes the processors that this process may use. The result does not depend on it.
         access: how files are read; see `open_source`.
         block: entries that are read, merged and written at once.
@@ -51,7 +53,7 @@ def merge_files(
         What rounding (of an adapter: the SVD) kept of the merged displacement, and the result's digest.
 
     Raises:
-        UsageError: `resume` for an adapter.
+        UsageError: `resume` for an adapter; `out` and an input lie in one another.
         RecipeError: the recipe does not fit together.
         MismatchError, StoreError, ModelError, NonFiniteError: see `plan.plan` and `stream.execute`.
 
@@ -65,10 +67,11 @@ def merge_files(
         >>> store.Checkpoint(folder / "out")["w"]
         tensor([2., 2.])
     """
-    chosen = recipe if isinstance(recipe, MergeRecipe) else MergeRecipe.read(recipe)
+    chosen = recipe_of(recipe)
     if resume and chosen.output == "adapter":
         raise UsageError(f"{out}: an adapter is made at once, so there is nothing to resume: merge it anew.")
     with planned(chosen, access=access, workers=workers, block=block) as (assembly, plan):
+        require_target(Path(out), assembly.sources, overwrite)
         if isinstance(plan, AdapterPlan):
             return _adapter(plan, chosen, assembly, Path(out), overwrite)
         kinds = {entry.dtype for entry in plan.layout.entries.values() if entry.dtype.is_floating_point}
@@ -118,7 +121,6 @@ def _adapter(
     plan: AdapterPlan, recipe: MergeRecipe, assembly: Assembly, out: Path, overwrite: bool
 ) -> Report:
     """The merge as an adapter with its card; the report says what was cut."""
-    store.require_free(out, overwrite)
     low = plan.merged()
     rows: list[dict[str, Cell]] = [
         {"tensor": name, "rank": low.rank(name), "left out": low.lost.get(name, 0.0)} for name in low.terms

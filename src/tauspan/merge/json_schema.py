@@ -80,7 +80,7 @@ def _object(kind: Any) -> dict[str, Any]:
     hints, docs = typing.get_type_hints(kind), _docs(kind)
     properties = {}
     for field in visible(kind):
-        if field.metadata.get("parse"):
+        if field.metadata.get("parse") and typing.get_origin(hints[field.name]) is Mapping:
             refs = {name: {"$ref": f"#/$defs/options/{name}"} for name in _options()}
             made: dict[str, Any] = {"type": "object", "properties": refs}
         else:
@@ -100,7 +100,8 @@ def _type(hint: Any) -> dict[str, Any]:
     if len(several) > 1:
         return {"anyOf": [_type(one) for one in several]}
     if is_dataclass(hint):
-        return _object(hint)
+        alone = any(field.metadata.get("alone") for field in visible(hint))
+        return {"anyOf": [{"type": "string"}, _object(hint)]} if alone else _object(hint)
     if origin is Literal:
         return {"type": "string", "enum": list(args)}
     if origin is tuple:

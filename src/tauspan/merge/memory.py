@@ -23,6 +23,12 @@ def find(method: str | Method) -> Method:
     """The row of `METHODS`, or the method itself."""
     if isinstance(method, Method):
         return method
+    if not isinstance(method, str):
+        given = f"options={method!r}" if isinstance(method, Mapping) else f"{type(method).__name__} is neither"
+        raise UsageError(
+            f"the second argument is the method, a name of METHODS or a Method: {given}. Options come third: "
+            "merge(vectors, method, options={...})."
+        )
     if method not in METHODS:
         raise UsageError(f"no merging method {method!r}. {nearest(method, METHODS)}")
     return METHODS[method]
@@ -39,11 +45,16 @@ def merge(
 ) -> TaskVector:
     """One task vector made of several, by a method of `METHODS`.
 
+    A method of the space `point` merges theta0 + tau_t and gives the merged point minus theta0, if `base` is given.
+    Without a base it merges the displacements themselves. For `linear` that is the same; for what depends on lengths and
+    angles from the origin (`slerp`, `multislerp_point`, `nuslerp_point`, `karcher`) it is another result: it turns
+    tau_1 into tau_2, and not theta_1 into theta_2.
+
     Args:
         vectors: from one base and in one regime, over the same tensors.
         method: a name of `METHODS`, or a `Method` of your own.
         options: the method's options; a list gives one number a vector where an option is per model.
-        base: theta0, for the methods that need it.
+        base: theta0, for the methods that need it, and for those of the space `point` to merge points.
         statistics: for methods that need them: by need, one mapping a vector.
         seed: of random masks; they are keyed by seed, tensor name and the vector's label.
 
@@ -63,6 +74,9 @@ def merge(
         tensor([3., 2.])
     """
     chosen = find(method)
+    _require_vectors(vectors)
+    if options is not None and not isinstance(options, Mapping):
+        raise UsageError(f"options={options!r}: it is a mapping by name, for example options={{'density': 0.1}}.")
     require_count(chosen, len(vectors))
     first = _compatible(vectors)
     kind = torch.float64 if any(d.dtype == torch.float64 for d in first.deltas.values()) else torch.float32
@@ -143,6 +157,23 @@ def stacked(need: Need, tensors: Sequence[Tensor], cut: Callable[[Tensor], Tenso
             [tensor.detach().to(torch.promote_types(tensor.dtype, torch.float32)) for tensor in tensors]
         )
     return torch.stack([cut(tensor) for tensor in tensors])
+
+
+def _require_vectors(vectors: object) -> None:
+    """Raise `UsageError` for what is no sequence of task vectors, and say what it is to be."""
+    if isinstance(vectors, TaskVector):
+        raise UsageError("merge takes a sequence of task vectors, and one was given: merge([vector], ...).")
+    if not isinstance(vectors, Sequence) or isinstance(vectors, str):
+        raise UsageError(
+            f"merge takes a sequence of task vectors, not {type(vectors).__name__}. Files are merged by `merge_files`."
+        )
+    for place, one in enumerate(vectors):
+        if not isinstance(one, TaskVector):
+            raise UsageError(
+                f"item {place} is a {type(one).__name__}, and must be a TaskVector. Files are merged by `merge_files`; a "
+                "saved vector is read by `TaskVector.from_pretrained`, and `TaskVector.from_checkpoints` makes one of "
+                "two models."
+            )
 
 
 def _compatible(vectors: Sequence[TaskVector]) -> TaskVector:

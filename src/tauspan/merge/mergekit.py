@@ -7,6 +7,7 @@ from typing import Any
 
 from tauspan.errors import RecipeError, nearest
 from tauspan.merge.dialect import DIALECT, Row, as_setting, converted, total
+from tauspan.merge.fields import RESULT, canonical
 from tauspan.merge.recipe import UNION, Input, Layers, MergeRecipe, Slice
 from tauspan.merge.settings import Setting
 from tauspan.merge.spelling import completed, require_option, within
@@ -15,7 +16,6 @@ from tauspan.schema import Document, shown
 
 _LOG = logging.getLogger(__name__)
 _RAW: Mapping[str, Any] = {"parse": lambda value, place: value}
-_DTYPES = ("float64", "float32", "float16", "bfloat16")
 _UNSUPPORTED = {
     "modules": "merges of models with several modules are not carried over: write a recipe with `method` and `models`, "
     "which merges all tensors of any model",
@@ -132,9 +132,9 @@ class _Reader:
 
     def _dtype(self, key: str) -> Any:
         name = getattr(self.file, key)
-        plain = None if name is None else name.removeprefix("torch.")
-        if plain is not None and plain not in _DTYPES:
-            raise RecipeError(f"{self.document.place(key)}: {key} is {name!r}. {nearest(plain, _DTYPES)}")
+        plain = None if name is None else canonical(name)
+        if plain is not None and plain not in RESULT:
+            raise RecipeError(f"{self.document.place(key)}: {key} is {name!r}. {nearest(plain, RESULT)}")
         return plain
 
     def _tokenizer(self) -> str | None:

@@ -90,6 +90,27 @@ def vectors(displacements: Sequence[Source]) -> Iterator[Problem]:
             )
 
 
+def made_for(base: Source | None, models: Sequence[Source]) -> Iterator[Problem]:
+    """Whether adapters name the base that they are put on; a warning, since a copy of it has another name."""
+    if base is None:
+        return
+    given = str(base.identity.get("path", base.path))
+    known = {str(config_of(base.path).get("_name_or_path", "")), given.partition("@")[0], str(base.path)}
+    ends = {name.rstrip("/").rpartition("/")[2] for name in known}
+    for model in models:
+        stated = model.identity.get("adapter", {}).get("base_model_name_or_path")
+        if isinstance(stated, str) and stated and stated.rstrip("/").rpartition("/")[2] not in ends:
+            yield Problem(
+                "warning",
+                "base",
+                None,
+                model.label,
+                model.path,
+                f"the adapter {model.path} was trained on {stated!r}, and the base is {given}: on other weights it is not "
+                "what was trained. Name that model as the base, or go on if they are the same weights.",
+            )
+
+
 class _Tensors(Mapping[str, Tensor]):
     """A source's tensors, each read when it is asked for, so that one at a time is in memory."""
 

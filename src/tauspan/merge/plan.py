@@ -26,7 +26,7 @@ from tauspan.merge.scope import Spec, specs_of
 from tauspan.merge.settings import depths
 from tauspan.merge.table import METHODS
 from tauspan.merge.writer import Entry, Layout, layout
-from tauspan.report import Cell, Report, Table, provenance, versions
+from tauspan.report import Cell, Report, Table, in_words, provenance, versions
 from tauspan.vector import FILE, header
 
 Output: TypeAlias = Literal["model", "vector", "adapter"]
@@ -123,7 +123,7 @@ class Plan:
     @property
     def bytes_read(self) -> int:
         """Bytes of all inputs' tensors, each counted once; a method that measures first reads them again."""
-        return sum(stored.nbytes for source in self.job.sources for stored in source.tensors.values())
+        return sum(map(_nbytes, self.job.sources))
 
     @property
     def entries(self) -> int:
@@ -164,9 +164,21 @@ class Plan:
             "seconds at 1 GB/s": round(self.seconds, 1),
             "workers": self.workers,
         }
+        words = {what: in_words(int(facts[f"bytes to {what}"] or 0)) for what in ("read", "write")}
+        rows: dict[str, Cell] = {
+            **{what: value for what, value in facts.items() if "bytes" not in what and "seconds" not in what},
+            "to read": words["read"],
+            "to write": words["write"],
+            "memory": f"at most {in_words(self.peak_bytes)}",
+            "time": f"about {self.seconds:.1f} s, at 1 GB/s",
+        }
+        read = [
+            {"reads": one.label, "path": str(one.path), "size": in_words(_nbytes(one))} for one in self.job.sources
+        ]
         tables = [
-            Table("plan", [{"what": what, "value": value} for what, value in facts.items()]),
-            Table("files", [{"file": shard.file, "bytes": shard.nbytes} for shard in self.layout.shards]),
+            Table("plan", [{"what": what, "value": value} for what, value in rows.items()]),
+            Table("inputs", read),
+            Table("outputs", [{"writes": one.file, "size": in_words(one.nbytes)} for one in self.layout.shards]),
         ]
         if self.warnings:
             tables.append(Table("warnings", [{"warning": warning} for warning in self.warnings]))
@@ -288,6 +300,10 @@ def _key(job: Job, specs: Sequence[Spec], block: int) -> str:
         "version": versions().get("tauspan"),
     }
     return hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()
+
+
+def _nbytes(source: Source) -> int:
+    return sum(stored.nbytes for stored in source.tensors.values())
 
 
 def _changed(source: Source) -> list[int]:

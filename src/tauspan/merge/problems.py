@@ -24,6 +24,7 @@ LENIENT = {
     "tied": "a name that is not stored is read from the tensor it is tied to; a second copy is left out",
     "tokenizer": "tokenizers that give one id to different tokens",
     "architecture": "another `model_type` in config.json",
+    "config": "settings in config.json that make another function of the same weights",
     "base": "vectors of another base",
     "regime": "vectors of both regimes",
 }
@@ -43,7 +44,8 @@ class Problem:
     Args:
         severity: `error` stops a merge, `warning` does not.
         kind: `missing_tensors`, `extra_tensors`, `prefix`, `shape`, `vocabulary`, `tokenizer`, `dtypes`, `buffers`,
-            `tied`, `architecture`, `base`, `regime`, `spaces`, `values` or `unreadable`.
+            `tied`, `architecture`, `config`, `base`, `regime`, `spaces`, `values`, `unreadable`, `unmoved` or
+            `unrelated`.
         tensor: the first tensor it concerns; None where it is about the whole model.
         model: the label.
         file: where to look; None where there is none.

@@ -1,13 +1,17 @@
 """`MergeRecipe`: which models are merged, how and into what, as strict YAML."""
 
-from collections.abc import Mapping
+import json
+import os
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
 import yaml
 
-from tauspan.errors import RecipeError, nearest
+from tauspan.errors import RecipeError, UsageError, listed, nearest
+from tauspan.merge import fields
+from tauspan.merge.dialect import spelled_here
 from tauspan.merge.method import Method
 from tauspan.merge.problems import LENIENT
 from tauspan.merge.settings import Setting, Settings
@@ -28,7 +32,7 @@ class Input:
         statistics: by need, the safetensors file that holds it, for example `{"fisher": "fisher.safetensors"}`.
     """
 
-    model: str
+    model: str = field(metadata={"alone": True})
     parameters: Mapping[str, Setting] = field(default_factory=dict, metadata={"parse": setting})
     statistics: Mapping[str, str] = field(default_factory=dict)
 
@@ -104,17 +108,21 @@ class MergeRecipe:
         'a'
     """
 
-    method: str
+    method: str = field(metadata={"parse": fields.method})
     models: tuple[Input, ...] = ()
     base_model: str | None = None
     parameters: Mapping[str, Setting] = field(default_factory=dict, metadata={"parse": setting})
-    dtype: Literal["float32", "float64"] = "float32"
-    out_dtype: Literal["float64", "float32", "float16", "bfloat16"] | None = None
+    dtype: Literal["float32", "float64"] = field(
+        default="float32", metadata={"parse": fields.arithmetic}
+    )
+    out_dtype: Literal["float64", "float32", "float16", "bfloat16"] | None = field(
+        default=None, metadata={"parse": fields.result}
+    )
     output: Literal["model", "vector", "adapter"] = "model"
     rank: int | None = None
     rounding: Literal["nearest", "stochastic"] = "nearest"
     seed: int = 0
-    shard_size: str = "5GB"
+    shard_size: str = field(default="5GB", metadata={"parse": fields.size_text})
     tokenizer_source: str | None = None
     slices: tuple[Slice, ...] = ()
     allow: tuple[str, ...] = ()
@@ -147,7 +155,8 @@ class MergeRecipe:
         for name in self.allow:
             if name not in LENIENT:
                 raise RecipeError(f"allow: {name!r}: no such leniency. {nearest(name, LENIENT)}")
-        size(self.shard_size)
+        fields.require_plain(self.dtype, self.out_dtype)
+        fields.size(self.shard_size)
         if ":" not in self.method or self.own is not None:
             self.row()
 
@@ -187,15 +196,35 @@ class MergeRecipe:
                 f"the method {self.method!r} is code of your own, which a recipe alone may not run. Allow it with "
                 f"`--code {self.method}`, or pass the function in Python."
             )
-        if self.method not in METHODS:
-            raise RecipeError(f"no merging method {self.method!r}. {nearest(self.method, METHODS)}")
-        return METHODS[self.method]
+        return METHODS[fields.method(self.method, "recipe")]
 
     def settings(self) -> Settings:
         """The options, tensor by tensor; a merge of slices has its own, `slices.Sliced`."""
         return Settings(
             self.row(), len(self.models), self.parameters, [one.parameters for one in self.models]
         )
+
+    def scopes(self) -> Iterator[tuple[tuple[str | int, ...], Mapping[str, Setting]]]:
+        """Where options stand, as a path of keys, and the options: the common ones, a model's, a slice's, a source's."""
+        yield ("parameters",), self.parameters
+        for index, one in enumerate(self.models):
+            yield ("models", index, "parameters"), one.parameters
+        for number, part in enumerate(self.slices):
+            yield ("slices", number, "parameters"), part.parameters
+            for index, source in enumerate(part.sources):
+                yield ("slices", number, "sources", index, "parameters"), source.parameters
+
+    def require_fitting(self, names: Collection[str]) -> None:
+        """Raise for a filter that fits none of the tensors' names, so that what it says would never hold."""
+        for path, parameters in self.scopes():
+            for name, value in parameters.items():
+                for entry in value if isinstance(value, tuple) else ():
+                    if entry.pattern is not None and not any(entry.pattern in one for one in names):
+                        place = entry.place or ".".join(map(str, (*path, name)))
+                        raise RecipeError(
+                            f"{place}: the filter {entry.pattern!r} fits no tensor. A filter is a part of names such as "
+                            f"{listed(map(repr, names), 3)}."
+                        )
 
     def with_method(self, own: Method) -> "MergeRecipe":
         """The same recipe, run by a method that is not in the table.
@@ -232,18 +261,22 @@ class MergeRecipe:
         return yaml.safe_dump(self.as_dict(), sort_keys=False, allow_unicode=True, width=1 << 20)
 
 
-def size(text: str) -> int:
-    """Bytes of a size such as `5GB` or `200MB`, in powers of 1000.
-
-    Example:
-        >>> size("5GB")
-        5000000000
-    """
-    units = {"KB": 10**3, "MB": 10**6, "GB": 10**9}
-    number, unit = text[:-2], text[-2:].upper()
-    if unit not in units or not number.strip().isdigit() or not int(number):
-        raise RecipeError(f"shard_size: {text!r}: it is a whole number with KB, MB or GB, for example 5GB.")
-    return int(number) * units[unit]
+def recipe_of(given: "MergeRecipe | Mapping[str, Any] | str | Path") -> MergeRecipe:
+    """A recipe as it is, from a mapping of what its file would hold, or from the file."""
+    if isinstance(given, MergeRecipe):
+        return given
+    if isinstance(given, str | Path):
+        return MergeRecipe.read(given)
+    if not isinstance(given, Mapping):
+        raise UsageError(
+            f"a recipe is a MergeRecipe, a mapping such as {{'method': ..., 'models': [...]}}, or a YAML file, not "
+            f"{type(given).__name__}. For vectors in memory call `merge`."
+        )
+    try:  # JSON first, which writes paths as texts and tuples as lists
+        text = yaml.safe_dump(json.loads(json.dumps(dict(given), default=os.fspath)), sort_keys=False)
+    except (TypeError, ValueError, RecursionError) as error:
+        raise RecipeError(f"the recipe holds what no YAML file can: {error}.") from error
+    return MergeRecipe.parse(text, "the mapping, as YAML")
 
 
 def _model(one: Input) -> dict[str, Any]:
@@ -267,16 +300,11 @@ def _layers(one: Layers) -> dict[str, Any]:
 def _check_options(document: Document, recipe: MergeRecipe) -> None:
     """Raise, with its line, for an option that the method does not have or a value outside its range."""
     method = recipe.row()
-    given: list[tuple[tuple[str | int, ...], Mapping[str, Setting], bool]] = [
-        (("parameters",), recipe.parameters, False)
-    ]
-    given += [
-        (("models", index, "parameters"), one.parameters, True) for index, one in enumerate(recipe.models)
-    ]
-    for number, part in enumerate(recipe.slices):
-        given.append((("slices", number, "parameters"), part.parameters, False))
-        for index, source in enumerate(part.sources):
-            given.append((("slices", number, "sources", index, "parameters"), source.parameters, True))
-    for path, parameters, single in given:
+    for path, parameters in recipe.scopes():
+        single = path[0] == "models" or "sources" in path
         for name, value in parameters.items():
-            require_option(method, name, value, single, document.place(*path, name))
+            place = document.place(*path, name)
+            known = [option.name for option in method.options]
+            if name not in known and (ours := spelled_here(name)) in known:
+                raise RecipeError(f"{place}: mergekit's `{name}` is `{ours}` here.")
+            require_option(method, name, value, single, place)

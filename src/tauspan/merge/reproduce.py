@@ -13,7 +13,9 @@ from tauspan.merge.assembly import assemble
 from tauspan.merge.card import Card
 from tauspan.merge.files import merge_files
 from tauspan.merge.inputs import Source, open_source
+from tauspan.merge.locations import relocated
 from tauspan.merge.method import Method
+from tauspan.merge.recipe import MergeRecipe
 from tauspan.merge.values import Access
 from tauspan.report import Report, versions
 
@@ -44,10 +46,11 @@ def reproduce(
 
     Raises:
         MismatchError: the results differ; the message names inputs, versions and tensors that do.
-        StoreError: no card.
+        StoreError: no card, or an input is no longer where it was.
     """
     card = Card.read(path)
-    recipe = card.recipe if own is None else card.recipe.with_method(own)
+    recipe = relocated(card.recipe, card.places, Path(path))
+    recipe = recipe if own is None else recipe.with_method(own)
     if out is not None:
         store.require_free(Path(out), False)
     with tempfile.TemporaryDirectory(dir=Path(out or path).resolve().parent, prefix=".reproduced.") as folder:
@@ -58,15 +61,20 @@ def reproduce(
         differ = _differing(Path(path), target) if Path(path).is_dir() else []
     if report.result["digest"] == card.digest and not differ:
         return report
+    again = f"the merge made again has digest {report.result['digest'][:12]}"
+    if report.result["digest"] == card.digest:
+        raise MismatchError(
+            f"{again}, as the card says, and other tensors than {path}: {listed(differ)}. The files of {path} were "
+            "altered after the merge. `tauspan reproduce-card CARD OUT` makes them anew."
+        )
     raise MismatchError(
-        f"the merge made again has digest {report.result['digest'][:12]}, and the card of {path} says {card.digest[:12]}."
-        f" {_why(card, recipe_inputs(card, own, access), differ)}"
+        f"{again}, and the card of {path} says {card.digest[:12]}. {_why(card, recipe_inputs(recipe, access), differ)}"
     )
 
 
-def recipe_inputs(card: Card, own: Method | None, access: Access) -> list[dict[str, Any]]:
-    """The identities of a card's inputs as they are now: the base first, if there is one."""
-    assembly = assemble(card.recipe if own is None else card.recipe.with_method(own), access)
+def recipe_inputs(recipe: MergeRecipe, access: Access) -> list[dict[str, Any]]:
+    """The identities of a recipe's inputs as they are now: the base first, if there is one."""
+    assembly = assemble(recipe, access)
     try:
         sources = [*([] if assembly.base is None else [assembly.base]), *assembly.models]
         return [dict(source.identity) for source in sources]
@@ -75,11 +83,11 @@ def recipe_inputs(card: Card, own: Method | None, access: Access) -> list[dict[s
 
 
 def _why(card: Card, now: Sequence[Mapping[str, Any]], differ: Sequence[str]) -> str:
-    """What is other than when the card was written."""
+    """Why the digest is another: other inputs, other versions, or what neither headers nor versions show."""
     changed = [
         str(mine.get("path", place))
         for place, (mine, then) in enumerate(zip(now, card.inputs, strict=False))
-        if mine != then
+        if {**mine, "path": None} != {**then, "path": None}
     ]
     current = versions()
     other = [
@@ -88,12 +96,13 @@ def _why(card: Card, now: Sequence[Mapping[str, Any]], differ: Sequence[str]) ->
         if card.versions.get(name) != current.get(name)
     ]
     found = [f"Inputs that changed: {listed(changed)}."] if changed else []
-    found += [f"Tensors that differ from the directory's: {listed(differ)}."] if differ else []
-    found += [f"Versions: {listed(other)}."] if other else []
-    if not (changed or differ):
-        found.append(
-            "Names, shapes and sizes of the inputs are the same: their values, or the program, changed."
-        )
+    found += [f"Versions that changed: {listed(other)}."] if other else []
+    if not found:
+        found = [
+            "Names, shapes and sizes of the inputs and the versions are the same, and the card keeps no hash of values: "
+            "an input's values changed, or the program did."
+        ]
+    found += [f"Tensors that differ: {listed(differ)}."] if differ else []
     return " ".join(found)
 
 

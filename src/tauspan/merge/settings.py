@@ -27,10 +27,11 @@ class Gradient:
 
 @dataclass(frozen=True)
 class Filtered:
-    """A number for the tensors whose name contains `pattern`; None fits all."""
+    """A number for the tensors whose name contains `pattern`; None fits all. `place` is where a file says so."""
 
     pattern: str | None
     value: "Value | Gradient"
+    place: str = field(default="", compare=False, repr=False)
 
 
 Setting: TypeAlias = Value | Gradient | tuple[Filtered, ...]
@@ -73,24 +74,28 @@ def outermost(numbered: Mapping[str, set[int]]) -> list[str]:
 
 
 def depths(names: Iterable[str]) -> dict[str, float | None]:
-    """The depth of each tensor's layer, from 0 to 1, in the longest of the outermost numbered stacks; None outside.
+    """The depth of each tensor's layer, from 0 to 1, in its own outermost numbered stack; None outside of all.
 
-    The one layer of a model of one has depth 1, as in mergekit.
+    A model of images and text has two stacks, and a depth in each. A stack of one layer counts only where there is no
+    longer one; its layer has depth 1, as in mergekit.
 
     Example:
         >>> depths(["emb", "h.0.w", "h.1.w", "h.2.w"])
         {'emb': None, 'h.0.w': 0.0, 'h.1.w': 0.5, 'h.2.w': 1.0}
+        >>> depths(["text.0.w", "text.1.w", "image.0.w", "image.2.w"])
+        {'text.0.w': 0.0, 'text.1.w': 1.0, 'image.0.w': 0.0, 'image.2.w': 1.0}
     """
     names = list(names)
     numbered = stacks(names)
-    if not numbered:
-        return dict.fromkeys(names)
-    stack = max(outermost(numbered), key=lambda prefix: (len(numbered[prefix]), -len(prefix)))
-    last = max(numbered[stack])
-    result: dict[str, float | None] = {}
-    for name in names:
-        layer = re.match(re.escape(stack) + r"(\d+)\.", name)
-        result[name] = (int(layer[1]) / last if last else 1.0) if layer else None
+    outer = outermost(numbered)
+    several = [stack for stack in outer if len(numbered[stack]) > 1] or sorted(outer, key=len)[-1:]
+    result: dict[str, float | None] = dict.fromkeys(names)
+    for stack in several:
+        last = max(numbered[stack])
+        for name in names:
+            layer = re.match(re.escape(stack) + r"(\d+)\.", name)
+            if layer:
+                result[name] = int(layer[1]) / last if last else 1.0
     return result
 
 

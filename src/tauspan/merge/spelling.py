@@ -1,5 +1,6 @@
 """Options as recipes spell them, and scopes of options inside each other."""
 
+import itertools
 from collections.abc import Mapping
 from typing import Any
 
@@ -12,11 +13,23 @@ from tauspan.schema import shown
 def setting(value: Any, place: str) -> Setting:
     """A number, text or truth; a list of numbers, which runs over the layers; or a list of `filter` and `value`."""
     if isinstance(value, list) and value and all(isinstance(entry, Mapping) for entry in value):
-        return tuple(_filtered(entry, f"{place}[{index}]") for index, entry in enumerate(value))
+        entries = tuple(_filtered(entry, f"{place}[{index}]") for index, entry in enumerate(value))
+        return _reachable(entries)
     if isinstance(value, Mapping):
         return (_filtered(value, place),)
     result: Value | Gradient = _plain(value, place)
     return result
+
+
+def _reachable(entries: tuple[Filtered, ...]) -> tuple[Filtered, ...]:
+    """The entries, of which the first that fits holds; an error if one stands after one that fits everything."""
+    for entry, later in itertools.pairwise(entries):
+        if entry.pattern is None:
+            raise RecipeError(
+                f"{later.place} is never reached: the entry before it fits every tensor. Put it first, or give that "
+                "entry a `filter`."
+            )
+    return entries
 
 
 def _plain(value: Any, place: str) -> Any:
@@ -44,7 +57,7 @@ def _filtered(entry: Mapping[str, Any], place: str) -> Filtered:
     pattern = entry.get("filter")
     if pattern is not None and not isinstance(pattern, str):
         raise RecipeError(f"{place}.filter is {shown(pattern)}, and must be a part of tensor names.")
-    return Filtered(None if pattern == "*" else pattern, _plain(entry["value"], f"{place}.value"))
+    return Filtered(None if pattern == "*" else pattern, _plain(entry["value"], f"{place}.value"), place)
 
 
 def written(parameters: Mapping[str, Setting]) -> dict[str, Any]:

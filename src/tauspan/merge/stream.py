@@ -10,7 +10,7 @@ from pathlib import Path
 from tauspan import store
 from tauspan.errors import MismatchError, NonFiniteError, StoreError, UsageError
 from tauspan.measure import Cost, measured, progress
-from tauspan.merge.account import Account
+from tauspan.merge.account import Account, meaning
 from tauspan.merge.journal import Desk, Finished, desk
 from tauspan.merge.merging import Merging
 from tauspan.merge.plan import Plan, settled
@@ -122,21 +122,21 @@ def _written(plan: Plan, work: Desk, show_progress: bool) -> list[Finished]:
 
 def _report(plan: Plan, out: Path, finished: Sequence[Finished], cost: Cost, resumed: int) -> Report:
     total = sum((one.account for one in finished), Account())
-    worst = sorted(finished, key=lambda one: -one.account.lost)[:_WORST]
-    rows = [{"tensor": "all", **total.row()}, *({"tensor": one.name, **one.account.row()} for one in worst)]
+    lossy = [one for one in finished if one.account.lost]
+    worst = sorted(lossy, key=lambda one: -one.account.lost)[:_WORST]
+    displaced = plan.job.base is not None or plan.job.reference.kind == "delta"
+    rows = [{"tensor": "all", **total.row(displaced)}]
+    rows += [{"tensor": one.name, **one.account.row(displaced)} for one in worst]
     moved = plan.bytes_read + plan.layout.nbytes
     result = {
         "out": str(out), "digest": digest(finished), "tensors": len(finished), "resumed": resumed,
         "bytes": plan.layout.nbytes, "seconds": cost.seconds, "bytes_per_second": moved / max(cost.seconds, 1e-3),
         **{key: value for key, value in total.row().items() if key != "entries"},
     }  # fmt: skip
-    note = (
-        "norm: of the merged displacement; loss: norm of what rounding to the stored dtype took, relative to it; "
-        f"swallowed: share of changed entries stored as the base's value. The {len(worst)} tensors that lost most."
-    )
+    most = f" The {len(worst)} tensors that lost most." if len(worst) > 1 else ""
     series = [{"tensor": one.name, "digest": one.digest, **one.account.row()} for one in finished]
     facts = provenance(plan=plan.key, block=plan.block, workers=plan.workers, **plan.job.facts)
-    return Report(f"merge by {plan.job.method.name}", [Table("precision", rows, note)], facts, series, result)
+    return Report(f"merge by {plan.job.method.name}", [Table("precision", rows, meaning(displaced) + most)], facts, series, result)
 
 
 def digest(finished: Sequence[Finished]) -> str:

@@ -136,7 +136,7 @@ def test_a_difference_is_named(tmp_path: Path) -> None:
         reproduce(out, show_progress=False)
     (out / "model.safetensors").write_bytes(original)
     write_tensors(tmp_path / "a" / "model.safetensors", {"w": torch.full((2, 3), 9.0), "b": torch.ones(2)})
-    with pytest.raises(MismatchError, match="are the same.*an input's values changed, or the program did"):
+    with pytest.raises(MismatchError, match=r"are the same.*an input's values changed, or the program did"):
         reproduce(out / FILE, show_progress=False)
     other = {"w": torch.full((2, 3), 9.0), "b": torch.ones(2)}
     write_tensors(tmp_path / "a" / "model.safetensors", other, {"format": "pt", "more": "x"})

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from rich.console import Console
 
 from tauspan.errors import MismatchError, RecipeError, StoreError, UsageError
 from tauspan.merge.adapters import save_adapter
@@ -41,7 +42,12 @@ def three(tmp_path: Path) -> dict[str, str]:
 
 def of(three: dict[str, str], **more: Any) -> dict[str, Any]:
     """A recipe as a mapping."""
-    return {"method": "task_arithmetic", "base_model": three["base"], "models": [three["a"], three["b"]], **more}
+    return {
+        "method": "task_arithmetic",
+        "base_model": three["base"],
+        "models": [three["a"], three["b"]],
+        **more,
+    }
 
 
 def made(three: dict[str, str], out: Path, overwrite: bool = False, **more: Any) -> Path:
@@ -55,7 +61,9 @@ def made(three: dict[str, str], out: Path, overwrite: bool = False, **more: Any)
 @pytest.mark.parametrize("name", ["base", "a"])
 def test_no_input_is_overwritten(three: dict[str, str], name: str) -> None:
     before = (Path(three[name]) / "model.safetensors").read_bytes()
-    with pytest.raises(UsageError, match=f"the output {three[name]} and the input {three[name]} lie in one another"):
+    with pytest.raises(
+        UsageError, match=f"the output {three[name]} and the input {three[name]} lie in one another"
+    ):
         made(three, Path(three[name]), overwrite=True)
     assert (Path(three[name]) / "model.safetensors").read_bytes() == before
 
@@ -66,7 +74,9 @@ def test_no_input_is_overwritten_by_another_name(three: dict[str, str], tmp_path
         for overwrite in (True, False):
             with pytest.raises(UsageError, match="lie in one another"):
                 made(three, out, overwrite)
-    os.link(Path(three["a"]) / "config.json", tmp_path / "b" / "other.json")  # a file beside the weights is no matter
+    os.link(
+        Path(three["a"]) / "config.json", tmp_path / "b" / "other.json"
+    )  # a file beside the weights is no matter
     made(three, tmp_path / "out")
 
 
@@ -92,7 +102,9 @@ def test_only_what_a_merge_wrote_is_replaced(three: dict[str, str], tmp_path: Pa
     out = made(three, tmp_path / "out")
     made(three, out, overwrite=True)
     (out / "notes.txt").write_text("mine")
-    with pytest.raises(StoreError, match=r"holds files that no merge wrote there \(notes\.txt\).*another output"):
+    with pytest.raises(
+        StoreError, match=r"holds files that no merge wrote there \(notes\.txt\).*another output"
+    ):
         made(three, out, overwrite=True)
     assert (out / "notes.txt").read_text() == "mine"
     (out / "notes.txt").unlink()
@@ -128,11 +140,27 @@ HEADS = {"num_attention_heads": 8}
         (HEADS, {"num_attention_heads": 4}, "num_attention_heads is 4 and 8"),
         ({"hidden_act": "gelu"}, {"hidden_act": "relu"}, "hidden_act is 'relu' and 'gelu'"),
         ({"rope_theta": 1e4}, {"rope_theta": 1e6}, "rope_theta is 1000000.0 and 10000.0"),
-        ({"rope_theta": 1e4}, {"rope_parameters": {"rope_theta": 5e5, "rope_type": "default"}}, "rope_theta is 500000.0"),
-        ({"rope_scaling": None}, {"rope_scaling": {"type": "linear", "factor": 2.0}}, "rope_type is 'linear' and 'default'"),
-        ({"text_config": HEADS}, {"text_config": {"num_attention_heads": 2}}, "text_config.num_attention_heads is 2 and 8"),
+        (
+            {"rope_theta": 1e4},
+            {"rope_parameters": {"rope_theta": 5e5, "rope_type": "default"}},
+            "rope_theta is 500000.0",
+        ),
+        (
+            {"rope_scaling": None},
+            {"rope_scaling": {"type": "linear", "factor": 2.0}},
+            "rope_type is 'linear' and 'default'",
+        ),
+        (
+            {"text_config": HEADS},
+            {"text_config": {"num_attention_heads": 2}},
+            "text_config.num_attention_heads is 2 and 8",
+        ),
         ({"layer_norm_eps": 1e-5}, {"layer_norm_eps": 1e-12}, "layer_norm_eps is 1e-12 and 1e-05"),
-        ({"tie_word_embeddings": True}, {"tie_word_embeddings": False}, "tie_word_embeddings is False and True"),
+        (
+            {"tie_word_embeddings": True},
+            {"tie_word_embeddings": False},
+            "tie_word_embeddings is False and True",
+        ),
     ],
 )
 def test_settings_that_change_the_function_are_compared(
@@ -150,7 +178,10 @@ def test_settings_that_change_the_function_are_compared(
     ("ours", "theirs"),
     [
         (HEADS, {**HEADS, "_name_or_path": "elsewhere", "torch_dtype": "float16"}),
-        ({"rope_theta": 1e4, "rope_scaling": None}, {"rope_parameters": {"rope_theta": 1e4, "rope_type": "default"}}),
+        (
+            {"rope_theta": 1e4, "rope_scaling": None},
+            {"rope_parameters": {"rope_theta": 1e4, "rope_type": "default"}},
+        ),
         (HEADS, {}),
     ],
 )
@@ -162,7 +193,10 @@ def test_settings_that_change_no_function_are_not(
 
 
 def test_a_merge_of_other_heads_is_refused(tmp_path: Path) -> None:
-    three = {n: str(model(tmp_path / n, 1.0, {"num_attention_heads": h})) for n, h in (("base", 4), ("a", 4), ("b", 2))}
+    three = {
+        n: str(model(tmp_path / n, 1.0, {"num_attention_heads": h}))
+        for n, h in (("base", 4), ("a", 4), ("b", 2))
+    }
     with pytest.raises(MismatchError, match=r"num_attention_heads is 2 and 4(.|\n)*allow it by name: config"):
         made(three, tmp_path / "out")
 
@@ -171,7 +205,10 @@ def test_a_merge_of_other_heads_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_mapping_is_a_recipe(three: dict[str, str], tmp_path: Path) -> None:
-    given = {**of(three), "models": (Path(three["a"]), {"model": Path(three["b"]), "parameters": {"weight": 1e-5}})}
+    given = {
+        **of(three),
+        "models": (Path(three["a"]), {"model": Path(three["b"]), "parameters": {"weight": 1e-5}}),
+    }
     merge_files(given, tmp_path / "out", show_progress=False)
     expected = torch.full((2, 3), 1.25) + 1e-5 * 0.5
     torch.testing.assert_close(Checkpoint(tmp_path / "out")["h.0.w"], expected, rtol=0, atol=1e-7)
@@ -212,13 +249,21 @@ def test_a_wrong_spelling_is_answered_with_the_right_one(text: str, said: str) -
 
 
 def test_an_unknown_method_is_named_with_its_line() -> None:
-    with pytest.raises(RecipeError, match=r"m\.yaml, line 2: method: no merging method 'tie'\. Did you mean 'ties'"):
+    with pytest.raises(
+        RecipeError, match=r"m\.yaml, line 2: method: no merging method 'tie'\. Did you mean 'ties'"
+    ):
         MergeRecipe.parse("models: [a]\nmethod: tie\n", "m.yaml")
 
 
 @pytest.mark.parametrize(
     ("short", "name"),
-    [("bf16", "bfloat16"), ("fp16", "float16"), ("half", "float16"), ("torch.float32", "float32"), ("fp32", "float32")],
+    [
+        ("bf16", "bfloat16"),
+        ("fp16", "float16"),
+        ("half", "float16"),
+        ("torch.float32", "float32"),
+        ("fp32", "float32"),
+    ],
 )
 def test_short_names_of_dtypes_are_read(short: str, name: str) -> None:
     assert MergeRecipe.parse(f"method: linear\nmodels: [a]\nout_dtype: {short}\n").out_dtype == name
@@ -254,7 +299,12 @@ def test_vectors_in_memory_are_not_files() -> None:
 def test_each_stack_of_a_model_has_its_own_depths() -> None:
     names = [f"{part}.layers.{n}.w" for part, count in (("text", 2), ("image", 3)) for n in range(count)]
     assert list(depths([*names, "text.emb"]).values()) == [0.0, 1.0, 0.0, 0.5, 1.0, None]
-    inside = ["wrapped.0.h.0.experts.0.w", "wrapped.0.h.0.experts.1.w", "wrapped.0.h.1.experts.0.w", "wrapped.0.emb"]
+    inside = [
+        "wrapped.0.h.0.experts.0.w",
+        "wrapped.0.h.0.experts.1.w",
+        "wrapped.0.h.1.experts.0.w",
+        "wrapped.0.emb",
+    ]
     assert list(depths(inside).values()) == [0.0, 0.0, 1.0, None]
     assert depths(["only.0.w", "emb"]) == {"only.0.w": 1.0, "emb": None}
 
@@ -275,8 +325,12 @@ def test_doctor_measures_displacements(tmp_path: Path) -> None:
     theta0, tau = base.double().flatten(), [(one.double() - base.double()).flatten() for one in others]
     for row, own in zip(table.rows, tau, strict=True):
         assert float(str(row["displacement"])) == pytest.approx(float(own.norm() / theta0.norm()), rel=6e-3)
-        assert row["cos base"] == pytest.approx(float(torch.cosine_similarity(theta0, theta0 + own, 0)), abs=1e-9)
-    assert table.rows[0]["cos b"] == pytest.approx(float(torch.cosine_similarity(tau[0], tau[1], 0)), abs=1e-9)
+        assert row["cos base"] == pytest.approx(
+            float(torch.cosine_similarity(theta0, theta0 + own, 0)), abs=1e-9
+        )
+    assert table.rows[0]["cos b"] == pytest.approx(
+        float(torch.cosine_similarity(tau[0], tau[1], 0)), abs=1e-9
+    )
     (problems,) = (table.rows for table in report.tables if table.title == "problems")
     assert [(row["kind"], row["model"]) for row in problems] == [("unmoved", "same"), ("unrelated", "other")]
     assert not [table for table in doctor(paths[1:], paths[0]).tables if table.title == "displacements"]
@@ -301,9 +355,11 @@ def test_the_repair_of_a_prefix_can_be_pasted(tmp_path: Path, monkeypatch: pytes
     for first, second in (("w.a", "model.w.a"), ("model.w.a", "w.a")):
         for name, key in (("one", first), ("two", second)):
             write_tensors(tmp_path / f"{name}.safetensors", {key: torch.ones(2)})
-        (problem,) = check(open_source(tmp_path / "one.safetensors"), [open_source(tmp_path / "two.safetensors")])
+        (problem,) = check(
+            open_source(tmp_path / "one.safetensors"), [open_source(tmp_path / "two.safetensors")]
+        )
         line = problem.message.partition("functions): `")[2].removesuffix("`.")
-        exec(f"from safetensors.torch import load_file, save_file\n{line}")  # noqa: S102 - it is meant to be pasted
+        exec(f"from safetensors.torch import load_file, save_file\n{line}")  # it is meant to be pasted
         assert list(Checkpoint(tmp_path / "renamed.safetensors")) == [first]
 
 
@@ -323,7 +379,9 @@ def test_a_card_is_reproduced_from_elsewhere(
     Path(three["a"]).rename(tmp_path / "away" / "a")  # as given, from here
     reproduce(tmp_path / "out", show_progress=False)
     Path("a").rename("moved")
-    said = rf"the input 'a' of {tmp_path}/out is neither at {tmp_path}/a nor at {tmp_path}/away/a\. Put it back"
+    said = (
+        rf"the input 'a' of {tmp_path}/out is neither at {tmp_path}/a nor at {tmp_path}/away/a\. Put it back"
+    )
     with pytest.raises(StoreError, match=said):
         reproduce(tmp_path / "out", show_progress=False)
 
@@ -332,7 +390,9 @@ def test_a_card_tells_an_altered_result_from_altered_inputs(three: dict[str, str
     out = made(three, tmp_path / "out")
     whole = (out / "model.safetensors").read_bytes()
     (out / "model.safetensors").write_bytes(whole[:-1] + b"\x41")
-    with pytest.raises(MismatchError, match=f"as the card says.* h.0.w. The files of {out} were altered after the merge"):
+    with pytest.raises(
+        MismatchError, match=f"as the card says.* h.0.w. The files of {out} were altered after the merge"
+    ):
         reproduce(out, show_progress=False)
     (out / "model.safetensors").write_bytes(whole)
     write_tensors(Path(three["a"]) / "model.safetensors", {"h.0.w": torch.full((2, 3), 7.0)})

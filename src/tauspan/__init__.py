@@ -43,6 +43,7 @@ if TYPE_CHECKING:
     from tauspan.vector import TaskVector, cosine_matrix
 
 _HOME = {
+    "METHODS": "merge",
     "BaseMismatchError": "errors",
     "Classifier": "models",
     "Contributions": "contributions",
@@ -51,7 +52,6 @@ _HOME = {
     "Finetuned": "train",
     "Head": "models",
     "Linearized": "linear",
-    "METHODS": "merge",
     "MismatchError": "errors",
     "MissingExtraError": "errors",
     "ModelError": "errors",

@@ -43,6 +43,7 @@ class Edits:
         self._prepared: dict[tuple[Task, str], Batches] = {}
         self._copy: Encoder | None = None
         self._at: dict[str, float] | None = None
+        self._accuracies: dict[tuple[Task, str, tuple[tuple[str, float], ...]], float] = {}
 
     def logits(self, task: Task, split: str, coefficients: Mapping[str, float]) -> Tensor:
         """Logits (N, K) of one task on one split; directions that are not named count as 0."""
@@ -52,8 +53,12 @@ class Edits:
         return passed.logits([coefficients.get(name, 0.0) for name in passed.names])
 
     def accuracy(self, task: Task, split: str, coefficients: Mapping[str, float]) -> float:
-        """Accuracy of one task on one split."""
-        return accuracy(self.logits(task, split, coefficients), task.split(split).labels)
+        """Accuracy of one task on one split; computed once, since several directions share their zero and their own."""
+        used = tuple(sorted((name, value) for name, value in coefficients.items() if value))
+        key = (task, split, used)
+        if key not in self._accuracies:
+            self._accuracies[key] = accuracy(self.logits(task, split, coefficients), task.split(split).labels)
+        return self._accuracies[key]
 
     def loss(
         self, task: Task, split: str, coefficients: Mapping[str, float], targets: Targets = "label"

@@ -10,7 +10,10 @@ HEAD = """# Merging methods
 
 Made by `python docs/make_methods.py` from the table `tauspan.merge.METHODS`. tau_t is the displacement of model t from
 the base, theta_t its weights, w_t its weight. A method in the space *delta* reads displacements, and needs a base or task
-vectors; one in the space *point* reads the models themselves, or displacements where vectors are merged without a base.
+vectors; one in the space *point* reads the models themselves. Where task vectors are merged without a base, a method of
+the space *point* reads the displacements in their place: `linear` gives the same displacement either way (as long as its
+weights are normalised), but `slerp`, `karcher`, `nuslerp_point` and `multislerp_point`, which depend on lengths and
+angles from the origin, then turn tau_1 into tau_2 and not theta_1 into theta_2; give them `base` to merge the models.
 *Grain* is the smallest piece it takes at once: single entries, rows of a matrix, or whole tensors, which decides the
 memory of a merge. Defaults are the authors' where they give any; a file with `merge_method:` gets mergekit's instead.
 """

@@ -142,7 +142,9 @@ def test_a_difference_is_named(tmp_path: Path) -> None:
     write_tensors(tmp_path / "a" / "model.safetensors", other, {"format": "pt", "more": "x"})
     text = (out / FILE).read_text()
     (out / FILE).write_text(text.replace('"numpy": "', '"numpy": "0.'))
-    with pytest.raises(MismatchError, match=rf"Inputs that changed: {tmp_path}/a\..*Versions that changed: numpy 0\.\d"):
+    with pytest.raises(
+        MismatchError, match=rf"Inputs that changed: {tmp_path}/a\..*Versions that changed: numpy 0\.\d"
+    ):
         reproduce(out / FILE, show_progress=False)
 
 

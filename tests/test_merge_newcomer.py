@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from rich.console import Console
 
+from tauspan.cli import main
 from tauspan.errors import MismatchError, RecipeError, StoreError, UsageError
 from tauspan.merge.adapters import save_adapter
 from tauspan.merge.card import Card
@@ -21,6 +21,7 @@ from tauspan.merge.memory import merge
 from tauspan.merge.recipe import Input, MergeRecipe
 from tauspan.merge.reproduce import reproduce
 from tauspan.merge.settings import depths
+from tauspan.merge.table import METHODS
 from tauspan.store import Checkpoint, write_tensors
 from tauspan.vector import TaskVector
 
@@ -398,3 +399,61 @@ def test_a_card_tells_an_altered_result_from_altered_inputs(three: dict[str, str
     write_tensors(Path(three["a"]) / "model.safetensors", {"h.0.w": torch.full((2, 3), 7.0)})
     with pytest.raises(MismatchError, match="keeps no hash of values: an input's values changed"):
         reproduce(out, show_progress=False)
+
+
+# what the terminal shows
+
+
+def printed(capsys: pytest.CaptureFixture[str], *words: str) -> str:
+    assert main([*words]) == 0
+    return capsys.readouterr().out
+
+
+def test_nothing_is_cut_at_80_columns(
+    three: dict[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    (tmp_path / "r.yaml").write_text(yaml.safe_dump(of(three)))
+    text = printed(capsys, "merge", str(tmp_path / "r.yaml"), "--plan")
+    assert max(map(len, text.splitlines())) <= 80
+    assert "".join(three["base"].split()) in "".join(text.split())  # however it is folded
+    assert "72 bytes" in text
+    assert "at most" in text
+    text = printed(capsys, "doctor", three["a"], three["b"], "--base", three["base"], "--values")
+    assert max(map(len, text.splitlines())) <= 80
+    assert text.count("float32 (1)") == 3
+    assert "|tau| / |theta0|" in text
+    assert text.endswith("no errors, 1 warning\n") is ("warning:" in text)
+
+
+def test_the_methods_are_listed(capsys: pytest.CaptureFixture[str]) -> None:
+    text = printed(capsys, "merge", "--methods")
+    assert all(name in text for name in METHODS)
+    assert {
+        row["name"]
+        for row in json.loads(printed(capsys, "merge", "--methods", "--json"))["tables"][0]["rows"]
+    } == set(METHODS)
+
+
+def test_a_merge_without_base_speaks_of_weights(three: dict[str, str], tmp_path: Path) -> None:
+    recipe = {"method": "linear", "models": [three["a"], three["b"]]}
+    (table,) = merge_files(recipe, tmp_path / "out", show_progress=False).tables
+    assert [row["tensor"] for row in table.rows] == ["all"]  # nothing was lost
+    assert set(table.rows[0]) == {"tensor", "entries", "norm", "loss"}
+    assert ("weights" in table.note, "displacement" in table.note, "lost most" in table.note) == (
+        True,
+        False,
+        False,
+    )
+    assert "displacement" not in (tmp_path / "out" / "README.md").read_text().partition("## Precision")[2]
+    write_tensors(
+        Path(three["a"]) / "model.safetensors",
+        {"h.0.w": torch.full((2, 3), 1.001), "x": torch.full((1,), 0.3)},
+    )
+    write_tensors(
+        Path(three["b"]) / "model.safetensors",
+        {"h.0.w": torch.full((2, 3), 1.002), "x": torch.full((1,), 0.1)},
+    )
+    recipe["out_dtype"] = "bf16"
+    (table,) = merge_files(recipe, tmp_path / "half", show_progress=False).tables
+    assert (len(table.rows), "The 2 tensors that lost most" in table.note) == (3, True)

@@ -119,7 +119,7 @@ def test_a_text_that_is_no_recipe_is_refused(text: str, words: str) -> None:
 
 
 def test_a_recipe_that_is_not_there_or_not_text_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(StoreError, match="there is no recipe .*none.yaml"):
+    with pytest.raises(StoreError, match=r"there is no recipe .*none\.yaml"):
         Recipe.read(tmp_path / "none.yaml")
     with pytest.raises(StoreError, match="cannot be read: Is a directory"):
         Recipe.read(tmp_path)

@@ -2,6 +2,7 @@
 
 import io
 import json
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ from rich.console import Console
 
 from tauspan.figures import draw
 from tauspan.measure import Cost
-from tauspan.report import Report, Table, provenance, shown, versions
+from tauspan.report import Report, Table, in_words, provenance, shown, versions
 from tauspan.suite import NAMES
 
 COLUMNS = ("zero shot", "single", "added", "added norm.", "alpha 1", "alpha 1 norm.")
@@ -146,3 +147,26 @@ def test_a_report_of_a_run_is_drawn_with_bars_and_one_picture_a_group(tmp_path: 
     made = draw(Report("run", [], {}, series, {"addition": means, "seeds": "one seed"}), tmp_path)
     assert [file.name for file in made] == ["addition.png", "alpha-addition.png", "other.png"]
     assert {file.name for file in tmp_path.iterdir()} == {file.name for file in made}
+
+
+def test_a_cell_is_never_cut() -> None:
+    name = "encoder.layers.0.attention.output.LayerNorm.weight"
+    rows: list[dict[str, Any]] = [
+        {"tensor": name, "path": "/a/" * 20, **dict.fromkeys(("entries", "changed"), 10**9)}
+    ]
+    note = "a note that is longer than a line of the terminal, " * 3
+    for width, lines in ((200, 3), (80, None), (40, None)):
+        text = terminal(Report("r", [Table("t", rows, note)]), width)
+        assert max(map(len, text.splitlines())) <= width
+        assert (str(10**9) in text, text.split()[-1]) == (True, "terminal,")
+        if lines:
+            assert name in text
+        assert Counter(text) >= Counter(name + "/a/" * 20)  # however it is folded
+
+
+@pytest.mark.parametrize(
+    ("size", "words"),
+    [(0, "0 bytes"), (999, "999 bytes"), (1000, "1 kB"), (5 * 10**9, "5 GB"), (10**16, "1e+04 TB")],
+)
+def test_sizes_are_words(size: int, words: str) -> None:
+    assert in_words(size) == words

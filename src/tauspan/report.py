@@ -14,8 +14,8 @@ if TYPE_CHECKING:
     from rich.console import Console, ConsoleOptions, Group
 
 Cell = str | int | float | bool | None
-_FOLD = 20  # characters that a folded text keeps; with less, rows are easier to read as lines
 _UNBOUNDED = 1 << 16
+_ROOMS = (_UNBOUNDED, *range(72, 19, -4))  # characters of a folded text; with less, lines are easier to read
 
 
 @dataclass(frozen=True)
@@ -112,8 +112,8 @@ class _Fitted:
     def __rich_console__(self, console: "Console", options: "ConsoleOptions") -> Iterator[Any]:
         from rich.text import Text
 
-        forms = (_grid(self.table), _grid(self.table, folded=True))
         wide = options.update(max_width=_UNBOUNDED)
+        forms = (_grid(self.table, room) for room in _ROOMS)
         fitting = (form for form in forms if console.measure(form, options=wide).minimum <= options.max_width)
         yield Text(self.table.title, style="bold")
         yield next(fitting, None) or _stacked(self.table)
@@ -121,8 +121,9 @@ class _Fitted:
             yield Text(self.table.note)
 
 
-def _grid(table: Table, *, folded: bool = False) -> Any:
+def _grid(table: Table, room: int) -> Any:
     from rich import box
+    from rich.cells import cell_len
     from rich.table import Table as Grid
     from rich.text import Text
 
@@ -140,25 +141,21 @@ def _grid(table: Table, *, folded: bool = False) -> Any:
     for name in columns[headings:]:
         cells = [row.get(name) for row in table.rows]
         numbers = all(not isinstance(cell, str) or _is_spread(cell) for cell in cells)
-        words = [word for text in (name, *map(_folded, cells)) for word in text.split()]
+        texts = [name, *map(_folded, cells)]
+        words = [word for text in texts for word in text.split()]
+        longest = max(map(cell_len, texts))
         grid.add_column(
             Text(name),
             justify="right" if numbers else "left",
-            no_wrap=not numbers and name != "" and not folded,
             overflow="fold",
-            min_width=_width(words, numbers, folded),
+            min_width=max(map(len, words), default=0) if numbers else None,
+            width=None if numbers or name == "" else min(longest, room),
         )
     for place, row in enumerate(table.rows):
         if headings and (place == 0 or first[place] != first[place - 1]):
             grid.add_row(Text(first[place], style="bold"))
         grid.add_row(*(Text(_folded(row.get(name))) for name in columns[headings:]))
     return grid
-
-
-def _width(words: Sequence[str], numbers: bool, folded: bool) -> int | None:
-    """The least width of a column: numbers are never broken, texts that are folded keep some room."""
-    longest = max(map(len, words), default=0)
-    return longest if numbers else min(longest, _FOLD) if folded else None
 
 
 def _stacked(table: Table) -> Any:

@@ -14,6 +14,7 @@ from tauspan.errors import MismatchError, UsageError
 if TYPE_CHECKING:
     from tauspan.merge import Method
     from tauspan.merge.recipe import MergeRecipe
+    from tauspan.report import Cell
 
 Verb: TypeAlias = Callable[..., argparse.ArgumentParser]
 
@@ -25,7 +26,9 @@ def add(verbs: Any, verb: Verb) -> None:
     checked.add_argument("models", nargs="+", metavar="MODEL")
     checked.add_argument("--base", help="the pre-trained model")
     checked.add_argument(
-        "--values", action="store_true", help="also look for NaN and infinity (reads everything)"
+        "--values",
+        action="store_true",
+        help="also look for NaN and infinity, and with --base measure displacements (reads everything)",
     )
     again = verb(
         verbs,
@@ -40,7 +43,7 @@ def add(verbs: Any, verb: Verb) -> None:
         made.add_argument(
             "--access",
             choices=("mmap", "pread"),
-            default="mmap",
+            default="pread",
             help="how files are read (default %(default)s)",
         )
         made.add_argument(
@@ -65,8 +68,13 @@ def _add_merge(verbs: Any, verb: Verb) -> argparse.ArgumentParser:
         "--plan", action="store_true", help="say what would be read and written, move nothing"
     )
     merged.add_argument("--resume", action="store_true", help="go on with a merge that was interrupted")
-    merged.add_argument("--overwrite", action="store_true")
+    merged.add_argument(
+        "--overwrite",
+        action="store_true",
+        help="replace what an earlier merge wrote there; nothing else is replaced",
+    )
     merged.add_argument("--schema", action="store_true", help="print the JSON schema of recipes, for editors")
+    merged.add_argument("--methods", action="store_true", help="list the methods with their options")
     short = merged.add_argument_group("without a recipe")
     short.add_argument("--method", help="a name of METHODS, or MODULE:FUNCTION with --code")
     short.add_argument("--base", help="theta0, where displacements start: `base_model` of a recipe")
@@ -93,6 +101,9 @@ def merge(options: argparse.Namespace) -> None:
 
         sys.stdout.write(json.dumps(json_schema(), indent=1) + "\n")
         return
+    if options.methods:
+        _list_methods(options)
+        return
     recipe_of = _short if options.method is not None else _read
     _require_workers(options)
     from tauspan.merge.files import merge_files, planned
@@ -111,6 +122,18 @@ def merge(options: argparse.Namespace) -> None:
     )  # fmt: skip
     show(report, options)
     say(f"wrote {out}, digest {report.result['digest'][:12]}", options)
+
+
+def _list_methods(options: argparse.Namespace) -> None:
+    """The rows of METHODS as a table."""
+    from tauspan.merge.table import METHODS
+    from tauspan.report import Report, Table
+
+    rows: list[dict[str, Cell]] = [
+        {"name": name, "title": method.title, "options": ", ".join(option.name for option in method.options)}
+        for name, method in METHODS.items()
+    ]
+    show(Report("merging methods", [Table("methods", rows, "More of each: docs/methods.md.")]), options)
 
 
 def _read(options: argparse.Namespace) -> "tuple[MergeRecipe, str]":
@@ -183,8 +206,12 @@ def doctor(options: argparse.Namespace) -> None:
         say(f"{row['severity']}: {row['message']}", options)
     errors = report.result["errors"]
     if errors:
-        raise MismatchError(f"{errors} errors: these models cannot be merged as they are.")
-    say(f"no errors, {report.result['warnings']} warnings", options)
+        raise MismatchError(f"{_counted(errors, 'error')}: these models cannot be merged as they are.")
+    say(f"no errors, {_counted(report.result['warnings'], 'warning')}", options)
+
+
+def _counted(count: int, what: str) -> str:
+    return f"{count} {what}{'' if count == 1 else 's'}"
 
 
 def reproduce_card(options: argparse.Namespace) -> None:

@@ -13,7 +13,6 @@ from tauspan.report import Cell
 
 Rounding: TypeAlias = Literal["nearest", "stochastic"]
 Mask: TypeAlias = "np.ndarray[Any, np.dtype[np.bool_]]"
-_FEW = 64  # one entry in so many
 _INTEGERS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
@@ -54,15 +53,23 @@ class Account:
         if not displaced:
             return {**size, "norm": sqrt(self.moved), "loss": loss}
         swallowed = self.swallowed / self.changed if self.changed else 0.0
-        return {**size, "changed": self.changed, "norm": sqrt(self.moved), "loss": loss, "swallowed": swallowed}
+        return {
+            **size,
+            "changed": self.changed,
+            "norm": sqrt(self.moved),
+            "loss": loss,
+            "swallowed": swallowed,
+        }
 
 
 def meaning(displaced: bool) -> str:
     """What the numbers of `Account.row` say, for people."""
     if not displaced:
-        return "norm: of the exact merged weights; loss: the share of it that rounding to the stored dtype took."
+        return (
+            "norm: of the exact merged weights; loss: the share of it that rounding to the stored dtype took."
+        )
     return (
-        "norm: of the exact merged displacement; loss: the share of it that rounding to the stored dtype took; swallowed: "
+        "norm: of the exact merged displacement; loss: its share that rounding to the stored dtype took; swallowed: "
         "the share of changed entries that are stored as the base's own value."
     )
 
@@ -138,15 +145,10 @@ def _neighbour(near: Tensor, direction: Tensor) -> Tensor:
 
 
 def restore(stored: Tensor, value: Tensor, where: Mask) -> None:
-    """Put `value`, as the dtype of `stored`, into `stored` at some entries, in place; cheap where they are few."""
-    count = _count(where)
-    if not count:
+    """Put `value`, as the dtype of `stored`, into `stored` at some entries, in place; cheap where it is there already."""
+    if not where.any():
         return
     into, own = _bits(stored), _bits(value.to(stored.dtype))
-    if count * _FEW < len(into):
-        places = np.flatnonzero(where)
-        into[places] = own[places]
-        return
     wrong = where & np.not_equal(into, own)
     if wrong.any():
         np.copyto(into, own, where=wrong)

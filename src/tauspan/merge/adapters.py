@@ -46,7 +46,7 @@ class Adapter:
     replaced: Mapping[str, Tensor]
 
 
-def read_adapter(path: str | Path, *, access: Access = "mmap", label: str | None = None) -> Adapter:
+def read_adapter(path: str | Path, *, access: Access = "pread", label: str | None = None) -> Adapter:
     """Read a directory that PEFT wrote, without PEFT.
 
     Args:
@@ -143,7 +143,7 @@ class AdapterSource:
     kind: Literal["point", "delta"] = "delta"
     aliases: Mapping[str, str] = {}
 
-    def __init__(self, path: str | Path, *, access: Access = "mmap", label: str | None = None) -> None:
+    def __init__(self, path: str | Path, *, access: Access = "pread", label: str | None = None) -> None:
         self.adapter = read_adapter(path, access=access, label=label)
         if self.adapter.replaced:
             raise UsageError(

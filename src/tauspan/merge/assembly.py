@@ -57,7 +57,7 @@ class Assembly:
             source.close()
 
 
-def assemble(recipe: MergeRecipe, access: Access = "mmap") -> Assembly:
+def assemble(recipe: MergeRecipe, access: Access = "pread") -> Assembly:
     """Open everything that a recipe names; headers only.
 
     Raises:

@@ -33,7 +33,9 @@ def functions(reference: Source, model: Source) -> Iterator[Problem]:
     theirs, mine = config_of(reference.path), config_of(model.path)
     told = {_TIES} if set(reference.tensors) != set(model.tensors) else set()  # the names show it
     differ = [
-        f"{key} is {own!r} and {other!r}" for key, own, other in _differing(mine, theirs, "") if key not in told
+        f"{key} is {own!r} and {other!r}"
+        for key, own, other in _differing(mine, theirs, "")
+        if key not in told
     ]
     if differ:
         yield Problem(

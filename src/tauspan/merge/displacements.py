@@ -11,7 +11,10 @@ from tauspan.merge.problems import Problem
 from tauspan.report import Cell, Table
 
 _BLOCK = 1 << 20  # entries looked at together
-_FAR, _ALIKE = 0.9, 0.5  # |tau| / |theta0| beyond the first with a cosine below the second: another model's weights
+_FAR, _ALIKE = (
+    0.9,
+    0.5,
+)  # |tau| / |theta0| beyond the first with a cosine below the second: another model's weights
 
 
 def displacements(base: Source, models: Sequence[Source]) -> tuple[Table, list[Problem]]:
@@ -47,15 +50,17 @@ def displacements(base: Source, models: Sequence[Source]) -> tuple[Table, list[P
         rows.append({"model": model.label, "displacement": f"{relative:.2e}", "cos base": cosine, **others})
         if not norm:
             problems.append(
-                _odd("unmoved", model, f"{model.path} equals the base {base.path}: it adds nothing to a merge.")
+                _odd(
+                    "unmoved", model, f"{model.path} equals the base {base.path}: it adds nothing to a merge."
+                )
             )
         elif relative > _FAR and cosine < _ALIKE:
             problems.append(_odd(
                 "unrelated", model,
-                f"{model.path} lies {relative:.2f} of the base's norm away from {base.path}, at a cosine of {cosine:.2f}: "
+                f"{model.path} lies {relative:.2f} of the base's norm away from {base.path}, at cosine {cosine:.2f}: "
                 "it is no fine-tuning of it. Name the model that it was trained from as the base.",
             ))  # fmt: skip
-    note = "displacement: |tau| / |theta0|; cos base: of theta with theta0; cos NAME: of tau with the tau of that model."
+    note = "displacement: |tau| / |theta0|; cosines: of theta with theta0, and of tau with each model's tau."
     return Table("displacements", rows, note), problems
 
 

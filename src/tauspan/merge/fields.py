@@ -37,7 +37,9 @@ def arithmetic(name: Any, place: str) -> str:
         return plain
     hint = nearest(plain, ARITHMETIC)
     if plain in RESULT:
-        hint = f"It is the arithmetic's: float32 or float64. For the result's dtype write `out_dtype: {plain}`."
+        hint = (
+            f"It is the arithmetic's: float32 or float64. For the result's dtype write `out_dtype: {plain}`."
+        )
     raise RecipeError(f"{place} is {name!r}. {hint}")
 
 

@@ -9,7 +9,6 @@ from typing import Any
 
 import torch
 
-from tauspan import store
 from tauspan.errors import UsageError
 from tauspan.merge import card, output
 from tauspan.merge.adapter_merge import AdapterPlan, plan_adapter
@@ -33,7 +32,7 @@ def merge_files(
     resume: bool = False,
     overwrite: bool = False,
     workers: int | None = None,
-    access: Access = "mmap",
+    access: Access = "pread",
     block: int = BLOCK,
     show_progress: bool = True,
 ) -> Report:
@@ -89,7 +88,7 @@ def merge_files(
 
 @contextmanager
 def planned(
-    recipe: MergeRecipe, *, access: Access = "mmap", workers: int | None = None, block: int = BLOCK
+    recipe: MergeRecipe, *, access: Access = "pread", workers: int | None = None, block: int = BLOCK
 ) -> Iterator[tuple[Assembly, Plan | AdapterPlan]]:
     """The opened inputs of a recipe and the plan of its merge; the files are closed at the end.
 

@@ -149,7 +149,7 @@ def found(source: Source, name: str) -> Stored:
     return stored
 
 
-def open_source(path: str | Path, *, access: Access = "mmap", label: str | None = None) -> Source:
+def open_source(path: str | Path, *, access: Access = "pread", label: str | None = None) -> Source:
     """Open a model or a displacement by its headers; no values are read.
 
     Args:

@@ -74,8 +74,8 @@ def relocated(recipe: MergeRecipe, places: Mapping[str, str], card: Path) -> Mer
             if Path(place).exists():
                 return place
         raise StoreError(
-            f"the input {part!r} of {card} is neither at {places[part]} nor at {Path(part).absolute()}. Put it back at one "
-            "of them, or change its path in the card's recipe."
+            f"the input {part!r} of {card} is neither at {places[part]} nor at {Path(part).absolute()}. Put it back at "
+            "one of them, or change its path in the card's recipe."
         )
 
     return renamed(recipe, lambda name: "+".join(map(found, _parts(name))))

@@ -19,12 +19,14 @@ from tauspan.params import Params
 from tauspan.vector import TaskVector
 
 
-def find(method: str | Method) -> Method:
+def find(method: object) -> Method:
     """The row of `METHODS`, or the method itself."""
     if isinstance(method, Method):
         return method
     if not isinstance(method, str):
-        given = f"options={method!r}" if isinstance(method, Mapping) else f"{type(method).__name__} is neither"
+        given = (
+            f"options={method!r}" if isinstance(method, Mapping) else f"{type(method).__name__} is neither"
+        )
         raise UsageError(
             f"the second argument is the method, a name of METHODS or a Method: {given}. Options come third: "
             "merge(vectors, method, options={...})."
@@ -46,9 +48,9 @@ def merge(
     """One task vector made of several, by a method of `METHODS`.
 
     A method of the space `point` merges theta0 + tau_t and gives the merged point minus theta0, if `base` is given.
-    Without a base it merges the displacements themselves. For `linear` that is the same; for what depends on lengths and
-    angles from the origin (`slerp`, `multislerp_point`, `nuslerp_point`, `karcher`) it is another result: it turns
-    tau_1 into tau_2, and not theta_1 into theta_2.
+    Without a base it merges the displacements themselves. For `linear` with normalised weights that is the same; for what
+    depends on lengths and angles from the origin (`slerp`, `multislerp_point`, `nuslerp_point`, `karcher`) it is another
+    result: it turns tau_1 into tau_2, and not theta_1 into theta_2.
 
     Args:
         vectors: from one base and in one regime, over the same tensors.
@@ -76,7 +78,9 @@ def merge(
     chosen = find(method)
     _require_vectors(vectors)
     if options is not None and not isinstance(options, Mapping):
-        raise UsageError(f"options={options!r}: it is a mapping by name, for example options={{'density': 0.1}}.")
+        raise UsageError(
+            f"options={options!r}: it is a mapping by name, for example options={{'density': 0.1}}."
+        )
     require_count(chosen, len(vectors))
     first = _compatible(vectors)
     kind = torch.float64 if any(d.dtype == torch.float64 for d in first.deltas.values()) else torch.float32

@@ -106,8 +106,8 @@ def made_for(base: Source | None, models: Sequence[Source]) -> Iterator[Problem]
                 None,
                 model.label,
                 model.path,
-                f"the adapter {model.path} was trained on {stated!r}, and the base is {given}: on other weights it is not "
-                "what was trained. Name that model as the base, or go on if they are the same weights.",
+                f"the adapter {model.path} was trained on {stated!r}, and the base is {given}: on other weights it is "
+                "not what was trained. Name that model as the base, or go on if they are the same weights.",
             )
 
 

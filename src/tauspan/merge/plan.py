@@ -172,13 +172,16 @@ class Plan:
             "memory": f"at most {in_words(self.peak_bytes)}",
             "time": f"about {self.seconds:.1f} s, at 1 GB/s",
         }
-        read = [
-            {"reads": one.label, "path": str(one.path), "size": in_words(_nbytes(one))} for one in self.job.sources
+        read: list[dict[str, Cell]] = [
+            {"reads": one.label, "path": str(one.path), "size": in_words(_nbytes(one))}
+            for one in self.job.sources
         ]
         tables = [
             Table("plan", [{"what": what, "value": value} for what, value in rows.items()]),
             Table("inputs", read),
-            Table("outputs", [{"writes": one.file, "size": in_words(one.nbytes)} for one in self.layout.shards]),
+            Table(
+                "outputs", [{"writes": one.file, "size": in_words(one.nbytes)} for one in self.layout.shards]
+            ),
         ]
         if self.warnings:
             tables.append(Table("warnings", [{"warning": warning} for warning in self.warnings]))

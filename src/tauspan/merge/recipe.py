@@ -112,9 +112,7 @@ class MergeRecipe:
     models: tuple[Input, ...] = ()
     base_model: str | None = None
     parameters: Mapping[str, Setting] = field(default_factory=dict, metadata={"parse": setting})
-    dtype: Literal["float32", "float64"] = field(
-        default="float32", metadata={"parse": fields.arithmetic}
-    )
+    dtype: Literal["float32", "float64"] = field(default="float32", metadata={"parse": fields.arithmetic})
     out_dtype: Literal["float64", "float32", "float16", "bfloat16"] | None = field(
         default=None, metadata={"parse": fields.result}
     )

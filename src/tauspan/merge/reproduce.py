@@ -28,7 +28,7 @@ def reproduce(
     *,
     own: Method | None = None,
     workers: int | None = None,
-    access: Access = "mmap",
+    access: Access = "pread",
     show_progress: bool = True,
 ) -> Report:
     """Make a merge again from its card, and compare.

@@ -14,7 +14,7 @@ from tauspan.merge.statistics_file import parse_header
 from tauspan.merge.values import Access, Values
 
 
-def open_statistics(path: str | Path, need: Need, *, access: Access = "mmap") -> Files:
+def open_statistics(path: str | Path, need: Need, *, access: Access = "pread") -> Files:
     """Open what `Statistics.save` wrote; no values are read.
 
     Args:

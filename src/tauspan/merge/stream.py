@@ -136,7 +136,13 @@ def _report(plan: Plan, out: Path, finished: Sequence[Finished], cost: Cost, res
     most = f" The {len(worst)} tensors that lost most." if len(worst) > 1 else ""
     series = [{"tensor": one.name, "digest": one.digest, **one.account.row()} for one in finished]
     facts = provenance(plan=plan.key, block=plan.block, workers=plan.workers, **plan.job.facts)
-    return Report(f"merge by {plan.job.method.name}", [Table("precision", rows, meaning(displaced) + most)], facts, series, result)
+    return Report(
+        f"merge by {plan.job.method.name}",
+        [Table("precision", rows, meaning(displaced) + most)],
+        facts,
+        series,
+        result,
+    )
 
 
 def digest(finished: Sequence[Finished]) -> str:

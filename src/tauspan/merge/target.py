@@ -52,7 +52,9 @@ def _require_own(out: Path) -> None:
     repair = "Move it away by hand, or choose another output."
     if out.is_file():
         if not _is_vector(out):
-            raise StoreError(f"{out} is no task vector that tauspan wrote, so it is not overwritten. {repair}")
+            raise StoreError(
+                f"{out} is no task vector that tauspan wrote, so it is not overwritten. {repair}"
+            )
         return
     found = {str(file.relative_to(out)) for file in out.rglob("*") if file.is_symlink() or not file.is_dir()}
     foreign = sorted(found - _written(out))

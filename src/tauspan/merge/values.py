@@ -46,7 +46,7 @@ class Values:
             memory; better on network disks, and a file cut short is an error.
     """
 
-    def __init__(self, access: Access = "mmap") -> None:
+    def __init__(self, access: Access = "pread") -> None:
         if access not in ACCESS:
             raise UsageError(f"access is {access!r}. {nearest(str(access), ACCESS)}")
         self.access = access

@@ -29,7 +29,8 @@ if TYPE_CHECKING:
         UsageError,
     )
     from tauspan.evaluate import evaluate
-    from tauspan.kernel import TangentKernel, closed_form, interference
+    from tauspan.kernel import TangentKernel, closed_form
+    from tauspan.kernel.interference import interference
     from tauspan.linear import Linearized, linearize
     from tauspan.merge import METHODS, merge, merge_files
     from tauspan.models import Classifier, Encoder, Head, reinitialised
@@ -76,7 +77,7 @@ _HOME = {
     "evaluate": "evaluate",
     "finetune": "train",
     "fit": "train",
-    "interference": "kernel",
+    "interference": "kernel.interference",
     "linearize": "linear",
     "load": "edit",
     "merge": "merge",

@@ -57,7 +57,8 @@ def merge_files(
         MismatchError, StoreError, ModelError, NonFiniteError: see `plan.plan` and `stream.execute`.
 
     Example:
-        >>> import tempfile
+        >>> import tempfile, torch
+        >>> from tauspan import store
         >>> folder = Path(tempfile.mkdtemp())
         >>> for name, value in (("a", 1.0), ("b", 3.0)):
         ...     store.write_tensors(folder / f"{name}.safetensors", {"w": torch.full((2,), value)})

@@ -183,7 +183,7 @@ REFUSED: dict[str, tuple[str, int, str]] = {
     "no rows": ("evaluate {model} {one} --rows 0", 6, "at least one row"),
     "no tokens": ("evaluate {model} {one} --max-tokens 0", 2, "max_tokens=0"),
     "no rows a pass": ("evaluate {model} {one} --batch-size 0", 2, "batch_size=0"),
-    "a recipe that is not there": ("run {out}/none.yaml", 2, "cannot be read"),
+    "a recipe that is not there": ("run {out}/none.yaml", 5, "none.yaml"),
     "an unknown key": ("run {recipe} --out {out}", 2, "unknown key 'finetune.epoks'. Did you mean 'epochs'?"),
     "negative epochs in a recipe": ("run {negative} --out {out}", 2, "epochs=-1"),
     "negative epochs": (TUNED + " --epochs -1", 2, "epochs=-1"),

@@ -11,7 +11,7 @@ from tauspan.kernel.contract import product
 from tauspan.kernel.operator import TangentKernel
 from tauspan.kernel.protocol import DenseKernel
 from tauspan.kernel.side import Rows
-from tauspan.kernel.tiles import Tiles
+from tauspan.kernel.tiles import Backend, Tiles
 from tauspan.linear.room import free_memory
 from tauspan.params import Params
 
@@ -154,8 +154,8 @@ class UnionKernel:
 
 def _between(first: TangentKernel, second: TangentKernel) -> Tensor:
     """K between the rows of two kernels, tile by tile."""
-    backend = "contraction" if "contraction" in (first.backend, second.backend) else "auto"
-    tiles = Tiles(free_memory() // 4, backend)  # type: ignore[arg-type]
+    backend: Backend = "contraction" if "contraction" in (first.backend, second.backend) else "auto"
+    tiles = Tiles(free_memory() // 4, backend)
     lines = []
     for rows in _stretches(first.samples, tiles.length(first.left)):
         mine = tiles.of(first.left, rows)

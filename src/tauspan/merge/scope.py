@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from tauspan.errors import UsageError
+from tauspan.merge.addition import added
 from tauspan.merge.histogram import Bits, Interval, Search, directly, magnitude, patterns
 from tauspan.merge.method import Block, Grain, Method
 
@@ -137,7 +138,7 @@ class Blocks:
     def total(self, measure: Callable[[Block], Tensor]) -> Tensor:
         """The sum over blocks of `measure(block)`, in float64 and in a fixed order."""
         results = self._measured(lambda block: measure(block).double())
-        return _added(results)
+        return added(results)
 
     def highest(self, measure: Callable[[Block], Tensor]) -> Tensor:
         """The largest of `measure(block)` over the blocks, entry by entry."""
@@ -207,10 +208,3 @@ class Blocks:
             runs.append((spec, place, place + length))
         bits = np.concatenate([patterns(key(self._read(*run))) for run in runs], axis=1)
         return np.sort(bits, axis=1)
-
-
-def _added(results: Iterator[Tensor]) -> Tensor:
-    total = next(results).clone()
-    for result in results:
-        total += result
-    return total

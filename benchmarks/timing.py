@@ -98,7 +98,8 @@ def growth(run: Callable[[], object], device: str = "cpu") -> float:
     """MiB by which memory peaks above where it stood before the run.
 
     On a GPU the allocator's own count. On a CPU resident memory, sampled every 2 ms, or the system's own peak where
-    that has risen; use a fresh process, because memory that an earlier run gave back may still be resident.
+    that has risen; use a fresh process, because memory that an earlier run gave back may still be resident, and work that
+    never gives up the interpreter's lock is seen by the system's peak alone.
     """
     if device == "cuda":
         before = torch.cuda.memory_allocated()

@@ -162,7 +162,7 @@ def exponent(taken: Mapping[int, float]) -> float:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Measure, print the table, write `kernel.json`."""
+    """Measure, print the table, write `kernel.json` and `kernel.md`."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.kernel", description=__doc__)
     parser.add_argument("--short", action="store_true", help="96 rows in place of 512")
     parser.add_argument("--rows", type=int, help="another number of rows")
@@ -175,7 +175,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     torch.set_num_threads(setting.threads)
     rows = kernel(setting)
     write("kernel", rows, setting, given.out)
-    Console().print(report("kernel", rows, setting).renderable())
+    found = report("kernel", rows, setting)
+    (given.out / "kernel.md").write_text(found.to_markdown())
+    Console().print(found.renderable())
 
 
 if __name__ == "__main__":

@@ -116,8 +116,12 @@ def test_a_sample_counts_wall_and_cpu_time_apart():
 
 def test_growth_sees_memory_that_is_given_back():
     def work():
-        held = bytearray(b"\1") * (64 * 2**20)  # written, so resident: pages only read stay the shared zero page
-        time.sleep(0.3)  # lets the sampling thread see it: filling a bytearray never gives up the interpreter's lock
+        held = bytearray(b"\1") * (
+            64 * 2**20
+        )  # written, so resident: pages only read stay the shared zero page
+        time.sleep(
+            0.3
+        )  # lets the sampling thread see it: filling a bytearray never gives up the interpreter's lock
         return len(held)
 
     assert 50 < timing.growth(work) < 120

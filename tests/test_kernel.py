@@ -212,15 +212,22 @@ def factors(n, inner, t, a, b, seed):
 def test_contractions_agree_with_written_out_rows(rule, chunk, monkeypatch):
     monkeypatch.setattr(contract, "CHUNK", chunk)
     monkeypatch.setattr(contract, "_STRIP", 2)
-    left, right = factors(5, 2, 3, 4, 6, seed=0), factors(3, 2, 2, 4, 6, seed=5)
-    x, y = (written(piece).flatten(0, 1) for piece in (left, right))
+    left = [factors(3, 2, 3, 4, 6, seed=0), factors(2, 2, 3, 4, 6, seed=3)]
+    right = [factors(3, 2, 2, 4, 6, seed=5)]
+    x, y = (torch.cat([written(piece).flatten(0, 1) for piece in side]) for side in (left, right))
     total = torch.ones(12, 8, dtype=torch.float64)  # a part of a larger matrix, and added to what is there
     rule(total[1:11, 1:7], left, right)
     assert zoo.close(total[1:11, 1:7], x @ y.T + 1)
     own = torch.zeros(10, 10, dtype=torch.float64)
     rule(own, left, left)
     assert zoo.close(own.triu(), (x @ x.T).triu())
-    assert zoo.close(contract.squares({"w": [left]}).flatten(), (x @ x.T).diagonal())
+    assert zoo.close(contract.squares({"w": left}).flatten(), (x @ x.T).diagonal())
+
+
+@pytest.mark.parametrize("shape", [(3, 5), (3, 0), (1, 1)])
+def test_products_in_float32_are_the_ordinary_ones(shape):
+    x, y = torch.randn(shape), torch.randn(4, shape[1])
+    assert torch.allclose(contract._times(x, y), x @ y.T, rtol=1e-5, atol=1e-6)
 
 
 def test_lookups_add_up_where_a_row_looks_twice():

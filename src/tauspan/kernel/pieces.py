@@ -17,9 +17,13 @@ class Product:
     sensitivity: Tensor
     turned: bool = False  # the weight is stored as (a, b)
 
-    def written(self, low: int = 0, high: int | None = None) -> Tensor:
-        """Rows `low` to `high` of G^T A, flattened: shape (n, I, (high - low) a)."""
-        return torch.einsum("nitb,nta->niba", self.sensitivity[..., low:high], self.inputs).flatten(2)
+    def written(self, low: int = 0, high: int | None = None, memory: Tensor | None = None) -> Tensor:
+        """Rows `low` to `high` of G^T A, flattened: shape (n, I, (high - low) a); written into `memory` if given."""
+        g = self.sensitivity[..., low:high].mT
+        (n, inner, b, _), a = g.shape, self.inputs.shape[2]
+        out = None if memory is None else memory.view(n, inner * b, a)
+        # one product for each row: all its outputs have the same inputs
+        return torch.bmm(g.reshape(n, inner * b, -1), self.inputs, out=out).view(n, inner, b * a)
 
 
 @dataclass(frozen=True)

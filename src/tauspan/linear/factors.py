@@ -147,8 +147,9 @@ def cell(tape: Tape, room: Room) -> FactorCell:
     for place, entry in enumerate(touches):
         slices = [column[place] for column in columns]
         if slices and slices[0] is not None:
-            stacked = torch.stack([g.reshape(rows, -1) for g in slices if g is not None], 1)
-            parts += _parts(entry, stacked, sizes, room)
+            flat = [g.reshape(rows, 1, -1) for g in slices if g is not None]
+            sensitivity = flat[0] if len(flat) == 1 else torch.cat(flat, 1)  # one is not copied
+            parts += _parts(entry, sensitivity, sizes, room)
     value = tape.value.detach()
     kept = tuple(replace(entry, values=()) for entry in before)
     return FactorCell(value, dict(tape.leaves), shapes, kept, tuple(parts))

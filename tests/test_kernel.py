@@ -211,6 +211,7 @@ def factors(n, inner, t, a, b, seed):
 @pytest.mark.parametrize("chunk", [8, 1 << 20])
 def test_contractions_agree_with_written_out_rows(rule, chunk, monkeypatch):
     monkeypatch.setattr(contract, "CHUNK", chunk)
+    monkeypatch.setattr(contract, "PAIRS", chunk)
     monkeypatch.setattr(contract, "_STRIP", 2)
     left = [factors(3, 2, 3, 4, 6, seed=0), factors(2, 2, 3, 4, 6, seed=3)]
     right = [factors(3, 2, 2, 4, 6, seed=5)]

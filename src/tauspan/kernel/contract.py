@@ -23,8 +23,9 @@ from tauspan.linear.room import Room
 
 Tile: TypeAlias = dict[str, list[Piece]]
 CHUNK = 1 << 24  # numbers that are written out at a time, for each of the two factors
+PAIRS = 1 << 20  # products of two positions that are formed at a time: they should stay in the processor's cache
 _STRIP = 64  # rows of a symmetric product that are formed at a time
-_ELEMENTWISE = 16  # an element-wise multiply-add takes as long as about so many inside a matrix product
+_ELEMENTWISE = 64  # an element-wise multiply-add takes as long as about so many inside a matrix product
 
 
 def joined(parts: Sequence[Pieces]) -> Tile:
@@ -207,7 +208,7 @@ def _by_positions(total: Tensor, left: list[Product], right: list[Product]) -> N
 def _over_positions(total: Tensor, left: Product, right: Product) -> None:
     (n, inner, t), (m, others, s) = left.sensitivity.shape[:3], right.sensitivity.shape[:3]
     whole = total.view(n, inner, m, others)
-    edge = max(1, math.isqrt(CHUNK // (inner * t * others * s)))
+    edge = max(1, math.isqrt(PAIRS // (inner * t * others * s)))
     for low in range(0, n, edge):
         x, g = left.inputs[low : low + edge], left.sensitivity[low : low + edge]
         for begin in range(low if left is right else 0, m, edge):

@@ -20,6 +20,7 @@ from tauspan.train import Finetuned, Settings, train
 from zoo import normal, stirred
 
 REGIMES = ("standard", "linear")
+KEY_BIASES = ("key.bias", "k_proj.bias")  # softmax does not see them: their gradient is zero
 
 
 def network(seed: int = 0) -> nn.Sequential:
@@ -58,6 +59,17 @@ def bert(folder: Path) -> Encoder:
     with torch.random.fork_rng():
         torch.manual_seed(0)
         return load_model(checkpoints.write(folder, "bert"))
+
+
+def clip(folder: Path) -> tuple[Encoder, Task]:
+    """A CLIP, and pictures of which the class says whether they are more red or more green."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = load_model(checkpoints.write(folder, "clip"))
+    pictures = normal(26, 3, 8, 8, seed=7).abs().clamp(0, 1).float()
+    labels = (pictures[:, 0].mean((1, 2)) > pictures[:, 1].mean((1, 2))).long()
+    held, rest = (pictures[:6], labels[:6]), (pictures[6:], labels[6:])
+    return model, Task.from_tensors("pictures", ["red", "green"], train=rest, validation=held, test=held)
 
 
 def trained(

@@ -540,16 +540,35 @@ def test_a_row_that_is_not_finite_is_named():
 
 
 def test_the_example_of_label_gradient_alignment_runs(capsys):
-    main_of = runpy.run_path(str(EXAMPLES / "label_gradient_alignment.py"))["main"]
-    table, before, after, (own, moved, chance) = main_of(widths=(2, 32), depths=(1,), epochs=4, seeds=1)
+    example = runpy.run_path(str(EXAMPLES / "label_gradient_alignment.py"))
+    spaces = {"two widths": [example["Shape"](2, 1), example["Shape"](32, 1)]}
+    found, (own, moved, chance) = example["main"](spaces, seeds=2, epochs=4)
+    table = found["two widths"].rows
     assert [row["width"] for row in table] == [2, 32]
     assert own == pytest.approx(1.0, abs=1e-12)
     assert moved < 1e-12
     assert abs(chance) < 0.05
-    assert (abs(before), abs(after)) == pytest.approx((1.0, 1.0))  # of two nets
     assert table[1]["test accuracy"] > table[0]["test accuracy"]
     assert table[1]["LGA at random weights"] != table[1]["LGA after 2 epochs"]
     assert "Rank correlation" in capsys.readouterr().out
+
+
+def test_nets_that_are_trained_at_once_are_trained_as_if_alone():
+    example = runpy.run_path(str(EXAMPLES / "label_gradient_alignment.py"))
+    shape, seen = example["Shape"](4, 2, "tanh", True), example["rows"](128, 0)
+    together = [example["net"](shape, seed) for seed in (0, 1)]
+    alone = example["net"](shape, 1)
+    example["train"](together, seen, 2, 3)
+    example["train"]([alone], seen, 2, 3)
+    for mine, its in zip(together[1].parameters(), alone.parameters(), strict=True):
+        assert torch.allclose(mine, its, atol=1e-5)
+
+
+@pytest.mark.slow
+def test_label_gradient_alignment_ranks_operations_better_after_two_epochs(capsys):
+    example = runpy.run_path(str(EXAMPLES / "label_gradient_alignment.py"))
+    found, _ = example["main"]({"operations": example["SPACES"]["operations"]})
+    assert found["operations"].after - found["operations"].before > 2 * found["operations"].error
 
 
 # -- the program ---------------------------------------------------------------------------------------------

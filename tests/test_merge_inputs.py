@@ -26,7 +26,7 @@ from tauspan.errors import (
 )
 from tauspan.merge import inputs
 from tauspan.merge.adapters import CONFIG, WEIGHTS
-from tauspan.merge.headers import DTYPES, read_header
+from tauspan.merge.headers import read_header
 from tauspan.merge.inputs import open_source
 from tauspan.merge.ties import aliases_of
 from tauspan.merge.values import _OPEN, ACCESS, Values
@@ -175,9 +175,9 @@ def test_damage_gives_an_error_of_ours_or_a_header_that_fits(tmp_path, whole, da
 
 
 @pytest.mark.parametrize("access", ACCESS)
-@pytest.mark.parametrize("code", DTYPES)
+@pytest.mark.parametrize("code", store.DTYPES)
 def test_every_dtype_is_read_bit_for_bit(tmp_path, access, code):
-    dtype = DTYPES[code]
+    dtype = store.DTYPES[code]
     bits = torch.randint(0, 256, (60 * dtype.itemsize,), dtype=torch.uint8)
     if dtype == torch.bool:
         bits %= 2

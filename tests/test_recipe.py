@@ -8,7 +8,7 @@ import yaml
 
 import tauspan
 from tauspan.errors import RecipeError, StoreError
-from tauspan.recipe import Maps, Negation, Recipe, Rows, Training
+from tauspan.recipe import Energies, Maps, Negation, Recipe, Rows, Training
 from tauspan.suite import NAMES
 from tauspan.train import Settings
 
@@ -79,6 +79,42 @@ REFUSED = {
     "an empty grid of a map": ("disentangle: {grid: []}\n", "disentangle.grid: []"),
     "a grid with infinity": ("disentangle: {grid: [0, .inf]}\n", "disentangle.grid: [0.0, inf]"),
     "one row for a map": ("disentangle: {rows: 1}\n", "disentangle.rows: 1"),
+    "epochs of no task": (
+        "finetune: {epochs_by_task: {email_spm: 2}}\n",
+        "finetune.epochs_by_task: 'email_spm' is not among the tasks. Did you mean 'email_spam'?",
+    ),
+    "epochs that are no number": (
+        "finetune:\n  epochs_by_task:\n    email_spam: few\n",
+        "line 5: finetune.epochs_by_task.email_spam is 'few', and must be int",
+    ),
+    "no epochs": (
+        "finetune: {epochs_by_task: {email_spam: 0}}\n",
+        "finetune.epochs_by_task.email_spam: 0: it must be at least 1",
+    ),
+    "epochs of a list": ("finetune: {epochs_by_task: [2]}\n", "finetune.epochs_by_task needs keys below it"),
+    "a control that is trained": (
+        "negate: {targets: [email_spam], controls: [movie_sentiment]}\n",
+        "negate.controls: 'movie_sentiment' is among the tasks, and a control is never trained on",
+    ),
+    "a control twice": ("negate: {controls: [a, a]}\n", "negate.controls: ['a', 'a']: none may stand twice"),
+    "an unknown start": ("start: zero\n", "line 3: start is 'zero'"),
+    "an unknown reference": ("references: [joint, atention]\n", "references[1] is 'atention'"),
+    "a reference twice": (
+        "references: [joint, joint]\n",
+        "references: ['joint', 'joint']: none may stand twice",
+    ),
+    "an unknown head": ("head: prompt\n", "line 3: head is 'prompt'"),
+    "an unknown key of the energy": (
+        "energy: {eigenfunction: 3}\n",
+        "unknown key 'energy.eigenfunction'. Did you mean 'eigenfunctions'?",
+    ),
+    "no eigenfunction": ("energy: {eigenfunctions: 0}\n", "energy.eigenfunctions: 0: it must be at least 1"),
+    "energy of one row": ("energy: {rows: 1}\n", "energy.rows: 1: a kernel says something about 2 rows"),
+    "data that are no folder's name": ("data: 3\n", "line 3: data is 3"),
+    "a word for the drift": (
+        "disentangle: {drift: maybe}\n",
+        "disentangle.drift is 'maybe', and must be bool",
+    ),
     "an unknown distance": ("disentangle: {distance: cosine}\n", "disentangle.distance is 'cosine'"),
 }
 
@@ -100,6 +136,7 @@ def test_a_recipe_is_refused_with_its_place(case: str) -> None:
         ("model: minilm\ntasks: []\n", "at least one"),
         ("model: minilm\ntasks: [a, a]\n", "none twice"),
         ("model: minilm\ntasks: [a]\nnegate: {targets: [a]}\n", "at least one other task"),
+        ("model: minilm\ntasks: [a]\nenergy: {}\n", "at least one other task as its control"),
         ("model: minilm\ntasks: [a]\ndisentangle: {pairs: all}\n", "a pair needs at least two tasks"),
         ("model: 3\ntasks: [a]\n", "line 1: model is 3, and must be str"),
         ("model: [minilm\n", "is not YAML"),
@@ -154,6 +191,29 @@ def test_every_value_arrives_in_its_place() -> None:
     assert isinstance(made.finetune.warmup, float)
 
 
+def test_the_keys_of_a_reproduction_arrive_in_their_places() -> None:
+    text = LEAST + (
+        "data: /data\nstart: random\nhead: probe\nreferences: [attention, joint]\n"
+        "finetune: {epochs_by_task: {email_spam: 4}}\nnegate: {targets: [email_spam], controls: [imagenet]}\n"
+        "energy: {eigenfunctions: 5, rows: 9, params: attention}\ndisentangle: {pairs: all, drift: true}\n"
+    )
+    made = Recipe.parse(text)
+    assert (made.data, made.start, made.head) == ("/data", "random", "probe")
+    assert made.references == ("attention", "joint")
+    assert made.finetune.epochs_by_task == {"email_spam": 4}
+    assert made.negate == Negation(("email_spam",), 0.95, ("imagenet",))
+    assert made.energy == Energies(5, 9, "attention")
+    assert made.disentangle.drift
+    assert Recipe.parse(LEAST + "energy: {}\n").energy == Energies(10, 64, None)
+    assert Recipe.parse(LEAST).energy is None
+    assert Recipe.parse(made.to_yaml()) == made
+
+
+def test_one_task_with_a_control_can_be_negated() -> None:
+    text = "model: minilm\ntasks: [a]\nnegate: {targets: [a], controls: [b]}\n"
+    assert Recipe.parse(text).negate.controls == ("b",)
+
+
 def test_a_recipe_survives_being_written_out_and_read_again() -> None:
     def plain(value: object) -> object:
         if isinstance(value, dict):
@@ -169,6 +229,7 @@ def test_training_has_the_names_and_defaults_of_the_settings() -> None:
     ours = {field.name: field.default for field in dataclasses.fields(Training)}
     assert ours.pop("lr_standard") is None
     assert ours.pop("lr_linear") is None
+    ours.pop("epochs_by_task")
     assert ours == {name: settings[name] for name in ours}
 
 

@@ -22,7 +22,7 @@ from tauspan.vector import TaskVector
 
 TASKS = ("movie_sentiment", "email_spam")
 REGIMES = ("standard", "posthoc", "linear")
-stages = importlib.import_module("tauspan.run")
+workshop = importlib.import_module("tauspan.run.workshop")
 
 
 @pytest.fixture(scope="module")
@@ -48,13 +48,13 @@ def done(recipe: Recipe, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path
 def trainings(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The folders that are trained into."""
     folders: list[str] = []
-    original = stages.train
+    original = workshop.train
 
     def spy(encoder: Any, task: Any, settings: Any, out: Path, **options: Any) -> Any:
         folders.append(Path(out).name)
         return original(encoder, task, settings, out, **options)
 
-    monkeypatch.setattr(stages, "train", spy)
+    monkeypatch.setattr(workshop, "train", spy)
     return folders
 
 

@@ -293,3 +293,22 @@ def test_json_that_cannot_be_read_is_named(tmp_path, content):
         (tmp_path / "card.json").write_bytes(content)
     with pytest.raises(StoreError, match=r"card\.json"):
         store.read_json(tmp_path / "card.json")
+
+
+def test_a_streamed_file_holds_what_a_written_one_holds(tmp_path):
+    tensors = {
+        "half": torch.arange(6.0).view(2, 3).bfloat16(), "number": torch.tensor(2.5, dtype=torch.float64),
+        "empty": torch.zeros(0, 4), "turned": torch.arange(6.0).view(2, 3).T,
+    }  # fmt: skip
+    kinds = {name: (tensor.dtype, tensor.shape) for name, tensor in tensors.items()}
+    written, streamed = tmp_path / "written.safetensors", tmp_path / "streamed.safetensors"
+    store.write_tensors(written, tensors, {"key": "value"})
+    store.stream_tensors(streamed, kinds, iter(tensors.values()), {"key": "value"})
+    found = store.Checkpoint(streamed)
+    assert tiny.same_bits(found.read(), store.Checkpoint(written).read())
+    assert found.metadata == {"key": "value"}
+    with pytest.raises(ValueError, match="shorter"):
+        store.stream_tensors(streamed, kinds, [tensors["half"]])
+    assert tiny.same_bits(store.Checkpoint(streamed).read(), tensors), (
+        "a stream that breaks off changes nothing"
+    )

@@ -65,8 +65,9 @@ def test_a_folder_of_no_class_and_a_damaged_image_are_named(tmp_path):
     with pytest.raises(DataError, match=r"catt is the folder of no class\. Did you mean 'cat'"):
         Task.from_files("t", train, other)
     (train / "dog" / "0.png").write_bytes(b"\x89PNG broken")
+    task = Task.from_files("t", train, train)  # images are decoded when they are looked at
     with pytest.raises(DataError, match=r"0\.png cannot be read as an image"):
-        Task.from_files("t", train, train)
+        list(task.split("test").inputs)
 
 
 # -- data set directories ------------------------------------------------------------------------------------

@@ -8,9 +8,11 @@ import argparse
 import logging
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext, redirect_stdout
+from io import StringIO
 from typing import Any
 
-from tauspan import __version__, commands, verbs_kernel, verbs_merge
+from tauspan import __version__, commands, verbs_data, verbs_kernel, verbs_merge, verbs_reproduce
 from tauspan.errors import TauspanError
 
 REGIMES = ("standard", "posthoc", "linear")
@@ -94,6 +96,10 @@ def parser() -> argparse.ArgumentParser:
     tune.add_argument(
         "--resume", action="store_true", help="continue from the checkpoint, or reuse the vector"
     )
+    tune.add_argument(
+        "--shard", action="store_true",
+        help="under torchrun: every process keeps its part of each tensor, on its own GPU if there are any",
+    )  # fmt: skip
     tune.add_argument("--device", default=None, help="cpu, cuda, cuda:1 ... (default: where the model is)")
 
     tune.add_argument(
@@ -291,8 +297,10 @@ def parser() -> argparse.ArgumentParser:
         made.add_argument("--max-tokens", type=int)
         made.add_argument("--point", choices=("encoder", "logits"))
         made.add_argument("--batch-size", type=int, default=64)
+    verbs_data.add(verbs, verb)
     verbs_kernel.add(verbs, verb)
     verbs_merge.add(verbs, verb)
+    verbs_reproduce.add(verbs, verb)
     return top
 
 
@@ -301,8 +309,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser().parse_args(arguments)
     level = logging.INFO if options.verbose else logging.WARNING
     logging.basicConfig(level=level, format="%(message)s", stream=sys.stderr)
+    silence = nullcontext() if commands.first() else redirect_stdout(StringIO())
     try:
-        options.function(options)
+        with silence:
+            options.function(options)
     except KeyboardInterrupt:
         sys.stderr.write(
             "tauspan: interrupted; what was finished is kept, and a run with an output folder can resume.\n"

@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,6 +15,11 @@ if TYPE_CHECKING:
     from tauspan.tasks import Task
     from tauspan.train import Finetuned
     from tauspan.vector import TaskVector
+
+
+def first() -> bool:
+    """Whether this process speaks and writes: the only one, or the first of several under a launcher."""
+    return os.environ.get("WORLD_SIZE", "1") == "1" or os.environ.get("RANK", "0") == "0"
 
 
 def show(report: "Report", options: argparse.Namespace) -> None:
@@ -76,9 +82,11 @@ def finetune(options: argparse.Namespace) -> None:
     )  # fmt: skip
     task = _training(options)
     encoder = encoder_of(options.model)
-    if options.device:
+    if options.device and not options.shard:
+        from tauspan.processes import own_device
+
         try:
-            encoder.to(options.device)
+            encoder.to(own_device(options.device))
         except (RuntimeError, AssertionError) as error:  # torch raises both for a device that is not there
             raise UsageError(f"--device {options.device!r} cannot be used: {error}") from error
     done = train(
@@ -89,6 +97,7 @@ def finetune(options: argparse.Namespace) -> None:
         options.checkpoint_every,
         options.resume,
         not options.quiet,
+        shard=options.shard,
     )
     _trained(done, Path(options.out) / "vector.safetensors", options)
 
@@ -380,7 +389,7 @@ def _require_free(options: argparse.Namespace) -> None:
 
 def _combined(report: "Report", vectors: "dict[Task, TaskVector]", options: argparse.Namespace) -> None:
     """Write the vector at the chosen coefficients, if one is wanted, and the report."""
-    if options.vector:
+    if options.vector and first():
         from tauspan.search import combine
 
         combine(vectors, report.result["coefficients"], report.result["groups"]).save_pretrained(
@@ -403,7 +412,7 @@ def disentangle(options: argparse.Namespace) -> None:
 
 def write_report(report: "Report", options: argparse.Namespace) -> None:
     """Show a report, and with --out write it with its figures."""
-    if options.out:
+    if options.out and first():
         from tauspan import store
         from tauspan.figures import draw
 

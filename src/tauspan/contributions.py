@@ -5,7 +5,7 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
 import torch
 from torch import Tensor
@@ -14,6 +14,7 @@ from tauspan import store
 from tauspan.errors import BaseMismatchError, MismatchError, StoreError, UsageError, listed
 from tauspan.linear import Linearized
 from tauspan.models import Batch, Classifier, Head
+from tauspan.processes import world
 from tauspan.vector import TaskVector
 
 FORMAT = "tauspan-contributions/1"
@@ -208,7 +209,7 @@ def contributions(
 
     Cost:
         A forward pass with T tangents, 1 + 2 T times the module's own; one more forward pass for each further
-        `together` directions.
+        `together` directions. Several processes share the batches.
     """
     if not vectors:
         raise UsageError("contributions need at least one direction.")
@@ -216,17 +217,43 @@ def contributions(
         raise UsageError(f"together={together}: at least one direction must share a pass.")
     taus = list(vectors.values())
     groups = [taus[begin : begin + together] for begin in range(0, len(taus), together)]
-    values, tangents = [], []
-    for places, batch in prepared:
+
+    def both(batch: Batch) -> tuple[Tensor, Tensor]:
         pairs = [tangent.tangent(batch, vectors=group) for group in groups]
-        values.append((places, pairs[0][0].detach().cpu()))
-        tangents.append((places, torch.cat([directions.detach().cpu() for _, directions in pairs])))
-        advance(len(places), "")
+        return pairs[0][0].detach().cpu(), torch.cat([directions.detach().cpu() for _, directions in pairs])
+
+    found = by_batch(both, prepared, advance)
+    values = [(places, value) for places, (value, _) in found]
+    tangents = [(places, moved) for places, (_, moved) in found]
     head = tangent.base.head if isinstance(tangent.base, Classifier) and tangent.point == "encoder" else None
     base = next(iter(vectors.values())).base
     facts = {"fingerprint": base, "point": tangent.point, **(info or {})}
     value, stacked = in_order(values, 0), in_order(tangents, 1)
     return Contributions(value, stacked, labels, tuple(vectors), head, facts)
+
+
+Found = TypeVar("Found")
+
+
+def by_batch(
+    run: Callable[[Batch], Found], prepared: Batches, advance: Advance = silent
+) -> list[tuple[list[int], Found]]:
+    """What `run` gives for each batch, with the places of its rows.
+
+    Several processes take every P-th batch each, and all of them get all. Batches are those of one process, so the
+    numbers are too.
+
+    Raises:
+        MismatchError: the processes were given different numbers of batches.
+    """
+    with world() as processes:
+        processes.require_same({"the number of batches": str(len(prepared))})
+        mine = []
+        for number in range(processes.rank, len(prepared), processes.size):
+            places, batch = prepared[number]
+            mine.append((places, run(batch)))
+            advance(len(places) * processes.size, "")  # the others are about as far
+        return processes.gathered(mine)
 
 
 def in_order(parts: Sequence[tuple[list[int], Tensor]], axis: int) -> Tensor:

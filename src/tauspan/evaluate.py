@@ -1,46 +1,70 @@
 """Accuracy of an edited model: outputs over a split, and what is read off them."""
 
 from collections.abc import Callable, Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from tauspan import models
-from tauspan.contributions import Advance, Batches, contributions, in_order, silent
+from tauspan.contributions import Advance, Batches, by_batch, contributions, in_order, silent
 from tauspan.edit import EditRegime, apply, edit_regime
 from tauspan.errors import UsageError
 from tauspan.linear import Linearized, linearize
 from tauspan.measure import progress
 from tauspan.models import Batch, Classifier, Encoder
+from tauspan.processes import world
 from tauspan.report import Report, Table, provenance
 from tauspan.tasks import Split, Task, build_head
 from tauspan.vector import TaskVector
 
 
-def batches(encoder: Encoder, rows: Split, max_tokens: int | None, batch_size: int) -> Batches:
+class Prepared(Sequence[tuple[list[int], Batch]]):
+    """Batches with the places of their rows, encoded when they are asked for.
+
+    Texts and tensors are kept once encoded, so that a second pass costs nothing; images are not, since those of one
+    split can outgrow the memory.
+    """
+
+    def __init__(
+        self, encoder: Encoder, rows: Split, places: Sequence[list[int]], max_tokens: int | None
+    ) -> None:
+        self._encoder, self._rows, self._places, self._max_tokens = encoder, rows, places, max_tokens
+        self._kept: dict[int, Batch] = {}
+
+    def __len__(self) -> int:
+        return len(self._places)
+
+    def __getitem__(self, number: Any) -> Any:
+        if isinstance(number, slice):
+            return [self[one] for one in range(*number.indices(len(self)))]
+        places = self._places[number]
+        batch = self._kept.get(number)
+        if batch is None:
+            batch = self._encoder.encode([self._rows.inputs[place] for place in places], self._max_tokens)
+            if self._encoder.inputs.modality != "image":
+                self._kept[number] = batch
+        return places, batch
+
+
+def batches(encoder: Encoder, rows: Split, max_tokens: int | None, batch_size: int) -> Prepared:
     """The rows in batches of similar length (less padding), with the places they had."""
     for name, value in (("batch_size", batch_size), ("max_tokens", max_tokens)):
         if value is not None and value < 1:
             raise UsageError(f"{name}={value}: it must be at least 1.")
-    prepared = []
-    lengths = [len(item) if isinstance(item, str) else 0 for item in rows.inputs]
+    lengths = [0] * len(rows)
+    if encoder.inputs.modality == "text":
+        lengths = [len(item) if isinstance(item, str) else 0 for item in rows.inputs]
     order = sorted(range(len(rows)), key=lengths.__getitem__)
-    for begin in range(0, len(order), batch_size):
-        places = order[begin : begin + batch_size]
-        prepared.append((places, encoder.encode([rows.inputs[place] for place in places], max_tokens)))
-    return prepared
+    places = [order[begin : begin + batch_size] for begin in range(0, len(order), batch_size)]
+    return Prepared(encoder, rows, places, max_tokens)
 
 
 @torch.no_grad()
 def outputs(model: Callable[[Batch], Tensor], prepared: Batches, advance: Advance = silent) -> Tensor:
-    """A model's logits over prepared batches, shape (N, K), in the rows' order, on the CPU."""
-    parts = []
-    for places, batch in prepared:
-        parts.append((places, model(batch).detach().cpu()))
-        advance(len(places), "")
-    return in_order(parts, 0)
+    """A model's logits over prepared batches, shape (N, K), in the rows' order, on the CPU; processes share batches."""
+    return in_order(by_batch(lambda batch: model(batch).detach().cpu(), prepared, advance), 0)
 
 
 def accuracy(logits: Tensor, labels: Tensor) -> float:
@@ -77,36 +101,46 @@ def evaluate(
         show_progress: a bar on a terminal.
 
     Returns:
-        A `Report` with one row a task and the mean; `report.result["accuracy"]` by task name, and `["mean"]`.
+        A `Report` with one row a task and the mean; `report.result["accuracy"]` by task name, and `["mean"]`. Several
+        processes share the batches, and each returns the whole report.
+
+    Raises:
+        MismatchError: several processes were started with different models, edits or data.
     """
     if isinstance(encoder, Linearized):
         vector = encoder.task_vector() if vector is None else vector
         encoder = base_encoder(encoder)
     chosen = None if vector is None else edit_regime(vector, regime)
+    base = models.fingerprint_of(encoder)
+    if vector is not None:
+        vector.require_base(base)
     edited = apply(encoder, vector, scale) if vector is not None and chosen == "standard" else encoder
+    assert isinstance(edited, Encoder)  # noqa: S101 - `apply` keeps the class
+
+    def logits(task: Task, advance: Advance) -> Tensor:
+        head = build_head(task, encoder, max_tokens=max_tokens)
+        part = task.split(split)
+        prepared = batches(encoder, part, task.tokens(max_tokens), batch_size)
+        if vector is None or chosen == "standard":
+            with models.eval_mode(edited):
+                return outputs(Classifier(edited, head), prepared, advance)
+        tangent = linearize(Classifier(encoder, head), list(vector.deltas), point)
+        found = contributions(tangent, {vector.label: vector}, prepared, part.labels, advance=advance)
+        return found.logits([scale])
+
     rows: list[dict[str, str | int | float | bool | None]] = []
-    with progress("evaluate", sum(len(task.split(split)) for task in tasks), show_progress) as advance:
+    total = sum(len(task.split(split)) for task in tasks)
+    with world() as processes, progress("evaluate", total, show_progress and processes.first) as advance:
+        if processes.size > 1:
+            sums = " ".join(task.checksum()[:12] for task in tasks)
+            edit = "none" if vector is None else f"{vector.norm():.17g} x {scale!r}, {chosen}"
+            facts = {"the base's fingerprint": base[:12], "the tasks' checksums": sums, "the edit": edit}
+            processes.require_same({**facts, "the split": split})
         for task in tasks:
-            head = build_head(task, encoder, max_tokens=max_tokens)
-            part = task.split(split)
-            prepared = batches(encoder, part, task.tokens(max_tokens), batch_size)
-            if vector is not None and chosen != "standard":
-                tangent = linearize(Classifier(encoder, head), list(vector.deltas), point)
-                vector.require_base(models.fingerprint_of(encoder))
-                found = contributions(tangent, {vector.label: vector}, prepared, part.labels, advance=advance)
-                logits = found.logits([scale])
-            else:
-                assert isinstance(edited, Encoder)  # noqa: S101 - `apply` keeps the class
-                with models.eval_mode(edited):
-                    logits = outputs(Classifier(edited, head), prepared, advance)
-            loss = float(F.cross_entropy(logits, part.labels))
+            found, labels = logits(task, advance), task.split(split).labels
+            loss = float(F.cross_entropy(found, labels))
             rows.append(
-                {
-                    "task": task.name,
-                    "accuracy": accuracy(logits, part.labels),
-                    "loss": loss,
-                    "rows": len(part),
-                }
+                {"task": task.name, "accuracy": accuracy(found, labels), "loss": loss, "rows": len(labels)}
             )
     by_task = {str(row["task"]): row["accuracy"] for row in rows}
     means = (
@@ -117,11 +151,9 @@ def evaluate(
     if len(rows) > 1:
         rows.append({"task": "mean", **means, "rows": sum(int(row["rows"] or 0) for row in rows)})
     label = "pre-trained" if vector is None else f"{vector.label} x {scale:g}, {chosen}"
-    facts = provenance(
-        base=encoder.source, fingerprint=models.fingerprint_of(encoder), split=split, scale=scale
-    )
+    about = provenance(base=encoder.source, fingerprint=base, split=split, scale=scale)
     return Report(
-        f"Accuracy on {split}", [Table(label, rows)], facts, result={"accuracy": by_task, "mean": means}
+        f"Accuracy on {split}", [Table(label, rows)], about, result={"accuracy": by_task, "mean": means}
     )
 
 

@@ -34,8 +34,14 @@ def draw(report: Report, folder: Path) -> list[Path]:
             strict=True,
         ):
             _bars(axes, means, column, title)
+        joint = report.result.get("references", {}).get("joint")
+        if joint:
+            places, heights = range(len(joint)), [row["one model"] for row in joint.values()]
+            label = "joint training"
+            figure.axes[0].plot(places, heights, "x", ms=4, mew=1, color="#c8361d", label=label)
         seeds = str(report.result["seeds"]).partition(",")[0].partition(":")[0]
-        figure.suptitle(f"One model for all tasks: the sum of their vectors ({seeds})", fontsize=10)
+        start = ", random initialisation" if report.result.get("start") == "random" else ""
+        figure.suptitle(f"One model for all tasks: the sum of their vectors ({seeds}{start})", fontsize=10)
         handles, labels = figure.axes[0].get_legend_handles_labels()
         figure.legend(
             handles, labels, loc="outside lower center", ncols=len(labels), fontsize=7, frameon=False
@@ -149,15 +155,20 @@ def _maps(figure: Any, panels: Sequence[Any], members: Sequence[dict[str, Any]])
             f"{series['title']}\nmean in the box {series['mean']:.3f} ± {series['mean_stderr']:.3f}",
             fontsize=9,
         )
-        axes.set_xlabel(rf"$\alpha_1$  {first}", fontsize=8)
+        axes.set_xlabel(_axis(series, 1, first), fontsize=8)
         axes.set_aspect("equal")
         axes.tick_params(labelsize=7, length=2)
         axes.spines[:].set_visible(False)
-    panels[0].set_ylabel(rf"$\alpha_2$  {second}", fontsize=8)
+    panels[0].set_ylabel(_axis(members[0], 2, second), fontsize=8)
     bar = figure.colorbar(mesh, ax=list(panels), shrink=0.82, aspect=22, pad=0.02)
     bar.set_label(r"disentanglement error $\xi(\alpha_1, \alpha_2)$", fontsize=8)
     bar.ax.tick_params(labelsize=7, length=2)
     bar.outline.set_visible(False)
+
+
+def _axis(series: dict[str, Any], place: int, task: str) -> str:
+    """What an axis of a map measures: a coefficient, or the drift that it makes."""
+    return f"drift over its unit, {task}" if series.get("axes") == "drift" else rf"$\alpha_{place}$  {task}"
 
 
 def _spectrum(axes: Any, series: dict[str, Any]) -> None:

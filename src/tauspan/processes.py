@@ -8,6 +8,7 @@ on one process and on many.
 import functools
 import itertools
 import os
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -64,10 +65,24 @@ class World:
                 "the same settings, model and data."
             )
 
+    def gathered(self, mine: Sequence[Any]) -> list[Any]:
+        """The items of all processes, the first process's first; tensors among them must lie on the CPU."""
+        if self.size == 1:
+            return list(mine)
+        found: list[Any] = [None] * self.size
+        dist.all_gather_object(found, list(mine))
+        return [item for items in found for item in items]
+
     def wait(self) -> None:
         """Wait until every process is here."""
         if self.size > 1:
             dist.barrier()
+
+
+def own_device(name: str) -> str:
+    """`"cuda"` is this process's own GPU under a launcher; any other device is the one it names."""
+    local = os.environ.get("LOCAL_RANK")
+    return f"cuda:{local}" if name == "cuda" and local is not None else name
 
 
 @functools.cache
@@ -87,14 +102,19 @@ def world() -> Iterator[World]:
     if size == 1:
         yield World()
         return
-    ours = not dist.is_initialized()
+    ours, hook = not dist.is_initialized(), sys.excepthook
     if ours:
         store, rank = _rendezvous()
         prefix = PrefixStore(f"tauspan/{next(_GROUPS)}", store)
-        backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
+        backend = "gloo"
+        if torch.cuda.is_available():
+            backend = "cpu:gloo,cuda:nccl"
+            if "LOCAL_RANK" in os.environ:
+                torch.cuda.set_device(own_device("cuda"))
         dist.init_process_group(backend, store=prefix, rank=rank, world_size=size)
     try:
         yield World(dist.get_rank(), dist.get_world_size())
     finally:
         if ours:
             dist.destroy_process_group()
+            sys.excepthook = hook  # every group wraps it once more, to name the rank

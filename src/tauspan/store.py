@@ -6,11 +6,12 @@ to a temporary neighbour, flushed to the disk and renamed.
 
 import fcntl
 import json
+import math
 import os
 import re
 import shutil
 import tempfile
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,28 @@ PICKLE_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle", ".mar")
 _TEMPORARY = ".part"
 _REPLACED = ".old"
 LONGEST_HEADER = 100_000_000  # bytes; safetensors refuses more
+_ALIGNED = 8  # the header is padded to this, as safetensors does
+DTYPES: Mapping[str, torch.dtype] = {
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "F8_E4M3": torch.float8_e4m3fn,
+    "F8_E4M3FNUZ": torch.float8_e4m3fnuz,
+    "F8_E5M2": torch.float8_e5m2,
+    "F8_E5M2FNUZ": torch.float8_e5m2fnuz,
+    "F8_E8M0": torch.float8_e8m0fnu,
+    "I64": torch.int64,
+    "I32": torch.int32,
+    "I16": torch.int16,
+    "I8": torch.int8,
+    "U64": torch.uint64,
+    "U32": torch.uint32,
+    "U16": torch.uint16,
+    "U8": torch.uint8,
+    "BOOL": torch.bool,
+    "C64": torch.complex64,
+}
 
 
 def refuse_pickle(path: Path) -> None:
@@ -275,12 +298,15 @@ def publish(inner: Path, path: Path, *, overwrite: bool) -> None:
 
 
 @contextmanager
-def locked(folder: Path) -> Iterator[bool]:
-    """Hold the folder's lock, which the system frees when the process dies; whether it could be had at once."""
-    descriptor = os.open(folder, os.O_RDONLY)
+def locked(path: Path, wait: bool = False) -> Iterator[bool]:
+    """Hold the lock of a folder or file, which the system frees when the process dies.
+
+    Yields whether it was had: at once, or with `wait` after any others that held it.
+    """
+    descriptor = os.open(path, os.O_RDONLY)
     try:
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
             free = True
         except OSError:  # held by a living process, or the file system knows no locks
             free = False
@@ -351,6 +377,45 @@ def write_tensors(
     with atomic(path, overwrite=overwrite) as temporary:
         # an empty mapping of both would make safetensors write a file that it cannot read
         save_file(ready, temporary, metadata=dict(metadata) if metadata else None)
+
+
+def tensor_header(
+    kinds: Mapping[str, tuple[torch.dtype, Sequence[int]]], metadata: Mapping[str, str] | None = None
+) -> tuple[bytes, dict[str, int]]:
+    """The first bytes of a safetensors file, with the header's length, and where in the file each tensor starts."""
+    codes = {dtype: code for code, dtype in DTYPES.items()}
+    content: dict[str, Any] = {"__metadata__": dict(metadata)} if metadata else {}
+    starts, end = {}, 0
+    # wide types first, as safetensors does, so that every tensor starts at a multiple of its own width
+    for name, (dtype, shape) in sorted(kinds.items(), key=lambda item: -item[1][0].itemsize):
+        starts[name], end = end, end + math.prod(shape) * dtype.itemsize
+        content[name] = {"dtype": codes[dtype], "shape": list(shape), "data_offsets": [starts[name], end]}
+    text = json.dumps(content, separators=(",", ":"), ensure_ascii=False).encode()
+    text += b" " * (-len(text) % _ALIGNED)
+    first = len(text).to_bytes(8, "little") + text
+    return first, {name: len(first) + start for name, start in starts.items()}
+
+
+def stream_tensors(
+    path: str | Path,
+    kinds: Mapping[str, tuple[torch.dtype, Sequence[int]]],
+    tensors: Iterable[Tensor],
+    metadata: Mapping[str, str] | None = None,
+) -> None:
+    """`write_tensors` of tensors that come one by one, in the order of `kinds`; one at a time is held.
+
+    Args:
+        path: the file; an older one is replaced.
+        kinds: dtype and shape of each tensor by name.
+        tensors: their values, on any device.
+        metadata: text by text.
+    """
+    header, starts = tensor_header(kinds, metadata)
+    with atomic(path) as temporary, temporary.open("wb") as file:
+        file.write(header)
+        for start, tensor in zip((starts[name] for name in kinds), tensors, strict=True):
+            file.seek(start)
+            file.write(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
 
 
 def write_text(path: str | Path, text: str, *, overwrite: bool = True) -> None:

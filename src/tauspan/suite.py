@@ -1,8 +1,9 @@
-"""The seven text tasks that ship with the package; cards, licences and checksums lie beside the rows."""
+"""A task by name: the seven text tasks that ship with the package, the catalog's data sets, and directories."""
 
 from collections.abc import Sequence
 from pathlib import Path
 
+from tauspan.data import catalog, open_task
 from tauspan.errors import DataError, nearest
 from tauspan.tasks import Task
 
@@ -28,16 +29,25 @@ def suite(names: Sequence[str] | None = None) -> list[Task]:
     return [find_task(name) for name in (NAMES if names is None else names)]
 
 
-def find_task(name: str) -> Task:
-    """A shipped task by name, or a task directory by path.
+def find_task(name: str, root: str | Path | None = None, *, seed: int = 0) -> Task:
+    """A task by name.
+
+    Args:
+        name: of a shipped task (their licences and checksums lie beside the rows), of a data set of
+            `tauspan.data.catalog`, or the path of a directory with a `card.json`.
+        root: where the data sets of the catalog are; None takes them from the hub.
+        seed: of the catalog's validation splits.
 
     Raises:
-        DataError: neither; the message names the nearest shipped task.
+        DataError: none of these; the message names the nearest shipped task or data set.
     """
     if name in NAMES:
         return Task.from_directory(DIRECTORY / name)
+    if name in catalog():
+        return open_task(name, root, seed=seed)
     if (Path(name) / "card.json").is_file():
         return Task.from_directory(name)
     raise DataError(
-        f"no task {name!r}: not a shipped one, and no directory with a card.json. {nearest(name, NAMES)}"
+        f"no task {name!r}: not a shipped one, no data set of the catalog, and no directory with a card.json. "
+        f"{nearest(name, [*NAMES, *catalog()])}"
     )

@@ -23,7 +23,7 @@ from tauspan.linear.room import Room
 
 Tile: TypeAlias = dict[str, list[Piece]]
 CHUNK = 1 << 24  # numbers that are written out at a time, for each of the two factors
-PAIRS = 1 << 20  # products of two positions that are formed at a time: they should stay in the processor's cache
+PAIRS = 1 << 20  # products of two positions that are formed at a time, to stay in the cache
 _STRIP = 64  # rows of a symmetric product that are formed at a time
 _ELEMENTWISE = 64  # an element-wise multiply-add takes as long as about so many inside a matrix product
 

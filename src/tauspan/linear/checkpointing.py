@@ -1,6 +1,6 @@
 """Activation checkpointing: a block's activations are dropped and computed anew in the backward, exactly."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
@@ -13,7 +13,7 @@ from tauspan.errors import ModelError
 from tauspan.linear.dual import Dual, NoRuleError, mapped
 
 
-class _Shell(nn.Module):
+class Shell(nn.Module):
     """Runs a block's own forward, past the one that stands in for it."""
 
     def __init__(self, block: nn.Module) -> None:
@@ -31,15 +31,22 @@ def checkpointed(blocks: Sequence[nn.Module]) -> Iterator[None]:
 
     The second forward of a block runs at the parameters of the first one and carries no tangents.
     """
+    with replaced({block: _standing_in(block) for block in blocks}):
+        yield
+
+
+@contextmanager
+def replaced(forwards: Mapping[nn.Module, Callable[..., Any]]) -> Iterator[None]:
+    """Inside, each of these modules has another forward; `Shell` gets past it."""
     with ExitStack() as stack:
-        for block in blocks:
-            block.forward = _standing_in(block)
+        for block, forward in forwards.items():
+            block.forward = forward
             stack.callback(block.__dict__.pop, "forward")
         yield
 
 
 def _standing_in(block: nn.Module) -> Callable[..., Any]:
-    shell = _Shell(block)
+    shell = Shell(block)
 
     def forward(*args: Any, **kwargs: Any) -> Any:
         if not torch.is_grad_enabled():

@@ -75,6 +75,21 @@ class _Attach(torch.autograd.Function):
         return gradient, None
 
 
+def started(theta: Tensor, tau: Tensor, trace: Trace, tracked: bool) -> Dual:
+    """theta0 with the direction tau; if `tracked`, the gradient that arrives at it goes to tau."""
+    start = _Anchor.apply(theta, tau) if tracked else theta  # type: ignore[no-untyped-call]
+    return Dual(start, (tau.detach().to(theta.dtype),), trace)
+
+
+def parted(out: Tensor, tracked: bool) -> tuple[Tensor, Tensor]:
+    """`(f, J tau)` from a module's dual output; if `tracked`, the gradient of J tau goes to the graph of f."""
+    if not isinstance(out, Dual):
+        return out.detach(), torch.zeros_like(out)
+    value, tangent = out.primal, out.tangents[0]
+    attached: Tensor = _Attach.apply(value, tangent) if tracked else tangent  # type: ignore[no-untyped-call]
+    return value.detach(), attached
+
+
 def jvp(function: Function, theta0: Params, tau: Params, trace: Trace) -> tuple[Tensor, Tensor]:
     """`(f(theta0), J tau)`; differentiable once in tau.
 
@@ -85,19 +100,12 @@ def jvp(function: Function, theta0: Params, tau: Params, trace: Trace) -> tuple[
         trace: what to do about operations without a rule.
     """
     tracked = torch.is_grad_enabled() and any(delta.requires_grad for delta in tau.values())
-    point: dict[str, Tensor] = {}
-    for name, theta in theta0.items():
-        start = _Anchor.apply(theta, tau[name]) if tracked else theta  # type: ignore[no-untyped-call]
-        point[name] = Dual(start, (tau[name].detach().to(theta.dtype),), trace)
+    point: dict[str, Tensor] = {n: started(theta, tau[n], trace, tracked) for n, theta in theta0.items()}
     with (
         torch.enable_grad()
     ):  # nothing requires grad unless tracked; a no_grad of the module's own is seen by Dual
         out = function(point)
-    if not isinstance(out, Dual):
-        return out.detach(), torch.zeros_like(out)
-    value, tangent = out.primal, out.tangents[0]
-    attached: Tensor = _Attach.apply(value, tangent) if tracked else tangent  # type: ignore[no-untyped-call]
-    return value.detach(), attached
+    return parted(out, tracked)
 
 
 def jvps(function: Function, theta0: Params, taus: Sequence[Params], trace: Trace) -> tuple[Tensor, Tensor]:

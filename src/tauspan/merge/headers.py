@@ -16,29 +16,8 @@ from typing import Any
 import torch
 
 from tauspan.errors import StoreError, nearest
-from tauspan.store import LONGEST_HEADER, damaged, refuse_gguf, refuse_pickle
+from tauspan.store import DTYPES, LONGEST_HEADER, damaged, refuse_gguf, refuse_pickle
 
-DTYPES: Mapping[str, torch.dtype] = {
-    "F64": torch.float64,
-    "F32": torch.float32,
-    "F16": torch.float16,
-    "BF16": torch.bfloat16,
-    "F8_E4M3": torch.float8_e4m3fn,
-    "F8_E4M3FNUZ": torch.float8_e4m3fnuz,
-    "F8_E5M2": torch.float8_e5m2,
-    "F8_E5M2FNUZ": torch.float8_e5m2fnuz,
-    "F8_E8M0": torch.float8_e8m0fnu,
-    "I64": torch.int64,
-    "I32": torch.int32,
-    "I16": torch.int16,
-    "I8": torch.int8,
-    "U64": torch.uint64,
-    "U32": torch.uint32,
-    "U16": torch.uint16,
-    "U8": torch.uint8,
-    "BOOL": torch.bool,
-    "C64": torch.complex64,
-}
 _PREFIX = 8  # bytes that hold the header's length
 _MOST = 1 << 63  # torch counts entries in signed 64 bits
 _AXES = 64  # torch has no more

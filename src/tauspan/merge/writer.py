@@ -1,7 +1,6 @@
 """Safetensors files written at known offsets: headers come first, so blocks may come in any order."""
 
 import errno
-import json
 import os
 import shutil
 from collections.abc import Mapping, Sequence
@@ -14,10 +13,8 @@ import torch
 from torch import Tensor
 
 from tauspan.errors import StoreError
-from tauspan.merge.headers import DTYPES
+from tauspan.store import tensor_header
 
-_CODES = {dtype: code for code, dtype in DTYPES.items()}
-_ALIGNED = 8  # the header is padded to this, as safetensors does
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 MODEL = "model"
 
@@ -111,24 +108,11 @@ def layout(
 
 
 def _shard(file: str, group: Sequence[Entry], metadata: Mapping[str, str]) -> tuple[Shard, dict[str, Entry]]:
-    # wide types first, as safetensors does, so that every tensor starts at a multiple of its own width
-    ordered = sorted(group, key=lambda entry: -entry.dtype.itemsize)
-    content: dict[str, Any] = {"__metadata__": dict(metadata)} if metadata else {}
-    starts, end = [], 0
-    for entry in ordered:
-        starts.append(end)
-        end += entry.nbytes
-        content[entry.name] = {
-            "dtype": _CODES[entry.dtype], "shape": list(entry.shape), "data_offsets": [starts[-1], end]
-        }  # fmt: skip
-    text = json.dumps(content, separators=(",", ":"), ensure_ascii=False).encode()
-    text += b" " * (-len(text) % _ALIGNED)
-    header = len(text).to_bytes(8, "little") + text
+    header, starts = tensor_header({entry.name: (entry.dtype, entry.shape) for entry in group}, metadata)
     placed = {
-        entry.name: Entry(entry.name, entry.dtype, entry.shape, file, len(header) + start)
-        for entry, start in zip(ordered, starts, strict=True)
+        entry.name: Entry(entry.name, entry.dtype, entry.shape, file, starts[entry.name]) for entry in group
     }
-    return Shard(file, header, len(header) + end), placed
+    return Shard(file, header, len(header) + sum(entry.nbytes for entry in group)), placed
 
 
 class Writer:

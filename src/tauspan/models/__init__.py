@@ -13,6 +13,7 @@ from tauspan.models.select import (
     state_of,
 )
 from tauspan.models.sources import load_model, model_directory, save_model
+from tauspan.models.trim import trimmed
 
 __all__ = [
     "Batch",
@@ -31,4 +32,5 @@ __all__ = [
     "save_model",
     "select",
     "state_of",
+    "trimmed",
 ]

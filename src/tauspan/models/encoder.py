@@ -13,6 +13,7 @@ from tauspan.errors import DataError, MismatchError, ModelError
 Modality = Literal["text", "image", "tensor"]
 Interpolation = Literal["nearest-exact", "bilinear", "bicubic"]
 Batch: TypeAlias = Tensor | Mapping[str, Tensor]
+_PROMPTS = 256  # that go through a text tower at once
 
 
 @dataclass(frozen=True)
@@ -47,13 +48,14 @@ class Inputs:
         Raises:
             DataError: the inputs are not of this encoder's modality, or tensors differ in shape.
         """
+        raw = list(raw)  # once: an item of a lazy sequence is decoded whenever it is looked at
         if self.modality == "text":
             if not all(isinstance(text, str) for text in raw):
                 raise DataError(
                     f"this encoder reads text, and the task holds {type(raw[0]).__name__} inputs."
                 )
             tokens = self.tokenizer(
-                list(raw), padding=True, truncation=True, max_length=max_tokens, return_tensors="pt"
+                raw, padding=True, truncation=True, max_length=max_tokens, return_tensors="pt"
             )
             return {name: tensor for name, tensor in tokens.items() if isinstance(tensor, Tensor)}
         if any(isinstance(item, str) for item in raw):
@@ -106,6 +108,14 @@ class Inputs:
         return resized.clamp(0, 1)
 
 
+@dataclass(frozen=True)
+class Whole:
+    """What a trimmed encoder was part of: the whole's fingerprint, and the part's own at that time."""
+
+    fingerprint: str
+    part: str
+
+
 class Encoder(nn.Module):
     """A pre-trained model as a map from a batch to features of shape (N, d), before any normalisation.
 
@@ -120,6 +130,10 @@ class Encoder(nn.Module):
             exp(logit_scale) for CLIP).
         prefixes: parameter-name prefixes that lie on the path to the features; () means all.
         save_extras: writes what else belongs into a saved directory (tokenizer, pooling), or None.
+
+    Attributes:
+        heads: frozen heads that took long to build, by what they are made of; kept by `tauspan.tasks.build_head`.
+        whole: what this is a part of, if `trimmed` made it; else None.
     """
 
     def __init__(
@@ -144,6 +158,8 @@ class Encoder(nn.Module):
         self.logit_scale = logit_scale
         self.prefixes = prefixes
         self.save_extras = save_extras
+        self.heads: dict[str, Head] = {}
+        self.whole: Whole | None = None
 
     def forward(self, batch: Batch) -> Tensor:
         """Features of shape (N, d)."""
@@ -168,12 +184,22 @@ class Encoder(nn.Module):
         """Unit-norm features of label prompts, shape (K, d)."""
         if self.label_features is None:
             raise ModelError(
-                f"{self.source} has no text tower: use class prototypes or a classifier of your own."
+                f"{self.source} has no text tower to embed prompts with: take class prototypes, a linear probe "
+                '(`head_from="prototypes"` or `"probe"`), or a head of your own.'
+            )
+        if self.whole is not None and self.label_features is not self.features:
+            raise ModelError(
+                f"{self.source} was trimmed and has no text tower any more, and this task's head was not built before. "
+                "Call `build_head` for every task on the whole encoder, then `trimmed`."
             )
         device = next(self.backbone.parameters()).device
-        tokens = self.inputs.tokenizer(list(prompts), padding=True, truncation=True, return_tensors="pt")
-        batch = {name: tensor.to(device) for name, tensor in tokens.items()}
-        return F.normalize(self.label_features(self.backbone, batch).detach(), dim=-1)
+        parts = []
+        for begin in range(0, len(prompts), _PROMPTS):
+            some = list(prompts[begin : begin + _PROMPTS])
+            tokens = self.inputs.tokenizer(some, padding=True, truncation=True, return_tensors="pt")
+            batch = to_device(dict(tokens), device)
+            parts.append(F.normalize(self.label_features(self.backbone, batch).detach(), dim=-1))
+        return torch.cat(parts)
 
 
 def _named(function: Any) -> str:
@@ -243,7 +269,8 @@ class Head(nn.Module):
                 f"the head reads {self.weight.shape[-1]} features and the encoder gives {features.shape[-1]}."
             )
         unit = F.normalize(features, dim=-1) if self.normalize else features
-        return F.linear(unit * self.scale, self.weight.to(unit.dtype), self.bias)
+        bias = None if self.bias is None else self.bias.to(unit.dtype)
+        return F.linear(unit * self.scale, self.weight.to(unit.dtype), bias)
 
 
 class Classifier(nn.Module):

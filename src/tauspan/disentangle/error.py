@@ -1,0 +1,73 @@
+"""Distances between edited models' predictions, and their means over rows and over parts of a grid."""
+
+from collections.abc import Callable, Sequence
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from tauspan.disentangle.asked import CLOSE, Axis, Pair, inside
+from tauspan.disentangle.edited import At, Outputs, finite_logits
+from tauspan.report import Cell
+
+Distance = Literal["argmax", "probabilities"]
+
+
+def _classes_differ(first: Tensor, second: Tensor) -> Tensor:
+    return (first.argmax(-1) != second.argmax(-1)).double()
+
+
+def _total_variation(first: Tensor, second: Tensor) -> Tensor:
+    return (first.double().softmax(-1) - second.double().softmax(-1)).abs().sum(-1) / 2
+
+
+DISTANCES = {"argmax": _classes_differ, "probabilities": _total_variation}
+
+
+def distances(
+    edited: Outputs,
+    pair: Pair,
+    axes: tuple[Axis, Axis],
+    dist: Callable[[Tensor, Tensor], Tensor],
+    advance: Callable[[int, str], None],
+) -> list[Tensor]:
+    """For each task of a pair, the distance of each row at each grid point, shape (G1, G2, N_t), float64."""
+
+    def logits(place: int, where: At) -> Tensor:
+        return finite_logits(edited, pair, place, where)
+
+    alone = ({a: logits(0, (a, 0.0)) for a in axes[0]}, {a: logits(1, (0.0, a)) for a in axes[1]})
+    rows = [len(next(iter(own.values()))) for own in alone]
+    found = [torch.empty(len(axes[0]), len(axes[1]), count, dtype=torch.float64) for count in rows]
+    for i, first in enumerate(axes[0]):
+        for j, second in enumerate(axes[1]):
+            where = (first, second)
+            for place, own in enumerate(alone):
+                single = own[where[place]]
+                mixed = single if where[1 - place] == 0 else logits(place, where)
+                found[place][i, j] = dist(single, mixed)
+        advance(1, " + ".join(task.name for task in pair))
+    return found
+
+
+def mean(apart: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+    """The error and its standard error from distances of two independent samples of rows, the last axis."""
+    xi = torch.stack([one.mean(-1) for one in apart]).sum(0)
+    variance = torch.stack([one.var(-1) / one.shape[-1] for one in apart]).sum(0)
+    return xi, variance.sqrt()
+
+
+def numbers(apart: Sequence[Tensor], axes: tuple[Axis, Axis], box: tuple[float, float]) -> dict[str, Cell]:
+    """Means over parts of the grid; rows are the sample, so each row is averaged over the points first."""
+    first, second = (inside(axis, box) for axis in axes)
+    one = [[k for k, a in enumerate(axis) if abs(a - 1) < CLOSE] for axis in axes]
+    parts = {
+        "box": [each[first][:, second].mean((0, 1)) for each in apart],
+        "grid": [each.mean((0, 1)) for each in apart],
+        "at (1, 1)": [each[one[0][0], one[1][0]] for each in apart] if all(one) else None,
+    }
+    found: dict[str, Cell] = {}
+    for name, rows in parts.items():
+        xi, stderr = (None, None) if rows is None else map(float, mean(rows))
+        found |= {name: xi, f"{name} s.e.": stderr}
+    return found

@@ -1,0 +1,44 @@
+"""Merging methods side by side, each with an alpha of its own."""
+
+from typing import Any
+
+from tauspan import search
+from tauspan.diagnose.rows import Findings
+from tauspan.edit import EditRegime
+from tauspan.report import Cell, Report, Table
+from tauspan.run.addition import COLUMNS
+from tauspan.run.spread import in_words, spread
+from tauspan.run.workshop import Workshop, course_of
+
+
+def merging(shop: Workshop) -> Findings:
+    """One row a regime and method; nothing where the recipe names no method."""
+    asked = shop.recipe.merge
+    rows: list[dict[str, Cell]] = []
+    for regime in asked.regimes or shop.recipe.regimes if asked.methods else ():
+        done = [_merged(shop, regime, seed).tables[0].rows for seed in shop.recipe.seeds]
+        for place, method in enumerate(asked.methods):
+            columns = spread([found[place] for found in done], ("alpha", *COLUMNS[1:]))
+            rows.append({"regime": regime, "method": method, **columns})
+    note = (
+        f"{in_words(shop.recipe.seeds)}; test split; means over tasks, methods with their default options, alpha chosen "
+        "on validation by mean normalised accuracy; norm.: over single, in the same regime"
+    )
+    return Findings([Table("Merging, test accuracy", rows, note)] if rows else [], [], {})
+
+
+def _merged(shop: Workshop, regime: EditRegime, seed: int) -> Report:
+    """The methods side by side, for one regime and seed."""
+    vectors = shop.vectors(course_of(regime), seed)
+    shared: dict[str, Any] = {
+        **shop.shared(),
+        "grid": shop.recipe.merge.grid or search.WIDE_GRID,
+        "seed": seed,
+    }
+    methods: search.Methods = {name: (name, {}) for name in shop.recipe.merge.methods}
+
+    def work() -> Report:
+        return search.compare(shop.encoder(seed), vectors, methods, regime, show_progress=shop.show, **shared)
+
+    key = shop.key(vectors, regime, shared, list(methods))
+    return shop.stages.report(regime, "merge", f"merge-{regime}-seed{seed}", key, work)

@@ -1,0 +1,163 @@
+"""Fine-tuning of what one device cannot hold: theta0, tau, gradients and moments in shards, one block whole at a time."""
+
+import copy
+import gc
+from collections.abc import Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal, NoReturn
+
+import torch
+from torch import Tensor, nn
+from torch.distributed.device_mesh import init_device_mesh
+
+from tauspan import models, store
+from tauspan.errors import ModelError, NonFiniteError, UsageError
+from tauspan.linear import Kind
+from tauspan.linear.dual import NoRuleError
+from tauspan.models import Batch, Classifier, Encoder, Head
+from tauspan.params import Params
+from tauspan.processes import World
+from tauspan.report import versions
+from tauspan.train.cells import Shards, held
+from tauspan.train.settings import Settings
+from tauspan.train.trainee import Trainee, precisely
+from tauspan.vector import TaskVector, header
+
+
+class ShardedTrainee:
+    """Both regimes on shards: a trainee and its layout in one, since only it knows where a tensor's parts lie.
+
+    Its parameters are plain tensors, this process's parts in the memory that FSDP gathers from.
+
+    Raises:
+        UsageError: a cache, or autocast, which would keep a copy of every weight until the backward.
+        ModelError: an operation that tangents cannot be carried through.
+    """
+
+    together = True
+
+    def __init__(self, encoder: Encoder, heads: Sequence[Head], settings: Settings, processes: World) -> None:
+        if settings.cache != "none":
+            raise UsageError(
+                f"cache={settings.cache!r}: what a cache keeps is not sharded. Take cache='none'."
+            )
+        if settings.precision == "bfloat16":
+            raise UsageError(
+                "precision='bfloat16' keeps a copy of every weight until the backward, so sharding would save little. "
+                "Load the model in bfloat16, or take precision='tf32'."
+            )
+        whole = Classifier(encoder, heads[0])
+        models.require_deterministic(whole)
+        names = models.select(whole, settings.params)
+        self.processes, self._settings = processes, settings
+        self._base, self._source = models.fingerprint_of(encoder), encoder.source
+        gc.collect()  # FSDP's hooks refer to one another, so the shards of an earlier run may still lie here
+        kind = "cuda" if torch.cuda.is_available() else "cpu"
+        self._shards = Shards(encoder, names, settings.regime, init_device_mesh(kind, (processes.size,)))
+        self._heads = [copy.deepcopy(head).to(self._shards.device) for head in heads]
+        parts = {name: held(self._shards.trained[name]) for name in names}
+        self.parameters: dict[str, Tensor] = {name: nn.Parameter(part) for name, part in parts.items()}
+        linear = settings.regime == "linear"
+        self._start = {} if linear else {name: part.clone() for name, part in parts.items()}
+        self._point = "encoder" if settings.point == "encoder" and linear else "logits"
+
+    def restore(self) -> None:
+        """Put the encoder together again, as it was."""
+        self._shards.restore(self._start)
+
+    # -- a trainee -------------------------------------------------------------------------------------------
+
+    def __call__(self, batch: Batch, task: int = 0) -> Tensor:
+        """Logits of shape (N, K) under the head of one task."""
+        run = partial(self._shards, batch, self._heads[task], self._point == "logits")
+        try:
+            return precisely(self._settings.precision, self._shards.device, run)
+        except (NoRuleError, NotImplementedError) as error:
+            raise ModelError(
+                f"{self._source} cannot be trained in shards in the tangent space: {error}, and the reference engine "
+                "needs the model whole. Train it without sharding, or in the standard regime."
+            ) from error
+
+    def cache(self, batches: Sequence[Batch], kind: Kind | Literal["auto"], folder: Path | None) -> NoReturn:
+        """Nothing is kept; the constructor refuses it."""
+        raise UsageError("what a cache keeps is not sharded.")
+
+    def anchor(self) -> Params | None:
+        """What weight decay pulls this process's parts to; None stands for zero."""
+        if self._settings.regime == "standard":
+            return self._start if self._settings.decay_toward == "base" else None
+        if self._settings.decay_toward == "base":
+            return None
+        return {name: -held(self._shards.theta[name]) for name in self.parameters}
+
+    def task_vector(self, label: str, info: dict[str, Any]) -> TaskVector:
+        """What was learned, gathered tensor by tensor into every process's memory."""
+        deltas = {name: self._shards.whole(name, part).cpu() for name, part in self._deltas().items()}
+        return TaskVector(deltas, self._base, self._settings.regime, label, self._facts(info))
+
+    def _facts(self, info: dict[str, Any]) -> dict[str, Any]:
+        point = {"point": self._point} if self._settings.regime == "linear" else {}
+        return {"base_id": self._source, **point, "versions": versions(), **info}
+
+    def _deltas(self) -> dict[str, Tensor]:
+        """This process's parts of the vector; in the standard regime formed in float64 and rounded once."""
+        if self._settings.regime == "linear":
+            return {name: part.detach() for name, part in self.parameters.items()}
+        return {
+            name: (part.detach().double() - self._start[name].double()).to(
+                torch.promote_types(part.dtype, torch.float32)
+            )
+            for name, part in self.parameters.items()
+        }
+
+    # -- its layout ------------------------------------------------------------------------------------------
+
+    def exchange(self, parameters: Params, loss: Tensor) -> tuple[list[Tensor], Tensor]:
+        """FSDP has summed the gradients; what is left are loss and norm."""
+        gradients = []
+        for name, parameter in parameters.items():
+            shards = self._shards.trained[name]
+            found, shards.grad = shards.grad, None
+            parameter.grad = torch.zeros_like(parameter) if found is None else held(found)
+            gradients.append(parameter.grad)
+        squares = [gradient.double().square().sum() for gradient in gradients]
+        square = torch.stack(squares).sum()
+        self.processes.sum([square, loss])
+        return gradients, square.sqrt()
+
+    def write(self, file: Path, parts: Mapping[str, tuple[str, Tensor]], metadata: Mapping[str, str]) -> None:
+        """Gathered and written tensor by tensor: the first process holds one whole tensor at a time."""
+        kinds = {key: (part.dtype, self._shards.shapes[name]) for key, (name, part) in parts.items()}
+        whole = (self._shards.whole(name, part).cpu() for name, part in parts.values())
+        if self.processes.first:
+            store.stream_tensors(file, kinds, whole, metadata)
+        else:
+            for _ in whole:
+                pass
+
+    def part(self, whole: Tensor) -> Tensor:
+        """What this process holds of a whole tensor."""
+        return self._shards.part(whole)
+
+    def finished(self, trainee: Trainee, label: str, info: dict[str, Any], file: Path | None) -> TaskVector:
+        """With a file the vector is read back from it, in mapped memory: no process holds it whole.
+
+        Raises:
+            NonFiniteError: NaN or infinity in the vector, told by all processes alike.
+        """
+        if file is None:
+            return self.task_vector(label, info)
+        deltas = self._deltas()
+        bad = torch.stack([(~torch.isfinite(part)).sum() for part in deltas.values()])
+        self.processes.sum([bad])
+        for name, count in zip(deltas, bad.tolist(), strict=True):
+            if count:
+                raise NonFiniteError(
+                    f"tensor {name!r} of the vector {label!r} has {count} values that are not finite. Train it again "
+                    "with a lower learning rate."
+                )
+        facts = header(self._base, self._settings.regime, label, self._facts(info))
+        self.write(file, {name: (name, part) for name, part in deltas.items()}, facts)
+        self.processes.wait()
+        return TaskVector.from_pretrained(file)

@@ -1,0 +1,157 @@
+"""The verbs of data sets: what there is, whether splits leak, which rows they have."""
+
+import argparse
+import json
+import sys
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+from tauspan import commands
+from tauspan.errors import UsageError
+
+if TYPE_CHECKING:
+    from tauspan.data import Leaks
+    from tauspan.report import Cell
+    from tauspan.tasks import Task
+
+Verb: TypeAlias = Callable[..., argparse.ArgumentParser]
+
+
+def add(verbs: Any, verb: Verb) -> None:
+    """Add the verbs of data sets to a parser; `verb(into, name, does, function)` makes one."""
+    data = verbs.add_parser(
+        "data", help="list data sets, check their splits, write manifests"
+    ).add_subparsers(dest="action", required=True, metavar="ACTION")
+    verb(data, "list", "list the data sets of the catalog", list_sets)
+    checked = verb(
+        data, "check", "look for rows that stand in two splits; exit code 6 if there are any", check
+    )
+    written = verb(data, "manifest", "say which rows a task has, as hashes", write)
+    checked.add_argument("tasks", nargs="+", metavar="TASK", help="a data set, a shipped task or a directory")
+    written.add_argument("task", metavar="TASK", help="a data set, a shipped task or a directory")
+    for made in (checked, written):
+        made.add_argument("--root", metavar="DIR", help="the folder of the data sets (default: the hub)")
+    checked.add_argument(
+        "--near", metavar="BITS",
+        help="images whose perceptual hashes differ in at most so many of 64 bits are near-duplicates, 0 to 8, or none "
+        "(default: what the data set says)",
+    )  # fmt: skip
+    checked.add_argument("--allow-leaks", action="store_true", help="print leaks and go on, with exit code 0")
+    checked.add_argument("--against", metavar="FILE", help="compare with a stored manifest, of one task")
+    written.add_argument("-o", "--out", metavar="FILE", help="write it there (default: stdout)")
+
+
+def list_sets(options: argparse.Namespace) -> None:
+    """The catalog as tables."""
+    from tauspan.data import catalog
+    from tauspan.report import Report, Table
+
+    known = catalog()
+    sets: list[dict[str, Cell]] = [
+        {
+            "name": name, "classes": one.class_count, "templates": len(one.templates), "epochs": one.paper_epochs,
+            "GB": f"{one.download_gb:g}", "hub": one.hub.id,
+        }
+        for name, one in known.items()
+    ]  # fmt: skip
+    rows: list[dict[str, Cell]] = [
+        {"name": name, "train": one.sizes.train, "validation": one.sizes.validation, "test": one.sizes.test}
+        for name, one in known.items()
+    ]
+    controls = "; ".join(f"{name}: {one.control_split}" for name, one in known.items() if one.control_split)
+    tables = [
+        Table("data sets", sets, "GB: about what the hub copy takes."),
+        Table("rows of the benchmark", rows, f"Controls: {controls}."),
+    ]
+    commands.show(Report("data sets", tables), options)
+
+
+def check(options: argparse.Namespace) -> None:
+    """Splits and leaks of some tasks; every task is looked at before an error ends the verb."""
+    from tauspan.data import check_manifest, find_leaks
+    from tauspan.report import Report, Table
+    from tauspan.suite import find_task
+
+    if options.against and len(options.tasks) != 1:
+        raise UsageError(f"--against compares one task, and {len(options.tasks)} are named.")
+    asked = None if options.near is None else _bits(options.near)
+    splits: list[dict[str, Cell]] = []
+    leaks: list[dict[str, Cell]] = []
+    found: list[Leaks] = []
+    for name in options.tasks:
+        task = find_task(name, options.root, seed=options.seed or 0)
+        if options.against:
+            check_manifest(task, options.against)
+        near = task.extra.get("near") if options.near is None else asked
+        found.append(find_leaks(task, near, show_progress=not options.quiet))
+        splits += _splits(task)
+        leaks += _leaks(found[-1])
+    tables = [
+        Table("splits", splits, "Benchmark: how many rows the published splits have."),
+        Table("rows that stand in two splits", leaks, _note(found)),
+    ]
+    commands.show(Report("data", tables, result={"leaks": any(map(bool, found))}), options)
+    for one in found:
+        if not options.allow_leaks:
+            one.require_none()
+
+
+def write(options: argparse.Namespace) -> None:
+    """A task's manifest, to a file or to stdout."""
+    from tauspan.data import manifest, write_manifest
+    from tauspan.suite import find_task
+
+    task = find_task(options.task, options.root, seed=options.seed or 0)
+    made = write_manifest(task, options.out) if options.out else manifest(task)
+    if options.json or not options.out:
+        sys.stdout.write(json.dumps(made, indent=1, ensure_ascii=False) + "\n")
+    else:
+        commands.say(f"Wrote {options.out}: {task}.", options)
+
+
+def _bits(text: str) -> int | None:
+    if text == "none":
+        return None
+    if not text.isdecimal() or int(text) > 8:
+        raise UsageError(f"--near {text}: a number of bits from 0 to 8, or none.")
+    return int(text)
+
+
+def _splits(task: "Task") -> "list[dict[str, Cell]]":
+    from tauspan.data import catalog
+    from tauspan.tasks import SPLITS
+
+    known = catalog().get(str(task.extra.get("dataset")))
+    return [
+        {
+            "task": task.name,
+            "split": split,
+            "rows": len(task.splits[split]),
+            "benchmark": getattr(known.sizes, split) if known else None,
+            "classes": len(task.label_names),
+            "made": task.extra.get("validation", "own") if split == "validation" else "own",
+            "from": task.source if split == "train" else None,
+        }
+        for split in SPLITS
+    ]
+
+
+def _leaks(found: "Leaks") -> "list[dict[str, Cell]]":
+    return [
+        {
+            "task": found.task,
+            "rows of": second,
+            "that stand in": first,
+            "equal": found.counts["equal", first, second],
+            "near": found.counts.get(("near", first, second)),
+            "first": "; ".join(str(one) for one in found.examples if one.splits == (first, second)) or None,
+        }
+        for kind, first, second in found.counts
+        if kind == "equal"
+    ]
+
+
+def _note(found: "list[Leaks]") -> str:
+    bits = sorted({one.near for one in found if one.near is not None})
+    near = f" Near: both perceptual hashes within {', '.join(map(str, bits))} of 64 bits." if bits else ""
+    return "Equal: the same pixels, or the same text but for case, punctuation and white space." + near

@@ -1,0 +1,106 @@
+"""`tauspan data`: lists, checks, manifests, and their exit codes."""
+
+import json
+
+import datasets
+import pytest
+
+from imagesets import encoded, picture, rows, write_card, write_folder
+from tauspan.cli import main
+from tauspan.data import catalog
+
+NAMES = catalog()["stl10"].classes
+
+
+@pytest.fixture
+def root(tmp_path, monkeypatch):
+    """A folder with a toy stl10."""
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    for split in ("train", "test"):
+        write_folder(tmp_path / "stl10" / split, rows(split, 10, 2), NAMES)
+    return tmp_path
+
+
+def plant(root, label=0, data=None):
+    folder = root / "stl10" / "test" / NAMES[label]
+    (folder / "9999.png").write_bytes(
+        data or next(iter((root / "stl10" / "train" / NAMES[label]).iterdir())).read_bytes()
+    )
+
+
+def test_the_catalog_is_listed(capsys):
+    assert main(["data", "list", "--json"]) == 0
+    sets, sizes = json.loads(capsys.readouterr().out)["tables"]
+    assert [row["name"] for row in sets["rows"]] == list(catalog())
+    assert {"name": "dtd", "train": 3384, "validation": 376, "test": 1880} in sizes["rows"]
+    assert "imagenet: test = official validation split" in sizes["note"]
+    assert main(["data", "list"]) == 0
+    assert "tanganke/stanford_cars" in capsys.readouterr().out
+
+
+def test_clean_splits_pass(root, capsys):
+    assert main(["data", "check", "stl10", "--root", str(root), "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    splits, leaks = found["tables"]
+    assert found["result"] == {"leaks": False}
+    assert [(row["split"], row["rows"], row["benchmark"], row["made"]) for row in splits["rows"]] == [
+        ("train", 18, 4500, "own"), ("validation", 2, 500, "held out of train"), ("test", 20, 8000, "own"),
+    ]  # fmt: skip
+    assert all(row["equal"] == row["near"] == 0 for row in leaks["rows"])
+    assert "within 4 of 64 bits" in leaks["note"]
+
+
+def test_a_planted_row_ends_with_exit_code_6_and_can_be_allowed(root, capsys):
+    plant(root)
+    arguments = ["data", "check", "stl10", "--root", str(root)]
+    assert main(arguments) == 6
+    shown = capsys.readouterr()
+    assert "rows that stand in two splits" in shown.out
+    assert "rows of task 'stl10' stand in two splits: 1 of test in " in shown.err
+    assert main([*arguments, "--allow-leaks", "--quiet"]) == 0
+    assert capsys.readouterr().out == ""
+
+
+def test_near_duplicates_are_looked_for_as_asked(root):
+    plant(root, data=encoded(picture(0), "JPEG", quality=90))
+    arguments = ["data", "check", "stl10", "--root", str(root), "--quiet"]
+    assert main(arguments) == 6
+    assert main([*arguments, "--near", "none"]) == 0
+    assert main([*arguments, "--near", "8"]) == 6
+
+
+@pytest.mark.parametrize("value", ["9", "-1", "few"])
+def test_a_distance_that_is_none_is_a_usage_error(value, capsys):
+    assert main(["data", "check", "stl10", f"--near={value}"]) == 2
+    assert f"--near {value}" in capsys.readouterr().err
+
+
+def test_shipped_tasks_and_directories_are_checked_together(tmp_path, capsys):
+    folder = write_card(tmp_path / "mine", ("x", "y", "z"))
+    assert main(["data", "check", "tweet_sentiment", str(folder), "--json"]) == 0
+    splits, _ = json.loads(capsys.readouterr().out)["tables"]
+    assert [row["task"] for row in splits["rows"]] == ["tweet_sentiment"] * 3 + ["mine"] * 3
+
+
+def test_an_unknown_name_gets_the_nearest(capsys):
+    assert main(["data", "check", "stl"]) == 6
+    assert "Did you mean 'stl10'" in capsys.readouterr().err
+
+
+def test_a_manifest_is_written_printed_and_compared(root, capsys):
+    file = root / "stl10.json"
+    arguments = ["stl10", "--root", str(root)]
+    assert main(["data", "manifest", *arguments, "-o", str(file)]) == 0
+    assert "Wrote" in capsys.readouterr().out
+    assert main(["data", "manifest", *arguments]) == 0
+    assert json.loads(capsys.readouterr().out) == json.loads(file.read_text())
+    assert main(["data", "check", *arguments, "--against", str(file), "--quiet"]) == 0
+    assert main(["data", "check", *arguments, "--against", str(file), "--quiet", "--seed", "1"]) == 6
+    assert "validation split was drawn with seed 0, this one with 1" in capsys.readouterr().err
+    assert main(["data", "check", "svhn", *arguments, "--against", str(file)]) == 2
+
+
+def test_a_damaged_image_is_an_error_that_names_it(root, capsys):
+    plant(root, data=b"no image")
+    assert main(["data", "check", "stl10", "--root", str(root), "--quiet"]) == 6
+    assert "9999.png cannot be read as an image" in capsys.readouterr().err

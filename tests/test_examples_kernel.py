@@ -48,3 +48,10 @@ def test_poles_and_deep_classifiers(capsys):
     assert [row["limit"] for row in classes] == kinds
     assert min(row["agrees with the limit"] for row in classes) > 0.9
     assert "4.5379" in capsys.readouterr().out
+
+
+def test_soft_margin_training_is_a_support_vector_machine():
+    found = example("nn_svm")(width=64, steps=200, falling=(200,))
+    assert found.functions < 1e-12
+    assert found.vectors < 1e-12
+    assert found.flips == (0, 1)

@@ -53,11 +53,11 @@ def run(options: argparse.Namespace) -> None:
     """A recipe of the user's."""
     recipe = Path(options.recipe)
     out = Path(options.out) if options.out else Path("out") / recipe.stem
-    _recipe(recipe, out, options)
+    _recipe(recipe, out, options, options.workers)
     say(f"Wrote {out}/report.json, {out}/report.md and the figures beside them.", options)
 
 
-def _recipe(file: Path, out: Path, options: argparse.Namespace) -> None:
+def _recipe(file: Path, out: Path, options: argparse.Namespace, workers: int = 1) -> None:
     import dataclasses
 
     from tauspan.recipe import Recipe
@@ -66,7 +66,7 @@ def _recipe(file: Path, out: Path, options: argparse.Namespace) -> None:
     recipe = Recipe.read(file)
     if options.seed is not None:
         recipe = dataclasses.replace(recipe, seeds=(options.seed,))
-    show(carry_out(recipe, out, show_progress=not options.quiet), options)
+    show(carry_out(recipe, out, workers=workers, show_progress=not options.quiet), options)
 
 
 def finetune(options: argparse.Namespace) -> None:

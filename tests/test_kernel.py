@@ -74,7 +74,9 @@ def test_backends_agree_on_transformers(name):
     kernel = TangentKernel(model, x, backend="structured", batch_size=2)
     assert zoo.close(kernel.diag(), plain.dense().diagonal())
     for backend in BACKENDS:
-        assert zoo.close(TangentKernel(model, x, backend=backend, batch_size=2).dense(), plain.dense()), backend
+        assert zoo.close(TangentKernel(model, x, backend=backend, batch_size=2).dense(), plain.dense()), (
+            backend
+        )
     vector = zoo.normal(plain.shape[0])
     assert zoo.close(TangentKernel(model, x).matvec(vector), plain.dense() @ vector)
 
@@ -468,6 +470,8 @@ def test_one_row_and_one_output():
         ({"outputs": 3}, UsageError, "outputs 0 to 2"),
         ({"outputs": "sun"}, UsageError, "'sum'"),
         ({"outputs": ("sign", 1)}, UsageError, "'signs', seed"),
+        ({"outputs": ("signs", "a")}, UsageError, "whole number as seed"),
+        ({"outputs": True}, UsageError, "outputs=True"),
         ({"outputs": torch.ones(2, 3)}, UsageError, r"\(5, 3\)"),
         ({"outputs": torch.full((5, 3), float("inf"))}, NonFiniteError, "loss"),
         ({"backend": "contraktion"}, UsageError, "'contraction'"),
@@ -490,6 +494,10 @@ def test_calls_that_do_not_fit():
         kernel.pullback(torch.ones(4))
     with pytest.raises(UsageError, match=r"give \(15, k\)"):
         kernel.matvec(torch.ones(4))
+    with pytest.raises(UsageError, match="row 5 of a kernel with rows 0 to 4"):
+        kernel.block([5], [0])
+    with pytest.raises(UsageError, match="column -1 of"):
+        kernel.block([0], [-1])
     with pytest.raises(UsageError, match="rows 0 to 14"):
         kernel.rows([15])
     with pytest.raises(UsageError, match="symmetric"):

@@ -66,7 +66,9 @@ def parser() -> argparse.ArgumentParser:
     run = verb(verbs, "run", "carry out a recipe", commands.run)
     run.add_argument("recipe", help="a YAML file; see recipes/")
     run.add_argument("--out", help="output folder (default out/RECIPE-NAME)")
-    run.add_argument("--workers", type=int, default=1, help="processes that fine-tune at the same time (default 1)")
+    run.add_argument(
+        "--workers", type=int, default=1, help="processes that fine-tune at the same time (default 1)"
+    )
 
     tune = verb(verbs, "finetune", "fine-tune on one task and write the task vector", commands.finetune)
     tune.add_argument("model", help="minilm, a directory or a hub id")

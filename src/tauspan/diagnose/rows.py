@@ -27,7 +27,8 @@ class Settings:
     Args:
         rows: at most so many of each task, drawn by a permutation keyed by `seed`; 2 or more.
         split: whose rows.
-        outputs: `"sum"` of the logits over sqrt(C), which costs as one output; or `"all"` for few classes.
+        outputs: `"sum"` of the logits over sqrt(C), which costs as one output and sees the mean logit alone; or `"all"`,
+            which sees what decides a class.
         batch_size: rows per pass.
         max_tokens: where texts are cut; None takes each task's own value.
         backend: of the kernels.

@@ -68,7 +68,9 @@ def effective_ranks(
         largest, whole = float(top.values[0]), trace(kernel, probes, seed)
         _require_positive(largest)
         stable = Estimate(whole.value / largest, False, "probes", whole.standard_error / largest)
-        lr_max = Estimate(2 / largest, top.exact, "block Krylov", 2 * float(top.residuals[0]) / largest**2)
+        lr_max = Estimate(
+            2 / largest, top.exact, "block Krylov", bound=2 * float(top.residuals[0]) / largest**2
+        )
         return Ranks(stable, participation_rank(kernel, probes, seed), lr_max)
     values = Modes.of(kernel).values.flip(0)
     largest = float(values[0])

@@ -30,7 +30,7 @@ class Estimate:
         value: the number.
         exact: whether nothing but rounding stands between it and the truth.
         estimator: how it was found.
-        standard_error: of `value`, over the random draws; 0 where exact.
+        standard_error: of `value`, over the random draws or over the rows it is a mean of; else 0.
         bound: half the width of the interval in which the value would lie at these draws, where something besides
             chance is left out: the steps that a quadrature did not take.
     """

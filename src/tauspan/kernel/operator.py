@@ -122,7 +122,14 @@ class TangentKernel:
         """The entries between some rows of the left side and some of the right, shape (n O, m O).
 
         Recorded rows are kept for the next call where the columns are all of the right side.
+
+        Raises:
+            UsageError: a row or column that is not there; they count from 0.
         """
+        for which, side, count in (("row", rows, self.samples), ("column", columns, self.right.samples)):
+            outside = [place for place in side if not 0 <= place < count]
+            if outside:
+                raise UsageError(f"{which} {outside[0]} of a kernel with {which}s 0 to {count - 1}.")
         if self._matrix is not None:
             at = (self._entries(rows), self._entries(columns))
             return self._matrix[at[0][:, None], at[1][None]]

@@ -63,12 +63,12 @@ def selector(outputs: Outputs, rows: int, classes: int) -> Selector:
             )
         return Selector(outputs.double().unsqueeze(1))
     if isinstance(outputs, tuple):
-        if len(outputs) != 2 or outputs[0] != "signs":
-            raise UsageError(f"outputs={outputs!r}: a pair is ('signs', seed).")
+        if len(outputs) != 2 or outputs[0] != "signs" or not isinstance(outputs[1], int):
+            raise UsageError(f"outputs={outputs!r}: a pair is ('signs', seed) with a whole number as seed.")
         generator = torch.Generator().manual_seed(outputs[1])
         signs = torch.randint(0, 2, (rows, 1, classes), generator=generator) * 2 - 1
         return Selector(signs.double())
-    if isinstance(outputs, int):
+    if isinstance(outputs, int) and not isinstance(outputs, bool):
         if not 0 <= outputs < classes:
             raise UsageError(f"outputs={outputs}: the model has outputs 0 to {classes - 1}.")
         return Selector(torch.eye(classes, dtype=torch.float64)[[outputs]].unsqueeze(0))

@@ -41,7 +41,7 @@ class Fitted:
     Args:
         vector: tau = J^T alpha, of regime `linear`; `info["solver"]` holds the certificate.
         solved: alpha and its certificate.
-        kernel: the training rows' kernel, whose matrix is kept.
+        kernel: the training rows' kernel; its matrix is kept, unless conjugate gradients did without one.
         cost: seconds and memory of everything, kernel included.
         choice: how leave-one-out chose the ridge, where it did.
         margins: support set and robustness bounds of the hinge loss.

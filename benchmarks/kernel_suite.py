@@ -14,7 +14,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import torch
@@ -26,7 +26,7 @@ from torch import Tensor
 import tauspan as ts
 from tauspan import store
 from tauspan.contributions import contributions
-from tauspan.diagnose.rows import Settings, rows_of_tasks
+from tauspan.diagnose.rows import Reduced, Settings, rows_of_tasks
 from tauspan.diagnose.vectors import energy_findings
 from tauspan.evaluate import accuracy, batches, outputs
 from tauspan.kernel import closed_form
@@ -48,6 +48,7 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument(
         "--joint-rows", type=int, default=64, help="training rows a task where all are solved at once"
     )
+    made.add_argument("--energy-rows", type=int, default=32, help="training rows a task for local energy")
     made.add_argument("--params", default="last:2", help="parameters that move")
     made.add_argument("--epochs", type=int, default=5, help="of the fine-tuned vectors")
     made.add_argument("--seed", type=int, default=0)
@@ -144,13 +145,15 @@ def correlations(rows: Sequence[Row]) -> list[Row]:
 
 
 def energies(encoder: Encoder, tasks: Sequence[Task], options: argparse.Namespace) -> list[Row]:
-    """Question 3: local energy of the ten leading eigenfunctions, pre-trained and from random weights."""
+    """Question 3: local energy of leading eigenfunctions of all logits, pre-trained and from random weights."""
     rows: list[Row] = []
     models = {"pre-trained": encoder, "random": ts.reinitialised(encoder, seed=options.seed)}
     for start, model in models.items():
-        made = rows_of_tasks(model, tasks, options.params, Settings(rows=64, max_tokens=TOKENS))
-        table = energy_findings(made, 10, lambda steps, note: None).tables[0]
-        rows += [{"start": start, **row} for row in table.rows]
+        for logits in get_args(Reduced):
+            settings = Settings(options.energy_rows, outputs=logits, max_tokens=TOKENS)
+            made = rows_of_tasks(model, tasks, options.params, settings)
+            table = energy_findings(made, 10, lambda steps, note: None).tables[0]
+            rows += [{"start": start, "logits": logits, **row} for row in table.rows]
     return rows
 
 
@@ -196,7 +199,13 @@ def of_interference(encoder: Encoder, tasks: Sequence[Task], options: argparse.N
 def of_energy(encoder: Encoder, tasks: Sequence[Task], options: argparse.Namespace) -> list[Table]:
     """Question 3 as a table."""
     rows = energies(encoder, tasks, options)
-    return [Table("4. Local energy of the ten leading eigenfunctions", rows, "64 training rows a task")]
+    return [
+        Table(
+            "4. Local energy of the ten leading eigenfunctions",
+            rows,
+            f"{options.energy_rows} training rows a task",
+        )
+    ]
 
 
 def _setting(options: argparse.Namespace) -> str:

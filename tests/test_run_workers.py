@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from program import contents
 from runs import script_environment
@@ -167,7 +168,9 @@ def scripted(asked: Recipe, folder: Path, *points: int) -> list[str]:
     """How the script's processes ended."""
     (folder / "recipe.yaml").write_text(asked.to_yaml())
     command = [sys.executable, "-c", SCRIPT, str(folder / "recipe.yaml"), str(folder), *map(str, points)]
-    done = subprocess.run(command, capture_output=True, text=True, env=script_environment())
+    threads = str(torch.get_num_threads())  # sums over another number of threads have other last bits
+    environment = {**script_environment(), "OMP_NUM_THREADS": threads}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment)
     assert done.returncode == 0, done.stderr
     return done.stdout.splitlines()
 

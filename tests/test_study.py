@@ -170,6 +170,12 @@ def test_tables_answer_a_question_each_and_the_picture_is_drawn(tmp_path: Path) 
         ]
         against = {"added": "added", "target": "negation target", "matched drift": "xi matched drift"}[column]
         assert table(report, "Against ordinary fine-tuning")[0][against] == spread(less, ["x"])["x"]
+    row = table(report, "Single tasks and addition")[
+        0
+    ]  # the last column: the far end of the grid, on validation
+    ends = [of["standard", None, seed]["addition"]["series"][0]["points"][-1] for seed in (0, 1)]
+    assert [point["alpha"] for point in ends] == [2.0, 2.0]
+    assert row["norm. at 2"] == spread([{"x": point["mean normalised"]} for point in ends], ["x"])["x"]
     assert (tmp_path / "study.png").read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
     assert (
         json.loads((tmp_path / "report.json").read_text())["result"] == json.loads(report.to_json())["result"]

@@ -7,17 +7,29 @@ from typing import Any
 
 from tauspan import store
 from tauspan.models.sources import require_extra
-from tauspan.study.tables import ADDED, EQUAL, FORGOTTEN, MATCHED, MEAN, PLAIN, SINGLE, Found, Read
+from tauspan.study.tables import (
+    ADDED,
+    BEFORE,
+    EQUAL,
+    FORGOTTEN,
+    MATCHED,
+    MEAN,
+    PLAIN,
+    SINGLE,
+    ZERO_SHOT,
+    Found,
+    Read,
+)  # fmt: skip
 
 _COLOURS = {"standard": "#9a6324", "posthoc": "#7f7f7f", "linear": "#1f5fa8"}
-_PANELS: tuple[tuple[str, Read], ...] = (
-    ("single task", SINGLE),
-    ("added, alpha chosen on validation", ADDED),
-    ("added, alpha = 1", PLAIN),
-    ("added, alpha = 1/T", MEAN),
-    ("negation: target (lower is better)", FORGOTTEN),
-    ("xi at equal alpha (lower is better)", EQUAL),
-    ("xi at matched drift (lower is better)", MATCHED),
+_PANELS: tuple[tuple[str, Read, Read], ...] = (  # title, what is drawn, what the pre-trained model has
+    ("single task", SINGLE, ZERO_SHOT),
+    ("added, alpha chosen on validation", ADDED, ZERO_SHOT),
+    ("added, alpha = 1", PLAIN, ZERO_SHOT),
+    ("added, alpha = 1/T", MEAN, ZERO_SHOT),
+    ("negation: target (lower is better)", FORGOTTEN, BEFORE),
+    ("xi at equal alpha (lower is better)", EQUAL, lambda _: None),
+    ("xi at matched drift (lower is better)", MATCHED, lambda _: None),
 )
 
 
@@ -34,18 +46,15 @@ def draw(found: Sequence[Found], file: Path) -> None:
     panels = list(figure.subplots(2, 4).flat)
     lines = dict.fromkeys((str(one.variant), one.variant.regime, one.cell.rows) for one in found)
     several = len({rows for _, _, rows in lines}) > 1
-    for axes, (title, read) in zip(panels, _PANELS, strict=False):
+    for axes, (title, read, start) in zip(panels, _PANELS, strict=False):
         for variant, regime, rows in lines:
             members = [one for one in found if (str(one.variant), one.cell.rows) == (variant, rows)]
             label = f"{variant}, {rows} rows" if several else variant
             style = {"color": _COLOURS[regime], "ls": "--" if variant.endswith("encoder") else "-"}
             _line(axes, members, read, label=label, **style)
-        if read in (SINGLE, ADDED, PLAIN, MEAN):
-            zero = next(
-                (value for one in found if (value := one.read("addition", "zero shot")) is not None), None
-            )
-            if zero is not None:
-                axes.axhline(zero, color="black", lw=0.7, ls=":", label="zero-shot")
+        before = next((value for one in found if (value := start(one)) is not None), None)
+        if before is not None:
+            axes.axhline(before, color="black", lw=0.7, ls=":", label="pre-trained")
         axes.set_title(title, fontsize=9)
         axes.set_xscale("log")
         steps = sorted({one.cell.steps for one in found})
@@ -54,9 +63,9 @@ def draw(found: Sequence[Found], file: Path) -> None:
         axes.set_xlabel("steps", fontsize=8)
         axes.tick_params(labelsize=7)
         axes.spines[["top", "right"]].set_visible(False)
-    for axes in panels[1:4]:
-        axes.sharey(panels[0])
-    panels[6].sharey(panels[5])
+    _share(panels[:4], from_zero=False)
+    _share(panels[4:5], from_zero=True)
+    _share(panels[5:7], from_zero=True)
     panels[7].axis("off")
     handles, labels = panels[0].get_legend_handles_labels()
     seeds = [len({one.cell.seed for one in found if one.cell.steps == step}) for step in steps]
@@ -83,3 +92,11 @@ def _line(axes: Any, members: Sequence[Found], read: Read, **style: Any) -> None
     for place in places:
         if len(points[place]) > 1:
             axes.plot([place] * len(points[place]), points[place], "_", ms=8, color=style["color"])
+
+
+def _share(panels: Sequence[Any], from_zero: bool) -> None:
+    """One scale for panels that are to be compared, so that none of them magnifies a small difference."""
+    limits = [axes.get_ylim() for axes in panels]
+    low, high = min(one[0] for one in limits), max(one[1] for one in limits)
+    for axes in panels:
+        axes.set_ylim(0.0 if from_zero else low, high)

@@ -45,10 +45,12 @@ class Found:
 
 
 # what the picture and the tables read
+ZERO_SHOT: Read = lambda one: one.read("addition", "zero shot")  # noqa: E731
 SINGLE: Read = lambda one: one.read("addition", "single")  # noqa: E731
 ADDED: Read = lambda one: one.read("addition", "added")  # noqa: E731
 PLAIN: Read = lambda one: one.read("addition", "alpha 1")  # noqa: E731
 MEAN: Read = lambda one: one.read("addition", "mean")  # noqa: E731
+BEFORE: Read = lambda one: one.read("negation", "before", "target")  # noqa: E731
 FORGOTTEN: Read = lambda one: one.read("negation", "target")  # noqa: E731
 EQUAL: Read = lambda one: one.mean("interference", "pairs", "box")  # noqa: E731
 MATCHED: Read = lambda one: one.mean("interference", "matched", "box")  # noqa: E731
@@ -119,7 +121,7 @@ def _rate_table(rates: _Rates, plan: Plan) -> Table:
 
 def _addition_table(groups: Groups, plan: Plan) -> Table:
     columns: dict[str, Read] = {
-        "zero shot": lambda one: one.read("addition", "zero shot"),
+        "zero shot": ZERO_SHOT,
         "single": SINGLE,
         "alpha": lambda one: one.read("addition", "alpha"),
         "added": ADDED,
@@ -127,13 +129,23 @@ def _addition_table(groups: Groups, plan: Plan) -> Table:
         "alpha 1": PLAIN,
         "alpha 1 norm.": lambda one: one.read("addition", "alpha 1 norm."),
         "alpha 1/T": MEAN,
+        f"norm. at {plan.grid[-1]:g}": _farthest,
     }
     error = _accuracy_error(groups, plan)
     note = (
         f"mean test accuracy over tasks; alpha by mean normalised accuracy on validation, from {plan.grid[0]:g} to "
-        f"{plan.grid[-1]:g}; norm.: over the single-task accuracy of the same model; {_seeds_in_words(groups)}"
+        f"{plan.grid[-1]:g}; norm.: over the single-task accuracy of the same model, the last column on "
+        f"validation at the largest alpha; {_seeds_in_words(groups)}"
     ) + (f"; standard error of one mean over test rows about {error:.3f}" if error else "")
     return Table("Single tasks and addition", _rows(groups, "addition", columns), note)
+
+
+def _farthest(one: Found) -> float | None:
+    """Normalised accuracy on validation at the largest alpha of the grid: whether there is a cliff."""
+    if "addition" not in one.numbers:
+        return None
+    points = one.numbers["addition"]["series"][0]["points"]
+    return float(max(points, key=lambda point: point["alpha"])["mean normalised"])
 
 
 def _accuracy_error(groups: Groups, plan: Plan) -> float | None:
@@ -148,7 +160,7 @@ def _accuracy_error(groups: Groups, plan: Plan) -> float | None:
 
 def _negation_table(groups: Groups, plan: Plan) -> Table:
     columns: dict[str, Read] = {
-        "target before": lambda one: one.read("negation", "before", "target"),
+        "target before": BEFORE,
         "alpha": lambda one: one.read("negation", "alpha"),
         "target": FORGOTTEN,
         "control": lambda one: one.read("negation", "control"),

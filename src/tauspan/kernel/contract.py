@@ -24,6 +24,7 @@ from tauspan.linear.room import Room
 Tile: TypeAlias = dict[str, list[Piece]]
 CHUNK = 1 << 24  # numbers that are written out at a time, for each of the two factors
 PAIRS = 1 << 20  # products of two positions that are formed at a time, to stay in the cache
+_LARGE = 1 << 18  # numbers of the second factor
 _STRIP = 64  # rows of a symmetric product that are formed at a time
 _ELEMENTWISE = 64  # an element-wise multiply-add takes as long as about so many inside a matrix product
 
@@ -93,10 +94,11 @@ def bytes_of(tile: Tile) -> int:
 # -- J J'^T ------------------------------------------------------------------------------------------------------
 
 
-def product(left: Tile, right: Tile, traced: bool) -> Tensor:
+def product(left: Tile, right: Tile, traced: bool, chunk: int | None = None) -> Tensor:
     """J J'^T over all parameters, shape (n O, m O), summed in float64; the mean diagonal block if `traced`.
 
-    Of a tile with itself only the upper triangle counts; what lies below it is not complete.
+    Of a tile with itself only the upper triangle counts; what lies below it is not complete. At most `chunk` numbers of
+    each side's matrices, `CHUNK` if it is not given, are written out at a time.
 
     Raises:
         ModelError: the two stretches were recorded as different pieces.
@@ -108,7 +110,7 @@ def product(left: Tile, right: Tile, traced: bool) -> Tensor:
         )
     total: Tensor | None = None
     for name, pieces in left.items():
-        found, inner = _gram(pieces, right[name]), _lead(pieces[0]).shape[1]
+        found, inner = _gram(pieces, right[name], chunk), _lead(pieces[0]).shape[1]
         if traced:
             found = torch.einsum("nimi->nm", found.view(len(found) // inner, inner, -1, inner)) / inner
         total = found.double() if total is None else total.add_(found)
@@ -121,7 +123,7 @@ def _lead(piece: Piece) -> Tensor:
     return piece.jacobian if isinstance(piece, Written) else piece.sensitivity
 
 
-def _gram(left: Sequence[Piece], right: Sequence[Piece]) -> Tensor:
+def _gram(left: Sequence[Piece], right: Sequence[Piece], chunk: int | None) -> Tensor:
     """J J'^T of one parameter, shape (n I, m I), in the pieces' dtype."""
     lefts = _groups(left)
     rights = lefts if left is right else _groups(right)
@@ -131,7 +133,7 @@ def _gram(left: Sequence[Piece], right: Sequence[Piece]) -> Tensor:
     for i, strip in enumerate(torch.split(total, heights)):
         for j, part in enumerate(torch.split(strip, widths, 1)):
             if left is not right or j >= i:
-                _add(part, lefts[i], rights[j])
+                _add(part, lefts[i], rights[j], chunk)
     return total
 
 
@@ -140,7 +142,7 @@ def _height(piece: Piece) -> int:
     return _lead(piece).shape[:2].numel()
 
 
-def _add(total: Tensor, left: list[Piece], right: list[Piece]) -> None:
+def _add(total: Tensor, left: list[Piece], right: list[Piece], chunk: int | None = None) -> None:
     """Add the products of two groups of pieces to `total`, shape (n I, m I)."""
     first, second = left[0], right[0]
     if isinstance(first, Product) and isinstance(second, Product) and first.turned == second.turned:
@@ -148,9 +150,11 @@ def _add(total: Tensor, left: list[Piece], right: list[Piece]) -> None:
         n, m, a = len(total) // inner, total.shape[1] // others, first.inputs.shape[2]
         positions = t * s * (a + inner * others * (b + _ELEMENTWISE))
         matrices = inner * others * a * b + (inner * t * a * b) / m + (others * s * a * b) / n
-        (_by_positions if positions < matrices else _by_matrices)(
-            total, cast(list[Product], left), cast(list[Product], right)
-        )
+        ours, theirs = cast(list[Product], left), cast(list[Product], right)
+        if positions < matrices:
+            _by_positions(total, ours, theirs)
+        else:
+            _by_matrices(total, ours, theirs, chunk)
     elif isinstance(first, Lookup) and isinstance(second, Lookup):
         _by_places(total, cast(Lookup, _one(left)), cast(Lookup, _one(right)))
     else:
@@ -169,17 +173,21 @@ def _outer(total: Tensor, x: Tensor, y: Tensor) -> None:
 
 
 def _times(x: Tensor, y: Tensor) -> Tensor:
-    """The product x y^T: by oneDNN in float32, twice as fast on AMD processors as MKL, which torch takes."""
+    """The product x y^T: large ones in float32 by oneDNN, twice as fast on AMD processors as MKL, which torch takes.
+
+    oneDNN keeps memory for every shape that it has met, so small products go the ordinary way.
+    """
     usable = torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
-    if usable and x.dtype == y.dtype == torch.float32 and x.device.type == "cpu" and x.numel() and y.numel():
+    large = y.numel() >= _LARGE and x.numel() > 0
+    if usable and large and x.dtype == y.dtype == torch.float32 and x.device.type == "cpu":
         return F.linear(x.to_mkldnn(), y).to_dense()
     return x @ y.T
 
 
-def _by_matrices(total: Tensor, left: list[Product], right: list[Product]) -> None:
+def _by_matrices(total: Tensor, left: list[Product], right: list[Product], chunk: int | None = None) -> None:
     """From the written-out matrices G^T A, some of their rows at a time."""
     a, b = left[0].inputs.shape[2], left[0].sensitivity.shape[3]
-    step = max(1, CHUNK // max(a * max(total.shape), 1))
+    step = max(1, (chunk or CHUNK) // max(a * max(total.shape), 1))
     memory = total.new_empty(len(total), step * a)
     other = memory if left is right else total.new_empty(total.shape[1], step * a)
     for low in range(0, b, step):
@@ -271,6 +279,6 @@ def _squares(piece: Piece) -> Tensor:
         over_inputs = piece.inputs @ piece.inputs.mT
         over_outputs = piece.sensitivity @ piece.sensitivity.mT
         return torch.einsum("nts,nits->ni", over_inputs, over_outputs).double()
-    step = max(1, CHUNK // max(a * n * inner, 1))
+    step = max(1, CHUNK // 4 // max(a * n * inner, 1))
     parts = [piece.written(low, low + step).double().square().sum(2) for low in range(0, b, step)]
     return torch.stack(parts).sum(0)

@@ -146,10 +146,9 @@ class TangentKernel:
         length = self._tiles.length(side)
         stretches = [columns[low : low + length] for low in range(0, len(columns), length)]
         whole = columns == range(side.samples)
-        found = [
-            product(left, self._tiles.of(side, some) if whole else self._tiles.some(side, some), self._traced)  # type: ignore[arg-type]
-            for some in stretches
-        ]
+        tiles = self._tiles
+        others = (tiles.of(side, some) if whole else tiles.some(side, some) for some in stretches)  # type: ignore[arg-type]
+        found = [product(left, other, self._traced, tiles.chunk) for other in others]
         return torch.cat(found, 1) if found else torch.zeros(len(rows) * self.outputs, 0, dtype=torch.float64)
 
     @property
@@ -239,7 +238,8 @@ class TangentKernel:
     def _computed(self, rows: range, columns: range) -> Tensor:
         if self.backend == "products":
             return self._columns(columns)[self._entries(rows)]
-        return product(self._tiles.of(self.left, rows), self._tiles.of(self.right, columns), self._traced)
+        tiles = self._tiles
+        return product(tiles.of(self.left, rows), tiles.of(self.right, columns), self._traced, tiles.chunk)
 
     def _facts(self) -> dict[str, str]:
         """Everything that decides the numbers, up to rounding."""

@@ -8,7 +8,7 @@ from typing import Literal
 from torch import Tensor
 
 from tauspan.errors import ModelError
-from tauspan.kernel.contract import Tile, bytes_of, joined
+from tauspan.kernel.contract import CHUNK, Tile, bytes_of, joined
 from tauspan.kernel.layers import pieces
 from tauspan.kernel.pieces import Pieces, Written
 from tauspan.kernel.side import Side, rows_of, size_of, taken
@@ -34,6 +34,11 @@ class Tiles:
         self._lengths: dict[int, int] = {}
         self._one_by_one = False
         self._checked: set[tuple[int, ...]] = set()
+
+    @property
+    def chunk(self) -> int:
+        """Numbers of each side's matrices that a product may write out at a time: small beside the room."""
+        return min(CHUNK, max(CHUNK // 16, self.room // 32))
 
     def length(self, side: Side) -> int:
         """Rows of a tile: what half of the room holds of the widest batch, and few enough for a block of the kernel."""

@@ -160,7 +160,8 @@ def _between(first: TangentKernel, second: TangentKernel) -> Tensor:
     for rows in _stretches(first.samples, tiles.length(first.left)):
         mine = tiles.of(first.left, rows)
         others = _stretches(second.samples, tiles.length(second.left))
-        lines.append(torch.cat([product(mine, tiles.of(second.left, one), False) for one in others], 1))
+        found = [product(mine, tiles.of(second.left, one), False, tiles.chunk) for one in others]
+        lines.append(torch.cat(found, 1))
     return torch.cat(lines)
 
 

@@ -105,17 +105,17 @@ def jointly(regime: Any, **options: Any) -> Finetuned:
 def stopped(settings: Settings, task: Task, model: Encoder, out: Path, **options: Any) -> None:
     """Leaves what a run leaves that was killed after four steps."""
     written, kept = checkpoint.save, out.with_suffix(".kept")
+    first = os.environ.get("RANK", "0") == "0"
 
     def save(file: Path, *rest: Any) -> None:
         written(file, *rest)
-        first = os.environ.get("RANK", "0") == "0"
         if first and json.loads(store.Checkpoint(file).metadata["tauspan"])["step"] == 4:
             shutil.copy(file, kept)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(checkpoint, "save", save)
         trained(settings, task, model, out=out, checkpoint_every=2, **options)
-    if kept.exists():
+    if first:
         (out / FILE).unlink()
         kept.rename(out / checkpoint.NAME)
 

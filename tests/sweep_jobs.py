@@ -40,6 +40,16 @@ def meet(place: str, name: str) -> str:
     raise TimeoutError("the work is not shared")
 
 
+def devices(place: str, name: str, workers: int) -> list[str | None]:
+    """What the worker knows of its device, once so many workers have begun a job."""
+    Path(place, f"{name}.begun-{os.getpid()}").touch()
+    for _ in range(600):
+        if len({path.suffix for path in Path(place).glob("*.begun-*")}) >= workers:
+            return [os.environ.get("TAUSPAN_DEVICE"), os.environ.get("CUDA_VISIBLE_DEVICES")]
+        time.sleep(0.05)
+    raise TimeoutError("too few workers")
+
+
 def die_first(place: str, deaths: int, how: str = "kill") -> int:
     """Ends its own process the first few times."""
     before = len(list(Path(place).iterdir()))

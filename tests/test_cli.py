@@ -12,7 +12,7 @@ import torch
 import tauspan
 import tiny
 from program import World, contents, make
-from tauspan import commands
+from tauspan import verbs_edit
 from tauspan.cli import main
 from tauspan.vector import TaskVector
 
@@ -192,7 +192,10 @@ REFUSED: dict[str, tuple[str, int, str]] = {
     "an unknown regime": (TUNED + " --regime posthoc", 2, "invalid choice"),
     "a pattern for no parameter": (TUNED + " --params zzz.*", 2, "zzz"),
     "more blocks than there are": (TUNED + " --params last:99", 2, "99"),
-    "a device that is not there": (TUNED + " --device gpu", 2, "gpu"),
+    "a device that is not there": (TUNED + " --device gpu", 2, "the device 'gpu' cannot be used"),
+    "such a device of a recipe": ("demo --out {out} --device cuda:77", 2, "the device 'cuda:77' cannot be used"),
+    "such a device of an evaluation": ("evaluate {model} {one} --device cuda:77", 2, "cuda:77"),
+    "shards on a device": (TUNED + " --shard --device cpu", 2, "Leave --device out"),
     "a checkpoint every no steps": (TUNED + " --checkpoint-every 0", 2, "checkpoint_every=0"),
     "a vector that is already there": ("vector negate {vector} -o {vector}", 5, "already there"),
     "a model that is already there": ("apply {model} {vector} {model}", 5, "already there"),
@@ -239,7 +242,7 @@ def test_an_interrupt_is_reported_without_a_traceback(
     def stop(options: Any) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(commands, "evaluate", stop)
+    monkeypatch.setattr(verbs_edit, "evaluate", stop)
     assert call(world, "evaluate {model} {one}") == 130
     assert "interrupted" in capsys.readouterr().err
 

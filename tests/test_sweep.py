@@ -464,6 +464,31 @@ def test_cores_are_shared_among_the_workers(tmp_path, monkeypatch):
     assert found == {1: "8", 3: "2", 9: "1"}
 
 
+@pytest.mark.parametrize(
+    ("device", "visible", "seen"),
+    [
+        ("cuda", "4,GPU-b", ["4", "4", "GPU-b"]),
+        ("cuda", "", ["", "", ""]),
+        ("cpu", "4,GPU-b", ["4,GPU-b"] * 3),
+    ],
+)
+def test_each_worker_of_cuda_sees_one_gpu(tmp_path, place, monkeypatch, device, visible, seen):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    given = [{"place": str(place), "name": f"j{number}", "workers": 3} for number in range(3)]
+    found = quietly(jobs_of("devices", *given), tmp_path / "out", workers=3, threads=1, device=device)
+    assert sorted(found.values()) == [[device, one] for one in seen]
+
+
+def test_the_gpus_of_this_machine_are_counted_where_no_variable_lists_them(monkeypatch):
+    import torch
+
+    from tauspan.sweep.pool import visible_gpus
+
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    assert visible_gpus() == ["0", "1"]
+
+
 @pytest.mark.slow
 def test_torch_follows(tmp_path):
     assert quietly(jobs_of("torch_threads", {}), tmp_path, threads=1) == {"j0": 1}
@@ -646,6 +671,7 @@ class Double(types.ModuleType):
         self.said.append(
             (
                 options["num_cpus"],
+                options["num_gpus"],
                 options["max_retries"],
                 options["runtime_env"]["env_vars"]["OMP_NUM_THREADS"],
             )
@@ -670,7 +696,7 @@ def test_ray_is_given_a_job_again_when_it_loses_it(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "ray", ray)
     jobs = jobs_of("double", {"number": 1}, {"number": 2})
     assert quietly(jobs, tmp_path, backend="ray", threads=2) == {"j0": 2, "j1": 4}
-    assert ray.said == ["init", (2, 0, "2"), "shutdown"]
+    assert ray.said == ["init", (2, 0, 0, "2"), "shutdown"]
     assert "worker ray: Ray lost it: the node died." in (tmp_path / "logs" / "j0.log").read_text()
 
 

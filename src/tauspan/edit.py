@@ -10,6 +10,7 @@ from tauspan import models, store
 from tauspan.errors import BaseMismatchError, StoreError, UsageError, nearest
 from tauspan.linear import Linearized, linearize
 from tauspan.models import Classifier, Encoder
+from tauspan.processes import own_device
 from tauspan.vector import FILE, TaskVector
 
 EditRegime: TypeAlias = Literal["standard", "posthoc", "linear"]
@@ -18,12 +19,14 @@ FORMAT = "tauspan-tangent/1"
 _REFERENCE = "tauspan.json"
 
 
-def load(source: str | Path | nn.Module) -> Encoder | Linearized:
+def load(source: str | Path | nn.Module, device: str | None = None) -> Encoder | Linearized:
     """A pre-trained model, or an edited one that `save` wrote.
 
     Args:
         source: `"minilm"` (the packaged encoder), a directory, a hub id such as `org/name@revision`,
             `hf-hub:org/name` or `local-dir:path` for timm and open_clip, or an `nn.Module`.
+        device: where it goes, such as `"cuda"`, which in a process of a launcher is that process's own; None leaves it
+            where it is, and what is read from files is on the CPU.
 
     Returns:
         An `Encoder` in eval mode; for the directory of an edited tangent model, the `Linearized` encoder with
@@ -31,6 +34,7 @@ def load(source: str | Path | nn.Module) -> Encoder | Linearized:
 
     Raises:
         ModelError, PickleRefusedError, StoreError, MissingExtraError: each names the source and the repair.
+        UsageError: the device is not there.
 
     Example:
         >>> import torch
@@ -38,8 +42,17 @@ def load(source: str | Path | nn.Module) -> Encoder | Linearized:
         'Linear'
     """
     if isinstance(source, str | Path) and (Path(source) / _REFERENCE).is_file():
-        return _load_tangent(Path(source))
-    return models.load_model(source)
+        loaded: Encoder | Linearized = _load_tangent(Path(source))
+    else:
+        loaded = models.load_model(source)
+    if device is None:
+        return loaded
+    try:
+        return loaded.to(own_device(device))
+    except (RuntimeError, AssertionError) as error:  # torch raises both for a device that is not there
+        raise UsageError(
+            f"the device {device!r} cannot be used: {error} Name one that is there, or cpu."
+        ) from error
 
 
 def edit_regime(vector: TaskVector, regime: str | None) -> EditRegime:

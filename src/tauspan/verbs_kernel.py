@@ -55,17 +55,15 @@ def add(verbs: Any, verb: Verb) -> None:
         made.add_argument("--batch-size", type=int, default=32)
         made.add_argument("--max-tokens", type=int)
         made.add_argument("--out", help="folder for report.json, report.md and figures")
+        commands.add_device(made)
 
 
 def kernel(options: argparse.Namespace) -> None:
     """The kernels of some tasks."""
     from tauspan.diagnose import kernel_report
-    from tauspan.suite import find_task
 
-    tasks = [find_task(name) for name in options.tasks]
-    found = kernel_report(
-        commands.encoder_of(options.model), tasks, params=options.params, **_shared(options)
-    )
+    tasks = [commands.task_of(name) for name in options.tasks]
+    found = kernel_report(commands.encoder_of(options), tasks, params=options.params, **_shared(options))
     commands.write_report(found, options)
 
 
@@ -74,7 +72,7 @@ def diagnose(options: argparse.Namespace) -> None:
     from tauspan.diagnose import diagnose as examine
 
     which, pairs = _which(options.eigenfunctions), commands.pairs_of(options.pairs, None)
-    found = examine(commands.encoder_of(options.model), pairs, which=which, **_shared(options))
+    found = examine(commands.encoder_of(options), pairs, which=which, **_shared(options))
     commands.write_report(found, options)
 
 

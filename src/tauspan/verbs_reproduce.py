@@ -6,7 +6,7 @@ import sys
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-from tauspan.commands import say, show
+from tauspan.commands import add_device, say, show
 from tauspan.errors import UsageError
 
 if TYPE_CHECKING:
@@ -45,6 +45,7 @@ def add(verbs: Any, verb: Verb) -> None:
     made.add_argument(
         "--allow-leaks", action="store_true", help="go on where a data set has rows in two of its splits"
     )
+    add_device(made)
     made.add_argument("--yes", action="store_true", help="download without asking")
 
 
@@ -64,7 +65,13 @@ def reproduce(options: argparse.Namespace) -> None:
     )  # fmt: skip
     workers = _positive(options, "workers") or 1
     planned = paper.plan(
-        options.name, options.variant, changes, options.out, workers=workers, measure=not options.plan
+        options.name,
+        options.variant,
+        changes,
+        options.out,
+        workers=workers,
+        measure=not options.plan,
+        device=options.device,
     )
     if options.plan:
         show(planned.report(), options)

@@ -34,13 +34,15 @@ def reinitialised(encoder: Encoder, seed: int = 0) -> Encoder:
         >>> torch.equal(first, again), torch.equal(first, other)
         (True, False)
     """
-    made = copy.deepcopy(encoder)
+    device = next(encoder.parameters()).device
+    made = copy.deepcopy(encoder).cpu()  # a seed gives the same weights on every device
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         if hasattr(made.backbone, "_from_config"):
             _draw_from_config(made.backbone)
         else:
             _draw_in_place(made.backbone)
+    made.to(device)
     made.source = f"{encoder.source} re-initialised with seed {seed}"
     return made
 

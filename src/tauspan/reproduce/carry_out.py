@@ -38,7 +38,9 @@ def reproduce(plan: Plan, *, allow_leaks: bool = False, show_progress: bool = Tr
     Raises:
         TauspanError: whatever loading, data, training or writing raises; what was finished is kept.
     """
-    load(plan.model)  # a model that cannot be had is refused before gigabytes of data are fetched
+    load(
+        plan.model, plan.device
+    )  # a model that cannot be had is refused before gigabytes of data are fetched
     done: dict[str, Report] = {}
     leaks = checked(plan.recipes.values(), plan.out, allow=allow_leaks, show_progress=show_progress)
     tried: dict[str, Table] = {}
@@ -46,10 +48,12 @@ def reproduce(plan: Plan, *, allow_leaks: bool = False, show_progress: bool = Tr
         out = plan.out / part
         if plan.rates is not None and trials(recipe, plan.rates, out):
             recipe, tried[part] = chosen(
-                recipe, plan.rates, out, workers=plan.workers, show_progress=show_progress
+                recipe, plan.rates, out, workers=plan.workers, device=plan.device, show_progress=show_progress
             )
         _write({out / "recipe.yaml": recipe.to_yaml()})
-        done[part] = run(recipe, out, workers=plan.workers, show_progress=show_progress)
+        done[part] = run(
+            recipe, out, workers=plan.workers, device=plan.device, show_progress=show_progress
+        )  # fmt: skip
     report = combined(plan, done, tried, leaks)
     _write({plan.out / "report.json": report.to_json(), plan.out / "report.md": report.to_markdown()}, report)
     return report

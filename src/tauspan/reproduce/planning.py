@@ -60,6 +60,7 @@ class Plan:
         rates: the learning rates validation chooses among, or None.
         out: the output folder.
         workers: fine-tunings at the same time.
+        device: where everything is computed; None is the CPU.
         parameters: how many train; None where the model is not here and no preset.
         times: seconds of a step by regime; empty: not measured.
     """
@@ -72,6 +73,7 @@ class Plan:
     rates: Rates | None
     out: Path
     workers: int
+    device: str | None
     parameters: int | None
     times: Mapping[str, StepTime]
 
@@ -168,7 +170,7 @@ class Plan:
 
 def plan(
     name: str, variant_name: str | None = None, changes: Changes | None = None, out: str | Path | None = None, *,
-    workers: int = 1, measure: bool = False,
+    workers: int = 1, measure: bool = False, device: str | None = None,
 ) -> Plan:  # fmt: skip
     """Prepare a reproduction; nothing is fetched, trained or written.
 
@@ -179,6 +181,7 @@ def plan(
         out: the output folder; None takes `out/reproduce/NAME-VARIANT`.
         workers: fine-tunings at the same time.
         measure: load the model, if it is on this machine, and time a step of each regime for a few seconds.
+        device: where everything is computed; see `tauspan.load`.
     """
     found = experiment(name)
     chosen = variant_name or found.default
@@ -189,13 +192,13 @@ def plan(
     preset = next((one for one in PRESETS.values() if one.source == first.model), None)
     parameters, times = preset.parameters if preset else None, {}
     if here and (measure or preset is None):
-        encoder = load(first.model)
+        encoder = load(first.model, device)
         if isinstance(encoder, Encoder):
             known = named_unique(core(encoder)[0])
             parameters = sum(known[key].numel() for key in select(encoder, first.finetune.params))
             times = _times(encoder, first) if measure else {}
     folder = Path(out) if out else Path("out") / "reproduce" / f"{name}-{chosen}"
-    return Plan(name, found, chosen, what, made, rates, folder, workers, parameters, times)
+    return Plan(name, found, chosen, what, made, rates, folder, workers, device, parameters, times)
 
 
 def preset_name(source: str) -> str | None:

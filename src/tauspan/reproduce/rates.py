@@ -50,7 +50,13 @@ def trials(recipe: Recipe, rates: Rates, out: Path) -> list[Trial]:
 
 
 def chosen(
-    recipe: Recipe, rates: Rates, out: Path, *, workers: int = 1, show_progress: bool = True
+    recipe: Recipe,
+    rates: Rates,
+    out: Path,
+    *,
+    workers: int = 1,
+    device: str | None = None,
+    show_progress: bool = True,
 ) -> tuple[Recipe, Table]:
     """The recipe with the learning rates that validation prefers, and the table of all that were tried.
 
@@ -63,10 +69,11 @@ def chosen(
         rates: the lists, and the tasks they are tried on.
         out: the part's folder; trials lie in `out/rates`.
         workers: fine-tunings at the same time.
+        device: where they compute.
         show_progress: bars on a terminal.
     """
     tried = trials(recipe, rates, out / FOLDER)
-    _finetune(tried, out / FOLDER, workers, show_progress)
+    _finetune(tried, out / FOLDER, workers, device, show_progress)
     rows: list[dict[str, Cell]] = []
     best: dict[Tuned, Trial] = {}
     for regime in dict.fromkeys(trial.regime for trial in tried):
@@ -105,7 +112,9 @@ def _at(tuned: Training, regime: Tuned, rate: float) -> Training:
     return dataclasses.replace(tuned, lr_linear=rate)
 
 
-def _finetune(tried: Sequence[Trial], folder: Path, workers: int, show: bool) -> None:
+def _finetune(
+    tried: Sequence[Trial], folder: Path, workers: int, device: str | None, show: bool
+) -> None:  # fmt: skip
     """Make every trial's vectors, several at a time."""
     jobs = [
         Job(
@@ -118,10 +127,12 @@ def _finetune(tried: Sequence[Trial], folder: Path, workers: int, show: bool) ->
         for name in trial.recipe.tasks
     ]  # fmt: skip
     if workers > 1:
-        sweep(jobs, folder / "sweep", workers, threads=torch.get_num_threads(), show_progress=show)
+        sweep(
+            jobs, folder / "sweep", workers, threads=torch.get_num_threads(), show_progress=show, device=device
+        )  # fmt: skip
         return
     for job in jobs:
-        finetune(**job.arguments)
+        finetune(**job.arguments, device=device)
 
 
 def _vector_folder(trial: Trial, task: str) -> str:

@@ -2,6 +2,7 @@
 
 import functools
 import hashlib
+import os
 from pathlib import Path
 
 import torch
@@ -9,6 +10,7 @@ import torch
 from tauspan.recipe import Recipe
 from tauspan.run.workshop import Course, Finetuning, Workshop
 from tauspan.sweep import Job, sweep
+from tauspan.sweep.pool import DEVICE
 
 FOLDER = "sweep"
 
@@ -29,11 +31,20 @@ def spread_finetunings(shop: Workshop, workers: int) -> None:
             (folder / f"{name}.json").unlink(missing_ok=True)  # of a vector that was removed since
             jobs.append(Job(name, "tauspan.run.jobs:finetune", {**shared, **which._asdict()}))
     if jobs:
-        sweep(jobs, folder, workers, threads=torch.get_num_threads(), show_progress=shop.show)
+        sweep(
+            jobs,
+            folder,
+            workers,
+            threads=torch.get_num_threads(),
+            show_progress=shop.show,
+            device=shop.device,
+        )
         shop.stages.fresh |= {f"finetune-{job.name}" for job in jobs}
 
 
-def finetune(recipe: str, out: str, course: Course, task: str | None, seed: int) -> str:
+def finetune(
+    recipe: str, out: str, course: Course, task: str | None, seed: int, device: str | None = None
+) -> str:  # fmt: skip
     """One vector of a recipe, as a job; its folder's name.
 
     Args:
@@ -42,11 +53,12 @@ def finetune(recipe: str, out: str, course: Course, task: str | None, seed: int)
         course: a regime that is trained, or a reference.
         task: as the recipe names it; None for all tasks together.
         seed: one of the recipe's.
+        device: where, as `tauspan.run` takes it; None is what the sweep says.
     """
-    return _shop(recipe, out).finetune(Finetuning(course, task, seed)).name
+    return _shop(recipe, out, device or os.environ.get(DEVICE)).finetune(Finetuning(course, task, seed)).name
 
 
 @functools.lru_cache(maxsize=1)
-def _shop(recipe: str, out: str) -> Workshop:
+def _shop(recipe: str, out: str, device: str | None) -> Workshop:
     """A worker's own encoder and tasks, loaded with its first job."""
-    return Workshop(Recipe.parse(recipe), Path(out), show=False)
+    return Workshop(Recipe.parse(recipe), Path(out), show=False, device=device)

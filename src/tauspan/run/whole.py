@@ -25,7 +25,9 @@ log = logging.getLogger(__name__)
 _PARTS = (addition, references, negation, maps, energies, merging)
 
 
-def run(recipe: Recipe, out: str | Path, *, workers: int = 1, show_progress: bool = True) -> Report:
+def run(
+    recipe: Recipe, out: str | Path, *, workers: int = 1, device: str | None = None, show_progress: bool = True
+) -> Report:  # fmt: skip
     """Carry a recipe out and write `report.json`, `report.md` and figures into `out`.
 
     Vectors and stage results found in `out` are reused if their keys (settings, base fingerprint, data
@@ -38,6 +40,7 @@ def run(recipe: Recipe, out: str | Path, *, workers: int = 1, show_progress: boo
         out: the output folder.
         workers: processes that fine-tune at the same time, each with this process's number of threads
             (`OMP_NUM_THREADS`); the vectors are the same to the bit however many there are.
+        device: where it computes, such as `"cuda"`; of several workers each has a GPU of its own while there are enough.
         show_progress: bars on a terminal.
 
     Returns:
@@ -56,7 +59,7 @@ def run(recipe: Recipe, out: str | Path, *, workers: int = 1, show_progress: boo
             "one vector together, several workers one each. Choose one of the two."
         )
     out = Path(out)
-    shop = Workshop(recipe, out, show_progress)
+    shop = Workshop(recipe, out, show_progress, device)
     if workers > 1:
         spread_finetunings(shop, workers)
     report = _report(shop)

@@ -38,18 +38,19 @@ class Workshop:
         recipe: what to do.
         out: the output folder.
         show: bars on a terminal.
+        device: where the encoder goes; see `load`.
 
     Raises:
-        UsageError: the recipe's model is an edited one.
+        UsageError: the recipe's model is an edited one, or the device is not there.
     """
 
-    def __init__(self, recipe: Recipe, out: Path, show: bool) -> None:
-        loaded = load(recipe.model)
+    def __init__(self, recipe: Recipe, out: Path, show: bool, device: str | None = None) -> None:
+        loaded = load(recipe.model, device)
         if not isinstance(loaded, Encoder):
             raise UsageError(
                 f"{recipe.model!r} is an edited tangent model; a recipe starts from a pre-trained one."
             )
-        self.recipe, self.out, self.show = recipe, out, show
+        self.recipe, self.out, self.show, self.device = recipe, out, show, device
         self.pretrained = loaded
         self.stages = Stages(out / "stages")
         self._tasks: dict[str, Task] = {}

@@ -14,7 +14,7 @@ from tauspan.sweep.worker import Outcome, perform
 
 
 class Ray:
-    """Ray tasks, each with `threads` CPUs, on the cluster this program belongs to.
+    """Ray tasks, each with `threads` CPUs and for `"cuda"` a GPU, on the cluster this program belongs to.
 
     A program that has called `ray.init` keeps its cluster. Else Ray looks for one (the variable RAY_ADDRESS), and
     starts one on this machine if there is none. tauspan and the job's module must be installed on every node.
@@ -24,7 +24,7 @@ class Ray:
         UsageError: no node has that many CPUs.
     """
 
-    def __init__(self, threads: int) -> None:
+    def __init__(self, threads: int, device: str | None = None) -> None:
         try:
             self._ray: Any = importlib.import_module("ray")
         except ImportError as error:
@@ -43,7 +43,10 @@ class Ray:
                 f"for ever. Give threads={most} or less."
             )
         # a lost task is started again by the sweep, which counts
-        settings = {"num_cpus": threads, "max_retries": 0, "runtime_env": {"env_vars": variables(threads)}}
+        settings = {
+            "num_cpus": threads, "num_gpus": int(device == "cuda"), "max_retries": 0,
+            "runtime_env": {"env_vars": variables(threads, device)},
+        }  # fmt: skip
         self._perform = self._ray.remote(**settings)(perform)
 
     def start(self, job: Job, log: Path) -> str:

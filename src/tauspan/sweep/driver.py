@@ -31,6 +31,7 @@ def sweep(
     show_progress: bool = True,
     *,
     attempts: int = 3,
+    device: str | None = None,
 ) -> dict[str, Any]:
     """Do every job once, several at a time, and keep each result as a JSON file.
 
@@ -47,6 +48,7 @@ def sweep(
         threads: of torch in each worker; None shares this machine's cores among the workers, and is 1 with `ray`.
         show_progress: a live table on a terminal; else, and without a terminal, lines in the log.
         attempts: how many workers may die of a job before it counts as failed.
+        device: what jobs read as the variable `TAUSPAN_DEVICE`; of several GPUs each worker of `"cuda"` sees one.
 
     Returns:
         Results by name, in the order of the jobs, as JSON gives them back. They do not depend on workers or backend; give
@@ -81,7 +83,7 @@ def sweep(
     with Board([job.name for job in jobs], show_progress) as board:
         under_way = _Sweep(jobs, results, board, attempts)
         if not under_way.finished:
-            with closing(BACKENDS[backend](threads)) as running:
+            with closing(BACKENDS[backend](threads, device)) as running:
                 under_way.run(running, workers)
     if under_way.failed:
         raise _first_failure(jobs, under_way.failed)

@@ -19,11 +19,24 @@ from tauspan.sweep.worker import Outcome
 GRACE = 5.0  # seconds that the workers have to end by themselves
 _PROGRAM = Path(__file__).with_name("worker.py")
 _LIBRARIES = ("OMP", "MKL", "OPENBLAS", "NUMEXPR")
+DEVICE = "TAUSPAN_DEVICE"  # not an argument of the job: the result is the same piece of work on any device
+_VISIBLE = "CUDA_VISIBLE_DEVICES"
 
 
-def variables(threads: int) -> dict[str, str]:
-    """The environment in which torch and the libraries below it use that many threads."""
-    return {f"{library}_NUM_THREADS": str(threads) for library in _LIBRARIES}
+def variables(threads: int, device: str | None = None) -> dict[str, str]:
+    """The environment in which torch and the libraries below it use that many threads, and jobs know their device."""
+    found = {f"{library}_NUM_THREADS": str(threads) for library in _LIBRARIES}
+    return found if device is None else {**found, DEVICE: device}
+
+
+def visible_gpus() -> list[str]:
+    """The GPUs that this process may use, by the names that the variable CUDA_VISIBLE_DEVICES knows them by."""
+    listed = os.environ.get(_VISIBLE)
+    if listed is not None:
+        return [one.strip() for one in listed.split(",") if one.strip()]
+    import torch  # a sweep whose jobs need no torch starts without it
+
+    return [str(number) for number in range(torch.cuda.device_count())]
 
 
 @dataclass(frozen=True)
@@ -51,22 +64,33 @@ class Processes:
 
     Args:
         threads: of torch and of the libraries below it, in each process.
+        device: what jobs read as `TAUSPAN_DEVICE`; of several GPUs each process of `"cuda"` sees the one that the
+            fewest others see.
     """
 
-    def __init__(self, threads: int) -> None:
+    def __init__(self, threads: int, device: str | None = None) -> None:
         paths = [path or os.getcwd() for path in sys.path]
-        self._environment = {**os.environ, **variables(threads), "PYTHONPATH": os.pathsep.join(paths)}
+        settings = variables(threads, device)
+        self._environment = {**os.environ, **settings, "PYTHONPATH": os.pathsep.join(paths)}
+        self._gpus = visible_gpus() if device == "cuda" else []
         self._idle: list[_Worker] = []
         self._busy: dict[str, _Worker] = {}
 
     def start(self, job: Job, log: Path) -> str:
         """Give the job to a worker that is free, or to a new one; its process id."""
         while True:
-            worker = self._idle.pop() if self._idle else _Worker(self._environment, log)
+            worker = self._idle.pop() if self._idle else _Worker(self._own_environment(), log)
             self._busy[job.name] = worker  # before it can be interrupted, so that `close` knows it
             if worker.give(job, log):
                 return str(worker.process.pid)
             worker.end()  # it died between two jobs
+
+    def _own_environment(self) -> dict[str, str]:
+        """The environment of the next worker."""
+        if not self._gpus:
+            return self._environment
+        taken = [worker.environment[_VISIBLE] for worker in [*self._busy.values(), *self._idle]]
+        return {**self._environment, _VISIBLE: min(self._gpus, key=taken.count)}
 
     def wait(self, seconds: float) -> Mapping[str, Outcome | Died]:
         """Outcomes that arrived, and workers that died."""
@@ -99,6 +123,7 @@ class _Worker:
     """One process and the connection to it. It leads a process group, to which everything it starts belongs."""
 
     def __init__(self, environment: Mapping[str, str], log: Path) -> None:
+        self.environment = environment
         self.connection, theirs = Pipe()
         with theirs, log.open("ab") as file:
             self.process = subprocess.Popen(  # noqa: S603 - our own program

@@ -1,0 +1,308 @@
+"""The verbs that edit models and measure them: their options and what each does; the library is imported in them."""
+
+import argparse
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+from tauspan.commands import (
+    add_device,
+    encoder_of,
+    first,
+    pair_of,
+    pairs_of,
+    say,
+    show,
+    task_of,
+    vector_of,
+    write_report,
+)
+from tauspan.errors import UsageError
+
+if TYPE_CHECKING:
+    from tauspan.report import Report
+    from tauspan.tasks import Task
+    from tauspan.vector import TaskVector
+
+Verb: TypeAlias = Callable[..., argparse.ArgumentParser]
+REGIMES = ("standard", "posthoc", "linear")
+SPLITS = ("train", "validation", "test")
+
+
+def add(verbs: Any, verb: Verb) -> None:
+    """Add the verbs to a parser; `verb(into, name, does, function)` makes one."""
+    use = verb(verbs, "apply", "write MODEL + SCALE * VECTOR as a model", apply)
+    use.add_argument("model")
+    use.add_argument("vector")
+    use.add_argument("out")
+    use.add_argument("--scale", type=float, default=1.0)
+    use.add_argument("--regime", choices=REGIMES)
+    use.add_argument("--overwrite", action="store_true")
+
+    score = verb(verbs, "evaluate", "accuracy of a model, edited or not, on tasks", evaluate)
+    score.add_argument("model")
+    score.add_argument("tasks", nargs="+")
+    score.add_argument("--vector")
+    score.add_argument("--scale", type=float, default=1.0)
+    score.add_argument("--regime", choices=REGIMES)
+    score.add_argument("--split", choices=SPLITS, default="test")
+
+    edit = verbs.add_parser(
+        "edit", help="choose coefficients on validation: add, negate, solve, front"
+    ).add_subparsers(dest="action", required=True, metavar="ACTION")
+    searching = [*_add_searches(edit, verb), *_add_solves(edit, verb), _add_maps(verbs, verb)]
+    for made in searching:
+        made.add_argument("--regime", choices=REGIMES)
+        made.add_argument("--out", help="folder for report.json, report.md and figures")
+    for made in (score, *searching):
+        made.add_argument("--rows", type=int, help="use at most so many rows of each split")
+        made.add_argument("--max-tokens", type=int)
+        made.add_argument("--point", choices=("encoder", "logits"))
+        made.add_argument("--batch-size", type=int, default=64)
+        add_device(made)
+
+
+def _add_searches(edit: Any, verb: Verb) -> list[argparse.ArgumentParser]:
+    """One coefficient, from a grid."""
+    added = verb(edit, "add", "one model for all tasks: theta0 + alpha * sum of vectors", edit_add)
+    negated = verb(edit, "negate", "forget a task, keep the controls: theta0 - alpha * vector", edit_negate)
+    _add_pairs(added)
+    _add_target(negated)
+    for made in (added, negated):
+        made.add_argument(
+            "--grid",
+            default="paper",
+            help="paper, auto, or coefficients such as 0,0.5,1 (default %(default)s)",
+        )
+    return [added, negated]
+
+
+def _add_solves(edit: Any, verb: Verb) -> list[argparse.ArgumentParser]:
+    """Many coefficients, from a solver."""
+    solved = verb(
+        edit,
+        "solve",
+        "one model for all tasks, a coefficient a vector or a layer, by least loss",
+        edit_solve,
+    )
+    _add_pairs(solved)
+    solved.add_argument(
+        "--per", choices=("shared", "task", "layer"), default="task", help="(default %(default)s)"
+    )
+    solved.add_argument("--l1", type=float, default=0.0, help="pull of single coefficients to exactly 0")
+    solved.add_argument("--unbounded", action="store_true", help="no bounds")
+    traded = verb(
+        edit,
+        "front",
+        "forgetting against keeping: every trade, and the best above the floor",
+        edit_front,
+    )
+    _add_target(traded)
+    traded.add_argument("--per", choices=("shared", "layer"), default="layer", help="(default %(default)s)")
+    traded.add_argument("--prices", type=int, default=25, help="points of the front (default %(default)s)")
+    for made in (solved, traded):
+        made.add_argument(
+            "--bounds", nargs=2, type=float, default=(0.0, 1.0), metavar=("LO", "HI"), help="(default 0 1)"
+        )
+        made.add_argument("--ridge", type=float, default=0.0, help="pull of all coefficients to 0")
+        made.add_argument(
+            "--bootstrap",
+            type=int,
+            default=200,
+            metavar="N",
+            help="resamples behind each interval (default %(default)s)",
+        )
+        made.add_argument(
+            "--max-evaluations",
+            type=int,
+            metavar="N",
+            help="of the standard regime (default 100, or 30 a price)",
+        )
+        made.add_argument("--vector", metavar="FILE", help="write the combined vector there")
+    return [solved, traded]
+
+
+def _add_maps(verbs: Any, verb: Verb) -> argparse.ArgumentParser:
+    """Maps over two coefficients."""
+    mapped = verb(
+        verbs,
+        "disentangle",
+        "how much the vectors of two tasks disturb each other, on a grid of coefficients",
+        disentangle,
+    )
+    _add_pairs(mapped)
+    mapped.add_argument("--grid", help="coefficients such as --grid=-1,0,1 (default: 21 from -2 to 2)")
+    mapped.add_argument(
+        "--box",
+        nargs=2,
+        type=float,
+        default=(0.0, 1.0),
+        metavar=("LO", "HI"),
+        help="the coefficients used for editing, for the mean (default 0 1)",
+    )
+    mapped.add_argument(
+        "--distance", choices=("argmax", "probabilities"), default="argmax", help="(default %(default)s)"
+    )
+    mapped.add_argument("--split", choices=SPLITS, default="test")
+    return mapped
+
+
+def _add_pairs(made: argparse.ArgumentParser) -> None:
+    made.add_argument("model")
+    made.add_argument("pairs", nargs="+", metavar="TASK=VECTOR")
+
+
+def _add_target(made: argparse.ArgumentParser) -> None:
+    made.add_argument("model")
+    made.add_argument("pair", metavar="TASK=VECTOR")
+    made.add_argument("controls", nargs="+", metavar="CONTROL")
+    made.add_argument(
+        "--floor",
+        type=float,
+        default=0.95,
+        help="share of control accuracy to keep (default %(default)s)",
+    )
+
+
+def apply(options: argparse.Namespace) -> None:
+    """Write an edited model."""
+    from tauspan.edit import apply as edit
+    from tauspan.edit import save
+    from tauspan.store import require_free
+
+    require_free(Path(options.out), options.overwrite)
+    edited = edit(encoder_of(options), vector_of(options.vector), options.scale, regime=options.regime)
+    save(edited, options.out, overwrite=options.overwrite)
+    if options.json:
+        sys.stdout.write(json.dumps({"model": options.out, "scale": options.scale}) + "\n")
+    say(f"wrote {options.out}", options)
+
+
+def evaluate(options: argparse.Namespace) -> None:
+    """Accuracy on tasks."""
+    from tauspan.edit import load
+    from tauspan.evaluate import evaluate as measure
+
+    vector = vector_of(options.vector) if options.vector else None
+    tasks = [task_of(name, options.rows) for name in options.tasks]
+    show(measure(
+        load(options.model, options.device), tasks, vector, options.scale, options.regime, options.split,
+        point=options.point, batch_size=options.batch_size, max_tokens=options.max_tokens,
+        show_progress=not options.quiet,
+    ), options)  # fmt: skip
+
+
+def _grid(text: str) -> Any:
+    if text in ("paper", "auto"):
+        return text
+    try:
+        return [float(part) for part in text.split(",")]
+    except ValueError:
+        raise UsageError(
+            f"--grid {text!r} is neither paper, auto nor a list of numbers such as 0,0.5,1."
+        ) from None
+
+
+def _passes(options: argparse.Namespace) -> dict[str, Any]:
+    return {"point": options.point, "batch_size": options.batch_size, "max_tokens": options.max_tokens,
+            "show_progress": not options.quiet}  # fmt: skip
+
+
+def _search(options: argparse.Namespace) -> dict[str, Any]:
+    return {"grid": _grid(options.grid), **_passes(options)}
+
+
+def _solver(options: argparse.Namespace) -> dict[str, Any]:
+    most = {} if options.max_evaluations is None else {"max_evaluations": options.max_evaluations}
+    return {"per": options.per, "ridge": options.ridge, "bootstrap": options.bootstrap, "seed": options.seed or 0,
+            **most, **_passes(options)}  # fmt: skip
+
+
+def edit_add(options: argparse.Namespace) -> None:
+    """Addition with one coefficient."""
+    from tauspan.search import add
+
+    pairs = pairs_of(options.pairs, options.rows)
+    write_report(add(encoder_of(options), pairs, options.regime, **_search(options)), options)
+
+
+def _target(options: argparse.Namespace) -> "tuple[Task, TaskVector, list[Task]]":
+    """The task to forget, its vector, and the controls."""
+    task, vector = pair_of(options.pair, options.rows)
+    controls = [task_of(name, options.rows) for name in options.controls]
+    if task.name in {control.name for control in controls}:
+        raise UsageError(f"{task.name!r} is the target and cannot be its own control.")
+    return task, vector, controls
+
+
+def edit_negate(options: argparse.Namespace) -> None:
+    """Negation under a control floor."""
+    from tauspan.search import negate
+
+    task, vector, controls = _target(options)
+    found = negate(
+        encoder_of(options), task, vector, controls, options.floor, options.regime, **_search(options)
+    )
+    write_report(found, options)
+
+
+def edit_solve(options: argparse.Namespace) -> None:
+    """Coefficients of least loss."""
+    from tauspan.search import coefficients
+
+    _require_free(options)
+    pairs, bounds = (
+        pairs_of(options.pairs, options.rows),
+        None if options.unbounded else tuple(options.bounds),
+    )
+    found = coefficients(
+        encoder_of(options), pairs, options.regime, bounds=bounds, l1=options.l1, **_solver(options)
+    )
+    _combined(found, pairs, options)
+
+
+def edit_front(options: argparse.Namespace) -> None:
+    """Forgetting against keeping."""
+    from tauspan.search import front
+
+    _require_free(options)
+    task, vector, controls = _target(options)
+    found = front(
+        encoder_of(options), task, vector, controls, options.floor, options.regime,
+        bounds=tuple(options.bounds), prices=options.prices, **_solver(options),
+    )  # fmt: skip
+    _combined(found, {task: vector}, options)
+
+
+def _require_free(options: argparse.Namespace) -> None:
+    """Refuse a vector file that is already there before any work."""
+    if options.vector:
+        from tauspan.store import require_free
+        from tauspan.vector import vector_file
+
+        require_free(vector_file(options.vector), False)
+
+
+def _combined(report: "Report", vectors: "dict[Task, TaskVector]", options: argparse.Namespace) -> None:
+    """Write the vector at the chosen coefficients, if one is wanted, and the report."""
+    if options.vector and first():
+        from tauspan.search import combine
+
+        combine(vectors, report.result["coefficients"], report.result["groups"]).save_pretrained(
+            options.vector
+        )
+    write_report(report, options)
+
+
+def disentangle(options: argparse.Namespace) -> None:
+    """Maps of the disentanglement error."""
+    from tauspan.disentangle import GRID, disentanglement
+
+    grid = GRID if options.grid is None else _grid(options.grid)
+    found = disentanglement(
+        encoder_of(options), pairs_of(options.pairs, options.rows), options.regime, grid=grid,
+        box=tuple(options.box), distance=options.distance, split=options.split, **_passes(options),
+    )  # fmt: skip
+    write_report(found, options)

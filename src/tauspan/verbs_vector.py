@@ -1,0 +1,143 @@
+"""The verbs of single vectors: their options and what each does; the library is imported in them."""
+
+import argparse
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+from tauspan.commands import encoder_of, say, show, vector_of
+
+if TYPE_CHECKING:
+    from tauspan.vector import TaskVector
+
+Verb: TypeAlias = Callable[..., argparse.ArgumentParser]
+
+
+def add(verbs: Any, verb: Verb) -> None:
+    """Add the verbs to a parser; `verb(into, name, does, function)` makes one."""
+    vector = verbs.add_parser("vector", help="make, inspect and combine task vectors").add_subparsers(
+        dest="action", required=True, metavar="ACTION"
+    )
+    between = verb(vector, "diff", "OUT = TUNED - BASE, from models or safetensors files", diff)
+    between.add_argument("base")
+    between.add_argument("tuned")
+    lora = verb(vector, "from-adapter", "OUT = what a LoRA adapter adds to BASE", from_adapter)
+    lora.add_argument("base", help="minilm, a directory, a hub id or a safetensors file")
+    lora.add_argument("adapter")
+    lora.add_argument(
+        "--leave-out",
+        action="append",
+        metavar="NAME",
+        help="a tensor stored whole that is not wanted (a head)",
+    )
+    seen = verb(
+        vector,
+        "inspect",
+        "show a vector's provenance and tensors; cosines of several",
+        inspect,
+    )
+    seen.add_argument("vectors", nargs="+")
+    seen.add_argument("--tensors", action="store_true", help="one row a tensor")
+    checked = verb(vector, "verify", "check that a file is whole, finite and starts from a model", verify)
+    checked.add_argument("vector")
+    checked.add_argument("model", nargs="?")
+    summed = verb(vector, "add", "OUT = the sum of vectors", total)
+    summed.add_argument("vectors", nargs="+")
+    times = verb(vector, "scale", "OUT = FACTOR * VECTOR", scale)
+    times.add_argument("vector")
+    times.add_argument("factor", type=float)
+    minus = verb(vector, "negate", "OUT = -VECTOR", negate)
+    minus.add_argument("vector")
+    like = verb(vector, "analogy", "OUT = C + (B - A): A is to B as C is to OUT", analogy)
+    for name in ("a", "b", "c"):
+        like.add_argument(name)
+    for made in (between, lora, summed, times, minus, like):
+        made.add_argument("-o", "--out", required=True, help="the vector file to write")
+        made.add_argument("--overwrite", action="store_true")
+
+
+def _write(vector: "TaskVector", options: argparse.Namespace) -> None:
+    file = vector.save_pretrained(options.out, overwrite=options.overwrite)
+    if options.json:
+        sys.stdout.write(json.dumps({"vector": str(file), "norm": vector.norm(), "base": vector.base}) + "\n")
+    say(f"{vector}\nwrote {file}", options)
+
+
+def diff(options: argparse.Namespace) -> None:
+    """The difference of two models."""
+    from tauspan.vector import TaskVector
+
+    _write(TaskVector.from_checkpoints(options.base, options.tuned, label=Path(options.tuned).name), options)
+
+
+def from_adapter(options: argparse.Namespace) -> None:
+    """The displacement of a LoRA adapter."""
+    from tauspan.merge.adapter_vector import adapter_vector
+    from tauspan.store import Checkpoint
+
+    tensors = options.base.endswith(".safetensors")
+    base = Checkpoint(options.base).read() if tensors else options.base
+    _write(adapter_vector(options.adapter, base, leave_out=options.leave_out or ()), options)
+
+
+def inspect(options: argparse.Namespace) -> None:
+    """Provenance, tensors, cosines."""
+    from tauspan.report import Report, Table, provenance
+    from tauspan.vector import cosine_matrix
+
+    vectors = [vector_of(path) for path in options.vectors]
+    rows: list[dict[str, Any]] = []
+    for path, vector in zip(options.vectors, vectors, strict=True):
+        rows.append({"vector": path, "label": vector.label, "regime": vector.regime, "base": vector.base[:12],
+                     "tensors": len(vector.deltas), "norm": vector.norm(),
+                     "made from": vector.info.get("base_id", "")})  # fmt: skip
+    tables = [Table("Task vectors", rows)]
+    if options.tensors:
+        tables += [vector.table() for vector in vectors]
+    if len(vectors) > 1:
+        matrix = cosine_matrix(vectors).tolist()
+        tables.append(Table("Cosines", [
+            {"": vector.label, **{other.label: float(c) for other, c in zip(vectors, line, strict=True)}}
+            for vector, line in zip(vectors, matrix, strict=True)
+        ]))  # fmt: skip
+    show(
+        Report("Task vectors", tables, provenance(), result={"info": [dict(v.info) for v in vectors]}),
+        options,
+    )
+
+
+def verify(options: argparse.Namespace) -> None:
+    """Whole, finite, and of that base."""
+    from tauspan.models import fingerprint_of
+
+    vector = vector_of(options.vector)
+    if options.model:
+        vector.require_base(fingerprint_of(encoder_of(options)))
+    if options.json:
+        sys.stdout.write(json.dumps({"ok": True, "base": vector.base, "checked_model": options.model}) + "\n")
+    base = f"and starts from {options.model}" if options.model else f"(base {vector.base[:12]}, not checked)"
+    say(f"{options.vector} is whole and finite {base}", options)
+
+
+def total(options: argparse.Namespace) -> None:
+    """The sum."""
+    first, *rest = map(vector_of, options.vectors)
+    _write(sum(rest, first), options)
+
+
+def scale(options: argparse.Namespace) -> None:
+    """A multiple."""
+    _write(options.factor * vector_of(options.vector), options)
+
+
+def negate(options: argparse.Namespace) -> None:
+    """The opposite."""
+    _write(-vector_of(options.vector), options)
+
+
+def analogy(options: argparse.Namespace) -> None:
+    """The analogy c + (b - a)."""
+    a, b, c = map(vector_of, (options.a, options.b, options.c))
+    _write(c + (b - a), options)

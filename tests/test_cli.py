@@ -193,7 +193,11 @@ REFUSED: dict[str, tuple[str, int, str]] = {
     "a pattern for no parameter": (TUNED + " --params zzz.*", 2, "zzz"),
     "more blocks than there are": (TUNED + " --params last:99", 2, "99"),
     "a device that is not there": (TUNED + " --device gpu", 2, "the device 'gpu' cannot be used"),
-    "such a device of a recipe": ("demo --out {out} --device cuda:77", 2, "the device 'cuda:77' cannot be used"),
+    "such a device of a recipe": (
+        "demo --out {out} --device cuda:77",
+        2,
+        "the device 'cuda:77' cannot be used",
+    ),
     "such a device of an evaluation": ("evaluate {model} {one} --device cuda:77", 2, "cuda:77"),
     "shards on a device": (TUNED + " --shard --device cpu", 2, "Leave --device out"),
     "a checkpoint every no steps": (TUNED + " --checkpoint-every 0", 2, "checkpoint_every=0"),

@@ -36,6 +36,11 @@ REFUSED = {
     "nothing where keys belong": ("rows:\n", "line 3: rows needs keys below it, not None"),
     "an empty list": ("seeds: []\n", "seeds: []: it needs at least one entry"),
     "one seed twice": ("seeds: [1, 1]\n", "seeds: [1, 1]: it needs at least one entry and none twice"),
+    "no regime and no energy": ("regimes: []\n", "regimes: []: it needs at least one"),
+    "no regime where vectors are needed": (
+        "regimes: []\nenergy: {}\nreferences: [joint]\n",
+        "references needs vectors",
+    ),
     "one regime twice": ("regimes: [linear, linear]\n", "none twice"),
     "one key twice": ("seeds: [1]\nseeds: [2]\n", "line 4: the key 'seeds' stands twice, first in line 3"),
     "one key twice below another": (
@@ -195,16 +200,16 @@ def test_the_keys_of_a_reproduction_arrive_in_their_places() -> None:
     text = LEAST + (
         "data: /data\nstart: random\nhead: probe\nreferences: [attention, joint]\n"
         "finetune: {epochs_by_task: {email_spam: 4}}\nnegate: {targets: [email_spam], controls: [imagenet]}\n"
-        "energy: {eigenfunctions: 5, rows: 9, params: attention}\ndisentangle: {pairs: all, drift: true}\n"
+        "energy: {eigenfunctions: 5, rows: 9, outputs: all, params: attention}\ndisentangle: {pairs: all, drift: true}\n"
     )
     made = Recipe.parse(text)
     assert (made.data, made.start, made.head) == ("/data", "random", "probe")
     assert made.references == ("attention", "joint")
     assert made.finetune.epochs_by_task == {"email_spam": 4}
     assert made.negate == Negation(("email_spam",), 0.95, ("imagenet",))
-    assert made.energy == Energies(5, 9, "attention")
+    assert made.energy == Energies(5, 9, "all", "attention")
     assert made.disentangle.drift
-    assert Recipe.parse(LEAST + "energy: {}\n").energy == Energies(10, 64, None)
+    assert Recipe.parse(LEAST + "energy: {}\n").energy == Energies(10, 64, "sum", None)
     assert Recipe.parse(LEAST).energy is None
     assert Recipe.parse(made.to_yaml()) == made
 

@@ -137,11 +137,13 @@ class Merging:
 class Energies:
     """Local energy of each task's leading eigenfunctions, pre-trained and from random weights; see `local_energy`.
 
-    `rows` of a task are drawn for each seed; `params` None takes those that are fine-tuned.
+    `rows` of a task are drawn for each seed; `params` None takes those that are fine-tuned. `outputs` is `"sum"` of the
+    logits, which costs as one output, or `"all"`, which sees what decides a class.
     """
 
     eigenfunctions: int = 10
     rows: int = 64
+    outputs: Literal["sum", "all"] = "sum"
     params: str | tuple[str, ...] | None = None
 
     def __post_init__(self) -> None:
@@ -159,7 +161,7 @@ class Recipe:
         model: what `tauspan.load` takes.
         tasks: shipped tasks, task directories, or data sets of `tauspan.data.catalog()`.
         title: of the report.
-        regimes: which of the three.
+        regimes: which of the three; none where only local energy is asked for, which needs no vectors.
         seeds: one vector per task, regime and seed.
         rows: at most so many rows of each split.
         max_tokens: where texts are cut; None takes each task's own value.
@@ -206,8 +208,10 @@ class Recipe:
     def __post_init__(self) -> None:
         for name in ("tasks", "regimes", "seeds"):
             values = getattr(self, name)
-            if not values or len(set(values)) != len(values):
+            empty = not values and (name != "regimes" or self.energy is None)
+            if empty or len(set(values)) != len(values):
                 raise RecipeError(f"{name}: {list(values)}: it needs at least one entry and none twice.")
+        self._check_vectorless()
         _refuse_twice("references", self.references)
         self._check_tasks("finetune.epochs_by_task", self.finetune.epochs_by_task)
         self._check_negation()
@@ -215,6 +219,15 @@ class Recipe:
         self._check_regimes("merge", self.merge.regimes)
         if self.energy is not None and len(self.tasks) < 2:
             raise RecipeError("energy: local energy needs at least one other task as its control.")
+
+    def _check_vectorless(self) -> None:
+        asked = {
+            "negate": self.negate.targets, "disentangle": self.disentangle.pairs, "merge": self.merge.methods,
+            "references": self.references,
+        }  # fmt: skip
+        for key, needs in asked.items():
+            if needs and not self.regimes:
+                raise RecipeError(f"regimes: []: {key} needs vectors. Name a regime, or leave {key} out.")
 
     def _check_tasks(self, key: str, names: Iterable[str]) -> None:
         for name in names:

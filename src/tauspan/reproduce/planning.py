@@ -15,7 +15,7 @@ from tauspan.reproduce.experiment import Changes, Experiment, Rates, experiment,
 from tauspan.reproduce.presets import PRESETS
 from tauspan.reproduce.rates import FOLDER, trials
 from tauspan.reproduce.timing import StepTime, step_time
-from tauspan.run.workshop import Course, course_of
+from tauspan.run.workshop import Course, course_of, finetunings
 from tauspan.suite import NAMES, find_task
 from tauspan.train import Settings
 from tauspan.vector import FILE
@@ -112,7 +112,7 @@ class Plan:
         trainings = self.trainings()
         tables = [
             Table("To fetch", [_fetch_row(fetch) for fetch in self.fetches()]),
-            Table("To train", list(_training_rows(trainings)), self._training_note()),
+            Table("To train", list(_training_rows(trainings)), self._training_note(trainings)),
             Table("Cost", list(self._cost_rows(trainings))),
         ]
         facts = provenance(variant=self.variant, recipes={p: r.as_dict() for p, r in self.recipes.items()})
@@ -122,7 +122,9 @@ class Plan:
         }  # fmt: skip
         return Report(f"{self.experiment.title} ({self.variant}): plan", tables, facts, result=result)
 
-    def _training_note(self) -> str:
+    def _training_note(self, trainings: Sequence[Training]) -> str:
+        if not trainings:
+            return "nothing: the model is measured as it is"
         recipe = next(iter(self.recipes.values()))
         tuned = recipe.finetune
         note = (
@@ -139,6 +141,9 @@ class Plan:
         return note
 
     def _cost_rows(self, trainings: Sequence[Training]) -> Iterator[dict[str, Cell]]:
+        if not trainings:
+            yield {"what": "evaluation", "value": "not measured", "how known": ""}
+            return
         left = [one for one in trainings if not one.done]
         seconds = 0.0
         for regime in dict.fromkeys(_regime(one.course) for one in trainings):
@@ -261,25 +266,11 @@ def _trainings(part: str, recipe: Recipe, out: Path, linked: Set[tuple[Course, s
     steps = {name: _steps(recipe, name) for name in recipe.tasks}
     steps[_JOINT] = sum(steps.values())
     found = []
-    for course, name, seed in wanted(recipe):
+    for course, task, seed in finetunings(recipe):
+        name = task or _JOINT
         here = (out / "vectors" / f"{course}-{name}-seed{seed}" / FILE).is_file()
         again = (course, name, seed) in linked
         found.append(Training(part, course, name, steps[name], here or again, again))
-    return found
-
-
-def wanted(recipe: Recipe) -> list[tuple[Course, str, int]]:
-    """Course, task and seed of every vector that a recipe needs; the joint vector has the name of its regime."""
-    courses: list[Course] = [course_of(regime) for regime in recipe.regimes]
-    courses += ["attention"] if "attention" in recipe.references else []
-    found: list[tuple[Course, str, int]] = [
-        (course, name, seed)
-        for course in dict.fromkeys(courses)
-        for seed in recipe.seeds
-        for name in recipe.tasks
-    ]
-    if "joint" in recipe.references:
-        found += [("joint", _JOINT, seed) for seed in recipe.seeds]
     return found
 
 
@@ -328,7 +319,7 @@ def listing() -> list[dict[str, Cell]]:
     rows: list[dict[str, Cell]] = []
     for name in names():
         found, made = experiment(name), recipes(name)
-        number = sum(len(wanted(recipe)) for recipe in made.values())
+        number = sum(len(list(finetunings(recipe))) for recipe in made.values())
         rows.append({
             "name": name, "what": found.title, "in the paper": found.where, "trainings": number, "needs": found.needs,
         })  # fmt: skip

@@ -27,7 +27,9 @@ def added(shop: Workshop, label: str, course: Course, regime: EditRegime, seed: 
 
 
 def addition(shop: Workshop) -> Findings:
-    """Every regime's accuracies, absolute and normalised, per task and mean."""
+    """Every regime's accuracies, absolute and normalised, per task and mean; nothing where there is no regime."""
+    if not shop.recipe.regimes:
+        return Findings([], [], {})
     rows: list[dict[str, Cell]] = []
     series: list[dict[str, Any]] = []
     alphas: dict[str, list[float]] = {}

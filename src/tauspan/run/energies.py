@@ -12,6 +12,7 @@ from tauspan.run.spread import in_words, means, spread
 from tauspan.run.workshop import Workshop
 
 _STARTS = ("pre-trained", "random")
+_OUTPUTS = {"sum": "of the sum of logits", "all": "of all logits"}
 _COLUMNS = {"own": "support", "held out": "held_out", "control": "control", "ratio": "ratio"}
 
 
@@ -36,8 +37,9 @@ def energies(shop: Workshop) -> Findings:
         ]
     note = (
         f"{in_words(shop.recipe.seeds)}; sum of the squares of the {asked.eigenfunctions} leading eigenfunctions of a "
-        f"task's kernel, mean over at most {asked.rows} rows: own training rows, own held-out rows, the others' rows "
-        "(control); ratio: control over own, 0 where they live on the task alone; random: re-initialised with the seed; "
+        f"task's kernel ({_OUTPUTS[asked.outputs]}), mean over at most {asked.rows} rows: own training "
+        "rows, own held-out rows, the others' rows (control); ratio: control over own, 0 where they live on the task "
+        "alone; random: re-initialised with the seed; "
         "linearised at the logits, under the task's head from the same weights"
     )
     return Findings([Table("Local energy", rows, note)], series, {"energy": found})
@@ -52,7 +54,9 @@ def _columns(numbers: list[dict[str, Any]]) -> list[dict[str, Cell]]:
 def _energy(shop: Workshop, asked: Energies, start: str, seed: int) -> dict[str, Any]:
     """Numbers and histograms of all tasks at one start; the seed draws the rows, and random weights."""
     params = shop.recipe.finetune.params if asked.params is None else asked.params
-    settings = Settings(rows=asked.rows, max_tokens=shop.recipe.max_tokens, seed=seed)
+    settings = Settings(
+        rows=asked.rows, outputs=asked.outputs, max_tokens=shop.recipe.max_tokens, seed=seed
+    )  # fmt: skip
 
     def work() -> dict[str, Any]:
         model = shop.pretrained if start == "pre-trained" else reinitialised(shop.pretrained, seed)

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 
 from tauspan.recipe import Recipe
-from tauspan.run.workshop import Course, Finetuning, Workshop
+from tauspan.run.workshop import Course, Finetuning, Workshop, finetunings
 from tauspan.sweep import Job, sweep
 from tauspan.sweep.pool import DEVICE
 
@@ -25,7 +25,7 @@ def spread_finetunings(shop: Workshop, workers: int) -> None:
     folder = shop.out / FOLDER / hashlib.sha256(recipe.encode()).hexdigest()[:12]
     shared = {"recipe": recipe, "out": str(shop.out.resolve())}
     jobs = []
-    for which in shop.finetunings():
+    for which in finetunings(shop.recipe):
         if not shop.finished(which):
             name = shop.folder(which).name
             (folder / f"{name}.json").unlink(missing_ok=True)  # of a vector that was removed since

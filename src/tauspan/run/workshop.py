@@ -104,16 +104,6 @@ class Workshop:
 
     # -- vectors ---------------------------------------------------------------------------------------------
 
-    def finetunings(self) -> Iterator[Finetuning]:
-        """Every vector that the recipe needs."""
-        courses = [course_of(regime) for regime in self.recipe.regimes]
-        courses += ["attention"] if "attention" in self.recipe.references else []
-        for course in dict.fromkeys(courses):
-            for seed in self.recipe.seeds:
-                yield from (Finetuning(course, name, seed) for name in self.recipe.tasks)
-        if "joint" in self.recipe.references:
-            yield from (Finetuning("joint", None, seed) for seed in self.recipe.seeds)
-
     def settings(self, which: Finetuning) -> Settings:
         """How a vector is made."""
         training = dataclasses.asdict(self.recipe.finetune)
@@ -210,6 +200,17 @@ class Workshop:
     def shared(self) -> dict[str, Any]:
         """Arguments that every search of a coefficient takes."""
         return {"grid": self.recipe.grid, "point": self.recipe.point, "max_tokens": self.recipe.max_tokens}
+
+
+def finetunings(recipe: Recipe) -> Iterator[Finetuning]:
+    """Every vector that a recipe needs."""
+    courses = [course_of(regime) for regime in recipe.regimes]
+    courses += ["attention"] if "attention" in recipe.references else []
+    for course in dict.fromkeys(courses):
+        for seed in recipe.seeds:
+            yield from (Finetuning(course, name, seed) for name in recipe.tasks)
+    if "joint" in recipe.references:
+        yield from (Finetuning("joint", None, seed) for seed in recipe.seeds)
 
 
 def course_of(regime: EditRegime) -> Course:

@@ -109,6 +109,20 @@ def test_label_prompts_are_embedded_at_unit_length(homes: dict[str, Path]) -> No
     assert encoder.logit_scale == 20.0
 
 
+@pytest.mark.parametrize("kind", ["clip", "bert"])
+def test_a_prompt_longer_than_the_text_tower_is_cut(homes: dict[str, Path], kind: str) -> None:
+    encoder = load_model(homes[kind])
+    encoder.inputs.tokenizer.model_max_length = (
+        10**30
+    )  # what a tokenizer says that was saved without its limit
+    config = encoder.backbone.config
+    positions = getattr(config, "text_config", config).max_position_embeddings
+    words = ["cat"] * (2 * positions)
+    found = encoder.embed_labels([" ".join(words), " ".join([*words, "dog"])])
+    assert torch.isfinite(found).all()
+    assert torch.equal(found[0], found[1])
+
+
 def test_texts_are_cut_where_asked(homes: dict[str, Path]) -> None:
     assert load_model(homes["bert"]).encode(["a b c d e f g"], max_tokens=4)["input_ids"].shape == (1, 4)
 

@@ -181,7 +181,7 @@ class Encoder(nn.Module):
 
     @torch.no_grad()
     def embed_labels(self, prompts: Sequence[str]) -> Tensor:
-        """Unit-norm features of label prompts, shape (K, d)."""
+        """Unit-norm features of label prompts, shape (K, d); a prompt is cut where the text tower ends, as CLIP does."""
         if self.label_features is None:
             raise ModelError(
                 f"{self.source} has no text tower to embed prompts with: take class prototypes, a linear probe "
@@ -193,13 +193,23 @@ class Encoder(nn.Module):
                 "Call `build_head` for every task on the whole encoder, then `trimmed`."
             )
         device = next(self.backbone.parameters()).device
-        parts = []
+        parts, most = [], _longest(self.backbone, self.inputs.tokenizer)
         for begin in range(0, len(prompts), _PROMPTS):
             some = list(prompts[begin : begin + _PROMPTS])
-            tokens = self.inputs.tokenizer(some, padding=True, truncation=True, return_tensors="pt")
+            tokens = self.inputs.tokenizer(
+                some, padding=True, truncation=True, max_length=most, return_tensors="pt"
+            )
             batch = to_device(dict(tokens), device)
             parts.append(F.normalize(self.label_features(self.backbone, batch).detach(), dim=-1))
         return torch.cat(parts)
+
+
+def _longest(backbone: nn.Module, tokenizer: Any) -> int | None:
+    """The most tokens of a prompt where the tokenizer, saved without its limit, would pass more than has positions."""
+    config = getattr(backbone, "config", None)
+    positions: int | None = getattr(getattr(config, "text_config", config), "max_position_embeddings", None)
+    limit = getattr(tokenizer, "model_max_length", 0)
+    return positions if positions is not None and limit > positions else None
 
 
 def _named(function: Any) -> str:

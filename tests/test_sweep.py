@@ -197,7 +197,7 @@ def test_a_file_system_without_locks(tmp_path, monkeypatch):
     def refuses(descriptor, operation):
         raise OSError("no locks here")
 
-    monkeypatch.setattr("tauspan.store.fcntl.flock", refuses)
+    monkeypatch.setattr("tauspan.store.places.fcntl.flock", refuses)
     with pytest.raises(StoreError, match=r"knows no locks \(flock\)"):
         quietly(jobs_of("double", {"number": 2}), tmp_path)
 

@@ -1,0 +1,148 @@
+"""Files that appear complete or not at all, and locks: a temporary neighbour, flushed to the disk, then renamed."""
+
+import fcntl
+import json
+import os
+import re
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+
+from tauspan.errors import StoreError
+
+_TEMPORARY = ".part"
+_REPLACED = ".old"
+
+
+def require_free(path: Path, overwrite: bool) -> None:
+    """Raise `StoreError` if something lies at `path` and `overwrite` is false."""
+    if path.exists() and not overwrite:
+        raise StoreError(f"{path} is already there. Choose another output, or say `overwrite` (--overwrite).")
+
+
+@contextmanager
+def atomic(path: str | Path, *, overwrite: bool = True) -> Iterator[Path]:
+    """Yield a temporary neighbour of `path`; when the block ends well it becomes `path`, else it is removed.
+
+    The block may make the temporary path a file or a directory. A directory replaces an older one whole. What a
+    killed process left while it wrote the same path is removed.
+
+    Raises:
+        StoreError: something is already there and `overwrite` is false, or writing failed (a full disk, a
+            read-only directory); nothing is left behind then.
+    """
+    path = Path(path)
+    require_free(path, overwrite)
+    temporary: Path | None = None
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        _remove_leftovers(path)
+        temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=_TEMPORARY, dir=path.parent))
+        with locked(temporary):
+            inner = temporary / path.name
+            yield inner
+            publish(inner, path, overwrite=overwrite)
+    except (OSError, SafetensorError) as error:
+        if isinstance(error, StoreError):
+            raise
+        raise StoreError(f"{path} could not be written: {error}. Nothing was left behind.") from error
+    finally:
+        if temporary is not None:
+            shutil.rmtree(temporary, ignore_errors=True)
+
+
+def publish(inner: Path, path: Path, *, overwrite: bool) -> None:
+    """Give a finished file or directory its final name; its folder must be on the same disk and has room beside it.
+
+    Raises:
+        StoreError: something is already there and `overwrite` is false: another process may have been faster.
+    """
+    require_free(path, overwrite)
+    _settle(inner, inner.with_name(f"{path.name}.mode"))
+    _move(inner, path, inner.with_name(f"{path.name}{_REPLACED}"))
+    _flush_directory(path.parent)
+
+
+@contextmanager
+def locked(path: Path, wait: bool = False) -> Iterator[bool]:
+    """Hold the lock of a folder or file, which the system frees when the process dies.
+
+    Yields whether it was had: at once, or with `wait` after any others that held it.
+    """
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+            free = True
+        except OSError:  # held by a living process, or the file system knows no locks
+            free = False
+        yield free
+    finally:
+        os.close(descriptor)
+
+
+def _remove_leftovers(path: Path) -> None:
+    """Remove what killed processes left while they wrote this very path.
+
+    A folder is theirs if it has the name that `atomic` gives, holds something and is not locked: a living writer
+    locks its folder before it writes there. One that still holds both the new and the replaced output is kept,
+    since the process ended between two renames and nothing else may hold the old one.
+    """
+    ours = re.compile(rf"\.{re.escape(path.name)}\.\w+{re.escape(_TEMPORARY)}")
+    for folder in path.parent.iterdir():
+        if not ours.fullmatch(folder.name) or folder.is_symlink() or not folder.is_dir():
+            continue
+        with suppress(OSError), locked(folder) as free:
+            held = {entry.name for entry in folder.iterdir()}
+            if free and held and not {path.name, f"{path.name}{_REPLACED}"} <= held:
+                shutil.rmtree(folder)
+
+
+def _settle(path: Path, probe: Path) -> None:
+    """Flush every file, with the permissions a plain new file gets: safetensors lets only the owner read."""
+    probe.touch()
+    mode = probe.stat().st_mode
+    inside = [path] if path.is_file() else path.rglob("*")
+    for file in (entry for entry in inside if entry.is_file() and not entry.is_symlink()):
+        file.chmod(mode)
+        with file.open("rb") as handle:
+            os.fsync(handle.fileno())
+
+
+def _move(inner: Path, path: Path, old: Path) -> None:
+    """Rename; an older directory makes way first, and comes back if nothing could take its place."""
+    if not path.is_dir():
+        inner.replace(path)
+        return
+    path.rename(old)
+    try:
+        inner.replace(path)
+    finally:
+        if not path.exists():
+            old.rename(path)
+
+
+def _flush_directory(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def write_text(path: str | Path, text: str, *, overwrite: bool = True) -> None:
+    """Write a text file atomically."""
+    with atomic(path, overwrite=overwrite) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def write_json(path: str | Path, content: Any, *, overwrite: bool = True) -> None:
+    """Write JSON atomically, keys in the order given."""
+    write_text(
+        path, json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False) + "\n", overwrite=overwrite
+    )

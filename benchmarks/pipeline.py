@@ -17,7 +17,7 @@ from tauspan.linear import linearize
 from tauspan.models import Classifier, Encoder
 from tauspan.search import PAPER_GRID
 from tauspan.tasks import Task, build_head, permutation
-from tauspan.train.loop import train
+from tauspan.train import train
 from tauspan.train.settings import Settings
 
 TASKS = ("movie_sentiment", "tweet_sentiment", "email_spam", "debian_section")

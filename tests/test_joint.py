@@ -182,7 +182,7 @@ def test_an_interrupted_run_continues_to_the_same_bits(
 ) -> None:
     settings = dataclasses.replace(BASIC, regime=regime)
     with monkeypatch.context() as patch:
-        interrupt(patch, loop._Run, name, call)
+        interrupt(patch, loop.Run, name, call)
         with pytest.raises(KeyboardInterrupt):
             joint(settings, out=tmp_path, checkpoint_every=2)
     run, whole = joint(settings, out=tmp_path, resume=True), joint(settings)

@@ -160,7 +160,7 @@ def test_an_interrupted_reproduction_goes_on_to_the_same_numbers(
 ) -> None:
     whole = carried_out(toy, "posthoc", tmp_path / "whole", capsys)
     loop = importlib.import_module("tauspan.train.loop")
-    original, steps = loop._Run.one_step, []
+    original, steps = loop.Run.one_step, []
 
     def interrupted(self: Any, *args: Any) -> float:
         steps.append(args)
@@ -168,7 +168,7 @@ def test_an_interrupted_reproduction_goes_on_to_the_same_numbers(
             raise KeyboardInterrupt
         return original(self, *args)
 
-    monkeypatch.setattr(loop._Run, "one_step", interrupted)
+    monkeypatch.setattr(loop.Run, "one_step", interrupted)
     line = words(toy, "posthoc", tmp_path / "cut")
     assert main([*line, "-q"]) == 130
     assert not (tmp_path / "cut" / "report.json").exists()

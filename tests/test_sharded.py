@@ -22,9 +22,8 @@ from tauspan.errors import ModelError, NonFiniteError, UsageError
 from tauspan.models import Encoder, Head, fingerprint_of
 from tauspan.processes import world
 from tauspan.tasks import Task
-from tauspan.train import Finetuned, Settings, checkpoint
+from tauspan.train import Finetuned, Settings, checkpoint, train
 from tauspan.train.layout import laid_out
-from tauspan.train.loop import train_on
 from tauspan.train.trainee import as_parameters
 from tauspan.vector import FILE, TaskVector
 from zoo import normal, stirred
@@ -99,7 +98,7 @@ def jointly(regime: Any, **options: Any) -> Finetuned:
     """Two tasks at once, of which a process may have rows of one alone in a batch."""
     tasks = [points(), dataclasses.replace(points(9), name="fewer")]
     settings = dataclasses.replace(STACK, regime=regime, batch_size=5, max_steps=None)
-    return train_on(stack(), tasks, settings, show_progress=False, **options)
+    return train(stack(), tasks, settings, show_progress=False, **options)
 
 
 def stopped(settings: Settings, task: Task, model: Encoder, out: Path, **options: Any) -> None:

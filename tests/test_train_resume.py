@@ -67,7 +67,7 @@ def test_an_interrupted_run_continues_to_the_same_bits(
     regime: Any, step: int, monkeypatch: Any, tmp_path: Path
 ) -> None:
     settings = dataclasses.replace(SHORT, regime=regime)
-    run = stopped_and_resumed(monkeypatch, tmp_path, settings, loop._Run, "one_step", step)
+    run = stopped_and_resumed(monkeypatch, tmp_path, settings, loop.Run, "one_step", step)
     require_equal(run, settings, tmp_path)
 
 
@@ -80,12 +80,12 @@ def test_an_interrupted_run_continues_to_the_same_bits(
             "step",
             4,
         ),  # the parameters are decayed, and then moved, but the step is not counted
-        (loop._Run, "_update", 4),
-        (loop._Run, "note", 4),
-        (loop._Run, "_backward", 4),
-        (loop._Run, "validate", 0),
-        (loop._Run, "validate", 2),  # the last: nothing is left to train
-        (loop._Run, "save", 1),
+        (loop.Run, "_update", 4),
+        (loop.Run, "note", 4),
+        (loop.Run, "_backward", 4),
+        (loop.Run, "validate", 0),
+        (loop.Run, "validate", 2),  # the last: nothing is left to train
+        (loop.Run, "save", 1),
     ],
 )
 def test_an_interrupt_anywhere_in_a_step_does_no_harm(
@@ -99,7 +99,7 @@ def test_an_interrupt_anywhere_in_a_step_does_no_harm(
 def test_a_run_may_be_interrupted_again_and_again(monkeypatch: Any, tmp_path: Path) -> None:
     for step in (1, 2, 3):
         with monkeypatch.context() as patch:
-            interrupt(patch, loop._Run, "one_step", step)
+            interrupt(patch, loop.Run, "one_step", step)
             with pytest.raises(KeyboardInterrupt):
                 trained(SHORT, out=tmp_path, resume=True)
     assert [entry["step"] for entry in logged(tmp_path) if entry["split"] == "train"] == [1, 2, 3, 4, 5, 6]
@@ -117,8 +117,8 @@ import sys, time
 from pathlib import Path
 from runs import trained
 from tauspan.train import Settings, loop
-step = loop._Run.one_step
-loop._Run.one_step = lambda *args: time.sleep(0.01) or step(*args)  # so that no kill comes too late
+step = loop.Run.one_step
+loop.Run.one_step = lambda *args: time.sleep(0.01) or step(*args)  # so that no kill comes too late
 settings = Settings(sys.argv[1], seed=1, epochs=20, batch_size=8, lr=0.02, weight_decay=0.1, clip=0.1)
 trained(settings, out=Path(sys.argv[2]), checkpoint_every=1, resume=True)
 """
@@ -165,7 +165,7 @@ def test_a_run_that_was_killed_continues_to_the_same_bits(regime: Any, kills: in
 
 def leave_unfinished(monkeypatch: Any, out: Path) -> None:
     with monkeypatch.context() as patch:
-        interrupt(patch, loop._Run, "one_step", 3)
+        interrupt(patch, loop.Run, "one_step", 3)
         with pytest.raises(KeyboardInterrupt):
             trained(SHORT, out=out)
 
@@ -216,7 +216,7 @@ def test_an_unfinished_run_is_not_begun_anew_without_being_told(monkeypatch: Any
 def test_a_finished_run_is_reused_only_when_asked(monkeypatch: Any, tmp_path: Path) -> None:
     first = trained(SHORT, out=tmp_path)
     written = (tmp_path / "vector.safetensors").stat().st_mtime_ns
-    interrupt(monkeypatch, loop._Run, "one_step", 0)  # not a step is made
+    interrupt(monkeypatch, loop.Run, "one_step", 0)  # not a step is made
     again = trained(SHORT, out=tmp_path, resume=True)
     assert (first.reused, again.reused) == (False, True)
     assert same_bits(deltas(first), deltas(again))

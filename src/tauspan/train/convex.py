@@ -17,7 +17,7 @@ from tauspan.measure import measured, progress
 from tauspan.models import Classifier, Encoder
 from tauspan.params import Params
 from tauspan.tasks import Split, Task, build_head
-from tauspan.train.loop import Finetuned
+from tauspan.train.finetuning import Finetuned
 
 log = logging.getLogger(__name__)
 Solver = Literal["lbfgs", "newton-cg"]

@@ -6,7 +6,7 @@ from pathlib import Path
 from tauspan.errors import UsageError, listed
 from tauspan.models import Encoder
 from tauspan.tasks import Task
-from tauspan.train.loop import Finetuned, train_on
+from tauspan.train.finetuning import Finetuned, train
 from tauspan.train.settings import Settings
 
 
@@ -18,6 +18,7 @@ def finetune_jointly(
     checkpoint_every: int = 50,
     resume: bool = False,
     show_progress: bool = True,
+    shard: bool = False,
 ) -> Finetuned:
     """Fine-tune an encoder on all tasks together, each under its own frozen head, and return one task vector.
 
@@ -35,6 +36,7 @@ def finetune_jointly(
         checkpoint_every: steps between checkpoints.
         resume: continue from the checkpoint in `out`, or reuse its finished vector; the same bits.
         show_progress: a bar on a terminal.
+        shard: as in `finetune`.
 
     Returns:
         A `Finetuned` with the vector `joint`. Validation entries of its history hold the means over tasks, and each
@@ -70,4 +72,4 @@ def finetune_jointly(
             f"cache={settings.cache!r}: nothing is kept of the batches of {len(tasks)} tasks. Set cache='none'."
         )
     folder = None if out is None else Path(out)
-    return train_on(encoder, tasks, settings, folder, checkpoint_every, resume, show_progress)
+    return train(encoder, tasks, settings, folder, checkpoint_every, resume, show_progress, shard=shard)

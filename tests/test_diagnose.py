@@ -237,6 +237,10 @@ def test_eigenfunctions_are_chosen_by_number_share_or_list():
         functions.choose(0.5, torch.zeros(5))
     with pytest.raises(MismatchError, match="5 rows"):
         functions.at(torch.ones(2, 4))
+    with pytest.raises(MismatchError, match=r"targets of shape \(7,\), and the support has 5"):
+        functions.choose(0.5, torch.ones(7))
+    with pytest.raises(MismatchError, match="no multiple of the kernel's 2 outputs"):
+        local_energy(DenseKernel(positive(4).matrix, 2), torch.ones(3, 4), which=1)
     with pytest.raises(UsageError, match="no control rows"):
         local_energy(positive(3), torch.ones(0, 3), which=1)
     with pytest.raises(UsageError, match="is zero"):
@@ -309,6 +313,10 @@ def test_cross_alignment_and_angles_are_those_of_the_tangent_features():
         principal_angles(*pairs, cross.T)
     with pytest.raises(MismatchError, match="5 and 6"):
         cross_task_alignment(own[0].matrix, own[1].matrix, cross.T)
+    for call in (lambda: principal_angles(*pairs, math.nan * cross),
+                 lambda: cross_task_alignment(math.nan * own[0].matrix, own[1].matrix, cross)):  # fmt: skip
+        with pytest.raises(NonFiniteError, match="kernel"):
+            call()
     with pytest.raises(UsageError, match="is zero"):
         cross_task_alignment(0 * own[0].matrix, own[1].matrix, cross)
     flat = positive(5, rank=2)

@@ -424,6 +424,18 @@ def test_nan_in_the_weights_is_named():
         TangentKernel(model, x).dense()
 
 
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        (torch.ones(2, 9), r"does not take the data, whose first batch is \(2, 9\) torch.float32"),
+        (torch.ones(2, 4, dtype=torch.int64), r"\(2, 4\) torch.int64"),
+    ],
+)
+def test_rows_that_the_model_does_not_take_are_named(rows, message):
+    with pytest.raises(MismatchError, match=message):
+        TangentKernel(torch.nn.Linear(4, 3), rows)
+
+
 def test_more_outputs_than_memory_is_told_before_any_work(monkeypatch):
     model, x = example("mlp")
     kernel = TangentKernel(model, x)

@@ -377,6 +377,9 @@ def test_parts_of_a_weight_have_signs_of_their_own():
     sketches = [project(kernel, 400, seed=seed, probes=None) for seed in range(5)]
     errors = [float((one.factor.dense() - kernel.dense()).norm() / kernel.dense().norm()) for one in sketches]
     assert sum(errors) / 5 == pytest.approx(sketches[0].error.value, rel=0.25)
+    for dimension in (1.5, 0):
+        with pytest.raises(UsageError, match=f"dimension={dimension}"):
+            project(kernel, dimension)
     with pytest.raises(ModelError, match="contraction"):
         project(TangentKernel(Parted(), [x[:2], x[2:3]]), 20, probes=4)
     project(TangentKernel(Parted(), [x[:2], x[2:3]], backend="contraction"), 20, probes=4)

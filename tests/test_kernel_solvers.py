@@ -231,6 +231,19 @@ def test_a_singular_kernel_leaves_what_it_cannot_see():
     assert some.flow_loss(y, math.inf) >= left - 1e-12
 
 
+def test_a_ridge_that_is_no_number_is_refused():
+    for ridge in (None, True, "1"):
+        with pytest.raises(UsageError, match=f"ridge={ridge}"):
+            solve_ridge(tangents(), zoo.normal(6), ridge)
+
+
+def test_a_solution_of_another_kernel_has_no_margins_here():
+    kernel, signs = DenseKernel(torch.eye(3).double()), torch.tensor([1.0, -1.0, 1.0])
+    other = solve_hinge(DenseKernel(torch.eye(2).double()), signs[:2], 0.1)
+    with pytest.raises(UsageError, match=r"the solution of shape \(2,\): the kernel has 3 rows"):
+        margins(kernel, other, signs)
+
+
 def test_impossible_paths_are_refused():
     modes, y = Modes.of(tangents()), zoo.normal(6)
     with pytest.raises(UsageError, match="lr_max"):
@@ -244,6 +257,9 @@ def test_impossible_paths_are_refused():
         modes.ridge(y, 0)
     with pytest.raises(UsageError, match="5 residuals"):
         modes.flow(y[:5], 1.0)
+    for call in (modes.flow, modes.ridge):
+        with pytest.raises(NonFiniteError, match="residuals"):
+            call(y * math.nan, 1.0)
     with pytest.raises(UsageError, match="needs a column"):
         Modes(torch.ones(3), torch.eye(2))
     assert Modes.of(DenseKernel(torch.zeros(2, 2))).lr_max == math.inf

@@ -164,12 +164,15 @@ def cross_task_alignment(first: Tensor, second: Tensor, cross: Tensor) -> Estima
     Raises:
         MismatchError: a cross kernel of another shape.
         UsageError: a kernel that is zero.
+        NonFiniteError: NaN or infinity in a kernel.
 
     Example:
         >>> cross_task_alignment(torch.eye(2), torch.eye(2), torch.eye(2)).value
         1.0
     """
     _require_between(len(first), len(second), cross)
+    for kernel in (first, second):
+        finite(kernel, "the entries of a task's kernel")
     own = float(first.double().norm()) * float(second.double().norm())
     if not own:
         raise UsageError(
@@ -192,6 +195,7 @@ def principal_angles(first: EigenPairs, second: EigenPairs, cross: Tensor) -> Te
     Raises:
         MismatchError: a cross kernel of another shape.
         UsageError: an eigenvalue that is 0 up to rounding, whose direction is not known.
+        NonFiniteError: NaN or infinity in the cross kernel.
 
     Example:
         >>> from tauspan.kernel import DenseKernel
@@ -215,6 +219,7 @@ def principal_angles(first: EigenPairs, second: EigenPairs, cross: Tensor) -> Te
 
 
 def _require_between(rows: int, columns: int, cross: Tensor) -> None:
+    finite(cross, "the entries of the kernel between the tasks")
     if cross.shape != (rows, columns):
         raise MismatchError(
             f"the kernel between the tasks has shape {tuple(cross.shape)}, and the tasks' own have {rows} and {columns} "

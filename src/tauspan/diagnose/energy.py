@@ -92,6 +92,11 @@ class Eigenfunctions:
                     f"which={which}: a share of the largest |c_r|, from 0 to below 1, needs targets; give them, or a "
                     "whole number for the first eigenfunctions."
                 )
+            if targets.numel() % len(self.vectors):
+                raise MismatchError(
+                    f"targets of shape {tuple(targets.shape)}, and the support has {len(self.vectors)} rows x outputs: "
+                    "give as many, or columns of as many."
+                )
             sizes = self.coefficients(targets.reshape(len(self.vectors), -1)).norm(dim=1)
             places: list[int] = (sizes > which * sizes.max()).nonzero().flatten().tolist()
             if not places:
@@ -161,7 +166,7 @@ def local_energy(
 
     Raises:
         UsageError: an impossible choice, a kernel that is zero, no control rows.
-        MismatchError: a cross kernel of another width.
+        MismatchError: a cross kernel of another width or of other outputs, targets of another length.
         NonFiniteError: NaN or infinity in a kernel.
 
     Cost:
@@ -177,6 +182,11 @@ def local_energy(
     functions = Eigenfunctions.of(kernel)
     if not cross.shape[0]:
         raise UsageError("there are no control rows: give inputs of another task.")
+    if cross.shape[0] % kernel.outputs:
+        raise MismatchError(
+            f"the kernel between control rows and the task's has {cross.shape[0]} rows, which is no multiple of the "
+            f"kernel's {kernel.outputs} outputs a row: build both with the same outputs."
+        )
     if targets is not None and kernel.outputs > 1:
         targets = vector_for(kernel, targets, "the target")
     chosen = functions.choose(which, targets)

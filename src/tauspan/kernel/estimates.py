@@ -58,7 +58,8 @@ def require_square(kernel: Kernel, what: str) -> int:
 
 def require_ridge(ridge: float, zero: bool = False) -> None:
     """Raises `UsageError` for a ridge that is not finite, negative, or 0 where it must not be."""
-    if not (math.isfinite(ridge) and (ridge > 0 or (zero and ridge == 0))):
+    number = isinstance(ridge, int | float) and not isinstance(ridge, bool)
+    if not (number and math.isfinite(ridge) and (ridge > 0 or (zero and ridge == 0))):
         raise UsageError(f"ridge={ridge}: give a finite number {'of at least' if zero else 'above'} 0.")
 
 

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from tauspan.errors import UsageError
+from tauspan.kernel.estimates import finite
 from tauspan.kernel.protocol import Kernel
 from tauspan.kernel.solved import matrix_of
 
@@ -68,6 +69,7 @@ class Modes:
 
         Raises:
             UsageError: a negative time, or a residual of another length.
+            NonFiniteError: NaN or infinity in the residual, as in every other method.
         """
         if not time >= 0:
             raise UsageError(f"time={time}: gradient flow starts at 0.")
@@ -127,7 +129,7 @@ class Modes:
             raise UsageError(
                 f"{len(flat)} residuals: the eigenvectors have {len(self.vectors)} rows x outputs."
             )
-        return self.vectors.double().T @ flat
+        return self.vectors.double().T @ finite(flat, "the residuals")
 
     def _filtered(self, residual: Tensor, factors: Tensor) -> Tensor:
         return self.vectors.double() @ (factors * self._coordinates(residual))

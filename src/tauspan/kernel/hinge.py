@@ -300,7 +300,7 @@ def margins(kernel: Kernel, solved: Solved, signs: Tensor, start: Tensor | None 
         ([0, 1], 0.707, 1.0)
     """
     signs, base = _signs(kernel, signs), _start(kernel, start)
-    reached = kernel.matvec(solved.alpha)
+    reached = kernel.matvec(vector_for(kernel, solved.alpha, "the solution"))
     values = signs * (base + reached)
     norm = math.sqrt(max(float(solved.alpha @ reached), 0.0))
     top = 1 / (kernel.samples * solved.ridge)

@@ -112,6 +112,8 @@ def project(
         )
     if eps is not None and not (math.isfinite(eps) and eps > 0):
         raise UsageError(f"eps={eps}: a relative error is above 0.")
+    if dimension is not None and not (isinstance(dimension, int) and dimension >= 1):
+        raise UsageError(f"dimension={dimension}: give a whole number from 1 on.")
     participation = participation_rank(kernel, probes, seed)
     q = dimension if dimension is not None else math.ceil((participation.value + 1) / (eps or 1.0) ** 2)
     longest = sum(theta.numel() for theta in kernel.tangent.theta0().values())

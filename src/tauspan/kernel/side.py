@@ -64,6 +64,11 @@ def digest(tensors: Iterable[Tensor]) -> str:
     return found.hexdigest()
 
 
+def _described(batch: Batch) -> str:
+    named = {"": batch} if isinstance(batch, Tensor) else batch
+    return ", ".join(f"{name} {tuple(value.shape)} {value.dtype}".strip() for name, value in named.items())
+
+
 @dataclass(frozen=True)
 class Side:
     """N rows in batches, and the linear maps J and J^T over them.
@@ -88,8 +93,13 @@ class Side:
                     raise NonFiniteError(
                         f"batch {number} of the data holds NaN or infinity: clean the rows first."
                     )
-        with torch.no_grad(), models.eval_mode(tangent.base):
-            value = tangent.function(taken(batches[0], slice(0, 1)))(tangent.theta0())
+        try:
+            with torch.no_grad(), models.eval_mode(tangent.base):
+                value = tangent.function(taken(batches[0], slice(0, 1)))(tangent.theta0())
+        except (RuntimeError, IndexError) as error:  # what torch raises for another width, dtype or index
+            raise MismatchError(
+                f"the model does not take the data, whose first batch is {_described(batches[0])}: {error}"
+            ) from error
         if value.dim() != 2:
             raise MismatchError(
                 f"the model gives outputs of shape {tuple(value.shape[1:])} a row, and a kernel needs one vector: (C,)."

@@ -20,9 +20,10 @@ from tauspan.errors import MismatchError, ModelError, NonFiniteError, StoreError
 from tauspan.kernel import DenseKernel, TangentKernel, contract, operator, tiles
 from tauspan.kernel.layers import pieces
 from tauspan.kernel.pieces import Lookup, Product, written
+from tauspan.kernel.selector import selector
 from tauspan.kernel.tiles import BACKENDS
 
-OUTPUTS = ("all", "sum", "trace", 1, ("signs", 3))
+OUTPUTS = ("all", "contrast", "sum", "trace", 1, ("signs", 3))
 
 
 class Pooled(nn.Module):
@@ -101,7 +102,17 @@ def test_chosen_parameters_alone_count(params):
     assert zoo.close(plain.dense() + TangentKernel(model, x, params=rest).dense(), every.dense())
 
 
-@pytest.mark.parametrize("outputs", ["all", "sum", 2, ("signs", 0)], ids=str)
+@pytest.mark.parametrize(
+    ("classes", "expected"),
+    [(1, [1.0]), (2, [1, -1]), (3, [2, -4, 2]), (4, [1, -1, 1, -1])],
+)
+def test_a_contrast_is_centred_and_of_two_classes_the_margin(classes, expected):
+    found = selector("contrast", 5, classes).weights
+    wanted = torch.tensor(expected, dtype=torch.float64)
+    torch.testing.assert_close(found, (wanted / wanted.norm()).view(1, 1, classes))
+
+
+@pytest.mark.parametrize("outputs", ["all", "contrast", "sum", 2, ("signs", 0)], ids=str)
 def test_push_and_pullback_are_adjoint_and_make_the_kernel(outputs):
     model, x = example("bert")
     kernel = TangentKernel(model, x, outputs=outputs, batch_size=2)

@@ -209,7 +209,7 @@ def test_the_keys_of_a_reproduction_arrive_in_their_places() -> None:
     assert made.negate == Negation(("email_spam",), 0.95, ("imagenet",))
     assert made.energy == Energies(5, 9, "all", "attention")
     assert made.disentangle.drift
-    assert Recipe.parse(LEAST + "energy: {}\n").energy == Energies(10, 64, "sum", None)
+    assert Recipe.parse(LEAST + "energy: {}\n").energy == Energies(10, 64, "contrast", None)
     assert Recipe.parse(LEAST).energy is None
     assert Recipe.parse(made.to_yaml()) == made
 

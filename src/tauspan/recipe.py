@@ -137,13 +137,13 @@ class Merging:
 class Energies:
     """Local energy of each task's leading eigenfunctions, pre-trained and from random weights; see `local_energy`.
 
-    `rows` of a task are drawn for each seed; `params` None takes those that are fine-tuned. `outputs` is `"sum"` of the
-    logits, which costs as one output, or `"all"`, which sees what decides a class.
+    `rows` of a task are drawn for each seed; `params` None takes those that are fine-tuned. `outputs` of the
+    logits: a `"contrast"` or the `"sum"`, which cost as one output, or `"all"`.
     """
 
     eigenfunctions: int = 10
     rows: int = 64
-    outputs: Literal["sum", "all"] = "sum"
+    outputs: Literal["contrast", "sum", "all"] = "contrast"
     params: str | tuple[str, ...] | None = None
 
     def __post_init__(self) -> None:

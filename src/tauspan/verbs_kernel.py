@@ -44,7 +44,10 @@ def add(verbs: Any, verb: Verb) -> None:
         )
         made.add_argument("--split", choices=("train", "validation", "test"), default="train")
         made.add_argument(
-            "--outputs", choices=("sum", "all"), default="sum", help="of the logits (default %(default)s)"
+            "--outputs",
+            choices=("contrast", "sum", "all"),
+            default="contrast",
+            help="of the logits: one direction that decides classes, their mean, or all (default %(default)s)",
         )
         made.add_argument(
             "--ridge", type=float, help="of the effective dimension (default: the mean eigenvalue)"

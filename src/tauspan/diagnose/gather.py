@@ -27,7 +27,7 @@ def kernel_report(
     *,
     rows: int = 64,
     split: SplitName = "train",
-    outputs: Reduced = "sum",
+    outputs: Reduced = "contrast",
     params: str | Sequence[str] = "all",
     ridge: float | None = None,
     angles: int = 5,
@@ -44,7 +44,7 @@ def kernel_report(
         tasks: one or more; between tasks, two or more.
         rows: at most so many of each task, drawn by a permutation keyed by `seed`.
         split: whose rows.
-        outputs: `"sum"` of the logits over sqrt(C), or `"all"` for few classes.
+        outputs: one `"contrast"` of the logits, their `"sum"`, or `"all"` for few classes.
         params: the parameters whose tangents count.
         ridge: of the effective dimension; None takes each kernel's mean eigenvalue.
         angles: leading eigenvectors of each task whose tangent features are compared.
@@ -94,7 +94,7 @@ def diagnose(
     *,
     rows: int = 64,
     split: SplitName = "train",
-    outputs: Reduced = "sum",
+    outputs: Reduced = "contrast",
     which: Chosen = 10,
     ridge: float | None = None,
     angles: int = 5,

@@ -57,8 +57,8 @@ def spectrum_findings(
     )
     about = (
         "With one-hot labels less 1/C. KTA: <K, YY^T> / (|K||YY^T|); CKA: both centred; LGA: labels as same or other "
-        "class, one output only, all parameters that train (published values: weights alone); half at: smallest r whose "
-        "leading eigenvectors hold half of |Y|^2, learned in time 1 / lam."
+        "class, one output only, all parameters that train (published: the sum, weights alone); half at: smallest r "
+        "whose leading eigenvectors hold half of |Y|^2, learned in time 1 / lam."
     )
     tables = [Table("Spectrum", ranks, note), Table("Alignment with the labels", aligned, about)]
     return Findings(tables, series, {"spectrum": ranks, "alignment": aligned, "learning": times})

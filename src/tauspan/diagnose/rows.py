@@ -16,7 +16,7 @@ from tauspan.report import Table
 from tauspan.tasks import Task, build_head
 from tauspan.train.convex import labelled
 
-Reduced: TypeAlias = Literal["sum", "all"]
+Reduced: TypeAlias = Literal["contrast", "sum", "all"]
 SplitName: TypeAlias = Literal["train", "validation", "test"]
 
 
@@ -27,8 +27,8 @@ class Settings:
     Args:
         rows: at most so many of each task, drawn by a permutation keyed by `seed`; 2 or more.
         split: whose rows.
-        outputs: `"sum"` of the logits over sqrt(C), which costs as one output and sees the mean logit alone; or `"all"`,
-            which sees what decides a class.
+        outputs: `"contrast"` of the logits, one of the directions that decide a class, at the cost of one output; `"sum"`
+            over sqrt(C), as cheap, which sees the mean logit alone; or `"all"`. See `tauspan.kernel.selector`.
         batch_size: rows per pass.
         max_tokens: where texts are cut; None takes each task's own value.
         backend: of the kernels.
@@ -37,7 +37,7 @@ class Settings:
 
     rows: int = 64
     split: SplitName = "train"
-    outputs: Reduced = "sum"
+    outputs: Reduced = "contrast"
     batch_size: int = 32
     max_tokens: int | None = None
     backend: Backend = "auto"

@@ -40,7 +40,8 @@ class TangentKernel:
         x: the rows of the left side: a batch as the module is called with, or a sequence of batches.
         x2: the rows of the right side; None takes x itself, which makes the kernel symmetric.
         params: the parameters whose tangents count, as in `linearize`.
-        outputs: `"all"`, `"sum"`, `"trace"`, an output's number, `("signs", seed)` or weights (N, C); see `selector`.
+        outputs: `"all"`, `"contrast"`, `"sum"`, `"trace"`, an output's number, `("signs", seed)` or weights (N, C); see
+            `selector`.
         backend: how entries are computed; all give the same numbers.
         point: where the model is linearised.
         batch_size: rows of a batch, where x is one.

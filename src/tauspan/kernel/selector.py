@@ -8,8 +8,8 @@ from torch import Tensor
 
 from tauspan.errors import NonFiniteError, UsageError, nearest
 
-Outputs: TypeAlias = Literal["all", "sum", "trace"] | int | tuple[Literal["signs"], int] | Tensor
-_WORDS = ("all", "sum", "trace")
+Outputs: TypeAlias = Literal["all", "contrast", "sum", "trace"] | int | tuple[Literal["signs"], int] | Tensor
+_WORDS = ("all", "contrast", "sum", "trace")
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,9 @@ def selector(outputs: Outputs, rows: int, classes: int) -> Selector:
     """The selector for N rows of C outputs.
 
     `"all"`: every output. `"sum"`: the sum of the outputs over sqrt(C), whose kernel stands for each diagonal block of
-    the full one. `"trace"`: the mean of the diagonal blocks. A number: that output alone. `("signs", seed)`: one random
+    the full one, and which no softmax sees. `"contrast"`: every second output against the others, centred, with norm 1:
+    of two classes the margin over sqrt(2), of more one direction of the C - 1 that decide a class. `"trace"`: the mean of
+    the diagonal blocks. A number: that output alone. `("signs", seed)`: one random
     sign an output, drawn anew a row. A tensor (N, C): the gradient of a loss, or any weights.
 
     Raises:
@@ -79,4 +81,8 @@ def selector(outputs: Outputs, rows: int, classes: int) -> Selector:
         )
     if outputs == "sum":
         return Selector(torch.full((1, 1, classes), classes**-0.5, dtype=torch.float64))
+    if outputs == "contrast" and classes > 1:
+        weights = 1 - 2 * (torch.arange(classes, dtype=torch.float64) % 2)
+        weights -= weights.mean()
+        return Selector((weights / weights.norm()).view(1, 1, classes))
     return Selector(torch.eye(classes, dtype=torch.float64).unsqueeze(0), traced=outputs == "trace")

@@ -12,7 +12,7 @@ from tauspan.run.spread import in_words, means, spread
 from tauspan.run.workshop import Workshop
 
 _STARTS = ("pre-trained", "random")
-_OUTPUTS = {"sum": "of the sum of logits", "all": "of all logits"}
+_OUTPUTS = {"contrast": "of a contrast of logits", "sum": "of the sum of logits", "all": "of all logits"}
 _COLUMNS = {"own": "support", "held out": "held_out", "control": "control", "ratio": "ratio"}
 
 

@@ -2,6 +2,7 @@
 
 import itertools
 import math
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -9,8 +10,9 @@ import torch
 from torch import Tensor, nn
 
 import tauspan as ts
+from tauspan import figures
 from tauspan.disentangle.drift import Drift
-from tauspan.errors import UsageError
+from tauspan.errors import NonFiniteError, UsageError
 from tauspan.models import Encoder, Head, fingerprint_of
 from tauspan.tasks import Task
 from test_disentangle import (
@@ -208,12 +210,36 @@ def test_a_unit_of_drift_that_does_not_fit_is_refused(drift: Any, words: str) ->
         ts.disentanglement(model, vectors, drift=drift, **Q)
 
 
-def test_a_drift_out_of_reach_and_vectors_that_move_nothing_are_refused() -> None:
+def test_points_of_a_drift_out_of_reach_stay_empty(tmp_path: Path) -> None:
     squashed = Encoder(nn.Sequential(nn.Linear(4, 5), nn.Tanh()).double().eval())
     tasks = [cloud("one", 1), cloud("two", 30)]
     vectors: Vectors = {task: random_vector(squashed, 70 + k) for k, task in enumerate(tasks)}
-    with pytest.raises(UsageError, match=r"the drift of 'one' is .* and not 1e\+03 anywhere before"):
-        ts.disentanglement(squashed, vectors, grid=(0.0, 1.0), drift=1000.0, **Q)
+    found = ts.disentanglement(squashed, vectors, grid=(0.0, 0.01, 1.0), drift=1000.0, **Q)
+    equal, matched = found.tables[0].rows
+    assert equal["box"] is not None
+    assert matched["box"] is matched["box s.e."] is matched["at (1, 1)"] is matched["grid"] is None
+    assert "a vector never reaches" in found.tables[0].note
+    last = found.series[1]
+    assert last["alphas"][0][0] == 0.0
+    assert last["alphas"][0][2] is None
+    assert [[value is None for value in line] for line in last["xi"]] == [
+        [None in (first, second) for second in last["alphas"][1]] for first in last["alphas"][0]
+    ]
+    assert found.tables[1].rows[0]["alpha at the unit"] is None
+    assert ts.Report.from_json(found.to_json()).series[1] == last
+    assert len(figures.draw(found, tmp_path)) == 2
+
+
+def test_a_model_that_overflows_before_it_drifts_so_far_counts_as_out_of_reach() -> None:
+    def overflowing(alpha: float) -> Tensor:
+        if alpha > 100:
+            raise NonFiniteError("inf")
+        return torch.tensor([[1.0, -1.0]]) * (1 + math.tanh(alpha))
+
+    assert math.isnan(Drift("task", overflowing, affine=False).coefficient(50.0))
+
+
+def test_vectors_that_move_nothing_are_refused() -> None:
     for regime in REGIMES:
         model, found = world(regime)
         (first, tau), (second, other) = found.items()

@@ -136,13 +136,13 @@ def _maps(figure: Any, panels: Sequence[Any], members: Sequence[dict[str, Any]])
     """The disentanglement error of one pair, a panel a regime on one colour scale, the editing box drawn."""
     from matplotlib.patches import Rectangle
 
-    top = max(value for series in members for line in series["xi"] for value in line) or 1.0
+    known = (value for series in members for line in series["xi"] for value in line if value is not None)
+    top = max(known, default=1.0) or 1.0
     first, second = members[0]["tasks"]
     for axes, series in zip(panels, members, strict=True):
         across, up = ([*_edges(axis)] for axis in series["grid"])
-        lines = list(
-            zip(*series["xi"], strict=True)
-        )  # pcolormesh wants one line per point of the upward axis
+        values = [[math.nan if value is None else value for value in line] for line in series["xi"]]
+        lines = list(zip(*values, strict=True))  # pcolormesh wants one line per point of the upward axis
         mesh = axes.pcolormesh(across, up, lines, cmap="YlGnBu", vmin=0, vmax=top, rasterized=True)
         low, high = series["box"]
         side = high - low
@@ -151,10 +151,10 @@ def _maps(figure: Any, panels: Sequence[Any], members: Sequence[dict[str, Any]])
                 Rectangle((low, low), side, side, fill=False, ec=colour, lw=width, joinstyle="miter")
             )
         axes.plot(0, 0, "+", color="black", ms=6, mew=1)
-        axes.set_title(
-            f"{series['title']}\nmean in the box {series['mean']:.3f} ± {series['mean_stderr']:.3f}",
-            fontsize=9,
-        )
+        mean = "not all of the box is reached"
+        if series["mean"] is not None:
+            mean = f"mean in the box {series['mean']:.3f} ± {series['mean_stderr']:.3f}"
+        axes.set_title(f"{series['title']}\n{mean}", fontsize=9)
         axes.set_xlabel(_axis(series, 1, first), fontsize=8)
         axes.set_aspect("equal")
         axes.tick_params(labelsize=7, length=2)

@@ -6,12 +6,13 @@ read off them and every regime has them; centred, since a shift of all logits de
 rows on which the pre-trained model is undecided have |c(f)| near 0 and would rule a mean of ratios.
 """
 
+import math
 from collections.abc import Callable
 
 from scipy.optimize import brentq
 from torch import Tensor
 
-from tauspan.errors import UsageError
+from tauspan.errors import NonFiniteError, UsageError
 
 _TOLERANCE = 1e-4  # of a coefficient, relative: the maps' own standard errors are a hundred times that
 _WIDER = 8  # doublings of a coefficient before a drift counts as out of reach
@@ -63,13 +64,14 @@ class Drift:
         return self._known[alpha]
 
     def coefficient(self, target: float) -> float:
-        """The coefficient whose drift is |target|, with the sign of `target`.
+        """The coefficient whose drift is |target|, with the sign of `target`; NaN where the vector never moves so far.
 
         Where drift is not proportional to the coefficient a root is found between 0 and the first doubling of
-        |target| / drift(1) that reaches the target; if drift does not rise steadily there, it is one of several.
+        |target| / drift(1) that reaches the target; if drift does not rise steadily there, it is one of several. A model
+        whose logits are bounded, such as those of normalised features, does not reach every target.
 
         Raises:
-            UsageError: the vector moves nothing on these rows, or never so far.
+            UsageError: the vector moves nothing on these rows.
         """
         sign, size = (-1.0 if target < 0 else 1.0), abs(target)
         if not size:
@@ -82,14 +84,14 @@ class Drift:
         high = size / at_one
         if self._affine:
             return sign * high
-        for _ in range(_WIDER):
-            if self(sign * high) >= size:
-                break
-            high *= 2
-        else:
-            raise UsageError(
-                f"the drift of {self.name!r} is {self(sign * high / 2):.3g} at coefficient {sign * high / 2:.3g}, and "
-                f"not {size:.3g} anywhere before. Ask for less drift, or a smaller grid."
-            )
+        try:
+            for _ in range(_WIDER):
+                if self(sign * high) >= size:
+                    break
+                high *= 2
+            else:
+                return math.nan
+        except NonFiniteError:  # so far out that the model overflows
+            return math.nan
         root = brentq(lambda a: self(sign * a) - size, 0.0, high, xtol=_TOLERANCE * high, rtol=_TOLERANCE)
         return sign * float(root)

@@ -1,5 +1,6 @@
 """Distances between edited models' predictions, and their means over rows and over parts of a grid."""
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Literal
 
@@ -31,17 +32,23 @@ def distances(
     dist: Callable[[Tensor, Tensor], Tensor],
     advance: Callable[[int, str], None],
 ) -> list[Tensor]:
-    """For each task of a pair, the distance of each row at each grid point, shape (G1, G2, N_t), float64."""
+    """For each task of a pair, the distance of each row at each grid point, shape (G1, G2, N_t), float64.
+
+    NaN where a coefficient is: such a point cannot be reached.
+    """
 
     def logits(place: int, where: At) -> Tensor:
         return finite_logits(edited, pair, place, where)
 
-    alone = ({a: logits(0, (a, 0.0)) for a in axes[0]}, {a: logits(1, (0.0, a)) for a in axes[1]})
+    reached = [[a for a in axis if not math.isnan(a)] for axis in axes]
+    alone = ({a: logits(0, (a, 0.0)) for a in reached[0]}, {a: logits(1, (0.0, a)) for a in reached[1]})
     rows = [len(next(iter(own.values()))) for own in alone]
-    found = [torch.empty(len(axes[0]), len(axes[1]), count, dtype=torch.float64) for count in rows]
+    found = [torch.full((len(axes[0]), len(axes[1]), count), math.nan, dtype=torch.float64) for count in rows]
     for i, first in enumerate(axes[0]):
         for j, second in enumerate(axes[1]):
             where = (first, second)
+            if math.isnan(first + second):
+                continue
             for place, own in enumerate(alone):
                 single = own[where[place]]
                 mixed = single if where[1 - place] == 0 else logits(place, where)
@@ -58,7 +65,10 @@ def mean(apart: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
 
 
 def numbers(apart: Sequence[Tensor], axes: tuple[Axis, Axis], box: tuple[float, float]) -> dict[str, Cell]:
-    """Means over parts of the grid; rows are the sample, so each row is averaged over the points first."""
+    """Means over parts of the grid; rows are the sample, so each row is averaged over the points first.
+
+    None where a part has a point that cannot be reached: a mean over the others would not compare.
+    """
     first, second = (inside(axis, box) for axis in axes)
     one = [[k for k, a in enumerate(axis) if abs(a - 1) < CLOSE] for axis in axes]
     parts = {
@@ -68,6 +78,7 @@ def numbers(apart: Sequence[Tensor], axes: tuple[Axis, Axis], box: tuple[float, 
     }
     found: dict[str, Cell] = {}
     for name, rows in parts.items():
-        xi, stderr = (None, None) if rows is None else map(float, mean(rows))
+        known = rows is not None and not any(bool(each.isnan().any()) for each in rows)
+        xi, stderr = map(float, mean(rows)) if known and rows is not None else (None, None)
         found |= {name: xi, f"{name} s.e.": stderr}
     return found

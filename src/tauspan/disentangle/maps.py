@@ -1,5 +1,6 @@
 """`disentanglement`: maps of the disentanglement error of pairs of tasks, at equal coefficients and at matched drift."""
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
@@ -82,11 +83,11 @@ def disentanglement(
         point, each with its standard error over rows. `report.series` has one entry a map: `grid` (two lists),
         `xi` and `stderr` (a list of rows, one for each a1). With `drift` the rows say which axes they have,
         `report.result["drift"]` holds `at alpha 1` and `unit` by task and the second maps' numbers as `pairs`, and
-        their series hold the coefficients behind the grid as `alphas`.
+        their series hold the coefficients behind the grid as `alphas`. A drift that no coefficient reaches leaves its
+        points of the map empty (None), and a mean over a part that has such a point.
 
     Raises:
-        UsageError: fewer than two tasks, a pair, grid, box, distance or unit of drift that does not exist or fit; a
-            drift that no coefficient reaches.
+        UsageError: fewer than two tasks, a pair, grid, box, distance or unit of drift that does not exist or fit.
         BaseMismatchError: a vector starts from another model.
         DataError: a split has a single row, so that nothing is known of its spread.
         NonFiniteError: a model on the grid gives NaN or infinite outputs.
@@ -157,6 +158,8 @@ def disentanglement(
         f"sum of both tasks' distances ({distance}), 0 to 2, on all rows of {split}; box [{box[0]:g}, {box[1]:g}] "
         "on both axes; s.e.: standard error over rows, the vectors fixed"
     )
+    if any(row["box"] is None or row["grid"] is None for row in maps.rows):
+        note += "; empty: a part with points whose drift a vector never reaches"
     facts = provenance(
         base=encoder.source, fingerprint=fingerprint, vectors=[vectors[task].label for task in needed],
         seeds=sorted({v.info["seed"] for v in vectors.values() if "seed" in v.info}),
@@ -201,13 +204,18 @@ class _Maps:
         xi, stderr = mean(apart)
         more: dict[str, Any] = {}
         if units is not None:
-            more = {"axes": "drift", "unit": list(units), "alphas": [list(axis) for axis in alphas]}
+            more = {"axes": "drift", "unit": list(units), "alphas": [_known(axis) for axis in alphas]}
         self.series.append({
             "kind": "xi", "title": self._regime, "group": "-".join(["xi" if units is None else "xi-drift", *names]),
-            "tasks": names, "box": list(self._box), "grid": [list(axis) for axis in grid], "xi": xi.tolist(),
-            "stderr": stderr.tolist(), "mean": found["box"], "mean_stderr": found["box s.e."],
-            "distance": self._distance, **more,
+            "tasks": names, "box": list(self._box), "grid": [list(axis) for axis in grid],
+            "xi": list(map(_known, xi.tolist())), "stderr": list(map(_known, stderr.tolist())), "mean": found["box"],
+            "mean_stderr": found["box s.e."], "distance": self._distance, **more,
         })  # fmt: skip
+
+
+def _known(values: Sequence[float]) -> list[float | None]:
+    """Numbers for JSON, None where one is not known."""
+    return [None if math.isnan(value) else value for value in values]
 
 
 def _drifts(edited: Edited, couples: Sequence[Pair]) -> dict[str, Drift]:
@@ -236,7 +244,7 @@ def _drift_table(title: str, drifts: Mapping[str, Drift], units: Mapping[str, fl
             "task": name,
             "drift at alpha 1": drifts[name](1.0),
             "unit": unit,
-            "alpha at the unit": drifts[name].coefficient(unit),
+            "alpha at the unit": _known([drifts[name].coefficient(unit)])[0],
         }
         for name, unit in units.items()
     ]

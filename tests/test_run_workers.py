@@ -127,6 +127,7 @@ SCRIPT = """
 import os, signal, sys, traceback
 from pathlib import Path
 from tauspan import figures, store
+from tauspan.store import places
 from tauspan.recipe import Recipe
 from tauspan.run import run
 
@@ -139,7 +140,7 @@ def child(name, point):
     if process := os.fork():
         return process
     try:
-        publish, left = store.publish, [point]
+        publish, left = places.publish, [point]
 
         def counted(*given, **options):
             left[0] -= 1
@@ -147,7 +148,7 @@ def child(name, point):
                 os.kill(os.getpid(), signal.SIGKILL)
             publish(*given, **options)
 
-        store.publish = counted
+        places.publish = counted
         report = run(recipe, folder / name, show_progress=False)
         store.write_text(folder / f"{name}-{os.getpid()}.json", report.to_json())
         os._exit(0)

@@ -58,6 +58,7 @@ class Checkpoint:
 
     Example:
         >>> import tempfile, torch
+        >>> from tauspan.store import write_tensors
         >>> file = Path(tempfile.mkdtemp()) / "a.safetensors"
         >>> write_tensors(file, {"w": torch.ones(2)})
         >>> Checkpoint(file)["w"]

@@ -84,7 +84,8 @@ def combined(
     """
     several = len(done) > 1
     first = next(iter(done.values()))
-    tables = [_beside(plan, first), *([leaks] if leaks else [])]
+    published = [_beside(plan, first)] if plan.experiment.measures else []
+    tables = [*published, *([leaks] if leaks else [])]
     series: list[dict[str, Any]] = []
     for part, report in done.items():
         whose = f"{part}: " if several else ""

@@ -12,7 +12,7 @@ from tauspan import figures
 
 DOCS = Path(__file__).resolve().parent
 PICTURES = {  # from which report, which of its pictures
-    "text7-addition.png": ("text7", "addition.png"),
+    "text7-addition.png": ("reproduce-text7", "addition.png"),
     "demo-xi.png": ("demo", "xi-movie_sentiment-debian_section.png"),
 }
 

@@ -234,6 +234,8 @@ def _against_table(groups: Groups) -> Table:
             continue
         less = [{name: _less(read(a), read(b)) for name, read in _AGAINST.items()} for a, b in pairs]
         cells = spread(less, list(_AGAINST))
+        if all(value is None for value in cells.values()):
+            continue  # begun, and nothing of it is measured yet
         rows.append({**_where(rows_, steps, variant, [one for one, _ in pairs]), **cells})
     note = (
         "the model's number less the ordinary model's of the same rows, steps and seed; better is above 0 for "

@@ -50,7 +50,12 @@ def draw(found: Sequence[Found], file: Path) -> None:
         for variant, regime, rows in lines:
             members = [one for one in found if (str(one.variant), one.cell.rows) == (variant, rows)]
             label = f"{variant}, {rows} rows" if several else variant
-            style = {"color": _COLOURS[regime], "ls": "--" if variant.endswith("encoder") else "-"}
+            at_encoder = variant.endswith("encoder")
+            style = {
+                "color": _COLOURS[regime],
+                "ls": "--" if at_encoder else "-",
+                "marker": "s" if at_encoder else "o",
+            }
             _line(axes, members, read, label=label, **style)
         before = next((value for one in found if (value := start(one)) is not None), None)
         if before is not None:
@@ -86,9 +91,7 @@ def _line(axes: Any, members: Sequence[Found], read: Read, **style: Any) -> None
     places = sorted(points)
     if not places:
         return
-    axes.plot(
-        places, [statistics.fmean(points[place]) for place in places], marker="o", ms=3.5, lw=1.4, **style
-    )
+    axes.plot(places, [statistics.fmean(points[place]) for place in places], ms=3.5, lw=1.4, **style)
     for place in places:
         if len(points[place]) > 1:
             axes.plot([place] * len(points[place]), points[place], "_", ms=8, color=style["color"])

@@ -3,8 +3,9 @@
 import argparse
 import os
 import sys
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeAlias
 
 from tauspan.errors import DataError, UsageError
 
@@ -13,6 +14,10 @@ if TYPE_CHECKING:
     from tauspan.report import Report
     from tauspan.tasks import Task
     from tauspan.vector import TaskVector
+
+Verb: TypeAlias = Callable[
+    ..., argparse.ArgumentParser
+]  # makes a verb's parser of (into, name, does, function)
 
 
 def first() -> bool:

@@ -3,18 +3,16 @@
 import argparse
 import json
 import sys
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any
 
 from tauspan import commands
+from tauspan.commands import Verb
 from tauspan.errors import UsageError
 
 if TYPE_CHECKING:
     from tauspan.data import Leaks
     from tauspan.report import Cell
     from tauspan.tasks import Task
-
-Verb: TypeAlias = Callable[..., argparse.ArgumentParser]
 
 
 def add(verbs: Any, verb: Verb) -> None:

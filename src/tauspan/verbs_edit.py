@@ -3,11 +3,11 @@
 import argparse
 import json
 import sys
-from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any
 
 from tauspan.commands import (
+    Verb,
     add_device,
     encoder_of,
     first,
@@ -26,7 +26,6 @@ if TYPE_CHECKING:
     from tauspan.tasks import Task
     from tauspan.vector import TaskVector
 
-Verb: TypeAlias = Callable[..., argparse.ArgumentParser]
 REGIMES = ("standard", "posthoc", "linear")
 SPLITS = ("train", "validation", "test")
 

@@ -1,13 +1,11 @@
 """The verbs of the tangent kernel: their options, and what each does; the library is imported when one runs."""
 
 import argparse
-from collections.abc import Callable
-from typing import Any, TypeAlias
+from typing import Any
 
 from tauspan import commands
+from tauspan.commands import Verb
 from tauspan.errors import UsageError
-
-Verb: TypeAlias = Callable[..., argparse.ArgumentParser]
 
 
 def add(verbs: Any, verb: Verb) -> None:

@@ -4,19 +4,16 @@ import argparse
 import dataclasses
 import json
 import sys
-from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any
 
-from tauspan.commands import say, show
+from tauspan.commands import Verb, say, show
 from tauspan.errors import MismatchError, UsageError
 
 if TYPE_CHECKING:
     from tauspan.merge import Method
     from tauspan.merge.recipe import MergeRecipe
     from tauspan.report import Cell
-
-Verb: TypeAlias = Callable[..., argparse.ArgumentParser]
 
 
 def add(verbs: Any, verb: Verb) -> None:

@@ -3,16 +3,13 @@
 import argparse
 import os
 import sys
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any
 
-from tauspan.commands import add_device, say, show
+from tauspan.commands import Verb, add_device, say, show
 from tauspan.errors import UsageError
 
 if TYPE_CHECKING:
     from tauspan.reproduce import Plan
-
-Verb: TypeAlias = Callable[..., argparse.ArgumentParser]
 
 
 def add(verbs: Any, verb: Verb) -> None:

@@ -3,18 +3,15 @@
 import argparse
 import json
 import sys
-from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any
 
-from tauspan.commands import add_device, encoder_of, say, show, task_of
+from tauspan.commands import Verb, add_device, encoder_of, say, show, task_of
 from tauspan.errors import UsageError
 
 if TYPE_CHECKING:
     from tauspan.tasks import Task
     from tauspan.train import Finetuned
-
-Verb: TypeAlias = Callable[..., argparse.ArgumentParser]
 
 
 def add(verbs: Any, verb: Verb) -> None:

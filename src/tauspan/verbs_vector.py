@@ -3,16 +3,13 @@
 import argparse
 import json
 import sys
-from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any
 
-from tauspan.commands import encoder_of, say, show, vector_of
+from tauspan.commands import Verb, encoder_of, say, show, vector_of
 
 if TYPE_CHECKING:
     from tauspan.vector import TaskVector
-
-Verb: TypeAlias = Callable[..., argparse.ArgumentParser]
 
 
 def add(verbs: Any, verb: Verb) -> None:

@@ -78,7 +78,9 @@ def numbers(apart: Sequence[Tensor], axes: tuple[Axis, Axis], box: tuple[float, 
     }
     found: dict[str, Cell] = {}
     for name, rows in parts.items():
-        known = rows is not None and not any(bool(each.isnan().any()) for each in rows)
-        xi, stderr = map(float, mean(rows)) if known and rows is not None else (None, None)
+        if rows is None or any(bool(each.isnan().any()) for each in rows):
+            xi, stderr = None, None
+        else:
+            xi, stderr = map(float, mean(rows))
         found |= {name: xi, f"{name} s.e.": stderr}
     return found

@@ -1,6 +1,7 @@
 """What every test gets: no network, a fixed global seed, no deadline on a shared machine."""
 
 import os
+from pathlib import Path
 
 import pytest
 import torch
@@ -14,3 +15,9 @@ settings.load_profile("shared machine")
 @pytest.fixture(autouse=True)
 def _seeded() -> None:
     torch.manual_seed(0)
+
+
+@pytest.fixture
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where the jobs of a sweep leave traces, outside its folder."""
+    return tmp_path_factory.mktemp("traces")

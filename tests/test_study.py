@@ -182,6 +182,27 @@ def test_tables_answer_a_question_each_and_the_picture_is_drawn(tmp_path: Path) 
     )
 
 
+def test_a_drift_that_is_never_reached_leaves_an_empty_cell(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    measured = home.measure.interference
+
+    def out_of_reach(*given: Any) -> dict[str, Any]:
+        found = measured(*given)
+        if given[2].regime == "linear":
+            found["matched"] = [{**pair, "box": None, "box s.e.": None} for pair in found["matched"]]
+        return found
+
+    monkeypatch.setattr(home.measure, "interference", out_of_reach)
+    report = studied(tmp_path, dataclasses.replace(ONE, regimes=("standard", "linear")))
+    ordinary, linear = table(report, "Disentanglement error")[::2]
+    assert (linear["matched drift"], linear["matched drift s.e."]) == (None, None)
+    assert None not in (ordinary["matched drift"], linear["equal alpha"], linear["equal alpha s.e."])
+    (against,) = table(report, "Against ordinary fine-tuning")
+    assert against["xi matched drift"] is None
+    assert against["xi equal alpha"] is not None
+
+
 # -- once ----------------------------------------------------------------------------------------------------
 
 

@@ -8,7 +8,7 @@ from typing import Any, TypeAlias
 
 from tauspan.report import Cell as Value
 from tauspan.report import Table
-from tauspan.run.spread import spread
+from tauspan.run.spread import means, spread
 from tauspan.study.plan import Cell, Plan, Variant
 
 Read: TypeAlias = Callable[["Found"], float | None]
@@ -36,12 +36,13 @@ class Found:
         return None if value is None else float(value)
 
     def mean(self, kind: str, key: str, inner: str | None = None) -> float | None:
-        """The mean of a list, or of a mapping's values, under a kind."""
+        """The mean of a list, or of a mapping's values, under a kind; None where one of them is not known."""
         if kind not in self.numbers:
             return None
         values = self.numbers[kind][key]
         values = list(values.values()) if isinstance(values, dict) else list(values)
-        return statistics.fmean(value if inner is None else value[inner] for value in values)
+        values = values if inner is None else [value[inner] for value in values]
+        return None if None in values else statistics.fmean(values)
 
 
 # what the picture and the tables read
@@ -191,12 +192,14 @@ def _xi_table(groups: Groups, plan: Plan) -> Table:
             for name, kind in (("equal alpha", "pairs"), ("matched drift", "matched")):
                 numbers = [one.numbers["interference"][kind][place] for one in done]
                 cells |= spread([{name: number["box"]} for number in numbers], [name])
-                cells[f"{name} s.e."] = statistics.fmean(number["box s.e."] for number in numbers)
+                error = f"{name} s.e."
+                cells |= means([{error: number["box s.e."]} for number in numbers], [error])
             where = _where(rows_, steps, variant, done)
             rows.append({**where, "pair": " + ".join(pair["tasks"]), **cells})
     note = (
         f"mean over [{plan.axis[0]:g}, {plan.axis[-1]:g}]^2, {len(plan.axis)} points an axis, {plan.map_rows} test rows "
-        "a task; matched drift: axes in units of the drift that the ordinary vectors of the same line have at alpha 1; "
+        "a task; matched drift: axes in units of the drift that the ordinary vectors of the same line have at alpha 1, "
+        "empty where a model reaches one of them at no coefficient; "
         f"s.e.: over rows of data, {_seeds_in_words(groups)}"
     )
     return Table("Disentanglement error", rows, note)

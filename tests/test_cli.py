@@ -204,6 +204,7 @@ REFUSED: dict[str, tuple[str, int, str]] = {
     "a vector that is already there": ("vector negate {vector} -o {vector}", 5, "already there"),
     "a model that is already there": ("apply {model} {vector} {model}", 5, "already there"),
     "a cache where theta moves": (TUNED + " --regime standard --cache primal", 2, "moves theta"),
+    "crops of texts": (TUNED + " --augment crop", 2, "cuts images, and {model} reads text inputs"),
     "no ridge": ("fit {model} {one} {out} --ridge 0", 2, "ridge=0.0"),
     "a fit where a vector is": ("fit {model} {one} {vector}", 5, "already there"),
     "a finished run": ("finetune {model} {one} {done}", 5, "already there"),

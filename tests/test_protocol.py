@@ -38,6 +38,7 @@ def test_the_paper_variant_of_a_recipe_is_the_protocol(name: str) -> None:
         assert (tuned.batch_size, tuned.accumulation) == (value("batch size"), 1)
         assert (tuned.warmup, tuned.clip) == (value("warm-up"), value("clip"))
         assert (tuned.label_smoothing, tuned.params) == (value("label smoothing"), "all")
+        assert tuned.augment == value("augmentation")
         assert (recipe.point, recipe.grid) == (value("point"), "paper")
         assert recipe.negate.floor == value("control kept")
         assert tuned.epochs_by_task == {task: TASKS[task].epochs for task in sorted(recipe.tasks)}

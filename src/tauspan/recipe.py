@@ -49,6 +49,7 @@ class Training:
     label_smoothing: float = 0.0
     lr_standard: float | None = None
     lr_linear: float | None = None
+    augment: Literal["none", "crop"] = "none"
     epochs_by_task: Mapping[str, int] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self) -> None:

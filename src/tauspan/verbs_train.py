@@ -71,6 +71,9 @@ def add(verbs: Any, verb: Verb) -> None:
         help="what the tangent model keeps across epochs (default %(default)s)",
     )
     tune.add_argument("--precision", choices=("float32", "tf32", "bfloat16"), default="float32")
+    tune.add_argument(
+        "--augment", choices=("none", "crop"), default="none", help="train on random parts of images"
+    )
 
     fitted = verb(
         verbs,
@@ -149,6 +152,7 @@ def finetune(options: argparse.Namespace) -> None:
         accumulation=options.accumulation, lr=options.lr, warmup=options.warmup, weight_decay=options.weight_decay,
         decay_toward=options.decay_toward, clip=options.clip, label_smoothing=options.label_smoothing,
         max_tokens=options.max_tokens, cache=options.cache, precision=options.precision,
+        augment=options.augment,
     )  # fmt: skip
     if options.shard and options.device:
         raise UsageError(

@@ -1,5 +1,6 @@
 """`Encoder` (inputs to features), `Head` (features to logits, frozen) and `Classifier` (both)."""
 
+import random
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias
@@ -9,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tauspan.errors import DataError, MismatchError, ModelError
+from tauspan.models.crop import random_box
 
 Modality = Literal["text", "image", "tensor"]
 Interpolation = Literal["nearest-exact", "bilinear", "bicubic"]
@@ -39,11 +41,14 @@ class Inputs:
     resize: int | tuple[int, int] | None = None
     interpolation: Interpolation = "bicubic"
 
-    def encode(self, raw: Sequence[Any], max_tokens: int | None = None) -> Batch:
+    def encode(
+        self, raw: Sequence[Any], max_tokens: int | None = None, crops: Sequence[random.Random] | None = None
+    ) -> Batch:
         """A batch from raw inputs; texts are cut at `max_tokens` and padded to the longest.
 
         Images are (H, W), (H, W, C) or (C, H, W) with one or three channels, bytes or floats in [0, 1], each of
-        its own size; they become (N, 3, size, size).
+        its own size; they become (N, 3, size, size). With `crops`, a source of random numbers for each image, a random
+        part of it (`tauspan.models.crop`) is resized to that square; nothing else is read of them.
 
         Raises:
             DataError: the inputs are not of this encoder's modality, or tensors differ in shape.
@@ -62,7 +67,10 @@ class Inputs:
             raise DataError(f"this encoder reads {self.modality} inputs, and the task holds text.")
         tensors = [torch.as_tensor(item) for item in raw]
         if self.modality == "image":
-            return torch.stack([self._pixels(image) for image in tensors])
+            draws = [None] * len(tensors) if crops is None else crops
+            return torch.stack(
+                [self._pixels(image, draw) for image, draw in zip(tensors, draws, strict=True)]
+            )
         for row, tensor in enumerate(tensors):
             if tensor.shape != tensors[0].shape:
                 raise DataError(
@@ -77,8 +85,8 @@ class Inputs:
         facts = (self.modality, self.size, self.resize, self.interpolation, self.mean, self.std)
         return repr(facts if self.modality == "image" else self.modality)
 
-    def _pixels(self, image: Tensor) -> Tensor:
-        """One image, resized, cropped and normalised."""
+    def _pixels(self, image: Tensor, draw: random.Random | None) -> Tensor:
+        """One image, resized, cropped at the centre or at random, and normalised."""
         shape = tuple(image.shape)
         if image.ndim == 2:
             image = image.unsqueeze(-1)
@@ -89,20 +97,31 @@ class Inputs:
                 f"an image has shape {shape}: it must be (H, W), (H, W, C) or (C, H, W) with one or three channels."
             )
         scale = 255.0 if image.dtype == torch.uint8 else 1.0
-        pixels = self._resized(image.float().div(scale).expand(3, -1, -1))
-        top, left = ((side - self.size) // 2 for side in pixels.shape[1:])
-        bottom, right = pixels.shape[1] - self.size - top, pixels.shape[2] - self.size - left
-        # a negative border crops; where the image is smaller than the crop, the border is black
-        pixels = F.pad(pixels, (-left, -right, -top, -bottom))
+        pixels = image.float().div(scale).expand(3, -1, -1)
+        pixels = self._central(pixels) if draw is None else self._anywhere(pixels, draw)
         mean, std = (torch.tensor(values).view(3, 1, 1) for values in (self.mean, self.std))
         return (pixels - mean) / std
 
-    def _resized(self, pixels: Tensor) -> Tensor:
+    def _central(self, pixels: Tensor) -> Tensor:
+        """Resized, then cropped at the centre: what evaluation reads."""
         height, width = pixels.shape[1:]
         wanted = self.size if self.resize is None else self.resize
         if isinstance(wanted, int):
             shorter = min(height, width)
             wanted = (wanted * height // shorter, wanted * width // shorter)
+        pixels = self._resized(pixels, wanted)
+        top, left = ((side - self.size) // 2 for side in wanted)
+        bottom, right = wanted[0] - self.size - top, wanted[1] - self.size - left
+        # a negative border crops; where the image is smaller than the crop, the border is black
+        return F.pad(pixels, (-left, -right, -top, -bottom))
+
+    def _anywhere(self, pixels: Tensor, draw: random.Random) -> Tensor:
+        """A random part, resized."""
+        box = random_box(pixels.shape[1], pixels.shape[2], draw)
+        part = pixels[:, box.top : box.top + box.height, box.left : box.left + box.width]
+        return self._resized(part, (self.size, self.size))
+
+    def _resized(self, pixels: Tensor, wanted: tuple[int, int]) -> Tensor:
         smooth = self.interpolation != "nearest-exact"
         resized = F.interpolate(pixels[None], size=wanted, mode=self.interpolation, antialias=smooth)[0]
         return resized.clamp(0, 1)
@@ -173,10 +192,12 @@ class Encoder(nn.Module):
         towers = f"{_named(self.features)}|{_named(self.label_features)}"
         return f"{towers}|{self.logit_scale!r}|{self.inputs.describe()}"
 
-    def encode(self, raw: Sequence[Any], max_tokens: int | None = None) -> Batch:
-        """A batch on the backbone's device from raw texts, images or tensors."""
+    def encode(
+        self, raw: Sequence[Any], max_tokens: int | None = None, crops: Sequence[random.Random] | None = None
+    ) -> Batch:
+        """A batch on the backbone's device from raw texts, images or tensors; see `Inputs.encode`."""
         first = next(self.backbone.parameters(), None)
-        batch = self.inputs.encode(raw, max_tokens)
+        batch = self.inputs.encode(raw, max_tokens, crops)
         return batch if first is None else to_device(batch, first.device)
 
     @torch.no_grad()

@@ -130,8 +130,9 @@ class Plan:
         note = (
             f"{self.variant}: {self.what}. AdamW, {tuned.batch_size} x {tuned.accumulation} rows a step, warm-up "
             f"{tuned.warmup:g}, cosine to 0, decay {tuned.weight_decay:g} toward {tuned.decay_toward}, clip "
-            f"{tuned.clip:g}, linearised at {recipe.point}; seeds {', '.join(map(str, recipe.seeds))}; steps from the "
-            "data sets' published sizes; joint: about as many steps as all single fine-tunings together"
+            f"{tuned.clip:g}, augmentation {tuned.augment}, linearised at {recipe.point}; seeds "
+            f"{', '.join(map(str, recipe.seeds))}; steps from the data sets' published sizes; joint: about as many "
+            "steps as all single fine-tunings together"
         )
         if self.rates:
             note += (

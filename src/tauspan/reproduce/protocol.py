@@ -56,6 +56,7 @@ PROTOCOL = {
     "schedule": Constant("cosine to 0", "code", "src/utils.py"),
     "clip": Constant(1.0, "code", "src/finetune.py; global gradient norm"),
     "label smoothing": Constant(0.0, "code", "src/args.py"),
+    "augmentation": Constant("crop", "code", "src/finetune.py: open_clip's training transform, 0.9 to 1 of the area"),
     "precision": Constant("float32", "code", "no autocast in src/finetune.py"),
     "selection": Constant("last step", "code", "src/finetune.py; no early stopping"),
     "point": Constant("encoder", "code", "src/linearize.py; features are normalised after the product"),

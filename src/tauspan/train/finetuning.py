@@ -16,7 +16,7 @@ from tauspan.tasks import Task, build_head
 from tauspan.train import checkpoint
 from tauspan.train.layout import laid_out
 from tauspan.train.loop import LOG, Run
-from tauspan.train.settings import Precision, Settings
+from tauspan.train.settings import Augment, Precision, Settings
 from tauspan.vector import FILE, Regime, TaskVector
 
 
@@ -51,6 +51,7 @@ def finetune(
     max_tokens: int | None = None,
     cache: Kind | Literal["auto"] = "none",
     precision: Precision = "float32",
+    augment: Augment = "none",
     cache_folder: str | Path | None = None,
     shard: bool = False,
     out: str | Path | None = None,
@@ -68,7 +69,7 @@ def finetune(
         encoder: what `tauspan.load` returned.
         task: rows, classes and head.
         regime: `"standard"` or `"linear"`.
-        seed: order of the rows.
+        seed: order of the rows, and random crops.
         params: which parameters train.
         point: where the tangent model is linearised.
         epochs: passes over the training rows.
@@ -84,6 +85,7 @@ def finetune(
         max_tokens: where texts are cut.
         cache: what the tangent model keeps of each batch across epochs; pays from the second or third epoch on.
         precision: `"bfloat16"` or `"tf32"` for the matrix products, tau stays in float32.
+        augment: `"crop"` trains on random parts of images.
         cache_folder: keep the cache in memory-mapped files there instead of in memory.
         shard: under several processes, each keeps its part of every tensor, theta0 and tau alike, on its own GPU if there
             are any; only one block is whole at a time. The vector is the same. The encoder is taken apart for the run,
@@ -111,7 +113,7 @@ def finetune(
     chosen = params if isinstance(params, str) else tuple(params)
     settings = Settings(
         regime, seed, chosen, point, epochs, max_steps, batch_size, accumulation, lr, warmup, weight_decay,
-        decay_toward, clip, label_smoothing, max_tokens, cache, precision,
+        decay_toward, clip, label_smoothing, max_tokens, cache, precision, augment,
     )  # fmt: skip
     folder = None if out is None else Path(out)
     kept = None if cache_folder is None else Path(cache_folder)
@@ -133,6 +135,11 @@ def train(
     tasks = [task] if isinstance(task, Task) else list(task)
     if checkpoint_every < 1:
         raise UsageError(f"checkpoint_every={checkpoint_every}: it must be at least 1.")
+    if settings.augment != "none" and encoder.inputs.modality != "image":
+        raise UsageError(
+            f"augment={settings.augment!r} cuts images, and {encoder.source} reads {encoder.inputs.modality} inputs. "
+            "Leave it out."
+        )
     base, reading, data = fingerprint_of(encoder), encoder.describe(), _checksum(tasks)
     key = settings.key(base + reading, data)
     with world() as processes, measured() as cost:

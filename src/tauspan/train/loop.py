@@ -2,6 +2,7 @@
 
 import json
 import logging
+import random
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -128,7 +129,7 @@ class Run:
         parts, size = self.rows.step(epoch, place)
         loss = torch.zeros(())
         for part in parts:
-            loss += self._backward(part, size)
+            loss += self._backward(part, size, epoch)
         gradients, norm = self.layout.exchange(self.trainee.parameters, loss)
         if not torch.isfinite(norm) or not torch.isfinite(loss):
             raise NonFiniteError(
@@ -152,18 +153,23 @@ class Run:
         encoded = [self._batch(part)[0] for part in mine]
         self.cached = dict(zip(mine, self.trainee.cache(encoded, self.settings.cache, folder), strict=True))
 
-    def _batch(self, part: Part, split: str = "train") -> tuple[Batch, Tensor]:
+    def _batch(self, part: Part, split: str = "train", epoch: int = 0) -> tuple[Batch, Tensor]:
         """Inputs and labels of one forward pass; one without rows reads the first row, and no label."""
         task, places = self.tasks[part[0]], part[1]
         rows = task.split(split).take(places or (0,))
-        batch = self.encoder.encode(rows.inputs, task.tokens(self.settings.max_tokens))
+        crops = None
+        if split == "train" and self.settings.augment == "crop":
+            # by seed, epoch and row, so that processes, batch sizes and resumed runs draw alike
+            about = f"{self.settings.seed}/{epoch}/{part[0]}"
+            crops = [random.Random(f"{about}/{place}/crop") for place in places or (0,)]
+        batch = self.encoder.encode(rows.inputs, task.tokens(self.settings.max_tokens), crops)
         return batch, rows.labels if places else torch.full_like(rows.labels, _NONE)
 
-    def _backward(self, part: Part, size: int) -> Tensor:
+    def _backward(self, part: Part, size: int, epoch: int) -> Tensor:
         if self.cached:
             logits, labels = self.cached[part](), self.tasks[part[0]].split("train").labels[list(part[1])]
         else:
-            batch, labels = self._batch(part)
+            batch, labels = self._batch(part, epoch=epoch)
             logits = self.trainee(batch, part[0])
         labels = labels.to(logits.device)
         loss = (

@@ -11,6 +11,7 @@ from tauspan.linear import Kind
 from tauspan.vector import REGIMES, Regime
 
 Precision = Literal["float32", "tf32", "bfloat16"]
+Augment = Literal["none", "crop"]
 DEFAULT_LR: dict[Regime, float] = {"standard": 2e-4, "linear": 3e-4}
 
 
@@ -20,7 +21,7 @@ class Settings:
 
     Args:
         regime: `"standard"` trains theta, `"linear"` trains tau of the tangent model.
-        seed: order of the rows; the only randomness there is.
+        seed: order of the rows, and random crops; the only randomness there is.
         params: which parameters train; see `tauspan.models.select`.
         point: where the tangent model is linearised; None takes `"logits"`.
         epochs: passes over the training split.
@@ -38,6 +39,8 @@ class Settings:
             batch are then those of the first epoch, and only the order of batches changes.
         precision: of the matrix products: `"float32"`, `"tf32"` (CUDA), or `"bfloat16"` by autocast; parameters,
             gradients and the optimiser stay in float32.
+        augment: `"crop"` shows a random part of each image in training, another one each epoch; see
+            `tauspan.models.crop`. Not with a cache, which needs batches that stay the same.
     """
 
     regime: Regime = "linear"
@@ -57,6 +60,7 @@ class Settings:
     max_tokens: int | None = None
     cache: Kind | Literal["auto"] = "none"
     precision: Precision = "float32"
+    augment: Augment = "none"
 
     def __post_init__(self) -> None:
         if self.regime not in REGIMES:
@@ -95,6 +99,13 @@ class Settings:
         if self.precision not in get_args(Precision):
             raise UsageError(
                 f"precision={self.precision!r}. {nearest(str(self.precision), get_args(Precision))}"
+            )
+        if self.augment not in get_args(Augment):
+            raise UsageError(f"augment={self.augment!r}. {nearest(str(self.augment), get_args(Augment))}")
+        if self.augment != "none" and self.cache != "none":
+            raise UsageError(
+                f"augment={self.augment!r} with cache={self.cache!r}: a cache keeps what a batch gave, and augmented "
+                "batches change. Leave one of them out."
             )
         if self.point not in (None, "encoder", "logits"):
             raise UsageError(f"point={self.point!r}. {nearest(str(self.point), ('encoder', 'logits'))}")

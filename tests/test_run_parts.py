@@ -19,11 +19,12 @@ from tauspan.errors import DataError, StoreError, UsageError
 from tauspan.models import fingerprint_of, select
 from tauspan.recipe import Energies, Maps, Negation, Recipe, Training
 from tauspan.report import Report
-from tauspan.run import run
+from tauspan.run import jobs, run
 from tauspan.suite import find_task
 from tauspan.tasks import Task
 from tauspan.vector import TaskVector
 from test_run import TASKS, recipe, reused  # noqa: F401 - recipe is a fixture
+from test_run_workers import in_turn, numbers
 
 CONTROL = "debian_section"
 Done = tuple[Path, Recipe, Report]
@@ -275,3 +276,19 @@ def test_data_sets_of_the_catalog_are_read_from_a_folder_and_the_control_says_wh
         run(dataclasses.replace(asked, tasks=("mnist", "dtd")), tmp_path / "out", show_progress=False)
     with pytest.raises(DataError, match=r"no task 'svhm'.*Did you mean 'svhn'"):
         run(dataclasses.replace(asked, tasks=("mnist", "svhm")), tmp_path / "out", show_progress=False)
+
+
+# -- over workers ---------------------------------------------------------------------------------------------
+
+
+def test_workers_measure_all_that_a_recipe_can_ask_for(
+    done: Done, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    named: list[str] = []
+    monkeypatch.setattr(jobs, "sweep", in_turn(named))
+    report = run(done[1], tmp_path, workers=2, show_progress=False)
+    assert numbers(report) == numbers(done[2])
+    stages_of = {file.stem.removeprefix("finetune-") for file in (tmp_path / "stages").glob("*.json")}
+    assert set(named) == stages_of  # nothing was left for the run itself
+    assert len(named) == len(set(named))
+    assert {"disentangle-standard-seed0", "disentangle-linear-seed0", "energy-random-seed0"} < stages_of

@@ -2,6 +2,7 @@
 
 import dataclasses
 import random
+import shutil
 import subprocess
 import sys
 import threading
@@ -15,10 +16,11 @@ from program import contents
 from runs import script_environment
 from tauspan import figures
 from tauspan.errors import RecipeError, StoreError, UsageError
-from tauspan.recipe import Maps, Recipe, Training
+from tauspan.recipe import Maps, Merging, Recipe, Training
 from tauspan.report import Report
 from tauspan.run import jobs, run, stages
 from tauspan.sweep import Job
+from tauspan.sweep.worker import function_of
 from test_run import TASKS, recipe, reused  # noqa: F401 - recipe is a fixture
 
 
@@ -32,6 +34,7 @@ def small(recipe: Recipe) -> Recipe:  # noqa: F811
     return dataclasses.replace(
         recipe, regimes=("linear",), references=("joint",), seeds=(0,),
         finetune=Training(max_steps=2, batch_size=4), disentangle=Maps(),
+        merge=Merging(("task_arithmetic",), (0.5, 1.0)),
     )  # fmt: skip
 
 
@@ -51,11 +54,11 @@ def numbers(report: Report) -> Any:
 
 
 def in_turn(done: list[str]) -> Any:
-    """A sweep without processes."""
+    """A sweep without processes, the last job first."""
 
     def sweep(given: list[Job], folder: Path, workers: int, **options: Any) -> dict[str, Any]:
         done.extend(job.name for job in given)
-        return {job.name: jobs.finetune(**job.arguments) for job in given}
+        return {job.name: function_of(job.function)(**job.arguments) for job in reversed(given)}
 
     return sweep
 
@@ -69,13 +72,27 @@ def test_jobs_leave_what_a_run_in_one_process_leaves(
     done: list[str] = []
     monkeypatch.setattr(jobs, "sweep", in_turn(done))
     report = run(small, tmp_path, workers=2, show_progress=False)
-    assert done == [*(f"linear-{task}-seed0" for task in TASKS), "joint-standard-seed0"]
+    vectors_of = [*(f"linear-{task}-seed0" for task in TASKS), "joint-standard-seed0"]
+    measured = ["evaluate-joint", "add-linear", "negate-email_spam-linear", "merge-linear"]
+    assert done == [*vectors_of, *(f"{name}-seed0" for name in measured)]
     assert vectors(tmp_path) == vectors(alone[0])
     assert numbers(report) == numbers(alone[1])
     assert reused(report) == reused(alone[1])  # what the workers did was done by this run
     (tmp_path / "vectors" / "linear-email_spam-seed0" / "vector.safetensors").unlink()
     assert reused(run(small, tmp_path, workers=2, show_progress=False))["linear", "fine-tune"] == (2, 1)
-    assert done[3:] == ["linear-email_spam-seed0"]
+    assert done[7:] == ["linear-email_spam-seed0"]
+    (tmp_path / "stages" / "merge-linear-seed0.json").unlink()
+    assert reused(run(small, tmp_path, workers=2, show_progress=False))["linear", "merge"] == (1, 0)
+    assert done[8:] == ["merge-linear-seed0"]
+
+
+def test_a_stage_of_another_key_is_measured_anew_without_workers(
+    small: Recipe, alone: tuple[Path, Report], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(alone[0], tmp_path, dirs_exist_ok=True)
+    monkeypatch.setattr(jobs, "sweep", lambda *given, **options: pytest.fail("nothing is left to do"))
+    other = run(dataclasses.replace(small, grid=(0.0, 0.25)), tmp_path, workers=2, show_progress=False)
+    assert (reused(other)["linear", "fine-tune"], reused(other)["linear", "add"]) == ((2, 2), (1, 0))
 
 
 def test_a_finished_vector_is_no_job(

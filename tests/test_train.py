@@ -239,7 +239,9 @@ def test_finetune_has_every_setting_with_the_same_default() -> None:
         assert given[name].default == default, name
     other = Settings("linear", 3, ("0.*",), "encoder", 2, 3, 5, 2, 0.01, 2, 0.1, "zero", 0.5, 0.2, 9,
                      "primal", "bfloat16")  # fmt: skip
-    changed = [f for f in dataclasses.fields(Settings)[1:] if f.name != "augment"]  # no cache with it, and only images
+    changed = [
+        f for f in dataclasses.fields(Settings)[1:] if f.name != "augment"
+    ]  # no cache with it, and only images
     assert all(getattr(other, f.name) != f.default for f in changed)
     run = finetune(encoder(), points(), **dataclasses.asdict(other), show_progress=False)
     assert run.task_vector.info["recipe"] == dataclasses.asdict(other)

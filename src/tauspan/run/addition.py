@@ -1,29 +1,33 @@
 """Addition in every regime: one model for all tasks, the sum of their vectors under one coefficient."""
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, cast
 
 from tauspan import search
 from tauspan.diagnose.rows import Findings
 from tauspan.edit import EditRegime
 from tauspan.report import Cell, Report, Table
 from tauspan.run.spread import in_words, listed_alphas, means, spread
-from tauspan.run.workshop import Course, Workshop, course_of
+from tauspan.run.workshop import Course, Evaluation, Workshop, course_of
 from tauspan.tasks import Task
 from tauspan.vector import TaskVector
 
 COLUMNS = ("zero shot", "single", "added", "added norm.", "alpha 1", "alpha 1 norm.")
 
 
-def added(shop: Workshop, label: str, course: Course, regime: EditRegime, seed: int) -> Report:
-    """The addition of one seed's vectors; `label` names the stage."""
-    vectors: Mapping[Task, TaskVector] = shop.vectors(course, seed)
+def added(shop: Workshop, which: Evaluation) -> Report:
+    """The addition of one seed's vectors: those of a regime, or `"attention"`, ordinary ones of attention alone."""
+    (label,) = which.about
+    regime = cast(EditRegime, "standard" if label == "attention" else label)
+    course: Course = "attention" if label == "attention" else course_of(regime)
+    vectors: Mapping[Task, TaskVector] = shop.vectors(course, which.seed)
 
     def work() -> Report:
-        return search.add(shop.encoder(seed), vectors, regime, show_progress=shop.show, **shop.shared())
+        encoder = shop.encoder(which.seed)
+        return search.add(encoder, vectors, regime, show_progress=shop.show, **shop.shared())
 
     key = shop.key(vectors, regime, shop.shared())
-    return shop.stages.report(label, "add", f"add-{label}-seed{seed}", key, work)
+    return shop.stages.report(label, "add", which.name, key, work)
 
 
 def addition(shop: Workshop) -> Findings:
@@ -36,7 +40,7 @@ def addition(shop: Workshop) -> Findings:
     found: dict[str, Any] = {}
     by_seed: dict[str, Any] = {}
     for regime in shop.recipe.regimes:
-        done = [added(shop, regime, course_of(regime), regime, seed) for seed in shop.recipe.seeds]
+        done = [added(shop, Evaluation("add", (regime,), seed)) for seed in shop.recipe.seeds]
         alphas[regime] = [one.result["alpha"] for one in done]
         found[regime], by_seed[regime] = {}, {}
         for index, name in enumerate([*(task.name for task in shop.tasks), "mean"]):

@@ -9,9 +9,9 @@ from tauspan.models import fingerprint_of, reinitialised
 from tauspan.recipe import Energies
 from tauspan.report import Cell, Table
 from tauspan.run.spread import in_words, means, spread
-from tauspan.run.workshop import Workshop
+from tauspan.run.workshop import Evaluation, Workshop
 
-_STARTS = ("pre-trained", "random")
+STARTS = {"pretrained": "pre-trained", "random": "random"}  # as stages and as tables call them
 _OUTPUTS = {"contrast": "of a contrast of logits", "sum": "of the sum of logits", "all": "of all logits"}
 _COLUMNS = {"own": "support", "held out": "held_out", "control": "control", "ratio": "ratio"}
 
@@ -24,11 +24,11 @@ def energies(shop: Workshop) -> Findings:
     rows: list[dict[str, Cell]] = []
     series: list[dict[str, Any]] = []
     found: dict[str, Any] = {}
-    for start in _STARTS:
-        done = [_energy(shop, asked, start, seed) for seed in shop.recipe.seeds]
+    for place, start in STARTS.items():
+        done = [energy(shop, Evaluation("energy", (place,), seed)) for seed in shop.recipe.seeds]
         found[start] = {}
-        for place, task in enumerate([*(task.name for task in shop.tasks), "mean"]):
-            here = [_columns(one["energy"])[place] for one in done]
+        for row, task in enumerate([*(task.name for task in shop.tasks), "mean"]):
+            here = [_columns(one["energy"])[row] for one in done]
             rows.append({"start": start, "task": task, **spread(here, tuple(_COLUMNS))})
             found[start][task] = means(here, tuple(_COLUMNS))
         first = done[0]["series"]
@@ -51,8 +51,9 @@ def _columns(numbers: list[dict[str, Any]]) -> list[dict[str, Cell]]:
     return [*rows, dict(means(rows, tuple(_COLUMNS)))]
 
 
-def _energy(shop: Workshop, asked: Energies, start: str, seed: int) -> dict[str, Any]:
+def energy(shop: Workshop, which: Evaluation) -> dict[str, Any]:
     """Numbers and histograms of all tasks at one start; the seed draws the rows, and random weights."""
+    asked, start, seed = shop.recipe.energy or Energies(), STARTS[which.about[0]], which.seed
     params = shop.recipe.finetune.params if asked.params is None else asked.params
     settings = Settings(
         rows=asked.rows, outputs=asked.outputs, max_tokens=shop.recipe.max_tokens, seed=seed
@@ -65,8 +66,7 @@ def _energy(shop: Workshop, asked: Energies, start: str, seed: int) -> dict[str,
             gathered = energy_findings(made, asked.eigenfunctions, advance)
         return {"energy": gathered.result["energy"], "series": list(gathered.series)}
 
-    which = [asked.eigenfunctions, params if isinstance(params, str) else list(params), vars(settings)]
+    of = [asked.eigenfunctions, params if isinstance(params, str) else list(params), vars(settings)]
     checksums = [task.checksum() for task in shop.tasks]
-    key = [fingerprint_of(shop.pretrained), shop.pretrained.describe(), start, which, checksums]
-    name = f"energy-{start.replace('-', '')}-seed{seed}"
-    return shop.stages.do(start, "energy", name, key, work).content
+    key = [fingerprint_of(shop.pretrained), shop.pretrained.describe(), start, of, checksums]
+    return shop.stages.do(start, "energy", which.name, key, work).content

@@ -1,13 +1,13 @@
 """Maps of the disentanglement error, with the first seed's vectors."""
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, cast
 
 from tauspan.diagnose.rows import Findings
 from tauspan.disentangle import GRID, disentanglement
 from tauspan.edit import EditRegime
 from tauspan.report import Cell, Report, Table
-from tauspan.run.workshop import Workshop, course_of
+from tauspan.run.workshop import Evaluation, Workshop, course_of
 
 
 def maps(shop: Workshop) -> Findings:
@@ -18,15 +18,34 @@ def maps(shop: Workshop) -> Findings:
     asked = shop.recipe.disentangle
     if not asked.pairs:
         return Findings([], [], {})
-    first, *others = asked.regimes or shop.recipe.regimes
+    first, *others = regimes_of(shop)
     done = [_map(shop, first, asked.drift)]
-    units = done[0].result["drift"]["unit"] if asked.drift else False
+    units = _units(done[0])
     done += [_map(shop, regime, units) for regime in others]
     series = [entry for one in done for entry in one.series]
     result = {"disentanglement": {one.result["regime"]: one.result["pairs"] for one in done}}
     if asked.drift:
         result["disentanglement_drift"] = {one.result["regime"]: one.result["drift"] for one in done}
     return Findings(_tables(shop, done, first), series, result)
+
+
+def regimes_of(shop: Workshop) -> tuple[EditRegime, ...]:
+    """The regimes that are mapped; none where no pair is asked for."""
+    asked = shop.recipe.disentangle
+    return asked.regimes or shop.recipe.regimes if asked.pairs else ()
+
+
+def mapped(shop: Workshop, which: Evaluation) -> Report:
+    """The maps of one regime, in the units of the first one's, which are made before if they are not there."""
+    first, drift = regimes_of(shop)[0], shop.recipe.disentangle.drift
+    if which.about == (first,) or not drift:
+        return _map(shop, cast(EditRegime, which.about[0]), drift)
+    return _map(shop, cast(EditRegime, which.about[0]), _units(_map(shop, first, drift)))
+
+
+def _units(first: Report) -> bool | Mapping[str, float]:
+    drift: Mapping[str, Any] | None = first.result.get("drift")
+    return False if drift is None else cast(Mapping[str, float], drift["unit"])
 
 
 def _tables(shop: Workshop, done: list[Report], first: EditRegime) -> list[Table]:
@@ -73,4 +92,5 @@ def _map(shop: Workshop, regime: EditRegime, drift: bool | Mapping[str, float]) 
         )
 
     key = shop.key(vectors, regime, pairs, shared)
-    return shop.stages.report(regime, "disentangle", f"disentangle-{regime}-seed{seed}", key, work)
+    which = Evaluation("disentangle", (regime,), seed)
+    return shop.stages.report(regime, "disentangle", which.name, key, work)

@@ -1,6 +1,6 @@
 """Merging methods side by side, each with an alpha of its own."""
 
-from typing import Any
+from typing import Any, cast
 
 from tauspan import search
 from tauspan.diagnose.rows import Findings
@@ -8,15 +8,16 @@ from tauspan.edit import EditRegime
 from tauspan.report import Cell, Report, Table
 from tauspan.run.addition import COLUMNS
 from tauspan.run.spread import in_words, spread
-from tauspan.run.workshop import Workshop, course_of
+from tauspan.run.workshop import Evaluation, Workshop, course_of
 
 
 def merging(shop: Workshop) -> Findings:
     """One row a regime and method; nothing where the recipe names no method."""
     asked = shop.recipe.merge
     rows: list[dict[str, Cell]] = []
-    for regime in asked.regimes or shop.recipe.regimes if asked.methods else ():
-        done = [_merged(shop, regime, seed).tables[0].rows for seed in shop.recipe.seeds]
+    for regime in regimes_of(shop):
+        made = [merged(shop, Evaluation("merge", (regime,), seed)) for seed in shop.recipe.seeds]
+        done = [one.tables[0].rows for one in made]
         for place, method in enumerate(asked.methods):
             columns = spread([found[place] for found in done], ("alpha", *COLUMNS[1:]))
             rows.append({"regime": regime, "method": method, **columns})
@@ -27,8 +28,15 @@ def merging(shop: Workshop) -> Findings:
     return Findings([Table("Merging, test accuracy", rows, note)] if rows else [], [], {})
 
 
-def _merged(shop: Workshop, regime: EditRegime, seed: int) -> Report:
+def regimes_of(shop: Workshop) -> tuple[EditRegime, ...]:
+    """The regimes in which methods are compared; none where no method is named."""
+    asked = shop.recipe.merge
+    return asked.regimes or shop.recipe.regimes if asked.methods else ()
+
+
+def merged(shop: Workshop, which: Evaluation) -> Report:
     """The methods side by side, for one regime and seed."""
+    regime, seed = cast(EditRegime, which.about[0]), which.seed
     vectors = shop.vectors(course_of(regime), seed)
     shared: dict[str, Any] = {
         **shop.shared(),
@@ -41,4 +49,4 @@ def _merged(shop: Workshop, regime: EditRegime, seed: int) -> Report:
         return search.compare(shop.encoder(seed), vectors, methods, regime, show_progress=shop.show, **shared)
 
     key = shop.key(vectors, regime, shared, list(methods))
-    return shop.stages.report(regime, "merge", f"merge-{regime}-seed{seed}", key, work)
+    return shop.stages.report(regime, "merge", which.name, key, work)

@@ -1,13 +1,13 @@
 """Negation in every regime: one task forgotten, the controls kept."""
 
-from typing import Any
+from typing import Any, cast
 
 from tauspan import search
 from tauspan.diagnose.rows import Findings
 from tauspan.edit import EditRegime
 from tauspan.report import Cell, Report, Table
 from tauspan.run.spread import in_words, spread
-from tauspan.run.workshop import Workshop, course_of
+from tauspan.run.workshop import Evaluation, Workshop, course_of
 from tauspan.tasks import Task
 
 _COLUMNS = ("alpha", "target", "control", "control kept")
@@ -16,7 +16,7 @@ _MODELS = ("pre-trained", "negated", "alpha = 1")
 
 def negation(shop: Workshop) -> Findings:
     """Target and control accuracies of every regime and target; nothing where no target is named."""
-    targets = [shop.task(name) for name in shop.recipe.tasks if name in shop.recipe.negate.targets]
+    targets = targets_of(shop)
     if not targets:
         return Findings([], [], {})
     rows: list[dict[str, Cell]] = []
@@ -25,7 +25,9 @@ def negation(shop: Workshop) -> Findings:
     for regime in shop.recipe.regimes:
         found[regime] = {}
         for target in targets:
-            done = [_negated(shop, regime, target, seed) for seed in shop.recipe.seeds]
+            done = [
+                negated(shop, Evaluation("negate", (target.name, regime), seed)) for seed in shop.recipe.seeds
+            ]
             tables = [one.tables[0].rows for one in done]
             for place, model in enumerate(_MODELS):
                 columns = spread([table[place] for table in tables], _COLUMNS)
@@ -46,9 +48,16 @@ def negation(shop: Workshop) -> Findings:
     return Findings([Table("Negation, test accuracy", rows, note)], series, result)
 
 
-def _negated(shop: Workshop, regime: EditRegime, target: Task, seed: int) -> Report:
+def targets_of(shop: Workshop) -> list[Task]:
+    """The tasks that are to be forgotten."""
+    return [shop.task(name) for name in shop.recipe.tasks if name in shop.recipe.negate.targets]
+
+
+def negated(shop: Workshop, which: Evaluation) -> Report:
     """The negation of one target's vector of one seed."""
-    vectors = shop.vectors(course_of(regime), seed)
+    target = next(task for task in targets_of(shop) if task.name == which.about[0])
+    regime = cast(EditRegime, which.about[1])
+    vectors = shop.vectors(course_of(regime), which.seed)
     negate = shop.recipe.negate
     controls = [shop.task(name) for name in negate.controls] or [
         task for task in shop.tasks if task is not target
@@ -56,14 +65,14 @@ def _negated(shop: Workshop, regime: EditRegime, target: Task, seed: int) -> Rep
 
     def work() -> Report:
         return search.negate(
-            shop.encoder(seed), target, vectors[target], controls, negate.floor, regime,
+            shop.encoder(which.seed), target, vectors[target], controls, negate.floor, regime,
             show_progress=shop.show, **shop.shared(),
         )  # fmt: skip
 
     key = [*shop.key(vectors, regime, shop.shared()), negate.floor, target.name]
     if negate.controls:
         key.append([task.checksum() for task in controls])
-    return shop.stages.report(regime, "negate", f"negate-{target.name}-{regime}-seed{seed}", key, work)
+    return shop.stages.report(regime, "negate", which.name, key, work)
 
 
 def _control_in_words(shop: Workshop) -> str:

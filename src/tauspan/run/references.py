@@ -8,7 +8,7 @@ from tauspan.evaluate import evaluate
 from tauspan.report import Cell, Table
 from tauspan.run.addition import added
 from tauspan.run.spread import in_words, listed_alphas, means, spread
-from tauspan.run.workshop import Finetuning, Workshop
+from tauspan.run.workshop import Evaluation, Finetuning, Workshop
 from tauspan.vector import TaskVector
 
 _COLUMNS = ("zero shot", "single", "one model", "norm.", "alpha 1", "alpha 1 norm.")
@@ -48,7 +48,7 @@ def references(shop: Workshop) -> Findings:
 
 def _attention(shop: Workshop) -> tuple[list[_ROWS], list[float]]:
     """Addition's rows of attention-only vectors under this table's names, and each seed's coefficient."""
-    done = [added(shop, "attention", "attention", "standard", seed) for seed in shop.recipe.seeds]
+    done = [added(shop, Evaluation("add", ("attention",), seed)) for seed in shop.recipe.seeds]
     renamed = {"one model": "added", "norm.": "added norm."}
     rows = [
         [{column: row[renamed.get(column, column)] for column in _COLUMNS} for row in one.tables[0].rows]
@@ -57,28 +57,32 @@ def _attention(shop: Workshop) -> tuple[list[_ROWS], list[float]]:
     return list(rows), [one.result["alpha"] for one in done]
 
 
-def _joint(shop: Workshop, seed: int) -> _ROWS:
-    """One model's accuracy on each task and their mean, beside the standard regime's single-task accuracies."""
-    which = Finetuning("joint", None, seed)
-    folder = shop.finetune(which)
-    tasks = shop.tasks
-    key = [shop.key_of(which), "test", shop.recipe.max_tokens]
+def together(shop: Workshop, which: Evaluation) -> dict[str, Any]:
+    """Each task's accuracy before and after the joint fine-tuning."""
+    vector_of = Finetuning("joint", None, which.seed)
+    folder = shop.finetune(vector_of)
+    key = [shop.key_of(vector_of), "test", shop.recipe.max_tokens]
 
     def work() -> dict[str, Any]:
         options: dict[str, Any] = {"max_tokens": shop.recipe.max_tokens, "show_progress": shop.show}
-        before = evaluate(shop.encoder(seed), tasks, **options).result["accuracy"]
+        before = evaluate(shop.encoder(which.seed), shop.tasks, **options).result["accuracy"]
         vector = TaskVector.from_pretrained(folder)
         return {
             "before": before,
-            "after": evaluate(shop.encoder(seed), tasks, vector, **options).result["accuracy"],
+            "after": evaluate(shop.encoder(which.seed), shop.tasks, vector, **options).result["accuracy"],
         }
 
-    content = shop.stages.do("joint", "evaluate", f"evaluate-joint-seed{seed}", key, work).content
+    return shop.stages.do("joint", "evaluate", which.name, key, work).content
+
+
+def _joint(shop: Workshop, seed: int) -> _ROWS:
+    """One model's accuracy on each task and their mean, beside the standard regime's single-task accuracies."""
+    content = together(shop, Evaluation("evaluate", ("joint",), seed))
     single: Sequence[Mapping[str, Cell]] = []
     if "standard" in shop.recipe.regimes:
-        single = added(shop, "standard", "standard", "standard", seed).tables[0].rows
+        single = added(shop, Evaluation("add", ("standard",), seed)).tables[0].rows
     rows: list[dict[str, Cell]] = []
-    for place, task in enumerate(tasks):
+    for place, task in enumerate(shop.tasks):
         own = float(single[place]["single"] or 0) if single else None
         after = content["after"][task.name]
         rows.append({

@@ -45,6 +45,10 @@ class Stages:
         """Whether a stage was done under this key, and the file it `made` is there."""
         return self._saved(name, _digest(key), made) is not None
 
+    def exists(self, name: str) -> bool:
+        """Whether a stage was done, under whatever key."""
+        return (self.folder / f"{name}.json").exists()
+
     def do(
         self, label: str, kind: str, name: str, key: Any, work: Callable[[], Content], made: Path | None = None
     ) -> Stage:  # fmt: skip

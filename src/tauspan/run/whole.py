@@ -13,7 +13,7 @@ from tauspan.recipe import Recipe
 from tauspan.report import Report, Table, provenance
 from tauspan.run.addition import addition
 from tauspan.run.energies import energies
-from tauspan.run.jobs import spread_finetunings
+from tauspan.run.jobs import spread_evaluations, spread_finetunings
 from tauspan.run.maps import maps
 from tauspan.run.merging import merging
 from tauspan.run.negation import negation
@@ -38,8 +38,8 @@ def run(
     Args:
         recipe: what to do.
         out: the output folder.
-        workers: processes that fine-tune at the same time, each with this process's number of threads
-            (`OMP_NUM_THREADS`); the vectors are the same to the bit however many there are.
+        workers: processes that fine-tune, and then measure, at the same time, each with this process's number of threads
+            (`OMP_NUM_THREADS`); vectors and numbers are the same to the bit however many there are.
         device: where it computes, such as `"cuda"`; of several workers each has a GPU of its own while there are enough.
         show_progress: bars on a terminal.
 
@@ -62,6 +62,7 @@ def run(
     shop = Workshop(recipe, out, show_progress, device)
     if workers > 1:
         spread_finetunings(shop, workers)
+        spread_evaluations(shop, workers)
     report = _report(shop)
     with world() as processes:
         if processes.first:

@@ -20,6 +20,7 @@ from tauspan.train.joint import finetune_jointly
 from tauspan.vector import FILE, TaskVector
 
 Course: TypeAlias = Literal["standard", "linear", "attention", "joint"]
+Kind: TypeAlias = Literal["add", "evaluate", "negate", "disentangle", "energy", "merge"]
 _PROBE = "The quick brown fox's 21 naïve steps, re-tokenised!"
 
 
@@ -29,6 +30,19 @@ class Finetuning(NamedTuple):
     course: Course
     task: str | None
     seed: int
+
+
+class Evaluation(NamedTuple):
+    """One stage that measures: its kind, what it is about (a regime, or a task and a regime), and a seed."""
+
+    kind: Kind
+    about: tuple[str, ...]
+    seed: int
+
+    @property
+    def name(self) -> str:
+        """The stage's name."""
+        return "-".join([self.kind, *self.about, f"seed{self.seed}"])
 
 
 class Workshop:

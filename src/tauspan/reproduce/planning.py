@@ -59,7 +59,7 @@ class Plan:
         recipes: one a part.
         rates: the learning rates validation chooses among, or None.
         out: the output folder.
-        workers: fine-tunings at the same time.
+        workers: fine-tunings, and then evaluations, at the same time.
         device: where everything is computed; None is the CPU.
         parameters: how many train; None where the model is not here and no preset.
         times: seconds of a step by regime; empty: not measured.
@@ -185,7 +185,7 @@ def plan(
         variant_name: `"paper"`, `"corrected"`; None takes the experiment's default.
         changes: what differs from its file.
         out: the output folder; None takes `out/reproduce/NAME-VARIANT`.
-        workers: fine-tunings at the same time.
+        workers: fine-tunings, and then evaluations, at the same time.
         measure: load the model, if it is on this machine, and time a step of each regime for a few seconds.
         device: where everything is computed; see `tauspan.load`.
     """

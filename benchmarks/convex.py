@@ -5,7 +5,8 @@ from benchmarks.rows import Row, Setting
 from benchmarks.timing import once
 
 import tauspan as ts
-from tauspan.evaluate import batches, outputs
+from tauspan.batches import batches
+from tauspan.evaluate import outputs
 from tauspan.linear import linearize
 from tauspan.models import Classifier, Encoder
 from tauspan.tasks import Task, build_head

@@ -25,10 +25,11 @@ from torch import Tensor
 
 import tauspan as ts
 from tauspan import store
+from tauspan.batches import batches
 from tauspan.contributions import contributions
 from tauspan.diagnose.rows import Reduced, Settings, rows_of_tasks
 from tauspan.diagnose.vectors import energy_findings
-from tauspan.evaluate import accuracy, batches, outputs
+from tauspan.evaluate import accuracy, outputs
 from tauspan.kernel import closed_form
 from tauspan.linear import linearize
 from tauspan.measure import measured

@@ -11,8 +11,9 @@ from benchmarks.timing import once, spread
 from torch import Tensor
 
 import tauspan as ts
+from tauspan.batches import batches
 from tauspan.contributions import contributions
-from tauspan.evaluate import accuracy, batches
+from tauspan.evaluate import accuracy
 from tauspan.linear import linearize
 from tauspan.models import Classifier, Encoder
 from tauspan.search import PAPER_GRID

@@ -7,9 +7,9 @@ import torch
 from torch import Tensor
 
 from runs import encoder, points
+from tauspan.batches import batches
 from tauspan.contributions import Contributions, contributions
 from tauspan.errors import BaseMismatchError, MismatchError, StoreError, UsageError
-from tauspan.evaluate import batches
 from tauspan.linear import linearize
 from tauspan.models import Classifier, Head, fingerprint_of, state_of
 from tauspan.vector import TaskVector

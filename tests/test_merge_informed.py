@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 import runs
 import tauspan as ts
+from tauspan.batches import batches
 from tauspan.errors import BaseMismatchError, DataError, ModelError, NonFiniteError, UsageError
-from tauspan.evaluate import batches
 from tauspan.merge import merge
 from tauspan.merge.gather import gram_matrices
 from tauspan.merge.informed import regmean_plus_plus

@@ -13,9 +13,10 @@ import runs
 from launch import launched
 from runs import KEY_BIASES, REGIMES, deltas, encoder, logged, points, trained
 from tauspan import models, params, store
+from tauspan.batches import batches
 from tauspan.contributions import contributions
 from tauspan.errors import MismatchError
-from tauspan.evaluate import batches, evaluate, outputs
+from tauspan.evaluate import evaluate, outputs
 from tauspan.linear import linearize
 from tauspan.models import Encoder
 from tauspan.processes import World, own_device, world

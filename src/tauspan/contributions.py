@@ -2,7 +2,7 @@
 
 import copy
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar, cast
@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from tauspan import store
+from tauspan.batches import Batches, Prepared
 from tauspan.errors import BaseMismatchError, MismatchError, StoreError, UsageError, listed
 from tauspan.linear import Linearized
 from tauspan.models import Batch, Classifier, Head
@@ -19,7 +20,6 @@ from tauspan.vector import TaskVector
 
 FORMAT = "tauspan-contributions/1"
 Advance = Callable[[int, str], None]
-Batches = Sequence[tuple[list[int], Batch]]
 
 
 def silent(steps: int, note: str) -> None:
@@ -249,11 +249,16 @@ def by_batch(
     with world() as processes:
         processes.require_same({"the number of batches": str(len(prepared))})
         mine = []
-        for number in range(processes.rank, len(prepared), processes.size):
-            places, batch = prepared[number]
+        for places, batch in _share(prepared, processes.rank, processes.size):
             mine.append((places, run(batch)))
             advance(len(places) * processes.size, "")  # the others are about as far
         return processes.gathered(mine)
+
+
+def _share(prepared: Batches, first: int, step: int) -> Iterator[tuple[list[int], Batch]]:
+    if isinstance(prepared, Prepared):
+        return prepared.share(first, step)
+    return (prepared[number] for number in range(first, len(prepared), step))
 
 
 def in_order(parts: Sequence[tuple[list[int], Tensor]], axis: int) -> Tensor:

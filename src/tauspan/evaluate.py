@@ -1,14 +1,15 @@
 """Accuracy of an edited model: outputs over a split, and what is read off them."""
 
 from collections.abc import Callable, Sequence
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from tauspan import models
-from tauspan.contributions import Advance, Batches, by_batch, contributions, in_order, silent
+from tauspan.batches import Batches, batches
+from tauspan.contributions import Advance, by_batch, contributions, in_order, silent
 from tauspan.edit import EditRegime, apply, edit_regime
 from tauspan.errors import UsageError
 from tauspan.linear import Linearized, linearize
@@ -16,49 +17,8 @@ from tauspan.measure import progress
 from tauspan.models import Batch, Classifier, Encoder
 from tauspan.processes import world
 from tauspan.report import Report, Table, provenance
-from tauspan.tasks import Split, Task, build_head
+from tauspan.tasks import Task, build_head
 from tauspan.vector import TaskVector
-
-
-class Prepared(Sequence[tuple[list[int], Batch]]):
-    """Batches with the places of their rows, encoded when they are asked for.
-
-    Texts and tensors are kept once encoded, so that a second pass costs nothing; images are not, since those of one
-    split can outgrow the memory.
-    """
-
-    def __init__(
-        self, encoder: Encoder, rows: Split, places: Sequence[list[int]], max_tokens: int | None
-    ) -> None:
-        self._encoder, self._rows, self._places, self._max_tokens = encoder, rows, places, max_tokens
-        self._kept: dict[int, Batch] = {}
-
-    def __len__(self) -> int:
-        return len(self._places)
-
-    def __getitem__(self, number: Any) -> Any:
-        if isinstance(number, slice):
-            return [self[one] for one in range(*number.indices(len(self)))]
-        places = self._places[number]
-        batch = self._kept.get(number)
-        if batch is None:
-            batch = self._encoder.encode([self._rows.inputs[place] for place in places], self._max_tokens)
-            if self._encoder.inputs.modality != "image":
-                self._kept[number] = batch
-        return places, batch
-
-
-def batches(encoder: Encoder, rows: Split, max_tokens: int | None, batch_size: int) -> Prepared:
-    """The rows in batches of similar length (less padding), with the places they had."""
-    for name, value in (("batch_size", batch_size), ("max_tokens", max_tokens)):
-        if value is not None and value < 1:
-            raise UsageError(f"{name}={value}: it must be at least 1.")
-    lengths = [0] * len(rows)
-    if encoder.inputs.modality == "text":
-        lengths = [len(item) if isinstance(item, str) else 0 for item in rows.inputs]
-    order = sorted(range(len(rows)), key=lengths.__getitem__)
-    places = [order[begin : begin + batch_size] for begin in range(0, len(order), batch_size)]
-    return Prepared(encoder, rows, places, max_tokens)
 
 
 @torch.no_grad()

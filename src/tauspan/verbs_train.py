@@ -28,7 +28,10 @@ def add(verbs: Any, verb: Verb) -> None:
     recipe.add_argument("recipe", help="a YAML file; see recipes/")
     recipe.add_argument("--out", help="output folder (default out/RECIPE-NAME)")
     recipe.add_argument(
-        "--workers", type=int, default=1, help="processes that fine-tune and measure at the same time (default 1)"
+        "--workers",
+        type=int,
+        default=1,
+        help="processes that fine-tune and measure at the same time (default 1)",
     )
 
     tune = verb(verbs, "finetune", "fine-tune on one task and write the task vector", finetune)

@@ -6,7 +6,8 @@ from typing import Literal, Protocol, TypeAlias
 
 from torch import Tensor
 
-from tauspan.contributions import Batches, Contributions, contributions
+from tauspan.batches import Batches
+from tauspan.contributions import Contributions, contributions
 from tauspan.disentangle.asked import Pair
 from tauspan.edit import set_weights
 from tauspan.errors import NonFiniteError

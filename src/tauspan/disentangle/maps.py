@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
 from tauspan import models
+from tauspan.batches import batches
 from tauspan.disentangle.asked import (
     GRID,
     Axis,
@@ -21,7 +22,6 @@ from tauspan.disentangle.edited import Edited, Ordinary, Tangent, finite_logits
 from tauspan.disentangle.error import DISTANCES, Distance, distances, mean, numbers
 from tauspan.edit import EditRegime, edit_regime
 from tauspan.errors import UsageError, nearest
-from tauspan.evaluate import batches
 from tauspan.measure import progress
 from tauspan.models import Encoder
 from tauspan.report import Cell, Report, Table, provenance

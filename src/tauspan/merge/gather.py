@@ -10,9 +10,9 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from tauspan import models
+from tauspan.batches import batches
 from tauspan.edit import EditRegime, apply, edit_regime
 from tauspan.errors import UsageError, listed, nearest
-from tauspan.evaluate import batches
 from tauspan.linear import linearize
 from tauspan.measure import progress
 from tauspan.merge.statistics_file import Statistics

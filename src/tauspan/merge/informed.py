@@ -10,9 +10,9 @@ from torch import nn
 from torch.func import functional_call
 
 from tauspan import models
+from tauspan.batches import batches
 from tauspan.edit import edit_regime
 from tauspan.errors import ModelError, UsageError
-from tauspan.evaluate import batches
 from tauspan.measure import progress
 from tauspan.merge.gather import Products, SplitName, drawn_rows, gram_matrices, linear_layers
 from tauspan.merge.memory import merge

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from tauspan.ahead import in_threads
 from tauspan.errors import DataError, MismatchError, ModelError
 from tauspan.models.crop import random_box
 
@@ -53,7 +54,9 @@ class Inputs:
         Raises:
             DataError: the inputs are not of this encoder's modality, or tensors differ in shape.
         """
-        raw = list(raw)  # once: an item of a lazy sequence is decoded whenever it is looked at
+        if self.modality == "image":
+            return self._images(raw, crops)
+        raw = list(raw)
         if self.modality == "text":
             if not all(isinstance(text, str) for text in raw):
                 raise DataError(
@@ -64,13 +67,8 @@ class Inputs:
             )
             return {name: tensor for name, tensor in tokens.items() if isinstance(tensor, Tensor)}
         if any(isinstance(item, str) for item in raw):
-            raise DataError(f"this encoder reads {self.modality} inputs, and the task holds text.")
+            raise self._text()
         tensors = [torch.as_tensor(item) for item in raw]
-        if self.modality == "image":
-            draws = [None] * len(tensors) if crops is None else crops
-            return torch.stack(
-                [self._pixels(image, draw) for image, draw in zip(tensors, draws, strict=True)]
-            )
         for row, tensor in enumerate(tensors):
             if tensor.shape != tensors[0].shape:
                 raise DataError(
@@ -79,6 +77,25 @@ class Inputs:
                     "model in an Encoder with Inputs('image'), which resizes images."
                 )
         return torch.stack(tensors)
+
+    @property
+    def ahead(self) -> int:
+        """How many batches are worth preparing before they are asked for: images take long to decode."""
+        return 2 if self.modality == "image" else 0
+
+    def _text(self) -> DataError:
+        return DataError(f"this encoder reads {self.modality} inputs, and the task holds text.")
+
+    def _images(self, raw: Sequence[Any], crops: Sequence[random.Random] | None) -> Tensor:
+        """Each image looked at once, since a lazy sequence decodes it whenever it is; several at a time."""
+
+        def pixels(place: int) -> Tensor:
+            image = raw[place]
+            if isinstance(image, str):
+                raise self._text()
+            return self._pixels(torch.as_tensor(image), None if crops is None else crops[place])
+
+        return torch.stack(in_threads(pixels, range(len(raw))))
 
     def describe(self) -> str:
         """What decides the batch besides the raw inputs and the tokenizer, as one line."""

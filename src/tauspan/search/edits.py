@@ -9,9 +9,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from tauspan import models
-from tauspan.contributions import Batches, Contributions, contributions
+from tauspan.batches import Batches, batches
+from tauspan.contributions import Contributions, contributions
 from tauspan.edit import EditRegime, set_weights
-from tauspan.evaluate import accuracy, batches, outputs
+from tauspan.evaluate import accuracy, outputs
 from tauspan.linear import linearize
 from tauspan.measure import progress
 from tauspan.models import Classifier, Encoder

@@ -8,10 +8,10 @@ import torch
 from torch import Tensor
 
 from tauspan import models
+from tauspan.batches import batches
 from tauspan.contributions import Contributions
 from tauspan.edit import EditRegime, edit_regime
 from tauspan.errors import DataError, NonFiniteError, UsageError
-from tauspan.evaluate import batches
 from tauspan.linear import Linearized, linearize
 from tauspan.measure import progress
 from tauspan.models import Classifier, Encoder

@@ -5,9 +5,10 @@ from collections.abc import Mapping, Sequence
 from itertools import combinations
 from typing import Any
 
+from tauspan.batches import batches
 from tauspan.diagnose.lazy import linearity, posthoc_gap
 from tauspan.disentangle import disentanglement
-from tauspan.evaluate import batches, evaluate
+from tauspan.evaluate import evaluate
 from tauspan.linear import linearize
 from tauspan.models import Classifier, Encoder
 from tauspan.search import add, negate

@@ -4,7 +4,8 @@ import json
 import logging
 import random
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from tauspan import store
+from tauspan.ahead import ahead
 from tauspan.errors import NonFiniteError
 from tauspan.measure import progress
 from tauspan.models import Batch, Encoder
@@ -52,6 +54,7 @@ class Run:
         self.whole = True
         self.history: list[dict[str, Any]] = []
         self.cached: dict[Part, Callable[[], Tensor]] = {}
+        self.incoming: Iterator[tuple[Batch, Tensor]] = iter(())
         native = 0.0 if what.anchor() is not None else settings.weight_decay
         self.anchor = what.anchor() if settings.weight_decay else None
         self.optimiser = torch.optim.AdamW(as_parameters(what.parameters), weight_decay=native, fused=True)
@@ -101,7 +104,7 @@ class Run:
                 self.validate()
 
         title = f"{self.name} ({self.settings.regime})"
-        with progress(title, self.total, show) as advance:
+        with progress(title, self.total, show) as advance, closing(self._to_come()) as self.incoming:
             advance(self.step, "")
             try:
                 validate_if_due()  # a resumed run may have been interrupted just before
@@ -129,7 +132,7 @@ class Run:
         parts, size = self.rows.step(epoch, place)
         loss = torch.zeros(())
         for part in parts:
-            loss += self._backward(part, size, epoch)
+            loss += self._backward(part, size)
         gradients, norm = self.layout.exchange(self.trainee.parameters, loss)
         if not torch.isfinite(norm) or not torch.isfinite(loss):
             raise NonFiniteError(
@@ -165,11 +168,20 @@ class Run:
         batch = self.encoder.encode(rows.inputs, task.tokens(self.settings.max_tokens), crops)
         return batch, rows.labels if places else torch.full_like(rows.labels, _NONE)
 
-    def _backward(self, part: Part, size: int, epoch: int) -> Tensor:
+    def _to_come(self) -> Generator[tuple[Batch, Tensor]]:
+        """What the steps that are left read, images decoded while the steps before compute."""
+        per_epoch = self.rows.per_epoch
+        places = (divmod(step, per_epoch) for step in range(self.step, self.total))
+        parts = (
+            (part, "train", epoch) for epoch, place in places for part in self.rows.step(epoch, place)[0]
+        )
+        return ahead(lambda what: self._batch(*what), parts, self.encoder.inputs.ahead)
+
+    def _backward(self, part: Part, size: int) -> Tensor:
         if self.cached:
             logits, labels = self.cached[part](), self.tasks[part[0]].split("train").labels[list(part[1])]
         else:
-            batch, labels = self._batch(part, epoch=epoch)
+            batch, labels = next(self.incoming)
             logits = self.trainee(batch, part[0])
         labels = labels.to(logits.device)
         loss = (
@@ -207,8 +219,8 @@ class Run:
         size = len(self.tasks[task].split("validation"))
         device = next(iter(self.trainee.parameters.values())).device  # NCCL exchanges nothing on the CPU
         right, loss = torch.zeros((), device=device), torch.zeros((), device=device)
-        for places in self._shares(size):
-            batch, labels = self._batch((task, places), "validation")
+        shares = (((task, places), "validation") for places in self._shares(size))
+        for batch, labels in ahead(lambda what: self._batch(*what), shares, self.encoder.inputs.ahead):
             logits = self.trainee(batch, task).cpu()
             right += (logits.argmax(-1) == labels).sum()
             loss += F.cross_entropy(logits, labels, reduction="sum", ignore_index=_NONE)

@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 from benchmarks.caches import caches
 from benchmarks.convex import convex
+from benchmarks.images import images
 from benchmarks.memory import memory
 from benchmarks.pipeline import pipeline
 from benchmarks.rows import ROOT, Row, Setting, device_name, read, report, write
@@ -27,6 +28,7 @@ BENCHMARKS: dict[str, Callable[[Setting], list[Row]]] = {
     "convex": convex,
     "pipeline": pipeline,
     "spectral": spectral,
+    "images": images,
 }
 _GPU = ("steps", "memory")  # what has goals there
 

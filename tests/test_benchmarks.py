@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from benchmarks import baselines, caches, memory, pipeline, rows, run, search, steps, timing
+from benchmarks import baselines, caches, images, memory, pipeline, rows, run, search, steps, timing
 from benchmarks.shapes import SHAPES
 
 from tauspan.linear import linearize
@@ -184,6 +184,12 @@ def test_caches_search_and_map_give_rows():
     assert "same choice: yes" in shared.note
     drawn = next(one for what, one in by_what.items() if "20 x 20 map" in what)
     assert drawn.note.endswith("differs by at most 0")
+
+
+def test_reading_images_gives_rows():
+    one, all_threads = images.images(tiny(), count=3)
+    check_rows([one.as_dict(), all_threads.as_dict()])
+    assert one.unit == "ms"
 
 
 def test_the_best_coefficient_is_the_smallest_of_the_best():

@@ -45,7 +45,8 @@ def draw(found: Sequence[Found], file: Path) -> None:
     figure = Figure(figsize=(13, 5.6), layout="constrained", dpi=150)
     panels = list(figure.subplots(2, 4).flat)
     lines = dict.fromkeys((str(one.variant), one.variant.regime, one.cell.rows) for one in found)
-    several = len({rows for _, _, rows in lines}) > 1
+    counts = sorted({rows for _, _, rows in lines})
+    several = len(counts) > 1
     for axes, (title, read, start) in zip(panels, _PANELS, strict=False):
         for variant, regime, rows in lines:
             members = [one for one in found if (str(one.variant), one.cell.rows) == (variant, rows)]
@@ -55,6 +56,7 @@ def draw(found: Sequence[Found], file: Path) -> None:
                 "color": _COLOURS[regime],
                 "ls": "--" if at_encoder else "-",
                 "marker": "s" if at_encoder else "o",
+                "alpha": (1 + counts.index(rows)) / len(counts),  # the more rows, the stronger the line
             }
             _line(axes, members, read, label=label, **style)
         before = next((value for one in found if (value := start(one)) is not None), None)
@@ -94,7 +96,8 @@ def _line(axes: Any, members: Sequence[Found], read: Read, **style: Any) -> None
     axes.plot(places, [statistics.fmean(points[place]) for place in places], ms=3.5, lw=1.4, **style)
     for place in places:
         if len(points[place]) > 1:
-            axes.plot([place] * len(points[place]), points[place], "_", ms=8, color=style["color"])
+            faint = {key: style[key] for key in ("color", "alpha")}
+            axes.plot([place] * len(points[place]), points[place], "_", ms=8, **faint)
 
 
 def _share(panels: Sequence[Any], from_zero: bool) -> None:

@@ -77,8 +77,10 @@ def draw(found: Sequence[Found], file: Path) -> None:
     handles, labels = panels[0].get_legend_handles_labels()
     seeds = [len({one.cell.seed for one in found if one.cell.steps == step}) for step in steps]
     counted = ", ".join(f"{count} at {step}" for step, count in zip(steps, seeds, strict=True))
-    panels[7].legend(handles, labels, fontsize=8, frameon=False, loc="upper left", title=f"seeds, at most: {counted} steps",
-                     title_fontsize=8, alignment="left")  # fmt: skip
+    panels[7].legend(
+        handles, labels, fontsize=8, frameon=False, loc="upper left", title=f"seeds, at most: {counted} steps",
+        title_fontsize=8, alignment="left",
+    )  # fmt: skip
     with store.atomic(file) as temporary:
         figure.savefig(temporary, format="png")
 

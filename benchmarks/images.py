@@ -1,6 +1,5 @@
 """Reading images: one thread against all, as an epoch reads them."""
 
-import io
 import tempfile
 from pathlib import Path
 
@@ -47,7 +46,5 @@ def _photographs(folder: Path, count: int) -> Images:
         smooth = interpolate(coarse, SIZE, mode="bicubic").clamp(0, 1)[0].permute(1, 2, 0)
         noise = 0.05 * torch.randn(*SIZE, 3, generator=draw)
         pixels = ((smooth + noise).clamp(0, 1) * 255).to(torch.uint8).numpy()
-        held = io.BytesIO()
-        Image.fromarray(pixels).save(held, "JPEG", quality=85)
-        (folder / f"{place}.jpg").write_bytes(held.getvalue())
+        Image.fromarray(pixels).save(folder / f"{place}.jpg", quality=85)
     return Images(Files(folder, [f"{place}.jpg" for place in range(count)]))

@@ -37,10 +37,9 @@ def regimes_of(shop: Workshop) -> tuple[EditRegime, ...]:
 
 def mapped(shop: Workshop, which: Evaluation) -> Report:
     """The maps of one regime, in the units of the first one's, which are made before if they are not there."""
-    first, drift = regimes_of(shop)[0], shop.recipe.disentangle.drift
-    if which.about == (first,) or not drift:
-        return _map(shop, cast(EditRegime, which.about[0]), drift)
-    return _map(shop, cast(EditRegime, which.about[0]), _units(_map(shop, first, drift)))
+    regime, first = cast(EditRegime, which.about[0]), regimes_of(shop)[0]
+    asked = shop.recipe.disentangle.drift
+    return _map(shop, regime, _units(_map(shop, first, asked)) if asked and regime != first else asked)
 
 
 def _units(first: Report) -> bool | Mapping[str, float]:

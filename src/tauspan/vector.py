@@ -19,7 +19,7 @@ from tauspan.errors import (
     UsageError,
     nearest,
 )
-from tauspan.models import fingerprint_of, load_model, select, state_of
+from tauspan.models import fingerprint_of, load_model, movable, state_of
 from tauspan.params import Params
 from tauspan.report import Table, versions
 
@@ -366,7 +366,7 @@ def _point(source: "str | Path | nn.Module | Params") -> tuple[Params, tuple[str
         if path.is_dir() and not (path / "config.json").is_file():
             return store.Checkpoint(path).read(), None
         source = load_model(source)
-    return state_of(source), select(source, "all")
+    return state_of(source), movable(source)
 
 
 def cosine_matrix(vectors: Sequence[TaskVector]) -> Tensor:

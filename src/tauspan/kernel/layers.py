@@ -38,7 +38,7 @@ def pieces(side: Side, places: list[int], batch: Batch, check: bool = True) -> P
         ModelError: the model's operations cannot be recorded, or a layer has another axis first.
     """
     tangent = side.tangent
-    trace = Trace(tangent.base, tangent.strict, tangent._told, keep=_KEPT)
+    trace = Trace(tangent.base, tangent.strict, tangent.told, keep=_KEPT)
     try:
         with models.eval_mode(tangent.base):
             tape, _ = record(tangent.function(batch), tangent.theta0(), None, trace)

@@ -27,7 +27,7 @@ from tauspan import models
 from tauspan.errors import BaseMismatchError, ModelError, StoreError, UsageError, nearest
 from tauspan.linear import factors, features
 from tauspan.linear.dual import NoRuleError, Trace
-from tauspan.linear.onepass import once
+from tauspan.linear.maps import applied
 from tauspan.linear.room import Room, free_memory, require_room
 from tauspan.linear.tape import Tape, hold, record, release
 from tauspan.params import Params
@@ -42,23 +42,6 @@ _FEW = 8  # outputs up to which `auto` takes factors
 
 # One batch: the linear map tau -> J tau (`push`, without a graph) and its adjoint (`pull`), at fixed inputs.
 Cell: TypeAlias = Tape | factors.FactorCell | features.FeatureCell
-
-
-class _Apply(torch.autograd.Function):
-    """J tau of a cell, with J^T g as its gradient in tau."""
-
-    @staticmethod
-    def forward(ctx: Any, cell: Cell, names: tuple[str, ...], *taus: Tensor) -> Tensor:
-        """J tau."""
-        ctx.cell, ctx.names, ctx.taus = cell, names, taus
-        return cell.push(dict(zip(names, taus, strict=True)))
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Any, ...]:
-        """J^T g."""
-        found = ctx.cell.pull(gradient)
-        pairs = zip(ctx.names, ctx.taus, strict=True)
-        return None, None, *(once(found[name], tau) for name, tau in pairs)
 
 
 class CachedBatch:
@@ -82,8 +65,7 @@ class CachedBatch:
         if isinstance(self.cell, features.FeatureCell):
             return self.cell.tangent()
         tau = self._linearized.tau
-        tangent = _Apply.apply(self.cell, tuple(tau), *tau.values())  # type: ignore[no-untyped-call]
-        return self.cell.value.detach(), tangent
+        return self.cell.value.detach(), applied(self.cell, tau)
 
     def __call__(self) -> Tensor:
         """f(x; theta0) + J(x) tau, then the head if the point lies before it."""

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from tauspan import models
 from tauspan.errors import ModelError, UsageError
+from tauspan.linear.checkpointing import replaced
 from tauspan.linear.dual import mapped
 from tauspan.linear.room import Held, Room
 from tauspan.linear.tape import gradients
@@ -49,13 +50,8 @@ class FeatureCell:
 @contextmanager
 def _skipping(skipped: list[nn.Module], output: Any) -> Iterator[None]:
     """Inside, these blocks return a known output instead of running."""
-    for block in skipped:
-        block.forward = lambda *_, **__: output
-    try:
+    with replaced({block: lambda *_, **__: output for block in skipped}):
         yield
-    finally:
-        for block in skipped:
-            del block.forward
 
 
 def cell(linearized: "Linearized", batch: Any, folder: Path | None) -> tuple[FeatureCell, int]:

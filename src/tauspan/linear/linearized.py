@@ -7,20 +7,19 @@ from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 
 from tauspan import models, params
 from tauspan.errors import MismatchError, ModelError, UsageError, nearest
-from tauspan.linear import caches, onepass, reference
-from tauspan.linear.checkpointing import checkpointed
-from tauspan.linear.dual import NoRuleError, Trace
-from tauspan.models.encoder import single_tensor
+from tauspan.linear import caches
+from tauspan.linear.call import Call
+from tauspan.linear.engines import Name, Reference
+from tauspan.linear.onepass import depends_on_inputs
+from tauspan.linear.plan import Check, Plan
+from tauspan.models.intact import Intact
 from tauspan.report import versions
 from tauspan.vector import TaskVector
 
 Point = Literal["encoder", "logits", "output"]
-Engine = Literal["onepass", "reference"]
-ENGINES: tuple[Engine, ...] = ("onepass", "reference")
 
 
 class _Names(nn.Module):
@@ -44,9 +43,10 @@ class Linearized(nn.Module):
         base: nn.Module,
         names: Sequence[str],
         point: Point,
-        engine: Engine = "onepass",
+        engine: Name = "onepass",
         strict: bool = False,
         checkpointing: bool = False,
+        check: Check = "auto",
     ) -> None:
         super().__init__()
         inner, prefix = models.core(base)
@@ -54,13 +54,13 @@ class Linearized(nn.Module):
         object.__setattr__(self, "base", base)  # not a submodule: its parameters are not ours
         self.base: nn.Module
         self.point = point
-        self.engine = engine
         self.strict = strict
-        self.blocks: tuple[nn.Module, ...] = ()
-        if checkpointing:
-            object.__setattr__(self, "blocks", tuple(models.blocks(inner, names)[1].values()))
-        self._told: set[str] = set()
+        blocks = tuple(models.blocks(inner, names)[1].values()) if checkpointing else ()
+        self.told: set[str] = set()  # operations without a rule, of which it has been said so
+        self._plan = Plan(base, engine, strict, blocks, check, self.told)
         self._prefix = prefix
+        self._cut = point == "encoder" and isinstance(base, models.Classifier)
+        self._intact = Intact(cast(models.Classifier, base).encoder if self._cut else base)
         self._names = tuple(names)
         for name in names:
             theta = known[name]
@@ -128,22 +128,25 @@ class Linearized(nn.Module):
         """
         return caches.build(self, batches, kind, room, None if folder is None else Path(folder))
 
-    def function(self, batch: Any) -> reference.Function:
+    @property
+    def engine(self) -> Name:
+        """The engine of the last pass; before the first one, that which is tried first."""
+        return self._plan.engine
+
+    @property
+    def check(self) -> Check:
+        """Whether answers are checked against ordinary autograd."""
+        return self._plan.check
+
+    def function(self, batch: Any) -> Call:
         """The base at one batch as a function of its trainable parameters, up to the linearisation point."""
-        return self._function([batch], {})
+        return self._call([batch], {})
 
-    def _function(self, args: Sequence[Any], kwargs: dict[str, Any]) -> reference.Function:
-        """The base at fixed inputs as a function of its trainable parameters, up to the linearisation point."""
-        cut = self.point == "encoder" and isinstance(self.base, models.Classifier)
-        module = cast(models.Classifier, self.base).encoder if cut else self.base
-        prefix = self._prefix.removeprefix("encoder.") if cut else self._prefix
-        frozen = {name: tensor.detach() for name, tensor in module.named_parameters()}
-
-        def function(theta: dict[str, Tensor]) -> Tensor:
-            point = frozen | {prefix + name: tensor for name, tensor in theta.items()}
-            return single_tensor(functional_call(module, point, tuple(args), kwargs))
-
-        return function
+    def _call(self, args: Sequence[Any], kwargs: dict[str, Any]) -> Call:
+        inner, _ = models.core(self.base)
+        prefix = self._prefix.removeprefix("encoder.") if self._cut else self._prefix
+        parameters = {name: inner.get_parameter(name) for name in self._names}
+        return Call(self._intact.module, tuple(args), kwargs, parameters, prefix, self._intact)
 
     def tangent(
         self, *inputs: Any, vectors: Sequence[TaskVector | params.Params] | None = None, **kwargs: Any
@@ -165,38 +168,13 @@ class Linearized(nn.Module):
         """
         if vectors is not None and not vectors:
             raise UsageError("`vectors` is empty: give at least one, or None for this module's own tau.")
-        function = self._function(inputs, kwargs)
-        theta0 = self.theta0()
-        directions = None if vectors is None else [self._direction(vector, theta0) for vector in vectors]
-        with models.eval_mode(self.base):
-            if self.engine == "onepass" and not onepass.depends_on_inputs((list(inputs), kwargs)):
-                try:
-                    trace = Trace(self.base, self.strict, self._told)
-                    with reference.open_attention(), checkpointed(self.blocks):
-                        if directions is None:
-                            return onepass.jvp(function, theta0, self.tau, trace)
-                        return onepass.jvps(function, theta0, directions, trace)
-                except (NoRuleError, NotImplementedError) as error:
-                    self._fall_back(str(error))
-            if directions is None:
-                return reference.jvp(function, theta0, self.tau)
-            return reference.jvps(function, theta0, directions)
-
-    def _fall_back(self, reason: str) -> None:
-        """Say once why this module needs the reference engine, or raise if the caller wants to know."""
-        name = type(models.core(self.base)[0]).__name__
-        if self.strict:
-            raise ModelError(
-                f"{name} cannot be carried through in one pass: {reason}. Without strict=True "
-                "the reference engine does it."
-            )
-        self.engine = "reference"
-        warnings.warn(
-            f"{name} cannot be carried through in one pass: {reason}. The reference engine does it, exactly but "
-            "more slowly.",
-            RuntimeWarning,
-            stacklevel=4,
-        )
+        call, theta0 = self._call(inputs, kwargs), self.theta0()
+        if vectors is not None:
+            directions = [self._direction(vector, theta0) for vector in vectors]
+            return self._plan.run(call, theta0, lambda engine: engine.jvps(call, theta0, directions))
+        if depends_on_inputs((list(inputs), kwargs)):  # J tau is to be derived in the inputs
+            return Reference().jvp(call, theta0, self.tau)
+        return self._plan.run(call, theta0, lambda engine: engine.jvp(call, theta0, self.tau))
 
     def _direction(self, vector: TaskVector | params.Params, theta0: params.Params) -> dict[str, Tensor]:
         deltas = vector.deltas if isinstance(vector, TaskVector) else vector
@@ -206,9 +184,7 @@ class Linearized(nn.Module):
 
     def finish(self, output: Tensor) -> Tensor:
         """What follows the linearisation point: the frozen head, if the point lies before it."""
-        if self.point == "encoder" and isinstance(self.base, models.Classifier):
-            return cast(Tensor, self.base.head(output))
-        return output
+        return cast(Tensor, cast(models.Classifier, self.base).head(output)) if self._cut else output
 
     def forward(self, *inputs: Any, **kwargs: Any) -> Tensor:
         """f(x; theta0) + J(x) tau, then the head if the point lies before it."""
@@ -244,25 +220,30 @@ def linearize(
     params: str | Sequence[str] = "all",
     point: Point | None = None,
     *,
-    engine: Engine = "onepass",
+    engine: Name = "onepass",
     strict: bool = False,
     checkpointing: bool = False,
+    check: Check = "auto",
 ) -> Linearized:
     """The tangent model of a module at the point it stands at.
 
     Args:
         module: any `nn.Module` whose layers are deterministic in eval mode; an `Encoder` or a `Classifier`
             adds a choice of `point`.
-        params: the trainable tangents: `"all"`, `"attention"`, `"last:k"`, a pattern or a list of names.
+        params: the trainable tangents: `"all"`, `"attention"`, `"last:k"`, a pattern or a list of names. The first three
+            leave out what is frozen (`requires_grad=False`); where everything is, tau is empty, with a warning.
         point: where the model is linearised. `"logits"`: after the frozen head, so that logits are exactly
             affine in tau (default for a `Classifier`). `"encoder"`: at the features, before any
             normalisation, as the paper's code does. `"output"`: whatever a plain module returns.
-        engine: `"onepass"`, or `"reference"`: `torch.func.jvp`, slower, differentiable more than once and in the
-            inputs. Both give the same numbers.
+        engine: what computes tangents first: `"onepass"`; `"reference"`, `torch.func.jvp`, slower, differentiable more
+            than once and in the inputs; or `"backward"`, ordinary backward passes, slower still, for any module that
+            ordinary autograd takes. All give the same numbers. Where one fails, or fails the check, the next is taken.
         strict: raise where an operation has no tangent rule, instead of computing it by torch's forward mode with a
             warning.
         checkpointing: keep only each block's input for the backward and compute the rest again: less memory, one
             more forward, the same numbers. One-pass engine only.
+        check: `"auto"` compares the first batch of each kind with ordinary autograd on the module itself (see
+            `tauspan.linear.check`), on two rows where the module takes them; `"off"` trusts.
 
     Raises:
         ModelError: active dropout, batch norm in training mode, tied memory that cannot be kept.
@@ -280,8 +261,6 @@ def linearize(
     """
     if isinstance(models.core(module)[0], Linearized):
         raise MismatchError("the module is linearised already.")
-    if engine not in ENGINES:
-        raise UsageError(f"engine={engine!r}. {nearest(str(engine), ENGINES)}")
     models.require_deterministic(module)
     possible: dict[type[nn.Module], tuple[Point, ...]] = {
         models.Classifier: ("logits", "encoder"), models.Encoder: ("encoder",)
@@ -293,4 +272,30 @@ def linearize(
             "build a Classifier (encoder and head) first" if chosen == "logits" else nearest(chosen, points)
         )
         raise UsageError(f"{type(module).__name__} has no linearisation point {chosen!r}: {wanted}")
-    return Linearized(module, models.select(module, params), chosen, engine, strict, checkpointing)
+    _require_there(module)
+    try:
+        names = models.select(module, params)
+    except models.FrozenError as error:
+        warnings.warn(f"the tangent model has nothing to move: {error}", RuntimeWarning, stacklevel=2)
+        names = ()
+    return Linearized(module, names, chosen, engine, strict, checkpointing, check)
+
+
+def _require_there(module: nn.Module) -> None:
+    """Raise if parameters have no values yet, or none that autograd may use."""
+    for name, parameter in module.named_parameters():
+        if isinstance(parameter, nn.parameter.UninitializedParameter):
+            raise ModelError(
+                f"parameter {name!r} of {type(module).__name__} has no shape yet: it belongs to a lazy layer. Call the "
+                "module once on a batch first."
+            )
+        if parameter.is_meta:
+            raise ModelError(
+                f"parameter {name!r} of {type(module).__name__} has no values (it is on the meta device). Load the "
+                "weights first."
+            )
+        if parameter.is_inference():
+            raise ModelError(
+                f"parameter {name!r} of {type(module).__name__} was made under torch.inference_mode, and autograd may "
+                "not use it. Make or load the module outside of it."
+            )

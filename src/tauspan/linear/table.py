@@ -163,5 +163,8 @@ WITHOUT_TANGENT = frozenset({
     "new_empty", "new_full", "new_tensor", "result_type",
 })  # fmt: skip
 
-# Reading a number off a tensor drops its derivative.
-READS = frozenset({"item", "tolist", "numpy", "__float__", "__int__", "__array__", "__complex__"})
+# A number read off a tensor is a constant, as for ordinary autograd.
+READS = frozenset({"item", "tolist", "numpy", "__float__", "__int__", "__index__", "__array__", "__complex__"})
+
+# Derivatives that a module takes in its own forward.
+DERIVES = frozenset({"grad", "backward", "jacobian", "hessian", "vjp", "jvp"})

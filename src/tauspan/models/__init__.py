@@ -3,10 +3,12 @@
 from tauspan.models.encoder import Batch, Classifier, Encoder, Head
 from tauspan.models.fresh import reinitialised
 from tauspan.models.select import (
+    FrozenError,
     blocks,
     core,
     eval_mode,
     fingerprint_of,
+    movable,
     named_unique,
     require_deterministic,
     select,
@@ -19,6 +21,7 @@ __all__ = [
     "Batch",
     "Classifier",
     "Encoder",
+    "FrozenError",
     "Head",
     "blocks",
     "core",
@@ -26,6 +29,7 @@ __all__ = [
     "fingerprint_of",
     "load_model",
     "model_directory",
+    "movable",
     "named_unique",
     "reinitialised",
     "require_deterministic",

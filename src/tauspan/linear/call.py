@@ -1,0 +1,108 @@
+"""One call of a module, as a function of its parameters."""
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from tauspan import models
+from tauspan.linear.dual import custom_function
+from tauspan.linear.reference import open_attention
+from tauspan.models.at import At
+from tauspan.models.encoder import single_tensor
+from tauspan.models.intact import Intact
+from tauspan.params import Params
+
+
+@dataclass(frozen=True)
+class Call:
+    """A module at fixed inputs, up to the linearisation point.
+
+    Args:
+        module: what is called; it is given back as it was, in its own mode.
+        args: positional inputs.
+        kwargs: keyword inputs.
+        parameters: the trainable parameters, under the names that a task vector has for them.
+        prefix: what stands before those names in the module's own.
+        intact: gives the module back as it was.
+    """
+
+    module: nn.Module
+    args: tuple[Any, ...]
+    kwargs: Mapping[str, Any]
+    parameters: Mapping[str, nn.Parameter]
+    prefix: str
+    intact: Intact
+
+    def __call__(self, theta: Params) -> Tensor:
+        """f(theta); parameters that do not train are constant."""
+        point = {self.prefix + name: tensor for name, tensor in theta.items()}
+        if (
+            torch.compiler.is_compiling()
+        ):  # Dynamo traces this way, and not a mode; the check was made without it
+            frozen = {name: tensor.detach() for name, tensor in self.module.named_parameters()}
+            return single_tensor(functional_call(self.module, frozen | point, self.args, dict(self.kwargs)))
+        with models.eval_mode(self.module), self.intact(), At(self.module, point, custom_function) as at:
+            found: Tensor = at.replaced(single_tensor(self.module(*self.args, **self.kwargs)))
+        return found
+
+    def plain(self) -> Tensor:
+        """F at the module's own parameters, as anybody calls it; with ordinary autograd's graph where it is recorded."""
+        with (
+            models.eval_mode(self.module),
+            self.intact(),
+            open_attention(),
+        ):  # its fused path refuses a frozen layer
+            return single_tensor(self.module(*self.args, **self.kwargs))
+
+    @contextmanager
+    def training(self) -> Iterator[None]:
+        """Inside, the module's own trainable parameters, and no others, require a gradient."""
+        wanted = {id(parameter) for parameter in self.parameters.values()}
+        before = [(parameter, parameter.requires_grad) for parameter in self.module.parameters()]
+        try:
+            for parameter, _ in before:
+                parameter.requires_grad_(id(parameter) in wanted)
+            yield
+        finally:
+            for parameter, flag in before:
+                parameter.requires_grad_(flag)
+
+    def rows(self) -> int | None:
+        """How many rows the inputs have: the leading size that all of their tensors share; None if there is none."""
+        sizes = {
+            None if tensor.is_nested or tensor.ndim == 0 else tensor.shape[0]
+            for tensor in leaves((self.args, self.kwargs))
+            if isinstance(tensor, Tensor)
+        }
+        return sizes.pop() if len(sizes) == 1 else None
+
+    def some(self, places: list[int]) -> "Call":
+        """The same call with some rows of every input."""
+        args, kwargs = _each((self.args, self.kwargs), lambda tensor: tensor[places])
+        return replace(self, args=args, kwargs=kwargs)
+
+
+def leaves(item: Any) -> list[Any]:
+    """Everything among a call's inputs that is no container, in order."""
+    if isinstance(item, Mapping):
+        return [leaf for part in item.values() for leaf in leaves(part)]
+    if isinstance(item, tuple | list):
+        return [leaf for part in item for leaf in leaves(part)]
+    return [item]
+
+
+def _each(item: Any, change: Callable[[Tensor], Tensor]) -> Any:
+    """The same nesting with each tensor changed."""
+    if isinstance(item, Tensor):
+        return change(item)
+    if isinstance(item, Mapping):
+        return {key: _each(part, change) for key, part in item.items()}
+    if isinstance(item, tuple | list):
+        parts = [_each(part, change) for part in item]
+        return type(item)(*parts) if hasattr(item, "_fields") else type(item)(parts)
+    return item

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -29,6 +29,7 @@ class Call:
         parameters: the trainable parameters, under the names that a task vector has for them.
         prefix: what stands before those names in the module's own.
         intact: gives the module back as it was.
+        used: the trainable parameters that calls of this object have met.
     """
 
     module: nn.Module
@@ -37,6 +38,7 @@ class Call:
     parameters: Mapping[str, nn.Parameter]
     prefix: str
     intact: Intact
+    used: set[str] = field(default_factory=set)
 
     def __call__(self, theta: Params) -> Tensor:
         """f(theta); parameters that do not train are constant."""
@@ -46,18 +48,26 @@ class Call:
         ):  # Dynamo traces this way, and not a mode; the check was made without it
             frozen = {name: tensor.detach() for name, tensor in self.module.named_parameters()}
             return single_tensor(functional_call(self.module, frozen | point, self.args, dict(self.kwargs)))
-        with models.eval_mode(self.module), self.intact(), At(self.module, point, custom_function) as at:
+        with self.intact(), self._mode(), At(self.module, point, custom_function) as at:
             found: Tensor = at.replaced(single_tensor(self.module(*self.args, **self.kwargs)))
+        self.used.update(at.used)
         return found
 
     def plain(self) -> Tensor:
         """F at the module's own parameters, as anybody calls it; with ordinary autograd's graph where it is recorded."""
-        with (
-            models.eval_mode(self.module),
-            self.intact(),
-            open_attention(),
-        ):  # its fused path refuses a frozen layer
+        with self.intact():
+            return self.bare()
+
+    def bare(self) -> Tensor:
+        """The same, with what the module keeps left in it."""
+        with self._mode(), open_attention():  # its fused path refuses a frozen layer
             return single_tensor(self.module(*self.args, **self.kwargs))
+
+    @contextmanager
+    def _mode(self) -> Iterator[None]:
+        """Inside, the module is in eval mode, and what was compiled in it runs as it is written."""
+        with models.eval_mode(self.module), torch.compiler.set_stance("force_eager"):
+            yield
 
     @contextmanager
     def training(self) -> Iterator[None]:

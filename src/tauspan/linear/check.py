@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from tauspan.errors import ModelError, NonFiniteError
 from tauspan.linear import backward
-from tauspan.linear.call import Call
+from tauspan.linear.call import Call, leaves
 from tauspan.linear.engines import Engine
 from tauspan.linear.maps import dense
 from tauspan.params import Params
@@ -43,6 +43,7 @@ class Measure:
         weights: g, random and of y's shape.
         pulled: G = J^T g by parameter; zeros where autograd does not reach one.
         reached: the parameters that autograd reaches.
+        strangers: tensors that it reaches and that are neither trainable parameters nor inputs.
         tolerance: what counts as rounding.
         noise: below this root mean square a gradient is rounding.
     """
@@ -52,6 +53,7 @@ class Measure:
     weights: Tensor
     pulled: Mapping[str, Tensor]
     reached: frozenset[str]
+    strangers: tuple[Tensor, ...]
     tolerance: float
     noise: float
 
@@ -61,19 +63,26 @@ class Measure:
 
         Raises:
             NonFiniteError: the output holds NaN or infinity.
+            ModelError: a graph of an earlier call is still part of it.
         """
         graph = backward.Graph(call)
         value = graph.value.detach()
         require_finite_rows(value, call.module)
         weights = random_like(value, 1)
-        found = graph.gradients(weights)
+        strangers = tuple(_strangers(graph.value, call))
+        try:
+            found = graph.gradients(weights)
+        except RuntimeError as error:
+            if "second time" not in str(error):
+                raise
+            raise _keeps(call.module) from error
         reached = frozenset(name for name, g in found.items() if g is not None)
         pulled = {
             n: torch.zeros_like(call.parameters[n]) if g is None else g.detach() for n, g in found.items()
         }
         dtype = narrowest([value.dtype, *(g.dtype for g in pulled.values())])
         noise = _NOISE[dtype] * max((rms(g) for g in pulled.values()), default=0.0)
-        return Measure(call, value, weights, pulled, reached, _ROUNDING[dtype], noise)
+        return Measure(call, value, weights, pulled, reached, strangers, _ROUNDING[dtype], noise)
 
     def direction(self) -> dict[str, Tensor]:
         """Tau with <G_p, tau_p> of about 1 for each tensor p, half of it along G_p and half random.
@@ -157,18 +166,22 @@ def reason(error: Exception) -> str:
 # -- the module itself ---------------------------------------------------------------------------------------------
 
 
+class RandomError(ModelError):
+    """A module that is no function of its inputs."""
+
+
 def require_function(call: Call, value: Tensor) -> None:
     """Raise unless the module gives the same output again; it is asked more often if it draws random numbers.
 
     Raises:
-        ModelError: two calls in eval mode differ; it names the innermost layer that gave two answers to one question.
+        RandomError: two calls in eval mode differ; it names the innermost layer that gave two answers to one question.
     """
     for _ in range(_CALLS):
         before = _random_state()
         with torch.no_grad():
             again = call.plain()
         if again.shape != value.shape or far(again, value, 1e-4):
-            raise ModelError(
+            raise RandomError(
                 f"{_random_layer(call)} gives another output when it is called again with the same inputs in eval mode, "
                 "so f(x) is no function of x. Use layers that are deterministic in eval mode (`F.dropout` needs "
                 "`training=self.training`), or pass the random numbers as an input."
@@ -193,15 +206,34 @@ def require_untouched(call: Call, value: Tensor) -> None:
     try:
         with torch.no_grad():
             found = call.plain()
-        same = type(found) is type(value) and not far(found, value, 1e-4)
+        same = type(found) in (type(value), nn.Parameter) and not far(found, value, 1e-4)
     except Exception:  # a tensor of ours that was kept makes the module fail in any way
         same = False
     if not same:
-        raise ModelError(
-            f"{type(call.module).__name__} keeps tensors between calls in a place outside its modules (a global, a class "
-            "attribute, a cache of a function), so that a pass of the tangent model has changed it. Keep them on the "
-            "module itself, or empty that place and compute them in each call."
-        )
+        raise _keeps(call.module)
+
+
+def _keeps(module: nn.Module) -> ModelError:
+    return ModelError(
+        f"{type(module).__name__} keeps a tensor that it made from its parameters between calls, in a place outside its "
+        "modules (a global, a class attribute, a cache of a function), so that later calls do not depend on them "
+        "as they should. Keep it on the module itself, or make it anew in each call and empty that place."
+    )
+
+
+def _strangers(value: Tensor, call: Call) -> Iterator[Tensor]:
+    """The leaves of a graph that are no trainable parameters and no inputs."""
+    known = {id(tensor) for tensor in (*call.parameters.values(), *leaves((call.args, call.kwargs)))}
+    stack, seen = [value.grad_fn], {None}
+    while stack:
+        node = stack.pop()
+        if node in seen or node is None:
+            continue
+        seen.add(node)
+        leaf = getattr(node, "variable", None)
+        if leaf is not None and id(leaf) not in known:
+            yield leaf
+        stack += [after for after, _ in node.next_functions]
 
 
 def _random_layer(call: Call) -> str:

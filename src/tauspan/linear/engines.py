@@ -59,7 +59,7 @@ class OnePass:
         trace = self._trace()
         with reference.open_attention(), checkpointed(self.blocks):
             found = onepass.jvp(call, theta0, tau, trace)
-        self.met = frozenset(trace.met)
+        self.met = _met(call, trace)
         return found
 
     def jvps(self, call: Call, theta0: Params, taus: Sequence[Params]) -> tuple[Tensor, Tensor]:
@@ -67,11 +67,15 @@ class OnePass:
         trace = self._trace()
         with reference.open_attention(), checkpointed(self.blocks):
             found = onepass.jvps(call, theta0, taus, trace)
-        self.met = frozenset(trace.met)
+        self.met = _met(call, trace)
         return found
 
     def _trace(self) -> Trace:
         return Trace(self.base, self.strict, self.told)
+
+
+def _met(call: Call, trace: Trace) -> frozenset[str]:
+    return frozenset(trace.met) | {f"parameter {name}" for name in call.used}
 
 
 @dataclass(frozen=True)

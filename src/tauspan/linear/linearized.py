@@ -91,8 +91,8 @@ class Linearized(nn.Module):
 
     def theta0(self) -> dict[str, Tensor]:
         """The trainable part of the point, shared with the base and detached from every graph."""
-        inner, _ = models.core(self.base)
-        return {name: inner.get_parameter(name).detach() for name in self._names}
+        known = dict(models.core(self.base)[0].named_parameters())
+        return {name: known[name].detach() for name in self._names}
 
     def cache(
         self,
@@ -145,7 +145,8 @@ class Linearized(nn.Module):
     def _call(self, args: Sequence[Any], kwargs: dict[str, Any]) -> Call:
         inner, _ = models.core(self.base)
         prefix = self._prefix.removeprefix("encoder.") if self._cut else self._prefix
-        parameters = {name: inner.get_parameter(name) for name in self._names}
+        known = dict(inner.named_parameters())
+        parameters = {name: known[name] for name in self._names}
         return Call(self._intact.module, tuple(args), kwargs, parameters, prefix, self._intact)
 
     def tangent(

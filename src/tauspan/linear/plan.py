@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from tauspan import models
-from tauspan.errors import ModelError, NonFiniteError, UsageError, nearest
+from tauspan.errors import ModelError, UsageError, nearest
 from tauspan.linear import check
 from tauspan.linear.call import Call, leaves
 from tauspan.linear.engines import Engine, Name, in_order
@@ -137,17 +137,33 @@ class Plan:
         if not whole and count is not None and count > 2:
             try:
                 return self._measured(call.some([0, count - 1]), True)
-            except (ModelError, NonFiniteError):
+            except check.RandomError:
                 raise
-            except Exception:  # the module takes batches of one size alone
+            except Exception:  # the module does not take fewer rows
                 return self._measured(call, True)
         if not self._begun:
             with torch.no_grad():
-                call.intact.find_memos(call.plain)
+                call.intact.find_memos(call.bare)
         measure = check.Measure.of(call)
         if not self._begun:
             check.require_function(call, measure.value)
+            self._tell_strangers(measure)
         return measure
+
+    def _tell_strangers(self, measure: check.Measure) -> None:
+        if measure.strangers:
+            shapes = ", ".join(str(tuple(tensor.shape)) for tensor in measure.strangers[:3])
+            warnings.warn(
+                f"{self._name} computes with {len(measure.strangers)} tensors that require a gradient and that "
+                f"`named_parameters()` does not list (shapes {shapes}): they are constants here, as they are for an "
+                "optimiser. Register them (`nn.Parameter` as an attribute, `nn.ParameterList`) if they should move.",
+                RuntimeWarning,
+                stacklevel=7,
+            )
+
+    @property
+    def _name(self) -> str:
+        return type(models.core(self._base)[0]).__name__
 
     def _take(self, kind: Hashable, engine: Engine, failures: Sequence[tuple[Engine, str]]) -> Engine:
         self._chosen[kind], self.engine = engine, engine.name
@@ -168,9 +184,8 @@ class Plan:
         return ModelError(f"{self._failed(failures)}. {rest}.")
 
     def _failed(self, failures: Sequence[tuple[Engine, str]]) -> str:
-        name = type(models.core(self._base)[0]).__name__
         parts = [f"{_FAILED[engine.name]}: {fault.rstrip('.')}" for engine, fault in failures]
-        return f"{name} {'; '.join(dict.fromkeys(parts))}"
+        return f"{self._name} {'; '.join(dict.fromkeys(parts))}"
 
 
 def _kind(call: Call) -> Hashable:

@@ -281,6 +281,42 @@ def embedding(
     return rows(weight), lambda _ids, dweight, *_: rows(dweight)
 
 
+def embedding_bag(
+    func: Any, ids: Tensor, weight: Tensor, offsets: Tensor | None = None, max_norm: float | None = None,
+    norm_type: float = 2, scale_grad_by_freq: bool = False, mode: str = "mean", sparse: bool = False,
+    per_sample_weights: Tensor | None = None, include_last_offset: bool = False, padding_idx: int | None = None,
+) -> tuple[Any, Push]:  # fmt: skip
+    """Sums or means of rows of a table: linear in the table and in the weights of the rows."""
+    if mode == "max" or max_norm is not None or ids.is_floating_point():
+        raise NotImplementedError(f"an embedding bag with mode={mode!r}, max_norm={max_norm}")
+
+    def bags(table: Tensor, weights: Tensor | None) -> Tensor:
+        return F.embedding_bag(
+            ids, table, offsets, None, norm_type, scale_grad_by_freq, mode, sparse, weights, include_last_offset,
+            padding_idx,
+        )  # fmt: skip
+
+    def push(_: None, dtable: Any = None, *rest: Any) -> Any:
+        dweights = rest[6] if len(rest) > 6 else None
+        return total(
+            None if dtable is None else bags(dtable, per_sample_weights),
+            None if dweights is None else bags(weight, dweights),
+        )
+
+    return bags(weight, per_sample_weights), push
+
+
+def distances(func: Any, x: Tensor, y: Tensor, p: float = 2.0, compute_mode: Any = None) -> tuple[Any, Push]:
+    """All distances |x_i - y_j|_p: torch has no second derivative of its own kernel, so the norm's is taken."""
+    value = func(x, y, p) if compute_mode is None else func(x, y, p, compute_mode)
+
+    def norms(a: Tensor, b: Tensor) -> Tensor:
+        return torch.linalg.vector_norm(a.unsqueeze(-2) - b.unsqueeze(-3), p, -1)
+
+    push = by_forward_mode(norms, x, y)[1]
+    return value, lambda dx=None, dy=None, *_: push(dx, dy)
+
+
 # -- everything else ---------------------------------------------------------------------------------------------
 
 

@@ -128,6 +128,8 @@ RULES: dict[str, Rule] = {
     "baddbmm": rules.with_addend,
     "linear": rules.linear,
     "embedding": rules.embedding,
+    "embedding_bag": rules.embedding_bag,
+    "cdist": rules.distances,
     "gelu": elementwise.gelu,
     "softmax": elementwise.softmax,
     "log_softmax": elementwise.log_softmax,
@@ -164,7 +166,9 @@ WITHOUT_TANGENT = frozenset({
 })  # fmt: skip
 
 # A number read off a tensor is a constant, as for ordinary autograd.
-READS = frozenset({"item", "tolist", "numpy", "__float__", "__int__", "__index__", "__array__", "__complex__"})
+READS = frozenset(
+    {"item", "tolist", "numpy", "__float__", "__int__", "__index__", "__array__", "__complex__"}
+)
 
 # Derivatives that a module takes in its own forward.
 DERIVES = frozenset({"grad", "backward", "jacobian", "hessian", "vjp", "jvp"})

@@ -1,6 +1,7 @@
 """`TangentKernel`: the kernel of the tangent model as one operator."""
 
 import copy
+import random
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -11,17 +12,20 @@ from scipy.sparse.linalg import LinearOperator
 from torch import Tensor, nn
 
 from tauspan import models, params
-from tauspan.errors import UsageError, nearest
+from tauspan.errors import ModelError, UsageError, nearest
 from tauspan.kernel import blocks, estimates, quadrature
 from tauspan.kernel.contract import product, squares
+from tauspan.kernel.data import Data, digest
 from tauspan.kernel.eigenpairs import EigenPairs, eigenpairs
 from tauspan.kernel.estimates import Estimate
 from tauspan.kernel.regression import solve_ridge
 from tauspan.kernel.selector import Outputs
-from tauspan.kernel.side import Data, Side, digest
+from tauspan.kernel.side import Side
 from tauspan.kernel.tiles import BACKENDS, Backend, Tiles
 from tauspan.linear import linearize
+from tauspan.linear.check import rounding
 from tauspan.linear.linearized import Point
+from tauspan.linear.plan import Check
 from tauspan.linear.room import free_memory
 from tauspan.params import Params
 from tauspan.processes import World, world
@@ -37,7 +41,8 @@ class TangentKernel:
 
     Args:
         module: any module that `linearize` takes.
-        x: the rows of the left side: a batch as the module is called with, or a sequence of batches.
+        x: the rows of the left side: a batch as the module is called with (a tensor, a tuple of several inputs, a dict
+            of inputs by name), a list of batches, a Dataset or a DataLoader of inputs without labels.
         x2: the rows of the right side; None takes x itself, which makes the kernel symmetric.
         params: the parameters whose tangents count, as in `linearize`.
         outputs: `"all"`, `"contrast"`, `"sum"`, `"trace"`, an output's number, `("signs", seed)` or weights (N, C); see
@@ -49,6 +54,9 @@ class TangentKernel:
             free memory.
         folder: where finished blocks of the whole matrix are kept, so that an interrupted `dense` goes on there.
         show_progress: draw a bar on stderr while the whole matrix is computed.
+        check: `"auto"` compares layers' factors with autograd's gradient, tensor by tensor, for each batch, and entries
+            with rows of J by ordinary autograd on the module itself; what fails goes on in the next exact way.
+            `"off"` trusts.
 
     Raises:
         UsageError, ModelError, NonFiniteError: an impossible choice, a model that cannot be linearised, NaN in the data.
@@ -81,6 +89,7 @@ class TangentKernel:
         room: int | None = None,
         folder: str | Path | None = None,
         show_progress: bool = False,
+        check: Check = "auto",
     ) -> None:
         if backend not in BACKENDS:
             raise UsageError(f"backend={backend!r}. {nearest(str(backend), BACKENDS)}")
@@ -88,15 +97,22 @@ class TangentKernel:
             raise UsageError(f"batch_size={batch_size}: it must be at least 1.")
         if room is not None and room < 1:
             raise UsageError(f"room={room}: it is a number of bytes, at least 1.")
-        self.tangent = linearize(module, params, point)
+        self.tangent = linearize(module, params, point, check=check)
+        if not self.tangent.tau:
+            raise UsageError(
+                "a kernel of no parameters is zero: every parameter is frozen (requires_grad=False). Call "
+                "`module.requires_grad_(True)`, or name those that count: `params='*'`."
+            )
+        self.check = check
         self.backend = backend
         self.folder = None if folder is None else Path(folder)
         self.show_progress = show_progress
-        self._tiles = Tiles(free_memory() // 4 if room is None else room, backend)
+        self._tiles = Tiles(free_memory() // 4 if room is None else room, backend, check)
         self.left = Side.of(self.tangent, x, batch_size, outputs)
         self.symmetric = x2 is None
         self.right = self.left if x2 is None else Side.of(self.tangent, x2, batch_size, outputs)
         self._matrix: Tensor | None = None
+        self._compared = check == "off"
 
     @property
     def samples(self) -> int:
@@ -138,9 +154,9 @@ class TangentKernel:
             return self._columns(columns)[self._entries(rows)]
         length = self._tiles.length(self.left)
         strips = [self._strip(rows[low : low + length], columns) for low in range(0, len(rows), length)]
-        return (
-            torch.cat(strips) if strips else torch.zeros(0, len(columns) * self.outputs, dtype=torch.float64)
-        )
+        if not strips:
+            return torch.zeros(0, len(columns) * self.outputs, dtype=torch.float64)
+        return self._compared_with_autograd(torch.cat(strips), rows, columns)
 
     def _strip(self, rows: Sequence[int], columns: Sequence[int]) -> Tensor:
         left, side = self._tiles.some(self.left, rows), self.right
@@ -151,6 +167,40 @@ class TangentKernel:
         others = (tiles.of(side, some) if whole else tiles.some(side, some) for some in stretches)  # type: ignore[arg-type]
         found = [product(left, other, self._traced, tiles.chunk) for other in others]
         return torch.cat(found, 1) if found else torch.zeros(len(rows) * self.outputs, 0, dtype=torch.float64)
+
+    def _compared_with_autograd(self, found: Tensor, rows: Sequence[int], columns: Sequence[int]) -> Tensor:
+        """The block, after one of its entries was compared with rows of J by ordinary autograd; once for each kernel.
+
+        Raises:
+            ModelError: the entry is another one.
+        """
+        if self._compared or not len(rows) or not len(columns):
+            return found
+        self._compared = True
+        draw = random.Random(0)
+        row, column = draw.randrange(len(rows)), draw.randrange(len(columns))
+        every = range(self.left.select.inner)
+        pairs = [(o, o) for o in every] if self._traced else [(draw.choice(every), draw.choice(every))]
+        expected, allowed = 0.0, 0.0
+        dtype = next(iter(self.tangent.theta0().values())).dtype
+        for first, second in pairs:
+            left, short = self.left.plain_row(rows[row], first)
+            right, low = self.right.plain_row(columns[column], second)
+            expected += sum(float((left[name] * right[name]).sum()) for name in left) / len(pairs)
+            mine, theirs = (
+                sum(float(g.square().sum()) for g in one.values()) ** 0.5 for one in (left, right)
+            )
+            allowed = max(
+                allowed, rounding(dtype) * mine * theirs + mine * low + short * theirs + short * low
+            )
+        first, second = (0, 0) if self._traced else pairs[0]
+        entry = float(found[row * self.outputs + first, column * self.outputs + second])
+        if not abs(entry - expected) <= allowed:
+            raise ModelError(
+                f"entry ({rows[row]}, {columns[column]}) of the kernel is {entry:.6g} and ordinary autograd makes it "
+                f"{expected:.6g} (backend {self._tiles.backend!r}). Take backend='products', and report the model."
+            )
+        return found
 
     @property
     def _traced(self) -> bool:
@@ -203,8 +253,10 @@ class TangentKernel:
         if self._matrix is None:
             self._require_memory()
             with world() as processes:
-                self._matrix = self._filled(processes)
+                filled = self._filled(processes)
             self._tiles.clear()
+            everything = range(self.samples), range(self.right.samples)
+            self._matrix = self._compared_with_autograd(filled, *everything)
         return self._matrix
 
     def _require_memory(self) -> None:

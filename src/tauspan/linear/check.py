@@ -22,6 +22,7 @@ from tauspan.linear import backward
 from tauspan.linear.call import Call, leaves
 from tauspan.linear.engines import Engine
 from tauspan.linear.maps import dense
+from tauspan.linear.table import moves
 from tauspan.params import Params
 
 # The largest relative difference that counts as rounding, by the narrowest dtype that takes part. In float64 it leaves
@@ -29,6 +30,7 @@ from tauspan.params import Params
 _ROUNDING = {torch.float64: 1e-5, torch.float32: 2e-3, torch.float16: 5e-2, torch.bfloat16: 2e-1}
 # Gradients below this share of the largest (root mean square per entry) are rounding: a key's bias has exactly 0.
 _NOISE = {torch.float64: 1e-8, torch.float32: 1e-5, torch.float16: 1e-2, torch.bfloat16: 3e-2}
+_CANCELLED = 16  # units in the last place that a sum may leave of what cancels
 _CALLS = 8  # of a module that draws random numbers and has given one answer so far
 _PERIOD = 262_147  # random numbers that are drawn once
 
@@ -46,6 +48,7 @@ class Measure:
         strangers: tensors that it reaches and that are neither trainable parameters nor inputs.
         tolerance: what counts as rounding.
         noise: below this root mean square a gradient is rounding.
+        least: what rounding leaves of gradients that are exactly 0 (of an output that is constant, say).
     """
 
     call: Call
@@ -56,6 +59,7 @@ class Measure:
     strangers: tuple[Tensor, ...]
     tolerance: float
     noise: float
+    least: float
 
     @staticmethod
     def of(call: Call) -> "Measure":
@@ -80,9 +84,9 @@ class Measure:
         pulled = {
             n: torch.zeros_like(call.parameters[n]) if g is None else g.detach() for n, g in found.items()
         }
-        dtype = narrowest([value.dtype, *(g.dtype for g in pulled.values())])
-        noise = _NOISE[dtype] * max((rms(g) for g in pulled.values()), default=0.0)
-        return Measure(call, value, weights, pulled, reached, strangers, _ROUNDING[dtype], noise)
+        tolerance, noise = scales(value, pulled)
+        least = vanishing(value * weights, call.parameters)
+        return Measure(call, value, weights, pulled, reached, strangers, tolerance, max(noise, least), least)
 
     def direction(self) -> dict[str, Tensor]:
         """Tau with <G_p, tau_p> of about 1 for each tensor p, half of it along G_p and half random.
@@ -95,7 +99,7 @@ class Measure:
             wide = torch.promote_types(g.dtype, torch.float32)
             noise = random_like(g, number).to(wide)
             length = max(rms(g), self.noise) * max(g.numel(), 1) ** 0.5
-            if name not in self.reached or not length:
+            if name not in self.reached or rms(g) <= self.least:
                 found[name] = noise if name not in self.reached else torch.zeros_like(noise)
                 continue
             noise *= g != 0
@@ -108,10 +112,9 @@ class Measure:
         """What is wrong with an engine's f, J tau and J^T g; None if nothing is."""
         if value.shape != self.value.shape or far(value, self.value, self.tolerance):
             return "its output differs from the module's own"
-        for name, g in self.pulled.items():
-            gap = self.gap(pulled[name], g)
-            if gap > self.tolerance:
-                return f"its gradient of {name!r} differs from ordinary autograd's by {gap:.2g} of its length"
+        wrong = wrong_gradient(pulled, self.pulled, self.tolerance, self.noise)
+        if wrong:
+            return wrong
         shares = [float((g.double() * tau[name].double()).sum()) for name, g in self.pulled.items()]
         found = float((tangent.double() * self.weights.double()).sum())
         scale = max(sum(share**2 for share in shares) ** 0.5, 1.0 if any(shares) else 0.0)
@@ -125,11 +128,6 @@ class Measure:
         if not miss <= self.tolerance * scale * max(len(shares), 1) ** 0.5:
             return f"its J tau is wrong: <g, J tau> is {found:.6g} and ordinary autograd's <J^T g, tau> {sum(shares):.6g}"
         return None
-
-    def gap(self, found: Tensor, wanted: Tensor) -> float:
-        """The relative difference of two gradients, where they are more than noise."""
-        difference = rms(dense(found).double() - wanted.double())
-        return 0.0 if difference <= self.noise else difference / max(rms(wanted), self.noise)
 
 
 def verify(engine: Engine, measure: Measure, theta0: Params) -> str | None:
@@ -297,17 +295,26 @@ def require_finite_rows(value: Tensor, module: nn.Module) -> None:
     """Raise if an output is NaN or infinite.
 
     Raises:
-        NonFiniteError: it names the rows.
+        NonFiniteError: it names the rows, and a parameter or buffer that holds such a number.
     """
     bad = ~torch.isfinite(value.detach())
     if not bool(bad.any()):
         return
     rows = bad.flatten(1).any(1).nonzero().flatten().tolist() if value.ndim > 1 else []
-    where = f" in row {rows[0]} of the batch" if rows else ""
-    more = f", and in {len(rows) - 1} more rows" if len(rows) > 1 else ""
+    if len(rows) == len(bad):
+        where = " in every row"
+    else:
+        where = f" in row {rows[0]}" if rows else ""
+        where += f" and {len(rows) - 1} more" if rows[1:] else ""
+    named = (*module.named_parameters(), *module.named_buffers())
+    broken = next((n for n, t in named if moves(t) and not bool(torch.isfinite(t).all())), None)
+    cause = (
+        f"{broken!r} holds it already: load the weights again"
+        if broken
+        else "no weight does, so look at that row's inputs (an empty text has a mean over no tokens)"
+    )
     raise NonFiniteError(
-        f"the output of {type(module).__name__} holds NaN or infinity{where}{more}. Look at that row's inputs (an empty "
-        "text has a mean over no tokens), and at the weights (`torch.isfinite`)."
+        f"the output of {type(module).__name__} holds NaN or infinity{where} of the batch; {cause}."
     )
 
 
@@ -325,6 +332,46 @@ def random_like(tensor: Tensor, seed: int) -> Tensor:
     dtype = tensor.dtype if tensor.is_floating_point() else torch.float64
     found = _normal().repeat(-(-(start + count) // _PERIOD))[start : start + count]
     return found.view(tensor.shape).to(tensor.device, dtype)
+
+
+def scales(value: Tensor, pulled: Params) -> tuple[float, float]:
+    """The relative difference that counts as rounding, and the root mean square below which a gradient does."""
+    dtype = narrowest([value.dtype, *(g.dtype for g in pulled.values())])
+    return _ROUNDING[dtype], _NOISE[dtype] * max((rms(g) for g in pulled.values()), default=0.0)
+
+
+def wrong_gradient(found: Params, wanted: Params, tolerance: float, least: float) -> str | None:
+    """Which tensor's gradient is not the wanted one, and by how much; None if all are.
+
+    Args:
+        found: J^T g by parameter.
+        wanted: ordinary autograd's.
+        tolerance: the largest relative difference of a tensor.
+        least: below this root mean square a difference is rounding.
+    """
+    for name, gradient in wanted.items():
+        difference = rms(dense(found[name]).double() - gradient.double())
+        if not difference <= max(least, tolerance * rms(gradient)):
+            share = difference / max(rms(gradient), least, 1e-300)
+            return f"its gradient of {name!r} differs from ordinary autograd's by {share:.2g} of its length"
+    return None
+
+
+def vanishing(terms: Tensor, parameters: Params) -> float:
+    """The size per entry of a gradient that is 0 but for rounding: of a sum of terms that do not depend on theta, say."""
+    length = sum(float(theta.detach().double().square().sum()) for theta in parameters.values()) ** 0.5
+    size = float(terms.detach().double().abs().sum())
+    return _CANCELLED * torch.finfo(narrowest([terms.dtype])).eps * size / max(length, 1e-300)
+
+
+def rounding(dtype: torch.dtype) -> float:
+    """The largest relative difference of two ways to compute a number that is still rounding, autocast included."""
+    return _ROUNDING[narrowest([dtype])]
+
+
+def noise(dtype: torch.dtype) -> float:
+    """The share of the largest of several quantities below which one is nothing but rounding."""
+    return _NOISE[narrowest([dtype])]
 
 
 def narrowest(dtypes: Sequence[torch.dtype]) -> torch.dtype:

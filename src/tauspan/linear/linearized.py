@@ -15,6 +15,7 @@ from tauspan.linear.call import Call
 from tauspan.linear.engines import Name, Reference
 from tauspan.linear.onepass import depends_on_inputs
 from tauspan.linear.plan import Check, Plan
+from tauspan.models.inputs import inputs_of
 from tauspan.models.intact import Intact
 from tauspan.report import versions
 from tauspan.vector import TaskVector
@@ -139,8 +140,20 @@ class Linearized(nn.Module):
         return self._plan.check
 
     def function(self, batch: Any) -> Call:
-        """The base at one batch as a function of its trainable parameters, up to the linearisation point."""
-        return self._call([batch], {})
+        """The base at one batch as a function of its trainable parameters, up to the linearisation point.
+
+        Args:
+            batch: a tensor, a tuple of several inputs, or a mapping of them by name; see `tauspan.models.inputs`.
+        """
+        return self._call(*self.inputs_of(batch))
+
+    def verified(self, batch: Any) -> Name:
+        """The engine that is right for a batch, after a check if there was none for its kind."""
+        return self._plan.engine_for(self.function(batch), self.theta0()).name
+
+    def inputs_of(self, batch: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """The inputs of a call on one batch."""
+        return inputs_of(self.base, batch)
 
     def _call(self, args: Sequence[Any], kwargs: dict[str, Any]) -> Call:
         inner, _ = models.core(self.base)

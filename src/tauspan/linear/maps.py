@@ -96,14 +96,20 @@ def turned(pulled: Sequence[Tensor | None], deltas: Sequence[Tensor], us: Sequen
     graded = [(g, v.to(g)) for g, v in zip(pulled, deltas, strict=True) if g is not None]
     terms = [(g * v).sum() for g, v in graded if g.requires_grad]
     found: Sequence[Tensor | None] = [None] * len(us)
+    graph = any(v.requires_grad for v in deltas)  # J v is linear in v, and may be derived in it
     if terms:
-        found = torch.autograd.grad(torch.stack(terms).sum(), us, allow_unused=True)
-    turned_round = [torch.zeros_like(u) if v is None else v.detach() for u, v in zip(us, found, strict=True)]
+        found = torch.autograd.grad(torch.stack(terms).sum(), us, allow_unused=True, create_graph=graph)
+    turned_round = [
+        torch.zeros_like(u) if v is None else v if graph else v.detach()
+        for u, v in zip(us, found, strict=True)
+    ]
     # <J v, u> = <J^T u, v>, unless a backward has left the graph
-    products = [(g.detach() * v).double() for g, v in graded]
+    products = [(g.detach() * v.detach()).double() for g, v in graded]
     expected = sum(float(product.sum()) for product in products)
     scale = sum(float(product.abs().sum()) for product in products)
-    moved = sum(float((v * u.detach()).double().sum()) for v, u in zip(turned_round, us, strict=True))
+    moved = sum(
+        float((v.detach() * u.detach()).double().sum()) for v, u in zip(turned_round, us, strict=True)
+    )
     precision = max((torch.finfo(u.dtype).eps for u in us), default=0.0)
     if not abs(moved - expected) <= 64 * precision * scale:
         raise NotImplementedError("its backward cannot be derived")

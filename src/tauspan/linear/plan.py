@@ -64,6 +64,11 @@ class Plan:
         self._begun = False
         self.engine: Name = first
 
+    def engine_for(self, call: Call, theta0: Params) -> Engine:
+        """The engine that is right for a call, after a check if there was none for its kind."""
+        kind = _kind(call)
+        return self._chosen.get(kind) or self._choose(call, theta0, kind, self._engines)
+
     def run(self, call: Call, theta0: Params, go: Callable[[Engine], _Found]) -> _Found:
         """What `go` makes of the engine that is right for a call.
 
@@ -72,8 +77,7 @@ class Plan:
         """
         if torch.compiler.is_compiling():  # checked when it is called without torch.compile
             return go(self._engines[0])
-        kind = _kind(call)
-        engine = self._chosen.get(kind) or self._choose(call, theta0, kind, self._engines)
+        kind, engine = _kind(call), self.engine_for(call, theta0)
         while True:
             try:
                 found = go(engine)
@@ -179,7 +183,7 @@ class Plan:
         rest = (
             "Without strict=True another engine is tried"
             if self._strict
-            else "Linearise the part of it that ordinary fine-tuning can train, or tell us of it"
+            else "Name the parameters that should move (params=[...]) and leave out those it names"
         )
         return ModelError(f"{self._failed(failures)}. {rest}.")
 

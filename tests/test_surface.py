@@ -43,7 +43,7 @@ def test_every_name_is_the_one_in_its_module(name: str) -> None:
     assert value.__doc__ or name == "METHODS"  # a mapping: its rows are documented on their page
 
 
-@pytest.mark.parametrize("name", ["evaluate", "merge", "run", "suite"])
+@pytest.mark.parametrize("name", ["computing", "evaluate", "merge", "run", "suite"])
 def test_a_function_is_not_hidden_by_the_module_of_its_name(name: str) -> None:
     for code in (
         f"import tauspan.{name}, tauspan; assert callable(tauspan.{name})",

@@ -23,6 +23,7 @@ from tauspan import (
     verbs_train,
     verbs_vector,
 )
+from tauspan.computing import computing
 from tauspan.errors import TauspanError
 
 _EXITS = (
@@ -81,7 +82,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     logging.basicConfig(level=level, format="%(message)s", stream=sys.stderr)
     silence = nullcontext() if commands.first() else redirect_stdout(StringIO())
     try:
-        with silence:
+        with silence, computing(getattr(options, "engine", None), getattr(options, "check", None)):
             options.function(options)
     except KeyboardInterrupt:
         sys.stderr.write(

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
 
+from tauspan.computing import CHECKS, ENGINES
 from tauspan.errors import DataError, UsageError
 
 if TYPE_CHECKING:
@@ -46,6 +47,16 @@ def add_device(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--device",
         help="cpu, cuda, cuda:1 ...; under torchrun, cuda is each process's own (default: where the model is)",
+    )
+    parser.add_argument(
+        "--engine",
+        choices=ENGINES,
+        help="what computes tangents first; the others follow where it fails (default onepass)",
+    )
+    parser.add_argument(
+        "--check",
+        choices=CHECKS,
+        help="compare tangents with ordinary autograd on the first batch of each kind (default auto)",
     )
 
 

@@ -10,6 +10,8 @@ from dataclasses import dataclass, field
 from importlib import metadata
 from typing import TYPE_CHECKING, Any
 
+from tauspan.computing import Way, way
+
 if TYPE_CHECKING:
     from rich.console import Console, ConsoleOptions, Group
 
@@ -231,4 +233,5 @@ def versions() -> dict[str, str]:
 def provenance(**facts: Any) -> dict[str, Any]:
     """The given facts with the versions, the machine and the time (UTC)."""
     now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
-    return {**facts, "versions": versions(), "machine": platform.machine(), "written": now}
+    chosen = {name: value for name, value in vars(way()).items() if value != getattr(Way(), name)}
+    return {**facts, **chosen, "versions": versions(), "machine": platform.machine(), "written": now}

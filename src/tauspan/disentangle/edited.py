@@ -1,6 +1,5 @@
 """Logits of edited models at any two coefficients: the ordinary model run anew, or sums of one tangent pass."""
 
-import copy
 from collections.abc import Callable, Mapping, Sequence
 from typing import Literal, Protocol, TypeAlias
 
@@ -14,7 +13,7 @@ from tauspan.errors import NonFiniteError
 from tauspan.evaluate import outputs
 from tauspan.linear import linearize
 from tauspan.measure import progress
-from tauspan.models import Classifier, Encoder, Head
+from tauspan.models import Classifier, Encoder, Head, working_copy
 from tauspan.tasks import Task
 from tauspan.vector import TaskVector
 
@@ -40,7 +39,7 @@ class Ordinary:
         prepared: Mapping[Task, Batches],
     ) -> None:  # fmt: skip
         self._encoder, self._vectors, self._heads, self._prepared = encoder, vectors, heads, prepared
-        self._working = copy.deepcopy(encoder).eval()
+        self._working = working_copy(encoder).eval()
         self._stands: tuple[Pair, At] | None = None
 
     def affine(self, task: Task) -> bool:

@@ -27,7 +27,7 @@ def batches_of(module: nn.Module, x: Data, size: int) -> tuple[list[AnyBatch], b
     x = as_tensors(x)
     if isinstance(x, IterableDataset | DataLoader):
         batches, cut = list(x), False
-    elif isinstance(x, Dataset) and not isinstance(x, list | tuple):
+    elif isinstance(x, Dataset):
         batches = list(DataLoader(x, batch_size=size))
         cut = len(batches) > 1
     elif isinstance(x, Tensor | Mapping) or is_batch(module, x):

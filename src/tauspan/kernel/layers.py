@@ -22,6 +22,7 @@ from tauspan.linear.room import Room
 from tauspan.linear.tape import Tape, record, run
 
 _KEPT = frozenset({"linear", "embedding", "conv1d", "conv2d", "conv3d", "addmm"})
+_SMALL = 1 << 18  # entries of parameters whose rows of J are written out rather than recorded row by row
 _EXACT = 1 << 24  # up to here float32 tells all whole numbers apart
 
 
@@ -88,7 +89,7 @@ def _sorted(
     """The pieces of a tape, those of one parameter joined; and a random g with autograd's own J^T g."""
     value = torch.einsum("nc,noc->no", tape.value, weights.to(tape.value))
     selected = Tape(value, tape.points, tape.leaves, tape.entries, tape.result)
-    cell = factors.cell(selected, Room([]), known)
+    cell = factors.cell(selected, Room([]), known, _SMALL)
     assert cell.probe is not None  # noqa: S101 - just made
     leaves = {slot: name for name, slot in cell.leaves.items()}
     found = _gathered(cell, leaves | disjoint_views(cell))

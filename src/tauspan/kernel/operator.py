@@ -12,6 +12,7 @@ from scipy.sparse.linalg import LinearOperator
 from torch import Tensor, nn
 
 from tauspan import models, params
+from tauspan.computing import Check, way
 from tauspan.errors import ModelError, UsageError, nearest
 from tauspan.kernel import blocks, estimates, quadrature
 from tauspan.kernel.contract import product, squares
@@ -25,7 +26,6 @@ from tauspan.kernel.tiles import BACKENDS, Backend, Tiles
 from tauspan.linear import linearize
 from tauspan.linear.check import rounding
 from tauspan.linear.linearized import Point
-from tauspan.linear.plan import Check
 from tauspan.linear.room import free_memory
 from tauspan.params import Params
 from tauspan.processes import World, world
@@ -56,7 +56,7 @@ class TangentKernel:
         show_progress: draw a bar on stderr while the whole matrix is computed.
         check: `"auto"` compares layers' factors with autograd's gradient, tensor by tensor, for each batch, and entries
             with rows of J by ordinary autograd on the module itself; what fails goes on in the next exact way.
-            `"off"` trusts.
+            `"off"` trusts. None is what `tauspan.computing` says.
 
     Raises:
         UsageError, ModelError, NonFiniteError: an impossible choice, a model that cannot be linearised, NaN in the data.
@@ -89,7 +89,7 @@ class TangentKernel:
         room: int | None = None,
         folder: str | Path | None = None,
         show_progress: bool = False,
-        check: Check = "auto",
+        check: Check | None = None,
     ) -> None:
         if backend not in BACKENDS:
             raise UsageError(f"backend={backend!r}. {nearest(str(backend), BACKENDS)}")
@@ -97,22 +97,22 @@ class TangentKernel:
             raise UsageError(f"batch_size={batch_size}: it must be at least 1.")
         if room is not None and room < 1:
             raise UsageError(f"room={room}: it is a number of bytes, at least 1.")
-        self.tangent = linearize(module, params, point, check=check)
+        self.check = way(check=check).check
+        self.tangent = linearize(module, params, point, check=self.check)
         if not self.tangent.tau:
             raise UsageError(
                 "a kernel of no parameters is zero: every parameter is frozen (requires_grad=False). Call "
                 "`module.requires_grad_(True)`, or name those that count: `params='*'`."
             )
-        self.check = check
         self.backend = backend
         self.folder = None if folder is None else Path(folder)
         self.show_progress = show_progress
-        self._tiles = Tiles(free_memory() // 4 if room is None else room, backend, check)
+        self._tiles = Tiles(free_memory() // 4 if room is None else room, backend, self.check)
         self.left = Side.of(self.tangent, x, batch_size, outputs)
         self.symmetric = x2 is None
         self.right = self.left if x2 is None else Side.of(self.tangent, x2, batch_size, outputs)
         self._matrix: Tensor | None = None
-        self._compared = check == "off"
+        self._compared = self.check == "off"
 
     @property
     def samples(self) -> int:

@@ -7,6 +7,7 @@ from typing import Literal
 
 import torch
 
+from tauspan.computing import Check
 from tauspan.errors import ModelError
 from tauspan.kernel.contract import CHUNK, Tile, bytes_of, joined
 from tauspan.kernel.data import AnyBatch, rows_of, size_of, taken
@@ -14,7 +15,6 @@ from tauspan.kernel.layers import pieces
 from tauspan.kernel.pieces import Pieces, Written
 from tauspan.kernel.side import Side
 from tauspan.linear.check import far, rounding
-from tauspan.linear.plan import Check
 
 log = logging.getLogger(__name__)
 Backend = Literal["auto", "contraction", "products", "structured"]

@@ -5,10 +5,10 @@ torch cannot derive an operation twice, each output's gradient is multiplied by 
 parameters, so whatever ordinary fine-tuning reaches is reached here.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from tauspan.errors import ModelError
 from tauspan.linear.call import Call
@@ -38,7 +38,7 @@ class Graph:
 
     def gradients(self, gradient: Tensor, *, again: bool = False) -> dict[str, Tensor | None]:
         """J^T g, None where autograd does not reach a parameter."""
-        parameters: Mapping[str, nn.Parameter] = self._call.parameters
+        parameters = self._call.parameters
         if not self.value.requires_grad or not parameters:
             return dict.fromkeys(parameters)
         with self._call.training():

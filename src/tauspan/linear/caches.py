@@ -37,6 +37,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 Kind = Literal["none", "features", "primal", "factors"]
+_READ = 256  # numbers of each tensor that are read to see whether the base has changed
 _FEW = 8  # outputs up to which `auto` takes factors
 
 
@@ -73,12 +74,25 @@ class CachedBatch:
         return self._linearized.finish(value + tangent)
 
 
-def _state(linearized: "Linearized") -> tuple[tuple[int, int], ...]:
-    """Where the base's tensors lie and how often they were written to."""
-    return tuple(
-        (tensor.data_ptr(), tensor._version)
-        for tensor in (*linearized.base.parameters(), *linearized.base.buffers())
+def _state(linearized: "Linearized") -> tuple[Any, ...]:
+    """Where the base's tensors are, how often they were written to, and some of what is in them.
+
+    Writing through `.data` leaves no trace but in the numbers, so a few of each tensor are read.
+    """
+    tensors = [*linearized.base.parameters(), *linearized.base.buffers()]
+    with torch.no_grad():
+        read = [_some(tensor) for tensor in tensors if tensor.numel()]
+    return (
+        tuple((tensor.data_ptr(), tensor._version) for tensor in tensors),
+        torch.stack(read).tolist() if read else [],
     )
+
+
+def _some(tensor: Tensor) -> Tensor:
+    """The sum of at most about `_READ` entries."""
+    flat = tensor.detach().reshape(-1)
+    part = flat[:: max(1, flat.numel() // _READ)]
+    return (torch.view_as_real(part) if part.is_complex() else part).sum(dtype=torch.float64).nan_to_num()
 
 
 class Cache(Sequence[CachedBatch]):
@@ -210,8 +224,9 @@ def _recorded(
     release(pushes)
     if isinstance(cell, factors.FactorCell):
         cell.connect()
-        if checked:
-            _require_gradients(cell.pull(cell.probe[0]), cell.probe[1], cell.value, kind)
+        if checked and cell.probe is not None:
+            weights, expected_gradients = cell.probe
+            _require_gradients(cell.pull(weights), expected_gradients, cell.value, kind)
         cell.probe = None
     if probe is not None:
         _require_tangent(cell.push(probe), expected, kind)

@@ -35,7 +35,7 @@ class Call:
     module: nn.Module
     args: tuple[Any, ...]
     kwargs: Mapping[str, Any]
-    parameters: Mapping[str, nn.Parameter]
+    parameters: Mapping[str, Tensor]
     prefix: str
     intact: Intact
     used: set[str] = field(default_factory=set)
@@ -81,6 +81,19 @@ class Call:
         finally:
             for parameter, flag in before:
                 parameter.requires_grad_(flag)
+
+    def sample(self) -> "Call":
+        """The same call with two of its rows, the first and the last; the whole where the module does not take them."""
+        count = self.rows()
+        if count is None or count <= 2:
+            return self
+        fewer = self.some([0, count - 1])
+        try:
+            with torch.no_grad():
+                fewer.plain()
+        except Exception:  # whatever it says of two rows, it may take them all
+            return self
+        return fewer
 
     def rows(self) -> int | None:
         """How many rows the inputs have: the leading size that all of their tensors share; None if there is none."""

@@ -6,6 +6,7 @@ direction tau is scaled per tensor so that each tensor has an equal share in tha
 cannot hide behind a large one.
 """
 
+import math
 import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -190,9 +191,9 @@ def require_function(call: Call, value: Tensor) -> None:
 
 def _random_state() -> list[Tensor]:
     """The state of torch's generators, and of those of Python and NumPy as a hash."""
-    others = [hash(random.getstate()), hash(np.random.get_state()[1].tobytes())]  # type: ignore[index, union-attr]
+    others = [hash(random.getstate()), hash(np.random.get_state()[1].tobytes())]  # type: ignore[index]
     states = [torch.get_rng_state(), torch.tensor(others)]
-    return [*states, torch.cuda.get_rng_state()] if torch.cuda.is_initialized() else states
+    return [*states, torch.cuda.get_rng_state()] if torch.cuda.is_initialized() else states  # type: ignore[no-untyped-call]
 
 
 def require_untouched(call: Call, value: Tensor) -> None:
@@ -222,7 +223,8 @@ def _keeps(module: nn.Module) -> ModelError:
 def _strangers(value: Tensor, call: Call) -> Iterator[Tensor]:
     """The leaves of a graph that are no trainable parameters and no inputs."""
     known = {id(tensor) for tensor in (*call.parameters.values(), *leaves((call.args, call.kwargs)))}
-    stack, seen = [value.grad_fn], {None}
+    stack: list[Any] = [value.grad_fn]
+    seen: set[Any] = {None}
     while stack:
         node = stack.pop()
         if node in seen or node is None:
@@ -359,9 +361,10 @@ def wrong_gradient(found: Params, wanted: Params, tolerance: float, least: float
 
 def vanishing(terms: Tensor, parameters: Params) -> float:
     """The size per entry of a gradient that is 0 but for rounding: of a sum of terms that do not depend on theta, say."""
-    length = sum(float(theta.detach().double().square().sum()) for theta in parameters.values()) ** 0.5
+    length = math.sqrt(sum(float(theta.detach().double().square().sum()) for theta in parameters.values()))
     size = float(terms.detach().double().abs().sum())
-    return _CANCELLED * torch.finfo(narrowest([terms.dtype])).eps * size / max(length, 1e-300)
+    precision = float(torch.finfo(narrowest([terms.dtype])).eps)
+    return _CANCELLED * precision * size / max(length, 1e-300)
 
 
 def rounding(dtype: torch.dtype) -> float:

@@ -2,20 +2,18 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, Protocol, get_args
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
 
-from tauspan.errors import UsageError, nearest
+from tauspan.computing import ENGINES
+from tauspan.computing import Engine as Name
 from tauspan.linear import backward, onepass, reference
 from tauspan.linear.call import Call
 from tauspan.linear.checkpointing import checkpointed
 from tauspan.linear.dual import Trace
 from tauspan.params import Params
-
-Name = Literal["onepass", "reference", "backward"]
-NAMES: tuple[Name, ...] = get_args(Name)
 
 
 class Engine(Protocol):
@@ -119,17 +117,11 @@ class Backward:
 def in_order(
     first: Name, base: nn.Module, strict: bool, blocks: tuple[nn.Module, ...], told: set[str]
 ) -> tuple[Engine, ...]:
-    """The engines from the wanted one on.
-
-    Raises:
-        UsageError: there is no such engine.
-    """
-    if first not in NAMES:
-        raise UsageError(f"engine={first!r}. {nearest(str(first), NAMES)}")
+    """The engines from the wanted one on."""
     every: tuple[Engine, ...] = (
         OnePass(base, strict, blocks, told),
         Reference(),
         Backward(),
         Backward(singly=True),
     )
-    return every[NAMES.index(first) :]
+    return every[ENGINES.index(first) :]

@@ -128,13 +128,17 @@ class FactorCell:
         return total
 
 
-def cell(tape: Tape, room: Room, known: dict[Hashable, frozenset[int]] | None = None) -> FactorCell:
+def cell(
+    tape: Tape, room: Room, known: dict[Hashable, frozenset[int]] | None = None, most: int | None = None
+) -> FactorCell:
     """The factors of one recorded batch.
 
     Args:
         tape: the batch's pass.
         room: what keeps the tensors.
         known: filled with what was found of batches of one kind, so that it need not be found again.
+        most: entries of parameters whose operations may come before all factors, because the rows of what they give are
+            not those of the batch; None for any number.
 
     Raises:
         NotImplementedError: an operation on parameters with several outputs, or whose rows are not those of the batch.
@@ -156,7 +160,8 @@ def cell(tape: Tape, room: Room, known: dict[Hashable, frozenset[int]] | None = 
         if not mixed:
             break
         alone = _alone(tape, mixed)
-        if not alone:
+        met = {name for place in alone for name in _parameters(tape, tape.entries[place])}
+        if not alone or (most is not None and sum(shapes[name][0].numel() for name in met) > most):
             raise NotImplementedError(
                 f"rows of the batch depend on one another, or change places, in {mixed[0].name!r}"
             )
@@ -277,6 +282,20 @@ def _alone(tape: Tape, mixed: Sequence[Entry]) -> frozenset[int]:
         for place, entry in enumerate(tape.entries)
         if entry.outputs and entry.outputs[0] in outputs and len(_slots(entry)) == outputs[entry.outputs[0]]
     )
+
+
+def _parameters(tape: Tape, entry: Entry) -> set[str]:
+    """The parameters that an operation on parameters alone goes back to."""
+    made = {slot: earlier for earlier in tape.entries for slot in earlier.outputs if slot is not None}
+    leaves = {slot: name for name, slot in tape.leaves.items()}
+    found, stack = set(), _slots(entry)
+    while stack:
+        slot = stack.pop()
+        if slot in leaves:
+            found.add(leaves[slot])
+        elif slot in made:
+            stack += _slots(made[slot])
+    return found
 
 
 def _restricted(entry: Entry, mine: frozenset[Slot]) -> Entry:

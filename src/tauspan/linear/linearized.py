@@ -9,12 +9,14 @@ import torch
 from torch import Tensor, nn
 
 from tauspan import models, params
+from tauspan.computing import Check, Way, way
+from tauspan.computing import Engine as Name
 from tauspan.errors import MismatchError, ModelError, UsageError, nearest
 from tauspan.linear import caches
 from tauspan.linear.call import Call
-from tauspan.linear.engines import Name, Reference
+from tauspan.linear.engines import Reference
 from tauspan.linear.onepass import depends_on_inputs
-from tauspan.linear.plan import Check, Plan
+from tauspan.linear.plan import Plan
 from tauspan.models.inputs import inputs_of
 from tauspan.models.intact import Intact
 from tauspan.report import versions
@@ -44,10 +46,9 @@ class Linearized(nn.Module):
         base: nn.Module,
         names: Sequence[str],
         point: Point,
-        engine: Name = "onepass",
+        way: Way,
         strict: bool = False,
         checkpointing: bool = False,
-        check: Check = "auto",
     ) -> None:
         super().__init__()
         inner, prefix = models.core(base)
@@ -58,7 +59,7 @@ class Linearized(nn.Module):
         self.strict = strict
         blocks = tuple(models.blocks(inner, names)[1].values()) if checkpointing else ()
         self.told: set[str] = set()  # operations without a rule, of which it has been said so
-        self._plan = Plan(base, engine, strict, blocks, check, self.told)
+        self._plan = Plan(base, way.engine, strict, blocks, way.check, self.told)
         self._prefix = prefix
         self._cut = point == "encoder" and isinstance(base, models.Classifier)
         self._intact = Intact(cast(models.Classifier, base).encoder if self._cut else base)
@@ -234,10 +235,10 @@ def linearize(
     params: str | Sequence[str] = "all",
     point: Point | None = None,
     *,
-    engine: Name = "onepass",
+    engine: Name | None = None,
     strict: bool = False,
     checkpointing: bool = False,
-    check: Check = "auto",
+    check: Check | None = None,
 ) -> Linearized:
     """The tangent model of a module at the point it stands at.
 
@@ -252,12 +253,13 @@ def linearize(
         engine: what computes tangents first: `"onepass"`; `"reference"`, `torch.func.jvp`, slower, differentiable more
             than once and in the inputs; or `"backward"`, ordinary backward passes, slower still, for any module that
             ordinary autograd takes. All give the same numbers. Where one fails, or fails the check, the next is taken.
+            None is what `tauspan.computing` says, and the first of these outside of it.
         strict: raise where an operation has no tangent rule, instead of computing it by torch's forward mode with a
             warning.
         checkpointing: keep only each block's input for the backward and compute the rest again: less memory, one
             more forward, the same numbers. One-pass engine only.
         check: `"auto"` compares the first batch of each kind with ordinary autograd on the module itself (see
-            `tauspan.linear.check`), on two rows where the module takes them; `"off"` trusts.
+            `tauspan.linear.check`), on two rows where the module takes them; `"off"` trusts. None as for `engine`.
 
     Raises:
         ModelError: active dropout, batch norm in training mode, tied memory that cannot be kept.
@@ -292,7 +294,7 @@ def linearize(
     except models.FrozenError as error:
         warnings.warn(f"the tangent model has nothing to move: {error}", RuntimeWarning, stacklevel=2)
         names = ()
-    return Linearized(module, names, chosen, engine, strict, checkpointing, check)
+    return Linearized(module, names, chosen, way(engine, check), strict, checkpointing)
 
 
 def _require_there(module: nn.Module) -> None:

@@ -2,20 +2,20 @@
 
 import warnings
 from collections.abc import Callable, Hashable, Sequence
-from typing import Literal, TypeAlias, TypeVar
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from tauspan import models
-from tauspan.errors import ModelError, UsageError, nearest
+from tauspan.computing import Check
+from tauspan.computing import Engine as Name
+from tauspan.errors import ModelError, NonFiniteError
 from tauspan.linear import check
 from tauspan.linear.call import Call, leaves
-from tauspan.linear.engines import Engine, Name, in_order
+from tauspan.linear.engines import Engine, in_order
 from tauspan.params import Params
 
-Check: TypeAlias = Literal["auto", "off"]
-CHECKS: tuple[Check, ...] = ("auto", "off")
 _Found = TypeVar("_Found")
 _FAILED = {
     "onepass": "cannot be carried through in one pass",
@@ -54,8 +54,6 @@ class Plan:
         check: Check,
         told: set[str],
     ) -> None:
-        if check not in CHECKS:
-            raise UsageError(f"check={check!r}. {nearest(str(check), CHECKS)}")
         self._base, self._strict, self.check = base, strict, check
         self._engines = in_order(first, base, strict, blocks, told)
         self._chosen: dict[Hashable, Engine] = {}
@@ -137,13 +135,11 @@ class Plan:
 
     def _measured(self, call: Call, whole: bool) -> check.Measure:
         """What ordinary autograd says of two rows of a call, or of the whole."""
-        count = call.rows()
-        if not whole and count is not None and count > 2:
+        fewer = call if whole else call.sample()
+        if fewer is not call:
             try:
-                return self._measured(call.some([0, count - 1]), True)
-            except check.RandomError:
-                raise
-            except Exception:  # the module does not take fewer rows
+                return self._measured(fewer, True)
+            except NonFiniteError:  # of two rows alone, perhaps
                 return self._measured(call, True)
         if not self._begun:
             with torch.no_grad():

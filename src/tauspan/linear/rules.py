@@ -311,7 +311,8 @@ def distances(func: Any, x: Tensor, y: Tensor, p: float = 2.0, compute_mode: Any
     value = func(x, y, p) if compute_mode is None else func(x, y, p, compute_mode)
 
     def norms(a: Tensor, b: Tensor) -> Tensor:
-        return torch.linalg.vector_norm(a.unsqueeze(-2) - b.unsqueeze(-3), p, -1)
+        lengths: Tensor = torch.linalg.vector_norm(a.unsqueeze(-2) - b.unsqueeze(-3), p, -1)
+        return lengths
 
     push = by_forward_mode(norms, x, y)[1]
     return value, lambda dx=None, dy=None, *_: push(dx, dy)

@@ -2,6 +2,7 @@
 
 from tauspan.models.encoder import Batch, Classifier, Encoder, Head
 from tauspan.models.fresh import reinitialised
+from tauspan.models.intact import working_copy
 from tauspan.models.select import (
     FrozenError,
     blocks,
@@ -37,4 +38,5 @@ __all__ = [
     "select",
     "state_of",
     "trimmed",
+    "working_copy",
 ]

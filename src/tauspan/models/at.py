@@ -33,7 +33,7 @@ class At(TorchFunctionMode):
     """
 
     def __init__(self, module: nn.Module, point: Mapping[str, Tensor], custom: Custom | None = None) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
+        super().__init__()
         known = dict(module.named_parameters(remove_duplicate=False))
         # the parameters themselves are kept, since an id is only good for as long as its object lives
         self._kept = [parameter for parameter in known.values() if parameter is not None]
@@ -153,4 +153,4 @@ def _unwatch() -> None:
     with _lock:
         _watchers -= 1
         if _watchers == 0:
-            torch.autograd.Function.apply = _original
+            torch.autograd.Function.apply = _original  # type: ignore[method-assign]

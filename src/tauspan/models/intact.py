@@ -201,7 +201,7 @@ def _containers(module: nn.Module) -> Iterator[tuple[_Container, str, bool]]:
 
 def _has_attributes(item: Any) -> bool:
     """Whether this is an object of somebody's own class, whose attributes a forward pass may write to."""
-    callables = types.FunctionType | types.MethodType | functools.partial | types.ModuleType
+    callables = (types.FunctionType, types.MethodType, functools.partial, types.ModuleType)
     return (
         hasattr(item, "__dict__") and not isinstance(item, callables) and type(item).__module__ not in _SYSTEM
     )

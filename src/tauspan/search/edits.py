@@ -1,6 +1,5 @@
 """`Edits`: the logits of a model at any coefficients of some directions, in any regime."""
 
-import copy
 from collections.abc import Mapping, Sequence
 from typing import Literal
 
@@ -103,7 +102,7 @@ class Edits:
 
     def _standard(self, task: Task, split: str, coefficients: Mapping[str, float]) -> Tensor:
         if self._copy is None:
-            self._copy = copy.deepcopy(self.encoder).eval()
+            self._copy = models.working_copy(self.encoder).eval()
         if self._at != coefficients:
             set_weights(self._copy, self.encoder, self.directions.combined(coefficients), 1.0)
             self._at = dict(coefficients)

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from tauspan.computing import Check, Engine
 from tauspan.errors import StoreError, UsageError
 from tauspan.linear import Kind
 from tauspan.measure import Cost, measured
@@ -52,6 +53,8 @@ def finetune(
     cache: Kind | Literal["auto"] = "none",
     precision: Precision = "float32",
     augment: Augment = "none",
+    engine: Engine | None = None,
+    check: Check | None = None,
     cache_folder: str | Path | None = None,
     shard: bool = False,
     out: str | Path | None = None,
@@ -86,6 +89,8 @@ def finetune(
         cache: what the tangent model keeps of each batch across epochs; pays from the second or third epoch on.
         precision: `"bfloat16"` or `"tf32"` for the matrix products, tau stays in float32.
         augment: `"crop"` trains on random parts of images.
+        engine: what computes tangents first.
+        check: `"off"` does not compare tangents with ordinary autograd.
         cache_folder: keep the cache in memory-mapped files there instead of in memory.
         shard: under several processes, each keeps its part of every tensor, theta0 and tau alike, on its own GPU if there
             are any; only one block is whole at a time. The vector is the same. The encoder is taken apart for the run,
@@ -113,7 +118,7 @@ def finetune(
     chosen = params if isinstance(params, str) else tuple(params)
     settings = Settings(
         regime, seed, chosen, point, epochs, max_steps, batch_size, accumulation, lr, warmup, weight_decay,
-        decay_toward, clip, label_smoothing, max_tokens, cache, precision, augment,
+        decay_toward, clip, label_smoothing, max_tokens, cache, precision, augment, engine, check,
     )  # fmt: skip
     folder = None if out is None else Path(out)
     kept = None if cache_folder is None else Path(cache_folder)

@@ -274,12 +274,15 @@ def at(lin: Linearized, tau: Params) -> Linearized:
 def close(first: Tensor, second: Tensor, digits: float = 1e-10) -> bool:
     """Equal up to `digits` of the larger one's largest entry."""
     first, second = first.detach(), second.detach()
+    if not second.numel():
+        return first.shape == second.shape
     scale = max(float(first.abs().max()), float(second.abs().max()))
     return bool((first - second).abs().max() <= digits * scale)
 
 
 def all_close(first: Params, second: Params, digits: float = 1e-10) -> bool:
     """Each tensor to `digits` of the largest entry of all, and no name on one side only."""
-    scale = max(float(tensor.abs().max()) for tensor in second.values())
-    gaps = {key: float((first[key] - second[key]).abs().max()) for key in second}
+    filled = {key: tensor for key, tensor in second.items() if tensor.numel()}
+    scale = max(float(tensor.abs().max()) for tensor in filled.values())
+    gaps = {key: float((first[key] - second[key]).abs().max()) for key in filled}
     return first.keys() == second.keys() and scale > 0 and max(gaps.values()) <= digits * scale

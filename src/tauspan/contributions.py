@@ -12,8 +12,9 @@ from torch import Tensor
 
 from tauspan import store
 from tauspan.batches import Batches, Prepared
-from tauspan.errors import BaseMismatchError, MismatchError, StoreError, UsageError, listed
+from tauspan.errors import BaseMismatchError, MismatchError, ModelError, StoreError, UsageError, listed
 from tauspan.linear import Linearized
+from tauspan.linear.check import far, rounding
 from tauspan.models import Batch, Classifier, Head
 from tauspan.processes import world
 from tauspan.vector import TaskVector
@@ -229,7 +230,38 @@ def contributions(
     base = next(iter(vectors.values())).base
     facts = {"fingerprint": base, "point": tangent.point, **(info or {})}
     value, stacked = in_order(values, 0), in_order(tangents, 1)
+    if tangent.check != "off":
+        _require_in_place(tangent, taus[:1], prepared, value, stacked)
     return Contributions(value, stacked, labels, tuple(vectors), head, facts)
+
+
+def _require_in_place(
+    tangent: Linearized, taus: Sequence[TaskVector], prepared: Batches, value: Tensor, tangents: Tensor
+) -> None:
+    """Raise unless two rows of the last batch, run again by themselves, have what lies at their places.
+
+    Raises:
+        ModelError: they have not; rows that depend on their batch are compared with the whole of it.
+
+    Cost:
+        A tangent pass over two rows.
+    """
+    places, batch = prepared[len(prepared) - 1]
+    call = tangent.function(batch)
+    fewer = call.sample()
+    mine = [places[0], places[-1]] if fewer is not call else list(places)
+    found = tangent.tangent(*fewer.args, vectors=taus, **fewer.kwargs)
+    if any(map(_far, found, (value[mine], tangents[:1, mine]))):
+        mine, found = list(places), tangent.tangent(*call.args, vectors=taus, **call.kwargs)
+    if any(map(_far, found, (value[mine], tangents[:1, mine]))):
+        raise ModelError(
+            f"outputs or tangents of row {mine[0]} differ when it is run again: the model, or the order of the rows, has "
+            "changed during the pass. Run it again, with nothing else at work on the model."
+        )
+
+
+def _far(found: Tensor, wanted: Tensor) -> bool:
+    return far(found.detach().cpu(), wanted, rounding(wanted.dtype))
 
 
 Found = TypeVar("Found")

@@ -45,7 +45,8 @@ def pieces(
     tangent = side.tangent
     if check and tangent.verified(batch) != "onepass":
         raise ModelError(
-            f"the model has no layer-wise kernel: the {tangent.engine!r} engine computes its tangents, not one pass."
+            f"the model has no layer-wise kernel: the {tangent.engine!r} engine computes its tangents, not one "
+            "pass. Use backend='contraction'."
         )
     trace = Trace(tangent.base, tangent.strict, tangent.told, keep=_KEPT)
     try:

@@ -1,7 +1,6 @@
 """`TangentKernel`: the kernel of the tangent model as one operator."""
 
 import copy
-import random
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -13,8 +12,9 @@ from torch import Tensor, nn
 
 from tauspan import models, params
 from tauspan.computing import Check, way
-from tauspan.errors import ModelError, UsageError, nearest
+from tauspan.errors import UsageError, nearest
 from tauspan.kernel import blocks, estimates, quadrature
+from tauspan.kernel.compare import require_entries, require_squares
 from tauspan.kernel.contract import product, squares
 from tauspan.kernel.data import Data, digest
 from tauspan.kernel.eigenpairs import EigenPairs, eigenpairs
@@ -24,7 +24,6 @@ from tauspan.kernel.selector import Outputs
 from tauspan.kernel.side import Side
 from tauspan.kernel.tiles import BACKENDS, Backend, Tiles
 from tauspan.linear import linearize
-from tauspan.linear.check import rounding
 from tauspan.linear.linearized import Point
 from tauspan.linear.room import free_memory
 from tauspan.params import Params
@@ -156,7 +155,7 @@ class TangentKernel:
         strips = [self._strip(rows[low : low + length], columns) for low in range(0, len(rows), length)]
         if not strips:
             return torch.zeros(0, len(columns) * self.outputs, dtype=torch.float64)
-        return self._compared_with_autograd(torch.cat(strips), rows, columns)
+        return self._checked(torch.cat(strips), rows, columns)
 
     def _strip(self, rows: Sequence[int], columns: Sequence[int]) -> Tensor:
         left, side = self._tiles.some(self.left, rows), self.right
@@ -168,38 +167,11 @@ class TangentKernel:
         found = [product(left, other, self._traced, tiles.chunk) for other in others]
         return torch.cat(found, 1) if found else torch.zeros(len(rows) * self.outputs, 0, dtype=torch.float64)
 
-    def _compared_with_autograd(self, found: Tensor, rows: Sequence[int], columns: Sequence[int]) -> Tensor:
-        """The block, after one of its entries was compared with rows of J by ordinary autograd; once for each kernel.
-
-        Raises:
-            ModelError: the entry is another one.
-        """
-        if self._compared or not len(rows) or not len(columns):
-            return found
-        self._compared = True
-        draw = random.Random(0)
-        row, column = draw.randrange(len(rows)), draw.randrange(len(columns))
-        every = range(self.left.select.inner)
-        pairs = [(o, o) for o in every] if self._traced else [(draw.choice(every), draw.choice(every))]
-        expected, allowed = 0.0, 0.0
-        dtype = next(iter(self.tangent.theta0().values())).dtype
-        for first, second in pairs:
-            left, short = self.left.plain_row(rows[row], first)
-            right, low = self.right.plain_row(columns[column], second)
-            expected += sum(float((left[name] * right[name]).sum()) for name in left) / len(pairs)
-            mine, theirs = (
-                sum(float(g.square().sum()) for g in one.values()) ** 0.5 for one in (left, right)
-            )
-            allowed = max(
-                allowed, rounding(dtype) * mine * theirs + mine * low + short * theirs + short * low
-            )
-        first, second = (0, 0) if self._traced else pairs[0]
-        entry = float(found[row * self.outputs + first, column * self.outputs + second])
-        if not abs(entry - expected) <= allowed:
-            raise ModelError(
-                f"entry ({rows[row]}, {columns[column]}) of the kernel is {entry:.6g} and ordinary autograd makes it "
-                f"{expected:.6g} (backend {self._tiles.backend!r}). Take backend='products', and report the model."
-            )
+    def _checked(self, found: Tensor, rows: Sequence[int], columns: Sequence[int]) -> Tensor:
+        """The block, after some of its entries were compared with rows of J by ordinary autograd; once a kernel."""
+        if not self._compared and len(rows) and len(columns):
+            self._compared = True
+            require_entries((self.left, self.right), found, rows, columns, self._tiles.backend)
         return found
 
     @property
@@ -238,6 +210,8 @@ class TangentKernel:
         for low in range(0, self.samples, length):
             found = squares(self._tiles.of(self.left, range(low, min(low + length, self.samples))))
             parts.append(found.mean(1) if self._traced else found.flatten())
+        if self.check != "off":
+            require_squares(self.left, torch.cat(parts), self._tiles.backend)
         return torch.cat(parts)
 
     def dense(self) -> Tensor:
@@ -256,7 +230,7 @@ class TangentKernel:
                 filled = self._filled(processes)
             self._tiles.clear()
             everything = range(self.samples), range(self.right.samples)
-            self._matrix = self._compared_with_autograd(filled, *everything)
+            self._matrix = self._checked(filled, *everything)
         return self._matrix
 
     def _require_memory(self) -> None:

@@ -12,7 +12,7 @@ from torch.func import functional_call
 from tauspan import models
 from tauspan.linear.dual import custom_function
 from tauspan.linear.reference import open_attention
-from tauspan.models.at import At
+from tauspan.models.at import At, unchecked
 from tauspan.models.encoder import single_tensor
 from tauspan.models.intact import Intact
 from tauspan.params import Params
@@ -66,7 +66,7 @@ class Call:
     @contextmanager
     def _mode(self) -> Iterator[None]:
         """Inside, the module is in eval mode, and what was compiled in it runs as it is written."""
-        with models.eval_mode(self.module), torch.compiler.set_stance("force_eager"):
+        with models.eval_mode(self.module), torch.compiler.set_stance("force_eager"), unchecked():
             yield
 
     @contextmanager

@@ -1,7 +1,8 @@
 """A module evaluated at other parameters than its own, without touching the module."""
 
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any, TypeAlias
 
@@ -12,7 +13,7 @@ from torch.utils.checkpoint import CheckpointFunction
 
 # Carries out `function.apply(*args)` in another way, or returns NotImplemented to leave it as it is.
 Custom: TypeAlias = Callable[[type[torch.autograd.Function], Callable[..., Any], tuple[Any, ...]], Any]
-_active: ContextVar[tuple["At", ...]] = ContextVar("tauspan_at", default=())
+_active: ContextVar[tuple["At | None", ...]] = ContextVar("tauspan_at", default=())
 
 
 class At(TorchFunctionMode):
@@ -44,15 +45,14 @@ class At(TorchFunctionMode):
         self.used: set[str] = set()
 
     def __enter__(self) -> "At":
-        _watch()
-        self._token = _active.set((*_active.get(), self))
+        self._watching = _watched(self)
+        self._watching.__enter__()
         super().__enter__()  # type: ignore[no-untyped-call]
         return self
 
     def __exit__(self, *error: Any) -> None:
         super().__exit__(*error)  # type: ignore[no-untyped-call]
-        _active.reset(self._token)
-        _unwatch()
+        self._watching.__exit__(*error)
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """The operation on the other tensors."""
@@ -85,11 +85,6 @@ class At(TorchFunctionMode):
     def _applied(
         self, function: type[torch.autograd.Function], apply: Callable[..., Any], args: tuple[Any, ...]
     ) -> Any:
-        if (
-            function is CheckpointFunction
-        ):  # its forward runs the function without a graph; the graph is wanted
-            run, _preserve, *rest = args
-            return run(*rest)
         args = self.replaced(args)
         if self._custom is not None:
             found = self._custom(function, apply, args)
@@ -136,21 +131,35 @@ def _apply(cls: Any, *args: Any, **kwargs: Any) -> Any:
     active = _active.get()
     if not active or kwargs:
         return plain(*args, **kwargs)
-    return active[-1]._applied(cls, plain, args)
+    if (
+        cls is CheckpointFunction
+    ):  # its forward has no graph, and torch gives no gradient of it in some tensors alone
+        run, _preserve, *rest = args
+        return run(*rest)
+    return plain(*args) if active[-1] is None else active[-1]._applied(cls, plain, args)
 
 
-def _watch() -> None:
-    """Let `Function.apply` go by the innermost `At` of the calling thread, for as long as there is one."""
+@contextmanager
+def unchecked() -> Iterator[None]:
+    """Inside, `checkpoint(use_reentrant=True)` keeps its activations: the same numbers, with a graph that can be used."""
+    with _watched(None):
+        yield
+
+
+@contextmanager
+def _watched(at: At | None) -> Iterator[None]:
+    """Inside, `Function.apply` of this thread goes by `at`."""
     global _watchers
     with _lock:
         _watchers += 1
         if _watchers == 1:
             torch.autograd.Function.apply = classmethod(_apply)  # type: ignore[assignment, method-assign]
-
-
-def _unwatch() -> None:
-    global _watchers
-    with _lock:
-        _watchers -= 1
-        if _watchers == 0:
-            torch.autograd.Function.apply = _original  # type: ignore[method-assign]
+    token = _active.set((*_active.get(), at))
+    try:
+        yield
+    finally:
+        _active.reset(token)
+        with _lock:
+            _watchers -= 1
+            if _watchers == 0:
+                torch.autograd.Function.apply = _original  # type: ignore[method-assign]

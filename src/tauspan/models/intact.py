@@ -47,8 +47,8 @@ class Memo:
 
     def set_aside(self) -> None:
         """Take the tensor out."""
-        if self.gone and isinstance(self.container, dict):
-            self.container.pop(self.key, None)
+        if self.gone and self.present():
+            del self.container[self.key]
         else:
             self.container[self.key] = None
 
@@ -90,7 +90,7 @@ class Intact:
             self._held = [(container, container.copy()) for container, _, _ in _containers(self.module)]
         held = self._held
         try:
-            for memo in self.memos if memos is None else memos:
+            for memo in reversed(self.memos if memos is None else memos):  # the last entry of a list first
                 memo.set_aside()
             yield
         finally:

@@ -6,6 +6,7 @@ parameters, so whatever ordinary fine-tuning reaches is reached here.
 """
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 
 import torch
 from torch import Tensor
@@ -13,6 +14,7 @@ from torch import Tensor
 from tauspan.errors import ModelError
 from tauspan.linear.call import Call
 from tauspan.linear.maps import applied, dense, ramp, turned
+from tauspan.linear.reference import forward_mode
 from tauspan.params import Params
 
 _ROWS = 4096  # outputs whose gradients are formed one by one at most
@@ -24,11 +26,12 @@ class Graph:
     Args:
         call: the module at the batch.
         singly: form J tau from each output's gradient, and not from a backward through the backward.
+        twice: take operations whose backward can be derived again where torch has a choice, as it has for attention.
     """
 
-    def __init__(self, call: Call, singly: bool = False) -> None:
+    def __init__(self, call: Call, singly: bool = False, twice: bool = False) -> None:
         self._call, self._singly = call, singly
-        with torch.enable_grad(), call.training():
+        with torch.enable_grad(), call.training(), forward_mode() if twice else nullcontext():
             self.value = call.plain()
 
     def pull(self, gradient: Tensor, *, again: bool = False) -> dict[str, Tensor]:
@@ -78,11 +81,11 @@ class Graph:
 
 def jvp(call: Call, tau: Params, singly: bool = False) -> tuple[Tensor, Tensor]:
     """`(f(theta0), J tau)`; differentiable once in tau."""
-    graph = Graph(call, singly)
+    graph = Graph(call, singly, twice=not singly)
     return graph.value.detach(), applied(graph, tau)
 
 
 def jvps(call: Call, taus: Sequence[Params], singly: bool = False) -> tuple[Tensor, Tensor]:
     """`(f(theta0), [J tau_1, ..., J tau_T])`: one graph for all, no gradient."""
-    graph = Graph(call, singly)
+    graph = Graph(call, singly, twice=not singly)
     return graph.value.detach(), torch.stack([graph.push(tau) for tau in taus])

@@ -22,7 +22,7 @@ from tauspan.errors import ModelError, NonFiniteError
 from tauspan.linear import backward
 from tauspan.linear.call import Call, leaves
 from tauspan.linear.engines import Engine
-from tauspan.linear.maps import dense
+from tauspan.linear.maps import dense, dtypes_of, nodes_of
 from tauspan.linear.table import moves
 from tauspan.params import Params
 
@@ -31,6 +31,7 @@ from tauspan.params import Params
 _ROUNDING = {torch.float64: 1e-5, torch.float32: 2e-3, torch.float16: 5e-2, torch.bfloat16: 2e-1}
 # Gradients below this share of the largest (root mean square per entry) are rounding: a key's bias has exactly 0.
 _NOISE = {torch.float64: 1e-8, torch.float32: 1e-5, torch.float16: 1e-2, torch.bfloat16: 3e-2}
+_EXACT = 4  # units in the last place of the largest gradient to which each one is exact
 _CANCELLED = 16  # units in the last place that a sum may leave of what cancels
 _CALLS = 8  # of a module that draws random numbers and has given one answer so far
 _PERIOD = 262_147  # random numbers that are drawn once
@@ -50,6 +51,8 @@ class Measure:
         tolerance: what counts as rounding.
         noise: below this root mean square a gradient is rounding.
         least: what rounding leaves of gradients that are exactly 0 (of an output that is constant, say).
+        largest: the largest root mean square of a gradient.
+        precision: that of the narrowest dtype that the module goes through on its way to y.
     """
 
     call: Call
@@ -61,6 +64,8 @@ class Measure:
     tolerance: float
     noise: float
     least: float
+    largest: float
+    precision: float
 
     @staticmethod
     def of(call: Call) -> "Measure":
@@ -74,7 +79,8 @@ class Measure:
         value = graph.value.detach()
         require_finite_rows(value, call.module)
         weights = random_like(value, 1)
-        strangers = tuple(_strangers(graph.value, call))
+        nodes = nodes_of(graph.value)
+        strangers, within = tuple(_strangers(nodes, call)), narrowest(list(dtypes_of(nodes)))
         try:
             found = graph.gradients(weights)
         except RuntimeError as error:
@@ -85,28 +91,34 @@ class Measure:
         pulled = {
             n: torch.zeros_like(call.parameters[n]) if g is None else g.detach() for n, g in found.items()
         }
-        tolerance, noise = scales(value, pulled)
+        tolerance, noise = scales(value, pulled, within)
         least = vanishing(value * weights, call.parameters)
-        return Measure(call, value, weights, pulled, reached, strangers, tolerance, max(noise, least), least)
+        largest = max((rms(g) for g in pulled.values()), default=0.0)
+        precision = float(torch.finfo(within).eps)
+        return Measure(
+            call, value, weights, pulled, reached, strangers, tolerance, max(noise, least), least, largest, precision
+        )  # fmt: skip
 
     def direction(self) -> dict[str, Tensor]:
         """Tau with <G_p, tau_p> of about 1 for each tensor p, half of it along G_p and half random.
 
-        Entries that autograd reaches and gives a gradient of 0 are left at 0: those of an embedding's padding row have
+        Where G_p is rounding (of a key's bias, say), tau_p is as long as for the largest gradient: a J tau_p that is
+        not 0 shows, and rounding does not. Entries that autograd reaches and gives a gradient of 0 are left at 0: those of an embedding's padding row have
         one by convention, though f depends on them.
         """
         found = {}
         for number, (name, g) in enumerate(self.pulled.items()):
             wide = torch.promote_types(g.dtype, torch.float32)
             noise = random_like(g, number).to(wide)
-            length = max(rms(g), self.noise) * max(g.numel(), 1) ** 0.5
+            size = rms(g) if rms(g) > self.noise else max(self.largest, self.noise)
+            length = size * max(g.numel(), 1) ** 0.5
             if name not in self.reached or rms(g) <= self.least:
                 found[name] = noise if name not in self.reached else torch.zeros_like(noise)
                 continue
             noise *= g != 0
-            size = float(noise.norm())
+            long = float(noise.norm())
             along = g.to(wide) / length
-            found[name] = (along + noise / size if size else along) / length
+            found[name] = (along + noise / long if long else along) / length
         return found
 
     def fault(self, value: Tensor, tangent: Tensor, tau: Params, pulled: Params) -> str | None:
@@ -126,9 +138,14 @@ class Measure:
                 if not bool(tangent.any())
                 else "it has a tangent where ordinary autograd has no gradient"
             )
-        if not miss <= self.tolerance * scale * max(len(shares), 1) ** 0.5:
+        if not miss <= self.tolerance * scale * max(len(shares), 1) ** 0.5 + self._rounding(tau):
             return f"its J tau is wrong: <g, J tau> is {found:.6g} and ordinary autograd's <J^T g, tau> {sum(shares):.6g}"
         return None
+
+    def _rounding(self, tau: Params) -> float:
+        """What rounding makes of <G, tau>: each gradient is as exact as the largest one, whatever its own size."""
+        lengths = (float(tau[name].double().norm()) * g.numel() ** 0.5 for name, g in self.pulled.items())
+        return _EXACT * self.precision * self.largest * math.sqrt(sum(length**2 for length in lengths))
 
 
 def verify(engine: Engine, measure: Measure, theta0: Params) -> str | None:
@@ -220,20 +237,11 @@ def _keeps(module: nn.Module) -> ModelError:
     )
 
 
-def _strangers(value: Tensor, call: Call) -> Iterator[Tensor]:
+def _strangers(nodes: Sequence[Any], call: Call) -> Iterator[Tensor]:
     """The leaves of a graph that are no trainable parameters and no inputs."""
     known = {id(tensor) for tensor in (*call.parameters.values(), *leaves((call.args, call.kwargs)))}
-    stack: list[Any] = [value.grad_fn]
-    seen: set[Any] = {None}
-    while stack:
-        node = stack.pop()
-        if node in seen or node is None:
-            continue
-        seen.add(node)
-        leaf = getattr(node, "variable", None)
-        if leaf is not None and id(leaf) not in known:
-            yield leaf
-        stack += [after for after, _ in node.next_functions]
+    found = (getattr(node, "variable", None) for node in nodes)
+    return (leaf for leaf in found if leaf is not None and id(leaf) not in known)
 
 
 def _random_layer(call: Call) -> str:
@@ -336,10 +344,19 @@ def random_like(tensor: Tensor, seed: int) -> Tensor:
     return found.view(tensor.shape).to(tensor.device, dtype)
 
 
-def scales(value: Tensor, pulled: Params) -> tuple[float, float]:
-    """The relative difference that counts as rounding, and the root mean square below which a gradient does."""
+def scales(value: Tensor, pulled: Params, within: torch.dtype = torch.float64) -> tuple[float, float]:
+    """The relative difference that counts as rounding, and the root mean square below which a gradient does.
+
+    Args:
+        value: the output.
+        pulled: gradients by parameter.
+        within: the narrowest dtype that the module goes through, where it is known. float32 inside float64 leaves
+            gradients that cancel as noisy as it would alone.
+    """
     dtype = narrowest([value.dtype, *(g.dtype for g in pulled.values())])
-    return _ROUNDING[dtype], _NOISE[dtype] * max((rms(g) for g in pulled.values()), default=0.0)
+    inner = narrowest([dtype, within])
+    tolerance = _ROUNDING[dtype if inner == torch.float32 else inner]
+    return tolerance, _NOISE[inner] * max((rms(g) for g in pulled.values()), default=0.0)
 
 
 def wrong_gradient(found: Params, wanted: Params, tolerance: float, least: float) -> str | None:

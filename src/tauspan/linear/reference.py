@@ -62,5 +62,7 @@ def jvps(function: Function, theta0: Params, taus: Sequence[Params]) -> tuple[Te
         return pair
 
     with forward_mode(), torch.no_grad():
-        pairs: tuple[Tensor, Tensor] = torch.func.vmap(one, out_dims=(None, 0))(stacked)  # type: ignore[arg-type]
+        # dropout counts as random for vmap even where it does nothing, as in eval mode
+        together = torch.func.vmap(one, out_dims=(None, 0), randomness="same")
+        pairs: tuple[Tensor, Tensor] = together(stacked)  # type: ignore[arg-type]
     return pairs

@@ -7,16 +7,18 @@ from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor, nn
+from torch.func import functional_call
 
 from tauspan import models, params
 from tauspan.computing import Check, Way, way
 from tauspan.computing import Engine as Name
 from tauspan.errors import MismatchError, ModelError, UsageError, nearest
-from tauspan.linear import caches
+from tauspan.linear import caches, reference
 from tauspan.linear.call import Call
 from tauspan.linear.engines import Reference
 from tauspan.linear.onepass import depends_on_inputs
 from tauspan.linear.plan import Plan
+from tauspan.models.encoder import single_tensor
 from tauspan.models.inputs import inputs_of
 from tauspan.models.intact import Intact
 from tauspan.report import versions
@@ -156,6 +158,18 @@ class Linearized(nn.Module):
         """The inputs of a call on one batch."""
         return inputs_of(self.base, batch)
 
+    def _traceable(self, args: Sequence[Any], kwargs: dict[str, Any]) -> reference.Function:
+        """The base as `torch.compile` can trace it; what is compiled is not checked, so call it once without."""
+        call = self._call(args, kwargs)
+        frozen = {name: tensor.detach() for name, tensor in call.module.named_parameters()}
+
+        def function(theta: dict[str, Tensor]) -> Tensor:
+            point = frozen | {call.prefix + name: tensor for name, tensor in theta.items()}
+            with models.eval_mode(call.module):
+                return single_tensor(functional_call(call.module, point, call.args, kwargs))
+
+        return function
+
     def _call(self, args: Sequence[Any], kwargs: dict[str, Any]) -> Call:
         inner, _ = models.core(self.base)
         prefix = self._prefix.removeprefix("encoder.") if self._cut else self._prefix
@@ -183,6 +197,8 @@ class Linearized(nn.Module):
         """
         if vectors is not None and not vectors:
             raise UsageError("`vectors` is empty: give at least one, or None for this module's own tau.")
+        if torch.compiler.is_compiling() and vectors is None:
+            return reference.jvp(self._traceable(inputs, kwargs), self.theta0(), self.tau)
         call, theta0 = self._call(inputs, kwargs), self.theta0()
         if vectors is not None:
             directions = [self._direction(vector, theta0) for vector in vectors]

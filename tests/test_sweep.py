@@ -209,6 +209,7 @@ def test_a_small_screen_shows_running_and_failed_jobs_and_counts():
 def test_a_terminal_sees_the_table_live(tmp_path, monkeypatch):
     console = Console(file=io.StringIO(), width=80, force_terminal=True, color_system=None)
     monkeypatch.setattr("tauspan.sweep.board.Console", lambda stderr: console)
+    monkeypatch.setattr("tauspan.sweep.board.on_terminal", lambda: True)
     sweep(jobs_of("double", {"number": 1}), tmp_path)
     assert "1 jobs: 1 done" in console.file.getvalue()
 

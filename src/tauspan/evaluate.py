@@ -16,7 +16,7 @@ from tauspan.linear import Linearized, linearize
 from tauspan.measure import progress
 from tauspan.models import Batch, Classifier, Encoder
 from tauspan.processes import world
-from tauspan.report import Report, Table, provenance
+from tauspan.report import Report, Table, noted, provenance
 from tauspan.tasks import Task, build_head
 from tauspan.vector import TaskVector
 
@@ -32,6 +32,7 @@ def accuracy(logits: Tensor, labels: Tensor) -> float:
     return float((logits.argmax(-1) == labels).double().mean())
 
 
+@noted
 def evaluate(
     encoder: Encoder | Linearized,
     tasks: Sequence[Task],

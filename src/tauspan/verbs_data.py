@@ -35,7 +35,9 @@ def add(verbs: Any, verb: Verb) -> None:
         "(default: what the data set says)",
     )  # fmt: skip
     checked.add_argument("--allow-leaks", action="store_true", help="print leaks and go on, with exit code 0")
-    checked.add_argument("--against", metavar="FILE", help="compare with a stored manifest, of one task")
+    checked.add_argument(
+        "--against", metavar="FILE", help="compare with a stored manifest, of one task (default: none)"
+    )
     written.add_argument("-o", "--out", metavar="FILE", help="write it there (default: stdout)")
 
 

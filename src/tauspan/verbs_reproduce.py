@@ -31,13 +31,20 @@ def add(verbs: Any, verb: Verb) -> None:
     made.add_argument(
         "--data", metavar="ROOT", help="folder with one sub-folder per data set (default: the hub)"
     )
-    made.add_argument("--out", help="output folder (default out/reproduce/NAME-VARIANT)")
+    made.add_argument("--out", help="output folder (default: out/reproduce/NAME-VARIANT)")
     made.add_argument(
         "--workers", type=int, default=1, metavar="N", help="fine-tunings and evaluations at the same time"
     )
-    made.add_argument("--tasks", metavar="A,B", help="only these of its tasks")
-    made.add_argument("--rows", type=int, metavar="N", help="use at most so many rows of each split")
-    made.add_argument("--max-steps", type=int, metavar="N", help="end every fine-tuning after so many steps")
+    made.add_argument("--tasks", metavar="A,B", help="only these of its tasks (default: all)")
+    made.add_argument(
+        "--rows", type=int, metavar="N", help="use at most so many rows of each split (default: all)"
+    )
+    made.add_argument(
+        "--max-steps",
+        type=int,
+        metavar="N",
+        help="end every fine-tuning after so many steps (default: the recipe's)",
+    )
     made.add_argument(
         "--plan", action="store_true", help="say what would be fetched, trained and paid; do nothing"
     )

@@ -14,13 +14,14 @@ from tauspan.kernel.interference import require_several
 from tauspan.kernel.tiles import Backend
 from tauspan.measure import measured, progress
 from tauspan.models import Encoder
-from tauspan.report import Report, provenance
+from tauspan.report import Report, noted, provenance
 from tauspan.tasks import Task
 from tauspan.vector import TaskVector
 
 _Advance = Callable[[int, str], None]
 
 
+@noted
 def kernel_report(
     encoder: Encoder,
     tasks: Sequence[Task],
@@ -88,6 +89,7 @@ def kernel_report(
     )
 
 
+@noted
 def diagnose(
     encoder: Encoder,
     vectors: Mapping[Task, TaskVector],

@@ -24,11 +24,12 @@ from tauspan.edit import EditRegime, edit_regime
 from tauspan.errors import UsageError, nearest
 from tauspan.measure import progress
 from tauspan.models import Encoder
-from tauspan.report import Cell, Report, Table, provenance
+from tauspan.report import Cell, Report, Table, noted, provenance
 from tauspan.tasks import Task, build_head
 from tauspan.vector import TaskVector
 
 
+@noted
 def disentanglement(
     encoder: Encoder,
     vectors: Mapping[Task, TaskVector],

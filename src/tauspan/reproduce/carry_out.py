@@ -9,7 +9,7 @@ from typing import Any
 from tauspan import figures, store
 from tauspan.edit import load
 from tauspan.processes import world
-from tauspan.report import Cell, Report, Table, provenance
+from tauspan.report import Cell, Report, Table, noted, provenance
 from tauspan.reproduce.leaks import checked
 from tauspan.reproduce.planning import Plan, preset_name
 from tauspan.reproduce.published import Ours, beside
@@ -21,6 +21,7 @@ log = logging.getLogger(__name__)
 _ADDED = ("added", "added norm.", "alpha 1", "alpha 1 norm.")
 
 
+@noted
 def reproduce(plan: Plan, *, allow_leaks: bool = False, show_progress: bool = True) -> Report:
     """Carry a plan out and write `report.json`, `report.md` and figures into its folder.
 

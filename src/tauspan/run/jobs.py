@@ -109,5 +109,5 @@ def evaluate(recipe: str, out: str, kind: Kind, about: Sequence[str], seed: int)
 
 @functools.lru_cache(maxsize=1)
 def _shop(recipe: str, out: str, device: str | None) -> Workshop:
-    """A worker's own encoder and tasks, loaded with its first job."""
-    return Workshop(Recipe.parse(recipe), Path(out), show=False, device=device)
+    """A worker's own encoder and tasks, loaded with its first job; how far it is, its log says."""
+    return Workshop(Recipe.parse(recipe), Path(out), show=True, device=device)

@@ -66,7 +66,7 @@ class Workshop:
             )
         self.recipe, self.out, self.show, self.device = recipe, out, show, device
         self.pretrained = loaded
-        self.stages = Stages(out / "stages")
+        self.stages = Stages(out / "stages", show)
         self._tasks: dict[str, Task] = {}
         self._fewer: dict[tuple[Task, int | None], Task] = {}
         self._started: tuple[int, Encoder] | None = None

@@ -9,7 +9,7 @@ from tauspan.edit import EditRegime, edit_regime
 from tauspan.errors import DataError, UsageError
 from tauspan.measure import progress
 from tauspan.models import Encoder
-from tauspan.report import Cell, Report
+from tauspan.report import Cell, Report, noted
 from tauspan.search.blackbox import Memory, descend
 from tauspan.search.bootstrap import Intervals, accuracy_intervals, coefficient_intervals
 from tauspan.search.box import Bounds, Box
@@ -25,6 +25,7 @@ from tauspan.tasks import Task
 from tauspan.vector import TaskVector
 
 
+@noted
 def coefficients(
     encoder: Encoder,
     vectors: Mapping[Task, TaskVector],

@@ -15,7 +15,7 @@ from tauspan.errors import DataError, NonFiniteError, UsageError
 from tauspan.linear import Linearized, linearize
 from tauspan.measure import progress
 from tauspan.models import Classifier, Encoder
-from tauspan.report import Cell, Report, Table
+from tauspan.report import Cell, Report, Table, noted
 from tauspan.search.bootstrap import Intervals
 from tauspan.search.box import Bounds, Box
 from tauspan.search.edits import Edits, Point
@@ -37,6 +37,7 @@ def entropy(logits: Tensor) -> Tensor:
     return -(logp.exp() * logp).sum(-1).mean()
 
 
+@noted
 def adamerging(
     encoder: Encoder,
     vectors: Mapping[Task, TaskVector],

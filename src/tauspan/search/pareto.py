@@ -9,7 +9,7 @@ from tauspan.edit import EditRegime, edit_regime
 from tauspan.errors import UsageError
 from tauspan.measure import progress
 from tauspan.models import Encoder
-from tauspan.report import Cell, Report, Table
+from tauspan.report import Cell, Report, Table, noted
 from tauspan.search.blackbox import Memory, descend
 from tauspan.search.bootstrap import Intervals, accuracy_intervals, coefficient_intervals
 from tauspan.search.box import Bounds, Box
@@ -101,6 +101,7 @@ class _Trade:
         return self.edits.accuracy(self.task, split, values), sum(kept) / len(kept)
 
 
+@noted
 def front(
     encoder: Encoder,
     task: Task,

@@ -11,7 +11,7 @@ from typing import Any
 
 from tauspan import store
 from tauspan.models import Encoder, fingerprint_of
-from tauspan.report import Report, provenance
+from tauspan.report import Report, noted, provenance
 from tauspan.run.stages import Stages
 from tauspan.study import measure
 from tauspan.study.picture import draw
@@ -24,6 +24,7 @@ from tauspan.vector import FILE, TaskVector
 log = logging.getLogger(__name__)
 
 
+@noted
 def study(
     encoder: Encoder,
     tasks: Sequence[Task],

@@ -66,7 +66,7 @@ def interrupted(words: Sequence[str], options: argparse.Namespace) -> str:
 
 def _program() -> list[str]:
     """How this program was called."""
-    by_module = Path(sys.argv[0]).name == "__main__.py"
+    by_module = Path(sys.argv[0]).parts[-2:] == ("tauspan", "__main__.py")
     return [sys.executable, "-m", "tauspan"] if by_module else ["tauspan"]
 
 

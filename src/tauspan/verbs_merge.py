@@ -136,7 +136,8 @@ def _unfinished(options: argparse.Namespace) -> bool:
     """Whether an interrupted merge left something that `--resume` goes on with."""
     from tauspan.merge.journal import work_folder
 
-    out = options.inputs[-1] if options.out is None and options.method is None else options.out
+    given = [*(options.inputs if options.method is None else ()), options.out]
+    out = next((one for one in reversed(given) if one is not None), None)
     return out is not None and work_folder(Path(out)).is_dir()
 
 

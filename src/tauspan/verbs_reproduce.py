@@ -17,6 +17,7 @@ def add(verbs: Any, verb: Verb) -> None:
     made = verb(
         verbs, "reproduce", "the paper's tables and figures: `list` them, or carry one out", reproduce
     )
+    made.set_defaults(resumes=lambda options: not options.plan and options.name != "list")
     made.add_argument("name", metavar="NAME", help="list, or one of its names")
     made.add_argument(
         "--model",

@@ -14,6 +14,7 @@ from tauspan.errors import MismatchError, ModelError, UsageError, nearest
 from tauspan.linear import caches, onepass, reference
 from tauspan.linear.checkpointing import checkpointed
 from tauspan.linear.dual import NoRuleError, Trace
+from tauspan.linear.forward_mode import load_rules
 from tauspan.models.encoder import single_tensor
 from tauspan.report import versions
 from tauspan.vector import TaskVector
@@ -49,6 +50,7 @@ class Linearized(nn.Module):
         checkpointing: bool = False,
     ) -> None:
         super().__init__()
+        load_rules()
         inner, prefix = models.core(base)
         known = models.named_unique(inner)
         object.__setattr__(self, "base", base)  # not a submodule: its parameters are not ours

@@ -132,3 +132,14 @@ class _Listener(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         _add(self._found, record.getMessage())
+        others = [one for one in _handlers(logging.getLogger(record.name)) if not isinstance(one, _Listener)]
+        first = next(one for one in LOGGER.handlers if isinstance(one, _Listener))
+        if self is first and not others and logging.lastResort is not None:
+            logging.lastResort.handle(record)  # it speaks where no handler is, and listening is no handling
+
+
+def _handlers(logger: logging.Logger | None) -> Iterator[logging.Handler]:
+    """All that a logger's records come to."""
+    while logger is not None:
+        yield from logger.handlers
+        logger = logger.parent if logger.propagate else None

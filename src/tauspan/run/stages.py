@@ -91,7 +91,10 @@ class Stages:
         """Remember a stage that is there; what it warned of in an earlier run is said again."""
         known = self._done.setdefault((label, kind), {})
         if name not in known:
-            for text in stage.warnings if stage.reused else ():
+            earlier = (
+                stage.reused and name not in self.fresh
+            )  # the sweep told what this run's workers warned of
+            for text in stage.warnings if earlier else ():
                 if text not in self.warnings:
                     tell(text)
             self.warnings = once(self.warnings, stage.warnings)

@@ -15,6 +15,7 @@ from tauspan.batches import Batches, Prepared
 from tauspan.errors import BaseMismatchError, MismatchError, StoreError, UsageError, listed
 from tauspan.linear import Linearized
 from tauspan.models import Batch, Classifier, Head
+from tauspan.params import require_finite_rows
 from tauspan.processes import world
 from tauspan.vector import TaskVector
 
@@ -207,6 +208,9 @@ def contributions(
         together: so many directions share one forward pass; it bounds the memory.
         advance: progress.
 
+    Raises:
+        NonFiniteError: a row's outputs or tangents are NaN or infinite.
+
     Cost:
         A forward pass with T tangents, 1 + 2 T times the module's own; one more forward pass for each further
         `together` directions. Several processes share the batches.
@@ -229,6 +233,11 @@ def contributions(
     base = next(iter(vectors.values())).base
     facts = {"fingerprint": base, "point": tangent.point, **(info or {})}
     value, stacked = in_order(values, 0), in_order(tangents, 1)
+    of = f" of {facts['task']!r}" if "task" in facts else ""
+    on = f" on {facts['split']}" if "split" in facts else ""
+    require_finite_rows(value, f"f(x; theta0){of}{on}")
+    for name, moved in zip(vectors, stacked, strict=True):
+        require_finite_rows(moved, f"J(x) tau of {name!r}{of}{on}")
     return Contributions(value, stacked, labels, tuple(vectors), head, facts)
 
 

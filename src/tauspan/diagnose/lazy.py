@@ -36,6 +36,7 @@ def lazy_coefficient(tangent: Linearized, vector: TaskVector | Params, batches: 
     Raises:
         UsageError: no rows, or J tau = 0 on all of them.
         MismatchError: the vector holds other tensors.
+        NonFiniteError: a derivative is NaN or infinite.
         ModelError: an operation has no second forward derivative.
 
     Cost:
@@ -57,6 +58,8 @@ def lazy_coefficient(tangent: Linearized, vector: TaskVector | Params, batches: 
     first, second = 0.0, 0.0
     for batch in batches:
         slope, bend = _derivatives(tangent, batch, theta0, tau)
+        for what, found in (("first", slope), ("second", bend)):
+            params.require_finite_rows(found, f"the {what} derivative along the vector, in a batch")
         first += float(slope.double().square().sum())
         second += float(bend.double().square().sum())
     if not first:

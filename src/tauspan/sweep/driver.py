@@ -58,9 +58,9 @@ def sweep(
         device: what jobs read as the variable `TAUSPAN_DEVICE`; of several GPUs each worker of `"cuda"` sees one.
 
     Returns:
-        Results by name, in the order of the jobs, as JSON gives them back; with `errors="return"` also errors. Results do not
-        depend on workers or backend; give `threads` where last digits count, because torch rounds sums otherwise with
-        another number of threads.
+        Results by name, in the order of the jobs, as JSON gives them back; with `errors="return"` also errors. Results do
+        not depend on workers or backend; give `threads` where last digits count, because torch rounds sums otherwise
+        with another number of threads.
 
     Raises:
         UsageError: names that collide, a function that is not there or does not take its arguments, workers < 1;

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from tauspan import store
+from tauspan.arguments import checked
 from tauspan.batches import Batches, Prepared
 from tauspan.errors import BaseMismatchError, MismatchError, StoreError, UsageError, listed
 from tauspan.linear import Linearized
@@ -27,6 +28,7 @@ def silent(steps: int, note: str) -> None:
     """The progress of a caller who does not ask for one."""
 
 
+@checked
 @dataclass(frozen=True)
 class Contributions:
     """The tangent model's outputs over some rows as an affine function of the coefficients a_1 ... a_T.
@@ -113,6 +115,7 @@ class Contributions:
 
     # -- files -----------------------------------------------------------------------------------------------
 
+    @checked
     def save(self, path: str | Path, *, overwrite: bool = False) -> Path:
         """Write one safetensors file with its provenance.
 
@@ -133,6 +136,7 @@ class Contributions:
         return file
 
     @staticmethod
+    @checked
     def from_file(
         path: str | Path, *, base: str | None = None, expect: Mapping[str, Any] | None = None
     ) -> "Contributions":
@@ -186,6 +190,7 @@ def _header(checkpoint: store.Checkpoint, file: Path) -> dict[str, Any]:
     return result
 
 
+@checked
 def contributions(
     tangent: Linearized,
     vectors: Mapping[str, TaskVector],

@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from tauspan import models
+from tauspan.arguments import checked
 from tauspan.batches import Batches, batches
 from tauspan.contributions import Advance, by_batch, contributions, in_order, silent
 from tauspan.edit import EditRegime, apply, edit_regime
@@ -47,6 +48,7 @@ def accuracy(logits: Tensor, labels: Tensor) -> float:
 
 
 @noted
+@checked
 def evaluate(
     encoder: Encoder | Linearized,
     tasks: Sequence[Task],

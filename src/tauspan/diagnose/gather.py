@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 
 from tauspan import models
+from tauspan.arguments import checked
 from tauspan.diagnose.energy import Chosen
 from tauspan.diagnose.kernels import pair_findings, spectrum_findings
 from tauspan.diagnose.lazy import SCALES
@@ -22,6 +23,7 @@ _Advance = Callable[[int, str], None]
 
 
 @noted
+@checked
 def kernel_report(
     encoder: Encoder,
     tasks: Sequence[Task],
@@ -90,6 +92,7 @@ def kernel_report(
 
 
 @noted
+@checked
 def diagnose(
     encoder: Encoder,
     vectors: Mapping[Task, TaskVector],

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from tauspan import models, params
+from tauspan.arguments import checked
 from tauspan.errors import DataError, ModelError, NonFiniteError, UsageError
 from tauspan.kernel.estimates import Estimate
 from tauspan.kernel.interference import right, rms
@@ -22,6 +23,7 @@ SCALES = (1 / 16, 1 / 8, 1 / 4, 1 / 2, 1.0)
 _ROUNDING = 64  # a network's outputs are off by about so many units in the last place
 
 
+@checked
 def lazy_coefficient(tangent: Linearized, vector: TaskVector | Params, batches: Sequence[Batch]) -> Estimate:
     """The curvature q = |d^2/ds^2 f(theta0 + s tau)| / (2 |J tau|) at s = 0, norms over all rows and outputs; exact.
 
@@ -159,6 +161,7 @@ class Path:
 
 
 @torch.no_grad()
+@checked
 def linearity(
     tangent: Linearized,
     vector: TaskVector | Params,
@@ -232,6 +235,7 @@ class Gap:
         return self.nonlinear - self.linear
 
 
+@checked
 def posthoc_gap(start: Tensor, tangent: Tensor, moved: Tensor, labels: Tensor) -> Gap:
     """`Gap` from the logits f(theta0), J tau and f(theta0 + tau), each of shape (N, C), and labels of shape (N,).
 

@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
 from tauspan import models
+from tauspan.arguments import checked
 from tauspan.batches import batches
 from tauspan.disentangle.asked import (
     GRID,
@@ -30,6 +31,7 @@ from tauspan.vector import TaskVector
 
 
 @noted
+@checked
 def disentanglement(
     encoder: Encoder,
     vectors: Mapping[Task, TaskVector],

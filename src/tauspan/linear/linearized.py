@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from tauspan import models, params
+from tauspan.arguments import checked
 from tauspan.errors import MismatchError, ModelError, UsageError, nearest
 from tauspan.linear import caches, onepass, reference
 from tauspan.linear.checkpointing import checkpointed
@@ -225,6 +226,7 @@ class Linearized(nn.Module):
         return TaskVector(deltas, models.fingerprint_of(self.base), "linear", label, facts)
 
     @torch.no_grad()
+    @checked
     def load_task_vector(self, vector: TaskVector, *, check_base: bool = True) -> None:
         """Set tau; a standard vector is accepted too (post-hoc linearisation).
 
@@ -241,6 +243,7 @@ class Linearized(nn.Module):
             tau.copy_(delta)
 
 
+@checked
 def linearize(
     module: nn.Module,
     params: str | Sequence[str] = "all",

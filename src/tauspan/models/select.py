@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from torch import Tensor, nn
 
 from tauspan import params
+from tauspan.arguments import checked
 from tauspan.errors import ModelError, UsageError, listed, nearest
 from tauspan.models.encoder import Classifier, Encoder
 
@@ -59,6 +60,7 @@ def state_of(module: nn.Module) -> dict[str, Tensor]:
     return {name: tensor.detach() for name, tensor in point.items()}
 
 
+@checked
 def fingerprint_of(module: nn.Module) -> str:
     """The content fingerprint of a module's core; equal for its saved and re-loaded copy.
 
@@ -70,6 +72,7 @@ def fingerprint_of(module: nn.Module) -> str:
     return found if whole is None or found != whole.part else whole.fingerprint
 
 
+@checked
 def select(module: nn.Module, choice: Selection = "all") -> tuple[str, ...]:
     """Names of the parameters of `core(module)` that a choice picks, in the module's order.
 

@@ -5,6 +5,7 @@ from collections.abc import Iterator, Mapping, Sequence, Set
 from pathlib import Path
 from typing import Any
 
+from tauspan.arguments import checked
 from tauspan.data import catalog
 from tauspan.edit import load
 from tauspan.models import Encoder, core, named_unique, select
@@ -174,6 +175,7 @@ class Plan:
                    "how known": f"this process at {taken.rows} rows, without the optimiser"}  # fmt: skip
 
 
+@checked
 def plan(
     name: str, variant_name: str | None = None, changes: Changes | None = None, out: str | Path | None = None, *,
     workers: int = 1, measure: bool = False, device: str | None = None,

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from tauspan import figures, store
+from tauspan.arguments import checked
 from tauspan.errors import UsageError
 from tauspan.measure import underway
 from tauspan.notices import heard, once
@@ -27,6 +28,7 @@ log = logging.getLogger(__name__)
 _PARTS = (addition, references, negation, maps, energies, merging)
 
 
+@checked
 def run(
     recipe: Recipe, out: str | Path, *, workers: int = 1, device: str | None = None, show_progress: bool = True
 ) -> Report:  # fmt: skip

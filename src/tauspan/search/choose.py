@@ -5,6 +5,7 @@ from typing import Literal
 
 import numpy as np
 
+from tauspan.arguments import checked
 from tauspan.edit import EditRegime, edit_regime
 from tauspan.errors import DataError, UsageError
 from tauspan.measure import progress
@@ -26,6 +27,7 @@ from tauspan.vector import TaskVector
 
 
 @noted
+@checked
 def coefficients(
     encoder: Encoder,
     vectors: Mapping[Task, TaskVector],

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from tauspan import models
+from tauspan.arguments import checked
 from tauspan.batches import batches
 from tauspan.contributions import Contributions
 from tauspan.edit import EditRegime, edit_regime
@@ -38,6 +39,7 @@ def entropy(logits: Tensor) -> Tensor:
 
 
 @noted
+@checked
 def adamerging(
     encoder: Encoder,
     vectors: Mapping[Task, TaskVector],

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
+from tauspan.arguments import checked
 from tauspan.edit import EditRegime, edit_regime
 from tauspan.errors import UsageError
 from tauspan.merge import merge
@@ -21,6 +22,7 @@ Methods = Mapping[str, tuple[str, Mapping[str, Any]]]
 
 
 @noted
+@checked
 def compare(
     encoder: Encoder,
     vectors: Mapping[Task, TaskVector],

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
+from tauspan.arguments import checked
 from tauspan.edit import EditRegime, edit_regime
 from tauspan.errors import UsageError
 from tauspan.measure import progress
@@ -102,6 +103,7 @@ class _Trade:
 
 
 @noted
+@checked
 def front(
     encoder: Encoder,
     task: Task,

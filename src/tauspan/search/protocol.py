@@ -4,6 +4,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal
 
 from tauspan import models
+from tauspan.arguments import checked
 from tauspan.edit import EditRegime, edit_regime
 from tauspan.errors import UsageError
 from tauspan.models import Encoder
@@ -16,6 +17,7 @@ from tauspan.vector import TaskVector
 
 
 @noted
+@checked
 def add(
     encoder: Encoder,
     vectors: Mapping[Task, TaskVector],
@@ -115,6 +117,7 @@ def addition_row(edits: Edits, task: Task, alpha: float, direction: str) -> dict
 
 
 @noted
+@checked
 def negate(
     encoder: Encoder,
     task: Task,

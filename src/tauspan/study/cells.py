@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from tauspan import store
+from tauspan.arguments import checked
 from tauspan.models import Encoder, fingerprint_of
 from tauspan.report import Report, noted, provenance
 from tauspan.run.stages import Stages
@@ -25,6 +26,7 @@ log = logging.getLogger(__name__)
 
 
 @noted
+@checked
 def study(
     encoder: Encoder,
     tasks: Sequence[Task],

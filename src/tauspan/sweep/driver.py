@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 import tauspan.errors as kinds
+from tauspan.arguments import checked
 from tauspan.errors import TauspanError, UsageError, listed, nearest
 from tauspan.notices import tell
 from tauspan.schema import shown
@@ -24,6 +25,7 @@ BACKENDS: dict[str, type[Processes] | type[Ray]] = {"processes": Processes, "ray
 TICK = 0.2  # seconds between two looks at workers and at jobs of other sweeps
 
 
+@checked
 def sweep(
     jobs: Sequence[Job],
     folder: str | Path,

@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from tauspan.arguments import checked
 from tauspan.errors import NonFiniteError, UsageError, nearest
 from tauspan.linear import Cache, Kind, Linearized, linearize
 from tauspan.measure import measured, progress
@@ -24,6 +25,7 @@ Solver = Literal["lbfgs", "newton-cg"]
 _IDLE = 20
 
 
+@checked
 def fit(
     encoder: Encoder,
     task: Task,

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from tauspan.arguments import checked
 from tauspan.errors import StoreError, UsageError
 from tauspan.linear import Kind
 from tauspan.measure import Cost, measured
@@ -30,6 +31,7 @@ class Finetuned:
     reused: bool = False
 
 
+@checked
 def finetune(
     encoder: Encoder,
     task: Task,
@@ -120,6 +122,7 @@ def finetune(
     return train(encoder, task, settings, folder, checkpoint_every, resume, show_progress, kept, shard)
 
 
+@checked
 def train(
     encoder: Encoder,
     task: Task | Sequence[Task],

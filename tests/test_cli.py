@@ -50,6 +50,16 @@ def test_help_and_version_load_nothing_heavy() -> None:
         assert "tauspan" in done.stdout
 
 
+def test_the_list_of_reproductions_needs_no_torch() -> None:
+    code = (
+        "import sys\nfrom tauspan.cli import main\nassert main(['reproduce', 'list']) == 0\n"
+        "sys.exit('torch' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    assert "addition" in done.stdout
+
+
 def test_the_module_runs_as_a_program() -> None:
     done = subprocess.run([sys.executable, "-m", "tauspan", "--version"], capture_output=True, text=True)
     assert done.stdout == f"tauspan {tauspan.__version__}\n"

@@ -16,7 +16,7 @@ from program import contents
 from tauspan.errors import StoreError, UsageError
 from tauspan.recipe import Maps, Negation, Recipe, Rows, Training
 from tauspan.report import Report
-from tauspan.run import run
+from tauspan.run import plan, run
 from tauspan.suite import find_task
 from tauspan.vector import TaskVector
 
@@ -222,3 +222,18 @@ def test_a_run_starts_from_a_pre_trained_model(recipe: Recipe, tmp_path: Path) -
     with pytest.raises(UsageError, match="is an edited tangent model"):
         run(dataclasses.replace(recipe, model=str(tmp_path / "edited")), tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+def test_a_plan_counts_what_is_done_and_does_nothing(
+    recipe: Recipe, done: tuple[Path, Report], tmp_path: Path, trainings: list[str]
+) -> None:
+    nothing, all_there = plan(recipe, tmp_path / "new"), plan(recipe, done[0])
+    rows = {(row["regime"], row["stage"]): row["number"] for row in nothing.tables[0].rows}
+    assert rows["standard", "fine-tune"] == rows["linear", "fine-tune"] == len(TASKS) * len(recipe.seeds)
+    assert rows["posthoc", "add"] == len(recipe.seeds)
+    assert nothing.result["done"] == 0
+    assert all_there.result["done"] == all_there.result["stages"] == nothing.result["stages"]
+    assert not (tmp_path / "new").exists()
+    assert trainings == []
+    other = plan(dataclasses.replace(recipe, finetune=Training(max_steps=2, batch_size=4)), done[0])
+    assert all(row["done"] == 0 for row in other.tables[0].rows if row["stage"] == "fine-tune")

@@ -37,6 +37,12 @@ class Table:
         """Column names, in the order of the rows; a column that only some rows have still counts."""
         return list(dict.fromkeys(name for row in self.rows for name in row))
 
+    def __repr__(self) -> str:
+        return f"Table({self.title!r}, {len(self.rows)} rows)"
+
+    def _repr_markdown_(self) -> str:
+        return self.to_markdown()
+
     def to_markdown(self) -> str:
         """The table as GitHub Markdown, under its title."""
         columns = self.columns

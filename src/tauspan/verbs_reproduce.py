@@ -47,7 +47,9 @@ def add(verbs: Any, verb: Verb) -> None:
         help="end every fine-tuning after so many steps (default: the recipe's)",
     )
     made.add_argument(
-        "--plan", action="store_true", help="say what would be fetched, trained and paid; do nothing"
+        "--plan",
+        action="store_true",
+        help="say what would be fetched, trained and paid, and time a step if the model is here; do nothing else",
     )
     made.add_argument(
         "--allow-leaks", action="store_true", help="go on where a data set has rows in two of its splits"
@@ -77,7 +79,7 @@ def reproduce(options: argparse.Namespace) -> None:
         changes,
         options.out,
         workers=workers,
-        measure=not options.plan,
+        measure=True,
         device=options.device,
     )
     if options.plan:
@@ -92,7 +94,7 @@ def reproduce(options: argparse.Namespace) -> None:
 
 def _list(options: argparse.Namespace) -> None:
     from tauspan.report import Report, Table, provenance
-    from tauspan.reproduce.planning import listing
+    from tauspan.reproduce.listing import listing
 
     note = "carry one out: tauspan reproduce NAME; first see what it takes: tauspan reproduce NAME --plan"
     show(

@@ -33,6 +33,9 @@ def add(verbs: Any, verb: Verb) -> None:
         "--workers", type=int, default=1, metavar="N",
         help="processes that fine-tune and measure at the same time",
     )  # fmt: skip
+    recipe.add_argument(
+        "--plan", action="store_true", help="say what is to be done and what is done; do nothing"
+    )
     tune = verb(verbs, "finetune", "fine-tune on one task and write the task vector", finetune)
     _add_finetune(tune)
     fitted = verb(
@@ -42,8 +45,8 @@ def add(verbs: Any, verb: Verb) -> None:
         fit,
     )
     _add_fit(fitted)
-    for made in (shown, recipe):
-        made.set_defaults(resumes=True)
+    shown.set_defaults(resumes=True, plan=False)
+    recipe.set_defaults(resumes=lambda options: not options.plan)
     for made in (tune, fitted):
         made.add_argument("--params", default="all", help=commands.PARAMS)
         made.add_argument("--batch-size", type=int, default=32, metavar="N", help="rows of a forward pass")
@@ -153,6 +156,8 @@ def run(options: argparse.Namespace) -> None:
     recipe = Path(options.recipe)
     out = Path(options.out) if options.out else Path("out") / recipe.stem
     _recipe(recipe, out, options, options.workers)
+    if options.plan:
+        return
     say(f"Wrote {out}/report.json, {out}/report.md and the figures beside them.", options)
 
 
@@ -160,11 +165,15 @@ def _recipe(file: Path, out: Path, options: argparse.Namespace, workers: int = 1
     import dataclasses
 
     from tauspan.recipe import Recipe
+    from tauspan.run import plan
     from tauspan.run import run as carry_out
 
     recipe = Recipe.read(file)
     if options.seed is not None:
         recipe = dataclasses.replace(recipe, seeds=(options.seed,))
+    if options.plan:
+        show(plan(recipe, out, device=options.device), options)
+        return
     show(
         carry_out(recipe, out, workers=workers, device=options.device, show_progress=not options.quiet),
         options,

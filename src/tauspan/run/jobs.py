@@ -11,6 +11,7 @@ import torch
 
 from tauspan.recipe import Recipe
 from tauspan.run.addition import added
+from tauspan.run.courses import Course, Finetuning, finetunings
 from tauspan.run.energies import STARTS, energy
 from tauspan.run.maps import mapped
 from tauspan.run.maps import regimes_of as mapped_regimes
@@ -18,7 +19,7 @@ from tauspan.run.merging import merged
 from tauspan.run.merging import regimes_of as merged_regimes
 from tauspan.run.negation import negated, targets_of
 from tauspan.run.references import together
-from tauspan.run.workshop import Course, Evaluation, Finetuning, Kind, Workshop, finetunings
+from tauspan.run.workshop import Evaluation, Kind, Workshop
 from tauspan.sweep import Job, sweep
 from tauspan.sweep.pool import DEVICE
 

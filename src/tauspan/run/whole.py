@@ -15,6 +15,7 @@ from tauspan.processes import world
 from tauspan.recipe import Recipe
 from tauspan.report import Report, Table, provenance
 from tauspan.run.addition import addition
+from tauspan.run.courses import finetunings
 from tauspan.run.energies import energies
 from tauspan.run.jobs import evaluations, spread_evaluations, spread_finetunings
 from tauspan.run.maps import maps
@@ -22,7 +23,7 @@ from tauspan.run.merging import merging
 from tauspan.run.negation import negation
 from tauspan.run.references import references
 from tauspan.run.spread import in_words
-from tauspan.run.workshop import Workshop, finetunings
+from tauspan.run.workshop import Workshop
 
 log = logging.getLogger(__name__)
 _PARTS = (addition, references, negation, maps, energies, merging)

@@ -38,7 +38,7 @@ def coefficients(
     bounds: Bounds | None = (0.0, 1.0),
     ridge: float = 0.0,
     l1: float = 0.0,
-    split: Literal["train", "validation"] = "validation",
+    split: Literal["train", "validation", "test"] = "validation",  # test is refused, with the reason
     bootstrap: int = 200,
     seed: int = 0,
     tolerance: float = 1e-8,

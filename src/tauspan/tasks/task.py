@@ -22,7 +22,6 @@ from tauspan.tasks.split import SPLITS, Split, array_bytes, held_out, permutatio
 HeadFrom = Literal["auto", "prompts", "prototypes", "probe"]
 
 
-@checked
 @dataclass(frozen=True, eq=False)
 class Task:
     """A classification task: name, classes, splits, and what its frozen head is built from.

@@ -30,6 +30,12 @@ class Finetuned:
     cost: Cost = field(default_factory=Cost)
     reused: bool = False
 
+    def __repr__(self) -> str:
+        last = next((one for one in reversed(self.history) if one.get("split") == "validation"), None)
+        found = "" if last is None else f", validation accuracy {last['accuracy']:.3f}"
+        spent = "reused" if self.reused else f"{self.cost.seconds:.1f} s"
+        return f"Finetuned({self.task_vector.label!r}, {len(self.history)} entries{found}, {spent})"
+
 
 @checked
 def finetune(

@@ -129,9 +129,9 @@ class Work:
 
     def left(self, now: float) -> float | None:
         """Seconds that the rest takes at the pace since the first step; None where no pace is known."""
-        if self._first is None or self.total is None or self.done <= self._first[1]:
+        if self._first is None or self.total is None or not self._first[1] < self.done < self.total:
             return None
-        return (now - self._first[0]) / (self.done - self._first[1]) * max(self.total - self.done, 0)
+        return (now - self._first[0]) / (self.done - self._first[1]) * (self.total - self.done)
 
     def line(self, now: float) -> str:
         """`so_far` with the note and the time left."""

@@ -3,6 +3,7 @@
 import dataclasses
 import importlib
 import json
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import checkpoints
 import tauspan as ts
 import zoo
 from program import contents
+from tauspan import search
 from tauspan.errors import StoreError, UsageError
 from tauspan.recipe import Maps, Negation, Recipe, Rows, Training
 from tauspan.report import Report
@@ -237,3 +239,24 @@ def test_a_plan_counts_what_is_done_and_does_nothing(
     assert trainings == []
     other = plan(dataclasses.replace(recipe, finetune=Training(max_steps=2, batch_size=4)), done[0])
     assert all(row["done"] == 0 for row in other.tables[0].rows if row["stage"] == "fine-tune")
+
+
+def test_what_was_let_pass_is_in_the_report_of_every_later_run_too(
+    recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    original = search.add
+
+    def warning(*args: Any, **options: Any) -> Report:
+        logging.getLogger("tauspan.linear").warning("a layer was taken apart")
+        return original(*args, **options)
+
+    monkeypatch.setattr(search, "add", warning)
+    small = dataclasses.replace(
+        recipe, regimes=("linear",), seeds=(0,), negate=Negation(), disentangle=Maps()
+    )
+    for _ in range(2):  # the second time nothing is done
+        caplog.clear()
+        assert run(small, tmp_path / "out", show_progress=False).warnings == ("a layer was taken apart",)
+        assert caplog.messages.count("a layer was taken apart") == 1
+        assert json.loads((tmp_path / "out" / "report.json").read_text())["warnings"]
+        assert "- a layer was taken apart\n" in (tmp_path / "out" / "report.md").read_text()

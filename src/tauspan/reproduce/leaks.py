@@ -37,7 +37,7 @@ def checked(
     Raises:
         DataError: too many rows stand in two splits, and `allow` is false.
     """
-    stages = Stages(out / "stages")
+    stages = Stages(out / "stages", show_progress)
     rows: list[dict[str, Cell]] = []
     trained = {name: recipe.data for recipe in recipes for name in recipe.tasks}
     controls = {name: recipe.data for recipe in recipes for name in recipe.negate.controls}

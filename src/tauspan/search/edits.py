@@ -14,7 +14,7 @@ from tauspan.contributions import Contributions, contributions
 from tauspan.edit import EditRegime, set_weights
 from tauspan.evaluate import accuracy, outputs
 from tauspan.linear import linearize
-from tauspan.measure import progress
+from tauspan.measure import progress, underway
 from tauspan.models import Classifier, Encoder
 from tauspan.params import require_finite_rows
 from tauspan.search.directions import Directions
@@ -40,7 +40,8 @@ class Edits:
             vector.require_base(fingerprint)
         self.encoder, self.directions, self.regime, self.point = encoder, directions, regime, point
         self.batch_size, self.max_tokens, self.show = batch_size, max_tokens, show_progress
-        self.heads = {task: build_head(task, encoder, max_tokens=max_tokens) for task in tasks}
+        with underway("heads", show_progress):
+            self.heads = {task: build_head(task, encoder, max_tokens=max_tokens) for task in tasks}
         self._passes: dict[tuple[Task, str], Contributions] = {}
         self._prepared: dict[tuple[Task, str], Batches] = {}
         self._copy: Encoder | None = None

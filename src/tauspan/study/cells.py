@@ -95,7 +95,7 @@ class _Study:
     ) -> None:
         self.encoder, self.whole, self.out, self.plan, self.show = encoder, list(tasks), out, plan, show
         self.base = fingerprint_of(encoder)
-        self.stages, self.until = Stages(out / "stages"), until
+        self.stages, self.until = Stages(out / "stages", show), until
         self.made = 0  # stages of this study's own; the rest was found
         self.found: list[Found] = []
         self.rates: dict[tuple[str, int, int], dict[float, float]] = {}

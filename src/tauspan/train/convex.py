@@ -14,7 +14,7 @@ from torch import Tensor
 from tauspan.arguments import checked
 from tauspan.errors import NonFiniteError, UsageError, nearest
 from tauspan.linear import Cache, Kind, Linearized, linearize
-from tauspan.measure import measured, progress
+from tauspan.measure import measured, progress, underway
 from tauspan.models import Classifier, Encoder
 from tauspan.params import Params, require_finite, require_finite_rows
 from tauspan.tasks import Split, Task, build_head
@@ -87,7 +87,7 @@ def fit(
     classifier = Classifier(encoder, build_head(task, encoder, max_tokens=max_tokens))
     tangent = linearize(classifier, params, "logits")
     tokens = task.tokens(max_tokens)
-    with measured() as cost:
+    with measured() as cost, underway(f"fit of {task.name}", show_progress):
         parts = labelled(encoder, task.split("train"), tokens, batch_size)
         cached = tangent.cache([batch for batch, _ in parts], cache, room=room, folder=folder)
         train = _Loss(tangent, cached, [labels for _, labels in parts], ridge)

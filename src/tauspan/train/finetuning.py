@@ -10,7 +10,7 @@ from typing import Any, Literal
 from tauspan.arguments import checked
 from tauspan.errors import StoreError, UsageError
 from tauspan.linear import Kind
-from tauspan.measure import Cost, measured
+from tauspan.measure import Cost, measured, underway
 from tauspan.models import Encoder, fingerprint_of
 from tauspan.processes import world
 from tauspan.tasks import Task, build_head
@@ -162,11 +162,14 @@ def train(
         finished = _finished(out, key, resume)
         if finished is not None:
             return finished
-        heads = [build_head(task, encoder, max_tokens=settings.max_tokens) for task in tasks]
+        names = ", ".join(task.name for task in tasks)
+        with underway(f"fine-tuning on {names}", show_progress and processes.first):
+            heads = [build_head(task, encoder, max_tokens=settings.max_tokens) for task in tasks]
         with laid_out(encoder, heads, settings, processes, shard) as (what, layout):
             run = Run(what, layout, encoder, tasks, settings, key, processes, out, checkpoint_every)
             run.start(resume)
-            run.cache(cache_folder)
+            with underway(f"cache of {names}", show_progress and processes.first):
+                run.cache(cache_folder)
             run.loop(show_progress and processes.first)
             whose = {"task": run.name} if len(tasks) == 1 else {"tasks": [task.name for task in tasks]}
             info = {**whose, "seed": settings.seed, "recipe": settings.as_dict(), "key": key}

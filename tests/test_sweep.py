@@ -171,7 +171,7 @@ def test_a_job_given_up_comes_back_as_its_error_too(tmp_path, place):
 
 
 def test_an_unknown_way_with_errors_is_refused(tmp_path):
-    with pytest.raises(UsageError, match=r"no errors 'retrun'\. Did you mean 'return'"):
+    with pytest.raises(UsageError, match=r"errors='retrun'\. Did you mean 'return'"):
         quietly(mixed(), tmp_path, errors="retrun")
 
 

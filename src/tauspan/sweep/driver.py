@@ -5,7 +5,7 @@ from collections import Counter
 from collections.abc import Sequence
 from contextlib import ExitStack, closing
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 import tauspan.errors as kinds
 from tauspan.arguments import checked
@@ -86,9 +86,8 @@ def sweep(
     for name, value in (("workers", workers), ("attempts", attempts), ("threads", threads)):
         if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < 1):
             raise UsageError(f"{name}={shown(value)}: give a whole number from 1 on.")
-    for what, given, known in (("backend", backend, BACKENDS), ("errors", errors, get_args(OnErrors))):
-        if given not in known:
-            raise UsageError(f"there is no {what} {shown(given)}. {nearest(str(given), known)}")
+    if backend not in BACKENDS:
+        raise UsageError(f"there is no backend {shown(backend)}. {nearest(str(backend), BACKENDS)}")
     require_distinct(jobs)
     for job in jobs:
         job.require_callable()

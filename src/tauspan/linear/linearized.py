@@ -10,12 +10,14 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from tauspan import models, params
+from tauspan.arguments import checked
 from tauspan.computing import Check, Way, way
 from tauspan.computing import Engine as Name
 from tauspan.errors import MismatchError, ModelError, UsageError, nearest
 from tauspan.linear import caches, reference
 from tauspan.linear.call import Call
 from tauspan.linear.engines import Reference
+from tauspan.linear.forward_mode import load_rules
 from tauspan.linear.onepass import depends_on_inputs
 from tauspan.linear.plan import Plan
 from tauspan.models.encoder import single_tensor
@@ -53,6 +55,7 @@ class Linearized(nn.Module):
         checkpointing: bool = False,
     ) -> None:
         super().__init__()
+        load_rules()
         inner, prefix = models.core(base)
         known = models.named_unique(inner)
         object.__setattr__(self, "base", base)  # not a submodule: its parameters are not ours
@@ -230,6 +233,7 @@ class Linearized(nn.Module):
         return TaskVector(deltas, models.fingerprint_of(self.base), "linear", label, facts)
 
     @torch.no_grad()
+    @checked
     def load_task_vector(self, vector: TaskVector, *, check_base: bool = True) -> None:
         """Set tau; a standard vector is accepted too (post-hoc linearisation).
 
@@ -246,6 +250,7 @@ class Linearized(nn.Module):
             tau.copy_(delta)
 
 
+@checked
 def linearize(
     module: nn.Module,
     params: str | Sequence[str] = "all",

@@ -20,6 +20,10 @@ from tauspan.repairs import repair
 
 P = ParamSpec("P")
 R = TypeVar("R")
+_GENERAL = (
+    "builtins",
+    "collections.abc",
+)  # of lists and the like; classes of others are asked for by themselves
 _LOOKED_AT = 1000  # items of a list or mapping; what comes after them is what comes before
 
 
@@ -140,7 +144,7 @@ def misfit(value: Any, hint: Any, where: str) -> tuple[str, Any, Any] | None:
             return None if isinstance(value, tuple | list) else (where, value, hint)
         if issubclass(origin, Mapping):
             return _misfit_in_mapping(value, hint, where)
-        if issubclass(origin, Sequence | collections.abc.Iterable):
+        if issubclass(origin, Sequence | collections.abc.Iterable) and origin.__module__ in _GENERAL:
             return _misfit_in_list(value, hint, where)
         return None if not inspect.isclass(origin) or _is(value, origin) else (where, value, hint)
     return None if _is(value, hint) else (where, value, hint)
@@ -267,7 +271,13 @@ _PLAIN: dict[Any, str] = {
 }  # fmt: skip
 
 
-_CLASSES = {"Path": "a path", "PurePath": "a path", "Module": "a torch module", "Tensor": "a torch tensor"}
+_CLASSES = {
+    "Any": "anything",
+    "Path": "a path",
+    "PurePath": "a path",
+    "Module": "a torch module",
+    "Tensor": "a torch tensor",
+}
 
 
 def _article(name: str) -> str:

@@ -20,8 +20,8 @@ from tauspan.linear.engines import Reference
 from tauspan.linear.forward_mode import load_rules
 from tauspan.linear.onepass import depends_on_inputs
 from tauspan.linear.plan import Plan
+from tauspan.models.calling import inputs_of
 from tauspan.models.encoder import single_tensor
-from tauspan.models.inputs import inputs_of
 from tauspan.models.intact import Intact
 from tauspan.report import versions
 from tauspan.vector import TaskVector
@@ -149,7 +149,7 @@ class Linearized(nn.Module):
         """The base at one batch as a function of its trainable parameters, up to the linearisation point.
 
         Args:
-            batch: a tensor, a tuple of several inputs, or a mapping of them by name; see `tauspan.models.inputs`.
+            batch: a tensor, a tuple of several inputs, or a mapping of them by name; see `tauspan.models.calling`.
         """
         return self._call(*self.inputs_of(batch))
 

@@ -498,7 +498,7 @@ def test_one_row_and_one_output():
         ({"outputs": "sun"}, UsageError, "'sum'"),
         ({"outputs": ("sign", 1)}, UsageError, "'signs', seed"),
         ({"outputs": ("signs", "a")}, UsageError, "whole number as seed"),
-        ({"outputs": True}, UsageError, "outputs=True"),
+        ({"outputs": True}, UsageError, "`outputs` is True"),
         ({"outputs": torch.ones(2, 3)}, UsageError, r"\(5, 3\)"),
         ({"outputs": torch.full((5, 3), float("inf"))}, NonFiniteError, "loss"),
         ({"backend": "contraktion"}, UsageError, "'contraction'"),

@@ -11,11 +11,13 @@ import torch
 from torch import Tensor
 
 from tauspan import store
+from tauspan.arguments import checked
 from tauspan.batches import Batches, Prepared
 from tauspan.errors import BaseMismatchError, MismatchError, ModelError, StoreError, UsageError, listed
 from tauspan.linear import Linearized
 from tauspan.linear.check import far, rounding
 from tauspan.models import Batch, Classifier, Head
+from tauspan.params import require_finite_rows
 from tauspan.processes import world
 from tauspan.vector import TaskVector
 
@@ -27,6 +29,7 @@ def silent(steps: int, note: str) -> None:
     """The progress of a caller who does not ask for one."""
 
 
+@checked
 @dataclass(frozen=True)
 class Contributions:
     """The tangent model's outputs over some rows as an affine function of the coefficients a_1 ... a_T.
@@ -113,6 +116,7 @@ class Contributions:
 
     # -- files -----------------------------------------------------------------------------------------------
 
+    @checked
     def save(self, path: str | Path, *, overwrite: bool = False) -> Path:
         """Write one safetensors file with its provenance.
 
@@ -133,6 +137,7 @@ class Contributions:
         return file
 
     @staticmethod
+    @checked
     def from_file(
         path: str | Path, *, base: str | None = None, expect: Mapping[str, Any] | None = None
     ) -> "Contributions":
@@ -186,6 +191,7 @@ def _header(checkpoint: store.Checkpoint, file: Path) -> dict[str, Any]:
     return result
 
 
+@checked
 def contributions(
     tangent: Linearized,
     vectors: Mapping[str, TaskVector],
@@ -207,6 +213,9 @@ def contributions(
         info: further provenance.
         together: so many directions share one forward pass; it bounds the memory.
         advance: progress.
+
+    Raises:
+        NonFiniteError: a row's outputs or tangents are NaN or infinite.
 
     Cost:
         A forward pass with T tangents, 1 + 2 T times the module's own; one more forward pass for each further
@@ -232,6 +241,11 @@ def contributions(
     value, stacked = in_order(values, 0), in_order(tangents, 1)
     if tangent.check != "off":
         _require_in_place(tangent, taus[:1], prepared, value, stacked)
+    of = f" of {facts['task']!r}" if "task" in facts else ""
+    on = f" on {facts['split']}" if "split" in facts else ""
+    require_finite_rows(value, f"f(x; theta0){of}{on}")
+    for name, moved in zip(vectors, stacked, strict=True):
+        require_finite_rows(moved, f"J(x) tau of {name!r}{of}{on}")
     return Contributions(value, stacked, labels, tuple(vectors), head, facts)
 
 

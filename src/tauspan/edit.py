@@ -7,6 +7,7 @@ from typing import Literal, TypeAlias
 from torch import nn
 
 from tauspan import models, store
+from tauspan.arguments import checked
 from tauspan.errors import BaseMismatchError, StoreError, UsageError, nearest
 from tauspan.linear import Linearized, linearize
 from tauspan.models import Classifier, Encoder
@@ -19,6 +20,7 @@ FORMAT = "tauspan-tangent/1"
 _REFERENCE = "tauspan.json"
 
 
+@checked
 def load(source: str | Path | nn.Module, device: str | None = None) -> Encoder | Linearized:
     """A pre-trained model, or an edited one that `save` wrote.
 
@@ -73,6 +75,7 @@ def edit_regime(vector: TaskVector, regime: str | None) -> EditRegime:
     return chosen
 
 
+@checked
 def apply(
     module: nn.Module, vector: TaskVector, scale: float = 1.0, *, regime: EditRegime | None = None
 ) -> nn.Module:
@@ -114,6 +117,7 @@ def set_weights(edited: nn.Module, base: nn.Module, vector: TaskVector, scale: f
             tensor.copy_(vector.moved(name, origin[name], scale))
 
 
+@checked
 def save(edited: nn.Module, path: str | Path, *, overwrite: bool = False) -> None:
     """Write an edited model: an ordinary one for its own library, a tangent one as base reference and vector.
 

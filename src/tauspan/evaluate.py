@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from tauspan import models
+from tauspan.arguments import checked
 from tauspan.batches import Batches, batches
 from tauspan.contributions import Advance, by_batch, contributions, in_order, silent
 from tauspan.edit import EditRegime, apply, edit_regime
@@ -15,23 +16,39 @@ from tauspan.errors import UsageError
 from tauspan.linear import Linearized, linearize
 from tauspan.measure import progress
 from tauspan.models import Batch, Classifier, Encoder
+from tauspan.params import require_finite_rows
 from tauspan.processes import world
-from tauspan.report import Report, Table, provenance
+from tauspan.report import Report, Table, noted, provenance
 from tauspan.tasks import Task, build_head
 from tauspan.vector import TaskVector
 
 
 @torch.no_grad()
-def outputs(model: Callable[[Batch], Tensor], prepared: Batches, advance: Advance = silent) -> Tensor:
-    """A model's logits over prepared batches, shape (N, K), in the rows' order, on the CPU; processes share batches."""
-    return in_order(by_batch(lambda batch: model(batch).detach().cpu(), prepared, advance), 0)
+def outputs(
+    model: Callable[[Batch], Tensor], prepared: Batches, advance: Advance = silent, what: str = "the logits"
+) -> Tensor:
+    """A model's logits over prepared batches, shape (N, K), in the rows' order, on the CPU; processes share batches.
+
+    Raises:
+        NonFiniteError: a row has NaN or infinity among them; `what` says in words whose logits they are.
+    """
+    found = in_order(by_batch(lambda batch: model(batch).detach().cpu(), prepared, advance), 0)
+    require_finite_rows(found, what)
+    return found
 
 
 def accuracy(logits: Tensor, labels: Tensor) -> float:
-    """The share of rows whose largest logit is the label's."""
+    """The share of rows whose largest logit is the label's.
+
+    Raises:
+        NonFiniteError: a row has NaN or infinity among its logits.
+    """
+    require_finite_rows(logits, "the logits")
     return float((logits.argmax(-1) == labels).double().mean())
 
 
+@noted
+@checked
 def evaluate(
     encoder: Encoder | Linearized,
     tasks: Sequence[Task],
@@ -66,6 +83,7 @@ def evaluate(
 
     Raises:
         MismatchError: several processes were started with different models, edits or data.
+        NonFiniteError: a row's logits are NaN or infinite; it is never counted as a class.
     """
     if isinstance(encoder, Linearized):
         vector = encoder.task_vector() if vector is None else vector
@@ -83,9 +101,13 @@ def evaluate(
         prepared = batches(encoder, part, task.tokens(max_tokens), batch_size)
         if vector is None or chosen == "standard":
             with models.eval_mode(edited):
-                return outputs(Classifier(edited, head), prepared, advance)
+                whose = f"the logits of {task.name!r} on {split}"
+                return outputs(Classifier(edited, head), prepared, advance, whose)
         tangent = linearize(Classifier(encoder, head), list(vector.deltas), point)
-        found = contributions(tangent, {vector.label: vector}, prepared, part.labels, advance=advance)
+        about = {"task": task.name, "split": split}
+        found = contributions(
+            tangent, {vector.label: vector}, prepared, part.labels, info=about, advance=advance
+        )
         return found.logits([scale])
 
     rows: list[dict[str, str | int | float | bool | None]] = []

@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from tauspan import commands
 from tauspan.commands import (
     Verb,
     add_device,
@@ -33,34 +34,54 @@ SPLITS = ("train", "validation", "test")
 def add(verbs: Any, verb: Verb) -> None:
     """Add the verbs to a parser; `verb(into, name, does, function)` makes one."""
     use = verb(verbs, "apply", "write MODEL + SCALE * VECTOR as a model", apply)
-    use.add_argument("model")
-    use.add_argument("vector")
-    use.add_argument("out")
-    use.add_argument("--scale", type=float, default=1.0)
-    use.add_argument("--regime", choices=REGIMES)
-    use.add_argument("--overwrite", action="store_true")
+    use.add_argument("model", help=commands.MODEL)
+    use.add_argument("vector", help="a vector's file or folder")
+    use.add_argument("out", help="the directory to write")
+    use.add_argument("--scale", type=float, default=1.0, help="what the vector is multiplied by")
+    use.add_argument("--overwrite", action="store_true", help="replace a model that is there")
 
     score = verb(verbs, "evaluate", "accuracy of a model, edited or not, on tasks", evaluate)
-    score.add_argument("model")
-    score.add_argument("tasks", nargs="+")
-    score.add_argument("--vector")
-    score.add_argument("--scale", type=float, default=1.0)
-    score.add_argument("--regime", choices=REGIMES)
-    score.add_argument("--split", choices=SPLITS, default="test")
+    score.add_argument("model", help=commands.MODEL)
+    score.add_argument("tasks", nargs="+", help="shipped tasks, data sets, or directories with card.json")
+    score.add_argument("--vector", help="edit the model with it (default: the model as it is)")
+    score.add_argument("--scale", type=float, default=1.0, help="what the vector is multiplied by")
+    score.add_argument("--split", choices=SPLITS, default="test", help="which rows")
 
     edit = verbs.add_parser(
         "edit", help="choose coefficients on validation: add, negate, solve, front"
     ).add_subparsers(dest="action", required=True, metavar="ACTION")
-    searching = [*_add_searches(edit, verb), *_add_solves(edit, verb), _add_maps(verbs, verb)]
-    for made in searching:
-        made.add_argument("--regime", choices=REGIMES)
-        made.add_argument("--out", help="folder for report.json, report.md and figures")
-    for made in (score, *searching):
-        made.add_argument("--rows", type=int, help="use at most so many rows of each split")
-        made.add_argument("--max-tokens", type=int)
-        made.add_argument("--point", choices=("encoder", "logits"))
-        made.add_argument("--batch-size", type=int, default=64)
-        add_device(made)
+    choosing = [*_add_searches(edit, verb), *_add_solves(edit, verb)]
+    mapped = _add_maps(verbs, verb)
+    for made in choosing:
+        made.add_argument(
+            "--vector", metavar="FILE", help="write the chosen combination there (default: not written)"
+        )
+    for made in (use, score, *choosing, mapped):
+        made.add_argument(
+            "--regime", choices=REGIMES,
+            help="how the vector edits; posthoc: a standard vector in the tangent model (default: the vector's own)",
+        )  # fmt: skip
+    for made in (*choosing, mapped):
+        made.add_argument("--out", help="folder for report.json, report.md and figures (default: only shown)")
+    for made in (score, *choosing, mapped):
+        _add_passes(made)
+
+
+def _add_passes(made: argparse.ArgumentParser) -> None:
+    """How rows are read."""
+    made.add_argument(
+        "--rows", type=int, metavar="N", help="use at most so many rows of each split (default: all of them)"
+    )
+    made.add_argument(
+        "--max-tokens", type=int, metavar="N", help="where texts are cut (default: the task's own number)"
+    )
+    made.add_argument(
+        "--point",
+        choices=("encoder", "logits"),
+        help="where the tangent model is linearised (default: logits)",
+    )
+    made.add_argument("--batch-size", type=int, default=64, metavar="N", help="rows of a forward pass")
+    add_device(made)
 
 
 def _add_searches(edit: Any, verb: Verb) -> list[argparse.ArgumentParser]:
@@ -71,10 +92,9 @@ def _add_searches(edit: Any, verb: Verb) -> list[argparse.ArgumentParser]:
     _add_target(negated)
     for made in (added, negated):
         made.add_argument(
-            "--grid",
-            default="paper",
-            help="paper, auto, or coefficients such as 0,0.5,1 (default %(default)s)",
-        )
+            "--grid", default="paper",
+            help="paper (0, 0.05 to 1), auto (widened as far as it needs), or coefficients such as 0,0.5,1",
+        )  # fmt: skip
     return [added, negated]
 
 
@@ -83,12 +103,12 @@ def _add_solves(edit: Any, verb: Verb) -> list[argparse.ArgumentParser]:
     solved = verb(
         edit,
         "solve",
-        "one model for all tasks, a coefficient a vector or a layer, by least loss",
+        "one model for all tasks, a coefficient for each vector or layer, by least loss",
         edit_solve,
     )
     _add_pairs(solved)
     solved.add_argument(
-        "--per", choices=("shared", "task", "layer"), default="task", help="(default %(default)s)"
+        "--per", choices=("shared", "task", "layer"), default="task", help="what has a coefficient of its own"
     )
     solved.add_argument("--l1", type=float, default=0.0, help="pull of single coefficients to exactly 0")
     solved.add_argument("--unbounded", action="store_true", help="no bounds")
@@ -99,27 +119,23 @@ def _add_solves(edit: Any, verb: Verb) -> list[argparse.ArgumentParser]:
         edit_front,
     )
     _add_target(traded)
-    traded.add_argument("--per", choices=("shared", "layer"), default="layer", help="(default %(default)s)")
-    traded.add_argument("--prices", type=int, default=25, help="points of the front (default %(default)s)")
+    traded.add_argument(
+        "--per", choices=("shared", "layer"), default="layer", help="what has a coefficient of its own"
+    )
+    traded.add_argument("--prices", type=int, default=25, metavar="N", help="points of the front")
     for made in (solved, traded):
         made.add_argument(
-            "--bounds", nargs=2, type=float, default=(0.0, 1.0), metavar=("LO", "HI"), help="(default 0 1)"
-        )
+            "--bounds", nargs=2, type=float, default=(0.0, 1.0), metavar=("LO", "HI"),
+            help="between which coefficients lie (default: 0 1)",
+        )  # fmt: skip
         made.add_argument("--ridge", type=float, default=0.0, help="pull of all coefficients to 0")
         made.add_argument(
-            "--bootstrap",
-            type=int,
-            default=200,
-            metavar="N",
-            help="resamples behind each interval (default %(default)s)",
+            "--bootstrap", type=int, default=200, metavar="N", help="resamples behind each interval"
         )
         made.add_argument(
-            "--max-evaluations",
-            type=int,
-            metavar="N",
-            help="of the standard regime (default 100, or 30 a price)",
-        )
-        made.add_argument("--vector", metavar="FILE", help="write the combined vector there")
+            "--max-evaluations", type=int, metavar="N",
+            help="of the standard regime, which has no closed form (default: 100, or 30 for each price)",
+        )  # fmt: skip
     return [solved, traded]
 
 
@@ -134,35 +150,29 @@ def _add_maps(verbs: Any, verb: Verb) -> argparse.ArgumentParser:
     _add_pairs(mapped)
     mapped.add_argument("--grid", help="coefficients such as --grid=-1,0,1 (default: 21 from -2 to 2)")
     mapped.add_argument(
-        "--box",
-        nargs=2,
-        type=float,
-        default=(0.0, 1.0),
-        metavar=("LO", "HI"),
-        help="the coefficients used for editing, for the mean (default 0 1)",
-    )
+        "--box", nargs=2, type=float, default=(0.0, 1.0), metavar=("LO", "HI"),
+        help="the coefficients used for editing, for the mean (default: 0 1)",
+    )  # fmt: skip
     mapped.add_argument(
-        "--distance", choices=("argmax", "probabilities"), default="argmax", help="(default %(default)s)"
-    )
-    mapped.add_argument("--split", choices=SPLITS, default="test")
+        "--distance", choices=("argmax", "probabilities"), default="argmax",
+        help="when two outputs differ: another class, or by total variation of the probabilities",
+    )  # fmt: skip
+    mapped.add_argument("--split", choices=SPLITS, default="test", help="which rows")
     return mapped
 
 
 def _add_pairs(made: argparse.ArgumentParser) -> None:
-    made.add_argument("model")
-    made.add_argument("pairs", nargs="+", metavar="TASK=VECTOR")
+    made.add_argument("model", help=commands.MODEL)
+    made.add_argument(
+        "pairs", nargs="+", metavar="TASK=VECTOR", help="a task and its vector's file or folder"
+    )
 
 
 def _add_target(made: argparse.ArgumentParser) -> None:
-    made.add_argument("model")
-    made.add_argument("pair", metavar="TASK=VECTOR")
-    made.add_argument("controls", nargs="+", metavar="CONTROL")
-    made.add_argument(
-        "--floor",
-        type=float,
-        default=0.95,
-        help="share of control accuracy to keep (default %(default)s)",
-    )
+    made.add_argument("model", help=commands.MODEL)
+    made.add_argument("pair", metavar="TASK=VECTOR", help="the task to forget and its vector")
+    made.add_argument("controls", nargs="+", metavar="CONTROL", help="tasks to keep")
+    made.add_argument("--floor", type=float, default=0.95, help="share of control accuracy to keep")
 
 
 def apply(options: argparse.Namespace) -> None:
@@ -223,8 +233,9 @@ def edit_add(options: argparse.Namespace) -> None:
     """Addition with one coefficient."""
     from tauspan.search import add
 
+    _require_free(options)
     pairs = pairs_of(options.pairs, options.rows)
-    write_report(add(encoder_of(options), pairs, options.regime, **_search(options)), options)
+    _combined(add(encoder_of(options), pairs, options.regime, **_search(options)), pairs, options)
 
 
 def _target(options: argparse.Namespace) -> "tuple[Task, TaskVector, list[Task]]":
@@ -240,11 +251,12 @@ def edit_negate(options: argparse.Namespace) -> None:
     """Negation under a control floor."""
     from tauspan.search import negate
 
+    _require_free(options)
     task, vector, controls = _target(options)
     found = negate(
         encoder_of(options), task, vector, controls, options.floor, options.regime, **_search(options)
     )
-    write_report(found, options)
+    _combined(found, {task: vector}, options)
 
 
 def edit_solve(options: argparse.Namespace) -> None:
@@ -289,9 +301,8 @@ def _combined(report: "Report", vectors: "dict[Task, TaskVector]", options: argp
     if options.vector and first():
         from tauspan.search import combine
 
-        combine(vectors, report.result["coefficients"], report.result["groups"]).save_pretrained(
-            options.vector
-        )
+        found = report.result
+        combine(vectors, found["coefficients"], found.get("groups")).save_pretrained(options.vector)
     write_report(report, options)
 
 

@@ -20,8 +20,8 @@ def add(verbs: Any, verb: Verb) -> None:
     """Add the merging verbs to a parser; `verb(into, name, does, function)` makes one."""
     merged = _add_merge(verbs, verb)
     checked = verb(verbs, "doctor", "check whether models can be merged; exit code 4 if not", doctor)
-    checked.add_argument("models", nargs="+", metavar="MODEL")
-    checked.add_argument("--base", help="the pre-trained model")
+    checked.add_argument("models", nargs="+", metavar="MODEL", help="directories, files or hub ids")
+    checked.add_argument("--base", help="the pre-trained model (default: none)")
     checked.add_argument(
         "--values",
         action="store_true",
@@ -41,12 +41,12 @@ def add(verbs: Any, verb: Verb) -> None:
             "--access",
             choices=("mmap", "pread"),
             default="pread",
-            help="how files are read (default %(default)s)",
+            help="how files are read (default: %(default)s)",
         )
         made.add_argument(
             "--code",
             metavar="MODULE:FUNCTION",
-            help="run this code of your own as the method, where the recipe names it",
+            help="run this code of your own as the method, where the recipe names it (default: none)",
         )
 
 
@@ -60,7 +60,11 @@ def _add_merge(verbs: Any, verb: Verb) -> argparse.ArgumentParser:
         "inputs", nargs="*", metavar="RECIPE OUT | MODEL",
         help="a YAML file, ours or mergekit's, and the output; or with --method the models",
     )  # fmt: skip
-    merged.add_argument("-o", "--out", help="the directory to write; for a vector a .safetensors file too")
+    merged.add_argument(
+        "-o",
+        "--out",
+        help="the directory to write; for a vector a .safetensors file too (default: the second word)",
+    )
     merged.add_argument(
         "--plan", action="store_true", help="say what would be read and written, move nothing"
     )
@@ -72,22 +76,29 @@ def _add_merge(verbs: Any, verb: Verb) -> argparse.ArgumentParser:
     )
     merged.add_argument("--schema", action="store_true", help="print the JSON schema of recipes, for editors")
     merged.add_argument("--methods", action="store_true", help="list the methods with their options")
+    merged.set_defaults(resumes=_unfinished)
     short = merged.add_argument_group("without a recipe")
-    short.add_argument("--method", help="a name of METHODS, or MODULE:FUNCTION with --code")
-    short.add_argument("--base", help="theta0, where displacements start: `base_model` of a recipe")
+    short.add_argument(
+        "--method", help="a name of METHODS, or MODULE:FUNCTION with --code (default: the recipe's)"
+    )
+    short.add_argument(
+        "--base", help="theta0, where displacements start: `base_model` of a recipe (default: none)"
+    )
     short.add_argument(
         "--weight",
         action="append",
         type=float,
         metavar="W",
-        help="of one model; as many as models, in their order",
+        help="of one model; as many as models, in their order (default: the method's)",
     )
     short.add_argument(
         "--set", action="append", metavar="OPTION=VALUE",
-        help="an option of the method, its value as in a recipe: density=0.2, normalize=false",
+        help="an option of the method, its value as in a recipe: density=0.2, normalize=false (default: the method's)",
     )  # fmt: skip
     short.add_argument("--output", choices=("model", "vector", "adapter"), help="(default: model)")
-    short.add_argument("--rank", type=int, help="of an adapter")
+    short.add_argument(
+        "--rank", type=int, help="the most that an adapter may have (default: the sum of its inputs')"
+    )
     return merged
 
 
@@ -119,6 +130,15 @@ def merge(options: argparse.Namespace) -> None:
     )  # fmt: skip
     show(report, options)
     say(f"wrote {out}, digest {report.result['digest'][:12]}", options)
+
+
+def _unfinished(options: argparse.Namespace) -> bool:
+    """Whether an interrupted merge left something that `--resume` goes on with."""
+    from tauspan.merge.journal import work_folder
+
+    given = [*(options.inputs if options.method is None else ()), options.out]
+    out = next((one for one in reversed(given) if one is not None), None)
+    return out is not None and work_folder(Path(out)).is_dir()
 
 
 def _list_methods(options: argparse.Namespace) -> None:

@@ -10,6 +10,7 @@ from typing import Any, Literal, TypeAlias
 
 import numpy as np
 
+from tauspan.arguments import checked
 from tauspan.data.hamming import Hashes, distances, within
 from tauspan.errors import DataError
 from tauspan.measure import progress
@@ -82,6 +83,7 @@ class _Prints:
     near: Hashes | None
 
 
+@checked
 def find_leaks(task: Task, near: int | None = None, *, show_progress: bool = False) -> Leaks:
     """Rows that stand in two splits.
 

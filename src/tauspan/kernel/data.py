@@ -4,14 +4,16 @@ import hashlib
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, TypeAlias
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 
 from tauspan.errors import NonFiniteError, UsageError
-from tauspan.models.inputs import as_tensors, is_batch
+from tauspan.models.calling import as_tensors, is_batch
 
-AnyBatch: TypeAlias = Tensor | Mapping[str, Any] | Sequence[Any]  # one batch, as the module is called with it
+# One batch, as the module is called with it.
+AnyBatch: TypeAlias = Tensor | np.ndarray[Any, Any] | Mapping[str, Any] | Sequence[Any]
 Data: TypeAlias = AnyBatch | Sequence[AnyBatch] | DataLoader[Any] | Dataset[Any]
 
 

@@ -11,6 +11,7 @@ from scipy.sparse.linalg import LinearOperator
 from torch import Tensor, nn
 
 from tauspan import models, params
+from tauspan.arguments import checked
 from tauspan.computing import Check, way
 from tauspan.errors import UsageError, nearest
 from tauspan.kernel import blocks, estimates, quadrature
@@ -74,6 +75,7 @@ class TangentKernel:
         True
     """
 
+    @checked
     def __init__(
         self,
         module: nn.Module,
@@ -134,6 +136,7 @@ class TangentKernel:
 
     # -- entries ---------------------------------------------------------------------------------------------
 
+    @checked
     def block(self, rows: Sequence[int], columns: Sequence[int]) -> Tensor:
         """The entries between some rows of the left side and some of the right, shape (n O, m O).
 
@@ -191,6 +194,7 @@ class TangentKernel:
         units[places, torch.arange(len(places))] = 1.0
         return self.matmat(units)
 
+    @checked
     def rows(self, places: Sequence[int]) -> Tensor:
         """Some rows by their index n O + o, shape (len(places), M O)."""
         for place in places:
@@ -294,10 +298,12 @@ class TangentKernel:
 
     # -- products --------------------------------------------------------------------------------------------
 
+    @checked
     def matvec(self, vector: Tensor) -> Tensor:
         """K v, shape (N O): J'^T v by one backward pass, J of it by one pass; no matrix."""
         return self.matmat(vector.reshape(-1, 1)).squeeze(1)
 
+    @checked
     def matmat(self, vectors: Tensor) -> Tensor:
         """K V for V of shape (M O, k); by the matrix where it is there already."""
         if vectors.dim() != 2 or len(vectors) != self.shape[1]:
@@ -326,6 +332,7 @@ class TangentKernel:
             parts.append(self.left.push(pulled).T)
         return torch.cat(parts, 1) if parts else vectors.new_zeros(len(vectors), 0)
 
+    @checked
     def pullback(self, alpha: Tensor) -> dict[str, Tensor]:
         """J^T alpha for alpha of shape (N O), one backward pass over the left rows; float64.
 
@@ -337,6 +344,7 @@ class TangentKernel:
             raise UsageError(f"J^T of {alpha.numel()} numbers: the kernel has {self.shape[0]} rows.")
         return self.left.pull(alpha)
 
+    @checked
     def push(self, tau: Params | TaskVector) -> Tensor:
         """J tau, shape (N O), one pass over the left rows."""
         self._require_jacobian()
@@ -370,18 +378,22 @@ class TangentKernel:
 
     # -- the matrix as a whole -------------------------------------------------------------------------------
 
+    @checked
     def eigsh(self, r: int, *, seed: int = 0) -> EigenPairs:
         """The r largest eigenvalues with their vectors and residuals; see `eigenpairs`."""
         return eigenpairs(self, r, seed=seed)
 
+    @checked
     def solve(self, y: Tensor, ridge: float = 0.0) -> Tensor:
         """The alpha with (K + ridge I) alpha = y, shape (N O), by Cholesky; see `regression.solve_ridge`."""
         return solve_ridge(self, y, ridge).alpha
 
+    @checked
     def logdet(self, ridge: float = 0.0, probes: int | None = None, *, seed: int = 0) -> Estimate:
         """The logarithm of det(K + ridge I): exactly, or by Lanczos quadrature from random probes; see `quadrature`."""
         return quadrature.logdet(self, ridge, probes, seed=seed)
 
+    @checked
     def trace(self, probes: int | None = None, *, seed: int = 0) -> Estimate:
         """The trace: exactly, from the diagonal and without a matrix, or from random probes; see `estimates`."""
         return estimates.trace(self, probes, seed)

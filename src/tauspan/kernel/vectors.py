@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from tauspan.arguments import checked
 from tauspan.errors import DataError, MismatchError, ModelError, UsageError, nearest
 from tauspan.kernel.cg import solve_cg
 from tauspan.kernel.hinge import Margins, margins, one_vs_rest, solve_hinge
@@ -55,6 +56,7 @@ class Fitted:
     margins: Margins | None = None
 
 
+@checked
 def closed_form(
     encoder: Encoder | Classifier,
     task: Task,

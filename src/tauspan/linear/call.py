@@ -1,13 +1,13 @@
 """One call of a module, as a function of its parameters."""
 
+import sys
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 
 from tauspan import models
 from tauspan.linear.dual import custom_function
@@ -43,18 +43,13 @@ class Call:
     def __call__(self, theta: Params) -> Tensor:
         """f(theta); parameters that do not train are constant."""
         point = {self.prefix + name: tensor for name, tensor in theta.items()}
-        if (
-            torch.compiler.is_compiling()
-        ):  # Dynamo traces this way, and not a mode; the check was made without it
-            frozen = {name: tensor.detach() for name, tensor in self.module.named_parameters()}
-            return single_tensor(functional_call(self.module, frozen | point, self.args, dict(self.kwargs)))
         with self.intact(), self._mode(), At(self.module, point, custom_function) as at:
             found: Tensor = at.replaced(single_tensor(self.module(*self.args, **self.kwargs)))
         self.used.update(at.used)
         return found
 
     def plain(self) -> Tensor:
-        """F at the module's own parameters, as anybody calls it; with ordinary autograd's graph where it is recorded."""
+        """The output at the module's own parameters, as anybody calls it, with ordinary autograd's graph."""
         with self.intact():
             return self.bare()
 
@@ -66,7 +61,7 @@ class Call:
     @contextmanager
     def _mode(self) -> Iterator[None]:
         """Inside, the module is in eval mode, and what was compiled in it runs as it is written."""
-        with models.eval_mode(self.module), torch.compiler.set_stance("force_eager"), unchecked():
+        with models.eval_mode(self.module), _as_written(), unchecked():
             yield
 
     @contextmanager
@@ -82,12 +77,16 @@ class Call:
             for parameter, flag in before:
                 parameter.requires_grad_(flag)
 
+    def fewer(self) -> "Call":
+        """The same call with two of its rows, the first and the last, whether the module takes them or not."""
+        count = self.rows()
+        return self if count is None or count <= 2 else self.some([0, count - 1])
+
     def sample(self) -> "Call":
         """The same call with two of its rows, the first and the last; the whole where the module does not take them."""
-        count = self.rows()
-        if count is None or count <= 2:
+        fewer = self.fewer()
+        if fewer is self:
             return self
-        fewer = self.some([0, count - 1])
         try:
             with torch.no_grad():
                 fewer.plain()
@@ -108,6 +107,17 @@ class Call:
         """The same call with some rows of every input."""
         args, kwargs = _each((self.args, self.kwargs), lambda tensor: tensor[places])
         return replace(self, args=args, kwargs=kwargs)
+
+
+def _as_written() -> AbstractContextManager[Any]:
+    """Inside, what `torch.compile` has compiled runs as it is written."""
+    if "torch._dynamo" not in sys.modules:  # nothing is compiled, and the import takes seconds
+        return nullcontext()
+    try:
+        stance: AbstractContextManager[Any] = torch.compiler.set_stance("force_eager")
+        return stance
+    except RuntimeError:  # all of this runs inside something compiled
+        return nullcontext()
 
 
 def leaves(item: Any) -> list[Any]:

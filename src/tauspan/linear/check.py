@@ -53,6 +53,7 @@ class Measure:
         least: what rounding leaves of gradients that are exactly 0 (of an output that is constant, say).
         largest: the largest root mean square of a gradient.
         precision: that of the narrowest dtype that the module goes through on its way to y.
+        draws: whether the module drew random numbers.
     """
 
     call: Call
@@ -66,6 +67,7 @@ class Measure:
     least: float
     largest: float
     precision: float
+    draws: bool
 
     @staticmethod
     def of(call: Call) -> "Measure":
@@ -75,7 +77,9 @@ class Measure:
             NonFiniteError: the output holds NaN or infinity.
             ModelError: a graph of an earlier call is still part of it.
         """
+        before = _random_state()
         graph = backward.Graph(call)
+        draws = not all(map(torch.equal, before, _random_state()))
         value = graph.value.detach()
         require_finite_rows(value, call.module)
         weights = random_like(value, 1)
@@ -94,31 +98,33 @@ class Measure:
         tolerance, noise = scales(value, pulled, within)
         least = vanishing(value * weights, call.parameters)
         largest = max((rms(g) for g in pulled.values()), default=0.0)
-        precision = float(torch.finfo(within).eps)
         return Measure(
-            call, value, weights, pulled, reached, strangers, tolerance, max(noise, least), least, largest, precision
+            call, value, weights, pulled, reached, strangers, tolerance, max(noise, least), least, largest,
+            float(torch.finfo(within).eps), draws,
         )  # fmt: skip
 
     def direction(self) -> dict[str, Tensor]:
         """Tau with <G_p, tau_p> of about 1 for each tensor p, half of it along G_p and half random.
 
         Where G_p is rounding (of a key's bias, say), tau_p is as long as for the largest gradient: a J tau_p that is
-        not 0 shows, and rounding does not. Entries that autograd reaches and gives a gradient of 0 are left at 0: those of an embedding's padding row have
-        one by convention, though f depends on them.
+        not 0 shows, and rounding does not. Entries that autograd reaches and gives a gradient of 0 are left at 0: those of
+        an embedding's padding row have one by convention, though f depends on them.
         """
         found = {}
         for number, (name, g) in enumerate(self.pulled.items()):
             wide = torch.promote_types(g.dtype, torch.float32)
-            noise = random_like(g, number).to(wide)
-            size = rms(g) if rms(g) > self.noise else max(self.largest, self.noise)
-            length = size * max(g.numel(), 1) ** 0.5
-            if name not in self.reached or rms(g) <= self.least:
-                found[name] = noise if name not in self.reached else torch.zeros_like(noise)
+            if name not in self.reached:
+                found[name] = random_like(g, number).to(wide)
                 continue
-            noise *= g != 0
-            long = float(noise.norm())
-            along = g.to(wide) / length
-            found[name] = (along + noise / long if long else along) / length
+            root, length = math.sqrt(g.numel()), norm(g)
+            if length <= self.least * root:
+                found[name] = torch.zeros_like(g, dtype=wide)
+                continue
+            length = length if length > self.noise * root else max(self.largest, self.noise) * root
+            found[name] = g.to(wide) / length**2
+            if g.numel() <= _PERIOD:  # of a large tensor G's direction is as good as any, and takes less time
+                noise = random_like(g, number).to(wide).mul_(g != 0)
+                found[name].add_(noise, alpha=1 / (norm(noise) * length))
         return found
 
     def fault(self, value: Tensor, tangent: Tensor, tau: Params, pulled: Params) -> str | None:
@@ -128,9 +134,9 @@ class Measure:
         wrong = wrong_gradient(pulled, self.pulled, self.tolerance, self.noise)
         if wrong:
             return wrong
-        shares = [float((g.double() * tau[name].double()).sum()) for name, g in self.pulled.items()]
-        found = float((tangent.double() * self.weights.double()).sum())
-        scale = max(sum(share**2 for share in shares) ** 0.5, 1.0 if any(shares) else 0.0)
+        shares = [inner(g, tau[name]) for name, g in self.pulled.items()]
+        found = inner(tangent, self.weights)
+        scale = max(math.hypot(*shares), 1.0 if any(shares) else 0.0)
         miss = abs(found - sum(shares))
         if scale == 0.0:
             return (
@@ -144,8 +150,8 @@ class Measure:
 
     def _rounding(self, tau: Params) -> float:
         """What rounding makes of <G, tau>: each gradient is as exact as the largest one, whatever its own size."""
-        lengths = (float(tau[name].double().norm()) * g.numel() ** 0.5 for name, g in self.pulled.items())
-        return _EXACT * self.precision * self.largest * math.sqrt(sum(length**2 for length in lengths))
+        lengths = (norm(tau[name]) * math.sqrt(g.numel()) for name, g in self.pulled.items())
+        return _EXACT * self.precision * self.largest * math.hypot(*lengths)
 
 
 def verify(engine: Engine, measure: Measure, theta0: Params) -> str | None:
@@ -213,12 +219,14 @@ def _random_state() -> list[Tensor]:
     return [*states, torch.cuda.get_rng_state()] if torch.cuda.is_initialized() else states  # type: ignore[no-untyped-call]
 
 
-def require_untouched(call: Call, value: Tensor) -> None:
-    """Raise if the module does not give its own output any more.
+def require_unchanged(call: Call, value: Tensor) -> None:
+    """Raise if the module, after an engine has run it, does not give the output that it gave before.
 
     Raises:
-        ModelError: something of a pass has remained where `Intact` does not look.
+        RandomError: it gives another output each time.
+        ModelError: something of the engine's pass has remained where `Intact` does not look.
     """
+    found: Any = None
     try:
         with torch.no_grad():
             found = call.plain()
@@ -226,6 +234,8 @@ def require_untouched(call: Call, value: Tensor) -> None:
     except Exception:  # a tensor of ours that was kept makes the module fail in any way
         same = False
     if not same:
+        if type(found) is type(value):
+            require_function(call, found)
         raise _keeps(call.module)
 
 
@@ -354,9 +364,9 @@ def scales(value: Tensor, pulled: Params, within: torch.dtype = torch.float64) -
             gradients that cancel as noisy as it would alone.
     """
     dtype = narrowest([value.dtype, *(g.dtype for g in pulled.values())])
-    inner = narrowest([dtype, within])
-    tolerance = _ROUNDING[dtype if inner == torch.float32 else inner]
-    return tolerance, _NOISE[inner] * max((rms(g) for g in pulled.values()), default=0.0)
+    least = narrowest([dtype, within])
+    tolerance = _ROUNDING[dtype if least == torch.float32 else least]
+    return tolerance, _NOISE[least] * max((rms(g) for g in pulled.values()), default=0.0)
 
 
 def wrong_gradient(found: Params, wanted: Params, tolerance: float, least: float) -> str | None:
@@ -369,7 +379,9 @@ def wrong_gradient(found: Params, wanted: Params, tolerance: float, least: float
         least: below this root mean square a difference is rounding.
     """
     for name, gradient in wanted.items():
-        difference = rms(dense(found[name]).double() - gradient.double())
+        if torch.equal(found[name], gradient):
+            continue
+        difference = rms(dense(found[name]).to(gradient) - gradient)
         if not difference <= max(least, tolerance * rms(gradient)):
             share = difference / max(rms(gradient), least, 1e-300)
             return f"its gradient of {name!r} differs from ordinary autograd's by {share:.2g} of its length"
@@ -378,7 +390,7 @@ def wrong_gradient(found: Params, wanted: Params, tolerance: float, least: float
 
 def vanishing(terms: Tensor, parameters: Params) -> float:
     """The size per entry of a gradient that is 0 but for rounding: of a sum of terms that do not depend on theta, say."""
-    length = math.sqrt(sum(float(theta.detach().double().square().sum()) for theta in parameters.values()))
+    length = math.hypot(*(norm(theta.detach()) for theta in parameters.values()))
     size = float(terms.detach().double().abs().sum())
     precision = float(torch.finfo(narrowest([terms.dtype])).eps)
     return _CANCELLED * precision * size / max(length, 1e-300)
@@ -401,9 +413,20 @@ def narrowest(dtypes: Sequence[torch.dtype]) -> torch.dtype:
     return max(known, key=lambda dtype: torch.finfo(dtype).eps, default=torch.float64)
 
 
+def norm(tensor: Tensor) -> float:
+    """The Euclidean norm, in float32 or wider."""
+    return float(torch.linalg.vector_norm(tensor, dtype=torch.promote_types(tensor.dtype, torch.float32)))
+
+
 def rms(tensor: Tensor) -> float:
     """The root mean square of the entries; 0 if there are none."""
-    return float(tensor.double().square().mean().sqrt()) if tensor.numel() else 0.0
+    return norm(tensor) / math.sqrt(tensor.numel()) if tensor.numel() else 0.0
+
+
+def inner(first: Tensor, second: Tensor) -> float:
+    """The inner product, in float32 or wider."""
+    wide = torch.promote_types(torch.promote_types(first.dtype, second.dtype), torch.float32)
+    return float(torch.dot(first.detach().to(wide).flatten(), second.detach().to(wide).flatten()))
 
 
 def far(found: Tensor, wanted: Tensor, tolerance: float) -> bool:

@@ -7,17 +7,21 @@ from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor, nn
+from torch.func import functional_call
 
 from tauspan import models, params
+from tauspan.arguments import checked
 from tauspan.computing import Check, Way, way
 from tauspan.computing import Engine as Name
 from tauspan.errors import MismatchError, ModelError, UsageError, nearest
-from tauspan.linear import caches
+from tauspan.linear import caches, reference
 from tauspan.linear.call import Call
 from tauspan.linear.engines import Reference
+from tauspan.linear.forward_mode import load_rules
 from tauspan.linear.onepass import depends_on_inputs
 from tauspan.linear.plan import Plan
-from tauspan.models.inputs import inputs_of
+from tauspan.models.calling import inputs_of
+from tauspan.models.encoder import single_tensor
 from tauspan.models.intact import Intact
 from tauspan.report import versions
 from tauspan.vector import TaskVector
@@ -51,6 +55,7 @@ class Linearized(nn.Module):
         checkpointing: bool = False,
     ) -> None:
         super().__init__()
+        load_rules()
         inner, prefix = models.core(base)
         known = models.named_unique(inner)
         object.__setattr__(self, "base", base)  # not a submodule: its parameters are not ours
@@ -144,7 +149,7 @@ class Linearized(nn.Module):
         """The base at one batch as a function of its trainable parameters, up to the linearisation point.
 
         Args:
-            batch: a tensor, a tuple of several inputs, or a mapping of them by name; see `tauspan.models.inputs`.
+            batch: a tensor, a tuple of several inputs, or a mapping of them by name; see `tauspan.models.calling`.
         """
         return self._call(*self.inputs_of(batch))
 
@@ -155,6 +160,18 @@ class Linearized(nn.Module):
     def inputs_of(self, batch: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """The inputs of a call on one batch."""
         return inputs_of(self.base, batch)
+
+    def _traceable(self, args: Sequence[Any], kwargs: dict[str, Any]) -> reference.Function:
+        """The base as `torch.compile` can trace it; what is compiled is not checked, so call it once without."""
+        call = self._call(args, kwargs)
+        frozen = {name: tensor.detach() for name, tensor in call.module.named_parameters()}
+
+        def function(theta: dict[str, Tensor]) -> Tensor:
+            point = frozen | {call.prefix + name: tensor for name, tensor in theta.items()}
+            with models.eval_mode(call.module):
+                return single_tensor(functional_call(call.module, point, call.args, kwargs))
+
+        return function
 
     def _call(self, args: Sequence[Any], kwargs: dict[str, Any]) -> Call:
         inner, _ = models.core(self.base)
@@ -183,6 +200,8 @@ class Linearized(nn.Module):
         """
         if vectors is not None and not vectors:
             raise UsageError("`vectors` is empty: give at least one, or None for this module's own tau.")
+        if torch.compiler.is_compiling() and vectors is None:
+            return reference.jvp(self._traceable(inputs, kwargs), self.theta0(), self.tau)
         call, theta0 = self._call(inputs, kwargs), self.theta0()
         if vectors is not None:
             directions = [self._direction(vector, theta0) for vector in vectors]
@@ -214,6 +233,7 @@ class Linearized(nn.Module):
         return TaskVector(deltas, models.fingerprint_of(self.base), "linear", label, facts)
 
     @torch.no_grad()
+    @checked
     def load_task_vector(self, vector: TaskVector, *, check_base: bool = True) -> None:
         """Set tau; a standard vector is accepted too (post-hoc linearisation).
 
@@ -230,6 +250,7 @@ class Linearized(nn.Module):
             tau.copy_(delta)
 
 
+@checked
 def linearize(
     module: nn.Module,
     params: str | Sequence[str] = "all",

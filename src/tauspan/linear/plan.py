@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from tauspan import models
 from tauspan.computing import Check
 from tauspan.computing import Engine as Name
-from tauspan.errors import ModelError, NonFiniteError
+from tauspan.errors import ModelError
 from tauspan.linear import check
 from tauspan.linear.call import Call, leaves
 from tauspan.linear.engines import Engine, in_order
@@ -73,8 +73,6 @@ class Plan:
         Raises:
             ModelError: the module is random in eval mode, or no engine is right; errors of the module itself are its own.
         """
-        if torch.compiler.is_compiling():  # checked when it is called without torch.compile
-            return go(self._engines[0])
         kind, engine = _kind(call), self.engine_for(call, theta0)
         while True:
             try:
@@ -119,15 +117,20 @@ class Plan:
         self, call: Call, theta0: Params, kind: Hashable, engines: Sequence[Engine], whole: bool,
         failures: list[tuple[Engine, str]],
     ) -> Engine:  # fmt: skip
-        measure = self._measured(call, whole)
+        measure, begun = self._measured(call, whole), self._begun
+        if not begun and measure.draws:
+            check.require_function(measure.call, measure.value)
         for engine in engines:
             fault = check.verify(engine, measure, theta0)
             if fault is None:
-                if not self._begun:
-                    check.require_untouched(measure.call, measure.value)
+                if not begun:
+                    check.require_unchanged(measure.call, measure.value)
+                    self._tell_strangers(measure)
                     self._begun = True
                 self._met |= engine.met
                 return self._take(kind, engine, failures)
+            if not begun:  # what is random cannot be right
+                check.require_function(measure.call, measure.value)
             failures.append((engine, fault))
             if self._strict:
                 break
@@ -135,20 +138,18 @@ class Plan:
 
     def _measured(self, call: Call, whole: bool) -> check.Measure:
         """What ordinary autograd says of two rows of a call, or of the whole."""
-        fewer = call if whole else call.sample()
+        fewer = call if whole else call.fewer()
         if fewer is not call:
             try:
                 return self._measured(fewer, True)
-            except NonFiniteError:  # of two rows alone, perhaps
+            except torch.OutOfMemoryError:
+                raise
+            except Exception:  # whatever it says of two rows, it may take them all
                 return self._measured(call, True)
         if not self._begun:
             with torch.no_grad():
                 call.intact.find_memos(call.bare)
-        measure = check.Measure.of(call)
-        if not self._begun:
-            check.require_function(call, measure.value)
-            self._tell_strangers(measure)
-        return measure
+        return check.Measure.of(call)
 
     def _tell_strangers(self, measure: check.Measure) -> None:
         if measure.strangers:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import torch
 
+from tauspan.arguments import checked
 from tauspan.errors import TauspanError
 from tauspan.merge.compare import compared
 from tauspan.merge.configs import functions
@@ -21,6 +22,7 @@ from tauspan.report import Cell, Report, Table, provenance
 _BLOCK = 1 << 20  # entries looked at together
 
 
+@checked
 def check(
     base: Source | None,
     models: Sequence[Source],
@@ -71,6 +73,7 @@ def check(
     return lenient(problems, allow)
 
 
+@checked
 def doctor(paths: Sequence[str | Path], base: str | Path | None = None, *, values: bool = False) -> Report:
     """What the models hold and whether they can be merged, as tables; nothing is raised for what they hold.
 

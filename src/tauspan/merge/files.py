@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from tauspan.arguments import checked
 from tauspan.errors import UsageError
 from tauspan.merge import card, output
 from tauspan.merge.adapter_merge import AdapterPlan, plan_adapter
@@ -25,6 +26,7 @@ from tauspan.merge.values import Access
 from tauspan.report import Cell, Report, Table, provenance
 
 
+@checked
 def merge_files(
     recipe: MergeRecipe | Mapping[str, Any] | str | Path,
     out: str | Path,

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tauspan.ahead import in_threads
+from tauspan.arguments import checked
 from tauspan.errors import DataError, MismatchError, ModelError
 from tauspan.models.crop import random_box
 
@@ -172,6 +173,7 @@ class Encoder(nn.Module):
         whole: what this is a part of, if `trimmed` made it; else None.
     """
 
+    @checked
     def __init__(
         self,
         backbone: nn.Module,
@@ -301,6 +303,7 @@ class Head(nn.Module):
     weight: Tensor
     bias: Tensor | None
 
+    @checked
     def __init__(
         self, weight: Tensor, bias: Tensor | None = None, *, scale: float = 1.0, normalize: bool = False
     ) -> None:
@@ -324,6 +327,7 @@ class Head(nn.Module):
 class Classifier(nn.Module):
     """An encoder under a frozen head; linearised at the encoder's output or at the logits."""
 
+    @checked
     def __init__(self, encoder: Encoder, head: Head) -> None:
         super().__init__()
         self.encoder = encoder

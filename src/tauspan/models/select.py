@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from torch import Tensor, nn
 
 from tauspan import params
+from tauspan.arguments import checked
 from tauspan.errors import ModelError, UsageError, listed, nearest
 from tauspan.models.encoder import Classifier, Encoder
 
@@ -59,6 +60,7 @@ def state_of(module: nn.Module) -> dict[str, Tensor]:
     return {name: tensor.detach() for name, tensor in point.items()}
 
 
+@checked
 def fingerprint_of(module: nn.Module) -> str:
     """The content fingerprint of a module's core; equal for its saved and re-loaded copy.
 
@@ -76,6 +78,7 @@ def movable(module: nn.Module) -> tuple[str, ...]:
     return tuple(name for name in known if known[name].is_floating_point() and _on_path(module, name))
 
 
+@checked
 def select(module: nn.Module, choice: Selection = "all") -> tuple[str, ...]:
     """Names of the parameters of `core(module)` that a choice picks, in the module's order.
 

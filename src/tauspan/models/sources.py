@@ -8,6 +8,7 @@ from typing import Any
 from torch import nn
 
 from tauspan import store
+from tauspan.arguments import checked
 from tauspan.errors import MissingExtraError, ModelError, StoreError, UsageError, listed, nearest
 from tauspan.models.encoder import Encoder
 
@@ -25,6 +26,7 @@ def require_extra(package: str, extra: str, what: str) -> Any:
         ) from error
 
 
+@checked
 def load_model(source: str | Path | nn.Module, *, cache: str | Path | None = None) -> Encoder:
     """An `Encoder` in eval mode from a module, a directory or an id.
 
@@ -52,6 +54,7 @@ def load_model(source: str | Path | nn.Module, *, cache: str | Path | None = Non
     return hf.load(model_directory(text, cache), text)
 
 
+@checked
 def model_directory(source: str, cache: str | Path | None = None) -> Path:
     """The local directory behind a name: packaged, already local, or fetched from the hub (safetensors only)."""
     if source in PACKAGED:
@@ -114,6 +117,7 @@ def require_weights(directory: Path, preferred: str = "model.safetensors") -> Pa
     raise StoreError(f"{directory} holds no .safetensors weights; found {listed(names) or 'nothing'}.")
 
 
+@checked
 def save_model(encoder: nn.Module, path: str | Path, *, overwrite: bool = False) -> None:
     """Write a model so that its own library loads it: a transformers directory, or safetensors for a plain module.
 

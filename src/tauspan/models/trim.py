@@ -4,10 +4,12 @@ import copy
 
 from torch import nn
 
+from tauspan.arguments import checked
 from tauspan.models.encoder import Encoder, Whole
 from tauspan.models.select import fingerprint_of
 
 
+@checked
 def trimmed(encoder: Encoder) -> Encoder:
     """The encoder without what lies off the path to its features; names and values of the rest are shared with it.
 

@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from tauspan.arguments import checked
 from tauspan.errors import DataError
 from tauspan.models import Encoder, Head, eval_mode, fingerprint_of
 from tauspan.tasks.probe import RIDGE, probe
@@ -19,6 +20,7 @@ from tauspan.tasks.task import Task
 _BATCH = 64
 
 
+@checked
 def build_head(task: Task, encoder: Encoder, *, shots: int = 10, max_tokens: int | None = None) -> Head:
     """The task's frozen head, built from the pre-trained encoder and shared by all regimes.
 

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from tauspan import store
+from tauspan.arguments import checked
 from tauspan.errors import DataError, nearest
 from tauspan.models import Head
 from tauspan.models.sources import require_extra
@@ -118,6 +119,7 @@ class Task:
         """Where texts of this task are cut: as asked for, else the task's own value."""
         return self.max_tokens if asked is None else asked
 
+    @checked
     def subset(
         self,
         *,
@@ -162,6 +164,7 @@ class Task:
     # -- readers ---------------------------------------------------------------------------------------------
 
     @staticmethod
+    @checked
     def from_directory(path: str | Path) -> "Task":
         """A directory with `card.json` (names, prompts, files, SHA-256 sums) and csv(.gz), parquet or npz files.
 
@@ -193,6 +196,7 @@ class Task:
         )  # fmt: skip
 
     @staticmethod
+    @checked
     def from_files(
         name: str,
         train: str | Path,
@@ -220,6 +224,7 @@ class Task:
         return _with_validation(name, label_names, splits, label_prompts, max_tokens, str(train))
 
     @staticmethod
+    @checked
     def from_hub(
         source: str,
         *,
@@ -260,6 +265,7 @@ class Task:
         )
 
     @staticmethod
+    @checked
     def from_tensors(
         name: str, label_names: Sequence[str], *, label_prompts: Sequence[str] = (), head: Head | None = None,
         **splits: tuple[Sequence[Any] | Tensor, Tensor],

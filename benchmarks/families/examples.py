@@ -1,0 +1,94 @@
+"""Tiny models of every family, with something to call them with; the weights are stirred."""
+
+import copy
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import transformers
+from torch import Tensor, nn
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+from transformers.models.auto.modeling_auto import MODEL_MAPPING_NAMES
+from transformers.modeling_utils import PreTrainedModel
+
+from benchmarks.families.inputs import inputs_of
+from benchmarks.families.shrink import shrunk
+from benchmarks.families.special import SPECIAL, Special
+
+
+@dataclass(frozen=True)
+class Example:
+    """A model in eval mode, and what to call it with.
+
+    Args:
+        model: in float64, or in float32 where it does not run otherwise.
+        inputs: by name, in float64.
+        oracle: the same weights in float64, with experts one after the other where grouped products need float32; None
+            where the model is float32 throughout.
+        single: whether the model is in float32.
+    """
+
+    model: nn.Module
+    inputs: dict[str, Any]
+    oracle: nn.Module | None
+    single: bool = False
+
+    def given(self, dtype: torch.dtype) -> dict[str, Any]:
+        """The inputs with their real numbers in some dtype."""
+        return {
+            name: value.to(dtype) if isinstance(value, Tensor) and value.is_floating_point() else value
+            for name, value in self.inputs.items()
+        }
+
+
+def stirred(model: nn.Module, seed: int = 0) -> nn.Module:
+    """In float64 eval mode, each parameter moved off its start: zero biases, unit norms, gates at 0."""
+    generator = torch.Generator().manual_seed(seed)
+    model = model.double().eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            noise = torch.randn(parameter.shape, generator=generator, dtype=torch.float64)
+            width = parameter.shape[-1] if parameter.ndim > 1 else 16
+            parameter.add_((0.5 / width**0.5) * noise)
+        for name, buffer in model.named_buffers():
+            if name.endswith("running_mean"):
+                buffer.copy_(0.1 * torch.randn(buffer.shape, generator=generator, dtype=torch.float64))
+            elif name.endswith("running_var"):
+                buffer.copy_(0.5 + torch.rand(buffer.shape, generator=generator, dtype=torch.float64))
+    return model
+
+
+def config_of(family: str) -> Any:
+    """The family's configuration, shrunk."""
+    kind = CONFIG_MAPPING[family]
+    given = shrunk(kind().to_dict())
+    for path, value in SPECIAL.get(family, Special()).config.items():
+        *outer, last = path.split(".")
+        inner = given
+        for part in outer:
+            inner = inner[part]
+        if value is None:
+            inner.pop(last, None)
+        else:
+            inner[last] = value
+    return kind(**given)
+
+
+def make(family: str) -> Example:
+    """A tiny model of a family, the same at each call."""
+    name = MODEL_MAPPING_NAMES[family]
+    kind = getattr(transformers, name if isinstance(name, str) else name[0])
+    special = SPECIAL.get(family, Special())
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = stirred(kind(config_of(family)))
+    inputs = inputs_of(model) | special.inputs(model)
+    inputs = {name: value for name, value in inputs.items() if value is not None}
+    if special.single:
+        return Example(model.float(), inputs, None, True)
+    if any(one._can_set_experts_implementation() for one in model.modules() if isinstance(one, PreTrainedModel)):
+        oracle = copy.deepcopy(model)
+        oracle.set_experts_implementation("eager")
+        return Example(model.float(), inputs, oracle, True)
+    return Example(model, inputs, copy.deepcopy(model))

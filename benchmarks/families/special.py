@@ -1,0 +1,150 @@
+"""What families need beyond the rules: fields of their configuration, inputs, float32."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from benchmarks.families.inputs import drawn
+from benchmarks.families.shrink import LENGTH, ROWS
+
+
+@dataclass(frozen=True)
+class Special:
+    """What a family needs beyond the rules.
+
+    Args:
+        config: fields of the configuration; a dot leads into one inside it, None drops the field.
+        inputs: more or other inputs; None drops one.
+        single: whether the model computes in float32 alone.
+    """
+
+    config: dict[str, Any] = field(default_factory=dict)
+    inputs: Callable[[Any], dict[str, Any]] = lambda model: {}
+    single: bool = False
+
+
+RESNET = {
+    "model_type": "resnet", "embedding_size": 8, "hidden_sizes": [8, 8, 16, 16], "depths": [1, 1, 1, 1],
+    "layer_type": "basic",
+}  # fmt: skip
+MAMBA = {"mamba_n_heads": 8, "mamba_d_head": 8}
+MOE_V2 = {"num_experts_per_tok": 2, "n_routed_experts": 4}
+
+
+def boxes(model: Any) -> dict[str, Any]:
+    """A box for each token."""
+    corners = torch.tensor([[0, 4, 9, 14], [2, 2, 20, 30]]).repeat(ROWS, LENGTH // 2, 1)
+    return {"bbox": corners}
+
+
+def sound(*shape: int) -> Callable[[Any], dict[str, Any]]:
+    """Sound by sample under the name that the model has for it."""
+    return lambda model: {model.main_input_name: drawn(ROWS, *shape)}
+
+
+def series(model: Any) -> dict[str, Any]:
+    """A time series with its time features and observed places."""
+    length = model.config.context_length + max(model.config.lags_sequence)
+    future = model.config.prediction_length
+    return {
+        "past_values": drawn(ROWS, length), "past_time_features": drawn(ROWS, length, 1),
+        "past_observed_mask": torch.ones(ROWS, length, dtype=torch.float64),
+        "future_values": drawn(ROWS, future, seed=4), "future_time_features": drawn(ROWS, future, 1, seed=5),
+    }  # fmt: skip
+
+
+SERIES = {"prediction_length": 4, "context_length": 12, "lags_sequence": [1, 2], "num_time_features": 1, "feature_size": None}
+SPECIAL: dict[str, Special] = {
+    "align": Special({"vision_config.width_coefficient": 0.5, "vision_config.depth_coefficient": 1.0, "vision_config.hidden_dim": 32}),
+    "audio-spectrogram-transformer": Special({"max_length": 32}, lambda model: {"input_values": drawn(ROWS, 32, 32)}),
+    "autoformer": Special(SERIES | {"moving_average": 3, "label_length": 4}, series),
+    "informer": Special(SERIES, series),
+    "time_series_transformer": Special(SERIES, series),
+    "bit": Special({"num_groups": 4}),
+    "blip_2_qformer": Special(inputs=lambda model: {"query_embeds": drawn(ROWS, 4, 32), "encoder_hidden_states": drawn(ROWS, 6, 32), "input_ids": None, "attention_mask": None}),
+    "bridgetower": Special({"vision_config.hidden_size": 64, "text_config.hidden_size": 64}),
+    "bros": Special(inputs=lambda model: {"bbox": drawn(ROWS, LENGTH, 4).abs().float()}, single=True),
+    "layoutlm": Special(inputs=boxes),
+    "layoutlmv3": Special({"coordinate_size": 6, "shape_size": 4, "input_size": 16, "patch_size": 8}, boxes),
+    "lilt": Special({"channel_shrink_ratio": 2, "hidden_size": 48}, boxes),
+    "clap": Special(
+        {"audio_config.spec_size": 32, "audio_config.num_mel_bins": 8, "audio_config.window_size": 4, "audio_config.patch_embeds_hidden_size": 8},
+        lambda model: {"input_features": drawn(ROWS, 1, 32, 8)},
+    ),
+    "clvp": Special(inputs=lambda model: {"input_features": drawn(ROWS, 32, 20)}),
+    "conditional_detr": Special({"backbone_config": RESNET}),
+    "dab-detr": Special({"backbone_config": RESNET}, single=True),
+    "deformable_detr": Special({"backbone_config": RESNET | {"out_features": ["stage2", "stage3", "stage4"]}}),
+    "detr": Special({"backbone_config": RESNET}),
+    "table-transformer": Special({"backbone_config": RESNET}),
+    "dac": Special(
+        {"encoder_hidden_size": 4, "downsampling_ratios": [2, 2], "decoder_hidden_size": 16, "upsampling_ratios": [2, 2], "codebook_size": 8, "codebook_dim": 4, "n_codebooks": 2, "hidden_size": 16, "hop_length": 4},
+        sound(1, 64),
+    ),
+    "data2vec-audio": Special({"conv_dim": [8, 8], "conv_stride": [5, 2], "conv_kernel": [10, 3]}, sound(200)),
+    "decision_transformer": Special({"vocab_size": 64, "max_ep_len": 32}, lambda model: {
+        "states": drawn(ROWS, 4, model.config.state_dim), "actions": drawn(ROWS, 4, model.config.act_dim), "returns_to_go": drawn(ROWS, 4, 1),
+        "rewards": drawn(ROWS, 4, 1), "timesteps": torch.arange(4).expand(ROWS, 4), "attention_mask": torch.ones(ROWS, 4),
+    }),
+    "deepseek_v2": Special(MOE_V2),
+    "donut-swin": Special({"embed_dim": 8, "window_size": 4}),
+    "swin": Special({"embed_dim": 8, "window_size": 4}),
+    "swinv2": Special({"embed_dim": 8, "window_size": 4}),
+    "swin2sr": Special({"embed_dim": 24, "num_heads": [2, 2], "depths": [1, 1], "window_size": 4, "num_feat": 8, "image_size": 16}),
+    "maskformer-swin": Special({"embed_dim": 8, "window_size": 4}),
+    "efficientnet": Special({"width_coefficient": 0.5, "depth_coefficient": 1.0, "hidden_dim": 32}),
+    "encodec": Special(
+        {"num_filters": 4, "upsampling_ratios": [2, 2], "hidden_size": 16, "codebook_dim": 16, "codebook_size": 16, "num_lstm_layers": 1},
+        sound(1, 64),
+    ),
+    "esm": Special({"vocab_size": 64, "pad_token_id": 1, "mask_token_id": 2}),
+    "esmc": Special({"num_key_value_heads": 4}),
+    "falcon_h1": Special(MAMBA | {"mamba_d_ssm": 64, "mamba_d_state": 8, "mamba_chunk_size": 4}),
+    "bamba": Special(MAMBA | {"mamba_d_state": 8, "mamba_chunk_size": 4, "attn_layer_indices": [1]}),
+    "granitemoehybrid": Special(MAMBA | {"mamba_d_state": 8, "mamba_chunk_size": 4}),
+    "mamba2": Special({"num_heads": 8, "head_dim": 8, "state_size": 8, "n_groups": 2, "chunk_size": 4}),
+    "fsmt": Special(single=True),
+    "mra": Special(single=True),
+    "fastspeech2_conformer": Special(single=True),
+    "lxmert": Special(inputs=lambda model: {"visual_feats": drawn(ROWS, 3, model.config.visual_feat_dim), "visual_pos": drawn(ROWS, 3, 4)}),
+    "mobilebert": Special({"hidden_size": 48, "true_hidden_size": 32, "intra_bottleneck_size": 32, "embedding_size": 16}),
+    "mobilevit": Special({"hidden_sizes": [8, 16, 16], "neck_hidden_sizes": [4, 8, 8, 8, 8, 8, 16], "image_size": 64, "num_attention_heads": 2}),
+    "mobilevitv2": Special({"image_size": 64, "n_attn_blocks": [1, 1, 1], "base_attn_unit_dims": [16, 16, 16], "width_multiplier": 0.1}),
+    "mobilenet_v1": Special({"depth_multiplier": 0.05}),
+    "mobilenet_v2": Special({"depth_multiplier": 0.05}),
+    "moonshine": Special({"encoder_num_key_value_heads": 4, "decoder_num_key_value_heads": 4}),
+    "levit": Special({"image_size": 64, "hidden_sizes": [16, 24, 32], "num_attention_heads": [1, 2, 3], "key_dim": [8, 8, 8], "down_ops": [["Subsample", 8, 2, 4, 2, 2], ["Subsample", 8, 3, 4, 2, 2]]}),
+    "hunyuan_v1_dense": Special({"head_dim": 8}),
+    "ministral": Special({"head_dim": 8}),
+    "nemotron": Special({"num_key_value_heads": 2, "head_dim": 8}),
+    "hubert": Special({"conv_dim": [8, 8], "conv_stride": [5, 2], "conv_kernel": [10, 3], "num_conv_pos_embeddings": 4, "num_conv_pos_embedding_groups": 2}, sound(200)),
+    "wav2vec2": Special({"conv_dim": [8, 8], "conv_stride": [5, 2], "conv_kernel": [10, 3], "num_conv_pos_embeddings": 4, "num_conv_pos_embedding_groups": 2}, sound(200)),
+    "wav2vec2-conformer": Special({"conv_dim": [8, 8], "conv_stride": [5, 2], "conv_kernel": [10, 3], "num_conv_pos_embeddings": 4, "num_conv_pos_embedding_groups": 2}, sound(200)),
+    "wavlm": Special({"conv_dim": [8, 8], "conv_stride": [5, 2], "conv_kernel": [10, 3], "num_conv_pos_embeddings": 4, "num_conv_pos_embedding_groups": 2, "num_buckets": 8}, sound(200)),
+    "sew": Special({"conv_dim": [8, 8], "conv_stride": [5, 2], "conv_kernel": [10, 3], "num_conv_pos_embeddings": 4, "num_conv_pos_embedding_groups": 2}, sound(200)),
+    "sew-d": Special({"conv_dim": [8, 8], "conv_stride": [5, 2], "conv_kernel": [10, 3], "num_conv_pos_embeddings": 4, "num_conv_pos_embedding_groups": 2}, sound(200)),
+    "unispeech": Special({"conv_dim": [8, 8], "conv_stride": [5, 2], "conv_kernel": [10, 3], "num_conv_pos_embeddings": 4, "num_conv_pos_embedding_groups": 2}, sound(200)),
+    "speecht5": Special({"conv_dim": [8, 8], "conv_stride": [5, 2], "conv_kernel": [10, 3], "num_conv_pos_embeddings": 4, "num_conv_pos_embedding_groups": 2}, sound(200)),
+    "mimi": Special({"num_filters": 4, "upsampling_ratios": [2, 2], "upsample_groups": 32, "codebook_size": 8, "num_quantizers": 2}, sound(1, 64)),
+    "chameleon": Special({"vocabulary_map": {"<image>": 8}, "vq_config.base_channels": 32}),
+    "reformer": Special({"axial_pos_embds_dim": [8, 24], "axial_pos_shape": [2, 4], "attn_layers": ["local", "lsh"], "local_attn_chunk_length": 4, "lsh_attn_chunk_length": 4, "num_buckets": 2, "hash_seed": 0}),
+    "sam": Special({"prompt_encoder_config.image_embedding_size": 4}),
+    "speech_to_text": Special({"input_feat_per_channel": 16, "conv_channels": 16}, lambda model: {"input_features": drawn(ROWS, 24, 16)}),
+    "seggpt": Special(inputs=lambda model: {"prompt_pixel_values": drawn(ROWS, 3, 32, 32), "prompt_masks": drawn(ROWS, 3, 32, 32, seed=5)}),
+    "siglip2": Special(),
+    "lightglue": Special(inputs=lambda model: {"pixel_values": drawn(ROWS, 2, 3, 32, 32)}),
+    "ctrl": Special({"vocab_size": 64, "dff": 24}),
+    "cpmant": Special({"prompt_types": 4, "prompt_length": 4, "segment_types": 4, "position_bias_num_buckets": 8}),
+    "canine": Special({"num_hash_buckets": 16, "local_transformer_stride": 4, "downsampling_rate": 2}),
+    "bark": Special(),
+    "perceiver": Special({"num_latents": 4, "d_latents": 16, "num_self_attends_per_block": 1, "num_self_attention_heads": 2, "num_cross_attention_heads": 2}, lambda model: {"inputs": drawn(ROWS, 6, model.config.d_model)}),
+    "focalnet": Special({"embed_dim": 8, "hidden_sizes": [8, 16, 16, 16]}),
+    "cvt": Special({"embed_dim": [8, 16, 16], "num_heads": [1, 2, 2], "depth": [1, 1, 1]}),
+    "hgnet_v2": Special({"stem_channels": [3, 4, 8], "stage_in_channels": [8, 16, 16, 16], "stage_mid_channels": [8, 8, 8, 8], "stage_out_channels": [16, 16, 16, 16], "stage_numb_of_layers": [2, 2, 2, 2]}),
+    "markuplm": Special({"max_depth": 4, "xpath_unit_hidden_size": 4, "max_xpath_tag_unit_embeddings": 8, "max_xpath_subs_unit_embeddings": 8, "tag_pad_id": 6, "subs_pad_id": 6}),
+    "mgp-str": Special({"num_bpe_labels": 16, "num_wordpiece_labels": 16, "max_token_length": 4}),
+    "step3p7": Special(),
+    "swiftformer": Special(),
+}  # fmt: skip

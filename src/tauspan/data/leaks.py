@@ -13,7 +13,7 @@ import numpy as np
 from tauspan.data.hamming import Hashes, distances, within
 from tauspan.errors import DataError
 from tauspan.measure import progress
-from tauspan.models.sources import require_extra
+from tauspan.models.extras import require_extra
 from tauspan.tasks import SPLITS, Split, Task
 from tauspan.tasks.split import array_bytes
 

@@ -9,7 +9,7 @@ import torch
 
 from tauspan.data.catalog import DataSet, Splits
 from tauspan.errors import DataError, listed, nearest
-from tauspan.models.sources import require_extra
+from tauspan.models.extras import require_extra
 from tauspan.tasks import SPLITS, Split, Task
 from tauspan.tasks.assembly import gathered
 from tauspan.tasks.folders import class_folders, require_inside

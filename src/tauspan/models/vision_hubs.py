@@ -12,9 +12,11 @@ from torch import Tensor, nn
 
 from tauspan import store
 from tauspan.errors import ModelError, StoreError, listed
-from tauspan.models.encoder import Batch, Encoder, Inputs, Interpolation
+from tauspan.models.encoder import Batch, Encoder, Inputs
+from tauspan.models.extras import require_extra
 from tauspan.models.hf import copies
-from tauspan.models.sources import require_extra, require_weights
+from tauspan.models.inputs import Interpolation
+from tauspan.models.sources import require_weights
 
 _OPEN_CLIP_CONFIG = "open_clip_config.json"
 _OPEN_CLIP_WEIGHTS = "open_clip_model.safetensors"

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from tauspan.errors import DataError, listed, nearest
-from tauspan.models.sources import require_extra
+from tauspan.models.extras import require_extra
 from tauspan.tasks.readers import image_rows
 from tauspan.tasks.rows import Rows
 from tauspan.tasks.tables import require_columns

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tauspan.errors import DataError
-from tauspan.models.sources import require_extra
+from tauspan.models.extras import require_extra
 
 # what Pillow may open: its readers of vector formats start other programs
 _FORMATS = ("PNG", "JPEG", "BMP", "WEBP", "GIF", "TIFF", "PPM")

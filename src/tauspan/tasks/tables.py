@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import IO, Any, Literal
 
 from tauspan.errors import DataError, UsageError, listed, nearest
-from tauspan.models.sources import require_extra
+from tauspan.models.extras import require_extra
 
 Quotes = Literal["doubled", "escaped", "none"]
 SUFFIXES = (".csv", ".tsv", ".tab", ".txt", ".json", ".jsonl", ".ndjson", ".parquet", ".pq")

@@ -4,6 +4,7 @@ import json
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from tauspan import store
-from tauspan.errors import DataError, ModelError
+from tauspan.errors import DataError, ModelError, StoreError
 from tauspan.models.extras import require_extra
 from tauspan.models.inputs import Inputs, Interpolation
 
@@ -21,6 +22,14 @@ _FILTERS: dict[int, Interpolation] = {0: "nearest-exact", 2: "bilinear", 3: "bic
 _SQUASHED = 384  # ConvNeXt's processor crops below this side, and squashes from it on
 _ROUNDING = 1e-4  # of a normalised pixel: float32 against float64
 _USUAL = 224  # pixels
+_DEFAULTS: dict[str, Any] = {
+    "do_resize": True, "do_rescale": True, "do_normalize": True, "rescale_factor": 1 / 255,
+    "resample": 3, "image_mean": [0.5] * 3, "image_std": [0.5] * 3,
+}  # fmt: skip
+_KNOWN = {
+    *_DEFAULTS, "do_center_crop", "size", "crop_size", "image_processor_type", "feature_extractor_type", "data_format",
+    "do_convert_rgb", "default_to_square", "processor_class",
+}  # fmt: skip
 
 
 class OwnProcessor:
@@ -32,7 +41,7 @@ class OwnProcessor:
     """
 
     def __init__(self, processor: Any, where: str) -> None:
-        self._processor, self._where = processor, where
+        self.processor, self._where = processor, where
 
     def __call__(self, picture: NDArray[np.uint8]) -> Tensor:
         """The model's input for one RGB picture of shape (H, W, 3), shape (C, H', W')."""
@@ -42,7 +51,7 @@ class OwnProcessor:
                 "uint8 in 0..255."
             )
         try:
-            made = self._processor(images=[picture], return_tensors="pt", input_data_format="channels_last")
+            made = self.processor(images=[picture], return_tensors="pt", input_data_format="channels_last")
         except Exception as error:  # each processor has errors of its own
             raise ModelError(f"the image processor of {self._where} failed on a picture: {error}") from error
         values = made.get("pixel_values")
@@ -55,8 +64,8 @@ class OwnProcessor:
         return values[0].float()
 
     def __repr__(self) -> str:
-        settings = json.dumps(self._processor.to_dict(), sort_keys=True, default=str)
-        return f"{type(self._processor).__name__}({settings})"
+        settings = json.dumps(self.processor.to_dict(), sort_keys=True, default=str)
+        return f"{type(self.processor).__name__}({settings})"
 
 
 def image_inputs(directory: Path) -> Inputs:
@@ -70,9 +79,12 @@ def image_inputs(directory: Path) -> Inputs:
     """
     if not any((directory / name).is_file() for name in FILES):
         return _unsaid(directory)
-    own = OwnProcessor(_processor(directory), str(directory))
-    fast = _fast(own._processor)
-    sample = own(_samples(fast.size if fast else _USUAL)[0])
+    try:
+        own = OwnProcessor(_processor(directory), str(directory))
+        fast = _fast(own.processor)
+        sample = own(_samples(fast.size if fast else _USUAL)[0])
+    except ModelError as error:
+        return _as_written(directory, error)
     if fast is not None and _agree(fast, own):
         return fast
     return Inputs("image", size=int(sample.shape[-1]), processor=own)
@@ -89,10 +101,37 @@ def _processor(directory: Path) -> Any:
             directory, local_files_only=True, trust_remote_code=False, backend="pil"
         )
     except (OSError, ValueError, KeyError, TypeError, ImportError, AttributeError) as error:
+        first = str(error).strip().partition("\n")[0].partition(". ")[0][:160]
         raise ModelError(
-            f"{directory} has no image processor that transformers can read: {error}. Save the model's own beside it "
+            f"{directory} has no image processor that transformers can read: {first}. Save the model's own beside it "
             "(`processor.save_pretrained`)."
         ) from error
+
+
+def _as_written(directory: Path, error: ModelError) -> Inputs:
+    """Where transformers cannot run the processor: what its file says, if that is all there is to say; told."""
+    file = next(directory / name for name in FILES if (directory / name).is_file())
+    try:
+        content = store.read_json(file)
+    except StoreError:
+        raise error from None
+    content = content.get("image_processor", content) if isinstance(content, dict) else {}
+    said = {key: value for key, value in content.items() if value is not None}
+    said.setdefault("do_center_crop", "crop_size" in said)
+    unknown = sorted(set(said) - _KNOWN)
+    found = (
+        None
+        if unknown or not isinstance(said.get("size"), Mapping)
+        else _fast(SimpleNamespace(**_DEFAULTS | said))
+    )
+    if found is None:
+        raise error
+    warnings.warn(
+        f"{error} What {file.name} says is done without it, and is not compared: {found.told()}, "
+        f"{found.interpolation}, mean {found.mean}, standard deviation {found.std}.",
+        stacklevel=5,
+    )
+    return found
 
 
 def _unsaid(directory: Path) -> Inputs:

@@ -10,7 +10,7 @@ from torch import Tensor
 from tauspan.errors import DataError, ModelError, NonFiniteError, TauspanError
 from tauspan.models.encoder import Batch, Encoder
 
-_WORDS = ("a", "The cat sat on the mat.")
+_WORDS = ("The cat sat on the mat.", "a")
 _SAME = 1e-5  # of the largest entry: threads may add in another order
 
 

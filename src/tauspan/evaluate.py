@@ -15,6 +15,7 @@ from tauspan.errors import UsageError
 from tauspan.linear import Linearized, linearize
 from tauspan.measure import progress
 from tauspan.models import Batch, Classifier, Encoder
+from tauspan.params import require_finite_rows
 from tauspan.processes import world
 from tauspan.report import Report, Table, provenance
 from tauspan.tasks import Task, build_head
@@ -28,7 +29,12 @@ def outputs(model: Callable[[Batch], Tensor], prepared: Batches, advance: Advanc
 
 
 def accuracy(logits: Tensor, labels: Tensor) -> float:
-    """The share of rows whose largest logit is the label's."""
+    """The share of rows whose largest logit is the label's.
+
+    Raises:
+        NonFiniteError: a row's logits hold NaN or infinity: it has no class.
+    """
+    require_finite_rows(logits, "the logits")
     return float((logits.argmax(-1) == labels).double().mean())
 
 

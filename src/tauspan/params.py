@@ -60,6 +60,22 @@ def require_finite(params: Params, what: str) -> None:
             )
 
 
+def require_finite_rows(rows: Tensor, what: str) -> Tensor:
+    """The rows, shape (N, ...), if none of them holds NaN or infinity: such a row has no class and no direction.
+
+    Raises:
+        NonFiniteError: with the first such row and how many there are.
+    """
+    broken = (~rows.isfinite()).reshape(len(rows), -1).any(1).nonzero().flatten().tolist()
+    if broken:
+        raise NonFiniteError(
+            f"{what} of row {broken[0]} hold NaN or infinity, as do those of {len(broken)} of {len(rows)} rows. Such "
+            "a row has nothing that the model reads, such as an empty text, or the weights or the edit overflow: take "
+            "the row out, or a smaller coefficient."
+        )
+    return rows
+
+
 def combine(terms: Sequence[tuple[float, Params]], labels: Sequence[str]) -> dict[str, Tensor]:
     """The linear combination sum_i c_i P_i, formed in the terms' own dtype.
 

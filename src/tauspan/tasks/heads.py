@@ -12,6 +12,7 @@ from torch import Tensor
 
 from tauspan.errors import DataError
 from tauspan.models import Encoder, Head, eval_mode, fingerprint_of
+from tauspan.params import require_finite_rows
 from tauspan.tasks.probe import RIDGE, probe
 from tauspan.tasks.split import Split
 from tauspan.tasks.task import Task
@@ -122,7 +123,8 @@ def _kept(encoder: Encoder, made_of: list[Any], build: Callable[[], Head]) -> He
 @torch.no_grad()
 def _features(encoder: Encoder, rows: Split, max_tokens: int | None) -> Tensor:
     with eval_mode(encoder):
-        return encoder(encoder.encode(rows.inputs, max_tokens)).detach()  # type: ignore[no-any-return]
+        found = encoder(encoder.encode(rows.inputs, max_tokens)).detach()
+    return require_finite_rows(found, "of the rows that a head is made of, the features")
 
 
 def _prototypes(task: Task, encoder: Encoder, shots: int, max_tokens: int | None) -> Tensor:

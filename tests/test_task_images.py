@@ -8,11 +8,13 @@ import datasets
 import numpy as np
 import pyarrow
 import pytest
+import torch
 from PIL import Image
 from pyarrow import parquet
 
 from imagesets import encoded, picture
 from tauspan.errors import DataError
+from tauspan.models.inputs import Inputs
 from tauspan.tasks import Task
 from tauspan.tasks.images import decoded
 
@@ -102,6 +104,22 @@ def test_a_picture_is_the_same_by_every_door(tmp_path, kind, door):
     found = DOORS[door](tmp_path, data).split("test").inputs[0]
     assert (found.dtype, found.shape) == (np.uint8, (16, 16, 3))
     np.testing.assert_array_equal(found, np.asarray(expected))
+
+
+@pytest.mark.parametrize("kind", PICTURES)
+def test_pictures_of_pillow_become_the_same_pixels(kind):
+    data, expected = PICTURES[kind]
+    inputs = Inputs("image", size=16, mean=(0.0,) * 3, std=(1.0,) * 3)
+    found = inputs.encode([Image.open(io.BytesIO(data)), np.asarray(expected)])
+    assert torch.equal(found[0], found[1])
+    assert torch.equal(found[0], torch.from_numpy(np.asarray(expected) / np.float32(255)).permute(2, 0, 1))
+
+
+@pytest.mark.parametrize("dtype", [np.int64, np.uint16, np.bool_, np.float32])
+def test_pixels_of_an_unknown_scale_are_refused(dtype):
+    pixels = np.full((4, 4, 3), 200).astype(dtype)
+    with pytest.raises(DataError, match=r"an image has .* values.*(uint8, 0 to 255)"):
+        Inputs("image", size=4).encode([pixels])
 
 
 def test_a_cmyk_jpeg_has_the_colours_that_pillow_gives_it():

@@ -14,9 +14,11 @@ from tauspan.ahead import in_threads
 from tauspan.errors import DataError
 from tauspan.models.crop import random_box
 from tauspan.models.extras import require_extra
+from tauspan.models.pictures import is_picture, rgb
 
 Modality = Literal["text", "image", "tensor"]
 Interpolation = Literal["nearest-exact", "bilinear", "bicubic"]
+Centre = Literal["transformers", "torchvision"]
 Batch: TypeAlias = Tensor | Mapping[str, Tensor]
 _PILLOW: dict[Interpolation, int] = {"nearest-exact": 0, "bilinear": 2, "bicubic": 3}  # its own numbers
 _NO_LIMIT = 10**6  # tokenizers that were saved without their limit have one above this
@@ -35,6 +37,7 @@ class Inputs:
         resize: before the crop; a number is the shorter side (proportions are kept), a pair is height and width.
             None takes `size` as the shorter side.
         interpolation: `"bicubic"`, `"bilinear"` or `"nearest-exact"`, each as Pillow does it.
+        centre: whose central crop, where one pixel more lies on one side: `"transformers"` or `"torchvision"`.
         processor: the model's own way from a picture (uint8 of shape (H, W, 3)) to its input, instead of all that;
             `tauspan.models.processing` says when it is taken.
         limit: where texts are cut unless the caller says it; None takes the tokenizer's own limit.
@@ -48,6 +51,7 @@ class Inputs:
     std: tuple[float, ...] = (0.5, 0.5, 0.5)
     resize: int | tuple[int, int] | None = None
     interpolation: Interpolation = "bicubic"
+    centre: Centre = "transformers"
     processor: Callable[[Any], Tensor] | None = None
     limit: int | None = None
     prompt: str = ""
@@ -61,8 +65,9 @@ class Inputs:
     ) -> Batch:
         """A batch from raw inputs; texts are cut at `max_tokens`, at most at `positions`, and padded to the longest.
 
-        Images are (H, W), (H, W, C) or (C, H, W) with one or three channels, bytes or floats in [0, 1], each of
-        its own size; they become (N, 3, size, size). With `crops`, a source of random numbers for each image, a random
+        Images are (H, W), (H, W, C) or (C, H, W) with one or three channels, bytes or floats in [0, 1], or pictures
+        of Pillow, each of its own size; they become (N, 3, size, size). With `crops`, a source of random numbers for
+        each image, a random
         part of it (`tauspan.models.crop`) is resized to that square; nothing else is read of them.
 
         Raises:
@@ -127,7 +132,16 @@ class Inputs:
         """What decides the batch besides the raw inputs and the tokenizer, as one line."""
         if self.processor is not None:
             return repr((self.modality, self.processor))
-        facts = (self.modality, self.size, self.resize, self.interpolation, self.mean, self.std)
+        facts: tuple[Any, ...] = (
+            self.modality,
+            self.size,
+            self.resize,
+            self.interpolation,
+            self.mean,
+            self.std,
+        )
+        if self.centre != "transformers":
+            facts = (*facts, self.centre)
         if self.limit is not None or self.prompt:
             return repr((self.modality, self.limit, self.prompt))
         return repr(facts if self.modality == "image" else self.modality)
@@ -145,7 +159,10 @@ class Inputs:
 
     def pixels(self, raw: Any, draw: random.Random | None = None) -> Tensor:
         """One image, resized, cropped at the centre or at random, and normalised."""
-        image = torch.as_tensor(raw)
+        found = rgb(raw, "an image") if is_picture(raw) else raw
+        if isinstance(found, np.ndarray) and not found.flags.writeable:
+            found = found.copy()  # torch warns of memory that others must not change
+        image = torch.as_tensor(found)
         shape = tuple(image.shape)
         if image.ndim == 2:
             image = image.unsqueeze(-1)
@@ -155,6 +172,7 @@ class Inputs:
             raise DataError(
                 f"an image has shape {shape}: it must be (H, W), (H, W, C) or (C, H, W) with one or three channels."
             )
+        _require_scale(image)
         if self.processor is not None:
             if draw is not None:
                 raise DataError(
@@ -174,7 +192,7 @@ class Inputs:
             shorter = min(height, width)
             wanted = (wanted * height // shorter, wanted * width // shorter)
         pixels = self._resized(pixels, wanted)
-        top, left = ((side - self.size) // 2 for side in wanted)
+        top, left = (_begin(side - self.size, self.centre) for side in wanted)
         bottom, right = wanted[0] - self.size - top, wanted[1] - self.size - left
         # a negative border crops; where the image is smaller than the crop, the border is black
         return F.pad(pixels, (-left, -right, -top, -bottom))
@@ -195,6 +213,28 @@ class Inputs:
         exact = pixels.float()[None]
         resized = F.interpolate(exact, size=wanted, mode=self.interpolation, antialias=smooth)[0]
         return resized.clamp(0, 1)
+
+
+def _require_scale(image: Tensor) -> None:
+    """Raise unless the scale of pixels is known: bytes, or floats in [0, 1]."""
+    if image.dtype == torch.uint8:
+        return
+    kind = str(image.dtype).removeprefix("torch.")
+    if not image.is_floating_point():
+        raise DataError(f"an image has {kind} values: give bytes (uint8, 0 to 255) or floats in [0, 1].")
+    low, high = (float(bound) for bound in image.aminmax())
+    if not (low >= 0 and high <= 1):  # NaN is neither
+        raise DataError(
+            f"an image has {kind} values from {low:g} to {high:g}: floats lie in [0, 1]. Divide by the largest value "
+            "there is, or give bytes (uint8, 0 to 255)."
+        )
+
+
+def _begin(over: int, centre: Centre) -> int:
+    """Where a central crop begins, so many pixels before it in all; negative where a border is added."""
+    if centre == "transformers":
+        return over // 2
+    return -(-over // 2) if over < 0 else round(over / 2)  # torchvision's, half to even
 
 
 def _by_pillow(pixels: Tensor, wanted: tuple[int, int], interpolation: Interpolation) -> Tensor:

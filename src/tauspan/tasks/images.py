@@ -11,11 +11,10 @@ from numpy.typing import NDArray
 
 from tauspan.errors import DataError
 from tauspan.models.extras import require_extra
+from tauspan.models.pictures import rgb
 
 # what Pillow may open: its readers of vector formats start other programs
 _FORMATS = ("PNG", "JPEG", "BMP", "WEBP", "GIF", "TIFF", "PPM")
-_ORIENTATION = 0x0112  # the EXIF tag
-_WIDE = ("I", "F", "I;16", "I;16L", "I;16B", "I;16N")  # converting these to 8 bits would cut values off
 
 
 class Encoded(Protocol):
@@ -132,18 +131,13 @@ class Images(Sequence[NDArray[np.uint8]]):
 
 
 def decoded(data: bytes, name: str) -> NDArray[np.uint8]:
-    """The pixels of an encoded image as RGB, uint8 of shape (H, W, 3): the one way from bytes to a picture.
-
-    A palette's colours are looked up, grey is repeated, CMYK is converted, the orientation in its EXIF data is applied,
-    and transparency is left out (the colours below it stay), as transformers and torchvision do it; of an animation
-    the first picture is taken.
+    """The pixels of an encoded image as RGB, uint8 of shape (H, W, 3), as `tauspan.models.pictures.rgb` makes them.
 
     Raises:
         DataError: the bytes are no image of a format that is read, are damaged or too large, or hold 16-bit or float
             pixels, whose scale is not said.
     """
     image = require_extra("PIL.Image", "data", f"decoding {name}")
-    operations = require_extra("PIL.ImageOps", "data", f"decoding {name}")
     try:
         with image.open(io.BytesIO(data), formats=_FORMATS) as picture:
             pixels = picture.width * picture.height
@@ -152,24 +146,8 @@ def decoded(data: bytes, name: str) -> NDArray[np.uint8]:
                     f"{name} says that it has {pixels:,} pixels, more than the {image.MAX_IMAGE_PIXELS:,} that are "
                     "decoded: it may be a decompression bomb. Remove it, or scale it down with a tool that you trust."
                 )
-            if picture.mode in _WIDE:
-                raise DataError(
-                    f"{name} has pixels of mode {picture.mode!r}; 8-bit images are read. Convert it, so that the "
-                    "scale of its values is your choice."
-                )
-            upright = operations.exif_transpose(picture) if _turned(picture) else picture
-            if "transparency" in upright.info:  # else Pillow warns of palettes that have some
-                upright = upright.convert("RGBA")
-            return np.array(upright.convert("RGB"))
+            return rgb(picture, name)
     except DataError:
         raise
     except Exception as error:  # Pillow's readers raise many kinds on damaged bytes
         raise DataError(f"{name} cannot be read as an image: {error}") from error
-
-
-def _turned(picture: Any) -> bool:
-    """Whether the EXIF data say that the picture is shown turned; where they are damaged they say nothing."""
-    try:
-        return bool(picture.getexif().get(_ORIENTATION, 1) != 1)
-    except Exception:  # damaged EXIF data raise many kinds; no program turns such a picture
-        return False

@@ -8,6 +8,7 @@ import numpy as np
 from torch import Tensor
 
 from tauspan.errors import DataError
+from tauspan.models.pictures import is_picture
 from tauspan.tasks.images import Images
 from tauspan.tasks.labels import writable
 
@@ -64,7 +65,7 @@ def fault_of(item: Any) -> str | None:
         return None if item.isascii() or writable(item) else BROKEN
     if item is None or isinstance(item, Tensor):
         return NO_TEXT if item is None else None
-    return None if np.asarray(item).dtype.kind in "biufc" else STRANGE
+    return None if is_picture(item) or np.asarray(item).dtype.kind in "biufc" else STRANGE
 
 
 def tensor_rows(name: str, split: str, given: Any) -> Rows:

@@ -13,7 +13,8 @@ from tauspan.models.extras import require_extra
 from tauspan.tasks import SPLITS, Split, Task
 from tauspan.tasks.assembly import gathered
 from tauspan.tasks.folders import class_folders, require_inside
-from tauspan.tasks.readers import image_rows, parquet_table, read_rows
+from tauspan.tasks.parquet import parquet_table
+from tauspan.tasks.readers import image_rows, read_rows
 
 
 @dataclass(frozen=True)

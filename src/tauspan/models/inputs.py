@@ -67,8 +67,7 @@ class Inputs:
 
         Images are (H, W), (H, W, C) or (C, H, W) with one or three channels, bytes or floats in [0, 1], or pictures
         of Pillow, each of its own size; they become (N, 3, size, size). With `crops`, a source of random numbers for
-        each image, a random
-        part of it (`tauspan.models.crop`) is resized to that square; nothing else is read of them.
+        each image, a random part of it (`tauspan.models.crop`) is resized to that square; nothing else is read of them.
 
         Raises:
             DataError: the inputs are not of this encoder's modality, tensors differ in shape, or a text has no token.

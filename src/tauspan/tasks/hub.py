@@ -7,9 +7,9 @@ import numpy as np
 
 from tauspan.errors import DataError, listed, nearest
 from tauspan.models.extras import require_extra
+from tauspan.tasks.parquet import require_columns
 from tauspan.tasks.readers import image_rows
 from tauspan.tasks.rows import Rows
-from tauspan.tasks.tables import require_columns
 
 
 def hub_rows(

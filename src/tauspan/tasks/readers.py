@@ -13,18 +13,16 @@ from tauspan.errors import DataError, UsageError, listed
 from tauspan.models.extras import require_extra
 from tauspan.tasks.folders import image_folder, require_inside
 from tauspan.tasks.images import Column, Images
-from tauspan.tasks.rows import Rows
-from tauspan.tasks.split import SPLITS
-from tauspan.tasks.tables import (
-    SUFFIXES,
-    Dialect,
+from tauspan.tasks.parquet import (
     holds_images,
     parquet_classes,
     parquet_schema,
-    read_columns,
+    parquet_table,
     require_columns,
-    suffix,
 )
+from tauspan.tasks.rows import Rows
+from tauspan.tasks.split import SPLITS
+from tauspan.tasks.tables import SUFFIXES, Dialect, read_columns, suffix
 
 _ALSO = {"val": "validation", "valid": "validation", "dev": "validation"}  # what others call it
 
@@ -160,20 +158,6 @@ def _npz(file: Path) -> Rows:
             return Rows(list(arrays["image"]), arrays["label"].tolist(), str(file))
     except (OSError, EOFError, TypeError, ValueError, KeyError, zipfile.BadZipFile) as error:
         raise DataError(f"{file} cannot be read as npz with `image` and `label`: {error}") from error
-
-
-def parquet_table(files: Sequence[Path]) -> Any:
-    """Parquet files as one table of the `datasets` library, mapped from its cache: rows cost no memory."""
-    datasets = require_extra("datasets", "data", f"reading {files[0]}")
-    shown = not datasets.are_progress_bars_disabled()
-    datasets.disable_progress_bars()  # it is a copy from disk to disk
-    try:
-        return datasets.Dataset.from_parquet([str(file) for file in files])
-    except Exception as error:  # the library raises many kinds on damaged files
-        raise DataError(f"{files[0]} cannot be read as parquet: {error.__cause__ or error}") from error
-    finally:
-        if shown:
-            datasets.enable_progress_bars()
 
 
 def image_rows(table: Any, image: str, label: str, where: str, split: str | None = None) -> Rows:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import IO, Any, Literal
 
 from tauspan.errors import DataError, UsageError, listed, nearest
-from tauspan.models.extras import require_extra
+from tauspan.tasks.parquet import parquet_columns, require_columns
 
 Quotes = Literal["doubled", "escaped", "none"]
 SUFFIXES = (".csv", ".tsv", ".tab", ".txt", ".json", ".jsonl", ".ndjson", ".parquet", ".pq")
@@ -83,19 +83,6 @@ def suffix(file: Path) -> str:
     """What the name says of the format, without the compression."""
     name = file.name.lower().removesuffix(".gz")
     return Path(name).suffix
-
-
-def require_columns(file: Path | str, wanted: Sequence[str], known: Sequence[str]) -> None:
-    """Raise unless a table has each wanted column once."""
-    for column in wanted:
-        if known.count(column) > 1:
-            raise DataError(
-                f"{file} has {known.count(column)} columns called {column!r}: rename all but the one that is meant."
-            )
-        if column not in known:
-            near = nearest(column, known)
-            hint = f" {near}" if near.startswith("Did") else ""
-            raise DataError(f"{file} has no column {column!r}; it has {listed(known, 12) or 'none'}.{hint}")
 
 
 # -- files of lines ------------------------------------------------------------------------------------------
@@ -283,46 +270,3 @@ def _objects(file: Path, found: Sequence[tuple[str, Any]], wanted: Sequence[str]
     known = list(dict.fromkeys(key for _, item in found for key in item))
     require_columns(file, wanted, known)
     return {column: [item.get(column) for _, item in found] for column in wanted}
-
-
-# -- parquet -------------------------------------------------------------------------------------------------
-
-
-def parquet_columns(file: Path, wanted: Sequence[str]) -> dict[str, list[Any]]:
-    """Columns of a parquet file as Python values, whatever their type."""
-    parquet = require_extra("pyarrow.parquet", "data", f"reading {file}")
-    require_columns(file, wanted, list(parquet_schema(file).names))
-    try:
-        table = parquet.ParquetFile(file).read(columns=list(wanted))
-        return {column: table.column(column).to_pylist() for column in wanted}
-    except (OSError, ValueError) as error:
-        raise DataError(f"{file} cannot be read as parquet: {error}") from error
-
-
-def parquet_schema(file: Path) -> Any:
-    """The schema of a parquet file: names, types, and what its writer added."""
-    parquet = require_extra("pyarrow.parquet", "data", f"reading {file}")
-    try:
-        return parquet.read_schema(file)
-    except (OSError, ValueError) as error:
-        raise DataError(f"{file} cannot be read as parquet: {error}") from error
-
-
-def parquet_classes(schema: Any, label: str) -> list[str] | None:
-    """The class names that the `datasets` library wrote into a file, whose labels are indices into them."""
-    try:
-        content = json.loads((schema.metadata or {}).get(b"huggingface", b"{}"))
-        found = content["info"]["features"][label]
-    except (ValueError, KeyError, TypeError):
-        return None
-    names = found.get("names") if isinstance(found, dict) and found.get("_type") == "ClassLabel" else None
-    return [str(name) for name in names] if isinstance(names, list) else None
-
-
-def holds_images(schema: Any, column: str) -> bool:
-    """Whether a column holds encoded images: bytes, or structs with `bytes`, as the hub has them."""
-    if column not in schema.names:
-        return False
-    kind = schema.field(column).type
-    text = str(kind)
-    return "binary" in text or (text.startswith("struct") and "bytes" in [field.name for field in kind])

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 import tauspan as ts
-from tauspan.errors import NonFiniteError
+from tauspan.errors import ModelError, NonFiniteError
 from tauspan.evaluate import accuracy, evaluate
 from tauspan.models import Encoder, Head
 from tauspan.tasks import Task, build_head
@@ -81,3 +81,11 @@ def test_no_place_of_such_a_number_is_overlooked(value: float) -> None:
             with pytest.raises(NonFiniteError, match=f"row {row} hold"):
                 accuracy(logits, torch.zeros(3, dtype=torch.long))
     assert accuracy(torch.tensor([[1.0, 2.0]]), torch.tensor([1])) == 1.0
+
+
+def test_features_that_are_no_vectors_are_told() -> None:
+    encoder = Encoder(nn.Identity(), lambda module, x: x.unsqueeze(1))
+    with pytest.raises(
+        ModelError, match=r"features of shape \(2, 1, 2\) for 2 rows, and a head reads \(N, d\)"
+    ):
+        build_head(task(1.0), encoder)

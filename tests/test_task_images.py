@@ -94,7 +94,17 @@ def by_hub(tmp_path, data):
     return Task.from_hub(str(tmp_path / "hub"), text="image")
 
 
-DOORS = {"folder": by_files, "parquet": by_parquet, "bytes": by_bytes, "hub": by_hub}
+def by_library(tmp_path, data):
+    """A folder of images that the `datasets` library makes a table of, whose cells name the files."""
+    for split in ("train", "test"):
+        for name in ("a", "b"):
+            (tmp_path / "images" / split / name).mkdir(parents=True)
+            for row in range(3):
+                (tmp_path / "images" / split / name / f"{row}.png").write_bytes(data)
+    return Task.from_hub(str(tmp_path / "images"), text="image")
+
+
+DOORS = {"library": by_library, "folder": by_files, "parquet": by_parquet, "bytes": by_bytes, "hub": by_hub}
 
 
 @pytest.mark.parametrize("door", DOORS)
@@ -143,6 +153,27 @@ def test_pixels_without_a_known_scale_are_refused_by_every_door(tmp_path, kind, 
     with pytest.raises(
         DataError, match=r"(\.png|row \d) has pixels of mode .*; 8-bit images are read\. Convert it"
     ):
+        task.split("test").inputs[0]
+
+
+@pytest.mark.parametrize("where", ["a file outside", "dots", "a link"])
+def test_a_path_in_a_cell_is_not_followed_out_of_its_folder(tmp_path, where):
+    (tmp_path / "secret.png").write_bytes(encoded(picture(0)))
+    folder = tmp_path / "hub"
+    folder.mkdir()
+    (folder / "link.png").symlink_to(tmp_path / "secret.png")
+    paths = {
+        "a file outside": tmp_path / "secret.png",
+        "dots": folder / ".." / "secret.png",
+        "a link": folder / "link.png",
+    }
+    features = datasets.Features(image=datasets.Image(), label=datasets.Value("int64"))
+    content = {"image": [{"bytes": None, "path": str(paths[where])}] * 4, "label": [0, 1] * 2}
+    for split in ("train", "test"):
+        table = datasets.Dataset.from_dict(content, features=features)
+        parquet.write_table(table.data.table, folder / f"{split}.parquet")
+    task = Task.from_hub(str(folder), text="image")
+    with pytest.raises(DataError, match="holds no encoded image"):
         task.split("test").inputs[0]
 
 

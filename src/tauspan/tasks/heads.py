@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from tauspan.errors import DataError
+from tauspan.errors import DataError, ModelError
 from tauspan.models import Encoder, Head, eval_mode, fingerprint_of
 from tauspan.params import require_finite_rows
 from tauspan.tasks.probe import RIDGE, probe
@@ -124,6 +124,11 @@ def _kept(encoder: Encoder, made_of: list[Any], build: Callable[[], Head]) -> He
 def _features(encoder: Encoder, rows: Split, max_tokens: int | None) -> Tensor:
     with eval_mode(encoder):
         found = encoder(encoder.encode(rows.inputs, max_tokens)).detach()
+    if found.ndim != 2:
+        raise ModelError(
+            f"{encoder.source} gives features of shape {tuple(found.shape)} for {len(rows)} rows, and a head reads "
+            "(N, d). Give the Encoder `features` that pool them."
+        )
     return require_finite_rows(found, "of the rows that a head is made of, the features")
 
 

@@ -1,6 +1,7 @@
 """The splits of a data set on the hub, or in a local directory, through the `datasets` library."""
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -49,7 +50,12 @@ def hub_rows(
                 f'{split}="{next(iter(found))}". {nearest(name, found)}'
             )
     _require_apart(source, chosen)
-    return {split: [_rows(found[name], text, label, f"{source}:{name}")] for split, name in chosen.items()}
+    folder = (
+        Path(source).resolve() if Path(source).is_dir() else Path(datasets.config.HF_CACHE_HOME).resolve()
+    )
+    return {
+        split: [_rows(found[name], text, label, f"{source}:{name}", folder)] for split, name in chosen.items()
+    }
 
 
 def _require_apart(source: str, chosen: Mapping[str, str]) -> None:
@@ -63,12 +69,12 @@ def _require_apart(source: str, chosen: Mapping[str, str]) -> None:
             )
 
 
-def _rows(table: Any, text: str, label: str, where: str) -> Rows:
+def _rows(table: Any, text: str, label: str, where: str, folder: Path) -> Rows:
     datasets = require_extra("datasets", "data", f"reading {where}")
     require_columns(where, [text, label], list(table.column_names))
     kind = table.features[text]
     if isinstance(kind, datasets.Image):
-        return image_rows(table, text, label, where)
+        return image_rows(table, text, label, where, inside=folder)
     if isinstance(kind, datasets.Audio | datasets.Video):
         raise DataError(
             f"{where}: the column {text!r} holds {type(kind).__name__.lower()}, and texts and images are read. Make "

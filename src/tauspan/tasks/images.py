@@ -55,19 +55,30 @@ class Files:
 
 @dataclass(frozen=True)
 class Column:
-    """A column of images in a table of the `datasets` library, which keeps it in a mapped file."""
+    """A column of images in a table of the `datasets` library, which keeps it in a mapped file.
+
+    Args:
+        table: of the library.
+        column: the images.
+        where: the table, for errors.
+        inside: a folder whose files a cell may name instead of holding bytes; None follows no path.
+    """
 
     table: Any
     column: str
     where: str
+    inside: Path | None = None
 
     def __len__(self) -> int:
         return len(self.table)
 
     def read(self, index: int) -> bytes:
-        """The bytes of one cell. A path in a cell is never opened: a table must hold its images itself."""
+        """The bytes of one cell; a path in a cell is followed only into the folder that the table was made of."""
         cell = self.table[index][self.column]
         data = cell.get("bytes") if isinstance(cell, dict) else cell
+        path = cell.get("path") if isinstance(cell, dict) and data is None else None
+        if path and self.inside is not None and Path(path).resolve().is_relative_to(self.inside):
+            return Files(Path(path).parent, [Path(path).name]).read(0)
         if not isinstance(data, bytes):
             raise DataError(
                 f"{self.name(index)}: {self.column!r} holds no encoded image, as bytes or as a struct with `bytes`. "

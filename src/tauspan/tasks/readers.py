@@ -160,8 +160,19 @@ def _npz(file: Path) -> Rows:
         raise DataError(f"{file} cannot be read as npz with `image` and `label`: {error}") from error
 
 
-def image_rows(table: Any, image: str, label: str, where: str, split: str | None = None) -> Rows:
-    """The images and labels of a table of the `datasets` library, with its class names where it has some."""
+def image_rows(
+    table: Any, image: str, label: str, where: str, split: str | None = None, inside: Path | None = None
+) -> Rows:
+    """The images and labels of a table of the `datasets` library, with its class names where it has some.
+
+    Args:
+        table: of the library.
+        image: the column of images.
+        label: the column of labels.
+        where: the table, for errors.
+        split: the column that says each row's split, if one does.
+        inside: the folder that the library made the table of, whose files cells may name; None follows no path.
+    """
     datasets = require_extra("datasets", "data", f"reading {where}")
     require_columns(where, [image, label, *([split] if split else [])], list(table.column_names))
     rows = table.select_columns([image])
@@ -169,7 +180,9 @@ def image_rows(table: Any, image: str, label: str, where: str, split: str | None
         rows = rows.cast_column(image, datasets.Image(decode=False))
     names = getattr(table.features[label], "names", None)
     splits = list(table[split]) if split else None
-    return Rows(Images(Column(rows, image, where)), list(table[label]), where, names=names, splits=splits)
+    return Rows(
+        Images(Column(rows, image, where, inside)), list(table[label]), where, names=names, splits=splits
+    )
 
 
 def require_apart(name: str, files: Mapping[str, Path], split: str | None) -> None:

@@ -365,3 +365,37 @@ def test_an_empty_column_is_not_a_class_of_empty_names(tmp_path):
         DataError, match=r"a\.csv, row 1 \(line 3\) is a row without a label; .* 2 rows without a label"
     ):
         Task.from_files("t", tmp_path / "a.csv")
+
+
+@pytest.mark.parametrize("given", [1, None, torch.tensor(1), {"a": 1}, "ab", b"ab"])
+@pytest.mark.parametrize("what", ["inputs", "labels"])
+def test_what_is_no_list_of_inputs_or_labels_is_named(given, what):
+    if isinstance(given, torch.Tensor) and what == "inputs":
+        pytest.skip("a tensor of no dimension has no rows to be compared with")
+    pair = (given, [0, 1]) if what == "inputs" else (["x", "y"], given)
+    with pytest.raises(DataError, match=rf"train of 't': (its {what} are a |labels are int64 of shape)"):
+        Task.from_tensors("t", ["a", "b"], train=pair)
+
+
+def test_labels_may_come_from_a_generator():
+    task = Task.from_tensors("t", ["a", "b"], train=([f"{i}" for i in range(10)], (i % 2 for i in range(10))))
+    assert repr(task) == "Task('t', 2 classes, train 7, validation 1, test 2)"
+    assert (task.extra["test"], task.extra["validation"]) == ("held out of train", "held out of train")
+
+
+def test_a_split_of_another_name_is_not_taken_for_none():
+    rows = (["x", "y"], [0, 1])
+    with pytest.raises(DataError, match=r"is given a split 'tset'\. Did you mean 'test'"):
+        Task.from_tensors("t", ["a", "b"], train=rows, tset=rows)
+
+
+@pytest.mark.parametrize("labels", [["x"] * 30, [f"x{i}" for i in range(30)], list(range(30)), [7] * 30])
+def test_a_column_that_can_hold_no_classes_is_named_unless_names_are_given(tmp_path, labels):
+    with pytest.raises(
+        DataError, match=r"(in all|in each of) 30 rows: is that the column of the classes\? .*`label_names`"
+    ):
+        made(tmp_path, "csv", labels, labels[:2])
+    (tmp_path / "again").mkdir()
+    names = sorted({*map(str, labels), "another"}, key=lambda name: (len(name), name))
+    task = made(tmp_path / "again", "csv", labels, labels[:2], names, labels="names")
+    assert classes(task) == [str(label) for label in labels[:2]]

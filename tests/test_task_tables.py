@@ -109,6 +109,13 @@ def test_quotes_of_other_kinds_are_told_with_their_line_and_can_be_read(tmp_path
     assert texts(one(file, **options))[0] == first
 
 
+@pytest.mark.parametrize("line", ["sep=;\n", '"sep=;"\r\n'])
+def test_the_line_in_which_excel_says_the_delimiter(tmp_path, line):
+    assert texts(one(write(tmp_path, line + content(PLAIN, ";")))) == sorted(text for text, _ in PLAIN)
+    with pytest.raises(DataError, match="line 4: 1 fields"):
+        one(write(tmp_path, line + "text;label\na;0\nb\n"))
+
+
 def test_an_unknown_kind_of_quotes_is_an_option_error(tmp_path):
     with pytest.raises(UsageError, match=r"quotes='escape'\. Did you mean 'escaped'"):
         one(write(tmp_path, content(PLAIN)), quotes="escape")

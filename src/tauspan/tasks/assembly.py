@@ -23,6 +23,8 @@ from tauspan.tasks.labels import (
 from tauspan.tasks.rows import UNLABELLED, Rows, fault_of
 from tauspan.tasks.split import SPLITS, Split
 
+_DISTINCT = 20  # so many rows, each with a label of its own, are an identifier or a text
+
 
 @dataclass(frozen=True)
 class Gathered:
@@ -203,7 +205,18 @@ def _implied(parts: Sequence[_Part]) -> list[str]:
     if own is not None:
         return list(own)
     where = listed([part.rows.where for part in train])
-    return class_names({text for part in train for text in part.known()}, where)
+    names = class_names({text for part in train for text in part.known()}, where)
+    rows = sum(len(part.labels) for part in train)
+    if rows > 1 and (len(names) == 1 or len(names) == rows > _DISTINCT):
+        seen = (
+            f"the label {names[0]!r} in all {rows} rows"
+            if len(names) == 1
+            else f"another label in each of {rows} rows"
+        )
+        raise DataError(
+            f"{where} has {seen}: is that the column of the classes? If it is, name all classes with `label_names`."
+        )
+    return names
 
 
 def _places(parts: Sequence[_Part], names: Sequence[str], meaning: Meaning) -> dict[str, int]:

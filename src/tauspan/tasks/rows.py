@@ -1,6 +1,6 @@
 """Rows as they were found, before anything is decided about them."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -73,7 +73,15 @@ def tensor_rows(name: str, split: str, given: Any) -> Rows:
     if not isinstance(given, tuple | list) or len(given) != 2:
         raise DataError(f"{split} of {name!r}: give a pair of inputs and labels, not {type(given).__name__}.")
     inputs, labels = given
-    shape = tuple(getattr(labels, "shape", None) or (len(labels),))
+    if isinstance(labels, Iterator):
+        labels = list(labels)
+    for what, value in (("inputs", inputs), ("labels", labels)):
+        if isinstance(value, str | bytes | Mapping) or not hasattr(value, "__len__"):
+            raise DataError(
+                f"{split} of {name!r}: its {what} are a {type(value).__name__} ({str(value)[:40]}): give a list, an "
+                "array or a tensor with one entry for each row."
+            )
+    shape = tuple(labels.shape) if hasattr(labels, "shape") else (len(labels),)
     kind = str(getattr(labels, "dtype", "")).removeprefix("torch.")
     if len(shape) != 1 or kind.startswith(("float", "bfloat", "complex")):
         raise DataError(

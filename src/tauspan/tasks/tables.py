@@ -5,6 +5,7 @@ import gzip
 import io
 import itertools
 import json
+import re
 import sys
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
@@ -153,7 +154,12 @@ def _csv(file: Path, wanted: Sequence[str], dialect: Dialect) -> Columns:
         first, above = handle.readline(), 0
         while first and not first.strip():  # blank lines are no rows, above the header neither
             first, above = handle.readline(), above + 1
-        delimiter = dialect.delimiter or _delimiter(first, wanted, suffix(file), dialect)
+        said = re.fullmatch(r'"?sep=(.)"?\s*', first)  # what Excel reads and writes above a header
+        if said:
+            first, above = handle.readline(), above + 1
+        delimiter = (
+            dialect.delimiter or (said and said[1]) or _delimiter(first, wanted, suffix(file), dialect)
+        )
         records = _records(file, itertools.chain([first], handle), delimiter, dialect, above)
         _, header = next(records, (1, []))
         require_columns(file, wanted, header)

@@ -320,21 +320,24 @@ class Task:
     @staticmethod
     def from_tensors(
         name: str, label_names: Sequence[Any], *, label_prompts: Sequence[str] = (), head: Head | None = None,
-        labels: Meaning = "auto", **splits: tuple[Sequence[Any] | Tensor, Sequence[Any] | Tensor],
+        labels: Meaning = "auto", seed: int = 0, **splits: tuple[Sequence[Any] | Tensor, Sequence[Any] | Tensor],
     ) -> "Task":  # fmt: skip
         """Splits given as `train=(inputs, labels), validation=..., test=...`.
 
         Labels are a tensor or array of whole numbers, or a list of numbers or names, with the meaning they have in
-        files.
+        files. Without `validation` or `test`, rows of train are held out as by `from_files`.
 
         Example:
             >>> rows = (["a", "b"], [1, 0])
             >>> Task.from_tensors("ab", ["x", "y"], train=rows, validation=rows, test=(["c"], [1]))
             Task('ab', 2 classes, train 2, validation 2, test 1)
         """
+        unknown = next((key for key in splits if key not in SPLITS), None)
+        if unknown is not None:
+            raise DataError(f"task {name!r} is given a split {unknown!r}. {nearest(unknown, SPLITS)}")
         rows = {key: [tensor_rows(name, key, given)] for key, given in splits.items()}
         made = gathered(rows, list(label_names), labels, what=name)
-        return Task(name, made.names, made.splits, label_prompts, head=head, source="tensors")
+        return replace(_task(name, made, label_prompts, None, "tensors", seed, test=True), head=head)
 
     def to_directory(self, path: str | Path, *, overwrite: bool = False) -> Path:
         """Write a task of texts as a directory that `from_directory` reads: `card.json` with checksums, CSV files.

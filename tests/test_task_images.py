@@ -104,7 +104,7 @@ def by_library(tmp_path, data):
     return Task.from_hub(str(tmp_path / "images"), text="image")
 
 
-DOORS = {"library": by_library, "folder": by_files, "parquet": by_parquet, "bytes": by_bytes, "hub": by_hub}
+DOORS = {"folder": by_files, "parquet": by_parquet, "bytes": by_bytes, "hub": by_hub}
 
 
 @pytest.mark.parametrize("door", DOORS)
@@ -137,6 +137,12 @@ def test_a_cmyk_jpeg_has_the_colours_that_pillow_gives_it():
     expected = np.asarray(Image.open(io.BytesIO(data)).convert("RGB"))
     np.testing.assert_array_equal(decoded(data, "x"), expected)
     assert np.abs(expected.astype(int) - np.asarray(picture(4))).mean() < 12  # not inverted
+
+
+@pytest.mark.parametrize("kind", ["palette", "turned", "rgba"])
+def test_a_picture_is_the_same_from_files_that_a_table_names(tmp_path, kind):
+    data, expected = PICTURES[kind]
+    np.testing.assert_array_equal(by_library(tmp_path, data).split("test").inputs[0], np.asarray(expected))
 
 
 WIDE = {

@@ -178,6 +178,17 @@ def test_a_processor_that_does_not_fit_its_model_is_refused(copy: Copy) -> None:
         load_model(home)
 
 
+def test_a_processor_of_another_size_is_told_with_both_sizes(copy: Copy) -> None:
+    home = copy("vit")
+    checkpoints.image_settings(home, {"height": 16, "width": 16})
+    with pytest.raises(
+        ModelError, match=r"makes pictures of 16 pixels, and its configuration says 8: save a processor"
+    ):
+        load_model(home)
+    transformers.ViTImageProcessorPil(size={"height": 8, "width": 8}).save_pretrained(home)  # as it says
+    assert load_model(home).inputs.size == 8
+
+
 @pytest.mark.parametrize("content", ["{", '{"image_processor_type": "NoImageProcessor"}', '{"size": "big"}'])
 def test_a_processors_file_that_cannot_be_read_is_a_model_error(content: str, copy: Copy) -> None:
     home = copy("vit")

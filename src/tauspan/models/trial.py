@@ -36,7 +36,7 @@ def tried(encoder: Encoder) -> Encoder:
         except Exception as error:  # models fail on inputs that are not theirs in ways of their own
             raise ModelError(
                 f"{encoder.source}: {name} does not turn {encoder.inputs.modality}s alone into features "
-                f"({type(error).__name__}: {error}). Load it with its own library, and pass a module that does."
+                f"({type(error).__name__}: {error}). {_way_out(encoder, batch)}"
             ) from error
     _require_vector(encoder, first, name)
     if float((first - second).abs().max()) > _SAME * float(first.abs().max()):
@@ -46,6 +46,18 @@ def tried(encoder: Encoder) -> Encoder:
             "does not."
         )
     return encoder
+
+
+def _way_out(encoder: Encoder, batch: Batch) -> str:
+    """What to do: save another processor where this one makes pictures of another size, else use the model's library."""
+    wanted = getattr(getattr(encoder.backbone, "config", None), "image_size", None)
+    made = batch.shape[-1] if isinstance(batch, Tensor) else None
+    if isinstance(wanted, int) and made not in (None, wanted):
+        return (
+            f"Its image processor makes pictures of {made} pixels, and its configuration says {wanted}: save a "
+            "processor beside it whose `size` and `crop_size` fit."
+        )
+    return "Load it with its own library, and pass a module that does."
 
 
 def _require_vector(encoder: Encoder, found: Any, name: str) -> None:

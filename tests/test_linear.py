@@ -17,7 +17,7 @@ from torch.utils.flop_counter import FlopCounterMode
 import zoo
 from tauspan.linear import linearize
 from tauspan.models import Encoder, core, select
-from tauspan.models.hf import mean_pooled
+from tauspan.models.pooling import mean_pooled
 from tauspan.vector import TaskVector
 from zoo import ZOO, Example, all_close, at, classifier, close, direction, normal
 

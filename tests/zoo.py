@@ -15,7 +15,9 @@ from torch import Tensor, nn
 
 from tauspan.linear import Linearized
 from tauspan.models import Classifier, Encoder, Head
-from tauspan.models.hf import clip_image_features, last_token, mean_pooled, vision_features
+from tauspan.models.pooling import last_token, mean_pooled
+from tauspan.models.towers import image_features
+from tauspan.models.vision import vision_features
 from tauspan.params import Params
 
 TEXT = {"vocab_size": 64, "max_position_embeddings": 16}
@@ -213,9 +215,7 @@ def clip_model() -> nn.Module:
 @seeded
 def clip() -> Example:
     prefixes = ("vision_model.", "visual_projection.")
-    return Example(
-        Encoder(stirred(clip_model()), clip_image_features, prefixes=prefixes), (normal(3, 3, 8, 8),)
-    )
+    return Example(Encoder(stirred(clip_model()), image_features, prefixes=prefixes), (normal(3, 3, 8, 8),))
 
 
 @seeded

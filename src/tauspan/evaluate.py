@@ -20,6 +20,7 @@ from tauspan.params import require_finite_rows
 from tauspan.processes import world
 from tauspan.report import Report, Table, noted, provenance
 from tauspan.tasks import Task, build_head
+from tauspan.tasks.assembly import told
 from tauspan.vector import TaskVector
 
 
@@ -41,7 +42,7 @@ def accuracy(logits: Tensor, labels: Tensor) -> float:
     """The share of rows whose largest logit is the label's.
 
     Raises:
-        NonFiniteError: a row has NaN or infinity among its logits.
+        NonFiniteError: a row's logits hold NaN or infinity: it has no class.
     """
     require_finite_rows(logits, "the logits")
     return float((logits.argmax(-1) == labels).double().mean())
@@ -135,8 +136,17 @@ def evaluate(
     label = "pre-trained" if vector is None else f"{vector.label} x {scale:g}, {chosen}"
     about = provenance(base=encoder.source, fingerprint=base, split=split, scale=scale)
     return Report(
-        f"Accuracy on {split}", [Table(label, rows)], about, result={"accuracy": by_task, "mean": means}
+        f"Accuracy on {split}",
+        [Table(label, rows, left_out(tasks))],
+        about,
+        result={"accuracy": by_task, "mean": means},
     )
+
+
+def left_out(tasks: Sequence[Task]) -> str:
+    """What the tasks' readers left out, as words."""
+    found = {task.name: task.extra["left_out"] for task in tasks if "left_out" in task.extra}
+    return " ".join(f"Left out of {name}: {told(counts)}." for name, counts in found.items())
 
 
 def base_encoder(tangent: Linearized) -> Encoder:

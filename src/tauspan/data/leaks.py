@@ -14,7 +14,7 @@ from tauspan.arguments import checked
 from tauspan.data.hamming import Hashes, distances, within
 from tauspan.errors import DataError
 from tauspan.measure import progress
-from tauspan.models.sources import require_extra
+from tauspan.models.extras import require_extra
 from tauspan.tasks import SPLITS, Split, Task
 from tauspan.tasks.split import array_bytes
 

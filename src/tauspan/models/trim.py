@@ -44,7 +44,7 @@ def trimmed(encoder: Encoder) -> Encoder:
         object.__setattr__(backbone, kind, {name: entry for name, entry in held.items() if name in kept})
     made = Encoder(
         backbone, encoder.features, encoder.inputs, source=encoder.source, label_features=encoder.label_features,
-        logit_scale=encoder.logit_scale, prefixes=encoder.prefixes,
+        logit_scale=encoder.logit_scale, prefixes=encoder.prefixes, pooling=encoder.pooling,
     )  # fmt: skip
     made.heads = dict(encoder.heads)
     made.whole = Whole(fingerprint_of(encoder), fingerprint_of(made))

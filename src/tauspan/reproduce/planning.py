@@ -9,7 +9,8 @@ from tauspan.arguments import checked
 from tauspan.data import catalog
 from tauspan.edit import load
 from tauspan.models import Encoder, core, named_unique, select
-from tauspan.models.sources import PACKAGED, require_extra
+from tauspan.models.extras import require_extra
+from tauspan.models.sources import PACKAGED
 from tauspan.recipe import Recipe
 from tauspan.report import Cell, Report, Table, in_words, provenance
 from tauspan.reproduce.experiment import Changes, Experiment, Rates, experiment, recipes, variant

@@ -11,8 +11,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from tauspan.arguments import checked
-from tauspan.errors import DataError
+from tauspan.errors import DataError, ModelError
 from tauspan.models import Encoder, Head, eval_mode, fingerprint_of
+from tauspan.params import require_finite_rows
 from tauspan.tasks.probe import RIDGE, probe
 from tauspan.tasks.split import Split
 from tauspan.tasks.task import Task
@@ -124,7 +125,14 @@ def _kept(encoder: Encoder, made_of: list[Any], build: Callable[[], Head]) -> He
 @torch.no_grad()
 def _features(encoder: Encoder, rows: Split, max_tokens: int | None) -> Tensor:
     with eval_mode(encoder):
-        return encoder(encoder.encode(rows.inputs, max_tokens)).detach()  # type: ignore[no-any-return]
+        found: Tensor = encoder(encoder.encode(rows.inputs, max_tokens)).detach()
+    if found.ndim != 2:
+        raise ModelError(
+            f"{encoder.source} gives features of shape {tuple(found.shape)} for {len(rows)} rows, and a head reads "
+            "(N, d). Give the Encoder `features` that pool them."
+        )
+    require_finite_rows(found, "the features that a head is made of")
+    return found
 
 
 def _prototypes(task: Task, encoder: Encoder, shots: int, max_tokens: int | None) -> Tensor:

@@ -243,57 +243,60 @@ class Asked:
             weights = torch.tensor(signs, dtype=torch.float64) / OUTPUTS**0.5
             rows = torch.einsum("o,nop->np", weights, self.truth.rows.double().unflatten(0, (-1, OUTPUTS)))
             errors.append(gap(found.dense(), rows @ rows.T))
-            backend = found.backend + (" of the batch" if found.left.together else "")
+            backend = found._tiles.backend + (" of the batch" if found.left.together else "")
         return backend, max(errors)
 
     def edited(self) -> tuple[str, float]:
         """`apply`: theta0 + tau as an ordinary model, f + J tau as a tangent model; theta0 as it was."""
         before = {name: p.detach().clone() for name, p in self.model.named_parameters()}
-        small = {name: _SCALE * tau.to(before[name]) for name, tau in self.truth.tau.items()}
-        ordinary = ts.apply(self.model, self._vector(small, "standard"))
+        ordinary, tangent = self._edits()
         wanted = copy.deepcopy(self.model)
         with torch.no_grad():
             for name, p in wanted.named_parameters():
-                p += small.get(name, 0)
-            errors = [gap(single_tensor(ordinary(**self.inputs)), single_tensor(wanted(**self.inputs)))]
-            tangent = ts.apply(self.model, self._vector(small, "linear"))
+                if name in self.truth.tau:
+                    p += _SCALE * self.truth.tau[name].to(p)
             f_lin = self.truth.value + _SCALE * self.truth.tangent
-            errors.append(gap(read(tangent(**self.inputs)), f_lin))
+            errors = [gap(_output(ordinary, self.inputs), _output(wanted, self.inputs))]
+            errors.append(gap(read(_output(tangent, self.inputs)), f_lin))
         errors += [0.0 if torch.equal(p, before[n]) else float("inf") for n, p in self.model.named_parameters()]
         return "", max(errors)
 
-    def _vector(self, deltas: Mapping[str, Tensor], regime: Literal["standard", "linear"]) -> ts.TaskVector:
-        lin = linearize(self.model)
-        made = lin.task_vector()
-        return ts.TaskVector(dict(deltas), made.base, regime, "tau", dict(made.info))
-
     def saved(self) -> tuple[str, float]:
         """`save`, and the model's own library: every tensor, no missing and no unexpected name, the same output."""
-        small = {name: _SCALE * tau.to(p) for (name, p), tau in zip(_moved(self.model), self.truth.tau.values(), strict=True)}
-        edited = ts.apply(self.model, self._vector(small, "standard"))
+        edited = self._edits()[0]
         with tempfile.TemporaryDirectory() as folder, torch.no_grad():
             ts.save(edited, Path(folder) / "edited")
             again, path = self.example.read_back(Path(folder) / "edited")
-            errors = [_state_gap(again, edited), gap(single_tensor(again(**self.inputs)), single_tensor(edited(**self.inputs)))]
+            errors = [_state_gap(again, edited), gap(_output(again, self.inputs), _output(edited, self.inputs))]
         return path, max(errors)
 
     def loaded(self) -> tuple[str, float]:
-        """`load` of what `save` wrote, ordinary and tangent; without a tokenizer or a processor by `module=`."""
-        small = {name: _SCALE * tau.to(p) for (name, p), tau in zip(_moved(self.model), self.truth.tau.values(), strict=True)}
-        ordinary = ts.apply(self.model, self._vector(small, "standard"))
-        tangent = ts.apply(self.model, self._vector(small, "linear"))
+        """`load` of what `save` wrote, ordinary and tangent, into the module (tokenizers and processors are not made)."""
+        ordinary, tangent = self._edits()
         with tempfile.TemporaryDirectory() as folder, torch.no_grad():
             ts.save(ordinary, Path(folder) / "ordinary")
             ts.save(tangent, Path(folder) / "tangent")
             first = ts.load(Path(folder) / "ordinary", module=copy.deepcopy(self.model))
             second = ts.load(Path(folder) / "tangent", module=copy.deepcopy(self.model))
             errors = [_state_gap(first.backbone, ordinary), _state_gap(second, tangent)]
-            errors.append(gap(read(second(**self.inputs)), read(tangent(**self.inputs))))
+            errors.append(gap(_output(second, self.inputs), _output(tangent, self.inputs)))
         return "", max(errors)
 
+    def _edits(self) -> tuple[nn.Module, nn.Module]:
+        """The model edited by a small tau, as an ordinary and as a tangent one."""
+        lin = linearize(self.model)
+        with torch.no_grad():
+            for name, tau in lin.tau.items():
+                tau.copy_(self.truth.tau[name])
+        vector = lin.task_vector()
+        return (
+            ts.apply(self.model, vector.as_regime("standard"), _SCALE),
+            ts.apply(self.model, vector, _SCALE),
+        )
 
-def _moved(model: nn.Module) -> list[tuple[str, nn.Parameter]]:
-    return [(n, p) for n, p in model.named_parameters() if p.requires_grad and p.is_floating_point()]
+
+def _output(module: nn.Module, inputs: Mapping[str, Any]) -> Tensor:
+    return single_tensor(module(**inputs))
 
 
 def _state_gap(found: nn.Module, wanted: nn.Module) -> float:

@@ -1,12 +1,13 @@
 """Tiny models of every family, with something to call them with; the weights are stirred."""
 
 import copy
-from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
 import transformers
+from safetensors.torch import load_model
 from torch import Tensor, nn
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from transformers.models.auto.modeling_auto import MODEL_MAPPING_NAMES
@@ -14,7 +15,9 @@ from transformers.modeling_utils import PreTrainedModel
 
 from benchmarks.families.inputs import inputs_of
 from benchmarks.families.shrink import shrunk
-from benchmarks.families.special import SPECIAL, Special
+from benchmarks.families.special import LEFT_OUT, SPECIAL, Special
+
+FAMILIES = tuple(sorted(name for name in MODEL_MAPPING_NAMES if name not in LEFT_OUT))
 
 
 @dataclass(frozen=True)
@@ -26,20 +29,48 @@ class Example:
         inputs: by name, in float64.
         oracle: the same weights in float64, with experts one after the other where grouped products need float32; None
             where the model is float32 throughout.
-        single: whether the model is in float32.
     """
 
     model: nn.Module
     inputs: dict[str, Any]
-    oracle: nn.Module | None
-    single: bool = False
+    oracle: nn.Module | None = None
 
-    def given(self, dtype: torch.dtype) -> dict[str, Any]:
-        """The inputs with their real numbers in some dtype."""
+    @property
+    def name(self) -> str:
+        """The class."""
+        return type(self.model).__name__
+
+    @property
+    def single(self) -> bool:
+        """Whether the model is in float32."""
+        return all(p.dtype == torch.float32 for p in self.model.parameters())
+
+    def given(self, double: bool) -> dict[str, Any]:
+        """The inputs with their real numbers in float64, or in float32."""
         return {
-            name: value.to(dtype) if isinstance(value, Tensor) and value.is_floating_point() else value
+            name: value.to(torch.float64 if double else torch.float32)
+            if isinstance(value, Tensor) and value.is_floating_point()
+            else value
             for name, value in self.inputs.items()
         }
+
+    def read_back(self, folder: Path) -> tuple[nn.Module, str]:
+        """What the model's own library makes of a folder, and how.
+
+        Raises:
+            ValueError: it misses tensors, or finds some that it does not expect.
+        """
+        if not isinstance(self.model, PreTrainedModel):
+            again = copy.deepcopy(self.model)
+            load_model(again, folder / "model.safetensors")
+            return again, "safetensors"
+        again, info = type(self.model).from_pretrained(
+            folder, output_loading_info=True, dtype=next(self.model.parameters()).dtype
+        )
+        found = {kind: sorted(map(str, names)) for kind, names in info.items() if names}
+        if found:
+            raise ValueError(f"{type(self.model).__name__}.from_pretrained: {found}")
+        return again.eval(), "from_pretrained"
 
 
 def stirred(model: nn.Module, seed: int = 0) -> nn.Module:
@@ -80,15 +111,15 @@ def make(family: str) -> Example:
     name = MODEL_MAPPING_NAMES[family]
     kind = getattr(transformers, name if isinstance(name, str) else name[0])
     special = SPECIAL.get(family, Special())
-    with torch.random.fork_rng():
+    with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         model = stirred(kind(config_of(family)))
     inputs = inputs_of(model) | special.inputs(model)
     inputs = {name: value for name, value in inputs.items() if value is not None}
     if special.single:
-        return Example(model.float(), inputs, None, True)
+        return Example(model.float(), inputs)
     if any(one._can_set_experts_implementation() for one in model.modules() if isinstance(one, PreTrainedModel)):
         oracle = copy.deepcopy(model)
         oracle.set_experts_implementation("eager")
-        return Example(model.float(), inputs, oracle, True)
+        return Example(model.float(), inputs, oracle)
     return Example(model, inputs, copy.deepcopy(model))

@@ -10,7 +10,7 @@ from benchmarks.families.shrink import LENGTH, ROWS, SIDE, VOCABULARY
 
 
 def drawn(*shape: int, seed: int = 1) -> Tensor:
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
 def tokens(rows: int = ROWS, length: int = LENGTH, seed: int = 2) -> dict[str, Tensor]:

@@ -148,3 +148,11 @@ SPECIAL: dict[str, Special] = {
     "step3p7": Special(),
     "swiftformer": Special(),
 }  # fmt: skip
+
+
+# Families of the list that are not tried, and why.
+_LARGE = "its sizes are fixed by its code, far from tiny"
+LEFT_OUT: dict[str, str] = dict.fromkeys(
+    ("blt", "fast_vlm", "gemma3n", "gemma3n_vision", "pe_audio", "pe_audio_encoder", "pe_audio_video", "pe_audio_video_encoder", "pe_video", "pe_video_encoder"),
+    _LARGE,
+)  # fmt: skip

@@ -98,6 +98,7 @@ def config_of(family: str) -> Any:
         *outer, last = path.split(".")
         inner = given
         for part in outer:
+            inner[part] = inner.get(part) or {}
             inner = inner[part]
         if value is None:
             inner.pop(last, None)

@@ -98,6 +98,8 @@ def _one_of_a_kind(layers: list[tuple[Any, ...]]) -> list[int]:
 
 
 def _small_list(name: str, values: list[int]) -> list[int]:
+    if name == "stem_channels":
+        return [min(8, value) for value in values]
     if name == "mrope_section":
         return [2, 1, 1]
     if name in ("depths", "num_block_repeats", "blocks_per_stage", "stage_num_blocks", "layer_depths"):

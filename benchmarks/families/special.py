@@ -32,11 +32,24 @@ RESNET = {
 MAMBA = {"mamba_n_heads": 8, "mamba_d_head": 8}
 MOE_V2 = {"num_experts_per_tok": 2, "n_routed_experts": 4}
 
+MROPE = {"rope_parameters": {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [2, 1, 1]}}
+MROPE_TEXT = {"text_config." + name: value for name, value in MROPE.items()}
+HALF = {"rope_parameters": {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [1, 1, 0], "partial_rotary_factor": 0.5}}
+
 
 def boxes(model: Any) -> dict[str, Any]:
     """A box for each token."""
     corners = torch.tensor([[0, 4, 9, 14], [2, 2, 20, 30]]).repeat(ROWS, LENGTH // 2, 1)
     return {"bbox": corners}
+
+
+def siglip2_patches(model: Any) -> dict[str, Any]:
+    """Images as patches, with their masks and shapes."""
+    width = model.config.vision_config.patch_size if hasattr(model.config, "vision_config") else model.config.patch_size
+    return {
+        "pixel_values": drawn(ROWS, 16, 3 * width**2), "pixel_attention_mask": torch.ones(ROWS, 16, dtype=torch.int32),
+        "spatial_shapes": torch.tensor([[4, 4]] * ROWS),
+    }  # fmt: skip
 
 
 def sound(*shape: int) -> Callable[[Any], dict[str, Any]]:
@@ -59,7 +72,6 @@ SERIES = {"prediction_length": 4, "context_length": 12, "lags_sequence": [1, 2],
 SPECIAL: dict[str, Special] = {
     "align": Special({"vision_config.width_coefficient": 0.5, "vision_config.depth_coefficient": 1.0, "vision_config.hidden_dim": 32}),
     "audio-spectrogram-transformer": Special({"max_length": 32}, lambda model: {"input_values": drawn(ROWS, 32, 32)}),
-    "autoformer": Special(SERIES | {"moving_average": 3, "label_length": 4}, series),
     "informer": Special(SERIES, series),
     "time_series_transformer": Special(SERIES, series),
     "bit": Special({"num_groups": 4}),
@@ -126,14 +138,11 @@ SPECIAL: dict[str, Special] = {
     "sew": Special({"conv_dim": [8, 8], "conv_stride": [5, 2], "conv_kernel": [10, 3], "num_conv_pos_embeddings": 4, "num_conv_pos_embedding_groups": 2}, sound(200)),
     "sew-d": Special({"conv_dim": [8, 8], "conv_stride": [5, 2], "conv_kernel": [10, 3], "num_conv_pos_embeddings": 4, "num_conv_pos_embedding_groups": 2}, sound(200)),
     "unispeech": Special({"conv_dim": [8, 8], "conv_stride": [5, 2], "conv_kernel": [10, 3], "num_conv_pos_embeddings": 4, "num_conv_pos_embedding_groups": 2}, sound(200)),
-    "speecht5": Special({"conv_dim": [8, 8], "conv_stride": [5, 2], "conv_kernel": [10, 3], "num_conv_pos_embeddings": 4, "num_conv_pos_embedding_groups": 2}, sound(200)),
     "mimi": Special({"num_filters": 4, "upsampling_ratios": [2, 2], "upsample_groups": 32, "codebook_size": 8, "num_quantizers": 2}, sound(1, 64)),
     "chameleon": Special({"vocabulary_map": {"<image>": 8}, "vq_config.base_channels": 32}),
     "reformer": Special({"axial_pos_embds_dim": [8, 24], "axial_pos_shape": [2, 4], "attn_layers": ["local", "lsh"], "local_attn_chunk_length": 4, "lsh_attn_chunk_length": 4, "num_buckets": 2, "hash_seed": 0}),
     "sam": Special({"prompt_encoder_config.image_embedding_size": 4}),
     "speech_to_text": Special({"input_feat_per_channel": 16, "conv_channels": 16}, lambda model: {"input_features": drawn(ROWS, 24, 16)}),
-    "seggpt": Special(inputs=lambda model: {"prompt_pixel_values": drawn(ROWS, 3, 32, 32), "prompt_masks": drawn(ROWS, 3, 32, 32, seed=5)}),
-    "siglip2": Special(),
     "lightglue": Special(inputs=lambda model: {"pixel_values": drawn(ROWS, 2, 3, 32, 32)}),
     "ctrl": Special({"vocab_size": 64, "dff": 24}),
     "cpmant": Special({"prompt_types": 4, "prompt_length": 4, "segment_types": 4, "position_bias_num_buckets": 8}),
@@ -145,8 +154,60 @@ SPECIAL: dict[str, Special] = {
     "hgnet_v2": Special({"stem_channels": [3, 4, 8], "stage_in_channels": [8, 16, 16, 16], "stage_mid_channels": [8, 8, 8, 8], "stage_out_channels": [16, 16, 16, 16], "stage_numb_of_layers": [2, 2, 2, 2]}),
     "markuplm": Special({"max_depth": 4, "xpath_unit_hidden_size": 4, "max_xpath_tag_unit_embeddings": 8, "max_xpath_subs_unit_embeddings": 8, "tag_pad_id": 6, "subs_pad_id": 6}),
     "mgp-str": Special({"num_bpe_labels": 16, "num_wordpiece_labels": 16, "max_token_length": 4}),
-    "step3p7": Special(),
     "swiftformer": Special(),
+    "glm4v": Special(MROPE_TEXT),
+    "glm4v_text": Special(MROPE),
+    "glm46v": Special(MROPE_TEXT),
+    "glm4v_moe": Special({"text_config." + name: value for name, value in HALF.items()}),
+    "glm4v_moe_text": Special(HALF),
+    "glm_image": Special(MROPE_TEXT),
+    "glm_image_text": Special(MROPE),
+    "glm_ocr": Special(MROPE_TEXT),
+    "glm_ocr_text": Special(MROPE),
+    "glmga": Special(MROPE_TEXT),
+    "paddleocr_vl": Special(MROPE_TEXT),
+    "qwen2_vl": Special(MROPE_TEXT),
+    "qwen2_vl_text": Special(MROPE),
+    "qwen2_5_vl": Special(MROPE_TEXT),
+    "qwen2_5_vl_text": Special(MROPE),
+    "csm": Special({"codec_config.upsample_groups": 32}),
+    "mimi_decoder": Special({"upsample_groups": 32}),
+    "lfm2_moe": Special({"layer_types": ["conv", "full_attention"]}),
+    "step3p7": Special({"text_config.sliding_window": 4}),
+    "moonshine_streaming": Special({"num_key_value_heads": 4}),
+    "granite_speech5_encoder": Special({"context_size": 8}),
+    "granite_speech5_ctc": Special({"encoder_config.context_size": 8}),
+    "ernie4_5_vl_moe": Special(),
+    "mistral4": Special({"num_key_value_heads": 4}),
+    "dots1": Special({"n_routed_experts": 4}),
+    "hunyuan_v1_moe": Special({"head_dim": 8}),
+    "hunyuan_vl": Special({"text_config.head_dim": 8}),
+    "hunyuan_vl_text": Special({"head_dim": 8}),
+    "glmasr_encoder": Special(inputs=lambda model: {"input_features": drawn(ROWS, model.config.num_mel_bins, 24)}),
+    "dia": Special(inputs=lambda model: {"decoder_input_ids": torch.randint(0, 8, (ROWS, 5, 9), generator=torch.Generator().manual_seed(4))}),
+    "autoformer": Special(single=True),
+    "fastspeech2_conformer_with_hifigan": Special(single=True),
+    "idefics": Special(inputs=lambda model: {"pixel_values": drawn(ROWS, 1, 3, 32, 32), "image_attention_mask": torch.ones(ROWS, LENGTH, 1, dtype=torch.long)}),
+    "instructblip": Special(inputs=lambda model: {"qformer_input_ids": torch.randint(10, 40, (ROWS, 6), generator=torch.Generator().manual_seed(6))}),
+    "oneformer": Special(inputs=lambda model: {"task_inputs": torch.randint(10, 40, (ROWS, 6), generator=torch.Generator().manual_seed(6))}),
+    "grounding-dino": Special(),
+    "siglip2_vision_model": Special(inputs=lambda model: siglip2_patches(model)),
+    "siglip2": Special(inputs=lambda model: siglip2_patches(model)),
+    "idefics3_vision": Special(inputs=lambda model: {"pixel_values": drawn(ROWS, 3, 32, 32)}),
+    "smolvlm_vision": Special(inputs=lambda model: {"pixel_values": drawn(ROWS, 3, 32, 32)}),
+    "granite_docling_vision": Special(inputs=lambda model: {"pixel_values": drawn(ROWS, 3, 32, 32)}),
+    "pp_ocrv5_mobile_rec": Special(inputs=lambda model: {"pixel_values": drawn(ROWS, 3, 48, 64)}),
+    "rt_detr": Special({"backbone_config.layer_type": "basic", "backbone_config.embedding_size": 8}),
+    "rt_detr_v2": Special({"backbone_config.layer_type": "basic", "backbone_config.embedding_size": 8}),
+    "sam2": Special({"vision_config.backbone_config.hidden_size": 8, "vision_config.backbone_config.embed_dim_per_stage": [8, 16, 16, 16], "vision_config.backbone_channel_list": [16, 16, 16, 8], "vision_config.backbone_config.num_attention_heads_per_stage": [1, 2, 2, 2]}),
+    "pi0": Special(),
+    "speecht5": Special(inputs=lambda model: {"input_values": drawn(ROWS, 6, 32), "decoder_input_values": drawn(ROWS, 5, 32)}),
+    "qwen2_audio_encoder": Special({"num_mel_bins": 16}, lambda model: {"input_features": drawn(ROWS, 16, 2 * model.config.max_source_positions)}),
+    "moss_transcribe_diarize_audio": Special({"num_mel_bins": 16}, lambda model: {"input_features": drawn(ROWS, 16, 2 * model.config.max_source_positions)}),
+    "sapiens2": Special(),
+    "depth_pro": Special(),
+    "seggpt": Special(inputs=lambda model: {"prompt_pixel_values": drawn(ROWS, 3, 16, 32), "prompt_masks": drawn(ROWS, 3, 16, 32, seed=5), "pixel_values": drawn(ROWS, 3, 16, 32, seed=6)}),
+    "neucodec": Special(),
 }  # fmt: skip
 
 

@@ -106,9 +106,9 @@ class Measure:
     def direction(self) -> dict[str, Tensor]:
         """Tau with <G_p, tau_p> of about 1 for each tensor p, half of it along G_p and half random.
 
-        Where G_p is rounding (of a key's bias, say), tau_p is as long as for the largest gradient: a J tau_p that is
-        not 0 shows, and rounding does not. Entries that autograd reaches and gives a gradient of 0 are left at 0: those of
-        an embedding's padding row have one by convention, though f depends on them.
+        Where G_p is rounding (of a key's bias, say), tau_p is as long as for the largest gradient: a J tau_p that is not
+        0 shows, and rounding does not. Entries that autograd reaches and gives a gradient of 0 are left at 0: those
+        of an embedding's padding row have one by convention, though f depends on them.
         """
         found = {}
         for number, (name, g) in enumerate(self.pulled.items()):

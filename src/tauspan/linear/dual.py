@@ -222,7 +222,7 @@ def _lifted(name: str, rule: rules.Rule, func: Any, args: Any, kwargs: Any) -> A
     out, push = rule(func, *mapped(args, _primal), **mapped(kwargs, _primal))
     duals = list(_duals((args, kwargs)))
     same = next((dual for dual in duals if dual.primal is out), None)
-    if same is not None:  # `to` the dtype that it has, dropout in eval mode: the tensor itself, and no view of it
+    if same is not None:  # the tensor itself, and no view of it: `to` its own dtype, dropout in eval mode
         return same
     trace = duals[0].run
     several = isinstance(out, tuple | list)

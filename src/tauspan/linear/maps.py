@@ -128,7 +128,9 @@ def turned(pulled: Sequence[Tensor | None], deltas: Sequence[Tensor], us: Sequen
     moved = sum(
         float((v.detach() * u.detach()).double().sum()) for v, u in zip(turned_round, us, strict=True)
     )
-    dtypes = {u.dtype for u in us} | {dtype for g in pulled if g is not None for dtype in dtypes_of(nodes_of(g))}
+    dtypes = {u.dtype for u in us} | {
+        dtype for g in pulled if g is not None for dtype in dtypes_of(nodes_of(g))
+    }
     precision = max((torch.finfo(dtype).eps for dtype in dtypes if dtype.is_floating_point), default=0.0)
     if not abs(moved - expected) <= 64 * precision * scale:
         raise NotImplementedError("its backward cannot be derived")

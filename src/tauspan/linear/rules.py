@@ -248,7 +248,12 @@ def linear(func: Any, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> 
 
 
 def grouped(
-    func: Any, a: Tensor, b: Tensor, offs: Tensor | None = None, bias: Tensor | None = None, out_dtype: Any = None
+    func: Any,
+    a: Tensor,
+    b: Tensor,
+    offs: Tensor | None = None,
+    bias: Tensor | None = None,
+    out_dtype: Any = None,
 ) -> tuple[Any, Push]:
     """Products of groups of rows, each with a matrix of its own: bilinear, as mixtures of experts use it."""
     if bias is not None:

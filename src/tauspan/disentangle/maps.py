@@ -4,7 +4,6 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
-from tauspan import models
 from tauspan.batches import batches
 from tauspan.disentangle.asked import (
     GRID,
@@ -26,7 +25,7 @@ from tauspan.measure import progress
 from tauspan.models import Encoder
 from tauspan.report import Cell, Report, Table, provenance
 from tauspan.tasks import Task, build_head
-from tauspan.vector import TaskVector
+from tauspan.vector import TaskVector, fitted
 
 
 def disentanglement(
@@ -116,10 +115,9 @@ def disentanglement(
     """
     tasks = tasks_of(vectors)
     chosen = edit_regime(next(iter(vectors.values())), regime)
-    fingerprint = models.fingerprint_of(encoder)
     for vector in vectors.values():
         edit_regime(vector, chosen)
-        vector.require_base(fingerprint)
+    vectors = fitted(vectors, encoder, tangent=chosen != "standard")
     couples = pairs_of(tasks, pairs)
     axes = axes_of(grid)
     require_box(box, axes)
@@ -161,7 +159,8 @@ def disentanglement(
     if any(row["box"] is None or row["grid"] is None for row in maps.rows):
         note += "; empty: a part with points whose drift a vector never reaches"
     facts = provenance(
-        base=encoder.source, fingerprint=fingerprint, vectors=[vectors[task].label for task in needed],
+        base=encoder.source, fingerprint=next(iter(vectors.values())).base,
+        vectors=[vectors[task].label for task in needed],
         seeds=sorted({v.info["seed"] for v in vectors.values() if "seed" in v.info}),
         split=split, rows={task.name: len(task.split(split)) for task in needed},
     )  # fmt: skip

@@ -62,6 +62,7 @@ class Linearized(nn.Module):
         self._told: set[str] = set()
         self._prefix = prefix
         self._names = tuple(names)
+        self._beyond: dict[str, Tensor] = {}  # of a loaded vector: what moves and does not reach the output
         for name in names:
             theta = known[name]
             wide = torch.promote_types(theta.dtype, torch.float32)
@@ -167,7 +168,7 @@ class Linearized(nn.Module):
             raise UsageError("`vectors` is empty: give at least one, or None for this module's own tau.")
         function = self._function(inputs, kwargs)
         theta0 = self.theta0()
-        directions = None if vectors is None else [self._direction(vector, theta0) for vector in vectors]
+        directions = None if vectors is None else [self.direction(vector) for vector in vectors]
         with models.eval_mode(self.base):
             if self.engine == "onepass" and not onepass.depends_on_inputs((list(inputs), kwargs)):
                 try:
@@ -198,9 +199,19 @@ class Linearized(nn.Module):
             stacklevel=4,
         )
 
-    def _direction(self, vector: TaskVector | params.Params, theta0: params.Params) -> dict[str, Tensor]:
-        deltas = vector.deltas if isinstance(vector, TaskVector) else vector
+    def direction(self, vector: TaskVector | params.Params) -> dict[str, Tensor]:
+        """A vector's tensors under this module's names and on its device; a base is not compared.
+
+        Raises:
+            MismatchError: it holds other tensors than this module's trainable ones.
+        """
+        theta0 = self.theta0()
         label = vector.label if isinstance(vector, TaskVector) else "the direction"
+        deltas = vector.deltas if isinstance(vector, TaskVector) else vector
+        if (
+            isinstance(vector, TaskVector) and deltas.keys() != theta0.keys()
+        ):  # by the names of files, or with more
+            deltas = vector.fitted(self.base, tangent=True, base=vector.base).deltas
         params.require_same(theta0, deltas, "the linearised module", label)
         return {name: deltas[name].to(theta0[name].device) for name in theta0}
 
@@ -216,8 +227,12 @@ class Linearized(nn.Module):
         return self.finish(value + tangent)
 
     def task_vector(self, label: str = "tau", **info: Any) -> TaskVector:
-        """This tau as a `TaskVector` of regime `linear`, with copies of its tensors."""
-        deltas = {name: tau.detach().cpu().clone() for name, tau in self.tau.items()}
+        """This tau as a `TaskVector` of regime `linear`, with copies of its tensors, under the names of files.
+
+        What a loaded vector moves beyond the features (a head that the files hold) is in it too.
+        """
+        tau = {name: tau.detach().cpu().clone() for name, tau in self.tau.items()}
+        deltas = {**models.names_of(self.base).to_files(tau), **self._beyond}
         source = getattr(getattr(self.base, "encoder", self.base), "source", type(self.base).__name__)
         facts = {"base_id": source, "point": self.point, "versions": versions(), **info}
         return TaskVector(deltas, models.fingerprint_of(self.base), "linear", label, facts)
@@ -230,13 +245,12 @@ class Linearized(nn.Module):
             BaseMismatchError: the vector starts from another model.
             MismatchError: it holds other tensors than this module's trainable ones.
         """
-        if check_base:
-            vector.require_base(models.fingerprint_of(self.base))
         params.require_finite(vector.deltas, vector.label)
-        for _, tau, delta in params.zip_strict(
-            self.tau, vector.deltas, "the linearised module", vector.label
-        ):
+        own = vector.fitted(self.base, tangent=True, base=None if check_base else vector.base)
+        for _, tau, delta in params.zip_strict(self.tau, own.deltas, "the linearised module", vector.label):
             tau.copy_(delta)
+        inside = set(models.names_of(self.base).files_of(self.tau)) | set(self.tau)
+        self._beyond = {name: delta for name, delta in vector.deltas.items() if name not in inside}
 
 
 def linearize(

@@ -3,7 +3,7 @@
 import random
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import torch
 import torch.nn.functional as F
@@ -12,6 +12,9 @@ from torch import Tensor, nn
 from tauspan.ahead import in_threads
 from tauspan.errors import DataError, MismatchError, ModelError
 from tauspan.models.crop import random_box
+
+if TYPE_CHECKING:
+    from tauspan.models.home import Home
 
 Modality = Literal["text", "image", "tensor"]
 Interpolation = Literal["nearest-exact", "bilinear", "bicubic"]
@@ -166,6 +169,7 @@ class Encoder(nn.Module):
             exp(logit_scale) for CLIP).
         prefixes: parameter-name prefixes that lie on the path to the features; () means all.
         save_extras: writes what else belongs into a saved directory (tokenizer, pooling), or None.
+        home: the files that the backbone came from, with all that it lacks of them; None where it came from none.
 
     Attributes:
         heads: frozen heads that took long to build, by what they are made of; kept by `tauspan.tasks.build_head`.
@@ -183,6 +187,7 @@ class Encoder(nn.Module):
         logit_scale: float = 20.0,
         prefixes: tuple[str, ...] = (),
         save_extras: Callable[[Any], None] | None = None,
+        home: "Home | None" = None,
     ) -> None:
         super().__init__()
         self.backbone = backbone
@@ -194,6 +199,7 @@ class Encoder(nn.Module):
         self.logit_scale = logit_scale
         self.prefixes = prefixes
         self.save_extras = save_extras
+        self.home = home
         self.heads: dict[str, Head] = {}
         self.whole: Whole | None = None
 

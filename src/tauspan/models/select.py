@@ -7,7 +7,6 @@ from contextlib import contextmanager
 
 from torch import Tensor, nn
 
-from tauspan import params
 from tauspan.errors import ModelError, UsageError, listed, nearest
 from tauspan.models.encoder import Classifier, Encoder
 
@@ -59,17 +58,6 @@ def state_of(module: nn.Module) -> dict[str, Tensor]:
     return {name: tensor.detach() for name, tensor in point.items()}
 
 
-def fingerprint_of(module: nn.Module) -> str:
-    """The content fingerprint of a module's core; equal for its saved and re-loaded copy.
-
-    A trimmed encoder has that of the whole one for as long as its own weights are those that were trimmed.
-    """
-    found = params.fingerprint(state_of(module))
-    encoder = module.encoder if isinstance(module, Classifier) else module
-    whole = encoder.whole if isinstance(encoder, Encoder) else None
-    return found if whole is None or found != whole.part else whole.fingerprint
-
-
 def select(module: nn.Module, choice: Selection = "all") -> tuple[str, ...]:
     """Names of the parameters of `core(module)` that a choice picks, in the module's order.
 
@@ -88,7 +76,7 @@ def select(module: nn.Module, choice: Selection = "all") -> tuple[str, ...]:
     """
     inner, _ = core(module)
     known = named_unique(inner)
-    names = [name for name in known if known[name].is_floating_point() and _on_path(module, name)]
+    names = [name for name in known if known[name].is_floating_point() and on_path(module, name)]
     if choice == "all":
         chosen = names
     elif choice == "attention":
@@ -108,7 +96,8 @@ def select(module: nn.Module, choice: Selection = "all") -> tuple[str, ...]:
     return tuple(chosen)
 
 
-def _on_path(module: nn.Module, name: str) -> bool:
+def on_path(module: nn.Module, name: str) -> bool:
+    """Whether a parameter of the module's core lies on the path to the features."""
     encoder = module.encoder if isinstance(module, Classifier) else module
     prefixes = encoder.prefixes if isinstance(encoder, Encoder) else ()
     return not prefixes or name.startswith(prefixes)

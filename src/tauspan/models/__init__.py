@@ -2,6 +2,7 @@
 
 from tauspan.models.encoder import Batch, Classifier, Encoder, Head
 from tauspan.models.fresh import reinitialised
+from tauspan.models.frozen import Frozen, Origin, Prediction, chosen_head, predicted
 from tauspan.models.home import encoder_in, fingerprint_of, names_of, stored_state
 from tauspan.models.names import Names
 from tauspan.models.points import Beyond, aligned, in_memory, point_of
@@ -16,7 +17,14 @@ from tauspan.models.select import (
     state_of,
 )
 from tauspan.models.skeleton import directory_names, has_config
-from tauspan.models.sources import checkpoint_of, load_model, model_directory, save_model
+from tauspan.models.sources import (
+    checkpoint_of,
+    load_model,
+    model_directory,
+    save_model,
+    weights_of,
+    write_model,
+)
 from tauspan.models.trim import trimmed
 
 __all__ = [
@@ -24,11 +32,15 @@ __all__ = [
     "Beyond",
     "Classifier",
     "Encoder",
+    "Frozen",
     "Head",
     "Names",
+    "Origin",
+    "Prediction",
     "aligned",
     "blocks",
     "checkpoint_of",
+    "chosen_head",
     "core",
     "directory_names",
     "encoder_in",
@@ -42,6 +54,7 @@ __all__ = [
     "names_of",
     "on_path",
     "point_of",
+    "predicted",
     "reinitialised",
     "require_deterministic",
     "save_model",
@@ -49,4 +62,6 @@ __all__ = [
     "state_of",
     "stored_state",
     "trimmed",
+    "weights_of",
+    "write_model",
 ]

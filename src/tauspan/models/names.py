@@ -135,17 +135,20 @@ class Names:
         """
         if self.plain:
             return dict(stored)
+        groups = {name: group for group in self.moved for name in group.shapes}
         made: dict[str, Tensor] = {}
+        done: set[int] = set()
         for name, tensor in stored.items():
-            if name in self.renamed:
-                self._put(made, self.renamed[name], tensor, name)
-        for group in self.moved:
-            given = [stored[name] for name in group.shapes if name in stored]
-            if given:
-                zeros = {name: given[0].new_zeros(shape) for name, shape in group.shapes.items()}
-                made |= group({name: stored.get(name, zero) for name, zero in zeros.items()})
-        inside = {*self.renamed, *(name for group in self.moved for name in group.shapes)}
-        return made | {name: tensor for name, tensor in stored.items() if name not in inside}
+            if name not in groups:
+                self._put(made, self.renamed.get(name, name), tensor, name)
+            elif id(groups[name]) not in done:
+                group = groups[name]
+                done.add(id(group))
+                zeros = {
+                    one: tensor.new_zeros(shape) for one, shape in group.shapes.items() if one not in stored
+                }
+                made |= group({one: stored[one] if one in stored else zeros[one] for one in group.shapes})
+        return made
 
     def _put(self, made: dict[str, Tensor], name: str, tensor: Tensor, stored: str) -> None:
         if name in made and not torch.equal(made[name], tensor):
@@ -164,15 +167,22 @@ class Names:
         """
         if self.plain:
             return dict(memory)
-        made = {stored: memory[name] for stored, name in self.renamed.items() if name in memory}
-        known = set(self.renamed.values())
-        for group in self.moved:
-            inside = set(group(_meta(group.shapes)))
-            given = {name: tensor for name, tensor in memory.items() if name in inside}
-            if given:
-                made |= group.back(given)
-            known |= inside
-        return made | {name: tensor for name, tensor in memory.items() if name not in known}
+        inside = {name: group for group in self.moved for name in group(_meta(group.shapes))}
+        stored: dict[str, list[str]] = {}
+        for own, name in self.renamed.items():
+            stored.setdefault(name, []).append(own)
+        made: dict[str, Tensor] = {}
+        done: set[int] = set()
+        for name, tensor in memory.items():
+            if name not in inside:
+                made |= dict.fromkeys(stored.get(name, [name]), tensor)
+            elif id(inside[name]) not in done:
+                group = inside[name]
+                done.add(id(group))
+                made |= group.back(
+                    {one: memory[one] for one, its in inside.items() if its is group and one in memory}
+                )
+        return made
 
     def memory_of(self, stored: Iterable[str]) -> dict[str, str]:
         """By stored name, the name in memory: of several, the first; of what the module lacks, the stored one."""

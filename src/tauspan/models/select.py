@@ -65,7 +65,7 @@ def select(module: nn.Module, choice: Selection = "all") -> tuple[str, ...]:
         module: a plain module, an `Encoder` or a `Classifier`.
         choice: `"all"` (everything on the path to the features), `"attention"` (projections inside attention
             blocks, no norms), `"last:k"` (the last k blocks of the longest stack), a pattern such as
-            `"encoder.layer.*"`, or a list of names and patterns.
+            `"encoder.layer.*"`, or a list of names and patterns; of the module, or of its files where none there fits.
 
     Raises:
         UsageError: the choice picks nothing; the message names the nearest parameter.
@@ -84,7 +84,7 @@ def select(module: nn.Module, choice: Selection = "all") -> tuple[str, ...]:
     elif isinstance(choice, str) and choice.startswith("last:"):
         chosen = _last_blocks(inner, names, choice)
     else:
-        patterns = [choice] if isinstance(choice, str) else list(choice)
+        patterns = _spelt([choice] if isinstance(choice, str) else choice, module, names)
         for pattern in patterns:
             if not fnmatch.filter(names, pattern):
                 raise UsageError(f"no parameter matches {pattern!r}. {nearest(pattern, names)}")
@@ -94,6 +94,21 @@ def select(module: nn.Module, choice: Selection = "all") -> tuple[str, ...]:
             f"the choice {choice!r} picks no parameter of {type(inner).__name__} ({listed(known)})."
         )
     return tuple(chosen)
+
+
+def _spelt(patterns: Sequence[str], module: nn.Module, names: Sequence[str]) -> list[str]:
+    """Patterns of names in files, as a task vector has them, by the names in memory; all others as they are."""
+    if all(fnmatch.filter(names, pattern) for pattern in patterns):
+        return list(patterns)
+    from tauspan.models.home import names_of  # which selects
+
+    known = names_of(module)
+    inside = known.memory_of(known.files_of(names))
+    found: list[str] = []
+    for pattern in patterns:
+        fitting = [] if fnmatch.filter(names, pattern) else fnmatch.filter(inside, pattern)
+        found += [inside[name] for name in fitting] or [pattern]
+    return list(dict.fromkeys(found))
 
 
 def on_path(module: nn.Module, name: str) -> bool:

@@ -138,14 +138,25 @@ def require_weights(directory: Path, preferred: str = "model.safetensors") -> Pa
 
 
 def save_model(encoder: nn.Module, path: str | Path, *, overwrite: bool = False) -> None:
+    """`write_model` into a directory that appears whole or not at all.
+
+    Raises:
+        StoreError: the output is already there, not writable or the disk is full; nothing is left behind.
+    """
+    with store.atomic(path, overwrite=overwrite) as temporary:
+        temporary.mkdir()
+        write_model(encoder, temporary)
+
+
+def write_model(encoder: nn.Module, directory: Path) -> None:
     """Write a model so that its own library loads it: a transformers directory, or safetensors for a plain module.
 
     What was loaded from files is written like them: the same names, configuration and architecture, with everything that
     the encoder does not use (a head, the other tower) as it was.
 
     Raises:
-        StoreError: the output is already there, not writable or the disk is full; nothing is left behind.
         UsageError: a trimmed encoder, which is no whole model.
+        ModelError: a module that no longer has the shapes of its files.
     """
     from safetensors.torch import save_model as save_plain
 
@@ -155,17 +166,14 @@ def save_model(encoder: nn.Module, path: str | Path, *, overwrite: bool = False)
             "task vector to the whole encoder, and save that."
         )
     backbone = encoder.backbone if isinstance(encoder, Encoder) else encoder
-    extras = encoder.save_extras if isinstance(encoder, Encoder) else None
-    with store.atomic(path, overwrite=overwrite) as temporary:
-        temporary.mkdir()
-        if isinstance(encoder, Encoder) and encoder.home is not None:
-            encoder.home.write(temporary, state_of(encoder))
-        elif hasattr(backbone, "save_pretrained"):
-            _save_pretrained(backbone, temporary)
-        else:
-            save_plain(backbone, str(temporary / "model.safetensors"))
-        if extras is not None:
-            extras(temporary)
+    if isinstance(encoder, Encoder) and encoder.home is not None:
+        encoder.home.write(directory, state_of(encoder))
+    elif hasattr(backbone, "save_pretrained"):
+        _save_pretrained(backbone, directory)
+    else:
+        save_plain(backbone, str(directory / "model.safetensors"))
+    if isinstance(encoder, Encoder) and encoder.save_extras is not None:
+        encoder.save_extras(directory)
 
 
 def _save_pretrained(backbone: Any, directory: Path) -> None:

@@ -4,8 +4,10 @@ import copy
 
 from torch import nn
 
+from tauspan import params
 from tauspan.models.encoder import Encoder, Whole
 from tauspan.models.home import fingerprint_of
+from tauspan.models.select import state_of
 
 
 def trimmed(encoder: Encoder) -> Encoder:
@@ -45,5 +47,6 @@ def trimmed(encoder: Encoder) -> Encoder:
         logit_scale=encoder.logit_scale, prefixes=encoder.prefixes,
     )  # fmt: skip
     made.heads, made.home = dict(encoder.heads), encoder.home
-    made.whole = Whole(fingerprint_of(encoder), fingerprint_of(made))
+    made.frozen, made.origin = dict(encoder.frozen), encoder.origin
+    made.whole = Whole(fingerprint_of(encoder), params.fingerprint(state_of(made)))
     return made

@@ -203,6 +203,17 @@ class TaskVector:
         """The same vector under another label."""
         return replace(self, label=label)
 
+    def renamed(self, name: Callable[[str], str]) -> "TaskVector":
+        """The same displacement with its tensors under other names; the base it starts from stays what it was.
+
+        Raises:
+            UsageError: two tensors get one name.
+        """
+        deltas = {name(own): delta for own, delta in self.deltas.items()}
+        if len(deltas) < len(self.deltas):
+            raise UsageError(f"two tensors of {self.label!r} would get one name. Give each its own.")
+        return replace(self, deltas=deltas)
+
     def filled_like(self, other: "TaskVector") -> "TaskVector":
         """This vector with zeros for the tensors that only `other` has, so that the two add."""
         missing = {

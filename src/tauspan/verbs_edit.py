@@ -3,7 +3,6 @@
 import argparse
 import json
 import sys
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tauspan.commands import (
@@ -17,6 +16,7 @@ from tauspan.commands import (
     show,
     task_of,
     vector_of,
+    warn,
     write_report,
 )
 from tauspan.errors import UsageError
@@ -33,12 +33,42 @@ SPLITS = ("train", "validation", "test")
 def add(verbs: Any, verb: Verb) -> None:
     """Add the verbs to a parser; `verb(into, name, does, function)` makes one."""
     use = verb(verbs, "apply", "write MODEL + SCALE * VECTOR as a model", apply)
-    use.add_argument("model")
-    use.add_argument("vector")
-    use.add_argument("out")
-    use.add_argument("--scale", type=float, default=1.0)
-    use.add_argument("--regime", choices=REGIMES)
-    use.add_argument("--overwrite", action="store_true")
+    use.add_argument("model", help="minilm, a directory or a hub id; an edited model may be edited again")
+    use.add_argument("vector", help="its file or folder")
+    use.add_argument("out", nargs="?", help="the directory to write")
+    use.add_argument("-o", "--out", dest="output", metavar="OUT", help="the same")
+    use.add_argument("--scale", type=float, default=1.0, help="the coefficient (default %(default)s)")
+    use.add_argument(
+        "--regime",
+        choices=REGIMES,
+        help="standard writes an ordinary model, which its own library loads; linear and posthoc a tangent model, which "
+        "tauspan loads (default: the vector's own)",
+    )
+    use.add_argument(
+        "--point",
+        choices=("encoder", "logits"),
+        help="where a head on the tangent model is linearised (default: the vector's)",
+    )
+    use.add_argument(
+        "--allow",
+        action="append",
+        choices=("regime",),
+        help="regime: take a vector that was made for the other regime; another function, so evaluate it",
+    )
+    use.add_argument(
+        "--task",
+        action="append",
+        metavar="TASK",
+        help="save the frozen head of this task with the model; may be repeated",
+    )
+    use.add_argument(
+        "--head-from", metavar="DIR", help="take head, configuration and class from a tuned model's directory"
+    )
+    use.add_argument(
+        "--out-dtype", choices=("float32", "base", "float64", "bfloat16", "float16"), default="float32",
+        help="of the stored weights; base: tensor by tensor (default %(default)s)",
+    )  # fmt: skip
+    use.add_argument("--overwrite", action="store_true", help="replace what lies at OUT")
 
     score = verb(verbs, "evaluate", "accuracy of a model, edited or not, on tasks", evaluate)
     score.add_argument("model")
@@ -167,16 +197,28 @@ def _add_target(made: argparse.ArgumentParser) -> None:
 
 def apply(options: argparse.Namespace) -> None:
     """Write an edited model."""
-    from tauspan.edit import apply as edit
-    from tauspan.edit import save
-    from tauspan.store import require_free
+    from tauspan.edit import edit_regime
+    from tauspan.edit_files import apply_files
 
-    require_free(Path(options.out), options.overwrite)
-    edited = edit(encoder_of(options), vector_of(options.vector), options.scale, regime=options.regime)
-    save(edited, options.out, overwrite=options.overwrite)
+    out = options.output or options.out
+    if out is None or (options.output and options.out):
+        raise UsageError("name one place for the edited model: `tauspan apply MODEL VECTOR OUT` (or -o OUT).")
+    vector, allow = vector_of(options.vector), options.allow or ()
+    notes = apply_files(
+        options.model, vector, out, options.scale, regime=options.regime, point=options.point, allow=allow,
+        tasks=[task_of(name) for name in options.task or ()], head_from=options.head_from, dtype=options.out_dtype,
+        overwrite=options.overwrite,
+    )  # fmt: skip
+    warn(notes)
+    chosen = edit_regime(vector, options.regime, allow)
     if options.json:
-        sys.stdout.write(json.dumps({"model": options.out, "scale": options.scale}) + "\n")
-    say(f"wrote {options.out}", options)
+        facts = {"model": out, "scale": options.scale, "regime": chosen, "notes": notes}
+        sys.stdout.write(json.dumps(facts) + "\n")
+    more = "" if chosen == "standard" else (
+        "\nIt is a tangent model: `tauspan evaluate`, `tauspan predict` and `tauspan.load` read it, other libraries do "
+        "not. They read what --regime standard writes, another function: for a linear vector add --allow regime."
+    )  # fmt: skip
+    say(f"wrote {out}{more}", options)
 
 
 def evaluate(options: argparse.Namespace) -> None:

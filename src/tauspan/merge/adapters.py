@@ -1,10 +1,11 @@
 """PEFT's LoRA adapters: read, combined exactly, and written."""
 
+import copy
 import json
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -152,6 +153,7 @@ class AdapterSource:
                 f"`adapter_vector({str(path)!r}, base).save_pretrained(file)`."
             )
         self.path, self.low = self.adapter.path, self.adapter.low
+        self.spelt: Mapping[str, str] = {}  # of a renamed one: by name, the adapter's own
         self.label = self.low.label
         self.tensors: Mapping[str, Stored] = {
             name: Stored(name, torch.float32, shape, stored.file, stored.offset, shape.numel() * 4)
@@ -171,6 +173,18 @@ class AdapterSource:
         if name not in self.tensors:
             raise StoreError(f"{self.path} has no tensor {name!r}; it has {listed(self.tensors)}.")
         return self.low.block(name, start, stop)
+
+    def renamed(self, names: Mapping[str, str]) -> "AdapterSource":
+        """The same displacement under other names of the weights, each with the one that the adapter's file has."""
+        made = copy.copy(self)
+        terms = {names.get(name, name): own for name, own in self.low.terms.items()}
+        made.low = replace(self.low, terms=terms)
+        made.spelt = {names.get(name, name): name for name in self.low.terms}
+        made.tensors = {
+            names.get(name, name): replace(stored, name=names.get(name, name))
+            for name, stored in self.tensors.items()
+        }
+        return made
 
     def close(self) -> None:
         """The factors are let go with the source."""
@@ -202,6 +216,7 @@ def save_adapter(
     path: str | Path,
     *,
     like: AdapterSource | None = None,
+    spelt: Mapping[str, str] | None = None,
     overwrite: bool = False,
     finish: Callable[[Path], None] | None = None,
 ) -> Path:
@@ -212,6 +227,7 @@ def save_adapter(
         path: the directory.
         like: an adapter over the same base, whose base id and task type are taken over. If the displacement is that
             adapter's own, its settings and factors are written as they are.
+        spelt: what PEFT calls a tensor, where the displacement has the names of files: PEFT knows those in memory.
         overwrite: replace what lies at `path`.
         finish: adds files to the directory before it gets its name; called with where it is made.
 
@@ -229,10 +245,12 @@ def save_adapter(
         (2, tensor([2., 2., 2.]))
     """
     path = Path(path)
-    joined = {name: low.joined(name) for name in low.terms}
+    joined = {(spelt or {}).get(name, name): low.joined(name) for name in low.terms}
     tensors = {key: tensor for name, term in joined.items() for key, tensor in _stored_as(name, term)}
     params.require_finite(tensors, f"the adapter {low.label!r}")
-    same = like is not None and _scales(joined) == _scales({n: t for n, (t,) in like.low.terms.items()})
+    same = like is not None and _scales(joined) == _scales(
+        {n: t for n, (t,) in like.adapter.low.terms.items()}
+    )
     if like is not None and same:
         text = like.adapter.config.file.read_text(encoding="utf-8")
     else:

@@ -10,6 +10,7 @@ from tauspan.merge.inputs import Source, open_source
 from tauspan.merge.method import Method, Need
 from tauspan.merge.problems import lenient, require_none
 from tauspan.merge.recipe import UNION, Layers, MergeRecipe
+from tauspan.merge.respelt import respelt
 from tauspan.merge.slices import sliced, the_stack, view
 from tauspan.merge.statistics_source import open_statistics, unfit
 from tauspan.merge.values import Access
@@ -72,6 +73,7 @@ def assemble(recipe: MergeRecipe, access: Access = "pread") -> Assembly:
     models = _apart([open_source(one.model, access=access) for one in recipe.models], recipe, access)
     points = [source for source in (base, *models) if source is not None and source.kind == "point"]
     home = (points or list(models))[0]
+    models = tuple(respelt(model, home) for model in models)
     recipe.require_fitting(_names(base, *models))
     statistics = _statistics(recipe, method, models, base, access)
     tokenizer = _tokenizer(recipe, home, points, access)

@@ -14,6 +14,7 @@ from tauspan.merge.displacements import displacements
 from tauspan.merge.inputs import Source, open_source
 from tauspan.merge.origins import architecture, fingerprints, made_for, spaces, vectors
 from tauspan.merge.problems import Problem, lenient
+from tauspan.merge.respelt import respelt
 from tauspan.merge.ties import EMBEDDINGS
 from tauspan.merge.vocabulary import tokenizers
 from tauspan.report import Cell, Report, Table, provenance
@@ -96,6 +97,8 @@ def doctor(paths: Sequence[str | Path], base: str | Path | None = None, *, value
     opened = [source for source in sources if source is not None]
     theta0 = sources[0] if base is not None else None
     models = [source for source in sources[base is not None :] if source is not None]
+    if models:
+        models = [respelt(model, theta0 or models[0]) for model in models]
     if models:
         with _noted(problems, base or paths[0]):
             problems += check(theta0, models, fingerprint=values)

@@ -19,6 +19,7 @@ from tauspan.merge.fields import size
 from tauspan.merge.plan import Job, Plan
 from tauspan.merge.plan import plan as lay_out
 from tauspan.merge.recipe import MergeRecipe, recipe_of
+from tauspan.merge.respelt import spelt_in_memory
 from tauspan.merge.stream import execute
 from tauspan.merge.target import require_target
 from tauspan.merge.values import Access
@@ -140,5 +141,6 @@ def _adapter(
         card.write(folder, recipe, assembly, report, plan.block, out.name)
 
     like = next((model for model in assembly.models if isinstance(model, AdapterSource)), None)
-    save_adapter(low, out, like=like, overwrite=overwrite, finish=finish)
+    spelt = spelt_in_memory(low.terms, assembly.models, assembly.base)
+    save_adapter(low, out, like=like, spelt=spelt, overwrite=overwrite, finish=finish)
     return report

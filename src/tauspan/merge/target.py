@@ -8,6 +8,7 @@ from tauspan.errors import RecipeError, StoreError, TauspanError, UsageError, li
 from tauspan.merge.card import Card
 from tauspan.merge.headers import read_header
 from tauspan.merge.inputs import Source, Sum
+from tauspan.merge.respelt import Spelt
 from tauspan.merge.slices import View
 from tauspan.vector import FILE
 
@@ -39,6 +40,9 @@ def require_target(out: Path, sources: Iterable[Source], overwrite: bool) -> Non
 
 def _places(source: Source) -> Iterator[Path]:
     """The real places of everything that a source reads."""
+    if isinstance(source, Spelt):
+        yield from _places(source.inner)
+        return
     if isinstance(source, Sum | View):
         for part in (source.model, source.adapter) if isinstance(source, Sum) else source.sources:
             yield from _places(part)

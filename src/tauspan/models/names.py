@@ -13,6 +13,7 @@ displacements translate as weights do, exactly, both ways.
 import copy
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -39,6 +40,11 @@ class Rearrangement:
     sources: tuple[tuple[str, str], ...]
     shapes: Mapping[str, Size]
     memory: "_Shapes"
+
+    @cached_property
+    def made(self) -> tuple[str, ...]:
+        """The names in memory."""
+        return tuple(self({name: torch.empty(shape, device="meta") for name, shape in self.shapes.items()}))
 
     def __call__(self, stored: Params) -> dict[str, Tensor]:
         """The tensors in memory from all of the stored ones."""
@@ -122,8 +128,8 @@ class Names:
     @property
     def in_memory(self) -> tuple[str, ...]:
         """The names in memory of everything that is stored."""
-        numbers = (one(_meta(one.shapes)) for one in self.moved)
-        return tuple(dict.fromkeys([*self.renamed.values(), *(name for made in numbers for name in made)]))
+        moved = (name for group in self.moved for name in group.made)
+        return tuple(dict.fromkeys([*self.renamed.values(), *moved]))
 
     def to_memory(self, stored: Params) -> dict[str, Tensor]:
         """Tensors under the names of files, by their names in memory; others are passed on under their own.
@@ -167,7 +173,7 @@ class Names:
         """
         if self.plain:
             return dict(memory)
-        inside = {name: group for group in self.moved for name in group(_meta(group.shapes))}
+        inside = {name: group for group in self.moved for name in group.made}
         stored: dict[str, list[str]] = {}
         for own, name in self.renamed.items():
             stored.setdefault(name, []).append(own)
@@ -184,6 +190,15 @@ class Names:
                 )
         return made
 
+    def to_files_shapes(self, memory: Params) -> dict[str, Size]:
+        """The shapes that `to_files` would give, from tensors without values."""
+        inside = {name: group for group in self.moved for name in group.made}
+        made: dict[str, Size] = {}
+        for name, tensor in memory.items():
+            group = inside.get(name)
+            made |= dict(group.shapes) if group else dict.fromkeys(self.files_of([name]), tensor.shape)
+        return made
+
     def memory_of(self, stored: Iterable[str]) -> dict[str, str]:
         """By stored name, the name in memory: of several, the first; of what the module lacks, the stored one."""
         first = {name: group.first for group in self.moved for name in group.shapes}
@@ -195,13 +210,9 @@ class Names:
         for stored, name in self.renamed.items():
             behind.setdefault(name, []).append(stored)
         for group in self.moved:
-            for name in group(_meta(group.shapes)):
+            for name in group.made:
                 behind.setdefault(name, []).extend(group.shapes)
         return tuple(dict.fromkeys(stored for name in names for stored in behind.get(name, [name])))
-
-
-def _meta(shapes: Mapping[str, Size]) -> dict[str, Tensor]:
-    return {name: torch.empty(shape, device="meta") for name, shape in shapes.items()}
 
 
 def names_between(model: nn.Module, stored: Mapping[str, Size]) -> Names:

@@ -51,9 +51,11 @@ class Base:
     @cached_property
     def fingerprint(self) -> str:
         """Of all stored floating-point tensors; one SHA-256 pass."""
-        return params.fingerprint(self._tensors())
+        return params.fingerprint(self.tensors)
 
-    def _tensors(self) -> Params:
+    @property
+    def tensors(self) -> Params:
+        """The floating-point ones, each read when it is asked for."""
         return _Lazy(
             self.checkpoint, [name for name, (dtype, _) in self.kinds.items() if dtype.is_floating_point]
         )
@@ -69,7 +71,7 @@ class Base:
         names = None if set(vector.deltas) <= set(shapes) else self._names(vector, shapes)
         spelt = dict(vector.deltas) if names is None else names.to_files(vector.deltas)
         # until 0.1 the fingerprint was of the tensors in memory, by their names there
-        old = names is not None and vector.base == params.fingerprint(_inside(names, self._tensors()))
+        old = names is not None and vector.base == params.fingerprint(_inside(names, self.tensors))
         if not old:
             vector.require_base(self.fingerprint)
         for name, delta in spelt.items():

@@ -24,13 +24,15 @@ def add(verbs: Any, verb: Verb) -> None:
     between.add_argument("base")
     between.add_argument("tuned")
     lora = verb(vector, "from-adapter", "OUT = what a LoRA adapter adds to BASE", from_adapter)
-    lora.add_argument("base", help="minilm, a directory, a hub id or a safetensors file")
+    lora.add_argument(
+        "base", help="minilm, a directory, a hub id, a safetensors file or the index of its shards"
+    )
     lora.add_argument("adapter")
     lora.add_argument(
         "--leave-out",
         action="append",
         metavar="NAME",
-        help="a tensor stored whole that is not wanted (a head)",
+        help="a tensor stored whole, or a module of such, that is not wanted: classifier, score, lm_head ...",
     )
     seen = verb(
         vector,
@@ -90,11 +92,11 @@ def diff(options: argparse.Namespace) -> None:
 def from_adapter(options: argparse.Namespace) -> None:
     """The displacement of a LoRA adapter."""
     from tauspan.merge.adapter_vector import adapter_vector
-    from tauspan.store import Checkpoint
 
-    tensors = options.base.endswith(".safetensors")
-    base = Checkpoint(options.base).read() if tensors else options.base
-    _write(adapter_vector(options.adapter, base, leave_out=options.leave_out or ()), options)
+    label = options.label or place_label(options.adapter)
+    _write(
+        adapter_vector(options.adapter, options.base, label=label, leave_out=options.leave_out or ()), options
+    )
 
 
 def inspect(options: argparse.Namespace) -> None:

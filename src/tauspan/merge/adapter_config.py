@@ -14,7 +14,8 @@ CONFIG = "adapter_config.json"
 # Say where the adapter goes, how it was trained or who wrote it, and nothing about the displacement of a trained one.
 _INERT = frozenset(
     (
-        *("auto_mapping", "base_model_name_or_path", "corda_config", "eva_config", "exclude_modules"),
+        *("auto_mapping", "base_model_name_or_path", "corda_config", "ensure_weight_tying", "eva_config"),
+        "exclude_modules",
         *("inference_mode", "layers_pattern", "layers_to_transform", "loftq_config", "lora_dropout"),
         *("megatron_core", "modules_to_save", "peft_type", "peft_version", "qalora_group_size", "revision"),
         *("runtime_config", "target_modules", "task_type"),

@@ -21,6 +21,9 @@ from tauspan.merge.values import Access, Values
 
 WEIGHTS = "adapter_model.safetensors"
 _PREFIX = "base_model.model."
+_WRAPPED = re.compile(
+    r"\.(?:base_layer|modules_to_save(?:\.default)?)\."
+)  # names of PEFT's own around a module
 _FACTOR = re.compile(
     re.escape(_PREFIX) + r"(?P<module>.+)\.lora_(?P<embedding>embedding_)?(?P<side>[AB])(\.weight)?"
 )
@@ -36,7 +39,8 @@ class Adapter:
         header: of the weights' file.
         low: the displacement scale * B A, by the names of the weights it goes to.
         first: where each A lies, by the same names.
-        replaced: tensors that are stored whole and take the place of the base's: biases, `modules_to_save`.
+        replaced: tensors that are stored whole and take the place of the base's: biases, `modules_to_save`, embeddings of
+            a grown vocabulary, and the weights under some products (`base_layer`).
     """
 
     path: Path
@@ -75,9 +79,15 @@ def read_adapter(path: str | Path, *, access: Access = "pread", label: str | Non
             factors.setdefault((found["module"], bool(found["embedding"])), {})[found["side"]] = stored
         elif ".lora_" in name:
             raise refused(f"{stored.file} holds {name!r}", path)
-        else:
-            own = name.removeprefix(_PREFIX).replace(".base_layer.", ".")
-            replaced[own] = _read(values, stored)
+        elif ".original_module." not in name:  # the base's own, which PEFT keeps beside what was trained
+            own = _WRAPPED.sub(".", name.removeprefix(_PREFIX))
+            whole = _read(values, stored)
+            if own in replaced and not torch.equal(replaced[own], whole):
+                raise StoreError(
+                    f"{stored.file} holds {own!r} twice, as itself and under `modules_to_save`, and they differ. Save "
+                    "the adapter again."
+                )
+            replaced[own] = whole
     terms, first = {}, {}
     for (module, embedding), sides in factors.items():
         weight = f"{module}.weight"
@@ -90,6 +100,13 @@ def read_adapter(path: str | Path, *, access: Access = "pread", label: str | Non
     if not terms and not replaced:
         raise StoreError(f"{path} holds no tensors, so nothing to merge: save the adapter again.")
     return Adapter(path, config, header, LowRank(terms, label or path.resolve().name), first, replaced)
+
+
+def holds_whole(path: Path) -> bool:
+    """Whether it is an adapter's directory with tensors beside the products; headers only."""
+    if not (path / CONFIG).is_file() or not (path / WEIGHTS).is_file():
+        return False
+    return any(_FACTOR.fullmatch(name) is None for name in read_header(path / WEIGHTS).tensors)
 
 
 def _weights(path: Path) -> Path:
@@ -135,22 +152,27 @@ class AdapterSource:
     Args:
         path: the adapter's directory.
         access, label: as for `read_adapter`.
+        whole: the caller has the base, so whole tensors (`wholes`) beside the products are no error.
 
     Raises:
         UsageError: the adapter also holds whole tensors (biases, `modules_to_save`): points, whose displacement cannot be
-            known without the base, which `adapter_vector` takes.
+            known without the base.
     """
 
     kind: Literal["point", "delta"] = "delta"
     aliases: Mapping[str, str] = {}
 
-    def __init__(self, path: str | Path, *, access: Access = "pread", label: str | None = None) -> None:
+    def __init__(
+        self, path: str | Path, *, access: Access = "pread", label: str | None = None, whole: bool = False
+    ) -> None:
         self.adapter = read_adapter(path, access=access, label=label)
-        if self.adapter.replaced:
+        self.wholes = self.adapter.replaced
+        if self.wholes and not whole:
             raise UsageError(
-                f"the adapter {path} also holds whole tensors ({listed(self.adapter.replaced)}), and how far they moved "
-                "cannot be known without the base. Make a vector of it, which takes the base, and merge that: "
-                f"`adapter_vector({str(path)!r}, base).save_pretrained(file)`."
+                f"the adapter {path} also holds whole tensors ({listed(self.wholes)}), and how far they moved cannot be "
+                f"known without the base. Name both, 'BASE+{path}', or make a vector of it and merge that: "
+                f"`tauspan vector from-adapter BASE {path} -o FILE.safetensors`, in Python "
+                f"`tauspan.adapter_vector({str(path)!r}, BASE).save_pretrained(FILE)`."
             )
         self.path, self.low = self.adapter.path, self.adapter.low
         self.spelt: Mapping[str, str] = {}  # of a renamed one: by name, the adapter's own
@@ -180,6 +202,7 @@ class AdapterSource:
         terms = {names.get(name, name): own for name, own in self.low.terms.items()}
         made.low = replace(self.low, terms=terms)
         made.spelt = {names.get(name, name): name for name in self.low.terms}
+        made.wholes = {names.get(name, name): tensor for name, tensor in self.wholes.items()}
         made.tensors = {
             names.get(name, name): replace(stored, name=names.get(name, name))
             for name, stored in self.tensors.items()

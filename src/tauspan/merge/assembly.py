@@ -3,9 +3,12 @@
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Protocol
 
 from tauspan.errors import RecipeError
+from tauspan.merge.adapted import adapted
+from tauspan.merge.adapters import AdapterSource, holds_whole
 from tauspan.merge.inputs import Source, open_source
 from tauspan.merge.method import Method, Need
 from tauspan.merge.problems import lenient, require_none
@@ -70,7 +73,7 @@ def assemble(recipe: MergeRecipe, access: Access = "pread") -> Assembly:
     base = None if recipe.base_model is None else open_source(recipe.base_model, access=access)
     if recipe.slices:
         return _of_slices(recipe, method, base, access)
-    models = _apart([open_source(one.model, access=access) for one in recipe.models], recipe, access)
+    models = _apart([_opened(one.model, recipe, access) for one in recipe.models], recipe, access)
     points = [source for source in (base, *models) if source is not None and source.kind == "point"]
     home = (points or list(models))[0]
     models = tuple(respelt(model, home) for model in models)
@@ -110,8 +113,16 @@ def _apart(models: list[Source], recipe: MergeRecipe, access: Access) -> tuple[S
         seen[label] += 1
         if seen[label] > 1:
             models[index].close()
-            models[index] = open_source(one.model, access=access, label=f"{label}#{seen[label]}")
+            models[index] = _opened(one.model, recipe, access, f"{label}#{seen[label]}")
     return tuple(models)
+
+
+def _opened(model: str, recipe: MergeRecipe, access: Access, label: str | None = None) -> Source:
+    """A model of the recipe; an adapter with whole tensors as the sum of the base and it, since those are points."""
+    if recipe.base_model is not None and holds_whole(Path(model)):
+        adapter = AdapterSource(model, access=access, label=label, whole=True)
+        return adapted(open_source(recipe.base_model, access=access), adapter, adapter.label)
+    return open_source(model, access=access, label=label)
 
 
 def _statistics(

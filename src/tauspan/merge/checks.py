@@ -12,7 +12,7 @@ from tauspan.merge.compare import compared
 from tauspan.merge.configs import functions
 from tauspan.merge.displacements import displacements
 from tauspan.merge.inputs import Source, open_source
-from tauspan.merge.origins import architecture, fingerprints, made_for, spaces, vectors
+from tauspan.merge.origins import architecture, fingerprints, made_for, spaces, tied, vectors
 from tauspan.merge.problems import Problem, lenient
 from tauspan.merge.respelt import respelt
 from tauspan.merge.ties import EMBEDDINGS
@@ -67,6 +67,7 @@ def check(
             problems += tokenizers(reference, model)
     problems += vectors([model for model in models if model.kind == "delta"])
     problems += made_for(base, models)
+    problems += tied(models)
     if fingerprint and base is not None:
         problems += fingerprints(base, models)
     return lenient(problems, allow)

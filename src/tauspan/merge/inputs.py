@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from tauspan import store
-from tauspan.errors import MismatchError, ModelError, StoreError, UsageError, listed
+from tauspan.errors import ModelError, StoreError, UsageError, listed
 from tauspan.merge.adapter_config import CONFIG
 from tauspan.merge.adapters import AdapterSource
 from tauspan.merge.headers import Header, Stored, read_header
@@ -93,54 +93,6 @@ class Files:
         self.values.close()
 
 
-@dataclass(frozen=True, eq=False)
-class Sum:
-    """A model with an adapter's displacement added: theta = theta0 + tau, a point.
-
-    `tensors` are the model's own. Where the adapter changes a tensor, `read` gives the unrounded sum in float32
-    (float64 for float64 weights), wider than the stored dtype.
-    """
-
-    model: Source
-    adapter: Source
-    label: str
-    kind: Kind = "point"
-
-    @property
-    def path(self) -> Path:
-        """The model's."""
-        return self.model.path
-
-    @property
-    def tensors(self) -> Mapping[str, Stored]:
-        """The model's."""
-        return self.model.tensors
-
-    @property
-    def aliases(self) -> Mapping[str, str]:
-        """The model's."""
-        return self.model.aliases
-
-    @property
-    def identity(self) -> Mapping[str, Any]:
-        """Both parts'."""
-        parts = {"model": self.model.identity, "adapter": self.adapter.identity}
-        return {"path": "+".join(part["path"] for part in parts.values()), **parts}
-
-    def read(self, name: str, start: int, stop: int) -> Tensor:
-        """The entries `start` to `stop` of the flattened sum."""
-        point, stored = self.model.read(name, start, stop), found(self, name).name
-        if stored not in self.adapter.tensors:
-            return point
-        wide = torch.promote_types(point.dtype, torch.float32)
-        return point.to(wide) + self.adapter.read(stored, start, stop).to(wide)
-
-    def close(self) -> None:
-        """Let go of the files of both."""
-        self.model.close()
-        self.adapter.close()
-
-
 def found(source: Source, name: str) -> Stored:
     """Where the tensor lies, under its own name or the one it is tied to; a `StoreError` if it does not."""
     stored = source.tensors.get(source.aliases.get(name, name))
@@ -195,23 +147,22 @@ def _has_weights(directory: Path) -> bool:
     return any(name.endswith((".safetensors", store.INDEX_SUFFIX)) for name in names - others)
 
 
-def _sum(model: str, adapter: str, access: Access, label: str | None) -> Sum:
-    point, change = open_source(model, access=access), open_source(adapter, access=access)
-    label = label or f"{point.label}+{change.label}"
-    if point.kind != "point" or change.kind != "delta":
+def _sum(model: str, change: str, access: Access, label: str | None) -> Source:
+    from tauspan.merge.adapted import adapted  # which opens sources
+
+    place = Path(change)
+    point = open_source(model, access=access)
+    moved: Source
+    if (place / CONFIG).is_file() and not _has_weights(place):
+        moved = AdapterSource(place, access=access, whole=True)
+    else:
+        moved = open_source(change, access=access)
+    if point.kind != "point" or moved.kind != "delta":
         raise UsageError(
-            f"'{model}+{adapter}' is a {point.kind} + a {change.kind} (a point is a model, a delta a displacement), and "
+            f"'{model}+{change}' is a {point.kind} + a {moved.kind} (a point is a model, a delta a displacement), and "
             "must be MODEL+ADAPTER: name the model first and its adapter second."
         )
-    for name, stored in change.tensors.items():
-        own = point.tensors.get(name)
-        if own is None or own.shape != stored.shape:
-            there = "is not there" if own is None else f"has shape {tuple(own.shape)}"
-            raise MismatchError(
-                f"the adapter {change.path} changes {name!r}, shape {tuple(stored.shape)}, which {there} in "
-                f"{point.path}: the adapter was made for another model. Take that one."
-            )
-    return Sum(point, change, label)
+    return adapted(point, moved, label or f"{point.label}+{moved.label}")
 
 
 def _files(place: Path, given: str, access: Access, label: str | None) -> Files:

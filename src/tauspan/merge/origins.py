@@ -111,6 +111,13 @@ def made_for(base: Source | None, models: Sequence[Source]) -> Iterator[Problem]
             )
 
 
+def tied(models: Sequence[Source]) -> Iterator[Problem]:
+    """What sums of a model and an adapter do with tied embeddings, as PEFT does it."""
+    for model in models:
+        for note in getattr(model, "notes", ()):
+            yield Problem("warning", "tied", None, model.label, model.path, f"{note}.")
+
+
 class _Tensors(Mapping[str, Tensor]):
     """A source's tensors, each read when it is asked for, so that one at a time is in memory."""
 

@@ -11,6 +11,7 @@ import torch
 
 from tauspan import store
 from tauspan.errors import ModelError
+from tauspan.merge.adapted import Sum, with_settings
 from tauspan.merge.assembly import Assembly
 from tauspan.merge.inputs import config_of, model_folder
 from tauspan.merge.recipe import MergeRecipe
@@ -60,6 +61,8 @@ def finish(target: Path, recipe: MergeRecipe, assembly: Assembly, dtypes: Iterab
             inner.parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(file, inner)
     config = dict(config_of(assembly.home.path))
+    if isinstance(assembly.home, Sum):
+        config = with_settings(config, assembly.home.settings)
     if not config:
         return
     if config.get("auto_map"):

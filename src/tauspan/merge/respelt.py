@@ -25,7 +25,7 @@ def respelt(source: Source, reference: Source) -> Source:
     fit, or that no rule brings closer, comes back as it is.
     """
     known = {*reference.tensors, *reference.aliases}
-    if source is reference or set(source.tensors) <= known:
+    if source is reference or set(_names(source)) <= known:
         return source
     folder = model_folder(reference.path)
     if folder is None or not has_config(folder):
@@ -53,24 +53,43 @@ def _between(source: Source, reference: Source, folder: Path) -> tuple[Names, Na
             return directory_names(own, mine, part), directory_names(folder, shapes, part)
         except (ModelError, MissingExtraError):
             return None
+    names = best_names(_names(source), shapes, folder, reference.aliases)
+    return None if names is None else (Names(), names)
+
+
+def best_names(
+    inside: Sequence[str], shapes: Mapping[str, Size], folder: Path, aliases: Iterable[str] = ()
+) -> Names | None:
+    """Between a directory's files and the class, of those that its configuration has, that explains most of some names.
+
+    Args:
+        inside: names in memory.
+        shapes: of the stored tensors.
+        folder: the directory.
+        aliases: names that are stored as another.
+    """
     best: tuple[int, Names] | None = None
     for part in ("architecture", "backbone", *TASKS):
         try:
             names = directory_names(folder, shapes, part)
         except (ModelError, MissingExtraError):
             continue
-        inside = {*names.in_memory, *shapes}
-        misfits = sum(name not in inside for name in source.tensors)
+        known = {*names.in_memory, *shapes, *aliases}
+        misfits = sum(name not in known for name in inside)
         if best is None or misfits < best[0]:
             best = misfits, names
         if not misfits:
             break
-    return None if best is None else (Names(), best[1])
+    return None if best is None else best[1]
+
+
+def _names(source: Source) -> list[str]:
+    return [*source.tensors, *(source.wholes if isinstance(source, AdapterSource) else ())]
 
 
 def _renamings(source: Source, theirs: Names, ours: Names) -> dict[str, str]:
     """The reference's name of each tensor that is one there too; others keep theirs."""
-    inside = {name: theirs.renamed.get(name, name) for name in source.tensors}
+    inside = {name: theirs.renamed.get(name, name) for name in _names(source)}
     stored: dict[str, str] = {}
     for own, name in ours.renamed.items():
         stored.setdefault(name, own)

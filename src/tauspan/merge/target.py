@@ -5,9 +5,10 @@ from pathlib import Path
 
 from tauspan import store
 from tauspan.errors import RecipeError, StoreError, TauspanError, UsageError, listed
+from tauspan.merge.adapted import Sum
 from tauspan.merge.card import Card
 from tauspan.merge.headers import read_header
-from tauspan.merge.inputs import Source, Sum
+from tauspan.merge.inputs import Source
 from tauspan.merge.respelt import Spelt
 from tauspan.merge.slices import View
 from tauspan.vector import FILE

@@ -215,17 +215,18 @@ class Names:
         return tuple(dict.fromkeys(stored for name in names for stored in behind.get(name, [name])))
 
 
-def names_between(model: nn.Module, stored: Mapping[str, Size]) -> Names:
+def names_between(model: nn.Module, stored: Mapping[str, Size], *, ties: bool = True) -> Names:
     """How a checkpoint's tensors are called in a transformers model, by transformers' own rules.
 
     Args:
         model: loaded, or on the meta device.
         stored: names and shapes in the files.
+        ties: whether a tied tensor has one name in memory, its first; else each keeps its own.
 
     Raises:
         ModelError: a version of transformers that does not give its rules in a way known here.
     """
-    known = _canonical(model)
+    known = _canonical(model) if ties else {}
     shapes = {name: tensor.shape for name, tensor in model.state_dict(keep_vars=True).items()}
     renamed: dict[str, str] = {}
     groups: dict[str, list[tuple[str, str]]] = {}

@@ -76,7 +76,7 @@ def assemble(recipe: MergeRecipe, access: Access = "pread") -> Assembly:
     models = _apart([_opened(one.model, recipe, access) for one in recipe.models], recipe, access)
     points = [source for source in (base, *models) if source is not None and source.kind == "point"]
     home = (points or list(models))[0]
-    models = tuple(respelt(model, home) for model in models)
+    models = tuple(_tied_in(respelt(model, home), base) for model in models)
     recipe.require_fitting(_names(base, *models))
     statistics = _statistics(recipe, method, models, base, access)
     tokenizer = _tokenizer(recipe, home, points, access)
@@ -115,6 +115,13 @@ def _apart(models: list[Source], recipe: MergeRecipe, access: Access) -> tuple[S
             models[index].close()
             models[index] = _opened(one.model, recipe, access, f"{label}#{seen[label]}")
     return tuple(models)
+
+
+def _tied_in(model: Source, base: Source | None) -> Source:
+    """An adapter that changes a tied name as the sum of the base and it: the tensor that both names are moves."""
+    if base is None or not isinstance(model, AdapterSource) or not set(model.tensors) & set(base.aliases):
+        return model
+    return adapted(base, model, model.label)
 
 
 def _opened(model: str, recipe: MergeRecipe, access: Access, label: str | None = None) -> Source:

@@ -115,14 +115,14 @@ def _wanted(adapter: Adapter, leave_out: Sequence[str]) -> dict[str, Tensor]:
 
 def _start(base: nn.Module | Params | str | Path, names: Sequence[str]) -> _Start:
     if isinstance(base, nn.Module):
-        tensors, names_ = models.stored_state(base), models.names_of(base)
+        tensors, spelt = models.stored_state(base), models.names_of(base)
         first: dict[int, str] = {}
         aliases = {}
         for name, tensor in models.core(base)[0].named_parameters(remove_duplicate=False):
             own = first.setdefault(id(tensor), name)
             if own != name:
-                aliases[name] = known.files_of([own])[0]
-        return _Start(tensors, params.fingerprint(tensors), known, aliases)
+                aliases[name] = spelt.files_of([own])[0]
+        return _Start(tensors, params.fingerprint(tensors), spelt, aliases)
     if isinstance(base, Mapping):
         return _Start(base, params.fingerprint(base))
     files = Base(base)

@@ -149,6 +149,12 @@ class TaskVector:
                 f"{self.label!r} is a {self.regime} vector and {other.label!r} a {other.regime} one; they edit "
                 "different functions. Fine-tune both in one regime, or say so: `vector.as_regime(...)`."
             )
+        points = (self.info.get("point"), other.info.get("point"))
+        if self.regime == "linear" and None not in points and points[0] != points[1]:
+            raise MismatchError(
+                f"{self.label!r} was made at the linearisation point {points[0]!r} and {other.label!r} at {points[1]!r}; "
+                "they edit different functions. Fine-tune both at one point, or say so: `vector.at_point(...)`."
+            )
         params.require_same(self.deltas, other.deltas, repr(self.label), repr(other.label))
 
     # -- measures --------------------------------------------------------------------------------------------
@@ -186,6 +192,10 @@ class TaskVector:
     def as_regime(self, regime: Regime) -> "TaskVector":
         """The same displacement, declared to be of another regime; the numbers do not change."""
         return replace(self, regime=regime)
+
+    def at_point(self, point: Literal["encoder", "logits", "output"]) -> "TaskVector":
+        """The same displacement, declared to be made at another linearisation point; the numbers do not change."""
+        return replace(self, info={**self.info, "point": point})
 
     def to(self, dtype: torch.dtype) -> "TaskVector":
         """The deltas in another floating-point type.

@@ -3,7 +3,7 @@
 import argparse
 import json
 import sys
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from tauspan.commands import (
     Verb,
@@ -22,6 +22,7 @@ from tauspan.commands import (
 from tauspan.errors import UsageError
 
 if TYPE_CHECKING:
+    from tauspan.models import Encoder
     from tauspan.report import Report
     from tauspan.tasks import Task
     from tauspan.vector import TaskVector
@@ -77,6 +78,26 @@ def add(verbs: Any, verb: Verb) -> None:
     score.add_argument("--scale", type=float, default=1.0)
     score.add_argument("--regime", choices=REGIMES)
     score.add_argument("--split", choices=SPLITS, default="test")
+
+    guess = verb(verbs, "predict", "classes and probabilities of rows, from a model's frozen head", predict)
+    guess.add_argument("model", help="an edited model, or with --vector a pre-trained one")
+    guess.add_argument("rows", help="a .txt, .csv, .tsv or .jsonl file, an image, or a folder of images")
+    guess.add_argument(
+        "--task", help="whose head: a name that is saved with the model, or a task that one is made of"
+    )
+    guess.add_argument(
+        "--text", default="text", metavar="COLUMN", help="column or key of texts (default %(default)s)"
+    )
+    guess.add_argument("--vector", help="edit the model first")
+    guess.add_argument(
+        "--scale", type=float, default=1.0, help="the edit's coefficient (default %(default)s)"
+    )
+    guess.add_argument("--regime", choices=REGIMES, help="of the edit (default: the vector's own)")
+    guess.add_argument(
+        "--point", choices=("encoder", "logits"), help="where it is linearised (default: the vector's own)"
+    )
+    guess.add_argument("--batch-size", type=int, default=64)
+    add_device(guess)
 
     edit = verbs.add_parser(
         "edit", help="choose coefficients on validation: add, negate, solve, front"
@@ -233,6 +254,45 @@ def evaluate(options: argparse.Namespace) -> None:
         point=options.point, batch_size=options.batch_size, max_tokens=options.max_tokens,
         show_progress=not options.quiet,
     ), options)  # fmt: skip
+
+
+def predict(options: argparse.Namespace) -> None:
+    """Classes of rows."""
+    from tauspan.edit import apply as edited
+    from tauspan.edit import load
+    from tauspan.linear import Linearized
+    from tauspan.models import encoder_in
+    from tauspan.report import Cell, Report, Table, provenance
+    from tauspan.rows import rows_of
+    from tauspan.tasks import build_head
+
+    model = load(options.model, options.device)
+    base = encoder_in(model.base) if isinstance(model, Linearized) else model
+    assert base is not None  # noqa: S101 - `load` gives an encoder
+    name = options.task
+    if name is not None and name not in base.frozen:
+        task = task_of(name)
+        build_head(task, base)
+        name = task.name
+    if options.vector:
+        if isinstance(model, Linearized):
+            raise UsageError(
+                f"{options.model!r} is an edited tangent model; --vector starts from a pre-trained one."
+            )
+        vector = vector_of(options.vector)
+        model = cast(
+            "Encoder", edited(base, vector, options.scale, regime=options.regime, point=options.point)
+        )
+    names, rows = rows_of(options.rows, options.text)
+    found = model.predict(rows, name, batch_size=options.batch_size)
+    table: list[dict[str, Cell]] = [
+        {"row": row, "class": one.label, "probability": one.probability}
+        for row, one in zip(names, found, strict=True)
+    ]
+    result = [{"row": row, "label": one.label, "probabilities": dict(one.probabilities)}
+              for row, one in zip(names, found, strict=True)]  # fmt: skip
+    about = provenance(base=base.source, task=name)
+    show(Report("Predictions", [Table("Predictions", table)], about, result={"rows": result}), options)
 
 
 def _grid(text: str) -> Any:

@@ -19,7 +19,7 @@ from tauspan.disentangle.asked import (
 from tauspan.disentangle.drift import Drift
 from tauspan.disentangle.edited import Edited, Ordinary, Tangent, finite_logits
 from tauspan.disentangle.error import DISTANCES, Distance, distances, mean, numbers
-from tauspan.edit import EditRegime, edit_regime
+from tauspan.edit import EditRegime, edit_regime, point_of
 from tauspan.errors import UsageError, nearest
 from tauspan.measure import progress
 from tauspan.models import Encoder
@@ -72,7 +72,7 @@ def disentanglement(
         distance: `"argmax"`, 1 where the predicted classes differ, as in the paper; `"probabilities"`, the
             total variation of the class probabilities, in [0, 1] as well.
         split: whose rows.
-        point: where the tangent model is linearised.
+        point: where the tangent model is linearised; None takes the vectors' own, else `"logits"`.
         batch_size: rows per forward pass.
         max_tokens: where texts are cut; None takes each task's own value.
         show_progress: bars on a terminal.
@@ -137,7 +137,8 @@ def disentanglement(
         directions = {
             task: [t for t in needed if any({task, t} <= set(c) for c in couples)] for task in needed
         }
-        edited = Tangent(encoder, vectors, heads, prepared, directions, split, point, show_progress)
+        at = point_of(list(vectors.values()), point)
+        edited = Tangent(encoder, vectors, heads, prepared, directions, split, at, show_progress)
 
     maps = _Maps(edited, chosen, box, distance, named=units is not None)
     drifts = {} if units is None else _drifts(edited, couples)

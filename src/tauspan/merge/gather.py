@@ -11,7 +11,7 @@ from torch.utils.hooks import RemovableHandle
 
 from tauspan import models
 from tauspan.batches import batches
-from tauspan.edit import EditRegime, apply, edit_regime
+from tauspan.edit import EditRegime, apply, edit_regime, point_of
 from tauspan.errors import UsageError, listed, nearest
 from tauspan.linear import linearize
 from tauspan.measure import progress
@@ -53,7 +53,7 @@ def fisher_information(
         rows: at most so many rows of the split, drawn by a permutation keyed by `seed`.
         split: which rows.
         regime: `"standard"`, `"posthoc"` or `"linear"`; None takes the vector's own.
-        point: where the tangent model is linearised.
+        point: where the tangent model is linearised; None takes the vectors' own, else `"logits"`.
         seed: of the draw.
         max_tokens: where texts are cut; None takes the task's own value.
         show_progress: a bar on a terminal.
@@ -80,7 +80,7 @@ def fisher_information(
     own = vector.fitted(encoder, tangent=True)
     drawn = drawn_rows(task, split, rows, seed)
     classifier = Classifier(encoder, build_head(task, encoder, max_tokens=max_tokens))
-    logits, leaves = _differentiable(classifier, own, chosen, point)
+    logits, leaves = _differentiable(classifier, own, chosen, point_of([vector], point))
     total = {name: torch.zeros_like(leaf) for name, leaf in leaves.items()}
     with (
         models.eval_mode(encoder),

@@ -181,6 +181,8 @@ def _files(place: Path, given: str, access: Access, label: str | None) -> Files:
     if "tauspan" in metadata:
         vector = parse_header(metadata["tauspan"], place)
         identity |= {"base": vector["base"], "regime": vector["regime"]}
+        if vector["regime"] == "linear" and isinstance(vector["info"].get("point"), str):
+            identity["point"] = vector["info"]["point"]
         return Files(label or vector["label"], place, "delta", tensors, {}, identity, Values(access))
     config = config_of(place)
     refuse_quantised(place, tensors, config)

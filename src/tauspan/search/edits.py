@@ -11,7 +11,7 @@ from torch import Tensor
 from tauspan import models
 from tauspan.batches import Batches, batches
 from tauspan.contributions import Contributions, contributions
-from tauspan.edit import EditRegime, set_weights
+from tauspan.edit import EditRegime, point_of, set_weights
 from tauspan.evaluate import accuracy, outputs
 from tauspan.linear import linearize
 from tauspan.measure import progress
@@ -35,7 +35,8 @@ class Edits:
         self, encoder: Encoder, tasks: Sequence[Task], directions: Directions, regime: EditRegime,
         point: Point | None, batch_size: int, max_tokens: int | None, show_progress: bool,
     ) -> None:  # fmt: skip
-        self.encoder, self.directions, self.regime, self.point = encoder, directions, regime, point
+        self.encoder, self.directions, self.regime = encoder, directions, regime
+        self.point = point_of(list(directions.vectors.values()), point)
         self._base = models.fingerprint_of(encoder)
         for vector in directions.vectors.values():
             self.fitted(vector)

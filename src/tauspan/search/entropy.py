@@ -79,7 +79,7 @@ def adamerging(
         rows: so many rows of each task a step, drawn anew by a permutation keyed by `seed` and the step; None takes all.
         bounds: of every coefficient.
         seed: of the draws.
-        point: where the tangent model is linearised.
+        point: where the tangent model is linearised; None takes the vectors' own, else `"logits"`.
         batch_size: rows per forward pass.
         max_tokens: where texts are cut; None takes each task's own value.
         show_progress: bars on a terminal.

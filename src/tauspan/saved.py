@@ -183,7 +183,7 @@ def _base(reference: Reference, base: str | None, directory: Path) -> Encoder:
         raise BaseMismatchError(
             f"{directory} was made from {reference.base!r} with fingerprint {reference.fingerprint[:12]}, and that model "
             f"is not found: {failed}. Restore the model it was made from, or name its place: "
-            f"`tauspan.load({str(directory)!r}, base=DIR)`; give a module of your own as `module=`."
+            f"`tauspan.load({str(directory)!r}, base=DIR)` (--base DIR); give a module of your own as `module=`."
         )
     return found
 

@@ -106,6 +106,8 @@ def add(verbs: Any, verb: Verb) -> None:
     for made in searching:
         made.add_argument("--regime", choices=REGIMES)
         made.add_argument("--out", help="folder for report.json, report.md and figures")
+    for made in (score, guess):
+        made.add_argument("--base", metavar="DIR", help="where the pre-trained model of an edited one is now")
     for made in (score, *searching):
         made.add_argument("--rows", type=int, help="use at most so many rows of each split")
         made.add_argument("--max-tokens", type=int)
@@ -250,7 +252,8 @@ def evaluate(options: argparse.Namespace) -> None:
     vector = vector_of(options.vector) if options.vector else None
     tasks = [task_of(name, options.rows) for name in options.tasks]
     show(measure(
-        load(options.model, options.device), tasks, vector, options.scale, options.regime, options.split,
+        load(options.model, options.device, base=options.base), tasks, vector, options.scale, options.regime,
+        options.split,
         point=options.point, batch_size=options.batch_size, max_tokens=options.max_tokens,
         show_progress=not options.quiet,
     ), options)  # fmt: skip
@@ -266,7 +269,7 @@ def predict(options: argparse.Namespace) -> None:
     from tauspan.rows import rows_of
     from tauspan.tasks import build_head
 
-    model = load(options.model, options.device)
+    model = load(options.model, options.device, base=options.base)
     base = encoder_in(model.base) if isinstance(model, Linearized) else model
     assert base is not None  # noqa: S101 - `load` gives an encoder
     name = options.task

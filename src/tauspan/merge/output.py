@@ -18,6 +18,7 @@ from tauspan.merge.recipe import MergeRecipe
 from tauspan.merge.settings import stacks
 from tauspan.merge.slices import the_stack
 from tauspan.models.hf import copies
+from tauspan.saved import EDITED, REFERENCE, Reference
 
 TOKENIZER = (
     "tokenizer*.json", "tokenizer.model", "special_tokens_map.json", "added_tokens.json", "vocab.json", "vocab.txt",
@@ -76,6 +77,23 @@ def finish(target: Path, recipe: MergeRecipe, assembly: Assembly, dtypes: Iterab
     if recipe.slices:
         config |= _with_layers(config, recipe, assembly)
     store.write_json(target / "config.json", config)
+    if recipe.base_model is not None and not recipe.slices:
+        _refer(target, recipe, assembly)
+
+
+def _refer(target: Path, recipe: MergeRecipe, assembly: Assembly) -> None:
+    """Say whose frozen heads are the result's: those of the base, as of any edited model."""
+    assert recipe.base_model is not None  # noqa: S101 - the caller has looked
+    folder = None if assembly.base is None else model_folder(assembly.base.path)
+    if folder is None:
+        return
+    if (folder / REFERENCE).is_file():  # the base was edited itself
+        shutil.copyfile(folder / REFERENCE, target / REFERENCE)
+        return
+    known = (model.identity["base"] for model in assembly.models if "base" in model.identity)
+    path = str(folder.resolve()) if Path(recipe.base_model).exists() else None
+    edit = f"merged by {assembly.method.name}"
+    Reference(EDITED, recipe.base_model, path, next(known, ""), edit=edit).write(target)
 
 
 def _matching(folder: Path, patterns: Iterable[str]) -> list[Path]:

@@ -105,7 +105,7 @@ class Origin:
         if found is None:
             raise ModelError(
                 f"this model was edited from {self.source!r} (fingerprint {self.fingerprint[:12]}), whose frozen heads "
-                f"are its heads, and that model is not found: {failed}. Name its place: `tauspan.load(PATH, base=DIR)`."
+                f"are its heads, and that model is not found: {failed}. Name its place: `tauspan.load(PATH, base=DIR)` (--base DIR)."
             )
         self._kept = found  # so that several heads load it once
         return found
@@ -119,7 +119,7 @@ def base_of(
     Args:
         source: its id or path as it was given.
         path: its absolute path, if it is a directory.
-        fingerprint: what it must have.
+        fingerprint: what it must have; empty where it was never computed.
         beside: a directory that relative paths may be meant from.
     """
     places = [source, *([path] if path else []), *([str(beside / source)] if beside is not None else [])]
@@ -131,7 +131,7 @@ def base_of(
             failed.append(str(error))
             continue
         own = fingerprint_of(found)
-        if own == fingerprint:
+        if own == fingerprint or not fingerprint:
             return found, ""
         failed.append(f"{place!r} has the fingerprint {own[:12]} now")
     return None, "; ".join(failed)

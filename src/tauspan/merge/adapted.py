@@ -12,6 +12,7 @@ from tauspan.errors import MismatchError, MissingExtraError, ModelError, StoreEr
 from tauspan.merge.adapters import AdapterSource
 from tauspan.merge.headers import Stored
 from tauspan.merge.inputs import Kind, Source, config_of, model_folder
+from tauspan.merge.lora_files import LoraFile
 from tauspan.merge.respelt import respelt
 from tauspan.models import has_config
 from tauspan.models.names import names_between, saved_names
@@ -36,7 +37,7 @@ class Sum:
         origins: the model's tensor behind a name, where it is another: an output embedding that is not tied any more.
         products: by name, the displacement's tensors that are added to it.
         settings: what of the model's configuration changes with it.
-        notes: what is as PEFT has it, and may not be meant.
+        notes: what may not be meant, each as a kind of problem and a sentence.
     """
 
     model: Source
@@ -48,7 +49,7 @@ class Sum:
     origins: Mapping[str, str] = field(default_factory=dict)
     products: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     settings: Mapping[str, Any] = field(default_factory=dict)
-    notes: tuple[str, ...] = ()
+    notes: tuple[tuple[str, str], ...] = ()
     kind: Kind = "point"
 
     @property
@@ -103,14 +104,17 @@ def adapted(model: Source, change: Source, label: str) -> Sum:
     under = {name: wholes.pop(name) for name in list(wholes) if name in change.tensors}  # `base_layer`
     origins = _untied(model, tied, wholes)
     aliases = {name: kept for name, kept in model.aliases.items() if kept not in origins.values()}
-    notes = []
+    notes = list(change.notes) if isinstance(change, LoraFile) else []
     for name, tensor in under.items():
         wholes.setdefault(tied.get(name, name) if name in aliases else name, tensor)
     for alias, kept in tied.items():
         if alias in aliases and kept in products:
             notes.append(
-                f"{alias!r} and {kept!r} are one tensor in {model.path}, and the adapter {change.path} changes one of "
-                "them: both move, as in PEFT's `merge_and_unload`; while it was trained, only one did"
+                (
+                    "tied",
+                    f"{alias!r} and {kept!r} are one tensor in {model.path}, and the adapter {change.path} changes "
+                    "one of them: both move, as in PEFT's `merge_and_unload`; while it was trained, only one did",
+                )
             )
     tensors = _tensors(model, change, wholes, origins)
     for name, part in ((name, part) for name, parts in products.items() for part in parts):

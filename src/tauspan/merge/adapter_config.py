@@ -80,6 +80,11 @@ def read_config(directory: Path) -> AdapterConfig:
     content = store.read_json(file)
     if not isinstance(content, dict):
         raise StoreError(f"{file} is not a JSON object: save the adapter again.")
+    return parse_config(content, file)
+
+
+def parse_config(content: Mapping[str, Any], file: Path) -> AdapterConfig:
+    """Check settings that stand in a file; raises as `read_config`."""
     _require_plain(content, file)
     alphas = _pattern(content, "alpha_pattern", file, _number)
     ranks = _pattern(content, "rank_pattern", file, _whole)

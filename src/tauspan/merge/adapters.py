@@ -127,11 +127,31 @@ def _term(
 ) -> Term:
     """The product of one module, its factors' shapes checked."""
     a, b = sides["A"].shape, sides["B"].shape
-    kernel = len(a) - 2
-    if kernel > 0 and len(b) == len(a) and b[1] != a[0]:
+    if len(a) > 2 and len(b) == len(a) and b[1] != a[0]:
         raise refused(f"{config.file.parent} adapts the grouped convolution {module!r}", config.file.parent)
+    layout: Layout = "embedding" if embedding else "transposed" if config.transposed else "linear"
+    return term_of(module, sides, lambda rank: config.scale(module, rank), layout, values)
+
+
+def term_of(
+    module: str, sides: Mapping[str, Stored], scale: Callable[[int], float], layout: Layout, values: Values
+) -> Term:
+    """The product of a module's two factors.
+
+    Args:
+        module: its name.
+        sides: where A and B lie.
+        scale: of the product, by its rank.
+        layout: unless the factors have kernels, which makes it a convolution.
+        values: reads them.
+
+    Raises:
+        StoreError: shapes that make no product, or whole numbers.
+    """
+    a, b = sides["A"].shape, sides["B"].shape
+    kernel = len(a) - 2
     alike = kernel >= 0 and len(a) == len(b) and a[0] == b[1] and all(size == 1 for size in b[2:])
-    if not alike or not a[0] or (embedding and kernel):
+    if not alike or not a[0] or (layout == "embedding" and kernel):
         raise StoreError(
             f"{sides['A'].file}: lora_A and lora_B of {module!r} have shapes {tuple(a)} and {tuple(b)}, which make no "
             "product. The file was saved from shards that were not gathered, or is damaged: save the adapter again."
@@ -141,9 +161,8 @@ def _term(
             raise StoreError(
                 f"{stored.file}: {stored.name!r} is {stored.dtype}, not floating point. Save it again."
             )
-    plain: Layout = "convolution" if kernel else "transposed" if config.transposed else "linear"
-    layout: Layout = "embedding" if embedding else plain
-    return Term(_read(values, sides["A"]), _read(values, sides["B"]), config.scale(module, a[0]), layout)
+    chosen: Layout = "convolution" if kernel else layout
+    return Term(_read(values, sides["A"]), _read(values, sides["B"]), scale(a[0]), chosen)
 
 
 class AdapterSource:

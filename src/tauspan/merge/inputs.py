@@ -13,6 +13,7 @@ from tauspan.errors import ModelError, StoreError, UsageError, listed
 from tauspan.merge.adapter_config import CONFIG
 from tauspan.merge.adapters import AdapterSource
 from tauspan.merge.headers import Header, Stored, read_header
+from tauspan.merge.lora_files import LoraFile, is_lora
 from tauspan.merge.ties import aliases_of
 from tauspan.merge.values import Access, Values
 from tauspan.models.sources import model_directory
@@ -165,7 +166,7 @@ def _sum(model: str, change: str, access: Access, label: str | None) -> Source:
     return adapted(point, moved, label or f"{point.label}+{moved.label}")
 
 
-def _files(place: Path, given: str, access: Access, label: str | None) -> Files:
+def _files(place: Path, given: str, access: Access, label: str | None) -> Source:
     headers: dict[Path, Header] = {}
 
     def names(file: Path) -> Sequence[str]:
@@ -174,6 +175,11 @@ def _files(place: Path, given: str, access: Access, label: str | None) -> Files:
 
     file_of = store.located(place, names)
     tensors = {name: headers[file].tensors[name] for name, file in file_of.items()}
+    if any(name.startswith("base_model.") and ".lora_" in name for name in tensors):
+        return _peft_file(place, access, label)
+    if is_lora(tensors):
+        ((file, one),) = headers.items()
+        return LoraFile(file, one, access, label)
     metadata = {key: value for header in headers.values() for key, value in header.metadata.items()}
     identity = described(given, headers)
     if place.is_dir() and place.parent.name == "snapshots":  # the hub's cache: the folder is the commit
@@ -190,6 +196,17 @@ def _files(place: Path, given: str, access: Access, label: str | None) -> Files:
     return Files(
         name, place, "point", tensors, aliases_of(tensors, metadata, config), identity, Values(access)
     )
+
+
+def _peft_file(place: Path, access: Access, label: str | None) -> Source:
+    """PEFT's factors in a file on their own: the adapter of the directory that it lies in."""
+    folder = place if place.is_dir() else place.parent
+    if not (folder / CONFIG).is_file():
+        raise StoreError(
+            f"{place} holds the factors of a PEFT adapter, and {CONFIG}, which scales them, is not beside it: copy it "
+            "too."
+        )
+    return AdapterSource(folder, access=access, label=label)
 
 
 def described(given: str, headers: Mapping[Path, Header]) -> dict[str, Any]:

@@ -117,10 +117,10 @@ def made_for(base: Source | None, models: Sequence[Source]) -> Iterator[Problem]
 
 
 def tied(models: Sequence[Source]) -> Iterator[Problem]:
-    """What sums of a model and an adapter do with tied embeddings, as PEFT does it."""
+    """What adapters and sums with them do that may not be meant: both ends of a tie, parts of a pipeline left out."""
     for model in models:
-        for note in getattr(model, "notes", ()):
-            yield Problem("warning", "tied", None, model.label, model.path, f"{note}.")
+        for kind, note in getattr(model, "notes", ()):
+            yield Problem("warning", kind, None, model.label, model.path, f"{note}.")
 
 
 class _Tensors(Mapping[str, Tensor]):

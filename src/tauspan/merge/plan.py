@@ -290,7 +290,8 @@ def require_start(job: Job) -> None:
         )
     if job.output == "model" and "delta" in kinds:
         raise UsageError(
-            "displacements alone make no model: name `base_model`, or ask for a vector: `output: vector`."
+            "displacements alone make no model: name `base_model`, or ask for a vector (`output: vector`) or, of adapters"
+            " and LoRA files, for another (`output: adapter`)."
         )
 
 

@@ -13,6 +13,7 @@ from tauspan.errors import MissingExtraError, ModelError
 from tauspan.merge.adapters import AdapterSource
 from tauspan.merge.headers import Stored
 from tauspan.merge.inputs import Kind, Source, config_of, model_folder
+from tauspan.merge.lora_files import LoraFile
 from tauspan.models import Names, directory_names, has_config
 from tauspan.models.skeleton import TASKS
 
@@ -24,6 +25,8 @@ def respelt(source: Source, reference: Source) -> Source:
     vector has the names that the module has in memory, transformers' own rules translate, exactly. A source whose names
     fit, or that no rule brings closer, comes back as it is.
     """
+    if isinstance(source, LoraFile):
+        return source.on(reference.tensors, reference.path) if reference.kind == "point" else source
     known = {*reference.tensors, *reference.aliases}
     if source is reference or set(_names(source)) <= known:
         return source
@@ -98,7 +101,7 @@ def _renamings(source: Source, theirs: Names, ours: Names) -> dict[str, str]:
 
 def spelt_in_memory(names: Iterable[str], models: Sequence[Source], base: Source | None) -> dict[str, str]:
     """What adapters call tensors of the files: as those among the models do, else as the base's class does."""
-    adapters = (model for model in models if isinstance(model, AdapterSource))
+    adapters = (model for model in models if isinstance(model, AdapterSource | LoraFile))
     known = {name: own for adapter in adapters for name, own in adapter.spelt.items()}
     rest = [name for name in names if name not in known]
     folder = None if base is None or not rest else model_folder(base.path)

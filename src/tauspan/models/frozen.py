@@ -105,7 +105,8 @@ class Origin:
         if found is None:
             raise ModelError(
                 f"this model was edited from {self.source!r} (fingerprint {self.fingerprint[:12]}), whose frozen heads "
-                f"are its heads, and that model is not found: {failed}. Name its place: `tauspan.load(PATH, base=DIR)` (--base DIR)."
+                f"are its heads, and that model is not found: {failed}. Name its place: "
+                "`tauspan.load(PATH, base=DIR)` (--base DIR)."
             )
         self._kept = found  # so that several heads load it once
         return found

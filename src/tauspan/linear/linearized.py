@@ -91,9 +91,10 @@ class Linearized(nn.Module):
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         return self
 
-    def extra_repr(self) -> str:
-        """One line for `print`."""
-        return f"{type(self.base).__name__}, point={self.point!r}, {len(self._names)} tensors"
+    def __repr__(self) -> str:
+        """One line; print `base` for the layers."""
+        name = type(models.core(self.base)[0]).__name__
+        return f"Linearized({name}, point={self.point!r}, {len(self._names)} tensors, engine={self.engine!r})"
 
     @property
     def tau(self) -> dict[str, Tensor]:

@@ -134,6 +134,7 @@ def test_a_task_directory_is_made_of_a_csv_file_and_found_by_its_path(tmp_path, 
     assert find_task(str(tmp_path / "toy")).checksum() != task.checksum()
 
 
+@pytest.mark.filterwarnings("always:task .* leaves out")
 def test_what_a_made_task_leaves_out_is_in_the_report_and_in_the_card(tmp_path, capsys):
     (tmp_path / "a.csv").write_text(table(more=";yes\nlast;\ntext 0;no\n"))
     arguments = make(tmp_path, "--text", "body", "--label", "kind")

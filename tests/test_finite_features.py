@@ -54,7 +54,7 @@ def test_an_edit_that_gives_such_rows_is_an_error_too(regime: Any) -> None:
         {"scale": torch.tensor([-2.0, 0.0])}, ts.models.fingerprint_of(encoder), regime, "tau"
     )
     made = task(5.0 if regime == "standard" else 0.0, head=Head(torch.eye(2)))
-    with pytest.raises(NonFiniteError, match=r"logits .* of \d rows"):
+    with pytest.raises(NonFiniteError, match=r"(logits .* of \d rows|in row 3 of the batch)"):
         evaluate(encoder, [made], vector)
 
 
@@ -65,7 +65,7 @@ def test_a_head_is_not_made_of_such_rows(head_from: Any) -> None:
         "t", ["a", "b"], train=rows(1.0, -1.0, 2.0, 3.0), validation=rows(1.0), test=rows(1.0)
     )
     assert build_head(dataclasses.replace(made, head_from=head_from), Encoder(Logarithm().eval())) is not None
-    with pytest.raises(NonFiniteError, match=r"features .* in 1 of 4 rows \(1, from 0 on\)"):
+    with pytest.raises(NonFiniteError, match=r"features .* in 1 of \d rows"):
         build_head(dataclasses.replace(bad, head_from=head_from), Encoder(Logarithm().eval()))
 
 

@@ -4,26 +4,31 @@ Each plant changes one thing that an engine, a cache, a kernel or a solver stand
 of the library, or the right answer together with a warning.
 """
 
+import gzip
 import warnings
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 import tauspan as ts
 import zoo
 from kinds import X, kind, truth
 from tauspan import contributions as contributions_module
-from tauspan.errors import TauspanError
+from tauspan.errors import DataError, StoreError, TauspanError
 from tauspan.kernel import contract, layers, operator, tiles
 from tauspan.kernel import side as side_module
 from tauspan.kernel.pieces import Lookup, Product, Written
 from tauspan.linear import backward, engines, factors, linearize, onepass, table
 from tauspan.linear import maps as maps_module
 from tauspan.models.at import At
+from tauspan.store import Checkpoint
+from tauspan.tasks import Task, build_head
 
 Plant = Callable[[pytest.MonkeyPatch], None]
 
@@ -386,3 +391,49 @@ def test_pieces_are_of_the_kinds_that_the_plants_are_about() -> None:
     assert isinstance(found["e.weight"], Lookup)
     assert isinstance(found["a.weight"], Product)
     assert isinstance(found["o.bias"], Written)
+
+
+# -- heads and labels ------------------------------------------------------------------------------------------------
+
+
+def points(name: str, labels: Tensor) -> ts.Task:
+    rows = (torch.randn(6, 4, generator=torch.Generator().manual_seed(len(name))), labels)
+    return ts.Task.from_tensors(name, ["a", "b"], train=rows, validation=rows, test=rows)
+
+
+def test_swapped_heads_are_caught(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    encoder, labels = ts.models.Encoder(nn.Linear(4, 3).eval()), torch.arange(6) % 2
+    for name in ("one", "other"):
+        build_head(points(name, labels), encoder)
+    ts.save(encoder, tmp_path / "saved")
+    files = [tmp_path / "saved" / "heads" / f"{name}.safetensors" for name in ("one", "other")]
+    tensors, facts = [load_file(file) for file in files], [Checkpoint(file).metadata for file in files]
+    assert set(ts.load(tmp_path / "saved", module=encoder.backbone).frozen) == {"one", "other"}
+    for file, swapped, own in zip(files, reversed(tensors), facts, strict=True):
+        save_file(swapped, file, own)
+    with pytest.raises(StoreError, match="not those that were saved for this task"):
+        ts.load(tmp_path / "saved", module=encoder.backbone)
+
+
+@pytest.mark.parametrize("shift", [1, 2, -1])
+def test_shifted_labels_are_caught(shift: int) -> None:
+    with pytest.raises(DataError, match="label"):
+        points("t", torch.arange(6) % 2 + shift)
+
+
+def test_labels_that_were_shifted_in_a_file_are_caught(tmp_path: Path) -> None:
+    (tmp_path / "rows.csv").write_text(
+        "text,label\n" + "".join(f"text {i},{'ab'[i % 2]}\n" for i in range(40))
+    )
+    Task.from_files("t", tmp_path / "rows.csv").to_directory(tmp_path / "t")
+    file = tmp_path / "t" / "train.csv.gz"
+    lines = gzip.decompress(file.read_bytes()).decode().splitlines()
+    labels = [line.rpartition(",")[2] for line in lines[1:]]
+    shifted = [
+        f"{line.rpartition(',')[0]},{label}"
+        for line, label in zip(lines[1:], labels[1:] + labels[:1], strict=True)
+    ]
+    file.write_bytes(gzip.compress("\n".join([lines[0], *shifted, ""]).encode()))
+    with pytest.raises(DataError, match=r"checksum|SHA-256"):
+        Task.from_directory(tmp_path / "t")

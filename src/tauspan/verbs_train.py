@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tauspan import commands
-from tauspan.commands import Verb, add_device, encoder_of, say, show, task_of
+from tauspan.commands import Verb, add_device, encoder_of, first, say, show, task_of
 from tauspan.errors import UsageError
 
 CACHES = ("none", "auto", "features", "primal", "factors")
@@ -54,6 +54,10 @@ def add(verbs: Any, verb: Verb) -> None:
             "--max-tokens", type=int, metavar="N",
             help="where texts are cut (default: the task's own number)",
         )  # fmt: skip
+    for made in (tune, fitted):
+        made.add_argument(
+            "--label", help="the vector's short name for tables and errors (default: the task's)"
+        )
     for made in (shown, recipe, tune, fitted):
         add_device(made)
 
@@ -66,7 +70,8 @@ def _add_finetune(tune: argparse.ArgumentParser) -> None:
     _add_schedule(tune)
     tune.add_argument(
         "--regime", choices=("standard", "linear"), default="linear",
-        help="train theta itself, or tau in the tangent space",
+        help="linear: a vector of the tangent model, where tasks disturb each other less; `apply` makes a model of it "
+        "that tauspan loads. standard: ordinary fine-tuning; `apply` makes a model that transformers loads too",
     )  # fmt: skip
     tune.add_argument(
         "--point", choices=("encoder", "logits"),
@@ -208,7 +213,24 @@ def finetune(options: argparse.Namespace) -> None:
         not options.quiet,
         shard=options.shard,
     )
+    if options.label is not None and first():
+        named = done.task_vector.named(options.label)
+        named.save_pretrained(Path(options.out) / "vector.safetensors", overwrite=True)
     _trained(done, Path(options.out) / "vector.safetensors", options)
+    _lead(done, Path(options.out) / "vector.safetensors", options)
+
+
+def _lead(done: "Finetuned", file: Path, options: argparse.Namespace) -> None:
+    """Say what the vector is for."""
+    out = f"tauspan apply {options.model} {file} OUT --task {options.task}"
+    if done.task_vector.regime == "standard":
+        say(f"Next: {out}\n      writes a model that transformers loads.", options)
+    else:
+        say(
+            f"Next: {out}\n      writes a tangent model, which tauspan evaluates, predicts with and loads. For a model "
+            "that transformers loads, fine-tune with --regime standard,\n      or add --regime standard --allow regime, "
+            "which is another function than the one that was trained: evaluate it.", options,
+        )  # fmt: skip
 
 
 def fit(options: argparse.Namespace) -> None:
@@ -223,8 +245,10 @@ def fit(options: argparse.Namespace) -> None:
         max_steps=options.max_steps, params=options.params, batch_size=options.batch_size,
         max_tokens=options.max_tokens, cache=options.cache, show_progress=not options.quiet,
     )  # fmt: skip
-    done.task_vector.save_pretrained(file)
+    vector = done.task_vector if options.label is None else done.task_vector.named(options.label)
+    vector.save_pretrained(file)
     _trained(done, file, options, **done.task_vector.info["solver"])
+    _lead(done, file, options)
 
 
 def _training(options: argparse.Namespace) -> "Task":

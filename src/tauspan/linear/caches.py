@@ -213,6 +213,7 @@ def _recorded(
     try:
         with saving if kind == "primal" else nullcontext():
             tape, expected = record(linearized.function(batch), linearized.theta0(), probe, trace)
+        check.require_finite_rows(tape.value, linearized.base)
         if kind == "primal":
             cell = replace(tape, entries=tuple(replace(entry, values=()) for entry in tape.entries))
         else:

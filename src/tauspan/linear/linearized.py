@@ -1,5 +1,6 @@
 """`Linearized`: a module whose only parameters are tau."""
 
+import copy
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -64,11 +65,15 @@ class Linearized(nn.Module):
         self.strict = strict
         blocks = tuple(models.blocks(inner, names)[1].values()) if checkpointing else ()
         self.told: set[str] = set()  # operations without a rule, of which it has been said so
+        self._way = way
         self._plan = Plan(base, way.engine, strict, blocks, way.check, self.told)
         self._prefix = prefix
         self._cut = point == "encoder" and isinstance(base, models.Classifier)
         self._intact = Intact(cast(models.Classifier, base).encoder if self._cut else base)
         self._names = tuple(names)
+        self.label = "tau"  # of the vector that was loaded
+        self.head_point: Literal["encoder", "logits"] | None = None  # where a head put on it is linearised
+        self._beyond: dict[str, Tensor] = {}  # of a loaded vector: what moves and does not reach the output
         for name in names:
             theta = known[name]
             wide = torch.promote_types(theta.dtype, torch.float32)
@@ -86,9 +91,10 @@ class Linearized(nn.Module):
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         return self
 
-    def extra_repr(self) -> str:
-        """One line for `print`."""
-        return f"{type(self.base).__name__}, point={self.point!r}, {len(self._names)} tensors"
+    def __repr__(self) -> str:
+        """One line; print `base` for the layers."""
+        name = type(models.core(self.base)[0]).__name__
+        return f"Linearized({name}, point={self.point!r}, {len(self._names)} tensors, engine={self.engine!r})"
 
     @property
     def tau(self) -> dict[str, Tensor]:
@@ -204,17 +210,59 @@ class Linearized(nn.Module):
             return reference.jvp(self._traceable(inputs, kwargs), self.theta0(), self.tau)
         call, theta0 = self._call(inputs, kwargs), self.theta0()
         if vectors is not None:
-            directions = [self._direction(vector, theta0) for vector in vectors]
+            directions = [self.direction(vector) for vector in vectors]
             return self._plan.run(call, theta0, lambda engine: engine.jvps(call, theta0, directions))
         if depends_on_inputs((list(inputs), kwargs)):  # J tau is to be derived in the inputs
             return Reference().jvp(call, theta0, self.tau)
         return self._plan.run(call, theta0, lambda engine: engine.jvp(call, theta0, self.tau))
 
-    def _direction(self, vector: TaskVector | params.Params, theta0: params.Params) -> dict[str, Tensor]:
-        deltas = vector.deltas if isinstance(vector, TaskVector) else vector
+    def direction(self, vector: TaskVector | params.Params) -> dict[str, Tensor]:
+        """A vector's tensors under this module's names and on its device; a base is not compared.
+
+        Raises:
+            MismatchError: it holds other tensors than this module's trainable ones.
+        """
+        theta0 = self.theta0()
         label = vector.label if isinstance(vector, TaskVector) else "the direction"
+        deltas = vector.deltas if isinstance(vector, TaskVector) else vector
+        if (
+            isinstance(vector, TaskVector) and deltas.keys() != theta0.keys()
+        ):  # names of files, or more tensors
+            deltas = vector.fitted(self.base, tangent=True, base=vector.base).deltas
         params.require_same(theta0, deltas, "the linearised module", label)
         return {name: deltas[name].to(theta0[name].device) for name in theta0}
+
+    def under(self, head: models.Head) -> "Linearized":
+        """This tangent encoder with a head on it, linearised where its tau was made; it shares theta0, tau is copied.
+
+        At the point `"logits"` these are f(x; theta0) + J(x) tau of the logits f, which under a head that normalises are
+        not the head of the tangent features.
+
+        Raises:
+            UsageError: this is no tangent model of an encoder.
+        """
+        base = models.encoder_in(self.base)
+        if base is None:
+            raise UsageError(f"a linearised {type(self.base).__name__} takes no head: it has no encoder.")
+        point = self.head_point or ("logits" if self.point == "output" else self.point)
+        made = Linearized(models.Classifier(base, head), self._names, point, self._way, self.strict)
+        with torch.no_grad():
+            for name, tau in made.tau.items():
+                tau.copy_(self.tau[name])
+        made.head_point, made.label, made._beyond = self.head_point, self.label, dict(self._beyond)
+        return made
+
+    def predict(
+        self, rows: Sequence[Any], task: str | None = None, *, batch_size: int = 64
+    ) -> "list[models.Prediction]":
+        """Classes and their probabilities, under a frozen head that the encoder keeps; see `Encoder.predict`."""
+        base = models.encoder_in(self.base)
+        if base is None:
+            raise UsageError(f"a linearised {type(self.base).__name__} has no encoder that reads rows.")
+        frozen = models.chosen_head(base.frozen, task, base.source)
+        place = next(iter(self.tau.values())).device
+        tangent = self.under(copy.deepcopy(frozen.head).to(place))
+        return models.predicted(base, tangent, rows, frozen, batch_size)
 
     def finish(self, output: Tensor) -> Tensor:
         """What follows the linearisation point: the frozen head, if the point lies before it."""
@@ -226,10 +274,14 @@ class Linearized(nn.Module):
         return self.finish(value + tangent)
 
     def task_vector(self, label: str = "tau", **info: Any) -> TaskVector:
-        """This tau as a `TaskVector` of regime `linear`, with copies of its tensors."""
-        deltas = {name: tau.detach().cpu().clone() for name, tau in self.tau.items()}
+        """This tau as a `TaskVector` of regime `linear`, with copies of its tensors, under the names of files.
+
+        What a loaded vector moves beyond the features (a head that the files hold) is in it too.
+        """
+        tau = {name: tau.detach().cpu().clone() for name, tau in self.tau.items()}
+        deltas = {**models.names_of(self.base).to_files(tau), **self._beyond}
         source = getattr(getattr(self.base, "encoder", self.base), "source", type(self.base).__name__)
-        facts = {"base_id": source, "point": self.point, "versions": versions(), **info}
+        facts = {"base_id": source, "point": self.head_point or self.point, "versions": versions(), **info}
         return TaskVector(deltas, models.fingerprint_of(self.base), "linear", label, facts)
 
     @torch.no_grad()
@@ -241,13 +293,15 @@ class Linearized(nn.Module):
             BaseMismatchError: the vector starts from another model.
             MismatchError: it holds other tensors than this module's trainable ones.
         """
-        if check_base:
-            vector.require_base(models.fingerprint_of(self.base))
         params.require_finite(vector.deltas, vector.label)
-        for _, tau, delta in params.zip_strict(
-            self.tau, vector.deltas, "the linearised module", vector.label
-        ):
+        own = vector.fitted(self.base, tangent=True, base=None if check_base else vector.base)
+        for _, tau, delta in params.zip_strict(self.tau, own.deltas, "the linearised module", vector.label):
             tau.copy_(delta)
+        inside = set(models.names_of(self.base).files_of(self.tau)) | set(self.tau)
+        self.label, made_at = vector.label, vector.info.get("point")
+        if made_at in ("encoder", "logits") and vector.regime == "linear":
+            self.head_point = made_at
+        self._beyond = {name: delta for name, delta in vector.deltas.items() if name not in inside}
 
 
 @checked

@@ -13,13 +13,15 @@ from tauspan.arguments import checked
 from tauspan.errors import UsageError
 from tauspan.merge import card, output
 from tauspan.merge.adapter_merge import AdapterPlan, plan_adapter
-from tauspan.merge.adapters import WEIGHTS, AdapterSource, save_adapter
+from tauspan.merge.adapters import AdapterSource, save_adapter
 from tauspan.merge.assembly import Assembly, assemble
 from tauspan.merge.engine import BLOCK
 from tauspan.merge.fields import size
+from tauspan.merge.lora_files import LoraFile, save_lora
 from tauspan.merge.plan import Job, Plan
 from tauspan.merge.plan import plan as lay_out
 from tauspan.merge.recipe import MergeRecipe, recipe_of
+from tauspan.merge.respelt import spelt_in_memory
 from tauspan.merge.stream import execute
 from tauspan.merge.target import require_target
 from tauspan.merge.values import Access
@@ -137,10 +139,17 @@ def _adapter(
     report = Report(f"merge by {plan.job.method.name}", [table], facts, result=result)
 
     def finish(folder: Path) -> None:
-        with (folder / WEIGHTS).open("rb") as file:
+        (weights,) = folder.glob("*.safetensors")
+        with weights.open("rb") as file:
             result["digest"] = hashlib.file_digest(file, "sha256").hexdigest()
         card.write(folder, recipe, assembly, report, plan.block, out.name)
 
+    files = [model for model in assembly.models if isinstance(model, LoraFile)]
+    if files and len(files) == len(assembly.models):
+        spelt = {name: own for model in files for name, own in model.spelt.items()}
+        save_lora(low, out, files[0], spelt, overwrite=overwrite, finish=finish)
+        return report
     like = next((model for model in assembly.models if isinstance(model, AdapterSource)), None)
-    save_adapter(low, out, like=like, overwrite=overwrite, finish=finish)
+    spelt = spelt_in_memory(low.terms, assembly.models, assembly.base)
+    save_adapter(low, out, like=like, spelt=spelt, overwrite=overwrite, finish=finish)
     return report

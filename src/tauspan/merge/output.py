@@ -11,12 +11,14 @@ import torch
 
 from tauspan import store
 from tauspan.errors import ModelError
+from tauspan.merge.adapted import Sum, with_settings
 from tauspan.merge.assembly import Assembly
 from tauspan.merge.inputs import config_of, model_folder
 from tauspan.merge.recipe import MergeRecipe
 from tauspan.merge.settings import stacks
 from tauspan.merge.slices import the_stack
 from tauspan.models.hf import copies
+from tauspan.saved import EDITED, REFERENCE, Reference
 
 TOKENIZER = (
     "tokenizer*.json", "tokenizer.model", "special_tokens_map.json", "added_tokens.json", "vocab.json", "vocab.txt",
@@ -60,6 +62,8 @@ def finish(target: Path, recipe: MergeRecipe, assembly: Assembly, dtypes: Iterab
             inner.parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(file, inner)
     config = dict(config_of(assembly.home.path))
+    if isinstance(assembly.home, Sum):
+        config = with_settings(config, assembly.home.settings)
     if not config:
         return
     if config.get("auto_map"):
@@ -73,6 +77,23 @@ def finish(target: Path, recipe: MergeRecipe, assembly: Assembly, dtypes: Iterab
     if recipe.slices:
         config |= _with_layers(config, recipe, assembly)
     store.write_json(target / "config.json", config)
+    if recipe.base_model is not None and not recipe.slices:
+        _refer(target, recipe, assembly)
+
+
+def _refer(target: Path, recipe: MergeRecipe, assembly: Assembly) -> None:
+    """Say whose frozen heads are the result's: those of the base, as of any edited model."""
+    assert recipe.base_model is not None  # noqa: S101 - the caller has looked
+    folder = None if assembly.base is None else model_folder(assembly.base.path)
+    if folder is None:
+        return
+    if (folder / REFERENCE).is_file():  # the base was edited itself
+        shutil.copyfile(folder / REFERENCE, target / REFERENCE)
+        return
+    known = (model.identity["base"] for model in assembly.models if "base" in model.identity)
+    path = str(folder.resolve()) if Path(recipe.base_model).exists() else None
+    edit = f"merged by {assembly.method.name}"
+    Reference(EDITED, recipe.base_model, path, next(known, ""), edit=edit).write(target)
 
 
 def _matching(folder: Path, patterns: Iterable[str]) -> list[Path]:

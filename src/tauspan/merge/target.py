@@ -5,9 +5,11 @@ from pathlib import Path
 
 from tauspan import store
 from tauspan.errors import RecipeError, StoreError, TauspanError, UsageError, listed
+from tauspan.merge.adapted import Sum
 from tauspan.merge.card import Card
 from tauspan.merge.headers import read_header
-from tauspan.merge.inputs import Source, Sum
+from tauspan.merge.inputs import Source
+from tauspan.merge.respelt import Spelt
 from tauspan.merge.slices import View
 from tauspan.vector import FILE
 
@@ -39,6 +41,9 @@ def require_target(out: Path, sources: Iterable[Source], overwrite: bool) -> Non
 
 def _places(source: Source) -> Iterator[Path]:
     """The real places of everything that a source reads."""
+    if isinstance(source, Spelt):
+        yield from _places(source.inner)
+        return
     if isinstance(source, Sum | View):
         for part in (source.model, source.adapter) if isinstance(source, Sum) else source.sources:
             yield from _places(part)

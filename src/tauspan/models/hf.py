@@ -14,6 +14,7 @@ from tauspan import store
 from tauspan.errors import ModelError, StoreError, listed
 from tauspan.models.encoder import Batch, Encoder, Inputs
 from tauspan.models.extras import require_extra
+from tauspan.models.home import Home, home_of
 from tauspan.models.pooling import (
     last_token,
     mean_pooled,
@@ -23,7 +24,7 @@ from tauspan.models.pooling import (
     sentences,
 )
 from tauspan.models.processing import image_inputs
-from tauspan.models.sources import require_weights
+from tauspan.models.sources import weights_of
 from tauspan.models.towers import (
     TOWERS,
     image_features,
@@ -60,7 +61,7 @@ def load(directory: Path, source: str) -> Encoder:
     if not (directory / "config.json").is_file():
         sentences(directory)  # says where sentence-transformers keeps it
         raise ModelError(f"{directory} has no config.json: it is not a directory that transformers wrote.")
-    require_weights(directory)
+    weights = weights_of(directory)
     config = store.read_json(directory / "config.json")
     kind = config.get("model_type")
     if not kind:
@@ -70,11 +71,12 @@ def load(directory: Path, source: str) -> Encoder:
     require_one_kind(config, directory)
     _require_unmasked(kind, directory)
     model: Any = _pretrained(transformers, _family(transformers, config), directory)
+    home = home_of(directory, weights, model)
     if kind in TOWERS:
-        return tried(_towers(transformers, model, kind, directory, source))
+        return tried(_towers(transformers, model, kind, directory, source, home))
     if model.main_input_name == "pixel_values":
         inputs, extras = image_inputs(directory), copies(directory)
-        encoder = tried(Encoder(model, vision_features, inputs, source=source, save_extras=extras))
+        encoder = tried(Encoder(model, vision_features, inputs, source=source, save_extras=extras, home=home))
         encoder.pooling = told(model, encoder.encode(sample_pictures(encoder)))
         return encoder
     if model.main_input_name != "input_ids":
@@ -82,10 +84,12 @@ def load(directory: Path, source: str) -> Encoder:
             f"{source} is a {type(model).__name__}, which reads {model.main_input_name}; texts and images are read. "
             "Pass a module that maps tensors to features, and a task of tensors (`Task.from_tensors`)."
         )
-    return tried(_text(transformers, model, kind, directory, source))
+    return tried(_text(transformers, model, kind, directory, source, home))
 
 
-def _text(transformers: Any, model: Any, kind: str, directory: Path, source: str) -> Encoder:
+def _text(
+    transformers: Any, model: Any, kind: str, directory: Path, source: str, home: Home | None
+) -> Encoder:
     asked = sentences(directory)
     tokenizer = _tokenizer(transformers, directory, asked.lower)
     features = asked.pooling or _usual(model, kind)
@@ -99,10 +103,13 @@ def _text(transformers: Any, model: Any, kind: str, directory: Path, source: str
         prefixes=reading_path(model),
         save_extras=copies(directory),
         pooling=_WORDS.get(features),
+        home=home,
     )
 
 
-def _towers(transformers: Any, model: Any, kind: str, directory: Path, source: str) -> Encoder:
+def _towers(
+    transformers: Any, model: Any, kind: str, directory: Path, source: str, home: Home | None
+) -> Encoder:
     tokenizer = tokens_of(kind, model, _tokenizer(transformers, directory))
     return Encoder(
         model,
@@ -114,6 +121,7 @@ def _towers(transformers: Any, model: Any, kind: str, directory: Path, source: s
         prefixes=TOWERS[kind],
         save_extras=copies(directory),
         pooling="the projected image embedding",
+        home=home,
     )
 
 

@@ -15,12 +15,11 @@ from tauspan.errors import ModelError, StoreError, listed
 from tauspan.models.encoder import Batch, Encoder, Inputs
 from tauspan.models.extras import require_extra
 from tauspan.models.hf import copies
+from tauspan.models.home import same_names
 from tauspan.models.inputs import Interpolation
-from tauspan.models.sources import require_weights
+from tauspan.models.sources import OPEN_CLIP_CONFIG, weights_of
 from tauspan.models.trial import tried
 
-_OPEN_CLIP_CONFIG = "open_clip_config.json"
-_OPEN_CLIP_WEIGHTS = "open_clip_model.safetensors"
 _HALF = (0.5, 0.5, 0.5)
 _IMAGENET = {
     "mean": (0.485, 0.456, 0.406),
@@ -30,9 +29,8 @@ _IMAGENET = {
 
 def load(directory: Path, source: str) -> Encoder:
     """The encoder of a timm or open_clip directory; which of the two is read off its configuration file."""
-    if (directory / _OPEN_CLIP_CONFIG).is_file():
-        return _open_clip(directory, source, require_weights(directory, _OPEN_CLIP_WEIGHTS))
-    return _timm(directory, source, require_weights(directory))
+    of = _open_clip if (directory / OPEN_CLIP_CONFIG).is_file() else _timm
+    return of(directory, source, weights_of(directory))
 
 
 def _timm(directory: Path, source: str, weights: Path) -> Encoder:
@@ -60,13 +58,11 @@ def _timm(directory: Path, source: str, weights: Path) -> Encoder:
     statistics = {key: data.get(key) or own for key, own in _IMAGENET.items()}
     inputs = image_inputs({**data, **statistics}, size, side, data.get("crop_mode"), directory)
 
-    def extras(target: Path) -> None:
-        copies(directory)(target)
-        headless = {**config, "num_classes": 0, "model_args": arguments}
-        store.write_json(target / "config.json", headless)  # else timm would draw a new head at random
-
-    said = "the model's output below its classifier"
-    return tried(Encoder(model.eval(), inputs=inputs, source=source, save_extras=extras, pooling=said))
+    home, said = same_names(directory, weights, model), "the model's output below its classifier"
+    made = Encoder(
+        model.eval(), inputs=inputs, source=source, save_extras=copies(directory), pooling=said, home=home
+    )
+    return tried(made)
 
 
 def _square(shape: Sequence[int], directory: Path) -> int:
@@ -139,8 +135,9 @@ def _open_clip(directory: Path, source: str, weights: Path) -> Encoder:
         label_features=_open_clip_text,
         logit_scale=math.exp(model.logit_scale.item()),
         prefixes=("visual.",),
-        save_extras=copies(directory, config=True),
+        save_extras=copies(directory),
         pooling="the projected image embedding",
+        home=same_names(directory, file, model),
     )
     return tried(encoder)
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from benchmarks.families.inputs import drawn
+from benchmarks.families.inputs import drawn, tokens
 from benchmarks.families.shrink import LENGTH, ROWS
 
 
@@ -43,6 +43,13 @@ def boxes(model: Any) -> dict[str, Any]:
     return {"bbox": corners}
 
 
+def queried(model: Any) -> dict[str, Any]:
+    """Tokens that begin with a place for each query of the image."""
+    ids = tokens()["input_ids"]
+    ids[:, : model.config.num_query_tokens] = model.config.image_token_index
+    return {"input_ids": ids}
+
+
 def siglip2_patches(model: Any) -> dict[str, Any]:
     """Images as patches, with their masks and shapes."""
     width = model.config.vision_config.patch_size if hasattr(model.config, "vision_config") else model.config.patch_size
@@ -70,7 +77,6 @@ def series(model: Any) -> dict[str, Any]:
 
 SERIES = {"prediction_length": 4, "context_length": 12, "lags_sequence": [1, 2], "num_time_features": 1, "feature_size": None}
 SPECIAL: dict[str, Special] = {
-    "align": Special({"vision_config.width_coefficient": 0.5, "vision_config.depth_coefficient": 1.0, "vision_config.hidden_dim": 32}),
     "audio-spectrogram-transformer": Special({"max_length": 32}, lambda model: {"input_values": drawn(ROWS, 32, 32)}),
     "informer": Special(SERIES, series),
     "time_series_transformer": Special(SERIES, series),
@@ -81,32 +87,21 @@ SPECIAL: dict[str, Special] = {
     "layoutlm": Special(inputs=boxes),
     "layoutlmv3": Special({"coordinate_size": 6, "shape_size": 4, "input_size": 16, "patch_size": 8}, boxes),
     "lilt": Special({"channel_shrink_ratio": 2, "hidden_size": 48}, boxes),
-    "clap": Special(
-        {"audio_config.spec_size": 32, "audio_config.num_mel_bins": 8, "audio_config.window_size": 4, "audio_config.patch_embeds_hidden_size": 8},
-        lambda model: {"input_features": drawn(ROWS, 1, 32, 8)},
-    ),
     "clvp": Special(inputs=lambda model: {"input_features": drawn(ROWS, 32, 20)}),
     "conditional_detr": Special({"backbone_config": RESNET}),
     "dab-detr": Special({"backbone_config": RESNET}, single=True),
     "deformable_detr": Special({"backbone_config": RESNET | {"out_features": ["stage2", "stage3", "stage4"]}}),
     "detr": Special({"backbone_config": RESNET}),
     "table-transformer": Special({"backbone_config": RESNET}),
-    "dac": Special(
-        {"encoder_hidden_size": 4, "downsampling_ratios": [2, 2], "decoder_hidden_size": 16, "upsampling_ratios": [2, 2], "codebook_size": 8, "codebook_dim": 4, "n_codebooks": 2, "hidden_size": 16, "hop_length": 4},
-        sound(1, 64),
-    ),
     "data2vec-audio": Special({"conv_dim": [8, 8], "conv_stride": [5, 2], "conv_kernel": [10, 3]}, sound(200)),
     "decision_transformer": Special({"vocab_size": 64, "max_ep_len": 32}, lambda model: {
         "states": drawn(ROWS, 4, model.config.state_dim), "actions": drawn(ROWS, 4, model.config.act_dim), "returns_to_go": drawn(ROWS, 4, 1),
         "rewards": drawn(ROWS, 4, 1), "timesteps": torch.arange(4).expand(ROWS, 4), "attention_mask": torch.ones(ROWS, 4),
     }),
     "deepseek_v2": Special(MOE_V2),
-    "donut-swin": Special({"embed_dim": 8, "window_size": 4}),
-    "swin": Special({"embed_dim": 8, "window_size": 4}),
     "swinv2": Special({"embed_dim": 8, "window_size": 4}),
     "swin2sr": Special({"embed_dim": 24, "num_heads": [2, 2], "depths": [1, 1], "window_size": 4, "num_feat": 8, "image_size": 16}),
     "maskformer-swin": Special({"embed_dim": 8, "window_size": 4}),
-    "efficientnet": Special({"width_coefficient": 0.5, "depth_coefficient": 1.0, "hidden_dim": 32}),
     "encodec": Special(
         {"num_filters": 4, "upsampling_ratios": [2, 2], "hidden_size": 16, "codebook_dim": 16, "codebook_size": 16, "num_lstm_layers": 1},
         sound(1, 64),
@@ -127,7 +122,6 @@ SPECIAL: dict[str, Special] = {
     "mobilenet_v1": Special({"depth_multiplier": 0.05}),
     "mobilenet_v2": Special({"depth_multiplier": 0.05}),
     "moonshine": Special({"encoder_num_key_value_heads": 4, "decoder_num_key_value_heads": 4}),
-    "levit": Special({"image_size": 64, "hidden_sizes": [16, 24, 32], "num_attention_heads": [1, 2, 3], "key_dim": [8, 8, 8], "down_ops": [["Subsample", 8, 2, 4, 2, 2], ["Subsample", 8, 3, 4, 2, 2]]}),
     "hunyuan_v1_dense": Special({"head_dim": 8}),
     "ministral": Special({"head_dim": 8}),
     "nemotron": Special({"num_key_value_heads": 2, "head_dim": 8}),
@@ -141,20 +135,17 @@ SPECIAL: dict[str, Special] = {
     "mimi": Special({"num_filters": 4, "upsampling_ratios": [2, 2], "upsample_groups": 32, "codebook_size": 8, "num_quantizers": 2}, sound(1, 64)),
     "chameleon": Special({"vocabulary_map": {"<image>": 8}, "vq_config.base_channels": 32}),
     "reformer": Special({"axial_pos_embds_dim": [8, 24], "axial_pos_shape": [2, 4], "attn_layers": ["local", "lsh"], "local_attn_chunk_length": 4, "lsh_attn_chunk_length": 4, "num_buckets": 2, "hash_seed": 0}),
-    "sam": Special({"prompt_encoder_config.image_embedding_size": 4}),
     "speech_to_text": Special({"input_feat_per_channel": 16, "conv_channels": 16}, lambda model: {"input_features": drawn(ROWS, 24, 16)}),
     "lightglue": Special(inputs=lambda model: {"pixel_values": drawn(ROWS, 2, 3, 32, 32)}),
     "ctrl": Special({"vocab_size": 64, "dff": 24}),
     "cpmant": Special({"prompt_types": 4, "prompt_length": 4, "segment_types": 4, "position_bias_num_buckets": 8}),
     "canine": Special({"num_hash_buckets": 16, "local_transformer_stride": 4, "downsampling_rate": 2}),
-    "bark": Special(),
     "perceiver": Special({"num_latents": 4, "d_latents": 16, "num_self_attends_per_block": 1, "num_self_attention_heads": 2, "num_cross_attention_heads": 2}, lambda model: {"inputs": drawn(ROWS, 6, model.config.d_model)}),
     "focalnet": Special({"embed_dim": 8, "hidden_sizes": [8, 16, 16, 16]}),
     "cvt": Special({"embed_dim": [8, 16, 16], "num_heads": [1, 2, 2], "depth": [1, 1, 1]}),
     "hgnet_v2": Special({"stem_channels": [3, 4, 8], "stage_in_channels": [8, 16, 16, 16], "stage_mid_channels": [8, 8, 8, 8], "stage_out_channels": [16, 16, 16, 16], "stage_numb_of_layers": [2, 2, 2, 2]}),
     "markuplm": Special({"max_depth": 4, "xpath_unit_hidden_size": 4, "max_xpath_tag_unit_embeddings": 8, "max_xpath_subs_unit_embeddings": 8, "tag_pad_id": 6, "subs_pad_id": 6}),
     "mgp-str": Special({"num_bpe_labels": 16, "num_wordpiece_labels": 16, "max_token_length": 4}),
-    "swiftformer": Special(),
     "glm4v": Special(MROPE_TEXT),
     "glm4v_text": Special(MROPE),
     "glm46v": Special(MROPE_TEXT),
@@ -177,7 +168,6 @@ SPECIAL: dict[str, Special] = {
     "moonshine_streaming": Special({"num_key_value_heads": 4}),
     "granite_speech5_encoder": Special({"context_size": 8}),
     "granite_speech5_ctc": Special({"encoder_config.context_size": 8}),
-    "ernie4_5_vl_moe": Special(),
     "mistral4": Special({"num_key_value_heads": 4}),
     "dots1": Special({"n_routed_experts": 4}),
     "hunyuan_v1_moe": Special({"head_dim": 8}),
@@ -188,9 +178,6 @@ SPECIAL: dict[str, Special] = {
     "autoformer": Special(single=True),
     "fastspeech2_conformer_with_hifigan": Special(single=True),
     "idefics": Special(inputs=lambda model: {"pixel_values": drawn(ROWS, 1, 3, 32, 32), "image_attention_mask": torch.ones(ROWS, LENGTH, 1, dtype=torch.long)}),
-    "instructblip": Special(inputs=lambda model: {"qformer_input_ids": torch.randint(10, 40, (ROWS, 6), generator=torch.Generator().manual_seed(6))}),
-    "oneformer": Special(inputs=lambda model: {"task_inputs": torch.randint(10, 40, (ROWS, 6), generator=torch.Generator().manual_seed(6))}),
-    "grounding-dino": Special(),
     "siglip2_vision_model": Special(inputs=lambda model: siglip2_patches(model)),
     "siglip2": Special(inputs=lambda model: siglip2_patches(model)),
     "idefics3_vision": Special(inputs=lambda model: {"pixel_values": drawn(ROWS, 3, 32, 32)}),
@@ -200,14 +187,28 @@ SPECIAL: dict[str, Special] = {
     "rt_detr": Special({"backbone_config.layer_type": "basic", "backbone_config.embedding_size": 8}),
     "rt_detr_v2": Special({"backbone_config.layer_type": "basic", "backbone_config.embedding_size": 8}),
     "sam2": Special({"vision_config.backbone_config.hidden_size": 8, "vision_config.backbone_config.embed_dim_per_stage": [8, 16, 16, 16], "vision_config.backbone_channel_list": [16, 16, 16, 8], "vision_config.backbone_config.num_attention_heads_per_stage": [1, 2, 2, 2]}),
-    "pi0": Special(),
-    "speecht5": Special(inputs=lambda model: {"input_values": drawn(ROWS, 6, 32), "decoder_input_values": drawn(ROWS, 5, 32)}),
     "qwen2_audio_encoder": Special({"num_mel_bins": 16}, lambda model: {"input_features": drawn(ROWS, 16, 2 * model.config.max_source_positions)}),
     "moss_transcribe_diarize_audio": Special({"num_mel_bins": 16}, lambda model: {"input_features": drawn(ROWS, 16, 2 * model.config.max_source_positions)}),
-    "sapiens2": Special(),
-    "depth_pro": Special(),
     "seggpt": Special(inputs=lambda model: {"prompt_pixel_values": drawn(ROWS, 3, 16, 32), "prompt_masks": drawn(ROWS, 3, 16, 32, seed=5), "pixel_values": drawn(ROWS, 3, 16, 32, seed=6)}),
-    "neucodec": Special(),
+    "swin": Special({"embed_dim": 8, "window_size": 4, "patch_size": 4, "depths": [1, 1], "num_heads": [1, 2], "out_features": None, "out_indices": None, "stage_names": None}),
+    "donut-swin": Special({"embed_dim": 8, "window_size": 4, "patch_size": 4, "depths": [1, 1], "num_heads": [1, 2]}),
+    "clap": Special(
+        {"audio_config.spec_size": 32, "audio_config.num_mel_bins": 8, "audio_config.window_size": 4, "audio_config.patch_embeds_hidden_size": 8, "audio_config.depths": [1, 1], "audio_config.num_attention_heads": [1, 2], "audio_config.hidden_size": 16},
+        lambda model: {"input_features": drawn(ROWS, 1, 32, 8)},
+    ),
+    "efficientnet": Special({"in_channels": [32, 16, 24, 40, 80, 112, 192], "out_channels": [16, 24, 40, 80, 112, 192, 320], "width_coefficient": 0.25, "depth_coefficient": 0.5, "hidden_dim": 320}),
+    "align": Special({"vision_config.in_channels": [32, 16, 24, 40, 80, 112, 192], "vision_config.out_channels": [16, 24, 40, 80, 112, 192, 320], "vision_config.width_coefficient": 0.25, "vision_config.depth_coefficient": 0.5, "vision_config.hidden_dim": 320, "projection_dim": 320, "text_config.hidden_size": 32}),
+    "levit": Special({"image_size": 64, "patch_size": 16, "hidden_sizes": [16, 24, 32], "num_attention_heads": [1, 2, 3], "key_dim": [8, 8, 8], "down_ops": [["Subsample", 8, 2, 4, 2, 2], ["Subsample", 8, 3, 4, 2, 2]]}),
+    "blip-2": Special({"image_token_index": 60}, lambda model: queried(model)),
+    "instructblip": Special({"image_token_index": 60}, lambda model: queried(model) | {"qformer_input_ids": tokens(length=6, seed=6)["input_ids"]}),
+    "dbrx": Special({"attn_config.rope_theta": 10000.0, "attn_config.clip_qkv": 8.0}),
+    "speecht5": Special({"conv_dim": [8, 8], "conv_stride": [5, 2], "conv_kernel": [10, 3], "num_conv_pos_embeddings": 4, "num_conv_pos_embedding_groups": 2}, lambda model: {"input_values": drawn(ROWS, 6, 32), "decoder_input_values": drawn(ROWS, 5, 32)}),
+    "sam": Special({"prompt_encoder_config.image_embedding_size": 4, "vision_config.num_pos_feats": 16}),
+    "oneformer": Special({"task_seq_len": 6}, lambda model: {"task_inputs": tokens(length=6, seed=6)["input_ids"]}),
+    "dac": Special(
+        {"encoder_hidden_size": 4, "downsampling_ratios": [2, 2], "decoder_hidden_size": 16, "upsampling_ratios": [2, 2], "codebook_size": 8, "codebook_dim": 4, "n_codebooks": 2, "hidden_size": 16, "hop_length": 4},
+        sound(1, 64),
+    ),
 }  # fmt: skip
 
 

@@ -94,6 +94,32 @@ def test_a_float32_lstm_on_the_cpu_has_tangents() -> None:
     assert close(lin.tangent(X.float())[1].double(), wanted.tangent, 1e-4)
 
 
+def attention_in_float32(s: Kind, x: Tensor) -> Tensor:
+    """A softmax and a norm in float32 inside float64, and a key's bias, whose gradient is 0 but for rounding."""
+    rows = s.a(x).view(-1, 2, 3)
+    scores = rows @ s.k(rows).mT
+    mixed = scores.float().softmax(-1).to(rows.dtype) @ rows
+    wide = mixed.flatten(1).float()
+    return s.o((wide * wide.square().mean(-1, keepdim=True).rsqrt()).to(x.dtype) * s.q)
+
+
+@pytest.mark.parametrize("engine", ["onepass", "reference", "backward"])
+def test_float32_inside_float64_is_rounding_and_no_fault(engine: Any) -> None:
+    module = kind(attention_in_float32, k=lambda: nn.Linear(3, 3))
+    wanted = truth(copy.deepcopy(module), X)
+    lin = linearize(module, engine=engine)
+    with torch.no_grad():
+        for key, tau in lin.tau.items():
+            tau.copy_(wanted.tau[key])
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        tangent = lin.tangent(X)[1]
+    assert lin.engine == engine
+    assert close(tangent, wanted.tangent, 1e-5)
+    for cache in ("factors", "primal") if engine == "onepass" else ():
+        assert close(lin.cache([X], cache)[0].tangent()[1], wanted.tangent, 1e-5)
+
+
 @pytest.mark.parametrize("name", RANDOM)
 def test_a_module_that_is_no_function_of_its_inputs_is_refused(name: str) -> None:
     with pytest.raises(ModelError, match=r"gives another output when it is called again.*deterministic"):

@@ -15,6 +15,7 @@ import types
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -53,27 +54,45 @@ def examined(name: str) -> dict[str, Any]:
     """What came of one model, as JSON."""
     from benchmarks.families.examine import examine
     from benchmarks.families.examples import make
+    from benchmarks.families.others import OTHERS
 
     begun = time.perf_counter()
     try:
         with _limited(_SECONDS):
-            example = make(name)
+            example = OTHERS[name]() if name in OTHERS else make(name)
             found = [asdict(outcome) for outcome in examine(example)]
         size = sum(p.numel() for p in example.model.parameters())
-        record: dict[str, Any] = {"class": example.name, "parameters": size, "single": example.single, "outcomes": found}
+        record: dict[str, Any] = {
+            "class": example.name,
+            "parameters": size,
+            "single": example.single,
+            "outcomes": found,
+        }
     except Exception as error:  # the model itself fails, or its making does
         record = {"error": f"{type(error).__name__}: {error}"[:400]}
-    return {"family": name, **record, "seconds": round(time.perf_counter() - begun, 1)}
+    return {"family": name, "with": _versions(), **record, "seconds": round(time.perf_counter() - begun, 1)}
+
+
+def _versions() -> str:
+    packages = [
+        name
+        for name in ("torch", "transformers", "timm", "open_clip_torch")
+        if importlib.util.find_spec(name.removesuffix("_torch"))
+    ]
+    return ", ".join(f"{name} {version(name)}" for name in packages)
 
 
 def main() -> None:
     """Examine, and write the page."""
     parser = argparse.ArgumentParser(description=main.__doc__)
     parser.add_argument("--only", nargs="+", default=[], help="these families alone, told and not written")
-    parser.add_argument("--outcomes", type=Path, default=ROOT / "benchmarks" / "results" / "families.jsonl")
+    parser.add_argument("--outcomes", type=Path, default=ROOT / "out" / "families.jsonl")
     parser.add_argument("--page", type=Path, default=ROOT / "docs" / "families.md")
-    parser.add_argument("--again", action="store_true", help="examine those that the file of outcomes holds, too")
+    parser.add_argument(
+        "--again", action="store_true", help="examine those that the file of outcomes holds, too"
+    )
     options = parser.parse_args()
+    options.outcomes.parent.mkdir(parents=True, exist_ok=True)
     os.environ["HF_HUB_OFFLINE"] = "1"
     import_torchvision()
     import torch
@@ -83,7 +102,11 @@ def main() -> None:
     logging.disable_progress_bar()
     torch.set_num_threads(1)
     from benchmarks.families.examples import FAMILIES
+    from benchmarks.families.others import OTHERS
     from benchmarks.families.page import page
+    from benchmarks.families.special import LEFT_OUT
+
+    names = (*FAMILIES, *OTHERS)
 
     if options.only:
         for name in options.only:
@@ -91,13 +114,13 @@ def main() -> None:
         return
     known = {} if options.again or not options.outcomes.exists() else _read(options.outcomes)
     with options.outcomes.open("w" if options.again else "a") as file:
-        for name in FAMILIES:
+        for name in names:
             if name not in known:
                 known[name] = examined(name)
                 _tell(known[name])
                 file.write(json.dumps(known[name]) + "\n")
                 file.flush()
-    options.page.write_text(page([known[name] for name in FAMILIES]))
+    options.page.write_text(page([known[name] for name in names], LEFT_OUT))
 
 
 def _read(path: Path) -> dict[str, dict[str, Any]]:
@@ -106,9 +129,14 @@ def _read(path: Path) -> dict[str, dict[str, Any]]:
 
 
 def _tell(record: dict[str, Any]) -> None:
-    print(f"{record['family']} ({record.get('class', record.get('error'))}), {record['seconds']} s", flush=True)
+    print(
+        f"{record['family']} ({record.get('class', record.get('error'))}), {record['seconds']} s", flush=True
+    )
     for one in record.get("outcomes", []):
-        print(f"  {one['verb']}: {one['state']} {one['path']} {one['error']:.1e} {one['said'][:300]}", flush=True)
+        print(
+            f"  {one['verb']}: {one['state']} {one['path']} {one['error']:.1e} {one['said'][:300]}",
+            flush=True,
+        )
 
 
 if __name__ == "__main__":

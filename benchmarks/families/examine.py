@@ -125,13 +125,17 @@ class Truth:
 
 def _row(entry: Tensor, parameters: list[Tensor]) -> Tensor:
     found = torch.autograd.grad(entry, parameters, retain_graph=True, allow_unused=True)
-    dense = [torch.zeros_like(p) if g is None else g.to_dense() for p, g in zip(parameters, found, strict=True)]
+    dense = [
+        torch.zeros_like(p) if g is None else g.to_dense() for p, g in zip(parameters, found, strict=True)
+    ]
     return torch.cat([g.flatten() for g in dense])
 
 
 def _padding(model: nn.Module) -> list[tuple[str, int]]:
     known = {id(p): name for name, p in model.named_parameters()}
-    layers = [m for m in model.modules() if getattr(m, "padding_idx", None) is not None and hasattr(m, "weight")]
+    layers = [
+        m for m in model.modules() if getattr(m, "padding_idx", None) is not None and hasattr(m, "weight")
+    ]
     return [(known[id(m.weight)], m.padding_idx) for m in layers if id(m.weight) in known]
 
 
@@ -204,7 +208,8 @@ class Asked:
             read(tangent), list(lin.tau.values()), self.truth.weights.to(tangent), allow_unused=True
         )
         pulled = {
-            n: torch.zeros_like(t) if g is None else g for (n, t), g in zip(lin.tau.items(), found, strict=True)
+            n: torch.zeros_like(t) if g is None else g
+            for (n, t), g in zip(lin.tau.items(), found, strict=True)
         }
         opposite = {name: -tau for name, tau in lin.tau.items()}
         several = lin.tangent(**self.inputs, vectors=[lin.tau, opposite])[1]
@@ -257,7 +262,9 @@ class Asked:
             f_lin = self.truth.value + _SCALE * self.truth.tangent
             errors = [gap(_output(ordinary, self.inputs), _output(wanted, self.inputs))]
             errors.append(gap(read(_output(tangent, self.inputs)), f_lin))
-        errors += [0.0 if torch.equal(p, before[n]) else float("inf") for n, p in self.model.named_parameters()]
+        errors += [
+            0.0 if torch.equal(p, before[n]) else float("inf") for n, p in self.model.named_parameters()
+        ]
         return "", max(errors)
 
     def saved(self) -> tuple[str, float]:

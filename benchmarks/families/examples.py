@@ -158,9 +158,11 @@ def _has_tensor(example: Example) -> bool:
     with torch.no_grad():
         output = example.model(**example.given(not example.single))
     try:
-        single_tensor(output)
+        found = single_tensor(output)
     except ModelError:
         return False
+    if not bool(found.isfinite().all()):
+        raise ValueError("its output is not finite")
     return True
 
 

@@ -40,11 +40,15 @@ def inputs_of(model: Any) -> dict[str, Tensor]:
     config, names = model.config, set(inspect.signature(model.forward).parameters)
     main = model.main_input_name if isinstance(model.main_input_name, str) else model.main_input_name[0]
     given: dict[str, Tensor] = {}
-    if main == "input_ids" or (main == "pixel_values" and "input_ids" in names and "vision_config" in vars(config)):
+    if main == "input_ids" or (
+        main == "pixel_values" and "input_ids" in names and "vision_config" in vars(config)
+    ):
         given |= tokens()
     if "attention_mask" not in names:
         given.pop("attention_mask", None)
-    if main == "pixel_values" or (main == "input_ids" and "pixel_values" in names and hasattr(model, "get_text_features")):
+    if main == "pixel_values" or (
+        main == "input_ids" and "pixel_values" in names and hasattr(model, "get_text_features")
+    ):
         given["pixel_values"] = images(config)
     if getattr(config, "is_encoder_decoder", False) and "decoder_input_ids" in names:
         given["decoder_input_ids"] = tokens(length=5, seed=3)["input_ids"]

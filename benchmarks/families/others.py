@@ -44,7 +44,22 @@ TIMM: dict[str, tuple[int, dict[str, Any]]] = {
     "vit_base_patch16_siglip_224": (16, _FLAT),
     "xcit_nano_12_p8_224": (32, _FLAT),
 }  # fmt: skip
-_SIZED = ("vit", "beit", "cait", "deit", "crossvit", "efficientformerv2", "eva", "levit", "pit", "swin", "test_maxvit", "test_coatnet", "twins", "xcit")
+_SIZED = (
+    "vit",
+    "beit",
+    "cait",
+    "deit",
+    "crossvit",
+    "efficientformerv2",
+    "eva",
+    "levit",
+    "pit",
+    "swin",
+    "test_maxvit",
+    "test_coatnet",
+    "twins",
+    "xcit",
+)
 
 _TOWER = {"width": 16, "layers": 2}
 _TEXT = {"context_length": 8, "vocab_size": 64, "heads": 2, **_TOWER}
@@ -70,7 +85,11 @@ class Both(nn.Module):
     def forward(self, image: Tensor, text: Tensor) -> Tensor:
         """Both, (N, 2 d)."""
         found = self.model(image, text)
-        parts = [found["image_features"], found["text_features"]] if isinstance(found, Mapping) else list(found[:2])
+        parts = (
+            [found["image_features"], found["text_features"]]
+            if isinstance(found, Mapping)
+            else list(found[:2])
+        )
         return torch.cat([part.flatten(1) for part in parts], 1)
 
 

@@ -5,7 +5,16 @@ from typing import Any
 
 ROWS, LENGTH, VOCABULARY = 3, 8, 64
 WIDTH, HEADS, SIDE, PATCH = 32, 4, 32, 8
-_LAYERS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers", "depth", "encoder_layers", "num_blocks", "n_block")
+_LAYERS = (
+    "num_hidden_layers",
+    "n_layer",
+    "n_layers",
+    "num_layers",
+    "depth",
+    "encoder_layers",
+    "num_blocks",
+    "n_block",
+)
 
 # What a number becomes, by the first pattern that fits its name; None leaves it as it is.
 SIZES: tuple[tuple[str, int | None], ...] = (
@@ -64,7 +73,9 @@ def shrunk(given: dict[str, Any]) -> dict[str, Any]:
         if name == "per_layer_config" and isinstance(value, dict):
             found[name] = {kept.index(int(at)): shrunk(one) for at, one in value.items() if int(at) in kept}
         elif isinstance(value, dict):
-            found[name] = shrunk(value) if name.endswith(("config", "configs")) or name.startswith("rope") else value
+            found[name] = (
+                shrunk(value) if name.endswith(("config", "configs")) or name.startswith("rope") else value
+            )
         elif isinstance(value, bool) or value is None:
             found[name] = value
         elif name in by_layer:

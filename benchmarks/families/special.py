@@ -34,7 +34,14 @@ MOE_V2 = {"num_experts_per_tok": 2, "n_routed_experts": 4}
 
 MROPE = {"rope_parameters": {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [2, 1, 1]}}
 MROPE_TEXT = {"text_config." + name: value for name, value in MROPE.items()}
-HALF = {"rope_parameters": {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [1, 1, 0], "partial_rotary_factor": 0.5}}
+HALF = {
+    "rope_parameters": {
+        "rope_type": "default",
+        "rope_theta": 10000.0,
+        "mrope_section": [1, 1, 0],
+        "partial_rotary_factor": 0.5,
+    }
+}
 
 
 def boxes(model: Any) -> dict[str, Any]:
@@ -52,7 +59,11 @@ def queried(model: Any) -> dict[str, Any]:
 
 def siglip2_patches(model: Any) -> dict[str, Any]:
     """Images as patches, with their masks and shapes."""
-    width = model.config.vision_config.patch_size if hasattr(model.config, "vision_config") else model.config.patch_size
+    width = (
+        model.config.vision_config.patch_size
+        if hasattr(model.config, "vision_config")
+        else model.config.patch_size
+    )
     return {
         "pixel_values": drawn(ROWS, 16, 3 * width**2), "pixel_attention_mask": torch.ones(ROWS, 16, dtype=torch.int32),
         "spatial_shapes": torch.tensor([[4, 4]] * ROWS),
@@ -75,7 +86,13 @@ def series(model: Any) -> dict[str, Any]:
     }  # fmt: skip
 
 
-SERIES = {"prediction_length": 4, "context_length": 12, "lags_sequence": [1, 2], "num_time_features": 1, "feature_size": None}
+SERIES = {
+    "prediction_length": 4,
+    "context_length": 12,
+    "lags_sequence": [1, 2],
+    "num_time_features": 1,
+    "feature_size": None,
+}
 SPECIAL: dict[str, Special] = {
     "audio-spectrogram-transformer": Special({"max_length": 32}, lambda model: {"input_values": drawn(ROWS, 32, 32)}),
     "informer": Special(SERIES, series),
@@ -139,7 +156,7 @@ SPECIAL: dict[str, Special] = {
     "lightglue": Special(inputs=lambda model: {"pixel_values": drawn(ROWS, 2, 3, 32, 32)}),
     "ctrl": Special({"vocab_size": 64, "dff": 24}),
     "cpmant": Special({"prompt_types": 4, "prompt_length": 4, "segment_types": 4, "position_bias_num_buckets": 8}),
-    "canine": Special({"num_hash_buckets": 16, "local_transformer_stride": 4, "downsampling_rate": 2}),
+    "canine": Special({"num_hash_buckets": 16, "local_transformer_stride": 4, "downsampling_rate": 2}, single=True),
     "perceiver": Special({"num_latents": 4, "d_latents": 16, "num_self_attends_per_block": 1, "num_self_attention_heads": 2, "num_cross_attention_heads": 2}, lambda model: {"inputs": drawn(ROWS, 6, model.config.d_model)}),
     "focalnet": Special({"embed_dim": 8, "hidden_sizes": [8, 16, 16, 16]}),
     "cvt": Special({"embed_dim": [8, 16, 16], "num_heads": [1, 2, 2], "depth": [1, 1, 1]}),

@@ -127,7 +127,6 @@ RULES: dict[str, Rule] = {
     "addmm": rules.with_addend,
     "baddbmm": rules.with_addend,
     "linear": rules.linear,
-    "grouped_mm": rules.grouped,
     "_grouped_mm": rules.grouped,
     "embedding": rules.embedding,
     "embedding_bag": rules.embedding_bag,

@@ -302,7 +302,9 @@ MODULES: dict[str, Callable[[], nn.Module]] = {
     "dropout that does nothing": lambda: kind(lambda s, x: F.dropout(s.o(s.a(x).tanh()), 0.5, s.training)),
     "the tensor itself, written into": lambda: kind(lambda s, x: itself(s, x, lambda y: y.to(torch.float64))),
     "dropout's own input, written into": lambda: kind(lambda s, x: itself(s, x, lambda y: F.dropout(y, 0.5, s.training))),
-    "fused attention of positions": lambda: kind(lambda s, x: s.o(F.scaled_dot_product_attention(*3 * [s.a(x.view(-1, 3, 2, 1).expand(-1, 3, 2, 3).flatten(2)).tanh()]).mean(1))),
+    "fused attention of positions": lambda: kind(
+        lambda s, x: s.o(F.scaled_dot_product_attention(*[s.a(x[:, None] * x[..., None]).tanh()] * 3).mean(1))
+    ),
     "in-place": lambda: kind(written_into),
     "into a buffer": lambda: kind(buffered),
     "derivative inside": lambda: kind(forces),

@@ -13,11 +13,11 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from benchmarks.families.examples import Example, anew
+from benchmarks.families.inputs import drawn
 from torch import Tensor, nn
 
 import tauspan as ts
-from benchmarks.families.examples import Example
-from benchmarks.families.inputs import drawn
 from tauspan.errors import TauspanError
 from tauspan.linear import linearize
 from tauspan.models.encoder import single_tensor
@@ -26,7 +26,7 @@ OUTPUTS = 2
 _FLOOR = 1e-3  # of the largest gradient: what is smaller is rounding of the others, as a key's bias is
 # The largest relative difference, by the narrowest dtype that the model goes through: many compute a softmax or a norm
 # in float32 whatever their own.
-TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-4, torch.bfloat16: 5e-2}
+TOLERANCE = {torch.float64: 1e-9, torch.float32: 3e-5, torch.bfloat16: 5e-2}
 _REMADE = 1e-5  # difference of outputs that buffers leave which no file holds: they are made anew, in float32 or float64
 _SCALE = 0.01  # of a displacement that is applied
 
@@ -254,7 +254,7 @@ class Asked:
         """`apply`: theta0 + tau as an ordinary model, f + J tau as a tangent model; theta0 as it was."""
         before = {name: p.detach().clone() for name, p in self.model.named_parameters()}
         ordinary, tangent = self._edits()
-        wanted = copy.deepcopy(self.model)
+        wanted = anew(self.model)
         with torch.no_grad():
             for name, p in wanted.named_parameters():
                 if name in self.truth.tau:
@@ -282,8 +282,8 @@ class Asked:
         with tempfile.TemporaryDirectory() as folder, torch.no_grad():
             ts.save(ordinary, Path(folder) / "ordinary")
             ts.save(tangent, Path(folder) / "tangent")
-            first = ts.load(Path(folder) / "ordinary", module=copy.deepcopy(self.model))
-            second = ts.load(Path(folder) / "tangent", module=copy.deepcopy(self.model))
+            first = ts.load(Path(folder) / "ordinary", module=anew(self.model))
+            second = ts.load(Path(folder) / "tangent", module=anew(self.model))
             errors = [_state_gap(first.backbone, ordinary), _state_gap(second, tangent)]
             errors.append(gap(second(self.inputs), _output(tangent, self.inputs)))
         return "", max(errors)

@@ -8,15 +8,15 @@ from typing import Any
 
 import torch
 import transformers
-from safetensors.torch import load_model
-from torch import Tensor, nn
-from transformers.models.auto.configuration_auto import CONFIG_MAPPING
-from transformers.models.auto.modeling_auto import MODEL_MAPPING_NAMES
-from transformers.modeling_utils import PreTrainedModel
-
 from benchmarks.families.inputs import inputs_of
 from benchmarks.families.shrink import ROWS, shrunk
 from benchmarks.families.special import LEFT_OUT, SPECIAL, Special
+from safetensors.torch import load_model
+from torch import Tensor, nn
+from transformers.modeling_utils import PreTrainedModel
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+from transformers.models.auto.modeling_auto import MODEL_MAPPING_NAMES
+
 from tauspan.errors import ModelError
 from tauspan.models.encoder import single_tensor
 
@@ -84,7 +84,7 @@ class Example:
             ValueError: it misses tensors, or finds some that it does not expect.
         """
         if not isinstance(self.model, PreTrainedModel):
-            again = copy.deepcopy(self.model)
+            again = anew(self.model)
             load_model(again, folder / "model.safetensors")
             return again, "safetensors"
         again, info = type(self.model).from_pretrained(
@@ -94,6 +94,11 @@ class Example:
         if found:
             raise ValueError(f"{type(self.model).__name__}.from_pretrained: {found}")
         return again.eval(), "from_pretrained"
+
+
+def anew(model: nn.Module) -> nn.Module:
+    """A copy in eval mode without what the model keeps of its weights between calls, which training drops."""
+    return copy.deepcopy(model).train().eval()
 
 
 def stirred(model: nn.Module, seed: int = 0) -> nn.Module:

@@ -4,12 +4,12 @@ import inspect
 from typing import Any
 
 import torch
+from benchmarks.families.shrink import LENGTH, ROWS, SIDE
 from torch import Tensor
-
-from benchmarks.families.shrink import LENGTH, ROWS, SIDE, VOCABULARY
 
 
 def drawn(*shape: int, seed: int = 1) -> Tensor:
+    """Normal numbers, the same at each call."""
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
@@ -30,6 +30,7 @@ def found_in(config: Any, name: str) -> Any:
 
 
 def images(config: Any, rows: int = ROWS) -> Tensor:
+    """Pictures of the size that a configuration says."""
     size = found_in(config, "image_size") or SIDE
     height, width = size if isinstance(size, list | tuple) else (size, size)
     return drawn(rows, found_in(config, "num_channels") or 3, height, width)

@@ -5,11 +5,10 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
-from torch import Tensor, nn
-
 from benchmarks.families.examples import Example, stirred
 from benchmarks.families.inputs import drawn, tokens
 from benchmarks.families.shrink import ROWS
+from torch import Tensor, nn
 
 _FLAT = {"patch_size": 8, "embed_dim": 16, "depth": 2, "num_heads": 2}
 # By name: the side of an image, and options of `timm.create_model`.

@@ -5,7 +5,6 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-
 from benchmarks.families.inputs import drawn, tokens
 from benchmarks.families.shrink import LENGTH, ROWS
 
@@ -156,6 +155,8 @@ SPECIAL: dict[str, Special] = {
     "lightglue": Special(inputs=lambda model: {"pixel_values": drawn(ROWS, 2, 3, 32, 32)}),
     "ctrl": Special({"vocab_size": 64, "dff": 24}),
     "cpmant": Special({"prompt_types": 4, "prompt_length": 4, "segment_types": 4, "position_bias_num_buckets": 8}),
+    "led": Special({"attention_window": [4, 4], "max_encoder_position_embeddings": 64, "max_decoder_position_embeddings": 64}),
+    "longformer": Special({"attention_window": [4, 4]}),
     "canine": Special({"num_hash_buckets": 16, "local_transformer_stride": 4, "downsampling_rate": 2}, single=True),
     "perceiver": Special({"num_latents": 4, "d_latents": 16, "num_self_attends_per_block": 1, "num_self_attention_heads": 2, "num_cross_attention_heads": 2}, lambda model: {"inputs": drawn(ROWS, 6, model.config.d_model)}),
     "focalnet": Special({"embed_dim": 8, "hidden_sizes": [8, 16, 16, 16]}),
@@ -214,7 +215,6 @@ SPECIAL: dict[str, Special] = {
         lambda model: {"input_features": drawn(ROWS, 1, 32, 8)},
     ),
     "efficientnet": Special({"in_channels": [32, 16, 24, 40, 80, 112, 192], "out_channels": [16, 24, 40, 80, 112, 192, 320], "width_coefficient": 0.25, "depth_coefficient": 0.5, "hidden_dim": 320}),
-    "align": Special({"vision_config.in_channels": [32, 16, 24, 40, 80, 112, 192], "vision_config.out_channels": [16, 24, 40, 80, 112, 192, 320], "vision_config.width_coefficient": 0.25, "vision_config.depth_coefficient": 0.5, "vision_config.hidden_dim": 320, "projection_dim": 320, "text_config.hidden_size": 32}),
     "levit": Special({"image_size": 64, "patch_size": 16, "hidden_sizes": [16, 24, 32], "num_attention_heads": [1, 2, 3], "key_dim": [8, 8, 8], "down_ops": [["Subsample", 8, 2, 4, 2, 2], ["Subsample", 8, 3, 4, 2, 2]]}),
     "blip-2": Special({"image_token_index": 60}, lambda model: queried(model)),
     "instructblip": Special({"image_token_index": 60}, lambda model: queried(model) | {"qformer_input_ids": tokens(length=6, seed=6)["input_ids"]}),
@@ -226,12 +226,62 @@ SPECIAL: dict[str, Special] = {
         {"encoder_hidden_size": 4, "downsampling_ratios": [2, 2], "decoder_hidden_size": 16, "upsampling_ratios": [2, 2], "codebook_size": 8, "codebook_dim": 4, "n_codebooks": 2, "hidden_size": 16, "hop_length": 4},
         sound(1, 64),
     ),
+    "whisper": Special({"num_mel_bins": 16}, lambda model: {"input_features": drawn(ROWS, 16, 2 * model.config.max_source_positions)}),
+    "voxtral_encoder": Special({"num_mel_bins": 16}, lambda model: {"input_features": drawn(ROWS, 16, 2 * model.config.max_source_positions)}),
+    "videomae": Special(inputs=lambda model: {"pixel_values": drawn(ROWS, model.config.num_frames, 3, 32, 32)}),
+    "timesformer": Special(inputs=lambda model: {"pixel_values": drawn(ROWS, model.config.num_frames, 3, 32, 32)}),
+    "vivit": Special({"tubelet_size": [2, 8, 8]}, lambda model: {"pixel_values": drawn(ROWS, model.config.num_frames, 3, 32, 32)}),
+    "xclip": Special(inputs=lambda model: {"pixel_values": drawn(ROWS, model.config.vision_config.num_frames, 3, 32, 32)}),
+    "vilt": Special(inputs=lambda model: {"pixel_values": drawn(ROWS, 3, 32, 32)}),
+    "xmod": Special({"default_language": "en_XX"}),
+    "wav2vec2-bert": Special({"feature_projection_input_dim": 16}),
+    "unispeech-sat": Special({"conv_dim": [8, 8], "conv_stride": [5, 2], "conv_kernel": [10, 3], "num_conv_pos_embeddings": 4, "num_conv_pos_embedding_groups": 2}, sound(200)),
+    "xglm": Special(single=True),
+    "udop": Special(inputs=boxes),
+    "tvp": Special(inputs=lambda model: {"pixel_values": drawn(ROWS, 2, 3, 32, 32)}),
+    "align": Special({"vision_config.in_channels": [32, 16, 24, 40, 80, 112, 192], "vision_config.out_channels": [16, 24, 40, 80, 112, 192, 320], "vision_config.width_coefficient": 0.25, "vision_config.depth_coefficient": 0.5, "vision_config.hidden_dim": 320, "projection_dim": 320, "text_config.hidden_size": 32}),
 }  # fmt: skip
 
 
 # Families of the list that are not tried, and why.
-_LARGE = "its sizes are fixed by its code, far from tiny"
-LEFT_OUT: dict[str, str] = dict.fromkeys(
-    ("blt", "fast_vlm", "gemma3n", "gemma3n_vision", "pe_audio", "pe_audio_encoder", "pe_audio_video", "pe_audio_video_encoder", "pe_video", "pe_video_encoder"),
-    _LARGE,
-)  # fmt: skip
+_LARGE = """
+blt csm fast_vlm gemma3n gemma3n_text gemma3n_vision janus pe_audio pe_audio_encoder pe_audio_video
+pe_audio_video_encoder pe_video pe_video_encoder qwen3_asr seamless_m4t seamless_m4t_v2 t5gemma t5gemma2
+timm_wrapper vibevoice vibevoice_acoustic_tokenizer vibevoice_asr
+"""
+_LIBRARY = "dinat layoutlmv2"
+_INPUTS = """
+audioflamingo3_encoder bark bridgetower cohere_compass_vision cosmos3_edge_vision edgetam_video emu3
+exaone4_5_vision fun_asr_nano_encoder gemma3n_audio gemma4_vision glm4v_moe_vision glm4v_vision
+glm5_next_vision glm_image_vision glm_image_vqmodel glm_ocr_vision granite4_vision
+grounding-dino hunyuan_vl_vision inkling2_vision instructblipvideo kimi_k25_vision kosmos-2
+lfm3_vl_vision minicpm_ocr_vision minicpmv4_7_vision mm-grounding-dino muse_glimmer_assistant
+muse_glimmer_vision muse_spark_vision nemotron3_5_transcribe_word_timestamp neucodec omdet-turbo pi0
+qwen2_5_vl_vision qwen3_5_moe_vision qwen3_5_vision qwen3_asr_encoder qwen3_vl_moe_vision qwen3_vl_vision
+qwen4_exp_vision sam2_video sam3_tracker_video sam3_video timesfm tvp
+vibevoice_acoustic_tokenizer_decoder vibevoice_acoustic_tokenizer_encoder video_llama_3_vision videoprism
+voxtral_realtime xcodec2
+"""
+_SIZES = """
+align autoformer bailing_hybrid bros clvp cohere_compass cohere_compass_text cvt d_fine deepseek_ocr2 deimv2
+depth_pro diffusion_gemma dots1 dots3_note dots3_note_text edgetam edgetam_vision_model efficientloftr
+ernie4_5_vl_moe fastspeech2_conformer_with_hifigan fun_asr_nano gemma4_audio granite_speech5_ctc
+granite_speech5_encoder higgs_audio_v2_tokenizer hunyuan_vl hunyuan_vl_text kyutai_speech_to_text lightglue
+lw_detr mimi_decoder mimi_encoder mistral4 molmo2 muse_spark_audio musicgen musicgen_melody neomme
+perception_lm pocket_tts_audio_tokenizer pocket_tts_audio_tokenizer_decoder pocket_tts_audio_tokenizer_encoder
+pp_doclayout_v3 pp_doclayout_v4 pp_ocrv5_mobile_rec pp_ocrv5_server_rec pp_ocrv6_medium_det pp_ocrv6_small_det
+pp_ocrv6_small_rec pp_ocrv6_tiny_rec qwen2_5_omni_thinker qwen3_omni_moe_thinker qwen4_exp qwen4_exp_text
+rt_detr rt_detr_v2 sam2 sam2_hiera_det_model sam2_vision_model sam3_lite_text_text_model sam3_tracker sam_hq
+sapiens2 t5gemma2_encoder textnet timesfm2_5 timm_backbone udop univnet uvdoc vision-text-dual-encoder vits
+voxtral_realtime_encoder voxtral_realtime_text xcodec zamba zamba2
+"""
+LEFT_OUT: dict[str, str] = {
+    **dict.fromkeys(_LARGE.split(), "sizes that its configuration does not decide are far from tiny"),
+    **dict.fromkeys(_LIBRARY.split(), "it needs a library of its own for its kernels or its backbone"),
+    **dict.fromkeys(
+        _INPUTS.split(), "it is called with what its processor or another part of a larger model makes"
+    ),
+    **dict.fromkeys(
+        _SIZES.split(), "the rules that shrink a configuration by names do not fit its sizes together"
+    ),
+}

@@ -135,6 +135,7 @@ def write(
         _models(assembly, licences).to_markdown(),
         f"## Recipe\n\n```yaml\n{card.recipe.to_yaml()}```",
         Table("Precision", [precision], note).to_markdown(),
+        *(table.to_markdown() for table in report.tables if table.title in _TOLD),
         *([] if results is None else [results.to_markdown()]),
         f"## Reproduction\n\n{_needs_code(recipe) or _REPRODUCTION}\n\n```json\n{json.dumps(facts, indent=1)}\n```\n",
     ]
@@ -142,6 +143,7 @@ def write(
     return card
 
 
+_TOLD = ("kept", "warnings")  # tables of the report that stand in the card too
 _CUT = "norm: of the exact merged displacement; loss: the share of it that the SVD cut off."
 _REPRODUCTION = (
     "`tauspan reproduce-card DIRECTORY` makes the merge again from this card and compares it bit for bit."

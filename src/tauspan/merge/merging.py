@@ -2,6 +2,7 @@
 
 import hashlib
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 from math import isfinite, prod
 from typing import Any
 
@@ -93,7 +94,7 @@ class Merging:
         return done
 
     def _merge(self, engine: Engine, spec: Spec, start: int, stop: int, ready: Any) -> Done:
-        block, result = engine.piece(spec, start, stop, ready)
+        block, result, kept = engine.piece(spec, start, stop, ready)
         result = result.to(self.job.arithmetic).contiguous()
         base = None if block.base is None else block.base.reshape(-1)
         delta = self.job.method.space == "delta"
@@ -109,7 +110,7 @@ class Merging:
             part = self._restored(stored, block, result, moved)
         if not (isfinite(part.moved) and isfinite(part.lost)):
             self._explain(spec, start, stop, stored)
-        return self._put(spec.name, start, stored), part
+        return self._put(spec.name, start, stored), replace(part, kept=kept)
 
     def _restored(self, stored: Tensor, block: Block, result: Tensor, moved: Tensor) -> Account:
         """Put back what is exactly a model's or the base's, in place, and account for the rest."""

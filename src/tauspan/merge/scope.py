@@ -1,5 +1,6 @@
 """Reductions over one tensor or a whole model, block by block: what methods ask before they merge."""
 
+import itertools
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -12,8 +13,8 @@ from torch import Tensor
 
 from tauspan.errors import UsageError
 from tauspan.merge.addition import added
-from tauspan.merge.histogram import Bits, Interval, Search, directly, magnitude, patterns
-from tauspan.merge.method import Block, Grain, Method
+from tauspan.merge.histogram import Found, Interval, Located, Sample, Search, directly, magnitude, patterns
+from tauspan.merge.method import Block, Grain, Method, Reach
 
 T = TypeVar("T")
 
@@ -113,7 +114,9 @@ class Blocks:
     ) -> None:
         self._specs, self._read, self._grain, self._run = specs, read, grain, run
         self._pieces = [(spec, *piece) for spec in specs for piece in pieces(spec.shape, grain, size)]
-        self.entries = sum(prod(spec.shape) for spec in specs)
+        ends = list(itertools.accumulate(prod(spec.shape) for spec in specs))
+        self.entries = ends[-1] if ends else 0
+        self._before = {spec.name: end - prod(spec.shape) for spec, end in zip(specs, ends, strict=True)}
 
     @property
     def first(self) -> Block:
@@ -150,50 +153,65 @@ class Blocks:
 
     def kth_largest(self, key: Callable[[Block], Tensor], ranks: list[int]) -> Tensor:
         """Exact order statistics of the rows of |key(block)|, in one or two passes over the blocks; see `Scope`."""
+        return self.largest(key, ranks, alike=True).magnitudes
+
+    def largest(self, key: Callable[[Block], Tensor], ranks: list[int], *, alike: bool = False) -> Reach:
+        """The entries of the rows of |key(block)| up to their ranks, in one or two passes; see `Scope`."""
         inside = [row for row, rank in enumerate(ranks) if 1 <= rank <= self.entries]
         first = key(self.first)
-        found = {}
+        found: dict[int, Found] = {}
         if inside and len(self._pieces) == 1:
             bits = patterns(first)[inside]
-            found = dict(zip(inside, directly(bits, [ranks[row] for row in inside]), strict=True))
+            found = dict(zip(inside, directly(bits, [ranks[row] for row in inside], alike), strict=True))
         elif inside:
-            found = self._searched(key, first.dtype, {row: ranks[row] for row in inside})
-        beyond = [math.inf if rank < 1 else 0.0 for rank in ranks]
-        values = [
-            magnitude(found[row], first.dtype) if row in found else beyond[row] for row in range(len(ranks))
+            found = self._searched(key, first.dtype, {row: ranks[row] for row in inside}, alike)
+        ends = [
+            found.get(row) or Found(-1, *[self.entries * (rank > 0)] * 2) for row, rank in enumerate(ranks)
         ]
-        return torch.tensor(values, dtype=first.dtype, device=first.device)
+        values = [
+            magnitude(end.pattern, first.dtype) if end.pattern >= 0 else 0.0 if end.reached else math.inf
+            for end in ends
+        ]
+        magnitudes = torch.tensor(values, dtype=first.dtype, device=first.device)
+        return Reach(magnitudes, tuple(end.end for end in ends), tuple(end.reached for end in ends))
 
     def _searched(
-        self, key: Callable[[Block], Tensor], dtype: torch.dtype, ranks: Mapping[int, int]
-    ) -> dict[int, int]:
-        """The pattern at each row's rank."""
+        self, key: Callable[[Block], Tensor], dtype: torch.dtype, ranks: Mapping[int, int], alike: bool
+    ) -> dict[int, Found]:
+        """The entry at each row's rank."""
         whole = Interval.whole(dtype)
-        sample = self._sample(key)
+        samples = self._samples(key, ranks)
         searches = {
             row: Search(
                 rank,
-                whole if sample is None else whole.around(sample[row], rank / self.entries),
+                whole if samples is None else whole.around(samples[row], rank / self.entries, alike),
                 whole,
+                alike,
             )
             for row, rank in ranks.items()
         }
         while left := {row: search for row, search in searches.items() if search.found is None}:
             intervals = {row: search.interval for row, search in left.items()}
 
-            def located(block: Block, now: Mapping[int, Interval] = intervals) -> list[tuple[int, Bits]]:
-                bits = patterns(key(block))
-                return [interval.located(bits[row]) for row, interval in now.items()]
+            def located(
+                piece: tuple[Spec, int, int], now: Mapping[int, Interval] = intervals
+            ) -> list[Located]:
+                bits, start = patterns(key(self._read(*piece))), self._place(piece)
+                return [interval.located(bits[row], start) for row, interval in now.items()]
 
-            for parts in self._measured(located):
+            for parts in self._run(located, self._pieces):
                 for search, part in zip(left.values(), parts, strict=True):
-                    search.add(*part)
+                    search.add(part)
             for search in left.values():
                 search.narrow()
         return {row: search.found for row, search in searches.items() if search.found is not None}
 
-    def _sample(self, key: Callable[[Block], Tensor]) -> Bits | None:
-        """Sorted keys of a short run of entries in each piece; None where pieces cannot be cut."""
+    def _place(self, piece: tuple[Spec, int, int]) -> int:
+        """The place of a piece's first entry among all entries of the scope."""
+        return self._before[piece[0].name] + piece[1]
+
+    def _samples(self, key: Callable[[Block], Tensor], rows: Iterable[int]) -> dict[int, Sample] | None:
+        """Keys of a short run of entries in each piece, by row; None where pieces cannot be cut."""
         if self._grain == "tensor":
             return None
         wanted = max(_RUN, _SAMPLE // len(self._pieces))
@@ -206,5 +224,10 @@ class Blocks:
             free = (stop - start - length) // row + 1  # places where the run can begin
             place = start + row * int(number * _GOLDEN % 1 * free)
             runs.append((spec, place, place + length))
-        bits = np.concatenate([patterns(key(self._read(*run))) for run in runs], axis=1)
-        return np.sort(bits, axis=1)
+        parts = [patterns(key(self._read(*run))) for run in runs]
+        places = np.concatenate(
+            [np.arange(part.shape[1]) + self._place(run) for part, run in zip(parts, runs, strict=True)]
+        )
+        bits = np.concatenate(parts, axis=1)
+        ordered = np.sort(bits, axis=1)
+        return {row: Sample(bits[row], places, ordered[row]) for row in rows}

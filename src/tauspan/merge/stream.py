@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from tauspan import store
 from tauspan.errors import MismatchError, NonFiniteError, StoreError, UsageError
@@ -15,7 +16,7 @@ from tauspan.merge.journal import Desk, Finished, desk
 from tauspan.merge.merging import Merging
 from tauspan.merge.plan import Plan, settled
 from tauspan.merge.writer import Writer, full, is_full
-from tauspan.report import Report, Table, provenance
+from tauspan.report import Cell, Report, Table, provenance
 
 INDEX = "model" + store.INDEX_SUFFIX
 FLUSH = 2.0  # seconds between flushes, and so the work that a kill can cost
@@ -128,21 +129,36 @@ def _report(plan: Plan, out: Path, finished: Sequence[Finished], cost: Cost, res
     rows = [{"tensor": "all", **total.row(displaced)}]
     rows += [{"tensor": one.name, **one.account.row(displaced)} for one in worst]
     moved = plan.bytes_read + plan.layout.nbytes
-    result = {
+    result: dict[str, Any] = {
         "out": str(out), "digest": digest(finished), "tensors": len(finished), "resumed": resumed,
         "bytes": plan.layout.nbytes, "seconds": cost.seconds, "bytes_per_second": moved / max(cost.seconds, 1e-3),
         **{key: value for key, value in total.row().items() if key != "entries"},
     }  # fmt: skip
+    tables = _kept(plan, total)
+    if tables:
+        result["kept"] = {str(row["model"]): row["kept"] for row in tables[0].rows}
     most = f" The {len(worst)} tensors that lost most." if len(worst) > 1 else ""
     series = [{"tensor": one.name, "digest": one.digest, **one.account.row()} for one in finished]
     facts = provenance(plan=plan.key, block=plan.block, workers=plan.workers, **plan.job.facts)
     return Report(
         f"merge by {plan.job.method.name}",
-        [Table("precision", rows, meaning(displaced) + most)],
+        [Table("precision", rows, meaning(displaced) + most), *tables],
         facts,
         series,
         result,
     )
+
+
+def _kept(plan: Plan, total: Account) -> list[Table]:
+    """Of a sparse method, the share of each model's entries that it kept, beside the share it was asked for."""
+    entries = sum(spec.shape.numel() for spec in plan.specs)
+    if not total.kept or not entries:
+        return []
+    rows: list[dict[str, Cell]] = [
+        {"model": model.label, "kept": count / entries}
+        for model, count in zip(plan.job.models, total.kept, strict=True)
+    ]
+    return [Table("kept", rows, "kept: the share of a model's entries that the method did not leave out.")]
 
 
 def digest(finished: Sequence[Finished]) -> str:

@@ -52,7 +52,14 @@ REFUSED = {
         ONE + "parameters: {weight: []}\n",
         "line 4: parameters.weight is []: a list holds numbers",
     ),
-    "a gradient of words": (ONE + "parameters: {weight: [a]}\n", "parameters.weight is ['a']: a list holds"),
+    "a gradient of words": (
+        ONE + "parameters: {weight: [a]}\n",
+        "option 'weight' of 'task_arithmetic' is 'a'",
+    ),
+    "a gradient of several kinds": (
+        ONE + "parameters: {weight: [1, a]}\n",
+        "parameters.weight is [1, 'a']: a list holds",
+    ),
     "a filter without a value": (
         ONE + "parameters: {weight: [{filter: x}]}\n",
         "parameters.weight[0]: `value` is missing",
@@ -83,11 +90,6 @@ REFUSED = {
     "sources of two lengths": (
         LEAST + "slices: [{sources: [{model: a, layer_range: [0, 2]}, {model: b, layer_range: [0, 1]}]}]\n",
         "the sources of a slice have [2, 1] layers",
-    ),
-    "slices of two widths": (
-        LEAST + "slices:\n- sources: [{model: a, layer_range: [0, 2]}]\n"
-        "- sources: [{model: a, layer_range: [0, 2]}, {model: b, layer_range: [0, 2]}]\n",
-        "the slices have [1, 2] sources",
     ),
     "a base of one slice alone": (
         LEAST

@@ -13,7 +13,7 @@ from tauspan.errors import MismatchError, UsageError
 if TYPE_CHECKING:
     from tauspan.merge import Method
     from tauspan.merge.recipe import MergeRecipe
-    from tauspan.report import Cell
+    from tauspan.report import Cell, Report
 
 
 def add(verbs: Any, verb: Verb) -> None:
@@ -22,6 +22,7 @@ def add(verbs: Any, verb: Verb) -> None:
     checked = verb(verbs, "doctor", "check whether models can be merged; exit code 4 if not", doctor)
     checked.add_argument("models", nargs="+", metavar="MODEL")
     checked.add_argument("--base", help="the pre-trained model")
+    _add_allow(checked)
     checked.add_argument(
         "--values",
         action="store_true",
@@ -35,6 +36,7 @@ def add(verbs: Any, verb: Verb) -> None:
     )
     again.add_argument("card", help="a merged directory, or its README.md")
     again.add_argument("out", nargs="?", help="keep the new result there")
+    again.add_argument("-o", "--out", dest="named_out", metavar="OUT", help="the same")
     for made in (merged, again):
         made.add_argument("--workers", type=int, metavar="N", help="threads (default: all processors)")
         made.add_argument(
@@ -48,6 +50,16 @@ def add(verbs: Any, verb: Verb) -> None:
             metavar="MODULE:FUNCTION",
             help="run this code of your own as the method, where the recipe names it",
         )
+
+
+def _add_allow(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--allow",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="let an error of the checks pass, by the name that it gives; what happens then is printed (repeatable)",
+    )
 
 
 def _add_merge(verbs: Any, verb: Verb) -> argparse.ArgumentParser:
@@ -64,7 +76,12 @@ def _add_merge(verbs: Any, verb: Verb) -> argparse.ArgumentParser:
     merged.add_argument(
         "--plan", action="store_true", help="say what would be read and written, move nothing"
     )
-    merged.add_argument("--resume", action="store_true", help="go on with a merge that was interrupted")
+    merged.add_argument(
+        "--resume",
+        action="store_true",
+        help="go on with a merge that was interrupted, or say that it is finished",
+    )
+    _add_allow(merged)
     merged.add_argument(
         "--overwrite",
         action="store_true",
@@ -101,24 +118,41 @@ def merge(options: argparse.Namespace) -> None:
     if options.methods:
         _list_methods(options)
         return
-    recipe_of = _short if options.method is not None else _read
     _require_workers(options)
+    for recipe, out in [_short(options)] if options.method is not None else _read(options):
+        recipe = _with_code(recipe, options)
+        if options.seed is not None:
+            recipe = dataclasses.replace(recipe, seed=options.seed)
+        allow = dict.fromkeys((*recipe.allow, *options.allow))
+        _merge_one(dataclasses.replace(recipe, allow=tuple(allow)), out, options)
+
+
+def _merge_one(recipe: "MergeRecipe", out: str, options: argparse.Namespace) -> None:
+    """One merge, or what it would do."""
     from tauspan.merge.files import merge_files, planned
 
-    recipe, out = recipe_of(options)
-    recipe = _with_code(recipe, options)
-    if options.seed is not None:
-        recipe = dataclasses.replace(recipe, seed=options.seed)
     if options.plan:
         with planned(recipe, access=options.access, workers=options.workers) as (_, plan):
-            show(plan.report(), options)
+            for note in plan.warnings:
+                sys.stderr.write(f"warning: {note}\n")
+            _show(plan.report(), options)
         return
     report = merge_files(
         recipe, out, resume=options.resume, overwrite=options.overwrite, workers=options.workers,
         access=options.access, show_progress=not options.quiet,
     )  # fmt: skip
-    show(report, options)
+    if report.result.get("finished"):
+        show(report if options.json else dataclasses.replace(report, tables=[]), options)
+        say(f"{out} is finished already: nothing was left to do", options)
+        return
+    _show(report, options)
     say(f"wrote {out}, digest {report.result['digest'][:12]}", options)
+
+
+def _show(report: "Report", options: argparse.Namespace) -> None:
+    """The report; warnings are whole sentences, which were printed before, and a table would cut them."""
+    tables = [table for table in report.tables if options.json or table.title != "warnings"]
+    show(dataclasses.replace(report, tables=tables), options)
 
 
 def _list_methods(options: argparse.Namespace) -> None:
@@ -133,9 +167,9 @@ def _list_methods(options: argparse.Namespace) -> None:
     show(Report("merging methods", [Table("methods", rows, "More of each: docs/methods.md.")]), options)
 
 
-def _read(options: argparse.Namespace) -> "tuple[MergeRecipe, str]":
-    """The recipe in a file, and the output."""
-    from tauspan.merge.recipe import MergeRecipe
+def _read(options: argparse.Namespace) -> "list[tuple[MergeRecipe, str]]":
+    """The recipes in a file, each with its output."""
+    from tauspan.merge.series import Series
 
     for name in ("base", "weight", "set", "output", "rank"):
         if getattr(options, name) is not None:
@@ -147,7 +181,10 @@ def _read(options: argparse.Namespace) -> "tuple[MergeRecipe, str]":
             "merge needs a recipe and an output: tauspan merge RECIPE OUT; or tauspan merge --method METHOD MODEL ... "
             "-o OUT."
         )
-    return MergeRecipe.read(recipe), outs[0] if outs else ""
+    series, out = Series.read(recipe), outs[0] if outs else ""
+    if len(series.merges) == 1:
+        return [(next(iter(series.merges.values())), out)]
+    return [(one, str(place)) for place, one in series.placed(Path(out or "out"))]
 
 
 def _short(options: argparse.Namespace) -> "tuple[MergeRecipe, str]":
@@ -196,19 +233,15 @@ def doctor(options: argparse.Namespace) -> None:
     """Check before merging."""
     from tauspan.merge.checks import doctor as examine
 
-    report = examine(options.models, options.base, values=options.values)
+    report = examine(options.models, options.base, values=options.values, allow=options.allow)
+    verdict = str(report.result["verdict"])
+    say(verdict, options)
     *shown, problems = report.tables  # the problems' messages are whole sentences, and a table would cut them
-    show(report if options.json else dataclasses.replace(report, tables=shown), options)
     for row in problems.rows:
         say(f"{row['severity']}: {row['message']}", options)
-    errors = report.result["errors"]
-    if errors:
-        raise MismatchError(f"{_counted(errors, 'error')}: these models cannot be merged as they are.")
-    say(f"no errors, {_counted(report.result['warnings'], 'warning')}", options)
-
-
-def _counted(count: int, what: str) -> str:
-    return f"{count} {what}{'' if count == 1 else 's'}"
+    show(report if options.json else dataclasses.replace(report, tables=shown), options)
+    if report.result["errors"]:
+        raise MismatchError(verdict)
 
 
 def reproduce_card(options: argparse.Namespace) -> None:
@@ -217,8 +250,10 @@ def reproduce_card(options: argparse.Namespace) -> None:
     from tauspan.merge.reproduce import reproduce
 
     own = _imported(options.code) if options.code else None
+    if options.out is not None and options.named_out is not None:
+        raise UsageError(f"two outputs: {options.out} and -o {options.named_out}. Give one.")
     report = reproduce(
-        options.card, options.out, own=own, workers=options.workers, access=options.access,
+        options.card, options.out or options.named_out, own=own, workers=options.workers, access=options.access,
         show_progress=not options.quiet,
     )  # fmt: skip
     if options.json:

@@ -111,7 +111,7 @@ def write(
     inputs = [dict(source.identity) for source in sources]
     files = sorted({FILE, *(str(file.relative_to(folder)) for file in folder.rglob("*") if file.is_file())})
     card = Card(
-        _pinned(recipe.resolved(), sources), str(report.result["digest"]), block, inputs, files=files,
+        pinned(recipe.resolved(), sources), str(report.result["digest"]), block, inputs, files=files,
         places=places(recipe),
     )  # fmt: skip
     licences = {source.label: _licence(source) for source in sources}
@@ -224,7 +224,7 @@ def _fenced(text: str, section: str, language: str) -> str | None:
     return None if found is None else found[1]
 
 
-def _pinned(recipe: MergeRecipe, sources: Sequence[Source]) -> MergeRecipe:
+def pinned(recipe: MergeRecipe, sources: Sequence[Source]) -> MergeRecipe:
     """The same recipe with the hub's commits, which do not move."""
     commits = {
         str(source.identity["path"]): str(source.identity["commit"])

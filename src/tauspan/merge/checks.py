@@ -8,13 +8,14 @@ from pathlib import Path
 import torch
 
 from tauspan.errors import TauspanError
+from tauspan.merge.alignment import Aligned
 from tauspan.merge.compare import compared
 from tauspan.merge.configs import functions
 from tauspan.merge.displacements import displacements
 from tauspan.merge.inputs import Source, open_source
 from tauspan.merge.origins import architecture, fingerprints, made_for, spaces, vectors
-from tauspan.merge.problems import Problem, lenient
-from tauspan.merge.ties import EMBEDDINGS
+from tauspan.merge.problems import LENIENT, Problem, lenient
+from tauspan.merge.ties import EMBEDDINGS, spelled_before
 from tauspan.merge.vocabulary import tokenizers
 from tauspan.report import Cell, Report, Table, provenance
 
@@ -63,7 +64,8 @@ def check(
         if model.kind == "point":
             problems += architecture(reference, model)
             problems += functions(reference, model)
-            problems += tokenizers(reference, model)
+            if not isinstance(model, Aligned):  # its rows were brought into one order
+                problems += tokenizers(reference, model)
     problems += vectors([model for model in models if model.kind == "delta"])
     problems += made_for(base, models)
     if fingerprint and base is not None:
@@ -71,7 +73,13 @@ def check(
     return lenient(problems, allow)
 
 
-def doctor(paths: Sequence[str | Path], base: str | Path | None = None, *, values: bool = False) -> Report:
+def doctor(
+    paths: Sequence[str | Path],
+    base: str | Path | None = None,
+    *,
+    values: bool = False,
+    allow: Sequence[str] = (),
+) -> Report:
     """What the models hold and whether they can be merged, as tables; nothing is raised for what they hold.
 
     Args:
@@ -79,13 +87,15 @@ def doctor(paths: Sequence[str | Path], base: str | Path | None = None, *, value
         base: the pre-trained model.
         values: also look for NaN and infinity, compare fingerprints, and measure how far models are from the base
             (reads everything, twice).
+        allow: kinds of errors that shall be warnings; see `problems.LENIENT`.
 
     Returns:
-        Tables `models` and `problems`, with `values` and a base `displacements` too; `result` counts `errors` and
-        `warnings`.
+        Tables `models` and `problems`, with `values` and a base `displacements` too; `result` has the `verdict` in
+        one line, and counts `errors` and `warnings`.
 
     Cost: opening and `check`; with `values` two reads of all files.
     """
+    lenient((), allow)  # an unknown name is no problem of the models
     given = [*([base] if base is not None else []), *paths]
     sources: list[Source | None] = []
     problems: list[Problem] = []
@@ -98,7 +108,7 @@ def doctor(paths: Sequence[str | Path], base: str | Path | None = None, *, value
     models = [source for source in sources[base is not None :] if source is not None]
     if models:
         with _noted(problems, base or paths[0]):
-            problems += check(theta0, models, fingerprint=values)
+            problems += check(theta0, models, allow=allow, fingerprint=values)
     for source in opened if values else []:
         with _noted(problems, source.path):
             problems += nonfinite(source)
@@ -114,8 +124,25 @@ def doctor(paths: Sequence[str | Path], base: str | Path | None = None, *, value
     for source in opened:
         source.close()
     facts = provenance(inputs=[dict(source.identity) for source in opened], values=values)
-    result = {"errors": counts["error"], "warnings": counts["warning"]}
+    result = {"verdict": _verdict(problems), "errors": counts["error"], "warnings": counts["warning"]}
     return Report("tauspan doctor", tables, facts, result=result)
+
+
+def _verdict(problems: Sequence[Problem]) -> str:
+    """Whether the models can be merged, in one line."""
+    errors = [problem for problem in problems if problem.severity == "error"]
+    warnings = len(problems) - len(errors)
+    more = f", {_counted(warnings, 'warning')}" if warnings else ""
+    if not errors:
+        return f"These models can be merged: no errors{more}."
+    kinds = sorted({problem.kind for problem in errors})
+    able = [kind for kind in kinds if kind in LENIENT]
+    way = f" They can with {' '.join(f'--allow {kind}' for kind in able)}." if len(able) == len(kinds) else ""
+    return f"These models cannot be merged as they are: {_counted(len(errors), 'error')} ({', '.join(kinds)}){more}.{way}"
+
+
+def _counted(count: int, what: str) -> str:
+    return f"{count} {what}{'' if count == 1 else 's'}"
 
 
 @contextmanager
@@ -165,7 +192,7 @@ def _row(source: Source) -> dict[str, Cell]:
         "parameters": sum(t.shape.numel() for t in stored if t.dtype.is_floating_point),
         "bytes": sum(tensor.nbytes for tensor in stored),
         "dtypes": ", ".join(f"{dtype} ({count})" for dtype, count in dtypes.most_common()),
-        "tied": ", ".join(source.aliases),
+        "tied": ", ".join(name for name in source.aliases if spelled_before(name) is None),
         "vocabulary": rows[0] if rows else None,
     }
 

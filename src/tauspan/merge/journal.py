@@ -115,6 +115,11 @@ class Desk:
         shutil.rmtree(self.folder, ignore_errors=True)
 
 
+def work_folder(out: Path) -> Path:
+    """Where a merge into `out` works."""
+    return out.parent / f".{out.name}.merging"
+
+
 @contextmanager
 def desk(out: Path, key: str, resume: bool) -> Iterator[Desk]:
     """The work folder of a merge into `out`, new or, with `resume`, as an earlier run left it.
@@ -123,7 +128,7 @@ def desk(out: Path, key: str, resume: bool) -> Iterator[Desk]:
         StoreError: another process works there; there is an unfinished merge and `resume` is false; with `resume`,
             the merge there is another one.
     """
-    folder = out.parent / f".{out.name}.merging"
+    folder = work_folder(out)
     folder.mkdir(parents=True, exist_ok=True)
     with locked(folder) as free:
         if not free:

@@ -10,7 +10,7 @@ from tauspan.errors import NonFiniteError
 from tauspan.merge.inputs import Source
 from tauspan.merge.memory import stacked
 from tauspan.merge.method import Block
-from tauspan.merge.plan import Job, stored_of
+from tauspan.merge.plan import Job
 from tauspan.merge.scope import Spec, shaped
 
 
@@ -44,9 +44,10 @@ class Reader:
         base = job.base
         anchor = None if base is None else base.read(spec.name, start, stop)
         point = None if anchor is None else anchor.to(job.arithmetic)
-        values = torch.empty(len(job.models), stop - start, dtype=job.arithmetic)
+        models = spec.of(job.models)
+        values = torch.empty(len(models), stop - start, dtype=job.arithmetic)
         stored = []
-        for into, model in zip(values, job.models, strict=True):
+        for into, model in zip(values, models, strict=True):
             own = self.raw(model, spec.name, start, stop)
             stored.append(own if model.kind == "point" else None)
             if own is not None:
@@ -60,19 +61,21 @@ class Reader:
         if not isfinite(values.sum()):
             self.require_finite(spec.name, start, stop)
         known: dict[str, Tensor] = {
-            need: stacked(need, [self._statistic(one, spec, start, stop, need) for one in given], self._cast)
+            need: stacked(
+                need, [self._statistic(one, spec, start, stop, need) for one in spec.of(given)], self._cast
+            )
             for need, given in job.statistics.items()
             if spec.name in given[0].tensors
         }
         return StoredBlock(
             shaped(values, spec.shape, grain), None if point is None else shaped(point, spec.shape, grain),
-            spec.name, start, spec.shape, spec.options, self._labels, job.seed, spec.depth, known,
+            spec.name, start, spec.shape, spec.options, spec.of(self._labels), job.seed, spec.depth, known,
             tuple(stored), anchor,
         )  # fmt: skip
 
     def raw(self, source: Source, name: str, start: int, stop: int) -> Tensor | None:
         """The entries as a source stores them; None if it lacks the tensor."""
-        own = stored_of(source, name, self.job.base)
+        own = self.job.stored(source, name)
         return None if own is None else source.read(own.name, start, stop)
 
     def _statistic(self, source: Source, spec: Spec, start: int, stop: int, need: str) -> Tensor:
@@ -94,7 +97,7 @@ class Reader:
             bad = ~torch.isfinite(own)
             if bool(bad.any()):
                 first = int(bad.nonzero()[0])
-                stored = stored_of(source, name, self.job.base)
+                stored = self.job.stored(source, name)
                 raise NonFiniteError(
                     f"tensor {name!r} of {source.label!r} holds {float(own[first])} at entry {start + first} "
                     f"({stored.file if stored else source.path}). A model that diverged or a damaged file: leave it out "

@@ -19,7 +19,8 @@ from tauspan.merge.spelling import completed, require_option, setting, written
 from tauspan.merge.table import METHODS
 from tauspan.schema import Document
 
-UNION = "union"  # as `tokenizer_source`: any model's, where all have the same vocabulary
+BASE = "base"  # as `tokenizer_source`: the base's, or else the first model's
+UNION = "union"  # the base's with all tokens that it lacks and another model has
 
 
 @dataclass(frozen=True)
@@ -39,40 +40,81 @@ class Input:
 
 @dataclass(frozen=True)
 class Layers:
-    """Layers `layer_range[0]` to `layer_range[1] - 1` of one model."""
+    """Layers `layer_range[0]` to `layer_range[1] - 1` of one model; all of them where there is no `layer_range`."""
 
     model: str
-    layer_range: tuple[int, ...]
+    layer_range: tuple[int, ...] | None = None
     parameters: Mapping[str, Setting] = field(default_factory=dict, metadata={"parse": setting})
 
     def __post_init__(self) -> None:
-        if len(self.layer_range) != 2 or not 0 <= self.layer_range[0] < self.layer_range[1]:
+        if self.layer_range is not None and (
+            len(self.layer_range) != 2 or not 0 <= self.layer_range[0] < self.layer_range[1]
+        ):
             raise RecipeError(
                 f"layer_range: {list(self.layer_range)} of {self.model!r}: it is [FIRST, END], the layers FIRST to "
                 "END - 1, with 0 <= FIRST < END."
             )
 
+    @property
+    def count(self) -> int | None:
+        """How many layers; None where that is only known from the model."""
+        return None if self.layer_range is None else self.layer_range[1] - self.layer_range[0]
+
 
 @dataclass(frozen=True)
 class Slice:
-    """Some layers of the output: equally many layers of each source, merged; `base` is where displacements start."""
+    """Some layers of the output: equally many layers of each source, merged.
+
+    Args:
+        sources: the layers that are merged.
+        parameters: options of this slice.
+        base: where displacements start.
+        stack: a part of the name of the stack that the layers belong to, for models with several; None for the only one,
+            or that of the text.
+    """
 
     sources: tuple[Layers, ...]
     parameters: Mapping[str, Setting] = field(default_factory=dict, metadata={"parse": setting})
     base: Layers | None = None
+    stack: str | None = None
 
     def __post_init__(self) -> None:
         if not self.sources:
             raise RecipeError("a slice needs at least one source.")
+        self.require_equal()
+
+    def require_equal(self) -> None:
+        """Raise `RecipeError` if its sources have unequally many layers."""
         every = (*self.sources, *([] if self.base is None else [self.base]))
-        counts = [source.layer_range[1] - source.layer_range[0] for source in every]
+        counts = [source.count for source in every if source.count is not None]
         if len(set(counts)) > 1:
             raise RecipeError(f"the sources of a slice have {counts} layers; they need equally many.")
 
     @property
     def count(self) -> int:
-        """How many layers it has."""
-        return self.sources[0].layer_range[1] - self.sources[0].layer_range[0]
+        """How many layers it has; 0 where no source says it."""
+        return next((one.count for one in self.sources if one.count is not None), 0)
+
+
+@dataclass(frozen=True)
+class Token:
+    """Where the row of one token comes from, in models that lack the token.
+
+    Args:
+        source: a model, as the recipe names it; `zero`, or None, for a row of zeros.
+        token: another token of that model whose row is taken.
+        token_id: the number of such a row.
+        force: take it in models that have the token too.
+    """
+
+    source: str | None = field(default=None, metadata={"alone": True})
+    token: str | None = None
+    token_id: int | None = None
+    force: bool = False
+
+    def __post_init__(self) -> None:
+        if self.token is not None and self.token_id is not None:
+            raise RecipeError(f"token: {self.token!r} and token_id: {self.token_id}: give one of them.")
 
 
 @dataclass(frozen=True)
@@ -92,11 +134,18 @@ class MergeRecipe:
         rounding: to `out_dtype`: nearest, or stochastic with masks keyed by seed and tensor.
         seed: of random masks and rounding.
         shard_size: largest file of the result, such as `5GB`.
-        tokenizer_source: the model whose tokenizer files are copied; None takes the base's, or the first model's.
-            `union` takes any, and is an error where vocabularies differ.
+        tokenizer_source: whose tokenizer the result has: a model, `base`, or `union`, which adds to the base's what it
+            lacks; embeddings of other vocabularies are aligned with it by token. None copies the base's files, or
+            the first model's, and is an error where vocabularies differ.
+        tokens: by token, where its row comes from; tokens that the tokenizer lacks are added to it.
+        pad_to_multiple_of: rows of the embeddings; the further ones are the mean of all.
+        chat_template: of the result: `auto` (the commonest of the models'), `chatml`, `llama3`, `mistral`, `alpaca`,
+            `exaone`, or the template itself; None leaves the tokenizer's.
         slices: instead of `models`: the output's layers, slice by slice.
         allow: names of `problems.LENIENT`, what the checks may let pass.
         own: the method itself where `method` is `module:function`; no file can set it.
+        notes: what is to be warned of when it is carried out: what a mergekit file says and mergekit does not read.
+        loose: whether filters may fit nothing, as in mergekit's files.
         places: by key, where it stands in the file that was read, for errors that only the inputs show.
 
     Raises:
@@ -122,9 +171,14 @@ class MergeRecipe:
     seed: int = 0
     shard_size: str = field(default="5GB", metadata={"parse": fields.size_text})
     tokenizer_source: str | None = None
+    tokens: Mapping[str, Token] = field(default_factory=dict)
+    pad_to_multiple_of: int | None = None
+    chat_template: str | None = None
     slices: tuple[Slice, ...] = ()
     allow: tuple[str, ...] = ()
     own: Method | None = field(default=None, compare=False, metadata={"hidden": True})
+    notes: tuple[str, ...] = field(default=(), compare=False, repr=False, metadata={"hidden": True})
+    loose: bool = field(default=False, compare=False, repr=False, metadata={"hidden": True})
     places: Mapping[str, str] = field(
         default_factory=dict, compare=False, repr=False, metadata={"hidden": True}
     )
@@ -132,9 +186,6 @@ class MergeRecipe:
     def __post_init__(self) -> None:
         if bool(self.models) == bool(self.slices):
             raise RecipeError("exactly one of `models` and `slices` is needed, with at least one entry.")
-        counts = [len(part.sources) for part in self.slices]
-        if len(set(counts)) > 1:
-            raise RecipeError(f"the slices have {counts} sources; they need equally many.")
         if len({part.base is None for part in self.slices}) > 1:
             raise RecipeError("some slices have a `base` and some have none; give all of them one.")
         if self.rank is not None and self.output != "adapter":
@@ -171,7 +222,7 @@ class MergeRecipe:
     @staticmethod
     def of(document: Document) -> "MergeRecipe":
         """The recipe in a document."""
-        if "merge_method" in document.plain:
+        if "merge_method" in document.plain or "experts" in document.plain or "genome" in document.plain:
             from tauspan.merge.mergekit import translated  # it makes recipes, so it stands above this module
 
             recipe = translated(document)
@@ -212,17 +263,25 @@ class MergeRecipe:
             for index, source in enumerate(part.sources):
                 yield ("slices", number, "sources", index, "parameters"), source.parameters
 
-    def require_fitting(self, names: Collection[str]) -> None:
-        """Raise for a filter that fits none of the tensors' names, so that what it says would never hold."""
+    def require_fitting(self, names: Collection[str]) -> list[str]:
+        """Raise for a filter that fits none of the tensors' names, so that what it says would never hold.
+
+        In a file of mergekit's, which does not look at that, it is told instead.
+        """
+        notes = []
         for path, parameters in self.scopes():
             for name, value in parameters.items():
                 for entry in value if isinstance(value, tuple) else ():
                     if entry.pattern is not None and not any(entry.pattern in one for one in names):
                         place = entry.place or ".".join(map(str, (*path, name)))
-                        raise RecipeError(
+                        message = (
                             f"{place}: the filter {entry.pattern!r} fits no tensor. A filter is a part of names such as "
                             f"{listed(map(repr, names), 3)}."
                         )
+                        if not self.loose:
+                            raise RecipeError(message)
+                        notes.append(f"{message} Its value holds nowhere.")
+        return notes
 
     def with_method(self, own: Method) -> "MergeRecipe":
         """The same recipe, run by a method that is not in the table.
@@ -251,7 +310,9 @@ class MergeRecipe:
             "models": [_model(one) for one in self.models], "slices": [_slice(part) for part in self.slices],
             "parameters": written(self.parameters), "dtype": self.dtype, "out_dtype": self.out_dtype,
             "output": self.output, "rank": self.rank, "rounding": self.rounding, "seed": self.seed,
-            "shard_size": self.shard_size, "tokenizer_source": self.tokenizer_source, "allow": list(self.allow),
+            "shard_size": self.shard_size, "tokenizer_source": self.tokenizer_source,
+            "tokens": {token: _token(how) for token, how in self.tokens.items()},
+            "pad_to_multiple_of": self.pad_to_multiple_of, "chat_template": self.chat_template, "allow": list(self.allow),
         }  # fmt: skip
 
     def to_yaml(self) -> str:
@@ -282,17 +343,23 @@ def _model(one: Input) -> dict[str, Any]:
     return {"model": one.model, **{key: value for key, value in extras.items() if value}}
 
 
+def _token(how: Token) -> dict[str, Any]:
+    return {key: value for key, value in vars(how).items() if value not in (None, False)}
+
+
 def _slice(part: Slice) -> dict[str, Any]:
     extras = {
         "parameters": written(part.parameters),
         "base": None if part.base is None else _layers(part.base),
+        "stack": part.stack,
     }
     return {"sources": [_layers(one) for one in part.sources], **{k: v for k, v in extras.items() if v}}
 
 
 def _layers(one: Layers) -> dict[str, Any]:
-    own = {"parameters": written(one.parameters)} if one.parameters else {}
-    return {"model": one.model, "layer_range": list(one.layer_range), **own}
+    own: dict[str, Any] = {} if one.layer_range is None else {"layer_range": list(one.layer_range)}
+    own |= {"parameters": written(one.parameters)} if one.parameters else {}
+    return {"model": one.model, **own}
 
 
 def _check_options(document: Document, recipe: MergeRecipe) -> None:

@@ -25,12 +25,25 @@ _GOLDEN = 0.618033988749895  # its multiples, modulo 1, spread the runs evenly o
 
 @dataclass(frozen=True)
 class Spec:
-    """One tensor to merge: what is known before its values are read."""
+    """One tensor to merge: what is known before its values are read.
+
+    Args:
+        name: the tensor's.
+        shape: its shape.
+        options: the method's, as they hold for it; one number for each model that takes part, where they are per model.
+        depth: place of its layer; see `Block`.
+        models: places of the models that take part; None for all.
+    """
 
     name: str
     shape: torch.Size
     options: Mapping[str, Any]
     depth: float | None = None
+    models: tuple[int, ...] | None = None
+
+    def of(self, every: Sequence[T]) -> tuple[T, ...]:
+        """What belongs to the models that take part, of what all models have."""
+        return tuple(every if self.models is None else (every[place] for place in self.models))
 
 
 def specs_of(
@@ -39,6 +52,7 @@ def specs_of(
     options: Callable[[str, float | None], Mapping[str, Any]],
     depths: Mapping[str, float | None],
     models: tuple[str, ...],
+    taking: Mapping[str, tuple[int, ...]] | None = None,
 ) -> list[Spec]:
     """The tensors of a merge with their options, which are checked.
 
@@ -48,15 +62,50 @@ def specs_of(
         options: those that hold for a tensor of a name and a depth, as `Settings.at` gives them.
         depths: by name; see `settings.depths`.
         models: labels.
+        taking: places of the models that take part, of tensors where these are not all; the weights of the others go
+            to them, in proportion.
 
     Raises:
         UsageError: options that do not fit together, or the number of models.
     """
-    specs = [Spec(name, shape, options(name, depths[name]), depths[name]) for name, shape in shapes.items()]
-    if method.require is not None:
-        for spec in specs:
-            method.require(spec, models)
+    specs = []
+    for name, shape in shapes.items():
+        given, chosen = options(name, depths[name]), (taking or {}).get(name)
+        own = given if chosen is None else shared_out(method, given, chosen, name)
+        spec = Spec(name, shape, own, depths[name], chosen)
+        if method.require is not None:
+            method.require(spec, spec.of(models))
+        specs.append(spec)
     return specs
+
+
+def shared_out(
+    method: Method, options: Mapping[str, Any], chosen: tuple[int, ...], name: str
+) -> Mapping[str, Any]:
+    """The options of some of the models: the same but for the weights, whose sum stays that of all.
+
+    Raises:
+        UsageError: the weights of the chosen ones sum to 0.
+
+    Example:
+        >>> from tauspan.merge.sums import LINEAR
+        >>> shared_out(LINEAR, {"weight": (1.0, 2.0, 3.0), "normalize": False}, (0, 1), "w")["weight"]
+        (2.0, 4.0)
+    """
+    single = {option.name for option in method.options if option.per_model}
+    own = {
+        key: tuple(value[place] for place in chosen if place < len(value)) if key in single else value
+        for key, value in options.items()
+    }
+    if "weight" not in single or len(own["weight"]) == len(options["weight"]):
+        return own
+    total, kept = sum(options["weight"]), sum(own["weight"])
+    if not kept:
+        raise UsageError(
+            f"the weights of the models that have {name!r} are {own['weight']} and sum to 0, so they cannot take "
+            f"over those of the models that lack it. Change a weight, or leave these models out."
+        )
+    return {**own, "weight": tuple(weight * total / kept for weight in own["weight"])}
 
 
 class Read(Protocol):

@@ -383,7 +383,8 @@ def test_the_doctor_shows_models_and_problems(made):
         "ids",
     )
     assert (report.result["errors"], report.result["warnings"]) == (1, 0)
-    verdict = "These models cannot be merged as they are: 1 error (missing_tensors). They can with --allow missing_tensors."
+    verdict = "These models cannot be merged as they are: 1 error (missing_tensors). They can with "
+    verdict += "--allow missing_tensors."
     assert report.result["verdict"] == verdict
     assert report.provenance["inputs"][0]["path"] == str(a.path)
     assert "missing_tensors" in report.to_markdown()

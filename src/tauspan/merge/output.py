@@ -178,7 +178,7 @@ def _with_dtype(config: Mapping[str, Any], dtype: str) -> dict[str, Any]:
 def _with_layers(config: Mapping[str, Any], stacked: Stacked, where: Path) -> dict[str, Any]:
     """A configuration with the numbers of the slices' layers, in the parts of a model of several too."""
     changed: dict[str, Any] = json.loads(json.dumps(config))
-    for group in stacked.groups:
+    for group in (group for group in stacked.groups if group.layered):
         had = stacked.towers.stacks[group.stack]
         found = stacked.towers.keys(group.stack, config)
         if not found and group.count != had:

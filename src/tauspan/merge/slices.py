@@ -60,12 +60,14 @@ class Group:
     """The slices of one stack of layers, with all their layers named.
 
     Args:
-        stack: the prefix of the stack, for example `model.layers.`.
+        stack: the prefix of the stack, for example `model.layers.`; or of a part of the model without layers.
         parts: its slices, in order.
+        layered: whether it is a stack.
     """
 
     stack: str
     parts: tuple[Slice, ...]
+    layered: bool = True
 
     @property
     def count(self) -> int:
@@ -74,7 +76,7 @@ class Group:
 
     def part(self, name: str) -> tuple[int, int] | None:
         """The slice that a tensor of the output belongs to and its layer there; None outside this stack."""
-        layer = number(name, self.stack)
+        layer = number(name, self.stack) if self.layered else None
         if layer is None:
             return None
         for place, part in enumerate(self.parts):
@@ -116,6 +118,9 @@ class Stacked:
 
     def _nearest(self, name: str) -> int | None:
         """The group that a tensor outside the layers belongs to; None for what belongs to another stack."""
+        for index, group in enumerate(self.groups):
+            if not group.layered and name.startswith(group.stack):
+                return index
         if len(self.towers.stacks) == 1:
             return 0
         shared = {stack: common(name, stack) for stack in self.towers.stacks}
@@ -142,15 +147,16 @@ def stacked(slices: Sequence[Slice], opened: Mapping[str, Source]) -> Stacked:
     for part in slices:
         stack = towers.named(part.stack)
         groups.setdefault(stack, []).append(_filled(part, stack, opened))
-    return Stacked(tuple(Group(stack, tuple(parts)) for stack, parts in groups.items()), towers)
+    made = (Group(stack, tuple(parts), stack in towers.stacks) for stack, parts in groups.items())
+    return Stacked(tuple(sorted(made, key=lambda group: not group.layered)), towers)
 
 
 def _filled(part: Slice, stack: str, opened: Mapping[str, Source]) -> Slice:
     def whole(layers: Layers) -> Layers:
-        if layers.layer_range is not None:
+        there = stacks(opened[layers.model].tensors).get(stack)
+        if layers.layer_range is not None or not there:
             return layers
-        there = stacks(opened[layers.model].tensors).get(stack, set())
-        return replace(layers, layer_range=(0, max(there, default=-1) + 1))
+        return replace(layers, layer_range=(0, max(there) + 1))
 
     made = replace(
         part, sources=tuple(map(whole, part.sources)), base=None if part.base is None else whole(part.base)
@@ -240,7 +246,7 @@ def _view(stacked: Stacked, opened: Mapping[str, Source], place: int | None, lab
     for group, row in zip(stacked.groups, rows, strict=True):
         offset = 0
         for part, layers in zip(group.parts, row, strict=True):
-            if layers is not None:
+            if layers is not None and group.layered:
                 inside |= _renamed(layers, opened[layers.model], group.stack, offset)
             offset += part.count
     sources = list(
@@ -272,13 +278,12 @@ def _made(
 
 def _numbered(name: str, stacked: Stacked) -> bool:
     """Whether the tensor lies in a layer of one of the sliced stacks."""
-    return any(number(name, group.stack) is not None for group in stacked.groups)
+    return any(group.layered and number(name, group.stack) is not None for group in stacked.groups)
 
 
 def _renamed(one: Layers, source: Source, stack: str, offset: int) -> dict[str, tuple[Source, str]]:
     """The tensors of some layers under their numbers in the output."""
-    assert one.layer_range is not None  # noqa: S101 - `stacked` filled it in
-    first, end = one.layer_range
+    first, end = one.layer_range or (0, 0)
     there = stacks(source.tensors).get(stack, set())
     lacking = set(range(first, end)) - there
     if lacking:

@@ -28,11 +28,13 @@ class Towers:
         main: the prefix of the one that `slices` means where none is named: the only one, or that of the text; None where
             a model has several of equal rank, such as an encoder and a decoder.
         where: the model, for errors.
+        outside: names of the tensors beside the stacks.
     """
 
     stacks: Mapping[str, int]
     main: str | None
     where: str
+    outside: tuple[str, ...] = ()
 
     @staticmethod
     def of(source: Source) -> "Towers":
@@ -40,13 +42,19 @@ class Towers:
         numbered = stacks(source.tensors)
         found = {prefix: len(numbered[prefix]) for prefix in sorted(outermost(numbered))}
         several = {prefix: count for prefix, count in found.items() if count > 1} or found
-        return Towers(several, _main(several, config_of(source.path)), str(source.path))
+        outside = tuple(
+            name for name in source.tensors if all(number(name, stack) is None for stack in several)
+        )
+        return Towers(several, _main(several, config_of(source.path)), str(source.path), outside)
 
     def named(self, wanted: str | None) -> str:
-        """The prefix of the stack that a name means: a part of the prefix, or mergekit's name of the module.
+        """The prefix of what a name means.
+
+        That is a stack by a part of its prefix or by mergekit's name of the module, or a part of the model without
+        layers, such as a projector.
 
         Raises:
-            ModelError: no such stack, or several.
+            ModelError: nothing has that name, or several stacks have.
         """
         if wanted in (None, "default"):
             if self.main is None:
@@ -67,12 +75,20 @@ class Towers:
         found = exact or [prefix for prefix in self.stacks if any(_has(prefix, part) for part in parts)]
         if not found and asked in _TEXT_NAMES and self.main is not None:
             found = [self.main]
+        found = found or self._beside(asked)
         if len(found) != 1:
             raise ModelError(
                 f"the stack {wanted!r} of {self.where} is {'none' if not found else listed(found)} of {self._listed()}. "
                 "Write a part of the name of one of them."
             )
         return found[0]
+
+    def _beside(self, part: str) -> list[str]:
+        """The prefix of tensors beside the stacks that have a step of that name."""
+        marked = (f".{name}".partition(f".{part}.") for name in self.outside)
+        return list(
+            dict.fromkeys(f"{before}.{part}.".removeprefix(".") for before, found, _ in marked if found)
+        )
 
     def _listed(self) -> str:
         return listed(self.stacks) or "none"

@@ -134,7 +134,8 @@ def test_several_merges_run_in_the_order_in_which_they_need_each_other(models: P
         name: load_file(folder / "model.safetensors")[EMBEDDING]
         for name, folder in {
             "a": models / "a", "b": models / "b", "base": models / "base",
-            "first": tmp_path / "out.parts" / "first", "second": tmp_path / "out.parts" / "second", "out": tmp_path / "out",
+            "first": tmp_path / "out.parts" / "first", "second": tmp_path / "out.parts" / "second",
+            "out": tmp_path / "out",
         }.items()
     }  # fmt: skip
     torch.testing.assert_close(read["first"], (read["a"] + read["b"]) / 2)

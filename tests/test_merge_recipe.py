@@ -79,7 +79,7 @@ REFUSED = {
     "an unknown dtype": (ONE + "out_dtype: int8\n", "line 4: out_dtype is 'int8'"),
     "a size without unit": (
         ONE + "shard_size: '5'\n",
-        "shard_size is '5': it is a whole number with KB, MB or GB",
+        "shard_size is '5': it is a number with KB, MB, GB or TB",
     ),
     "an unknown leniency": (ONE + "allow: [extra]\n", "allow: 'extra': no such leniency"),
     "a range the wrong way": (
@@ -180,7 +180,8 @@ def test_an_inner_scope_holds_where_its_filters_fit() -> None:
 
 def test_sizes() -> None:
     assert [size(text) for text in ("1KB", "20mb", "5GB")] == [1000, 20_000_000, 5_000_000_000]
-    for text in ("5", "GB", "-1GB", "0GB", "1.5GB", "5TB"):
+    assert [size(text) for text in ("2GiB", "5B", "1.5 KiB", "3M")] == [2 << 30, 5 * 10**9, 1536, 3_000_000]
+    for text in ("5", "GB", "-1GB", "0GB", "1,5GB", "5XB", "0.0001KB"):
         with pytest.raises(RecipeError, match="shard_size"):
             size(text)
 

@@ -119,12 +119,23 @@ def merge(options: argparse.Namespace) -> None:
         _list_methods(options)
         return
     _require_workers(options)
-    for recipe, out in [_short(options)] if options.method is not None else _read(options):
+    merges = [_short(options)] if options.method is not None else _read(options)
+    for recipe, out in merges:
+        if options.plan and _waits(recipe, [place for _, place in merges]):
+            say(f"{out}: planned when the merges that it reads are there", options)
+            continue
         recipe = _with_code(recipe, options)
         if options.seed is not None:
             recipe = dataclasses.replace(recipe, seed=options.seed)
         allow = dict.fromkeys((*recipe.allow, *options.allow))
         _merge_one(dataclasses.replace(recipe, allow=tuple(allow)), out, options)
+
+
+def _waits(recipe: "MergeRecipe", others: list[str]) -> bool:
+    """Whether a merge reads the result of another one that is not there yet."""
+    from tauspan.merge.locations import named
+
+    return any(one.partition("+")[0] in others and not Path(one).exists() for one in named(recipe))
 
 
 def _merge_one(recipe: "MergeRecipe", out: str, options: argparse.Namespace) -> None:

@@ -155,11 +155,14 @@ def _noted(problems: list[Problem], path: str | Path) -> Iterator[None]:
 
 
 def nonfinite(source: Source) -> Iterator[Problem]:
-    """Tensors with NaN or infinity; reads every floating-point value, in blocks."""
+    """Tensors with NaN or infinity; reads every floating-point value, in blocks.
+
+    Infinities alone are a warning: masks hold them, and where all models hold the same they are kept.
+    """
     for name, stored in source.tensors.items():
         if not stored.dtype.is_floating_point:
             continue
-        size, bad, first = stored.shape.numel(), 0, 0
+        size, bad, first, nans = stored.shape.numel(), 0, 0, 0
         for start in range(0, size, _BLOCK):
             block = source.read(name, start, min(start + _BLOCK, size))
             # torch has no isfinite for eight bits
@@ -167,16 +170,18 @@ def nonfinite(source: Source) -> Iterator[Problem]:
             if bool(wrong.any()):
                 first = first if bad else start + int(wrong.nonzero()[0])
                 bad += int(wrong.sum())
+                nans += int(torch.isnan(block.float()).sum())
         if bad:
-            yield Problem(
-                "error",
-                "values",
-                name,
-                source.label,
-                stored.file,
-                f"tensor {name!r} of {stored.file} has {bad} of {size} values that are not finite, the first at entry "
-                f"{first}. The run it came from is broken: take an earlier checkpoint or train again.",
+            advice = (
+                "The run it came from is broken: take an earlier checkpoint or train again."
+                if nans
+                else "They are infinities, as masks hold: a merge keeps them where all models have the same."
             )
+            yield Problem(
+                "error" if nans else "warning", "values", name, source.label, stored.file,
+                f"tensor {name!r} of {stored.file} has {bad} of {size} values that are not finite, the first at entry "
+                f"{first}. {advice}",
+            )  # fmt: skip
 
 
 def _row(source: Source) -> dict[str, Cell]:

@@ -8,6 +8,7 @@ from typing import Any
 
 from tauspan.errors import RecipeError, StoreError, TauspanError
 from tauspan.merge.assembly import Assembly
+from tauspan.merge.card import FILE as CARD
 from tauspan.merge.card import Card, pinned
 from tauspan.merge.headers import read_header
 from tauspan.merge.journal import work_folder
@@ -43,6 +44,9 @@ def finished(out: Path, recipe: MergeRecipe, assembly: Assembly, block: int) -> 
         whole = all((out / file).exists() for file in card.files)
         same = whole and card.recipe.as_dict() == now and list(card.inputs) == inputs and card.block == block
         digest = card.digest
+    made = (out if out.is_file() else out / CARD).stat().st_mtime_ns
+    files = {stored.file for source in sources for stored in source.tensors.values()}
+    same = same and all(file.stat().st_mtime_ns <= made for file in files)
     if not same:
         raise StoreError(
             f"{out} is there already, and not as the result of this merge: the recipe, an input or the block size is "

@@ -131,7 +131,10 @@ class Merging:
         if block.anchor is not None:
             restore(stored, block.anchor, np.equal(moved.numpy(), 0))
         base = None if block.base is None else block.base.reshape(-1)
-        return account(stored, moved, base, block.anchor)
+        if block.still is None:
+            return account(stored, moved, base, block.anchor)
+        anchor = None if block.anchor is None else block.anchor.masked_fill(block.still, 0)
+        return account(stored.masked_fill(block.still, 0), moved, base, anchor)
 
     def _copy(self, spec: Spec, start: int, stop: int) -> Done:
         """Entries that are not merged: the same in all models that have them, or the reference's own."""
@@ -150,7 +153,7 @@ class Merging:
                 )
         if own.is_floating_point():
             own = own.to(self.writer.layout.entries[spec.name].dtype)
-            if not self.job.taken(spec.name) and not bool(torch.isfinite(own).all()):
+            if not self.job.taken(spec.name) and bool(torch.isnan(own).any()):
                 self._explain(spec, start, stop, own)
         return self._put(spec.name, start, own), Account(len(own))
 

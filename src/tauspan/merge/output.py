@@ -85,7 +85,7 @@ def _config(assembly: Assembly, dtypes: Iterable[torch.dtype]) -> dict[str, Any]
     if not config:
         return {}
     kinds = set(dtypes)
-    if len(kinds) == 1:
+    if len(kinds) == 1 and {"model_type", "dtype", "torch_dtype"} & set(config):
         config = _with_dtype(config, str(kinds.pop()).removeprefix("torch."))
     if assembly.stacked is not None:
         config = _with_layers(config, assembly.stacked, assembly.home.path)

@@ -1,5 +1,6 @@
 """Blocks of stored models: the values a method sees, with the stored ones they come from."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from math import isfinite
 
@@ -21,10 +22,12 @@ class StoredBlock(Block):
     Args:
         stored: of each model, shape (n,), in its own dtype; None for a displacement, or what a model lacks.
         anchor: of the base; None where there is none.
+        still: where all of them hold one infinity, as masks do; the method sees zeros there. None for nowhere.
     """
 
     stored: tuple[Tensor | None, ...] = ()
     anchor: Tensor | None = None
+    still: Tensor | None = None
 
 
 class Reader:
@@ -38,7 +41,7 @@ class Reader:
         """The block of all models, as the method takes it.
 
         Raises:
-            NonFiniteError: a model holds NaN or infinity there.
+            NonFiniteError: a model holds NaN there, or an infinity that not all of them hold.
         """
         job, grain = self.job, self.job.method.grain
         base = job.base
@@ -58,8 +61,13 @@ class Reader:
                 into.zero_()
             if point is not None and (job.method.space == "delta") != (model.kind == "delta"):
                 into.sub_(point) if model.kind == "point" else into.add_(point)
+        still = None
         if not isfinite(values.sum()):
-            self.require_finite(spec.name, start, stop)
+            still = self._still(anchor, stored)
+            self.require_finite(spec.name, start, stop, still)
+            if still is not None:
+                values[:, still] = 0
+                point = None if point is None else point.masked_fill(still, 0)
         known: dict[str, Tensor] = {
             need: stacked(
                 need, [self._statistic(one, spec, start, stop, need) for one in spec.of(given)], self._cast
@@ -70,8 +78,20 @@ class Reader:
         return StoredBlock(
             shaped(values, spec.shape, grain), None if point is None else shaped(point, spec.shape, grain),
             spec.name, start, spec.shape, spec.options, spec.of(self._labels), job.seed, spec.depth, known,
-            tuple(stored), anchor,
+            tuple(stored), anchor, still,
         )  # fmt: skip
+
+    @staticmethod
+    def _still(anchor: Tensor | None, stored: Sequence[Tensor | None]) -> Tensor | None:
+        """Where base and models all hold the same infinity; None for nowhere."""
+        points = [one.float() for one in (anchor, *stored) if one is not None]
+        if not points:
+            return None
+        first, *rest = points
+        still = torch.isinf(first)
+        for other in rest:
+            still &= other == first
+        return still if bool(still.any()) else None
 
     def raw(self, source: Source, name: str, start: int, stop: int) -> Tensor | None:
         """The entries as a source stores them; None if it lacks the tensor."""
@@ -87,14 +107,15 @@ class Reader:
     def _cast(self, tensor: Tensor) -> Tensor:
         return tensor.to(self.job.arithmetic)
 
-    def require_finite(self, name: str, start: int, stop: int) -> None:
-        """Raise `NonFiniteError` for the first source that holds NaN or infinity among these entries."""
+    def require_finite(self, name: str, start: int, stop: int, still: Tensor | None = None) -> None:
+        """Raise `NonFiniteError` for the first source that holds NaN or infinity among these entries but `still`."""
         sources = [*([] if self.job.base is None else [self.job.base]), *self.job.models]
         for source in sources:
             own = self.raw(source, name, start, stop)
             if own is None or not own.is_floating_point():
                 continue
             bad = ~torch.isfinite(own)
+            bad = bad if still is None else bad & ~still
             if bool(bad.any()):
                 first = int(bad.nonzero()[0])
                 stored = self.job.stored(source, name)

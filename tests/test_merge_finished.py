@@ -1,5 +1,6 @@
 """`--resume` where nothing is left to do: it says so, and nothing else is taken for it."""
 
+import time
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,7 @@ from tauspan.cli import main
 from tauspan.errors import StoreError
 from tauspan.merge import merge_files
 from tauspan.merge.journal import work_folder
-from tauspan.store import write_json, write_tensors
+from tauspan.store import Checkpoint, write_json, write_tensors
 
 KINDS = ("model", "vector", "file", "adapter")
 
@@ -66,9 +67,10 @@ def test_an_input_that_changed_or_a_file_that_is_gone_is_no_finished_merge(tmp_p
     assert main([*words, "-q", "--resume"]) == 5
     (tmp_path / "config.json").rename(out / "config.json")
     assert main([*words, "-q", "--resume"]) == 0
+    changed = Checkpoint(tmp_path / "a").read()  # other values under the same header
+    time.sleep(0.01)
     write_tensors(
-        tmp_path / "a" / "model.safetensors",
-        {"h.0.q.weight": torch.ones(4, 4), "h.1.q.weight": torch.ones(4, 4)},
+        tmp_path / "a" / "model.safetensors", {n: t + 1 for n, t in changed.items()}, {"format": "pt"}
     )
     recipe = {
         "method": "task_arithmetic",

@@ -49,8 +49,8 @@ def finished(out: Path, recipe: MergeRecipe, assembly: Assembly, block: int) -> 
     same = same and all(file.stat().st_mtime_ns <= made for file in files)
     if not same:
         raise StoreError(
-            f"{out} is there already, and not as the result of this merge: the recipe, an input or the block size is "
-            "another. Choose another output, or say `overwrite` (--overwrite)."
+            f"{out} is there already, and not as the result of this merge: the recipe, the block size or an input is "
+            "another, or an input changed since. Choose another output, or say `overwrite` (--overwrite)."
         )
     _clear(work_folder(out))
     result: dict[str, Any] = {"out": str(out), "finished": True}

@@ -133,7 +133,7 @@ class Aligned:
     def _shown(self, stored: Stored) -> Stored:
         if not is_vocabulary(stored, self._rows):
             return stored
-        lead = (1,) * (len(stored.shape) - 1) if stored.shape[0] == 1 and len(stored.shape) > 1 else ()
+        lead = (1,) if _across(stored.shape, self._rows) else ()
         shape = torch.Size((*lead, self._alignment.rows, *stored.shape[len(lead) + 1 :]))
         return replace(stored, shape=shape, nbytes=shape.numel() * stored.dtype.itemsize)
 
@@ -254,7 +254,12 @@ def _stored_name(source: Source, name: str) -> str:
 def _count(source: Source, name: str, rows: int | None) -> int:
     """How many rows a source has of a tensor."""
     shape = source.tensors[_stored_name(source, name)].shape
-    return shape[1] if shape[0] == 1 and len(shape) > 1 and rows != 1 else shape[0]
+    return shape[1] if _across(shape, rows) else shape[0]
+
+
+def _across(shape: torch.Size, rows: int | None) -> bool:
+    """Whether tokens are the second axis, as of a bias that is stored as one row."""
+    return shape == (1, rows) and rows != 1
 
 
 def rows_of(source: Source) -> int | None:

@@ -207,8 +207,8 @@ def _contents(reference: Source, other: Source) -> Iterator[Problem]:
             other.label,
             b.file,
             f"{_count([b.name for _, b in rows])} has {b.shape[0]} rows in {b.file} and {a.shape[0]} in {a.file}: the "
-            f"vocabularies differ. Give both the same tokens: `model.resize_token_embeddings({most})` with "
-            "one tokenizer, then `save_pretrained`.",
+            "vocabularies differ. Align them by token with `tokenizer_source`: base, union or a model; or give both the "
+            f"same tokens: `model.resize_token_embeddings({most})` with one tokenizer, then `save_pretrained`.",
         )
     if other.kind == "point" and reference.kind == "point":
         alike = [(a, b) for a, b in shared if a.shape == b.shape]

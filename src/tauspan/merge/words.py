@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from tauspan import store
-from tauspan.errors import RecipeError, StoreError
+from tauspan.errors import RecipeError, StoreError, listed
 from tauspan.merge.alignment import Alignment, Donor, Tokens, rows_of
 from tauspan.merge.inputs import Source, model_folder
 from tauspan.merge.recipe import UNION, MergeRecipe, Token
@@ -133,6 +133,8 @@ class _Reader:
         if alike and not self.recipe.tokens and self.recipe.pad_to_multiple_of is None:
             return Words(folder, {}, notes=tuple(notes))
 
+        notes += self._require_known(tokens, list(known.values()))
+
         def own_tokens(place: int, name: str) -> Tokens:
             source = self.sources[place]
             leaf = source.parts[name][0] if isinstance(source, View) and name in source.parts else source
@@ -144,6 +146,23 @@ class _Reader:
             f"(before: {', '.join(str(count) for count in sorted(filter(None, counts)))})."
         )
         return Words(folder, extra, alignment, tuple(notes))
+
+    def _require_known(self, tokens: Tokens, known: Sequence[Tokens]) -> list[str]:
+        """What is said of tokens that no model has; more than half of them are an error."""
+        strange = [
+            token
+            for token in tokens
+            if not any(token in own for own in known) and token not in self.recipe.tokens
+        ]
+        if 2 * len(strange) > len(tokens):
+            raise RecipeError(
+                f"{self.recipe.place('tokenizer_source', 'tokenizer')}tokenizer_source: {len(strange)} of the "
+                f"{len(tokens)} tokens of {self.words.path} are in no model ({listed(map(repr, strange), 3)}): it is the "
+                "tokenizer of other models. Name the base's or a model's."
+            )
+        if not strange:
+            return []
+        return [f"{listed(map(repr, strange), 3)} of the tokenizer are in no model: their rows are 0."]
 
     def _named(self) -> str:
         source = self.recipe.tokenizer_source

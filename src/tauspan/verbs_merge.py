@@ -200,7 +200,8 @@ def _read(options: argparse.Namespace) -> "list[tuple[MergeRecipe, str]]":
 
 def _short(options: argparse.Namespace) -> "tuple[MergeRecipe, str]":
     """The recipe that the command line spells, and the output."""
-    from tauspan.merge.recipe import Input, MergeRecipe
+    from tauspan.merge.recipe import MergeRecipe
+    from tauspan.merge.recipe_parts import Input
 
     models, weights = options.inputs, options.weight
     if not models or (options.out is None and not options.plan):

@@ -23,7 +23,8 @@ from tauspan.merge.engine import BLOCK
 from tauspan.merge.fields import size
 from tauspan.merge.finished import FORMAT, MARK, finished
 from tauspan.merge.inputs import Files, model_folder
-from tauspan.merge.plan import Job, Plan
+from tauspan.merge.job import Job
+from tauspan.merge.plan import Plan
 from tauspan.merge.plan import plan as lay_out
 from tauspan.merge.problems import folded
 from tauspan.merge.recipe import MergeRecipe, recipe_of

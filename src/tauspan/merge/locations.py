@@ -5,7 +5,8 @@ from dataclasses import replace
 from pathlib import Path
 
 from tauspan.errors import StoreError
-from tauspan.merge.recipe import BASE, UNION, Layers, MergeRecipe, Token
+from tauspan.merge.recipe import BASE, UNION, MergeRecipe
+from tauspan.merge.recipe_parts import Layers, Token
 
 
 def named(recipe: MergeRecipe) -> list[str]:

@@ -9,7 +9,8 @@ from tauspan.merge import mergekit_file as theirs
 from tauspan.merge.dialect import DIALECT, Row, as_setting, converted, total
 from tauspan.merge.fields import RESULT, canonical
 from tauspan.merge.method import Value
-from tauspan.merge.recipe import BASE, UNION, Input, Layers, MergeRecipe, Slice, Token
+from tauspan.merge.recipe import BASE, UNION, MergeRecipe
+from tauspan.merge.recipe_parts import Input, Layers, Slice, Token
 from tauspan.merge.settings import Setting
 from tauspan.merge.spelling import completed, require_option, within
 from tauspan.merge.table import METHODS

@@ -9,9 +9,9 @@ from torch import Tensor
 
 from tauspan.errors import NonFiniteError
 from tauspan.merge.inputs import Source
+from tauspan.merge.job import Job
 from tauspan.merge.memory import stacked
 from tauspan.merge.method import Block
-from tauspan.merge.plan import Job
 from tauspan.merge.scope import Spec, shaped
 
 

@@ -14,6 +14,7 @@ from tauspan.merge import fields
 from tauspan.merge.dialect import spelled_here
 from tauspan.merge.method import Method
 from tauspan.merge.problems import LENIENT
+from tauspan.merge.recipe_parts import Input, Slice, Token, written_model, written_slice, written_token
 from tauspan.merge.settings import Setting, Settings
 from tauspan.merge.spelling import completed, require_option, setting, written
 from tauspan.merge.table import METHODS
@@ -21,100 +22,6 @@ from tauspan.schema import Document
 
 BASE = "base"  # as `tokenizer_source`: the base's, or else the first model's
 UNION = "union"  # the base's with all tokens that it lacks and another model has
-
-
-@dataclass(frozen=True)
-class Input:
-    """One model of a merge.
-
-    Args:
-        model: a safetensors file, a directory, a task vector, an adapter, `MODEL+ADAPTER`, or a hub id.
-        parameters: options of this model alone.
-        statistics: by need, the safetensors file that holds it, for example `{"fisher": "fisher.safetensors"}`.
-    """
-
-    model: str = field(metadata={"alone": True})
-    parameters: Mapping[str, Setting] = field(default_factory=dict, metadata={"parse": setting})
-    statistics: Mapping[str, str] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class Layers:
-    """Layers `layer_range[0]` to `layer_range[1] - 1` of one model; all of them where there is no `layer_range`."""
-
-    model: str
-    layer_range: tuple[int, ...] | None = None
-    parameters: Mapping[str, Setting] = field(default_factory=dict, metadata={"parse": setting})
-
-    def __post_init__(self) -> None:
-        if self.layer_range is not None and (
-            len(self.layer_range) != 2 or not 0 <= self.layer_range[0] < self.layer_range[1]
-        ):
-            raise RecipeError(
-                f"layer_range: {list(self.layer_range)} of {self.model!r}: it is [FIRST, END], the layers FIRST to "
-                "END - 1, with 0 <= FIRST < END."
-            )
-
-    @property
-    def count(self) -> int | None:
-        """How many layers; None where that is only known from the model."""
-        return None if self.layer_range is None else self.layer_range[1] - self.layer_range[0]
-
-
-@dataclass(frozen=True)
-class Slice:
-    """Some layers of the output: equally many layers of each source, merged.
-
-    Args:
-        sources: the layers that are merged.
-        parameters: options of this slice.
-        base: where displacements start.
-        stack: a part of the name of the stack that the layers belong to, for models with several; None for the only one,
-            or that of the text.
-    """
-
-    sources: tuple[Layers, ...]
-    parameters: Mapping[str, Setting] = field(default_factory=dict, metadata={"parse": setting})
-    base: Layers | None = None
-    stack: str | None = None
-
-    def __post_init__(self) -> None:
-        if not self.sources:
-            raise RecipeError("a slice needs at least one source.")
-        self.require_equal()
-
-    def require_equal(self) -> None:
-        """Raise `RecipeError` if its sources have unequally many layers."""
-        every = (*self.sources, *([] if self.base is None else [self.base]))
-        counts = [source.count for source in every if source.count is not None]
-        if len(set(counts)) > 1:
-            raise RecipeError(f"the sources of a slice have {counts} layers; they need equally many.")
-
-    @property
-    def count(self) -> int:
-        """How many layers it has; 0 where no source says it."""
-        return next((one.count for one in self.sources if one.count is not None), 0)
-
-
-@dataclass(frozen=True)
-class Token:
-    """Where the row of one token comes from, in models that lack the token.
-
-    Args:
-        source: a model, as the recipe names it; `zero`, or None, for a row of zeros.
-        token: another token of that model whose row is taken.
-        token_id: the number of such a row.
-        force: take it in models that have the token too.
-    """
-
-    source: str | None = field(default=None, metadata={"alone": True})
-    token: str | None = None
-    token_id: int | None = None
-    force: bool = False
-
-    def __post_init__(self) -> None:
-        if self.token is not None and self.token_id is not None:
-            raise RecipeError(f"token: {self.token!r} and token_id: {self.token_id}: give one of them.")
 
 
 @dataclass(frozen=True)
@@ -307,11 +214,12 @@ class MergeRecipe:
         """Plain values, complete: what is not written in a file stands here with its default."""
         return {
             "method": self.method, "base_model": self.base_model,
-            "models": [_model(one) for one in self.models], "slices": [_slice(part) for part in self.slices],
+            "models": [written_model(one) for one in self.models],
+            "slices": [written_slice(part) for part in self.slices],
             "parameters": written(self.parameters), "dtype": self.dtype, "out_dtype": self.out_dtype,
             "output": self.output, "rank": self.rank, "rounding": self.rounding, "seed": self.seed,
             "shard_size": self.shard_size, "tokenizer_source": self.tokenizer_source,
-            "tokens": {token: _token(how) for token, how in self.tokens.items()},
+            "tokens": {token: written_token(how) for token, how in self.tokens.items()},
             "pad_to_multiple_of": self.pad_to_multiple_of, "chat_template": self.chat_template, "allow": list(self.allow),
         }  # fmt: skip
 
@@ -336,30 +244,6 @@ def recipe_of(given: "MergeRecipe | Mapping[str, Any] | str | Path") -> MergeRec
     except (TypeError, ValueError, RecursionError) as error:
         raise RecipeError(f"the recipe holds what no YAML file can: {error}.") from error
     return MergeRecipe.parse(text, "the mapping, as YAML")
-
-
-def _model(one: Input) -> dict[str, Any]:
-    extras = {"parameters": written(one.parameters), "statistics": dict(one.statistics)}
-    return {"model": one.model, **{key: value for key, value in extras.items() if value}}
-
-
-def _token(how: Token) -> dict[str, Any]:
-    return {key: value for key, value in vars(how).items() if value not in (None, False)}
-
-
-def _slice(part: Slice) -> dict[str, Any]:
-    extras = {
-        "parameters": written(part.parameters),
-        "base": None if part.base is None else _layers(part.base),
-        "stack": part.stack,
-    }
-    return {"sources": [_layers(one) for one in part.sources], **{k: v for k, v in extras.items() if v}}
-
-
-def _layers(one: Layers) -> dict[str, Any]:
-    own: dict[str, Any] = {} if one.layer_range is None else {"layer_range": list(one.layer_range)}
-    own |= {"parameters": written(one.parameters)} if one.parameters else {}
-    return {"model": one.model, **own}
 
 
 def _check_options(document: Document, recipe: MergeRecipe) -> None:

@@ -11,7 +11,7 @@ from tauspan.errors import MismatchError
 from tauspan.merge.headers import Stored
 from tauspan.merge.inputs import Kind, Source
 from tauspan.merge.method import Method
-from tauspan.merge.recipe import Layers, Slice
+from tauspan.merge.recipe_parts import Layers, Slice
 from tauspan.merge.settings import Setting, Settings, stacks
 from tauspan.merge.spelling import within
 from tauspan.merge.towers import Towers, common, number

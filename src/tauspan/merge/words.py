@@ -10,7 +10,8 @@ from tauspan import store
 from tauspan.errors import RecipeError, StoreError, listed
 from tauspan.merge.alignment import Alignment, Donor, Tokens, rows_of
 from tauspan.merge.inputs import Source, model_folder
-from tauspan.merge.recipe import UNION, MergeRecipe, Token
+from tauspan.merge.recipe import UNION, MergeRecipe
+from tauspan.merge.recipe_parts import Token
 from tauspan.merge.slices import View
 from tauspan.merge.vocabulary import has_tokenizer, vocabulary
 from tauspan.models.sources import require_extra

@@ -235,7 +235,7 @@ def test_models_may_be_plain_texts() -> None:
         ("out_dtype: int8", "line 3: out_dtype is 'int8'. Known: bfloat16, float16, float32, float64"),
         ("out_dtype: flaot16", "Did you mean 'float16'?"),
         ("shard_size: 5", "line 3: shard_size is 5: write a text such as 5GB"),
-        ("shard_size: 5XB", "line 3: shard_size is '5XB': it is a whole number"),
+        ("shard_size: 5XB", "line 3: shard_size is '5XB': it is a number"),
         ("parameters: {lambda: 0.5}", "line 3: mergekit's `lambda` is `scale` here"),
         ("parameters: {wieght: 0.5}", "Did you mean 'weight'?"),
         ("parameters:\n  weight:\n  - {value: 1}\n  - {filter: h, value: 2}",

@@ -16,6 +16,9 @@ if TYPE_CHECKING:
     from tauspan.report import Cell, Report
 
 
+_SHARED = ("output", "rank", "rounding", "shard_size")  # keys of a recipe that mergekit's files do not have
+
+
 def add(verbs: Any, verb: Verb) -> None:
     """Add the merging verbs to a parser; `verb(into, name, does, function)` makes one."""
     merged = _add_merge(verbs, verb)
@@ -103,8 +106,15 @@ def _add_merge(verbs: Any, verb: Verb) -> argparse.ArgumentParser:
         "--set", action="append", metavar="OPTION=VALUE",
         help="an option of the method, its value as in a recipe: density=0.2, normalize=false",
     )  # fmt: skip
-    short.add_argument("--output", choices=("model", "vector", "adapter"), help="(default: model)")
-    short.add_argument("--rank", type=int, help="of an adapter")
+    shared = merged.add_argument_group(
+        "without a recipe, or with a file of mergekit's, which has no place for them"
+    )
+    shared.add_argument("--output", choices=("model", "vector", "adapter"), help="(default: model)")
+    shared.add_argument("--rank", type=int, help="of an adapter")
+    shared.add_argument(
+        "--rounding", choices=("nearest", "stochastic"), help="to the output's dtype (default: nearest)"
+    )
+    shared.add_argument("--shard-size", metavar="SIZE", help="largest file of a model (default: 5GB)")
     return merged
 
 
@@ -182,7 +192,7 @@ def _read(options: argparse.Namespace) -> "list[tuple[MergeRecipe, str]]":
     """The recipes in a file, each with its output."""
     from tauspan.merge.series import Series
 
-    for name in ("base", "weight", "set", "output", "rank"):
+    for name in ("base", "weight", "set"):
         if getattr(options, name) is not None:
             raise UsageError(f"--{name} belongs to --method; with a recipe, write it there.")
     recipe, *rest = options.inputs or [None]
@@ -193,9 +203,21 @@ def _read(options: argparse.Namespace) -> "list[tuple[MergeRecipe, str]]":
             "-o OUT."
         )
     series, out = Series.read(recipe), outs[0] if outs else ""
+    placed = series.placed(Path(out or "out"))
     if len(series.merges) == 1:
-        return [(next(iter(series.merges.values())), out)]
-    return [(one, str(place)) for place, one in series.placed(Path(out or "out"))]
+        return [(_given(one, options), out) for one in series.merges.values()]
+    return [(_given(one, options) if place == Path(out) else one, str(place)) for place, one in placed]
+
+
+def _given(recipe: "MergeRecipe", options: argparse.Namespace) -> "MergeRecipe":
+    """A recipe of mergekit's with what its file cannot hold; another recipe says it itself."""
+    found = {name: getattr(options, name) for name in _SHARED if getattr(options, name) is not None}
+    if found and not recipe.loose:
+        name = next(iter(found)).replace("_", "-")
+        raise UsageError(
+            f"--{name} belongs to --method, or to a file of mergekit's; with a recipe, write it there."
+        )
+    return dataclasses.replace(recipe, **found)
 
 
 def _short(options: argparse.Namespace) -> "tuple[MergeRecipe, str]":
@@ -216,7 +238,7 @@ def _short(options: argparse.Namespace) -> "tuple[MergeRecipe, str]":
     inputs = tuple(Input(model, given) for model, given in zip(models, own, strict=True))
     made = MergeRecipe(
         options.method, inputs, options.base, _settings(options.set or []),
-        output=options.output or "model", rank=options.rank,
+        **{name: getattr(options, name) for name in _SHARED if getattr(options, name) is not None},
     )  # fmt: skip
     if made.own is None and ":" not in made.method:
         made.settings()  # options that the method does not have, before any file is opened

@@ -136,8 +136,8 @@ TIES = Method(
     "ties",
     "TIES: trim, elect sign, merge (the authors')",
     "Yadav et al. 2023, arXiv:2306.01708",
-    "lambda mean of w_t trim(tau_t) over those with the sign of their sum; trimmed over the whole model, a sum of 0 has "
-    "the model's majority sign",
+    "lambda mean of w_t trim(tau_t) over those with the sign of their sum; trimmed over the whole model with all "
+    "that equal the last magnitude, a sum of 0 has the model's majority sign",
     ties,
     prepare=elect,
     select=lambda block, elected: reaching(block, elected.reach),

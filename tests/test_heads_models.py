@@ -16,7 +16,16 @@ import zoo
 from runs import REGIMES, trained
 from tauspan.edit import apply
 from tauspan.linear import linearize
-from tauspan.models import Classifier, Encoder, fingerprint_of, load_model, save_model, select, trimmed
+from tauspan.models import (
+    Classifier,
+    Encoder,
+    fingerprint_of,
+    load_model,
+    names_of,
+    save_model,
+    select,
+    trimmed,
+)
 from tauspan.models.hf import mean_pooled
 from tauspan.tasks import Task, build_head
 from tauspan.train import Settings
@@ -112,7 +121,7 @@ def test_one_step_under_a_probe_moves_the_path_to_the_features_and_lowers_the_lo
     rows, lr = task(encoder), 1e-5
     settings = Settings(regime, batch_size=6, lr=lr, warmup=0)
     vector = trained(settings, rows, encoder).task_vector
-    assert tuple(vector.deltas) == select(encoder)
+    assert tuple(vector.deltas) == names_of(encoder).files_of(select(encoder))
     moved = [name for name, delta in vector.deltas.items() if delta.abs().max() > 0]
     assert len(moved) > 0.8 * len(vector.deltas)
     head, inputs = build_head(rows, encoder), rows.split("train").inputs

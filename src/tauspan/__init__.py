@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from tauspan.kernel.interference import interference
     from tauspan.linear import Linearized, linearize
     from tauspan.merge import METHODS, merge, merge_files
+    from tauspan.merge.adapter_vector import adapter_vector
     from tauspan.models import Classifier, Encoder, Head, reinitialised
     from tauspan.recipe import Recipe
     from tauspan.report import Report
@@ -67,6 +68,7 @@ _HOME = {
     "TaskVector": "vector",
     "TauspanError": "errors",
     "UsageError": "errors",
+    "adapter_vector": "merge.adapter_vector",
     "add": "search",
     "apply": "edit",
     "closed_form": "kernel",
@@ -113,6 +115,7 @@ __all__ = [
     "TaskVector",
     "TauspanError",
     "UsageError",
+    "adapter_vector",
     "add",
     "apply",
     "closed_form",

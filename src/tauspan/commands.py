@@ -3,7 +3,9 @@
 import argparse
 import os
 import sys
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
 
@@ -39,6 +41,21 @@ def say(text: str, options: argparse.Namespace) -> None:
     """A line for people on stdout, unless they asked for silence or for JSON."""
     if not options.quiet and not options.json:
         sys.stdout.write(text + "\n")
+
+
+def warn(notes: Iterable[str]) -> None:
+    """Leniency and losses, each in a line on stderr, also for who asked for silence."""
+    for note in notes if first() else ():
+        sys.stderr.write(f"tauspan: warning: {note}\n")
+
+
+@contextmanager
+def warned() -> Iterator[None]:
+    """Inside, the library's warnings are told as `warn` tells them."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always", UserWarning)
+        yield
+    warn(str(one.message) for one in caught if one.category is UserWarning)
 
 
 def add_device(parser: argparse.ArgumentParser) -> None:

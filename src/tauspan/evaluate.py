@@ -10,13 +10,14 @@ from torch import Tensor
 from tauspan import models
 from tauspan.batches import Batches, batches
 from tauspan.contributions import Advance, by_batch, contributions, in_order, silent
-from tauspan.edit import EditRegime, apply, edit_regime
+from tauspan.edit import EditRegime, apply, edit_regime, point_of
 from tauspan.errors import UsageError
 from tauspan.linear import Linearized, linearize
 from tauspan.measure import progress
 from tauspan.models import Batch, Classifier, Encoder
 from tauspan.processes import world
 from tauspan.report import Report, Table, provenance
+from tauspan.saved import facts
 from tauspan.tasks import Task, build_head
 from tauspan.vector import TaskVector
 
@@ -48,14 +49,15 @@ def evaluate(
     """Accuracy and cross-entropy on each task, under its frozen head from the pre-trained encoder.
 
     Args:
-        encoder: the pre-trained encoder, or an edited tangent model that `load` returned.
+        encoder: the pre-trained encoder, or an edited one that `apply` or `load` returned, whose heads are those of the
+            pre-trained one that it was made from.
         tasks: what to evaluate on.
         vector: the edit; None evaluates the encoder as it is (zero-shot).
         scale: the coefficient alpha of the edit.
         regime: `"standard"`, `"posthoc"` (a standard vector in the tangent model) or `"linear"`; None takes
             the vector's own.
         split: which rows.
-        point: where the tangent model is linearised; None takes `"logits"`.
+        point: where the tangent model is linearised; None takes the vector's own, else `"logits"`.
         batch_size: rows per forward pass.
         max_tokens: where texts are cut; None takes each task's own value.
         show_progress: a bar on a terminal.
@@ -68,12 +70,13 @@ def evaluate(
         MismatchError: several processes were started with different models, edits or data.
     """
     if isinstance(encoder, Linearized):
-        vector = encoder.task_vector() if vector is None else vector
+        point = point or encoder.head_point
+        vector = encoder.task_vector(encoder.label) if vector is None else vector
         encoder = base_encoder(encoder)
     chosen = None if vector is None else edit_regime(vector, regime)
+    point = None if vector is None else point_of([vector], point)
     base = models.fingerprint_of(encoder)
-    if vector is not None:
-        vector.require_base(base)
+    own = None if vector is None else vector.fitted(encoder, tangent=chosen != "standard", base=base)
     edited = apply(encoder, vector, scale) if vector is not None and chosen == "standard" else encoder
     assert isinstance(edited, Encoder)  # noqa: S101 - `apply` keeps the class
 
@@ -81,11 +84,11 @@ def evaluate(
         head = build_head(task, encoder, max_tokens=max_tokens)
         part = task.split(split)
         prepared = batches(encoder, part, task.tokens(max_tokens), batch_size)
-        if vector is None or chosen == "standard":
+        if own is None or chosen == "standard":
             with models.eval_mode(edited):
                 return outputs(Classifier(edited, head), prepared, advance)
-        tangent = linearize(Classifier(encoder, head), list(vector.deltas), point)
-        found = contributions(tangent, {vector.label: vector}, prepared, part.labels, advance=advance)
+        tangent = linearize(Classifier(encoder, head), list(own.deltas), point)
+        found = contributions(tangent, {own.label: own}, prepared, part.labels, advance=advance)
         return found.logits([scale])
 
     rows: list[dict[str, str | int | float | bool | None]] = []
@@ -94,8 +97,8 @@ def evaluate(
         if processes.size > 1:
             sums = " ".join(task.checksum()[:12] for task in tasks)
             edit = "none" if vector is None else f"{vector.norm():.17g} x {scale!r}, {chosen}"
-            facts = {"the base's fingerprint": base[:12], "the tasks' checksums": sums, "the edit": edit}
-            processes.require_same({**facts, "the split": split})
+            compared = {"the base's fingerprint": base[:12], "the tasks' checksums": sums, "the edit": edit}
+            processes.require_same({**compared, "the split": split})
         for task in tasks:
             found, labels = logits(task, advance), task.split(split).labels
             loss = float(F.cross_entropy(found, labels))
@@ -110,8 +113,13 @@ def evaluate(
     )
     if len(rows) > 1:
         rows.append({"task": "mean", **means, "rows": sum(int(row["rows"] or 0) for row in rows)})
-    label = "pre-trained" if vector is None else f"{vector.label} x {scale:g}, {chosen}"
-    about = provenance(base=encoder.source, fingerprint=base, split=split, scale=scale)
+    plain = (
+        "pre-trained"
+        if encoder.origin is None
+        else f"edited: {encoder.edit}, heads of {encoder.origin.source}"
+    )
+    label = plain if vector is None else f"{vector.label} x {scale:g}, {chosen}"
+    about = provenance(base=encoder.source, fingerprint=base, split=split, scale=scale, **facts(encoder))
     return Report(
         f"Accuracy on {split}", [Table(label, rows)], about, result={"accuracy": by_task, "mean": means}
     )

@@ -78,6 +78,12 @@ def combine(terms: Sequence[tuple[float, Params]], labels: Sequence[str]) -> dic
     return total
 
 
+def moved(tensor: Tensor, delta: Tensor, scale: float) -> Tensor:
+    """theta0 + scale * tau of one tensor, summed in float32 or wider and not rounded further."""
+    wide = torch.promote_types(tensor.dtype, torch.float32)
+    return tensor.detach().to(wide) + delta.to(device=tensor.device, dtype=wide) * scale
+
+
 def dot(first: Params, second: Params, first_name: str = "first", second_name: str = "second") -> float:
     """The inner product <a, b> over all tensors, accumulated in float64."""
     pairs = zip_strict(first, second, first_name, second_name)

@@ -2,27 +2,29 @@
 
 import json
 import math
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal, TypeAlias, TypeVar
 
 import torch
 from torch import Tensor, nn
 
-from tauspan import params, store
+from tauspan import models, params, store
 from tauspan.errors import (
     BaseMismatchError,
     MismatchError,
     NonFiniteError,
     StoreError,
     UsageError,
+    listed,
     nearest,
 )
-from tauspan.models import fingerprint_of, load_model, select, state_of
 from tauspan.params import Params
 from tauspan.report import Table, versions
 
+Key = TypeVar("Key")
 Regime: TypeAlias = Literal["standard", "linear"]
 REGIMES: tuple[Regime, ...] = ("standard", "linear")
 FORMAT = "tauspan-vector/1"
@@ -147,6 +149,12 @@ class TaskVector:
                 f"{self.label!r} is a {self.regime} vector and {other.label!r} a {other.regime} one; they edit "
                 "different functions. Fine-tune both in one regime, or say so: `vector.as_regime(...)`."
             )
+        points = (self.info.get("point"), other.info.get("point"))
+        if self.regime == "linear" and None not in points and points[0] != points[1]:
+            raise MismatchError(
+                f"{self.label!r} was made at the linearisation point {points[0]!r} and {other.label!r} at {points[1]!r}; "
+                "they edit different functions. Fine-tune both at one point, or say so: `vector.at_point(...)`."
+            )
         params.require_same(self.deltas, other.deltas, repr(self.label), repr(other.label))
 
     # -- measures --------------------------------------------------------------------------------------------
@@ -185,6 +193,10 @@ class TaskVector:
         """The same displacement, declared to be of another regime; the numbers do not change."""
         return replace(self, regime=regime)
 
+    def at_point(self, point: Literal["encoder", "logits", "output"]) -> "TaskVector":
+        """The same displacement, declared to be made at another linearisation point; the numbers do not change."""
+        return replace(self, info={**self.info, "point": point})
+
     def to(self, dtype: torch.dtype) -> "TaskVector":
         """The deltas in another floating-point type.
 
@@ -200,6 +212,17 @@ class TaskVector:
     def named(self, label: str) -> "TaskVector":
         """The same vector under another label."""
         return replace(self, label=label)
+
+    def renamed(self, name: Callable[[str], str]) -> "TaskVector":
+        """The same displacement with its tensors under other names; the base it starts from stays what it was.
+
+        Raises:
+            UsageError: two tensors get one name.
+        """
+        deltas = {name(own): delta for own, delta in self.deltas.items()}
+        if len(deltas) < len(self.deltas):
+            raise UsageError(f"two tensors of {self.label!r} would get one name. Give each its own.")
+        return replace(self, deltas=deltas)
 
     def filled_like(self, other: "TaskVector") -> "TaskVector":
         """This vector with zeros for the tensors that only `other` has, so that the two add."""
@@ -222,30 +245,35 @@ class TaskVector:
     ) -> "TaskVector":
         """The difference tuned - base, from modules, directories, model ids, safetensors files or mappings of tensors.
 
-        The difference is formed in float64 and rounded once to `dtype`. Of a model it holds the parameters on the
-        path to the features, and any other tensor that changed (a buffer, a text tower), so that nothing is lost.
+        The difference is formed in float64 and rounded once to `dtype`, under the names that the base's files have or
+        would have. Of directories and files it holds every floating-point tensor, and neither a tokenizer nor the
+        model's class is needed. Of a module it holds the parameters on the path to the features, and any other tensor
+        that changed (a buffer, a text tower). So nothing is lost: a head that only one of two directories has is no
+        displacement, is named in a warning and in `info["beyond"]`, and stays in the directory that has it.
 
         Raises:
             MismatchError: names or shapes differ.
             NonFiniteError: either side holds NaN or infinity.
         """
-        before, names = _point(base)
-        after, _ = _point(tuned)
-        params.require_finite(before, "the base")
-        params.require_finite(after, "the fine-tuned model")
-        floats = {name: tensor for name, tensor in before.items() if tensor.is_floating_point()}
-        others = {name: tensor for name, tensor in after.items() if tensor.is_floating_point()}
+        before, after = models.point_of(base), models.point_of(tuned)
+        params.require_finite(before.tensors, "the base")
+        params.require_finite(after.tensors, "the fine-tuned model")
+        start = params.fingerprint(before.tensors)
+        before, after, beyond = models.aligned(before, after)
         deltas = {
             name: (new.double() - old.double()).to(dtype).detach()
-            for name, old, new in params.zip_strict(floats, others, "the base", "the fine-tuned model")
+            for name, old, new in params.zip_strict(
+                before.tensors, after.tensors, "the base", "the fine-tuned model"
+            )
         }
-        info = {
-            "base_id": base if isinstance(base, str | Path) else type(base).__name__,
-            "versions": versions(),
-        }
-        info["base_id"] = str(info["base_id"])
-        chosen = {n: d for n, d in deltas.items() if names is None or n in names or bool(d.any())}
-        return TaskVector(chosen, params.fingerprint(floats), "standard", label, info)
+        named = base if isinstance(base, str | Path) else type(base).__name__
+        info: dict[str, Any] = {"base_id": str(named), "versions": versions()}
+        if beyond:
+            info["beyond"] = {"base": list(beyond.base), "tuned": list(beyond.tuned)}
+            _tell(beyond, base, tuned)
+        path = before.path
+        chosen = {n: d for n, d in deltas.items() if path is None or n in path or bool(d.any())}
+        return TaskVector(chosen, start, "standard", label, info)
 
     def apply(self, point: Params, scale: float = 1.0) -> dict[str, Tensor]:
         """theta0 + scale * tau as new tensors; tensors that the vector does not hold are passed on as they are.
@@ -267,9 +295,7 @@ class TaskVector:
         """One tensor of the point, moved: theta0 + scale * tau, summed in float32 or wider and rounded once."""
         if name not in self.deltas:
             return tensor
-        wide = torch.promote_types(tensor.dtype, torch.float32)
-        delta = self.deltas[name].to(device=tensor.device, dtype=wide)
-        return (tensor.detach().to(wide) + delta * scale).to(tensor.dtype)
+        return params.moved(tensor, self.deltas[name], scale).to(tensor.dtype)
 
     def require_base(self, fingerprint: str) -> None:
         """Raise `BaseMismatchError` unless this vector starts from the model with that fingerprint."""
@@ -281,9 +307,47 @@ class TaskVector:
                 "Load that model, or, if you mean it, re-label the vector: `vector.rebased(model)`."
             )
 
+    def fitted(self, module: nn.Module, *, tangent: bool = False, base: str | None = None) -> "TaskVector":
+        """This vector as one module can use it: checked against its base, under the names of its memory.
+
+        A vector's own names are those of files. What the module lacks and its files hold keeps its name there, so that
+        an edited model that is saved has it too.
+
+        Args:
+            module: the module that the vector starts from, or an encoder or classifier around it.
+            tangent: only the parameters that J(x) tau depends on; the rest does not reach the features.
+            base: the module's fingerprint, if it is known.
+
+        Raises:
+            BaseMismatchError: it starts from another model.
+            MismatchError: it moves a tensor that the module and its files lack.
+            UsageError: with `tangent`, it moves a buffer, which a tangent model holds fixed.
+        """
+        known = models.fingerprint_of(module) if base is None else base
+        # until 0.1 the fingerprint was of the tensors in memory, by their names there
+        if self.base != known and self.base != params.fingerprint(models.state_of(module)):
+            self.require_base(known)
+        deltas = models.in_memory(self.deltas, module)
+        if tangent:
+            deltas = self._trained(deltas, module)
+        return replace(self, deltas=deltas, base=known)
+
+    def _trained(self, deltas: Params, module: nn.Module) -> dict[str, Tensor]:
+        """Of tensors by their names in memory, the parameters on the path to the features."""
+        inner, _ = models.core(module)
+        known = models.named_unique(inner)
+        buffers = set(models.state_of(module)) - set(known)
+        for name in buffers & set(deltas):
+            if bool(deltas[name].any()):
+                raise UsageError(
+                    f"{self.label!r} moves the buffer {name!r}, and the tangent model is an expansion in parameters "
+                    "alone. Edit in the standard regime, or make the vector from models with the same buffers."
+                )
+        return {name: d for name, d in deltas.items() if name in known and models.on_path(module, name)}
+
     def rebased(self, base: "nn.Module | str") -> "TaskVector":
         """The same displacement, declared to start from another model (given as a module or a fingerprint)."""
-        return replace(self, base=base if isinstance(base, str) else fingerprint_of(base))
+        return replace(self, base=base if isinstance(base, str) else models.fingerprint_of(base))
 
     # -- files -----------------------------------------------------------------------------------------------
 
@@ -355,18 +419,24 @@ def vector_file(path: str | Path) -> Path:
     return path if path.suffix == ".safetensors" else path / FILE
 
 
-def _point(source: "str | Path | nn.Module | Params") -> tuple[Params, tuple[str, ...] | None]:
-    """The named tensors of a source, and which of them are trainable parameters (None: cannot be known)."""
-    if isinstance(source, Mapping):
-        return source, None
-    if isinstance(source, str | Path):
-        path = Path(source)
-        if path.is_file() or path.suffix == ".safetensors":
-            return store.Checkpoint(path).read(), None
-        if path.is_dir() and not (path / "config.json").is_file():
-            return store.Checkpoint(path).read(), None
-        source = load_model(source)
-    return state_of(source), select(source, "all")
+def fitted(
+    vectors: Mapping[Key, TaskVector], module: nn.Module, *, tangent: bool = False
+) -> dict[Key, TaskVector]:
+    """`TaskVector.fitted` of several vectors, with one fingerprint of the module."""
+    base = models.fingerprint_of(module)
+    return {key: vector.fitted(module, tangent=tangent, base=base) for key, vector in vectors.items()}
+
+
+def _tell(beyond: models.Beyond, base: object, tuned: object) -> None:
+    """Warn of heads that a difference leaves where they are."""
+    wayout = f" `tauspan apply BASE VECTOR OUT --head-from {tuned}` writes an edited model with this head."
+    for one, other, names, more in ((base, tuned, beyond.base, ""), (tuned, base, beyond.tuned, wayout)):
+        if names:
+            warnings.warn(
+                f"{one} has {len(names)} tensors of a head that {other} lacks ({listed(names)}): they are no "
+                f"displacement, are not in the vector, and stay where they are.{more}",
+                stacklevel=3,
+            )
 
 
 def cosine_matrix(vectors: Sequence[TaskVector]) -> Tensor:

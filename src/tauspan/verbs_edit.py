@@ -3,8 +3,7 @@
 import argparse
 import json
 import sys
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from tauspan.commands import (
     Verb,
@@ -17,11 +16,13 @@ from tauspan.commands import (
     show,
     task_of,
     vector_of,
+    warn,
     write_report,
 )
 from tauspan.errors import UsageError
 
 if TYPE_CHECKING:
+    from tauspan.models import Encoder
     from tauspan.report import Report
     from tauspan.tasks import Task
     from tauspan.vector import TaskVector
@@ -33,12 +34,42 @@ SPLITS = ("train", "validation", "test")
 def add(verbs: Any, verb: Verb) -> None:
     """Add the verbs to a parser; `verb(into, name, does, function)` makes one."""
     use = verb(verbs, "apply", "write MODEL + SCALE * VECTOR as a model", apply)
-    use.add_argument("model")
-    use.add_argument("vector")
-    use.add_argument("out")
-    use.add_argument("--scale", type=float, default=1.0)
-    use.add_argument("--regime", choices=REGIMES)
-    use.add_argument("--overwrite", action="store_true")
+    use.add_argument("model", help="minilm, a directory or a hub id; an edited model may be edited again")
+    use.add_argument("vector", help="its file or folder")
+    use.add_argument("out", nargs="?", help="the directory to write")
+    use.add_argument("-o", "--out", dest="output", metavar="OUT", help="the same")
+    use.add_argument("--scale", type=float, default=1.0, help="the coefficient (default %(default)s)")
+    use.add_argument(
+        "--regime",
+        choices=REGIMES,
+        help="standard writes an ordinary model, which its own library loads; linear and posthoc a tangent model, which "
+        "tauspan loads (default: the vector's own)",
+    )
+    use.add_argument(
+        "--point",
+        choices=("encoder", "logits"),
+        help="where a head on the tangent model is linearised (default: the vector's)",
+    )
+    use.add_argument(
+        "--allow",
+        action="append",
+        choices=("regime",),
+        help="regime: take a vector that was made for the other regime; another function, so evaluate it",
+    )
+    use.add_argument(
+        "--task",
+        action="append",
+        metavar="TASK",
+        help="save the frozen head of this task with the model; may be repeated",
+    )
+    use.add_argument(
+        "--head-from", metavar="DIR", help="take head, configuration and class from a tuned model's directory"
+    )
+    use.add_argument(
+        "--out-dtype", choices=("float32", "base", "float64", "bfloat16", "float16"), default="float32",
+        help="of the stored weights; base: tensor by tensor (default %(default)s)",
+    )  # fmt: skip
+    use.add_argument("--overwrite", action="store_true", help="replace what lies at OUT")
 
     score = verb(verbs, "evaluate", "accuracy of a model, edited or not, on tasks", evaluate)
     score.add_argument("model")
@@ -48,6 +79,26 @@ def add(verbs: Any, verb: Verb) -> None:
     score.add_argument("--regime", choices=REGIMES)
     score.add_argument("--split", choices=SPLITS, default="test")
 
+    guess = verb(verbs, "predict", "classes and probabilities of rows, from a model's frozen head", predict)
+    guess.add_argument("model", help="an edited model, or with --vector a pre-trained one")
+    guess.add_argument("rows", help="a .txt, .csv, .tsv or .jsonl file, an image, or a folder of images")
+    guess.add_argument(
+        "--task", help="whose head: a name that is saved with the model, or a task that one is made of"
+    )
+    guess.add_argument(
+        "--text", default="text", metavar="COLUMN", help="column or key of texts (default %(default)s)"
+    )
+    guess.add_argument("--vector", help="edit the model first")
+    guess.add_argument(
+        "--scale", type=float, default=1.0, help="the edit's coefficient (default %(default)s)"
+    )
+    guess.add_argument("--regime", choices=REGIMES, help="of the edit (default: the vector's own)")
+    guess.add_argument(
+        "--point", choices=("encoder", "logits"), help="where it is linearised (default: the vector's own)"
+    )
+    guess.add_argument("--batch-size", type=int, default=64)
+    add_device(guess)
+
     edit = verbs.add_parser(
         "edit", help="choose coefficients on validation: add, negate, solve, front"
     ).add_subparsers(dest="action", required=True, metavar="ACTION")
@@ -55,6 +106,8 @@ def add(verbs: Any, verb: Verb) -> None:
     for made in searching:
         made.add_argument("--regime", choices=REGIMES)
         made.add_argument("--out", help="folder for report.json, report.md and figures")
+    for made in (score, guess):
+        made.add_argument("--base", metavar="DIR", help="where the pre-trained model of an edited one is now")
     for made in (score, *searching):
         made.add_argument("--rows", type=int, help="use at most so many rows of each split")
         made.add_argument("--max-tokens", type=int)
@@ -167,16 +220,28 @@ def _add_target(made: argparse.ArgumentParser) -> None:
 
 def apply(options: argparse.Namespace) -> None:
     """Write an edited model."""
-    from tauspan.edit import apply as edit
-    from tauspan.edit import save
-    from tauspan.store import require_free
+    from tauspan.edit import edit_regime
+    from tauspan.edit_files import apply_files
 
-    require_free(Path(options.out), options.overwrite)
-    edited = edit(encoder_of(options), vector_of(options.vector), options.scale, regime=options.regime)
-    save(edited, options.out, overwrite=options.overwrite)
+    out = options.output or options.out
+    if out is None or (options.output and options.out):
+        raise UsageError("name one place for the edited model: `tauspan apply MODEL VECTOR OUT` (or -o OUT).")
+    vector, allow = vector_of(options.vector), options.allow or ()
+    notes = apply_files(
+        options.model, vector, out, options.scale, regime=options.regime, point=options.point, allow=allow,
+        tasks=[task_of(name) for name in options.task or ()], head_from=options.head_from, dtype=options.out_dtype,
+        overwrite=options.overwrite,
+    )  # fmt: skip
+    warn(notes)
+    chosen = edit_regime(vector, options.regime, allow)
     if options.json:
-        sys.stdout.write(json.dumps({"model": options.out, "scale": options.scale}) + "\n")
-    say(f"wrote {options.out}", options)
+        facts = {"model": out, "scale": options.scale, "regime": chosen, "notes": notes}
+        sys.stdout.write(json.dumps(facts) + "\n")
+    more = "" if chosen == "standard" else (
+        "\nIt is a tangent model: `tauspan evaluate`, `tauspan predict` and `tauspan.load` read it, other libraries do "
+        "not. They read what --regime standard writes, another function: for a linear vector add --allow regime."
+    )  # fmt: skip
+    say(f"wrote {out}{more}", options)
 
 
 def evaluate(options: argparse.Namespace) -> None:
@@ -187,10 +252,50 @@ def evaluate(options: argparse.Namespace) -> None:
     vector = vector_of(options.vector) if options.vector else None
     tasks = [task_of(name, options.rows) for name in options.tasks]
     show(measure(
-        load(options.model, options.device), tasks, vector, options.scale, options.regime, options.split,
+        load(options.model, options.device, base=options.base), tasks, vector, options.scale, options.regime,
+        options.split,
         point=options.point, batch_size=options.batch_size, max_tokens=options.max_tokens,
         show_progress=not options.quiet,
     ), options)  # fmt: skip
+
+
+def predict(options: argparse.Namespace) -> None:
+    """Classes of rows."""
+    from tauspan.edit import apply as edited
+    from tauspan.edit import load
+    from tauspan.linear import Linearized
+    from tauspan.models import encoder_in
+    from tauspan.report import Cell, Report, Table, provenance
+    from tauspan.rows import rows_of
+    from tauspan.tasks import build_head
+
+    model = load(options.model, options.device, base=options.base)
+    base = encoder_in(model.base) if isinstance(model, Linearized) else model
+    assert base is not None  # noqa: S101 - `load` gives an encoder
+    name = options.task
+    if name is not None and name not in base.frozen:
+        task = task_of(name)
+        build_head(task, base)
+        name = task.name
+    if options.vector:
+        if isinstance(model, Linearized):
+            raise UsageError(
+                f"{options.model!r} is an edited tangent model; --vector starts from a pre-trained one."
+            )
+        vector = vector_of(options.vector)
+        model = cast(
+            "Encoder", edited(base, vector, options.scale, regime=options.regime, point=options.point)
+        )
+    names, rows = rows_of(options.rows, options.text)
+    found = model.predict(rows, name, batch_size=options.batch_size)
+    table: list[dict[str, Cell]] = [
+        {"row": row, "class": one.label, "probability": one.probability}
+        for row, one in zip(names, found, strict=True)
+    ]
+    result = [{"row": row, "label": one.label, "probabilities": dict(one.probabilities)}
+              for row, one in zip(names, found, strict=True)]  # fmt: skip
+    about = provenance(base=base.source, task=name)
+    show(Report("Predictions", [Table("Predictions", table)], about, result={"rows": result}), options)
 
 
 def _grid(text: str) -> Any:

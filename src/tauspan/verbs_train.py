@@ -39,7 +39,12 @@ def add(verbs: Any, verb: Verb) -> None:
     tune.add_argument("task", help="a shipped task, or a directory with card.json")
     tune.add_argument("out", help="folder for the vector, the log and checkpoints")
     tune.add_argument(
-        "--regime", choices=("standard", "linear"), default="linear", help="(default %(default)s)"
+        "--regime",
+        choices=("standard", "linear"),
+        default="linear",
+        help="linear: a vector of the tangent model, where tasks disturb each other less; `apply` makes a model of it "
+        "that tauspan loads. standard: ordinary fine-tuning; `apply` makes a model that transformers loads too "
+        "(default %(default)s)",
     )
     tune.add_argument(
         "--params", default="all", help="all, attention, last:K or a pattern (default %(default)s)"
@@ -174,6 +179,20 @@ def finetune(options: argparse.Namespace) -> None:
         shard=options.shard,
     )
     _trained(done, Path(options.out) / "vector.safetensors", options)
+    _lead(done, Path(options.out) / "vector.safetensors", options)
+
+
+def _lead(done: "Finetuned", file: Path, options: argparse.Namespace) -> None:
+    """Say what the vector is for."""
+    out = f"tauspan apply {options.model} {file} OUT --task {options.task}"
+    if done.task_vector.regime == "standard":
+        say(f"Next: {out}\n      writes a model that transformers loads.", options)
+    else:
+        say(
+            f"Next: {out}\n      writes a tangent model, which tauspan evaluates, predicts with and loads. For a model "
+            "that transformers loads, fine-tune with --regime standard,\n      or add --regime standard --allow regime, "
+            "which is another function than the one that was trained: evaluate it.", options,
+        )  # fmt: skip
 
 
 def fit(options: argparse.Namespace) -> None:
@@ -190,6 +209,7 @@ def fit(options: argparse.Namespace) -> None:
     )  # fmt: skip
     done.task_vector.save_pretrained(file)
     _trained(done, file, options, **done.task_vector.info["solver"])
+    _lead(done, file, options)
 
 
 def _training(options: argparse.Namespace) -> "Task":

@@ -2,13 +2,16 @@
 
 import argparse
 import json
+import re
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tauspan.commands import Verb, encoder_of, say, show, vector_of
+from tauspan.commands import Verb, say, show, vector_of, warned
 
 if TYPE_CHECKING:
+    from tauspan.report import Table
     from tauspan.vector import TaskVector
 
 
@@ -21,13 +24,15 @@ def add(verbs: Any, verb: Verb) -> None:
     between.add_argument("base")
     between.add_argument("tuned")
     lora = verb(vector, "from-adapter", "OUT = what a LoRA adapter adds to BASE", from_adapter)
-    lora.add_argument("base", help="minilm, a directory, a hub id or a safetensors file")
+    lora.add_argument(
+        "base", help="minilm, a directory, a hub id, a safetensors file or the index of its shards"
+    )
     lora.add_argument("adapter")
     lora.add_argument(
         "--leave-out",
         action="append",
         metavar="NAME",
-        help="a tensor stored whole that is not wanted (a head)",
+        help="a tensor stored whole, or a module of such, that is not wanted: classifier, score, lm_head ...",
     )
     seen = verb(
         vector,
@@ -51,11 +56,23 @@ def add(verbs: Any, verb: Verb) -> None:
     for name in ("a", "b", "c"):
         like.add_argument(name)
     for made in (between, lora, summed, times, minus, like):
+        made.add_argument("--label", help="a short name for tables and errors (default: from the inputs)")
         made.add_argument("-o", "--out", required=True, help="the vector file to write")
         made.add_argument("--overwrite", action="store_true")
 
 
+def place_label(path: str) -> str:
+    """A label from where something lies: its own name, with its folder's where the name alone says little."""
+    place = Path(path)
+    own = place.stem if place.suffix == ".safetensors" else place.name
+    says_little = re.fullmatch(
+        r"checkpoint-\d+|model|vector|adapter_model|adapter|best|last|final|step.?\d+", own
+    )
+    return f"{place.parent.name}/{own}" if says_little and place.parent.name else own
+
+
 def _write(vector: "TaskVector", options: argparse.Namespace) -> None:
+    vector = vector if options.label is None else vector.named(options.label)
     file = vector.save_pretrained(options.out, overwrite=options.overwrite)
     if options.json:
         sys.stdout.write(json.dumps({"vector": str(file), "norm": vector.norm(), "base": vector.base}) + "\n")
@@ -66,17 +83,20 @@ def diff(options: argparse.Namespace) -> None:
     """The difference of two models."""
     from tauspan.vector import TaskVector
 
-    _write(TaskVector.from_checkpoints(options.base, options.tuned, label=Path(options.tuned).name), options)
+    label = options.label or place_label(options.tuned)
+    with warned():
+        vector = TaskVector.from_checkpoints(options.base, options.tuned, label=label)
+    _write(vector, options)
 
 
 def from_adapter(options: argparse.Namespace) -> None:
     """The displacement of a LoRA adapter."""
     from tauspan.merge.adapter_vector import adapter_vector
-    from tauspan.store import Checkpoint
 
-    tensors = options.base.endswith(".safetensors")
-    base = Checkpoint(options.base).read() if tensors else options.base
-    _write(adapter_vector(options.adapter, base, leave_out=options.leave_out or ()), options)
+    label = options.label or place_label(options.adapter)
+    _write(
+        adapter_vector(options.adapter, options.base, label=label, leave_out=options.leave_out or ()), options
+    )
 
 
 def inspect(options: argparse.Namespace) -> None:
@@ -94,24 +114,32 @@ def inspect(options: argparse.Namespace) -> None:
     if options.tensors:
         tables += [vector.table() for vector in vectors]
     if len(vectors) > 1:
-        matrix = cosine_matrix(vectors).tolist()
-        tables.append(Table("Cosines", [
-            {"": vector.label, **{other.label: float(c) for other, c in zip(vectors, line, strict=True)}}
-            for vector, line in zip(vectors, matrix, strict=True)
-        ]))  # fmt: skip
+        tables.append(_cosines(vectors, cosine_matrix(vectors).tolist()))
     show(
         Report("Task vectors", tables, provenance(), result={"info": [dict(v.info) for v in vectors]}),
         options,
     )
 
 
+def _cosines(vectors: "Sequence[TaskVector]", matrix: Sequence[Sequence[float]]) -> "Table":
+    """One row and one column a vector, by its place: two vectors may have one label."""
+    from tauspan.report import Table
+
+    heads = [f"{place}" for place in range(1, len(vectors) + 1)]
+    rows: list[dict[str, Any]] = [
+        {"": f"{head}: {vector.label}", **dict(zip(heads, line, strict=True))}
+        for head, vector, line in zip(heads, vectors, matrix, strict=True)
+    ]
+    return Table("Cosines", rows, "columns: the vectors by their numbers")
+
+
 def verify(options: argparse.Namespace) -> None:
     """Whole, finite, and of that base."""
-    from tauspan.models import fingerprint_of
+    from tauspan.edit_files import Base
 
     vector = vector_of(options.vector)
     if options.model:
-        vector.require_base(fingerprint_of(encoder_of(options)))
+        Base(options.model).deltas(vector)
     if options.json:
         sys.stdout.write(json.dumps({"ok": True, "base": vector.base, "checked_model": options.model}) + "\n")
     base = f"and starts from {options.model}" if options.model else f"(base {vector.base[:12]}, not checked)"

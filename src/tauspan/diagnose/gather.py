@@ -16,7 +16,7 @@ from tauspan.measure import measured, progress
 from tauspan.models import Encoder
 from tauspan.report import Report, provenance
 from tauspan.tasks import Task
-from tauspan.vector import TaskVector
+from tauspan.vector import TaskVector, fitted
 
 _Advance = Callable[[int, str], None]
 
@@ -152,8 +152,9 @@ def diagnose(
     settings = Settings(rows, split, outputs, batch_size, max_tokens, backend, seed)
     names = [task.name for task in vectors]
     require_several(names)
+    vectors = fitted(vectors, encoder, tangent=True)
     by_name = {task.name: vector for task, vector in vectors.items()}
-    chosen = _parameters(vectors, models.fingerprint_of(encoder))
+    chosen = _parameters(vectors)
     with measured() as cost, progress("diagnose", 4 * len(vectors) + 2, show_progress) as advance:
         made = rows_of_tasks(encoder, vectors, chosen, settings)
         parts = [
@@ -176,11 +177,9 @@ def diagnose(
     )
 
 
-def _parameters(vectors: Mapping[Task, TaskVector], fingerprint: str) -> list[str]:
-    """The tensors that all vectors hold; raises unless all start from this model and hold the same."""
+def _parameters(vectors: Mapping[Task, TaskVector]) -> list[str]:
+    """The tensors that all vectors hold; raises unless they hold the same."""
     first, *others = vectors.values()
-    for vector in (first, *others):
-        vector.require_base(fingerprint)
     for vector in others:
         if vector.deltas.keys() != first.deltas.keys():
             raise MismatchError(

@@ -99,7 +99,7 @@ def _direction(
             "no rows: a model is compared with its linearisation on data; give at least one batch."
         )
     theta0 = tangent.theta0()
-    deltas = vector.deltas if isinstance(vector, TaskVector) else vector
+    deltas = tangent.direction(vector) if isinstance(vector, TaskVector) else vector
     label = repr(vector.label) if isinstance(vector, TaskVector) else "the vector"
     pairs = params.zip_strict(theta0, deltas, "the linearised module", label)
     params.require_finite(deltas, label)

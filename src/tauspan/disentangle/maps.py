@@ -4,7 +4,6 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
-from tauspan import models
 from tauspan.batches import batches
 from tauspan.disentangle.asked import (
     GRID,
@@ -20,13 +19,13 @@ from tauspan.disentangle.asked import (
 from tauspan.disentangle.drift import Drift
 from tauspan.disentangle.edited import Edited, Ordinary, Tangent, finite_logits
 from tauspan.disentangle.error import DISTANCES, Distance, distances, mean, numbers
-from tauspan.edit import EditRegime, edit_regime
+from tauspan.edit import EditRegime, edit_regime, point_of
 from tauspan.errors import UsageError, nearest
 from tauspan.measure import progress
 from tauspan.models import Encoder
 from tauspan.report import Cell, Report, Table, provenance
 from tauspan.tasks import Task, build_head
-from tauspan.vector import TaskVector
+from tauspan.vector import TaskVector, fitted
 
 
 def disentanglement(
@@ -73,7 +72,7 @@ def disentanglement(
         distance: `"argmax"`, 1 where the predicted classes differ, as in the paper; `"probabilities"`, the
             total variation of the class probabilities, in [0, 1] as well.
         split: whose rows.
-        point: where the tangent model is linearised.
+        point: where the tangent model is linearised; None takes the vectors' own, else `"logits"`.
         batch_size: rows per forward pass.
         max_tokens: where texts are cut; None takes each task's own value.
         show_progress: bars on a terminal.
@@ -100,7 +99,7 @@ def disentanglement(
 
     Example:
         >>> import torch
-        >>> from tauspan.models import Head
+        >>> from tauspan.models import Head, fingerprint_of
         >>> net = torch.nn.Linear(2, 2, bias=False)
         >>> model = Encoder(net)
         >>> def task(name, x):  # each task has an input of its own
@@ -108,7 +107,7 @@ def disentanglement(
         ...     return Task.from_tensors(name, ["a", "b"], head=Head(torch.eye(2)), **rows)
         >>> def vector(column):
         ...     deltas = {"weight": torch.randn(2, 2) * torch.tensor(column)}
-        ...     return TaskVector(deltas, models.fingerprint_of(net), "standard")
+        ...     return TaskVector(deltas, fingerprint_of(net), "standard")
         >>> left, right = task("left", [[1.0, 0.0], [-1.0, 0.0]]), task("right", [[0.0, 1.0], [0.0, -1.0]])
         >>> found = disentanglement(model, {left: vector([1.0, 0.0]), right: vector([0.0, 1.0])})
         >>> found.result["pairs"][0]["grid"]
@@ -116,10 +115,9 @@ def disentanglement(
     """
     tasks = tasks_of(vectors)
     chosen = edit_regime(next(iter(vectors.values())), regime)
-    fingerprint = models.fingerprint_of(encoder)
     for vector in vectors.values():
         edit_regime(vector, chosen)
-        vector.require_base(fingerprint)
+    vectors = fitted(vectors, encoder, tangent=chosen != "standard")
     couples = pairs_of(tasks, pairs)
     axes = axes_of(grid)
     require_box(box, axes)
@@ -139,7 +137,8 @@ def disentanglement(
         directions = {
             task: [t for t in needed if any({task, t} <= set(c) for c in couples)] for task in needed
         }
-        edited = Tangent(encoder, vectors, heads, prepared, directions, split, point, show_progress)
+        at = point_of(list(vectors.values()), point)
+        edited = Tangent(encoder, vectors, heads, prepared, directions, split, at, show_progress)
 
     maps = _Maps(edited, chosen, box, distance, named=units is not None)
     drifts = {} if units is None else _drifts(edited, couples)
@@ -161,7 +160,8 @@ def disentanglement(
     if any(row["box"] is None or row["grid"] is None for row in maps.rows):
         note += "; empty: a part with points whose drift a vector never reaches"
     facts = provenance(
-        base=encoder.source, fingerprint=fingerprint, vectors=[vectors[task].label for task in needed],
+        base=encoder.source, fingerprint=next(iter(vectors.values())).base,
+        vectors=[vectors[task].label for task in needed],
         seeds=sorted({v.info["seed"] for v in vectors.values() if "seed" in v.info}),
         split=split, rows={task.name: len(task.split(split)) for task in needed},
     )  # fmt: skip

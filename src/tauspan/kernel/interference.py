@@ -128,7 +128,10 @@ def interference(
         [[1.0, 0.0], [0.0, 1.0]]
     """
     names = _agreeing(kernels, vectors, "vectors")
-    taus = {name: one.deltas if isinstance(one, TaskVector) else one for name, one in vectors.items()}
+    taus = {
+        name: kernels[name].tangent.direction(one) if isinstance(one, TaskVector) else one
+        for name, one in vectors.items()
+    }
     changes = {}
     for on in names:
         kernel = kernels[on]

@@ -314,7 +314,7 @@ class TangentKernel:
     def push(self, tau: Params | TaskVector) -> Tensor:
         """J tau, shape (N O), one pass over the left rows."""
         self._require_jacobian()
-        deltas = tau.deltas if isinstance(tau, TaskVector) else tau
+        deltas = self.tangent.direction(tau) if isinstance(tau, TaskVector) else tau
         return self.left.push([deltas])[0]
 
     def _require_jacobian(self) -> None:

@@ -1,5 +1,6 @@
 """`Linearized`: a module whose only parameters are tau."""
 
+import copy
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -62,6 +63,9 @@ class Linearized(nn.Module):
         self._told: set[str] = set()
         self._prefix = prefix
         self._names = tuple(names)
+        self.label = "tau"  # of the vector that was loaded
+        self.head_point: Literal["encoder", "logits"] | None = None  # where a head put on it is linearised
+        self._beyond: dict[str, Tensor] = {}  # of a loaded vector: what moves and does not reach the output
         for name in names:
             theta = known[name]
             wide = torch.promote_types(theta.dtype, torch.float32)
@@ -167,7 +171,7 @@ class Linearized(nn.Module):
             raise UsageError("`vectors` is empty: give at least one, or None for this module's own tau.")
         function = self._function(inputs, kwargs)
         theta0 = self.theta0()
-        directions = None if vectors is None else [self._direction(vector, theta0) for vector in vectors]
+        directions = None if vectors is None else [self.direction(vector) for vector in vectors]
         with models.eval_mode(self.base):
             if self.engine == "onepass" and not onepass.depends_on_inputs((list(inputs), kwargs)):
                 try:
@@ -198,11 +202,53 @@ class Linearized(nn.Module):
             stacklevel=4,
         )
 
-    def _direction(self, vector: TaskVector | params.Params, theta0: params.Params) -> dict[str, Tensor]:
-        deltas = vector.deltas if isinstance(vector, TaskVector) else vector
+    def direction(self, vector: TaskVector | params.Params) -> dict[str, Tensor]:
+        """A vector's tensors under this module's names and on its device; a base is not compared.
+
+        Raises:
+            MismatchError: it holds other tensors than this module's trainable ones.
+        """
+        theta0 = self.theta0()
         label = vector.label if isinstance(vector, TaskVector) else "the direction"
+        deltas = vector.deltas if isinstance(vector, TaskVector) else vector
+        if (
+            isinstance(vector, TaskVector) and deltas.keys() != theta0.keys()
+        ):  # by the names of files, or with more
+            deltas = vector.fitted(self.base, tangent=True, base=vector.base).deltas
         params.require_same(theta0, deltas, "the linearised module", label)
         return {name: deltas[name].to(theta0[name].device) for name in theta0}
+
+    def under(self, head: models.Head) -> "Linearized":
+        """This tangent encoder with a head on it, linearised where its tau was made; it shares theta0, tau is copied.
+
+        At the point `"logits"` these are f(x; theta0) + J(x) tau of the logits f, which under a head that normalises are
+        not the head of the tangent features.
+
+        Raises:
+            UsageError: this is no tangent model of an encoder.
+        """
+        base = models.encoder_in(self.base)
+        if base is None:
+            raise UsageError(f"a linearised {type(self.base).__name__} takes no head: it has no encoder.")
+        point = self.head_point or ("logits" if self.point == "output" else self.point)
+        made = Linearized(models.Classifier(base, head), self._names, point, self.engine, self.strict)
+        with torch.no_grad():
+            for name, tau in made.tau.items():
+                tau.copy_(self.tau[name])
+        made.head_point, made.label, made._beyond = self.head_point, self.label, dict(self._beyond)
+        return made
+
+    def predict(
+        self, rows: Sequence[Any], task: str | None = None, *, batch_size: int = 64
+    ) -> "list[models.Prediction]":
+        """Classes and their probabilities, under a frozen head that the encoder keeps; see `Encoder.predict`."""
+        base = models.encoder_in(self.base)
+        if base is None:
+            raise UsageError(f"a linearised {type(self.base).__name__} has no encoder that reads rows.")
+        frozen = models.chosen_head(base.frozen, task, base.source)
+        place = next(iter(self.tau.values())).device
+        tangent = self.under(copy.deepcopy(frozen.head).to(place))
+        return models.predicted(base, tangent, rows, frozen, batch_size)
 
     def finish(self, output: Tensor) -> Tensor:
         """What follows the linearisation point: the frozen head, if the point lies before it."""
@@ -216,10 +262,14 @@ class Linearized(nn.Module):
         return self.finish(value + tangent)
 
     def task_vector(self, label: str = "tau", **info: Any) -> TaskVector:
-        """This tau as a `TaskVector` of regime `linear`, with copies of its tensors."""
-        deltas = {name: tau.detach().cpu().clone() for name, tau in self.tau.items()}
+        """This tau as a `TaskVector` of regime `linear`, with copies of its tensors, under the names of files.
+
+        What a loaded vector moves beyond the features (a head that the files hold) is in it too.
+        """
+        tau = {name: tau.detach().cpu().clone() for name, tau in self.tau.items()}
+        deltas = {**models.names_of(self.base).to_files(tau), **self._beyond}
         source = getattr(getattr(self.base, "encoder", self.base), "source", type(self.base).__name__)
-        facts = {"base_id": source, "point": self.point, "versions": versions(), **info}
+        facts = {"base_id": source, "point": self.head_point or self.point, "versions": versions(), **info}
         return TaskVector(deltas, models.fingerprint_of(self.base), "linear", label, facts)
 
     @torch.no_grad()
@@ -230,13 +280,15 @@ class Linearized(nn.Module):
             BaseMismatchError: the vector starts from another model.
             MismatchError: it holds other tensors than this module's trainable ones.
         """
-        if check_base:
-            vector.require_base(models.fingerprint_of(self.base))
         params.require_finite(vector.deltas, vector.label)
-        for _, tau, delta in params.zip_strict(
-            self.tau, vector.deltas, "the linearised module", vector.label
-        ):
+        own = vector.fitted(self.base, tangent=True, base=None if check_base else vector.base)
+        for _, tau, delta in params.zip_strict(self.tau, own.deltas, "the linearised module", vector.label):
             tau.copy_(delta)
+        inside = set(models.names_of(self.base).files_of(self.tau)) | set(self.tau)
+        self.label, made_at = vector.label, vector.info.get("point")
+        if made_at in ("encoder", "logits") and vector.regime == "linear":
+            self.head_point = made_at
+        self._beyond = {name: delta for name, delta in vector.deltas.items() if name not in inside}
 
 
 def linearize(

@@ -14,7 +14,8 @@ CONFIG = "adapter_config.json"
 # Say where the adapter goes, how it was trained or who wrote it, and nothing about the displacement of a trained one.
 _INERT = frozenset(
     (
-        *("auto_mapping", "base_model_name_or_path", "corda_config", "eva_config", "exclude_modules"),
+        *("auto_mapping", "base_model_name_or_path", "corda_config", "ensure_weight_tying", "eva_config"),
+        "exclude_modules",
         *("inference_mode", "layers_pattern", "layers_to_transform", "loftq_config", "lora_dropout"),
         *("megatron_core", "modules_to_save", "peft_type", "peft_version", "qalora_group_size", "revision"),
         *("runtime_config", "target_modules", "task_type"),
@@ -79,6 +80,11 @@ def read_config(directory: Path) -> AdapterConfig:
     content = store.read_json(file)
     if not isinstance(content, dict):
         raise StoreError(f"{file} is not a JSON object: save the adapter again.")
+    return parse_config(content, file)
+
+
+def parse_config(content: Mapping[str, Any], file: Path) -> AdapterConfig:
+    """Check settings that stand in a file; raises as `read_config`."""
     _require_plain(content, file)
     alphas = _pattern(content, "alpha_pattern", file, _number)
     ranks = _pattern(content, "rank_pattern", file, _whole)

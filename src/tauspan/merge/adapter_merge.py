@@ -12,6 +12,7 @@ from tauspan.merge.adapters import AdapterSource
 from tauspan.merge.checks import check
 from tauspan.merge.engine import BLOCK, Engine
 from tauspan.merge.job import Job
+from tauspan.merge.lora_files import LoraFile
 from tauspan.merge.lowrank import Layout, LowRank, from_dense
 from tauspan.merge.memory import require_count
 from tauspan.merge.method import Block
@@ -23,6 +24,7 @@ from tauspan.merge.scope import Spec, specs_of
 from tauspan.merge.settings import depths
 from tauspan.report import Cell, Report, Table, provenance
 
+PRODUCTS = (AdapterSource, LoraFile)  # sources whose displacement is kept as factors
 # Their result is sum_t c_t tau_t with one c_t a tensor, so that factors can be kept.
 LINEAR = (sums.LINEAR, sums.TASK_ARITHMETIC, sums.LINES, sums.PASSTHROUGH)
 
@@ -50,7 +52,7 @@ class AdapterPlan:
     @property
     def kept(self) -> bool:
         """Whether the factors of the inputs are kept, side by side; else displacements are formed and cut by SVD."""
-        only = all(isinstance(model, AdapterSource) for model in self.job.models)
+        only = all(isinstance(model, PRODUCTS) for model in self.job.models)
         return only and self.job.method in LINEAR
 
     def ranks(self) -> dict[str, int]:
@@ -104,7 +106,7 @@ class AdapterPlan:
 
     def _kept(self) -> LowRank:
         """Sum_t c_t tau_t by factors, with the numbers c_t that the method itself gives unit displacements."""
-        lows = [model.low for model in self.job.models if isinstance(model, AdapterSource)]
+        lows = [model.low for model in self.job.models if isinstance(model, PRODUCTS)]
         total, labels = LowRank({}), tuple(model.label for model in self.job.models)
         for spec in self.specs:
             units = torch.eye(len(lows), dtype=torch.float64)
@@ -148,7 +150,7 @@ def plan_adapter(
     """
     require_count(job.method, len(job.models))
     require_start(job)
-    lows = [model.low for model in job.models if isinstance(model, AdapterSource)]
+    lows = [model.low for model in job.models if isinstance(model, PRODUCTS)]
     if len(lows) < len(job.models) or job.base is not None:
         require_none(check(job.base, job.models, allow=job.allow))
     together = sum(lows[1:], lows[0]) if lows else LowRank({})  # adapters that do not fit together fail here

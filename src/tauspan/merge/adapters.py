@@ -1,10 +1,11 @@
 """PEFT's LoRA adapters: read, combined exactly, and written."""
 
+import copy
 import json
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -20,6 +21,9 @@ from tauspan.merge.values import Access, Values
 
 WEIGHTS = "adapter_model.safetensors"
 _PREFIX = "base_model.model."
+_WRAPPED = re.compile(
+    r"\.(?:base_layer|modules_to_save(?:\.default)?)\."
+)  # names of PEFT's own around a module
 _FACTOR = re.compile(
     re.escape(_PREFIX) + r"(?P<module>.+)\.lora_(?P<embedding>embedding_)?(?P<side>[AB])(\.weight)?"
 )
@@ -35,7 +39,8 @@ class Adapter:
         header: of the weights' file.
         low: the displacement scale * B A, by the names of the weights it goes to.
         first: where each A lies, by the same names.
-        replaced: tensors that are stored whole and take the place of the base's: biases, `modules_to_save`.
+        replaced: tensors that are stored whole and take the place of the base's: biases, `modules_to_save`, embeddings of
+            a grown vocabulary, and the weights under some products (`base_layer`).
     """
 
     path: Path
@@ -74,9 +79,15 @@ def read_adapter(path: str | Path, *, access: Access = "pread", label: str | Non
             factors.setdefault((found["module"], bool(found["embedding"])), {})[found["side"]] = stored
         elif ".lora_" in name:
             raise refused(f"{stored.file} holds {name!r}", path)
-        else:
-            own = name.removeprefix(_PREFIX).replace(".base_layer.", ".")
-            replaced[own] = _read(values, stored)
+        elif ".original_module." not in name:  # the base's own, which PEFT keeps beside what was trained
+            own = _WRAPPED.sub(".", name.removeprefix(_PREFIX))
+            whole = _read(values, stored)
+            if own in replaced and not torch.equal(replaced[own], whole):
+                raise StoreError(
+                    f"{stored.file} holds {own!r} twice, as itself and under `modules_to_save`, and they differ. Save "
+                    "the adapter again."
+                )
+            replaced[own] = whole
     terms, first = {}, {}
     for (module, embedding), sides in factors.items():
         weight = f"{module}.weight"
@@ -89,6 +100,13 @@ def read_adapter(path: str | Path, *, access: Access = "pread", label: str | Non
     if not terms and not replaced:
         raise StoreError(f"{path} holds no tensors, so nothing to merge: save the adapter again.")
     return Adapter(path, config, header, LowRank(terms, label or path.resolve().name), first, replaced)
+
+
+def holds_whole(path: Path) -> bool:
+    """Whether it is an adapter's directory with tensors beside the products; headers only."""
+    if not (path / CONFIG).is_file() or not (path / WEIGHTS).is_file():
+        return False
+    return any(_FACTOR.fullmatch(name) is None for name in read_header(path / WEIGHTS).tensors)
 
 
 def _weights(path: Path) -> Path:
@@ -109,11 +127,31 @@ def _term(
 ) -> Term:
     """The product of one module, its factors' shapes checked."""
     a, b = sides["A"].shape, sides["B"].shape
-    kernel = len(a) - 2
-    if kernel > 0 and len(b) == len(a) and b[1] != a[0]:
+    if len(a) > 2 and len(b) == len(a) and b[1] != a[0]:
         raise refused(f"{config.file.parent} adapts the grouped convolution {module!r}", config.file.parent)
+    layout: Layout = "embedding" if embedding else "transposed" if config.transposed else "linear"
+    return term_of(module, sides, lambda rank: config.scale(module, rank), layout, values)
+
+
+def term_of(
+    module: str, sides: Mapping[str, Stored], scale: Callable[[int], float], layout: Layout, values: Values
+) -> Term:
+    """The product of a module's two factors.
+
+    Args:
+        module: its name.
+        sides: where A and B lie.
+        scale: of the product, by its rank.
+        layout: unless the factors have kernels, which makes it a convolution.
+        values: reads them.
+
+    Raises:
+        StoreError: shapes that make no product, or whole numbers.
+    """
+    a, b = sides["A"].shape, sides["B"].shape
+    kernel = len(a) - 2
     alike = kernel >= 0 and len(a) == len(b) and a[0] == b[1] and all(size == 1 for size in b[2:])
-    if not alike or not a[0] or (embedding and kernel):
+    if not alike or not a[0] or (layout == "embedding" and kernel):
         raise StoreError(
             f"{sides['A'].file}: lora_A and lora_B of {module!r} have shapes {tuple(a)} and {tuple(b)}, which make no "
             "product. The file was saved from shards that were not gathered, or is damaged: save the adapter again."
@@ -123,9 +161,8 @@ def _term(
             raise StoreError(
                 f"{stored.file}: {stored.name!r} is {stored.dtype}, not floating point. Save it again."
             )
-    plain: Layout = "convolution" if kernel else "transposed" if config.transposed else "linear"
-    layout: Layout = "embedding" if embedding else plain
-    return Term(_read(values, sides["A"]), _read(values, sides["B"]), config.scale(module, a[0]), layout)
+    chosen: Layout = "convolution" if kernel else layout
+    return Term(_read(values, sides["A"]), _read(values, sides["B"]), scale(a[0]), chosen)
 
 
 class AdapterSource:
@@ -134,24 +171,30 @@ class AdapterSource:
     Args:
         path: the adapter's directory.
         access, label: as for `read_adapter`.
+        whole: the caller has the base, so whole tensors (`wholes`) beside the products are no error.
 
     Raises:
         UsageError: the adapter also holds whole tensors (biases, `modules_to_save`): points, whose displacement cannot be
-            known without the base, which `adapter_vector` takes.
+            known without the base.
     """
 
     kind: Literal["point", "delta"] = "delta"
     aliases: Mapping[str, str] = {}
 
-    def __init__(self, path: str | Path, *, access: Access = "pread", label: str | None = None) -> None:
+    def __init__(
+        self, path: str | Path, *, access: Access = "pread", label: str | None = None, whole: bool = False
+    ) -> None:
         self.adapter = read_adapter(path, access=access, label=label)
-        if self.adapter.replaced:
+        self.wholes = self.adapter.replaced
+        if self.wholes and not whole:
             raise UsageError(
-                f"the adapter {path} also holds whole tensors ({listed(self.adapter.replaced)}), and how far they moved "
-                "cannot be known without the base. Make a vector of it, which takes the base, and merge that: "
-                f"`adapter_vector({str(path)!r}, base).save_pretrained(file)`."
+                f"the adapter {path} also holds whole tensors ({listed(self.wholes)}), and how far they moved cannot be "
+                f"known without the base. Name both, 'BASE+{path}', or make a vector of it and merge that: "
+                f"`tauspan vector from-adapter BASE {path} -o FILE.safetensors`, in Python "
+                f"`tauspan.adapter_vector({str(path)!r}, BASE).save_pretrained(FILE)`."
             )
         self.path, self.low = self.adapter.path, self.adapter.low
+        self.spelt: Mapping[str, str] = {}  # of a renamed one: by name, the adapter's own
         self.label = self.low.label
         self.tensors: Mapping[str, Stored] = {
             name: Stored(name, torch.float32, shape, stored.file, stored.offset, shape.numel() * 4)
@@ -171,6 +214,19 @@ class AdapterSource:
         if name not in self.tensors:
             raise StoreError(f"{self.path} has no tensor {name!r}; it has {listed(self.tensors)}.")
         return self.low.block(name, start, stop)
+
+    def renamed(self, names: Mapping[str, str]) -> "AdapterSource":
+        """The same displacement under other names of the weights, each with the one that the adapter's file has."""
+        made = copy.copy(self)
+        terms = {names.get(name, name): own for name, own in self.low.terms.items()}
+        made.low = replace(self.low, terms=terms)
+        made.spelt = {names.get(name, name): name for name in self.low.terms}
+        made.wholes = {names.get(name, name): tensor for name, tensor in self.wholes.items()}
+        made.tensors = {
+            names.get(name, name): replace(stored, name=names.get(name, name))
+            for name, stored in self.tensors.items()
+        }
+        return made
 
     def close(self) -> None:
         """The factors are let go with the source."""
@@ -202,6 +258,7 @@ def save_adapter(
     path: str | Path,
     *,
     like: AdapterSource | None = None,
+    spelt: Mapping[str, str] | None = None,
     overwrite: bool = False,
     finish: Callable[[Path], None] | None = None,
 ) -> Path:
@@ -212,6 +269,7 @@ def save_adapter(
         path: the directory.
         like: an adapter over the same base, whose base id and task type are taken over. If the displacement is that
             adapter's own, its settings and factors are written as they are.
+        spelt: what PEFT calls a tensor, where the displacement has the names of files: PEFT knows those in memory.
         overwrite: replace what lies at `path`.
         finish: adds files to the directory before it gets its name; called with where it is made.
 
@@ -229,10 +287,12 @@ def save_adapter(
         (2, tensor([2., 2., 2.]))
     """
     path = Path(path)
-    joined = {name: low.joined(name) for name in low.terms}
+    joined = {(spelt or {}).get(name, name): low.joined(name) for name in low.terms}
     tensors = {key: tensor for name, term in joined.items() for key, tensor in _stored_as(name, term)}
     params.require_finite(tensors, f"the adapter {low.label!r}")
-    same = like is not None and _scales(joined) == _scales({n: t for n, (t,) in like.low.terms.items()})
+    same = like is not None and _scales(joined) == _scales(
+        {n: t for n, (t,) in like.adapter.low.terms.items()}
+    )
     if like is not None and same:
         text = like.adapter.config.file.read_text(encoding="utf-8")
     else:

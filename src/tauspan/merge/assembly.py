@@ -3,15 +3,19 @@
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Protocol
 
 from tauspan.errors import RecipeError
+from tauspan.merge.adapted import Sum, adapted
+from tauspan.merge.adapters import AdapterSource, holds_whole
 from tauspan.merge.alignment import Aligned
-from tauspan.merge.inputs import Source, Sum, open_source
+from tauspan.merge.inputs import Source, adapter_folder, open_source
 from tauspan.merge.memory import require_count
 from tauspan.merge.method import Method, Need
 from tauspan.merge.problems import lenient, require_none
 from tauspan.merge.recipe import BASE, UNION, MergeRecipe
+from tauspan.merge.respelt import Spelt, respelt
 from tauspan.merge.slices import Stacked, View, sliced, stacked, views
 from tauspan.merge.statistics_source import open_statistics, unfit
 from tauspan.merge.values import Access
@@ -80,9 +84,10 @@ def assemble(recipe: MergeRecipe, access: Access = "pread") -> Assembly:
     base = None if recipe.base_model is None else open_source(recipe.base_model, access=access)
     if recipe.slices:
         return _of_slices(recipe, method, base, access)
-    models = _apart([open_source(one.model, access=access) for one in recipe.models], recipe, access)
+    models = _apart([_opened(one.model, recipe, access) for one in recipe.models], recipe, access)
     points = [source for source in (base, *models) if source is not None and source.kind == "point"]
     home = (points or list(models))[0]
+    models = tuple(_tied_in(respelt(model, home), base) for model in models)
     notes = recipe.require_fitting(_names(base, *models))
     statistics = _statistics(recipe, method, models, base, access)
     tokenizer = _tokenizer(recipe, home, access)
@@ -109,7 +114,7 @@ def leaves(source: Source) -> list[Source]:
         inner = source.sources
     elif isinstance(source, Sum):
         inner = (source.model, source.adapter)
-    elif isinstance(source, Aligned):
+    elif isinstance(source, Aligned | Spelt):
         inner = (source.inner,)
     return [leaf for one in inner for leaf in leaves(one)] or [source]
 
@@ -145,8 +150,24 @@ def _apart(models: list[Source], recipe: MergeRecipe, access: Access) -> tuple[S
         seen[label] += 1
         if seen[label] > 1:
             models[index].close()
-            models[index] = open_source(one.model, access=access, label=f"{label}#{seen[label]}")
+            models[index] = _opened(one.model, recipe, access, f"{label}#{seen[label]}")
     return tuple(models)
+
+
+def _tied_in(model: Source, base: Source | None) -> Source:
+    """An adapter that changes a tied name as the sum of the base and it: the tensor that both names are moves."""
+    if base is None or not isinstance(model, AdapterSource) or not set(model.tensors) & set(base.aliases):
+        return model
+    return adapted(base, model, model.label)
+
+
+def _opened(model: str, recipe: MergeRecipe, access: Access, label: str | None = None) -> Source:
+    """A model of the recipe; an adapter with whole tensors as the sum of the base and it, since those are points."""
+    factors = None if recipe.base_model is None else adapter_folder(Path(model))
+    if recipe.base_model is not None and factors is not None and holds_whole(factors):
+        adapter = AdapterSource(factors, access=access, label=label, whole=True)
+        return adapted(open_source(recipe.base_model, access=access), adapter, adapter.label)
+    return open_source(model, access=access, label=label)
 
 
 def _statistics(

@@ -13,8 +13,9 @@ from tauspan.merge.compare import compared
 from tauspan.merge.configs import functions
 from tauspan.merge.displacements import displacements
 from tauspan.merge.inputs import Source, open_source
-from tauspan.merge.origins import architecture, fingerprints, made_for, spaces, vectors
+from tauspan.merge.origins import architecture, fingerprints, made_for, spaces, tied, vectors
 from tauspan.merge.problems import LENIENT, Problem, lenient
+from tauspan.merge.respelt import respelt
 from tauspan.merge.ties import EMBEDDINGS, spelled_before
 from tauspan.merge.vocabulary import tokenizers
 from tauspan.report import Cell, Report, Table, provenance
@@ -68,6 +69,7 @@ def check(
                 problems += tokenizers(reference, model)
     problems += vectors([model for model in models if model.kind == "delta"])
     problems += made_for(base, models)
+    problems += tied(models)
     if fingerprint and base is not None:
         problems += fingerprints(base, models)
     return lenient(problems, allow)
@@ -106,6 +108,8 @@ def doctor(
     opened = [source for source in sources if source is not None]
     theta0 = sources[0] if base is not None else None
     models = [source for source in sources[base is not None :] if source is not None]
+    if models:
+        models = [respelt(model, theta0 or models[0]) for model in models]
     if models:
         with _noted(problems, base or paths[0]):
             problems += check(theta0, models, allow=allow, fingerprint=values)

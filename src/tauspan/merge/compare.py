@@ -89,14 +89,12 @@ def _prefixed(reference: Source, other: Source, prefix: str, adds: bool, names: 
     name = next(name for name in names if name.startswith(prefix))
     has, lacks = (other, reference) if adds else (reference, other)
     wrapper = _WRAPPERS.get(prefix)
-    file = where(other, next(iter(other.tensors)))
-    name_of = f"n.removeprefix({prefix!r})" if adds else f"{prefix!r} + n"
+    renamed = f"n.removeprefix({prefix!r})" if adds else f"{prefix!r} + n"
     repair = (
         f"{wrapper} put it there: save the module inside the wrapper."
         if wrapper
         else "Save both from one class, for example the one that `architectures` of config.json names, or rename the "
-        "tensors (safetensors.torch has both functions): "
-        f"`save_file({{{name_of}: t for n, t in load_file({str(file)!r}).items()}}, 'renamed.safetensors')`."
+        f"tensors {_renaming(other, renamed)}."
     )
     return Problem(
         "error",
@@ -106,6 +104,27 @@ def _prefixed(reference: Source, other: Source, prefix: str, adds: bool, names: 
         where(other, name),
         f"names differ by the prefix {prefix!r}: {name!r} in {has.path} is {name.removeprefix(prefix)!r} in "
         f"{lacks.path}. {repair}",
+    )
+
+
+def _renaming(source: Source, renamed: str) -> str:
+    """Python that writes a copy of a source under other names; a vector stays one, with its header."""
+    place, files = str(source.path), {str(stored.file) for stored in source.tensors.values()}
+    if source.kind == "delta":
+        return (
+            f"(`import tauspan`): `tauspan.TaskVector.from_pretrained({place!r}).renamed(lambda n: {renamed})"
+            ".save_pretrained('renamed.safetensors')`"
+        )
+    if len(files) == 1:
+        tensors = f"load_file({files.pop()!r})"
+        return (
+            "(safetensors.torch has both functions): "
+            f"`save_file({{{renamed}: t for n, t in {tensors}.items()}}, 'renamed.safetensors')`"
+        )
+    tensors = f"Checkpoint({place!r}).read()"
+    return (
+        "(tauspan.store has both names): "
+        f"`write_tensors('renamed.safetensors', {{{renamed}: t for n, t in {tensors}.items()}})`"
     )
 
 

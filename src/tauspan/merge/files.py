@@ -16,7 +16,7 @@ from tauspan import store
 from tauspan.errors import UsageError
 from tauspan.merge import card, output
 from tauspan.merge.adapter_merge import AdapterPlan, plan_adapter
-from tauspan.merge.adapters import WEIGHTS, AdapterSource, save_adapter
+from tauspan.merge.adapters import AdapterSource, save_adapter
 from tauspan.merge.assembly import Assembly, assemble, leaves
 from tauspan.merge.checks import check
 from tauspan.merge.engine import BLOCK
@@ -24,10 +24,12 @@ from tauspan.merge.fields import size
 from tauspan.merge.finished import FORMAT, MARK, finished
 from tauspan.merge.inputs import Files, model_folder
 from tauspan.merge.job import Job
+from tauspan.merge.lora_files import LoraFile, save_lora
 from tauspan.merge.plan import Plan
 from tauspan.merge.plan import plan as lay_out
 from tauspan.merge.problems import folded
 from tauspan.merge.recipe import MergeRecipe, recipe_of
+from tauspan.merge.respelt import spelt_in_memory
 from tauspan.merge.series import Series
 from tauspan.merge.stream import execute
 from tauspan.merge.target import require_target
@@ -214,10 +216,17 @@ def _adapter(plan: Warned, recipe: MergeRecipe, assembly: Assembly, out: Path, o
     report = Report(f"merge by {plan.job.method.name}", tables, facts, result=result)
 
     def finish(folder: Path) -> None:
-        with (folder / WEIGHTS).open("rb") as file:
+        (weights,) = folder.glob("*.safetensors")
+        with weights.open("rb") as file:
             result["digest"] = hashlib.file_digest(file, "sha256").hexdigest()
         card.write(folder, recipe, assembly, report, plan.block, out.name)
 
+    files = [model for model in assembly.models if isinstance(model, LoraFile)]
+    if files and len(files) == len(assembly.models):
+        spelt = {name: own for model in files for name, own in model.spelt.items()}
+        save_lora(low, out, files[0], spelt, overwrite=overwrite, finish=finish)
+        return report
     like = next((model for model in assembly.models if isinstance(model, AdapterSource)), None)
-    save_adapter(low, out, like=like, overwrite=overwrite, finish=finish)
+    spelt = spelt_in_memory(low.terms, assembly.models, assembly.base)
+    save_adapter(low, out, like=like, spelt=spelt, overwrite=overwrite, finish=finish)
     return report

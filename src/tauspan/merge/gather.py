@@ -11,7 +11,7 @@ from torch.utils.hooks import RemovableHandle
 
 from tauspan import models
 from tauspan.batches import batches
-from tauspan.edit import EditRegime, apply, edit_regime
+from tauspan.edit import EditRegime, apply, edit_regime, point_of
 from tauspan.errors import UsageError, listed, nearest
 from tauspan.linear import linearize
 from tauspan.measure import progress
@@ -53,7 +53,7 @@ def fisher_information(
         rows: at most so many rows of the split, drawn by a permutation keyed by `seed`.
         split: which rows.
         regime: `"standard"`, `"posthoc"` or `"linear"`; None takes the vector's own.
-        point: where the tangent model is linearised.
+        point: where the tangent model is linearised; None takes the vectors' own, else `"logits"`.
         seed: of the draw.
         max_tokens: where texts are cut; None takes the task's own value.
         show_progress: a bar on a terminal.
@@ -77,10 +77,10 @@ def fisher_information(
     if over not in ("model", "labels"):
         raise UsageError(f"over={over!r}. {nearest(str(over), ('model', 'labels'))}")
     chosen = edit_regime(vector, regime)
-    vector.require_base(models.fingerprint_of(encoder))
+    own = vector.fitted(encoder, tangent=True)
     drawn = drawn_rows(task, split, rows, seed)
     classifier = Classifier(encoder, build_head(task, encoder, max_tokens=max_tokens))
-    logits, leaves = _differentiable(classifier, vector, chosen, point)
+    logits, leaves = _differentiable(classifier, own, chosen, point_of([vector], point))
     total = {name: torch.zeros_like(leaf) for name, leaf in leaves.items()}
     with (
         models.eval_mode(encoder),
@@ -99,6 +99,7 @@ def fisher_information(
                         total[name].addcmul_(gradient, gradient, value=share / len(drawn))
             advance(1, "")
     facts = {"over": over, "seed": seed, "point": point, "task_checksum": task.checksum()}
+    total = models.names_of(encoder).to_files(total)
     return _statistics("fisher", total, vector, task, split, len(drawn), chosen, facts)
 
 
@@ -163,11 +164,11 @@ def gram_matrices(
                 [0.0000, 0.5000]])
     """
     chosen = edit_regime(vector, regime)
-    vector.require_base(models.fingerprint_of(encoder))
+    own = vector.fitted(encoder)
     drawn = drawn_rows(task, split, rows, seed)
     edited = apply(encoder, vector) if chosen == "standard" else encoder
     inner, _ = models.core(edited)
-    layers = linear_layers(inner, vector)
+    layers = linear_layers(inner, own)
     if not layers:
         raise UsageError(
             f"the vector {vector.label!r} moves no weight of a linear layer ({listed(vector.deltas)}), so there is no "
@@ -185,7 +186,9 @@ def gram_matrices(
                 edited(batch)
             advance(len(places), "")
     facts = {"seed": seed, "task_checksum": task.checksum()}
-    return _statistics("gram", found.means(), vector, task, split, len(drawn), chosen, facts)
+    names = models.names_of(encoder)
+    means = {stored: mean for name, mean in found.means().items() for stored in names.files_of([name])}
+    return _statistics("gram", means, vector, task, split, len(drawn), chosen, facts)
 
 
 def linear_layers(module: nn.Module, vector: TaskVector) -> list[tuple[str, nn.Linear]]:

@@ -20,7 +20,7 @@ from tauspan.merge.statistics_file import statistics_of
 from tauspan.models import Batch, Encoder
 from tauspan.params import Params
 from tauspan.tasks import Task
-from tauspan.vector import TaskVector
+from tauspan.vector import TaskVector, fitted
 
 
 def regmean_plus_plus(
@@ -74,10 +74,8 @@ def regmean_plus_plus(
     """
     if not vectors:
         raise UsageError("regmean_plus_plus needs at least one task and its vector.")
-    fingerprint = models.fingerprint_of(encoder)
-    taus = list(vectors.values())
+    taus = list(fitted(vectors, encoder).values())
     for vector in taus:
-        vector.require_base(fingerprint)
         taus[0].require_compatible(vector)
     given = {"alpha": alpha, "weight": weight}
     inner, _ = models.core(encoder)
@@ -93,7 +91,9 @@ def regmean_plus_plus(
             )
             for task, vector in vectors.items()
         ]  # fmt: skip
-        return merge(taus, "regmean", given, statistics=statistics_of(taus, known)).named("regmean++")
+        given_taus = list(vectors.values())
+        found = merge(given_taus, "regmean", given, statistics=statistics_of(given_taus, known))
+        return found.named("regmean++")
     prepared = [
         [batch for _, batch in batches(encoder, drawn_rows(task, split, rows, seed), task.tokens(max_tokens), batch_size)]
         for task in vectors
@@ -123,7 +123,7 @@ class _Merging:
 
     def __init__(self, encoder: Encoder, vectors: Sequence[TaskVector], options: Mapping[str, Any]) -> None:
         self._vectors, self._options = vectors, options
-        self._origin = models.state_of(encoder)
+        self._origin, self._names = models.state_of(encoder), models.names_of(encoder)
         self._model = copy.deepcopy(encoder).eval()
         self._merged: dict[str, torch.Tensor] = {}
 
@@ -181,7 +181,7 @@ class _Merging:
     def result(self, **facts: Any) -> TaskVector:
         """The merged vector."""
         first = self._vectors[0]
-        deltas = {name: self._merged[name] for name in first.deltas}
+        deltas = self._names.to_files({name: self._merged[name] for name in first.deltas})
         labels = [vector.label for vector in self._vectors]
         done = {"method": "regmean++", "options": dict(self._options), "of": labels, **facts}
         return replace(first, deltas=deltas, label="regmean++", info={**first.info, "merge": done})

@@ -9,12 +9,13 @@ import torch
 from torch import Tensor
 
 from tauspan import store
-from tauspan.errors import MismatchError, ModelError, StoreError, UsageError, listed
+from tauspan.errors import ModelError, StoreError, UsageError, listed
 from tauspan.merge import folders
 from tauspan.merge.adapter_config import CONFIG
 from tauspan.merge.adapters import WEIGHTS as ADAPTER
 from tauspan.merge.adapters import AdapterSource
 from tauspan.merge.headers import Header, Stored, read_header
+from tauspan.merge.lora_files import LoraFile, is_lora
 from tauspan.merge.ties import aliases_of
 from tauspan.merge.values import Access, Values
 from tauspan.models.sources import model_directory
@@ -96,54 +97,6 @@ class Files:
         self.values.close()
 
 
-@dataclass(frozen=True, eq=False)
-class Sum:
-    """A model with an adapter's displacement added: theta = theta0 + tau, a point.
-
-    `tensors` are the model's own. Where the adapter changes a tensor, `read` gives the unrounded sum in float32
-    (float64 for float64 weights), wider than the stored dtype.
-    """
-
-    model: Source
-    adapter: Source
-    label: str
-    kind: Kind = "point"
-
-    @property
-    def path(self) -> Path:
-        """The model's."""
-        return self.model.path
-
-    @property
-    def tensors(self) -> Mapping[str, Stored]:
-        """The model's."""
-        return self.model.tensors
-
-    @property
-    def aliases(self) -> Mapping[str, str]:
-        """The model's."""
-        return self.model.aliases
-
-    @property
-    def identity(self) -> Mapping[str, Any]:
-        """Both parts'."""
-        parts = {"model": self.model.identity, "adapter": self.adapter.identity}
-        return {"path": "+".join(part["path"] for part in parts.values()), **parts}
-
-    def read(self, name: str, start: int, stop: int) -> Tensor:
-        """The entries `start` to `stop` of the flattened sum."""
-        point, stored = self.model.read(name, start, stop), found(self, name).name
-        if stored not in self.adapter.tensors:
-            return point
-        wide = torch.promote_types(point.dtype, torch.float32)
-        return point.to(wide) + self.adapter.read(stored, start, stop).to(wide)
-
-    def close(self) -> None:
-        """Let go of the files of both."""
-        self.model.close()
-        self.adapter.close()
-
-
 def found(source: Source, name: str) -> Stored:
     """Where the tensor lies, under its own name or the one it is tied to; a `StoreError` if it does not."""
     stored = source.tensors.get(source.aliases.get(name, name))
@@ -185,11 +138,9 @@ def open_source(path: str | Path, *, access: Access = "pread", label: str | None
     if not place.exists():
         place = _fetched(text)
         label = label or text.partition(":")[0].partition("@")[0].rpartition("/")[2]
-    if place.name in (CONFIG, ADAPTER) and (place.parent / CONFIG).is_file():
-        place = place.parent  # the adapter among several sets of weights
-        return AdapterSource(place, access=access, label=label)
-    if (place / CONFIG).is_file() and not _has_weights(place):
-        return AdapterSource(place, access=access, label=label)
+    factors = adapter_folder(place)
+    if factors is not None:
+        return AdapterSource(factors, access=access, label=label)
     if (place / FILE).is_file() and not _has_weights(place):
         place = place / FILE
     return _files(place, text, access, label)
@@ -213,6 +164,16 @@ def _fetched(text: str) -> Path:
     return place
 
 
+def adapter_folder(place: Path) -> Path | None:
+    """The directory of the PEFT adapter that a path means; None where it means something else.
+
+    Of a directory with a whole model too, the model is meant, and its `adapter_config.json` names the adapter.
+    """
+    if place.name in (CONFIG, ADAPTER) and (place.parent / CONFIG).is_file():
+        return place.parent
+    return place if (place / CONFIG).is_file() and not _has_weights(place) else None
+
+
 def _has_weights(directory: Path) -> bool:
     """Whether the directory holds a whole model beside what an adapter or a vector keeps there."""
     others = {FILE, ADAPTER}
@@ -222,26 +183,25 @@ def _has_weights(directory: Path) -> bool:
     return any(name.endswith((".safetensors", store.INDEX_SUFFIX)) for name in names - others)
 
 
-def _sum(model: str, adapter: str, access: Access, label: str | None) -> Sum:
-    point, change = open_source(model, access=access), open_source(adapter, access=access)
-    label = label or f"{point.label}+{change.label}"
-    if point.kind != "point" or change.kind != "delta":
+def _sum(model: str, change: str, access: Access, label: str | None) -> Source:
+    from tauspan.merge.adapted import adapted  # which opens sources
+
+    factors = adapter_folder(Path(change))
+    point = open_source(model, access=access)
+    moved: Source
+    if factors is not None:
+        moved = AdapterSource(factors, access=access, whole=True)
+    else:
+        moved = open_source(change, access=access)
+    if point.kind != "point" or moved.kind != "delta":
         raise UsageError(
-            f"'{model}+{adapter}' is a {point.kind} + a {change.kind} (a point is a model, a delta a displacement), and "
+            f"'{model}+{change}' is a {point.kind} + a {moved.kind} (a point is a model, a delta a displacement), and "
             "must be MODEL+ADAPTER: name the model first and its adapter second."
         )
-    for name, stored in change.tensors.items():
-        own = point.tensors.get(name)
-        if own is None or own.shape != stored.shape:
-            there = "is not there" if own is None else f"has shape {tuple(own.shape)}"
-            raise MismatchError(
-                f"the adapter {change.path} changes {name!r}, shape {tuple(stored.shape)}, which {there} in "
-                f"{point.path}: the adapter was made for another model. Take that one."
-            )
-    return Sum(point, change, label)
+    return adapted(point, moved, label or f"{point.label}+{moved.label}")
 
 
-def _files(place: Path, given: str, access: Access, label: str | None) -> Files:
+def _files(place: Path, given: str, access: Access, label: str | None) -> Source:
     headers: dict[Path, Header] = {}
 
     def names(file: Path) -> Sequence[str]:
@@ -256,6 +216,11 @@ def _files(place: Path, given: str, access: Access, label: str | None) -> Files:
             inner = f"{folder}/{name}" if folder else name
             stored = headers[file].tensors[name]
             tensors[inner] = replace(stored, name=inner) if folder else stored
+    if any(name.startswith("base_model.") and ".lora_" in name for name in tensors):
+        return _peft_file(place, access, label)
+    if is_lora(tensors):
+        ((file, one),) = headers.items()
+        return LoraFile(file, one, access, label)
     metadata = {key: value for header in headers.values() for key, value in header.metadata.items()}
     identity = described(given, headers)
     commit = next((one.name for one in (place, *place.parents) if one.parent.name == "snapshots"), None)
@@ -264,12 +229,25 @@ def _files(place: Path, given: str, access: Access, label: str | None) -> Files:
     if "tauspan" in metadata:
         vector = parse_header(metadata["tauspan"], place)
         identity |= {"base": vector["base"], "regime": vector["regime"]}
+        if vector["regime"] == "linear" and isinstance(vector["info"].get("point"), str):
+            identity["point"] = vector["info"]["point"]
         return Files(label or vector["label"], place, "delta", tensors, {}, identity, Values(access))
     config = config_of(place)
     refuse_quantised(place, tensors, config)
     name = label or (model_folder(place) or place.with_suffix("")).absolute().name
     aliases = aliases_of(tensors, metadata, config)
     return Files(name, place, "point", tensors, aliases, identity, Values(access), metadata)
+
+
+def _peft_file(place: Path, access: Access, label: str | None) -> Source:
+    """PEFT's factors in a file on their own: the adapter of the directory that it lies in."""
+    folder = place if place.is_dir() else place.parent
+    if not (folder / CONFIG).is_file():
+        raise StoreError(
+            f"{place} holds the factors of a PEFT adapter, and {CONFIG}, which scales them, is not beside it: copy it "
+            "too."
+        )
+    return AdapterSource(folder, access=access, label=label)
 
 
 def described(given: str, headers: Mapping[Path, Header]) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from tauspan.merge.method import Block, Method, Need
 from tauspan.merge.scope import Read, Spec, pieces, shaped, specs_of
 from tauspan.merge.settings import Settings, depths
 from tauspan.merge.table import METHODS
-from tauspan.models import state_of
+from tauspan.models import stored_state
 from tauspan.params import Params
 from tauspan.vector import TaskVector
 
@@ -194,7 +194,7 @@ def _compatible(vectors: Sequence[TaskVector]) -> TaskVector:
 
 
 def _point(base: nn.Module | Params, vector: TaskVector) -> Params:
-    point = base if isinstance(base, Mapping) else state_of(base)
+    point = base if isinstance(base, Mapping) else stored_state(base)
     vector.require_base(params.fingerprint(point))
     return point
 

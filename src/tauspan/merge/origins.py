@@ -60,16 +60,21 @@ def architecture(reference: Source, model: Source) -> Iterator[Problem]:
 def vectors(displacements: Sequence[Source]) -> Iterator[Problem]:
     """Displacements among themselves; an adapter is zero beside the modules that it names."""
     saved = [vector for vector in displacements if "base" in vector.identity]
-    for key, rule in (
-        ("base", "displacements from different points do not add. Fine-tune both from one pre-trained model"),
-        ("regime", "they edit different functions. Fine-tune both in one regime"),
+    for key, kind, rule in (
+        (
+            "base",
+            "base",
+            "displacements from different points do not add. Fine-tune both from one pre-trained model",
+        ),
+        ("regime", "regime", "they edit different functions. Fine-tune both in one regime"),
+        ("point", "regime", "they edit different functions. Fine-tune both at one linearisation point"),
     ):
         for vector in saved[1:]:
-            mine, theirs = vector.identity[key], saved[0].identity[key]
-            if mine != theirs:
+            mine, theirs = vector.identity.get(key, ""), saved[0].identity.get(key, "")
+            if mine != theirs and (key != "point" or (mine and theirs)):
                 yield Problem(
                     "error",
-                    key,
+                    kind,
                     None,
                     vector.label,
                     vector.path,
@@ -109,6 +114,13 @@ def made_for(base: Source | None, models: Sequence[Source]) -> Iterator[Problem]
                 f"the adapter {model.path} was trained on {stated!r}, and the base is {given}: on other weights it is "
                 "not what was trained. Name that model as the base, or go on if they are the same weights.",
             )
+
+
+def tied(models: Sequence[Source]) -> Iterator[Problem]:
+    """What adapters and sums with them do that may not be meant: both ends of a tie, parts of a pipeline left out."""
+    for model in models:
+        for kind, note in getattr(model, "notes", ()):
+            yield Problem("warning", kind, None, model.label, model.path, f"{note}.")
 
 
 class _Tensors(Mapping[str, Tensor]):

@@ -11,6 +11,7 @@ import torch
 from tauspan import store
 from tauspan.errors import ModelError, listed
 from tauspan.merge import folders
+from tauspan.merge.adapted import Sum, with_settings
 from tauspan.merge.adapter_config import CONFIG as ADAPTER
 from tauspan.merge.assembly import Assembly, leaves
 from tauspan.merge.inputs import Source, config_of, model_folder
@@ -18,6 +19,8 @@ from tauspan.merge.recipe import MergeRecipe
 from tauspan.merge.slices import Stacked
 from tauspan.merge.templates import put, template
 from tauspan.merge.words import with_rows, with_tokens
+from tauspan.models.home import with_dtype
+from tauspan.saved import EDITED, REFERENCE, Reference
 
 _LEFT = "quantization_config"
 
@@ -57,6 +60,8 @@ def finish(target: Path, recipe: MergeRecipe, assembly: Assembly, dtypes: Iterab
         inner = target / folders.main_folder(folder).relative_to(folder)
         inner.mkdir(parents=True, exist_ok=True)
         store.write_json(inner / folders.CONFIG, config)
+    if config and recipe.base_model is not None and not recipe.slices:
+        _refer(target, recipe, assembly)
 
 
 def _copy(folder: Path, target: Path, files: Iterable[Path]) -> None:
@@ -82,16 +87,33 @@ def _inputs(assembly: Assembly) -> list[Source]:
 
 def _config(assembly: Assembly, dtypes: Iterable[torch.dtype]) -> dict[str, Any]:
     config = {key: value for key, value in config_of(assembly.home.path).items() if key != _LEFT}
+    if isinstance(assembly.home, Sum):
+        config = with_settings(config, assembly.home.settings)
     if not config:
         return {}
     kinds = set(dtypes)
     if len(kinds) == 1 and {"model_type", "dtype", "torch_dtype"} & set(config):
-        config = _with_dtype(config, str(kinds.pop()).removeprefix("torch."))
+        config = with_dtype(config, kinds.pop())
     if assembly.stacked is not None:
         config = _with_layers(config, assembly.stacked, assembly.home.path)
     if assembly.words.alignment is not None:
         config = with_rows(config, assembly.words.alignment.rows)
     return config
+
+
+def _refer(target: Path, recipe: MergeRecipe, assembly: Assembly) -> None:
+    """Say whose frozen heads are the result's: those of the base, as of any edited model."""
+    assert recipe.base_model is not None  # noqa: S101 - the caller has looked
+    folder = None if assembly.base is None else model_folder(assembly.base.path)
+    if folder is None:
+        return
+    if (folder / REFERENCE).is_file():  # the base was edited itself
+        _copy(folder, target, [Path(REFERENCE)])
+        return
+    known = (model.identity["base"] for model in assembly.models if "base" in model.identity)
+    path = str(folder.resolve()) if Path(recipe.base_model).exists() else None
+    edit = f"merged by {assembly.method.name}"
+    Reference(EDITED, recipe.base_model, path, next(known, ""), edit=edit).write(target)
 
 
 def parts(assembly: Assembly) -> tuple[str, ...]:
@@ -162,17 +184,6 @@ def _of_home(folder: Path, assembly: Assembly) -> list[str]:
             "model's."
         )
     return said
-
-
-def _with_dtype(config: Mapping[str, Any], dtype: str) -> dict[str, Any]:
-    """The same with another dtype, as transformers 5 spells it, in the parts of a model of several too."""
-    changed: dict[str, Any] = {}
-    for key, value in config.items():
-        if key in ("dtype", "torch_dtype"):
-            continue
-        part = isinstance(value, Mapping) and ("dtype" in value or "torch_dtype" in value)
-        changed[key] = _with_dtype(value, dtype) if part else value
-    return {**changed, "dtype": dtype}
 
 
 def _with_layers(config: Mapping[str, Any], stacked: Stacked, where: Path) -> dict[str, Any]:

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from math import prod
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -211,7 +212,12 @@ def laid_out(job: Job, entries: Sequence[Entry], base: str) -> Layout:
             entries, job.shard_bytes, metadata, MODEL_FILE if job.single else None, job.stem, job.parts
         )
     regimes = [model.identity["regime"] for model in job.models if "regime" in model.identity]
-    info = {"merge": {**job.facts, "method": job.method.name, "of": [one.label for one in job.models]}}
+    info: dict[str, Any] = {
+        "merge": {**job.facts, "method": job.method.name, "of": [one.label for one in job.models]}
+    }
+    points = {model.identity["point"] for model in job.models if "point" in model.identity}
+    if len(points) == 1:
+        info["point"] = points.pop()
     metadata = header(base, regimes[0] if regimes else "standard", job.method.name, info)
     return layout(entries, job.shard_bytes, metadata, FILE)
 
@@ -254,7 +260,8 @@ def require_start(job: Job) -> None:
         )
     if job.output == "model" and "delta" in kinds:
         raise UsageError(
-            "displacements alone make no model: name `base_model`, or ask for a vector: `output: vector`."
+            "displacements alone make no model: name `base_model`, or ask for a vector (`output: vector`) or, of adapters"
+            " and LoRA files, for another (`output: adapter`)."
         )
 
 

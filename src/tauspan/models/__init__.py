@@ -2,35 +2,66 @@
 
 from tauspan.models.encoder import Batch, Classifier, Encoder, Head
 from tauspan.models.fresh import reinitialised
+from tauspan.models.frozen import Frozen, Origin, Prediction, chosen_head, predicted
+from tauspan.models.home import encoder_in, fingerprint_of, names_of, stored_state
+from tauspan.models.names import Names
+from tauspan.models.points import Beyond, aligned, in_memory, point_of
 from tauspan.models.select import (
     blocks,
     core,
     eval_mode,
-    fingerprint_of,
     named_unique,
+    on_path,
     require_deterministic,
     select,
     state_of,
 )
-from tauspan.models.sources import load_model, model_directory, save_model
+from tauspan.models.skeleton import directory_names, has_config
+from tauspan.models.sources import (
+    checkpoint_of,
+    load_model,
+    model_directory,
+    save_model,
+    weights_of,
+    write_model,
+)
 from tauspan.models.trim import trimmed
 
 __all__ = [
     "Batch",
+    "Beyond",
     "Classifier",
     "Encoder",
+    "Frozen",
     "Head",
+    "Names",
+    "Origin",
+    "Prediction",
+    "aligned",
     "blocks",
+    "checkpoint_of",
+    "chosen_head",
     "core",
+    "directory_names",
+    "encoder_in",
     "eval_mode",
     "fingerprint_of",
+    "has_config",
+    "in_memory",
     "load_model",
     "model_directory",
     "named_unique",
+    "names_of",
+    "on_path",
+    "point_of",
+    "predicted",
     "reinitialised",
     "require_deterministic",
     "save_model",
     "select",
     "state_of",
+    "stored_state",
     "trimmed",
+    "weights_of",
+    "write_model",
 ]

@@ -1,9 +1,10 @@
 """`Encoder` (inputs to features), `Head` (features to logits, frozen) and `Classifier` (both)."""
 
+import copy
 import random
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import torch
 import torch.nn.functional as F
@@ -12,6 +13,10 @@ from torch import Tensor, nn
 from tauspan.ahead import in_threads
 from tauspan.errors import DataError, MismatchError, ModelError
 from tauspan.models.crop import random_box
+
+if TYPE_CHECKING:
+    from tauspan.models.frozen import Frozen, Origin, Prediction
+    from tauspan.models.home import Home
 
 Modality = Literal["text", "image", "tensor"]
 Interpolation = Literal["nearest-exact", "bilinear", "bicubic"]
@@ -166,9 +171,14 @@ class Encoder(nn.Module):
             exp(logit_scale) for CLIP).
         prefixes: parameter-name prefixes that lie on the path to the features; () means all.
         save_extras: writes what else belongs into a saved directory (tokenizer, pooling), or None.
+        home: the files that the backbone came from, with all that it lacks of them; None where it came from none.
 
     Attributes:
         heads: frozen heads that took long to build, by what they are made of; kept by `tauspan.tasks.build_head`.
+        frozen: the frozen head of each task that one was built for, by the task's name; what `predict` uses and
+            `tauspan.save` writes.
+        origin: of an edited encoder, the pre-trained one that its heads are made from; else None.
+        edit: how it was edited, in words.
         whole: what this is a part of, if `trimmed` made it; else None.
     """
 
@@ -183,6 +193,7 @@ class Encoder(nn.Module):
         logit_scale: float = 20.0,
         prefixes: tuple[str, ...] = (),
         save_extras: Callable[[Any], None] | None = None,
+        home: "Home | None" = None,
     ) -> None:
         super().__init__()
         self.backbone = backbone
@@ -194,12 +205,44 @@ class Encoder(nn.Module):
         self.logit_scale = logit_scale
         self.prefixes = prefixes
         self.save_extras = save_extras
+        self.home = home
         self.heads: dict[str, Head] = {}
+        self.frozen: dict[str, Frozen] = {}
+        self.origin: Origin | None = None
+        self.edit = ""
         self.whole: Whole | None = None
 
     def forward(self, batch: Batch) -> Tensor:
         """Features of shape (N, d)."""
         return self.features(self.backbone, batch)
+
+    def predict(
+        self, rows: Sequence[Any], task: str | None = None, *, batch_size: int = 64
+    ) -> "list[Prediction]":
+        """Classes and their probabilities, under a frozen head that this encoder keeps.
+
+        Args:
+            rows: raw texts, images or tensors.
+            task: whose head; may be left out if there is only one.
+            batch_size: rows per forward pass.
+
+        Raises:
+            UsageError: no head, or several and no task named.
+            NonFiniteError: NaN or infinity in the logits of a row.
+
+        Example:
+            >>> from tauspan.models.frozen import Frozen
+            >>> encoder = Encoder(nn.Linear(2, 2, bias=False).eval())
+            >>> encoder.frozen["sides"] = Frozen("sides", ("left", "right"), Head(torch.eye(2)))
+            >>> list(encoder.predict([torch.ones(2)])[0].probabilities)
+            ['left', 'right']
+        """
+        from tauspan.models.frozen import chosen_head, predicted
+
+        frozen = chosen_head(self.frozen, task, self.source)
+        first = next(self.backbone.parameters(), None)
+        head = frozen.head if first is None else copy.deepcopy(frozen.head).to(first.device)
+        return predicted(self, Classifier(self, head), rows, frozen, batch_size)
 
     def describe(self) -> str:
         """What decides features and heads besides the weights: pooling, label tower, logit scale, preprocessing.

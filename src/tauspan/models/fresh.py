@@ -43,6 +43,7 @@ def reinitialised(encoder: Encoder, seed: int = 0) -> Encoder:
         else:
             _draw_in_place(made.backbone)
     made.to(device)
+    made.frozen, made.origin, made.edit = {}, None, ""  # its heads are made from its own features
     made.source = f"{encoder.source} re-initialised with seed {seed}"
     return made
 

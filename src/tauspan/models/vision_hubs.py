@@ -14,18 +14,16 @@ from tauspan import store
 from tauspan.errors import ModelError, StoreError, listed
 from tauspan.models.encoder import Batch, Encoder, Inputs, Interpolation
 from tauspan.models.hf import copies
-from tauspan.models.sources import require_extra, require_weights
+from tauspan.models.home import same_names
+from tauspan.models.sources import OPEN_CLIP_CONFIG, require_extra, weights_of
 
-_OPEN_CLIP_CONFIG = "open_clip_config.json"
-_OPEN_CLIP_WEIGHTS = "open_clip_model.safetensors"
 _HALF = (0.5, 0.5, 0.5)
 
 
 def load(directory: Path, source: str) -> Encoder:
     """The encoder of a timm or open_clip directory; which of the two is read off its configuration file."""
-    if (directory / _OPEN_CLIP_CONFIG).is_file():
-        return _open_clip(directory, source, require_weights(directory, _OPEN_CLIP_WEIGHTS))
-    return _timm(directory, source, require_weights(directory))
+    of = _open_clip if (directory / OPEN_CLIP_CONFIG).is_file() else _timm
+    return of(directory, source, weights_of(directory))
 
 
 def _timm(directory: Path, source: str, weights: Path) -> Encoder:
@@ -52,12 +50,8 @@ def _timm(directory: Path, source: str, weights: Path) -> Encoder:
     side = math.floor(size / (data.get("crop_pct") or 0.875))  # timm's own rule and its default
     inputs = image_inputs(data, size, side, data.get("crop_mode"), directory)
 
-    def extras(target: Path) -> None:
-        copies(directory)(target)
-        headless = {**config, "num_classes": 0, "model_args": arguments}
-        store.write_json(target / "config.json", headless)  # else timm would draw a new head at random
-
-    return Encoder(model.eval(), inputs=inputs, source=source, save_extras=extras)
+    home = same_names(directory, weights, model)
+    return Encoder(model.eval(), inputs=inputs, source=source, save_extras=copies(directory), home=home)
 
 
 def image_inputs(
@@ -120,7 +114,8 @@ def _open_clip(directory: Path, source: str, weights: Path) -> Encoder:
         label_features=_open_clip_text,
         logit_scale=math.exp(model.logit_scale.item()),
         prefixes=("visual.",),
-        save_extras=copies(directory, config=True),
+        save_extras=copies(directory),
+        home=same_names(directory, file, model),
     )
 
 

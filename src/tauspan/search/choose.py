@@ -67,7 +67,7 @@ def coefficients(
         seed: of the resamples.
         tolerance: what the certificate should reach.
         max_evaluations: of the standard regime, besides the 21 points of the shared grid.
-        point: where the tangent model is linearised.
+        point: where the tangent model is linearised; None takes the vectors' own, else `"logits"`.
         batch_size: rows per forward pass.
         max_tokens: where texts are cut; None takes each task's own value.
         show_progress: bars on a terminal.

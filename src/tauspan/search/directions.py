@@ -126,7 +126,7 @@ def combine(
 
 
 def layer_groups(module: nn.Module, names: Sequence[str]) -> dict[str, tuple[str, ...]]:
-    """A module's parameter names by layer: each block of its longest stack, and what lies beside the stack.
+    """The names of a module's tensors in files by layer: each block of its longest stack, and what lies beside it.
 
     Names outside the stack are grouped by their path up to where it leaves the stack's own path
     (`embeddings`, `pooler`).
@@ -136,13 +136,14 @@ def layer_groups(module: nn.Module, names: Sequence[str]) -> dict[str, tuple[str
         {'0': ('0.weight', '0.bias'), '1': ('1.weight',)}
     """
     inner, _ = models.core(module)
+    inside = models.names_of(module).memory_of(names)
     try:
-        stack = models.blocks(inner, names)[0].split(".")[:-1]
+        stack = models.blocks(inner, list(inside.values()))[0].split(".")[:-1]
     except UsageError:  # no blocks: one group a layer
         stack = []
     groups: dict[str, tuple[str, ...]] = {}
     for name in names:
-        path = name.split(".")[:-1]
+        path = inside[name].split(".")[:-1]
         shared = next((i for i, part in enumerate(stack) if path[i : i + 1] != [part]), len(stack))
         group = ".".join(path[: shared + 1]) or name
         groups[group] = (*groups.get(group, ()), name)

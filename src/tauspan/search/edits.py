@@ -11,7 +11,7 @@ from torch import Tensor
 from tauspan import models
 from tauspan.batches import Batches, batches
 from tauspan.contributions import Contributions, contributions
-from tauspan.edit import EditRegime, set_weights
+from tauspan.edit import EditRegime, point_of, set_weights
 from tauspan.evaluate import accuracy, outputs
 from tauspan.linear import linearize
 from tauspan.measure import progress
@@ -19,6 +19,7 @@ from tauspan.models import Classifier, Encoder
 from tauspan.search.directions import Directions
 from tauspan.search.objective import Targets, target_rows
 from tauspan.tasks import Task, build_head
+from tauspan.vector import TaskVector
 
 Point = Literal["encoder", "logits"]
 
@@ -34,10 +35,11 @@ class Edits:
         self, encoder: Encoder, tasks: Sequence[Task], directions: Directions, regime: EditRegime,
         point: Point | None, batch_size: int, max_tokens: int | None, show_progress: bool,
     ) -> None:  # fmt: skip
-        fingerprint = models.fingerprint_of(encoder)
+        self.encoder, self.directions, self.regime = encoder, directions, regime
+        self.point = point_of(list(directions.vectors.values()), point)
+        self._base = models.fingerprint_of(encoder)
         for vector in directions.vectors.values():
-            vector.require_base(fingerprint)
-        self.encoder, self.directions, self.regime, self.point = encoder, directions, regime, point
+            self.fitted(vector)
         self.batch_size, self.max_tokens, self.show = batch_size, max_tokens, show_progress
         self.heads = {task: build_head(task, encoder, max_tokens=max_tokens) for task in tasks}
         self._passes: dict[tuple[Task, str], Contributions] = {}
@@ -70,6 +72,10 @@ class Edits:
             F.cross_entropy(logits, target_rows(task.split(split).labels, logits.shape[-1], targets))
         )
 
+    def fitted(self, vector: TaskVector) -> TaskVector:
+        """A vector as the encoder takes it in this regime: under the names of its memory."""
+        return vector.fitted(self.encoder, tangent=self.regime != "standard", base=self._base)
+
     def passed(self, task: Task, split: str) -> Contributions:
         """The cached pass of a tangent regime, after `prepare`."""
         return self._passes[task, split]
@@ -80,7 +86,7 @@ class Edits:
             return
         with progress(f"tangents on {split}", sum(len(t.split(split)) for t in needs), self.show) as advance:
             for task, names in needs.items():
-                vectors = {name: self.directions.partial(name) for name in names}
+                vectors = {name: self.fitted(self.directions.partial(name)) for name in names}
                 tangent = linearize(
                     Classifier(self.encoder, self.heads[task]), list(vectors[names[0]].deltas), self.point
                 )
@@ -105,7 +111,7 @@ class Edits:
         if self._copy is None:
             self._copy = copy.deepcopy(self.encoder).eval()
         if self._at != coefficients:
-            set_weights(self._copy, self.encoder, self.directions.combined(coefficients), 1.0)
+            set_weights(self._copy, self.encoder, self.fitted(self.directions.combined(coefficients)), 1.0)
             self._at = dict(coefficients)
         model = Classifier(self._copy, self.heads[task])
         with torch.inference_mode():

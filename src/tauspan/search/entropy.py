@@ -15,6 +15,7 @@ from tauspan.errors import DataError, NonFiniteError, UsageError
 from tauspan.linear import Linearized, linearize
 from tauspan.measure import progress
 from tauspan.models import Classifier, Encoder
+from tauspan.params import Params
 from tauspan.report import Cell, Report, Table
 from tauspan.search.bootstrap import Intervals
 from tauspan.search.box import Bounds, Box
@@ -78,7 +79,7 @@ def adamerging(
         rows: so many rows of each task a step, drawn anew by a permutation keyed by `seed` and the step; None takes all.
         bounds: of every coefficient.
         seed: of the draws.
-        point: where the tangent model is linearised.
+        point: where the tangent model is linearised; None takes the vectors' own, else `"logits"`.
         batch_size: rows per forward pass.
         max_tokens: where texts are cut; None takes each task's own value.
         show_progress: bars on a terminal.
@@ -211,20 +212,29 @@ class Backward:
     free: Unknowns
     functions: Mapping[Task, Linearized]
     split: str
+    deltas: Mapping[str, Params]
 
     @staticmethod
     def of(edits: Edits, free: Unknowns, tasks: Sequence[Task], split: str) -> "Backward":
         """For the tasks and heads of `edits`."""
-        names = list(next(iter(free.directions.vectors.values())).deltas)
+        base = models.fingerprint_of(edits.encoder)
+        parts = {
+            name: free.directions.partial(name).fitted(edits.encoder, tangent=True, base=base)
+            for name in free.directions.names
+        }
+        names = list(next(iter(parts.values())).deltas)
         made = {
             task: linearize(Classifier(edits.encoder, edits.heads[task]), names, "logits") for task in tasks
         }
-        return Backward(edits, free, made, split)
+        moving = {
+            name: {k: d for k, d in part.deltas.items() if bool(d.any())} for name, part in parts.items()
+        }
+        return Backward(edits, free, made, split, moving)
 
     def __call__(self, a: Tensor, rows: Rows) -> tuple[float, Tensor]:
         """The mean entropy at a over some rows of each task, and its gradient."""
         edits = self.edits
-        moved = edits.directions.combined(self.free.at(a.tolist()))
+        moved = edits.fitted(edits.directions.combined(self.free.at(a.tolist())))
         theta0 = next(iter(self.functions.values())).theta0()
         theta = {name: moved.moved(name, base, 1.0).requires_grad_() for name, base in theta0.items()}
         total = 0.0
@@ -240,14 +250,12 @@ class Backward:
 
     def _along(self, gradient: Mapping[str, Tensor | None]) -> Tensor:
         """<gradient, direction> summed over the directions of each unknown."""
-        directions = self.edits.directions
         found = {}
-        for label, vector in directions.vectors.items():
-            for name, group in zip(directions.of(label), directions.groups.values(), strict=True):
-                pairs = [(gradient[key], vector.deltas[key]) for key in group]
-                found[name] = sum(
-                    float((g.double() * delta.to(g.device)).sum()) for g, delta in pairs if g is not None
-                )
+        for name, deltas in self.deltas.items():
+            pairs = [(gradient[key], delta) for key, delta in deltas.items()]
+            found[name] = sum(
+                float((g.double() * delta.to(g.device)).sum()) for g, delta in pairs if g is not None
+            )
         sums = [sum(found[name] for name in scaled) for scaled in self.free.scales.values()]
         return torch.tensor(sums, dtype=torch.float64)
 

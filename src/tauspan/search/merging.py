@@ -44,7 +44,7 @@ def compare(
         regime: `"standard"`, `"posthoc"` or `"linear"`; None takes the vectors' own.
         grid: coefficients; the default runs to 8, since some methods make short vectors.
         seed: of random masks.
-        point: where the tangent model is linearised.
+        point: where the tangent model is linearised; None takes the vectors' own, else `"logits"`.
         batch_size: rows per forward pass.
         max_tokens: where texts are cut; None takes each task's own value.
         show_progress: bars on a terminal.

@@ -149,7 +149,7 @@ def front(
         seed: of the resamples.
         tolerance: what each certificate should reach.
         max_evaluations: of the standard regime, per price.
-        point: where the tangent model is linearised.
+        point: where the tangent model is linearised; None takes the vectors' own, else `"logits"`.
         batch_size: rows per forward pass.
         max_tokens: where texts are cut; None takes each task's own value.
         show_progress: bars on a terminal.

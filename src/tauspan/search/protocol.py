@@ -39,7 +39,7 @@ def add(
         regime: `"standard"`, `"posthoc"` or `"linear"`; None takes the vectors' own.
         grid: `"paper"` (0, 0.05, ..., 1), `"auto"` (widened until the best point is interior, up to 8), or
             the coefficients themselves.
-        point: where the tangent model is linearised.
+        point: where the tangent model is linearised; None takes the vectors' own, else `"logits"`.
         batch_size: rows per forward pass.
         max_tokens: where texts are cut; None takes each task's own value.
         show_progress: bars on a terminal.
@@ -138,7 +138,7 @@ def negate(
         floor: the share of control accuracy to keep.
         regime: `"standard"`, `"posthoc"` or `"linear"`; None takes the vector's own.
         grid: as for `add`.
-        point: where the tangent model is linearised.
+        point: where the tangent model is linearised; None takes the vectors' own, else `"logits"`.
         batch_size: rows per forward pass.
         max_tokens: where texts are cut; None takes each task's own value.
         show_progress: bars on a terminal.

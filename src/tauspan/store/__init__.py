@@ -19,6 +19,7 @@ from tauspan.store.tensors import (
     DTYPES,
     INDEX_SUFFIX,
     LONGEST_HEADER,
+    stream_shards,
     stream_tensors,
     tensor_header,
     write_tensors,
@@ -26,6 +27,6 @@ from tauspan.store.tensors import (
 
 __all__ = [
     "DTYPES", "INDEX_SUFFIX", "LONGEST_HEADER", "PICKLE_SUFFIXES", "STEMS", "Checkpoint", "atomic", "damaged", "located",
-    "locked", "publish", "read_json", "refuse_gguf", "refuse_pickle", "require_free", "stream_tensors", "tensor_header",
-    "write_json", "write_tensors", "write_text",
+    "locked", "publish", "read_json", "refuse_gguf", "refuse_pickle", "require_free", "stream_shards", "stream_tensors",
+    "tensor_header", "write_json", "write_tensors", "write_text",
 ]  # fmt: skip

@@ -7,11 +7,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from tauspan.errors import ModelError, PickleRefusedError, StoreError, listed
-from tauspan.store.tensors import INDEX_SUFFIX, LONGEST_HEADER
+from tauspan.store.tensors import DTYPES, INDEX_SUFFIX, LONGEST_HEADER
 
 STEMS = ("model", "diffusion_pytorch_model", "open_clip_model")
 """What transformers, diffusers and open_clip call a model's weights, in the order in which a folder is looked at."""
@@ -99,13 +100,44 @@ class Checkpoint:
             tensor: Tensor = handle.get_tensor(name)
         return tensor
 
-    def read(self) -> dict[str, Tensor]:
-        """All tensors at once, each file opened once."""
+    def read(self, names: Iterable[str] | None = None) -> dict[str, Tensor]:
+        """All tensors at once, or some, each file opened once."""
+        wanted = list(self._file_of) if names is None else list(names)
         tensors: dict[str, Tensor] = {}
-        for file in dict.fromkeys(self._file_of.values()):
+        for file, inside in self._by_file(wanted).items():
             with _opened(file) as handle:
-                tensors.update({name: handle.get_tensor(name) for name in handle.keys()})  # noqa: SIM118
-        return {name: tensors[name] for name in self._file_of}
+                tensors.update({name: handle.get_tensor(name) for name in inside})
+        return {name: tensors[name] for name in wanted}
+
+    def first(self, name: str) -> Tensor:
+        """The first row of a tensor, or all of a scalar; nothing else of it is read."""
+        with _opened(self._file_of[name]) as handle:
+            part = handle.get_slice(name)
+            tensor: Tensor = part[:1] if part.get_shape() else handle.get_tensor(name)
+        return tensor
+
+    def kinds(self) -> dict[str, tuple[torch.dtype, torch.Size]]:
+        """Dtype and shape of every tensor; no value is read."""
+        found: dict[str, tuple[torch.dtype, torch.Size]] = {}
+        for file, inside in self._by_file(self._file_of).items():
+            with _opened(file) as handle:
+                for name in inside:
+                    part = handle.get_slice(name)
+                    dtype, shape = part.get_dtype(), torch.Size(part.get_shape())
+                    if dtype not in DTYPES:
+                        raise StoreError(
+                            f"tensor {name!r} of {file} has the dtype {dtype!r}, which this version does not read."
+                        )
+                    found[name] = DTYPES[dtype], shape
+        return {name: found[name] for name in self._file_of}
+
+    def _by_file(self, names: Iterable[str]) -> dict[Path, list[str]]:
+        inside: dict[Path, list[str]] = {}
+        for name in names:
+            if name not in self._file_of:
+                raise StoreError(f"{self.path} has no tensor {name!r}; it has {listed(self._file_of)}.")
+            inside.setdefault(self._file_of[name], []).append(name)
+        return inside
 
 
 @contextmanager

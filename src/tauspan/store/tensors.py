@@ -1,5 +1,6 @@
 """safetensors files: their dtypes and headers, written whole or tensor by tensor."""
 
+import itertools
 import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
@@ -11,7 +12,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from tauspan.params import Params
-from tauspan.store.places import atomic
+from tauspan.store.places import atomic, write_json
 
 INDEX_SUFFIX = ".safetensors.index.json"
 LONGEST_HEADER = 100_000_000  # bytes; safetensors refuses more
@@ -91,3 +92,38 @@ def stream_tensors(
         for start, tensor in zip((starts[name] for name in kinds), tensors, strict=True):
             file.seek(start)
             file.write(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+
+
+def stream_shards(
+    directory: Path,
+    kinds: Mapping[str, tuple[torch.dtype, Sequence[int]]],
+    tensors: Iterable[Tensor],
+    largest: int = 5 * 10**9,
+) -> None:
+    """A model's weights as transformers names them: `model.safetensors`, or shards of limited size with an index.
+
+    Args:
+        directory: is there already.
+        kinds: dtype and shape of each tensor by name.
+        tensors: their values in that order; one at a time is held.
+        largest: bytes of a shard; a single tensor may be larger.
+    """
+    shards: list[dict[str, tuple[torch.dtype, Sequence[int]]]] = [{}]
+    filled = 0
+    for name, (dtype, shape) in kinds.items():
+        size = math.prod(shape) * dtype.itemsize
+        if filled and filled + size > largest:
+            shards, filled = [*shards, {}], 0
+        shards[-1][name], filled = (dtype, shape), filled + size
+    values = iter(tensors)
+    if len(shards) == 1:
+        stream_tensors(directory / "model.safetensors", shards[0], values, {"format": "pt"})
+        return
+    weight_map: dict[str, str] = {}
+    for number, shard in enumerate(shards, 1):
+        file = f"model-{number:05}-of-{len(shards):05}.safetensors"
+        stream_tensors(directory / file, shard, itertools.islice(values, len(shard)), {"format": "pt"})
+        weight_map |= dict.fromkeys(shard, file)
+    total = sum(math.prod(shape) * dtype.itemsize for dtype, shape in kinds.values())
+    content = {"metadata": {"total_size": total}, "weight_map": weight_map}
+    write_json(directory / f"model{INDEX_SUFFIX}", content)

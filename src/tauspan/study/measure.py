@@ -83,8 +83,9 @@ def curvature(encoder: Encoder, vectors: Vectors, variant: Variant, plan: Plan) 
         rows = task.subset(test=plan.map_rows).split("test")
         head = build_head(task, encoder, max_tokens=plan.max_tokens)
         prepared = batches(encoder, rows, task.tokens(plan.max_tokens), 64)
-        tangent = linearize(Classifier(encoder, head), list(vector.deltas), variant.point)
-        path = linearity(tangent, vector, [batch for _, batch in prepared], (1.0,))
+        own = vector.fitted(encoder, tangent=True)
+        tangent = linearize(Classifier(encoder, head), list(own.deltas), variant.point)
+        path = linearity(tangent, own, [batch for _, batch in prepared], (1.0,))
         labels = rows.labels[[place for places, _ in prepared for place in places]]
         gap = posthoc_gap(path.start, path.tangent, path.moved[0], labels)
         found[task.name] = {"relative": gap.relative.value, "agreement": gap.agreement}

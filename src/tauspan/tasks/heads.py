@@ -1,8 +1,6 @@
 """The frozen head of a task: the user's own, label prompts, class prototypes, or a linear probe."""
 
 import copy
-import hashlib
-import json
 from collections.abc import Callable
 from typing import Any, Literal
 
@@ -11,7 +9,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from tauspan.errors import DataError
-from tauspan.models import Encoder, Head, eval_mode, fingerprint_of
+from tauspan.models import Encoder, Frozen, Head, eval_mode, fingerprint_of
+from tauspan.models.frozen import key_of, reading
 from tauspan.tasks.probe import RIDGE, probe
 from tauspan.tasks.split import Split
 from tauspan.tasks.task import Task
@@ -33,9 +32,12 @@ def build_head(task: Task, encoder: Encoder, *, shots: int = 10, max_tokens: int
     - `"probe"`: a linear head W z + b on the features as they are, fitted to all training rows (`tauspan.tasks.probe`).
     - `"auto"`: prompts where the task has some and the encoder a text tower, else prototypes.
 
+    An edited encoder keeps the heads of the pre-trained one that it was made from (`Encoder.origin`): they are found in
+    `encoder.heads`, or built from that one, and never from the edited features.
+
     Args:
         task: whose head.
-        encoder: the pre-trained encoder, not an edited one.
+        encoder: the pre-trained encoder, or one that `tauspan.apply` or `tauspan.load` made of it.
         shots: training rows a class for prototypes.
         max_tokens: where the texts of training rows are cut (None takes the task's own value), as the rows that the
             head will see.
@@ -49,23 +51,44 @@ def build_head(task: Task, encoder: Encoder, *, shots: int = 10, max_tokens: int
         Prototypes: `shots` rows a class. Templates: as many texts as classes times templates. A probe: all training
         rows. The last two are made once for an encoder and task, and kept in `encoder.heads`.
     """
-    if task.head is not None:
-        return _own(task, task.head)
-    tokens, source = task.tokens(max_tokens), _source(task, encoder)
-    if source == "prototypes":
-        return _cosine(encoder, _prototypes(task, encoder, shots, tokens))
+    tokens = task.tokens(max_tokens)
+    facts = [] if task.head is not None else _made_of(task, encoder, shots, tokens)
+    head = _own(task, task.head) if task.head is not None else _built(task, encoder, facts, tokens)
+    encoder.frozen[task.name] = Frozen(task.name, tuple(task.label_names), head, tokens, tuple(facts))
+    return head
+
+
+def _made_of(task: Task, encoder: Encoder, shots: int, tokens: int | None) -> list[Any]:
+    """What decides the head besides the encoder; the first says the way it is made."""
+    source = _source(task, encoder)
+    if source == "prompts":
+        return ["prompts", max(len(task.templates), 1), _prompts(task)]
+    rows, classes = task.split("train"), len(task.label_names)
     if source == "probe":
-        rows = task.split("train")
-        made_of = ["probe", RIDGE, len(task.label_names), tokens, rows.digest]
-        return _kept(encoder, made_of, lambda: _probe(task, encoder, rows, tokens))
-    prompts, templates = _prompts(task), max(len(task.templates), 1)
+        return ["probe", RIDGE, classes, tokens, rows.digest]
+    read = [place for places in _first_rows(task, shots) for place in places]
+    return ["prototypes", shots, classes, tokens, rows.take(read).digest]
 
-    def embedded() -> Head:
-        return _cosine(encoder, _averaged(encoder, prompts, templates))
 
-    if not task.templates and encoder.label_features is encoder.features:
-        return embedded()  # a few texts through the encoder itself cost less than a key
-    return _kept(encoder, ["prompts", templates, prompts], embedded)
+def _built(task: Task, encoder: Encoder, facts: list[Any], tokens: int | None) -> Head:
+    """The head made from the pre-trained encoder, kept where it took long."""
+    origin = encoder.origin
+    if origin is not None:
+        key = key_of(origin.fingerprint, origin.reading, facts)
+        shots = facts[1] if facts[0] == "prototypes" else 1
+        return _kept(encoder, key, lambda: build_head(task, origin.encoder(), shots=shots, max_tokens=tokens))
+    if facts[0] == "prototypes":
+        return _cosine(encoder, _prototypes(task, encoder, facts[1], tokens))
+    if facts[0] == "prompts" and not task.templates and encoder.label_features is encoder.features:
+        return _prompted(task, encoder)  # a few texts through the encoder itself cost less than a key
+    key = key_of(fingerprint_of(encoder), reading(encoder), facts)
+    if facts[0] == "probe":
+        return _kept(encoder, key, lambda: _probe(task, encoder, task.split("train"), tokens))
+    return _kept(encoder, key, lambda: _prompted(task, encoder))
+
+
+def _prompted(task: Task, encoder: Encoder) -> Head:
+    return _cosine(encoder, _averaged(encoder, _prompts(task), max(len(task.templates), 1)))
 
 
 def _own(task: Task, head: Head) -> Head:
@@ -109,14 +132,11 @@ def _cosine(encoder: Encoder, weight: Tensor) -> Head:
     return Head(weight, scale=encoder.logit_scale, normalize=True)
 
 
-def _kept(encoder: Encoder, made_of: list[Any], build: Callable[[], Head]) -> Head:
-    """A copy of the head made of this, on the encoder's device; built if the encoder does not keep it yet."""
-    first = next(encoder.parameters())
-    facts = json.dumps([fingerprint_of(encoder), str(first.dtype), encoder.describe(), *made_of])
-    key = hashlib.sha256(facts.encode()).hexdigest()
+def _kept(encoder: Encoder, key: str, build: Callable[[], Head]) -> Head:
+    """A copy of the head of this key, on the encoder's device; built if the encoder does not keep it yet."""
     if key not in encoder.heads:
         encoder.heads[key] = build()
-    return copy.deepcopy(encoder.heads[key]).to(first.device)
+    return copy.deepcopy(encoder.heads[key]).to(next(encoder.parameters()).device)
 
 
 @torch.no_grad()
@@ -125,13 +145,24 @@ def _features(encoder: Encoder, rows: Split, max_tokens: int | None) -> Tensor:
         return encoder(encoder.encode(rows.inputs, max_tokens)).detach()  # type: ignore[no-any-return]
 
 
-def _prototypes(task: Task, encoder: Encoder, shots: int, max_tokens: int | None) -> Tensor:
-    rows = task.splits["train"]
-    weights = []
+def _first_rows(task: Task, shots: int) -> list[list[int]]:
+    """The first training rows of each class.
+
+    Raises:
+        DataError: a class without one.
+    """
+    rows, found = task.splits["train"], []
     for index in range(len(task.label_names)):
-        places = (rows.labels == index).nonzero().flatten()[:shots].tolist()
+        places: list[int] = (rows.labels == index).nonzero().flatten()[:shots].tolist()
         if not places:
             raise _empty(task, index, "to make a prototype from")
+        found.append(places)
+    return found
+
+
+def _prototypes(task: Task, encoder: Encoder, shots: int, max_tokens: int | None) -> Tensor:
+    rows, weights = task.splits["train"], []
+    for places in _first_rows(task, shots):
         features = _features(encoder, rows.take(places), max_tokens)
         weights.append(F.normalize(F.normalize(features, dim=-1).mean(0), dim=-1))
     return torch.stack(weights)

@@ -52,6 +52,7 @@ class ShardedTrainee:
         names = models.select(whole, settings.params)
         self.processes, self._settings = processes, settings
         self._base, self._source = models.fingerprint_of(encoder), encoder.source
+        self._names = models.names_of(encoder)
         gc.collect()  # FSDP's hooks refer to one another, so the shards of an earlier run may still lie here
         kind = "cuda" if torch.cuda.is_available() else "cpu"
         self._shards = Shards(encoder, names, settings.regime, init_device_mesh(kind, (processes.size,)))
@@ -94,7 +95,8 @@ class ShardedTrainee:
     def task_vector(self, label: str, info: dict[str, Any]) -> TaskVector:
         """What was learned, gathered tensor by tensor into every process's memory."""
         deltas = {name: self._shards.whole(name, part).cpu() for name, part in self._deltas().items()}
-        return TaskVector(deltas, self._base, self._settings.regime, label, self._facts(info))
+        stored = self._names.to_files(deltas)
+        return TaskVector(stored, self._base, self._settings.regime, label, self._facts(info))
 
     def _facts(self, info: dict[str, Any]) -> dict[str, Any]:
         point = {"point": self._point} if self._settings.regime == "linear" else {}
@@ -157,7 +159,14 @@ class ShardedTrainee:
                     f"tensor {name!r} of the vector {label!r} has {count} values that are not finite. Train it again "
                     "with a lower learning rate."
                 )
+        if self._names.moved:  # several tensors of the file are one here, so they are made of whole ones
+            vector = self.task_vector(label, info)
+            if self.processes.first:
+                vector.save_pretrained(file, overwrite=True)
+            self.processes.wait()
+            return vector
         facts = header(self._base, self._settings.regime, label, self._facts(info))
-        self.write(file, {name: (name, part) for name, part in deltas.items()}, facts)
+        stored = {own: (name, part) for name, part in deltas.items() for own in self._names.files_of([name])}
+        self.write(file, stored, facts)
         self.processes.wait()
         return TaskVector.from_pretrained(file)

@@ -81,7 +81,8 @@ class StandardTrainee:
             delta = theta.detach().double() - self._theta0[name].double()
             deltas[name] = delta.to(wide).cpu()
         facts = {"base_id": self._base.encoder.source, "versions": versions(), **info}
-        return TaskVector(deltas, models.fingerprint_of(self._base), "standard", label, facts)
+        stored = models.names_of(self._base).to_files(deltas)
+        return TaskVector(stored, models.fingerprint_of(self._base), "standard", label, facts)
 
 
 class LinearTrainee:

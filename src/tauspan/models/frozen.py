@@ -1,0 +1,248 @@
+"""Frozen heads that an encoder keeps: of which pre-trained encoder they were made, in files, and what they predict."""
+
+import hashlib
+import json
+import weakref
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+import torch
+from torch import Tensor
+
+from tauspan import store
+from tauspan.errors import ModelError, NonFiniteError, StoreError, TauspanError, UsageError, listed, nearest
+from tauspan.models.encoder import Batch, Encoder, Head
+from tauspan.models.home import fingerprint_of
+from tauspan.models.select import eval_mode
+from tauspan.models.sources import load_model
+
+FOLDER = "heads"
+FORMAT = "tauspan-head/1"
+
+
+@dataclass(frozen=True, eq=False)
+class Frozen:
+    """The frozen head of one task: enough to name classes, and to know the head again.
+
+    Args:
+        task: the task's name.
+        label_names: the K classes, in the order of the logits.
+        head: features to logits.
+        max_tokens: where texts are cut; None leaves it to the tokenizer.
+        made_of: all that the head was made of besides the encoder, as JSON; empty for a task's own head.
+    """
+
+    task: str
+    label_names: tuple[str, ...]
+    head: Head
+    max_tokens: int | None = None
+    made_of: tuple[Any, ...] = ()
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What a classifier says of one row.
+
+    Args:
+        label: the class with the largest probability.
+        probabilities: by class, softmax of the logits.
+    """
+
+    label: str
+    probabilities: Mapping[str, float]
+
+    @property
+    def probability(self) -> float:
+        """Of the class that is named."""
+        return self.probabilities[self.label]
+
+
+class Origin:
+    """The pre-trained encoder that an edited one was made from. Its frozen heads are the edited one's too.
+
+    Heads made anew from an edited encoder would be other heads.
+
+    Args:
+        source: the pre-trained encoder's id or path, as it was given.
+        path: where its directory was, if it was one.
+        fingerprint: its own.
+        reading: what else decides its heads: `Encoder.describe()` and its dtype.
+        encoder: the encoder, while it is in memory; one that no file holds is kept.
+    """
+
+    def __init__(
+        self, source: str, path: str | None, fingerprint: str, reading: str, encoder: Encoder | None = None
+    ) -> None:
+        self.source, self.path, self.fingerprint, self.reading = source, path, fingerprint, reading
+        lasting = encoder is not None and encoder.home is None
+        self._kept = encoder if lasting else None
+        self._seen = (lambda: None) if encoder is None or lasting else weakref.ref(encoder)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "Origin":
+        return self
+
+    @staticmethod
+    def of(encoder: Encoder) -> "Origin":
+        """Of an encoder that is about to be edited: its own origin, if it was edited before."""
+        if encoder.origin is not None:
+            return encoder.origin
+        path = None if encoder.home is None else str(encoder.home.directory.resolve())
+        return Origin(encoder.source, path, fingerprint_of(encoder), reading(encoder), encoder)
+
+    def encoder(self) -> Encoder:
+        """The pre-trained encoder, from memory or loaded again.
+
+        Raises:
+            ModelError: it is not there any more, or it is another one now.
+        """
+        held = self._kept or self._seen()
+        if held is not None:
+            return held
+        found, failed = base_of(self.source, self.path, self.fingerprint)
+        if found is None:
+            raise ModelError(
+                f"this model was edited from {self.source!r} (fingerprint {self.fingerprint[:12]}), whose frozen heads "
+                f"are its heads, and that model is not found: {failed}. Name its place: "
+                "`tauspan.load(PATH, base=DIR)` (--base DIR)."
+            )
+        self._kept = found  # so that several heads load it once
+        return found
+
+
+def base_of(
+    source: str, path: str | None, fingerprint: str, beside: Path | None = None
+) -> tuple[Encoder | None, str]:
+    """The encoder with a fingerprint, looked for where it was; or None, and what was found instead.
+
+    Args:
+        source: its id or path as it was given.
+        path: its absolute path, if it is a directory.
+        fingerprint: what it must have; empty where it was never computed.
+        beside: a directory that relative paths may be meant from.
+    """
+    places = [source, *([path] if path else []), *([str(beside / source)] if beside is not None else [])]
+    failed = []
+    for place in dict.fromkeys(places):
+        try:
+            found = load_model(place)
+        except TauspanError as error:
+            failed.append(str(error))
+            continue
+        own = fingerprint_of(found)
+        if own == fingerprint or not fingerprint:
+            return found, ""
+        failed.append(f"{place!r} has the fingerprint {own[:12]} now")
+    return None, "; ".join(failed)
+
+
+def reading(encoder: Encoder) -> str:
+    """What decides an encoder's heads besides its weights."""
+    first = next(encoder.parameters(), None)
+    return f"{None if first is None else first.dtype}|{encoder.describe()}"
+
+
+def key_of(fingerprint: str, reading: str, made_of: Sequence[Any]) -> str:
+    """A hash of an encoder and of what a head of it is made of."""
+    return hashlib.sha256(json.dumps([fingerprint, reading, *made_of]).encode()).hexdigest()
+
+
+# -- files ---------------------------------------------------------------------------------------------------
+
+
+def save_heads(directory: Path, heads: Mapping[str, Frozen]) -> None:
+    """Write each head as `heads/TASK.safetensors` of a directory."""
+    for name, one in heads.items():
+        facts = {
+            "format": FORMAT, "task": one.task, "label_names": list(one.label_names), "scale": one.head.scale,
+            "normalize": one.head.normalize, "max_tokens": one.max_tokens, "made_of": list(one.made_of),
+        }  # fmt: skip
+        tensors = {key: tensor for key, tensor in one.head.state_dict().items() if tensor is not None}
+        file = directory / FOLDER / f"{quote(name, safe=' ')}.safetensors"
+        store.write_tensors(file, tensors, {"tauspan": json.dumps(facts)})
+
+
+def read_heads(directory: Path) -> dict[str, Frozen]:
+    """The heads in a directory by task.
+
+    Raises:
+        StoreError: a file that is no head.
+    """
+    found = {}
+    for file in sorted((directory / FOLDER).glob("*.safetensors")):
+        checkpoint = store.Checkpoint(file)
+        tensors = checkpoint.read()
+        try:
+            facts = json.loads(checkpoint.metadata["tauspan"])
+            if facts["format"] != FORMAT or len(tensors["weight"]) != len(facts["label_names"]):
+                raise ValueError(f"format {facts['format']!r}")
+            head = Head(
+                tensors["weight"],
+                tensors.get("bias"),
+                scale=float(facts["scale"]),
+                normalize=bool(facts["normalize"]),
+            )
+            names = tuple(map(str, facts["label_names"]))
+            one = Frozen(str(facts["task"]), names, head, facts["max_tokens"], tuple(facts["made_of"]))
+        except (KeyError, TypeError, ValueError) as error:
+            raise StoreError(f"{file} holds no head of this version ({FORMAT!r}): {error}.") from error
+        found[one.task] = one
+    return found
+
+
+# -- predictions ---------------------------------------------------------------------------------------------
+
+
+def chosen_head(heads: Mapping[str, Frozen], task: str | None, source: str) -> Frozen:
+    """The head of a task, or the only one there is.
+
+    Raises:
+        UsageError: there is none, none of that name, or several and no name.
+    """
+    if not heads:
+        raise UsageError(
+            f"{source} has no head that turns features into classes. Make one of a task: `tauspan.evaluate` and "
+            "`tauspan.tasks.build_head` keep it in the encoder, `tauspan apply ... --task TASK` in the saved model, and "
+            "`tauspan predict --task TASK` makes one where none is saved."
+        )
+    if task is None and len(heads) == 1:
+        return next(iter(heads.values()))
+    if task is None:
+        raise UsageError(
+            f"{source} has heads of {len(heads)} tasks ({listed(heads)}): name one (`task=`, --task)."
+        )
+    if task not in heads:
+        raise UsageError(f"{source} has no head of the task {task!r}. {nearest(task, heads)}")
+    return heads[task]
+
+
+@torch.no_grad()
+def predicted(
+    encoder: Encoder, logits: Callable[[Batch], Tensor], rows: Sequence[Any], frozen: Frozen, batch_size: int
+) -> list[Prediction]:
+    """Classes and probabilities of raw rows, in their order.
+
+    Raises:
+        NonFiniteError: NaN or infinity in the logits of a row.
+    """
+    if batch_size < 1:
+        raise UsageError(f"batch_size={batch_size}: it must be at least 1.")
+    if isinstance(rows, str):
+        raise UsageError("predict reads a list of rows, and this is one text: put it into a list.")
+    found = []
+    with eval_mode(encoder):
+        for start in range(0, len(rows), batch_size):
+            some = rows[start : start + batch_size]
+            values = logits(encoder.encode(some, frozen.max_tokens)).detach().cpu().double()
+            for place, row in enumerate(values):
+                if not bool(torch.isfinite(row).all()):
+                    raise NonFiniteError(
+                        f"the logits of row {start + place} hold NaN or infinity: it has nothing that the model reads, "
+                        "or the weights are broken."
+                    )
+                shares = row.softmax(0).tolist()
+                by_class = dict(zip(frozen.label_names, shares, strict=True))
+                found.append(Prediction(frozen.label_names[int(row.argmax())], by_class))
+    return found

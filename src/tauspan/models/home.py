@@ -1,0 +1,220 @@
+"""The files that a model came from: what they hold beyond the module, and an edited model written like them."""
+
+import sys
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Size, Tensor, nn
+
+from tauspan import params, store
+from tauspan.errors import ModelError, StoreError
+from tauspan.models.encoder import Classifier, Encoder
+from tauspan.models.names import Names, names_between, saved_names
+from tauspan.models.select import core, state_of
+from tauspan.params import Params
+
+CONFIG = "config.json"
+Kinds = Mapping[str, tuple[torch.dtype, Size]]
+
+
+@dataclass(frozen=True, eq=False)
+class Home:
+    """Where an encoder's weights lie in files, and everything there that the module lacks.
+
+    Args:
+        directory: holds configuration and weights.
+        names: between the files and the module.
+        carried: by stored name, what the module lacks (a head, old buffers) and whole numbers; saved again with it.
+        unstored: tensors of the module that no file holds because its library computes them, each with its
+            fingerprint as it was loaded; they are saved if they were changed.
+    """
+
+    directory: Path
+    names: Names
+    carried: Params = field(default_factory=dict)
+    unstored: Mapping[str, str] = field(default_factory=dict)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "Home":
+        return self  # nothing in it is ever changed
+
+    def stored(self, memory: Params) -> dict[str, Tensor]:
+        """The whole checkpoint as it would be written, by the names of the files, from the tensors in memory."""
+        inside = set(self.names.in_memory)
+        made = self.names.to_files({name: tensor for name, tensor in memory.items() if name in inside})
+        whole = {name: made[name] if name in made else self.carried[name] for name in self.names.shapes}
+        changed = (
+            name for name, was in self.unstored.items() if params.fingerprint({name: memory[name]}) != was
+        )
+        return whole | {name: memory[name] for name in changed}
+
+    def moved(self, deltas: Params, scale: float) -> "Home":
+        """The same with what is carried moved too, as far as a displacement holds it; float32 or wider."""
+        moved = {
+            name: params.moved(tensor, deltas[name], scale)
+            for name, tensor in self.carried.items()
+            if name in deltas
+        }
+        return replace(self, carried={**self.carried, **moved})
+
+    def write(self, target: Path, memory: Params) -> None:
+        """Weights and configuration as the files had them: names, architecture and all that the module lacks.
+
+        Raises:
+            ModelError: the module no longer has the shapes of its files.
+        """
+        whole = self.stored(memory)
+        for name, shape in self.names.shapes.items():
+            if whole[name].shape != shape:
+                raise ModelError(
+                    f"{name!r} has shape {tuple(whole[name].shape)} now and {tuple(shape)} in {self.directory}, whose "
+                    "configuration does not fit it any more. Save the module with its own `save_pretrained`."
+                )
+        write_checkpoint(
+            target, self.directory, {n: (t.dtype, t.shape) for n, t in whole.items()}, whole.values()
+        )
+
+
+def write_checkpoint(target: Path, source: Path, kinds: Kinds, tensors: Iterable[Tensor]) -> None:
+    """Weights in a directory, with the configuration of another that says their dtype.
+
+    Args:
+        target: the directory to write into.
+        source: whose `config.json` is taken over, if it has one.
+        kinds: dtype and shape of each tensor.
+        tensors: in that order; one at a time is held.
+    """
+    store.stream_shards(target, kinds, tensors)
+    if (source / CONFIG).is_file():
+        config = store.read_json(source / CONFIG)
+        if not isinstance(config, dict):
+            raise StoreError(f"{source / CONFIG} is not a JSON object; save the model's configuration again.")
+        floats = [dtype for dtype, _ in kinds.values() if dtype.is_floating_point]
+        widest = max(floats, key=lambda dtype: dtype.itemsize, default=torch.float32)
+        store.write_json(target / CONFIG, with_dtype(config, widest) if "model_type" in config else config)
+
+
+def with_dtype(config: Mapping[str, Any], dtype: torch.dtype) -> dict[str, Any]:
+    """A configuration that names another dtype, as transformers 5 spells it, in the parts of a model of several too."""
+    changed: dict[str, Any] = {}
+    for key, value in config.items():
+        if key not in ("dtype", "torch_dtype"):
+            part = isinstance(value, Mapping) and ("dtype" in value or "torch_dtype" in value)
+            changed[key] = with_dtype(value, dtype) if part else value
+    return {**changed, "dtype": str(dtype).removeprefix("torch.")}
+
+
+def home_of(directory: Path, weights: Path, model: nn.Module) -> Home | None:
+    """The home of a transformers model that was just loaded from a directory.
+
+    None, with the old way of saving, where the module does not hold what the names say: then its library changes values
+    while it loads.
+    """
+    checkpoint = store.Checkpoint(weights)
+    kinds = checkpoint.kinds()
+    names = names_between(model, {name: shape for name, (_, shape) in kinds.items()})
+    memory = state_of(model)
+    names = _with_copies(names, checkpoint, memory, model)
+    if not _fits(names, checkpoint, memory):
+        return None
+    inside = set(names.in_memory)
+    unstored = {name: params.fingerprint({name: t}) for name, t in memory.items() if name not in inside}
+    return Home(directory, names, checkpoint.read(_beyond(names, memory)), unstored)
+
+
+def same_names(directory: Path, weights: Path, model: nn.Module) -> Home:
+    """The home of a model whose library keeps its names in files, with whatever more the files hold."""
+    checkpoint = store.Checkpoint(weights)
+    shapes = {name: shape for name, (_, shape) in checkpoint.kinds().items()}
+    inside = set(state_of(model)) & set(shapes)
+    names = Names({name: name for name in shapes if name in inside}, (), shapes)
+    return Home(directory, names, checkpoint.read(names.carried))
+
+
+def _beyond(names: Names, memory: Params) -> list[str]:
+    """What is carried: stored tensors that the module lacks, or keeps as whole numbers, which no edit changes."""
+    whole = (stored for stored, name in names.renamed.items() if name not in memory)
+    return [*names.carried, *whole]
+
+
+def _with_copies(names: Names, checkpoint: store.Checkpoint, memory: Params, model: Any) -> Names:
+    """A carried tensor that repeats an embedding to which the configuration ties it is that tensor, stored twice."""
+    config = getattr(model, "config", None)
+    text = config.get_text_config() if config is not None and hasattr(config, "get_text_config") else config
+    if not getattr(text, "tie_word_embeddings", False):
+        return names
+    embedding = model.get_input_embeddings().weight if hasattr(model, "get_input_embeddings") else None
+    name = next(
+        (
+            name
+            for name, tensor in memory.items()
+            if embedding is not None and tensor.data_ptr() == embedding.data_ptr()
+        ),
+        None,
+    )
+    if embedding is None or name is None:
+        return names
+    copies = {
+        stored: name
+        for stored in names.carried
+        if names.shapes[stored] == embedding.shape
+        and torch.equal(checkpoint[stored].to(embedding), embedding)
+    }
+    return replace(names, renamed={**names.renamed, **copies}) if copies else names
+
+
+def _fits(names: Names, checkpoint: store.Checkpoint, memory: Params) -> bool:
+    """Whether the module holds the stored values: some of each renamed tensor, one whole group of each kind moved."""
+    for stored, name in names.renamed.items():
+        if name not in memory:
+            continue  # not floating point
+        first, own = checkpoint.first(stored), memory[name]
+        if own.shape != names.shapes[stored] or not torch.equal(first.to(own), own[:1] if own.dim() else own):
+            return False
+    for group in {id(one.rule): one for one in names.moved}.values():
+        made = group(checkpoint.read(group.shapes))
+        if any(not torch.equal(tensor.to(memory[name]), memory[name]) for name, tensor in made.items()):
+            return False
+    return True
+
+
+def encoder_in(module: nn.Module) -> Encoder | None:
+    """The encoder that the module is or holds."""
+    inside = module.encoder if isinstance(module, Classifier) else module
+    return inside if isinstance(inside, Encoder) else None
+
+
+def names_of(module: nn.Module) -> Names:
+    """How the module's tensors are called in files: those it came from, or those that its library would write."""
+    encoder = encoder_in(module)
+    if encoder is not None and encoder.home is not None:
+        return encoder.home.names
+    inner, _ = core(module)
+    transformers = sys.modules.get("transformers")  # a module of its kind was made with it
+    if transformers is not None and isinstance(inner, transformers.PreTrainedModel):
+        return saved_names(inner)
+    return Names()
+
+
+def stored_state(module: nn.Module) -> dict[str, Tensor]:
+    """The whole point in weight space as files hold it: by their names, with what the module lacks."""
+    encoder = encoder_in(module)
+    if encoder is not None and encoder.home is not None and encoder.whole is None:
+        return encoder.home.stored(state_of(module))
+    return names_of(module).to_files(state_of(module))
+
+
+def fingerprint_of(module: nn.Module) -> str:
+    """The content fingerprint of a module's core with all that its files hold; equal for its saved and re-loaded copy.
+
+    It is the fingerprint of the files themselves. A trimmed encoder has that of the whole one for as long as its own
+    weights are those that were trimmed.
+    """
+    encoder = encoder_in(module)
+    whole = None if encoder is None else encoder.whole
+    if whole is None:
+        return params.fingerprint(stored_state(module))
+    found = params.fingerprint(state_of(module))
+    return found if found != whole.part else whole.fingerprint

@@ -1,0 +1,307 @@
+"""The two languages of tensor names, and the way between them: names in files, and names in memory.
+
+A checkpoint's *files* keep the names that the model had when it was published (`bert.encoder...`,
+`model.layers.0.block_sparse_moe.experts.1.w2.weight`, `language_model.model.layers...`). A module *in memory* has the
+names of today's code and of the class it was loaded as (`encoder...`, `layers.0.mlp.experts.down_proj`,
+`model.language_model.layers...`). transformers translates while it loads and while it saves, by rules of its own, which
+are asked here; a task vector and a fingerprint speak the language of the files (docs/formats.md).
+
+Every rule is a renaming or moves entries without changing them (experts are stacked, projections joined), so that
+displacements translate as weights do, exactly, both ways.
+"""
+
+import copy
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Size, Tensor, nn
+
+from tauspan.errors import MismatchError, ModelError, listed
+from tauspan.params import Params
+
+
+@dataclass(frozen=True, eq=False)
+class Rearrangement:
+    """Several stored tensors that become one or more in memory, entry by entry: experts stacked, projections joined.
+
+    Args:
+        rule: transformers' own `WeightConverter`, never used up: each call copies it.
+        first: the first name in memory, which the rule spells the others after.
+        sources: the stored names in the order in which the rule collects them, each with the pattern it fits.
+        shapes: of the stored tensors.
+        memory: what the rule may look up of the module: its configuration, and shapes by name.
+    """
+
+    rule: Any
+    first: str
+    sources: tuple[tuple[str, str], ...]
+    shapes: Mapping[str, Size]
+    memory: "_Shapes"
+
+    @cached_property
+    def made(self) -> tuple[str, ...]:
+        """The names in memory."""
+        return tuple(self({name: torch.empty(shape, device="meta") for name, shape in self.shapes.items()}))
+
+    def __call__(self, stored: Params) -> dict[str, Tensor]:
+        """The tensors in memory from all of the stored ones."""
+        rule = copy.deepcopy(self.rule)
+        for pattern, name in self.sources:
+            rule.add_tensor(self.first, name, pattern, stored[name])
+        made = rule.convert(self.first, model=self.memory, config=self.memory.config)
+        return {name: one[0] if isinstance(one, list) else one for name, one in made.items()}
+
+    def back(self, memory: Params) -> dict[str, Tensor]:
+        """The stored tensors from those in memory; what is missing there counts as zero.
+
+        Which entry goes where is read off the rule itself, by moving the entries' numbers.
+
+        Raises:
+            ModelError: the rule does more than move entries.
+        """
+        numbers, start = {}, 0
+        for name, shape in self.shapes.items():
+            numbers[name] = torch.arange(start, start + shape.numel()).view(shape)
+            start += shape.numel()
+        places = self(numbers)
+        like = next(iter(memory.values()))
+        flat, seen = torch.zeros(start, dtype=like.dtype), torch.zeros(start, dtype=torch.bool)
+        for name, place in places.items():
+            seen[place.flatten()] = True
+            if name in memory:
+                flat[place.flatten()] = memory[name].detach().cpu().flatten()
+        if not bool(seen.all()) or sum(place.numel() for place in places.values()) != start:
+            raise ModelError(
+                f"transformers does more than move entries between {listed(self.shapes)} and {listed(places)}, so "
+                "displacements cannot be told by the names of the files. Save the model from memory with its own "
+                "`save_pretrained`, and start from that directory."
+            )
+        parts = torch.split(flat, [shape.numel() for shape in self.shapes.values()])
+        return {
+            name: part.view(shape).clone()
+            for (name, shape), part in zip(self.shapes.items(), parts, strict=True)
+        }
+
+
+@dataclass(frozen=True)
+class _Shapes:
+    """What a rule asks of a module, without the module."""
+
+    config: Any
+    shapes: Mapping[str, Size]
+
+    def get_parameter(self, name: str) -> Tensor:
+        return torch.empty(self.shapes[name], device="meta")
+
+
+@dataclass(frozen=True, eq=False)
+class Names:
+    """How the tensors of one checkpoint are called in its files and in one module.
+
+    Args:
+        renamed: the name in memory of each stored tensor that is one there too; two stored ones may be one in memory.
+        moved: what is rearranged.
+        shapes: of all stored tensors.
+    """
+
+    renamed: Mapping[str, str] = field(default_factory=dict)
+    moved: tuple[Rearrangement, ...] = ()
+    shapes: Mapping[str, Size] = field(default_factory=dict)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "Names":
+        return self
+
+    @property
+    def plain(self) -> bool:
+        """Whether both languages are one, as far as is known: what is asked comes back as it is."""
+        return not self.moved and all(stored == name for stored, name in self.renamed.items())
+
+    @property
+    def carried(self) -> tuple[str, ...]:
+        """Stored tensors that the module lacks, such as a head beside a backbone."""
+        inside = {name for one in self.moved for name in one.shapes}
+        return tuple(name for name in self.shapes if name not in self.renamed and name not in inside)
+
+    @property
+    def in_memory(self) -> tuple[str, ...]:
+        """The names in memory of everything that is stored."""
+        moved = (name for group in self.moved for name in group.made)
+        return tuple(dict.fromkeys([*self.renamed.values(), *moved]))
+
+    def to_memory(self, stored: Params) -> dict[str, Tensor]:
+        """Tensors under the names of files, by their names in memory; others are passed on under their own.
+
+        Of a rearranged group some may be missing, which count as zero: for displacements.
+
+        Raises:
+            MismatchError: two stored tensors are one in memory, and differ.
+        """
+        if self.plain:
+            return dict(stored)
+        groups = {name: group for group in self.moved for name in group.shapes}
+        made: dict[str, Tensor] = {}
+        done: set[int] = set()
+        for name, tensor in stored.items():
+            if name not in groups:
+                self._put(made, self.renamed.get(name, name), tensor, name)
+            elif id(groups[name]) not in done:
+                group = groups[name]
+                done.add(id(group))
+                zeros = {
+                    one: tensor.new_zeros(shape) for one, shape in group.shapes.items() if one not in stored
+                }
+                made |= group({one: stored[one] if one in stored else zeros[one] for one in group.shapes})
+        return made
+
+    def _put(self, made: dict[str, Tensor], name: str, tensor: Tensor, stored: str) -> None:
+        if name in made and not torch.equal(made[name], tensor):
+            others = [one for one, memory in self.renamed.items() if memory == name and one != stored]
+            raise MismatchError(
+                f"{stored!r} and {listed(others)} are one tensor in the module, and here they differ. Give both the same "
+                "values, or load the model with `tie_word_embeddings=False`."
+            )
+        made[name] = tensor
+
+    def to_files(self, memory: Params) -> dict[str, Tensor]:
+        """Tensors under the names of memory, by the names of the files; others are passed on under their own.
+
+        Raises:
+            ModelError: a rearrangement that cannot be undone.
+        """
+        if self.plain:
+            return dict(memory)
+        inside = {name: group for group in self.moved for name in group.made}
+        stored: dict[str, list[str]] = {}
+        for own, name in self.renamed.items():
+            stored.setdefault(name, []).append(own)
+        made: dict[str, Tensor] = {}
+        done: set[int] = set()
+        for name, tensor in memory.items():
+            if name not in inside:
+                made |= dict.fromkeys(stored.get(name, [name]), tensor)
+            elif id(inside[name]) not in done:
+                group = inside[name]
+                done.add(id(group))
+                made |= group.back(
+                    {one: memory[one] for one, its in inside.items() if its is group and one in memory}
+                )
+        return made
+
+    def to_files_shapes(self, memory: Params) -> dict[str, Size]:
+        """The shapes that `to_files` would give, from tensors without values."""
+        inside = {name: group for group in self.moved for name in group.made}
+        made: dict[str, Size] = {}
+        for name, tensor in memory.items():
+            group = inside.get(name)
+            made |= dict(group.shapes) if group else dict.fromkeys(self.files_of([name]), tensor.shape)
+        return made
+
+    def memory_of(self, stored: Iterable[str]) -> dict[str, str]:
+        """By stored name, the name in memory: of several, the first; of what the module lacks, the stored one."""
+        first = {name: group.first for group in self.moved for name in group.shapes}
+        return {name: self.renamed.get(name, first.get(name, name)) for name in stored}
+
+    def files_of(self, names: Iterable[str]) -> tuple[str, ...]:
+        """The stored names behind some names in memory, each once, in order."""
+        behind: dict[str, list[str]] = {}
+        for stored, name in self.renamed.items():
+            behind.setdefault(name, []).append(stored)
+        for group in self.moved:
+            for name in group.made:
+                behind.setdefault(name, []).extend(group.shapes)
+        return tuple(dict.fromkeys(stored for name in names for stored in behind.get(name, [name])))
+
+
+def names_between(model: nn.Module, stored: Mapping[str, Size], *, ties: bool = True) -> Names:
+    """How a checkpoint's tensors are called in a transformers model, by transformers' own rules.
+
+    Args:
+        model: loaded, or on the meta device.
+        stored: names and shapes in the files.
+        ties: whether a tied tensor has one name in memory, its first; else each keeps its own.
+
+    Raises:
+        ModelError: a version of transformers that does not give its rules in a way known here.
+    """
+    known = _canonical(model) if ties else {}
+    shapes = {name: tensor.shape for name, tensor in model.state_dict(keep_vars=True).items()}
+    renamed: dict[str, str] = {}
+    groups: dict[str, list[tuple[str, str]]] = {}
+    rules: dict[str, Any] = {}
+    for name, target, pattern, rule in _spelt(model, stored, shapes):
+        if rule is None:
+            if target in shapes:
+                renamed[name] = known.get(target, target)
+        elif target in shapes:
+            groups.setdefault(target, []).append((pattern, name))
+            rules[target] = rule
+    memory = _Shapes(getattr(model, "config", None), shapes)
+    moved = tuple(
+        Rearrangement(
+            rules[first], first, tuple(sources), {name: stored[name] for _, name in sources}, memory
+        )
+        for first, sources in groups.items()
+    )
+    return Names(renamed, moved, dict(stored))
+
+
+def _canonical(model: nn.Module) -> dict[str, str]:
+    """Each name of a tensor that has several, with the first: a tied one counts once."""
+    first: dict[int, str] = {}
+    every = [*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False)]
+    return {name: first.setdefault(id(tensor), name) for name, tensor in every}
+
+
+def _spelt(
+    model: Any, stored: Mapping[str, Size], shapes: Mapping[str, Size]
+) -> Sequence[tuple[str, str, str, Any]]:
+    """Of each stored name: the name in memory, the pattern of the rule that moves it, and that rule, or None."""
+    try:
+        from transformers.conversion_mapping import get_model_conversion_mapping
+        from transformers.core_model_loading import (
+            WeightConverter,
+            WeightRenaming,
+            dot_natural_key,
+            rename_source_key,
+        )
+
+        rules = get_model_conversion_mapping(model)
+        renamings = [rule for rule in rules if isinstance(rule, WeightRenaming)]
+        converters = [rule for rule in rules if isinstance(rule, WeightConverter)]
+        by_pattern = {pattern: rule for rule in converters for pattern in rule.source_patterns}
+        prefix = model.base_model_prefix
+        found = []
+        for name in sorted(stored, key=dot_natural_key):  # the order in which transformers collects experts
+            target, pattern = rename_source_key(name, renamings, converters, prefix, shapes)
+            if target not in shapes and name in shapes:
+                target, pattern = rename_source_key(name, [], [], prefix, shapes)
+            found.append((name, target, pattern or "", None if pattern is None else by_pattern[pattern]))
+    except (ImportError, AttributeError, TypeError) as error:
+        import transformers
+
+        raise ModelError(
+            f"transformers {transformers.__version__} does not say how it renames tensors in the way that is known here "
+            f"({error}). Install the version that tauspan is tested with: pip install 'transformers==5.23'."
+        ) from error
+    return found
+
+
+def saved_names(model: Any) -> Names:
+    """How a transformers model that no directory is known for names its tensors in the files it would write."""
+    try:
+        from transformers.core_model_loading import revert_weight_conversion
+    except ImportError as error:
+        raise ModelError(f"this transformers does not say how it saves tensors ({error}).") from error
+    first = _canonical(model)
+    inside = {
+        name: torch.empty(tensor.shape, device="meta", dtype=tensor.dtype)
+        for name, tensor in model.state_dict(keep_vars=True).items()
+        if first.get(name, name) == name
+    }
+    written = revert_weight_conversion(model, inside)
+    if set(written) == set(inside):
+        return Names()
+    return names_between(model, {name: tensor.shape for name, tensor in written.items()})

@@ -1,0 +1,137 @@
+"""Points in weight space from whatever holds one, under the names of files, and two of them side by side."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from torch import Size, Tensor, nn
+
+from tauspan import store
+from tauspan.errors import MismatchError, MissingExtraError, ModelError
+from tauspan.models.home import names_of, stored_state
+from tauspan.models.names import Names
+from tauspan.models.select import core, select, state_of
+from tauspan.models.skeleton import directory_names, has_config
+from tauspan.models.sources import checkpoint_of
+from tauspan.params import Params
+
+
+@dataclass(frozen=True, eq=False)
+class Point:
+    """Named tensors of one model.
+
+    Args:
+        tensors: the floating-point ones, by the names that its files have or would have.
+        path: those known to lie on the path to the features; None where that cannot be known.
+        directory: where they were read, if that is a model's directory.
+    """
+
+    tensors: Params
+    path: frozenset[str] | None = None
+    directory: Path | None = None
+
+
+def point_of(source: "str | Path | nn.Module | Params") -> Point:
+    """The point that a module, a directory, an id, a safetensors file or a mapping of tensors holds.
+
+    Of directories and files every tensor is read, and neither a tokenizer nor the model's class is needed.
+    """
+    if isinstance(source, nn.Module):
+        chosen = names_of(source).files_of(select(source, "all"))
+        return Point(_floats(stored_state(source)), frozenset(chosen))
+    if not isinstance(source, str | Path):
+        return Point(_floats(source))
+    path = Path(source)
+    if path.suffix in (".safetensors", ".json") or path.is_file():
+        return Point(_floats(store.Checkpoint(path).read()))
+    if path.is_dir() and not (path / "config.json").is_file():
+        return Point(_floats(store.Checkpoint(path).read()))
+    directory, checkpoint = checkpoint_of(source)
+    return Point(_floats(checkpoint.read()), None, directory)
+
+
+def _floats(tensors: Params) -> dict[str, Tensor]:
+    return {name: tensor for name, tensor in tensors.items() if tensor.is_floating_point()}
+
+
+@dataclass(frozen=True)
+class Beyond:
+    """Tensors of heads that only one of two checkpoints has, so that no displacement between them can hold them.
+
+    Args:
+        base: only the base has them: the fine-tuned model was saved without.
+        tuned: only the fine-tuned model has them: they were made for its task.
+    """
+
+    base: tuple[str, ...] = ()
+    tuned: tuple[str, ...] = ()
+
+    def __bool__(self) -> bool:
+        return bool(self.base or self.tuned)
+
+
+def aligned(base: Point, tuned: Point) -> tuple[Point, Point, Beyond]:
+    """Two points of one model under the names of the base's files, and what is no part of both.
+
+    Where the names of two directories differ, because they were saved from other classes or by another version,
+    transformers' own rules translate. A tensor that only one of them has is told as a head if it lies beside the
+    backbone; anything else comes back as it is, for the caller to refuse.
+    """
+    if set(base.tensors) == set(tuned.tensors) or base.directory is None or tuned.directory is None:
+        return base, tuned, Beyond()
+    if not (has_config(base.directory) and has_config(tuned.directory)):
+        return base, tuned, Beyond()
+    one_class = _class_named(base.directory) == _class_named(tuned.directory)
+    try:
+        parts = ("architecture", "backbone") if one_class else ("backbone", "backbone")
+        (ours, theirs), (inner, other) = [[_names(point, part) for point in (base, tuned)] for part in parts]
+    except (MissingExtraError, ModelError):
+        return base, tuned, Beyond()
+    spelt = ours.to_files(theirs.to_memory(tuned.tensors))
+    heads = ours.to_files(theirs.to_memory({name: tuned.tensors[name] for name in other.carried}))
+    only_base = tuple(name for name in base.tensors if name not in spelt)
+    only_tuned = tuple(name for name in spelt if name not in base.tensors)
+    if not set(only_base) <= set(inner.carried) or not set(only_tuned) <= set(heads):
+        return base, replace(tuned, tensors=spelt), Beyond()
+    kept = {name: tensor for name, tensor in base.tensors.items() if name not in only_base}
+    return (
+        replace(base, tensors=kept),
+        replace(tuned, tensors={n: spelt[n] for n in kept}),
+        Beyond(only_base, only_tuned),
+    )
+
+
+def _names(point: Point, part: str) -> Names:
+    assert point.directory is not None  # noqa: S101 - `aligned` has looked
+    return directory_names(
+        point.directory, {name: tensor.shape for name, tensor in point.tensors.items()}, part
+    )
+
+
+def _class_named(directory: Path) -> object:
+    return store.read_json(directory / "config.json").get("architectures")
+
+
+def in_memory(deltas: Params, module: nn.Module) -> dict[str, Tensor]:
+    """A displacement under the names of a module, from those of its files, or as it is if it has them already.
+
+    What the module lacks and its files hold keeps its name there.
+
+    Raises:
+        MismatchError: a tensor that neither the module nor its files have, or of another shape.
+    """
+    names, known = names_of(module), state_of(module)
+    stored = names.shapes or {}
+    spoken = set(deltas) <= set(known) and not set(deltas) <= set(stored)  # the names of memory, not of files
+    made = dict(deltas) if names.plain or spoken else names.to_memory(deltas)
+    shapes: Mapping[str, Size] = {name: tensor.shape for name, tensor in known.items()}
+    for name, delta in made.items():
+        shape = shapes.get(name, stored.get(name))
+        if shape is None or shape != delta.shape:
+            there = "is not there" if shape is None else f"has shape {tuple(shape)}"
+            raise MismatchError(
+                f"the vector moves {name!r}, shape {tuple(delta.shape)}, which {there} in "
+                f"{type(core(module)[0]).__name__}. Tensors are matched by name: take the model that the vector was made "
+                "from."
+            )
+    return made

@@ -9,18 +9,30 @@ import torch
 import transformers
 from safetensors.torch import load_file, save_file
 
+import checkpoints
+import program
 from families import FAMILIES, loaded, make, state, tune
-from tauspan import cli, params
-from tauspan.edit import apply, save
+from tauspan import cli, models, params
+from tauspan.disentangle import disentanglement
+from tauspan.edit import apply, load, save
 from tauspan.edit_files import Base, apply_files
-from tauspan.merge import merge_files
+from tauspan.errors import MismatchError, ModelError
+from tauspan.linear import linearize
+from tauspan.merge import merge, merge_files
+from tauspan.merge.gather import fisher_information, gram_matrices
+from tauspan.merge.informed import regmean_plus_plus
 from tauspan.models import Encoder, fingerprint_of, names_of
 from tauspan.models.hf import quiet
 from tauspan.models.home import home_of
 from tauspan.models.names import names_between
+from tauspan.search import add, coefficients, combine
+from tauspan.search.entropy import adamerging
+from tauspan.tasks import Task
+from tauspan.train import finetune
 from tauspan.vector import TaskVector
 
 Pair = tuple[Path, Path]
+TASKS = {"one": program.ROWS, "two": program.ROWS[::-1]}
 
 
 class Pairs(dict[str, Pair]):
@@ -260,3 +272,149 @@ def test_weights_need_no_tokenizer_and_no_class_that_is_known(tmp_path: Path) ->
     moved, wanted = (load_file(one / "model.safetensors") for one in (tmp_path / "out", tuned))
     assert close(moved, wanted)
     assert json.loads((tmp_path / "out" / "config.json").read_text())["architectures"] == ["Own"]
+
+
+# -- what is done with them ------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def headed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A BERT whose files have a head and a prefix that its backbone in memory lacks, with a tokenizer."""
+    folder = tmp_path_factory.mktemp("headed") / "model"
+    checkpoints.write(folder, "bert")
+    config = transformers.AutoConfig.from_pretrained(folder)
+    torch.manual_seed(0)
+    with quiet(transformers):
+        transformers.BertForMaskedLM(config).save_pretrained(folder)
+    return folder
+
+
+@pytest.mark.parametrize("regime", ["standard", "linear"])
+def test_fine_tuning_searching_and_merging_speak_the_names_of_the_files(
+    headed: Path, regime: Any, tmp_path: Path
+) -> None:
+    encoder: Any = load(headed)
+    tasks = [Task.from_directory(program.task(tmp_path / name, rows)) for name, rows in TASKS.items()]
+    vectors = {
+        task: finetune(encoder, task, regime, lr=0.01, max_steps=2, seed=k, show_progress=False).task_vector
+        for k, task in enumerate(tasks)
+    }
+    one, two = vectors.values()
+    files = load_file(headed / "model.safetensors")
+    assert set(one.deltas) <= set(files)
+    assert all(name.startswith("bert.") for name in one.deltas)
+    assert one.base == Base(headed).fingerprint
+    found = coefficients(encoder, vectors, per="layer", bootstrap=0, max_evaluations=3, show_progress=False)
+    groups = found.result["groups"]
+    assert "bert.embeddings.word_embeddings.weight" in groups["embeddings"]
+    combined = combine(vectors, found.result["coefficients"], groups)
+    assert combined.deltas.keys() == one.deltas.keys()
+    by_hand = {
+        name: sum(found.result["coefficients"][t.name][g] * v.deltas[name] for t, v in vectors.items())
+        for g, names in groups.items()
+        for name in names
+    }
+    assert all(torch.allclose(combined.deltas[name], delta, atol=1e-7) for name, delta in by_hand.items())
+    adamerging(encoder, vectors, steps=2, show_progress=False)
+    disentanglement(encoder, vectors, grid=(0.0, 1.0), show_progress=False)
+    add(encoder, vectors, grid=(0.0, 1.0), show_progress=False)
+    merged = merge([one, two], "task_arithmetic", base=encoder)
+    name = "bert.embeddings.LayerNorm.bias"
+    assert torch.allclose(merged.deltas[name], (one + two).deltas[name])
+    fisher = fisher_information(encoder, one, tasks[0], rows=2, show_progress=False)
+    gram = gram_matrices(encoder, one, tasks[0], rows=2, show_progress=False)
+    assert set(fisher.tensors) | set(gram.tensors) <= set(one.deltas)
+    assert regmean_plus_plus(encoder, vectors, rows=2, show_progress=False).deltas.keys() == one.deltas.keys()
+    tangent = linearize(encoder, list(one.deltas))  # names of files select, too
+    tangent.load_task_vector(one)
+    assert all(not name.startswith("bert.") for name in tangent.tau)
+    assert tangent.task_vector().deltas.keys() == one.deltas.keys()
+
+
+@pytest.mark.parametrize("regime", ["standard", "posthoc", "linear"])
+def test_a_head_that_a_vector_moves_is_moved_or_kept_in_every_regime(
+    headed: Path, regime: Any, tmp_path: Path
+) -> None:
+    base, tuned = headed, tune(headed, tmp_path / "tuned")
+    tau = TaskVector.from_checkpoints(base, tuned)
+    tau = tau.as_regime("linear") if regime == "linear" else tau
+    edited = apply(load(base), tau, 0.5, regime=regime)
+    save(edited, tmp_path / "out")
+    if regime == "standard":
+        found = load_file(tmp_path / "out" / "model.safetensors")
+        was, now = load_file(base / "model.safetensors"), load_file(tuned / "model.safetensors")
+        for name, tensor in found.items():
+            assert torch.allclose(tensor, (was[name] + now[name]) / 2, atol=1e-6)
+    else:
+        again: Any = load(tmp_path / "out")
+        assert again.task_vector().deltas.keys() == tau.deltas.keys()
+        name = "cls.predictions.bias"
+        assert torch.allclose(again.task_vector().deltas[name], tau.deltas[name] / 2)
+
+
+def test_older_vectors_of_a_headed_model_are_recognised(headed: Path, tmp_path: Path) -> None:
+    encoder: Any = load(headed)
+    memory = models.state_of(encoder)
+    old = TaskVector(
+        {n: torch.ones_like(t) for n, t in memory.items()}, params.fingerprint(memory), "standard"
+    )
+    old.save_pretrained(tmp_path / "old.safetensors")
+    assert run("vector", "verify", tmp_path / "old.safetensors", headed, "-q") == 0
+    apply_files(headed, old, tmp_path / "files")
+    save(apply(encoder, old), tmp_path / "memory")
+    one, other = (load_file(tmp_path / name / "model.safetensors") for name in ("files", "memory"))
+    assert close(one, other)
+    with pytest.raises(MismatchError, match=r"moves 'lm_head\.weight'"):
+        apply(encoder, TaskVector({"lm_head.weight": torch.ones(1)}, old.base, "standard"))
+
+
+def test_whole_numbers_that_differ_are_told_and_codes_refused(tmp_path: Path) -> None:
+    one = {"w": torch.ones(2), "order": torch.arange(2), "bn.num_batches_tracked": torch.tensor(1)}
+    two = {"w": torch.zeros(2), "order": torch.arange(2).flip(0), "bn.num_batches_tracked": torch.tensor(7)}
+    with pytest.warns(UserWarning, match=r"1 tensors of whole numbers differ \(order\)"):
+        TaskVector.from_checkpoints(one, two)
+    codes = {"q.weight": torch.ones(2, 2, dtype=torch.int8), "q.scale": torch.ones(1)}
+    with pytest.raises(ModelError, match="quantised"):
+        TaskVector.from_checkpoints(codes, {**codes, "q.weight": torch.zeros(2, 2, dtype=torch.int8)})
+
+
+@pytest.mark.parametrize("kind", ["point", "vector", "shards"])
+@pytest.mark.parametrize(("ours", "theirs"), [("w.a", "model.w.a"), ("model.w.a", "w.a")])
+def test_the_repair_of_a_prefix_keeps_what_a_file_is(
+    kind: str, ours: str, theirs: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import tauspan
+    from tauspan.merge.checks import check
+    from tauspan.merge.inputs import open_source
+    from tauspan.store import Checkpoint, stream_shards, write_tensors
+
+    monkeypatch.chdir(tmp_path)
+    base = {ours: torch.ones(2), f"{ours}.more": torch.ones(2)}
+    other = {theirs: torch.full((2,), 3.0), f"{theirs}.more": torch.full((2,), 3.0)}
+    save_file(base, "base.safetensors")
+    if kind == "vector":
+        TaskVector(other, params.fingerprint(base), "linear", "kept").save_pretrained("two.safetensors")
+    elif kind == "point":
+        save_file(other, "two.safetensors")
+    else:
+        Path("two").mkdir()
+        stream_shards(
+            Path("two"), {n: (t.dtype, t.shape) for n, t in other.items()}, other.values(), largest=8
+        )
+    given = open_source("two" if kind == "shards" else "two.safetensors")
+    problem = next(one for one in check(open_source("base.safetensors"), [given]) if one.kind == "prefix")
+    code = problem.message.partition("): `")[2].removesuffix("`.")
+    names = {"tauspan": tauspan, "load_file": load_file, "save_file": save_file, "Checkpoint": Checkpoint,
+             "write_tensors": write_tensors}  # fmt: skip
+    exec(code, names)  # it is meant to be pasted
+    recipe = {
+        "method": "task_arithmetic",
+        "base_model": "base.safetensors",
+        "models": ["renamed.safetensors"],
+    }
+    merge_files(recipe, "out", show_progress=False)
+    want = 4.0 if kind == "vector" else 3.0  # the base and the displacement, never the displacement alone
+    assert load_file("out/model.safetensors")[ours].tolist() == [want, want]
+    if kind == "vector":
+        kept = TaskVector.from_pretrained("renamed.safetensors")
+        assert (kept.label, kept.regime) == ("kept", "linear")

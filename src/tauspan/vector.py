@@ -259,6 +259,7 @@ class TaskVector:
         params.require_finite(before.tensors, "the base")
         params.require_finite(after.tensors, "the fine-tuned model")
         start = params.fingerprint(before.tensors)
+        whole = models.differing(before, after)
         before, after, beyond = models.aligned(before, after)
         deltas = {
             name: (new.double() - old.double()).to(dtype).detach()
@@ -268,6 +269,12 @@ class TaskVector:
         }
         named = base if isinstance(base, str | Path) else type(base).__name__
         info: dict[str, Any] = {"base_id": str(named), "versions": versions()}
+        if whole:
+            warnings.warn(
+                f"{len(whole)} tensors of whole numbers differ ({listed(whole)}): they are no displacement and are not "
+                "in the vector; an edited model has the base's.",
+                stacklevel=2,
+            )
         if beyond:
             info["beyond"] = {"base": list(beyond.base), "tuned": list(beyond.tuned)}
             _tell(beyond, base, tuned)

@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tauspan.commands import Verb, add_device, encoder_of, say, show, task_of
+from tauspan.commands import Verb, add_device, encoder_of, first, say, show, task_of
 from tauspan.errors import UsageError
 
 if TYPE_CHECKING:
@@ -112,6 +112,10 @@ def add(verbs: Any, verb: Verb) -> None:
         default="auto",
         help="(default %(default)s)",
     )
+    for made in (tune, fitted):
+        made.add_argument(
+            "--label", help="the vector's short name for tables and errors (default: the task's)"
+        )
     for made in (shown, recipe, tune, fitted):
         add_device(made)
 
@@ -178,6 +182,9 @@ def finetune(options: argparse.Namespace) -> None:
         not options.quiet,
         shard=options.shard,
     )
+    if options.label is not None and first():
+        named = done.task_vector.named(options.label)
+        named.save_pretrained(Path(options.out) / "vector.safetensors", overwrite=True)
     _trained(done, Path(options.out) / "vector.safetensors", options)
     _lead(done, Path(options.out) / "vector.safetensors", options)
 
@@ -207,7 +214,8 @@ def fit(options: argparse.Namespace) -> None:
         max_steps=options.max_steps, params=options.params, batch_size=options.batch_size,
         max_tokens=options.max_tokens, cache=options.cache, show_progress=not options.quiet,
     )  # fmt: skip
-    done.task_vector.save_pretrained(file)
+    vector = done.task_vector if options.label is None else done.task_vector.named(options.label)
+    vector.save_pretrained(file)
     _trained(done, file, options, **done.task_vector.info["solver"])
     _lead(done, file, options)
 

@@ -5,7 +5,7 @@ from tauspan.models.fresh import reinitialised
 from tauspan.models.frozen import Frozen, Origin, Prediction, chosen_head, predicted
 from tauspan.models.home import encoder_in, fingerprint_of, names_of, stored_state
 from tauspan.models.names import Names
-from tauspan.models.points import Beyond, aligned, in_memory, point_of
+from tauspan.models.points import Beyond, aligned, differing, in_memory, point_of
 from tauspan.models.select import (
     blocks,
     core,
@@ -42,6 +42,7 @@ __all__ = [
     "checkpoint_of",
     "chosen_head",
     "core",
+    "differing",
     "directory_names",
     "encoder_in",
     "eval_mode",

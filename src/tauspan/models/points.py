@@ -1,9 +1,10 @@
 """Points in weight space from whatever holds one, under the names of files, and two of them side by side."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+import torch
 from torch import Size, Tensor, nn
 
 from tauspan import store
@@ -22,6 +23,7 @@ class Point:
 
     Args:
         tensors: the floating-point ones, by the names that its files have or would have.
+        others: the rest: whole numbers, which are copied and never moved.
         path: those known to lie on the path to the features; None where that cannot be known.
         directory: where they were read, if that is a model's directory.
     """
@@ -29,6 +31,7 @@ class Point:
     tensors: Params
     path: frozenset[str] | None = None
     directory: Path | None = None
+    others: Params = field(default_factory=dict)
 
 
 def point_of(source: "str | Path | nn.Module | Params") -> Point:
@@ -40,18 +43,43 @@ def point_of(source: "str | Path | nn.Module | Params") -> Point:
         chosen = names_of(source).files_of(select(source, "all"))
         return Point(_floats(stored_state(source)), frozenset(chosen))
     if not isinstance(source, str | Path):
-        return Point(_floats(source))
+        return _parted(source)
     path = Path(source)
     if path.suffix in (".safetensors", ".json") or path.is_file():
-        return Point(_floats(store.Checkpoint(path).read()))
+        return _parted(store.Checkpoint(path).read())
     if path.is_dir() and not (path / "config.json").is_file():
-        return Point(_floats(store.Checkpoint(path).read()))
+        return _parted(store.Checkpoint(path).read())
     directory, checkpoint = checkpoint_of(source)
-    return Point(_floats(checkpoint.read()), None, directory)
+    return _parted(checkpoint.read(), directory)
+
+
+def _parted(tensors: Params, directory: Path | None = None) -> Point:
+    others = {name: tensor for name, tensor in tensors.items() if not tensor.is_floating_point()}
+    return Point(_floats(tensors), None, directory, others)
 
 
 def _floats(tensors: Params) -> dict[str, Tensor]:
     return {name: tensor for name, tensor in tensors.items() if tensor.is_floating_point()}
+
+
+def differing(base: Point, tuned: Point) -> list[str]:
+    """Whole numbers in which two points differ, but for counters of batches, which no output depends on.
+
+    Raises:
+        ModelError: they are the codes of quantised weights.
+    """
+    shared = (
+        name for name in base.others if name in tuned.others and not name.endswith("num_batches_tracked")
+    )
+    found = [name for name in shared if not torch.equal(base.others[name], tuned.others[name])]
+    for name in found:
+        if name.endswith("weight") and base.others[name].dim() > 1:
+            raise ModelError(
+                f"{name!r} holds whole numbers that differ: codes of quantised weights, whose difference means nothing. "
+                "Take the original checkpoints, or dequantise them: `from_pretrained(dir).dequantize()`, then "
+                "`save_pretrained`."
+            )
+    return found
 
 
 @dataclass(frozen=True)

@@ -65,7 +65,7 @@ def run(name: str, file: Path, out: Path) -> Ours:
         report = merge_files(given, out, show_progress=False)
     except TauspanError as error:
         return Ours(None, str(error))
-    return Ours(out, warned=tuple(report.result.get("warnings", ())))
+    return Ours(out, warned=tuple(report.warnings))
 
 
 def _twin(text: str) -> str:

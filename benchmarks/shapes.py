@@ -15,7 +15,7 @@ from transformers import (
 )
 
 from tauspan.models import Batch, Classifier, Encoder, Head
-from tauspan.models.hf import vision_features
+from tauspan.models.vision import vision_features
 
 Attention = Literal["eager", "sdpa"]
 

@@ -90,7 +90,8 @@ def write(folder: Path, kind: str) -> Path:
     model = zoo.stirred(model, scale=0.1).float()
     write_model(folder, model)
     if kind in ("vit", "clip"):
-        image_settings(folder, {"height": 8, "width": 8} if kind == "vit" else {"shortest_edge": 8})
+        square = {"height": 8, "width": 8}
+        image_settings(folder, *([square] if kind == "vit" else [{"shortest_edge": 8}]), crop_size=square)
     if kind != "vit":
         globals()[f"{kind}_tokenizer"]().save_pretrained(folder)
     return folder

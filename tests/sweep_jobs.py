@@ -1,5 +1,6 @@
 """Jobs for the tests of the sweep; imported by its workers, so nothing heavy is imported here."""
 
+import logging
 import os
 import signal
 import sys
@@ -132,3 +133,24 @@ def wait_here(place: str, name: str) -> None:
         time.sleep(60)
     finally:
         half.unlink()
+
+
+def warn(text: str) -> int:
+    """As the library warns."""
+    logging.getLogger("tauspan.linear").warning("%s", text)
+    return 1
+
+
+def long_work(words: str) -> str:
+    """Work that does not take its second step before its log tells of the first."""
+    from tauspan import measure
+
+    measure.SILENCE = 0.01
+    log = Path(os.readlink("/proc/self/fd/2"))
+    with measure.progress(words, 2, True) as advance:
+        advance(1, "")
+        for _ in range(600):
+            if f"{words}: 1 of 2" in log.read_text():
+                return words
+            time.sleep(0.05)
+    raise TimeoutError("nothing was told")

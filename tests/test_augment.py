@@ -7,11 +7,13 @@ import statistics
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
+from PIL import Image
 from torch import Tensor, nn
 
 import runs
@@ -97,9 +99,14 @@ def test_a_cropped_image_is_its_box_resized_and_normalised(layout: str) -> None:
     (found,) = INPUTS.encode([raw], crops=[random.Random("x")])
     box = random_box(12, 15, random.Random("x"))
     assert (box.height, box.width) != (12, 15)
-    part = image[box.top : box.top + box.height, box.left : box.left + box.width].float() / 255
+    part = image[box.top : box.top + box.height, box.left : box.left + box.width]
     part = part.permute(2, 0, 1) if part.ndim == 3 else part.expand(3, -1, -1)
-    small = F.interpolate(part[None], (6, 6), mode="bicubic", antialias=True)[0].clamp(0, 1)
+    if layout == "floats":
+        small = F.interpolate(part[None] / 255, (6, 6), mode="bicubic", antialias=True)[0].clamp(0, 1)
+    else:  # as Pillow resizes bytes
+        rows = part.permute(1, 2, 0).contiguous().numpy()
+        small = torch.from_numpy(np.array(Image.fromarray(rows).resize((6, 6), Image.Resampling.BICUBIC)))
+        small = small.permute(2, 0, 1) / 255
     for channel, (mean, std) in enumerate(zip(INPUTS.mean, INPUTS.std, strict=True)):
         torch.testing.assert_close(found[channel], (small[channel] - mean) / std)
 

@@ -131,7 +131,7 @@ def test_features_need_blocks_below_the_first_that_trains() -> None:
         lin.cache(batches, "features")
 
 
-def test_rows_that_depend_on_one_another_are_noticed() -> None:
+def test_rows_that_depend_on_one_another_are_cached_exactly() -> None:
     class Mixing(nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -144,9 +144,14 @@ def test_rows_that_depend_on_one_another_are_noticed() -> None:
     with torch.random.fork_rng():
         torch.manual_seed(0)
         lin = linearize(Mixing().double())
-    with pytest.raises(ModelError, match="depend on one another"):
-        lin.cache([zoo.normal(4, 3)], "factors")
-    assert lin.cache([zoo.normal(4, 3)], "primal").kind == "primal"
+    at(lin, direction(lin))
+    x = zoo.normal(4, 3)
+    expected = lin.tangent(x)[1]
+    weights = zoo.normal(*expected.shape, seed=9)
+    for kind in ("factors", "primal"):
+        cached = lin.cache([x], kind)[0].tangent()[1]
+        assert close(cached, expected)
+        assert all_close(gradients(lin, cached, weights), gradients(lin, lin.tangent(x)[1], weights))
 
 
 def test_a_cache_holds_nothing_of_the_parameters() -> None:

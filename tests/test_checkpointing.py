@@ -15,6 +15,7 @@ MODELS = ("bert", "gpt2", "llama", "vit", "clip", "torch_transformer")
 def step(lin: Linearized, example: zoo.Example) -> tuple[Tensor, dict[str, Tensor], int]:
     """J tau, its gradient for fixed weights, and the numbers that autograd kept in between."""
     at(lin, direction(lin))
+    lin.tangent(*example.args, **example.kwargs)  # the check, once
     kept = 0
 
     def pack(tensor: Tensor) -> Tensor:
@@ -41,12 +42,17 @@ def test_the_numbers_are_the_same_and_less_is_kept(name: str, choice: str) -> No
     assert not any("forward" in module.__dict__ for module in example.model.modules())
 
 
-def test_a_block_that_keeps_state_is_refused() -> None:
+def test_a_block_that_keeps_state_is_not_checkpointed_and_the_message_says_how_it_would_be() -> None:
     example = zoo.gpt2_lm()
     lin = linearize(example.model, checkpointing=True)
-    with pytest.raises(ModelError, match="use_cache=False"):
+    with pytest.warns(RuntimeWarning, match="use_cache=False"):
         step(lin, example)
-    step(lin, zoo.Example(example.model, (), {**example.kwargs, "use_cache": False}))
+    assert lin.engine == "reference"
+    with pytest.raises(ModelError, match="use_cache=False"):
+        step(linearize(example.model, checkpointing=True, strict=True), example)
+    repaired = linearize(example.model, checkpointing=True)
+    step(repaired, zoo.Example(example.model, (), {**example.kwargs, "use_cache": False}))
+    assert repaired.engine == "onepass"
 
 
 def test_a_module_without_blocks_has_nothing_to_checkpoint() -> None:

@@ -1,8 +1,10 @@
 """The program: every verb on a tiny directory, every refusal with its exit code and words, and nothing left behind."""
 
+import argparse
 import json
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +15,7 @@ import tauspan
 import tiny
 from program import World, contents, make
 from tauspan import verbs_edit
-from tauspan.cli import main
+from tauspan.cli import main, parser
 from tauspan.vector import TaskVector
 
 TUNE = ("--epochs", "1", "--max-steps", "2", "--batch-size", "4", "--max-tokens", "8", "--rows", "8")
@@ -46,6 +48,16 @@ def test_help_and_version_load_nothing_heavy() -> None:
         done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
         assert done.returncode == 0, done.stderr
         assert "tauspan" in done.stdout
+
+
+def test_the_list_of_reproductions_needs_no_torch() -> None:
+    code = (
+        "import sys\nfrom tauspan.cli import main\nassert main(['reproduce', 'list']) == 0\n"
+        "sys.exit('torch' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    assert "addition" in done.stdout
 
 
 def test_the_module_runs_as_a_program() -> None:
@@ -138,6 +150,53 @@ def test_quiet_prints_nothing(world: World, tmp_path: Path, capfd: pytest.Captur
     ):
         assert call(here, line + " -q") == 0
     assert capfd.readouterr() == ("", "")
+
+
+def test_a_warning_survives_quiet_in_one_line(
+    world: World, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    here = {**world, "out": str(tmp_path / "fitted")}
+    assert call(here, "fit {model} {one} {out} --rows 8 --max-steps 1 --tolerance 1e-9 -q") == 0
+    shown = capfd.readouterr()
+    assert shown.out == ""
+    (line,) = shown.err.splitlines()
+    assert line.startswith("tauspan: warning: one: gradient norm ")
+
+
+def test_chosen_combinations_are_written_as_vectors(world: World, tmp_path: Path) -> None:
+    here = {**world, "out": str(tmp_path)}
+    tau = TaskVector.from_pretrained(world["vector"])
+    for line, factor in (
+        ("edit add {model} {one}={vector} {two}={vector} --grid 0.5", 1.0),
+        ("edit negate {model} {one}={vector} {two} --grid 0.5 --floor 0", -0.5),
+    ):
+        file = tmp_path / f"{factor}.safetensors"
+        assert call(here, f"{line} --rows 4 -q --vector {file}") == 0
+        found = TaskVector.from_pretrained(file)
+        if factor < 0 and not found.norm():  # negating nothing was the shortest edit
+            continue
+        for name, delta in found.deltas.items():
+            torch.testing.assert_close(delta, factor * tau.deltas[name])
+        assert call(here, f"{line} --rows 4 -q --vector {file}") == 5  # it is there already
+
+
+def options_of(made: argparse.ArgumentParser, name: str = "tauspan") -> Iterator[tuple[str, str, Any, str]]:
+    """Every argument below a parser: its verb, its name, itself, and its help as people see it."""
+    for action in made._actions:
+        if isinstance(action, argparse._SubParsersAction):
+            for verb, own in action.choices.items():
+                yield from options_of(own, f"{name} {verb}")
+        else:
+            shown = made._get_formatter()._expand_help(action) if action.help else ""
+            yield name, "/".join(action.option_strings) or action.dest, action, shown
+
+
+def test_every_option_has_a_sentence_with_its_default() -> None:
+    for verb, name, action, shown in options_of(parser()):
+        assert shown, f"{verb} {name} has no help"
+        given = action.option_strings and action.nargs != 0 and not action.required
+        assert not given or "default: " in shown, f"{verb} {name} does not say its default: {shown}"
+        assert "None" not in shown, f"{verb} {name}: {shown}"
 
 
 # -- refusals ------------------------------------------------------------------------------------------------

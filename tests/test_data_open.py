@@ -126,7 +126,7 @@ def test_other_columns_and_numbers_as_labels(root):
         write_parquet(root / "toy" / f"{split}.parquet", rows(split), None, image="jpg", label="cls")
     task = open_task(toy(columns=Columns("jpg", "cls")), root)
     assert task.split("test").labels.tolist() == [0, 1, 2] * 3
-    with pytest.raises(DataError, match=r"has no column 'image'; it has jpg, cls\. Known: cls, jpg"):
+    with pytest.raises(DataError, match=r"has no column 'image'; it has jpg, cls\."):
         open_task(toy(), root)
 
 
@@ -202,7 +202,7 @@ def test_a_class_list_that_numbers_do_not_fill_is_refused(root):
         open_task(toy(), root)
     for split in ("train", "test"):
         write_npz(root / "toy" / f"{split}.npz", rows(split, 4))
-    with pytest.raises(DataError, match=r"train of .*, row 3: label 3 lies outside 0\.\.2"):
+    with pytest.raises(DataError, match=r"train\.npz, row 3: .* label 3 lies outside 0\.\.2"):
         open_task(toy(), root)
 
 

@@ -8,6 +8,8 @@ import pytest
 from imagesets import encoded, picture, rows, write_card, write_folder
 from tauspan.cli import main
 from tauspan.data import catalog
+from tauspan.store import read_json
+from tauspan.suite import find_task
 
 NAMES = catalog()["stl10"].classes
 
@@ -104,3 +106,75 @@ def test_a_damaged_image_is_an_error_that_names_it(root, capsys):
     plant(root, data=b"no image")
     assert main(["data", "check", "stl10", "--root", str(root), "--quiet"]) == 6
     assert "9999.png cannot be read as an image" in capsys.readouterr().err
+
+
+# -- making a task -------------------------------------------------------------------------------------------
+
+
+def table(count=30, more=""):
+    return "body;kind\n" + "".join(f"text {i};{'yes' if i % 2 else 'no'}\n" for i in range(count)) + more
+
+
+def make(folder, *options):
+    """The command that makes `folder`/toy of `folder`/a.csv."""
+    return ["data", "make", str(folder / "a.csv"), "-o", str(folder / "toy"), *options]
+
+
+def test_a_task_directory_is_made_of_a_csv_file_and_found_by_its_path(tmp_path, capsys):
+    (tmp_path / "a.csv").write_text(table())
+    arguments = make(tmp_path, "--text", "body", "--label", "kind")
+    assert main(arguments) == 0
+    out = capsys.readouterr().out
+    assert "Task('toy', 2 classes, train 22, validation 2, test 6)" in out
+    assert "held out of train" in out
+    task = find_task(str(tmp_path / "toy"))
+    assert (task.label_names, len(task.split("train"))) == (["no", "yes"], 22)
+    assert main(arguments) == 5  # it is there already
+    assert main([*arguments, "--overwrite", "--seed", "1", "--quiet"]) == 0
+    assert find_task(str(tmp_path / "toy")).checksum() != task.checksum()
+
+
+@pytest.mark.filterwarnings("always:task .* leaves out")
+def test_what_a_made_task_leaves_out_is_in_the_report_and_in_the_card(tmp_path, capsys):
+    (tmp_path / "a.csv").write_text(table(more=";yes\nlast;\ntext 0;no\n"))
+    arguments = make(tmp_path, "--text", "body", "--label", "kind")
+    assert main(arguments) == 6
+    assert "2 rows" not in capsys.readouterr().out
+    assert main([*arguments, "--clean", "--json"]) == 0
+    counts = {"train": {"without a text": 1, "without a label": 1}}
+    out, err = capsys.readouterr()
+    assert "1 without a label, 1 without a text" in err
+    assert json.loads(out)["result"]["left_out"] == counts
+    assert read_json(tmp_path / "toy" / "card.json")["left_out"] == counts
+
+
+def test_all_that_a_file_leaves_open_can_be_said(tmp_path):
+    rows = "".join(f"text {i}\t{1 + i % 2}\t{'test' if i % 5 == 0 else 'train'}\n" for i in range(40))
+    (tmp_path / "a.csv").write_text("text\tlabel\tpart\n" + rows, encoding="utf-16-le")
+    said = [
+        "--split",
+        "part",
+        "--label-names",
+        "bad",
+        "good",
+        "--labels",
+        "from_1",
+        "--label-prompts",
+        "It is bad.",
+    ]
+    said += [
+        "It is good.",
+        "--encoding",
+        "utf-16-le",
+        "--delimiter",
+        "\\t",
+        "--max-tokens",
+        "32",
+        "--name",
+        "mine",
+    ]
+    assert main(make(tmp_path, *said, "--quotes", "none", "--quiet")) == 0
+    task = find_task(str(tmp_path / "toy"))
+    assert repr(task) == "Task('mine', 2 classes, train 29, validation 3, test 8)"
+    assert (task.label_names, task.max_tokens) == (["bad", "good"], 32)
+    assert task.split("test").labels.tolist() == [0, 1] * 4

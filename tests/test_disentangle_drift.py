@@ -200,8 +200,8 @@ def test_vectors_that_do_not_interfere_do_not_at_any_drift() -> None:
         (-0.5, "finite number above 0"),
         (math.nan, "finite number above 0"),
         (math.inf, "finite number above 0"),
-        ("own", "drift of 'one' is 'own'"),
-        ({"one": True, "two": 1.0}, "drift of 'one' is True"),
+        ("own", "`drift` is the text 'own'"),
+        ({"one": True, "two": 1.0}, r"`drift\['one'\]` is True, and a number is wanted"),
     ],
 )
 def test_a_unit_of_drift_that_does_not_fit_is_refused(drift: Any, words: str) -> None:

@@ -252,11 +252,13 @@ class Square(torch.autograd.Function):
         return 2 * ctx.saved_tensors[0] * tangent
 
 
-@pytest.mark.parametrize(
-    "inside", [written, lambda m, h: Square.apply(h)], ids=["plain buffer", "own backward"]
-)
-def test_a_model_that_cannot_go_in_one_pass_goes_to_the_reference_and_says_so_once(inside: Any) -> None:
-    example = net(inside)
+def test_an_autograd_function_with_a_forward_mode_goes_in_one_pass() -> None:
+    with pytest.warns(RuntimeWarning, match="uses 'Square', which has no tangent rule: torch's forward mode"):
+        assert compare(net(lambda m, h: Square.apply(h)), strict=False).engine == "onepass"
+
+
+def test_a_model_that_cannot_go_in_one_pass_goes_to_the_reference_and_says_so_once() -> None:
+    example = net(written)
     with pytest.warns(
         RuntimeWarning, match=r"Net cannot be carried through in one pass: .*reference engine"
     ) as told:
@@ -267,10 +269,8 @@ def test_a_model_that_cannot_go_in_one_pass_goes_to_the_reference_and_says_so_on
         linearize(example.model, strict=True)(*example.args)
 
 
-def test_a_number_read_off_a_tensor_is_refused() -> None:
-    example = net(lambda m, h: h * h.sum().item())
-    with pytest.raises(ModelError, match=r"Net reads a number off a tensor \(item\)"):
-        linearize(example.model)(*example.args)
+def test_a_number_read_off_a_tensor_is_a_constant_as_for_autograd() -> None:
+    compare(net(lambda m, h: h * h.sum().item()))
 
 
 # -- second derivatives and inputs ---------------------------------------------------------------------------

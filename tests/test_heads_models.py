@@ -26,7 +26,7 @@ from tauspan.models import (
     select,
     trimmed,
 )
-from tauspan.models.hf import mean_pooled
+from tauspan.models.pooling import mean_pooled
 from tauspan.tasks import Task, build_head
 from tauspan.train import Settings
 
@@ -85,7 +85,8 @@ def write(folder: Path, kind: str) -> Path:
         model = zoo.stirred(MODELS[kind](), scale=0.1).float()
     checkpoints.write_model(folder, model)
     if kind in SIDE:
-        checkpoints.image_settings(folder, {"height": SIDE[kind], "width": SIDE[kind]})
+        square = {"height": SIDE[kind], "width": SIDE[kind]}
+        checkpoints.image_settings(folder, {"shortest_edge": SIDE[kind]} if kind == "convnext" else square)
     else:
         t5_tokenizer().save_pretrained(folder)
     return folder

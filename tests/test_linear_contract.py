@@ -246,7 +246,7 @@ def test_linearising_twice_is_refused() -> None:
         (lambda: zoo.mlp().model, "logits", "Sequential has no .* point 'logits': build a Classifier"),
         (lambda: zoo.bert().model, "logits", "Encoder has no .* point 'logits': build a Classifier"),
         (lambda: zoo.mlp().model, "encoder", "Sequential has no .* point 'encoder'.*output"),
-        (lambda: classifier(zoo.mlp()), "logit", "Classifier has no .* Did you mean 'logits'"),
+        (lambda: classifier(zoo.mlp()), "logit", r"point='logit'\. Did you mean 'logits'"),
     ],
 )
 def test_a_point_that_the_model_lacks_is_refused(

@@ -43,7 +43,7 @@ def net(batches: int) -> dict[str, Tensor]:
 def test_nets_with_batch_norms_merge_and_keep_the_first_ones_counters(base: bool, tmp_path: Path) -> None:
     nets = [net(3), net(5), net(7)]
     report, out = merged(tmp_path, *nets, base=base)
-    (warning,) = report.result["warnings"]
+    (warning,) = report.warnings
     assert "'1.num_batches_tracked' and 1 more (3.num_batches_tracked) counts batches and differs" in warning
     assert "entry 0 is 5" in warning
     assert ("The same holds for 1 more" in warning) == (len(nets) > 2)
@@ -97,12 +97,12 @@ CONSTANTS = {
 def test_constants_that_a_model_computes_again_stop_nothing(name: str, base: bool, tmp_path: Path) -> None:
     plain, more = {"w": torch.ones(2)}, {"w": torch.full((2,), 3.0), name: CONSTANTS[name]}
     report, out = merged(tmp_path / "extra", plain, more, base=base)
-    (warning,) = report.result["warnings"]
+    (warning,) = report.warnings
     assert "computes again" in warning
     assert warning.endswith("the result leaves it out.")
     assert set(out) == {"w"}
     report, out = merged(tmp_path / "missing", more, plain, base=base)
-    assert report.result["warnings"][0].endswith("the result keeps it.")
+    assert report.warnings[0].endswith("the result keeps it.")
     assert torch.equal(out[name], CONSTANTS[name])
     other = CONSTANTS[name] + 1  # another context length, or another base of the frequencies
     _, out = merged(tmp_path / "both", more, {**plain, name: other}, base=base)
@@ -119,7 +119,7 @@ def test_a_bias_of_attention_is_a_weight(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ["v_head.summary.weight", "pretrained_model.v_head.summary.bias"])
 def test_a_value_head_of_a_training_run_is_left_out(name: str, tmp_path: Path) -> None:
     report, out = merged(tmp_path, {"w": torch.ones(2)}, {"w": torch.zeros(2), name: torch.ones(3)})
-    assert "belongs to the training run" in report.result["warnings"][0]
+    assert "belongs to the training run" in report.warnings[0]
     assert set(out) == {"w"}
 
 
@@ -144,7 +144,7 @@ def test_a_stored_copy_of_a_tied_tensor_is_that_tensor(first: bool, tmp_path: Pa
         tied(tmp_path / "b", None if first else same, 2),
     )
     report = merge_files({"method": "linear", "models": [one, two]}, tmp_path / "out", show_progress=False)
-    (warning,) = report.result["warnings"]
+    (warning,) = report.warnings
     assert "'lm_head.weight'" in warning
     assert "is a copy of 'model.embed_tokens.weight', bit for bit" in warning
     out = Checkpoint(tmp_path / "out")
@@ -163,7 +163,7 @@ def test_a_trained_head_of_a_tied_model_is_told(tmp_path: Path) -> None:
         merge_files({"method": "linear", "models": [one, two]}, tmp_path / "out", show_progress=False)
     recipe = {"method": "linear", "models": [one, two], "allow": ["tied"]}
     report = merge_files(recipe, tmp_path / "out", show_progress=False)
-    assert "a second copy is left out" in report.result["warnings"][0]
+    assert "a second copy is left out" in report.warnings[0]
 
 
 # -- masks and broken values ------------------------------------------------------------------------------------------

@@ -127,7 +127,7 @@ def test_warnings_are_printed_on_stderr_even_where_nothing_else_is(tmp_path: Pat
     ]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     assert done.stdout == ""
-    assert done.stderr.startswith("warning: config.json of")
+    assert done.stderr.startswith("tauspan: warning: config.json of")
     assert LENIENT["config"] in done.stderr
 
 
@@ -147,7 +147,7 @@ def test_a_tensor_of_another_shape_keeps_the_bases(kind: str, tmp_path: Path) ->
     out, start = Checkpoint(tmp_path / "out"), Checkpoint(base)
     assert torch.equal(out[name], start[name] + 3)  # the third alone moves it
     assert torch.equal(out["model.norm.weight"], start["model.norm.weight"] + 4)
-    assert len(report.result["warnings"]) == 1
+    assert len(report.warnings) == 1
 
 
 # -- a model that lacks a tensor, where there is no base ------------------------------------------------------------
@@ -250,7 +250,7 @@ def test_old_names_of_norms_are_the_same_tensors(tmp_path: Path) -> None:
         report = merge_files(
             {"method": method, **first, "models": models}, tmp_path / method, show_progress=False
         )
-        assert "warnings" not in report.result
+        assert not report.warnings
         out, share = Checkpoint(tmp_path / method), 1.0 if first else 0.5
         for name, tensor in old.items():
             torch.testing.assert_close(out[name], tensor + share)
@@ -283,7 +283,7 @@ def test_warnings_of_an_adapter_are_told_too(tmp_path: Path, caplog: pytest.LogC
         "rank": 4,
     }
     report = merge_files(recipe, tmp_path / "out", show_progress=False)
-    assert "float16" in report.result["warnings"][0]
+    assert "float16" in report.warnings[0]
     assert "float16" in caplog.text
     assert "float16" in (tmp_path / "out" / "README.md").read_text()
 

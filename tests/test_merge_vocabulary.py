@@ -246,13 +246,13 @@ def test_how_rows_were_aligned_is_told(tmp_path: Path) -> None:
     base, tune = model(tmp_path / "base", "abc", 0.0), model(tmp_path / "tune", "abcd", 1.0)
     recipe = {"method": "linear", "models": [base, tune], "tokenizer_source": "union"}
     report = merge_files(recipe, tmp_path / "out", show_progress=False)
-    assert report.result["warnings"] == [
+    assert list(report.warnings) == [
         "rows of embeddings are aligned by token with the union of all vocabularies: 4 tokens, 4 rows (before: 3, 4)."
     ]
     (base / "tokenizer.json").unlink()
     recipe["tokenizer_source"] = str(tune)
     report = merge_files(recipe, tmp_path / "again", show_progress=False)
-    assert f"{base} has no tokenizer: its rows are taken to mean" in report.result["warnings"][0]
+    assert f"{base} has no tokenizer: its rows are taken to mean" in report.warnings[0]
 
 
 @pytest.mark.parametrize("allow", [[], ["vocabulary"]])

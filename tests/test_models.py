@@ -3,7 +3,6 @@
 import re
 import sys
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -18,7 +17,6 @@ from checkpoints import KINDS, Copy
 from tauspan.errors import DataError, MismatchError, MissingExtraError, ModelError
 from tauspan.models import Encoder, Head, fingerprint_of, load_model
 from tauspan.models.encoder import Inputs
-from tauspan.models.hf import _image_inputs
 from tauspan.models.sources import PACKAGED
 
 TEXTS = ["a good film", "bad", "the cat sat"]
@@ -66,41 +64,6 @@ def test_a_decoder_reads_on_the_same_whatever_side_its_tokenizer_pads(kind: str,
     before = features(load_model(home))
     checkpoints.edit_json(home / "tokenizer_config.json", lambda c: c.update(padding_side="left"))
     torch.testing.assert_close(features(load_model(home)), before, rtol=1e-5, atol=1e-5)
-
-
-@pytest.mark.parametrize(("mode", "row"), [("cls_token", 0), ("lasttoken", -1)])
-def test_the_pooling_file_of_sentence_transformers_is_honoured(copy: Copy, mode: str, row: int) -> None:
-    home = copy("bert")
-    checkpoints.pooling(home, **{"mean_tokens": False, "cls_token": False, mode: True})
-    expected = torch.stack([states[row] for states in by_hand(home, TEXTS)])
-    torch.testing.assert_close(features(load_model(home)), expected, rtol=1e-5, atol=1e-5)
-
-
-def test_the_pooling_file_can_ask_a_decoder_for_the_mean(copy: Copy) -> None:
-    home = copy("gpt2")
-    checkpoints.pooling(home, mean_tokens=True, lasttoken=False)
-    expected = torch.stack([states.mean(0) for states in by_hand(home, TEXTS)])
-    torch.testing.assert_close(features(load_model(home)), expected, rtol=1e-5, atol=1e-5)
-
-
-@pytest.mark.parametrize("modes", [{"max_tokens": True}, {"mean_tokens": True, "cls_token": True}, {}])
-def test_a_pooling_that_is_not_known_is_refused(copy: Copy, modes: dict[str, bool]) -> None:
-    home = copy("bert")
-    checkpoints.pooling(home, **modes)
-    with pytest.raises(ModelError, match=r"1_Pooling.*pooling.*known: pooling_mode_mean_tokens"):
-        load_model(home)
-
-
-def test_a_layer_behind_the_pooling_is_refused_rather_than_left_out(copy: Copy) -> None:
-    home = copy("bert")
-    checkpoints.pooling(home, mean_tokens=True)
-    kinds = ["Transformer", "Pooling", "Dense", "Normalize"]
-    checkpoints.write_json(
-        home / "modules.json",
-        [{"path": "", "type": f"sentence_transformers.models.{kind}"} for kind in kinds],
-    )
-    with pytest.raises(ModelError, match=r"modules\.json.*Dense"):
-        load_model(home)
 
 
 def test_label_prompts_are_embedded_at_unit_length(homes: dict[str, Path]) -> None:
@@ -185,21 +148,6 @@ def test_clip_gives_its_projected_image_and_text_embeddings(homes: dict[str, Pat
     assert not torch.allclose(found.norm(dim=-1), torch.ones(3), atol=0.05)
 
 
-@pytest.mark.parametrize("kind", ["vit", "clip"])
-def test_without_a_preprocessing_file_the_size_is_the_models_own(kind: str, copy: Copy) -> None:
-    home = copy(kind)
-    (home / "preprocessor_config.json").unlink()
-    assert load_model(home).inputs.size == 8
-
-
-def test_an_image_size_that_stands_nowhere_is_taken_with_a_warning(copy: Copy) -> None:
-    home = copy("clip")
-    (home / "preprocessor_config.json").unlink()
-    checkpoints.edit_json(home / "config.json", lambda config: config["vision_config"].pop("image_size"))
-    with pytest.warns(UserWarning, match="224 is taken"):
-        assert _image_inputs(home).size == 224
-
-
 def test_images_of_any_layout_become_the_same_pixels() -> None:
     inputs = Inputs("image", None, 8, tuple(checkpoints.MEAN), tuple(checkpoints.STD))
     raw = images()
@@ -208,82 +156,6 @@ def test_images_of_any_layout_become_the_same_pixels() -> None:
     torch.testing.assert_close(inputs.encode(list((raw / 255.0).astype(np.float32))), pixels(raw))
     grey = raw[..., 0]
     torch.testing.assert_close(inputs.encode(list(grey)), pixels(np.stack([grey] * 3, axis=-1)))
-
-
-def photograph(height: int, width: int) -> np.ndarray:
-    """Smooth stripes of three colours: nothing that a resampler could alias."""
-    y, x, channel = np.mgrid[:height, :width, :3]
-    return (127.5 + 120 * np.sin(y / 7 + channel) * np.cos(x / 5 - channel)).astype(np.uint8)
-
-
-SHAPES = [(8, 8), (33, 20), (20, 45), (5, 6), (60, 8)]
-EXACT, SHORTEST = {"height": 8, "width": 8}, {"shortest_edge": 9}
-PROCESSORS: dict[str, tuple[str, dict[str, Any]]] = {
-    "shorter side, then a crop": ("CLIP", {"size": SHORTEST, "crop_size": 8}),
-    "a crop beyond the edge": ("CLIP", {"size": {"shortest_edge": 6}, "crop_size": 8}),
-    "exact, then a crop": ("CLIP", {"size": {"height": 9, "width": 9}, "crop_size": 8}),
-    "squashed": ("CLIP", {"size": EXACT, "do_center_crop": False}),
-    "squashed, bilinear": ("ViT", {"size": EXACT}),
-    "nearest": ("ViT", {"size": EXACT, "resample": 0}),
-}
-
-
-@pytest.mark.parametrize("case", PROCESSORS)
-def test_images_become_what_the_models_own_processor_makes_of_them(case: str, copy: Copy) -> None:
-    kind, options = PROCESSORS[case]
-    home = copy(kind.lower())
-    family = getattr(transformers, f"{kind}ImageProcessorPil")  # Pillow's needs no torchvision
-    processor = family(image_mean=checkpoints.MEAN, image_std=checkpoints.STD, **options)
-    processor.save_pretrained(home)
-    raw = [photograph(*shape) for shape in SHAPES]
-    expected = torch.from_numpy(np.stack(processor(raw)["pixel_values"]))
-    found = load_model(home).encode(raw)
-    rounding = 2.5 / 255 / min(checkpoints.STD)  # Pillow rounds to bytes after each of two passes
-    torch.testing.assert_close(found, expected, rtol=0, atol=rounding)
-
-
-def test_the_settings_of_a_processor_for_text_and_images_are_found(copy: Copy) -> None:
-    home = copy("clip")
-    before = load_model(home).inputs
-    (home / "preprocessor_config.json").unlink()
-    images = transformers.CLIPImageProcessorPil(
-        size=SHORTEST, crop_size=8, image_mean=checkpoints.MEAN, image_std=checkpoints.STD
-    )
-    transformers.CLIPProcessor(images, checkpoints.clip_tokenizer()).save_pretrained(home)
-    found = load_model(home).inputs
-    assert (found.mean, found.std) == (before.mean, before.std)
-    assert (found.size, found.resize) == (8, 9)
-
-
-@pytest.mark.parametrize(
-    ("size", "more", "resize"),
-    [
-        (9, {"crop_size": 8, "do_center_crop": True}, 9),  # as older versions wrote it
-        (8, {"do_center_crop": False}, (8, 8)),
-        (8, {}, (8, 8)),
-        ({"shortest_edge": 8}, {"do_center_crop": False}, (8, 8)),
-        (EXACT, {"do_center_crop": None, "crop_size": None, "resample": None}, (8, 8)),
-    ],
-)
-def test_older_forms_of_a_size_are_read(size: Any, more: dict[str, Any], resize: Any, copy: Copy) -> None:
-    home = copy("clip")
-    checkpoints.image_settings(home, size, **more)
-    inputs = _image_inputs(home)
-    assert (inputs.size, inputs.resize, inputs.interpolation) == (8, resize, "bicubic")
-
-
-@pytest.mark.parametrize(
-    ("size", "more", "words"),
-    [
-        ({"height": 8, "width": 6}, {}, r"8 x 6 pixels; only square ones are read. Wrap"),
-        (EXACT, {"resample": 1}, r"resample=1; known: 0, 2, 3"),
-    ],
-)
-def test_preprocessing_that_is_not_known_is_refused(size: Any, more: Any, words: str, copy: Copy) -> None:
-    home = copy("vit")
-    checkpoints.image_settings(home, size, **more)
-    with pytest.raises(ModelError, match=words):
-        load_model(home)
 
 
 @pytest.mark.parametrize("shape", [(8,), (8, 8, 4), (2, 8, 8, 3), (0, 8, 3)])

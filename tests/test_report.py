@@ -129,6 +129,13 @@ def test_provenance_names_versions_machine_and_time() -> None:
     json.dumps(facts)
 
 
+def test_what_a_notebook_shows_is_one_line_or_markdown() -> None:
+    assert repr(SMALL) == "Report('small': first)"
+    assert SMALL._repr_markdown_() == SMALL.to_markdown()
+    assert repr(SMALL.tables[0]) == "Table('first', 2 rows)"
+    assert SMALL.tables[0]._repr_markdown_().startswith("## first")
+
+
 def test_a_cost_begins_at_nothing() -> None:
     assert Cost() == Cost(0.0, 0.0)
 

@@ -3,6 +3,7 @@
 import dataclasses
 import importlib
 import json
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +14,11 @@ import checkpoints
 import tauspan as ts
 import zoo
 from program import contents
+from tauspan import search
 from tauspan.errors import StoreError, UsageError
 from tauspan.recipe import Maps, Negation, Recipe, Rows, Training
 from tauspan.report import Report
-from tauspan.run import run
+from tauspan.run import plan, run
 from tauspan.suite import find_task
 from tauspan.vector import TaskVector
 
@@ -222,3 +224,39 @@ def test_a_run_starts_from_a_pre_trained_model(recipe: Recipe, tmp_path: Path) -
     with pytest.raises(UsageError, match="is an edited tangent model"):
         run(dataclasses.replace(recipe, model=str(tmp_path / "edited")), tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+def test_a_plan_counts_what_is_done_and_does_nothing(
+    recipe: Recipe, done: tuple[Path, Report], tmp_path: Path, trainings: list[str]
+) -> None:
+    nothing, all_there = plan(recipe, tmp_path / "new"), plan(recipe, done[0])
+    rows = {(row["regime"], row["stage"]): row["number"] for row in nothing.tables[0].rows}
+    assert rows["standard", "fine-tune"] == rows["linear", "fine-tune"] == len(TASKS) * len(recipe.seeds)
+    assert rows["posthoc", "add"] == len(recipe.seeds)
+    assert nothing.result["done"] == 0
+    assert all_there.result["done"] == all_there.result["stages"] == nothing.result["stages"]
+    assert not (tmp_path / "new").exists()
+    assert trainings == []
+    other = plan(dataclasses.replace(recipe, finetune=Training(max_steps=2, batch_size=4)), done[0])
+    assert all(row["done"] == 0 for row in other.tables[0].rows if row["stage"] == "fine-tune")
+
+
+def test_what_was_let_pass_is_in_the_report_of_every_later_run_too(
+    recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    original = search.add
+
+    def warning(*args: Any, **options: Any) -> Report:
+        logging.getLogger("tauspan.linear").warning("a layer was taken apart")
+        return original(*args, **options)
+
+    monkeypatch.setattr(search, "add", warning)
+    small = dataclasses.replace(
+        recipe, regimes=("linear",), seeds=(0,), negate=Negation(), disentangle=Maps()
+    )
+    for _ in range(2):  # the second time nothing is done
+        caplog.clear()
+        assert run(small, tmp_path / "out", show_progress=False).warnings == ("a layer was taken apart",)
+        assert caplog.messages.count("a layer was taken apart") == 1
+        assert json.loads((tmp_path / "out" / "report.json").read_text())["warnings"]
+        assert "- a layer was taken apart\n" in (tmp_path / "out" / "report.md").read_text()

@@ -47,7 +47,9 @@ def steps(
     here = rows(right_above, right_below)
     far = rows(*test) if test else here
     splits = {"train": here, "validation": here, "test": far}
-    return Task.from_tensors(name, ["low", "high"], head=Head(torch.eye(2), scale=1.0), **splits)
+    return Task.from_tensors(
+        name, ["low", "high"], head=Head(torch.eye(2), scale=1.0), labels="from_0", **splits
+    )
 
 
 def cloud(name: str, seed: int) -> Task:

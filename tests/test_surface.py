@@ -3,9 +3,11 @@
 import ast
 import doctest
 import importlib
+import inspect
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -43,7 +45,7 @@ def test_every_name_is_the_one_in_its_module(name: str) -> None:
     assert value.__doc__ or name == "METHODS"  # a mapping: its rows are documented on their page
 
 
-@pytest.mark.parametrize("name", ["evaluate", "merge", "run", "suite"])
+@pytest.mark.parametrize("name", ["computing", "evaluate", "merge", "run", "suite"])
 def test_a_function_is_not_hidden_by_the_module_of_its_name(name: str) -> None:
     for code in (
         f"import tauspan.{name}, tauspan; assert callable(tauspan.{name})",
@@ -80,10 +82,25 @@ def test_importing_the_package_loads_nothing_heavy() -> None:
 # -- examples ------------------------------------------------------------------------------------------------
 
 
+class Finder(doctest.DocTestFinder):
+    """Also finds functions behind the decorators that check their arguments and gather their warnings."""
+
+    def _from_module(self, module: Any, thing: Any) -> bool:
+        inner = inspect.unwrap(thing) if inspect.isfunction(thing) else thing
+        return super()._from_module(module, inner)  # type: ignore[misc, no-any-return]
+
+
 @pytest.mark.parametrize("name", [name for name in MODULES if not name.endswith("__main__")])
 def test_the_examples_of_a_module_run(name: str) -> None:
-    found = doctest.testmod(importlib.import_module(name), optionflags=doctest.ELLIPSIS)
-    assert found.failed == 0
+    module = importlib.import_module(name)
+    runner = doctest.DocTestRunner(optionflags=doctest.ELLIPSIS)
+    for test in Finder().find(module, name):
+        assert runner.run(test).failed == 0
+
+
+def test_the_examples_of_decorated_functions_are_found() -> None:
+    module = importlib.import_module("tauspan.linear.linearized")
+    assert any(test.name.endswith(".linearize") and test.examples for test in Finder().find(module))
 
 
 def test_every_module_has_a_docstring() -> None:

@@ -126,10 +126,60 @@ def test_any_other_error_names_its_line_and_the_log(tmp_path, kind, line):
     assert "Traceback" in (tmp_path / "logs" / "j0.log").read_text()
 
 
-def test_the_first_of_several_errors_names_the_others(tmp_path):
+def test_the_first_of_several_errors_names_the_others_with_their_logs(tmp_path):
     jobs = jobs_of("fail", *({"kind": kind} for kind in ("mismatch", "zero", "narrower")))
-    with pytest.raises(BaseMismatchError, match="3 of 3 jobs failed; the others: j1, j2"):
+    with pytest.raises(BaseMismatchError, match="3 of 3 jobs failed; the others: 'j1' ") as raised:
         quietly(jobs, tmp_path, workers=3)
+    for name in ("j0", "j1", "j2"):
+        assert str(tmp_path / "logs" / f"{name}.log") in str(raised.value)
+
+
+def mixed():
+    """Four jobs that succeed and three that fail, each in its own way."""
+    good = jobs_of("double", **{f"good{n}": {"number": n} for n in range(4)})
+    bad = jobs_of(
+        "fail", **{f"bad{n}": {"kind": kind} for n, kind in enumerate(("mismatch", "zero", "system"))}
+    )
+    return [good[0], bad[0], good[1], good[2], bad[1], bad[2], good[3]]
+
+
+@pytest.mark.parametrize("workers", [1, 3])
+def test_what_succeeded_comes_back_beside_what_failed(tmp_path, workers):
+    jobs = mixed()
+    found = quietly(jobs, tmp_path, workers, errors="return")
+    assert list(found) == [job.name for job in jobs]
+    errors = {name: result for name, result in found.items() if isinstance(result, TauspanError)}
+    assert {name: type(error) for name, error in errors.items()} == {
+        "bad0": BaseMismatchError, "bad1": TauspanError, "bad2": TauspanError
+    }  # fmt: skip
+    assert all(f"logs/{name}.log" in str(error) for name, error in errors.items())
+    assert [found[f"good{n}"] for n in range(4)] == [0, 2, 4, 6]
+
+
+def test_what_succeeded_is_named_by_what_is_raised(tmp_path):
+    with pytest.raises(BaseMismatchError, match=r"3 of 7 jobs failed.*4 results are in .*errors='return'"):
+        quietly(mixed(), tmp_path, 2)
+    again = quietly([job for job in mixed() if job.name.startswith("good")], tmp_path)
+    assert list(again.values()) == [0, 2, 4, 6]
+
+
+def test_a_job_given_up_comes_back_as_its_error_too(tmp_path, place):
+    jobs = [*jobs_of("die_first", {"place": str(place), "deaths": 9}), *jobs_of("double", good={"number": 1})]
+    found = quietly(jobs, tmp_path, errors="return", attempts=1)
+    assert "was given up" in str(found["j0"])
+    assert found["good"] == 2
+
+
+def test_an_unknown_way_with_errors_is_refused(tmp_path):
+    with pytest.raises(UsageError, match=r"errors='retrun'\. Did you mean 'return'"):
+        quietly(mixed(), tmp_path, errors="retrun")
+
+
+def test_what_a_job_warns_of_is_said_here_and_kept(tmp_path, caplog):
+    assert quietly(jobs_of("warn", {"text": "a layer\nwas left out"}), tmp_path) == {"j0": 1}
+    assert caplog.messages == ["a layer was left out"]
+    assert json.loads((tmp_path / "j0.json").read_text())["warnings"] == ["a layer was left out"]
+    assert "a layer\nwas left out" in (tmp_path / "logs" / "j0.log").read_text()
 
 
 @pytest.mark.parametrize(
@@ -209,6 +259,7 @@ def test_a_small_screen_shows_running_and_failed_jobs_and_counts():
 def test_a_terminal_sees_the_table_live(tmp_path, monkeypatch):
     console = Console(file=io.StringIO(), width=80, force_terminal=True, color_system=None)
     monkeypatch.setattr("tauspan.sweep.board.Console", lambda stderr: console)
+    monkeypatch.setattr("tauspan.sweep.board.on_terminal", lambda: True)
     sweep(jobs_of("double", {"number": 1}), tmp_path)
     assert "1 jobs: 1 done" in console.file.getvalue()
 

@@ -9,11 +9,12 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
-from tauspan.errors import ModelError
 from tauspan.linear import attention, elementwise, table
-from tauspan.linear.dual import Dual, NoRuleError, Trace
+from tauspan.linear.dual import Dual, NoRuleError, Trace, custom_function
 from tauspan.linear.reference import forward_mode
+from tauspan.models.at import At
 from zoo import close
 
 
@@ -470,7 +471,7 @@ def alone(call: Callable[..., Any], *inputs: Tensor) -> Any:
         lambda x: (x.bfloat16().bfloat16(), x.double().add_(1)), lambda x: x.__setitem__(0, 1.0),
         lambda x: torch.zeros(3, 4).double().add_(x), lambda x: torch.zeros(3, 4).__setitem__(0, x[0]),
         lambda x: torch.add(x, x, out=torch.empty(3, 4).double()), lambda x: x.zero_(), lambda x: x.copy_(x + 1),
-        lambda x: x.t_(), lambda x: x.requires_grad_(), lambda x: setattr(x, "data", x.detach()),
+        lambda x: x.t_(), lambda x: setattr(x, "data", x.detach()),
     ],
 )  # fmt: skip
 def test_writing_where_others_may_see_it_is_refused(write: Callable[[Tensor], Any]) -> None:
@@ -496,12 +497,42 @@ class Reversal(Own):
         return x
 
 
-@pytest.mark.parametrize(
-    "own", [Own.apply, Reversal.apply, torch.no_grad()(torch.tanh), torch.no_grad()(torch.sign)]
-)
-def test_a_backward_that_is_not_the_operations_own_is_refused(own: Callable[[Tensor], Any]) -> None:
-    with pytest.raises(NoRuleError):
-        alone(own, normal(*M))
+class Tripled(Own):
+    """Its backward is not its forward's, and cannot be derived a second time."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        return 2 * x
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        return 3 * gradient
+
+
+@pytest.mark.parametrize("own", [Own, Reversal])
+def test_a_function_with_a_backward_of_its_own_moves_as_that_backward_says(own: type[Own]) -> None:
+    x = normal(*M)
+    trace = Trace(nn.Identity())
+    with At(nn.Identity(), {}, custom_function), pytest.warns(RuntimeWarning, match="derived once more"):
+        out = own.apply(Dual(x.clone().requires_grad_(), (2 * x,), trace))
+    assert torch.equal(out.primal, own.forward(None, x))
+    assert torch.equal(out.tangents[0], 2 * x)
+
+
+def test_a_function_that_cannot_be_derived_twice_has_no_tangent_here() -> None:
+    x = normal(*M)
+    with (
+        At(nn.Identity(), {}, custom_function),
+        pytest.raises(NotImplementedError, match="cannot be derived"),
+    ):
+        Tripled.apply(Dual(x.clone().requires_grad_(), (x,), Trace(nn.Identity())))
+
+
+@pytest.mark.parametrize("op", [torch.tanh, torch.sign, Own.apply])
+def test_what_runs_under_no_grad_is_a_constant(op: Callable[[Tensor], Any]) -> None:
+    with At(nn.Identity(), {}, custom_function):
+        assert not isinstance(alone(torch.no_grad()(op), normal(*M)), Dual)
 
 
 @pytest.mark.parametrize(
@@ -559,10 +590,21 @@ def test_properties_are_those_of_the_value(name: str) -> None:
     assert torch.equal(first, second) if isinstance(first, Tensor) else first == second
 
 
-@pytest.mark.parametrize("name", sorted(table.READS))
-def test_reading_a_number_is_an_error_that_says_why(name: str) -> None:
-    with pytest.raises(ModelError, match=rf"reads a number off a tensor \({name}\).*Keep it a tensor"):
-        alone(lambda x: getattr(x[0, 0], name)(), normal(*M))
+@pytest.mark.parametrize("name", sorted(table.READS - {"__index__"}))
+def test_a_number_read_off_a_tensor_is_a_constant_as_for_autograd(name: str) -> None:
+    x = normal(*M)
+    assert alone(lambda x: getattr(x[0, 0], name)(), x) == getattr(x[0, 0], name)()
+
+
+def test_under_no_grad_everything_is_a_constant_as_for_autograd() -> None:
+    def call(x: Tensor) -> Tensor:
+        with torch.no_grad():
+            scale = (x * 2).abs().amax()
+        return x * scale
+
+    x = normal(*M)
+    out = alone(call, x)
+    assert torch.equal(out.tangents[0], torch.ones_like(x) * (2 * x).abs().amax())
 
 
 def test_integer_outputs_are_plain_and_named_tuples_stay_named() -> None:

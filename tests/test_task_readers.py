@@ -11,7 +11,7 @@ from pyarrow import parquet
 from tauspan.errors import DataError, StoreError
 from tauspan.suite import find_task
 from tauspan.tasks import SPLITS, Task
-from tiny import write_csv
+from tiny import twice, write_csv
 
 
 def rows(count, labels=("0", "1"), start=0):
@@ -109,8 +109,8 @@ def test_csv_and_parquet_give_one_task(tmp_path, form):
 
 def test_class_names_are_sorted_values_or_given(tmp_path):
     file = write_csv(tmp_path / "a.csv", rows(20, ("spam", "ham")))
-    assert Task.from_files("t", file, file).label_names == ["ham", "spam"]
-    given = Task.from_files("t", file, file, label_names=["spam", "ham"])
+    assert Task.from_files("t", *twice(file)).label_names == ["ham", "spam"]
+    given = Task.from_files("t", *twice(file), label_names=["spam", "ham"])
     assert given.split("test").labels[:2].tolist() == [0, 1]
 
 
@@ -118,35 +118,35 @@ def test_columns_have_the_names_that_are_asked_for(tmp_path):
     renamed = [{"body": row["text"], "kind": row["label"], "id": "7"} for row in rows(20)]
     file = write_csv(tmp_path / "a.csv", renamed)
     assert (
-        Task.from_files("t", file, file, text="body", label="kind")
+        Task.from_files("t", *twice(file), text="body", label="kind")
         .split("test")
         .inputs[0]
         .startswith("text 0")
     )
     with pytest.raises(DataError, match="has no column 'text'; it has body, kind, id"):
-        Task.from_files("t", file, file, label="kind")
+        Task.from_files("t", *twice(file), label="kind")
     with pytest.raises(DataError, match="has no column 'label'"):
-        Task.from_files("t", file, file, text="body")
+        Task.from_files("t", *twice(file), text="body")
 
 
 def test_an_unknown_class_names_row_and_nearest(tmp_path):
     train = write_csv(tmp_path / "a.csv", rows(20, ("spam", "ham")))
     test = write_csv(tmp_path / "b.csv", rows(4, ("spam", "hamm")))
-    with pytest.raises(DataError, match=r"b\.csv, row 1: 'hamm' is neither .* Did you mean 'ham'"):
+    with pytest.raises(DataError, match=r"b\.csv, row 1 \(line 3\): 'hamm' is neither .* Did you mean 'ham'"):
         Task.from_files("t", train, test)
 
 
-@pytest.mark.parametrize("value", ["", "1.0", "--1", "²", "nan"])
+@pytest.mark.parametrize("value", ["1.5", "--1", "²", "nan", "01"])
 def test_what_is_no_whole_number_is_no_class_index(tmp_path, value):
     file = write_csv(tmp_path / "a.csv", rows(3, (value,)))
-    with pytest.raises(DataError, match=r"row 0: .* is neither a class index nor a class"):
-        Task.from_files("t", file, file, label_names=["no", "yes"])
+    with pytest.raises(DataError, match=r"row 0 \(line 2\): .* is neither a class index nor a class"):
+        Task.from_files("t", *twice(file), label_names=["no", "yes"])
 
 
 def test_an_index_beyond_the_classes_is_an_error(tmp_path):
     file = write_csv(tmp_path / "a.csv", rows(20, ("0", "2")))
     with pytest.raises(DataError, match=r"label 2 lies outside 0\.\.1"):
-        Task.from_files("t", file, file, label_names=["no", "yes"])
+        Task.from_files("t", *twice(file), label_names=["no", "yes"])
 
 
 @pytest.mark.parametrize(
@@ -169,12 +169,12 @@ def test_an_index_beyond_the_classes_is_an_error(tmp_path):
 def test_a_malformed_csv_is_named_by_line(tmp_path, content, said):
     (tmp_path / "a.csv").write_text(content)
     with pytest.raises(DataError, match=said):
-        Task.from_files("t", tmp_path / "a.csv", tmp_path / "a.csv", label_names=["no", "yes"])
+        Task.from_files("t", *twice(tmp_path / "a.csv"), label_names=["no", "yes"])
 
 
 def test_the_mark_that_spreadsheets_write_is_no_part_of_the_first_column(tmp_path):
     (tmp_path / "a.csv").write_bytes(b"\xef\xbb\xbftext,label\na,0\nb,1\n")
-    assert Task.from_files("t", tmp_path / "a.csv", tmp_path / "a.csv").split("test").inputs == ["a", "b"]
+    assert Task.from_files("t", *twice(tmp_path / "a.csv")).split("test").inputs == ["a", "b"]
 
 
 def damaged_gzip():
@@ -190,7 +190,7 @@ def damaged_gzip():
 def test_a_damaged_gzip_is_named(tmp_path, damage):
     (tmp_path / "a.csv.gz").write_bytes(damaged_gzip()[damage])
     with pytest.raises(DataError, match=r"a\.csv\.gz cannot be read as CSV"):
-        Task.from_files("t", tmp_path / "a.csv.gz", tmp_path / "a.csv.gz")
+        Task.from_files("t", *twice(tmp_path / "a.csv.gz"))
 
 
 def test_damaged_or_incomplete_parquet_and_missing_files_are_named(tmp_path):
@@ -199,7 +199,7 @@ def test_damaged_or_incomplete_parquet_and_missing_files_are_named(tmp_path):
     write_parquet(tmp_path / "hole.parquet", [{"text": "a", "label": 0}, {"text": None, "label": 1}])
     for name, said in [
         ("bad.parquet", "cannot be read as parquet"),
-        ("hole.parquet", "row 1: the column 'text' is empty"),
+        ("hole.parquet", "row 1 is a row without a text; the test split has 1 row without a text"),
         ("nowhere.csv", "does not exist"),
     ]:
         with pytest.raises(DataError, match=said):

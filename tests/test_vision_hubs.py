@@ -4,9 +4,11 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from PIL import Image
 from safetensors.torch import load_file, save_file
 
 import checkpoints
@@ -85,7 +87,7 @@ def test_resizing_and_cropping_follow_the_librarys_settings(
 ) -> None:
     settings = {"mean": MEAN, "std": STD, "interpolation": interpolation}
     found = image_inputs(settings, 8, 9, mode, Path("home"))
-    assert found == Inputs("image", None, 8, MEAN, STD, resize, smooth)
+    assert found == Inputs("image", None, 8, MEAN, STD, resize, smooth, centre="torchvision")
 
 
 @pytest.mark.parametrize(("mode", "interpolation"), [("border", "bicubic"), ("center", "lanczos")])
@@ -183,6 +185,64 @@ def test_an_architecture_that_timm_does_not_know_is_a_model_error(vit: tuple[Pat
         load_model(f"local-dir:{vit[0]}")
 
 
+SETTINGS: dict[str, dict[str, Any]] = {
+    "as usual": {"input_size": (3, 32, 32), "mean": MEAN, "std": STD},
+    "its own statistics": {"input_size": (3, 32, 32)},
+    "the whole picture": {"input_size": (3, 32, 32), "crop_pct": 1.0, "mean": MEAN, "std": STD},
+    "bilinear": {
+        "input_size": (3, 32, 32),
+        "crop_pct": 0.9,
+        "interpolation": "bilinear",
+        "mean": MEAN,
+        "std": STD,
+    },
+    "squashed": {
+        "input_size": (3, 32, 32),
+        "crop_pct": 0.95,
+        "crop_mode": "squash",
+        "mean": MEAN,
+        "std": STD,
+    },
+}
+
+
+def pictures() -> list[np.ndarray]:
+    """Blocks of colours in several shapes."""
+    draw, made = np.random.default_rng(0), []
+    for height, width in [(32, 32), (90, 61), (40, 130), (20, 25), (33, 35), (34, 37), (35, 41)]:
+        coarse = draw.integers(0, 256, (height // 3 + 1, width // 3 + 1, 3), dtype=np.uint8)
+        made.append(coarse.repeat(3, 0).repeat(3, 1)[:height, :width].copy())
+    return made
+
+
+@pytest.mark.parametrize("case", SETTINGS)
+def test_images_become_what_timms_own_transform_makes_of_them(
+    case: str, vit: tuple[Path, Any], timm: Any
+) -> None:
+    settings = SETTINGS[case]
+    checkpoints.edit_json(vit[0] / "config.json", lambda c: c.update(pretrained_cfg=settings))
+    checkpoints.edit_json(vit[0] / "config.json", lambda c: c["model_args"].update(dynamic_img_size=True))
+    transform = timm.data.create_transform(**timm.data.resolve_data_config({}, pretrained_cfg=settings))
+    expected = torch.stack([transform(Image.fromarray(one)) for one in pictures()])
+    found = load_model(f"local-dir:{vit[0]}").encode(pictures())
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("shape", [(3, 32, 16), (1, 32, 32), (32, 32)])
+def test_pictures_that_are_not_square_and_coloured_are_refused(shape: Any, vit: tuple[Path, Any]) -> None:
+    checkpoints.edit_json(vit[0] / "config.json", lambda c: c.update(pretrained_cfg={"input_size": shape}))
+    with pytest.raises(
+        ModelError, match=r"reads pictures of shape .*; read are square ones of three colours"
+    ):
+        load_model(f"local-dir:{vit[0]}")
+
+
+def test_a_timm_model_that_does_not_pool_is_refused(vit: tuple[Path, Any]) -> None:
+    checkpoints.edit_json(vit[0] / "config.json", lambda c: c["model_args"].update(global_pool=""))
+    with pytest.raises(ModelError, match=r"gives features of shape \(1, 5, 8\) for one input"):
+        load_model(f"local-dir:{vit[0]}")
+
+
 # -- open_clip -----------------------------------------------------------------------------------------------
 
 
@@ -200,6 +260,21 @@ def test_an_open_clip_model_gives_unnormalised_image_features(
     assert (encoder.inputs.size, encoder.inputs.mean, encoder.inputs.std) == (8, MEAN, STD)
     assert not caplog.records
     assert not any(layer.training for layer in encoder.modules())
+
+
+@pytest.mark.parametrize("mode", ["shortest", "squash"])
+@pytest.mark.parametrize("interpolation", ["bicubic", "bilinear"])
+def test_images_become_what_open_clips_own_transform_makes_of_them(
+    mode: str, interpolation: str, clip: tuple[Path, Any], open_clip: Any
+) -> None:
+    settings = {"mean": MEAN, "std": STD, "resize_mode": mode, "interpolation": interpolation}
+    checkpoints.edit_json(clip[0] / "open_clip_config.json", lambda c: c.update(preprocess_cfg=settings))
+    found = open_clip.transform.PreprocessCfg(**settings, size=8)
+    transform = open_clip.transform.image_transform_v2(found, is_train=False)
+    expected = torch.stack([transform(Image.fromarray(one)) for one in pictures()])
+    torch.testing.assert_close(
+        load_model(f"local-dir:{clip[0]}").encode(pictures()), expected, rtol=0, atol=1e-5
+    )
 
 
 @torch.no_grad()

@@ -3,6 +3,7 @@
 import copy
 import csv
 import gzip
+import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -112,3 +113,13 @@ def write_csv(path: Path, rows: Sequence[Mapping[str, Any]]) -> Path:
         writer.writeheader()
         writer.writerows(rows)
     return path
+
+
+def twice(path: Path) -> tuple[Path, Path]:
+    """A file or folder and a copy of it: one for two splits is warned about."""
+    copied = path.with_name(f"copy-{path.name}")
+    if path.is_dir():
+        shutil.copytree(path, copied)
+    elif path.is_file():
+        shutil.copyfile(path, copied)
+    return path, copied

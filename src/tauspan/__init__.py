@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
+    from tauspan.computing import computing
     from tauspan.contributions import Contributions
     from tauspan.diagnose import diagnose
     from tauspan.disentangle import disentanglement
@@ -73,6 +74,7 @@ _HOME = {
     "apply": "edit",
     "closed_form": "kernel",
     "coefficients": "search",
+    "computing": "computing",
     "cosine_matrix": "vector",
     "diagnose": "diagnose",
     "disentanglement": "disentangle",
@@ -120,6 +122,7 @@ __all__ = [
     "apply",
     "closed_form",
     "coefficients",
+    "computing",
     "cosine_matrix",
     "diagnose",
     "disentanglement",
@@ -148,7 +151,7 @@ def __getattr__(name: str) -> Any:
 
 
 class _Package(types.ModuleType):
-    """`tauspan.evaluate`, `.merge`, `.run` and `.suite` stay functions when modules of those names are imported."""
+    """`tauspan.evaluate` and others stay functions when the modules of their names are imported."""
 
     def __setattr__(self, name: str, value: Any) -> None:
         if not (name in _HOME and isinstance(value, types.ModuleType)):

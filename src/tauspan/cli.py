@@ -5,7 +5,6 @@ Exit codes: 0 done; 1 unexpected; 2 usage or recipe; 3 model; 4 tensors or base 
 """
 
 import argparse
-import logging
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext, redirect_stdout
@@ -15,6 +14,7 @@ from typing import Any
 from tauspan import (
     __version__,
     commands,
+    notices,
     verbs_data,
     verbs_edit,
     verbs_kernel,
@@ -23,7 +23,9 @@ from tauspan import (
     verbs_train,
     verbs_vector,
 )
+from tauspan.computing import computing
 from tauspan.errors import TauspanError
+from tauspan.measure import underway
 
 _EXITS = (
     "exit codes: 0 done, 2 usage, 3 model, 4 tensors do not fit, 5 file, 6 data, 7 not finite, "
@@ -31,19 +33,34 @@ _EXITS = (
 )
 
 
+class _Help(argparse.HelpFormatter):
+    """Every option's help ends with its default, where it has one and the sentence does not say it."""
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        shown = action.help or ""
+        said = "default" in shown or not action.option_strings
+        none = action.default is None or action.default is False or action.default == argparse.SUPPRESS
+        return shown if said or none else f"{shown} (default: %(default)s)"
+
+
 class _Parser(argparse.ArgumentParser):
     """Long options are never abbreviated: a script keeps its meaning when options are added."""
 
     def __init__(self, **options: Any) -> None:
-        super().__init__(allow_abbrev=False, **options)
+        super().__init__(allow_abbrev=False, formatter_class=_Help, **options)
 
 
 def _common() -> argparse.ArgumentParser:
     common = argparse.ArgumentParser(add_help=False)
-    common.add_argument("-v", "--verbose", action="store_true", help="say what is being done")
-    common.add_argument("-q", "--quiet", action="store_true", help="no progress bars, no tables")
+    common.add_argument(
+        "-v",
+        "--verbose",
+        action="store_true",
+        help="say what is being done, and what other libraries warn of",
+    )
+    common.add_argument("-q", "--quiet", action="store_true", help="no progress, no tables; warnings stay")
     common.add_argument("--json", action="store_true", help="print the result as JSON on stdout")
-    common.add_argument("--seed", type=int, default=None, metavar="N", help="seed (default 0)")
+    common.add_argument("--seed", type=int, default=None, metavar="N", help="seed (default: 0)")
     return common
 
 
@@ -76,17 +93,20 @@ def parser() -> argparse.ArgumentParser:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the program and return its exit code."""
-    options = parser().parse_args(arguments)
-    level = logging.INFO if options.verbose else logging.WARNING
-    logging.basicConfig(level=level, format="%(message)s", stream=sys.stderr)
-    silence = nullcontext() if commands.first() else redirect_stdout(StringIO())
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    options = parser().parse_args(words)
+    speaks = commands.first()
+    silence = nullcontext() if speaks else redirect_stdout(StringIO())
     try:
-        with silence:
+        with (
+            silence,
+            computing(getattr(options, "engine", None), getattr(options, "check", None)),
+            notices.program(options.verbose),
+            underway(_named(options), speaks and not options.quiet),
+        ):
             options.function(options)
     except KeyboardInterrupt:
-        sys.stderr.write(
-            "tauspan: interrupted; what was finished is kept, and a run with an output folder can resume.\n"
-        )
+        sys.stderr.write(commands.interrupted(words, options))
         return 130
     except TauspanError as error:
         sys.stderr.write(f"tauspan: {error}\n")
@@ -95,6 +115,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         sys.stderr.close()  # the reader of a pipe went away; there is nobody to tell
         return 0
     return 0
+
+
+def _named(options: argparse.Namespace) -> str:
+    """The verb, with its action where it has some."""
+    return " ".join(filter(None, ("tauspan", options.verb, getattr(options, "action", None))))
 
 
 if __name__ == "__main__":

@@ -2,13 +2,13 @@
 
 import argparse
 import os
+import shlex
 import sys
-import warnings
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
 
+from tauspan.computing import CHECKS, ENGINES
 from tauspan.errors import DataError, UsageError
 
 if TYPE_CHECKING:
@@ -17,6 +17,9 @@ if TYPE_CHECKING:
     from tauspan.tasks import Task
     from tauspan.vector import TaskVector
 
+MODEL = "minilm, a directory or a hub id"
+TASK = "a shipped task, a data set of the catalog, or a directory with card.json"
+PARAMS = "what moves: all, attention, last:K (the last K blocks) or a pattern of names"
 Verb: TypeAlias = Callable[
     ..., argparse.ArgumentParser
 ]  # makes a verb's parser of (into, name, does, function)
@@ -43,19 +46,29 @@ def say(text: str, options: argparse.Namespace) -> None:
         sys.stdout.write(text + "\n")
 
 
-def warn(notes: Iterable[str]) -> None:
-    """Leniency and losses, each in a line on stderr, also for who asked for silence."""
-    for note in notes if first() else ():
-        sys.stderr.write(f"tauspan: warning: {note}\n")
+def interrupted(words: Sequence[str], options: argparse.Namespace) -> str:
+    """What to tell after Ctrl-C: the command that goes on, exactly, or that nothing was kept.
+
+    A verb goes on by itself where its parser says `resumes`, and with `--resume` where it has that option. A function
+    under `resumes` is asked whether there is something to go on with.
+
+    Args:
+        words: the command line after the program's name.
+        options: what was read from it.
+    """
+    by_option, resumes = hasattr(options, "resume"), getattr(options, "resumes", None)
+    goes_on = resumes(options) if callable(resumes) else bool(resumes) or by_option
+    more = ["--resume"] if goes_on and by_option and not options.resume else []
+    command = shlex.join([*_program(), *words, *more])
+    if not goes_on:
+        return f"tauspan: interrupted; nothing was written. To begin anew:\n  {command}\n"
+    return f"tauspan: interrupted; what was finished is kept. To go on:\n  {command}\n"
 
 
-@contextmanager
-def warned() -> Iterator[None]:
-    """Inside, the library's warnings are told as `warn` tells them."""
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always", UserWarning)
-        yield
-    warn(str(one.message) for one in caught if one.category is UserWarning)
+def _program() -> list[str]:
+    """How this program was called."""
+    by_module = Path(sys.argv[0]).parts[-2:] == ("tauspan", "__main__.py")
+    return [sys.executable, "-m", "tauspan"] if by_module else ["tauspan"]
 
 
 def add_device(parser: argparse.ArgumentParser) -> None:
@@ -63,6 +76,16 @@ def add_device(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--device",
         help="cpu, cuda, cuda:1 ...; under torchrun, cuda is each process's own (default: where the model is)",
+    )
+    parser.add_argument(
+        "--engine",
+        choices=ENGINES,
+        help="what computes tangents first; the others follow where it fails (default onepass)",
+    )
+    parser.add_argument(
+        "--check",
+        choices=CHECKS,
+        help="compare tangents with ordinary autograd on the first batch of each kind (default auto)",
     )
 
 

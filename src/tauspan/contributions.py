@@ -11,10 +11,13 @@ import torch
 from torch import Tensor
 
 from tauspan import store
+from tauspan.arguments import checked
 from tauspan.batches import Batches, Prepared
-from tauspan.errors import BaseMismatchError, MismatchError, StoreError, UsageError, listed
+from tauspan.errors import BaseMismatchError, MismatchError, ModelError, StoreError, UsageError, listed
 from tauspan.linear import Linearized
+from tauspan.linear.check import far, rounding
 from tauspan.models import Batch, Classifier, Head
+from tauspan.params import require_finite_rows
 from tauspan.processes import world
 from tauspan.vector import TaskVector
 
@@ -26,6 +29,7 @@ def silent(steps: int, note: str) -> None:
     """The progress of a caller who does not ask for one."""
 
 
+@checked
 @dataclass(frozen=True)
 class Contributions:
     """The tangent model's outputs over some rows as an affine function of the coefficients a_1 ... a_T.
@@ -112,6 +116,7 @@ class Contributions:
 
     # -- files -----------------------------------------------------------------------------------------------
 
+    @checked
     def save(self, path: str | Path, *, overwrite: bool = False) -> Path:
         """Write one safetensors file with its provenance.
 
@@ -132,6 +137,7 @@ class Contributions:
         return file
 
     @staticmethod
+    @checked
     def from_file(
         path: str | Path, *, base: str | None = None, expect: Mapping[str, Any] | None = None
     ) -> "Contributions":
@@ -185,6 +191,7 @@ def _header(checkpoint: store.Checkpoint, file: Path) -> dict[str, Any]:
     return result
 
 
+@checked
 def contributions(
     tangent: Linearized,
     vectors: Mapping[str, TaskVector],
@@ -206,6 +213,9 @@ def contributions(
         info: further provenance.
         together: so many directions share one forward pass; it bounds the memory.
         advance: progress.
+
+    Raises:
+        NonFiniteError: a row's outputs or tangents are NaN or infinite.
 
     Cost:
         A forward pass with T tangents, 1 + 2 T times the module's own; one more forward pass for each further
@@ -229,7 +239,43 @@ def contributions(
     base = next(iter(vectors.values())).base
     facts = {"fingerprint": base, "point": tangent.point, **(info or {})}
     value, stacked = in_order(values, 0), in_order(tangents, 1)
+    if tangent.check != "off":
+        _require_in_place(tangent, taus[:1], prepared, value, stacked)
+    of = f" of {facts['task']!r}" if "task" in facts else ""
+    on = f" on {facts['split']}" if "split" in facts else ""
+    require_finite_rows(value, f"f(x; theta0){of}{on}")
+    for name, moved in zip(vectors, stacked, strict=True):
+        require_finite_rows(moved, f"J(x) tau of {name!r}{of}{on}")
     return Contributions(value, stacked, labels, tuple(vectors), head, facts)
+
+
+def _require_in_place(
+    tangent: Linearized, taus: Sequence[TaskVector], prepared: Batches, value: Tensor, tangents: Tensor
+) -> None:
+    """Raise unless two rows of the last batch, run again by themselves, have what lies at their places.
+
+    Raises:
+        ModelError: they have not; rows that depend on their batch are compared with the whole of it.
+
+    Cost:
+        A tangent pass over two rows.
+    """
+    places, batch = prepared[len(prepared) - 1]
+    call = tangent.function(batch)
+    fewer = call.sample()
+    mine = [places[0], places[-1]] if fewer is not call else list(places)
+    found = tangent.tangent(*fewer.args, vectors=taus, **fewer.kwargs)
+    if any(map(_far, found, (value[mine], tangents[:1, mine]))):
+        mine, found = list(places), tangent.tangent(*call.args, vectors=taus, **call.kwargs)
+    if any(map(_far, found, (value[mine], tangents[:1, mine]))):
+        raise ModelError(
+            f"outputs or tangents of row {mine[0]} differ when it is run again: the model, or the order of the rows, has "
+            "changed during the pass. Run it again, with nothing else at work on the model."
+        )
+
+
+def _far(found: Tensor, wanted: Tensor) -> bool:
+    return far(found.detach().cpu(), wanted, rounding(wanted.dtype))
 
 
 Found = TypeVar("Found")

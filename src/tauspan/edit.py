@@ -1,6 +1,5 @@
 """Editing a model: load it, apply a task vector to it, save what came out."""
 
-import copy
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal, TypeAlias
@@ -8,6 +7,7 @@ from typing import Literal, TypeAlias
 from torch import nn
 
 from tauspan import models, store
+from tauspan.arguments import checked
 from tauspan.errors import ModelError, UsageError, nearest
 from tauspan.linear import Linearized, linearize
 from tauspan.models import Classifier, Encoder, Origin
@@ -30,6 +30,7 @@ REGIMES: tuple[EditRegime, ...] = ("standard", "posthoc", "linear")
 POINTS: tuple[Point, ...] = ("encoder", "logits")
 
 
+@checked
 def load(
     source: str | Path | nn.Module,
     device: str | None = None,
@@ -137,6 +138,7 @@ def point_of(vectors: Sequence[TaskVector], asked: Point | None = None) -> Point
     return "encoder" if "encoder" in made else "logits"
 
 
+@checked
 def apply(
     module: nn.Module,
     vector: TaskVector,
@@ -176,7 +178,7 @@ def apply(
     if chosen != "standard":
         return _tangent(module, vector * scale, point_of([vector], point))
     own = vector.fitted(module)
-    edited = copy.deepcopy(module)
+    edited = models.working_copy(module)
     set_weights(edited, module, own, scale)
     encoder, base = models.encoder_in(edited), models.encoder_in(module)
     if encoder is not None and base is not None:
@@ -203,6 +205,7 @@ def set_weights(edited: nn.Module, base: nn.Module, vector: TaskVector, scale: f
             tensor.copy_(vector.moved(name, origin[name], scale))
 
 
+@checked
 def save(edited: nn.Module, path: str | Path, *, overwrite: bool = False) -> None:
     """Write an edited model: an ordinary one for its own library, a tangent one as base reference and vector.
 

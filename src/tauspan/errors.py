@@ -3,6 +3,7 @@
 ```text
 TauspanError                 1
 ├── UsageError               2   an argument, option or name that does not exist or does not fit
+│   ├── ArgumentError        2   a function's argument of a wrong type, or one that it does not take
 │   └── RecipeError          2   a recipe with an unknown key, a wrong type or an impossible value
 ├── ModelError               3   a model that cannot be loaded, or not be linearised as asked
 │   └── PickleRefusedError   3   weights in a pickle, which can run code when opened
@@ -32,6 +33,10 @@ class UsageError(TauspanError, ValueError):
     """An argument, option or name that does not exist or does not fit."""
 
     exit_code = 2
+
+
+class ArgumentError(UsageError, TypeError):
+    """A function's argument of a type that it does not take, or of a name that it does not have."""
 
 
 class RecipeError(UsageError):

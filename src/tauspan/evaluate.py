@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from tauspan import models
+from tauspan.arguments import checked
 from tauspan.batches import Batches, batches
 from tauspan.contributions import Advance, by_batch, contributions, in_order, silent
 from tauspan.edit import EditRegime, apply, edit_regime, point_of
@@ -15,24 +16,41 @@ from tauspan.errors import UsageError
 from tauspan.linear import Linearized, linearize
 from tauspan.measure import progress
 from tauspan.models import Batch, Classifier, Encoder
+from tauspan.params import require_finite_rows
 from tauspan.processes import world
-from tauspan.report import Report, Table, provenance
+from tauspan.report import Report, Table, noted, provenance
 from tauspan.saved import facts
 from tauspan.tasks import Task, build_head
+from tauspan.tasks.assembly import told
 from tauspan.vector import TaskVector
 
 
 @torch.no_grad()
-def outputs(model: Callable[[Batch], Tensor], prepared: Batches, advance: Advance = silent) -> Tensor:
-    """A model's logits over prepared batches, shape (N, K), in the rows' order, on the CPU; processes share batches."""
-    return in_order(by_batch(lambda batch: model(batch).detach().cpu(), prepared, advance), 0)
+def outputs(
+    model: Callable[[Batch], Tensor], prepared: Batches, advance: Advance = silent, what: str = "the logits"
+) -> Tensor:
+    """A model's logits over prepared batches, shape (N, K), in the rows' order, on the CPU; processes share batches.
+
+    Raises:
+        NonFiniteError: a row has NaN or infinity among them; `what` says in words whose logits they are.
+    """
+    found = in_order(by_batch(lambda batch: model(batch).detach().cpu(), prepared, advance), 0)
+    require_finite_rows(found, what)
+    return found
 
 
 def accuracy(logits: Tensor, labels: Tensor) -> float:
-    """The share of rows whose largest logit is the label's."""
+    """The share of rows whose largest logit is the label's.
+
+    Raises:
+        NonFiniteError: a row's logits hold NaN or infinity: it has no class.
+    """
+    require_finite_rows(logits, "the logits")
     return float((logits.argmax(-1) == labels).double().mean())
 
 
+@noted
+@checked
 def evaluate(
     encoder: Encoder | Linearized,
     tasks: Sequence[Task],
@@ -68,6 +86,7 @@ def evaluate(
 
     Raises:
         MismatchError: several processes were started with different models, edits or data.
+        NonFiniteError: a row's logits are NaN or infinite; it is never counted as a class.
     """
     if isinstance(encoder, Linearized):
         point = point or encoder.head_point
@@ -86,9 +105,11 @@ def evaluate(
         prepared = batches(encoder, part, task.tokens(max_tokens), batch_size)
         if own is None or chosen == "standard":
             with models.eval_mode(edited):
-                return outputs(Classifier(edited, head), prepared, advance)
+                whose = f"the logits of {task.name!r} on {split}"
+                return outputs(Classifier(edited, head), prepared, advance, whose)
         tangent = linearize(Classifier(encoder, head), list(own.deltas), point)
-        found = contributions(tangent, {own.label: own}, prepared, part.labels, advance=advance)
+        about = {"task": task.name, "split": split}
+        found = contributions(tangent, {own.label: own}, prepared, part.labels, info=about, advance=advance)
         return found.logits([scale])
 
     rows: list[dict[str, str | int | float | bool | None]] = []
@@ -121,8 +142,17 @@ def evaluate(
     label = plain if vector is None else f"{vector.label} x {scale:g}, {chosen}"
     about = provenance(base=encoder.source, fingerprint=base, split=split, scale=scale, **facts(encoder))
     return Report(
-        f"Accuracy on {split}", [Table(label, rows)], about, result={"accuracy": by_task, "mean": means}
+        f"Accuracy on {split}",
+        [Table(label, rows, left_out(tasks))],
+        about,
+        result={"accuracy": by_task, "mean": means},
     )
+
+
+def left_out(tasks: Sequence[Task]) -> str:
+    """What the tasks' readers left out, as words."""
+    found = {task.name: task.extra["left_out"] for task in tasks if "left_out" in task.extra}
+    return " ".join(f"Left out of {name}: {told(counts)}." for name, counts in found.items())
 
 
 def base_encoder(tangent: Linearized) -> Encoder:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from tauspan import store
-from tauspan.models.sources import require_extra
+from tauspan.models.extras import require_extra
 from tauspan.report import Report
 
 _COLOURS = {"standard": "#9a6324", "posthoc": "#7f7f7f", "linear": "#1f5fa8"}

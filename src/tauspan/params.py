@@ -60,6 +60,33 @@ def require_finite(params: Params, what: str) -> None:
             )
 
 
+def require_finite_rows(values: Tensor, what: str, axis: int = 0) -> None:
+    """Raise `NonFiniteError` naming the rows that hold NaN or infinity, so that none counts as a class.
+
+    Args:
+        values: one slice of them for each row.
+        what: the values, in words, such as "the logits of 'email_spam' on test".
+        axis: that of the rows.
+    """
+    places = broken_rows(values, axis)
+    if places:
+        kind = "NaN" if bool(values.isnan().any()) else "infinity"
+        raise NonFiniteError(
+            f"{what}: {kind} in {len(places)} of {values.shape[axis]} rows ({listed(map(str, places))}, from 0 on). Look "
+            "at what these rows hold (an empty text, a value out of range), and at the weights: `tauspan doctor MODEL "
+            "--values` names a tensor that is not finite. A large coefficient or 16 bits can overflow too."
+        )
+
+
+def broken_rows(values: Tensor, axis: int = 0) -> list[int]:
+    """The places along an axis where NaN or infinity is."""
+    if bool(torch.isfinite(values).all()):
+        return []
+    wrong = ~torch.isfinite(values).movedim(axis, 0).reshape(values.shape[axis], -1)
+    places: list[int] = wrong.any(1).nonzero().flatten().tolist()
+    return places
+
+
 def combine(terms: Sequence[tuple[float, Params]], labels: Sequence[str]) -> dict[str, Tensor]:
     """The linear combination sum_i c_i P_i, formed in the terms' own dtype.
 

@@ -1,19 +1,26 @@
 """`Report`: tables of plain values with their provenance, rendered to the terminal, Markdown, JSON and PNG."""
 
+import dataclasses
 import datetime
+import functools
 import json
 import math
 import platform
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from importlib import metadata
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ParamSpec
+
+from tauspan.computing import Way, way
+from tauspan.notices import heard, once
 
 if TYPE_CHECKING:
     from rich.console import Console, ConsoleOptions, Group
 
+P = ParamSpec("P")
 Cell = str | int | float | bool | None
+WARNINGS = "Warnings: what was let pass"
 _UNBOUNDED = 1 << 16
 _ROOMS = (_UNBOUNDED, *range(72, 19, -4))  # characters of a folded text; with less, lines are easier to read
 
@@ -30,6 +37,12 @@ class Table:
     def columns(self) -> list[str]:
         """Column names, in the order of the rows; a column that only some rows have still counts."""
         return list(dict.fromkeys(name for row in self.rows for name in row))
+
+    def __repr__(self) -> str:
+        return f"Table({self.title!r}, {len(self.rows)} rows)"
+
+    def _repr_markdown_(self) -> str:
+        return self.to_markdown()
 
     def to_markdown(self) -> str:
         """The table as GitHub Markdown, under its title."""
@@ -48,6 +61,14 @@ class Report:
 
     Fractions (accuracies, shares) are kept as fractions; renderings show them as such with three decimals.
 
+    Args:
+        title: of the whole.
+        tables: what people read.
+        provenance: where the numbers come from.
+        series: points for the figures.
+        result: the numbers for programs.
+        warnings: what the work warned of, and what leniency let pass, each in a sentence.
+
     Example:
         >>> Report("demo", [Table("accuracy", [{"task": "a", "accuracy": 0.5}])]).to_markdown().splitlines()[0]
         '# demo'
@@ -58,15 +79,20 @@ class Report:
     provenance: dict[str, Any] = field(default_factory=dict)
     series: Sequence[dict[str, Any]] = ()
     result: dict[str, Any] = field(default_factory=dict)
+    warnings: Sequence[str] = ()
 
-    def __str__(self) -> str:
+    def __repr__(self) -> str:
         return f"Report({self.title!r}: {', '.join(table.title for table in self.tables)})"
+
+    def _repr_markdown_(self) -> str:
+        return self.to_markdown()
 
     def to_json(self) -> str:
         """The whole report as JSON text."""
         content = {
             "title": self.title,
             "result": self.result,
+            "warnings": list(self.warnings),
             "tables": [{"title": t.title, "note": t.note, "rows": list(t.rows)} for t in self.tables],
             "series": list(self.series),
             "provenance": self.provenance,
@@ -78,13 +104,18 @@ class Report:
         """The report that `to_json` wrote."""
         content = json.loads(text)
         tables = [Table(t["title"], t["rows"], t["note"]) for t in content["tables"]]
-        return Report(content["title"], tables, content["provenance"], content["series"], content["result"])
+        warned = tuple(content.get("warnings", ()))
+        return Report(
+            content["title"], tables, content["provenance"], content["series"], content["result"], warned
+        )
 
     def to_markdown(self) -> str:
         """The tables as GitHub Markdown, provenance last."""
         lines = [f"# {self.title}", ""]
         for table in self.tables:
             lines += [table.to_markdown(), ""]
+        if self.warnings:
+            lines += [bulleted(self.warnings), ""]
         lines += ["## Provenance", ""]
         lines += [f"- {key}: {_inline(value)}" for key, value in self.provenance.items()]
         return "\n".join(lines) + "\n"
@@ -100,6 +131,8 @@ class Report:
         parts: list[Any] = []
         for table in self.tables:
             parts += [_Fitted(table), ""]
+        if self.warnings:
+            parts += [_Fitted(Table(WARNINGS, [{"": text} for text in self.warnings])), ""]
         return Group(*parts)
 
 
@@ -200,6 +233,23 @@ def shown(value: Cell) -> str:
     return f"{value:.3f}" if isinstance(value, float) else str(value)
 
 
+def noted(function: Callable[P, Report]) -> Callable[P, Report]:
+    """Puts what a function warned of into the report that it returns."""
+
+    @functools.wraps(function)
+    def listening(*args: P.args, **kwargs: P.kwargs) -> Report:
+        with heard() as warned:
+            report = function(*args, **kwargs)
+        return dataclasses.replace(report, warnings=once(report.warnings, warned))
+
+    return listening
+
+
+def bulleted(warnings: Sequence[str]) -> str:
+    """Warnings as a section of Markdown."""
+    return "\n".join([f"## {WARNINGS}", "", *(f"- {text}" for text in warnings)])
+
+
 def _inline(value: Any) -> str:
     return value if isinstance(value, str) else f"`{json.dumps(value, ensure_ascii=False)}`"
 
@@ -231,4 +281,5 @@ def versions() -> dict[str, str]:
 def provenance(**facts: Any) -> dict[str, Any]:
     """The given facts with the versions, the machine and the time (UTC)."""
     now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
-    return {**facts, "versions": versions(), "machine": platform.machine(), "written": now}
+    chosen = {name: value for name, value in vars(way()).items() if value != getattr(Way(), name)}
+    return {**facts, **chosen, "versions": versions(), "machine": platform.machine(), "written": now}

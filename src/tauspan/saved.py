@@ -1,6 +1,5 @@
 """What an edited model keeps beside its weights when it is saved: where it came from, and its frozen heads."""
 
-import copy
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -197,7 +196,7 @@ def load_into(module: nn.Module, directory: Path) -> Encoder:
     Raises:
         ModelError: other tensors than the module's, or of other shapes.
     """
-    encoder = copy.deepcopy(models.load_model(module))
+    encoder = models.working_copy(models.load_model(module))
     names = models.names_of(encoder)
     try:
         if names.plain:

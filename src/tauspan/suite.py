@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from pathlib import Path
 
+from tauspan.arguments import checked
 from tauspan.data import catalog, open_task
 from tauspan.errors import DataError, nearest
 from tauspan.tasks import Task
@@ -19,6 +20,7 @@ NAMES = (
 )
 
 
+@checked
 def suite(names: Sequence[str] | None = None) -> list[Task]:
     """The shipped tasks by name, checked against their checksums; all seven when no names are given.
 
@@ -29,6 +31,7 @@ def suite(names: Sequence[str] | None = None) -> list[Task]:
     return [find_task(name) for name in (NAMES if names is None else names)]
 
 
+@checked
 def find_task(name: str, root: str | Path | None = None, *, seed: int = 0) -> Task:
     """A task by name.
 

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from tauspan import models, params, store
+from tauspan.arguments import checked
 from tauspan.errors import (
     BaseMismatchError,
     MismatchError,
@@ -31,6 +32,7 @@ FORMAT = "tauspan-vector/1"
 FILE = "vector.safetensors"
 
 
+@checked
 @dataclass(frozen=True, eq=False)
 class TaskVector:
     """A displacement tau = theta - theta0 with the module's own parameter names.
@@ -236,6 +238,7 @@ class TaskVector:
     # -- making and applying ---------------------------------------------------------------------------------
 
     @staticmethod
+    @checked
     def from_checkpoints(
         base: "str | Path | nn.Module | Params",
         tuned: "str | Path | nn.Module | Params",
@@ -358,6 +361,7 @@ class TaskVector:
 
     # -- files -----------------------------------------------------------------------------------------------
 
+    @checked
     def save_pretrained(self, path: str | Path, *, overwrite: bool = False) -> Path:
         """Write one safetensors file with its provenance; a path without that suffix is a directory for it.
 
@@ -372,6 +376,7 @@ class TaskVector:
         return file
 
     @staticmethod
+    @checked
     def from_pretrained(path: str | Path) -> "TaskVector":
         """Read what `save_pretrained` wrote.
 
@@ -446,6 +451,7 @@ def _tell(beyond: models.Beyond, base: object, tuned: object) -> None:
             )
 
 
+@checked
 def cosine_matrix(vectors: Sequence[TaskVector]) -> Tensor:
     """Cosines <tau_i, tau_j> / (|tau_i| |tau_j|), shape (T, T); 0 where a vector is zero.
 

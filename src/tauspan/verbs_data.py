@@ -1,13 +1,15 @@
-"""The verbs of data sets: what there is, whether splits leak, which rows they have."""
+"""The verbs of data sets: what there is, whether splits leak, which rows they have, a task from files."""
 
 import argparse
 import json
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tauspan import commands
 from tauspan.commands import Verb
-from tauspan.errors import UsageError
+from tauspan.errors import DataError, UsageError
+from tauspan.notices import tell
 
 if TYPE_CHECKING:
     from tauspan.data import Leaks
@@ -18,13 +20,14 @@ if TYPE_CHECKING:
 def add(verbs: Any, verb: Verb) -> None:
     """Add the verbs of data sets to a parser; `verb(into, name, does, function)` makes one."""
     data = verbs.add_parser(
-        "data", help="list data sets, check their splits, write manifests"
+        "data", help="list data sets, check their splits, make tasks of files"
     ).add_subparsers(dest="action", required=True, metavar="ACTION")
     verb(data, "list", "list the data sets of the catalog", list_sets)
     checked = verb(
         data, "check", "look for rows that stand in two splits; exit code 6 if there are any", check
     )
     written = verb(data, "manifest", "say which rows a task has, as hashes", write)
+    _add_make(verb(data, "make", "make a task directory from a file of texts and labels", make))
     checked.add_argument("tasks", nargs="+", metavar="TASK", help="a data set, a shipped task or a directory")
     written.add_argument("task", metavar="TASK", help="a data set, a shipped task or a directory")
     for made in (checked, written):
@@ -35,8 +38,63 @@ def add(verbs: Any, verb: Verb) -> None:
         "(default: what the data set says)",
     )  # fmt: skip
     checked.add_argument("--allow-leaks", action="store_true", help="print leaks and go on, with exit code 0")
-    checked.add_argument("--against", metavar="FILE", help="compare with a stored manifest, of one task")
+    checked.add_argument(
+        "--against", metavar="FILE", help="compare with a stored manifest, of one task (default: none)"
+    )
     written.add_argument("-o", "--out", metavar="FILE", help="write it there (default: stdout)")
+
+
+def _add_make(made: argparse.ArgumentParser) -> None:
+    """The options of `data make`: those of `Task.from_files`."""
+    made.add_argument(
+        "train", metavar="FILE", help="CSV, TSV, JSON, JSON Lines or parquet, or a folder of one kind"
+    )
+    made.add_argument("-o", "--out", metavar="DIR", required=True, help="the directory to write")
+    made.add_argument("--overwrite", action="store_true", help="replace DIR if it is there")
+    made.add_argument("--name", help="of the task (default: what DIR is called)")
+    made.add_argument(
+        "--test", metavar="FILE", help="test rows (default: 20 %% of the rows, drawn with the seed)"
+    )
+    made.add_argument(
+        "--validation", metavar="FILE", help="validation rows (default: 10 %% of the training rows)"
+    )
+    made.add_argument(
+        "--split", metavar="COLUMN", help="the column that says train, validation or test of each row"
+    )
+    made.add_argument("--text", metavar="COLUMN", default="text", help="the column of texts (default: text)")
+    made.add_argument(
+        "--label", metavar="COLUMN", default="label", help="the column of labels (default: label)"
+    )
+    made.add_argument(
+        "--label-names", nargs="+", metavar="NAME", help="the classes, in order (default: the sorted labels)"
+    )
+    made.add_argument(
+        "--label-prompts",
+        nargs="+",
+        metavar="TEXT",
+        default=(),
+        help="a sentence for each class, for zero-shot heads",
+    )
+    made.add_argument(
+        "--labels", choices=("auto", "names", "from_0", "from_1"), default="auto",
+        help="what labels are: class names, or numbers from 0 or 1 (default: auto, which is told where it cannot tell)",
+    )  # fmt: skip
+    made.add_argument(
+        "--max-tokens", type=int, metavar="N", help="where texts are cut (default: the model's limit)"
+    )
+    made.add_argument(
+        "--clean",
+        action="store_true",
+        help="leave out rows without text or label, and spaces around labels; counted",
+    )
+    made.add_argument(
+        "--encoding", help="of the file, such as cp1252 (default: its byte order mark's, else UTF-8)"
+    )
+    made.add_argument("--delimiter", metavar="C", help=r"such as ';' or '\t' (default: the first line's)")
+    made.add_argument(
+        "--quotes", choices=("doubled", "escaped", "none"), default="doubled",
+        help="how a quote stands in a quoted field (default: doubled)",
+    )  # fmt: skip
 
 
 def list_sets(options: argparse.Namespace) -> None:
@@ -90,8 +148,12 @@ def check(options: argparse.Namespace) -> None:
     ]
     commands.show(Report("data", tables, result={"leaks": any(map(bool, found))}), options)
     for one in found:
-        if not options.allow_leaks:
+        try:
             one.require_none()
+        except DataError as error:
+            if not options.allow_leaks:
+                raise
+            tell(f"let pass by --allow-leaks: {error}")
 
 
 def write(options: argparse.Namespace) -> None:
@@ -105,6 +167,43 @@ def write(options: argparse.Namespace) -> None:
         sys.stdout.write(json.dumps(made, indent=1, ensure_ascii=False) + "\n")
     else:
         commands.say(f"Wrote {options.out}: {task}.", options)
+
+
+def make(options: argparse.Namespace) -> None:
+    """A task directory from files, and whether rows of it stand in two splits."""
+    from tauspan.data import find_leaks
+    from tauspan.report import Report, Table
+    from tauspan.store import require_free
+    from tauspan.tasks import Task
+
+    require_free(Path(options.out), options.overwrite)
+    task = Task.from_files(
+        options.name or Path(options.out).name,
+        options.train,
+        options.test,
+        options.validation,
+        split=options.split,
+        label_names=options.label_names,
+        label_prompts=options.label_prompts,
+        text=options.text,
+        label=options.label,
+        labels=options.labels,
+        clean=options.clean,
+        encoding=options.encoding,
+        delimiter="\t" if options.delimiter == r"\t" else options.delimiter,
+        quotes=options.quotes,
+        max_tokens=options.max_tokens,
+        seed=options.seed or 0,
+    )
+    task.to_directory(options.out, overwrite=options.overwrite)
+    found = find_leaks(task)
+    tables = [
+        Table("splits", _splits(task), f"Classes: {', '.join(task.label_names)}."),
+        Table("rows that stand in two splits", _leaks(found), _note([found])),
+    ]
+    left_out = dict(task.extra.get("left_out", {}))
+    commands.show(Report(f"task {task.name}", tables, result={"left_out": left_out}), options)
+    commands.say(f"Wrote {options.out}: {task}.", options)
 
 
 def _bits(text: str) -> int | None:
@@ -127,7 +226,7 @@ def _splits(task: "Task") -> "list[dict[str, Cell]]":
             "rows": len(task.splits[split]),
             "benchmark": getattr(known.sizes, split) if known else None,
             "classes": len(task.label_names),
-            "made": task.extra.get("validation", "own") if split == "validation" else "own",
+            "made": task.extra.get(split, "own"),
             "from": task.source if split == "train" else None,
         }
         for split in SPLITS

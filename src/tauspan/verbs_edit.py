@@ -5,6 +5,7 @@ import json
 import sys
 from typing import TYPE_CHECKING, Any, cast
 
+from tauspan import commands
 from tauspan.commands import (
     Verb,
     add_device,
@@ -16,10 +17,10 @@ from tauspan.commands import (
     show,
     task_of,
     vector_of,
-    warn,
     write_report,
 )
 from tauspan.errors import UsageError
+from tauspan.notices import tell
 
 if TYPE_CHECKING:
     from tauspan.models import Encoder
@@ -34,11 +35,11 @@ SPLITS = ("train", "validation", "test")
 def add(verbs: Any, verb: Verb) -> None:
     """Add the verbs to a parser; `verb(into, name, does, function)` makes one."""
     use = verb(verbs, "apply", "write MODEL + SCALE * VECTOR as a model", apply)
-    use.add_argument("model", help="minilm, a directory or a hub id; an edited model may be edited again")
+    use.add_argument("model", help=commands.MODEL)
     use.add_argument("vector", help="its file or folder")
     use.add_argument("out", nargs="?", help="the directory to write")
-    use.add_argument("-o", "--out", dest="output", metavar="OUT", help="the same")
-    use.add_argument("--scale", type=float, default=1.0, help="the coefficient (default %(default)s)")
+    use.add_argument("-o", "--out", dest="output", metavar="OUT", help="the same (default: the third word)")
+    use.add_argument("--scale", type=float, default=1.0, help="the coefficient")
     use.add_argument(
         "--regime",
         choices=REGIMES,
@@ -54,66 +55,89 @@ def add(verbs: Any, verb: Verb) -> None:
         "--allow",
         action="append",
         choices=("regime",),
-        help="regime: take a vector that was made for the other regime; another function, so evaluate it",
+        help="regime: take a vector that was made for the other regime; another function, so evaluate it (default: "
+        "none)",
     )
     use.add_argument(
         "--task",
         action="append",
         metavar="TASK",
-        help="save the frozen head of this task with the model; may be repeated",
+        help="save the frozen head of this task with the model; may be repeated (default: none)",
     )
     use.add_argument(
-        "--head-from", metavar="DIR", help="take head, configuration and class from a tuned model's directory"
+        "--head-from",
+        metavar="DIR",
+        help="take head, configuration and class from a tuned model's directory (default: the model's own)",
     )
     use.add_argument(
         "--out-dtype", choices=("float32", "base", "float64", "bfloat16", "float16"), default="float32",
-        help="of the stored weights; base: tensor by tensor (default %(default)s)",
+        help="of the stored weights; base: tensor by tensor",
     )  # fmt: skip
     use.add_argument("--overwrite", action="store_true", help="replace what lies at OUT")
 
     score = verb(verbs, "evaluate", "accuracy of a model, edited or not, on tasks", evaluate)
-    score.add_argument("model")
-    score.add_argument("tasks", nargs="+")
-    score.add_argument("--vector")
-    score.add_argument("--scale", type=float, default=1.0)
-    score.add_argument("--regime", choices=REGIMES)
-    score.add_argument("--split", choices=SPLITS, default="test")
+    score.add_argument("model", help=commands.MODEL)
+    score.add_argument("tasks", nargs="+", help="shipped tasks, data sets, or directories with card.json")
+    score.add_argument("--vector", help="edit the model with it (default: the model as it is)")
+    score.add_argument("--scale", type=float, default=1.0, help="what the vector is multiplied by")
+    score.add_argument("--split", choices=SPLITS, default="test", help="which rows")
 
     guess = verb(verbs, "predict", "classes and probabilities of rows, from a model's frozen head", predict)
     guess.add_argument("model", help="an edited model, or with --vector a pre-trained one")
     guess.add_argument("rows", help="a .txt, .csv, .tsv or .jsonl file, an image, or a folder of images")
     guess.add_argument(
-        "--task", help="whose head: a name that is saved with the model, or a task that one is made of"
+        "--task",
+        help="whose head: a name that is saved with the model, or a task that one is made of (default: the only one)",
     )
-    guess.add_argument(
-        "--text", default="text", metavar="COLUMN", help="column or key of texts (default %(default)s)"
-    )
-    guess.add_argument("--vector", help="edit the model first")
-    guess.add_argument(
-        "--scale", type=float, default=1.0, help="the edit's coefficient (default %(default)s)"
-    )
-    guess.add_argument("--regime", choices=REGIMES, help="of the edit (default: the vector's own)")
-    guess.add_argument(
-        "--point", choices=("encoder", "logits"), help="where it is linearised (default: the vector's own)"
-    )
-    guess.add_argument("--batch-size", type=int, default=64)
-    add_device(guess)
+    guess.add_argument("--text", default="text", metavar="COLUMN", help="column or key of texts")
+    guess.add_argument("--vector", help="edit the model with it first (default: the model as it is)")
+    guess.add_argument("--scale", type=float, default=1.0, help="the edit's coefficient")
 
     edit = verbs.add_parser(
         "edit", help="choose coefficients on validation: add, negate, solve, front"
     ).add_subparsers(dest="action", required=True, metavar="ACTION")
-    searching = [*_add_searches(edit, verb), *_add_solves(edit, verb), _add_maps(verbs, verb)]
-    for made in searching:
-        made.add_argument("--regime", choices=REGIMES)
-        made.add_argument("--out", help="folder for report.json, report.md and figures")
+    choosing = [*_add_searches(edit, verb), *_add_solves(edit, verb)]
+    mapped = _add_maps(verbs, verb)
+    for made in choosing:
+        made.add_argument(
+            "--vector", metavar="FILE", help="write the chosen combination there (default: not written)"
+        )
     for made in (score, guess):
-        made.add_argument("--base", metavar="DIR", help="where the pre-trained model of an edited one is now")
-    for made in (score, *searching):
-        made.add_argument("--rows", type=int, help="use at most so many rows of each split")
-        made.add_argument("--max-tokens", type=int)
-        made.add_argument("--point", choices=("encoder", "logits"))
-        made.add_argument("--batch-size", type=int, default=64)
-        add_device(made)
+        made.add_argument(
+            "--base",
+            metavar="DIR",
+            help="where the pre-trained model of an edited one is now (default: where it was)",
+        )
+    for made in (score, guess, *choosing, mapped):
+        made.add_argument(
+            "--regime", choices=REGIMES,
+            help="how the vector edits; posthoc: a standard vector in the tangent model (default: the vector's own)",
+        )  # fmt: skip
+    for made in (*choosing, mapped):
+        made.add_argument("--out", help="folder for report.json, report.md and figures (default: only shown)")
+    for made in (score, *choosing, mapped):
+        made.add_argument(
+            "--rows",
+            type=int,
+            metavar="N",
+            help="use at most so many rows of each split (default: all of them)",
+        )
+        made.add_argument(
+            "--max-tokens", type=int, metavar="N", help="where texts are cut (default: the task's own number)"
+        )
+    for made in (score, guess, *choosing, mapped):
+        _add_passes(made)
+
+
+def _add_passes(made: argparse.ArgumentParser) -> None:
+    """How rows are read."""
+    made.add_argument(
+        "--point",
+        choices=("encoder", "logits"),
+        help="where the tangent model is linearised (default: the vector's own, else logits)",
+    )
+    made.add_argument("--batch-size", type=int, default=64, metavar="N", help="rows of a forward pass")
+    add_device(made)
 
 
 def _add_searches(edit: Any, verb: Verb) -> list[argparse.ArgumentParser]:
@@ -124,10 +148,9 @@ def _add_searches(edit: Any, verb: Verb) -> list[argparse.ArgumentParser]:
     _add_target(negated)
     for made in (added, negated):
         made.add_argument(
-            "--grid",
-            default="paper",
-            help="paper, auto, or coefficients such as 0,0.5,1 (default %(default)s)",
-        )
+            "--grid", default="paper",
+            help="paper (0, 0.05 to 1), auto (widened as far as it needs), or coefficients such as 0,0.5,1",
+        )  # fmt: skip
     return [added, negated]
 
 
@@ -136,12 +159,12 @@ def _add_solves(edit: Any, verb: Verb) -> list[argparse.ArgumentParser]:
     solved = verb(
         edit,
         "solve",
-        "one model for all tasks, a coefficient a vector or a layer, by least loss",
+        "one model for all tasks, a coefficient for each vector or layer, by least loss",
         edit_solve,
     )
     _add_pairs(solved)
     solved.add_argument(
-        "--per", choices=("shared", "task", "layer"), default="task", help="(default %(default)s)"
+        "--per", choices=("shared", "task", "layer"), default="task", help="what has a coefficient of its own"
     )
     solved.add_argument("--l1", type=float, default=0.0, help="pull of single coefficients to exactly 0")
     solved.add_argument("--unbounded", action="store_true", help="no bounds")
@@ -152,27 +175,23 @@ def _add_solves(edit: Any, verb: Verb) -> list[argparse.ArgumentParser]:
         edit_front,
     )
     _add_target(traded)
-    traded.add_argument("--per", choices=("shared", "layer"), default="layer", help="(default %(default)s)")
-    traded.add_argument("--prices", type=int, default=25, help="points of the front (default %(default)s)")
+    traded.add_argument(
+        "--per", choices=("shared", "layer"), default="layer", help="what has a coefficient of its own"
+    )
+    traded.add_argument("--prices", type=int, default=25, metavar="N", help="points of the front")
     for made in (solved, traded):
         made.add_argument(
-            "--bounds", nargs=2, type=float, default=(0.0, 1.0), metavar=("LO", "HI"), help="(default 0 1)"
-        )
+            "--bounds", nargs=2, type=float, default=(0.0, 1.0), metavar=("LO", "HI"),
+            help="between which coefficients lie (default: 0 1)",
+        )  # fmt: skip
         made.add_argument("--ridge", type=float, default=0.0, help="pull of all coefficients to 0")
         made.add_argument(
-            "--bootstrap",
-            type=int,
-            default=200,
-            metavar="N",
-            help="resamples behind each interval (default %(default)s)",
+            "--bootstrap", type=int, default=200, metavar="N", help="resamples behind each interval"
         )
         made.add_argument(
-            "--max-evaluations",
-            type=int,
-            metavar="N",
-            help="of the standard regime (default 100, or 30 a price)",
-        )
-        made.add_argument("--vector", metavar="FILE", help="write the combined vector there")
+            "--max-evaluations", type=int, metavar="N",
+            help="of the standard regime, which has no closed form (default: 100, or 30 for each price)",
+        )  # fmt: skip
     return [solved, traded]
 
 
@@ -187,35 +206,29 @@ def _add_maps(verbs: Any, verb: Verb) -> argparse.ArgumentParser:
     _add_pairs(mapped)
     mapped.add_argument("--grid", help="coefficients such as --grid=-1,0,1 (default: 21 from -2 to 2)")
     mapped.add_argument(
-        "--box",
-        nargs=2,
-        type=float,
-        default=(0.0, 1.0),
-        metavar=("LO", "HI"),
-        help="the coefficients used for editing, for the mean (default 0 1)",
-    )
+        "--box", nargs=2, type=float, default=(0.0, 1.0), metavar=("LO", "HI"),
+        help="the coefficients used for editing, for the mean (default: 0 1)",
+    )  # fmt: skip
     mapped.add_argument(
-        "--distance", choices=("argmax", "probabilities"), default="argmax", help="(default %(default)s)"
-    )
-    mapped.add_argument("--split", choices=SPLITS, default="test")
+        "--distance", choices=("argmax", "probabilities"), default="argmax",
+        help="when two outputs differ: another class, or by total variation of the probabilities",
+    )  # fmt: skip
+    mapped.add_argument("--split", choices=SPLITS, default="test", help="which rows")
     return mapped
 
 
 def _add_pairs(made: argparse.ArgumentParser) -> None:
-    made.add_argument("model")
-    made.add_argument("pairs", nargs="+", metavar="TASK=VECTOR")
+    made.add_argument("model", help=commands.MODEL)
+    made.add_argument(
+        "pairs", nargs="+", metavar="TASK=VECTOR", help="a task and its vector's file or folder"
+    )
 
 
 def _add_target(made: argparse.ArgumentParser) -> None:
-    made.add_argument("model")
-    made.add_argument("pair", metavar="TASK=VECTOR")
-    made.add_argument("controls", nargs="+", metavar="CONTROL")
-    made.add_argument(
-        "--floor",
-        type=float,
-        default=0.95,
-        help="share of control accuracy to keep (default %(default)s)",
-    )
+    made.add_argument("model", help=commands.MODEL)
+    made.add_argument("pair", metavar="TASK=VECTOR", help="the task to forget and its vector")
+    made.add_argument("controls", nargs="+", metavar="CONTROL", help="tasks to keep")
+    made.add_argument("--floor", type=float, default=0.95, help="share of control accuracy to keep")
 
 
 def apply(options: argparse.Namespace) -> None:
@@ -232,7 +245,8 @@ def apply(options: argparse.Namespace) -> None:
         tasks=[task_of(name) for name in options.task or ()], head_from=options.head_from, dtype=options.out_dtype,
         overwrite=options.overwrite,
     )  # fmt: skip
-    warn(notes)
+    for note in notes:
+        tell(note)
     chosen = edit_regime(vector, options.regime, allow)
     if options.json:
         facts = {"model": out, "scale": options.scale, "regime": chosen, "notes": notes}
@@ -328,8 +342,9 @@ def edit_add(options: argparse.Namespace) -> None:
     """Addition with one coefficient."""
     from tauspan.search import add
 
+    _require_free(options)
     pairs = pairs_of(options.pairs, options.rows)
-    write_report(add(encoder_of(options), pairs, options.regime, **_search(options)), options)
+    _combined(add(encoder_of(options), pairs, options.regime, **_search(options)), pairs, options)
 
 
 def _target(options: argparse.Namespace) -> "tuple[Task, TaskVector, list[Task]]":
@@ -345,11 +360,12 @@ def edit_negate(options: argparse.Namespace) -> None:
     """Negation under a control floor."""
     from tauspan.search import negate
 
+    _require_free(options)
     task, vector, controls = _target(options)
     found = negate(
         encoder_of(options), task, vector, controls, options.floor, options.regime, **_search(options)
     )
-    write_report(found, options)
+    _combined(found, {task: vector}, options)
 
 
 def edit_solve(options: argparse.Namespace) -> None:
@@ -394,9 +410,8 @@ def _combined(report: "Report", vectors: "dict[Task, TaskVector]", options: argp
     if options.vector and first():
         from tauspan.search import combine
 
-        combine(vectors, report.result["coefficients"], report.result["groups"]).save_pretrained(
-            options.vector
-        )
+        found = report.result
+        combine(vectors, found["coefficients"], found.get("groups")).save_pretrained(options.vector)
     write_report(report, options)
 
 

@@ -16,46 +16,53 @@ def add(verbs: Any, verb: Verb) -> None:
         "what the tangent kernel says of tasks: spectra, ranks, alignment, between tasks",
         kernel,
     )
-    seen.add_argument("model", help="minilm, a directory or a hub id")
-    seen.add_argument("tasks", nargs="+", metavar="TASK")
-    seen.add_argument(
-        "--params", default="all", help="all, attention, last:K or a pattern (default %(default)s)"
-    )
+    seen.add_argument("model", help=commands.MODEL)
+    seen.add_argument("tasks", nargs="+", metavar="TASK", help=commands.TASK)
+    seen.add_argument("--params", default="all", help=commands.PARAMS)
     told = verb(
         verbs,
         "diagnose",
         "why an edit works: the kernel's diagnostics of tasks and their vectors",
         diagnose,
     )
-    told.add_argument("model", help="minilm, a directory or a hub id")
-    told.add_argument("pairs", nargs="+", metavar="TASK=VECTOR")
+    told.add_argument("model", help=commands.MODEL)
+    told.add_argument(
+        "pairs", nargs="+", metavar="TASK=VECTOR", help="a task and its vector's file or folder"
+    )
     told.add_argument(
         "--eigenfunctions",
         default="10",
         metavar="WHICH",
         help="whose local energy is summed: the first N, or a share of the largest coefficient such as 0.1 "
-        "(default %(default)s)",
+        "(default: %(default)s)",
     )
     for made in (seen, told):
         made.add_argument(
-            "--rows", type=int, default=64, help="at most so many rows of each task (default %(default)s)"
+            "--rows", type=int, default=64, help="at most so many rows of each task (default: %(default)s)"
         )
-        made.add_argument("--split", choices=("train", "validation", "test"), default="train")
+        made.add_argument(
+            "--split", choices=("train", "validation", "test"), default="train", help="which rows"
+        )
         made.add_argument(
             "--outputs",
             choices=("contrast", "sum", "all"),
             default="contrast",
-            help="of the logits: one direction that decides classes, their mean, or all (default %(default)s)",
+            help="of the logits: one direction that decides classes, their mean, or all (default: %(default)s)",
         )
         made.add_argument(
             "--ridge", type=float, help="of the effective dimension (default: the mean eigenvalue)"
         )
         made.add_argument(
-            "--backend", choices=("auto", "contraction", "products", "structured"), default="auto"
+            "--backend",
+            choices=("auto", "contraction", "products", "structured"),
+            default="auto",
+            help="how entries are computed; all give the same numbers",
         )
-        made.add_argument("--batch-size", type=int, default=32)
-        made.add_argument("--max-tokens", type=int)
-        made.add_argument("--out", help="folder for report.json, report.md and figures")
+        made.add_argument("--batch-size", type=int, default=32, metavar="N", help="rows of a forward pass")
+        made.add_argument(
+            "--max-tokens", type=int, metavar="N", help="where texts are cut (default: the task's own number)"
+        )
+        made.add_argument("--out", help="folder for report.json, report.md and figures (default: only shown)")
         commands.add_device(made)
 
 

@@ -13,7 +13,7 @@ from tauspan.errors import MismatchError, UsageError
 if TYPE_CHECKING:
     from tauspan.merge import Method
     from tauspan.merge.recipe import MergeRecipe
-    from tauspan.report import Cell, Report
+    from tauspan.report import Cell
 
 
 _SHARED = ("output", "rank", "rounding", "shard_size")  # keys of a recipe that mergekit's files do not have
@@ -23,8 +23,8 @@ def add(verbs: Any, verb: Verb) -> None:
     """Add the merging verbs to a parser; `verb(into, name, does, function)` makes one."""
     merged = _add_merge(verbs, verb)
     checked = verb(verbs, "doctor", "check whether models can be merged; exit code 4 if not", doctor)
-    checked.add_argument("models", nargs="+", metavar="MODEL")
-    checked.add_argument("--base", help="the pre-trained model")
+    checked.add_argument("models", nargs="+", metavar="MODEL", help="directories, files or hub ids")
+    checked.add_argument("--base", help="the pre-trained model (default: none)")
     _add_allow(checked)
     checked.add_argument(
         "--values",
@@ -38,20 +38,22 @@ def add(verbs: Any, verb: Verb) -> None:
         reproduce_card,
     )
     again.add_argument("card", help="a merged directory, or its README.md")
-    again.add_argument("out", nargs="?", help="keep the new result there")
-    again.add_argument("-o", "--out", dest="named_out", metavar="OUT", help="the same")
+    again.add_argument("out", nargs="?", help="keep the new result there (default: it is thrown away)")
+    again.add_argument(
+        "-o", "--out", dest="named_out", metavar="OUT", help="the same (default: it is thrown away)"
+    )
     for made in (merged, again):
         made.add_argument("--workers", type=int, metavar="N", help="threads (default: all processors)")
         made.add_argument(
             "--access",
             choices=("mmap", "pread"),
             default="pread",
-            help="how files are read (default %(default)s)",
+            help="how files are read (default: %(default)s)",
         )
         made.add_argument(
             "--code",
             metavar="MODULE:FUNCTION",
-            help="run this code of your own as the method, where the recipe names it",
+            help="run this code of your own as the method, where the recipe names it (default: none)",
         )
 
 
@@ -61,7 +63,7 @@ def _add_allow(parser: argparse.ArgumentParser) -> None:
         action="append",
         default=[],
         metavar="NAME",
-        help="let an error of the checks pass, by the name that it gives; what happens then is printed (repeatable)",
+        help="let an error of the checks pass, by the name that it gives, and say so; repeatable (default: none)",
     )
 
 
@@ -75,7 +77,11 @@ def _add_merge(verbs: Any, verb: Verb) -> argparse.ArgumentParser:
         "inputs", nargs="*", metavar="RECIPE OUT | MODEL",
         help="a YAML file, ours or mergekit's, and the output; or with --method the models",
     )  # fmt: skip
-    merged.add_argument("-o", "--out", help="the directory to write; for a vector a .safetensors file too")
+    merged.add_argument(
+        "-o",
+        "--out",
+        help="the directory to write; for a vector a .safetensors file too (default: the second word)",
+    )
     merged.add_argument(
         "--plan", action="store_true", help="say what would be read and written, move nothing"
     )
@@ -92,25 +98,32 @@ def _add_merge(verbs: Any, verb: Verb) -> argparse.ArgumentParser:
     )
     merged.add_argument("--schema", action="store_true", help="print the JSON schema of recipes, for editors")
     merged.add_argument("--methods", action="store_true", help="list the methods with their options")
+    merged.set_defaults(resumes=_unfinished)
     short = merged.add_argument_group("without a recipe")
-    short.add_argument("--method", help="a name of METHODS, or MODULE:FUNCTION with --code")
-    short.add_argument("--base", help="theta0, where displacements start: `base_model` of a recipe")
+    short.add_argument(
+        "--method", help="a name of METHODS, or MODULE:FUNCTION with --code (default: the recipe's)"
+    )
+    short.add_argument(
+        "--base", help="theta0, where displacements start: `base_model` of a recipe (default: none)"
+    )
     short.add_argument(
         "--weight",
         action="append",
         type=float,
         metavar="W",
-        help="of one model; as many as models, in their order",
+        help="of one model; as many as models, in their order (default: the method's)",
     )
     short.add_argument(
         "--set", action="append", metavar="OPTION=VALUE",
-        help="an option of the method, its value as in a recipe: density=0.2, normalize=false",
+        help="an option of the method, its value as in a recipe: density=0.2, normalize=false (default: the method's)",
     )  # fmt: skip
     shared = merged.add_argument_group(
         "without a recipe, or with a file of mergekit's, which has no place for them"
     )
     shared.add_argument("--output", choices=("model", "vector", "adapter"), help="(default: model)")
-    shared.add_argument("--rank", type=int, help="of an adapter")
+    shared.add_argument(
+        "--rank", type=int, help="the most that an adapter may have (default: the sum of its inputs')"
+    )
     shared.add_argument(
         "--rounding", choices=("nearest", "stochastic"), help="to the output's dtype (default: nearest)"
     )
@@ -151,12 +164,13 @@ def _waits(recipe: "MergeRecipe", others: list[str]) -> bool:
 def _merge_one(recipe: "MergeRecipe", out: str, options: argparse.Namespace) -> None:
     """One merge, or what it would do."""
     from tauspan.merge.files import merge_files, planned
+    from tauspan.notices import tell
 
     if options.plan:
         with planned(recipe, access=options.access, workers=options.workers) as (_, plan):
             for note in plan.warnings:
-                sys.stderr.write(f"warning: {note}\n")
-            _show(plan.report(), options)
+                tell(note)
+            show(plan.report(), options)
         return
     report = merge_files(
         recipe, out, resume=options.resume, overwrite=options.overwrite, workers=options.workers,
@@ -166,14 +180,17 @@ def _merge_one(recipe: "MergeRecipe", out: str, options: argparse.Namespace) -> 
         show(report if options.json else dataclasses.replace(report, tables=[]), options)
         say(f"{out} is finished already: nothing was left to do", options)
         return
-    _show(report, options)
+    show(report, options)
     say(f"wrote {out}, digest {report.result['digest'][:12]}", options)
 
 
-def _show(report: "Report", options: argparse.Namespace) -> None:
-    """The report; warnings are whole sentences, which were printed before, and a table would cut them."""
-    tables = [table for table in report.tables if options.json or table.title != "warnings"]
-    show(dataclasses.replace(report, tables=tables), options)
+def _unfinished(options: argparse.Namespace) -> bool:
+    """Whether an interrupted merge left something that `--resume` goes on with."""
+    from tauspan.merge.journal import work_folder
+
+    given = [*(options.inputs if options.method is None else ()), options.out]
+    out = next((one for one in reversed(given) if one is not None), None)
+    return out is not None and work_folder(Path(out)).is_dir()
 
 
 def _list_methods(options: argparse.Namespace) -> None:

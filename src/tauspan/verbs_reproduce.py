@@ -17,6 +17,7 @@ def add(verbs: Any, verb: Verb) -> None:
     made = verb(
         verbs, "reproduce", "the paper's tables and figures: `list` them, or carry one out", reproduce
     )
+    made.set_defaults(resumes=lambda options: not options.plan and options.name != "list")
     made.add_argument("name", metavar="NAME", help="list, or one of its names")
     made.add_argument(
         "--model",
@@ -31,15 +32,24 @@ def add(verbs: Any, verb: Verb) -> None:
     made.add_argument(
         "--data", metavar="ROOT", help="folder with one sub-folder per data set (default: the hub)"
     )
-    made.add_argument("--out", help="output folder (default out/reproduce/NAME-VARIANT)")
+    made.add_argument("--out", help="output folder (default: out/reproduce/NAME-VARIANT)")
     made.add_argument(
         "--workers", type=int, default=1, metavar="N", help="fine-tunings and evaluations at the same time"
     )
-    made.add_argument("--tasks", metavar="A,B", help="only these of its tasks")
-    made.add_argument("--rows", type=int, metavar="N", help="use at most so many rows of each split")
-    made.add_argument("--max-steps", type=int, metavar="N", help="end every fine-tuning after so many steps")
+    made.add_argument("--tasks", metavar="A,B", help="only these of its tasks (default: all)")
     made.add_argument(
-        "--plan", action="store_true", help="say what would be fetched, trained and paid; do nothing"
+        "--rows", type=int, metavar="N", help="use at most so many rows of each split (default: all)"
+    )
+    made.add_argument(
+        "--max-steps",
+        type=int,
+        metavar="N",
+        help="end every fine-tuning after so many steps (default: the recipe's)",
+    )
+    made.add_argument(
+        "--plan",
+        action="store_true",
+        help="say what would be fetched, trained and paid, and time a step if the model is here; do nothing else",
     )
     made.add_argument(
         "--allow-leaks", action="store_true", help="go on where a data set has rows in two of its splits"
@@ -69,7 +79,7 @@ def reproduce(options: argparse.Namespace) -> None:
         changes,
         options.out,
         workers=workers,
-        measure=not options.plan,
+        measure=True,
         device=options.device,
     )
     if options.plan:
@@ -84,7 +94,7 @@ def reproduce(options: argparse.Namespace) -> None:
 
 def _list(options: argparse.Namespace) -> None:
     from tauspan.report import Report, Table, provenance
-    from tauspan.reproduce.planning import listing
+    from tauspan.reproduce.listing import listing
 
     note = "carry one out: tauspan reproduce NAME; first see what it takes: tauspan reproduce NAME --plan"
     show(

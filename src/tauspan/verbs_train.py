@@ -6,8 +6,11 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from tauspan import commands
 from tauspan.commands import Verb, add_device, encoder_of, first, say, show, task_of
 from tauspan.errors import UsageError
+
+CACHES = ("none", "auto", "features", "primal", "factors")
 
 if TYPE_CHECKING:
     from tauspan.tasks import Task
@@ -22,49 +25,64 @@ def add(verbs: Any, verb: Verb) -> None:
         "fine-tune, add and negate four text tasks in a packaged encoder (minutes)",
         demo,
     )
-    shown.add_argument("--out", default="out/demo", help="output folder (default %(default)s)")
-
+    shown.add_argument("--out", default="out/demo", help="output folder")
     recipe = verb(verbs, "run", "carry out a recipe", run)
-    recipe.add_argument("recipe", help="a YAML file; see recipes/")
-    recipe.add_argument("--out", help="output folder (default out/RECIPE-NAME)")
+    recipe.add_argument("recipe", help="a YAML file; its keys: docs/formats.md")
+    recipe.add_argument("--out", help="output folder (default: out/RECIPE-NAME)")
     recipe.add_argument(
-        "--workers",
-        type=int,
-        default=1,
-        help="processes that fine-tune and measure at the same time (default 1)",
+        "--workers", type=int, default=1, metavar="N",
+        help="processes that fine-tune and measure at the same time",
+    )  # fmt: skip
+    recipe.add_argument(
+        "--plan", action="store_true", help="say what is to be done and what is done; do nothing"
     )
-
     tune = verb(verbs, "finetune", "fine-tune on one task and write the task vector", finetune)
-    tune.add_argument("model", help="minilm, a directory or a hub id")
-    tune.add_argument("task", help="a shipped task, or a directory with card.json")
+    _add_finetune(tune)
+    fitted = verb(
+        verbs,
+        "fit",
+        "fit a task vector in the tangent space by a convex solver, to a gradient norm",
+        fit,
+    )
+    _add_fit(fitted)
+    shown.set_defaults(resumes=True, plan=False)
+    recipe.set_defaults(resumes=lambda options: not options.plan)
+    for made in (tune, fitted):
+        made.add_argument("--params", default="all", help=commands.PARAMS)
+        made.add_argument("--batch-size", type=int, default=32, metavar="N", help="rows of a forward pass")
+        made.add_argument(
+            "--max-tokens", type=int, metavar="N",
+            help="where texts are cut (default: the task's own number)",
+        )  # fmt: skip
+    for made in (tune, fitted):
+        made.add_argument(
+            "--label", help="the vector's short name for tables and errors (default: the task's)"
+        )
+    for made in (shown, recipe, tune, fitted):
+        add_device(made)
+
+
+def _add_finetune(tune: argparse.ArgumentParser) -> None:
+    tune.set_defaults(resumes=_begun)
+    tune.add_argument("model", help=commands.MODEL)
+    tune.add_argument("task", help=commands.TASK)
     tune.add_argument("out", help="folder for the vector, the log and checkpoints")
+    _add_schedule(tune)
     tune.add_argument(
-        "--regime",
-        choices=("standard", "linear"),
-        default="linear",
+        "--regime", choices=("standard", "linear"), default="linear",
         help="linear: a vector of the tangent model, where tasks disturb each other less; `apply` makes a model of it "
-        "that tauspan loads. standard: ordinary fine-tuning; `apply` makes a model that transformers loads too "
-        "(default %(default)s)",
+        "that tauspan loads. standard: ordinary fine-tuning; `apply` makes a model that transformers loads too",
+    )  # fmt: skip
+    tune.add_argument(
+        "--point", choices=("encoder", "logits"),
+        help="where the tangent model is linearised (default: logits; standard has none)",
+    )  # fmt: skip
+    tune.add_argument(
+        "--rows", type=int, metavar="N", help="train on at most so many rows (default: all of them)"
     )
     tune.add_argument(
-        "--params", default="all", help="all, attention, last:K or a pattern (default %(default)s)"
+        "--checkpoint-every", type=int, default=50, metavar="STEPS", help="steps between two checkpoints"
     )
-    tune.add_argument("--point", choices=("encoder", "logits"), help="where the tangent model is linearised")
-    tune.add_argument("--epochs", type=int, default=1)
-    tune.add_argument("--max-steps", type=int)
-    tune.add_argument("--batch-size", type=int, default=32)
-    tune.add_argument("--accumulation", type=int, default=1)
-    tune.add_argument("--lr", type=float, help="peak learning rate (default 2e-4 standard, 3e-4 linear)")
-    tune.add_argument(
-        "--warmup", type=float, default=0.1, help="share or number of steps (default %(default)s)"
-    )
-    tune.add_argument("--weight-decay", type=float, default=0.0)
-    tune.add_argument("--decay-toward", choices=("base", "zero"), default="base")
-    tune.add_argument("--clip", type=float, default=1.0)
-    tune.add_argument("--label-smoothing", type=float, default=0.0)
-    tune.add_argument("--max-tokens", type=int)
-    tune.add_argument("--rows", type=int, help="train on at most so many rows")
-    tune.add_argument("--checkpoint-every", type=int, default=50, metavar="STEPS")
     tune.add_argument(
         "--resume", action="store_true", help="continue from the checkpoint, or reuse the vector"
     )
@@ -73,51 +91,58 @@ def add(verbs: Any, verb: Verb) -> None:
         help="under torchrun: every process keeps its part of each tensor, on its own GPU if there are any",
     )  # fmt: skip
     tune.add_argument(
-        "--cache",
-        choices=("none", "auto", "features", "primal", "factors"),
-        default="none",
-        help="what the tangent model keeps across epochs (default %(default)s)",
+        "--cache", choices=CACHES, default="none", help="what the tangent model keeps across epochs"
     )
-    tune.add_argument("--precision", choices=("float32", "tf32", "bfloat16"), default="float32")
+    tune.add_argument(
+        "--precision", choices=("float32", "tf32", "bfloat16"), default="float32",
+        help="of the matrix products; what trains stays in float32",
+    )  # fmt: skip
     tune.add_argument(
         "--augment", choices=("none", "crop"), default="none", help="train on random parts of images"
     )
 
-    fitted = verb(
-        verbs,
-        "fit",
-        "fit a task vector in the tangent space by a convex solver, to a gradient norm",
-        fit,
+
+def _add_schedule(tune: argparse.ArgumentParser) -> None:
+    """How long and how fast it trains."""
+    tune.add_argument("--epochs", type=int, default=1, metavar="N", help="passes over the training rows")
+    tune.add_argument(
+        "--max-steps", type=int, metavar="N", help="end after so many steps (default: with the last epoch)"
     )
-    fitted.add_argument("model", help="minilm, a directory or a hub id")
-    fitted.add_argument("task", help="a shipped task, or a directory with card.json")
+    tune.add_argument("--accumulation", type=int, default=1, metavar="N", help="forward passes of one step")
+    tune.add_argument("--lr", type=float, help="peak learning rate (default: 2e-4 standard, 3e-4 linear)")
+    tune.add_argument("--warmup", type=float, default=0.1, help="share below 1, or number, of warm-up steps")
+    tune.add_argument("--weight-decay", type=float, default=0.0, help="decoupled decay, times the rate")
+    tune.add_argument(
+        "--decay-toward", choices=("base", "zero"), default="base", help="what weight decay pulls to"
+    )
+    tune.add_argument("--clip", type=float, default=1.0, help="largest gradient norm; 0: no limit")
+    tune.add_argument("--label-smoothing", type=float, default=0.0, help="as in cross-entropy, 0 to 1")
+
+
+def _add_fit(fitted: argparse.ArgumentParser) -> None:
+    fitted.add_argument("model", help=commands.MODEL)
+    fitted.add_argument("task", help=commands.TASK)
     fitted.add_argument("out", help="the vector's file or folder")
     fitted.add_argument(
-        "--solver", choices=("lbfgs", "newton-cg"), default="lbfgs", help="(default %(default)s)"
-    )
-    fitted.add_argument("--ridge", type=float, default=1e-3, help="pull to the base (default %(default)s)")
+        "--solver", choices=("lbfgs", "newton-cg"), default="lbfgs",
+        help="by gradients, or by exact products with the Hessian",
+    )  # fmt: skip
+    fitted.add_argument("--ridge", type=float, default=1e-3, help="pull to the base, above 0")
+    fitted.add_argument("--tolerance", type=float, default=1e-4, help="the gradient norm to reach")
     fitted.add_argument(
-        "--tolerance", type=float, default=1e-4, help="of the gradient norm (default %(default)s)"
+        "--max-steps", type=int, default=200, metavar="N", help="end after so many iterations all the same"
     )
-    fitted.add_argument("--max-steps", type=int, default=200)
     fitted.add_argument(
-        "--params", default="all", help="all, attention, last:K or a pattern (default %(default)s)"
+        "--rows", type=int, metavar="N", help="fit at most so many rows (default: all of them)"
     )
-    fitted.add_argument("--batch-size", type=int, default=32)
-    fitted.add_argument("--max-tokens", type=int)
-    fitted.add_argument("--rows", type=int, help="fit at most so many rows")
     fitted.add_argument(
-        "--cache",
-        choices=("none", "auto", "features", "primal", "factors"),
-        default="auto",
-        help="(default %(default)s)",
+        "--cache", choices=CACHES, default="auto", help="what is kept of each batch across iterations"
     )
-    for made in (tune, fitted):
-        made.add_argument(
-            "--label", help="the vector's short name for tables and errors (default: the task's)"
-        )
-    for made in (shown, recipe, tune, fitted):
-        add_device(made)
+
+
+def _begun(options: argparse.Namespace) -> bool:
+    """Whether an interrupted fine-tuning left a checkpoint, or a finished vector."""
+    return any(Path(options.out).glob("*.safetensors"))
 
 
 def demo(options: argparse.Namespace) -> None:
@@ -127,7 +152,7 @@ def demo(options: argparse.Namespace) -> None:
     say(
         f"Wrote {out}/report.json, report.md, addition.png, alpha-*.png, xi-*.png, and the vectors under {out}/vectors.\n"
         f"Next: tauspan vector inspect {out}/vectors/linear-*-seed0\n"
-        "      tauspan run recipes/text7.yaml", options,
+        "      tauspan reproduce text7", options,
     )  # fmt: skip
 
 
@@ -136,6 +161,8 @@ def run(options: argparse.Namespace) -> None:
     recipe = Path(options.recipe)
     out = Path(options.out) if options.out else Path("out") / recipe.stem
     _recipe(recipe, out, options, options.workers)
+    if options.plan:
+        return
     say(f"Wrote {out}/report.json, {out}/report.md and the figures beside them.", options)
 
 
@@ -143,11 +170,15 @@ def _recipe(file: Path, out: Path, options: argparse.Namespace, workers: int = 1
     import dataclasses
 
     from tauspan.recipe import Recipe
+    from tauspan.run import plan
     from tauspan.run import run as carry_out
 
     recipe = Recipe.read(file)
     if options.seed is not None:
         recipe = dataclasses.replace(recipe, seeds=(options.seed,))
+    if options.plan:
+        show(plan(recipe, out, device=options.device), options)
+        return
     show(
         carry_out(recipe, out, workers=workers, device=options.device, show_progress=not options.quiet),
         options,

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tauspan.commands import Verb, say, show, vector_of, warned
+from tauspan.commands import Verb, say, show, vector_of
 
 if TYPE_CHECKING:
     from tauspan.report import Table
@@ -21,18 +21,19 @@ def add(verbs: Any, verb: Verb) -> None:
         dest="action", required=True, metavar="ACTION"
     )
     between = verb(vector, "diff", "OUT = TUNED - BASE, from models or safetensors files", diff)
-    between.add_argument("base")
-    between.add_argument("tuned")
+    between.add_argument("base", help="what was fine-tuned: a model or a safetensors file")
+    between.add_argument("tuned", help="what came of it, of the same kind")
     lora = verb(vector, "from-adapter", "OUT = what a LoRA adapter adds to BASE", from_adapter)
     lora.add_argument(
         "base", help="minilm, a directory, a hub id, a safetensors file or the index of its shards"
     )
-    lora.add_argument("adapter")
+    lora.add_argument("adapter", help="a directory that PEFT wrote, or its file")
     lora.add_argument(
         "--leave-out",
         action="append",
         metavar="NAME",
-        help="a tensor stored whole, or a module of such, that is not wanted: classifier, score, lm_head ...",
+        help="a tensor stored whole, or a module of such, that is not wanted: classifier, score, lm_head ... "
+        "(default: none)",
     )
     seen = verb(
         vector,
@@ -40,25 +41,25 @@ def add(verbs: Any, verb: Verb) -> None:
         "show a vector's provenance and tensors; cosines of several",
         inspect,
     )
-    seen.add_argument("vectors", nargs="+")
-    seen.add_argument("--tensors", action="store_true", help="one row a tensor")
+    seen.add_argument("vectors", nargs="+", help="files or folders of vectors")
+    seen.add_argument("--tensors", action="store_true", help="also a row for each tensor")
     checked = verb(vector, "verify", "check that a file is whole, finite and starts from a model", verify)
-    checked.add_argument("vector")
-    checked.add_argument("model", nargs="?")
+    checked.add_argument("vector", help="a vector's file or folder")
+    checked.add_argument("model", nargs="?", help="what it must start from; left out: not checked")
     summed = verb(vector, "add", "OUT = the sum of vectors", total)
-    summed.add_argument("vectors", nargs="+")
+    summed.add_argument("vectors", nargs="+", help="files or folders of vectors")
     times = verb(vector, "scale", "OUT = FACTOR * VECTOR", scale)
-    times.add_argument("vector")
-    times.add_argument("factor", type=float)
+    times.add_argument("vector", help="a vector's file or folder")
+    times.add_argument("factor", type=float, help="what it is multiplied by")
     minus = verb(vector, "negate", "OUT = -VECTOR", negate)
-    minus.add_argument("vector")
+    minus.add_argument("vector", help="a vector's file or folder")
     like = verb(vector, "analogy", "OUT = C + (B - A): A is to B as C is to OUT", analogy)
     for name in ("a", "b", "c"):
-        like.add_argument(name)
+        like.add_argument(name, help="a vector's file or folder")
     for made in (between, lora, summed, times, minus, like):
         made.add_argument("--label", help="a short name for tables and errors (default: from the inputs)")
         made.add_argument("-o", "--out", required=True, help="the vector file to write")
-        made.add_argument("--overwrite", action="store_true")
+        made.add_argument("--overwrite", action="store_true", help="replace a file that is there")
 
 
 def place_label(path: str) -> str:
@@ -84,8 +85,7 @@ def diff(options: argparse.Namespace) -> None:
     from tauspan.vector import TaskVector
 
     label = options.label or place_label(options.tuned)
-    with warned():
-        vector = TaskVector.from_checkpoints(options.base, options.tuned, label=label)
+    vector = TaskVector.from_checkpoints(options.base, options.tuned, label=label)
     _write(vector, options)
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Literal
 
+from tauspan.arguments import checked
 from tauspan.errors import DataError, RecipeError, nearest
 from tauspan.schema import Document
 
@@ -155,6 +156,7 @@ def catalog() -> Mapping[str, DataSet]:
     return MappingProxyType({dataset.name: dataset for dataset in found})
 
 
+@checked
 def find_set(name: str, also: Sequence[str] = ()) -> DataSet:
     """A packaged data set by name.
 

@@ -10,10 +10,11 @@ from typing import Any, Literal, TypeAlias
 
 import numpy as np
 
+from tauspan.arguments import checked
 from tauspan.data.hamming import Hashes, distances, within
 from tauspan.errors import DataError
 from tauspan.measure import progress
-from tauspan.models.sources import require_extra
+from tauspan.models.extras import require_extra
 from tauspan.tasks import SPLITS, Split, Task
 from tauspan.tasks.split import array_bytes
 
@@ -82,6 +83,7 @@ class _Prints:
     near: Hashes | None
 
 
+@checked
 def find_leaks(task: Task, near: int | None = None, *, show_progress: bool = False) -> Leaks:
     """Rows that stand in two splits.
 

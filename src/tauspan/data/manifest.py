@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from tauspan import store
+from tauspan.arguments import checked
 from tauspan.errors import DataError, listed
 from tauspan.tasks import SPLITS, Split, Task
 
@@ -15,6 +16,7 @@ FORMAT = "tauspan-manifest/1"
 BLOCK = 256  # rows of one leaf of the hash tree
 
 
+@checked
 def manifest(task: Task) -> dict[str, Any]:
     """What a task's splits hold: JSON-able, and small beside the data.
 
@@ -41,6 +43,7 @@ def manifest(task: Task) -> dict[str, Any]:
     }
 
 
+@checked
 def write_manifest(task: Task, path: str | Path) -> dict[str, Any]:
     """Write `manifest(task)` as JSON and return it."""
     made = manifest(task)
@@ -48,6 +51,7 @@ def write_manifest(task: Task, path: str | Path) -> dict[str, Any]:
     return made
 
 
+@checked
 def check_manifest(task: Task, stored: Mapping[str, Any] | str | Path) -> None:
     """Raise unless a task has the rows of a stored manifest, in its order.
 

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import torch
 
+from tauspan.arguments import checked
 from tauspan.data.catalog import DataSet, find_set
 from tauspan.data.classes import aligned
 from tauspan.data.source import from_folder, from_hub
@@ -14,6 +15,7 @@ from tauspan.tasks.split import held_out
 OVERRIDE = "set.yaml"
 
 
+@checked
 def open_task(name: str | DataSet, root: str | Path | None = None, *, seed: int = 0) -> Task:
     """A data set as a task: its classes in the published order, its templates, its splits.
 

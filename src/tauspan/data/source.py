@@ -9,9 +9,12 @@ import torch
 
 from tauspan.data.catalog import DataSet, Splits
 from tauspan.errors import DataError, listed, nearest
-from tauspan.models.sources import require_extra
+from tauspan.models.extras import require_extra
 from tauspan.tasks import SPLITS, Split, Task
-from tauspan.tasks.readers import classes, image_rows, parquet_table, read_rows, require_inside
+from tauspan.tasks.assembly import gathered
+from tauspan.tasks.folders import class_folders, require_inside
+from tauspan.tasks.parquet import parquet_table
+from tauspan.tasks.readers import image_rows, read_rows
 
 
 @dataclass(frozen=True)
@@ -53,9 +56,10 @@ def from_folder(dataset: DataSet, folder: Path) -> Rows:
         raise DataError(f"{folder} holds its splits in different forms ({told}): make them alike.")
     if files["train"]:
         return _from_tables({split: parquet_table(files[split]) for split in files}, dataset, folder)
-    names = classes(found["train"], "") if found["train"].is_dir() else None
+    names = class_folders(found["train"]) if found["train"].is_dir() else None
     most = names or [str(number) for number in range(dataset.class_count)]
-    return Rows({split: read_rows(path, most) for split, path in found.items()}, names, str(folder))
+    made = gathered({split: read_rows(path) for split, path in found.items()}, most, what=dataset.name)
+    return Rows(made.splits, names, str(folder))
 
 
 def from_hub(dataset: DataSet) -> Rows:
@@ -139,12 +143,13 @@ def _from_tables(tables: Mapping[str, Any], dataset: DataSet, where: Path | str)
     columns, splits, own = dataset.columns, {}, {}
     for split, table in tables.items():
         place = f"{where}:{split}"
-        images, labels, names = image_rows(table, columns.image, columns.label, place)
+        found = image_rows(table, columns.image, columns.label, place)
+        labels, names = found.labels, found.names
         texts = sorted({value for value in labels if isinstance(value, str)}) if names is None else []
         own[split] = list(names) if names is not None else texts or None
         if split != "train" and texts and own["train"] is not None:
             own[split] = own["train"]  # a small split may lack a class; its values are looked up in train's
-        splits[split] = Split(images, _numbered(labels, own[split], place))
+        splits[split] = Split(found.inputs, _numbered(labels, own[split], place))
     for split, names in own.items():
         if names != own["train"]:
             raise DataError(

@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 
 from tauspan import models
+from tauspan.arguments import checked
 from tauspan.diagnose.energy import Chosen
 from tauspan.diagnose.kernels import pair_findings, spectrum_findings
 from tauspan.diagnose.lazy import SCALES
@@ -14,13 +15,15 @@ from tauspan.kernel.interference import require_several
 from tauspan.kernel.tiles import Backend
 from tauspan.measure import measured, progress
 from tauspan.models import Encoder
-from tauspan.report import Report, provenance
+from tauspan.report import Report, noted, provenance
 from tauspan.tasks import Task
 from tauspan.vector import TaskVector, fitted
 
 _Advance = Callable[[int, str], None]
 
 
+@noted
+@checked
 def kernel_report(
     encoder: Encoder,
     tasks: Sequence[Task],
@@ -88,6 +91,8 @@ def kernel_report(
     )
 
 
+@noted
+@checked
 def diagnose(
     encoder: Encoder,
     vectors: Mapping[Task, TaskVector],

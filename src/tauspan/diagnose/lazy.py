@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from tauspan import models, params
+from tauspan.arguments import checked
 from tauspan.errors import DataError, ModelError, NonFiniteError, UsageError
 from tauspan.kernel.estimates import Estimate
 from tauspan.kernel.interference import right, rms
@@ -22,6 +23,7 @@ SCALES = (1 / 16, 1 / 8, 1 / 4, 1 / 2, 1.0)
 _ROUNDING = 64  # a network's outputs are off by about so many units in the last place
 
 
+@checked
 def lazy_coefficient(tangent: Linearized, vector: TaskVector | Params, batches: Sequence[Batch]) -> Estimate:
     """The curvature q = |d^2/ds^2 f(theta0 + s tau)| / (2 |J tau|) at s = 0, norms over all rows and outputs; exact.
 
@@ -36,6 +38,7 @@ def lazy_coefficient(tangent: Linearized, vector: TaskVector | Params, batches: 
     Raises:
         UsageError: no rows, or J tau = 0 on all of them.
         MismatchError: the vector holds other tensors.
+        NonFiniteError: a derivative is NaN or infinite.
         ModelError: an operation has no second forward derivative.
 
     Cost:
@@ -57,6 +60,8 @@ def lazy_coefficient(tangent: Linearized, vector: TaskVector | Params, batches: 
     first, second = 0.0, 0.0
     for batch in batches:
         slope, bend = _derivatives(tangent, batch, theta0, tau)
+        for what, found in (("first", slope), ("second", bend)):
+            params.require_finite_rows(found, f"the {what} derivative along the vector, in a batch")
         first += float(slope.double().square().sum())
         second += float(bend.double().square().sum())
     if not first:
@@ -156,6 +161,7 @@ class Path:
 
 
 @torch.no_grad()
+@checked
 def linearity(
     tangent: Linearized,
     vector: TaskVector | Params,
@@ -229,6 +235,7 @@ class Gap:
         return self.nonlinear - self.linear
 
 
+@checked
 def posthoc_gap(start: Tensor, tangent: Tensor, moved: Tensor, labels: Tensor) -> Gap:
     """`Gap` from the logits f(theta0), J tau and f(theta0 + tau), each of shape (N, C), and labels of shape (N,).
 

@@ -9,9 +9,9 @@ from tauspan.diagnose.energy import Chosen, Eigenfunctions, local_energy
 from tauspan.diagnose.lazy import lazy_coefficient, linearity, posthoc_gap
 from tauspan.diagnose.rows import Findings, Rows, cell, heat, matrix_table
 from tauspan.edit import apply
+from tauspan.kernel.data import rows_of
 from tauspan.kernel.estimates import Estimate
 from tauspan.kernel.interference import interference
-from tauspan.kernel.side import rows_of
 from tauspan.kernel.vectors import logits_at_base
 from tauspan.models import Encoder
 from tauspan.report import Cell, Table

@@ -1,6 +1,5 @@
 """Logits of edited models at any two coefficients: the ordinary model run anew, or sums of one tangent pass."""
 
-import copy
 from collections.abc import Callable, Mapping, Sequence
 from typing import Literal, Protocol, TypeAlias
 
@@ -10,11 +9,11 @@ from tauspan.batches import Batches
 from tauspan.contributions import Contributions, contributions
 from tauspan.disentangle.asked import Pair
 from tauspan.edit import set_weights
-from tauspan.errors import NonFiniteError
 from tauspan.evaluate import outputs
 from tauspan.linear import linearize
 from tauspan.measure import progress
-from tauspan.models import Classifier, Encoder, Head
+from tauspan.models import Classifier, Encoder, Head, working_copy
+from tauspan.params import require_finite_rows
 from tauspan.tasks import Task
 from tauspan.vector import TaskVector
 
@@ -40,7 +39,7 @@ class Ordinary:
         prepared: Mapping[Task, Batches],
     ) -> None:  # fmt: skip
         self._encoder, self._vectors, self._heads, self._prepared = encoder, vectors, heads, prepared
-        self._working = copy.deepcopy(encoder).eval()
+        self._working = working_copy(encoder).eval()
         self._stands: tuple[Pair, At] | None = None
 
     def affine(self, task: Task) -> bool:
@@ -55,7 +54,8 @@ class Ordinary:
             if self._stands != (pair, where):
                 set_weights(self._working, self._encoder, where[0] * first + where[1] * second, 1.0)
                 self._stands = (pair, where)
-            return outputs(Classifier(self._working, self._heads[pair[place]]), self._prepared[pair[place]])
+            model = Classifier(self._working, self._heads[pair[place]])
+            return outputs(model, self._prepared[pair[place]], what=_about(pair, place, where))
 
         return at
 
@@ -74,8 +74,10 @@ class Tangent:
             for task, others in directions.items():
                 taus = {other.name: vectors[other] for other in others}
                 tangent = linearize(Classifier(encoder, heads[task]), list(vectors[task].deltas), point)
-                labels = task.split(split).labels
-                self._passes[task] = contributions(tangent, taus, prepared[task], labels, advance=advance)
+                labels, about = task.split(split).labels, {"task": task.name, "split": split}
+                self._passes[task] = contributions(
+                    tangent, taus, prepared[task], labels, info=about, advance=advance
+                )
 
     def affine(self, task: Task) -> bool:
         """Unless a head that normalises follows the linearisation point."""
@@ -92,9 +94,11 @@ class Tangent:
 def finite_logits(outputs: Outputs, pair: Pair, place: int, where: At) -> Tensor:
     """The logits at one point, none of them NaN or infinite."""
     found = outputs(place, where)
-    if not found.isfinite().all():
-        raise NonFiniteError(
-            f"the model at {where[0]:g} x {pair[0].name!r} + {where[1]:g} x {pair[1].name!r} gives outputs that are "
-            f"not finite on {pair[place].name!r}. Take a smaller grid."
-        )
+    require_finite_rows(found, _about(pair, place, where))
     return found
+
+
+def _about(pair: Pair, place: int, where: At) -> str:
+    """Which model's logits, on which rows."""
+    at = f"{where[0]:g} x {pair[0].name!r} + {where[1]:g} x {pair[1].name!r}"
+    return f"the logits of {pair[place].name!r} at {at} (a smaller grid may do)"

@@ -4,6 +4,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
+from tauspan.arguments import checked
 from tauspan.batches import batches
 from tauspan.disentangle.asked import (
     GRID,
@@ -21,13 +22,15 @@ from tauspan.disentangle.edited import Edited, Ordinary, Tangent, finite_logits
 from tauspan.disentangle.error import DISTANCES, Distance, distances, mean, numbers
 from tauspan.edit import EditRegime, edit_regime, point_of
 from tauspan.errors import UsageError, nearest
-from tauspan.measure import progress
+from tauspan.measure import progress, underway
 from tauspan.models import Encoder
-from tauspan.report import Cell, Report, Table, provenance
+from tauspan.report import Cell, Report, Table, noted, provenance
 from tauspan.tasks import Task, build_head
 from tauspan.vector import TaskVector, fitted
 
 
+@noted
+@checked
 def disentanglement(
     encoder: Encoder,
     vectors: Mapping[Task, TaskVector],
@@ -126,7 +129,8 @@ def disentanglement(
     needed = list(dict.fromkeys(task for couple in couples for task in couple))
     require_rows(needed, split)
     units = units_of(drift, needed)
-    heads = {task: build_head(task, encoder, max_tokens=max_tokens) for task in needed}
+    with underway("heads", show_progress):
+        heads = {task: build_head(task, encoder, max_tokens=max_tokens) for task in needed}
     prepared = {
         task: batches(encoder, task.split(split), task.tokens(max_tokens), batch_size) for task in needed
     }

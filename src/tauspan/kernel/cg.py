@@ -8,6 +8,7 @@ import torch
 from scipy.sparse.linalg import LinearOperator, cg
 from torch import Tensor
 
+from tauspan.arguments import checked
 from tauspan.kernel.estimates import finite, require_ridge
 from tauspan.kernel.factor import Factor
 from tauspan.kernel.protocol import Kernel
@@ -16,6 +17,7 @@ from tauspan.kernel.solved import Solved, require_steps, vector_for
 log = logging.getLogger(__name__)
 
 
+@checked
 def solve_cg(
     kernel: Kernel,
     residual: Tensor,

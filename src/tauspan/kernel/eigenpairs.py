@@ -40,6 +40,12 @@ class EigenPairs:
     exact: bool
     estimator: str
 
+    def __repr__(self) -> str:
+        count, rows = len(self.values), len(self.vectors)
+        ends = f"{float(self.values[0]):.4g} to {float(self.values[-1]):.4g}" if count else "none"
+        worst = f", residuals at most {float(self.residuals.max()):.1g}" if count else ""
+        return f"EigenPairs({count} of {rows}: {ends}{worst}, {self.estimator})"
+
     @cached_property
     def factor(self) -> Factor:
         """L = V sqrt(lam), the best approximation of its rank where the pairs are exact."""

@@ -8,6 +8,7 @@ from typing import Literal, NamedTuple, TypeAlias
 import torch
 from torch import Tensor
 
+from tauspan.arguments import checked
 from tauspan.errors import DataError, UsageError
 from tauspan.kernel.estimates import require_ridge
 from tauspan.kernel.protocol import Kernel
@@ -118,6 +119,7 @@ def primal_steps(
     return tau
 
 
+@checked
 def solve_hinge(
     kernel: Kernel,
     signs: Tensor,

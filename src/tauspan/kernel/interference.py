@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from tauspan import params
+from tauspan.arguments import checked
 from tauspan.errors import DataError, UsageError, listed, nearest
 from tauspan.kernel.operator import TangentKernel
 from tauspan.kernel.regression import solve_ridge
@@ -102,6 +103,7 @@ class Interference:
         return rows
 
 
+@checked
 def interference(
     kernels: Mapping[str, TangentKernel],
     vectors: Mapping[str, TaskVector | Params],
@@ -188,6 +190,7 @@ class Joint:
         return found
 
 
+@checked
 def joint(kernels: Mapping[str, TangentKernel], residuals: Mapping[str, Tensor], ridge: float) -> Joint:
     """Solve for each task alone, and for all at once by one block solve: the multi-task optimum.
 

@@ -4,72 +4,94 @@ A parameter that is used twice has its uses written out and added, so cross term
 that do not overlap (the three parts of attention's `in_proj_weight`) stay apart, as if each were a parameter.
 """
 
+from collections.abc import Hashable
 from dataclasses import replace
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from tauspan import models
 from tauspan.errors import ModelError
-from tauspan.kernel.pieces import PART, Lookup, Piece, Pieces, Product, Written, written
-from tauspan.kernel.side import Side
+from tauspan.kernel.data import AnyBatch
+from tauspan.kernel.pieces import PART, Lookup, Piece, Pieces, Product, Written, pulled_back, written
+from tauspan.kernel.side import Rows, Side
 from tauspan.linear import factors, table
+from tauspan.linear.check import scales, wrong_gradient
 from tauspan.linear.dual import Entry, NoRuleError, Slot, Trace
 from tauspan.linear.room import Room
 from tauspan.linear.tape import Tape, record, run
-from tauspan.models import Batch
 
 _KEPT = frozenset({"linear", "embedding", "conv1d", "conv2d", "conv3d", "addmm"})
+_SMALL = 1 << 18  # entries of parameters whose rows of J are written out rather than recorded row by row
 _EXACT = 1 << 24  # up to here float32 tells all whole numbers apart
 
 
-def pieces(side: Side, places: list[int], batch: Batch, check: bool = True) -> Pieces:
-    """The Jacobian rows of one batch, by parameter; one forward pass, and one backward pass an output.
+def pieces(
+    side: Side, places: list[int], batch: AnyBatch, known: dict[Hashable, frozenset[int]], check: bool = True
+) -> tuple[Pieces, Tensor]:
+    """The Jacobian rows of one batch, by parameter, and f; one forward pass, a backward pass for each output, one more.
 
     Args:
         side: the model and the outputs that count.
         places: the rows' places on that side.
         batch: the rows.
-        check: make sure, by one more backward pass, that every layer has its rows first; the answer depends on the
-            model and on the shape of the batch alone.
+        known: what was found of batches of one kind; see `factors.cell`.
+        check: compare J^T g of the pieces with autograd's, tensor by tensor.
 
     Raises:
-        ModelError: the model's operations cannot be recorded, or a layer has another axis first.
+        ModelError: the model's operations cannot be recorded, a layer does not have the batch's rows in their order, or
+            the pieces do not add up to autograd's gradient.
     """
     tangent = side.tangent
-    trace = Trace(tangent.base, tangent.strict, tangent._told, keep=_KEPT)
+    if check and tangent.verified(batch) != "onepass":
+        raise ModelError(
+            f"the model has no layer-wise kernel: the {tangent.engine!r} engine computes its tangents, not one "
+            "pass. Use backend='contraction'."
+        )
+    trace = Trace(tangent.base, tangent.strict, tangent.told, keep=_KEPT)
     try:
-        with models.eval_mode(tangent.base):
-            tape, _ = record(tangent.function(batch), tangent.theta0(), None, trace)
-        if check and len(places) > 1:
-            _require_rows_first(tape, len(places))
-        return _sorted(tape, side.select.of(places))
+        tape, _ = record(tangent.function(batch), tangent.theta0(), None, trace)
+        found, probe = _sorted(tape, side.select.of(places), known)
     except (NoRuleError, NotImplementedError) as error:
         raise ModelError(
             f"the model has no layer-wise kernel: {error}. Use backend='contraction'."
         ) from error
+    if check:
+        _require_gradients(found, *probe)
+    return found, tape.value.detach()
 
 
-def _require_rows_first(tape: Tape, rows: int) -> None:
-    """Raise unless the first row's outputs depend on the first slice alone of what each layer computes.
+def _require_gradients(found: Pieces, weights: Tensor, expected: Rows) -> None:
+    """Raise unless the pieces give autograd's own J^T g, whatever is between the layers."""
+    tolerance, noise = scales(weights, expected)
+    mine: dict[str, Tensor] = {}
+    parted: dict[str, float] = {}
+    for name, piece in found.items():
+        pulled, (owner, part, _) = pulled_back(piece, weights), name.partition(PART)
+        if part:  # a view of the parameter: its entries lie elsewhere, their squares add up
+            parted[owner] = parted.get(owner, 0.0) + float(pulled.double().square().sum())
+        else:
+            whole = expected[name]
+            mine[name] = pulled.view_as(whole) if pulled.numel() else torch.zeros_like(whole)
+    fault = wrong_gradient(mine, {name: expected[name] for name in mine}, tolerance, noise)
+    for owner, square in parted.items():
+        length = float(expected[owner].double().norm())
+        if abs(square**0.5 - length) > max(tolerance * length, noise * expected[owner].numel() ** 0.5):
+            fault = (
+                f"its gradient of {owner!r} has length {square**0.5:.6g} and ordinary autograd's {length:.6g}"
+            )
+    if fault:
+        raise ModelError(f"the model has no layer-wise kernel: {fault}. Use backend='contraction'.")
 
-    An axis of as many positions as there are rows, or a multiple, looks like the rows (`MultiheadAttention` has
-    positions first).
-    """
-    met = [entry.values[0] for entry in factors._sorted_entries(tape, rows)[1]]
-    if not met or not tape.value.requires_grad:
-        return
-    found = torch.autograd.grad(tape.value[0].sum(), met, retain_graph=True, allow_unused=True)
-    if any(g is not None and bool(g.reshape(rows, -1)[1:].any()) for g in found):
-        raise NotImplementedError("a layer of it does not have the rows of the batch first")
 
-
-def _sorted(tape: Tape, weights: Tensor) -> Pieces:
-    """The pieces of a tape, those of one parameter joined."""
+def _sorted(
+    tape: Tape, weights: Tensor, known: dict[Hashable, frozenset[int]]
+) -> tuple[Pieces, tuple[Tensor, Rows]]:
+    """The pieces of a tape, those of one parameter joined; and a random g with autograd's own J^T g."""
     value = torch.einsum("nc,noc->no", tape.value, weights.to(tape.value))
     selected = Tape(value, tape.points, tape.leaves, tape.entries, tape.result)
-    cell = factors.cell(selected, Room([]))
+    cell = factors.cell(selected, Room([]), known, _SMALL)
+    assert cell.probe is not None  # noqa: S101 - just made
     leaves = {slot: name for name, slot in cell.leaves.items()}
     found = _gathered(cell, leaves | disjoint_views(cell))
     parted = {name.partition(PART)[0] for name in found if PART in name}
@@ -85,7 +107,7 @@ def _sorted(tape: Tape, weights: Tensor) -> Pieces:
             result[name] = Written(torch.stack([written(piece) for piece in several]).sum(0))
         else:
             result[name] = Written(value.new_zeros(rows, inner, 0).detach())
-    return dict(sorted(result.items()))
+    return dict(sorted(result.items())), cell.probe
 
 
 def _gathered(cell: factors.FactorCell, names: dict[Slot, str]) -> dict[str, list[Piece]]:
@@ -104,7 +126,7 @@ def disjoint_views(cell: factors.FactorCell) -> dict[Slot, str]:
     places: dict[int, Tensor] = {
         slot: torch.arange(shape.numel(), dtype=torch.float32).view(shape)
         for slot, shape in ((slot, cell.shapes[name][0]) for name, slot in cell.leaves.items())
-        if shape.numel() <= _EXACT
+        if 0 < shape.numel() <= _EXACT
     }
     owners = {slot: {name} for name, slot in cell.leaves.items()}
     for entry in cell.before:
@@ -160,6 +182,10 @@ def _linear(entry: Entry, sensitivity: Tensor, names: dict[Slot, str]) -> list[t
     x, weight, bias = entry.arguments[order[0]], _at(entry, order[1]), _at(entry, order[2])
     if any(slot is not None and slot not in names for slot in (weight, bias)) or len(entry.arguments) > 3:
         return []
+    if (
+        _at(entry, order[0]) is not None
+    ):  # the input depends on parameters alone, and so has a part of its own
+        return []
     n, inner = sensitivity.shape[:2]
     matrix = entry.arguments[order[1]]
     wide = matrix.shape[1] if entry.name == "addmm" else matrix.shape[0]
@@ -192,6 +218,8 @@ def _convolution(entry: Entry, sensitivity: Tensor, names: dict[Slot, str]) -> l
     stride, padding, dilation, groups = [*rest[1:], *(1, 0, 1, 1)[len(rest[1:]) :]] if rest else (1, 0, 1, 1)
     weight, bias = _at(entry, 1), _at(entry, 2)
     if entry.name != "conv2d" or groups != 1 or isinstance(padding, str) or len(x) != len(sensitivity):
+        return []
+    if _at(entry, 0) is not None:
         return []
     if any(slot is not None and slot not in names for slot in (weight, bias)):
         return []
@@ -226,7 +254,10 @@ def _general(
         else:
             run(part.entry, at)
             g = part.sensitivity.tensor
-            y = at[next(slot for slot in part.entry.outputs if slot is not None)].reshape(len(g), -1)
+            slot = next(slot for slot in part.entry.outputs if slot is not None)
+            if slot not in at:  # the parameter gives a shape alone, as in expand_as
+                return []
+            y = at[slot].reshape(len(g), -1)
     found: dict[str, list[Tensor]] = {}
     for n, rows in enumerate(g):
         of = y if isinstance(part, factors.Dense) else y[n]
@@ -235,5 +266,5 @@ def _general(
         )
         for name, gradient in zip(cell.leaves, gradients, strict=True):
             if gradient is not None:
-                found.setdefault(name, []).append(gradient.flatten(1))
+                found.setdefault(name, []).append(gradient.reshape(len(rows), gradient[0].numel()))
     return [(name, Written(torch.stack(rows))) for name, rows in found.items()]

@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from tauspan.arguments import checked
 from tauspan.errors import DataError, UsageError
 from tauspan.kernel.estimates import require_ridge
 from tauspan.kernel.protocol import Kernel
@@ -15,6 +16,7 @@ from tauspan.kernel.solved import Solved, matrix_of, require_steps, vector_for
 log = logging.getLogger(__name__)
 
 
+@checked
 def solve_cross_entropy(
     kernel: Kernel,
     labels: Tensor,

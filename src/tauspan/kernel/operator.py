@@ -11,14 +11,18 @@ from scipy.sparse.linalg import LinearOperator
 from torch import Tensor, nn
 
 from tauspan import models, params
+from tauspan.arguments import checked
+from tauspan.computing import Check, way
 from tauspan.errors import UsageError, nearest
 from tauspan.kernel import blocks, estimates, quadrature
+from tauspan.kernel.compare import require_entries, require_squares
 from tauspan.kernel.contract import product, squares
+from tauspan.kernel.data import Data, digest
 from tauspan.kernel.eigenpairs import EigenPairs, eigenpairs
 from tauspan.kernel.estimates import Estimate
 from tauspan.kernel.regression import solve_ridge
 from tauspan.kernel.selector import Outputs
-from tauspan.kernel.side import Data, Side, digest
+from tauspan.kernel.side import Side
 from tauspan.kernel.tiles import BACKENDS, Backend, Tiles
 from tauspan.linear import linearize
 from tauspan.linear.linearized import Point
@@ -37,7 +41,8 @@ class TangentKernel:
 
     Args:
         module: any module that `linearize` takes.
-        x: the rows of the left side: a batch as the module is called with, or a sequence of batches.
+        x: the rows of the left side: a batch as the module is called with (a tensor, a tuple of several inputs, a dict
+            of inputs by name), a list of batches, a Dataset or a DataLoader of inputs without labels.
         x2: the rows of the right side; None takes x itself, which makes the kernel symmetric.
         params: the parameters whose tangents count, as in `linearize`.
         outputs: `"all"`, `"contrast"`, `"sum"`, `"trace"`, an output's number, `("signs", seed)` or weights (N, C); see
@@ -49,6 +54,9 @@ class TangentKernel:
             free memory.
         folder: where finished blocks of the whole matrix are kept, so that an interrupted `dense` goes on there.
         show_progress: draw a bar on stderr while the whole matrix is computed.
+        check: `"auto"` compares layers' factors with autograd's gradient, tensor by tensor, for each batch, and entries
+            with rows of J by ordinary autograd on the module itself; what fails goes on in the next exact way.
+            `"off"` trusts. None is what `tauspan.computing` says.
 
     Raises:
         UsageError, ModelError, NonFiniteError: an impossible choice, a model that cannot be linearised, NaN in the data.
@@ -67,6 +75,7 @@ class TangentKernel:
         True
     """
 
+    @checked
     def __init__(
         self,
         module: nn.Module,
@@ -81,6 +90,7 @@ class TangentKernel:
         room: int | None = None,
         folder: str | Path | None = None,
         show_progress: bool = False,
+        check: Check | None = None,
     ) -> None:
         if backend not in BACKENDS:
             raise UsageError(f"backend={backend!r}. {nearest(str(backend), BACKENDS)}")
@@ -88,15 +98,22 @@ class TangentKernel:
             raise UsageError(f"batch_size={batch_size}: it must be at least 1.")
         if room is not None and room < 1:
             raise UsageError(f"room={room}: it is a number of bytes, at least 1.")
-        self.tangent = linearize(module, params, point)
+        self.check = way(check=check).check
+        self.tangent = linearize(module, params, point, check=self.check)
+        if not self.tangent.tau:
+            raise UsageError(
+                "a kernel of no parameters is zero: every parameter is frozen (requires_grad=False). Call "
+                "`module.requires_grad_(True)`, or name those that count: `params='*'`."
+            )
         self.backend = backend
         self.folder = None if folder is None else Path(folder)
         self.show_progress = show_progress
-        self._tiles = Tiles(free_memory() // 4 if room is None else room, backend)
+        self._tiles = Tiles(free_memory() // 4 if room is None else room, backend, self.check)
         self.left = Side.of(self.tangent, x, batch_size, outputs)
         self.symmetric = x2 is None
         self.right = self.left if x2 is None else Side.of(self.tangent, x2, batch_size, outputs)
         self._matrix: Tensor | None = None
+        self._compared = self.check == "off"
 
     @property
     def samples(self) -> int:
@@ -119,6 +136,7 @@ class TangentKernel:
 
     # -- entries ---------------------------------------------------------------------------------------------
 
+    @checked
     def block(self, rows: Sequence[int], columns: Sequence[int]) -> Tensor:
         """The entries between some rows of the left side and some of the right, shape (n O, m O).
 
@@ -138,9 +156,9 @@ class TangentKernel:
             return self._columns(columns)[self._entries(rows)]
         length = self._tiles.length(self.left)
         strips = [self._strip(rows[low : low + length], columns) for low in range(0, len(rows), length)]
-        return (
-            torch.cat(strips) if strips else torch.zeros(0, len(columns) * self.outputs, dtype=torch.float64)
-        )
+        if not strips:
+            return torch.zeros(0, len(columns) * self.outputs, dtype=torch.float64)
+        return self._checked(torch.cat(strips), rows, columns)
 
     def _strip(self, rows: Sequence[int], columns: Sequence[int]) -> Tensor:
         left, side = self._tiles.some(self.left, rows), self.right
@@ -151,6 +169,13 @@ class TangentKernel:
         others = (tiles.of(side, some) if whole else tiles.some(side, some) for some in stretches)  # type: ignore[arg-type]
         found = [product(left, other, self._traced, tiles.chunk) for other in others]
         return torch.cat(found, 1) if found else torch.zeros(len(rows) * self.outputs, 0, dtype=torch.float64)
+
+    def _checked(self, found: Tensor, rows: Sequence[int], columns: Sequence[int]) -> Tensor:
+        """The block, after some of its entries were compared with rows of J by ordinary autograd; once a kernel."""
+        if not self._compared and len(rows) and len(columns):
+            self._compared = True
+            require_entries((self.left, self.right), found, rows, columns, self._tiles.backend)
+        return found
 
     @property
     def _traced(self) -> bool:
@@ -169,6 +194,7 @@ class TangentKernel:
         units[places, torch.arange(len(places))] = 1.0
         return self.matmat(units)
 
+    @checked
     def rows(self, places: Sequence[int]) -> Tensor:
         """Some rows by their index n O + o, shape (len(places), M O)."""
         for place in places:
@@ -188,6 +214,8 @@ class TangentKernel:
         for low in range(0, self.samples, length):
             found = squares(self._tiles.of(self.left, range(low, min(low + length, self.samples))))
             parts.append(found.mean(1) if self._traced else found.flatten())
+        if self.check != "off":
+            require_squares(self.left, torch.cat(parts), self._tiles.backend)
         return torch.cat(parts)
 
     def dense(self) -> Tensor:
@@ -203,8 +231,10 @@ class TangentKernel:
         if self._matrix is None:
             self._require_memory()
             with world() as processes:
-                self._matrix = self._filled(processes)
+                filled = self._filled(processes)
             self._tiles.clear()
+            everything = range(self.samples), range(self.right.samples)
+            self._matrix = self._checked(filled, *everything)
         return self._matrix
 
     def _require_memory(self) -> None:
@@ -268,10 +298,12 @@ class TangentKernel:
 
     # -- products --------------------------------------------------------------------------------------------
 
+    @checked
     def matvec(self, vector: Tensor) -> Tensor:
         """K v, shape (N O): J'^T v by one backward pass, J of it by one pass; no matrix."""
         return self.matmat(vector.reshape(-1, 1)).squeeze(1)
 
+    @checked
     def matmat(self, vectors: Tensor) -> Tensor:
         """K V for V of shape (M O, k); by the matrix where it is there already."""
         if vectors.dim() != 2 or len(vectors) != self.shape[1]:
@@ -300,6 +332,7 @@ class TangentKernel:
             parts.append(self.left.push(pulled).T)
         return torch.cat(parts, 1) if parts else vectors.new_zeros(len(vectors), 0)
 
+    @checked
     def pullback(self, alpha: Tensor) -> dict[str, Tensor]:
         """J^T alpha for alpha of shape (N O), one backward pass over the left rows; float64.
 
@@ -311,6 +344,7 @@ class TangentKernel:
             raise UsageError(f"J^T of {alpha.numel()} numbers: the kernel has {self.shape[0]} rows.")
         return self.left.pull(alpha)
 
+    @checked
     def push(self, tau: Params | TaskVector) -> Tensor:
         """J tau, shape (N O), one pass over the left rows."""
         self._require_jacobian()
@@ -344,18 +378,22 @@ class TangentKernel:
 
     # -- the matrix as a whole -------------------------------------------------------------------------------
 
+    @checked
     def eigsh(self, r: int, *, seed: int = 0) -> EigenPairs:
         """The r largest eigenvalues with their vectors and residuals; see `eigenpairs`."""
         return eigenpairs(self, r, seed=seed)
 
+    @checked
     def solve(self, y: Tensor, ridge: float = 0.0) -> Tensor:
         """The alpha with (K + ridge I) alpha = y, shape (N O), by Cholesky; see `regression.solve_ridge`."""
         return solve_ridge(self, y, ridge).alpha
 
+    @checked
     def logdet(self, ridge: float = 0.0, probes: int | None = None, *, seed: int = 0) -> Estimate:
         """The logarithm of det(K + ridge I): exactly, or by Lanczos quadrature from random probes; see `quadrature`."""
         return quadrature.logdet(self, ridge, probes, seed=seed)
 
+    @checked
     def trace(self, probes: int | None = None, *, seed: int = 0) -> Estimate:
         """The trace: exactly, from the diagonal and without a matrix, or from random probes; see `estimates`."""
         return estimates.trace(self, probes, seed)

@@ -59,3 +59,15 @@ def written(piece: Piece) -> Tensor:
     table = piece.sensitivity.new_zeros(n, inner, piece.size, d)
     index = piece.places[:, None, :, None].expand(n, inner, t, d)
     return table.scatter_add_(2, index, piece.sensitivity).flatten(2)
+
+
+def pulled_back(piece: Piece, weights: Tensor) -> Tensor:
+    """J^T g for weights g of shape (n, I), in the parameter's own order of entries, shape (P,)."""
+    if isinstance(piece, Written):
+        return torch.einsum("ni,nip->p", weights.to(piece.jacobian), piece.jacobian)
+    g = torch.einsum("ni,nitd->ntd", weights.to(piece.sensitivity), piece.sensitivity)
+    if isinstance(piece, Product):
+        matrix = torch.einsum("ntb,nta->ba", g, piece.inputs.to(g))
+        return (matrix.T if piece.turned else matrix).flatten()
+    table = g.new_zeros(piece.size, g.shape[2])
+    return table.index_add_(0, piece.places.flatten(), g.flatten(0, 1)).flatten()

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from tauspan.arguments import checked
 from tauspan.errors import UsageError
 from tauspan.kernel.estimates import require_ridge
 from tauspan.kernel.flow import Modes
@@ -18,6 +19,7 @@ log = logging.getLogger(__name__)
 _DECADES = [10.0 ** (half / 2) for half in range(-12, 5)]
 
 
+@checked
 def solve_ridge(kernel: Kernel, residual: Tensor, ridge: float) -> Solved:
     """(K + ridge) alpha = r by Cholesky; tau = J^T alpha minimises 1/2 |f0 + J tau - y|^2 + ridge/2 |tau|^2.
 
@@ -74,6 +76,7 @@ def _duplicates(kernel: Kernel, matrix: Tensor) -> tuple[int, int] | None:
     return (int(same[0, 0]), int(same[0, 1])) if len(same) else None
 
 
+@checked
 def leave_one_out(kernel: Kernel, residual: Tensor, ridge: float) -> Tensor:
     """y_n - f(x_n) of each row under the fit without that row, all its outputs left out together: shape (N, O).
 
@@ -133,6 +136,7 @@ class RidgeChoice:
     at_edge: bool
 
 
+@checked
 def choose_ridge(kernel: Kernel, residual: Tensor, grid: Sequence[float] | None = None) -> RidgeChoice:
     """The ridge of least leave-one-out error over a grid, from one eigendecomposition.
 

@@ -1,72 +1,22 @@
 """One side of a kernel: rows of data, the tangent model on them, and which outputs count."""
 
-import hashlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from typing import TypeAlias
 
 import torch
 from torch import Tensor
 
 from tauspan import models
-from tauspan.errors import MismatchError, NonFiniteError, UsageError
+from tauspan.errors import MismatchError, UsageError
+from tauspan.kernel.data import AnyBatch, Data, batches_of, checksum, described, rows_of, taken
 from tauspan.kernel.selector import Outputs, Selector, selector
 from tauspan.linear import Linearized
-from tauspan.linear.tape import gradients
-from tauspan.models import Batch
+from tauspan.linear.backward import Graph
+from tauspan.linear.check import far, rounding, vanishing
 from tauspan.params import Params
 
-Data: TypeAlias = Batch | Sequence[Batch]
 Rows: TypeAlias = dict[str, Tensor]
-
-
-def batches_of(x: Data, size: int) -> list[Batch]:
-    """The data in batches of at most `size` rows; a sequence of batches is taken as it is.
-
-    Raises:
-        UsageError: no rows.
-    """
-    if not isinstance(x, Tensor | Mapping):
-        batches = list(x)
-    else:
-        count = rows_of(x)
-        batches = [taken(x, slice(start, start + size)) for start in range(0, count, size)]
-    if not batches or not all(rows_of(batch) for batch in batches):
-        raise UsageError("a kernel needs rows: a side is empty, or one of its batches is.")
-    return batches
-
-
-def rows_of(batch: Batch) -> int:
-    """How many rows a batch has."""
-    return len(batch if isinstance(batch, Tensor) else next(iter(batch.values())))
-
-
-def size_of(batch: Batch) -> int:
-    """How many numbers a batch has."""
-    return batch.numel() if isinstance(batch, Tensor) else sum(value.numel() for value in batch.values())
-
-
-def taken(batch: Batch, rows: slice | list[int]) -> Batch:
-    """Some rows of a batch."""
-    if isinstance(batch, Tensor):
-        return batch[rows]
-    return {key: value[rows] for key, value in batch.items()}
-
-
-def digest(tensors: Iterable[Tensor]) -> str:
-    """SHA-256 of the rows of several tensors, with their dtype and the shape of a row."""
-    found, kind = hashlib.sha256(), ""
-    for tensor in tensors:
-        now = f"{tuple(tensor.shape[1:])}|{tensor.dtype}|"
-        found.update(b"" if now == kind else now.encode())
-        found.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().data)
-        kind = now
-    return found.hexdigest()
-
-
-def _described(batch: Batch) -> str:
-    named = {"": batch} if isinstance(batch, Tensor) else batch
-    return ", ".join(f"{name} {tuple(value.shape)} {value.dtype}".strip() for name, value in named.items())
 
 
 @dataclass(frozen=True)
@@ -77,78 +27,117 @@ class Side:
         tangent: the linearised model.
         batches: the rows.
         select: what outputs count.
+        together: whether the outputs of a row depend on the other rows of its batch, so that J is that of whole batches.
+        cut: whether the batches were cut here from one; their bounds then mean nothing.
     """
 
     tangent: Linearized
-    batches: Sequence[Batch]
+    batches: Sequence[AnyBatch]
     select: Selector
+    together: bool = False
+    cut: bool = False
 
     @staticmethod
     def of(tangent: Linearized, x: Data, size: int, outputs: Outputs) -> "Side":
-        """A side of some data; one forward pass of one row says how many outputs there are."""
-        batches = batches_of(x, size)
-        for number, batch in enumerate(batches):
-            for value in [batch] if isinstance(batch, Tensor) else batch.values():
-                if value.is_floating_point() and not bool(torch.isfinite(value).all()):
-                    raise NonFiniteError(
-                        f"batch {number} of the data holds NaN or infinity: clean the rows first."
-                    )
+        """A side of some data; a forward pass of the first batch and of one row say what outputs there are.
+
+        Raises:
+            MismatchError: the model does not take the data, or a row's output is no vector.
+            UsageError: no rows, or rows that depend on one another and would be cut into batches here.
+        """
+        batches, cut = batches_of(tangent.base, x, size)
         try:
-            with torch.no_grad(), models.eval_mode(tangent.base):
-                value = tangent.function(taken(batches[0], slice(0, 1)))(tangent.theta0())
-        except (RuntimeError, IndexError) as error:  # what torch raises for another width, dtype or index
+            with torch.no_grad():
+                value = tangent.function(batches[0])(tangent.theta0())
+        except (
+            RuntimeError,
+            IndexError,
+            TypeError,
+            AttributeError,
+        ) as error:  # another width, dtype, index or name
             raise MismatchError(
-                f"the model does not take the data, whose first batch is {_described(batches[0])}: {error}"
+                f"the model does not take the data, whose first batch is {described(batches[0])}: {error}"
             ) from error
-        if value.dim() != 2:
+        count = rows_of(batches[0])
+        if value.dim() != 2 or len(value) != count:
             raise MismatchError(
-                f"the model gives outputs of shape {tuple(value.shape[1:])} a row, and a kernel needs one vector: (C,)."
+                f"the model gives outputs of shape {tuple(value.shape)} for {count} rows, and a kernel needs one vector "
+                f"for each row: ({count}, C). Wrap it in a module that gives that (`.flatten(1)`, `.unsqueeze(1)`)."
             )
-        return Side(tangent, batches, selector(outputs, sum(map(rows_of, batches)), value.shape[1]))
+        chosen = selector(outputs, sum(map(rows_of, batches)), value.shape[1])
+        side = Side(tangent, batches, chosen, cut=cut)
+        return side.joined() if count > 1 and not side.apart(batches[0], value, [count - 1]) else side
+
+    def apart(self, batch: AnyBatch, value: Tensor, rows: Sequence[int]) -> bool:
+        """Whether rows have the same outputs alone as in their batch, whose outputs are `value`."""
+        for row in rows:
+            try:
+                with torch.no_grad():
+                    alone = self.tangent.function(taken(batch, [row]))(self.tangent.theta0())
+            except Exception:  # the module takes whole batches alone
+                return False
+            if alone.shape[1:] != value.shape[1:] or far(alone, value[row : row + 1], rounding(value.dtype)):
+                return False
+        return True
+
+    def joined(self) -> "Side":
+        """The same side with J of whole batches.
+
+        Raises:
+            UsageError: the batches were cut here, so that the kernel would depend on where.
+        """
+        if self.cut:
+            name = type(models.core(self.tangent.base)[0]).__name__
+            raise UsageError(
+                f"the rows of a batch depend on one another in {name}, so the kernel is that of whole batches. Say "
+                f"which: `batch_size={self.samples}` for one batch of all rows, or a list of batches as `x`."
+            )
+        return replace(self, together=True)
 
     @property
     def samples(self) -> int:
         """N."""
         return sum(map(rows_of, self.batches))
 
-    def parts(self, places: Sequence[int] | None = None) -> Iterator[tuple[list[int], Batch]]:
+    def parts(self, places: Sequence[int] | None = None) -> Iterator[tuple[list[int], AnyBatch]]:
         """The batches with the places of their rows; of `places` only, in their order, where they are given."""
-        begin = 0
-        spans = []
+        for begin, numbers, batch in self.spans(places):
+            yield [begin + number for number in numbers], batch if places is None else taken(batch, numbers)
+
+    def spans(self, places: Sequence[int] | None = None) -> Iterator[tuple[int, list[int], AnyBatch]]:
+        """Whole batches, with the place of their first row, and which of their rows are wanted."""
+        begins, begin = [], 0
         for batch in self.batches:
-            spans.append((begin, begin + rows_of(batch), batch))
-            begin = spans[-1][1]
+            begins.append((begin, begin + rows_of(batch), batch))
+            begin = begins[-1][1]
         if places is None:
-            yield from ((list(range(low, high)), batch) for low, high, batch in spans)
+            yield from ((low, list(range(high - low)), batch) for low, high, batch in begins)
             return
-        current: tuple[int, int, Batch] | None = None
+        current: tuple[int, int, AnyBatch] | None = None
         run: list[int] = []
         for place in places:
             if current is None or not current[0] <= place < current[1]:
                 if current is not None:
-                    yield run, taken(current[2], [p - current[0] for p in run])
-                current, run = next(span for span in spans if span[0] <= place < span[1]), []
-            run.append(place)
+                    yield current[0], run, current[2]
+                current, run = next(span for span in begins if span[0] <= place < span[1]), []
+            run.append(place - current[0])
         if current is not None:
-            yield run, taken(current[2], [p - current[0] for p in run])
+            yield current[0], run, current[2]
 
     def checksum(self) -> str:
         """A hash of the rows, the same for batches of any size that are cut from one tensor."""
-        mappings = [{"": batch} if isinstance(batch, Tensor) else batch for batch in self.batches]
-        keys = sorted({key for batch in mappings for key in batch})
-        return "|".join(f"{key}={digest(batch[key] for batch in mappings if key in batch)}" for key in keys)
+        return checksum(self.batches)
 
-    def value(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
-        """f(x; theta0), shape (n, C), with its graph, and the leaves it was made of."""
-        points = {name: theta.detach().requires_grad_() for name, theta in self.tangent.theta0().items()}
-        with torch.enable_grad(), models.eval_mode(self.tangent.base):
-            return self.tangent.function(batch)(points), points
+    def graph(self, batch: AnyBatch) -> Graph:
+        """f(x; theta0), shape (n, C), with ordinary autograd's graph."""
+        return Graph(self.tangent.function(batch))
 
     def push(self, taus: Sequence[Params]) -> Tensor:
         """J tau for several directions, shape (T, N I), float64; I outputs are derived a row."""
         parts = []
         for places, batch in self.parts():
-            _, tangents = self.tangent.tangent(batch, vectors=taus)
+            args, kwargs = self.tangent.inputs_of(batch)
+            _, tangents = self.tangent.tangent(*args, vectors=taus, **kwargs)
             weights = self.select.of(places).to(tangents.device)
             parts.append(torch.einsum("tnc,noc->tno", tangents.double(), weights).cpu())
         return torch.cat(parts, 1).flatten(1)
@@ -158,30 +147,45 @@ class Side:
         total: Rows = {}
         shaped = alpha.view(self.samples, -1)
         for places, batch in self.parts():
-            value, points = self.value(batch)
+            graph = self.graph(batch)
             cotangent = torch.einsum("no,noc->nc", shaped[places].double(), self.select.of(places))
-            for name, found in gradients(value, points, cotangent.to(value)).items():
+            for name, found in graph.pull(cotangent.to(graph.value)).items():
                 total[name] = total[name] + found.double() if name in total else found.double()
         return total
 
     def jacobian(self, places: Sequence[int] | None = None) -> Iterator[tuple[list[int], Rows]]:
-        """Rows of J written out, by a backward pass a row and output: shape (n, I, *parameter), float64.
+        """Rows of J written out, by a backward pass for each row and output: shape (n, I, *parameter), float64.
 
-        The plain way, and the oracle of every other.
+        The plain way, and the oracle of every other. Each row runs alone, or in its batch if rows depend on one another.
         """
-        for rows, batch in self.parts(places):
+        for begin, numbers, batch in self.spans(places):
             found: list[list[Rows]] = []
-            for number, place in enumerate(rows):
-                value, points = self.value(taken(batch, slice(number, number + 1)))
-                weights = self.select.of([place])[0].to(value)
-                found.append([gradients(value, points, weight[None]) for weight in weights])
-            names = found[0][0]
-            yield (
-                rows,
-                {
-                    name: torch.stack(
-                        [torch.stack([one[name].double().cpu() for one in row]) for row in found]
-                    )
-                    for name in names
-                },
-            )
+            whole = self.graph(batch) if self.together else None
+            for number in numbers:
+                graph = whole or self.graph(taken(batch, [number]))
+                weights = self.select.of([begin + number])[0].to(graph.value)
+                cotangent = torch.zeros_like(graph.value)
+                pulled = []
+                for weight in weights:
+                    cotangent[number if whole else 0] = weight
+                    pulled.append(graph.pull(cotangent))
+                found.append(pulled)
+            stacked = {
+                name: torch.stack([torch.stack([one[name].double().cpu() for one in row]) for row in found])
+                for name in found[0][0]
+            }
+            yield [begin + number for number in numbers], stacked
+
+    def plain_row(self, place: int, output: int) -> tuple[Rows, float]:
+        """A row of J by ordinary autograd on the module itself, in its whole batch, with none of our own ways.
+
+        Returns:
+            The row, and the length that rounding would leave of it if it were 0.
+        """
+        begin, (number, *_), batch = next(iter(self.spans([place])))
+        graph = self.graph(batch)
+        cotangent = torch.zeros_like(graph.value)
+        cotangent[number] = self.select.of([begin + number])[0, output].to(cotangent)
+        row = {name: found.double().cpu() for name, found in graph.pull(cotangent).items()}
+        entries = sum(found.numel() for found in row.values())
+        return row, vanishing(graph.value * cotangent, self.tangent.theta0()) * entries**0.5

@@ -2,17 +2,19 @@
 
 import logging
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from typing import Literal
 
-from torch import Tensor
+import torch
 
+from tauspan.computing import Check
 from tauspan.errors import ModelError
 from tauspan.kernel.contract import CHUNK, Tile, bytes_of, joined
+from tauspan.kernel.data import AnyBatch, rows_of, size_of, taken
 from tauspan.kernel.layers import pieces
 from tauspan.kernel.pieces import Pieces, Written
-from tauspan.kernel.side import Side, rows_of, size_of, taken
-from tauspan.models import Batch
+from tauspan.kernel.side import Side
+from tauspan.linear.check import far, rounding
 
 log = logging.getLogger(__name__)
 Backend = Literal["auto", "contraction", "products", "structured"]
@@ -26,14 +28,16 @@ class Tiles:
         room: the most bytes that recorded rows may take; one tile takes at most half of it.
         backend: `"contraction"` writes rows out one by one, `"structured"` keeps factors, anything else keeps factors
             where the model's operations allow it.
+        check: `"off"` trusts them.
     """
 
-    def __init__(self, room: int, backend: Backend) -> None:
-        self.room, self.backend = room, backend
+    def __init__(self, room: int, backend: Backend, check: Check = "auto") -> None:
+        self.room, self.backend, self.check = room, backend, check
         self._kept: OrderedDict[tuple[int, int, int], tuple[Tile, int]] = OrderedDict()
         self._lengths: dict[int, int] = {}
         self._one_by_one = False
-        self._checked: set[tuple[int, ...]] = set()
+        self._together: set[int] = set()  # sides some of whose batches have rows that depend on one another
+        self._known: dict[Hashable, frozenset[int]] = {}
 
     @property
     def chunk(self) -> int:
@@ -78,37 +82,66 @@ class Tiles:
             self._kept.popitem(last=False)
 
     def _recorded(self, side: Side, rows: Sequence[int]) -> list[Pieces]:
-        return [one for places, batch in side.parts(rows) for one in self._batch(side, places, batch)]
+        while True:
+            backend, found = self.backend, []
+            for begin, numbers, batch in side.spans(rows):
+                places = [begin + number for number in numbers]
+                found += self._batch(side, places, taken(batch, numbers))
+            if self.backend == backend:  # else what came before has other pieces
+                return found
 
-    def _batch(self, side: Side, places: list[int], batch: Batch) -> list[Pieces]:
+    def _batch(self, side: Side, places: list[int], batch: AnyBatch) -> list[Pieces]:
         """A batch's Jacobians by parameter: as layers' factors where the model's operations allow it.
 
         Where they do not for several rows at once, row by row; where they do not at all, written out.
         """
-        if self.backend != "contraction" and not (self._one_by_one and len(places) > 1):
+        if self.backend == "contraction" or side.together:
+            self.backend = "contraction"
+            return self._written(side, places)
+        if not (self._one_by_one and len(places) > 1):
             try:
-                return [self._factors(side, places, batch)]
+                return [pieces(side, places, batch, self._known, self.check != "off")[0]]
             except ModelError as error:
-                log.info("%s", error)
-                if len(places) > 1:
-                    self._one_by_one = True
-                elif self.backend == "structured":
-                    raise
-                else:
-                    self.backend = "contraction"
-                    self.clear()
-        if self.backend != "contraction":
-            singles = [taken(batch, [number]) for number in range(len(places))]
-            pairs = zip(places, singles, strict=True)
-            return [one for place, row in pairs for one in self._batch(side, [place], row)]
-        return [
-            {name: Written(rows.flatten(2)) for name, rows in sorted(written.items())}
-            for _, written in side.jacobian(places)
-        ]
-
-    def _factors(self, side: Side, places: list[int], batch: Batch) -> Pieces:
-        shapes = [batch.shape] if isinstance(batch, Tensor) else [value.shape for value in batch.values()]
-        kind = (id(side), *(size for shape in shapes for size in (len(shape), *shape)))
-        found = pieces(side, places, batch, kind not in self._checked)
-        self._checked.add(kind)
+                self._without(error, len(places))
+                return self._batch(side, places, batch)
+        found, values = [], []
+        for number, place in enumerate(places):
+            try:
+                piece, value = pieces(side, [place], taken(batch, [number]), self._known, self.check != "off")
+            except ModelError as error:
+                self._without(error, 1)
+                return self._written(side, places)
+            found.append(piece)
+            values.append(value)
+        with torch.no_grad():
+            whole = side.tangent.function(batch)(side.tangent.theta0())
+        if far(torch.cat(values), whole, rounding(whole.dtype)):
+            side.joined()  # an error where batches were cut here
+            self._together.add(id(side))
+            self._by_rows()
+            return self._written(side, places)
         return found
+
+    def _without(self, error: ModelError, rows: int) -> None:
+        """Go on without layers' factors, for one row at a time or at all."""
+        log.info("%s", error)
+        if rows > 1:
+            self._one_by_one = True
+        elif self.backend == "structured":
+            raise error
+        else:
+            self._by_rows()
+
+    def _by_rows(self) -> None:
+        self.backend = "contraction"
+        self.clear()
+
+    def _written(self, side: Side, places: list[int]) -> list[Pieces]:
+        whole = side.joined() if id(side) in self._together and not side.together else side
+        return [
+            {
+                name: Written(rows.reshape(*rows.shape[:2], rows[0, 0].numel()))
+                for name, rows in sorted(found.items())
+            }
+            for _, found in whole.jacobian(places)
+        ]

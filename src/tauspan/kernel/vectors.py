@@ -9,8 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from tauspan import models
-from tauspan.errors import DataError, MismatchError, UsageError, nearest
+from tauspan.arguments import checked
+from tauspan.errors import DataError, MismatchError, ModelError, UsageError, nearest
 from tauspan.kernel.cg import solve_cg
 from tauspan.kernel.hinge import Margins, margins, one_vs_rest, solve_hinge
 from tauspan.kernel.lowrank import pivoted_cholesky
@@ -22,6 +22,7 @@ from tauspan.kernel.selector import Outputs
 from tauspan.kernel.solved import DENSE, Solved, matrix_of, vector_for
 from tauspan.kernel.tiles import Backend
 from tauspan.linear import linearize
+from tauspan.linear.check import far, rounding
 from tauspan.measure import Cost, measured
 from tauspan.models import Classifier, Encoder
 from tauspan.params import require_finite
@@ -55,6 +56,7 @@ class Fitted:
     margins: Margins | None = None
 
 
+@checked
 def closed_form(
     encoder: Encoder | Classifier,
     task: Task,
@@ -141,6 +143,8 @@ def closed_form(
             answer = problem.cross_entropy() if loss == "cross_entropy" else problem.hinge()
         facts = {"objective": loss, "rows": kernel.samples, **answer.facts, **answer.solved.facts()}
         vector = task_vector(kernel, answer.solved.alpha, task.name, {"task": task.name, "solver": facts})
+        if kernel.check != "off":
+            _require_certified(kernel, answer.solved.alpha, vector)
     return Fitted(vector, answer.solved, kernel, cost, answer.choice, answer.margins)
 
 
@@ -160,15 +164,37 @@ def task_vector(kernel: TangentKernel, alpha: Tensor, label: str, info: dict[str
     return tangent.task_vector(label, **info)
 
 
+def _require_certified(kernel: TangentKernel, alpha: Tensor, vector: TaskVector) -> None:
+    """Raise unless the tangent model at the vector gives K alpha, which the certificate is about.
+
+    Raises:
+        ModelError: J tau is another one, so that the certificate says nothing of the vector.
+
+    Cost:
+        One pass over the rows; nothing where the kernel is no matrix, since K alpha is then J (J^T alpha) itself.
+    """
+    if kernel._matrix is None:
+        return
+    moved, wanted = kernel.push(vector), kernel.matvec(alpha)
+    narrow = min(
+        (theta.dtype for theta in kernel.tangent.theta0().values()), key=lambda d: -torch.finfo(d).eps
+    )
+    if far(moved, wanted, rounding(narrow)):
+        raise ModelError(
+            f"J tau of the closed form differs from K alpha by {float((moved - wanted).abs().max()):.3g} of "
+            f"{float(wanted.abs().max()):.3g}, so its certificate does not hold. Take backend='contraction'."
+        )
+
+
 @torch.no_grad()
 def logits_at_base(kernel: TangentKernel) -> Tensor:
     """f0 of the kernel's left rows through its selector of outputs, shape (N, O), float64."""
-    base = kernel.tangent.base
-    with models.eval_mode(base):
-        parts = [
-            torch.einsum("nc,noc->no", base(batch).double().cpu(), kernel.left.select.of(places))
-            for places, batch in kernel.left.parts()
-        ]
+    parts = [
+        torch.einsum(
+            "nc,noc->no", kernel.tangent.function(batch).plain().double().cpu(), kernel.left.select.of(places)
+        )
+        for places, batch in kernel.left.parts()
+    ]
     return vector_for(kernel, torch.cat(parts), "the model's logits").view(-1, kernel.outputs)
 
 

@@ -14,7 +14,7 @@ Batches are fixed when the cache is built: inputs, and which rows stand together
 """
 
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Hashable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
@@ -23,13 +23,13 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias, get_args
 import torch
 from torch import Tensor
 
-from tauspan import models
 from tauspan.errors import BaseMismatchError, ModelError, StoreError, UsageError, nearest
-from tauspan.linear import factors, features
+from tauspan.linear import check, factors, features
+from tauspan.linear.call import leaves
 from tauspan.linear.dual import NoRuleError, Trace
-from tauspan.linear.onepass import once
+from tauspan.linear.maps import applied
 from tauspan.linear.room import Room, free_memory, require_room
-from tauspan.linear.tape import Tape, hold, record, release
+from tauspan.linear.tape import Tape, gradients, hold, record, release
 from tauspan.params import Params
 
 if TYPE_CHECKING:
@@ -37,28 +37,12 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 Kind = Literal["none", "features", "primal", "factors"]
+_READ = 256  # numbers of each tensor that are read to see whether the base has changed
 _FEW = 8  # outputs up to which `auto` takes factors
 
 
 # One batch: the linear map tau -> J tau (`push`, without a graph) and its adjoint (`pull`), at fixed inputs.
 Cell: TypeAlias = Tape | factors.FactorCell | features.FeatureCell
-
-
-class _Apply(torch.autograd.Function):
-    """J tau of a cell, with J^T g as its gradient in tau."""
-
-    @staticmethod
-    def forward(ctx: Any, cell: Cell, names: tuple[str, ...], *taus: Tensor) -> Tensor:
-        """J tau."""
-        ctx.cell, ctx.names, ctx.taus = cell, names, taus
-        return cell.push(dict(zip(names, taus, strict=True)))
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Any, ...]:
-        """J^T g."""
-        found = ctx.cell.pull(gradient)
-        pairs = zip(ctx.names, ctx.taus, strict=True)
-        return None, None, *(once(found[name], tau) for name, tau in pairs)
 
 
 class CachedBatch:
@@ -82,8 +66,7 @@ class CachedBatch:
         if isinstance(self.cell, features.FeatureCell):
             return self.cell.tangent()
         tau = self._linearized.tau
-        tangent = _Apply.apply(self.cell, tuple(tau), *tau.values())  # type: ignore[no-untyped-call]
-        return self.cell.value.detach(), tangent
+        return self.cell.value.detach(), applied(self.cell, tau)
 
     def __call__(self) -> Tensor:
         """f(x; theta0) + J(x) tau, then the head if the point lies before it."""
@@ -91,12 +74,25 @@ class CachedBatch:
         return self._linearized.finish(value + tangent)
 
 
-def _state(linearized: "Linearized") -> tuple[tuple[int, int], ...]:
-    """Where the base's tensors lie and how often they were written to."""
-    return tuple(
-        (tensor.data_ptr(), tensor._version)
-        for tensor in (*linearized.base.parameters(), *linearized.base.buffers())
+def _state(linearized: "Linearized") -> tuple[Any, ...]:
+    """Where the base's tensors are, how often they were written to, and some of what is in them.
+
+    Writing through `.data` leaves no trace but in the numbers, so a few of each tensor are read.
+    """
+    tensors = [*linearized.base.parameters(), *linearized.base.buffers()]
+    with torch.no_grad():
+        read = [_some(tensor) for tensor in tensors if tensor.numel()]
+    return (
+        tuple((tensor.data_ptr(), tensor._version) for tensor in tensors),
+        torch.stack(read).tolist() if read else [],
     )
+
+
+def _some(tensor: Tensor) -> Tensor:
+    """The sum of at most about `_READ` entries."""
+    flat = tensor.detach().reshape(-1)
+    part = flat[:: max(1, flat.numel() // _READ)]
+    return (torch.view_as_real(part) if part.is_complex() else part).sum(dtype=torch.float64).nan_to_num()
 
 
 class Cache(Sequence[CachedBatch]):
@@ -141,9 +137,10 @@ def build(
     weights = [_elements(batch) for batch in batches]
     largest = max(range(len(batches)), key=weights.__getitem__)
     preferred = _preferred(linearized, batches[largest]) if kind == "auto" else (kind,)
+    known: dict[Hashable, frozenset[int]] = {}
     for chosen in preferred:
         try:
-            first = _cell(linearized, batches[largest], chosen, folder)
+            first = _cell(linearized, batches[largest], chosen, folder, known)
             needed = round(first[1] * sum(weights) / max(weights[largest], 1))
             require_room(needed, room, folder, f"the {chosen} cache of {len(batches)} batches")
         except (UsageError, StoreError, ModelError) as error:
@@ -155,7 +152,7 @@ def build(
         break
     cells, total = [], 0
     for place, batch in enumerate(batches):
-        cell, held = first if place == largest else _cell(linearized, batch, chosen, folder)
+        cell, held = first if place == largest else _cell(linearized, batch, chosen, folder, known)
         cells.append(cell)
         total += held
     return Cache(linearized, chosen, cells, total)
@@ -163,48 +160,64 @@ def build(
 
 def _preferred(linearized: "Linearized", batch: Any) -> tuple[Kind, ...]:
     """The kinds that `auto` tries, the cheapest step first; factors only while the outputs are few."""
+    args, kwargs = linearized.inputs_of(batch)
     with torch.no_grad():
-        outputs = linearized.tangent(batch)[0].flatten(1).shape[1]
+        outputs = linearized.tangent(*args, **kwargs)[0].flatten(1).shape[1]
     rest: tuple[Kind, ...] = ("primal", "features", "none")
     return ("factors", *rest) if outputs <= _FEW else rest
 
 
 def _elements(batch: Any) -> int:
     """How much input a batch holds, which its cache grows with."""
-    first = next(iter(batch.values())) if isinstance(batch, Mapping) else batch
-    return int(first.numel()) if isinstance(first, Tensor) else 1
+    sizes = [leaf.numel() for leaf in leaves(batch) if isinstance(leaf, Tensor)]
+    return sum(sizes) if sizes else 1
 
 
-def _cell(linearized: "Linearized", batch: Any, kind: Kind, folder: Path | None) -> tuple[Cell, int]:
-    """One batch's cell, checked against the engine on a random direction, and the bytes it holds."""
-    probe = _probe(linearized.theta0())
-    cell: Cell
+def _cell(
+    linearized: "Linearized",
+    batch: Any,
+    kind: Kind,
+    folder: Path | None,
+    known: dict[Hashable, frozenset[int]],
+) -> tuple[Cell, int]:
+    """One batch's cell, checked against autograd and the engine, and the bytes it holds."""
     if kind == "none":
         return features.FeatureCell(linearized, batch, [], None), 0
     if kind == "features":
         cell, held = features.cell(linearized, batch, folder)
-        expected = linearized.tangent(batch, vectors=[probe])[1][0]
-    else:
-        cell, held, expected = _recorded(linearized, batch, probe, kind, folder)
-    _require_same(cell.push(probe), expected, kind)
-    return cell, held
+        if linearized.check != "off":
+            _require_features(linearized, batch, cell)
+        return cell, held
+    return _recorded(linearized, batch, kind, folder, known)
 
 
 def _recorded(
-    linearized: "Linearized", batch: Any, probe: Params, kind: Kind, folder: Path | None
-) -> tuple[Tape | factors.FactorCell, int, Tensor]:
-    """A cell made from a tape, the bytes it holds, and J probe from the pass that made the tape."""
+    linearized: "Linearized",
+    batch: Any,
+    kind: Kind,
+    folder: Path | None,
+    known: dict[Hashable, frozenset[int]],
+) -> tuple[Tape | factors.FactorCell, int]:
+    """A cell made from a tape, and the bytes it holds."""
+    checked = linearized.check != "off"
+    if checked and linearized.verified(batch) != "onepass":
+        raise ModelError(
+            f"the model cannot be cached as {kind!r}, which keeps what one pass goes through: its tangents are "
+            f"computed by the {linearized.engine!r} engine. Train it without a cache (cache='none')."
+        )
     room = Room([*linearized.base.parameters(), *linearized.base.buffers()], folder)
-    trace = Trace(linearized.base, linearized.strict)
+    trace = Trace(linearized.base, linearized.strict, linearized.told)
     saving = torch.autograd.graph.saved_tensors_hooks(room.hold, lambda kept: kept.tensor)
+    probe = _probe(linearized.theta0()) if checked else None
     cell: Tape | factors.FactorCell
     try:
-        with models.eval_mode(linearized.base), saving if kind == "primal" else nullcontext():
+        with saving if kind == "primal" else nullcontext():
             tape, expected = record(linearized.function(batch), linearized.theta0(), probe, trace)
+        check.require_finite_rows(tape.value, linearized.base)
         if kind == "primal":
             cell = replace(tape, entries=tuple(replace(entry, values=()) for entry in tape.entries))
         else:
-            cell = factors.cell(tape, room)
+            cell = factors.cell(tape, room, known)
     except (NoRuleError, NotImplementedError) as error:
         raise ModelError(f"the model cannot be cached as {kind!r}: {error}.") from error
     pushes = hold(cell.entries, room)
@@ -212,24 +225,46 @@ def _recorded(
     release(pushes)
     if isinstance(cell, factors.FactorCell):
         cell.connect()
-    return cell, held, expected
+        if checked and cell.probe is not None:
+            weights, expected_gradients = cell.probe
+            _require_gradients(cell.pull(weights), expected_gradients, cell.value, kind)
+        cell.probe = None
+    if probe is not None:
+        _require_tangent(cell.push(probe), expected, kind)
+    return cell, held
 
 
 def _probe(theta0: Params) -> dict[str, Tensor]:
     """A fixed direction with something in every entry."""
-    generator = torch.Generator().manual_seed(0)
-    return {
-        name: torch.randn(theta.shape, generator=generator, dtype=torch.float32).to(theta)
-        for name, theta in theta0.items()
-    }
+    return {name: check.random_like(theta, number) for number, (name, theta) in enumerate(theta0.items())}
 
 
-def _require_same(found: Tensor, expected: Tensor, kind: Kind) -> None:
-    """The check that a cache is exact for this model: a wrong one is wrong in the first digit."""
-    scale = float(expected.abs().max())
-    gap = float((found - expected).abs().max())
-    if not gap <= 1e-2 * scale:
-        raise ModelError(
-            f"the model cannot be cached as {kind!r}: J tau from the cache differs by {gap:g} of {scale:g}. Its rows or "
-            "its blocks depend on one another in a way this cache does not know; choose another kind."
-        )
+def _require_features(linearized: "Linearized", batch: Any, cell: features.FeatureCell) -> None:
+    """Compare J tau and J^T g with those of the whole model."""
+    args, kwargs = linearized.inputs_of(batch)
+    probe = _probe(linearized.theta0())
+    value, tangents = linearized.tangent(*args, vectors=[probe], **kwargs)
+    _require_tangent(cell.push(probe), tangents[0], "features")
+    weights = check.random_like(value, 1)
+    with torch.enable_grad():
+        whole = gradients(linearized.tangent(*args, **kwargs)[1], linearized.tau, weights)
+    _require_gradients(cell.pull(weights), whole, value, "features")
+
+
+def _require_tangent(found: Tensor, expected: Tensor, kind: Kind) -> None:
+    if check.far(found, expected, check.rounding(expected.dtype)):
+        scale, gap = float(expected.abs().max()), float((found - expected).abs().max())
+        raise _inexact(kind, f"its J tau differs by {gap:g} of {scale:g}")
+
+
+def _require_gradients(found: Params, expected: Params, value: Tensor, kind: Kind) -> None:
+    fault = check.wrong_gradient(found, expected, *check.scales(value, expected))
+    if fault:
+        raise _inexact(kind, fault)
+
+
+def _inexact(kind: Kind, fault: str) -> ModelError:
+    return ModelError(
+        f"the model cannot be cached as {kind!r}: {fault}. Its rows or its blocks depend on one another in a way that "
+        "this cache does not know; choose another kind, or kind='auto'."
+    )

@@ -6,11 +6,11 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.func import functional_call
 from torch.utils.checkpoint import checkpoint
 
 from tauspan.errors import ModelError
-from tauspan.linear.dual import Dual, NoRuleError, mapped
+from tauspan.linear.dual import Dual, NoRuleError, custom_function, mapped
+from tauspan.models.at import At, current
 
 
 class Shell(nn.Module):
@@ -19,10 +19,11 @@ class Shell(nn.Module):
     def __init__(self, block: nn.Module) -> None:
         super().__init__()
         self.block = block
+        self._own = block.forward  # of its class, or what somebody has put before it
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        """The block's class's forward."""
-        return type(self.block).forward(self.block, *args, **kwargs)
+        """The block's forward as it was when this was made."""
+        return self._own(*args, **kwargs)
 
 
 @contextmanager
@@ -40,25 +41,37 @@ def replaced(forwards: Mapping[nn.Module, Callable[..., Any]]) -> Iterator[None]
     """Inside, each of these modules has another forward; `Shell` gets past it."""
     with ExitStack() as stack:
         for block, forward in forwards.items():
+            own = block.__dict__.get("forward")  # one that somebody else has put there
             block.forward = forward
-            stack.callback(block.__dict__.pop, "forward")
+            stack.callback(_put_back, block, own)
         yield
+
+
+def _put_back(block: nn.Module, own: Callable[..., Any] | None) -> None:
+    if own is None:
+        block.__dict__.pop("forward", None)
+    else:
+        block.__dict__["forward"] = own
 
 
 def _standing_in(block: nn.Module) -> Callable[..., Any]:
     shell = Shell(block)
 
     def forward(*args: Any, **kwargs: Any) -> Any:
-        if not torch.is_grad_enabled():
+        active = current()
+        if active is None or not torch.is_grad_enabled():
             return shell.forward(*args, **kwargs)
-        point: dict[str, Any] = {f"block.{name}": tensor for name, tensor in block.named_parameters()}
-        given = [(point, args, kwargs)]  # with tangents, for the first forward alone
-        bare = mapped((point, args, kwargs), _without_tangents)
+        point = {name: active.replaced(parameter) for name, parameter in block.named_parameters()}
+        given = [(args, kwargs)]  # with tangents, for the first forward alone
+        bare = mapped((args, kwargs), _without_tangents)
 
         def run() -> Any:
-            at, positional, named = given.pop() if given else bare
             try:
-                return functional_call(shell, at, positional, named)
+                if given:
+                    positional, named = given.pop()
+                    return shell.forward(*positional, **named)
+                with At(block, mapped(point, _without_tangents), custom_function):
+                    return shell.forward(*bare[0], **bare[1])
             except NoRuleError as error:
                 raise ModelError(
                     f"{type(block).__name__} cannot be checkpointed: {error}, so its second forward differs "

@@ -54,7 +54,8 @@ class Entry:
 class Trace:
     """One pass of a module on dual tensors: what to do about missing rules, and the tape if one is kept.
 
-    `keep` names the operations whose primal arguments stay on the tape, in the order of their rules.
+    `keep` names the operations whose primal arguments stay on the tape, in the order of their rules; `met` names all
+    operations that came by.
     """
 
     module: nn.Module
@@ -63,6 +64,7 @@ class Trace:
     tape: list[Entry] | None = None
     slots: int = 0
     keep: frozenset[str] = frozenset()
+    met: set[str] = field(default_factory=set)
 
     def place(self) -> Slot:
         """A new place on the tape."""
@@ -80,18 +82,20 @@ class Trace:
             frame = frame.f_back
         return type(self.module).__name__
 
-    def fall_back(self, name: str) -> None:
-        """Say once that an operation has no rule, or raise if the caller wants to know."""
+    def require_rule(self, name: str) -> None:
+        """Raise where the caller wants to know that an operation has no rule."""
         if self.strict:
             raise ModelError(
-                f"{self.where()} uses {name!r}, which has no tangent rule. Without strict=True it is computed by "
-                "torch's forward mode, exactly but more slowly."
+                f"{self.where()} uses {name!r}, which has no tangent rule. Without strict=True torch's forward mode "
+                "computes it, more slowly."
             )
+
+    def tell(self, name: str, how: str) -> None:
+        """Say once what has computed the tangent of an operation without a rule."""
         if name not in self.told:
             self.told.add(name)
             warnings.warn(
-                f"{self.where()} uses {name!r}, which has no tangent rule: torch's forward mode computes it, "
-                "exactly but more slowly.",
+                f"{self.where()} uses {name!r}, which has no tangent rule: {how} computes it, more slowly.",
                 RuntimeWarning,
                 stacklevel=2,
             )
@@ -144,16 +148,17 @@ class Dual(Tensor):
 
 def _dispatch(func: Any, args: Any, kwargs: Any) -> Any:
     name = table.name_of(func)
-    if name in table.WITHOUT_TANGENT or table.asks(name):
-        return _plain(func, name, args, kwargs)
+    _first(args, kwargs).run.met.add(name)
+    if name == "requires_grad_":  # gradients are recorded anyway, or not wanted
+        return args[0]
     if name in table.READS:
-        raise ModelError(
-            f"{_first(args, kwargs).run.where()} reads a number off a tensor ({name}) that depends on the trainable "
-            "parameters: its derivative would be lost. Keep it a tensor."
-        )
+        return func(*mapped(args, _detached), **mapped(kwargs, _detached))
+    if name in table.WITHOUT_TANGENT or table.asks(name) or not torch.is_grad_enabled():
+        return _plain(func, args, kwargs)
+    if name in table.DERIVES:
+        raise NoRuleError(f"{name} is called inside the forward")
     if kwargs.get("out") is not None or name in ("__setitem__", "__set__"):
         raise NoRuleError(f"{name} writes into a tensor")
-    _require_graph(name)
     if name.endswith("_") and not name.endswith("__"):
         return _in_place(getattr(Tensor, name[:-1], None), name, args, kwargs)
     if kwargs.get("inplace"):
@@ -164,24 +169,38 @@ def _dispatch(func: Any, args: Any, kwargs: Any) -> Any:
             opened = _opened(func)
             if opened is not None:
                 return opened(*args, **kwargs)
-            _first(args, kwargs).run.fall_back(name)
+            _first(args, kwargs).run.require_rule(name)
         rule = rules.by_forward_mode
     return _lifted(name, rule, func, args, kwargs)
 
 
-def _require_graph(name: str) -> None:
-    """Refuse what runs under no_grad: a gradient would be lost there, and so would an autograd.Function's own."""
-    if not torch.is_grad_enabled():
-        raise NoRuleError(f"{name} runs under no_grad or inside an autograd.Function")
-
-
-def _plain(func: Any, name: str, args: Any, kwargs: Any) -> Any:
-    """The answer for the primals alone."""
+def _plain(func: Any, args: Any, kwargs: Any) -> Any:
+    """The answer for the primals alone: what autograd takes for a constant, as everything under no_grad."""
+    name = getattr(func, "__name__", "")
+    if not torch.is_grad_enabled() and (
+        (name.endswith("_") and not name.endswith("__")) or name == "__setitem__"
+    ):
+        raise NoRuleError(f"{name} writes into a tensor under no_grad")
     out = func(*mapped(args, _primal), **mapped(kwargs, _primal))
-    if isinstance(out, Tensor):
-        _require_graph(name)
-        _share([out], list(_duals((args, kwargs))))
+    made = [item for item in (out if isinstance(out, tuple | list) else (out,)) if isinstance(item, Tensor)]
+    if made:
+        _share(made, list(_duals((args, kwargs))))
     return out
+
+
+def custom_function(
+    function: type[torch.autograd.Function], apply: Callable[..., Any], args: tuple[Any, ...]
+) -> Any:
+    """A `torch.autograd.Function` on dual tensors; NotImplemented if none of its arguments is one."""
+    duals = list(_duals(args))
+    if not duals:
+        return NotImplemented
+    name, trace = function.__name__, duals[0].run
+    trace.met.add(name)
+    if not torch.is_grad_enabled():
+        return _plain(apply, args, {})
+    trace.require_rule(name)
+    return _lifted(name, rules.by_forward_mode, apply, args, {})
 
 
 def _share(values: Sequence[Any], duals: Sequence[Dual]) -> bool:
@@ -210,6 +229,9 @@ def _lifted(name: str, rule: rules.Rule, func: Any, args: Any, kwargs: Any) -> A
         for place in range(len(duals[0].tangents)):
             found = push(*mapped(args, _tangent(place)), **mapped(kwargs, _tangent(place)))
             rows.append(tuple(found) if several else (found,))
+    how = getattr(push, "how", None)
+    if how is not None and name not in table.BY_FORWARD_MODE and name not in table.RULES:
+        trace.tell(name, how)
     view = _share(values, duals)
     lifted = []
     by_output = list(zip(*rows, strict=True)) if rows else [()] * len(values)
@@ -300,7 +322,10 @@ def _duals(item: Any) -> Iterator[Dual]:
 
 
 def _first(args: Any, kwargs: Any) -> Dual:
-    return next(_duals((args, kwargs)))
+    found = next(_duals((args, kwargs)), None)
+    if found is None:
+        raise NoRuleError("an operation takes a tensor inside an object that is no tuple, list or dict")
+    return found
 
 
 @lru_cache(maxsize=256)

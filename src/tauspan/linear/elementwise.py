@@ -78,6 +78,7 @@ def softmax(
 ) -> tuple[Any, Push]:
     """Softmax: y * (dx - sum(y * dx)), symmetric. The third argument is a dtype in torch and a level in F."""
     wanted = third if isinstance(third, torch.dtype) else dtype
+    dim = _axis(x, dim)
     value = torch.softmax(x, dim, dtype=wanted)
 
     def push(dx: Tensor, *_: Any) -> Any:
@@ -86,11 +87,19 @@ def softmax(
     return value, push
 
 
+def _axis(x: Tensor, dim: int | None) -> int:
+    """The axis that `nn.Softmax()` without one means: the first for 0, 1 or 3 axes, else the second."""
+    if dim is not None:
+        return dim
+    return 0 if x.ndim in (0, 1, 3) else 1
+
+
 def log_softmax(
     func: Any, x: Tensor, dim: Any = None, third: Any = None, dtype: Any = None, _stacklevel: int = 3
 ) -> tuple[Any, Push]:
     """Log-softmax: dx - sum(y * dx) with y the softmax."""
     wanted = third if isinstance(third, torch.dtype) else dtype
+    dim = _axis(x, dim)
     value = torch.log_softmax(x, dim, dtype=wanted)
 
     def push(dx: Tensor, *_: Any) -> Any:

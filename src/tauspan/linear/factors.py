@@ -5,7 +5,7 @@ the first factor and everything inside `push` (a layer's input) depend on theta0
 product forward and one backward; attention, norms and activations cost nothing.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -14,7 +14,9 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from tauspan.linear import table
+from tauspan.linear.check import noise, rounding
 from tauspan.linear.dual import Entry, Slot, mapped
+from tauspan.linear.maps import dense
 from tauspan.linear.room import Held, Room
 from tauspan.linear.tape import Tape, gradients, run
 from tauspan.params import Params
@@ -71,6 +73,7 @@ class FactorCell:
         shapes: name to shape and dtype.
         before: operations that reshape parameters before they meet the batch.
         parts: the factors.
+        probe: a random g and autograd's own J^T g, for checks.
     """
 
     value: Tensor
@@ -78,6 +81,7 @@ class FactorCell:
     shapes: dict[str, tuple[torch.Size, torch.dtype, torch.device]]
     before: tuple[Entry, ...]
     parts: tuple[Dense | Touch, ...]
+    probe: tuple[Tensor, dict[str, Tensor]] | None = None
     _points: dict[str, Tensor] = field(default_factory=dict)
     _output: Tensor | None = None
 
@@ -117,16 +121,27 @@ class FactorCell:
                 moved = dict(at)
                 run(part.entry, moved)
                 slot = next(slot for slot in part.entry.outputs if slot is not None)
+                if slot not in moved:  # the parameter gives a shape alone, as in expand_as
+                    continue
                 flat = moved[slot].reshape(len(total), -1)
                 total = total + _Contract.apply(part.sensitivity.tensor, flat)  # type: ignore[no-untyped-call]
         return total
 
 
-def cell(tape: Tape, room: Room) -> FactorCell:
+def cell(
+    tape: Tape, room: Room, known: dict[Hashable, frozenset[int]] | None = None, most: int | None = None
+) -> FactorCell:
     """The factors of one recorded batch.
 
+    Args:
+        tape: the batch's pass.
+        room: what keeps the tensors.
+        known: filled with what was found of batches of one kind, so that it need not be found again.
+        most: entries of parameters whose operations may come before all factors, because the rows of what they give are
+            not those of the batch; None for any number.
+
     Raises:
-        NotImplementedError: an operation on parameters with several outputs, or outputs that are not one row each.
+        NotImplementedError: an operation on parameters with several outputs, or whose rows are not those of the batch.
     """
     if tape.value.ndim != 2:
         raise NotImplementedError(
@@ -135,31 +150,111 @@ def cell(tape: Tape, room: Room) -> FactorCell:
     rows = len(tape.value)
     shapes = {name: (point.shape, point.dtype, point.device) for name, point in tape.points.items()}
     sizes = {slot: shapes[name][0] for name, slot in tape.leaves.items()}
-    before, touches = _sorted_entries(tape, rows)
+    known = {} if known is None else known
+    kind = (tape.value.shape, *((entry.name, entry.kinds) for entry in tape.entries))
+    apart = known.get(kind, frozenset())
+    while True:
+        before, touches = _sorted_entries(tape, rows, apart)
+        found = _Sensitivities(tape, [entry.values[0] for entry in touches])
+        mixed = [entry for place, entry in enumerate(touches) if not found.by_rows(place)]
+        if not mixed:
+            break
+        alone = _alone(tape, mixed)
+        met = {name for place in alone for name in _parameters(tape, tape.entries[place])}
+        if not alone or (most is not None and sum(shapes[name][0].numel() for name in met) > most):
+            raise NotImplementedError(
+                f"rows of the batch depend on one another, or change places, in {mixed[0].name!r}"
+            )
+        apart |= alone
+    known[kind] = apart
     for entry in before:
         sizes |= {s: k[0] for s, k in zip(entry.outputs, entry.kinds, strict=True) if s is not None and k}
-    wanted = [entry.values[0] for entry in touches]
-    columns: list[list[Tensor | None]] = []
-    for c in range(tape.value.shape[1] if wanted and tape.value.requires_grad else 0):
-        found = torch.autograd.grad(tape.value[:, c].sum(), wanted, retain_graph=True, allow_unused=True)
-        columns.append([None if g is None else g.detach() for g in found])
     parts: list[Dense | Touch] = []
     for place, entry in enumerate(touches):
-        slices = [column[place] for column in columns]
-        if slices and slices[0] is not None:
-            flat = [g.reshape(rows, 1, -1) for g in slices if g is not None]
-            sensitivity = flat[0] if len(flat) == 1 else torch.cat(flat, 1)  # one is not copied
+        sensitivity = found.of(place)
+        if sensitivity is not None:
             parts += _parts(entry, sensitivity, sizes, room)
-    value = tape.value.detach()
     kept = tuple(replace(entry, values=()) for entry in before)
-    return FactorCell(value, dict(tape.leaves), shapes, kept, tuple(parts))
+    made = FactorCell(tape.value.detach(), dict(tape.leaves), shapes, kept, tuple(parts))
+    made.probe = (found.weights, found.pulled)
+    return made
 
 
-def _sorted_entries(tape: Tape, rows: int) -> tuple[list[Entry], list[Entry]]:
-    """Operations on parameters alone, and those where parameters meet the batch."""
+class _Sensitivities:
+    """The derivatives of a batch's outputs in what some operations give, row by row, and whether they are that.
+
+    One backward pass gives the derivatives of the sum over rows of an output, which are those of each row where every
+    slice of an operation's result belongs to one row. The rows have random signs in that sum; one more pass, with
+    random weights of rows and outputs, tells whether it is so: then it equals the weighted slices.
+    """
+
+    def __init__(self, tape: Tape, results: list[Tensor]) -> None:
+        value = tape.value
+        generator = torch.Generator().manual_seed(0)
+        signs = torch.randint(0, 2, value.shape, generator=generator) * 2 - 1
+        self._signs = signs.to(value)
+        self.weights = torch.randn(value.shape, generator=generator, dtype=torch.float64).to(value)
+        self._columns: list[tuple[Tensor | None, ...]] = []
+        self.pulled = {name: torch.zeros_like(point) for name, point in tape.points.items()}
+        self._mixed: tuple[Tensor | None, ...] = (None,) * len(results)
+        if not value.requires_grad:
+            return
+        if results:
+            for c in range(value.shape[1]):
+                self._columns.append(_derived(value[:, c] * self._signs[:, c], results))
+        inputs = [*results, *tape.points.values()]
+        found = _derived(value * self.weights, inputs)
+        self._mixed = found[: len(results)]
+        for name, gradient in zip(tape.points, found[len(results) :], strict=True):
+            if gradient is not None:
+                self.pulled[name] = dense(gradient)
+        self._noise = max(
+            (float(g.abs().max()) for g in self._mixed if g is not None and g.numel()), default=0.0
+        )
+
+    def of(self, place: int) -> Tensor | None:
+        """Shape (N, C, entries of a slice); None where no output depends on that result."""
+        slices = [column[place] for column in self._columns]
+        if not slices or slices[0] is None:
+            return None
+        rows = len(self._signs)
+        flat = [
+            g.reshape(rows, 1, -1) * self._signs[:, c].view(rows, 1, 1)
+            for c, g in enumerate(slices)
+            if g is not None
+        ]
+        return flat[0] if len(flat) == 1 else torch.cat(flat, 1)
+
+    def by_rows(self, place: int) -> bool:
+        """Whether each slice belongs to one row."""
+        rows, mixed = len(self._signs), self._mixed[place]
+        if rows == 1 or mixed is None:
+            return True
+        sensitivity = self.of(place)
+        assert sensitivity is not None  # noqa: S101 - both come from one graph
+        expected = torch.einsum("nck,nc->nk", sensitivity, self.weights)
+        gap = float((expected - mixed.reshape(rows, -1)).abs().max())
+        dtype = mixed.dtype
+        return gap <= max(rounding(dtype) * float(mixed.abs().max()), noise(dtype) * self._noise)
+
+
+def _derived(weighted: Tensor, inputs: list[Tensor]) -> tuple[Tensor | None, ...]:
+    return torch.autograd.grad(weighted.sum(), inputs, retain_graph=True, allow_unused=True)
+
+
+def _sorted_entries(
+    tape: Tape, rows: int, apart: frozenset[int] = frozenset()
+) -> tuple[list[Entry], list[Entry]]:
+    """Operations on parameters alone, and those where parameters meet the batch.
+
+    Args:
+        tape: the pass.
+        rows: of the batch.
+        apart: places on the tape of operations on parameters alone whose results look like rows, and are not.
+    """
     alone = set(tape.leaves.values())
     before, touches = [], []
-    for entry in tape.entries:
+    for place, entry in enumerate(tape.entries):
         slots = _slots(entry)
         mine = [slot for slot in slots if slot in alone]
         if not mine:
@@ -167,7 +262,7 @@ def _sorted_entries(tape: Tape, rows: int) -> tuple[list[Entry], list[Entry]]:
         kind = entry.kinds[0]
         # (N, ...), or (N L, ...) where a layer flattens its input
         batched = kind is not None and len(kind[0]) > 0 and kind[0][0] > 0 and kind[0][0] % rows == 0
-        if len(mine) == len(slots) and (entry.name in table.VIEWS or not batched):
+        if len(mine) == len(slots) and (entry.name in table.VIEWS or not batched or place in apart):
             before.append(entry)
             alone |= {slot for slot in entry.outputs if slot is not None}
             continue
@@ -177,6 +272,30 @@ def _sorted_entries(tape: Tape, rows: int) -> tuple[list[Entry], list[Entry]]:
             )
         touches.append(_restricted(entry, frozenset(mine)))
     return before, touches
+
+
+def _alone(tape: Tape, mixed: Sequence[Entry]) -> frozenset[int]:
+    """The places of those operations that depend on parameters alone, as far as tangents go."""
+    outputs = {entry.outputs[0]: len(_slots(entry)) for entry in mixed}
+    return frozenset(
+        place
+        for place, entry in enumerate(tape.entries)
+        if entry.outputs and entry.outputs[0] in outputs and len(_slots(entry)) == outputs[entry.outputs[0]]
+    )
+
+
+def _parameters(tape: Tape, entry: Entry) -> set[str]:
+    """The parameters that an operation on parameters alone goes back to."""
+    made = {slot: earlier for earlier in tape.entries for slot in earlier.outputs if slot is not None}
+    leaves = {slot: name for name, slot in tape.leaves.items()}
+    found, stack = set(), _slots(entry)
+    while stack:
+        slot = stack.pop()
+        if slot in leaves:
+            found.add(leaves[slot])
+        elif slot in made:
+            stack += _slots(made[slot])
+    return found
 
 
 def _restricted(entry: Entry, mine: frozenset[Slot]) -> Entry:

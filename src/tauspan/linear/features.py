@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from tauspan import models
 from tauspan.errors import ModelError, UsageError
+from tauspan.linear.checkpointing import replaced
 from tauspan.linear.dual import mapped
 from tauspan.linear.room import Held, Room
 from tauspan.linear.tape import gradients
@@ -32,12 +33,14 @@ class FeatureCell:
     def tangent(self) -> tuple[Tensor, Tensor]:
         """`(f, J tau)`, differentiable in tau, by the trained blocks alone."""
         with _skipping(self._skipped, self._kept):
-            return self._linearized.tangent(self._batch)
+            args, kwargs = self._linearized.inputs_of(self._batch)
+            return self._linearized.tangent(*args, **kwargs)
 
     def push(self, deltas: Params) -> Tensor:
         """J tau."""
         with _skipping(self._skipped, self._kept):
-            return self._linearized.tangent(self._batch, vectors=[deltas])[1][0]
+            args, kwargs = self._linearized.inputs_of(self._batch)
+            return self._linearized.tangent(*args, vectors=[deltas], **kwargs)[1][0]
 
     def pull(self, gradient: Tensor) -> dict[str, Tensor]:
         """J^T g."""
@@ -49,13 +52,8 @@ class FeatureCell:
 @contextmanager
 def _skipping(skipped: list[nn.Module], output: Any) -> Iterator[None]:
     """Inside, these blocks return a known output instead of running."""
-    for block in skipped:
-        block.forward = lambda *_, **__: output
-    try:
+    with replaced({block: lambda *_, **__: output for block in skipped}):
         yield
-    finally:
-        for block in skipped:
-            del block.forward
 
 
 def cell(linearized: "Linearized", batch: Any, folder: Path | None) -> tuple[FeatureCell, int]:
@@ -68,7 +66,7 @@ def cell(linearized: "Linearized", batch: Any, folder: Path | None) -> tuple[Fea
     caught: list[Any] = []
     hook = skipped[-1].register_forward_hook(lambda _, __, output: caught.append(output))
     try:
-        with torch.no_grad(), models.eval_mode(linearized.base):
+        with torch.no_grad():
             linearized.function(batch)(linearized.theta0())
     finally:
         hook.remove()

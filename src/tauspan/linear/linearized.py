@@ -11,17 +11,23 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from tauspan import models, params
+from tauspan.arguments import checked
+from tauspan.computing import Check, Way, way
+from tauspan.computing import Engine as Name
 from tauspan.errors import MismatchError, ModelError, UsageError, nearest
-from tauspan.linear import caches, onepass, reference
-from tauspan.linear.checkpointing import checkpointed
-from tauspan.linear.dual import NoRuleError, Trace
+from tauspan.linear import caches, reference
+from tauspan.linear.call import Call
+from tauspan.linear.engines import Reference
+from tauspan.linear.forward_mode import load_rules
+from tauspan.linear.onepass import depends_on_inputs
+from tauspan.linear.plan import Plan
+from tauspan.models.calling import inputs_of
 from tauspan.models.encoder import single_tensor
+from tauspan.models.intact import Intact
 from tauspan.report import versions
 from tauspan.vector import TaskVector
 
 Point = Literal["encoder", "logits", "output"]
-Engine = Literal["onepass", "reference"]
-ENGINES: tuple[Engine, ...] = ("onepass", "reference")
 
 
 class _Names(nn.Module):
@@ -45,23 +51,25 @@ class Linearized(nn.Module):
         base: nn.Module,
         names: Sequence[str],
         point: Point,
-        engine: Engine = "onepass",
+        way: Way,
         strict: bool = False,
         checkpointing: bool = False,
     ) -> None:
         super().__init__()
+        load_rules()
         inner, prefix = models.core(base)
         known = models.named_unique(inner)
         object.__setattr__(self, "base", base)  # not a submodule: its parameters are not ours
         self.base: nn.Module
         self.point = point
-        self.engine = engine
         self.strict = strict
-        self.blocks: tuple[nn.Module, ...] = ()
-        if checkpointing:
-            object.__setattr__(self, "blocks", tuple(models.blocks(inner, names)[1].values()))
-        self._told: set[str] = set()
+        blocks = tuple(models.blocks(inner, names)[1].values()) if checkpointing else ()
+        self.told: set[str] = set()  # operations without a rule, of which it has been said so
+        self._way = way
+        self._plan = Plan(base, way.engine, strict, blocks, way.check, self.told)
         self._prefix = prefix
+        self._cut = point == "encoder" and isinstance(base, models.Classifier)
+        self._intact = Intact(cast(models.Classifier, base).encoder if self._cut else base)
         self._names = tuple(names)
         self.label = "tau"  # of the vector that was loaded
         self.head_point: Literal["encoder", "logits"] | None = None  # where a head put on it is linearised
@@ -83,9 +91,10 @@ class Linearized(nn.Module):
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         return self
 
-    def extra_repr(self) -> str:
-        """One line for `print`."""
-        return f"{type(self.base).__name__}, point={self.point!r}, {len(self._names)} tensors"
+    def __repr__(self) -> str:
+        """One line; print `base` for the layers."""
+        name = type(models.core(self.base)[0]).__name__
+        return f"Linearized({name}, point={self.point!r}, {len(self._names)} tensors, engine={self.engine!r})"
 
     @property
     def tau(self) -> dict[str, Tensor]:
@@ -95,8 +104,8 @@ class Linearized(nn.Module):
 
     def theta0(self) -> dict[str, Tensor]:
         """The trainable part of the point, shared with the base and detached from every graph."""
-        inner, _ = models.core(self.base)
-        return {name: inner.get_parameter(name).detach() for name in self._names}
+        known = dict(models.core(self.base)[0].named_parameters())
+        return {name: known[name].detach() for name in self._names}
 
     def cache(
         self,
@@ -132,22 +141,50 @@ class Linearized(nn.Module):
         """
         return caches.build(self, batches, kind, room, None if folder is None else Path(folder))
 
-    def function(self, batch: Any) -> reference.Function:
-        """The base at one batch as a function of its trainable parameters, up to the linearisation point."""
-        return self._function([batch], {})
+    @property
+    def engine(self) -> Name:
+        """The engine of the last pass; before the first one, that which is tried first."""
+        return self._plan.engine
 
-    def _function(self, args: Sequence[Any], kwargs: dict[str, Any]) -> reference.Function:
-        """The base at fixed inputs as a function of its trainable parameters, up to the linearisation point."""
-        cut = self.point == "encoder" and isinstance(self.base, models.Classifier)
-        module = cast(models.Classifier, self.base).encoder if cut else self.base
-        prefix = self._prefix.removeprefix("encoder.") if cut else self._prefix
-        frozen = {name: tensor.detach() for name, tensor in module.named_parameters()}
+    @property
+    def check(self) -> Check:
+        """Whether answers are checked against ordinary autograd."""
+        return self._plan.check
+
+    def function(self, batch: Any) -> Call:
+        """The base at one batch as a function of its trainable parameters, up to the linearisation point.
+
+        Args:
+            batch: a tensor, a tuple of several inputs, or a mapping of them by name; see `tauspan.models.calling`.
+        """
+        return self._call(*self.inputs_of(batch))
+
+    def verified(self, batch: Any) -> Name:
+        """The engine that is right for a batch, after a check if there was none for its kind."""
+        return self._plan.engine_for(self.function(batch), self.theta0()).name
+
+    def inputs_of(self, batch: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """The inputs of a call on one batch."""
+        return inputs_of(self.base, batch)
+
+    def _traceable(self, args: Sequence[Any], kwargs: dict[str, Any]) -> reference.Function:
+        """The base as `torch.compile` can trace it; what is compiled is not checked, so call it once without."""
+        call = self._call(args, kwargs)
+        frozen = {name: tensor.detach() for name, tensor in call.module.named_parameters()}
 
         def function(theta: dict[str, Tensor]) -> Tensor:
-            point = frozen | {prefix + name: tensor for name, tensor in theta.items()}
-            return single_tensor(functional_call(module, point, tuple(args), kwargs))
+            point = frozen | {call.prefix + name: tensor for name, tensor in theta.items()}
+            with models.eval_mode(call.module):
+                return single_tensor(functional_call(call.module, point, call.args, kwargs))
 
         return function
+
+    def _call(self, args: Sequence[Any], kwargs: dict[str, Any]) -> Call:
+        inner, _ = models.core(self.base)
+        prefix = self._prefix.removeprefix("encoder.") if self._cut else self._prefix
+        known = dict(inner.named_parameters())
+        parameters = {name: known[name] for name in self._names}
+        return Call(self._intact.module, tuple(args), kwargs, parameters, prefix, self._intact)
 
     def tangent(
         self, *inputs: Any, vectors: Sequence[TaskVector | params.Params] | None = None, **kwargs: Any
@@ -169,38 +206,15 @@ class Linearized(nn.Module):
         """
         if vectors is not None and not vectors:
             raise UsageError("`vectors` is empty: give at least one, or None for this module's own tau.")
-        function = self._function(inputs, kwargs)
-        theta0 = self.theta0()
-        directions = None if vectors is None else [self.direction(vector) for vector in vectors]
-        with models.eval_mode(self.base):
-            if self.engine == "onepass" and not onepass.depends_on_inputs((list(inputs), kwargs)):
-                try:
-                    trace = Trace(self.base, self.strict, self._told)
-                    with reference.open_attention(), checkpointed(self.blocks):
-                        if directions is None:
-                            return onepass.jvp(function, theta0, self.tau, trace)
-                        return onepass.jvps(function, theta0, directions, trace)
-                except (NoRuleError, NotImplementedError) as error:
-                    self._fall_back(str(error))
-            if directions is None:
-                return reference.jvp(function, theta0, self.tau)
-            return reference.jvps(function, theta0, directions)
-
-    def _fall_back(self, reason: str) -> None:
-        """Say once why this module needs the reference engine, or raise if the caller wants to know."""
-        name = type(models.core(self.base)[0]).__name__
-        if self.strict:
-            raise ModelError(
-                f"{name} cannot be carried through in one pass: {reason}. Without strict=True "
-                "the reference engine does it."
-            )
-        self.engine = "reference"
-        warnings.warn(
-            f"{name} cannot be carried through in one pass: {reason}. The reference engine does it, exactly but "
-            "more slowly.",
-            RuntimeWarning,
-            stacklevel=4,
-        )
+        if torch.compiler.is_compiling() and vectors is None:
+            return reference.jvp(self._traceable(inputs, kwargs), self.theta0(), self.tau)
+        call, theta0 = self._call(inputs, kwargs), self.theta0()
+        if vectors is not None:
+            directions = [self.direction(vector) for vector in vectors]
+            return self._plan.run(call, theta0, lambda engine: engine.jvps(call, theta0, directions))
+        if depends_on_inputs((list(inputs), kwargs)):  # J tau is to be derived in the inputs
+            return Reference().jvp(call, theta0, self.tau)
+        return self._plan.run(call, theta0, lambda engine: engine.jvp(call, theta0, self.tau))
 
     def direction(self, vector: TaskVector | params.Params) -> dict[str, Tensor]:
         """A vector's tensors under this module's names and on its device; a base is not compared.
@@ -213,7 +227,7 @@ class Linearized(nn.Module):
         deltas = vector.deltas if isinstance(vector, TaskVector) else vector
         if (
             isinstance(vector, TaskVector) and deltas.keys() != theta0.keys()
-        ):  # by the names of files, or with more
+        ):  # names of files, or more tensors
             deltas = vector.fitted(self.base, tangent=True, base=vector.base).deltas
         params.require_same(theta0, deltas, "the linearised module", label)
         return {name: deltas[name].to(theta0[name].device) for name in theta0}
@@ -231,7 +245,7 @@ class Linearized(nn.Module):
         if base is None:
             raise UsageError(f"a linearised {type(self.base).__name__} takes no head: it has no encoder.")
         point = self.head_point or ("logits" if self.point == "output" else self.point)
-        made = Linearized(models.Classifier(base, head), self._names, point, self.engine, self.strict)
+        made = Linearized(models.Classifier(base, head), self._names, point, self._way, self.strict)
         with torch.no_grad():
             for name, tau in made.tau.items():
                 tau.copy_(self.tau[name])
@@ -252,9 +266,7 @@ class Linearized(nn.Module):
 
     def finish(self, output: Tensor) -> Tensor:
         """What follows the linearisation point: the frozen head, if the point lies before it."""
-        if self.point == "encoder" and isinstance(self.base, models.Classifier):
-            return cast(Tensor, self.base.head(output))
-        return output
+        return cast(Tensor, cast(models.Classifier, self.base).head(output)) if self._cut else output
 
     def forward(self, *inputs: Any, **kwargs: Any) -> Tensor:
         """f(x; theta0) + J(x) tau, then the head if the point lies before it."""
@@ -273,6 +285,7 @@ class Linearized(nn.Module):
         return TaskVector(deltas, models.fingerprint_of(self.base), "linear", label, facts)
 
     @torch.no_grad()
+    @checked
     def load_task_vector(self, vector: TaskVector, *, check_base: bool = True) -> None:
         """Set tau; a standard vector is accepted too (post-hoc linearisation).
 
@@ -291,30 +304,37 @@ class Linearized(nn.Module):
         self._beyond = {name: delta for name, delta in vector.deltas.items() if name not in inside}
 
 
+@checked
 def linearize(
     module: nn.Module,
     params: str | Sequence[str] = "all",
     point: Point | None = None,
     *,
-    engine: Engine = "onepass",
+    engine: Name | None = None,
     strict: bool = False,
     checkpointing: bool = False,
+    check: Check | None = None,
 ) -> Linearized:
     """The tangent model of a module at the point it stands at.
 
     Args:
         module: any `nn.Module` whose layers are deterministic in eval mode; an `Encoder` or a `Classifier`
             adds a choice of `point`.
-        params: the trainable tangents: `"all"`, `"attention"`, `"last:k"`, a pattern or a list of names.
+        params: the trainable tangents: `"all"`, `"attention"`, `"last:k"`, a pattern or a list of names. The first three
+            leave out what is frozen (`requires_grad=False`); where everything is, tau is empty, with a warning.
         point: where the model is linearised. `"logits"`: after the frozen head, so that logits are exactly
             affine in tau (default for a `Classifier`). `"encoder"`: at the features, before any
             normalisation, as the paper's code does. `"output"`: whatever a plain module returns.
-        engine: `"onepass"`, or `"reference"`: `torch.func.jvp`, slower, differentiable more than once and in the
-            inputs. Both give the same numbers.
+        engine: what computes tangents first: `"onepass"`; `"reference"`, `torch.func.jvp`, slower, differentiable more
+            than once and in the inputs; or `"backward"`, ordinary backward passes, slower still, for any module that
+            ordinary autograd takes. All give the same numbers. Where one fails, or fails the check, the next is taken.
+            None is what `tauspan.computing` says, and the first of these outside of it.
         strict: raise where an operation has no tangent rule, instead of computing it by torch's forward mode with a
             warning.
         checkpointing: keep only each block's input for the backward and compute the rest again: less memory, one
             more forward, the same numbers. One-pass engine only.
+        check: `"auto"` compares the first batch of each kind with ordinary autograd on the module itself (see
+            `tauspan.linear.check`), on two rows where the module takes them; `"off"` trusts. None as for `engine`.
 
     Raises:
         ModelError: active dropout, batch norm in training mode, tied memory that cannot be kept.
@@ -332,8 +352,6 @@ def linearize(
     """
     if isinstance(models.core(module)[0], Linearized):
         raise MismatchError("the module is linearised already.")
-    if engine not in ENGINES:
-        raise UsageError(f"engine={engine!r}. {nearest(str(engine), ENGINES)}")
     models.require_deterministic(module)
     possible: dict[type[nn.Module], tuple[Point, ...]] = {
         models.Classifier: ("logits", "encoder"), models.Encoder: ("encoder",)
@@ -345,4 +363,30 @@ def linearize(
             "build a Classifier (encoder and head) first" if chosen == "logits" else nearest(chosen, points)
         )
         raise UsageError(f"{type(module).__name__} has no linearisation point {chosen!r}: {wanted}")
-    return Linearized(module, models.select(module, params), chosen, engine, strict, checkpointing)
+    _require_there(module)
+    try:
+        names = models.select(module, params)
+    except models.FrozenError as error:
+        warnings.warn(f"the tangent model has nothing to move: {error}", RuntimeWarning, stacklevel=2)
+        names = ()
+    return Linearized(module, names, chosen, way(engine, check), strict, checkpointing)
+
+
+def _require_there(module: nn.Module) -> None:
+    """Raise if parameters have no values yet, or none that autograd may use."""
+    for name, parameter in module.named_parameters():
+        if isinstance(parameter, nn.parameter.UninitializedParameter):
+            raise ModelError(
+                f"parameter {name!r} of {type(module).__name__} has no shape yet: it belongs to a lazy layer. Call the "
+                "module once on a batch first."
+            )
+        if parameter.is_meta:
+            raise ModelError(
+                f"parameter {name!r} of {type(module).__name__} has no values (it is on the meta device). Load the "
+                "weights first."
+            )
+        if parameter.is_inference():
+            raise ModelError(
+                f"parameter {name!r} of {type(module).__name__} was made under torch.inference_mode, and autograd may "
+                "not use it. Make or load the module outside of it."
+            )

@@ -11,39 +11,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tauspan.errors import ModelError
 from tauspan.linear.dual import Dual, Trace
+from tauspan.linear.maps import once
 from tauspan.linear.reference import Function
 from tauspan.params import Params
-
-
-class _Once(torch.autograd.Function):
-    """J^T g, which must not be derived again: that would give f's own curvature, which the tangent model lacks.
-
-    tau is an input so that a second derivative in it comes by here, and not round the error.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, gradient: Tensor, tau: Tensor) -> Tensor:
-        """The gradient as it is."""
-        return gradient.view_as(gradient)
-
-    @staticmethod
-    def backward(ctx: Any, *_: Tensor) -> None:
-        """No second derivative."""
-        raise ModelError(
-            "the gradient of a one-pass tangent model cannot be derived again. "
-            "For second derivatives use linearize(..., engine='reference')."
-        )
-
-
-def once(gradient: Tensor, tau: Tensor) -> Tensor:
-    """A gradient for tau, in tau's dtype, that raises if it is derived again."""
-    found = gradient.to(tau.dtype)
-    if not torch.is_grad_enabled():
-        return found
-    guarded: Tensor = _Once.apply(found, tau)  # type: ignore[no-untyped-call]
-    return guarded
 
 
 class _Anchor(torch.autograd.Function):

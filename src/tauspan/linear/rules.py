@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from tauspan.linear.maps import ramp, turned
 from tauspan.linear.reference import forward_mode
 
 Push: TypeAlias = Callable[..., Any]
@@ -280,24 +281,111 @@ def embedding(
     return rows(weight), lambda _ids, dweight, *_: rows(dweight)
 
 
+def embedding_bag(
+    func: Any, ids: Tensor, weight: Tensor, offsets: Tensor | None = None, max_norm: float | None = None,
+    norm_type: float = 2, scale_grad_by_freq: bool = False, mode: str = "mean", sparse: bool = False,
+    per_sample_weights: Tensor | None = None, include_last_offset: bool = False, padding_idx: int | None = None,
+) -> tuple[Any, Push]:  # fmt: skip
+    """Sums or means of rows of a table: linear in the table and in the weights of the rows."""
+    if mode == "max" or max_norm is not None or ids.is_floating_point():
+        raise NotImplementedError(f"an embedding bag with mode={mode!r}, max_norm={max_norm}")
+
+    def bags(table: Tensor, weights: Tensor | None) -> Tensor:
+        return F.embedding_bag(
+            ids, table, offsets, None, norm_type, scale_grad_by_freq, mode, sparse, weights, include_last_offset,
+            padding_idx,
+        )  # fmt: skip
+
+    def push(_: None, dtable: Any = None, *rest: Any) -> Any:
+        dweights = rest[6] if len(rest) > 6 else None
+        return total(
+            None if dtable is None else bags(dtable, per_sample_weights),
+            None if dweights is None else bags(weight, dweights),
+        )
+
+    return bags(weight, per_sample_weights), push
+
+
+def distances(func: Any, x: Tensor, y: Tensor, p: float = 2.0, compute_mode: Any = None) -> tuple[Any, Push]:
+    """All distances |x_i - y_j|_p: torch has no second derivative of its own kernel, so the norm's is taken."""
+    value = func(x, y, p) if compute_mode is None else func(x, y, p, compute_mode)
+
+    def norms(a: Tensor, b: Tensor) -> Tensor:
+        lengths: Tensor = torch.linalg.vector_norm(a.unsqueeze(-2) - b.unsqueeze(-3), p, -1)
+        return lengths
+
+    push = by_forward_mode(norms, x, y)[1]
+    return value, lambda dx=None, dy=None, *_: push(dx, dy)
+
+
 # -- everything else ---------------------------------------------------------------------------------------------
 
 
 def by_forward_mode(func: Any, *args: Any, **kwargs: Any) -> tuple[Any, Push]:
-    """Any operation that torch's forward mode knows; the value is computed a second time in each push."""
+    """Any operation: by torch's forward mode, or by its backward derived once more; the value is formed again for each.
+
+    The push has an attribute `how`, which says after the first use what computed it.
+
+    Raises:
+        NotImplementedError: from the push: torch can derive the operation in neither way.
+    """
     value = func(*args, **kwargs)
 
     def push(*tangents: Any, **named: Any) -> Any:
         primals, deltas = zip(*_moved((args, kwargs), (tangents, named)), strict=True)
+        primals = tuple(primal.detach() for primal in primals)
 
         def at(*inputs: Tensor) -> Any:
             positional, keyword = _replaced((args, kwargs), (tangents, named), iter(inputs))
             return func(*positional, **keyword)
 
-        with forward_mode():
-            return torch.func.jvp(at, tuple(primal.detach() for primal in primals), deltas)[1]
+        if not hasattr(push, "how"):
+            found, push.how = _first_of(at, primals, deltas)  # type: ignore[attr-defined]
+            return found
+        ways = dict(_WAYS)
+        return ways[push.how](at, primals, deltas)
 
     return value, push
+
+
+def _first_of(at: Callable[..., Any], primals: Any, deltas: Any) -> tuple[Any, str]:
+    """The tangent by the first way that works, and which it was."""
+    reasons = []
+    for how, way in _WAYS:
+        try:
+            return way(at, primals, deltas), how
+        except torch.OutOfMemoryError:
+            raise
+        except RuntimeError as error:  # NotImplementedError is one; torch raises either
+            reasons.append(str(error).partition("\n")[0])
+    raise NotImplementedError("; ".join(dict.fromkeys(reasons)))
+
+
+def _forward(at: Callable[..., Any], primals: tuple[Tensor, ...], deltas: tuple[Tensor, ...]) -> Any:
+    with forward_mode():
+        return torch.func.jvp(at, primals, deltas)[1]
+
+
+def _backward_twice(at: Callable[..., Any], primals: tuple[Tensor, ...], deltas: tuple[Tensor, ...]) -> Any:
+    """J v as the derivative in u of <J^T u, v>."""
+    with torch.enable_grad():
+        leaves = [primal.detach().requires_grad_() for primal in primals]
+        out = at(*leaves)
+        several = isinstance(out, tuple | list)
+        derived = [y for y in (out if several else (out,)) if isinstance(y, Tensor) and y.requires_grad]
+        if not derived:
+            return [None for _ in out] if several else None
+        us = [ramp(y) for y in derived]
+        pulled = torch.autograd.grad(derived, leaves, us, create_graph=True, allow_unused=True)
+        moved = iter(turned(pulled, deltas, us))
+    found = [
+        next(moved) if isinstance(y, Tensor) and y.requires_grad else None
+        for y in (out if several else (out,))
+    ]
+    return found if several else found[0]
+
+
+_WAYS = (("torch's forward mode", _forward), ("its backward, derived once more,", _backward_twice))
 
 
 def _moved(item: Any, tangent: Any) -> Iterator[tuple[Tensor, Tensor]]:

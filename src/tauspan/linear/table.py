@@ -128,6 +128,8 @@ RULES: dict[str, Rule] = {
     "baddbmm": rules.with_addend,
     "linear": rules.linear,
     "embedding": rules.embedding,
+    "embedding_bag": rules.embedding_bag,
+    "cdist": rules.distances,
     "gelu": elementwise.gelu,
     "softmax": elementwise.softmax,
     "log_softmax": elementwise.log_softmax,
@@ -163,5 +165,10 @@ WITHOUT_TANGENT = frozenset({
     "new_empty", "new_full", "new_tensor", "result_type",
 })  # fmt: skip
 
-# Reading a number off a tensor drops its derivative.
-READS = frozenset({"item", "tolist", "numpy", "__float__", "__int__", "__array__", "__complex__"})
+# A number read off a tensor is a constant, as for ordinary autograd.
+READS = frozenset(
+    {"item", "tolist", "numpy", "__float__", "__int__", "__index__", "__array__", "__complex__"}
+)
+
+# Derivatives that a module takes in its own forward.
+DERIVES = frozenset({"grad", "backward", "jacobian", "hessian", "vjp", "jvp"})

@@ -18,7 +18,7 @@ from tauspan.merge.locations import named, places, renamed
 from tauspan.merge.method import Method
 from tauspan.merge.own import source_hash
 from tauspan.merge.recipe import MergeRecipe
-from tauspan.report import Report, Table, versions
+from tauspan.report import Report, Table, bulleted, versions
 
 FILE = "README.md"
 FORMAT = "tauspan-merge-card/1"
@@ -135,7 +135,8 @@ def write(
         _models(assembly, licences).to_markdown(),
         f"## Recipe\n\n```yaml\n{card.recipe.to_yaml()}```",
         Table("Precision", [precision], note).to_markdown(),
-        *(table.to_markdown() for table in report.tables if table.title in _TOLD),
+        *(table.to_markdown() for table in report.tables if table.title == "kept"),
+        *([bulleted(report.warnings)] if report.warnings else []),
         *([] if results is None else [results.to_markdown()]),
         f"## Reproduction\n\n{_needs_code(recipe) or _REPRODUCTION}\n\n```json\n{json.dumps(facts, indent=1)}\n```\n",
     ]
@@ -143,7 +144,6 @@ def write(
     return card
 
 
-_TOLD = ("kept", "warnings")  # tables of the report that stand in the card too
 _CUT = "norm: of the exact merged displacement; loss: the share of it that the SVD cut off."
 _REPRODUCTION = (
     "`tauspan reproduce-card DIRECTORY` makes the merge again from this card and compares it bit for bit."

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import torch
 
+from tauspan.arguments import checked
 from tauspan.errors import TauspanError
 from tauspan.merge.alignment import Aligned
 from tauspan.merge.compare import compared
@@ -23,6 +24,7 @@ from tauspan.report import Cell, Report, Table, provenance
 _BLOCK = 1 << 20  # entries looked at together
 
 
+@checked
 def check(
     base: Source | None,
     models: Sequence[Source],
@@ -75,6 +77,7 @@ def check(
     return lenient(problems, allow)
 
 
+@checked
 def doctor(
     paths: Sequence[str | Path],
     base: str | Path | None = None,

@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import logging
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -13,6 +12,7 @@ from typing import Any
 import torch
 
 from tauspan import store
+from tauspan.arguments import checked
 from tauspan.errors import UsageError
 from tauspan.merge import card, output
 from tauspan.merge.adapter_merge import AdapterPlan, plan_adapter
@@ -35,11 +35,11 @@ from tauspan.merge.stream import execute
 from tauspan.merge.target import require_target
 from tauspan.merge.values import Access
 from tauspan.merge.writer import MODEL
+from tauspan.notices import tell
 from tauspan.report import Cell, Report, Table, provenance
 
-_LOG = logging.getLogger(__name__)
 
-
+@checked
 def merge_files(
     recipe: MergeRecipe | Mapping[str, Any] | str | Path,
     out: str | Path,
@@ -67,8 +67,8 @@ def merge_files(
         show_progress: a bar on a terminal.
 
     Returns:
-        What rounding (of an adapter: the SVD) kept of the merged displacement, the result's digest, and `warnings`: all
-        that was let pass, which is logged as well and stands in the card. Of several merges the last one's.
+        What rounding (of an adapter: the SVD) kept of the merged displacement, the result's digest, and in
+        `warnings` all that was let pass, which is logged too and stands in the card. Of several merges the last one's.
 
     Raises:
         UsageError: `resume` for an adapter; `out` and an input lie in one another.
@@ -110,7 +110,7 @@ def merge_files(
             )
         require_target(out, assembly.sources, overwrite)
         for note in plan.warnings:
-            _LOG.warning("warning: %s", note)
+            tell(note)
         if isinstance(plan, Warned):
             return _adapter(plan, chosen, assembly, out, overwrite)
         kinds = {entry.dtype for entry in plan.layout.entries.values() if entry.dtype.is_floating_point}
@@ -210,10 +210,7 @@ def _adapter(plan: Warned, recipe: MergeRecipe, assembly: Assembly, out: Path, o
     }  # fmt: skip
     table = Table("adapter", rows, "left out: the Frobenius norm of what the SVD took away.")
     facts = provenance(block=plan.block, workers=plan.workers, **plan.job.facts)
-    warned = Table("warnings", [{"warning": one} for one in plan.warnings])
-    result |= {"warnings": list(plan.warnings)} if plan.warnings else {}
-    tables = [table, *([warned] if plan.warnings else [])]
-    report = Report(f"merge by {plan.job.method.name}", tables, facts, result=result)
+    report = Report(f"merge by {plan.job.method.name}", [table], facts, result=result, warnings=plan.warnings)
 
     def finish(folder: Path) -> None:
         (weights,) = folder.glob("*.safetensors")

@@ -1,13 +1,11 @@
 """`regmean_plus_plus`: RegMean with each block's inputs as the merged model so far makes them."""
 
-import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import nn
-from torch.func import functional_call
 
 from tauspan import models
 from tauspan.batches import batches
@@ -18,6 +16,7 @@ from tauspan.merge.gather import Products, SplitName, drawn_rows, gram_matrices,
 from tauspan.merge.memory import merge
 from tauspan.merge.statistics_file import statistics_of
 from tauspan.models import Batch, Encoder
+from tauspan.models.at import call_at
 from tauspan.params import Params
 from tauspan.tasks import Task
 from tauspan.vector import TaskVector, fitted
@@ -124,7 +123,7 @@ class _Merging:
     def __init__(self, encoder: Encoder, vectors: Sequence[TaskVector], options: Mapping[str, Any]) -> None:
         self._vectors, self._options = vectors, options
         self._origin, self._names = models.state_of(encoder), models.names_of(encoder)
-        self._model = copy.deepcopy(encoder).eval()
+        self._model = models.working_copy(encoder).eval()
         self._merged: dict[str, torch.Tensor] = {}
 
     def average(self, names: Sequence[str]) -> None:
@@ -147,7 +146,7 @@ class _Merging:
             for batch in batches_:
                 args, kwargs = self._inputs(path, block, batch)
                 with products.watching(layers, batch):
-                    functional_call(block, theta, args, kwargs)
+                    call_at(block, theta, args, kwargs)
             grams.append(products.means())
         self._set(names, grams)
 

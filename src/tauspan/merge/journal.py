@@ -116,7 +116,7 @@ class Desk:
 
 
 def work_folder(out: Path) -> Path:
-    """Where a merge into `out` works."""
+    """Where a merge into `out` works until it is whole."""
     return out.parent / f".{out.name}.merging"
 
 

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from tauspan import params
+from tauspan.arguments import checked
 from tauspan.errors import UsageError, nearest
 from tauspan.merge.account import Account
 from tauspan.merge.engine import Engine
@@ -37,6 +38,7 @@ def find(method: object) -> Method:
     return METHODS[method]
 
 
+@checked
 def merge(
     vectors: Sequence[TaskVector],
     method: str | Method = "task_arithmetic",

@@ -11,10 +11,12 @@ from typing import Any
 
 from torch import Tensor
 
+from tauspan.arguments import checked
 from tauspan.errors import UsageError, nearest
 from tauspan.merge.method import Block, Method, Option
 
 
+@checked
 def own_method(function: Callable[..., Tensor] | Method, name: str | None = None) -> Method:
     """A method made of a plain function over one tensor of all models.
 

@@ -87,14 +87,10 @@ class Plan:
         now = anonymous()
         return None if now is None else now + self.block_bytes
 
-    def warned(self) -> list[Table]:
-        """The warnings as a table, if there are any."""
-        return [Table("warnings", [{"warning": one} for one in self.warnings])] if self.warnings else []
-
     def report(self) -> Report:
         """The plan as tables."""
         method = self.job.method
-        facts: dict[str, Cell] = {
+        told: dict[str, Cell] = {
             "method": f"{method.title}: {method.formula}",
             "models": listed(model.label for model in self.job.models),
             "base": "" if self.job.base is None else str(self.job.base.path),
@@ -105,9 +101,9 @@ class Plan:
             "memory, bytes, estimated": self.memory,
             "workers": self.workers,
         }
-        words = {what: in_words(int(facts[f"bytes to {what}"] or 0)) for what in ("read", "write")}
+        words = {what: in_words(int(told[f"bytes to {what}"] or 0)) for what in ("read", "write")}
         rows: dict[str, Cell] = {
-            **{what: value for what, value in facts.items() if "bytes" not in what},
+            **{what: value for what, value in told.items() if "bytes" not in what},
             "to read": words["read"],
             "to write": words["write"],
         }
@@ -125,9 +121,9 @@ class Plan:
             Table(
                 "outputs", [{"writes": one.file, "size": in_words(one.nbytes)} for one in self.layout.shards]
             ),
-            *self.warned(),
         ]
-        return Report("merge plan", tables, provenance(plan=self.key, **self.job.facts), result=facts)
+        facts = provenance(plan=self.key, **self.job.facts)
+        return Report("merge plan", tables, facts, result=told, warnings=self.warnings)
 
 
 def plan(job: Job, *, block: int = BLOCK, workers: int | None = None) -> Plan:

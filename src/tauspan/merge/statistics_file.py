@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from tauspan import params, store
+from tauspan.arguments import checked
 from tauspan.errors import BaseMismatchError, MismatchError, StoreError, UsageError, listed, nearest
 from tauspan.merge.method import Need
 from tauspan.params import Params
@@ -139,6 +140,7 @@ def parse_header(text: str | None, file: Path) -> dict[str, Any]:
     return result
 
 
+@checked
 def statistics_of(
     vectors: Sequence[TaskVector], statistics: Sequence[Statistics]
 ) -> dict[Need, Sequence[Params]]:

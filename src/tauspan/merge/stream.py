@@ -134,9 +134,7 @@ def _report(plan: Plan, out: Path, finished: Sequence[Finished], cost: Cost, res
         "bytes": plan.layout.nbytes, "seconds": cost.seconds, "bytes_per_second": moved / max(cost.seconds, 1e-3),
         **{key: value for key, value in total.row().items() if key != "entries"},
     }  # fmt: skip
-    tables = [*_kept(plan, total), *plan.warned()]
-    if plan.warnings:
-        result["warnings"] = list(plan.warnings)
+    tables = _kept(plan, total)
     if total.kept:
         result["kept"] = {str(row["model"]): row["kept"] for row in tables[0].rows}
     most = f" The {len(worst)} tensors that lost most." if len(worst) > 1 else ""
@@ -148,6 +146,7 @@ def _report(plan: Plan, out: Path, finished: Sequence[Finished], cost: Cost, res
         facts,
         series,
         result,
+        plan.warnings,
     )
 
 

@@ -14,7 +14,7 @@ from tauspan.merge.recipe import UNION, MergeRecipe
 from tauspan.merge.recipe_parts import Token
 from tauspan.merge.slices import View
 from tauspan.merge.vocabulary import has_tokenizer, vocabulary
-from tauspan.models.sources import require_extra
+from tauspan.models.extras import require_extra
 
 
 @dataclass(frozen=True)

@@ -4,12 +4,15 @@ from tauspan.models.encoder import Batch, Classifier, Encoder, Head
 from tauspan.models.fresh import reinitialised
 from tauspan.models.frozen import Frozen, Origin, Prediction, chosen_head, predicted
 from tauspan.models.home import encoder_in, fingerprint_of, names_of, stored_state
+from tauspan.models.intact import working_copy
 from tauspan.models.names import Names
 from tauspan.models.points import Beyond, aligned, differing, in_memory, point_of
 from tauspan.models.select import (
+    FrozenError,
     blocks,
     core,
     eval_mode,
+    movable,
     named_unique,
     on_path,
     require_deterministic,
@@ -33,6 +36,7 @@ __all__ = [
     "Classifier",
     "Encoder",
     "Frozen",
+    "FrozenError",
     "Head",
     "Names",
     "Origin",
@@ -51,6 +55,7 @@ __all__ = [
     "in_memory",
     "load_model",
     "model_directory",
+    "movable",
     "named_unique",
     "names_of",
     "on_path",
@@ -64,5 +69,6 @@ __all__ = [
     "stored_state",
     "trimmed",
     "weights_of",
+    "working_copy",
     "write_model",
 ]

@@ -3,150 +3,24 @@
 import copy
 import random
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+from dataclasses import dataclass, is_dataclass
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tauspan.ahead import in_threads
-from tauspan.errors import DataError, MismatchError, ModelError
-from tauspan.models.crop import random_box
+from tauspan.arguments import checked
+from tauspan.errors import MismatchError, ModelError, NonFiniteError
+from tauspan.models.inputs import Batch, Inputs
 
 if TYPE_CHECKING:
     from tauspan.models.frozen import Frozen, Origin, Prediction
     from tauspan.models.home import Home
 
-Modality = Literal["text", "image", "tensor"]
-Interpolation = Literal["nearest-exact", "bilinear", "bicubic"]
-Batch: TypeAlias = Tensor | Mapping[str, Tensor]
+__all__ = ["OUTPUT_FIELDS", "Batch", "Classifier", "Encoder", "Head", "Inputs", "Whole", "call", "positions",
+           "single_tensor", "to_device"]  # fmt: skip
 _PROMPTS = 256  # that go through a text tower at once
-
-
-@dataclass(frozen=True)
-class Inputs:
-    """How raw task inputs become a batch: a tokenizer for text; resizing, cropping and statistics for images.
-
-    Args:
-        modality: `"text"`, `"image"` or `"tensor"`.
-        tokenizer: called on a list of texts; only for text and for the prompts of an image model.
-        size: side in pixels of the centre crop that the model reads.
-        mean: per channel, of pixels in [0, 1].
-        std: per channel.
-        resize: before the crop; a number is the shorter side (proportions are kept), a pair is height and width.
-            None takes `size` as the shorter side.
-        interpolation: `"bicubic"`, `"bilinear"` or `"nearest-exact"`, each as Pillow does it.
-    """
-
-    modality: Modality = "tensor"
-    tokenizer: Any = None
-    size: int = 224
-    mean: tuple[float, ...] = (0.5, 0.5, 0.5)
-    std: tuple[float, ...] = (0.5, 0.5, 0.5)
-    resize: int | tuple[int, int] | None = None
-    interpolation: Interpolation = "bicubic"
-
-    def encode(
-        self, raw: Sequence[Any], max_tokens: int | None = None, crops: Sequence[random.Random] | None = None
-    ) -> Batch:
-        """A batch from raw inputs; texts are cut at `max_tokens` and padded to the longest.
-
-        Images are (H, W), (H, W, C) or (C, H, W) with one or three channels, bytes or floats in [0, 1], each of
-        its own size; they become (N, 3, size, size). With `crops`, a source of random numbers for each image, a random
-        part of it (`tauspan.models.crop`) is resized to that square; nothing else is read of them.
-
-        Raises:
-            DataError: the inputs are not of this encoder's modality, or tensors differ in shape.
-        """
-        if self.modality == "image":
-            return self._images(raw, crops)
-        raw = list(raw)
-        if self.modality == "text":
-            if not all(isinstance(text, str) for text in raw):
-                raise DataError(
-                    f"this encoder reads text, and the task holds {type(raw[0]).__name__} inputs."
-                )
-            tokens = self.tokenizer(
-                raw, padding=True, truncation=True, max_length=max_tokens, return_tensors="pt"
-            )
-            return {name: tensor for name, tensor in tokens.items() if isinstance(tensor, Tensor)}
-        if any(isinstance(item, str) for item in raw):
-            raise self._text()
-        tensors = [torch.as_tensor(item) for item in raw]
-        for row, tensor in enumerate(tensors):
-            if tensor.shape != tensors[0].shape:
-                raise DataError(
-                    f"input 0 of a batch has shape {tuple(tensors[0].shape)} and input {row} has "
-                    f"{tuple(tensor.shape)}: tensors are read as they are. Make all rows of one shape, or wrap the "
-                    "model in an Encoder with Inputs('image'), which resizes images."
-                )
-        return torch.stack(tensors)
-
-    @property
-    def ahead(self) -> int:
-        """How many batches are worth preparing before they are asked for: images take long to decode."""
-        return 2 if self.modality == "image" else 0
-
-    def _text(self) -> DataError:
-        return DataError(f"this encoder reads {self.modality} inputs, and the task holds text.")
-
-    def _images(self, raw: Sequence[Any], crops: Sequence[random.Random] | None) -> Tensor:
-        """Each image looked at once, since a lazy sequence decodes it whenever it is; several at a time."""
-
-        def pixels(place: int) -> Tensor:
-            image = raw[place]
-            if isinstance(image, str):
-                raise self._text()
-            return self._pixels(torch.as_tensor(image), None if crops is None else crops[place])
-
-        return torch.stack(in_threads(pixels, range(len(raw))))
-
-    def describe(self) -> str:
-        """What decides the batch besides the raw inputs and the tokenizer, as one line."""
-        facts = (self.modality, self.size, self.resize, self.interpolation, self.mean, self.std)
-        return repr(facts if self.modality == "image" else self.modality)
-
-    def _pixels(self, image: Tensor, draw: random.Random | None) -> Tensor:
-        """One image, resized, cropped at the centre or at random, and normalised."""
-        shape = tuple(image.shape)
-        if image.ndim == 2:
-            image = image.unsqueeze(-1)
-        if image.ndim == 3 and (image.shape[0] not in (1, 3) or image.shape[-1] in (1, 3)):
-            image = image.permute(2, 0, 1)
-        if image.ndim != 3 or image.shape[0] not in (1, 3) or 0 in shape:
-            raise DataError(
-                f"an image has shape {shape}: it must be (H, W), (H, W, C) or (C, H, W) with one or three channels."
-            )
-        scale = 255.0 if image.dtype == torch.uint8 else 1.0
-        pixels = image.float().div(scale).expand(3, -1, -1)
-        pixels = self._central(pixels) if draw is None else self._anywhere(pixels, draw)
-        mean, std = (torch.tensor(values).view(3, 1, 1) for values in (self.mean, self.std))
-        return (pixels - mean) / std
-
-    def _central(self, pixels: Tensor) -> Tensor:
-        """Resized, then cropped at the centre: what evaluation reads."""
-        height, width = pixels.shape[1:]
-        wanted = self.size if self.resize is None else self.resize
-        if isinstance(wanted, int):
-            shorter = min(height, width)
-            wanted = (wanted * height // shorter, wanted * width // shorter)
-        pixels = self._resized(pixels, wanted)
-        top, left = ((side - self.size) // 2 for side in wanted)
-        bottom, right = wanted[0] - self.size - top, wanted[1] - self.size - left
-        # a negative border crops; where the image is smaller than the crop, the border is black
-        return F.pad(pixels, (-left, -right, -top, -bottom))
-
-    def _anywhere(self, pixels: Tensor, draw: random.Random) -> Tensor:
-        """A random part, resized."""
-        box = random_box(pixels.shape[1], pixels.shape[2], draw)
-        part = pixels[:, box.top : box.top + box.height, box.left : box.left + box.width]
-        return self._resized(part, (self.size, self.size))
-
-    def _resized(self, pixels: Tensor, wanted: tuple[int, int]) -> Tensor:
-        smooth = self.interpolation != "nearest-exact"
-        resized = F.interpolate(pixels[None], size=wanted, mode=self.interpolation, antialias=smooth)[0]
-        return resized.clamp(0, 1)
 
 
 @dataclass(frozen=True)
@@ -171,6 +45,7 @@ class Encoder(nn.Module):
             exp(logit_scale) for CLIP).
         prefixes: parameter-name prefixes that lie on the path to the features; () means all.
         save_extras: writes what else belongs into a saved directory (tokenizer, pooling), or None.
+        pooling: what a feature is, in words; None takes what `features` says of itself.
         home: the files that the backbone came from, with all that it lacks of them; None where it came from none.
 
     Attributes:
@@ -182,6 +57,7 @@ class Encoder(nn.Module):
         whole: what this is a part of, if `trimmed` made it; else None.
     """
 
+    @checked
     def __init__(
         self,
         backbone: nn.Module,
@@ -193,7 +69,8 @@ class Encoder(nn.Module):
         logit_scale: float = 20.0,
         prefixes: tuple[str, ...] = (),
         save_extras: Callable[[Any], None] | None = None,
-        home: "Home | None" = None,
+        pooling: str | None = None,
+        home: Any = None,
     ) -> None:
         super().__init__()
         self.backbone = backbone
@@ -205,7 +82,8 @@ class Encoder(nn.Module):
         self.logit_scale = logit_scale
         self.prefixes = prefixes
         self.save_extras = save_extras
-        self.home = home
+        self.pooling = pooling or _said(self.features)
+        self.home: Home | None = home
         self.heads: dict[str, Head] = {}
         self.frozen: dict[str, Frozen] = {}
         self.origin: Origin | None = None
@@ -215,6 +93,12 @@ class Encoder(nn.Module):
     def forward(self, batch: Batch) -> Tensor:
         """Features of shape (N, d)."""
         return self.features(self.backbone, batch)
+
+    def __repr__(self) -> str:
+        """One line; print `encoder.backbone` for the layers."""
+        model = type(self.backbone).__name__
+        source = "" if self.source == model else f"{self.source!r}, "
+        return f"Encoder({source}{model}; reads {self.inputs.told()}; features: {self.pooling})"
 
     def predict(
         self, rows: Sequence[Any], task: str | None = None, *, batch_size: int = 64
@@ -257,7 +141,8 @@ class Encoder(nn.Module):
     ) -> Batch:
         """A batch on the backbone's device from raw texts, images or tensors; see `Inputs.encode`."""
         first = next(self.backbone.parameters(), None)
-        batch = self.inputs.encode(raw, max_tokens, crops)
+        most = {"positions": positions(self.backbone)} if self.inputs.modality == "text" else {}
+        batch = self.inputs.encode(raw, max_tokens, crops, **most)
         return batch if first is None else to_device(batch, first.device)
 
     @torch.no_grad()
@@ -274,28 +159,50 @@ class Encoder(nn.Module):
                 "Call `build_head` for every task on the whole encoder, then `trimmed`."
             )
         device = next(self.backbone.parameters()).device
-        parts, most = [], _longest(self.backbone, self.inputs.tokenizer)
+        parts, most = [], positions(self.backbone)
         for begin in range(0, len(prompts), _PROMPTS):
-            some = list(prompts[begin : begin + _PROMPTS])
-            tokens = self.inputs.tokenizer(
-                some, padding=True, truncation=True, max_length=most, return_tensors="pt"
-            )
-            batch = to_device(dict(tokens), device)
+            some = [self.inputs.prompt + prompt for prompt in prompts[begin : begin + _PROMPTS]]
+            batch = to_device(self.inputs.tokens(some, None, most), device)
             parts.append(F.normalize(self.label_features(self.backbone, batch).detach(), dim=-1))
-        return torch.cat(parts)
+        found = torch.cat(parts)
+        broken = (~found.isfinite().all(-1)).nonzero().flatten().tolist()
+        if broken:
+            raise NonFiniteError(
+                f"the features of the prompt {prompts[broken[0]]!r} hold NaN or infinity: it has no token, or the "
+                f"weights of {self.source} are broken."
+            )
+        return found
 
 
-def _longest(backbone: nn.Module, tokenizer: Any) -> int | None:
-    """The most tokens of a prompt where the tokenizer, saved without its limit, would pass more than has positions."""
+def positions(backbone: nn.Module) -> int | None:
+    """How many tokens of a text a transformers model has positions for; None where it has no end, or says none.
+
+    RoBERTa and its like count positions from behind the padding's, so their tables hold fewer texts than rows.
+    """
     config = getattr(backbone, "config", None)
-    positions: int | None = getattr(getattr(config, "text_config", config), "max_position_embeddings", None)
-    limit = getattr(tokenizer, "model_max_length", 0)
-    return positions if positions is not None and limit > positions else None
+    most = getattr(getattr(config, "text_config", None) or config, "max_position_embeddings", None)
+    if not isinstance(most, int) or most < 1:  # XLNet says -1
+        return None
+    for name, layer in backbone.named_modules():
+        if name.endswith("position_embeddings"):
+            rows, padding = getattr(layer, "num_embeddings", None), getattr(layer, "padding_idx", None)
+            if isinstance(padding, int) and rows == most:
+                return most - padding - 1
+    return most
 
 
 def _named(function: Any) -> str:
+    if is_dataclass(function):
+        return repr(function)
     named = function if hasattr(function, "__qualname__") else type(function)
     return f"{named.__module__}.{named.__qualname__}"
+
+
+def _said(function: Any) -> str:
+    """A pooling in words; a function of one's own by its name."""
+    if function is call:
+        return "the module's output"
+    return getattr(function, "__name__", None) or str(function)
 
 
 def call(module: nn.Module, batch: Batch) -> Tensor:
@@ -344,6 +251,7 @@ class Head(nn.Module):
     weight: Tensor
     bias: Tensor | None
 
+    @checked
     def __init__(
         self, weight: Tensor, bias: Tensor | None = None, *, scale: float = 1.0, normalize: bool = False
     ) -> None:
@@ -367,6 +275,7 @@ class Head(nn.Module):
 class Classifier(nn.Module):
     """An encoder under a frozen head; linearised at the encoder's output or at the logits."""
 
+    @checked
     def __init__(self, encoder: Encoder, head: Head) -> None:
         super().__init__()
         self.encoder = encoder

@@ -6,11 +6,13 @@ from typing import Any
 import torch
 from torch import nn
 
+from tauspan.arguments import checked
 from tauspan.errors import ModelError
 from tauspan.models.encoder import Encoder
 from tauspan.models.select import state_of
 
 
+@checked
 def reinitialised(encoder: Encoder, seed: int = 0) -> Encoder:
     """A copy of an encoder with fresh random weights, to compare with what pre-training gives.
 

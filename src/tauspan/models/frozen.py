@@ -18,6 +18,7 @@ from tauspan.models.encoder import Batch, Encoder, Head
 from tauspan.models.home import fingerprint_of
 from tauspan.models.select import eval_mode
 from tauspan.models.sources import load_model
+from tauspan.params import fingerprint
 
 FOLDER = "heads"
 FORMAT = "tauspan-head/1"
@@ -160,6 +161,7 @@ def save_heads(directory: Path, heads: Mapping[str, Frozen]) -> None:
             "normalize": one.head.normalize, "max_tokens": one.max_tokens, "made_of": list(one.made_of),
         }  # fmt: skip
         tensors = {key: tensor for key, tensor in one.head.state_dict().items() if tensor is not None}
+        facts["fingerprint"] = fingerprint(tensors)
         file = directory / FOLDER / f"{quote(name, safe=' ')}.safetensors"
         store.write_tensors(file, tensors, {"tauspan": json.dumps(facts)})
 
@@ -168,7 +170,7 @@ def read_heads(directory: Path) -> dict[str, Frozen]:
     """The heads in a directory by task.
 
     Raises:
-        StoreError: a file that is no head.
+        StoreError: a file that is no head, or whose tensors are not those that were saved for its task.
     """
     found = {}
     for file in sorted((directory / FOLDER).glob("*.safetensors")):
@@ -178,6 +180,8 @@ def read_heads(directory: Path) -> dict[str, Frozen]:
             facts = json.loads(checkpoint.metadata["tauspan"])
             if facts["format"] != FORMAT or len(tensors["weight"]) != len(facts["label_names"]):
                 raise ValueError(f"format {facts['format']!r}")
+            if facts.get("fingerprint", own := fingerprint(tensors)) != own:
+                raise ValueError("its tensors are not those that were saved for this task")
             head = Head(
                 tensors["weight"],
                 tensors.get("bias"),

@@ -11,7 +11,7 @@ from tauspan import store
 from tauspan.errors import MismatchError, MissingExtraError, ModelError
 from tauspan.models.home import names_of, stored_state
 from tauspan.models.names import Names
-from tauspan.models.select import core, select, state_of
+from tauspan.models.select import core, movable, state_of
 from tauspan.models.skeleton import directory_names, has_config
 from tauspan.models.sources import checkpoint_of
 from tauspan.params import Params
@@ -40,7 +40,7 @@ def point_of(source: "str | Path | nn.Module | Params") -> Point:
     Of directories and files every tensor is read, and neither a tokenizer nor the model's class is needed.
     """
     if isinstance(source, nn.Module):
-        chosen = names_of(source).files_of(select(source, "all"))
+        chosen = names_of(source).files_of(movable(source))
         return Point(_floats(stored_state(source)), frozenset(chosen))
     if not isinstance(source, str | Path):
         return _parted(source)

@@ -2,11 +2,12 @@
 
 import fnmatch
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 from torch import Tensor, nn
 
+from tauspan.arguments import checked
 from tauspan.errors import ModelError, UsageError, listed, nearest
 from tauspan.models.encoder import Classifier, Encoder
 
@@ -58,6 +59,13 @@ def state_of(module: nn.Module) -> dict[str, Tensor]:
     return {name: tensor.detach() for name, tensor in point.items()}
 
 
+def movable(module: nn.Module) -> tuple[str, ...]:
+    """Names of the floating-point parameters of `core(module)` on the path to the features, frozen or not."""
+    known = named_unique(core(module)[0])
+    return tuple(name for name in known if known[name].is_floating_point() and on_path(module, name))
+
+
+@checked
 def select(module: nn.Module, choice: Selection = "all") -> tuple[str, ...]:
     """Names of the parameters of `core(module)` that a choice picks, in the module's order.
 
@@ -66,9 +74,12 @@ def select(module: nn.Module, choice: Selection = "all") -> tuple[str, ...]:
         choice: `"all"` (everything on the path to the features), `"attention"` (projections inside attention
             blocks, no norms), `"last:k"` (the last k blocks of the longest stack), a pattern such as
             `"encoder.layer.*"`, or a list of names and patterns; of the module, or of its files where none there fits.
+            The first three leave out parameters that are frozen (`requires_grad=False`), so that of a PEFT model only
+            the adapter trains; names and patterns pick frozen ones too.
 
     Raises:
-        UsageError: the choice picks nothing; the message names the nearest parameter.
+        UsageError: the choice picks nothing; the message names the nearest parameter, or says that all are frozen.
+        ModelError: it picks a complex parameter.
 
     Example:
         >>> select(nn.Sequential(nn.Linear(2, 3), nn.Linear(3, 1)), "1.*")
@@ -76,13 +87,19 @@ def select(module: nn.Module, choice: Selection = "all") -> tuple[str, ...]:
     """
     inner, _ = core(module)
     known = named_unique(inner)
-    names = [name for name in known if known[name].is_floating_point() and on_path(module, name)]
+    names = [
+        name
+        for name, tensor in known.items()
+        if (tensor.is_floating_point() or tensor.is_complex()) and on_path(module, name)
+    ]
+    trainable = [name for name in names if known[name].requires_grad]
+    by_kind = choice in ("all", "attention") or (isinstance(choice, str) and choice.startswith("last:"))
     if choice == "all":
-        chosen = names
+        chosen = trainable
     elif choice == "attention":
-        chosen = _attention(inner, names)
-    elif isinstance(choice, str) and choice.startswith("last:"):
-        chosen = _last_blocks(inner, names, choice)
+        chosen = _attention(inner, trainable)
+    elif isinstance(choice, str) and by_kind:
+        chosen = [name for name in _last_blocks(inner, names, choice) if known[name].requires_grad]
     else:
         patterns = _spelt([choice] if isinstance(choice, str) else choice, module, names)
         for pattern in patterns:
@@ -90,10 +107,39 @@ def select(module: nn.Module, choice: Selection = "all") -> tuple[str, ...]:
                 raise UsageError(f"no parameter matches {pattern!r}. {nearest(pattern, names)}")
         chosen = [name for name in names if any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns)]
     if not chosen:
+        if by_kind and len(trainable) < len(names):
+            raise FrozenError(
+                f"the choice {choice!r} picks no parameter of {type(inner).__name__} that is trainable: "
+                f"{len(names) - len(trainable)} of {len(names)} are frozen (requires_grad=False). Call "
+                "`module.requires_grad_(True)`, or name the ones that should move, frozen or not: `params='*'`."
+            )
         raise UsageError(
             f"the choice {choice!r} picks no parameter of {type(inner).__name__} ({listed(known)})."
         )
+    _require_real(inner, known, names, chosen)
     return tuple(chosen)
+
+
+class FrozenError(UsageError):
+    """A choice by kind picks frozen parameters alone."""
+
+
+def _require_real(
+    inner: nn.Module, known: Mapping[str, Tensor], names: Sequence[str], chosen: Sequence[str]
+) -> None:
+    imaginary = [name for name in chosen if known[name].is_complex()]
+    if imaginary:
+        real = [name for name in names if not known[name].is_complex()]
+        way = (
+            f"Leave them where they are by naming the others (`params={real[:2]!r}`{' and so on' if real[2:] else ''})"
+            if real
+            else "There is no other parameter to move"
+        )
+        raise ModelError(
+            f"{listed(imaginary)} of {type(inner).__name__} {'are' if imaginary[1:] else 'is'} complex, and tangents of "
+            f"complex parameters are not carried. {way}, or keep real and imaginary parts as a real parameter and use "
+            "torch.view_as_complex in the forward."
+        )
 
 
 def _spelt(patterns: Sequence[str], module: nn.Module, names: Sequence[str]) -> list[str]:

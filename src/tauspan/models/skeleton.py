@@ -9,6 +9,7 @@ from torch import Size, nn
 
 from tauspan import store
 from tauspan.errors import ModelError
+from tauspan.models.extras import require_extra
 from tauspan.models.names import Names, names_between
 
 Part = Literal["architecture", "backbone"]
@@ -39,7 +40,6 @@ def skeleton(directory: Path, part: str = "architecture") -> nn.Module:
         MissingExtraError: transformers is not installed.
     """
     from tauspan.models.hf import quiet
-    from tauspan.models.sources import require_extra
 
     transformers = require_extra("transformers", "transformers", f"reading the architecture of {directory}")
     try:

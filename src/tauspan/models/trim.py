@@ -5,11 +5,13 @@ import copy
 from torch import nn
 
 from tauspan import params
+from tauspan.arguments import checked
 from tauspan.models.encoder import Encoder, Whole
 from tauspan.models.home import fingerprint_of
 from tauspan.models.select import state_of
 
 
+@checked
 def trimmed(encoder: Encoder) -> Encoder:
     """The encoder without what lies off the path to its features; names and values of the rest are shared with it.
 
@@ -44,7 +46,7 @@ def trimmed(encoder: Encoder) -> Encoder:
         object.__setattr__(backbone, kind, {name: entry for name, entry in held.items() if name in kept})
     made = Encoder(
         backbone, encoder.features, encoder.inputs, source=encoder.source, label_features=encoder.label_features,
-        logit_scale=encoder.logit_scale, prefixes=encoder.prefixes,
+        logit_scale=encoder.logit_scale, prefixes=encoder.prefixes, pooling=encoder.pooling,
     )  # fmt: skip
     made.heads, made.home = dict(encoder.heads), encoder.home
     made.frozen, made.origin = dict(encoder.frozen), encoder.origin

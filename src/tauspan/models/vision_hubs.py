@@ -3,7 +3,7 @@
 import dataclasses
 import logging
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -12,12 +12,19 @@ from torch import Tensor, nn
 
 from tauspan import store
 from tauspan.errors import ModelError, StoreError, listed
-from tauspan.models.encoder import Batch, Encoder, Inputs, Interpolation
+from tauspan.models.encoder import Batch, Encoder, Inputs
+from tauspan.models.extras import require_extra
 from tauspan.models.hf import copies
 from tauspan.models.home import same_names
-from tauspan.models.sources import OPEN_CLIP_CONFIG, require_extra, weights_of
+from tauspan.models.inputs import Interpolation
+from tauspan.models.sources import OPEN_CLIP_CONFIG, weights_of
+from tauspan.models.trial import tried
 
 _HALF = (0.5, 0.5, 0.5)
+_IMAGENET = {
+    "mean": (0.485, 0.456, 0.406),
+    "std": (0.229, 0.224, 0.225),
+}  # what timm takes where none is said
 
 
 def load(directory: Path, source: str) -> Encoder:
@@ -46,12 +53,26 @@ def _timm(directory: Path, source: str, weights: Path) -> Encoder:
         raise StoreError(f"{directory} lacks {len(missing)} weights of {kind} ({listed(missing)}).")
     _fill(model, {name: saved[name] for name in wanted}, directory)
     data = config.get("pretrained_cfg", config)  # older files have one level only
-    size = data.get("input_size", (3, 224, 224))[-1]
+    size = _square(data.get("input_size", (3, 224, 224)), directory)
     side = math.floor(size / (data.get("crop_pct") or 0.875))  # timm's own rule and its default
-    inputs = image_inputs(data, size, side, data.get("crop_mode"), directory)
+    statistics = {key: data.get(key) or own for key, own in _IMAGENET.items()}
+    inputs = image_inputs({**data, **statistics}, size, side, data.get("crop_mode"), directory)
 
-    home = same_names(directory, weights, model)
-    return Encoder(model.eval(), inputs=inputs, source=source, save_extras=copies(directory), home=home)
+    home, said = same_names(directory, weights, model), "the model's output below its classifier"
+    made = Encoder(
+        model.eval(), inputs=inputs, source=source, save_extras=copies(directory), pooling=said, home=home
+    )
+    return tried(made)
+
+
+def _square(shape: Sequence[int], directory: Path) -> int:
+    """The side of square pictures in three colours, given as (channels, height, width)."""
+    if len(shape) != 3 or shape[0] != 3 or shape[1] != shape[2]:
+        raise ModelError(
+            f"{directory} reads pictures of shape {tuple(shape)}; read are square ones of three colours. Wrap the "
+            "model in an Encoder and give it tensors."
+        )
+    return int(shape[-1])
 
 
 def image_inputs(
@@ -72,7 +93,7 @@ def image_inputs(
     if chosen not in smooth:
         raise ModelError(f"{directory} interpolates images by {chosen!r}; known: bicubic and bilinear.")
     mean, std = (tuple(settings.get(key) or _HALF) for key in ("mean", "std"))
-    return Inputs("image", None, size, mean, std, ways[mode], smooth[chosen])
+    return Inputs("image", None, size, mean, std, ways[mode], smooth[chosen], centre="torchvision")
 
 
 def _fill(model: nn.Module, weights: dict[str, Tensor], directory: Path) -> None:
@@ -97,7 +118,7 @@ def _open_clip(directory: Path, source: str, weights: Path) -> Encoder:
     except (RuntimeError, KeyError) as error:
         raise StoreError(f"{file} does not fit the configuration beside it: {error}") from error
     shape = model.visual.image_size
-    size = shape if isinstance(shape, int) else shape[0]
+    size = _square((3, shape, shape) if isinstance(shape, int) else (3, *shape), directory)
     statistics = {"mean": model.visual.image_mean, "std": model.visual.image_std}
     own = {**getattr(model.visual, "preprocess_cfg", {}), **statistics}
     images = image_inputs(own, size, size, own.get("resize_mode"), directory)
@@ -106,7 +127,7 @@ def _open_clip(directory: Path, source: str, weights: Path) -> Encoder:
         ids: Tensor = tokenizer(prompts)
         return {"input_ids": ids}
 
-    return Encoder(
+    encoder = Encoder(
         model.eval(),
         _open_clip_image,
         dataclasses.replace(images, tokenizer=tokens),
@@ -115,8 +136,10 @@ def _open_clip(directory: Path, source: str, weights: Path) -> Encoder:
         logit_scale=math.exp(model.logit_scale.item()),
         prefixes=("visual.",),
         save_extras=copies(directory),
+        pooling="the projected image embedding",
         home=same_names(directory, file, model),
     )
+    return tried(encoder)
 
 
 @contextmanager

@@ -5,15 +5,33 @@ protocol    the paper's constants, each with its source
 recipes/    one file a table or figure; variants/: the paper's hyper-parameters, and the corrected ones
 experiment  such a file, and the recipes of `tauspan.run` that it stands for
 presets     the paper's models
+listing     what there is
 planning    what will be fetched, trained and paid; timing: seconds of a step here
 rates       a learning rate chosen on validation
 published   others' numbers with their certainty
 carry_out   all parts, one report
 ```
+
+Names are loaded on first use, so that the list needs no torch.
 """
 
-from tauspan.reproduce.carry_out import reproduce
+import importlib
+from typing import TYPE_CHECKING, Any
+
 from tauspan.reproduce.experiment import Changes, experiment, names, recipes
-from tauspan.reproduce.planning import Plan, plan
+
+if TYPE_CHECKING:
+    from tauspan.reproduce.carry_out import reproduce
+    from tauspan.reproduce.planning import Plan, plan
+
+_HOME = {"Plan": "planning", "plan": "planning", "reproduce": "carry_out"}
 
 __all__ = ["Changes", "Plan", "experiment", "names", "plan", "recipes", "reproduce"]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module 'tauspan.reproduce' has no attribute {name!r}")
+    value = getattr(importlib.import_module(f"tauspan.reproduce.{_HOME[name]}"), name)
+    globals()[name] = value
+    return value

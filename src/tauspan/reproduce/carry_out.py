@@ -7,10 +7,11 @@ from pathlib import Path
 from typing import Any
 
 from tauspan import figures, store
+from tauspan.arguments import checked
 from tauspan.edit import load
 from tauspan.processes import world
-from tauspan.report import Cell, Report, Table, provenance
-from tauspan.reproduce.leaks import checked
+from tauspan.report import Cell, Report, Table, noted, provenance
+from tauspan.reproduce.leaks import checked as without_leaks
 from tauspan.reproduce.planning import Plan, preset_name
 from tauspan.reproduce.published import Ours, beside
 from tauspan.reproduce.rates import chosen, trials
@@ -21,6 +22,8 @@ log = logging.getLogger(__name__)
 _ADDED = ("added", "added norm.", "alpha 1", "alpha 1 norm.")
 
 
+@noted
+@checked
 def reproduce(plan: Plan, *, allow_leaks: bool = False, show_progress: bool = True) -> Report:
     """Carry a plan out and write `report.json`, `report.md` and figures into its folder.
 
@@ -42,7 +45,7 @@ def reproduce(plan: Plan, *, allow_leaks: bool = False, show_progress: bool = Tr
         plan.model, plan.device
     )  # a model that cannot be had is refused before gigabytes of data are fetched
     done: dict[str, Report] = {}
-    leaks = checked(plan.recipes.values(), plan.out, allow=allow_leaks, show_progress=show_progress)
+    leaks = without_leaks(plan.recipes.values(), plan.out, allow=allow_leaks, show_progress=show_progress)
     tried: dict[str, Table] = {}
     for part, recipe in plan.recipes.items():
         out = plan.out / part

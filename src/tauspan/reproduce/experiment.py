@@ -7,6 +7,7 @@ from typing import Any, Literal, TypeAlias
 
 import yaml
 
+from tauspan.arguments import checked
 from tauspan.errors import RecipeError, UsageError, nearest
 from tauspan.recipe import Recipe
 from tauspan.reproduce.presets import PRESETS
@@ -97,6 +98,7 @@ def names() -> tuple[str, ...]:
     return tuple(sorted(path.stem for path in (_HERE / "recipes").glob("*.yaml")))
 
 
+@checked
 def experiment(name: str) -> Experiment:
     """The experiment of a name.
 
@@ -145,6 +147,7 @@ def laid_over(below: Mapping[str, Any], above: Mapping[str, Any]) -> Plain:
     return joined
 
 
+@checked
 def recipes(name: str, variant_name: str | None = None, changes: Changes | None = None) -> dict[str, Recipe]:
     """The recipes of an experiment's parts, as `tauspan run` takes them.
 

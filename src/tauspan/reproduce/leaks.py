@@ -6,6 +6,7 @@ from typing import Any
 
 from tauspan.data import catalog, find_leaks
 from tauspan.errors import DataError
+from tauspan.notices import tell
 from tauspan.recipe import Recipe
 from tauspan.report import Cell, Table
 from tauspan.run.stages import Stages
@@ -36,7 +37,7 @@ def checked(
     Raises:
         DataError: too many rows stand in two splits, and `allow` is false.
     """
-    stages = Stages(out / "stages")
+    stages = Stages(out / "stages", show_progress)
     rows: list[dict[str, Cell]] = []
     trained = {name: recipe.data for recipe in recipes for name in recipe.tasks}
     controls = {name: recipe.data for recipe in recipes for name in recipe.negate.controls}
@@ -54,6 +55,8 @@ def checked(
         found = stages.do(name, "leak check", f"leaks-{name}", [task.checksum(), near], work).content
         if found["refusal"] and not allow:
             raise DataError(found["refusal"])
+        if found["refusal"]:
+            tell(f"let pass by allow_leaks (--allow-leaks): {found['refusal']}")
         rows.append({"data set": name, **found["counts"]})
     if not rows:
         return None

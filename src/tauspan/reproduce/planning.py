@@ -5,17 +5,19 @@ from collections.abc import Iterator, Mapping, Sequence, Set
 from pathlib import Path
 from typing import Any
 
+from tauspan.arguments import checked
 from tauspan.data import catalog
 from tauspan.edit import load
 from tauspan.models import Encoder, core, named_unique, select
-from tauspan.models.sources import PACKAGED, require_extra
+from tauspan.models.extras import require_extra
+from tauspan.models.sources import PACKAGED
 from tauspan.recipe import Recipe
 from tauspan.report import Cell, Report, Table, in_words, provenance
-from tauspan.reproduce.experiment import Changes, Experiment, Rates, experiment, names, recipes, variant
+from tauspan.reproduce.experiment import Changes, Experiment, Rates, experiment, recipes, variant
 from tauspan.reproduce.presets import PRESETS
 from tauspan.reproduce.rates import FOLDER, trials
 from tauspan.reproduce.timing import StepTime, step_time
-from tauspan.run.workshop import Course, course_of, finetunings
+from tauspan.run.courses import Course, course_of, finetunings
 from tauspan.suite import NAMES, find_task
 from tauspan.train import Settings
 from tauspan.vector import FILE
@@ -27,7 +29,7 @@ _JOINT = "standard"  # how the vector of all tasks together is called
 
 @dataclasses.dataclass(frozen=True)
 class Training:
-    """One fine-tuning: its part, what it is, its steps, whether its vector is there or will be linked from a trial."""
+    """One fine-tuning: its part, what it is, its steps, whether its vector is there, or will be linked from a trial."""
 
     part: str
     course: Course
@@ -35,6 +37,11 @@ class Training:
     steps: int
     done: bool
     linked: bool = False
+
+    @property
+    def left(self) -> bool:
+        """Whether it has to be trained."""
+        return not (self.done or self.linked)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -113,12 +120,16 @@ class Plan:
         tables = [
             Table("To fetch", [_fetch_row(fetch) for fetch in self.fetches()]),
             Table("To train", list(_training_rows(trainings)), self._training_note(trainings)),
-            Table("Cost", list(self._cost_rows(trainings))),
         ]
+        costs = list(self._cost_rows(trainings))
+        if costs:
+            tables.append(
+                Table("Cost", costs, "" if self.times else "times are not known: no step was timed here")
+            )
         facts = provenance(variant=self.variant, recipes={p: r.as_dict() for p, r in self.recipes.items()})
         result = {
             "trainings": len(trainings), "done": sum(one.done for one in trainings),
-            "steps_left": sum(one.steps for one in trainings if not one.done), "download_gb": self.missing_gb(),
+            "steps_left": sum(one.steps for one in trainings if one.left), "download_gb": self.missing_gb(),
         }  # fmt: skip
         return Report(f"{self.experiment.title} ({self.variant}): plan", tables, facts, result=result)
 
@@ -142,27 +153,17 @@ class Plan:
         return note
 
     def _cost_rows(self, trainings: Sequence[Training]) -> Iterator[dict[str, Cell]]:
-        if not trainings:
-            yield {"what": "evaluation", "value": "not measured", "how known": ""}
-            return
-        left = [one for one in trainings if not one.done]
+        left = [one for one in trainings if one.left]
         seconds = 0.0
-        for regime in dict.fromkeys(_regime(one.course) for one in trainings):
-            steps = sum(one.steps for one in left if _regime(one.course) == regime)
-            taken = self.times.get(regime)
-            seconds += steps * taken.seconds if taken else 0.0
-            value = f"{taken.seconds:.3g} s" if taken else "not measured"
-            how = f"forward and backward of {taken.rows} rows here, scaled" if taken else ""
-            yield {"what": f"one {regime} step", "value": value, "how known": how}
-        workers = f"{self.workers} workers would share it" if self.workers > 1 else "one worker"
-        yield {
-            "what": "fine-tuning that is left",
-            "value": _duration(seconds) if self.times else "not measured",
-            "how known": f"{sum(one.steps for one in left)} steps; {workers}",
-        }
-        yield {"what": "evaluation", "value": "not measured", "how known": ""}
-        if self.parameters is None:
-            yield {"what": "disk and memory", "value": "not known", "how known": "the model is not here"}
+        for regime, taken in self.times.items():
+            seconds += taken.seconds * sum(one.steps for one in left if _regime(one.course) == regime)
+            how = f"forward and backward of {taken.rows} rows here, scaled"
+            yield {"what": f"one {regime} step", "value": f"{taken.seconds:.3g} s", "how known": how}
+        if {_regime(one.course) for one in left} <= set(self.times) and left:
+            workers = f"{self.workers} workers would share it" if self.workers > 1 else "one worker"
+            how = f"{sum(one.steps for one in left)} steps; {workers}; without evaluations"
+            yield {"what": "fine-tuning that is left", "value": _duration(seconds), "how known": how}
+        if self.parameters is None or not trainings:
             return
         size, files = self.parameters * _FLOAT, sum(not one.linked for one in trainings)
         yield {"what": "disk for vectors", "value": in_words(size * files),
@@ -174,6 +175,7 @@ class Plan:
                    "how known": f"this process at {taken.rows} rows, without the optimiser"}  # fmt: skip
 
 
+@checked
 def plan(
     name: str, variant_name: str | None = None, changes: Changes | None = None, out: str | Path | None = None, *,
     workers: int = 1, measure: bool = False, device: str | None = None,
@@ -271,7 +273,7 @@ def _trainings(part: str, recipe: Recipe, out: Path, linked: Set[tuple[Course, s
         name = task or _JOINT
         here = (out / "vectors" / f"{course}-{name}-seed{seed}" / FILE).is_file()
         again = (course, name, seed) in linked
-        found.append(Training(part, course, name, steps[name], here or again, again))
+        found.append(Training(part, course, name, steps[name], here, again))
     return found
 
 
@@ -299,8 +301,9 @@ def _training_rows(trainings: Sequence[Training]) -> Iterator[dict[str, Cell]]:
         each = sorted(one.steps for one in here)
         yield {
             "part": part, "fine-tuning": course, "number": len(here), "done": sum(one.done for one in here),
+            "from trials": sum(one.linked and not one.done for one in here),
             "steps each": f"{each[0]}" if each[0] == each[-1] else f"{each[0]} to {each[-1]}",
-            "steps left": sum(one.steps for one in here if not one.done),
+            "steps left": sum(one.steps for one in here if one.left),
         }  # fmt: skip
 
 
@@ -313,15 +316,3 @@ def _duration(seconds: float) -> str:
         if seconds >= 2 * size:
             return f"{seconds / size:.1f} {unit}"
     return f"{seconds:.0f} seconds"
-
-
-def listing() -> list[dict[str, Cell]]:
-    """One row for each experiment: what it reproduces, where it stands in the paper, its trainings, what it needs."""
-    rows: list[dict[str, Cell]] = []
-    for name in names():
-        found, made = experiment(name), recipes(name)
-        number = sum(len(list(finetunings(recipe))) for recipe in made.values())
-        rows.append({
-            "name": name, "what": found.title, "in the paper": found.where, "trainings": number, "needs": found.needs,
-        })  # fmt: skip
-    return rows

@@ -16,8 +16,8 @@ from tauspan.processes import world
 from tauspan.recipe import Maps, Negation, Recipe, Training
 from tauspan.report import Cell, Table
 from tauspan.reproduce.experiment import Rates
+from tauspan.run.courses import Course, course_of
 from tauspan.run.jobs import finetune
-from tauspan.run.workshop import Course, course_of
 from tauspan.sweep import Job, sweep
 from tauspan.train.loop import LOG
 from tauspan.vector import FILE

@@ -60,7 +60,7 @@ def _batch(encoder: Encoder, rows: int, settings: Settings) -> Batch:
     inputs = encoder.inputs
     if inputs.modality == "text":
         return encoder.encode([_LINE] * rows, settings.max_tokens)
-    return encoder.encode(list(torch.rand(rows, inputs.size, inputs.size, 3)))
+    return encoder.encode(list((256 * torch.rand(rows, inputs.size, inputs.size, 3)).byte()))
 
 
 def _seconds(what: Trainee, encoder: Encoder, rows: int, settings: Settings) -> float:

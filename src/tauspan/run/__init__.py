@@ -1,5 +1,23 @@
-"""`run`: a recipe from data to report, stage by stage; a finished stage is reused, never done twice."""
+"""`run`: a recipe from data to report, stage by stage; a finished stage is reused, never done twice.
 
-from tauspan.run.whole import run
+Names are loaded on first use, so that what a recipe needs can be counted without torch.
+"""
 
-__all__ = ["run"]
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from tauspan.run.planned import plan
+    from tauspan.run.whole import run
+
+_HOME = {"plan": "planned", "run": "whole"}
+
+__all__ = ["plan", "run"]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module 'tauspan.run' has no attribute {name!r}")
+    value = getattr(importlib.import_module(f"tauspan.run.{_HOME[name]}"), name)
+    globals()[name] = value
+    return value

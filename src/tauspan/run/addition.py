@@ -7,8 +7,9 @@ from tauspan import search
 from tauspan.diagnose.rows import Findings
 from tauspan.edit import EditRegime
 from tauspan.report import Cell, Report, Table
+from tauspan.run.courses import Course, course_of
 from tauspan.run.spread import in_words, listed_alphas, means, spread
-from tauspan.run.workshop import Course, Evaluation, Workshop, course_of
+from tauspan.run.workshop import Evaluation, Workshop
 from tauspan.tasks import Task
 from tauspan.vector import TaskVector
 

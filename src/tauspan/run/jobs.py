@@ -11,6 +11,7 @@ import torch
 
 from tauspan.recipe import Recipe
 from tauspan.run.addition import added
+from tauspan.run.courses import Course, Finetuning, finetunings
 from tauspan.run.energies import STARTS, energy
 from tauspan.run.maps import mapped
 from tauspan.run.maps import regimes_of as mapped_regimes
@@ -18,7 +19,7 @@ from tauspan.run.merging import merged
 from tauspan.run.merging import regimes_of as merged_regimes
 from tauspan.run.negation import negated, targets_of
 from tauspan.run.references import together
-from tauspan.run.workshop import Course, Evaluation, Finetuning, Kind, Workshop, finetunings
+from tauspan.run.workshop import Evaluation, Kind, Workshop
 from tauspan.sweep import Job, sweep
 from tauspan.sweep.pool import DEVICE
 
@@ -109,5 +110,5 @@ def evaluate(recipe: str, out: str, kind: Kind, about: Sequence[str], seed: int)
 
 @functools.lru_cache(maxsize=1)
 def _shop(recipe: str, out: str, device: str | None) -> Workshop:
-    """A worker's own encoder and tasks, loaded with its first job."""
-    return Workshop(Recipe.parse(recipe), Path(out), show=False, device=device)
+    """A worker's own encoder and tasks, loaded with its first job; how far it is, its log says."""
+    return Workshop(Recipe.parse(recipe), Path(out), show=True, device=device)

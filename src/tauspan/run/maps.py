@@ -7,7 +7,8 @@ from tauspan.diagnose.rows import Findings
 from tauspan.disentangle import GRID, disentanglement
 from tauspan.edit import EditRegime
 from tauspan.report import Cell, Report, Table
-from tauspan.run.workshop import Evaluation, Workshop, course_of
+from tauspan.run.courses import course_of
+from tauspan.run.workshop import Evaluation, Workshop
 
 
 def maps(shop: Workshop) -> Findings:

@@ -7,8 +7,9 @@ from tauspan.diagnose.rows import Findings
 from tauspan.edit import EditRegime
 from tauspan.report import Cell, Report, Table
 from tauspan.run.addition import COLUMNS
+from tauspan.run.courses import course_of
 from tauspan.run.spread import in_words, spread
-from tauspan.run.workshop import Evaluation, Workshop, course_of
+from tauspan.run.workshop import Evaluation, Workshop
 
 
 def merging(shop: Workshop) -> Findings:

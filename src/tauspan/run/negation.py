@@ -6,8 +6,9 @@ from tauspan import search
 from tauspan.diagnose.rows import Findings
 from tauspan.edit import EditRegime
 from tauspan.report import Cell, Report, Table
+from tauspan.run.courses import course_of
 from tauspan.run.spread import in_words, spread
-from tauspan.run.workshop import Evaluation, Workshop, course_of
+from tauspan.run.workshop import Evaluation, Workshop
 from tauspan.tasks import Task
 
 _COLUMNS = ("alpha", "target", "control", "control kept")

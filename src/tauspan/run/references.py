@@ -7,8 +7,9 @@ from tauspan.diagnose.rows import Findings
 from tauspan.evaluate import evaluate
 from tauspan.report import Cell, Table
 from tauspan.run.addition import added
+from tauspan.run.courses import Finetuning
 from tauspan.run.spread import in_words, listed_alphas, means, spread
-from tauspan.run.workshop import Evaluation, Finetuning, Workshop
+from tauspan.run.workshop import Evaluation, Workshop
 from tauspan.vector import TaskVector
 
 _COLUMNS = ("zero shot", "single", "one model", "norm.", "alpha 1", "alpha 1 norm.")

@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 from tauspan import __version__, store
-from tauspan.measure import Cost, measured
+from tauspan.measure import Advance, Cost, measured, underway
+from tauspan.notices import heard, once, tell
 from tauspan.processes import world
 from tauspan.report import Cell, Report
 
@@ -20,11 +21,12 @@ Content: TypeAlias = dict[str, Any]
 
 @dataclasses.dataclass(frozen=True)
 class Stage:
-    """What one stage found and cost, and whether it was done before."""
+    """What one stage found and cost, whether it was done before, and what it warned of."""
 
     content: Content
     cost: Cost
     reused: bool
+    warnings: tuple[str, ...] = ()
 
 
 class Stages:
@@ -34,10 +36,14 @@ class Stages:
 
     Args:
         folder: where the files lie; made with the first stage.
+        show: say on stderr which stage is under way, where no terminal shows bars.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, show: bool = False) -> None:
         self.folder = folder
+        self.warnings: tuple[str, ...] = ()  # of all stages, those of reused ones too
+        self.advance: Advance = lambda steps, note: None  # one step with each stage that is there
+        self._show = show
         self.fresh: set[str] = set()  # what this run's own workers did
         self._done: dict[tuple[str, str], dict[str, Stage]] = {}
 
@@ -68,16 +74,34 @@ class Stages:
             saved = self._saved(name, digest, made)
             if saved is None:
                 log.info("%s", name)
-                with measured() as cost:
-                    content = work()
-                if processes.first:
-                    entry = {"key": digest, "cost": dataclasses.asdict(cost), "content": content}
-                    store.write_json(self.folder / f"{name}.json", entry)
-                saved = Stage(content, cost, False)
+                saved = self._worked(name, digest, work, processes.first)
             processes.wait()
+        return self._noted(label, kind, name, saved)
+
+    def _worked(self, name: str, digest: str, work: Callable[[], Content], first: bool) -> Stage:
+        """Do a stage's work and write its file."""
+        with heard() as warned, measured() as cost, underway(name, self._show):
+            content = work()
+        entry = {"key": digest, "cost": dataclasses.asdict(cost), "content": content, "warnings": warned}
+        if first:
+            store.write_json(self.folder / f"{name}.json", entry)
+        return Stage(content, cost, False, tuple(warned))
+
+    def _noted(self, label: str, kind: str, name: str, stage: Stage) -> Stage:
+        """Remember a stage that is there; what it warned of in an earlier run is said again."""
+        known = self._done.setdefault((label, kind), {})
+        if name not in known:
+            earlier = (
+                stage.reused and name not in self.fresh
+            )  # the sweep told what this run's workers warned of
+            for text in stage.warnings if earlier else ():
+                if text not in self.warnings:
+                    tell(text)
+            self.warnings = once(self.warnings, stage.warnings)
+            self.advance(1, "")
         if name in self.fresh:
-            saved = dataclasses.replace(saved, reused=False)
-        return self._done.setdefault((label, kind), {}).setdefault(name, saved)
+            stage = dataclasses.replace(stage, reused=False)
+        return known.setdefault(name, stage)
 
     def report(
         self, label: str, kind: str, name: str, key: Any, work: Callable[[], Report]
@@ -107,7 +131,7 @@ class Stages:
         saved = store.read_json(file)
         if not isinstance(saved, Mapping) or saved.get("key") != digest:
             return None
-        return Stage(saved["content"], Cost(**saved["cost"]), True)
+        return Stage(saved["content"], Cost(**saved["cost"]), True, tuple(saved.get("warnings", ())))
 
     @contextmanager
     def _alone(self, name: str, first: bool) -> Iterator[None]:

@@ -7,13 +7,17 @@ from pathlib import Path
 from typing import Any
 
 from tauspan import figures, store
+from tauspan.arguments import checked
 from tauspan.errors import UsageError
+from tauspan.measure import underway
+from tauspan.notices import heard, once
 from tauspan.processes import world
 from tauspan.recipe import Recipe
 from tauspan.report import Report, Table, provenance
 from tauspan.run.addition import addition
+from tauspan.run.courses import finetunings
 from tauspan.run.energies import energies
-from tauspan.run.jobs import spread_evaluations, spread_finetunings
+from tauspan.run.jobs import evaluations, spread_evaluations, spread_finetunings
 from tauspan.run.maps import maps
 from tauspan.run.merging import merging
 from tauspan.run.negation import negation
@@ -25,6 +29,7 @@ log = logging.getLogger(__name__)
 _PARTS = (addition, references, negation, maps, energies, merging)
 
 
+@checked
 def run(
     recipe: Recipe, out: str | Path, *, workers: int = 1, device: str | None = None, show_progress: bool = True
 ) -> Report:  # fmt: skip
@@ -59,11 +64,15 @@ def run(
             "one vector together, several workers one each. Choose one of the two."
         )
     out = Path(out)
-    shop = Workshop(recipe, out, show_progress, device)
-    if workers > 1:
-        spread_finetunings(shop, workers)
-        spread_evaluations(shop, workers)
-    report = _report(shop)
+    with heard() as warned:
+        shop = Workshop(recipe, out, show_progress, device)
+        if workers > 1:
+            spread_finetunings(shop, workers)
+            spread_evaluations(shop, workers)
+        stages = len([*finetunings(recipe), *evaluations(shop)])
+        with underway("stages", show_progress, stages) as shop.stages.advance:
+            report = _report(shop)
+    report = dataclasses.replace(report, warnings=once(shop.stages.warnings, warned))
     with world() as processes:
         if processes.first:
             store.write_text(out / "report.json", report.to_json())

@@ -4,14 +4,15 @@ import dataclasses
 import hashlib
 import json
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, TypeAlias
 
-from tauspan.edit import EditRegime, load
+from tauspan.edit import load
 from tauspan.errors import StoreError, UsageError
 from tauspan.models import Encoder, fingerprint_of, reinitialised
 from tauspan.recipe import Recipe
+from tauspan.run.courses import Course, Finetuning
 from tauspan.run.stages import Content, Stages
 from tauspan.suite import find_task
 from tauspan.tasks import Task
@@ -19,17 +20,8 @@ from tauspan.train import Settings, train
 from tauspan.train.joint import finetune_jointly
 from tauspan.vector import FILE, TaskVector
 
-Course: TypeAlias = Literal["standard", "linear", "attention", "joint"]
 Kind: TypeAlias = Literal["add", "evaluate", "negate", "disentangle", "energy", "merge"]
 _PROBE = "The quick brown fox's 21 naïve steps, re-tokenised!"
-
-
-class Finetuning(NamedTuple):
-    """One vector to be made: a regime or a reference, a task as the recipe names it (None: all), and a seed."""
-
-    course: Course
-    task: str | None
-    seed: int
 
 
 class Evaluation(NamedTuple):
@@ -66,7 +58,7 @@ class Workshop:
             )
         self.recipe, self.out, self.show, self.device = recipe, out, show, device
         self.pretrained = loaded
-        self.stages = Stages(out / "stages")
+        self.stages = Stages(out / "stages", show)
         self._tasks: dict[str, Task] = {}
         self._fewer: dict[tuple[Task, int | None], Task] = {}
         self._started: tuple[int, Encoder] | None = None
@@ -214,22 +206,6 @@ class Workshop:
     def shared(self) -> dict[str, Any]:
         """Arguments that every search of a coefficient takes."""
         return {"grid": self.recipe.grid, "point": self.recipe.point, "max_tokens": self.recipe.max_tokens}
-
-
-def finetunings(recipe: Recipe) -> Iterator[Finetuning]:
-    """Every vector that a recipe needs."""
-    courses = [course_of(regime) for regime in recipe.regimes]
-    courses += ["attention"] if "attention" in recipe.references else []
-    for course in dict.fromkeys(courses):
-        for seed in recipe.seeds:
-            yield from (Finetuning(course, name, seed) for name in recipe.tasks)
-    if "joint" in recipe.references:
-        yield from (Finetuning("joint", None, seed) for seed in recipe.seeds)
-
-
-def course_of(regime: EditRegime) -> Course:
-    """The fine-tuning whose vectors a regime edits with: posthoc shares the standard ones."""
-    return "linear" if regime == "linear" else "standard"
 
 
 def _name(folder: Path) -> str:

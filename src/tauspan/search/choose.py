@@ -5,11 +5,12 @@ from typing import Literal
 
 import numpy as np
 
+from tauspan.arguments import checked
 from tauspan.edit import EditRegime, edit_regime
 from tauspan.errors import DataError, UsageError
 from tauspan.measure import progress
 from tauspan.models import Encoder
-from tauspan.report import Cell, Report
+from tauspan.report import Cell, Report, noted
 from tauspan.search.blackbox import Memory, descend
 from tauspan.search.bootstrap import Intervals, accuracy_intervals, coefficient_intervals
 from tauspan.search.box import Bounds, Box
@@ -25,6 +26,8 @@ from tauspan.tasks import Task
 from tauspan.vector import TaskVector
 
 
+@noted
+@checked
 def coefficients(
     encoder: Encoder,
     vectors: Mapping[Task, TaskVector],
@@ -35,7 +38,7 @@ def coefficients(
     bounds: Bounds | None = (0.0, 1.0),
     ridge: float = 0.0,
     l1: float = 0.0,
-    split: Literal["train", "validation"] = "validation",
+    split: Literal["train", "validation", "test"] = "validation",  # test is refused, with the reason
     bootstrap: int = 200,
     seed: int = 0,
     tolerance: float = 1e-8,

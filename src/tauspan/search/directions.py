@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from tauspan import models
+from tauspan.arguments import checked
 from tauspan.errors import UsageError, listed, nearest
 from tauspan.tasks import Task
 from tauspan.vector import TaskVector
@@ -82,6 +83,7 @@ class Directions:
         return sum(scaled[1:], scaled[0]).named(label)
 
 
+@checked
 def combine(
     vectors: Mapping[Task, TaskVector], coefficients: Coefficients, groups: Groups | None = None
 ) -> TaskVector:

@@ -1,6 +1,5 @@
 """`Edits`: the logits of a model at any coefficients of some directions, in any regime."""
 
-import copy
 from collections.abc import Mapping, Sequence
 from typing import Literal
 
@@ -14,8 +13,9 @@ from tauspan.contributions import Contributions, contributions
 from tauspan.edit import EditRegime, point_of, set_weights
 from tauspan.evaluate import accuracy, outputs
 from tauspan.linear import linearize
-from tauspan.measure import progress
+from tauspan.measure import progress, underway
 from tauspan.models import Classifier, Encoder
+from tauspan.params import require_finite_rows
 from tauspan.search.directions import Directions
 from tauspan.search.objective import Targets, target_rows
 from tauspan.tasks import Task, build_head
@@ -41,7 +41,8 @@ class Edits:
         for vector in directions.vectors.values():
             self.fitted(vector)
         self.batch_size, self.max_tokens, self.show = batch_size, max_tokens, show_progress
-        self.heads = {task: build_head(task, encoder, max_tokens=max_tokens) for task in tasks}
+        with underway("heads", show_progress):
+            self.heads = {task: build_head(task, encoder, max_tokens=max_tokens) for task in tasks}
         self._passes: dict[tuple[Task, str], Contributions] = {}
         self._prepared: dict[tuple[Task, str], Batches] = {}
         self._copy: Encoder | None = None
@@ -49,11 +50,19 @@ class Edits:
         self._accuracies: dict[tuple[Task, str, tuple[tuple[str, float], ...]], float] = {}
 
     def logits(self, task: Task, split: str, coefficients: Mapping[str, float]) -> Tensor:
-        """Logits (N, K) of one task on one split; directions that are not named count as 0."""
+        """Logits (N, K) of one task on one split; directions that are not named count as 0.
+
+        Raises:
+            NonFiniteError: a row's logits are NaN or infinite.
+        """
+        at = " + ".join(f"{value:g} x {name!r}" for name, value in coefficients.items() if value) or "theta0"
+        about = f"the logits of {task.name!r} on {split} at {at}"
         if self.regime == "standard":
-            return self._standard(task, split, coefficients)
+            return self._standard(task, split, coefficients, about)
         passed = self._passes[task, split]
-        return passed.logits([coefficients.get(name, 0.0) for name in passed.names])
+        found = passed.logits([coefficients.get(name, 0.0) for name in passed.names])
+        require_finite_rows(found, about)
+        return found
 
     def accuracy(self, task: Task, split: str, coefficients: Mapping[str, float]) -> float:
         """Accuracy of one task on one split; computed once, since several directions share their zero and their own."""
@@ -107,12 +116,12 @@ class Edits:
             self._prepared[task, split] = batches(self.encoder, rows, tokens, self.batch_size)
         return self._prepared[task, split]
 
-    def _standard(self, task: Task, split: str, coefficients: Mapping[str, float]) -> Tensor:
+    def _standard(self, task: Task, split: str, coefficients: Mapping[str, float], about: str) -> Tensor:
         if self._copy is None:
-            self._copy = copy.deepcopy(self.encoder).eval()
+            self._copy = models.working_copy(self.encoder).eval()
         if self._at != coefficients:
             set_weights(self._copy, self.encoder, self.fitted(self.directions.combined(coefficients)), 1.0)
             self._at = dict(coefficients)
         model = Classifier(self._copy, self.heads[task])
         with torch.inference_mode():
-            return outputs(model, self._batches(task, split))
+            return outputs(model, self._batches(task, split), what=about)

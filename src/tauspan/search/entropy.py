@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from tauspan import models
+from tauspan.arguments import checked
 from tauspan.batches import batches
 from tauspan.contributions import Contributions
 from tauspan.edit import EditRegime, edit_regime
@@ -16,7 +17,7 @@ from tauspan.linear import Linearized, linearize
 from tauspan.measure import progress
 from tauspan.models import Classifier, Encoder
 from tauspan.params import Params
-from tauspan.report import Cell, Report, Table
+from tauspan.report import Cell, Report, Table, noted
 from tauspan.search.bootstrap import Intervals
 from tauspan.search.box import Bounds, Box
 from tauspan.search.edits import Edits, Point
@@ -38,6 +39,8 @@ def entropy(logits: Tensor) -> Tensor:
     return -(logp.exp() * logp).sum(-1).mean()
 
 
+@noted
+@checked
 def adamerging(
     encoder: Encoder,
     vectors: Mapping[Task, TaskVector],

@@ -3,11 +3,12 @@
 from collections.abc import Mapping
 from typing import Any
 
+from tauspan.arguments import checked
 from tauspan.edit import EditRegime, edit_regime
 from tauspan.errors import UsageError
 from tauspan.merge import merge
 from tauspan.models import Encoder
-from tauspan.report import Cell, Report, Table
+from tauspan.report import Cell, Report, Table, noted
 from tauspan.search.directions import Directions
 from tauspan.search.edits import Edits, Point
 from tauspan.search.grid import Grid, Scores, named
@@ -20,6 +21,8 @@ WIDE_GRID = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0, 1.2, 1.5, 2.0, 2.
 Methods = Mapping[str, tuple[str, Mapping[str, Any]]]
 
 
+@noted
+@checked
 def compare(
     encoder: Encoder,
     vectors: Mapping[Task, TaskVector],

@@ -11,6 +11,7 @@ from torch.func import jvp, vmap
 
 from tauspan.contributions import Contributions
 from tauspan.errors import MismatchError, NonFiniteError, UsageError, listed
+from tauspan.linear.forward_mode import load_rules
 from tauspan.models import Head
 from tauspan.search.numbers import Vector, require_at_least
 
@@ -45,6 +46,7 @@ class Term:
         if self.head is None:
             return outputs, self.tangents
         head = self.head
+        load_rules()
         return head(outputs), vmap(lambda along: jvp(head, (outputs,), (along,))[1])(self.tangents)
 
     def value_and_gradient(self, a: Tensor) -> tuple[float, Tensor]:

@@ -5,11 +5,12 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
+from tauspan.arguments import checked
 from tauspan.edit import EditRegime, edit_regime
 from tauspan.errors import UsageError
 from tauspan.measure import progress
 from tauspan.models import Encoder
-from tauspan.report import Cell, Report, Table
+from tauspan.report import Cell, Report, Table, noted
 from tauspan.search.blackbox import Memory, descend
 from tauspan.search.bootstrap import Intervals, accuracy_intervals, coefficient_intervals
 from tauspan.search.box import Bounds, Box
@@ -101,6 +102,8 @@ class _Trade:
         return self.edits.accuracy(self.task, split, values), sum(kept) / len(kept)
 
 
+@noted
+@checked
 def front(
     encoder: Encoder,
     task: Task,

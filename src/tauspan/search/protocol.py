@@ -4,10 +4,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal
 
 from tauspan import models
+from tauspan.arguments import checked
 from tauspan.edit import EditRegime, edit_regime
 from tauspan.errors import UsageError
 from tauspan.models import Encoder
-from tauspan.report import Cell, Report, Table, provenance
+from tauspan.report import Cell, Report, Table, noted, provenance
 from tauspan.search.directions import Directions
 from tauspan.search.edits import Edits
 from tauspan.search.grid import Grid, Scores, named
@@ -15,6 +16,8 @@ from tauspan.tasks import Task
 from tauspan.vector import TaskVector
 
 
+@noted
+@checked
 def add(
     encoder: Encoder,
     vectors: Mapping[Task, TaskVector],
@@ -46,6 +49,7 @@ def add(
 
     Returns:
         A `Report`: zero-shot, single-task, added (absolute, normalised) and alpha = 1, per task and mean.
+        `report.result["coefficients"]` goes into `tauspan.search.combine`, which makes the vector.
 
     Cost:
         Standard: one evaluation per grid point and task. Tangent: one pass of two tangents per task and split.
@@ -68,7 +72,8 @@ def add(
     rows.append({"task": "mean", **means})
     note = f"alpha = {best:g}, chosen on validation by mean normalised accuracy"
     note += scores.remark(grid, best)
-    result = {"alpha": best, "regime": chosen_regime, **means}
+    coefficients = {task.name: best for task in tasks}
+    result = {"alpha": best, "regime": chosen_regime, "coefficients": coefficients, **means}
     series = [{"kind": "alpha", "title": f"addition, {chosen_regime}", "best": best,
                "points": [{"alpha": a, **scores.rows[a]} for a in sorted(scores.rows)]}]  # fmt: skip
     facts = facts_of(encoder, vectors.values(), grid=named(grid))
@@ -111,6 +116,8 @@ def addition_row(edits: Edits, task: Task, alpha: float, direction: str) -> dict
     }
 
 
+@noted
+@checked
 def negate(
     encoder: Encoder,
     task: Task,
@@ -145,6 +152,7 @@ def negate(
 
     Returns:
         A `Report` with target and control accuracy, pre-trained, at the chosen alpha and at alpha = 1.
+        `report.result["coefficients"]` carries the minus sign and goes into `tauspan.search.combine`.
     """
     require_controls(task, controls, floor)
     chosen_regime = edit_regime(vector, regime)
@@ -182,7 +190,10 @@ def negate(
     note = f"alpha = {best:g}: least target accuracy on validation with control >= {floor:g} of the pre-trained model's"
     note += scores.remark(grid, best)
     title = f"Negation of {task.name}, {chosen_regime}"
-    result = {"alpha": best, "regime": chosen_regime, "before": before, **at(best, "test")}
+    coefficients = {task.name: -best}
+    result = {
+        "alpha": best, "regime": chosen_regime, "coefficients": coefficients, "before": before, **at(best, "test"),
+    }  # fmt: skip
     series = [{"kind": "alpha", "title": title, "best": best,
                "points": [{"alpha": a, **scores.rows[a]} for a in sorted(scores.rows)]}]  # fmt: skip
     return Report(

@@ -7,6 +7,7 @@ import numpy as np
 import torch
 from scipy import optimize
 
+from tauspan.arguments import checked
 from tauspan.contributions import Contributions
 from tauspan.errors import NonFiniteError, UsageError, listed
 from tauspan.search.box import Bounds, Box
@@ -59,6 +60,7 @@ class Solution:
         return dict(zip(self.names, self.values.tolist(), strict=True))
 
 
+@checked
 def minimise(
     parts: Sequence[Contributions],
     *,

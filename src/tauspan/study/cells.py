@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from tauspan import store
+from tauspan.arguments import checked
 from tauspan.models import Encoder, fingerprint_of
-from tauspan.report import Report, provenance
+from tauspan.report import Report, noted, provenance
 from tauspan.run.stages import Stages
 from tauspan.study import measure
 from tauspan.study.picture import draw
@@ -24,6 +25,8 @@ from tauspan.vector import FILE, TaskVector
 log = logging.getLogger(__name__)
 
 
+@noted
+@checked
 def study(
     encoder: Encoder,
     tasks: Sequence[Task],
@@ -92,7 +95,7 @@ class _Study:
     ) -> None:
         self.encoder, self.whole, self.out, self.plan, self.show = encoder, list(tasks), out, plan, show
         self.base = fingerprint_of(encoder)
-        self.stages, self.until = Stages(out / "stages"), until
+        self.stages, self.until = Stages(out / "stages", show), until
         self.made = 0  # stages of this study's own; the rest was found
         self.found: list[Found] = []
         self.rates: dict[tuple[str, int, int], dict[float, float]] = {}

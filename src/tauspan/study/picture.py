@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from tauspan import store
-from tauspan.models.sources import require_extra
+from tauspan.models.extras import require_extra
 from tauspan.study.tables import (
     ADDED,
     BEFORE,

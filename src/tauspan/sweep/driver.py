@@ -7,8 +7,10 @@ from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import Any, Literal
 
-from tauspan import errors
+import tauspan.errors as kinds
+from tauspan.arguments import checked
 from tauspan.errors import TauspanError, UsageError, listed, nearest
+from tauspan.notices import tell
 from tauspan.schema import shown
 from tauspan.sweep.board import Board
 from tauspan.sweep.cluster import Ray
@@ -18,10 +20,12 @@ from tauspan.sweep.results import Results
 from tauspan.sweep.worker import Outcome
 
 BackendName = Literal["processes", "ray"]
+OnErrors = Literal["raise", "return"]
 BACKENDS: dict[str, type[Processes] | type[Ray]] = {"processes": Processes, "ray": Ray}
 TICK = 0.2  # seconds between two looks at workers and at jobs of other sweeps
 
 
+@checked
 def sweep(
     jobs: Sequence[Job],
     folder: str | Path,
@@ -32,13 +36,15 @@ def sweep(
     *,
     attempts: int = 3,
     device: str | None = None,
+    errors: OnErrors = "raise",
 ) -> dict[str, Any]:
     """Do every job once, several at a time, and keep each result as a JSON file.
 
     A job whose file is there is not done again. Sweeps on one folder at the same time share the work: each job is
     locked while it is done, and one that is locked elsewhere is waited for and its result read. A worker that dies
     (killed, out of memory) costs its job an attempt; another worker takes the job. When a job fails the others are
-    still done, then the first failure in the order of the jobs is raised. Ctrl-C ends the workers; finished results stay.
+    still done, and the file of each that succeeded stays. Ctrl-C ends the workers; finished results stay. What tauspan
+    warned of in a job is said here too.
 
     Args:
         jobs: what to do, under distinct names.
@@ -48,11 +54,15 @@ def sweep(
         threads: of torch in each worker; None shares this machine's cores among the workers, and is 1 with `ray`.
         show_progress: a live table on a terminal; else, and without a terminal, lines in the log.
         attempts: how many workers may die of a job before it counts as failed.
+        errors: what to do with failed jobs when all are done. `"raise"` raises the first one's error, in the order of the
+            jobs, which names all that failed and their logs. `"return"` raises nothing for them: in the place of a
+            failed job's result stands its error, an object of `TauspanError`.
         device: what jobs read as the variable `TAUSPAN_DEVICE`; of several GPUs each worker of `"cuda"` sees one.
 
     Returns:
-        Results by name, in the order of the jobs, as JSON gives them back. They do not depend on workers or backend; give
-        `threads` where last digits count, because torch rounds sums otherwise with another number of threads.
+        Results by name, in the order of the jobs, as JSON gives them back; with `errors="return"` also errors. Results do
+        not depend on workers or backend; give `threads` where last digits count, because torch rounds sums otherwise
+        with another number of threads.
 
     Raises:
         UsageError: names that collide, a function that is not there or does not take its arguments, workers < 1;
@@ -68,6 +78,10 @@ def sweep(
         >>> jobs = [Job(f"mean{n}", "statistics:fmean", {"data": [0, n]}) for n in (2, 4)]
         >>> sweep(jobs, tempfile.mkdtemp(), workers=2, show_progress=False)
         {'mean2': 1.0, 'mean4': 2.0}
+        >>> jobs.append(Job("mean0", "statistics:fmean", {"data": []}))
+        >>> found = sweep(jobs, tempfile.mkdtemp(), show_progress=False, errors="return")
+        >>> [name for name, result in found.items() if isinstance(result, TauspanError)]
+        ['mean0']
     """
     for name, value in (("workers", workers), ("attempts", attempts), ("threads", threads)):
         if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < 1):
@@ -85,9 +99,10 @@ def sweep(
         if not under_way.finished:
             with closing(BACKENDS[backend](threads, device)) as running:
                 under_way.run(running, workers)
-    if under_way.failed:
-        raise _first_failure(jobs, under_way.failed)
-    return {job.name: under_way.found[job.name] for job in jobs}
+    if under_way.failed and errors == "raise":
+        raise _first_failure(jobs, under_way.failed, results)
+    whole = {**under_way.found, **under_way.failed}
+    return {job.name: whole[job.name] for job in jobs}
 
 
 def _cores() -> int:
@@ -152,6 +167,8 @@ class _Sweep:
     def _settle(self, name: str, outcome: Outcome | Died) -> None:
         job, worker, lock = self._running.pop(name)
         with lock:
+            for text in outcome.get("warnings", ()) if isinstance(outcome, dict) else ():
+                tell(text)
             if isinstance(outcome, Died):
                 self._bury(job, worker, outcome)
             elif "error" in outcome:
@@ -159,7 +176,10 @@ class _Sweep:
                 self.failed[name] = _rebuilt(job, outcome["error"], self.results.log(job))
                 self.board.set(name, "failed", worker, outcome["seconds"])
             else:
-                facts = {"seconds": outcome["seconds"], "attempt": self._deaths[name] + 1}
+                facts = {
+                    "seconds": outcome["seconds"], "attempt": self._deaths[name] + 1,
+                    "warnings": outcome["warnings"],
+                }  # fmt: skip
                 self.results.write(job, outcome["result"], **facts)
                 self.found[name] = outcome["result"]
                 self.board.set(name, "done", worker, outcome["seconds"])
@@ -182,7 +202,7 @@ class _Sweep:
 
 def _rebuilt(job: Job, error: dict[str, str], log: Path) -> TauspanError:
     """The error a job raised: in its own class if `tauspan.errors` has one of that name, else in the root."""
-    kind = getattr(errors, error["type"] or "", None)
+    kind = getattr(kinds, error["type"] or "", None)
     if isinstance(kind, type) and issubclass(kind, TauspanError):
         return kind(f"{error['text']} (raised by job {job.name!r}; log: {log})")
     return TauspanError(
@@ -191,10 +211,19 @@ def _rebuilt(job: Job, error: dict[str, str], log: Path) -> TauspanError:
     )
 
 
-def _first_failure(jobs: Sequence[Job], failed: dict[str, TauspanError]) -> TauspanError:
-    """The first one in the order of the jobs, which says what else failed."""
-    names = [job.name for job in jobs if job.name in failed]
-    first = failed[names[0]]
-    if len(names) == 1:
+def _first_failure(jobs: Sequence[Job], failed: dict[str, TauspanError], results: Results) -> TauspanError:
+    """The first one in the order of the jobs, which says what else failed and where everything is."""
+    lost = [job for job in jobs if job.name in failed]
+    first = failed[lost[0].name]
+    if len(jobs) == 1:
         return first
-    return type(first)(f"{first} {len(names)} of {len(jobs)} jobs failed; the others: {listed(names[1:])}.")
+    others = listed((f"{job.name!r} ({results.log(job)})" for job in lost[1:]), 12)
+    more = f"; the others: {others}" if others else ""
+    kept = (
+        f"{len(jobs) - len(lost)} results are in {results.folder}"
+        if len(lost) < len(jobs)
+        else "there is no result"
+    )
+    return type(first)(
+        f"{first} {len(lost)} of {len(jobs)} jobs failed{more}. {kept}; errors='return' gives both together."
+    )

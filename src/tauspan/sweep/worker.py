@@ -19,6 +19,7 @@ from multiprocessing.connection import Connection
 from typing import Any, TypeAlias
 
 from tauspan.errors import NonFiniteError, TauspanError, UsageError, nearest
+from tauspan.notices import heard
 
 Outcome: TypeAlias = dict[str, Any]
 
@@ -91,16 +92,18 @@ def perform(function: str, arguments: Mapping[str, Any]) -> Outcome:
 
     Returns:
         `seconds` with `result`, or with `error`: `type` (the nearest class of `tauspan.errors`, or None), `text`,
-        `line` (how Python ends the traceback, and where it was raised) and the whole `traceback`.
+        `line` (how Python ends the traceback, and where it was raised) and the whole `traceback`; and `warnings`, what
+        tauspan warned of.
     """
     began = time.perf_counter()
-    try:
-        made: Outcome = {"result": plain(function_of(function)(**arguments), "its result")}
-    except KeyboardInterrupt:
-        raise
-    except BaseException as error:  # a job may also call sys.exit
-        made = {"error": _described(error)}
-    return made | {"seconds": round(time.perf_counter() - began, 3)}
+    with heard() as warned:
+        try:
+            made: Outcome = {"result": plain(function_of(function)(**arguments), "its result")}
+        except KeyboardInterrupt:
+            raise
+        except BaseException as error:  # a job may also call sys.exit
+            made = {"error": _described(error)}
+    return made | {"warnings": warned, "seconds": round(time.perf_counter() - began, 3)}
 
 
 def _described(error: BaseException) -> dict[str, str | None]:

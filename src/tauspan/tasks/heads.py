@@ -8,9 +8,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from tauspan.errors import DataError
+from tauspan.arguments import checked
+from tauspan.errors import DataError, ModelError
 from tauspan.models import Encoder, Frozen, Head, eval_mode, fingerprint_of
 from tauspan.models.frozen import key_of, reading
+from tauspan.params import require_finite_rows
 from tauspan.tasks.probe import RIDGE, probe
 from tauspan.tasks.split import Split
 from tauspan.tasks.task import Task
@@ -18,6 +20,7 @@ from tauspan.tasks.task import Task
 _BATCH = 64
 
 
+@checked
 def build_head(task: Task, encoder: Encoder, *, shots: int = 10, max_tokens: int | None = None) -> Head:
     """The task's frozen head, built from the pre-trained encoder and shared by all regimes.
 
@@ -142,7 +145,14 @@ def _kept(encoder: Encoder, key: str, build: Callable[[], Head]) -> Head:
 @torch.no_grad()
 def _features(encoder: Encoder, rows: Split, max_tokens: int | None) -> Tensor:
     with eval_mode(encoder):
-        return encoder(encoder.encode(rows.inputs, max_tokens)).detach()  # type: ignore[no-any-return]
+        found: Tensor = encoder(encoder.encode(rows.inputs, max_tokens)).detach()
+    if found.ndim != 2:
+        raise ModelError(
+            f"{encoder.source} gives features of shape {tuple(found.shape)} for {len(rows)} rows, and a head reads "
+            "(N, d). Give the Encoder `features` that pool them."
+        )
+    require_finite_rows(found, "the features that a head is made of")
+    return found
 
 
 def _first_rows(task: Task, shots: int) -> list[list[int]]:

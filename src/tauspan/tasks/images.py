@@ -10,11 +10,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tauspan.errors import DataError
-from tauspan.models.sources import require_extra
+from tauspan.models.extras import require_extra
+from tauspan.models.pictures import rgb
 
 # what Pillow may open: its readers of vector formats start other programs
 _FORMATS = ("PNG", "JPEG", "BMP", "WEBP", "GIF", "TIFF", "PPM")
-_WIDE = ("I", "F", "I;16", "I;16L", "I;16B", "I;16N")  # converting these to 8 bits would cut values off
 
 
 class Encoded(Protocol):
@@ -49,25 +49,36 @@ class Files:
             raise DataError(f"{self.name(index)} cannot be read: {error.strerror or error}.") from error
 
     def name(self, index: int) -> str:
-        """The file's path."""
-        return str(self.folder / self.names[index])
+        """The file's path, printable whatever bytes it has."""
+        return str(self.folder / self.names[index]).encode(errors="backslashreplace").decode()
 
 
 @dataclass(frozen=True)
 class Column:
-    """A column of images in a table of the `datasets` library, which keeps it in a mapped file."""
+    """A column of images in a table of the `datasets` library, which keeps it in a mapped file.
+
+    Args:
+        table: of the library.
+        column: the images.
+        where: the table, for errors.
+        inside: a folder whose files a cell may name instead of holding bytes; None follows no path.
+    """
 
     table: Any
     column: str
     where: str
+    inside: Path | None = None
 
     def __len__(self) -> int:
         return len(self.table)
 
     def read(self, index: int) -> bytes:
-        """The bytes of one cell. A path in a cell is never opened: a table must hold its images itself."""
+        """The bytes of one cell; a path in a cell is followed only into the folder that the table was made of."""
         cell = self.table[index][self.column]
         data = cell.get("bytes") if isinstance(cell, dict) else cell
+        path = cell.get("path") if isinstance(cell, dict) and data is None else None
+        if path and self.inside is not None and Path(path).resolve().is_relative_to(self.inside):
+            return Files(Path(path).parent, [Path(path).name]).read(0)
         if not isinstance(data, bytes):
             raise DataError(
                 f"{self.name(index)}: {self.column!r} holds no encoded image, as bytes or as a struct with `bytes`. "
@@ -131,7 +142,12 @@ class Images(Sequence[NDArray[np.uint8]]):
 
 
 def decoded(data: bytes, name: str) -> NDArray[np.uint8]:
-    """The pixels of an encoded image as RGB, uint8 of shape (H, W, 3)."""
+    """The pixels of an encoded image as RGB, uint8 of shape (H, W, 3), as `tauspan.models.pictures.rgb` makes them.
+
+    Raises:
+        DataError: the bytes are no image of a format that is read, are damaged or too large, or hold 16-bit or float
+            pixels, whose scale is not said.
+    """
     image = require_extra("PIL.Image", "data", f"decoding {name}")
     try:
         with image.open(io.BytesIO(data), formats=_FORMATS) as picture:
@@ -141,12 +157,7 @@ def decoded(data: bytes, name: str) -> NDArray[np.uint8]:
                     f"{name} says that it has {pixels:,} pixels, more than the {image.MAX_IMAGE_PIXELS:,} that are "
                     "decoded: it may be a decompression bomb. Remove it, or scale it down with a tool that you trust."
                 )
-            if picture.mode in _WIDE:
-                raise DataError(
-                    f"{name} has pixels of mode {picture.mode!r}; 8-bit images are read. Convert it, so that the "
-                    "scale of its values is your choice."
-                )
-            return np.array(picture.convert("RGB"))
+            return rgb(picture, name)
     except DataError:
         raise
     except Exception as error:  # Pillow's readers raise many kinds on damaged bytes

@@ -1,191 +1,204 @@
-"""Rows from CSV, parquet and npz files, image folders and tables; nothing is repaired on the way."""
+"""Rows from files, folders and tables, as they stand there."""
 
-import csv
-import gzip
-import os
+import warnings
 import zipfile
-import zlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
-from torch import Tensor
 
-from tauspan.errors import DataError, nearest
-from tauspan.models.sources import require_extra
-from tauspan.tasks.images import Column, Files, Images
-from tauspan.tasks.split import Split
+from tauspan.errors import DataError, UsageError, listed
+from tauspan.models.extras import require_extra
+from tauspan.tasks.folders import image_folder, require_inside
+from tauspan.tasks.images import Column, Images
+from tauspan.tasks.parquet import (
+    holds_images,
+    parquet_classes,
+    parquet_schema,
+    parquet_table,
+    require_columns,
+)
+from tauspan.tasks.rows import Rows
+from tauspan.tasks.split import SPLITS
+from tauspan.tasks.tables import SUFFIXES, Dialect, read_columns, suffix
 
-_MOST_CLASSES = 100_000  # a stray identifier in the label column must not fill the memory
-_IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".gif", ".tif", ".tiff", ".ppm")
+_ALSO = {"val": "validation", "valid": "validation", "dev": "validation"}  # what others call it
 
 
-def read_rows(file: Path, names: Sequence[str], text: str = "text", label: str = "label") -> Split:
-    """The rows of one CSV, parquet or npz file, or of an image folder; images stay encoded until they are looked at.
+@dataclass(frozen=True)
+class Reading:
+    """Which columns of a table are read, and how its file is written.
 
-    In a parquet file `text` may name a column of images: encoded bytes, or structs with `bytes` as the hub has them.
+    Args:
+        text: the column of the inputs.
+        label: the column of the labels.
+        split: the column that says which split a row belongs to; None where files are splits.
+        dialect: of files of lines.
     """
-    if file.is_dir():
-        return _image_folder(file, names)
-    if not file.is_file():
-        raise DataError(f"{file} does not exist.")
-    if file.suffix == ".npz":
-        return _npz(file, names)
-    if file.suffix == ".parquet" and _holds_images(file, text):
-        images, values, _ = image_rows(parquet_table([file]), text, label, str(file))
-        return Split(images, labels_of(values, names, str(file)))
-    columns = _parquet(file) if file.suffix == ".parquet" else _csv(file)
-    for column in (text, label):
-        if column not in columns:
-            raise DataError(f"{file} has no column {column!r}; it has {', '.join(columns) or 'none'}.")
-    for row, value in enumerate(columns[text]):
-        if value is None:
-            raise DataError(f"{file}, row {row}: the column {text!r} is empty.")
-    return Split(columns[text], labels_of(columns[label], names, str(file)))
+
+    text: str = "text"
+    label: str = "label"
+    split: str | None = None
+    dialect: Dialect = field(default_factory=Dialect)
 
 
-def _npz(file: Path, names: Sequence[str]) -> Split:
+def read_rows(path: Path, reading: Reading | None = None) -> list[Rows]:
+    """The rows of a CSV, TSV, JSON, parquet or npz file, of a folder of such tables, or of a folder of images.
+
+    In a parquet file the column of inputs may hold images: encoded bytes, or structs with `bytes` as the hub has them.
+    A folder that holds tables is one split in several files, in the order of their names; another holds a folder of
+    images for each class.
+
+    Raises:
+        DataError: the path does not exist, cannot be read or lacks a column.
+    """
+    reading = reading or Reading()
+    if path.is_dir():
+        shards = _shards(path)
+        return _tables(shards, reading, path) if shards else [image_folder(path)]
+    if not path.is_file():
+        raise DataError(f"{path} does not exist.")
+    return [_npz(path)] if path.suffix == ".npz" else _tables([path], reading, path)
+
+
+def by_split(path: Path, reading: Reading) -> dict[str, list[Rows]]:
+    """The rows of a table by what its column `reading.split` says.
+
+    Raises:
+        DataError: a value that names no split.
+    """
+    assert reading.split is not None  # noqa: S101 - the caller asked for it
+    found: dict[str, list[Rows]] = {}
+    for rows in read_rows(path, reading):
+        places: dict[str, list[int]] = {}
+        for row, value in enumerate(rows.splits or ()):
+            name = _ALSO.get(str(value), str(value))
+            if name not in SPLITS:
+                known = ", ".join([*SPLITS, *_ALSO])
+                raise DataError(
+                    f"{rows.place(row)}: the column {reading.split!r} says {value!r}, and the splits are {known}."
+                )
+            places.setdefault(name, []).append(row)
+        for name in places:
+            found.setdefault(name, []).append(rows.take(places[name]))
+    return found
+
+
+def _shards(folder: Path) -> list[Path]:
+    """The tables in a folder, sorted; none where it holds no table."""
+    inside = folder.resolve()
+    files = sorted(
+        file
+        for file in folder.iterdir()
+        if not file.name.startswith((".", "_")) and suffix(file) in SUFFIXES and file.is_file()
+    )
+    kinds = {suffix(file) for file in files} - {".txt"}
+    if not kinds:
+        return []
+    if len(kinds) > 1:
+        raise DataError(
+            f"{folder} holds tables of several forms ({', '.join(sorted(kinds))}): name the file that is meant, or keep "
+            "one form there."
+        )
+    if any(child.is_dir() and not child.name.startswith((".", "_")) for child in folder.iterdir()):
+        raise DataError(
+            f"{folder} holds tables and folders: name the file, or the folder of images, that is meant."
+        )
+    shards = [file for file in files if suffix(file) in kinds]
+    for file in shards:
+        require_inside(file, inside)
+    _require_one_split(folder, shards)
+    return shards
+
+
+def _require_one_split(folder: Path, shards: Sequence[Path]) -> None:
+    """Raise where files are called after different splits: they are no shards of one."""
+    names = {word for file in shards for word in (*SPLITS, *_ALSO) if file.name.lower().startswith(word)}
+    if len({_ALSO.get(name, name) for name in names}) > 1:
+        raise DataError(
+            f"{folder} holds files of several splits ({', '.join(sorted(names))}). Give the file or folder of each."
+        )
+
+
+def _tables(files: Sequence[Path], reading: Reading, where: Path) -> list[Rows]:
+    """The rows of the tables that make up one split; images of several files are one table, which stays on disk."""
+    if suffix(files[0]) in (".parquet", ".pq") and holds_images(parquet_schema(files[0]), reading.text):
+        return [image_rows(parquet_table(files), reading.text, reading.label, str(where), reading.split)]
+    return [_table(file, reading) for file in files]
+
+
+def _table(file: Path, reading: Reading) -> Rows:
+    own = (
+        parquet_classes(parquet_schema(file), reading.label) if suffix(file) in (".parquet", ".pq") else None
+    )
+    wanted = dict.fromkeys([reading.text, reading.label, *([reading.split] if reading.split else [])])
+    columns = read_columns(file, list(wanted), reading.dialect)
+    inputs = [_text(item, reading.text, file, row) for row, item in enumerate(columns.values[reading.text])]
+    splits = columns.values[reading.split] if reading.split else None
+    return Rows(inputs, columns.values[reading.label], str(file), columns.lines, own, splits=splits)
+
+
+def _text(item: Any, column: str, file: Path, row: int) -> Any:
+    """A cell as text: numbers and truths are what they are in a CSV file."""
+    if item is None or isinstance(item, str):
+        return item
+    if isinstance(item, bool | int | float):
+        return None if item != item else str(item)
+    raise DataError(
+        f"{file}, row {row}: the column {column!r} holds a {type(item).__name__} ({str(item)[:40]}), which is no "
+        "text. Name the column that holds texts, or make one."
+    )
+
+
+def _npz(file: Path) -> Rows:
     try:
         with file.open("rb") as handle, np.load(handle, allow_pickle=False) as arrays:
-            return Split(list(arrays["image"]), labels_of(arrays["label"].tolist(), names, str(file)))
-    except DataError:
-        raise
+            return Rows(list(arrays["image"]), arrays["label"].tolist(), str(file))
     except (OSError, EOFError, TypeError, ValueError, KeyError, zipfile.BadZipFile) as error:
         raise DataError(f"{file} cannot be read as npz with `image` and `label`: {error}") from error
 
 
-def _csv(file: Path) -> dict[str, list[Any]]:
-    opened = gzip.open if file.suffix == ".gz" else open
-    try:
-        with opened(file, "rt", newline="", encoding="utf-8-sig") as handle:  # Excel writes the mark
-            reader = csv.reader(handle, strict=True)
-            header = next(reader, [])
-            rows = [(row, reader.line_num) for row in reader]
-    except (OSError, EOFError, UnicodeDecodeError, csv.Error, zlib.error) as error:
-        raise DataError(f"{file} cannot be read as CSV: {error}") from error
-    for row, line in rows:
-        if len(row) != len(header):
-            raise DataError(f"{file}, line {line}: {len(row)} fields, the header has {len(header)}.")
-    return {column: [row[place] for row, _ in rows] for place, column in enumerate(header)}
-
-
-def _parquet(file: Path) -> dict[str, list[Any]]:
-    parquet = require_extra("pyarrow.parquet", "data", f"reading {file}")
-    try:
-        table = parquet.read_table(file)
-    except (OSError, ValueError) as error:
-        raise DataError(f"{file} cannot be read as parquet: {error}") from error
-    columns: dict[str, list[Any]] = table.to_pydict()
-    return columns
-
-
-def _holds_images(file: Path, column: str) -> bool:
-    parquet = require_extra("pyarrow.parquet", "data", f"reading {file}")
-    try:
-        schema = parquet.read_schema(file)
-    except (OSError, ValueError) as error:
-        raise DataError(f"{file} cannot be read as parquet: {error}") from error
-    return column in schema.names and not str(schema.field(column).type).endswith("string")
-
-
-def parquet_table(files: Sequence[Path]) -> Any:
-    """Parquet files as one table of the `datasets` library, mapped from its cache: rows cost no memory."""
-    datasets = require_extra("datasets", "data", f"reading {files[0]}")
-    shown = not datasets.are_progress_bars_disabled()
-    datasets.disable_progress_bars()  # it is a copy from disk to disk
-    try:
-        return datasets.Dataset.from_parquet([str(file) for file in files])
-    except Exception as error:  # the library raises many kinds on damaged files
-        raise DataError(f"{files[0]} cannot be read as parquet: {error.__cause__ or error}") from error
-    finally:
-        if shown:
-            datasets.enable_progress_bars()
-
-
 def image_rows(
-    table: Any, image: str, label: str, where: str
-) -> tuple[Images, list[Any], Sequence[str] | None]:
-    """The images, labels and class names (None if it has none) of a table of the `datasets` library."""
+    table: Any, image: str, label: str, where: str, split: str | None = None, inside: Path | None = None
+) -> Rows:
+    """The images and labels of a table of the `datasets` library, with its class names where it has some.
+
+    Args:
+        table: of the library.
+        image: the column of images.
+        label: the column of labels.
+        where: the table, for errors.
+        split: the column that says each row's split, if one does.
+        inside: the folder that the library made the table of, whose files cells may name; None follows no path.
+    """
     datasets = require_extra("datasets", "data", f"reading {where}")
-    for column in (image, label):
-        if column not in table.column_names:
-            known = ", ".join(table.column_names) or "none"
-            raise DataError(
-                f"{where} has no column {column!r}; it has {known}. {nearest(column, table.column_names)}"
-            )
+    require_columns(where, [image, label, *([split] if split else [])], list(table.column_names))
     rows = table.select_columns([image])
     if isinstance(table.features[image], datasets.Image):
         rows = rows.cast_column(image, datasets.Image(decode=False))
     names = getattr(table.features[label], "names", None)
-    return Images(Column(rows, image, where)), list(table[label]), names
+    splits = list(table[split]) if split else None
+    return Rows(
+        Images(Column(rows, image, where, inside)), list(table[label]), where, names=names, splits=splits
+    )
 
 
-def _image_folder(folder: Path, names: Sequence[str]) -> Split:
-    for found in classes(folder, ""):
-        if found not in names:
-            raise DataError(f"{folder / found} is the folder of no class. {nearest(found, names)}")
-    inside = folder.resolve()
-    files, labels = [], []
-    for index, name in enumerate(names):
-        for file in _images_in(folder / name, inside):
-            files.append(f"{name}/{file}")
-            labels.append(index)
-    return Split(Images(Files(folder, files)), torch.tensor(labels, dtype=torch.long))
-
-
-def _images_in(folder: Path, inside: Path) -> list[str]:
-    """The image files of one class, sorted; a link that leads out of the folder is an error."""
-    if not folder.is_dir():
-        return []
-    found = []
-    with os.scandir(folder) as entries:
-        for entry in entries:
-            if Path(entry.name).suffix.lower() not in _IMAGE_SUFFIXES:
-                continue
-            if entry.is_symlink() or folder.is_symlink():
-                require_inside(Path(entry.path), inside)
-            if entry.is_file():
-                found.append(entry.name)
-    return sorted(found)
-
-
-def require_inside(file: Path, folder: Path) -> None:
-    """Raise if a path leads out of a folder, through links or dots; `folder` is resolved."""
-    if not file.resolve().is_relative_to(folder):
-        raise DataError(
-            f"{file} leads out of {folder}, to {file.resolve()}: put a copy of the file there instead of the link."
+def require_apart(name: str, files: Mapping[str, Path], split: str | None) -> None:
+    """Raise where a column and files both say which rows are test rows; warn where one file is two splits."""
+    if split is not None and len(files) > 1:
+        raise UsageError(
+            f"task {name!r}: the column {split!r} says which split a row belongs to, and so does the file for "
+            f"{listed(key for key in files if key != 'train')}. Give one of the two."
         )
-
-
-def classes(file: Path, label: str) -> list[str]:
-    """The class names that a training file or image folder implies."""
-    if file.is_dir():
-        return sorted(folder.name for folder in file.iterdir() if folder.is_dir())
-    columns = _parquet(file) if file.suffix == ".parquet" else _csv(file)
-    values = {str(value) for value in columns.get(label, [])}
-    if values and all(value.isdecimal() for value in values):
-        most = max(map(int, values))
-        if most >= _MOST_CLASSES:
-            raise DataError(
-                f"{file}: label {most} would mean {most + 1} classes; give `label_names` if it is meant."
+    seen: dict[Path, str] = {}
+    for key, file in files.items():
+        first = seen.setdefault(file.resolve(), key)
+        if first != key:
+            warnings.warn(
+                f"task {name!r} reads {file} as {first} and as {key}: both have the same rows, so accuracies on {key} "
+                f"are accuracies on {first}. Leave `{key}` out, and some rows are held out for it; or name the column "
+                "that tells the splits apart with `split`.",
+                stacklevel=3,
             )
-        return [str(index) for index in range(most + 1)]
-    return sorted(values)
-
-
-def labels_of(values: Sequence[Any], names: Sequence[str], where: str) -> Tensor:
-    """Class indices from indices or names, or a `DataError` that names the row."""
-    place = {name: index for index, name in enumerate(names)}
-    labels = []
-    for row, value in enumerate(values):
-        if isinstance(value, str) and value in place:
-            labels.append(place[value])
-        elif str(value).removeprefix("-").isdecimal():
-            labels.append(int(value))
-        else:
-            raise DataError(
-                f"{where}, row {row}: {value!r} is neither a class index nor a class. {nearest(str(value), names)}"
-            )
-    return torch.tensor(labels, dtype=torch.long)

@@ -1,7 +1,7 @@
 """`Split`: the rows of one split, and the one rule by which rows are shuffled and held out."""
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -10,20 +10,35 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from tauspan.errors import listed
 from tauspan.tasks.images import Images
 
 SPLITS = ("train", "validation", "test")
+_TEST_SHARE = 0.2  # of the rows of one file, where it holds all there are
 
 
 @dataclass(frozen=True, eq=False)
 class Split:
-    """Raw inputs (texts, arrays) and labels of shape (N,), class indices from 0."""
+    """Raw inputs (texts, arrays, `Images`) and labels of shape (N,), class indices from 0.
+
+    Example:
+        >>> Split(["a", "b", "c"], torch.tensor([0, 1, 1]))
+        Split(3 rows; rows of each class: 0: 1, 1: 2)
+    """
 
     inputs: Sequence[Any]
     labels: Tensor
 
     def __len__(self) -> int:
         return len(self.labels)
+
+    def __repr__(self) -> str:
+        kind = "images" if isinstance(self.inputs, Images) else "rows"
+        if not isinstance(self.labels, Tensor) or self.labels.is_floating_point():
+            return f"Split({len(self)} {kind})"
+        labels, counts = torch.unique(self.labels, return_counts=True)
+        found = [f"{label}: {count}" for label, count in zip(labels.tolist(), counts.tolist(), strict=True)]
+        return f"Split({len(self)} {kind}; rows of each class: {listed(found, 8) or 'none'})"
 
     def take(self, indices: Sequence[int]) -> "Split":
         """The rows at the given places, in that order; encoded images stay encoded."""
@@ -54,11 +69,35 @@ def array_bytes(array: Any) -> bytes:
     return f"{array.dtype}|{array.shape}|".encode() + bytes(array.tobytes())
 
 
-def held_out(rows: Split, seed: int = 0) -> dict[str, Split]:
-    """Train and validation from the rows of train: min(10 %, 5000) of them, by a permutation keyed by the seed."""
-    order = permutation(len(rows), f"{seed}/validation")
-    held = min(max(len(rows) // 10, 1), 5000)
-    return {"train": rows.take(order[held:]), "validation": rows.take(order[:held])}
+def held_out(
+    rows: Split, seed: int = 0, split: str = "validation", share: float = 0.1, most: int = 5000
+) -> dict[str, Split]:
+    """Train and another split from the rows of train, by a permutation keyed by the seed and the split's name.
+
+    Validation is min(10 %, 5000) of them, as the paper has it.
+    """
+    order = permutation(len(rows), f"{seed}/{split}")
+    held = min(max(int(len(rows) * share), 1), most)
+    return {"train": rows.take(order[held:]), split: rows.take(order[:held])}
+
+
+def completed(splits: Mapping[str, Split], seed: int, test: bool) -> tuple[dict[str, Split], dict[str, Any]]:
+    """The splits, with those that are not there held out of train, and where each comes from.
+
+    Args:
+        splits: `train` and perhaps others.
+        seed: of the permutations.
+        test: whether a missing test split is held out too, before validation: 20 % of the rows.
+    """
+    made, about = dict(splits), {"seed": seed, "validation": "own"}
+    rows = made.get("train", ())
+    if test and "test" not in made and len(rows) > 2:
+        made |= held_out(made["train"], seed, "test", _TEST_SHARE, len(rows))
+        about["test"] = "held out of train"
+    if "validation" not in made and len(made.get("train", ())) > 1:
+        made |= held_out(made["train"], seed)
+        about["validation"] = "held out of train"
+    return made, about
 
 
 def permutation(size: int, key: str) -> list[int]:

@@ -7,16 +7,22 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from tauspan import store
+from tauspan.arguments import checked
 from tauspan.errors import DataError, nearest
 from tauspan.models import Head
-from tauspan.models.sources import require_extra
-from tauspan.tasks.readers import classes, labels_of, read_rows
-from tauspan.tasks.split import SPLITS, Split, array_bytes, held_out, permutation
+from tauspan.tasks.assembly import Gathered, gathered, told
+from tauspan.tasks.hub import hub_rows
+from tauspan.tasks.images import Images
+from tauspan.tasks.labels import Meaning, require_names
+from tauspan.tasks.readers import Reading, by_split, read_rows, require_apart
+from tauspan.tasks.rows import fault_of, tensor_rows
+from tauspan.tasks.split import SPLITS, Split, array_bytes, completed, permutation
+from tauspan.tasks.tables import Dialect, Quotes
+from tauspan.tasks.writing import write_directory
 
 HeadFrom = Literal["auto", "prompts", "prototypes", "probe"]
 
@@ -56,25 +62,38 @@ class Task:
     head_from: HeadFrom = "auto"
 
     def __post_init__(self) -> None:
+        require_names(self.label_names, self.name)
         classes = len(self.label_names)
         self._check_head(classes)
         for split in SPLITS:
             if split not in self.splits or len(self.splits[split]) == 0:
                 raise DataError(f"task {self.name!r} has no rows in its {split} split.")
-            rows = self.splits[split]
-            if rows.labels.ndim != 1 or rows.labels.dtype != torch.long:
-                found = f"{str(rows.labels.dtype).removeprefix('torch.')} of shape {tuple(rows.labels.shape)}"
-                raise DataError(f"{split} of {self.name!r}: labels are int64 of shape (N,), not {found}.")
-            if len(rows.inputs) != len(rows.labels):
+            self._check_rows(split, self.splits[split], classes)
+
+    def _check_rows(self, split: str, rows: Split, classes: int) -> None:
+        labels = rows.labels
+        if not isinstance(labels, Tensor) or labels.ndim != 1 or labels.dtype != torch.long:
+            kind = str(getattr(labels, "dtype", type(labels).__name__)).removeprefix("torch.")
+            found = f"{kind} of shape {tuple(getattr(labels, 'shape', (len(labels),)))}"
+            raise DataError(
+                f"{split} of {self.name!r}: labels are int64 of shape (N,), not {found}. `Task.from_tensors` makes them "
+                "of lists and arrays."
+            )
+        if len(rows.inputs) != len(labels):
+            raise DataError(f"{split} of {self.name!r}: {len(rows.inputs)} inputs and {len(labels)} labels.")
+        outside = ((labels < 0) | (labels >= classes)).nonzero().flatten()
+        if len(outside):
+            row = int(outside[0])
+            raise DataError(
+                f"{split} of task {self.name!r}, row {row}: label {int(labels[row])} lies outside "
+                f"0..{classes - 1} ({classes} classes). Give one class name for every label value."
+            )
+        for row, item in enumerate(() if isinstance(rows.inputs, Images | Tensor) else rows.inputs):
+            fault = fault_of(item)
+            if fault is not None:
                 raise DataError(
-                    f"{split} of {self.name!r}: {len(rows.inputs)} inputs and {len(rows.labels)} labels."
-                )
-            outside = ((rows.labels < 0) | (rows.labels >= classes)).nonzero().flatten()
-            if len(outside):
-                row = int(outside[0])
-                raise DataError(
-                    f"{split} of task {self.name!r}, row {row}: label {int(rows.labels[row])} lies outside "
-                    f"0..{classes - 1} ({classes} classes). Give one class name for every label value."
+                    f"{split} of task {self.name!r}, row {row}, is a row {fault}: take it out; `Task.from_files` and "
+                    "`from_hub` do so with clean=True."
                 )
 
     def _check_head(self, classes: int) -> None:
@@ -106,7 +125,8 @@ class Task:
 
     def __repr__(self) -> str:
         sizes = ", ".join(f"{split} {len(self.splits[split])}" for split in SPLITS)
-        return f"Task({self.name!r}, {len(self.label_names)} classes, {sizes})"
+        out = self.extra.get("left_out")
+        return f"Task({self.name!r}, {len(self.label_names)} classes, {sizes}{f'; left out: {told(out)}' if out else ''})"
 
     def split(self, name: str) -> Split:
         """The rows of one split."""
@@ -118,6 +138,7 @@ class Task:
         """Where texts of this task are cut: as asked for, else the task's own value."""
         return self.max_tokens if asked is None else asked
 
+    @checked
     def subset(
         self,
         *,
@@ -162,6 +183,7 @@ class Task:
     # -- readers ---------------------------------------------------------------------------------------------
 
     @staticmethod
+    @checked
     def from_directory(path: str | Path) -> "Task":
         """A directory with `card.json` (names, prompts, files, SHA-256 sums) and csv(.gz), parquet or npz files.
 
@@ -186,40 +208,87 @@ class Task:
                 raise DataError(
                     f"{file} has SHA-256 {found[:12]}, its card says {entry['sha256'][:12]}: it was changed."
                 )
-            splits[split] = read_rows(file, card["label_names"])
+            splits[split] = read_rows(file)
+        made = gathered(splits, card["label_names"], card.get("labels", "auto"), what=card["name"])
+        about = {
+            key: card[key] for key in ("seed", "test", "validation") if isinstance(card.get(key), str | int)
+        }
         return Task(
-            card["name"], card["label_names"], splits, card.get("label_prompts", ()),
-            card.get("suggested_max_tokens"), source=card.get("source", str(path)),
+            card["name"], made.names, made.splits, card.get("label_prompts", ()),
+            card.get("suggested_max_tokens"), source=card.get("source", str(path)), extra=about,
         )  # fmt: skip
 
     @staticmethod
+    @checked
     def from_files(
         name: str,
         train: str | Path,
-        test: str | Path,
+        test: str | Path | None = None,
         validation: str | Path | None = None,
         *,
-        label_names: Sequence[str] | None = None,
+        split: str | None = None,
+        label_names: Sequence[Any] | None = None,
         label_prompts: Sequence[str] = (),
         text: str = "text",
         label: str = "label",
+        labels: Meaning = "auto",
+        clean: bool = False,
+        encoding: str | None = None,
+        delimiter: str | None = None,
+        quotes: Quotes = "doubled",
         max_tokens: int | None = None,
+        seed: int = 0,
     ) -> "Task":
-        """CSV (also .gz) or parquet files, or image folders with one folder a class.
+        """CSV, TSV, JSON, JSON Lines, parquet or npz files (text ones also as .gz), or folders of images by class.
 
-        Labels are class indices or class names. Without `validation`, min(10 %, 5000) of the training rows
-        become it, drawn with seed 0, as the paper does. Without `label_names`, the sorted values of the
-        training labels are the classes.
+        A folder of tables is one split in several files. The file forms and what is read of them:
+        `docs/formats.md`. Labels have one meaning in all of them, see `tauspan.tasks.labels.places`: 1, 1.0 and "1"
+        are one label; without `label_names` the sorted labels of the training rows are the classes; with them a label
+        is a class name, or counts from 0.
+
+        Without `validation`, min(10 %, 5000) of the training rows become it, drawn with the seed, as the paper does.
+        Without `test` and `split`, 20 % of the rows of `train` become test rows before that, drawn in the same way.
+
+        Args:
+            name: of the task.
+            train: a file or folder.
+            test: another one.
+            validation: another one.
+            split: instead of `test` and `validation`, the column of `train` that says train, validation (val, valid,
+                dev) or test of each row.
+            label_names: the classes, in order.
+            label_prompts: one sentence for each class.
+            text: the column of texts, or of images in parquet files.
+            label: the column of labels.
+            labels: `"names"`, `"from_0"` or `"from_1"` where `"auto"` says that it cannot tell.
+            clean: leave rows without text or label out, and spaces around labels; a warning counts them, and
+                `Task.extra["left_out"]` keeps the counts.
+            encoding: of a file of lines; None takes a byte order mark's, else UTF-8.
+            delimiter: of CSV; None takes that of comma, semicolon, tab and bar which the first line has.
+            quotes: `"doubled"`, `"escaped"` (by a backslash) or `"none"`.
+            max_tokens: where texts are cut.
+            seed: of the rows that are held out.
+
+        Raises:
+            DataError: with the file and the row or line: a missing column, a row without text or label, a label that
+                is no class, a damaged file.
         """
-        files = {"train": Path(train), "test": Path(test)} | (
-            {"validation": Path(validation)} if validation else {}
+        reading = Reading(text, label, split, Dialect(encoding, delimiter, quotes))
+        files = {"train": Path(train)}
+        files |= {
+            key: Path(file) for key, file in (("validation", validation), ("test", test)) if file is not None
+        }
+        require_apart(name, files, split)
+        found = (
+            by_split(files["train"], reading)
+            if split
+            else {s: read_rows(f, reading) for s, f in files.items()}
         )
-        if label_names is None:
-            label_names = classes(files["train"], label)
-        splits = {split: read_rows(file, label_names, text, label) for split, file in files.items()}
-        return _with_validation(name, label_names, splits, label_prompts, max_tokens, str(train))
+        made = gathered(found, label_names, labels, clean, name)
+        return _task(name, made, label_prompts, max_tokens, str(train), seed, test=split is None)
 
     @staticmethod
+    @checked
     def from_hub(
         source: str,
         *,
@@ -228,61 +297,72 @@ class Task:
         label: str = "label",
         config: str | None = None,
         revision: str | None = None,
+        train: str = "train",
+        test: str = "test",
+        validation: str | None = None,
+        label_names: Sequence[Any] | None = None,
+        labels: Meaning = "auto",
+        clean: bool = False,
         label_prompts: Sequence[str] = (),
         max_tokens: int | None = None,
+        seed: int = 0,
     ) -> "Task":
-        """A data set by hub id or local directory, through the `datasets` library; no remote code is run."""
-        datasets = require_extra("datasets", "data", f"the data set {source!r}")
-        try:
-            found = datasets.load_dataset(source, config, revision=revision)
-        except Exception as error:  # the library raises many kinds: offline, unknown, gated, malformed
-            raise DataError(f"the data set {source!r} could not be loaded: {error}") from error
-        if (
-            "train" not in found
-            or text not in found["train"].column_names
-            or label not in found["train"].column_names
-        ):
-            columns = {split: rows.column_names for split, rows in found.items()}
-            raise DataError(
-                f"{source!r} needs a train split with the columns {text!r} and {label!r}; it has {columns}."
-            )
-        feature = found["train"].features[label]
-        indexed = getattr(feature, "names", None)  # else the values themselves are the names, numbers too
-        names = indexed or [str(value) for value in sorted(set(found["train"][label]))]
-        splits = {}
-        for split, rows in found.items():
-            if split in SPLITS:
-                inputs = [item if isinstance(item, str) else np.asarray(item) for item in rows[text]]
-                values = list(rows[label] if indexed else map(str, rows[label]))
-                splits[split] = Split(inputs, labels_of(values, names, f"{source}:{split}"))
-        return _with_validation(
-            name or source.split("/")[-1], names, splits, label_prompts, max_tokens, source
-        )
+        """A data set by hub id or local directory, through the `datasets` library; no remote code is run.
+
+        `train`, `test` and `validation` name its splits; without `validation`, the split of that name is taken if it is
+        free, else rows of train are held out. Hidden test splits have no labels: `test="validation"` takes the other.
+        Labels, `clean` and `seed` as for `from_files`; images stay encoded until they are looked at.
+
+        Raises:
+            DataError: the data set cannot be loaded, a split or column is missing, a row has no text or label.
+        """
+        splits = {"train": train, "test": test, "validation": validation}
+        found = hub_rows(source, text, label, config, revision, splits)
+        name = name or source.rstrip("/").split("/")[-1]
+        made = gathered(found, label_names, labels, clean, name)
+        return _task(name, made, label_prompts, max_tokens, source, seed, test=False)
 
     @staticmethod
+    @checked
     def from_tensors(
-        name: str, label_names: Sequence[str], *, label_prompts: Sequence[str] = (), head: Head | None = None,
-        **splits: tuple[Sequence[Any] | Tensor, Tensor],
+        name: str, label_names: Sequence[Any], *, label_prompts: Sequence[str] = (), head: Head | None = None,
+        labels: Meaning = "auto", seed: int = 0, **splits: tuple[Sequence[Any] | Tensor, Sequence[Any] | Tensor],
     ) -> "Task":  # fmt: skip
-        """Splits given as `train=(inputs, labels), validation=..., test=...`."""
-        made = {
-            key: Split(list(inputs), labels if labels.is_floating_point() else labels.long())
-            for key, (inputs, labels) in splits.items()
-        }
-        return Task(name, label_names, made, label_prompts, head=head, source="tensors")
+        """Splits given as `train=(inputs, labels), validation=..., test=...`.
+
+        Labels are a tensor or array of whole numbers, or a list of numbers or names, with the meaning they have in
+        files. Without `validation` or `test`, rows of train are held out as by `from_files`.
+
+        Example:
+            >>> rows = (["a", "b"], [1, 0])
+            >>> Task.from_tensors("ab", ["x", "y"], train=rows, validation=rows, test=(["c"], [1]))
+            Task('ab', 2 classes, train 2, validation 2, test 1)
+        """
+        unknown = next((key for key in splits if key not in SPLITS), None)
+        if unknown is not None:
+            raise DataError(f"task {name!r} is given a split {unknown!r}. {nearest(unknown, SPLITS)}")
+        rows = {key: [tensor_rows(name, key, given)] for key, given in splits.items()}
+        made = gathered(rows, list(label_names), labels, what=name)
+        return replace(_task(name, made, label_prompts, None, "tensors", seed, test=True), head=head)
+
+    def to_directory(self, path: str | Path, *, overwrite: bool = False) -> Path:
+        """Write a task of texts as a directory that `from_directory` reads: `card.json` with checksums, CSV files.
+
+        Raises:
+            DataError: the inputs are no texts, or the task has a head of its own.
+            StoreError: the directory is there already or cannot be written; nothing is left behind.
+        """
+        return write_directory(self, Path(path), overwrite)
 
 
-def _with_validation(
-    name: str,
-    names: Sequence[str],
-    splits: dict[str, Split],
-    prompts: Sequence[str],
-    tokens: int | None,
-    source: str,
+def _task(
+    name: str, made: Gathered, prompts: Sequence[str], tokens: int | None, source: str, seed: int, test: bool
 ) -> Task:
-    if "validation" not in splits and len(splits.get("train", ())) > 1:
-        splits |= held_out(splits["train"])
-    return Task(name, names, splits, prompts, tokens, source=source)
+    """The task of what was gathered; `extra` says what was held out and what was left out."""
+    splits, extra = completed(made.splits, seed, test)
+    if made.left_out:
+        extra["left_out"] = made.left_out
+    return Task(name, made.names, splits, prompts, tokens, source=source, extra=extra)
 
 
 def _sampled(rows: Split, count: int | None, key: str) -> Split:

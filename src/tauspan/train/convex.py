@@ -11,11 +11,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from tauspan.errors import UsageError, nearest
+from tauspan.arguments import checked
+from tauspan.errors import NonFiniteError, UsageError, nearest
 from tauspan.linear import Cache, Kind, Linearized, linearize
-from tauspan.measure import measured, progress
+from tauspan.measure import measured, progress, underway
 from tauspan.models import Classifier, Encoder
-from tauspan.params import Params
+from tauspan.params import Params, require_finite, require_finite_rows
 from tauspan.tasks import Split, Task, build_head
 from tauspan.train.finetuning import Finetuned
 
@@ -24,6 +25,7 @@ Solver = Literal["lbfgs", "newton-cg"]
 _IDLE = 20
 
 
+@checked
 def fit(
     encoder: Encoder,
     task: Task,
@@ -85,7 +87,7 @@ def fit(
     classifier = Classifier(encoder, build_head(task, encoder, max_tokens=max_tokens))
     tangent = linearize(classifier, params, "logits")
     tokens = task.tokens(max_tokens)
-    with measured() as cost:
+    with measured() as cost, underway(f"fit of {task.name}", show_progress):
         parts = labelled(encoder, task.split("train"), tokens, batch_size)
         cached = tangent.cache([batch for batch, _ in parts], cache, room=room, folder=folder)
         train = _Loss(tangent, cached, [labels for _, labels in parts], ridge)
@@ -147,14 +149,23 @@ class _Loss:
             tau.grad = tau.detach() * self.ridge
             total += 0.5 * self.ridge * float(tau.detach().double().square().sum())
         for batch, labels in zip(self._cached, self._labels, strict=True):
-            loss = F.cross_entropy(batch(), labels, reduction="sum") / self._rows
+            logits = batch()
+            loss = F.cross_entropy(logits, labels, reduction="sum") / self._rows
             loss.backward()  # type: ignore[no-untyped-call]
             total += float(loss.detach())
+            if not math.isfinite(total):
+                require_finite_rows(logits.detach(), "the logits of a batch of training rows")
+        if not math.isfinite(total):
+            raise NonFiniteError(
+                f"the loss is {total}: the coefficients left the range of numbers. Raise the ridge."
+            )
         return total
 
     def gradient(self) -> dict[str, Tensor]:
         """What `backward` left."""
-        return {name: tau.grad for name, tau in self.tangent.tau.items() if tau.grad is not None}
+        found = {name: tau.grad for name, tau in self.tangent.tau.items() if tau.grad is not None}
+        require_finite(found, "the gradient")
+        return found
 
     @torch.no_grad()
     def probabilities(self) -> list[Tensor]:
@@ -258,5 +269,6 @@ def _validation(
 ) -> dict[str, Any]:
     rows = task.split("validation")
     logits = torch.cat([tangent(batch).cpu() for batch, _ in labelled(encoder, rows, max_tokens, batch_size)])
+    require_finite_rows(logits, f"the logits of {task.name!r} on validation")
     right = float((logits.argmax(-1) == rows.labels).double().mean())
     return {"split": "validation", "loss": float(F.cross_entropy(logits, rows.labels)), "accuracy": right}

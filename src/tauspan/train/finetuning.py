@@ -7,9 +7,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from tauspan.arguments import checked
+from tauspan.computing import Check, Engine
 from tauspan.errors import StoreError, UsageError
 from tauspan.linear import Kind
-from tauspan.measure import Cost, measured
+from tauspan.measure import Cost, measured, underway
 from tauspan.models import Encoder, fingerprint_of
 from tauspan.processes import world
 from tauspan.tasks import Task, build_head
@@ -29,7 +31,14 @@ class Finetuned:
     cost: Cost = field(default_factory=Cost)
     reused: bool = False
 
+    def __repr__(self) -> str:
+        last = next((one for one in reversed(self.history) if one.get("split") == "validation"), None)
+        found = "" if last is None else f", validation accuracy {last['accuracy']:.3f}"
+        spent = "reused" if self.reused else f"{self.cost.seconds:.1f} s"
+        return f"Finetuned({self.task_vector.label!r}, {len(self.history)} entries{found}, {spent})"
 
+
+@checked
 def finetune(
     encoder: Encoder,
     task: Task,
@@ -52,6 +61,8 @@ def finetune(
     cache: Kind | Literal["auto"] = "none",
     precision: Precision = "float32",
     augment: Augment = "none",
+    engine: Engine | None = None,
+    check: Check | None = None,
     cache_folder: str | Path | None = None,
     shard: bool = False,
     out: str | Path | None = None,
@@ -86,6 +97,8 @@ def finetune(
         cache: what the tangent model keeps of each batch across epochs; pays from the second or third epoch on.
         precision: `"bfloat16"` or `"tf32"` for the matrix products, tau stays in float32.
         augment: `"crop"` trains on random parts of images.
+        engine: what computes tangents first.
+        check: `"off"` does not compare tangents with ordinary autograd.
         cache_folder: keep the cache in memory-mapped files there instead of in memory.
         shard: under several processes, each keeps its part of every tensor, theta0 and tau alike, on its own GPU if there
             are any; only one block is whole at a time. The vector is the same. The encoder is taken apart for the run,
@@ -113,13 +126,14 @@ def finetune(
     chosen = params if isinstance(params, str) else tuple(params)
     settings = Settings(
         regime, seed, chosen, point, epochs, max_steps, batch_size, accumulation, lr, warmup, weight_decay,
-        decay_toward, clip, label_smoothing, max_tokens, cache, precision, augment,
+        decay_toward, clip, label_smoothing, max_tokens, cache, precision, augment, engine, check,
     )  # fmt: skip
     folder = None if out is None else Path(out)
     kept = None if cache_folder is None else Path(cache_folder)
     return train(encoder, task, settings, folder, checkpoint_every, resume, show_progress, kept, shard)
 
 
+@checked
 def train(
     encoder: Encoder,
     task: Task | Sequence[Task],
@@ -153,11 +167,14 @@ def train(
         finished = _finished(out, key, resume)
         if finished is not None:
             return finished
-        heads = [build_head(task, encoder, max_tokens=settings.max_tokens) for task in tasks]
+        names = ", ".join(task.name for task in tasks)
+        with underway(f"fine-tuning on {names}", show_progress and processes.first):
+            heads = [build_head(task, encoder, max_tokens=settings.max_tokens) for task in tasks]
         with laid_out(encoder, heads, settings, processes, shard) as (what, layout):
             run = Run(what, layout, encoder, tasks, settings, key, processes, out, checkpoint_every)
             run.start(resume)
-            run.cache(cache_folder)
+            with underway(f"cache of {names}", show_progress and processes.first):
+                run.cache(cache_folder)
             run.loop(show_progress and processes.first)
             whose = {"task": run.name} if len(tasks) == 1 else {"tasks": [task.name for task in tasks]}
             info = {**whose, "seed": settings.seed, "recipe": settings.as_dict(), "key": key}

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from pathlib import Path
 
+from tauspan.arguments import checked
 from tauspan.errors import UsageError, listed
 from tauspan.models import Encoder
 from tauspan.tasks import Task
@@ -10,6 +11,7 @@ from tauspan.train.finetuning import Finetuned, train
 from tauspan.train.settings import Settings
 
 
+@checked
 def finetune_jointly(
     encoder: Encoder,
     tasks: Sequence[Task],

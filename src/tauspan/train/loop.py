@@ -15,9 +15,10 @@ from torch import Tensor
 
 from tauspan import store
 from tauspan.ahead import ahead
-from tauspan.errors import NonFiniteError
+from tauspan.errors import NonFiniteError, listed
 from tauspan.measure import progress
 from tauspan.models import Batch, Encoder
+from tauspan.params import broken_rows
 from tauspan.processes import World
 from tauspan.tasks import Task
 from tauspan.train import checkpoint
@@ -54,6 +55,7 @@ class Run:
         self.whole = True
         self.history: list[dict[str, Any]] = []
         self.cached: dict[Part, Callable[[], Tensor]] = {}
+        self.wrong = ""
         self.incoming: Iterator[tuple[Batch, Tensor]] = iter(())
         native = 0.0 if what.anchor() is not None else settings.weight_decay
         self.anchor = what.anchor() if settings.weight_decay else None
@@ -137,7 +139,8 @@ class Run:
         if not torch.isfinite(norm) or not torch.isfinite(loss):
             raise NonFiniteError(
                 f"step {self.step} of {self.name!r}: loss {float(loss):g}, gradient norm {float(norm):g} at "
-                f"learning rate {settings.lr_at(self.step, self.total):g}. Lower the learning rate or clip the gradient."
+                f"learning rate {settings.lr_at(self.step, self.total):g}{self._broken()}. Lower the learning rate or "
+                "clip the gradient; at step 0 look at the rows and weights themselves."
             )
         if settings.clip:
             torch._foreach_mul_(gradients, min(1.0, settings.clip / (float(norm) + 1e-12)))
@@ -195,7 +198,21 @@ class Run:
             / size
         )
         loss.backward()  # type: ignore[no-untyped-call]
-        return loss.detach().cpu()
+        found = loss.detach().cpu()
+        if not torch.isfinite(found):  # told when all processes know
+            task = self.tasks[part[0]].name
+            rows = [str(part[1][row]) for row in broken_rows(logits.detach()) if row < len(part[1])]
+            self.wrong = (
+                f"; the logits are not finite in the training rows {listed(rows)} of {task!r}" if rows else ""
+            )
+        return found
+
+    def _broken(self) -> str:
+        """Where NaN or infinity was first seen: rows, or else the first tensor whose gradient holds one."""
+        known = self.trainee.parameters.items()
+        tensors = (name for name, p in known if p.grad is not None and broken_rows(p.grad.flatten()))
+        first = next(tensors, None)
+        return self.wrong or ("" if first is None else f"; the gradient of {first!r} is not finite")
 
     def _update(self) -> None:
         lr = self.settings.lr_at(self.step, self.total)
@@ -218,13 +235,20 @@ class Run:
     def _validated(self, task: int) -> dict[str, float]:
         size = len(self.tasks[task].split("validation"))
         device = next(iter(self.trainee.parameters.values())).device  # NCCL exchanges nothing on the CPU
-        right, loss = torch.zeros((), device=device), torch.zeros((), device=device)
+        right, loss, broken = torch.zeros((), device=device), torch.zeros((), device=device), False
         shares = (((task, places), "validation") for places in self._shares(size))
         for batch, labels in ahead(lambda what: self._batch(*what), shares, self.encoder.inputs.ahead):
             logits = self.trainee(batch, task).cpu()
+            broken |= bool(broken_rows(logits[labels != _NONE]))
             right += (logits.argmax(-1) == labels).sum()
             loss += F.cross_entropy(logits, labels, reduction="sum", ignore_index=_NONE)
-        self.processes.sum([right, loss])
+        count = torch.tensor(float(broken), device=device)
+        self.processes.sum([right, loss, count])
+        if count or not torch.isfinite(loss):
+            raise NonFiniteError(
+                f"step {self.step} of {self.name!r}: the logits of {self.tasks[task].name!r} are NaN or infinite on "
+                f"validation rows (loss {float(loss) / size:g}). Lower the learning rate, or look at what the rows hold."
+            )
         return {"loss": float(loss) / size, "accuracy": float(right) / size}
 
     def _shares(self, size: int) -> Iterator[tuple[int, ...]]:

@@ -6,6 +6,7 @@ import json
 import math
 from typing import Any, Literal, get_args
 
+from tauspan.computing import Check, Engine, Way, way
 from tauspan.errors import UsageError, nearest
 from tauspan.linear import Kind
 from tauspan.vector import REGIMES, Regime
@@ -41,6 +42,9 @@ class Settings:
             gradients and the optimiser stay in float32.
         augment: `"crop"` shows a random part of each image in training, another one each epoch; see
             `tauspan.models.crop`. Not with a cache, which needs batches that stay the same.
+        engine: what computes tangents first; see `linearize`. None is what `tauspan.computing` says.
+        check: `"auto"` compares the first batch of each kind with ordinary autograd, `"off"` trusts. None as for
+            `engine`.
     """
 
     regime: Regime = "linear"
@@ -61,6 +65,8 @@ class Settings:
     cache: Kind | Literal["auto"] = "none"
     precision: Precision = "float32"
     augment: Augment = "none"
+    engine: Engine | None = None
+    check: Check | None = None
 
     def __post_init__(self) -> None:
         if self.regime not in REGIMES:
@@ -107,6 +113,7 @@ class Settings:
                 f"augment={self.augment!r} with cache={self.cache!r}: a cache keeps what a batch gave, and augmented "
                 "batches change. Leave one of them out."
             )
+        way(self.engine, self.check)  # raises for an unknown word
         if self.point not in (None, "encoder", "logits"):
             raise UsageError(f"point={self.point!r}. {nearest(str(self.point), ('encoder', 'logits'))}")
 
@@ -129,8 +136,10 @@ class Settings:
         return self.peak_lr * 0.5 * (1 + math.cos(math.pi * share))
 
     def as_dict(self) -> dict[str, Any]:
-        """Plain values, the learning rate spelled out."""
-        return {**dataclasses.asdict(self), "lr": self.peak_lr}
+        """Plain values, the learning rate spelled out; engine and check only where they are not the usual ones."""
+        plain = {**dataclasses.asdict(self), "lr": self.peak_lr}
+        chosen = vars(way(plain.pop("engine"), plain.pop("check")))
+        return plain | {name: value for name, value in chosen.items() if value != getattr(Way(), name)}
 
     def key(self, base: str, task: str) -> str:
         """One hash of all that decides a vector: equal keys give the same vector.
@@ -139,5 +148,6 @@ class Settings:
             base: the encoder's fingerprint and its `describe()`; the weights alone leave pooling and heads open.
             task: the task's checksum.
         """
-        text = json.dumps([self.as_dict(), base, task], sort_keys=True, default=list)
+        facts = {name: value for name, value in self.as_dict().items() if name != "check"}
+        text = json.dumps([facts, base, task], sort_keys=True, default=list)
         return hashlib.sha256(text.encode()).hexdigest()

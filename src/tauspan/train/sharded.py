@@ -16,6 +16,7 @@ from tauspan.errors import ModelError, NonFiniteError, UsageError
 from tauspan.linear import Kind
 from tauspan.linear.dual import NoRuleError
 from tauspan.models import Batch, Classifier, Encoder, Head
+from tauspan.notices import tell
 from tauspan.params import Params
 from tauspan.processes import World
 from tauspan.report import versions
@@ -60,6 +61,11 @@ class ShardedTrainee:
         parts = {name: held(self._shards.trained[name]) for name in names}
         self.parameters: dict[str, Tensor] = {name: nn.Parameter(part) for name, part in parts.items()}
         linear = settings.regime == "linear"
+        if linear and settings.check != "off" and processes.first:
+            tell(
+                f"tangents of {encoder.source} in shards are not compared with ordinary autograd, which would need the "
+                "model whole. Where one device holds it, call tauspan.linearize on it and run one small batch."
+            )
         self._start = {} if linear else {name: part.clone() for name, part in parts.items()}
         self._point = "encoder" if settings.point == "encoder" and linear else "logits"
 

@@ -1,6 +1,5 @@
 """The two things that can be trained, behind one face: theta of a copy, or tau of the tangent model."""
 
-import copy
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
@@ -11,9 +10,13 @@ import torch
 from torch import Tensor, nn
 
 from tauspan import models
+from tauspan.computing import way
 from tauspan.errors import UsageError
 from tauspan.linear import Kind, Linearized, linearize
+from tauspan.linear.call import Call
+from tauspan.linear.check import require_function
 from tauspan.models import Batch, Classifier, Encoder, Head
+from tauspan.models.intact import Intact
 from tauspan.params import Params
 from tauspan.report import versions
 from tauspan.train.settings import Precision, Settings
@@ -45,16 +48,18 @@ class StandardTrainee:
 
     def __init__(self, encoder: Encoder, heads: Sequence[Head], settings: Settings) -> None:
         classifier = Classifier(encoder, heads[0])
-        models.require_deterministic(classifier)
         names = models.select(classifier, settings.params)
         self._base = classifier
         self._toward = settings.decay_toward
         self._precision = settings.precision
         self._device = next(encoder.parameters()).device
         self._heads = heads
-        self._model = copy.deepcopy(classifier)
+        self._model = models.working_copy(classifier)
         self._model.requires_grad_(False)
         self._model.eval()
+        models.require_deterministic(self._model)
+        self._intact = Intact(self._model)
+        self._checked = way(check=settings.check).check == "off"
         known = models.named_unique(models.core(self._model)[0])
         origin = models.named_unique(models.core(classifier)[0])
         self.parameters = {name: known[name].requires_grad_() for name in names}
@@ -63,7 +68,18 @@ class StandardTrainee:
     def __call__(self, batch: Batch, task: int = 0) -> Tensor:
         """Logits of shape (N, K) under the head of one task."""
         self._model.head = self._heads[task]
-        return precisely(self._precision, self._device, lambda: self._model(batch))
+        if not self._checked:
+            self._require_function(batch)
+        with self._intact():
+            return precisely(self._precision, self._device, lambda: self._model(batch))
+
+    def _require_function(self, batch: Batch) -> None:
+        """Raise if the model gives another output when it is called again; find what it keeps between calls."""
+        call = Call(self._model, (batch,), {}, self.parameters, "encoder.backbone.", self._intact).sample()
+        with torch.no_grad():
+            call.intact.find_memos(call.bare)
+            require_function(call, call.plain())
+        self._checked = True
 
     def cache(self, batches: Sequence[Batch], kind: Kind | Literal["auto"], folder: Path | None) -> NoReturn:
         """Nothing can be kept while theta moves; `Settings` refuses it."""
@@ -91,7 +107,11 @@ class LinearTrainee:
     def __init__(self, encoder: Encoder, heads: Sequence[Head], settings: Settings) -> None:
         self._heads = heads
         self._classifier = Classifier(encoder, heads[0])  # whose head is changed from call to call
-        self._model: Linearized = linearize(self._classifier, settings.params, settings.point)
+        self._model: Linearized = linearize(
+            self._classifier, settings.params, settings.point, engine=settings.engine, check=settings.check
+        )
+        if not self._model.tau:
+            models.select(self._classifier, settings.params)  # says what is frozen
         self._toward = settings.decay_toward
         self._precision = settings.precision
         self.parameters = self._model.tau

@@ -1,0 +1,238 @@
+"""A module is given back as it was: what a forward pass keeps in it is taken out again."""
+
+import copy
+import functools
+import operator
+import types
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Any, TypeAlias, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+_Container: TypeAlias = dict[Any, Any] | list[Any] | set[Any]
+_AnyModule = TypeVar("_AnyModule", bound=nn.Module)
+_DEPTH = 4  # objects inside objects, from a module's own attributes on
+_SINGLE = 64  # kept tensors that are tried one by one
+_LARGE = 1000  # entries from which on a container is a table (a vocabulary), which no forward pass writes to
+_LEAVES = (Tensor, str, bytes, int, float, complex, bool, type, type(None))
+_REGISTRIES = ("_parameters", "_buffers", "_modules")
+_HOOKS = frozenset(vars(nn.Module())) - {*_REGISTRIES}
+_SYSTEM = frozenset({"builtins", "torch", "logging", "threading", "weakref", "abc", "typing"})
+
+
+@dataclass(frozen=True)
+class Memo:
+    """A tensor that a module keeps from one call to the next, outside its parameters and buffers.
+
+    Args:
+        container: the dict or list that holds it; an object's attributes are a dict too.
+        key: its key or place there.
+        where: the same as a path, for messages.
+        gone: set it aside by removing the entry; otherwise None takes its place.
+    """
+
+    container: dict[Any, Any] | list[Any]
+    key: Any
+    where: str
+    gone: bool = False
+
+    def present(self) -> bool:
+        """Whether a tensor is there now."""
+        if isinstance(self.container, dict):
+            return isinstance(self.container.get(self.key), Tensor)
+        return self.key < len(self.container) and isinstance(self.container[self.key], Tensor)
+
+    def set_aside(self) -> None:
+        """Take the tensor out."""
+        if self.gone and self.present():
+            del self.container[self.key]
+        else:
+            self.container[self.key] = None
+
+
+class Intact:
+    """Runs a module so that nothing of the run remains in it.
+
+    Attributes, registered tensors, and the contents of dicts, lists, sets and closures that belong to the module or to
+    its submodules are compared by identity after a run and put back, also after an exception. Tensors that are
+    written to in place are not: a forward pass that does so is not a function of its inputs.
+
+    Args:
+        module: the module.
+
+    Attributes:
+        memos: what is set aside during a run; see `find_memos`.
+
+    Example:
+        >>> net = nn.Linear(2, 1)
+        >>> with Intact(net)():
+        ...     net.kept = net.weight * 2
+        >>> hasattr(net, "kept")
+        False
+    """
+
+    def __init__(self, module: nn.Module) -> None:
+        self.module = module
+        self.memos: tuple[Memo, ...] = ()
+        self._held: list[tuple[_Container, _Container]] = []  # each container with its contents
+
+    @contextmanager
+    def __call__(self, memos: Sequence[Memo] | None = None) -> Iterator[None]:
+        """Inside, the module may be called; afterwards it is as it was before.
+
+        Args:
+            memos: what to set aside; None for this object's own.
+        """
+        if not self._held or any(_differ(container, before) for container, before in self._held):
+            self._held = [(container, container.copy()) for container, _, _ in _containers(self.module)]
+        held = self._held
+        try:
+            for memo in reversed(self.memos if memos is None else memos):  # the last entry of a list first
+                memo.set_aside()
+            yield
+        finally:
+            for container, before in held:
+                if _differ(container, before):
+                    _put_back(container, before)
+
+    def find_memos(self, run: Callable[[], Tensor]) -> None:
+        """Find the kept tensors that the module makes again by itself, with the same output, when they are not there.
+
+        Such a tensor may have been made from parameters at an earlier call (transformers' LeViT keeps its attention
+        biases in eval mode), and then hides their derivative, or is out of date once parameters move.
+
+        Args:
+            run: calls the module on some rows and returns the output.
+
+        Cost:
+            Nothing for a module that keeps no such tensor; otherwise two short passes, or two for each kept tensor.
+        """
+        candidates = self.kept()
+        if not candidates:
+            return
+        with self(()):
+            wanted = run()
+        removed = [replace(memo, gone=True) for memo in candidates]
+        if self._makes_again(candidates, run, wanted):
+            self.memos = tuple(candidates)
+        elif self._makes_again(removed, run, wanted):
+            self.memos = tuple(removed)
+        elif len(candidates) <= _SINGLE:
+            pairs = zip(candidates, removed, strict=True)
+            found = (next((m for m in pair if self._makes_again([m], run, wanted)), None) for pair in pairs)
+            self.memos = tuple(memo for memo in found if memo is not None)
+
+    def _makes_again(self, memos: Sequence[Memo], run: Callable[[], Tensor], wanted: Tensor) -> bool:
+        try:
+            with self(memos):
+                found = run()
+                refilled = all(memo.present() for memo in memos)
+        except Exception:  # a constant that the module cannot do without
+            return False
+        return (
+            refilled and found.shape == wanted.shape and bool(torch.allclose(found, wanted, equal_nan=True))
+        )
+
+    def kept(self) -> list[Memo]:
+        """Every tensor that the module keeps outside its parameters and buffers."""
+        registered = {id(tensor) for tensor in (*self.module.parameters(), *self.module.buffers())}
+        found = []
+        for container, where, attributes in _containers(self.module):
+            if isinstance(container, set):
+                continue
+            items = container.items() if isinstance(container, dict) else enumerate(container)
+            for key, value in items:
+                if isinstance(value, Tensor) and id(value) not in registered:
+                    gone = isinstance(container, dict) and not attributes
+                    found.append(Memo(container, key, f"{where}.{key}".lstrip("."), gone))
+        return found
+
+
+def working_copy(module: _AnyModule) -> _AnyModule:
+    """A deep copy for other weights: without tensors that were made from the module's present ones.
+
+    Modules that keep such tensors in eval mode drop them in `train()`, by convention; a tensor with an autograd graph
+    was made from something and cannot be copied anyway.
+    """
+    intact = Intact(module)
+    with intact([memo for memo in intact.kept() if memo.container[memo.key].grad_fn is not None]):
+        made = copy.deepcopy(module)
+    modes = [(layer, layer.training) for layer in made.modules()]
+    for layer, mode in modes:
+        if not mode and type(layer).train is not nn.Module.train:
+            layer.train(True)
+    for layer, mode in modes:
+        layer.training = mode
+    return made
+
+
+def _containers(module: nn.Module) -> Iterator[tuple[_Container, str, bool]]:
+    """Every dict, list and set that a forward pass could keep something in, its path, whether it holds attributes."""
+    seen: set[int] = set()
+    stack: list[tuple[Any, str, int]] = [(module, "", 0)]
+    while stack:
+        item, where, depth = stack.pop()
+        if id(item) in seen or depth > _DEPTH:
+            continue
+        seen.add(id(item))
+        inside: Any
+        if isinstance(item, dict | list | set):
+            if len(item) > _LARGE:
+                continue
+            yield item, where, False
+            inside = item.items() if isinstance(item, dict) else enumerate(item)
+        elif isinstance(item, nn.Module) or _has_attributes(item):
+            yield vars(item), where, True
+            inside = vars(item).items()
+            depth = 0 if isinstance(item, nn.Module) else depth
+        else:
+            stack += [(part, where, depth + 1) for part in _behind(item)]
+            continue
+        for key, value in inside:
+            if not isinstance(value, _LEAVES):
+                if key in _REGISTRIES:
+                    stack.append((value, where, depth))
+                elif key not in _HOOKS:
+                    stack.append((value, f"{where}.{key}".lstrip("."), depth + 1))
+
+
+def _has_attributes(item: Any) -> bool:
+    """Whether this is an object of somebody's own class, whose attributes a forward pass may write to."""
+    callables = (types.FunctionType, types.MethodType, functools.partial, types.ModuleType)
+    return (
+        hasattr(item, "__dict__") and not isinstance(item, callables) and type(item).__module__ not in _SYSTEM
+    )
+
+
+def _behind(item: Any) -> Iterator[Any]:
+    """What a function refers to beyond its arguments."""
+    if isinstance(item, functools.partial):
+        yield from (item.func, list(item.args), item.keywords)
+    elif isinstance(item, types.MethodType):
+        yield item.__self__
+    elif isinstance(item, types.FunctionType):
+        for cell in item.__closure__ or ():
+            try:
+                yield cell.cell_contents
+            except ValueError:  # not filled yet
+                continue
+
+
+def _differ(now: Any, before: Any) -> bool:
+    """Whether some entry is another object, or at another place."""
+    if len(now) != len(before):
+        return True
+    if isinstance(now, dict) and not all(map(operator.is_, now.values(), before.values())):
+        return True
+    return bool(now != before) if isinstance(now, set) else not all(map(operator.is_, now, before))
+
+
+def _put_back(container: Any, before: Any) -> None:
+    if isinstance(container, list):
+        container[:] = before
+    else:
+        container.clear()
+        container.update(before)

@@ -1,0 +1,95 @@
+"""Rows as they were found, before anything is decided about them."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+
+from tauspan.errors import DataError
+from tauspan.models.pictures import is_picture
+from tauspan.tasks.images import Images
+from tauspan.tasks.labels import writable
+
+NO_TEXT, UNLABELLED = "without a text", "without a label"
+BROKEN, STRANGE = "with half a surrogate pair in the text", "whose input is neither a text nor numbers"
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Inputs and labels as they were found in one file, folder or table.
+
+    Args:
+        inputs: texts, arrays or `Images`.
+        labels: names or numbers, as they were written.
+        where: the file or table, for errors.
+        lines: the line of the file where each row begins; None where there are no lines.
+        names: class names that the source itself gives; its labels are indices into them.
+        left_out: what else was there and is no row, with counts.
+        splits: the split that each row says it belongs to, where that was asked for.
+    """
+
+    inputs: Sequence[Any]
+    labels: Sequence[Any]
+    where: str
+    lines: Sequence[int] | None = None
+    names: Sequence[str] | None = None
+    left_out: Mapping[str, int] = field(default_factory=dict)
+    splits: Sequence[Any] | None = None
+
+    def place(self, row: int) -> str:
+        """What a row is called in an error."""
+        if isinstance(self.inputs, Images):
+            return self.inputs.encoded.name(self.inputs.places[row])
+        return f"{self.where}, row {row}" + ("" if self.lines is None else f" (line {self.lines[row]})")
+
+    def take(self, rows: Sequence[int]) -> "Rows":
+        """Some of the rows, in the order given."""
+        inputs, lines = self.inputs, self.lines
+        return Rows(
+            inputs.take(rows) if isinstance(inputs, Images) else [inputs[row] for row in rows],
+            [self.labels[row] for row in rows],
+            self.where,
+            None if lines is None else [lines[row] for row in rows],
+            self.names,
+            self.left_out,
+        )
+
+
+def fault_of(item: Any) -> str | None:
+    """What is wrong with an input: an empty text, one that cannot be written, or no text and no numbers."""
+    if isinstance(item, str):
+        if not item.strip():
+            return NO_TEXT
+        return None if item.isascii() or writable(item) else BROKEN
+    if item is None or isinstance(item, Tensor):
+        return NO_TEXT if item is None else None
+    return None if is_picture(item) or np.asarray(item).dtype.kind in "biufc" else STRANGE
+
+
+def tensor_rows(name: str, split: str, given: Any) -> Rows:
+    """Inputs and labels of one split, their shapes compared before anything is read of them."""
+    if not isinstance(given, tuple | list) or len(given) != 2:
+        raise DataError(f"{split} of {name!r}: give a pair of inputs and labels, not {type(given).__name__}.")
+    inputs, labels = given
+    if isinstance(labels, Iterator):
+        labels = list(labels)
+    for what, value in (("inputs", inputs), ("labels", labels)):
+        if isinstance(value, str | bytes | Mapping) or not hasattr(value, "__len__"):
+            raise DataError(
+                f"{split} of {name!r}: its {what} are a {type(value).__name__} ({str(value)[:40]}): give a list, an "
+                "array or a tensor with one entry for each row."
+            )
+    shape = tuple(labels.shape) if hasattr(labels, "shape") else (len(labels),)
+    kind = str(getattr(labels, "dtype", "")).removeprefix("torch.")
+    if len(shape) != 1 or kind.startswith(("float", "bfloat", "complex")):
+        raise DataError(
+            f"{split} of {name!r}: labels are int64 of shape (N,), not {kind or type(labels).__name__} of shape "
+            f"{shape}. One whole number for each row is its class."
+        )
+    values = labels.tolist() if hasattr(labels, "tolist") else list(labels)
+    kept = inputs if isinstance(inputs, Images) else list(inputs)
+    if len(kept) != len(values):
+        raise DataError(f"{split} of {name!r}: {len(kept)} inputs and {len(values)} labels.")
+    return Rows(kept, values, f"{split} of {name!r}")

@@ -217,7 +217,7 @@ def test_a_mapping_is_a_recipe(three: dict[str, str], tmp_path: Path) -> None:
         merge_files({"method": "linear", "modells": []}, tmp_path / "no")
     with pytest.raises(RecipeError, match="what no YAML file can"):
         merge_files({"method": "linear", "models": [torch.ones(1)]}, tmp_path / "no")
-    with pytest.raises(UsageError, match=r"a recipe is .* not list\. For vectors in memory call `merge`"):
+    with pytest.raises(UsageError, match=r"`recipe` is a list, and a MergeRecipe or a mapping .* or a path is wanted"):
         merge_files([1], tmp_path / "no")  # type: ignore[arg-type]
 
 
@@ -285,11 +285,11 @@ def test_a_filter_that_fits_no_tensor_is_named(three: dict[str, str], tmp_path: 
 def test_vectors_in_memory_are_not_files() -> None:
     one = TaskVector({"w": torch.ones(2)}, "b", "standard", "one")
     cases: list[tuple[tuple[Any, ...], str]] = [
-        ((one,), r"merge takes a sequence of task vectors.*\[vector\]"),
-        (([one, {"w": torch.ones(2)}],), "item 1 is a dict.*`TaskVector.from_checkpoints`"),
-        ((["a.safetensors"],), "item 0 is a str.*`merge_files`.*`TaskVector.from_pretrained`"),
-        (([one, one], {"density": 0.1}), r"options=\{'density': 0\.1\}"),
-        (([one, one], "ties", 0.1), "options"),
+        ((one,), r"`vectors` is a TaskVector.*write \[vector\]"),
+        (([one, {"w": torch.ones(2)}],), r"`vectors\[1\]` is a dict, and a TaskVector is wanted"),
+        ((["a.safetensors"],), r"`vectors\[0\]` is the text .* write tauspan\.TaskVector\.from_pretrained\("),
+        (([one, one], {"density": 0.1}), "`method` is a dict"),
+        (([one, one], "ties", 0.1), "`options` is the number"),
         (([],), "at least 1"),
     ]
     for given, said in cases:

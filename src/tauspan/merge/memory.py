@@ -80,7 +80,6 @@ def merge(
         tensor([3., 2.])
     """
     chosen = find(method)
-    _require_vectors(vectors)
     if options is not None and not isinstance(options, Mapping):
         raise UsageError(
             f"options={options!r}: it is a mapping by name, for example options={{'density': 0.1}}."
@@ -167,23 +166,6 @@ def stacked(need: Need, tensors: Sequence[Tensor], cut: Callable[[Tensor], Tenso
             [tensor.detach().to(torch.promote_types(tensor.dtype, torch.float32)) for tensor in tensors]
         )
     return torch.stack([cut(tensor) for tensor in tensors])
-
-
-def _require_vectors(vectors: object) -> None:
-    """Raise `UsageError` for what is no sequence of task vectors, and say what it is to be."""
-    if isinstance(vectors, TaskVector):
-        raise UsageError("merge takes a sequence of task vectors, and one was given: merge([vector], ...).")
-    if not isinstance(vectors, Sequence) or isinstance(vectors, str):
-        raise UsageError(
-            f"merge takes a sequence of task vectors, not {type(vectors).__name__}. Files are merged by `merge_files`."
-        )
-    for place, one in enumerate(vectors):
-        if not isinstance(one, TaskVector):
-            raise UsageError(
-                f"item {place} is a {type(one).__name__}, and must be a TaskVector. Files are merged by `merge_files`; a "
-                "saved vector is read by `TaskVector.from_pretrained`, and `TaskVector.from_checkpoints` makes one of "
-                "two models."
-            )
 
 
 def _compatible(vectors: Sequence[TaskVector]) -> TaskVector:

@@ -217,7 +217,9 @@ def test_a_mapping_is_a_recipe(three: dict[str, str], tmp_path: Path) -> None:
         merge_files({"method": "linear", "modells": []}, tmp_path / "no")
     with pytest.raises(RecipeError, match="what no YAML file can"):
         merge_files({"method": "linear", "models": [torch.ones(1)]}, tmp_path / "no")
-    with pytest.raises(UsageError, match=r"`recipe` is a list, and a MergeRecipe or a mapping .* or a path is wanted"):
+    with pytest.raises(
+        UsageError, match=r"`recipe` is a list, and a MergeRecipe or a mapping .* or a path is wanted"
+    ):
         merge_files([1], tmp_path / "no")  # type: ignore[arg-type]
 
 

@@ -12,7 +12,7 @@ from tauspan.errors import TauspanError
 from tauspan.merge.alignment import Aligned
 from tauspan.merge.compare import compared
 from tauspan.merge.configs import functions
-from tauspan.merge.displacements import displacements
+from tauspan.merge.displacements import displacements, strangers
 from tauspan.merge.inputs import Source, open_source
 from tauspan.merge.origins import architecture, fingerprints, made_for, spaces, tied, vectors
 from tauspan.merge.problems import LENIENT, Problem, lenient
@@ -35,7 +35,8 @@ def check(
     """Everything that keeps the models from being merged, errors first.
 
     Names, shapes, dtypes and ties are compared by headers, with the base or else with the first model; integer
-    buffers up to 65,536 entries by value; configurations and tokenizers where they lie beside the weights.
+    buffers up to 65,536 entries and some entries of the largest tensors by value; configurations and tokenizers where
+    they lie beside the weights.
 
     Args:
         base: theta0; None where weights are merged without one.
@@ -46,7 +47,8 @@ def check(
     Returns:
         No problem, or some; `problems.require_none` raises them.
 
-    Cost: no values beside small buffers; with `fingerprint` one SHA-256 pass over the base, about 4 s a GB.
+    Cost: no values beside small buffers and 2^14 entries of each model; with `fingerprint` one SHA-256 pass over the
+    base, about 4 s a GB.
 
     Example:
         >>> import tempfile
@@ -72,6 +74,8 @@ def check(
     problems += vectors([model for model in models if model.kind == "delta"])
     problems += made_for(base, models)
     problems += tied(models)
+    if base is not None and not any(problem.severity == "error" for problem in lenient(problems, allow)):
+        problems += strangers(base, models)
     if fingerprint and base is not None:
         problems += fingerprints(base, models)
     return lenient(problems, allow)
@@ -123,7 +127,9 @@ def doctor(
     if values and theta0 is not None and models and not any(one.kind == "values" for one in problems):
         with _noted(problems, theta0.path):
             table, odd = displacements(theta0, models)
-            distances, problems = [table], [*problems, *odd]
+            known = {(one.kind, one.model) for one in problems}
+            distances = [table]
+            problems += [one for one in odd if (one.kind, one.model) not in known]
     counts = Counter(problem.severity for problem in problems)
     tables = [Table("models", [_row(source) for source in opened])] if opened else []
     tables += distances

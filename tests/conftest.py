@@ -13,7 +13,9 @@ import torch
 from hypothesis import settings
 
 os.environ["HF_HUB_OFFLINE"] = "1"
-signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job, and its children, ignore it
+signal.signal(
+    signal.SIGINT, signal.default_int_handler
+)  # a shell's background job, and its children, ignore it
 settings.register_profile("shared machine", deadline=None)
 settings.load_profile("shared machine")
 

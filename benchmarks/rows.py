@@ -33,6 +33,8 @@ GOALS: dict[str, dict[str, float]] = {
         "coefficient search": 15.0,
         "xi map": 100.0,
         "optimiser": 0.2,
+        "check / step": 1.0,
+        "check / epoch": 1.0,
         "pipeline": 0.4,
         "spectral": 2.0,
     },

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import torch
 from benchmarks.caches import caches
+from benchmarks.check import check
 from benchmarks.convex import convex
 from benchmarks.images import images
 from benchmarks.memory import memory
@@ -23,6 +24,7 @@ from tauspan.report import Report
 BENCHMARKS: dict[str, Callable[[Setting], list[Row]]] = {
     "steps": steps,
     "memory": memory,
+    "check": check,
     "caches": caches,
     "search": search,
     "convex": convex,

@@ -14,8 +14,12 @@ vectors; one in the space *point* reads the models themselves. Where task vector
 the space *point* reads the displacements in their place: `linear` gives the same displacement either way (as long as its
 weights are normalised), but `slerp`, `karcher`, `nuslerp_point` and `multislerp_point`, which depend on lengths and
 angles from the origin, then turn tau_1 into tau_2 and not theta_1 into theta_2; give them `base` to merge the models.
-*Grain* is the smallest piece it takes at once: single entries, rows of a matrix, or whole tensors, which decides the
-memory of a merge. Defaults are the authors' where they give any; a file with `merge_method:` gets mergekit's instead.
+Sparse methods keep exactly the share of entries that they are asked for, of equal magnitudes those at lower places;
+`ties` keeps what its authors' code keeps: int(density n) + 1 entries, and all whose magnitude equals the last one's.
+The report says which share of each model was kept. Where a tensor is lacking in a model and that is allowed, see
+[formats](formats.md#merge-recipe). *Grain* is the smallest piece it takes at once: single entries, rows of a matrix,
+or whole tensors, which decides the memory of a merge. Defaults are the authors' where they give any; a file with
+`merge_method:` gets mergekit's instead.
 """
 
 

@@ -11,8 +11,8 @@ from torch import Tensor
 import tiny
 from tauspan.merge import METHODS
 from tauspan.merge.inputs import open_source
+from tauspan.merge.job import Job
 from tauspan.merge.method import Method
-from tauspan.merge.plan import Job
 from tauspan.merge.settings import Settings
 from tauspan.store import Checkpoint, write_tensors
 

@@ -14,7 +14,7 @@ import torch
 import tauspan
 import tiny
 from program import World, contents, make
-from tauspan import verbs_edit
+from tauspan import verbs_models
 from tauspan.cli import main, parser
 from tauspan.vector import TaskVector
 
@@ -306,7 +306,7 @@ def test_an_interrupt_is_reported_without_a_traceback(
     def stop(options: Any) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(verbs_edit, "evaluate", stop)
+    monkeypatch.setattr(verbs_models, "evaluate", stop)
     assert call(world, "evaluate {model} {one}") == 130
     assert "interrupted" in capsys.readouterr().err
 

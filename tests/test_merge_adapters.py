@@ -27,8 +27,8 @@ from tauspan.merge.adapter_merge import LINEAR, plan_adapter
 from tauspan.merge.adapter_vector import adapter_vector
 from tauspan.merge.adapters import WEIGHTS, AdapterSource, combine_adapters, save_adapter
 from tauspan.merge.inputs import open_source
+from tauspan.merge.job import Job
 from tauspan.merge.lowrank import LowRank, Term, from_dense
-from tauspan.merge.plan import Job
 from tauspan.merge.settings import Settings
 from tiny import same_bits
 

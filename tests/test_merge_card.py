@@ -99,7 +99,7 @@ def test_hub_ids_stand_in_the_front_matter_and_are_pinned_to_commits(
     snapshots = tmp_path / "hub" / "models--org--name" / "snapshots"
     snapshots.mkdir(parents=True)
     model(snapshots, commit, 2.0)
-    monkeypatch.setattr("tauspan.models.sources._from_hub", lambda source, cache: snapshots / commit)
+    monkeypatch.setattr("tauspan.models.sources._from_hub", lambda *_: snapshots / commit)
     recipe = MergeRecipe.parse("method: linear\nmodels: [{model: org/name}]\n")
     merge_files(recipe, tmp_path / "out", show_progress=False)
     assert front(tmp_path / "out")["base_model"] == ["org/name"]

@@ -238,7 +238,7 @@ def test_tokenizers_that_differ_though_shapes_agree(made, kind):
         "added": lambda *pieces: {"tokenizer": tokenizer(*pieces[:2], added=pieces[2:])},
     }[kind]
     a, b = made("a", **files("x", "y", "cat")), made("b", **files("x", "y", "dog"))
-    words = ("id 2 is 'dog'", "'cat'", "(1 such ids)", a.path, b.path, "one tokenizer")
+    words = ("id 2 is 'dog'", "'cat'", "(1 such ids)", a.path, b.path, "`tokenizer_source`")
     found = one(check(a, [b]), "tokenizer", "error", None, "b", *words)
     assert found.file.parent == b.path
     c = made("c", **files("x", "y", "cat", "new"))
@@ -323,7 +323,7 @@ def test_weights_and_displacements_meet_only_at_a_base(made, vector):
 def test_leniency_is_by_name_and_makes_warnings(made):
     a, b = made("a"), made("b", PLAIN | {"head.weight": torch.ones(2)})
     one(check(a, [b], allow=["extra_tensors"]), "extra_tensors", "warning", "head.weight")
-    for kind in ("extra_tensor", "shape"):
+    for kind in ("extra_tensor", "values"):
         with pytest.raises(UsageError, match=f"allow has '{kind}', which is no leniency"):
             check(a, [b], allow=[kind])
     assert all(LENIENT.values())
@@ -337,7 +337,7 @@ def test_errors_come_first_and_are_raised_together(made):
     problems = check(made("a"), [b, c])
     assert [p.severity for p in problems] == ["error", "error", "warning"]
     with pytest.raises(
-        MismatchError, match=r"(?s)'layer.0.weight'.*'head.weight'.*allow it by name: extra_tensors"
+        MismatchError, match=r"(?s)'layer.0.weight'.*'head.weight'.*`--allow extra_tensors --allow shape`"
     ) as caught:
         require_none(problems)
     assert "bfloat16" not in str(caught.value)
@@ -382,7 +382,10 @@ def test_the_doctor_shows_models_and_problems(made):
         "b",
         "ids",
     )
-    assert report.result == {"errors": 1, "warnings": 0}
+    assert (report.result["errors"], report.result["warnings"]) == (1, 0)
+    verdict = "These models cannot be merged as they are: 1 error (missing_tensors). They can with "
+    verdict += "--allow missing_tensors."
+    assert report.result["verdict"] == verdict
     assert report.provenance["inputs"][0]["path"] == str(a.path)
     assert "missing_tensors" in report.to_markdown()
     assert type(report).from_json(report.to_json()).result == report.result
@@ -410,7 +413,7 @@ def test_the_doctor_goes_on_after_what_it_cannot_read(made, tmp_path):
 def test_the_doctor_is_content_with_what_fits(made):
     moved = {name: tensor + 0.5 if tensor.is_floating_point() else tensor for name, tensor in PLAIN.items()}
     report = doctor([made("a").path], made("b", moved).path, values=True)
-    assert report.result == {"errors": 0, "warnings": 0}
+    assert report.result == {"verdict": "These models can be merged: no errors.", "errors": 0, "warnings": 0}
     assert (report.tables[-1].rows, report.tables[-1].note) == ([], "none")
 
 

@@ -71,18 +71,18 @@ def test_a_first_interval_that_misses_costs_only_passes(monkeypatch):
         largest({"w": values}, [1, 3_000], size=1024)
 
 
-@pytest.mark.parametrize("fold", [1, 100])
-def test_few_bins_need_more_passes_and_give_the_same(monkeypatch, fold):
+@pytest.mark.parametrize("room", [1, 100])
+def test_few_bins_need_more_passes_and_give_the_same(monkeypatch, room):
     monkeypatch.setattr(histogram, "_BINS", 4)
-    monkeypatch.setattr(histogram, "_FOLD", fold)
+    monkeypatch.setattr(histogram, "_ROOM", room)
     largest({"w": drawn(2, 9_000, dtype=torch.float32)}, [7, 3_000], size=1024)
 
 
-@pytest.mark.parametrize("fold", [1, 1 << 20])
-def test_neighbouring_floats_are_told_apart(monkeypatch, fold):
+@pytest.mark.parametrize("room", [1, 1 << 20])
+def test_neighbouring_floats_are_told_apart(monkeypatch, room):
     one = 0x3F800000  # the pattern of 1.0
     around = histogram.Interval(one - 4, one + 4)
-    monkeypatch.setattr(histogram, "_FOLD", fold)
+    monkeypatch.setattr(histogram, "_ROOM", room)
     monkeypatch.setattr(histogram.Interval, "around", lambda *_: around)
     steps = (drawn(1, 5_000) * 2).round().int().clamp(-4, 4)
     for rank in (400, 2_600, 4_999):
@@ -94,6 +94,47 @@ def test_one_pass_finds_the_quantile_of_smooth_data():
     values = drawn(1, 1 << 20, dtype=torch.float32)
     blocks({"w": values}, 1 << 15, reads=reads).kth_largest(lambda block: block.values, [1 << 18])
     assert sum(reads) < 1.2 * (1 << 20)
+
+
+@given(
+    st.lists(st.integers(-4, 4), min_size=1, max_size=80),
+    st.integers(0, 90),
+    st.integers(1, 80),
+    st.sampled_from([1, 3, 1 << 20]),
+    st.booleans(),
+)
+@settings(max_examples=150)
+def test_the_largest_are_exactly_so_many_and_the_lower_place_comes_first(numbers, rank, size, room, alike):
+    values = torch.tensor([numbers, numbers[::-1]], dtype=torch.float32)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(histogram, "_ROOM", room)
+        scope = blocks({"a": values, "b": -values[:, :7]}, size)
+        reach = scope.largest(lambda block: block.values, [rank, max(rank - 3, 0)], alike=alike)
+    together = torch.cat([values, -values[:, :7]], 1).abs()
+    places = torch.arange(together.shape[1])
+    for row, wanted in enumerate([rank, max(rank - 3, 0)]):
+        own = together[row]
+        bound, end = reach.magnitudes[row], reach.places[row]
+        got = (own > bound) | ((own == bound) & (places < end))
+        order = own.argsort(descending=True, stable=True)[:wanted]
+        expected = torch.zeros_like(got).index_fill_(0, order, True)
+        if alike and wanted > 0:
+            expected |= own >= own[order].min()
+        assert torch.equal(got, expected)
+        assert reach.counts[row] == int(expected.sum())
+
+
+@pytest.mark.parametrize("share", [0.1, 0.5, 0.9])
+def test_equal_magnitudes_cost_no_pass_more(share):
+    """As with 16-bit models: few values, many entries of each."""
+    reads = []
+    values = (drawn(1, 1 << 20, dtype=torch.float32) * 2).round()
+    scope = blocks({"w": values}, 1 << 15, reads=reads)
+    reach = scope.largest(lambda block: block.values, [int(share * (1 << 20))])
+    assert sum(reads) < 1.2 * (1 << 20)
+    own = values[0].abs()
+    equal = own == reach.magnitudes[0]
+    assert int((own > reach.magnitudes[0]).sum() + equal[: reach.places[0]].sum()) == int(share * (1 << 20))
 
 
 def test_totals_and_highest_add_up():

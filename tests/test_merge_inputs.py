@@ -436,9 +436,23 @@ def test_gguf_is_refused_with_the_repair(tmp_path, name):
 
 
 def test_a_quantised_configuration_is_refused(tmp_path):
-    model(tmp_path, {"quantization_config": {"quant_method": "gptq"}})
+    folder = model(tmp_path / "a", {"quantization_config": {"quant_method": "gptq"}}, **{
+        "a.qweight": torch.ones(2, 2, dtype=torch.int32)
+    })  # fmt: skip
     with pytest.raises(ModelError, match=r"quantised: config.json has .*\(gptq\).*dequantize\(\)"):
-        open_source(tmp_path)
+        open_source(folder)
+    eight = model(tmp_path / "b", {"quantization_config": {"quant_method": "fp8"}}, **{
+        "a.weight": torch.ones(2, 2).to(torch.float8_e4m3fn)
+    })  # fmt: skip
+    with pytest.raises(ModelError, match=r"quantised: config.json has .*\(fp8\)"):
+        open_source(eight)
+
+
+def test_a_configuration_left_over_from_training_is_no_quantisation(tmp_path):
+    folder = model(
+        tmp_path / "a", {"quantization_config": {"quant_method": "bitsandbytes"}}, w=torch.ones(2, 2)
+    )
+    assert list(open_source(folder).tensors) == ["w"]
 
 
 @pytest.mark.parametrize(

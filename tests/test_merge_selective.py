@@ -100,8 +100,8 @@ def test_sce_by_hand():
     close(merged("sce", tau), [(33 + 10) / 21, -2.0, -1.0, 2.0])
     # variances 1, 9/4, 0, 1: half of three entries is one, the second; the entry's energies are 1 and 4
     close(merged("sce", tau, {"select_topk": 0.5}), [0.0, -2.0, 0.0, 0.0])
-    # two thirds: two of three, and the tie at variance 1 keeps both; energies 10 and 9
-    close(merged("sce", tau, {"select_topk": 0.67}), [(30 + 9) / 19, -2.0, 0.0, 2.0])
+    # two thirds: two of three, and of the two with variance 1 the first; energies 10 and 5
+    close(merged("sce", tau, {"select_topk": 0.67}), [(30 + 5) / 15, -2.0, 0.0, 0.0])
     close(merged("sce", tau, {"scale": 2.0}), [2 * (33 + 10) / 21, -4.0, -2.0, 4.0])
 
 

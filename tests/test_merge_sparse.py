@@ -102,10 +102,10 @@ def test_passthrough_is_one_model():
 
 def test_ties_by_hand():
     taus = rows([5.0, -4.0, 1.0, 0.5, 0.2], [-3.0, 2.0, 6.0, 0.1, 0.0])
-    # kept: 5, -4 and -3, 6; signs of the sums 2, -4, 6
-    close(merged("ties", taus, {"density": 0.4}), [5.0, -4.0, 6.0, 0.0, 0.0])
+    # the authors' code keeps int(d n) + 1: 5, -4 and -3, 6; signs of the sums 2, -4, 6
+    close(merged("ties", taus, {"density": 0.2}), [5.0, -4.0, 6.0, 0.0, 0.0])
     # kept: 5, -4, 1 and -3, 2, 6; sums 2, -2, 7; the mean of 1 and 6
-    close(merged("ties", taus, {"density": 0.6, "scale": 2.0}), [10.0, -8.0, 7.0, 0.0, 0.0])
+    close(merged("ties", taus, {"density": 0.4, "scale": 2.0}), [10.0, -8.0, 7.0, 0.0, 0.0])
 
 
 def test_a_sum_of_zero_has_the_sign_of_the_majority():
@@ -119,7 +119,7 @@ def test_a_sum_of_zero_has_the_sign_of_the_majority():
 
 def test_ties_trims_over_the_model_and_its_variants_tensor_by_tensor():
     tensors = {"small": rows([0.1, 0.2], [0.1, 0.3]), "large": rows([4.0, 5.0], [6.0, 8.0])}
-    got = all_merged("ties", tensors, {"density": 0.5})
+    got = all_merged("ties", tensors, {"density": 0.25})
     close(got["small"], [0.0, 0.0])
     close(got["large"], [5.0, 6.5])
     for variant in ("ties_mergekit", "ties_peft"):
@@ -150,18 +150,68 @@ def test_kept_counts():
     assert kept_ranks((0.2,), 4, fewest=0) == [0]
 
 
-def test_equal_magnitudes_share_their_fate():
+def test_equal_magnitudes_share_their_fate_in_the_authors_ties_alone():
     taus = rows([1.0, -1.0, 1.0, 0.5])
-    for method in SIGNED:
-        close(merged(method, taus, {"density": 0.25}), [1.0, -1.0, 1.0, 0.0])
+    close(merged("ties", taus, {"density": 0.25}), [1.0, -1.0, 1.0, 0.0])
+    for method in ("ties_mergekit", "ties_peft"):  # the lower place comes first
+        close(merged(method, taus, {"density": 0.25}), [1.0, 0.0, 0.0, 0.0])
+        close(merged(method, taus, {"density": 0.5}), [1.0, -1.0, 0.0, 0.0])
+    crowd = rows([2.0, 2.0, 2.0, -2.0, 2.0, 1.0, 1.0, 1.0])
+    close(
+        merged("breadcrumbs", crowd, {"density": 0.5, "gamma": 0.25}),
+        [0.0, 0.0, 2.0, -2.0, 2.0, 1.0, 0.0, 0.0],
+    )
+
+
+EXACT = {  # how many of n entries each method keeps, and its options
+    "ties_mergekit": (lambda n, d: max(int(d * n), 1), {}),
+    "ties_peft": (lambda n, d: int(d * n), {}),
+    "breadcrumbs": (lambda n, d: int(d * n), {"gamma": 0.02}),
+    "breadcrumbs_ties": (lambda n, d: int(d * n), {"gamma": 0.02}),
+}
+
+
+@pytest.mark.parametrize("method", EXACT)
+@pytest.mark.parametrize("size", [100, 4096, 1 << 18])
+@pytest.mark.parametrize("levels", [1, 3, 1000])
+def test_so_many_entries_are_kept_as_were_asked_for_however_many_are_equal(method, size, levels):
+    """In 16 bits displacements are a few multiples of the spacing; no block decides which of them are kept."""
+    count, more = EXACT[method]
+    values = (drawn(1, 60, 210, dtype=torch.float32) * levels).round().clamp(-3 * levels, 3 * levels)
+    values = values + values.sign() + (values == 0)  # none is 0
+    for density in (0.2, 0.5, 0.77):
+        options = {"density": density, **more, "weight": 1.0}
+        got = merged(method, values, options, size=size)
+        assert int(got.count_nonzero()) == count(values.numel(), density)
+        assert torch.equal(got, merged(method, values, options))
+
+
+@pytest.mark.parametrize("method", [*EXACT, "ties", "dare_linear", "della", "sce"])
+def test_a_merge_says_which_share_it_kept(method):
+    values = drawn(3, 500, seed=4).mul(3).round().float()
+    taus = [TaskVector({"w": row}, "base", "standard", name) for row, name in zip(values, "abc", strict=True)]
+    options = {"select_topk": 0.4} if method == "sce" else {"density": 0.4}
+    kept = merge(taus, method, options).info["merge"]["kept"]
+    assert len(kept) == 3
+    if method == "ties":  # the authors' keeps all that equal the last
+        magnitudes = values.abs().sort(descending=True).values
+        least = magnitudes[:, 200:201]
+        assert kept == pytest.approx((magnitudes >= least).double().mean(1).tolist())
+    elif method in EXACT:
+        assert kept == [0.4] * 3
+    elif method == "sce":
+        varied = int(values.double().var(0, correction=0).count_nonzero())
+        assert kept == [int(0.4 * varied) / 500] * 3
+    else:
+        assert kept == pytest.approx((values != 0).double().mean(1).mul(0.4).tolist(), abs=0.1)
 
 
 def ties_oracle(models, density, weight, scale):
-    """The definition, number by number."""
-    count = max(int(density * len(models[0])), 1)
+    """The authors' rule, number by number: what reaches the (n - int(d n))-th smallest magnitude is kept."""
     kept = []
     for model, factor in zip(models, weight, strict=True):
-        least = sorted(map(abs, model), reverse=True)[count - 1]
+        below = len(model) - int(density * len(model))
+        least = sorted(map(abs, model))[below - 1] if below else 0.0
         kept.append([factor * x if abs(x) >= least else 0.0 for x in model])
     sums = [sum(column) for column in zip(*kept, strict=True)]
     majority = 1 if sum((s > 0) - (s < 0) for s in sums) > 0 else -1

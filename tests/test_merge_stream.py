@@ -352,7 +352,7 @@ def test_the_plan_says_what_will_be_written(tmp_path):
 
 def test_memory_of_the_plan_grows_with_blocks_and_not_with_tensors(tmp_path):
     paths = merging.checkpoints(tmp_path)
-    entry = [plan(merging.job(paths), block=block, workers=2).peak_bytes for block in (8, 16)]
+    entry = [plan(merging.job(paths), block=block, workers=2).block_bytes for block in (8, 16)]
     temporaries = METHODS["task_arithmetic"].temporaries
     assert entry[1] - entry[0] == 2 * 8 * (3 + 2 + temporaries) * 4
     whole = Method("own", "", "", "", lambda block, _: block.values[0], grain="tensor")

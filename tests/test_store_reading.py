@@ -99,8 +99,10 @@ def test_several_weight_files_without_an_index_are_ambiguous(tmp_path):
 
 
 def test_several_indexes_are_ambiguous(tmp_path):
-    shards(tmp_path, {"one.safetensors": ONE})
-    store.write_json(tmp_path / "model.fp16.safetensors.index.json", {"weight_map": {"w": "one.safetensors"}})
+    for name in ("other", "model.fp16"):
+        store.write_json(
+            tmp_path / f"{name}.safetensors.index.json", {"weight_map": {"w": "one.safetensors"}}
+        )
     with pytest.raises(StoreError, match="several indexes"):
         Checkpoint(tmp_path)
 

@@ -19,6 +19,7 @@ from tauspan import (
     verbs_edit,
     verbs_kernel,
     verbs_merge,
+    verbs_models,
     verbs_reproduce,
     verbs_train,
     verbs_vector,
@@ -83,6 +84,7 @@ def parser() -> argparse.ArgumentParser:
 
     verbs_train.add(verbs, verb)
     verbs_vector.add(verbs, verb)
+    verbs_models.add(verbs, verb)
     verbs_edit.add(verbs, verb)
     verbs_data.add(verbs, verb)
     verbs_kernel.add(verbs, verb)

@@ -6,7 +6,7 @@ import shlex
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from tauspan.computing import CHECKS, ENGINES
 from tauspan.errors import DataError, UsageError
@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 MODEL = "minilm, a directory or a hub id"
 TASK = "a shipped task, a data set of the catalog, or a directory with card.json"
 PARAMS = "what moves: all, attention, last:K (the last K blocks) or a pattern of names"
+REGIMES = ("standard", "posthoc", "linear")
+SPLITS = ("train", "validation", "test")
 Verb: TypeAlias = Callable[
     ..., argparse.ArgumentParser
 ]  # makes a verb's parser of (into, name, does, function)
@@ -80,13 +82,50 @@ def add_device(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--engine",
         choices=ENGINES,
-        help="what computes tangents first; the others follow where it fails (default onepass)",
+        help="what computes tangents first; the others follow where it fails (default: onepass)",
     )
     parser.add_argument(
         "--check",
         choices=CHECKS,
-        help="compare tangents with ordinary autograd on the first batch of each kind (default auto)",
+        help="compare tangents with ordinary autograd on the first batch of each kind (default: auto)",
     )
+
+
+def add_regime(parser: argparse.ArgumentParser) -> None:
+    """How a vector edits."""
+    parser.add_argument(
+        "--regime", choices=REGIMES,
+        help="how the vector edits; posthoc: a standard vector in the tangent model (default: the vector's own)",
+    )  # fmt: skip
+
+
+def add_rows(parser: argparse.ArgumentParser) -> None:
+    """Which rows of tasks are read, and where they are cut."""
+    parser.add_argument(
+        "--rows", type=int, metavar="N", help="use at most so many rows of each split (default: all of them)"
+    )
+    parser.add_argument(
+        "--max-tokens", type=int, metavar="N", help="where texts are cut (default: the task's own number)"
+    )
+
+
+def add_passes(parser: argparse.ArgumentParser) -> None:
+    """How the edited model runs over rows."""
+    parser.add_argument(
+        "--point",
+        choices=("encoder", "logits"),
+        help="where the tangent model is linearised (default: the vector's own, else logits)",
+    )
+    parser.add_argument("--batch-size", type=int, default=64, metavar="N", help="rows of a forward pass")
+    add_device(parser)
+
+
+def passes(options: argparse.Namespace) -> dict[str, Any]:
+    """What `add_rows` and `add_passes` ask for, as the library's arguments."""
+    return {
+        "point": options.point, "batch_size": options.batch_size, "max_tokens": options.max_tokens,
+        "show_progress": not options.quiet,
+    }  # fmt: skip
 
 
 def encoder_of(options: argparse.Namespace) -> "Encoder":

@@ -115,7 +115,7 @@ class Report:
         for table in self.tables:
             lines += [table.to_markdown(), ""]
         if self.warnings:
-            lines += [f"## {WARNINGS}", "", *(f"- {text}" for text in self.warnings), ""]
+            lines += [bulleted(self.warnings), ""]
         lines += ["## Provenance", ""]
         lines += [f"- {key}: {_inline(value)}" for key, value in self.provenance.items()]
         return "\n".join(lines) + "\n"
@@ -243,6 +243,11 @@ def noted(function: Callable[P, Report]) -> Callable[P, Report]:
         return dataclasses.replace(report, warnings=once(report.warnings, warned))
 
     return listening
+
+
+def bulleted(warnings: Sequence[str]) -> str:
+    """Warnings as a section of Markdown."""
+    return "\n".join([f"## {WARNINGS}", "", *(f"- {text}" for text in warnings)])
 
 
 def _inline(value: Any) -> str:

@@ -1,6 +1,8 @@
 """Strict YAML: a frozen dataclass from a text. Every refusal names the file, the line, the key and the repair."""
 
+import copy
 import dataclasses
+import itertools
 import reprlib
 import types
 import typing
@@ -15,6 +17,7 @@ from tauspan.errors import RecipeError, StoreError, nearest
 T = TypeVar("T")
 Parse: TypeAlias = Callable[[Any, str], Any]
 
+_MERGE = "tag:yaml.org,2002:merge"  # of the key `<<`
 _SHORT = reprlib.Repr()  # a value in a message stays short, however many times its aliases nest
 _SHORT.maxstring = _SHORT.maxother = _SHORT.maxlong = 200
 _SHORT.maxlist = _SHORT.maxdict = 20
@@ -40,6 +43,7 @@ class Document:
         loader = yaml.SafeLoader(text)
         try:
             self.node: Any = loader.get_single_node()
+            _refuse_twice(self.node, where, "", set())  # before `<<` is written out
             self.plain: Any = None if self.node is None else loader.construct_document(self.node)
         except (yaml.YAMLError, RecursionError, ValueError) as error:
             raise RecipeError(f"{where} is not YAML: {error}") from error
@@ -47,20 +51,17 @@ class Document:
             loader.dispose()
         if not isinstance(self.plain, Mapping):
             raise RecipeError(f"{where} holds {type(self.plain).__name__}, not a mapping of keys to values.")
-        _refuse_twice(self.node, where, "", set())
 
     @staticmethod
     def read(path: str | Path) -> "Document":
         """The document in a file."""
-        try:
-            text = Path(path).read_text(encoding="utf-8")
-        except FileNotFoundError as error:
-            raise StoreError(f"there is no recipe {path}: look for a typing error in its path.") from error
-        except OSError as error:
-            raise StoreError(f"the recipe {path} cannot be read: {error.strerror or error}.") from error
-        except UnicodeDecodeError as error:
-            raise RecipeError(f"the recipe {path} is no text in UTF-8: {error}.") from error
-        return Document(text, str(path))
+        return Document(_text(path), str(path))
+
+    def with_plain(self, plain: Mapping[str, Any]) -> "Document":
+        """The same document with other values at the same places: fewer keys."""
+        changed = copy.copy(self)
+        changed.plain = plain
+        return changed
 
     def place(self, *path: str | int) -> str:
         """The file and the line of a key or an item, or of what is nearest above it."""
@@ -84,12 +85,44 @@ class Document:
             raise error if self.where in str(error) else RecipeError(f"{self.where}: {error}") from error
 
 
+def documents(path: str | Path) -> list[Document]:
+    """The documents in a file, which `---` parts, each with the lines that they have there; at least one."""
+    text = _text(path)
+    try:
+        starts = [
+            token.start_mark.index
+            for token in yaml.scan(text, Loader=yaml.SafeLoader)
+            if isinstance(token, yaml.DocumentStartToken)
+        ]
+    except (yaml.YAMLError, RecursionError, ValueError):
+        return [Document(text, str(path))]  # which says what is wrong
+    cuts = [0, *(start for start in starts if text[:start].strip()), len(text)]
+    found = []
+    for start, stop in itertools.pairwise(cuts):
+        part = text[start:stop].removesuffix("...\n")
+        if part.strip().removeprefix("---").strip():
+            # empty lines stand for what was cut off before it, so that lines are numbered as in the file
+            found.append(Document("\n" * text.count("\n", 0, start) + part, str(path)))
+    return found or [Document(text, str(path))]
+
+
+def _text(path: str | Path) -> str:
+    """A recipe's text."""
+    try:
+        return Path(path).read_text(encoding="utf-8")
+    except FileNotFoundError as error:
+        raise StoreError(f"there is no recipe {path}: look for a typing error in its path.") from error
+    except OSError as error:
+        raise StoreError(f"the recipe {path} cannot be read: {error.strerror or error}.") from error
+    except UnicodeDecodeError as error:
+        raise RecipeError(f"the recipe {path} is no text in UTF-8: {error}.") from error
+
+
 def _below(node: Any, step: str | int) -> tuple[int, Any] | None:
     """The line and the node of a key of a mapping or of an item of a list."""
     if isinstance(node, yaml.MappingNode):
-        return next(
-            ((key.start_mark.line + 1, inner) for key, inner in node.value if key.value == step), None
-        )
+        found = [(key.start_mark.line + 1, inner) for key, inner in node.value if key.value == step]
+        return found[-1] if found else None  # what `<<` brings in stands before what overrides it
     if isinstance(node, yaml.SequenceNode) and isinstance(step, int) and step < len(node.value):
         return node.value[step].start_mark.line + 1, node.value[step]
     return None
@@ -112,7 +145,7 @@ def _refuse_twice(node: Any, where: str, path: str, seen: set[int]) -> None:
         first: dict[str, int] = {}
         for key, inner in node.value:
             line, name = key.start_mark.line + 1, f"{path}.{key.value}".lstrip(".")
-            if key.value in first:
+            if key.value in first and key.tag != _MERGE:
                 raise RecipeError(
                     f"{where}, line {line}: the key {name!r} stands twice, first in line {first[key.value]}."
                 )

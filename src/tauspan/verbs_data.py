@@ -59,7 +59,10 @@ def _add_make(made: argparse.ArgumentParser) -> None:
         "--validation", metavar="FILE", help="validation rows (default: 10 %% of the training rows)"
     )
     made.add_argument(
-        "--split", metavar="COLUMN", help="the column that says train, validation or test of each row"
+        "--split",
+        metavar="COLUMN",
+        help="the column that says train, validation or test of each row (default: none, and rows are held "
+        "out)",
     )
     made.add_argument("--text", metavar="COLUMN", default="text", help="the column of texts (default: text)")
     made.add_argument(

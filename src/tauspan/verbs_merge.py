@@ -16,12 +16,16 @@ if TYPE_CHECKING:
     from tauspan.report import Cell
 
 
+_SHARED = ("output", "rank", "rounding", "shard_size")  # keys of a recipe that mergekit's files do not have
+
+
 def add(verbs: Any, verb: Verb) -> None:
     """Add the merging verbs to a parser; `verb(into, name, does, function)` makes one."""
     merged = _add_merge(verbs, verb)
     checked = verb(verbs, "doctor", "check whether models can be merged; exit code 4 if not", doctor)
     checked.add_argument("models", nargs="+", metavar="MODEL", help="directories, files or hub ids")
     checked.add_argument("--base", help="the pre-trained model (default: none)")
+    _add_allow(checked)
     checked.add_argument(
         "--values",
         action="store_true",
@@ -34,7 +38,10 @@ def add(verbs: Any, verb: Verb) -> None:
         reproduce_card,
     )
     again.add_argument("card", help="a merged directory, or its README.md")
-    again.add_argument("out", nargs="?", help="keep the new result there")
+    again.add_argument("out", nargs="?", help="keep the new result there (default: it is thrown away)")
+    again.add_argument(
+        "-o", "--out", dest="named_out", metavar="OUT", help="the same (default: it is thrown away)"
+    )
     for made in (merged, again):
         made.add_argument("--workers", type=int, metavar="N", help="threads (default: all processors)")
         made.add_argument(
@@ -48,6 +55,16 @@ def add(verbs: Any, verb: Verb) -> None:
             metavar="MODULE:FUNCTION",
             help="run this code of your own as the method, where the recipe names it (default: none)",
         )
+
+
+def _add_allow(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--allow",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="let an error of the checks pass, by the name that it gives, and say so; repeatable (default: none)",
+    )
 
 
 def _add_merge(verbs: Any, verb: Verb) -> argparse.ArgumentParser:
@@ -68,7 +85,12 @@ def _add_merge(verbs: Any, verb: Verb) -> argparse.ArgumentParser:
     merged.add_argument(
         "--plan", action="store_true", help="say what would be read and written, move nothing"
     )
-    merged.add_argument("--resume", action="store_true", help="go on with a merge that was interrupted")
+    merged.add_argument(
+        "--resume",
+        action="store_true",
+        help="go on with a merge that was interrupted, or say that it is finished",
+    )
+    _add_allow(merged)
     merged.add_argument(
         "--overwrite",
         action="store_true",
@@ -95,10 +117,17 @@ def _add_merge(verbs: Any, verb: Verb) -> argparse.ArgumentParser:
         "--set", action="append", metavar="OPTION=VALUE",
         help="an option of the method, its value as in a recipe: density=0.2, normalize=false (default: the method's)",
     )  # fmt: skip
-    short.add_argument("--output", choices=("model", "vector", "adapter"), help="(default: model)")
-    short.add_argument(
+    shared = merged.add_argument_group(
+        "without a recipe, or with a file of mergekit's, which has no place for them"
+    )
+    shared.add_argument("--output", choices=("model", "vector", "adapter"), help="(default: model)")
+    shared.add_argument(
         "--rank", type=int, help="the most that an adapter may have (default: the sum of its inputs')"
     )
+    shared.add_argument(
+        "--rounding", choices=("nearest", "stochastic"), help="to the output's dtype (default: nearest)"
+    )
+    shared.add_argument("--shard-size", metavar="SIZE", help="largest file of a model (default: 5GB)")
     return merged
 
 
@@ -112,22 +141,45 @@ def merge(options: argparse.Namespace) -> None:
     if options.methods:
         _list_methods(options)
         return
-    recipe_of = _short if options.method is not None else _read
     _require_workers(options)
-    from tauspan.merge.files import merge_files, planned
+    merges = [_short(options)] if options.method is not None else _read(options)
+    for recipe, out in merges:
+        if options.plan and _waits(recipe, [place for _, place in merges]):
+            say(f"{out}: planned when the merges that it reads are there", options)
+            continue
+        recipe = _with_code(recipe, options)
+        if options.seed is not None:
+            recipe = dataclasses.replace(recipe, seed=options.seed)
+        allow = dict.fromkeys((*recipe.allow, *options.allow))
+        _merge_one(dataclasses.replace(recipe, allow=tuple(allow)), out, options)
 
-    recipe, out = recipe_of(options)
-    recipe = _with_code(recipe, options)
-    if options.seed is not None:
-        recipe = dataclasses.replace(recipe, seed=options.seed)
+
+def _waits(recipe: "MergeRecipe", others: list[str]) -> bool:
+    """Whether a merge reads the result of another one that is not there yet."""
+    from tauspan.merge.locations import named
+
+    return any(one.partition("+")[0] in others and not Path(one).exists() for one in named(recipe))
+
+
+def _merge_one(recipe: "MergeRecipe", out: str, options: argparse.Namespace) -> None:
+    """One merge, or what it would do."""
+    from tauspan.merge.files import merge_files, planned
+    from tauspan.notices import tell
+
     if options.plan:
         with planned(recipe, access=options.access, workers=options.workers) as (_, plan):
+            for note in plan.warnings:
+                tell(note)
             show(plan.report(), options)
         return
     report = merge_files(
         recipe, out, resume=options.resume, overwrite=options.overwrite, workers=options.workers,
         access=options.access, show_progress=not options.quiet,
     )  # fmt: skip
+    if report.result.get("finished"):
+        show(report if options.json else dataclasses.replace(report, tables=[]), options)
+        say(f"{out} is finished already: nothing was left to do", options)
+        return
     show(report, options)
     say(f"wrote {out}, digest {report.result['digest'][:12]}", options)
 
@@ -153,11 +205,11 @@ def _list_methods(options: argparse.Namespace) -> None:
     show(Report("merging methods", [Table("methods", rows, "More of each: docs/methods.md.")]), options)
 
 
-def _read(options: argparse.Namespace) -> "tuple[MergeRecipe, str]":
-    """The recipe in a file, and the output."""
-    from tauspan.merge.recipe import MergeRecipe
+def _read(options: argparse.Namespace) -> "list[tuple[MergeRecipe, str]]":
+    """The recipes in a file, each with its output."""
+    from tauspan.merge.series import Series
 
-    for name in ("base", "weight", "set", "output", "rank"):
+    for name in ("base", "weight", "set"):
         if getattr(options, name) is not None:
             raise UsageError(f"--{name} belongs to --method; with a recipe, write it there.")
     recipe, *rest = options.inputs or [None]
@@ -167,12 +219,28 @@ def _read(options: argparse.Namespace) -> "tuple[MergeRecipe, str]":
             "merge needs a recipe and an output: tauspan merge RECIPE OUT; or tauspan merge --method METHOD MODEL ... "
             "-o OUT."
         )
-    return MergeRecipe.read(recipe), outs[0] if outs else ""
+    series, out = Series.read(recipe), outs[0] if outs else ""
+    placed = series.placed(Path(out or "out"))
+    if len(series.merges) == 1:
+        return [(_given(one, options), out) for one in series.merges.values()]
+    return [(_given(one, options) if place == Path(out) else one, str(place)) for place, one in placed]
+
+
+def _given(recipe: "MergeRecipe", options: argparse.Namespace) -> "MergeRecipe":
+    """A recipe of mergekit's with what its file cannot hold; another recipe says it itself."""
+    found = {name: getattr(options, name) for name in _SHARED if getattr(options, name) is not None}
+    if found and not recipe.loose:
+        name = next(iter(found)).replace("_", "-")
+        raise UsageError(
+            f"--{name} belongs to --method, or to a file of mergekit's; with a recipe, write it there."
+        )
+    return dataclasses.replace(recipe, **found)
 
 
 def _short(options: argparse.Namespace) -> "tuple[MergeRecipe, str]":
     """The recipe that the command line spells, and the output."""
-    from tauspan.merge.recipe import Input, MergeRecipe
+    from tauspan.merge.recipe import MergeRecipe
+    from tauspan.merge.recipe_parts import Input
 
     models, weights = options.inputs, options.weight
     if not models or (options.out is None and not options.plan):
@@ -187,7 +255,7 @@ def _short(options: argparse.Namespace) -> "tuple[MergeRecipe, str]":
     inputs = tuple(Input(model, given) for model, given in zip(models, own, strict=True))
     made = MergeRecipe(
         options.method, inputs, options.base, _settings(options.set or []),
-        output=options.output or "model", rank=options.rank,
+        **{name: getattr(options, name) for name in _SHARED if getattr(options, name) is not None},
     )  # fmt: skip
     if made.own is None and ":" not in made.method:
         made.settings()  # options that the method does not have, before any file is opened
@@ -216,19 +284,15 @@ def doctor(options: argparse.Namespace) -> None:
     """Check before merging."""
     from tauspan.merge.checks import doctor as examine
 
-    report = examine(options.models, options.base, values=options.values)
+    report = examine(options.models, options.base, values=options.values, allow=options.allow)
+    verdict = str(report.result["verdict"])
+    say(verdict, options)
     *shown, problems = report.tables  # the problems' messages are whole sentences, and a table would cut them
-    show(report if options.json else dataclasses.replace(report, tables=shown), options)
     for row in problems.rows:
         say(f"{row['severity']}: {row['message']}", options)
-    errors = report.result["errors"]
-    if errors:
-        raise MismatchError(f"{_counted(errors, 'error')}: these models cannot be merged as they are.")
-    say(f"no errors, {_counted(report.result['warnings'], 'warning')}", options)
-
-
-def _counted(count: int, what: str) -> str:
-    return f"{count} {what}{'' if count == 1 else 's'}"
+    show(report if options.json else dataclasses.replace(report, tables=shown), options)
+    if report.result["errors"]:
+        raise MismatchError(verdict)
 
 
 def reproduce_card(options: argparse.Namespace) -> None:
@@ -237,8 +301,10 @@ def reproduce_card(options: argparse.Namespace) -> None:
     from tauspan.merge.reproduce import reproduce
 
     own = _imported(options.code) if options.code else None
+    if options.out is not None and options.named_out is not None:
+        raise UsageError(f"two outputs: {options.out} and -o {options.named_out}. Give one.")
     report = reproduce(
-        options.card, options.out, own=own, workers=options.workers, access=options.access,
+        options.card, options.out or options.named_out, own=own, workers=options.workers, access=options.access,
         show_progress=not options.quiet,
     )  # fmt: skip
     if options.json:

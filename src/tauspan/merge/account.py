@@ -1,6 +1,7 @@
 """Rounding a result to a dtype, nearest or stochastic, and the account of what that keeps."""
 
-from dataclasses import astuple, dataclass
+import itertools
+from dataclasses import dataclass
 from math import isfinite, sqrt
 from typing import Any, Literal, TypeAlias
 
@@ -28,6 +29,7 @@ class Account:
         swallowed: of these, entries stored as the base's own value: rounding took all of d.
         moved: sum of d^2.
         lost: sum of (s - d)^2.
+        kept: of a sparse method, the entries of each model that were merged; empty where all are.
 
     Example:
         >>> Account(4, 2, 1, moved=4.0, lost=1.0).row()["loss"]
@@ -39,9 +41,14 @@ class Account:
     swallowed: int = 0
     moved: float = 0.0
     lost: float = 0.0
+    kept: tuple[int, ...] = ()
 
     def __add__(self, other: "Account") -> "Account":
-        return Account(*(mine + theirs for mine, theirs in zip(astuple(self), astuple(other), strict=True)))
+        kept = tuple(map(sum, itertools.zip_longest(self.kept, other.kept, fillvalue=0)))
+        return Account(
+            self.entries + other.entries, self.changed + other.changed, self.swallowed + other.swallowed,
+            self.moved + other.moved, self.lost + other.lost, kept,
+        )  # fmt: skip
 
     def row(self, displaced: bool = True) -> dict[str, Cell]:
         """The norm |d|, the relative loss |s - d| / |d| and the share of changed entries that were swallowed.

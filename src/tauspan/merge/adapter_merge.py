@@ -11,11 +11,12 @@ from tauspan.merge import sums
 from tauspan.merge.adapters import AdapterSource
 from tauspan.merge.checks import check
 from tauspan.merge.engine import BLOCK, Engine
+from tauspan.merge.job import Job
 from tauspan.merge.lora_files import LoraFile
 from tauspan.merge.lowrank import Layout, LowRank, from_dense
 from tauspan.merge.memory import require_count
 from tauspan.merge.method import Block
-from tauspan.merge.plan import Job, processors, require_start
+from tauspan.merge.plan import processors, require_start
 from tauspan.merge.pool import ordered_pool
 from tauspan.merge.problems import require_none
 from tauspan.merge.reading import Reader

@@ -7,17 +7,19 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from tauspan.errors import RecipeError
-from tauspan.merge.adapted import adapted
+from tauspan.merge.adapted import Sum, adapted
 from tauspan.merge.adapters import AdapterSource, holds_whole
-from tauspan.merge.inputs import Source, open_source
+from tauspan.merge.alignment import Aligned
+from tauspan.merge.inputs import Source, adapter_folder, open_source
+from tauspan.merge.memory import require_count
 from tauspan.merge.method import Method, Need
 from tauspan.merge.problems import lenient, require_none
-from tauspan.merge.recipe import UNION, Layers, MergeRecipe
-from tauspan.merge.respelt import respelt
-from tauspan.merge.slices import sliced, the_stack, view
+from tauspan.merge.recipe import BASE, UNION, MergeRecipe
+from tauspan.merge.respelt import Spelt, respelt
+from tauspan.merge.slices import Stacked, View, sliced, stacked, views
 from tauspan.merge.statistics_source import open_statistics, unfit
 from tauspan.merge.values import Access
-from tauspan.merge.vocabulary import tokenizers
+from tauspan.merge.words import Words, chosen
 
 
 class Options(Protocol):
@@ -25,6 +27,9 @@ class Options(Protocol):
 
     def at(self, name: str, depth: float | None) -> dict[str, Any]:
         """The options as they hold for one tensor."""
+
+    def count(self, name: str) -> int:
+        """How many models there are where the tensor belongs."""
 
 
 @dataclass(frozen=True)
@@ -39,6 +44,9 @@ class Assembly:
         statistics: by need, one source a model.
         home: the source whose configuration the result takes.
         tokenizer: the source whose tokenizer it takes.
+        words: the tokenizer, and how rows were aligned with it.
+        stacked: of a merge by slices, its stacks.
+        notes: what is to be warned of.
     """
 
     method: Method
@@ -48,6 +56,9 @@ class Assembly:
     statistics: Mapping[Need, tuple[Source, ...]]
     home: Source
     tokenizer: Source
+    words: Words
+    stacked: Stacked | None = None
+    notes: tuple[str, ...] = ()
 
     @property
     def sources(self) -> set[Source]:
@@ -77,26 +88,52 @@ def assemble(recipe: MergeRecipe, access: Access = "pread") -> Assembly:
     points = [source for source in (base, *models) if source is not None and source.kind == "point"]
     home = (points or list(models))[0]
     models = tuple(_tied_in(respelt(model, home), base) for model in models)
-    recipe.require_fitting(_names(base, *models))
+    notes = recipe.require_fitting(_names(base, *models))
     statistics = _statistics(recipe, method, models, base, access)
-    tokenizer = _tokenizer(recipe, home, points, access)
-    return Assembly(method, recipe.settings(), base, models, statistics, home, tokenizer)
+    tokenizer = _tokenizer(recipe, home, access)
+    words = chosen(recipe, home, tokenizer, base, models)
+    base, models = _aligned(words, base, models)
+    return Assembly(
+        method,
+        recipe.settings(),
+        base,
+        models,
+        statistics,
+        home,
+        tokenizer,
+        words,
+        None,
+        (*notes, *words.notes),
+    )
 
 
-def _tokenizer(recipe: MergeRecipe, home: Source, points: Sequence[Source], access: Access) -> Source:
-    """The source of the tokenizer: rows of the embeddings have to mean the same tokens in it."""
-    if recipe.tokenizer_source is None:
+def leaves(source: Source) -> list[Source]:
+    """The sources in files that a source is made of; one by itself."""
+    inner: Sequence[Source] = ()
+    if isinstance(source, View):
+        inner = source.sources
+    elif isinstance(source, Sum):
+        inner = (source.model, source.adapter)
+    elif isinstance(source, Aligned | Spelt):
+        inner = (source.inner,)
+    return [leaf for one in inner for leaf in leaves(one)] or [source]
+
+
+def _aligned(
+    words: Words, base: Source | None, models: tuple[Source, ...]
+) -> tuple[Source | None, tuple[Source, ...]]:
+    """Base and models with their embeddings in the order of the result's vocabulary."""
+    if words.alignment is None:
+        return base, models
+    every = words.alignment.wrapped()
+    return (None, every) if base is None else (every[0], every[1:])
+
+
+def _tokenizer(recipe: MergeRecipe, home: Source, access: Access) -> Source:
+    """The source of the tokenizer's files."""
+    if recipe.tokenizer_source in (None, UNION, BASE):
         return home
-    union = recipe.tokenizer_source == UNION
-    source = home if union else open_source(recipe.tokenizer_source, access=access)
-    for other in points if union else [source]:
-        problem = next(tokenizers(home, other), None)
-        if problem is not None and (union or problem.severity == "error"):
-            raise RecipeError(
-                f"{recipe.place('tokenizer_source', 'tokenizer')}tokenizer_source: {recipe.tokenizer_source}: "
-                f"vocabularies differ, and a merge keeps the rows of its embeddings: {problem.message}"
-            )
-    return source
+    return open_source(str(recipe.tokenizer_source), access=access)
 
 
 def _names(*sources: Source | None) -> list[str]:
@@ -126,8 +163,9 @@ def _tied_in(model: Source, base: Source | None) -> Source:
 
 def _opened(model: str, recipe: MergeRecipe, access: Access, label: str | None = None) -> Source:
     """A model of the recipe; an adapter with whole tensors as the sum of the base and it, since those are points."""
-    if recipe.base_model is not None and holds_whole(Path(model)):
-        adapter = AdapterSource(model, access=access, label=label, whole=True)
+    factors = None if recipe.base_model is None else adapter_folder(Path(model))
+    if recipe.base_model is not None and factors is not None and holds_whole(factors):
+        adapter = AdapterSource(factors, access=access, label=label, whole=True)
         return adapted(open_source(recipe.base_model, access=access), adapter, adapter.label)
     return open_source(model, access=access, label=label)
 
@@ -155,20 +193,16 @@ def _statistics(
 
 
 def _of_slices(recipe: MergeRecipe, method: Method, base: Source | None, access: Access) -> Assembly:
-    named: dict[str, Source] = {}
-
-    def opened(layers: Layers) -> Layers:
-        if layers.model not in named:
-            named[layers.model] = open_source(layers.model, access=access)
-        return layers
-
-    columns = zip(*(part.sources for part in recipe.slices), strict=True)
-    rows = [[opened(layers) for layers in column] for column in columns]
-    models = tuple(view(row, named, f"slices-{index}") for index, row in enumerate(rows))
-    origins = [opened(part.base) for part in recipe.slices if part.base is not None]
-    point = view(origins, named, "base") if origins else None
-    recipe.require_fitting(_names(point, *models))
-    settings = sliced(method, recipe.slices, recipe.parameters, the_stack(models[0].sources[0]))
+    layers = [one for part in recipe.slices for one in (*part.sources, part.base) if one is not None]
+    named = {one.model: open_source(one.model, access=access) for one in layers}
+    made = stacked(recipe.slices, named)
+    for part in recipe.slices:
+        require_count(method, len(part.sources))
+    models, point = views(made, named)
+    notes = recipe.require_fitting(_names(point, *models))
     home = base or models[0].sources[0]
-    points = list(named.values())
-    return Assembly(method, settings, point, models, {}, home, _tokenizer(recipe, home, points, access))
+    tokenizer = _tokenizer(recipe, home, access)
+    words = chosen(recipe, home, tokenizer, point, models)
+    start, merged = _aligned(words, point, models)
+    settings = sliced(method, made, recipe.parameters)
+    return Assembly(method, settings, start, merged, {}, home, tokenizer, words, made, (*notes, *words.notes))

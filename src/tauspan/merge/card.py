@@ -18,7 +18,7 @@ from tauspan.merge.locations import named, places, renamed
 from tauspan.merge.method import Method
 from tauspan.merge.own import source_hash
 from tauspan.merge.recipe import MergeRecipe
-from tauspan.report import Report, Table, versions
+from tauspan.report import Report, Table, bulleted, versions
 
 FILE = "README.md"
 FORMAT = "tauspan-merge-card/1"
@@ -111,7 +111,7 @@ def write(
     inputs = [dict(source.identity) for source in sources]
     files = sorted({FILE, *(str(file.relative_to(folder)) for file in folder.rglob("*") if file.is_file())})
     card = Card(
-        _pinned(recipe.resolved(), sources), str(report.result["digest"]), block, inputs, files=files,
+        pinned(recipe.resolved(), sources), str(report.result["digest"]), block, inputs, files=files,
         places=places(recipe),
     )  # fmt: skip
     licences = {source.label: _licence(source) for source in sources}
@@ -135,6 +135,8 @@ def write(
         _models(assembly, licences).to_markdown(),
         f"## Recipe\n\n```yaml\n{card.recipe.to_yaml()}```",
         Table("Precision", [precision], note).to_markdown(),
+        *(table.to_markdown() for table in report.tables if table.title == "kept"),
+        *([bulleted(report.warnings)] if report.warnings else []),
         *([] if results is None else [results.to_markdown()]),
         f"## Reproduction\n\n{_needs_code(recipe) or _REPRODUCTION}\n\n```json\n{json.dumps(facts, indent=1)}\n```\n",
     ]
@@ -222,7 +224,7 @@ def _fenced(text: str, section: str, language: str) -> str | None:
     return None if found is None else found[1]
 
 
-def _pinned(recipe: MergeRecipe, sources: Sequence[Source]) -> MergeRecipe:
+def pinned(recipe: MergeRecipe, sources: Sequence[Source]) -> MergeRecipe:
     """The same recipe with the hub's commits, which do not move."""
     commits = {
         str(source.identity["path"]): str(source.identity["commit"])

@@ -9,14 +9,15 @@ import torch
 
 from tauspan.arguments import checked
 from tauspan.errors import TauspanError
+from tauspan.merge.alignment import Aligned
 from tauspan.merge.compare import compared
 from tauspan.merge.configs import functions
-from tauspan.merge.displacements import displacements
+from tauspan.merge.displacements import displacements, strangers
 from tauspan.merge.inputs import Source, open_source
 from tauspan.merge.origins import architecture, fingerprints, made_for, spaces, tied, vectors
-from tauspan.merge.problems import Problem, lenient
+from tauspan.merge.problems import LENIENT, Problem, lenient
 from tauspan.merge.respelt import respelt
-from tauspan.merge.ties import EMBEDDINGS
+from tauspan.merge.ties import EMBEDDINGS, spelled_before
 from tauspan.merge.vocabulary import tokenizers
 from tauspan.report import Cell, Report, Table, provenance
 
@@ -34,7 +35,8 @@ def check(
     """Everything that keeps the models from being merged, errors first.
 
     Names, shapes, dtypes and ties are compared by headers, with the base or else with the first model; integer
-    buffers up to 65,536 entries by value; configurations and tokenizers where they lie beside the weights.
+    buffers up to 65,536 entries and some entries of the largest tensors by value; configurations and tokenizers where
+    they lie beside the weights.
 
     Args:
         base: theta0; None where weights are merged without one.
@@ -45,7 +47,8 @@ def check(
     Returns:
         No problem, or some; `problems.require_none` raises them.
 
-    Cost: no values beside small buffers; with `fingerprint` one SHA-256 pass over the base, about 4 s a GB.
+    Cost: no values beside small buffers and 2^14 entries of each model; with `fingerprint` one SHA-256 pass over the
+    base, about 4 s a GB.
 
     Example:
         >>> import tempfile
@@ -66,17 +69,26 @@ def check(
         if model.kind == "point":
             problems += architecture(reference, model)
             problems += functions(reference, model)
-            problems += tokenizers(reference, model)
+            if not isinstance(model, Aligned):  # its rows were brought into one order
+                problems += tokenizers(reference, model)
     problems += vectors([model for model in models if model.kind == "delta"])
     problems += made_for(base, models)
     problems += tied(models)
+    if base is not None and not any(problem.severity == "error" for problem in lenient(problems, allow)):
+        problems += strangers(base, models)
     if fingerprint and base is not None:
         problems += fingerprints(base, models)
     return lenient(problems, allow)
 
 
 @checked
-def doctor(paths: Sequence[str | Path], base: str | Path | None = None, *, values: bool = False) -> Report:
+def doctor(
+    paths: Sequence[str | Path],
+    base: str | Path | None = None,
+    *,
+    values: bool = False,
+    allow: Sequence[str] = (),
+) -> Report:
     """What the models hold and whether they can be merged, as tables; nothing is raised for what they hold.
 
     Args:
@@ -84,13 +96,15 @@ def doctor(paths: Sequence[str | Path], base: str | Path | None = None, *, value
         base: the pre-trained model.
         values: also look for NaN and infinity, compare fingerprints, and measure how far models are from the base
             (reads everything, twice).
+        allow: kinds of errors that shall be warnings; see `problems.LENIENT`.
 
     Returns:
-        Tables `models` and `problems`, with `values` and a base `displacements` too; `result` counts `errors` and
-        `warnings`.
+        Tables `models` and `problems`, with `values` and a base `displacements` too; `result` has the `verdict` in
+        one line, and counts `errors` and `warnings`.
 
     Cost: opening and `check`; with `values` two reads of all files.
     """
+    lenient((), allow)  # an unknown name is no problem of the models
     given = [*([base] if base is not None else []), *paths]
     sources: list[Source | None] = []
     problems: list[Problem] = []
@@ -105,7 +119,7 @@ def doctor(paths: Sequence[str | Path], base: str | Path | None = None, *, value
         models = [respelt(model, theta0 or models[0]) for model in models]
     if models:
         with _noted(problems, base or paths[0]):
-            problems += check(theta0, models, fingerprint=values)
+            problems += check(theta0, models, allow=allow, fingerprint=values)
     for source in opened if values else []:
         with _noted(problems, source.path):
             problems += nonfinite(source)
@@ -113,7 +127,9 @@ def doctor(paths: Sequence[str | Path], base: str | Path | None = None, *, value
     if values and theta0 is not None and models and not any(one.kind == "values" for one in problems):
         with _noted(problems, theta0.path):
             table, odd = displacements(theta0, models)
-            distances, problems = [table], [*problems, *odd]
+            known = {(one.kind, one.model) for one in problems}
+            distances = [table]
+            problems += [one for one in odd if (one.kind, one.model) not in known]
     counts = Counter(problem.severity for problem in problems)
     tables = [Table("models", [_row(source) for source in opened])] if opened else []
     tables += distances
@@ -121,8 +137,25 @@ def doctor(paths: Sequence[str | Path], base: str | Path | None = None, *, value
     for source in opened:
         source.close()
     facts = provenance(inputs=[dict(source.identity) for source in opened], values=values)
-    result = {"errors": counts["error"], "warnings": counts["warning"]}
+    result = {"verdict": _verdict(problems), "errors": counts["error"], "warnings": counts["warning"]}
     return Report("tauspan doctor", tables, facts, result=result)
+
+
+def _verdict(problems: Sequence[Problem]) -> str:
+    """Whether the models can be merged, in one line."""
+    errors = [problem for problem in problems if problem.severity == "error"]
+    warnings = len(problems) - len(errors)
+    more = f", {_counted(warnings, 'warning')}" if warnings else ""
+    if not errors:
+        return f"These models can be merged: no errors{more}."
+    kinds = sorted({problem.kind for problem in errors})
+    able = [kind for kind in kinds if kind in LENIENT]
+    way = f" They can with {' '.join(f'--allow {kind}' for kind in able)}." if len(able) == len(kinds) else ""
+    return f"These models cannot be merged as they are: {_counted(len(errors), 'error')} ({', '.join(kinds)}){more}.{way}"
+
+
+def _counted(count: int, what: str) -> str:
+    return f"{count} {what}{'' if count == 1 else 's'}"
 
 
 @contextmanager
@@ -135,11 +168,14 @@ def _noted(problems: list[Problem], path: str | Path) -> Iterator[None]:
 
 
 def nonfinite(source: Source) -> Iterator[Problem]:
-    """Tensors with NaN or infinity; reads every floating-point value, in blocks."""
+    """Tensors with NaN or infinity; reads every floating-point value, in blocks.
+
+    Infinities alone are a warning: masks hold them, and where all models hold the same they are kept.
+    """
     for name, stored in source.tensors.items():
         if not stored.dtype.is_floating_point:
             continue
-        size, bad, first = stored.shape.numel(), 0, 0
+        size, bad, first, nans = stored.shape.numel(), 0, 0, 0
         for start in range(0, size, _BLOCK):
             block = source.read(name, start, min(start + _BLOCK, size))
             # torch has no isfinite for eight bits
@@ -147,16 +183,18 @@ def nonfinite(source: Source) -> Iterator[Problem]:
             if bool(wrong.any()):
                 first = first if bad else start + int(wrong.nonzero()[0])
                 bad += int(wrong.sum())
+                nans += int(torch.isnan(block.float()).sum())
         if bad:
-            yield Problem(
-                "error",
-                "values",
-                name,
-                source.label,
-                stored.file,
-                f"tensor {name!r} of {stored.file} has {bad} of {size} values that are not finite, the first at entry "
-                f"{first}. The run it came from is broken: take an earlier checkpoint or train again.",
+            advice = (
+                "The run it came from is broken: take an earlier checkpoint or train again."
+                if nans
+                else "They are infinities, as masks hold: a merge keeps them where all models have the same."
             )
+            yield Problem(
+                "error" if nans else "warning", "values", name, source.label, stored.file,
+                f"tensor {name!r} of {stored.file} has {bad} of {size} values that are not finite, the first at entry "
+                f"{first}. {advice}",
+            )  # fmt: skip
 
 
 def _row(source: Source) -> dict[str, Cell]:
@@ -172,7 +210,7 @@ def _row(source: Source) -> dict[str, Cell]:
         "parameters": sum(t.shape.numel() for t in stored if t.dtype.is_floating_point),
         "bytes": sum(tensor.nbytes for tensor in stored),
         "dtypes": ", ".join(f"{dtype} ({count})" for dtype, count in dtypes.most_common()),
-        "tied": ", ".join(source.aliases),
+        "tied": ", ".join(name for name in source.aliases if spelled_before(name) is None),
         "vocabulary": rows[0] if rows else None,
     }
 

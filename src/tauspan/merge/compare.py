@@ -7,11 +7,15 @@ from pathlib import Path
 import torch
 
 from tauspan.errors import listed
+from tauspan.merge.alignment import Aligned
+from tauspan.merge.buffers import computed, counts, of_the_run
 from tauspan.merge.headers import Stored
 from tauspan.merge.inputs import Source
 from tauspan.merge.problems import Problem
+from tauspan.merge.slices import View
 
 _WRAPPERS = {"module.": "DistributedDataParallel", "_orig_mod.": "torch.compile"}
+_BLOCK = 1 << 20  # entries compared together
 _SMALL = 1 << 16  # entries of an integer buffer that is compared by value
 _ROWS = ("embed", "wte", "lm_head", "shared", "decoder", "projector", "embed_out")  # rows are tokens
 
@@ -24,8 +28,13 @@ def compared(reference: Source, other: Source) -> Iterator[Problem]:
 
 
 def _named(reference: Source, other: Source) -> Iterator[Problem]:
-    missing = [name for name in reference.tensors if name not in other.tensors]
+    inner = other.inner if isinstance(other, Aligned) else other
+    beyond = inner.beyond if isinstance(inner, View) else ()
+    missing = [name for name in reference.tensors if name not in other.tensors and name not in beyond]
     extra = [name for name in other.tensors if name not in reference.tensors]
+    yield from _aside(reference, other, missing, extra)
+    missing = [name for name in missing if not _is_aside(reference.tensors[name])]
+    extra = [name for name in extra if not _is_aside(other.tensors[name])]
     prefix, adds = _prefix(missing, extra)
     if prefix:
         yield _prefixed(reference, other, prefix, adds, extra if adds else missing)
@@ -34,6 +43,31 @@ def _named(reference: Source, other: Source) -> Iterator[Problem]:
         back = {prefix + name if adds else name.removeprefix(prefix) for name in reference.tensors}
         extra = [name for name in extra if name not in back]
     yield from _names(reference, other, missing, extra)
+
+
+def _is_aside(stored: Stored) -> bool:
+    return computed(stored) or of_the_run(stored.name)
+
+
+def _aside(
+    reference: Source, other: Source, missing: Sequence[str], extra: Sequence[str]
+) -> Iterator[Problem]:
+    """Warnings of what one side stores and no merge looks at."""
+    for names, has, lacks, then in (
+        (missing, reference, other, "the result keeps {}"),
+        (extra, other, reference, "the result leaves {} out"),
+    ):
+        stored = [has.tensors[name] for name in names]
+        for found, what in (
+            ([one.name for one in stored if computed(one)], "which the model computes again when it is made"),
+            ([one.name for one in stored if of_the_run(one.name)], "which belongs to the training run"),
+        ):
+            if found and (has is other or lacks.kind == "point"):
+                yield Problem(
+                    "warning", "constants", found[0], other.label, where(has, found[0]),
+                    f"{where(has, found[0])} has {_count(found)}, {what} and {lacks.path} lacks: "
+                    f"{then.format('them' if len(found) > 1 else 'it')}.",
+                )  # fmt: skip
 
 
 def _prefix(missing: Sequence[str], extra: Sequence[str]) -> tuple[str, bool]:
@@ -103,12 +137,23 @@ def where(source: Source, name: str) -> Path:
 def _names(
     reference: Source, other: Source, missing: Sequence[str], extra: Sequence[str]
 ) -> Iterator[Problem]:
-    # both tied, but each file kept another of the names: one tensor all the same
-    same = {name for name in missing if reference.aliases.get(other.aliases.get(name, "")) == name}
+    # each file kept another of a tensor's names: one tensor all the same
+    same = {name for name in missing if other.aliases.get(name) in extra}
     same |= {other.aliases[name] for name in same}
+    same |= {name for name in extra if reference.aliases.get(name) in missing}
+    same |= {reference.aliases[name] for name in same if name in extra and name in reference.aliases}
     lacked = [name for name in missing if name in other.aliases and name not in same]
     copied = [name for name in extra if name in reference.aliases and name not in same]
     for names, tied, apart in ((lacked, other, reference), (copied, reference, other)):
+        copies = [name for name in names if _repeats(apart, name, tied.aliases[name])]
+        if copies:
+            yield Problem(
+                "warning", "tied", copies[0], other.label, where(apart, copies[0]),
+                f"{_count(copies)} in {where(apart, copies[0])} is a copy of {tied.aliases[copies[0]]!r}, bit for bit, "
+                f"and tied to it in {tied.path}: "
+                + ("the result stores it too." if apart is reference else "the result does not store it."),
+            )  # fmt: skip
+        names = [name for name in names if name not in copies]
         if names:
             name = names[0]
             yield Problem(
@@ -143,6 +188,19 @@ def _names(
         )
 
 
+def _repeats(source: Source, name: str, kept: str) -> bool:
+    """Whether a source stores one tensor twice; values are read, up to the first that differs."""
+    one, two = source.tensors[name], source.tensors.get(kept)
+    if two is None or (one.shape, one.dtype) != (two.shape, two.dtype):
+        return False
+    size = one.shape.numel()
+    cuts = ((start, min(start + _BLOCK, size)) for start in range(0, size, _BLOCK))
+    return all(
+        torch.equal(source.read(name, *cut).view(torch.uint8), source.read(kept, *cut).view(torch.uint8))
+        for cut in cuts
+    )
+
+
 def _count(names: Sequence[str]) -> str:
     """The first name, and which others share its fate."""
     rest = names[1:]
@@ -151,7 +209,9 @@ def _count(names: Sequence[str]) -> str:
 
 def _contents(reference: Source, other: Source) -> Iterator[Problem]:
     shared = [
-        (reference.tensors[name], mine) for name, mine in other.tensors.items() if name in reference.tensors
+        (reference.tensors[name], mine)
+        for name, mine in other.tensors.items()
+        if name in reference.tensors and not computed(reference.tensors[name])
     ]
     shapes = [(a, b) for a, b in shared if a.shape != b.shape]
     rows = [pair for pair in shapes if _rows_differ(*pair)]
@@ -166,8 +226,8 @@ def _contents(reference: Source, other: Source) -> Iterator[Problem]:
             other.label,
             b.file,
             f"{_count([b.name for _, b in rows])} has {b.shape[0]} rows in {b.file} and {a.shape[0]} in {a.file}: the "
-            f"vocabularies differ. Give both the same tokens: `model.resize_token_embeddings({most})` with "
-            "one tokenizer, then `save_pretrained`.",
+            "vocabularies differ. Align them by token with `tokenizer_source`: base, union or a model; or give both the "
+            f"same tokens: `model.resize_token_embeddings({most})` with one tokenizer, then `save_pretrained`.",
         )
     if other.kind == "point" and reference.kind == "point":
         alike = [(a, b) for a, b in shared if a.shape == b.shape]
@@ -223,7 +283,8 @@ def _short(dtype: torch.dtype) -> str:
 
 
 def _buffers(reference: Source, other: Source, pairs: Iterable[tuple[Stored, Stored]]) -> Iterator[Problem]:
-    """Integers are copied, never averaged, so they must be equal; small ones are looked at here."""
+    """Whole numbers are copied, never averaged, so they must be equal, but for counters; small ones are read here."""
+    differ: dict[bool, list[tuple[Stored, Stored, str]]] = {}
     for a, b in pairs:
         size = a.shape.numel()
         if a.dtype != b.dtype or a.dtype.is_floating_point or a.dtype.is_complex or not 0 < size <= _SMALL:
@@ -231,12 +292,21 @@ def _buffers(reference: Source, other: Source, pairs: Iterable[tuple[Stored, Sto
         mine, theirs = (source.read(a.name, 0, size).numpy() for source in (other, reference))
         if (mine != theirs).any():
             at = int((mine != theirs).argmax())
+            found = f"entry {at} is {mine[at].item()} in {b.file} and {theirs[at].item()} in {a.file}"
+            differ.setdefault(counts(a), []).append((a, b, found))
+    for counters, found_ in differ.items():
+        a, b, what = found_[0]
+        names = _count([two.name for _, two, _ in found_])
+        if counters:
             yield Problem(
-                "error",
-                "buffers",
-                b.name,
-                other.label,
-                b.file,
-                f"the {_short(b.dtype)} buffer {b.name!r} differs: entry {at} is {mine[at].item()} in {b.file} and "
-                f"{theirs[at].item()} in {a.file}. Whole numbers are copied, not averaged: save one of them in both.",
-            )
+                "warning", "buffers", b.name, other.label, b.file,
+                f"{names} counts batches and differs ({what}): the result has those of {reference.path}. Running "
+                "statistics are merged like weights; a pass over data in training mode makes them the merged "
+                "model's own.",
+            )  # fmt: skip
+        else:
+            yield Problem(
+                "error", "buffers", b.name, other.label, b.file,
+                f"the {_short(b.dtype)} {names} differs: {what}. Whole numbers are copied, not averaged: save one of "
+                "them in both.",
+            )  # fmt: skip

@@ -5,9 +5,9 @@ from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 from typing import Any, Literal, TypeAlias
 
-from tauspan.errors import RecipeError
+from tauspan.errors import RecipeError, listed
 from tauspan.merge.method import Value
-from tauspan.merge.settings import Gradient, Setting
+from tauspan.merge.settings import Gradient, Setting, Steps
 from tauspan.merge.spelling import setting
 from tauspan.schema import shown
 
@@ -151,22 +151,60 @@ def total(given: Setting) -> bool:
     return given is not None
 
 
-def as_setting(value: Any, parameter: Parameter, place: str) -> Setting:
-    """A value of mergekit's file as a setting of ours."""
-    made = setting(_numbers(value, parameter), place)
+def as_setting(value: Any, parameter: Parameter, place: str, notes: list[str]) -> Setting:
+    """A value of mergekit's file as a setting of ours; None for an empty list, which says nothing.
+
+    mergekit takes the first entry that fits and leaves out what it does not know; `notes` collects what that is.
+    """
+    if isinstance(value, list) and not value:
+        return None
+    made = setting(_reached(_known(_numbers(value, parameter), place, notes), place, notes), place)
     if isinstance(made, tuple):
         return tuple(replace(entry, value=converted(entry.value, parameter, place)) for entry in made)
-    result: Value | Gradient = converted(made, parameter, place)
+    result: Value | Gradient | Steps = converted(made, parameter, place)
     return result
 
 
+def _known(value: Any, place: str, notes: list[str]) -> Any:
+    """Entries without keys that mergekit does not read."""
+    if isinstance(value, list):
+        return [_known(item, place, notes) for item in value]
+    if not isinstance(value, Mapping):
+        return value
+    others = [str(key) for key in value if key not in ("filter", "value")]
+    if others:
+        notes.append(
+            f"{place}: mergekit 0.1.5 does not read {listed(map(repr, others))} of an entry, and neither does this."
+        )
+    return {key: item for key, item in value.items() if key in ("filter", "value")}
+
+
+def _reached(value: Any, place: str, notes: list[str]) -> Any:
+    """Entries up to the first that fits every tensor."""
+    if not isinstance(value, list) or not all(isinstance(item, Mapping) for item in value):
+        return value
+    ends = [at for at, item in enumerate(value) if item.get("filter") in (None, "*")]
+    if ends and ends[0] < len(value) - 1:
+        count = len(value) - 1 - ends[0]
+        notes.append(
+            f"{place}: entry {ends[0]} fits every tensor, so mergekit does not reach the {count} after it, and "
+            "neither does this merge."
+        )
+        return value[: ends[0] + 1]
+    return value
+
+
 def _numbers(value: Any, parameter: Parameter) -> Any:
-    """The same with texts such as 1e-4 as numbers, which is how mergekit reads them."""
+    """The same with texts such as 1e-4 as numbers, and `yes` and 1 as truths, which is how mergekit reads them."""
     if isinstance(value, Mapping):
         return {key: _numbers(item, parameter) if key == "value" else item for key, item in value.items()}
     if isinstance(value, list):
         return [_numbers(item, parameter) for item in value]
-    if isinstance(value, str) and parameter.kind is not bool:
+    if parameter.kind is bool:
+        return _TRUTHS.get(str(value).lower(), value)
+    if isinstance(value, bool):
+        return int(value)
+    if isinstance(value, str):
         try:
             return float(value)
         except ValueError:
@@ -174,9 +212,15 @@ def _numbers(value: Any, parameter: Parameter) -> Any:
     return value
 
 
+_TRUTHS = dict.fromkeys(("true", "t", "yes", "y", "on", "1", "1.0"), True)
+_TRUTHS |= dict.fromkeys(("false", "f", "no", "n", "off", "0", "0.0"), False)
+
+
 def converted(value: Any, parameter: Parameter, place: str) -> Any:
     """A value as mergekit's type for it, then as ours."""
     if parameter.kind is bool:
+        if isinstance(value, Steps):
+            return Steps(tuple(converted(point, parameter, place) for point in value.points))
         if isinstance(value, Gradient) or value not in (0, 1):
             raise RecipeError(f"{place} is {shown(value)}, and must be true or false.")
         return parameter.texts[bool(value)] if parameter.texts else bool(value)

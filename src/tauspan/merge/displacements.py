@@ -11,6 +11,8 @@ from tauspan.merge.problems import Problem
 from tauspan.report import Cell, Table
 
 _BLOCK = 1 << 20  # entries looked at together
+_SAMPLES, _SAMPLE, _ENOUGH = 4, 1 << 12, 1 << 10  # tensors, entries of each, and how many say something
+_STRANGE = 0.2  # the cosine of a fine-tuned model with its base is near 1
 _FAR, _ALIKE = (
     0.9,
     0.5,
@@ -62,6 +64,43 @@ def displacements(base: Source, models: Sequence[Source]) -> tuple[Table, list[P
             ))  # fmt: skip
     note = "displacement: |tau| / |theta0|; cosines: of theta with theta0, and of tau with each model's tau."
     return Table("displacements", rows, note), problems
+
+
+def strangers(base: Source, models: Sequence[Source]) -> Iterator[Problem]:
+    """Warnings of weights that share nothing with the base: another model's, or a displacement that lost its header.
+
+    Some entries of the largest matrices decide; too few of them, as in toys, decide nothing.
+
+    Cost: reads at most 2^14 entries of each.
+    """
+    sampled = _sampled(base)
+    for model in models:
+        if model.kind != "point":
+            continue
+        shapes = {name: stored.shape for name, stored in model.tensors.items()}
+        own = [name for name in sampled if shapes.get(name) == base.tensors[name].shape]
+        if sum(len(sampled[name]) for name in own) < _ENOUGH:
+            continue
+        theirs = torch.cat([model.read(name, 0, len(sampled[name])).double() for name in own])
+        ours = torch.cat([sampled[name] for name in own])
+        norms = float(ours.norm() * theirs.norm())
+        cosine = _cosine(float(ours @ theirs), norms, 1.0)
+        if cosine is not None and abs(cosine) < _STRANGE:
+            yield _odd(
+                "unrelated", model,
+                f"{model.path} is read as a model and shares nothing with the base {base.path} (cosine {cosine:.2f} over "
+                f"{len(theirs)} entries): it was trained from another one, or is a displacement whose header is lost. "
+                "Name its own base, or make the vector again with `tauspan vector diff`.",
+            )  # fmt: skip
+
+
+def _sampled(base: Source) -> dict[str, Tensor]:
+    """The first entries of the base's largest matrices; the scales of norms are alike in all models."""
+    every = base.tensors.items()
+    real = [name for name, own in every if own.dtype.is_floating_point and len(own.shape) > 1]
+    real.sort(key=lambda name: -base.tensors[name].shape.numel())
+    sizes = {name: min(_SAMPLE, base.tensors[name].shape.numel()) for name in real[:_SAMPLES]}
+    return {name: base.read(name, 0, size).double() for name, size in sizes.items()}
 
 
 def _blocks(base: Source, models: Sequence[Source]) -> Iterator[Tensor]:

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from tauspan.merge.addition import added
-from tauspan.merge.method import Block, Method, Option, Scope
+from tauspan.merge.method import Block, Method, Option, Reach, Scope
 from tauspan.merge.sums import SCALE, WEIGHT
 
 DENSITY = Option("density", 0.2, "share of the entries kept", per_model=True, low=0.0, high=1.0)
@@ -43,6 +43,28 @@ def trimmed(values: Tensor, smallest: Tensor) -> Tensor:
     return kept
 
 
+def reaching(block: Block, reach: Reach) -> Tensor:
+    """The values that a selection from this block's tensor reaches, 0 elsewhere: shape of `values`."""
+    values = block.values.flatten(1)
+    above = reach.magnitudes.tolist()
+    below = torch.nextafter(reach.magnitudes, torch.zeros_like(reach.magnitudes)).tolist()
+    kept = torch.empty_like(values)
+    for row, result, place, high, low in zip(values, kept, reach.places, above, below, strict=True):
+        # entries of equal magnitude are in before the place; hardshrink keeps |x| > bound
+        cut = min(max(place - block.start, 0), len(row))
+        if cut:
+            torch.hardshrink(row[:cut], low, out=result[:cut])
+        if cut < len(row):
+            torch.hardshrink(row[cut:], high, out=result[cut:])
+    return kept.view(block.values.shape)
+
+
+def counted(block: Block, counts: tuple[int, ...], first: str | None = None) -> tuple[int, ...]:
+    """What is known of a whole tensor, or of the whole model, told at its first block only: so counts add up."""
+    here = block.start == 0 and first in (None, block.name)
+    return counts if here else (0,) * len(counts)
+
+
 def kept_ranks(densities: tuple[float, ...], entries: int, fewest: int = 1) -> list[int]:
     """The rank of the smallest kept magnitude: density times entries, rounded down, and `fewest` at least.
 
@@ -56,42 +78,45 @@ def kept_ranks(densities: tuple[float, ...], entries: int, fewest: int = 1) -> l
 
 
 class Elected(NamedTuple):
-    """What TIES knows of the whole model: the smallest kept magnitude, shape (T,), and the sign of the majority."""
+    """What TIES knows of the whole model: the entries it keeps, the majority's sign, and the first tensor's name."""
 
-    smallest: Tensor
+    reach: Reach
     majority: float
-
-
-def _sum(block: Block, smallest: Tensor) -> tuple[Tensor, Tensor]:
-    """The trimmed and weighted displacements, and their sum."""
-    values = trimmed(block.values, smallest) * block.weights()
-    return values, added(values)
+    first: str
 
 
 def elect(scope: Scope) -> Elected:
-    """Thresholds over the whole model, and the sign that most entries' sums have."""
-    ranks = kept_ranks(scope.option("density"), scope.entries)
-    smallest = scope.kth_largest(lambda block: block.values.flatten(1), ranks)
-    majority = scope.total(lambda block: _sum(block, smallest)[1].sign().sum(dtype=torch.float64))
-    return Elected(smallest, 1.0 if majority > 0 else -1.0)
+    """The entries kept over the whole model, and the sign that most entries' sums have.
+
+    As the authors' code does: a share d of n entries is int(d n) + 1 of them, and all whose magnitude equals the last
+    one's, which in 16 bits can be many more.
+    """
+    entries, densities = scope.entries, scope.option("density")
+    ranks = [min(int(density * entries), entries) + 1 if density else 0 for density in densities]
+    reach = scope.largest(lambda block: block.values.flatten(1), ranks, alike=True)
+
+    def votes(block: Block) -> Tensor:
+        return added(reaching(block, reach) * block.weights()).sign().sum(dtype=torch.float64)
+
+    return Elected(reach, 1.0 if scope.total(votes) > 0 else -1.0, scope.first.name)
 
 
 def ties(block: Block, elected: Elected) -> Tensor:
-    """Trim, elect a sign, average what agrees with it."""
-    values, total = _sum(block, elected.smallest)
+    """Elect a sign among the trimmed displacements, average what agrees with it."""
+    values = block.values * block.weights()
     scale: float = block.options["scale"]
-    return scale * disjoint_mean(values, plus_or_minus(total, elected.majority))
+    return scale * disjoint_mean(values, plus_or_minus(added(values), elected.majority))
 
 
-def peft_thresholds(scope: Scope) -> Tensor:
-    """The smallest kept magnitude in one tensor, shape (T,)."""
+def peft_reach(scope: Scope) -> Reach:
+    """The entries kept of one tensor."""
     ranks = kept_ranks(scope.option("density"), scope.entries, fewest=0)
-    return scope.kth_largest(lambda block: block.values.flatten(1), ranks)
+    return scope.largest(lambda block: block.values.flatten(1), ranks)
 
 
-def ties_peft(block: Block, smallest: Tensor) -> Tensor:
+def ties_peft(block: Block, _: Any) -> Tensor:
     """TIES with weights after the election, and the mean over the kept count."""
-    values = trimmed(block.values, smallest)
+    values = block.values
     votes = values if block.options["majority"] == "total" else values.sign()
     sign = plus_or_minus(added(votes))
     agree = agreeing(values, sign).sign()
@@ -111,10 +136,12 @@ TIES = Method(
     "ties",
     "TIES: trim, elect sign, merge (the authors')",
     "Yadav et al. 2023, arXiv:2306.01708",
-    "lambda mean of w_t trim(tau_t) over those with the sign of their sum; trimmed over the whole model, a sum of 0 has "
-    "the model's majority sign",
+    "lambda mean of w_t trim(tau_t) over those with the sign of their sum; trimmed over the whole model with all "
+    "that equal the last magnitude, a sum of 0 has the model's majority sign",
     ties,
     prepare=elect,
+    select=lambda block, elected: reaching(block, elected.reach),
+    count=lambda block, elected: counted(block, elected.reach.counts, elected.first),
     over="model",
     options=(DENSITY, WEIGHT, SCALE),
     temporaries=8,
@@ -127,7 +154,9 @@ TIES_PEFT = Method(
     "lambda sum of w_t trim(tau_t) over those with the elected sign / their count; trimmed tensor by tensor, elected "
     "without weights, a sum of 0 is plus",
     ties_peft,
-    prepare=peft_thresholds,
+    prepare=peft_reach,
+    select=reaching,
+    count=lambda block, reach: counted(block, reach.counts),
     options=(
         DENSITY,
         WEIGHT,

@@ -1,8 +1,8 @@
 """How a method runs over tensors: measures first, then every block. The same in memory and over files."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass, field, replace
+from typing import Any, NamedTuple
 
 from torch import Tensor
 
@@ -48,15 +48,28 @@ class Engine:
     def combined(self, spec: Spec, ready: Any) -> Iterator[tuple[int, int, Block, Tensor]]:
         """The merged blocks of one tensor: their range, what was read, and the result, flat."""
         for start, stop in pieces(spec.shape, self.method.grain, self.size):
-            yield start, stop, *self.piece(spec, start, stop, ready)
+            done = self.piece(spec, start, stop, ready)
+            yield start, stop, done.block, done.result
 
-    def piece(self, spec: Spec, start: int, stop: int, ready: Any) -> tuple[Block, Tensor]:
-        """One merged block, and what was read for it."""
+    def piece(self, spec: Spec, start: int, stop: int, ready: Any) -> "Merged":
+        """One merged block."""
         block = self.read(spec, start, stop)
-        result = self.method.combine(block, ready)
+        chosen = block
+        if self.method.select is not None:
+            chosen = replace(block, values=self.method.select(block, ready))
+        result = self.method.combine(chosen, ready)
         if result.shape != block.values.shape[1:]:
             raise UsageError(
                 f"the method {self.method.name!r} made shape {tuple(result.shape)} of {spec.name!r}, and must make "
                 f"{tuple(block.values.shape[1:])}: `combine` returns one merged tensor without the models' axis."
             )
-        return block, result.reshape(-1)
+        kept = () if self.method.count is None else self.method.count(chosen, ready)
+        return Merged(block, result.reshape(-1), kept)
+
+
+class Merged(NamedTuple):
+    """What was read for one block, its merged values, flat, and of a sparse method the entries kept of each model."""
+
+    block: Block
+    result: Tensor
+    kept: tuple[int, ...]

@@ -1,5 +1,6 @@
 """Single values of a recipe, read as people spell them: the method's name, dtypes and sizes."""
 
+import re
 from typing import Any
 
 from tauspan.errors import RecipeError, nearest
@@ -9,7 +10,10 @@ ARITHMETIC = ("float32", "float64")
 RESULT = ("float64", "float32", "float16", "bfloat16")
 _SHORT = {"bf16": "bfloat16", "fp16": "float16", "half": "float16", "fp32": "float32", "float": "float32"}
 _SHORT |= {"fp64": "float64", "double": "float64"}
-_UNITS = {"KB": 10**3, "MB": 10**6, "GB": 10**9}
+_UNITS = {"KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
+_UNITS |= {"KIB": 1 << 10, "MIB": 1 << 20, "GIB": 1 << 30, "TIB": 1 << 40}
+_UNITS |= {"K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12, "B": 10**9}  # B is mergekit's, of billion
+_SIZE = re.compile(r"\s*(\d+(?:\.\d+)?)\s*([A-Za-z]+)\s*")
 
 
 def method(name: Any, place: str) -> str:
@@ -70,13 +74,17 @@ def size_text(text: Any, place: str) -> str:
 
 
 def size(text: str, place: str = "shard_size") -> int:
-    """Bytes of a size such as `5GB` or `200MB`, in powers of 1000.
+    """Bytes of a size such as `5GB` (in powers of 1000), `2GiB` (of 1024) or mergekit's `5B`, billions of bytes.
 
     Example:
-        >>> size("5GB")
-        5000000000
+        >>> size("5GB"), size("5B"), size("1.5 MiB")
+        (5000000000, 5000000000, 1572864)
     """
-    number, unit = text[:-2], text[-2:].upper()
-    if unit not in _UNITS or not number.strip().isdigit() or not int(number):
-        raise RecipeError(f"{place} is {text!r}: it is a whole number with KB, MB or GB, for example 5GB.")
-    return int(number) * _UNITS[unit]
+    found = _SIZE.fullmatch(text)
+    unit = _UNITS.get(found[2].upper()) if found else None
+    nbytes = int(float(found[1]) * unit) if found and unit else 0
+    if not nbytes:
+        raise RecipeError(
+            f"{place} is {text!r}: it is a number with KB, MB, GB or TB, or KiB, MiB, GiB or TiB, for example 5GB."
+        )
+    return nbytes

@@ -1,7 +1,7 @@
 """What a merge reads: models and displacements in files, opened by their headers, read entry by entry."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, Protocol, TypeAlias
 
@@ -10,7 +10,9 @@ from torch import Tensor
 
 from tauspan import store
 from tauspan.errors import ModelError, StoreError, UsageError, listed
+from tauspan.merge import folders
 from tauspan.merge.adapter_config import CONFIG
+from tauspan.merge.adapters import WEIGHTS as ADAPTER
 from tauspan.merge.adapters import AdapterSource
 from tauspan.merge.headers import Header, Stored, read_header
 from tauspan.merge.lora_files import LoraFile, is_lora
@@ -84,6 +86,7 @@ class Files:
     aliases: Mapping[str, str]
     identity: Mapping[str, Any]
     values: Values = field(repr=False)
+    metadata: Mapping[str, str] = field(default_factory=dict, repr=False)
 
     def read(self, name: str, start: int, stop: int) -> Tensor:
         """The entries `start` to `stop` of the flattened tensor, in its stored dtype, bit for bit."""
@@ -106,9 +109,10 @@ def open_source(path: str | Path, *, access: Access = "pread", label: str | None
     """Open a model or a displacement by its headers; no values are read.
 
     Args:
-        path: a safetensors file; a directory with one, or with shards and their index; a task vector's file or
-            directory; a PEFT adapter's directory; `"minilm"`; an id `org/name@revision` on the hub; or
-            `"MODEL+ADAPTER"`, the model with the adapter's displacement added.
+        path: a safetensors file; a directory with one, or with shards and their index, of several sets the one that its
+            library loads; a task vector's file or directory; a PEFT adapter's directory, or its `adapter_config.json`
+            where whole weights lie beside it; `"minilm"`; an id `org/name@revision` on the hub, or one file or folder of
+            it, `org/name@revision:PATH`; or `"MODEL+ADAPTER"`, the model with the adapter's displacement added.
         access: `mmap` shares the file's pages, `pread` copies; see `Values`.
         label: a short name; the vector's own, else the last part of the path, when None.
 
@@ -131,19 +135,50 @@ def open_source(path: str | Path, *, access: Access = "pread", label: str | None
     model, plus, adapter = text.rpartition("+")
     if plus and not place.exists():
         return _sum(model, adapter, access, label)
-    if not place.exists() and not text.endswith((".safetensors", ".json")):
-        place = model_directory(text)
-        label = label or text.partition("@")[0].rpartition("/")[2]
-    if (place / CONFIG).is_file() and not _has_weights(place):
-        return AdapterSource(place, access=access, label=label)
+    if not place.exists():
+        place = _fetched(text)
+        label = label or text.partition(":")[0].partition("@")[0].rpartition("/")[2]
+    factors = adapter_folder(place)
+    if factors is not None:
+        return AdapterSource(factors, access=access, label=label)
     if (place / FILE).is_file() and not _has_weights(place):
         place = place / FILE
     return _files(place, text, access, label)
 
 
+def _fetched(text: str) -> Path:
+    """The local place of a name that is no path: packaged or on the hub, where `id:PATH` names one file or folder.
+
+    Raises:
+        ModelError: it cannot be fetched, or has no such file.
+    """
+    name, colon, inner = text.partition(":")
+    if not colon and text.endswith((".safetensors", ".json")):
+        return Path(text)  # a file that is not there: whoever opens it says so
+    folder = model_directory(name, only=inner.strip("/")) if colon else model_directory(name)
+    place = folder / inner.strip("/")
+    if ".." in Path(inner).parts or not place.exists():
+        raise ModelError(
+            f"{name!r} has no {inner!r}. It is a path inside the repository, such as {name}:unet."
+        )
+    return place
+
+
+def adapter_folder(place: Path) -> Path | None:
+    """The directory of the PEFT adapter that a path means; None where it means something else.
+
+    Of a directory with a whole model too, the model is meant, and its `adapter_config.json` names the adapter.
+    """
+    if place.name in (CONFIG, ADAPTER) and (place.parent / CONFIG).is_file():
+        return place.parent
+    return place if (place / CONFIG).is_file() and not _has_weights(place) else None
+
+
 def _has_weights(directory: Path) -> bool:
     """Whether the directory holds a whole model beside what an adapter or a vector keeps there."""
-    others = {FILE, "adapter_model.safetensors"}
+    others = {FILE, ADAPTER}
+    if folders.modules(directory):
+        return True
     names = {file.name for file in directory.iterdir()}
     return any(name.endswith((".safetensors", store.INDEX_SUFFIX)) for name in names - others)
 
@@ -151,11 +186,11 @@ def _has_weights(directory: Path) -> bool:
 def _sum(model: str, change: str, access: Access, label: str | None) -> Source:
     from tauspan.merge.adapted import adapted  # which opens sources
 
-    place = Path(change)
+    factors = adapter_folder(Path(change))
     point = open_source(model, access=access)
     moved: Source
-    if (place / CONFIG).is_file() and not _has_weights(place):
-        moved = AdapterSource(place, access=access, whole=True)
+    if factors is not None:
+        moved = AdapterSource(factors, access=access, whole=True)
     else:
         moved = open_source(change, access=access)
     if point.kind != "point" or moved.kind != "delta":
@@ -173,8 +208,14 @@ def _files(place: Path, given: str, access: Access, label: str | None) -> Source
         headers[file] = read_header(file)
         return list(headers[file].tensors)
 
-    file_of = store.located(place, names)
-    tensors = {name: headers[file].tensors[name] for name, file in file_of.items()}
+    main = folders.main_folder(place) if place.is_dir() else place
+    tensors = {}
+    whole = {"" if main == place else f"{main.relative_to(place)}": main}
+    for folder, weights in {**whole, **(folders.parts(place) if place.is_dir() else {})}.items():
+        for name, file in store.located(weights, names).items():
+            inner = f"{folder}/{name}" if folder else name
+            stored = headers[file].tensors[name]
+            tensors[inner] = replace(stored, name=inner) if folder else stored
     if any(name.startswith("base_model.") and ".lora_" in name for name in tensors):
         return _peft_file(place, access, label)
     if is_lora(tensors):
@@ -182,8 +223,9 @@ def _files(place: Path, given: str, access: Access, label: str | None) -> Source
         return LoraFile(file, one, access, label)
     metadata = {key: value for header in headers.values() for key, value in header.metadata.items()}
     identity = described(given, headers)
-    if place.is_dir() and place.parent.name == "snapshots":  # the hub's cache: the folder is the commit
-        identity["commit"] = place.name
+    commit = next((one.name for one in (place, *place.parents) if one.parent.name == "snapshots"), None)
+    if commit is not None:  # the hub's cache: the folder is the commit
+        identity["commit"] = commit
     if "tauspan" in metadata:
         vector = parse_header(metadata["tauspan"], place)
         identity |= {"base": vector["base"], "regime": vector["regime"]}
@@ -193,9 +235,8 @@ def _files(place: Path, given: str, access: Access, label: str | None) -> Source
     config = config_of(place)
     refuse_quantised(place, tensors, config)
     name = label or (model_folder(place) or place.with_suffix("")).absolute().name
-    return Files(
-        name, place, "point", tensors, aliases_of(tensors, metadata, config), identity, Values(access)
-    )
+    aliases = aliases_of(tensors, metadata, config)
+    return Files(name, place, "point", tensors, aliases, identity, Values(access), metadata)
 
 
 def _peft_file(place: Path, access: Access, label: str | None) -> Source:
@@ -221,8 +262,14 @@ def described(given: str, headers: Mapping[Path, Header]) -> dict[str, Any]:
 def config_of(place: Path) -> Mapping[str, Any]:
     """The model's `config.json`, of a directory or beside a file of its usual name; empty if there is none."""
     folder = model_folder(place)
+    folder = None if folder is None else folders.main_folder(folder)
     if folder is None or not (folder / "config.json").is_file():
         return {}
+    if not folders.inside(folder, folder / "config.json"):
+        raise StoreError(
+            f"{folder / 'config.json'} is a link to {(folder / 'config.json').resolve()}, outside its folder, and no "
+            "such link is followed: put a copy of the file there."
+        )
     content = store.read_json(folder / "config.json")
     if not isinstance(content, dict):
         raise StoreError(
@@ -235,7 +282,9 @@ def model_folder(place: Path) -> Path | None:
     """The directory whose configuration and tokenizer belong to the weights; None for a file on its own."""
     if place.is_dir():
         return place
-    usual = place.name.startswith("model.") or place.name.endswith(store.INDEX_SUFFIX)
+    usual = place.name.startswith(tuple(f"{stem}." for stem in store.STEMS)) or place.name.endswith(
+        store.INDEX_SUFFIX
+    )
     return place.parent if usual else None
 
 
@@ -245,12 +294,19 @@ def refuse_quantised(place: Path, tensors: Mapping[str, Stored], config: Mapping
         "Merging needs real weights: take the original checkpoint, or dequantise it: "
         "`from_pretrained(dir).dequantize()` in transformers, then `save_pretrained(out)`."
     )
-    quantised = config.get("quantization_config")
+    real = all(stored.dtype.itemsize > 1 for stored in tensors.values() if stored.dtype.is_floating_point)
+    codes = [name for name, stored in tensors.items() if _holds_codes(name, stored)]
+    quantised = config.get("quantization_config") if codes or not real else None
     if quantised:
         how = quantised.get("quant_method", "unnamed") if isinstance(quantised, dict) else quantised
         raise ModelError(f"{place} is quantised: config.json has `quantization_config` ({how}). {repair}")
-    for name, stored in tensors.items():
-        codes = name.endswith("weight") and len(stored.shape) > 1 and stored.dtype in _INTEGERS
-        if codes or name.endswith(_QUANTISED) or ".quant_state." in name:
-            dtype = str(stored.dtype).removeprefix("torch.")
-            raise ModelError(f"{stored.file} is quantised: it holds {name!r} ({dtype}). {repair}")
+    for name in codes:
+        stored = tensors[name]
+        dtype = str(stored.dtype).removeprefix("torch.")
+        raise ModelError(f"{stored.file} is quantised: it holds {name!r} ({dtype}). {repair}")
+
+
+def _holds_codes(name: str, stored: Stored) -> bool:
+    """Whether a tensor holds codes, or what turns codes into weights."""
+    codes = name.endswith("weight") and len(stored.shape) > 1 and stored.dtype in _INTEGERS
+    return codes or name.endswith(_QUANTISED) or ".quant_state." in name

@@ -87,7 +87,8 @@ def _whole_lines(file: Path) -> list[dict[str, Any]]:
 
 def _finished(line: dict[str, Any], file: Path) -> Finished:
     try:
-        return Finished(str(line["name"]), str(line["digest"]), Account(**line["account"]))
+        account = Account(**{**line["account"], "kept": tuple(line["account"]["kept"])})
+        return Finished(str(line["name"]), str(line["digest"]), account)
     except (KeyError, TypeError) as error:
         raise _damaged(file, f"a line lacks {error}") from error
 

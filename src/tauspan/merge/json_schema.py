@@ -14,8 +14,10 @@ from tauspan.merge.table import METHODS
 from tauspan.schema import alternatives, visible
 
 _PLAIN = {str: "string", int: "integer", float: "number", bool: "boolean", type(None): "null"}
-_NUMBERS = {"type": "array", "items": {"type": "number"}, "minItems": 1}
-_VALUE = {"anyOf": [{"type": ["number", "boolean", "string"]}, _NUMBERS]}
+_LISTS = [
+    {"type": "array", "items": {"type": kind}, "minItems": 1} for kind in ("number", "boolean", "string")
+]
+_VALUE = {"anyOf": [{"type": ["number", "boolean", "string"]}, *_LISTS]}
 
 
 def json_schema() -> dict[str, Any]:

@@ -5,7 +5,8 @@ from dataclasses import replace
 from pathlib import Path
 
 from tauspan.errors import StoreError
-from tauspan.merge.recipe import UNION, Layers, MergeRecipe
+from tauspan.merge.recipe import BASE, UNION, MergeRecipe
+from tauspan.merge.recipe_parts import Layers, Token
 
 
 def named(recipe: MergeRecipe) -> list[str]:
@@ -39,8 +40,13 @@ def renamed(recipe: MergeRecipe, name: Callable[[str], str]) -> MergeRecipe:
         models=models,
         slices=slices,
         base_model=None if base is None else name(base),
-        tokenizer_source=words if words in (None, UNION) else name(str(words)),
+        tokenizer_source=words if words in (None, UNION, BASE) else name(str(words)),
+        tokens={token: replace(how, source=_token(how, name)) for token, how in recipe.tokens.items()},
     )
+
+
+def _token(how: Token, name: Callable[[str], str]) -> str | None:
+    return how.source if how.source in (None, "zero") else name(str(how.source))
 
 
 def places(recipe: MergeRecipe) -> dict[str, str]:

@@ -10,9 +10,10 @@ from torch import Tensor, nn
 from tauspan import params
 from tauspan.arguments import checked
 from tauspan.errors import UsageError, nearest
+from tauspan.merge.account import Account
 from tauspan.merge.engine import Engine
 from tauspan.merge.method import Block, Method, Need
-from tauspan.merge.scope import Read, Spec, shaped, specs_of
+from tauspan.merge.scope import Read, Spec, pieces, shaped, specs_of
 from tauspan.merge.settings import Settings, depths
 from tauspan.merge.table import METHODS
 from tauspan.models import stored_state
@@ -64,7 +65,8 @@ def merge(
 
     Returns:
         A vector of the same base and regime, in the vectors' dtype; the arithmetic is float32, or float64 for float64
-        vectors.
+        vectors. Its `info["merge"]` says how it was made, and for a sparse method which share of its entries each vector
+        `kept`.
 
     Raises:
         UsageError: unknown method or option, or a number outside its range.
@@ -78,7 +80,6 @@ def merge(
         tensor([3., 2.])
     """
     chosen = find(method)
-    _require_vectors(vectors)
     if options is not None and not isinstance(options, Mapping):
         raise UsageError(
             f"options={options!r}: it is a mapping by name, for example options={{'density': 0.1}}."
@@ -102,20 +103,22 @@ def merge(
     specs = specs_of(chosen, shapes, settings.at, places, labels)
     engine = Engine(chosen, specs, _reader(chosen, vectors, theta0, own, kind, seed))
     engine.measure()
-    merged = {}
+    merged, kept = {}, Account()
     for spec in specs:
-        parts = []
-        for _, _, block, result in engine.combined(spec, engine.ready(spec)):
-            shift = block.base if chosen.space == "point" else None
-            parts.append(result if shift is None else result - shift.reshape(-1))
+        parts, ready = [], engine.ready(spec)
+        for start, stop in pieces(spec.shape, chosen.grain, engine.size):
+            done = engine.piece(spec, start, stop, ready)
+            shift = done.block.base if chosen.space == "point" else None
+            parts.append(done.result if shift is None else done.result - shift.reshape(-1))
+            kept += Account(kept=done.kept)
         whole = torch.cat(parts) if parts else torch.zeros(0, dtype=kind)
         merged[spec.name] = whole.view(spec.shape).to(first.deltas[spec.name].dtype)
     params.require_finite(merged, f"the vector merged by {chosen.name!r}")
-    info = {
-        **first.info,
-        "merge": {"method": chosen.name, "options": dict(options or {}), "of": list(labels)},
-    }
-    return replace(first, deltas=merged, label=chosen.name, info=info)
+    told: dict[str, Any] = {"method": chosen.name, "options": dict(options or {}), "of": list(labels)}
+    if kept.kept:
+        entries = sum(spec.shape.numel() for spec in specs)
+        told["kept"] = [count / entries for count in kept.kept]
+    return replace(first, deltas=merged, label=chosen.name, info={**first.info, "merge": told})
 
 
 def _reader(
@@ -163,23 +166,6 @@ def stacked(need: Need, tensors: Sequence[Tensor], cut: Callable[[Tensor], Tenso
             [tensor.detach().to(torch.promote_types(tensor.dtype, torch.float32)) for tensor in tensors]
         )
     return torch.stack([cut(tensor) for tensor in tensors])
-
-
-def _require_vectors(vectors: object) -> None:
-    """Raise `UsageError` for what is no sequence of task vectors, and say what it is to be."""
-    if isinstance(vectors, TaskVector):
-        raise UsageError("merge takes a sequence of task vectors, and one was given: merge([vector], ...).")
-    if not isinstance(vectors, Sequence) or isinstance(vectors, str):
-        raise UsageError(
-            f"merge takes a sequence of task vectors, not {type(vectors).__name__}. Files are merged by `merge_files`."
-        )
-    for place, one in enumerate(vectors):
-        if not isinstance(one, TaskVector):
-            raise UsageError(
-                f"item {place} is a {type(one).__name__}, and must be a TaskVector. Files are merged by `merge_files`; a "
-                "saved vector is read by `TaskVector.from_pretrained`, and `TaskVector.from_checkpoints` makes one of "
-                "two models."
-            )
 
 
 def _compatible(vectors: Sequence[TaskVector]) -> TaskVector:

@@ -1,102 +1,42 @@
 """mergekit's own YAML, read as it is; what cannot be carried over is an error that names its line."""
 
-import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 from tauspan.errors import RecipeError, nearest
+from tauspan.merge import mergekit_file as theirs
 from tauspan.merge.dialect import DIALECT, Row, as_setting, converted, total
 from tauspan.merge.fields import RESULT, canonical
-from tauspan.merge.recipe import UNION, Input, Layers, MergeRecipe, Slice
+from tauspan.merge.method import Value
+from tauspan.merge.recipe import BASE, UNION, MergeRecipe
+from tauspan.merge.recipe_parts import Input, Layers, Slice, Token
 from tauspan.merge.settings import Setting
 from tauspan.merge.spelling import completed, require_option, within
 from tauspan.merge.table import METHODS
 from tauspan.schema import Document, shown
 
-_LOG = logging.getLogger(__name__)
-_RAW: Mapping[str, Any] = {"parse": lambda value, place: value}
-_UNSUPPORTED = {
-    "modules": "merges of models with several modules are not carried over: write a recipe with `method` and `models`, "
-    "which merges all tensors of any model",
-    "chat_template": "the chat template is copied from the tokenizer's source; change it in the result",
-}
-
-
-@dataclass(frozen=True)
-class _Source:
-    """A source of a slice, as mergekit writes it."""
-
-    model: str
-    layer_range: tuple[int, ...]
-    parameters: Mapping[str, Any] | None = field(default=None, metadata=_RAW)
-
-
-@dataclass(frozen=True)
-class _Model:
-    """A model, as mergekit writes it."""
-
-    model: str
-    parameters: Mapping[str, Any] | None = field(default=None, metadata=_RAW)
-
-
-@dataclass(frozen=True)
-class _Slice:
-    """A slice of the output, as mergekit writes it."""
-
-    sources: tuple[_Source, ...]
-    base_model: str | None = None
-    residual_weight: float | None = None
-    parameters: Mapping[str, Any] | None = field(default=None, metadata=_RAW)
-
-
-@dataclass(frozen=True)
-class _Tokenizer:
-    """The tokenizer, as mergekit writes it."""
-
-    source: str | None = None
-    tokens: Mapping[str, Any] | None = field(default=None, metadata=_RAW)
-    pad_to_multiple_of: int | None = None
-
-
-@dataclass(frozen=True)
-class _File:
-    """The whole file, as mergekit writes it."""
-
-    merge_method: str
-    models: tuple[_Model, ...] | None = None
-    slices: tuple[_Slice, ...] | None = None
-    base_model: str | None = None
-    dtype: str | None = None
-    out_dtype: str | None = None
-    tokenizer_source: str | None = None
-    tokenizer: _Tokenizer | None = None
-    parameters: Mapping[str, Any] | None = field(default=None, metadata=_RAW)
-    modules: Any = field(default=None, metadata=_RAW)
-    chat_template: str | None = None
+_DEFAULT = "default"  # mergekit's name of the module of a model that has one
 
 
 def translated(document: Document) -> MergeRecipe:
     """The recipe that a mergekit file stands for.
 
     Arithmetic is in float32 (float64 where the file says so) and rounded once, to `out_dtype` or `dtype`; mergekit
-    computes in `dtype`.
+    computes in `dtype`. The key `allow` is ours.
 
     Raises:
         RecipeError: it is no mergekit file, or asks for what is not supported; with the line.
     """
-    file = document.build(_File)
-    for key, why in _UNSUPPORTED.items():
-        if getattr(file, key) is not None:
-            raise RecipeError(f"{document.place(key)}: `{key}` of mergekit is not supported: {why}.")
+    file, notes = theirs.read(document)
     if file.merge_method not in DIALECT:
         raise RecipeError(
             f"{document.place('merge_method')}: no mergekit method {file.merge_method!r}. "
             f"{nearest(file.merge_method, DIALECT)}"
         )
-    if (file.models is None) == (file.slices is None):
-        raise RecipeError(f"{document.where}: exactly one of `models` and `slices` is needed.")
-    reader = _Reader(document, file, DIALECT[file.merge_method], set())
+    if sum(bool(one) for one in (file.models, file.slices, file.modules)) != 1:
+        raise RecipeError(f"{document.where}: exactly one of `models`, `slices` and `modules` is needed.")
+    reader = _Reader(document, file, DIALECT[file.merge_method], [*notes])
     try:
         return reader.recipe()
     except RecipeError as error:
@@ -105,29 +45,36 @@ def translated(document: Document) -> MergeRecipe:
 
 @dataclass(frozen=True)
 class _Reader:
-    """One file on its way to a recipe."""
+    """One file on its way to a recipe; `notes` collects what is to be warned of."""
 
     document: Document
-    file: _File
+    file: theirs.File
     row: Row
-    left_out: set[str]  # parameters that were warned of
+    notes: list[str]
 
     def recipe(self) -> MergeRecipe:
         file, row = self.file, self.row
-        wide: Any = "float64" if self._dtype("dtype") == "float64" else "float32"
         common = self._options(file.parameters, "parameters")
-        models, slices = self._models(), self._slices()
-        if self.row.lone and len(models) == 1:
+        models: tuple[Input, ...] = self._models()
+        slices = self._slices()
+        if row.lone and len(models) == 1:
             common = within(models[0].parameters, common)
             models = (Input(models[0].model),)
-        based = file.base_model is not None if file.models else any(part.base for part in slices)
-        method = row.ours if based or row.role in ("first", "last") else row.without
+        whole = bool(models) or not slices
+        based = file.base_model is not None if whole else any(part.base for part in slices)
+        method: str | None = row.ours if based or row.role in ("first", "last") else row.without
         if method is None:
             raise RecipeError(f"the method {file.merge_method!r} needs `base_model`.")
+        base: str | None = file.base_model
+        parameters = self._complete(common, models, slices)
+        if whole and not models:  # the base alone: nothing is added to it
+            method, base, parameters = "passthrough", None, {}
+            models = (Input(str(file.base_model)),)
+        wide: Any = "float64" if self._dtype("dtype") == "float64" else "float32"
         return MergeRecipe(
-            method=method, models=models, slices=slices, base_model=file.base_model,
-            parameters=self._complete(common, models, slices), dtype=wide,
-            out_dtype=self._dtype("out_dtype") or self._dtype("dtype"), tokenizer_source=self._tokenizer(),
+            method=method, models=models, slices=slices, base_model=base, parameters=parameters, dtype=wide,
+            out_dtype=self._dtype("out_dtype") or self._dtype("dtype"), chat_template=file.chat_template or None,
+            allow=file.allow, **self._words(), notes=tuple(self.notes), loose=True,
         )  # fmt: skip
 
     def _dtype(self, key: str) -> Any:
@@ -137,59 +84,141 @@ class _Reader:
             raise RecipeError(f"{self.document.place(key)}: {key} is {name!r}. {nearest(plain, RESULT)}")
         return plain
 
-    def _tokenizer(self) -> str | None:
-        file, key = self.file, "tokenizer_source"
-        source = file.tokenizer_source
+    def _words(self) -> dict[str, Any]:
+        """The tokenizer, the sources of its tokens, and padding."""
+        file = self.file
+        source, tokens, pad = file.tokenizer_source, {}, None
         if file.tokenizer is not None:
-            for key in ("tokens", "pad_to_multiple_of"):
-                if getattr(file.tokenizer, key) is not None:
-                    raise RecipeError(
-                        f"{self.document.place('tokenizer', key)}: `tokenizer.{key}` of mergekit is not supported: a "
-                        "merge keeps the vocabulary of its models. Change tokens before or after it."
-                    )
             if source is not None:
                 raise RecipeError(
                     f"{self.document.place('tokenizer')}: `tokenizer` and `tokenizer_source` stand both; keep one."
                 )
-            source, key = file.tokenizer.source, "tokenizer"
+            source, pad = file.tokenizer.source, file.tokenizer.pad_to_multiple_of
+            tokens = {
+                str(token): self._token(how, f"{self.document.place('tokenizer', 'tokens', token)}: {token}")
+                for token, how in (file.tokenizer.tokens or {}).items()
+            }
         if source == "base":
-            if file.base_model is None:
-                raise RecipeError(f"{self.document.place(key)}: {key}: base: there is no `base_model`.")
-            return file.base_model
-        return UNION if source == "union" else source
+            source = file.base_model or BASE
+        return {
+            "tokenizer_source": UNION if source == "union" else source,
+            "tokens": tokens,
+            "pad_to_multiple_of": pad or None,
+        }
+
+    @staticmethod
+    def _token(how: Any, place: str) -> Token:
+        """Where a token's row comes from: a model, `{kind: model_token, ...}`, `{kind: zero}`."""
+        if not isinstance(how, Mapping):
+            raise RecipeError(
+                f"{place} is {shown(how)}, and needs keys below it: `source`, and perhaps `force`."
+            )
+        source, force = how.get("source"), bool(how.get("force", False))
+        if isinstance(source, Mapping) and source.get("kind") == "zero":
+            return Token("zero", force=force)
+        if isinstance(source, Mapping) and source.get("kind") == "model_token":
+            named = [source.get("token"), source.get("token_id")]
+            if named.count(None) != 1:
+                raise RecipeError(f"{place}: a model_token needs `model` and one of `token` and `token_id`.")
+            return Token(theirs.reference(source.get("model"), place), named[0], named[1], force)
+        if source is None:
+            raise RecipeError(f"{place}: `source` is missing: a model, or a mapping with `kind`.")
+        return Token(theirs.reference(source, place), force=force)
+
+    # -- models --------------------------------------------------------------------------------------------------
 
     def _models(self) -> tuple[Input, ...]:
+        given, path = self.file.models, ["models"]
+        modules = self.file.modules
+        outer: Mapping[str, Setting] = {}
+        if list(modules) == [_DEFAULT] and modules[_DEFAULT].models:
+            given, path = modules[_DEFAULT].models, ["modules", _DEFAULT, "models"]
+            outer = self._options(modules[_DEFAULT].parameters, "modules", _DEFAULT, "parameters")
+        inputs = [
+            Input(one.model, self._options(one.parameters, *path, index, "parameters", single=True))
+            for index, one in enumerate(given or ())
+        ]
+        if outer:
+            self._refuse_shared(outer, "modules", _DEFAULT)
+            inputs = [replace(one, parameters=within(one.parameters, outer)) for one in inputs]
+        if not inputs:
+            return ()
+        return tuple(self._roles(inputs, Input))
+
+    def _refuse_shared(self, outer: Mapping[str, Setting], *path: str) -> None:
+        """Parameters of the one module are everyone's, but recipes have no place for them beside the common ones."""
+        for name in outer:
+            option = next(one for one in METHODS[self.row.ours].options if one.name == name)
+            if not option.per_model:
+                raise RecipeError(
+                    f"{self.document.place(*path, 'parameters')}: {name!r} is for all models: write it among the "
+                    "file's own `parameters`."
+                )
+
+    def _roles(self, inputs: list[Any], make: Any) -> list[Any]:
+        """The models in our order: the base left out, first or last."""
         base, role = self.file.base_model, self.row.role
-        inputs = []
-        for index, one in enumerate(self.file.models or ()):
-            parameters = self._options(one.parameters, "models", index, "parameters", single=True)
-            inputs.append(Input(one.model, parameters))
-        if base is None or not inputs:
-            if role == "first" and inputs:
+        if base is None:
+            if role == "first":
                 raise RecipeError(f"the method {self.file.merge_method!r} needs `base_model`.")
-            return tuple(inputs)
+            return inputs
         others = [one for one in inputs if one.model != base]
         if role == "origin":
-            return tuple(others)
-        own = [one for one in inputs if one.model == base] or [Input(base)]
+            return others
+        own = [one for one in inputs if one.model == base] or [make(base)]
         if role == "first":
-            return (*own, *others)
-        return tuple(inputs) if len(others) < len(inputs) else (*others, *own)
+            return [*own, *others]
+        return inputs if len(others) < len(inputs) else [*others, *own]
+
+    # -- slices --------------------------------------------------------------------------------------------------
 
     def _slices(self) -> tuple[Slice, ...]:
-        return tuple(self._slice(index, part) for index, part in enumerate(self.file.slices or ()))
+        file = self.file
+        made = [self._slice(part, None, {}, "slices", index) for index, part in enumerate(file.slices or ())]
+        for name, module in file.modules.items():
+            if bool(module.models) == bool(module.slices):
+                raise RecipeError(
+                    f"{self.document.place('modules', name)}: exactly one of `models` and `slices` is needed."
+                )
+            if list(file.modules) == [_DEFAULT] and module.models:
+                continue  # it is the whole model: see `_models`
+            stack = None if name == _DEFAULT else name
+            outer = self._options(module.parameters, "modules", name, "parameters")
+            for index, part in enumerate(module.slices or ()):
+                made.append(self._slice(part, stack, outer, "modules", name, "slices", index))
+            if module.models:
+                made.append(self._whole(module.models, stack, outer, "modules", name, "models"))
+        return tuple(made)
 
-    def _slice(self, number: int, part: _Slice) -> Slice:
-        path = ("slices", number)
+    def _whole(
+        self,
+        models: Sequence[theirs.Model],
+        stack: str | None,
+        outer: Mapping[str, Setting],
+        *path: str | int,
+    ) -> Slice:
+        """All layers of a module, of some models."""
+        sources = [
+            Layers(one.model, None, self._options(one.parameters, *path, index, "parameters", single=True))
+            for index, one in enumerate(models)
+        ]
+        base = self.file.base_model
+        origin = Layers(base) if self.row.role == "origin" and base is not None else None
+        return Slice(tuple(self._roles(sources, Layers)), dict(outer), origin, stack)
+
+    def _slice(
+        self, part: theirs.Slice, stack: str | None, outer: Mapping[str, Setting], *path: str | int
+    ) -> Slice:
         if part.residual_weight is not None:
-            raise RecipeError(
-                f"{self.document.place(*path, 'residual_weight')}: `residual_weight` of mergekit is not supported."
+            self.notes.append(
+                f"{self.document.place(*path, 'residual_weight')}: mergekit 0.1.5 knows `residual_weight` and does "
+                "nothing with it, and neither does this merge."
             )
         base, role = part.base_model or self.file.base_model, self.row.role
         sources = [
             Layers(
                 one.model,
-                one.layer_range,
+                self._range(one, *path, "sources", index),
                 self._options(one.parameters, *path, "sources", index, "parameters", single=True),
             )
             for index, one in enumerate(part.sources)
@@ -201,13 +230,21 @@ class _Reader:
                 f"{self.document.place(*path)}: the method {self.file.merge_method!r} needs `base_model` among the "
                 f"sources of the slice; it is {base!r}."
             )
-        common = self._options(part.parameters, *path, "parameters")
+        common = within(self._options(part.parameters, *path, "parameters"), outer)
         if role == "origin":
             origin = replace(own[0], parameters={}) if own else None
-            return Slice(tuple(others), common, origin)
+            return Slice(tuple(others) or tuple(own), common, origin, stack)
         if self.row.lone and len(sources) == 1:
-            return Slice((replace(sources[0], parameters={}),), within(sources[0].parameters, common))
-        return Slice(tuple(own + others if role == "first" else sources), common)
+            inner = within(sources[0].parameters, common)
+            return Slice((replace(sources[0], parameters={}),), inner, None, stack)
+        return Slice(tuple(own + others if role == "first" else sources), common, None, stack)
+
+    def _range(self, source: theirs.Source, *path: str | int) -> tuple[int, ...]:
+        if not source.layer_range:
+            raise RecipeError(f"{self.document.place(*path)}: `layer_range` is missing.")
+        return source.layer_range
+
+    # -- parameters ----------------------------------------------------------------------------------------------
 
     def _options(self, given: Any, *path: str | int, single: bool = False) -> dict[str, Setting]:
         """Settings under our names; those that mergekit does not read are left out with a warning."""
@@ -220,10 +257,11 @@ class _Reader:
             place = self.document.place(*path, name)
             parameter = self.row.parameters.get(name)
             if parameter is None or (single and not parameter.per_model):
-                self._require_known(str(name), place)
-                self._warn(str(name), place, parameter is not None)
+                self._unread(str(name), place, parameter is not None)
                 continue
-            made = as_setting(value, parameter, f"{place}: {name}")
+            made = as_setting(value, parameter, f"{place}: {name}", self.notes)
+            if made is None:
+                continue
             if parameter.ours == "along":
                 found |= self._along(given or {}, made, place)
             elif parameter.ours is not None:
@@ -232,14 +270,16 @@ class _Reader:
                 found[parameter.ours] = made
         return found
 
-    def _warn(self, name: str, place: str, shared: bool) -> None:
-        """Say once that mergekit does not read a parameter where it stands."""
-        if name not in self.left_out:
-            self.left_out.add(name)
-            why = "for all models, and stands at one" if shared else "read by other methods"
-            _LOG.warning(
-                "%s: %s is %s: mergekit leaves it out here, and so does this merge.", place, name, why
-            )
+    def _unread(self, name: str, place: str, shared: bool) -> None:
+        """Note that mergekit does not read a parameter where it stands; a slip of the pen is an error."""
+        known = {one for row in DIALECT.values() for one in row.parameters}
+        if name not in known and theirs.slip(name, known):
+            raise RecipeError(f"{place}: no mergekit method has a parameter {name!r}. {nearest(name, known)}")
+        why = "for all models, and stands at one" if shared else "read by other methods"
+        why = why if name in known else "a parameter of no method"
+        note = f"{name} is {why}: mergekit leaves it out here, and so does this merge."
+        if not any(one.endswith(note) for one in self.notes):  # once, however many models have it
+            self.notes.append(f"{place}: {note}")
 
     @staticmethod
     def _along(given: Mapping[str, Any], made: Setting, place: str) -> dict[str, Setting]:
@@ -250,18 +290,13 @@ class _Reader:
             return {"along": "tensor"}
         return {"along": "columns" if given.get("nuslerp_row_wise", False) else "last_axis"}
 
-    @staticmethod
-    def _require_known(name: str, place: str) -> None:
-        known = {name for row in DIALECT.values() for name in row.parameters}
-        if name not in known:
-            raise RecipeError(f"{place}: no mergekit method has a parameter {name!r}. {nearest(name, known)}")
-
     def _complete(
         self, common: dict[str, Setting], models: Sequence[Input], slices: Sequence[Slice]
     ) -> dict[str, Setting]:
         """The common settings with mergekit's defaults; a parameter without one has to be given for every tensor."""
         named = [(name, one) for name, one in self.row.parameters.items() if one.ours not in (None, "along")]
-        given: dict[str, Setting] = {**self.row.fixed, **common}
+        fixed: Mapping[str, Value] = self.row.fixed
+        given: dict[str, Setting] = {**fixed, **common}
         defaults: dict[str, Setting] = {}
         for name, parameter in named:
             if parameter.default is not None:

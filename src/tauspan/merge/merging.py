@@ -2,6 +2,7 @@
 
 import hashlib
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 from math import isfinite, prod
 from typing import Any
 
@@ -14,7 +15,7 @@ from tauspan.merge.account import Account, account, restore, rounded
 from tauspan.merge.engine import Engine
 from tauspan.merge.journal import Finished
 from tauspan.merge.method import Block
-from tauspan.merge.plan import Plan, stored_of
+from tauspan.merge.plan import Plan
 from tauspan.merge.pool import ordered_pool
 from tauspan.merge.reading import Reader, StoredBlock
 from tauspan.merge.scope import Spec, pieces
@@ -93,7 +94,7 @@ class Merging:
         return done
 
     def _merge(self, engine: Engine, spec: Spec, start: int, stop: int, ready: Any) -> Done:
-        block, result = engine.piece(spec, start, stop, ready)
+        block, result, kept = engine.piece(spec, start, stop, ready)
         result = result.to(self.job.arithmetic).contiguous()
         base = None if block.base is None else block.base.reshape(-1)
         delta = self.job.method.space == "delta"
@@ -109,7 +110,14 @@ class Merging:
             part = self._restored(stored, block, result, moved)
         if not (isfinite(part.moved) and isfinite(part.lost)):
             self._explain(spec, start, stop, stored)
-        return self._put(spec.name, start, stored), part
+        return self._put(spec.name, start, stored), replace(part, kept=self._spread(spec, kept))
+
+    def _spread(self, spec: Spec, kept: tuple[int, ...]) -> tuple[int, ...]:
+        """Counts of the models that take part as counts of all."""
+        if spec.models is None or not kept:
+            return kept
+        counts = dict(zip(spec.models, kept, strict=True))
+        return tuple(counts.get(place, 0) for place in range(len(self.job.models)))
 
     def _restored(self, stored: Tensor, block: Block, result: Tensor, moved: Tensor) -> Account:
         """Put back what is exactly a model's or the base's, in place, and account for the rest."""
@@ -123,26 +131,29 @@ class Merging:
         if block.anchor is not None:
             restore(stored, block.anchor, np.equal(moved.numpy(), 0))
         base = None if block.base is None else block.base.reshape(-1)
-        return account(stored, moved, base, block.anchor)
+        if block.still is None:
+            return account(stored, moved, base, block.anchor)
+        anchor = None if block.anchor is None else block.anchor.masked_fill(block.still, 0)
+        return account(stored.masked_fill(block.still, 0), moved, base, anchor)
 
     def _copy(self, spec: Spec, start: int, stop: int) -> Done:
-        """Entries that are not merged: the same in all models that have them."""
+        """Entries that are not merged: the same in all models that have them, or the reference's own."""
         source = self.job.reference
         own = source.read(spec.name, start, stop)
-        for model in self.job.models:
+        for model in () if self.job.taken(spec.name) else self.job.models:
             other = self.read.raw(model, spec.name, start, stop)
             if model is not source and other is not None and not torch.equal(own, other):
                 there = int((own != other).nonzero()[0])
-                place = stored_of(model, spec.name, self.job.base)
+                place = self.job.stored(model, spec.name)
                 raise MismatchError(
                     f"tensor {spec.name!r} ({own.dtype}) holds {own[there].item()} at entry {start + there} in "
                     f"{source.tensors[spec.name].file} and {other[there].item()} in "
                     f"{place.file if place else model.path}: integers are not merged, and must be equal. Take models of "
-                    "one base, or make them equal."
+                    f"one base, or keep those of {source.label!r}: `--allow buffers`."
                 )
         if own.is_floating_point():
             own = own.to(self.writer.layout.entries[spec.name].dtype)
-            if not bool(torch.isfinite(own).all()):
+            if not self.job.taken(spec.name) and bool(torch.isnan(own).any()):
                 self._explain(spec, start, stop, own)
         return self._put(spec.name, start, own), Account(len(own))
 

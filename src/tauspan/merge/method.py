@@ -105,6 +105,27 @@ class Block:
         return torch.stack(drawn).view(self.values.shape).to(self.values)
 
 
+@dataclass(frozen=True)
+class Reach:
+    """How far a selection of R rows by magnitude reaches; of equal magnitudes the lower place comes first.
+
+    Args:
+        magnitudes: of the last entry that is in, shape (R,); infinity for none, 0 for all.
+        places: of the entries with that very magnitude, those at lower places than this are in.
+        counts: how many entries are in.
+    """
+
+    magnitudes: Tensor
+    places: tuple[int, ...]
+    counts: tuple[int, ...]
+
+    def split(self, parts: int) -> "list[Reach]":
+        """The rows cut into so many equal parts."""
+        size = len(self.counts) // parts
+        cuts = [slice(start, start + size) for start in range(0, parts * size, size)]
+        return [Reach(self.magnitudes[cut], self.places[cut], self.counts[cut]) for cut in cuts]
+
+
 class Scope(Protocol):
     """One tensor, or all tensors, of T models: what `prepare` may ask before any block is merged.
 
@@ -135,8 +156,17 @@ class Scope(Protocol):
         number of entries.
         """
 
+    def largest(self, key: Callable[[Block], Tensor], ranks: list[int], *, alike: bool = False) -> Reach:
+        """Exactly the `ranks[r]` entries of largest magnitude of R rows of keys, shape (R, n).
+
+        Of equal magnitudes the lower place in the tensor comes first, whatever the blocks; with `alike` all that equal
+        the last magnitude are in.
+        """
+
 
 Combine: TypeAlias = Callable[[Block, Any], Tensor]
+Select: TypeAlias = Callable[[Block, Any], Tensor]
+Count: TypeAlias = Callable[[Block, Any], tuple[int, ...]]
 Prepare: TypeAlias = Callable[[Scope], Any]
 Require: TypeAlias = Callable[["Spec", tuple[str, ...]], None]
 
@@ -152,6 +182,10 @@ class Method:
         formula: the rule in one line; tau_t displacements, theta_t models, w_t weights.
         combine: `combine(block, ready)`: the merged values, shape `block.values.shape[1:]`. Pure.
         prepare: `prepare(scope)`: what `combine` gets as `ready`; None where a block is enough.
+        select: `select(block, ready)`: of a sparse method, the values with 0 where they are left out; `combine` then gets
+            them as the block's. Pure.
+        count: `count(block, ready)`: of a sparse method, how many entries of each model are kept; the counts of a
+            tensor's blocks, or of all blocks, add up to the whole. It is given what `select` made, if there is one.
         require: `require(spec, models)`: raises `UsageError` where the options of a tensor do not fit together or the
             models' labels; called for every tensor before any value is read.
         over: whether `prepare` sees one tensor at a time or all of them.
@@ -171,6 +205,8 @@ class Method:
     combine: Combine
     prepare: Prepare | None = None
     require: Require | None = None
+    select: Select | None = None
+    count: Count | None = None
     over: Literal["tensor", "model"] = "tensor"
     grain: Grain = "entry"
     space: Space = "delta"

@@ -4,96 +4,33 @@ import hashlib
 import json
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from math import prod
-from typing import Any, Literal, TypeAlias
+from pathlib import Path
+from typing import Any
 
 import torch
 
 from tauspan.errors import UsageError, listed
-from tauspan.merge.account import Rounding
-from tauspan.merge.assembly import Options
 from tauspan.merge.checks import check
 from tauspan.merge.engine import BLOCK
 from tauspan.merge.headers import Stored
 from tauspan.merge.inputs import Source
+from tauspan.merge.job import Job, merges
 from tauspan.merge.memory import require_count
-from tauspan.merge.method import Method, Need
 from tauspan.merge.origins import fingerprint_of
 from tauspan.merge.own import source_hash
-from tauspan.merge.problems import require_none
+from tauspan.merge.problems import folded, require_none
 from tauspan.merge.scope import Spec, specs_of
 from tauspan.merge.settings import depths
 from tauspan.merge.table import METHODS
-from tauspan.merge.writer import Entry, Layout, layout
+from tauspan.merge.writer import MODEL, Entry, Layout, layout
 from tauspan.report import Cell, Report, Table, in_words, provenance, versions
 from tauspan.vector import FILE, header
 
-Output: TypeAlias = Literal["model", "vector", "adapter"]
-SHARD = 5 * 10**9  # bytes
-_SPEED = 10**9  # bytes a second, read and written, that the estimate assumes
-_FIXED = 300 << 20  # bytes of anonymous memory that Python and torch take
+_STATUS = Path("/proc/self/status")
 _MODEL = {"format": "pt"}  # transformers refuses files without it
-
-
-@dataclass(frozen=True)
-class Job:
-    """A merge with its inputs opened.
-
-    Args:
-        method: the row of the table.
-        settings: the options, tensor by tensor.
-        base: theta0; None where there is none.
-        models: what is merged: models, or displacements.
-        statistics: by need, one source a model.
-        out_dtype: of the result's floating-point tensors; None keeps the base's own, and float32 for a vector.
-        arithmetic: torch.float32 or torch.float64.
-        rounding: to the output's dtype.
-        seed: of random masks and of stochastic rounding.
-        shard_bytes: largest file of a model.
-        output: a model, or the merged displacement as a task vector or (`adapter_merge.plan_adapter`) an adapter.
-        allow: leniencies of `checks.check`.
-        facts: what the caller wants kept with the result, for example the recipe; part of the plan's key.
-    """
-
-    method: Method
-    settings: Options
-    base: Source | None
-    models: tuple[Source, ...]
-    statistics: Mapping[Need, tuple[Source, ...]] = field(default_factory=dict)
-    out_dtype: torch.dtype | None = None
-    arithmetic: torch.dtype = torch.float32
-    rounding: Rounding = "nearest"
-    seed: int = 0
-    shard_bytes: int = SHARD
-    output: Output = "model"
-    allow: tuple[str, ...] = ()
-    facts: Mapping[str, Any] = field(default_factory=dict)
-
-    @property
-    def reference(self) -> Source:
-        """The source whose names, shapes, dtypes and order the output has: the base, or else the first model."""
-        return self.models[0] if self.base is None else self.base
-
-    @property
-    def sources(self) -> tuple[Source, ...]:
-        """All that is read: base, models and statistics."""
-        base = () if self.base is None else (self.base,)
-        return (*base, *self.models, *(one for given in self.statistics.values() for one in given))
-
-    def holding(self, name: str) -> list[Stored]:
-        """Where the models store a tensor of the output; a model without it counts as unchanged there."""
-        found = (stored_of(model, name, self.base) for model in self.models)
-        return [stored for stored in found if stored is not None]
-
-
-def stored_of(source: Source, name: str, base: Source | None) -> Stored | None:
-    """Where a source keeps a tensor of the output: under its name, or under one that it or the base ties to it."""
-    own = source.tensors.get(source.aliases.get(name, name))
-    if own is not None or base is None:
-        return own
-    tied = (alias for alias, kept in base.aliases.items() if kept == name)
-    return next((source.tensors[alias] for alias in tied if alias in source.tensors), None)
+MODEL_FILE = f"{MODEL}.safetensors"
 
 
 @dataclass(frozen=True)
@@ -139,20 +76,21 @@ class Plan:
         return min(largest, max(sizes))
 
     @property
-    def peak_bytes(self) -> int:
-        """Bound of anonymous memory: a fixed part and, a worker, models + 2 + the method's temporaries."""
+    def block_bytes(self) -> int:
+        """Memory of the blocks: of each worker models + 2 + the method's temporaries."""
         pieces = len(self.job.models) + 2 + self.job.method.temporaries
-        return _FIXED + self.workers * self.entries * pieces * self.job.arithmetic.itemsize
+        return self.workers * self.entries * pieces * self.job.arithmetic.itemsize
 
     @property
-    def seconds(self) -> float:
-        """Estimate: all inputs read and the output written at 1 GB/s."""
-        return (self.bytes_read + self.layout.nbytes) / _SPEED
+    def memory(self) -> int | None:
+        """Estimate of anonymous memory: what this process has now, measured, and the blocks; None where none is told."""
+        now = anonymous()
+        return None if now is None else now + self.block_bytes
 
     def report(self) -> Report:
         """The plan as tables."""
         method = self.job.method
-        facts: dict[str, Cell] = {
+        told: dict[str, Cell] = {
             "method": f"{method.title}: {method.formula}",
             "models": listed(model.label for model in self.job.models),
             "base": "" if self.job.base is None else str(self.job.base.path),
@@ -160,18 +98,19 @@ class Plan:
             "tensors copied": len(self.copied),
             "bytes to read": self.bytes_read,
             "bytes to write": self.layout.nbytes,
-            "memory at most, bytes": self.peak_bytes,
-            "seconds at 1 GB/s": round(self.seconds, 1),
+            "memory, bytes, estimated": self.memory,
             "workers": self.workers,
         }
-        words = {what: in_words(int(facts[f"bytes to {what}"] or 0)) for what in ("read", "write")}
+        words = {what: in_words(int(told[f"bytes to {what}"] or 0)) for what in ("read", "write")}
         rows: dict[str, Cell] = {
-            **{what: value for what, value in facts.items() if "bytes" not in what and "seconds" not in what},
+            **{what: value for what, value in told.items() if "bytes" not in what},
             "to read": words["read"],
             "to write": words["write"],
-            "memory": f"at most {in_words(self.peak_bytes)}",
-            "time": f"about {self.seconds:.1f} s, at 1 GB/s",
         }
+        if self.memory is not None:
+            rows["memory, estimated"] = (
+                f"{in_words(self.memory)}: this process now, and the blocks of its workers"
+            )
         read: list[dict[str, Cell]] = [
             {"reads": one.label, "path": str(one.path), "size": in_words(_nbytes(one))}
             for one in self.job.sources
@@ -183,9 +122,8 @@ class Plan:
                 "outputs", [{"writes": one.file, "size": in_words(one.nbytes)} for one in self.layout.shards]
             ),
         ]
-        if self.warnings:
-            tables.append(Table("warnings", [{"warning": warning} for warning in self.warnings]))
-        return Report("merge plan", tables, provenance(plan=self.key, **self.job.facts), result=facts)
+        facts = provenance(plan=self.key, **self.job.facts)
+        return Report("merge plan", tables, facts, result=told, warnings=self.warnings)
 
 
 def plan(job: Job, *, block: int = BLOCK, workers: int | None = None) -> Plan:
@@ -205,9 +143,10 @@ def plan(job: Job, *, block: int = BLOCK, workers: int | None = None) -> Plan:
     problems = check(job.base, job.models, allow=job.allow)
     require_none(problems)
     places = depths(job.reference.tensors)
-    shapes, copied, entries = {}, [], []
+    shapes, copied, entries, taking = {}, [], [], job.taking()
     for name, stored in job.reference.tensors.items():
-        merged = stored.dtype.is_floating_point and bool(job.holding(name))
+        merged = merges(stored) and bool(job.holding(name))
+        merged = merged and len(taking.get(name, job.models)) >= job.method.fewest
         if merged:
             shapes[name] = stored.shape
         elif job.output == "model":
@@ -215,9 +154,9 @@ def plan(job: Job, *, block: int = BLOCK, workers: int | None = None) -> Plan:
         if merged or job.output == "model":
             entries.append(Entry(name, _dtype(job, stored), stored.shape))
     labels = tuple(model.label for model in job.models)
-    specs = specs_of(job.method, shapes, job.settings.at, places, labels)
+    specs = specs_of(job.method, shapes, job.settings.at, places, labels, taking)
     made = laid_out(job, entries, _known_base(job) or "0" * 64)
-    warnings = tuple(problem.message for problem in problems)
+    warnings = (*job.notes, *folded(problems), *_unmerged(job, taking))
     return Plan(
         job,
         tuple(specs),
@@ -230,6 +169,30 @@ def plan(job: Job, *, block: int = BLOCK, workers: int | None = None) -> Plan:
     )
 
 
+def _unmerged(job: Job, taking: Mapping[str, tuple[int, ...]]) -> list[str]:
+    """What is said of tensors that too few models have for the method."""
+    few = [
+        name
+        for name, own in taking.items()
+        if len(own) < job.method.fewest and merges(job.reference.tensors[name])
+    ]
+    if not few:
+        return []
+    return [
+        f"{listed(map(repr, few), 3)}: too few models have it for {job.method.name!r}, which merges at least "
+        f"{job.method.fewest}, so it is that of {job.reference.label!r}."
+    ]
+
+
+def anonymous() -> int | None:
+    """Bytes of anonymous memory that this process has; None where the system does not say."""
+    try:
+        lines = _STATUS.read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return None
+    return next((1024 * int(line.split()[1]) for line in lines if line.startswith("RssAnon")), None)
+
+
 def processors() -> int:
     """How many processors this process may use."""
     if hasattr(os, "sched_getaffinity"):
@@ -240,7 +203,10 @@ def processors() -> int:
 def laid_out(job: Job, entries: Sequence[Entry], base: str) -> Layout:
     """The output's files; a vector's header holds the fingerprint of the base, which takes 64 letters."""
     if job.output == "model":
-        return layout(entries, job.shard_bytes, _MODEL)
+        metadata = {**job.metadata, **_MODEL}
+        return layout(
+            entries, job.shard_bytes, metadata, MODEL_FILE if job.single else None, job.stem, job.parts
+        )
     regimes = [model.identity["regime"] for model in job.models if "regime" in model.identity]
     info: dict[str, Any] = {
         "merge": {**job.facts, "method": job.method.name, "of": [one.label for one in job.models]}

@@ -20,15 +20,22 @@ Severity: TypeAlias = Literal["error", "warning"]
 
 LENIENT = {
     "extra_tensors": "tensors that the base lacks are left out",
-    "missing_tensors": "a model that lacks a tensor of the base counts as unchanged there",
+    "missing_tensors": "a model that lacks a tensor of the base counts as unchanged there; without a base the tensor is "
+    "merged from the models that have it, whose weights take over those of the others",
+    "shape": "a tensor of another shape counts as lacking, so that the base's is kept",
+    "vocabulary": "embeddings with another number of rows count as lacking, so that the base's are kept",
+    "buffers": "whole numbers that differ are the base's",
     "tied": "a name that is not stored is read from the tensor it is tied to; a second copy is left out",
-    "tokenizer": "tokenizers that give one id to different tokens",
-    "architecture": "another `model_type` in config.json",
-    "config": "settings in config.json that make another function of the same weights",
+    "tokenizer": "rows of embeddings are merged by their ids, though these mean different tokens",
+    "architecture": "another `model_type` in config.json; the result has the base's",
+    "config": "settings in config.json that make another function of the same weights; the result has the base's",
     "base": "vectors of another base",
     "regime": "vectors of both regimes",
 }
-"""Kinds of errors that a caller may allow by name, each with what happens then; they become warnings."""
+"""Kinds of errors that a caller may allow by name, each with what happens then; they become warnings.
+
+Where there is no base, the first model takes its place.
+"""
 
 _RAISED: dict[str, type[TauspanError]] = {
     "base": BaseMismatchError,
@@ -44,8 +51,8 @@ class Problem:
     Args:
         severity: `error` stops a merge, `warning` does not.
         kind: `missing_tensors`, `extra_tensors`, `prefix`, `shape`, `vocabulary`, `tokenizer`, `dtypes`, `buffers`,
-            `tied`, `architecture`, `config`, `base`, `regime`, `spaces`, `values`, `unreadable`, `unmoved` or
-            `unrelated`.
+            `constants`, `tied`, `architecture`, `config`, `base`, `regime`, `spaces`, `values`, `unreadable`, `unmoved`
+            or `unrelated`.
         tensor: the first tensor it concerns; None where it is about the whole model.
         model: the label.
         file: where to look; None where there is none.
@@ -64,12 +71,32 @@ class Problem:
 
 
 def lenient(problems: Iterable[Problem], allow: Sequence[str]) -> tuple[Problem, ...]:
-    """The problems, those of the allowed kinds as warnings; errors first."""
+    """The problems, those of the allowed kinds as warnings that say what happens; errors first."""
     for kind in allow:
         if kind not in LENIENT:
             raise UsageError(f"allow has {kind!r}, which is no leniency. {nearest(kind, LENIENT)}")
-    eased = [replace(p, severity="warning") if p.kind in allow else p for p in problems]
+    eased = [_eased(problem) if problem.kind in allow else problem for problem in problems]
     return tuple(sorted(eased, key=lambda problem: problem.severity != "error"))
+
+
+def _eased(problem: Problem) -> Problem:
+    if problem.severity == "warning":
+        return problem
+    message = f"{problem.message} Allowed: {LENIENT[problem.kind]}."
+    return replace(problem, severity="warning", message=message)
+
+
+def folded(problems: Sequence[Problem]) -> list[str]:
+    """The messages, one for all models that have a problem of one kind with one tensor."""
+    kinds: dict[tuple[str, str, str | None], list[Problem]] = {}
+    for problem in problems:
+        kinds.setdefault((problem.severity, problem.kind, problem.tensor), []).append(problem)
+    messages = []
+    for first, *rest in kinds.values():
+        others = list(dict.fromkeys(problem.model for problem in rest if problem.model != first.model))
+        more = f" The same holds for {len(others)} more: {listed(others)}." if others else ""
+        messages.append(first.message + more)
+    return messages
 
 
 def require_none(problems: Sequence[Problem]) -> None:
@@ -81,6 +108,7 @@ def require_none(problems: Sequence[Problem]) -> None:
     errors = [problem for problem in problems if problem.severity == "error"]
     if errors:
         allowed = sorted({problem.kind for problem in errors} & set(LENIENT))
-        hint = f"\nIf it is meant, allow it by name: {listed(allowed)}." if allowed else ""
-        text = "\n".join(problem.message for problem in errors)
-        raise _RAISED.get(errors[0].kind, MismatchError)(text + hint)
+        flags = " ".join(f"--allow {kind}" for kind in allowed)
+        hint = f"\nIf it is meant, allow it by name: `{flags}`, or `allow: [{', '.join(allowed)}]` in the recipe."
+        text = "\n".join(folded(errors)) + (hint if allowed else "")
+        raise _RAISED.get(errors[0].kind, MismatchError)(text)

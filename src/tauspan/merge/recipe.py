@@ -14,65 +14,14 @@ from tauspan.merge import fields
 from tauspan.merge.dialect import spelled_here
 from tauspan.merge.method import Method
 from tauspan.merge.problems import LENIENT
+from tauspan.merge.recipe_parts import Input, Slice, Token, written_model, written_slice, written_token
 from tauspan.merge.settings import Setting, Settings
 from tauspan.merge.spelling import completed, require_option, setting, written
 from tauspan.merge.table import METHODS
 from tauspan.schema import Document
 
-UNION = "union"  # as `tokenizer_source`: any model's, where all have the same vocabulary
-
-
-@dataclass(frozen=True)
-class Input:
-    """One model of a merge.
-
-    Args:
-        model: a safetensors file, a directory, a task vector, an adapter, `MODEL+ADAPTER`, or a hub id.
-        parameters: options of this model alone.
-        statistics: by need, the safetensors file that holds it, for example `{"fisher": "fisher.safetensors"}`.
-    """
-
-    model: str = field(metadata={"alone": True})
-    parameters: Mapping[str, Setting] = field(default_factory=dict, metadata={"parse": setting})
-    statistics: Mapping[str, str] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class Layers:
-    """Layers `layer_range[0]` to `layer_range[1] - 1` of one model."""
-
-    model: str
-    layer_range: tuple[int, ...]
-    parameters: Mapping[str, Setting] = field(default_factory=dict, metadata={"parse": setting})
-
-    def __post_init__(self) -> None:
-        if len(self.layer_range) != 2 or not 0 <= self.layer_range[0] < self.layer_range[1]:
-            raise RecipeError(
-                f"layer_range: {list(self.layer_range)} of {self.model!r}: it is [FIRST, END], the layers FIRST to "
-                "END - 1, with 0 <= FIRST < END."
-            )
-
-
-@dataclass(frozen=True)
-class Slice:
-    """Some layers of the output: equally many layers of each source, merged; `base` is where displacements start."""
-
-    sources: tuple[Layers, ...]
-    parameters: Mapping[str, Setting] = field(default_factory=dict, metadata={"parse": setting})
-    base: Layers | None = None
-
-    def __post_init__(self) -> None:
-        if not self.sources:
-            raise RecipeError("a slice needs at least one source.")
-        every = (*self.sources, *([] if self.base is None else [self.base]))
-        counts = [source.layer_range[1] - source.layer_range[0] for source in every]
-        if len(set(counts)) > 1:
-            raise RecipeError(f"the sources of a slice have {counts} layers; they need equally many.")
-
-    @property
-    def count(self) -> int:
-        """How many layers it has."""
-        return self.sources[0].layer_range[1] - self.sources[0].layer_range[0]
+BASE = "base"  # as `tokenizer_source`: the base's, or else the first model's
+UNION = "union"  # the base's with all tokens that it lacks and another model has
 
 
 @dataclass(frozen=True)
@@ -92,11 +41,18 @@ class MergeRecipe:
         rounding: to `out_dtype`: nearest, or stochastic with masks keyed by seed and tensor.
         seed: of random masks and rounding.
         shard_size: largest file of the result, such as `5GB`.
-        tokenizer_source: the model whose tokenizer files are copied; None takes the base's, or the first model's.
-            `union` takes any, and is an error where vocabularies differ.
+        tokenizer_source: whose tokenizer the result has: a model, `base`, or `union`, which adds to the base's what it
+            lacks; embeddings of other vocabularies are aligned with it by token. None copies the base's files, or
+            the first model's, and is an error where vocabularies differ.
+        tokens: by token, where its row comes from; tokens that the tokenizer lacks are added to it.
+        pad_to_multiple_of: rows of the embeddings; the further ones are the mean of all.
+        chat_template: of the result: `auto` (the commonest of the models'), `chatml`, `llama3`, `mistral`, `alpaca`,
+            `exaone`, or the template itself; None leaves the tokenizer's.
         slices: instead of `models`: the output's layers, slice by slice.
         allow: names of `problems.LENIENT`, what the checks may let pass.
         own: the method itself where `method` is `module:function`; no file can set it.
+        notes: what is to be warned of when it is carried out: what a mergekit file says and mergekit does not read.
+        loose: whether filters may fit nothing, as in mergekit's files.
         places: by key, where it stands in the file that was read, for errors that only the inputs show.
 
     Raises:
@@ -122,9 +78,14 @@ class MergeRecipe:
     seed: int = 0
     shard_size: str = field(default="5GB", metadata={"parse": fields.size_text})
     tokenizer_source: str | None = None
+    tokens: Mapping[str, Token] = field(default_factory=dict)
+    pad_to_multiple_of: int | None = None
+    chat_template: str | None = None
     slices: tuple[Slice, ...] = ()
     allow: tuple[str, ...] = ()
     own: Method | None = field(default=None, compare=False, metadata={"hidden": True})
+    notes: tuple[str, ...] = field(default=(), compare=False, repr=False, metadata={"hidden": True})
+    loose: bool = field(default=False, compare=False, repr=False, metadata={"hidden": True})
     places: Mapping[str, str] = field(
         default_factory=dict, compare=False, repr=False, metadata={"hidden": True}
     )
@@ -132,9 +93,6 @@ class MergeRecipe:
     def __post_init__(self) -> None:
         if bool(self.models) == bool(self.slices):
             raise RecipeError("exactly one of `models` and `slices` is needed, with at least one entry.")
-        counts = [len(part.sources) for part in self.slices]
-        if len(set(counts)) > 1:
-            raise RecipeError(f"the slices have {counts} sources; they need equally many.")
         if len({part.base is None for part in self.slices}) > 1:
             raise RecipeError("some slices have a `base` and some have none; give all of them one.")
         if self.rank is not None and self.output != "adapter":
@@ -171,7 +129,7 @@ class MergeRecipe:
     @staticmethod
     def of(document: Document) -> "MergeRecipe":
         """The recipe in a document."""
-        if "merge_method" in document.plain:
+        if "merge_method" in document.plain or "experts" in document.plain or "genome" in document.plain:
             from tauspan.merge.mergekit import translated  # it makes recipes, so it stands above this module
 
             recipe = translated(document)
@@ -212,17 +170,25 @@ class MergeRecipe:
             for index, source in enumerate(part.sources):
                 yield ("slices", number, "sources", index, "parameters"), source.parameters
 
-    def require_fitting(self, names: Collection[str]) -> None:
-        """Raise for a filter that fits none of the tensors' names, so that what it says would never hold."""
+    def require_fitting(self, names: Collection[str]) -> list[str]:
+        """Raise for a filter that fits none of the tensors' names, so that what it says would never hold.
+
+        In a file of mergekit's, which does not look at that, it is told instead.
+        """
+        notes = []
         for path, parameters in self.scopes():
             for name, value in parameters.items():
                 for entry in value if isinstance(value, tuple) else ():
                     if entry.pattern is not None and not any(entry.pattern in one for one in names):
                         place = entry.place or ".".join(map(str, (*path, name)))
-                        raise RecipeError(
+                        message = (
                             f"{place}: the filter {entry.pattern!r} fits no tensor. A filter is a part of names such as "
                             f"{listed(map(repr, names), 3)}."
                         )
+                        if not self.loose:
+                            raise RecipeError(message)
+                        notes.append(f"{message} Its value holds nowhere.")
+        return notes
 
     def with_method(self, own: Method) -> "MergeRecipe":
         """The same recipe, run by a method that is not in the table.
@@ -248,10 +214,13 @@ class MergeRecipe:
         """Plain values, complete: what is not written in a file stands here with its default."""
         return {
             "method": self.method, "base_model": self.base_model,
-            "models": [_model(one) for one in self.models], "slices": [_slice(part) for part in self.slices],
+            "models": [written_model(one) for one in self.models],
+            "slices": [written_slice(part) for part in self.slices],
             "parameters": written(self.parameters), "dtype": self.dtype, "out_dtype": self.out_dtype,
             "output": self.output, "rank": self.rank, "rounding": self.rounding, "seed": self.seed,
-            "shard_size": self.shard_size, "tokenizer_source": self.tokenizer_source, "allow": list(self.allow),
+            "shard_size": self.shard_size, "tokenizer_source": self.tokenizer_source,
+            "tokens": {token: written_token(how) for token, how in self.tokens.items()},
+            "pad_to_multiple_of": self.pad_to_multiple_of, "chat_template": self.chat_template, "allow": list(self.allow),
         }  # fmt: skip
 
     def to_yaml(self) -> str:
@@ -275,24 +244,6 @@ def recipe_of(given: "MergeRecipe | Mapping[str, Any] | str | Path") -> MergeRec
     except (TypeError, ValueError, RecursionError) as error:
         raise RecipeError(f"the recipe holds what no YAML file can: {error}.") from error
     return MergeRecipe.parse(text, "the mapping, as YAML")
-
-
-def _model(one: Input) -> dict[str, Any]:
-    extras = {"parameters": written(one.parameters), "statistics": dict(one.statistics)}
-    return {"model": one.model, **{key: value for key, value in extras.items() if value}}
-
-
-def _slice(part: Slice) -> dict[str, Any]:
-    extras = {
-        "parameters": written(part.parameters),
-        "base": None if part.base is None else _layers(part.base),
-    }
-    return {"sources": [_layers(one) for one in part.sources], **{k: v for k, v in extras.items() if v}}
-
-
-def _layers(one: Layers) -> dict[str, Any]:
-    own = {"parameters": written(one.parameters)} if one.parameters else {}
-    return {"model": one.model, "layer_range": list(one.layer_range), **own}
 
 
 def _check_options(document: Document, recipe: MergeRecipe) -> None:

@@ -1,5 +1,6 @@
 """Reductions over one tensor or a whole model, block by block: what methods ask before they merge."""
 
+import itertools
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -12,8 +13,8 @@ from torch import Tensor
 
 from tauspan.errors import UsageError
 from tauspan.merge.addition import added
-from tauspan.merge.histogram import Bits, Interval, Search, directly, magnitude, patterns
-from tauspan.merge.method import Block, Grain, Method
+from tauspan.merge.histogram import Found, Interval, Located, Sample, Search, directly, magnitude, patterns
+from tauspan.merge.method import Block, Grain, Method, Reach
 
 T = TypeVar("T")
 
@@ -24,12 +25,25 @@ _GOLDEN = 0.618033988749895  # its multiples, modulo 1, spread the runs evenly o
 
 @dataclass(frozen=True)
 class Spec:
-    """One tensor to merge: what is known before its values are read."""
+    """One tensor to merge: what is known before its values are read.
+
+    Args:
+        name: the tensor's.
+        shape: its shape.
+        options: the method's, as they hold for it; one number for each model that takes part, where they are per model.
+        depth: place of its layer; see `Block`.
+        models: places of the models that take part; None for all.
+    """
 
     name: str
     shape: torch.Size
     options: Mapping[str, Any]
     depth: float | None = None
+    models: tuple[int, ...] | None = None
+
+    def of(self, every: Sequence[T]) -> tuple[T, ...]:
+        """What belongs to the models that take part, of what all models have."""
+        return tuple(every if self.models is None else (every[place] for place in self.models))
 
 
 def specs_of(
@@ -38,6 +52,7 @@ def specs_of(
     options: Callable[[str, float | None], Mapping[str, Any]],
     depths: Mapping[str, float | None],
     models: tuple[str, ...],
+    taking: Mapping[str, tuple[int, ...]] | None = None,
 ) -> list[Spec]:
     """The tensors of a merge with their options, which are checked.
 
@@ -47,15 +62,50 @@ def specs_of(
         options: those that hold for a tensor of a name and a depth, as `Settings.at` gives them.
         depths: by name; see `settings.depths`.
         models: labels.
+        taking: places of the models that take part, of tensors where these are not all; the weights of the others go
+            to them, in proportion.
 
     Raises:
         UsageError: options that do not fit together, or the number of models.
     """
-    specs = [Spec(name, shape, options(name, depths[name]), depths[name]) for name, shape in shapes.items()]
-    if method.require is not None:
-        for spec in specs:
-            method.require(spec, models)
+    specs = []
+    for name, shape in shapes.items():
+        given, chosen = options(name, depths[name]), (taking or {}).get(name)
+        own = given if chosen is None else shared_out(method, given, chosen, name)
+        spec = Spec(name, shape, own, depths[name], chosen)
+        if method.require is not None:
+            method.require(spec, spec.of(models))
+        specs.append(spec)
     return specs
+
+
+def shared_out(
+    method: Method, options: Mapping[str, Any], chosen: tuple[int, ...], name: str
+) -> Mapping[str, Any]:
+    """The options of some of the models: the same but for the weights, whose sum stays that of all.
+
+    Raises:
+        UsageError: the weights of the chosen ones sum to 0.
+
+    Example:
+        >>> from tauspan.merge.sums import LINEAR
+        >>> shared_out(LINEAR, {"weight": (1.0, 2.0, 3.0), "normalize": False}, (0, 1), "w")["weight"]
+        (2.0, 4.0)
+    """
+    single = {option.name for option in method.options if option.per_model}
+    own = {
+        key: tuple(value[place] for place in chosen if place < len(value)) if key in single else value
+        for key, value in options.items()
+    }
+    if "weight" not in single or len(own["weight"]) == len(options["weight"]):
+        return own
+    total, kept = sum(options["weight"]), sum(own["weight"])
+    if not kept:
+        raise UsageError(
+            f"the weights of the models that have {name!r} are {own['weight']} and sum to 0, so they cannot take "
+            f"over those of the models that lack it. Change a weight, or leave these models out."
+        )
+    return {**own, "weight": tuple(weight * total / kept for weight in own["weight"])}
 
 
 class Read(Protocol):
@@ -113,7 +163,9 @@ class Blocks:
     ) -> None:
         self._specs, self._read, self._grain, self._run = specs, read, grain, run
         self._pieces = [(spec, *piece) for spec in specs for piece in pieces(spec.shape, grain, size)]
-        self.entries = sum(prod(spec.shape) for spec in specs)
+        ends = list(itertools.accumulate(prod(spec.shape) for spec in specs))
+        self.entries = ends[-1] if ends else 0
+        self._before = {spec.name: end - prod(spec.shape) for spec, end in zip(specs, ends, strict=True)}
 
     @property
     def first(self) -> Block:
@@ -150,50 +202,65 @@ class Blocks:
 
     def kth_largest(self, key: Callable[[Block], Tensor], ranks: list[int]) -> Tensor:
         """Exact order statistics of the rows of |key(block)|, in one or two passes over the blocks; see `Scope`."""
+        return self.largest(key, ranks, alike=True).magnitudes
+
+    def largest(self, key: Callable[[Block], Tensor], ranks: list[int], *, alike: bool = False) -> Reach:
+        """The entries of the rows of |key(block)| up to their ranks, in one or two passes; see `Scope`."""
         inside = [row for row, rank in enumerate(ranks) if 1 <= rank <= self.entries]
         first = key(self.first)
-        found = {}
+        found: dict[int, Found] = {}
         if inside and len(self._pieces) == 1:
             bits = patterns(first)[inside]
-            found = dict(zip(inside, directly(bits, [ranks[row] for row in inside]), strict=True))
+            found = dict(zip(inside, directly(bits, [ranks[row] for row in inside], alike), strict=True))
         elif inside:
-            found = self._searched(key, first.dtype, {row: ranks[row] for row in inside})
-        beyond = [math.inf if rank < 1 else 0.0 for rank in ranks]
-        values = [
-            magnitude(found[row], first.dtype) if row in found else beyond[row] for row in range(len(ranks))
+            found = self._searched(key, first.dtype, {row: ranks[row] for row in inside}, alike)
+        ends = [
+            found.get(row) or Found(-1, *[self.entries * (rank > 0)] * 2) for row, rank in enumerate(ranks)
         ]
-        return torch.tensor(values, dtype=first.dtype, device=first.device)
+        values = [
+            magnitude(end.pattern, first.dtype) if end.pattern >= 0 else 0.0 if end.reached else math.inf
+            for end in ends
+        ]
+        magnitudes = torch.tensor(values, dtype=first.dtype, device=first.device)
+        return Reach(magnitudes, tuple(end.end for end in ends), tuple(end.reached for end in ends))
 
     def _searched(
-        self, key: Callable[[Block], Tensor], dtype: torch.dtype, ranks: Mapping[int, int]
-    ) -> dict[int, int]:
-        """The pattern at each row's rank."""
+        self, key: Callable[[Block], Tensor], dtype: torch.dtype, ranks: Mapping[int, int], alike: bool
+    ) -> dict[int, Found]:
+        """The entry at each row's rank."""
         whole = Interval.whole(dtype)
-        sample = self._sample(key)
+        samples = self._samples(key, ranks)
         searches = {
             row: Search(
                 rank,
-                whole if sample is None else whole.around(sample[row], rank / self.entries),
+                whole if samples is None else whole.around(samples[row], rank / self.entries, alike),
                 whole,
+                alike,
             )
             for row, rank in ranks.items()
         }
         while left := {row: search for row, search in searches.items() if search.found is None}:
             intervals = {row: search.interval for row, search in left.items()}
 
-            def located(block: Block, now: Mapping[int, Interval] = intervals) -> list[tuple[int, Bits]]:
-                bits = patterns(key(block))
-                return [interval.located(bits[row]) for row, interval in now.items()]
+            def located(
+                piece: tuple[Spec, int, int], now: Mapping[int, Interval] = intervals
+            ) -> list[Located]:
+                bits, start = patterns(key(self._read(*piece))), self._place(piece)
+                return [interval.located(bits[row], start) for row, interval in now.items()]
 
-            for parts in self._measured(located):
+            for parts in self._run(located, self._pieces):
                 for search, part in zip(left.values(), parts, strict=True):
-                    search.add(*part)
+                    search.add(part)
             for search in left.values():
                 search.narrow()
         return {row: search.found for row, search in searches.items() if search.found is not None}
 
-    def _sample(self, key: Callable[[Block], Tensor]) -> Bits | None:
-        """Sorted keys of a short run of entries in each piece; None where pieces cannot be cut."""
+    def _place(self, piece: tuple[Spec, int, int]) -> int:
+        """The place of a piece's first entry among all entries of the scope."""
+        return self._before[piece[0].name] + piece[1]
+
+    def _samples(self, key: Callable[[Block], Tensor], rows: Iterable[int]) -> dict[int, Sample] | None:
+        """Keys of a short run of entries in each piece, by row; None where pieces cannot be cut."""
         if self._grain == "tensor":
             return None
         wanted = max(_RUN, _SAMPLE // len(self._pieces))
@@ -206,5 +273,10 @@ class Blocks:
             free = (stop - start - length) // row + 1  # places where the run can begin
             place = start + row * int(number * _GOLDEN % 1 * free)
             runs.append((spec, place, place + length))
-        bits = np.concatenate([patterns(key(self._read(*run))) for run in runs], axis=1)
-        return np.sort(bits, axis=1)
+        parts = [patterns(key(self._read(*run))) for run in runs]
+        places = np.concatenate(
+            [np.arange(part.shape[1]) + self._place(run) for part, run in zip(parts, runs, strict=True)]
+        )
+        bits = np.concatenate(parts, axis=1)
+        ordered = np.sort(bits, axis=1)
+        return {row: Sample(bits[row], places, ordered[row]) for row in rows}

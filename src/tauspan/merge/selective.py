@@ -11,14 +11,15 @@ Example:
 
 import math
 from dataclasses import replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from tauspan.errors import UsageError
 from tauspan.merge.addition import added
-from tauspan.merge.method import Block, Method, Option, Scope
+from tauspan.merge.election import counted
+from tauspan.merge.method import Block, Method, Option, Reach, Scope
 from tauspan.merge.sums import SCALE
 
 
@@ -72,44 +73,69 @@ def variance(block: Block) -> Tensor:
     return added((value - first - mean).square() for value in block.values) / count
 
 
-def _sce_ready(scope: Scope) -> tuple[float | None, Tensor]:
-    """The lowest variance that is selected, None for any; and the models' weights."""
+class Selected(NamedTuple):
+    """What SCE knows of one tensor: how far the selection by variance reaches, None for all; and the models' weights."""
+
+    reach: Reach | None
+    weights: Tensor
+
+
+def _chosen(block: Block, reach: Reach | None) -> Tensor | None:
+    """Where entries are selected, shape (n,); None for everywhere."""
+    if reach is None:
+        return None
+    varied, least = variance(block), float(reach.magnitudes[0])
+    chosen = varied > least
+    equal = min(max(reach.places[0] - block.start, 0), len(varied))
+    chosen[:equal] |= varied[:equal] == least
+    return chosen
+
+
+def _sce_ready(scope: Scope) -> Selected:
+    """The selection, and |tau_t|^2 / sum_s |tau_s|^2 over the selected entries."""
     options = scope.first.options
-    cut = None
+    reach = None
     if options["select_topk"] < 1:
         varied = int(scope.total(lambda block: variance(block).count_nonzero()))
         # rounded first: 0.29 * 100 is 28.999999999999996
         rank = math.floor(round(options["select_topk"] * varied, 6))
-        cut = float(scope.kth_largest(lambda block: variance(block)[None], [rank])[0])
+        reach = scope.largest(lambda block: variance(block)[None], [rank])
 
     def squares(block: Block) -> Tensor:
-        chosen = 1 if cut is None else variance(block) >= cut
-        wide = ((value * chosen).double() for value in block.values)
+        chosen = _chosen(block, reach)
+        wide = ((value if chosen is None else value * chosen).double() for value in block.values)
         return torch.stack([torch.dot(value, value) for value in wide])
 
     energies = scope.total(squares)
     total = energies.sum()
     if total <= options["equal_below"] * scope.entries:
-        return cut, torch.full_like(energies, 1 / len(energies))
-    return cut, energies / total
+        return Selected(reach, torch.full_like(energies, 1 / len(energies)))
+    return Selected(reach, energies / total)
 
 
-def sce(block: Block, ready: tuple[float | None, Tensor]) -> Tensor:
+def sce(block: Block, ready: Selected) -> Tensor:
     """Select, calculate, erase.
 
-    Select the `select_topk` share with the highest variance among the entries where models differ at all (entries of
-    equal variance at the cut are all selected; equal models have none, and with a share below 1 merge to the base).
+    Select the `select_topk` share with the highest variance among the entries where models differ at all (of equal
+    variances the lower place comes first; equal models have none, and with a share below 1 merge to the base).
     Calculate w_t = |tau_t|^2 / sum_s |tau_s|^2 over the selected entries of the tensor. Erase the models whose sign is
     not that of sum_t tau_t (positive where it is 0), and divide by the weights that are left; 0 where none are.
     """
-    cut, weights = ready
     sign = torch.where(added(block.values) >= 0, 1.0, -1.0)
-    pairs = list(zip(weights.to(block.values), block.values, strict=True))
+    pairs = list(zip(ready.weights.to(block.values), block.values, strict=True))
     total = added(weight * (value.sign() == sign) for weight, value in pairs)
     merged = added(weight * torch.where(value.sign() == sign, value, 0.0) for weight, value in pairs)
     scale: float = block.options["scale"]
     merged = scale * merged / torch.where(total > 0, total, 1.0)
-    return merged if cut is None else torch.where(variance(block) >= cut, merged, 0.0)
+    chosen = _chosen(block, ready.reach)
+    return merged if chosen is None else torch.where(chosen, merged, 0.0)
+
+
+def _sce_count(block: Block, ready: Selected) -> tuple[int, ...]:
+    """One selection for all models."""
+    if ready.reach is None:
+        return (block.values[0].numel(),) * len(block.values)
+    return counted(block, ready.reach.counts * len(block.values))
 
 
 def _changed(value: Tensor, block: Block) -> Tensor:
@@ -173,6 +199,7 @@ ARCEE_FUSION = Method(
     "tau where |tau| KL_row >= median + 1.5 (Q3 - Q1), else 0",
     arcee_fusion,
     _fusion_threshold,
+    count=lambda block, threshold: (int((importance(block) >= threshold).sum()),),
     grain="row",
     needs=("base",),
     fewest=1,
@@ -187,6 +214,7 @@ SCE = Method(
     "lambda sum_t m_t w_t tau_t / sum_t m_t w_t, w_t = |tau_t|^2 / sum_s |tau_s|^2, m_t = [sign agrees]",
     sce,
     _sce_ready,
+    count=_sce_count,
     options=(
         Option(
             "select_topk", 1.0, "share of the entries where models differ that is kept", low=0.0, high=1.0

@@ -26,15 +26,26 @@ class Gradient:
 
 
 @dataclass(frozen=True)
+class Steps:
+    """A truth or a text for each part of the layers, from the first to the last; nothing lies between two of them."""
+
+    points: tuple["Value", ...]
+
+    def at(self, depth: float | None) -> "Value":
+        """The value at a depth in [0, 1]; tensors outside the layers have the first one."""
+        return self.points[int((depth or 0.0) * (len(self.points) - 1))]
+
+
+@dataclass(frozen=True)
 class Filtered:
     """A number for the tensors whose name contains `pattern`; None fits all. `place` is where a file says so."""
 
     pattern: str | None
-    value: "Value | Gradient"
+    value: "Value | Gradient | Steps"
     place: str = field(default="", compare=False, repr=False)
 
 
-Setting: TypeAlias = Value | Gradient | tuple[Filtered, ...]
+Setting: TypeAlias = Value | Gradient | Steps | tuple[Filtered, ...]
 
 
 def value_at(setting: Setting, name: str, depth: float | None) -> Value:
@@ -42,7 +53,7 @@ def value_at(setting: Setting, name: str, depth: float | None) -> Value:
     if isinstance(setting, tuple):
         fitting = (entry.value for entry in setting if entry.pattern is None or entry.pattern in name)
         return value_at(next(fitting, None), name, depth)
-    return setting.at(depth) if isinstance(setting, Gradient) else setting
+    return setting.at(depth) if isinstance(setting, Gradient | Steps) else setting
 
 
 def stacks(names: Iterable[str]) -> dict[str, set[int]]:
@@ -151,6 +162,10 @@ class Settings:
         """The options as they hold for one tensor."""
         return {option.name: self._one(option, name, depth) for option in self.method.options}
 
+    def count(self, name: str) -> int:
+        """How many models there are where the tensor belongs: all."""
+        return self.models
+
     def _one(self, option: Option, name: str, depth: float | None) -> Any:
         common = self._given(self.common, option, name, depth)
         if not option.per_model:
@@ -178,7 +193,7 @@ def _values(setting: Setting) -> Iterable[Value]:
     if isinstance(setting, tuple):
         for entry in setting:
             yield from _values(entry.value)
-    elif isinstance(setting, Gradient):
+    elif isinstance(setting, Gradient | Steps):
         yield from setting.points
     else:
         yield setting

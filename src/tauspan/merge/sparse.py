@@ -5,17 +5,18 @@ models that agree with the sign of the weighted sum.
 """
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple, TypedDict
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from tauspan.errors import UsageError
 from tauspan.merge.addition import added
-from tauspan.merge.election import agreeing, column, kept_ranks, plus_or_minus, trimmed
-from tauspan.merge.method import Block, Combine, Method, Option, Prepare, Scope
+from tauspan.merge.election import agreeing, column, counted, kept_ranks, plus_or_minus, reaching
+from tauspan.merge.method import Block, Count, Method, Option, Prepare, Reach, Scope, Select
 from tauspan.merge.scope import Spec
-from tauspan.merge.sums import NORMALIZE, SCALE, WEIGHT, summed
+from tauspan.merge.sums import NORMALIZE, SCALE, WEIGHT, task_arithmetic
 
 _NONE = 1e-7  # a sum of magnitudes below this is not rescaled
 
@@ -23,24 +24,24 @@ _NONE = 1e-7  # a sum of magnitudes below this is not rescaled
 class Kept(NamedTuple):
     """What is known of one tensor.
 
-    `bounds`, shape (B, T): the magnitudes from which entries are kept, and with B = 2 those from which they are not.
-    `factors`, shape (T,), give the sparse displacements the l1 norms of the whole ones.
+    `reach` says which entries are kept by magnitude, of R T rows: with R = 2 those that the first T reach and the last T
+    do not; None where they are drawn. `factors`, shape (T,), give sparse displacements the l1 norms of the whole ones.
     """
 
-    bounds: Tensor
+    reach: Reach | None = None
     factors: Tensor | None = None
 
 
-Sparsify = Callable[[Block, Tensor], Tensor]
+Sparsify = Callable[[Block, Reach | None], Tensor]
 
 
-def elected(block: Block, values: Tensor) -> Tensor:
+def elected(block: Block, _: Any) -> Tensor:
     """Lambda sum of the w_t v_t that have the sign of sum_t w_t v_t, a sum of 0 being plus.
 
     Divided by the sum of their weights where `normalize` is set.
     """
     weights = block.weights()
-    values = values * weights
+    values = block.values * weights
     sign = plus_or_minus(added(values))
     kept = agreeing(values, sign)
     scale: float = block.options["scale"]
@@ -51,12 +52,12 @@ def elected(block: Block, values: Tensor) -> Tensor:
     return total / torch.where(share == 0, 1.0, share)
 
 
-def bernoulli(block: Block, _: Tensor) -> Tensor:
+def bernoulli(block: Block, _: Reach | None) -> Tensor:
     """DARE: each entry is kept with probability `density`."""
     return _drawn(block, block.weights("density"))
 
 
-def by_rank(block: Block, _: Tensor) -> Tensor:
+def by_rank(block: Block, _: Reach | None) -> Tensor:
     """DELLA: kept with a probability that grows from density - epsilon to density + epsilon with the rank in its row."""
     density, epsilon = block.weights("density"), block.weights("epsilon")
     values = block.values
@@ -85,64 +86,89 @@ def _drawn(block: Block, probability: Tensor) -> Tensor:
     return kept
 
 
-def largest(block: Block, bounds: Tensor) -> Tensor:
+def largest(block: Block, reach: Reach | None) -> Tensor:
     """The share `density` of largest magnitude."""
-    return trimmed(block.values, bounds[0])
+    return reaching(block, _known(reach))
 
 
-def middle(block: Block, bounds: Tensor) -> Tensor:
+def middle(block: Block, reach: Reach | None) -> Tensor:
     """Breadcrumbs: without the share `gamma` of largest magnitude, the share `density` below it."""
-    low, high = bounds
-    return trimmed(block.values, low) - trimmed(block.values, high)
+    down, to = _known(reach).split(2)
+    return reaching(block, down) - reaching(block, to)
 
 
-def _no_bounds(scope: Scope) -> Tensor:
-    return torch.zeros(0, len(scope.first.models))
+def _known(reach: Reach | None) -> Reach:
+    if reach is None:
+        raise TypeError("a selection by magnitude needs its reach")
+    return reach
 
 
-def _largest_bounds(scope: Scope) -> Tensor:
+def _nothing(scope: Scope) -> None:
+    """Entries are drawn: nothing has to be known of the tensor."""
+
+
+def _largest_reach(scope: Scope) -> Reach:
     ranks = kept_ranks(scope.option("density"), scope.entries)
-    return scope.kth_largest(lambda block: block.values.flatten(1), ranks).view(1, -1)
+    return scope.largest(lambda block: block.values.flatten(1), ranks)
 
 
-def _middle_bounds(scope: Scope) -> Tensor:
+def _middle_reach(scope: Scope) -> Reach:
     """The share `gamma` is made smaller where less than `density` would remain."""
     entries = scope.entries
     wanted = [int(density * entries) for density in scope.option("density")]
     shares = zip(scope.option("gamma"), wanted, strict=True)
     skipped = [min(int(gamma * entries), entries - count) for gamma, count in shares]
     ranks = [skip + count for skip, count in zip(skipped, wanted, strict=True)] + skipped
-    return scope.kth_largest(lambda block: block.values.flatten(1).repeat(2, 1), ranks).view(2, -1)
+    return scope.largest(lambda block: block.values.flatten(1).repeat(2, 1), ranks)
 
 
-def _restoring(scope: Scope, sparsify: Sparsify, bounds: Tensor) -> Kept:
+def _restoring(scope: Scope, sparsify: Sparsify, reach: Reach | None) -> Kept:
     """With factors if the method's `rescale` asks for them."""
     if scope.option("rescale") != "l1":
-        return Kept(bounds)
+        return Kept(reach)
 
     def norms(block: Block) -> Tensor:
-        both = torch.stack([block.values, sparsify(block, bounds)]).flatten(2)
+        both = torch.stack([block.values, sparsify(block, reach)]).flatten(2)
         return both.abs().sum(2, dtype=torch.float64)
 
     before, after = scope.total(norms)
-    return Kept(bounds, torch.where((before < _NONE) | (after < _NONE), 1.0, before / after))
+    return Kept(reach, torch.where((before < _NONE) | (after < _NONE), 1.0, before / after))
 
 
-def _functions(
-    sparsify: Sparsify, elects: bool, bounds: Callable[[Scope], Tensor] = _no_bounds
-) -> tuple[Combine, Prepare]:
-    """The two functions of a row: a sparsification under one of the two sums."""
+class _Functions(TypedDict):
+    """The functions of a row besides its sum."""
+
+    prepare: Prepare
+    select: Select
+    count: Count
+
+
+def _functions(sparsify: Sparsify, reach: Callable[[Scope], Reach | None] = _nothing) -> _Functions:
+    """What is kept, and how many entries that is."""
 
     def prepare(scope: Scope) -> Kept:
-        return _restoring(scope, sparsify, bounds(scope))
+        return _restoring(scope, sparsify, reach(scope))
 
-    def combine(block: Block, kept: Kept) -> Tensor:
-        values = sparsify(block, kept.bounds)
-        if kept.factors is not None:
-            values = values * column(kept.factors, values)
-        return elected(block, values) if elects else summed(block, values)
+    def select(block: Block, kept: Kept) -> Tensor:
+        values = sparsify(block, kept.reach)
+        return values if kept.factors is None else values * column(kept.factors, values)
 
-    return combine, prepare
+    def count(block: Block, kept: Kept) -> tuple[int, ...]:
+        if kept.reach is None:
+            return tuple(int(np.count_nonzero(row)) for row in block.values.numpy() != 0)
+        models = len(block.values)
+        first, *rest = (
+            kept.reach.counts[at : at + models] for at in range(0, len(kept.reach.counts), models)
+        )
+        return counted(block, tuple(a - b for a, b in zip(first, rest[0], strict=True)) if rest else first)
+
+    return _Functions(prepare=prepare, select=select, count=count)
+
+
+_LARGEST = _functions(largest, _largest_reach)
+_DRAWN = _functions(bernoulli)
+_BY_RANK = _functions(by_rank)
+_BETWEEN = _functions(middle, _middle_reach)
 
 
 def _density(default: float, doc: str) -> Option:
@@ -187,7 +213,8 @@ TIES_MERGEKIT = Method(
     "TIES as in mergekit",
     _TIES,
     _AGREEING.format("trim(tau_t)") + ", / the sum of their w_t; trimmed tensor by tensor",
-    *_functions(largest, True, _largest_bounds),
+    elected,
+    **_LARGEST,
     options=(WEIGHT, SCALE, _density(1.0, "share of the entries kept"), _AVERAGED, _RESCALE),
     temporaries=8,
 )
@@ -197,7 +224,8 @@ DARE_LINEAR = Method(
     "DARE: drop and rescale, then sum",
     _DARE,
     f"{_SUM} b_t tau_t / density, b_t 1 with probability density and else 0",
-    *_functions(bernoulli, False),
+    task_arithmetic,
+    **_DRAWN,
     options=(*_DROPPED, NORMALIZE),
     temporaries=6,
 )
@@ -207,7 +235,8 @@ DARE_TIES = Method(
     "DARE: drop and rescale, then elect signs",
     _DARE,
     _AGREEING.format("b_t tau_t / density") + ", / the sum of their w_t",
-    *_functions(bernoulli, True),
+    elected,
+    **_DRAWN,
     options=(*_DROPPED, _AVERAGED),
     temporaries=8,
 )
@@ -218,8 +247,9 @@ DELLA = Method(
     _DELLA,
     _AGREEING.format("b_t tau_t / p_t")
     + ", / the sum of their w_t; p_t from density - epsilon to density + epsilon",
-    *_functions(by_rank, True),
-    _require_probabilities,
+    elected,
+    require=_require_probabilities,
+    **_BY_RANK,
     grain="row",
     options=(*_RANKED, _AVERAGED),
     temporaries=10,
@@ -230,8 +260,9 @@ DELLA_LINEAR = Method(
     "DELLA: drop by rank of magnitude, then sum",
     _DELLA,
     f"{_SUM} b_t tau_t / p_t, p_t from density - epsilon to density + epsilon by the rank of |tau_t| in its row",
-    *_functions(by_rank, False),
-    _require_probabilities,
+    task_arithmetic,
+    require=_require_probabilities,
+    **_BY_RANK,
     grain="row",
     options=(*_RANKED, NORMALIZE),
     temporaries=10,
@@ -242,7 +273,8 @@ BREADCRUMBS = Method(
     "Model breadcrumbs: both tails of each tensor removed",
     _CRUMBS,
     f"{_SUM} middle(tau_t): without the share gamma of largest magnitude, the share density below it",
-    *_functions(middle, False, _middle_bounds),
+    task_arithmetic,
+    **_BETWEEN,
     options=(*_MIDDLE, NORMALIZE),
     temporaries=8,
 )
@@ -252,7 +284,8 @@ BREADCRUMBS_TIES = Method(
     "Model breadcrumbs, then elect signs",
     _CRUMBS,
     _AGREEING.format("middle(tau_t)"),
-    *_functions(middle, True, _middle_bounds),
+    elected,
+    **_BETWEEN,
     options=(*_MIDDLE, _ELECTED),
     temporaries=8,
 )

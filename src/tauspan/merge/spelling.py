@@ -6,18 +6,18 @@ from typing import Any
 
 from tauspan.errors import RecipeError, UsageError, nearest
 from tauspan.merge.method import Method, Value
-from tauspan.merge.settings import Filtered, Gradient, Setting, Settings
+from tauspan.merge.settings import Filtered, Gradient, Setting, Settings, Steps
 from tauspan.schema import shown
 
 
 def setting(value: Any, place: str) -> Setting:
-    """A number, text or truth; a list of numbers, which runs over the layers; or a list of `filter` and `value`."""
+    """A number, text or truth; a list of them, which runs over the layers; or a list of `filter` and `value`."""
     if isinstance(value, list) and value and all(isinstance(entry, Mapping) for entry in value):
         entries = tuple(_filtered(entry, f"{place}[{index}]") for index, entry in enumerate(value))
         return _reachable(entries)
     if isinstance(value, Mapping):
         return (_filtered(value, place),)
-    result: Value | Gradient = _plain(value, place)
+    result: Value | Gradient | Steps = _plain(value, place)
     return result
 
 
@@ -34,14 +34,14 @@ def _reachable(entries: tuple[Filtered, ...]) -> tuple[Filtered, ...]:
 
 def _plain(value: Any, place: str) -> Any:
     if isinstance(value, list):
-        if not value or not all(
-            isinstance(entry, int | float) and type(entry) is not bool for entry in value
-        ):
-            raise RecipeError(
-                f"{place} is {shown(value)}: a list holds numbers, from the first layer to the last, or entries with "
-                "`filter` and `value`."
-            )
-        return Gradient(tuple(float(entry) for entry in value))
+        if value and all(isinstance(entry, int | float) and type(entry) is not bool for entry in value):
+            return Gradient(tuple(float(entry) for entry in value))
+        if value and any(all(type(entry) is kind for entry in value) for kind in (bool, str)):
+            return Steps(tuple(value))
+        raise RecipeError(
+            f"{place} is {shown(value)}: a list holds numbers, or truths, from the first layer to the last, or entries "
+            "with `filter` and `value`."
+        )
     if value is None or isinstance(value, Mapping):
         raise RecipeError(f"{place} is {shown(value)}, and needs a value; leave the key out for the default.")
     return value
@@ -68,7 +68,7 @@ def written(parameters: Mapping[str, Setting]) -> dict[str, Any]:
 def _written(value: Setting) -> Any:
     if isinstance(value, tuple):
         return [{"filter": entry.pattern, "value": _written(entry.value)} for entry in value]
-    return list(value.points) if isinstance(value, Gradient) else value
+    return list(value.points) if isinstance(value, Gradient | Steps) else value
 
 
 def completed(given: Mapping[str, Setting], defaults: Mapping[str, Setting]) -> dict[str, Setting]:

@@ -3,9 +3,11 @@
 import hashlib
 import json
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from tauspan import store
 from tauspan.errors import MismatchError, NonFiniteError, StoreError, UsageError
@@ -15,9 +17,8 @@ from tauspan.merge.journal import Desk, Finished, desk
 from tauspan.merge.merging import Merging
 from tauspan.merge.plan import Plan, settled
 from tauspan.merge.writer import Writer, full, is_full
-from tauspan.report import Report, Table, provenance
+from tauspan.report import Cell, Report, Table, provenance
 
-INDEX = "model" + store.INDEX_SUFFIX
 FLUSH = 2.0  # seconds between flushes, and so the work that a kill can cost
 _WORST = 10  # rows of the report's table of tensors
 
@@ -40,7 +41,7 @@ def execute(
 
     Args:
         plan: from `plan`.
-        out: a directory, or for a vector a `.safetensors` file too.
+        out: a directory; for a vector, and for a plan of a single file, a `.safetensors` file too.
         finish: adds files to the result (configuration, card) before it gets its name; called with the result's path
             and the report.
         resume: go on with what a killed run of the same plan left.
@@ -56,8 +57,8 @@ def execute(
         StoreError: `out` is taken, the disk is full, or an unfinished merge lies there.
     """
     out = Path(out)
-    if out.suffix == ".safetensors" and plan.job.output == "model":
-        raise UsageError(f"{out} names a file, and a merged model is a directory: leave out the suffix.")
+    if out.suffix == ".safetensors" and plan.job.output == "model" and not plan.job.single:
+        raise UsageError(f"{out} names a file, and this plan makes a directory: leave out the suffix.")
     store.require_free(out, overwrite)
     with _told(plan, out), desk(out, plan.key, resume) as work:
         try:
@@ -116,7 +117,7 @@ def _written(plan: Plan, work: Desk, show_progress: bool) -> list[Finished]:
         writer.close()
     if plan.layout.index is not None:
         text = json.dumps(plan.layout.index, indent=2, sort_keys=True) + "\n"
-        (work.result / INDEX).write_text(text, encoding="utf-8")
+        (work.result / (plan.job.stem + store.INDEX_SUFFIX)).write_text(text, encoding="utf-8")
     return [known[name] for name in plan.layout.entries]
 
 
@@ -128,21 +129,41 @@ def _report(plan: Plan, out: Path, finished: Sequence[Finished], cost: Cost, res
     rows = [{"tensor": "all", **total.row(displaced)}]
     rows += [{"tensor": one.name, **one.account.row(displaced)} for one in worst]
     moved = plan.bytes_read + plan.layout.nbytes
-    result = {
+    result: dict[str, Any] = {
         "out": str(out), "digest": digest(finished), "tensors": len(finished), "resumed": resumed,
         "bytes": plan.layout.nbytes, "seconds": cost.seconds, "bytes_per_second": moved / max(cost.seconds, 1e-3),
         **{key: value for key, value in total.row().items() if key != "entries"},
     }  # fmt: skip
+    tables = _kept(plan, total)
+    if total.kept:
+        result["kept"] = {str(row["model"]): row["kept"] for row in tables[0].rows}
     most = f" The {len(worst)} tensors that lost most." if len(worst) > 1 else ""
     series = [{"tensor": one.name, "digest": one.digest, **one.account.row()} for one in finished]
     facts = provenance(plan=plan.key, block=plan.block, workers=plan.workers, **plan.job.facts)
     return Report(
         f"merge by {plan.job.method.name}",
-        [Table("precision", rows, meaning(displaced) + most)],
+        [Table("precision", rows, meaning(displaced) + most), *tables],
         facts,
         series,
         result,
+        plan.warnings,
     )
+
+
+def _kept(plan: Plan, total: Account) -> list[Table]:
+    """Of a sparse method, the share of each model's entries that it kept, beside the share it was asked for."""
+    entries: Counter[int] = Counter()
+    for spec in plan.specs:
+        for place in spec.of(range(len(plan.job.models))):
+            entries[place] += spec.shape.numel()
+    rows: list[dict[str, Cell]] = [
+        {"model": plan.job.models[place].label, "kept": count / entries[place]}
+        for place, count in enumerate(total.kept)
+        if entries[place]
+    ]
+    if not rows:
+        return []
+    return [Table("kept", rows, "kept: the share of a model's entries that the method did not leave out.")]
 
 
 def digest(finished: Sequence[Finished]) -> str:

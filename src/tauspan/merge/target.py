@@ -5,12 +5,10 @@ from pathlib import Path
 
 from tauspan import store
 from tauspan.errors import RecipeError, StoreError, TauspanError, UsageError, listed
-from tauspan.merge.adapted import Sum
+from tauspan.merge.assembly import leaves
 from tauspan.merge.card import Card
 from tauspan.merge.headers import read_header
 from tauspan.merge.inputs import Source
-from tauspan.merge.respelt import Spelt
-from tauspan.merge.slices import View
 from tauspan.vector import FILE
 
 
@@ -41,15 +39,9 @@ def require_target(out: Path, sources: Iterable[Source], overwrite: bool) -> Non
 
 def _places(source: Source) -> Iterator[Path]:
     """The real places of everything that a source reads."""
-    if isinstance(source, Spelt):
-        yield from _places(source.inner)
-        return
-    if isinstance(source, Sum | View):
-        for part in (source.model, source.adapter) if isinstance(source, Sum) else source.sources:
-            yield from _places(part)
-        return
-    yield source.path.resolve()
-    yield from {stored.file.resolve() for stored in source.tensors.values()}
+    for leaf in leaves(source):
+        yield leaf.path.resolve()
+        yield from {stored.file.resolve() for stored in leaf.tensors.values()}
 
 
 def _require_own(out: Path) -> None:
@@ -58,7 +50,7 @@ def _require_own(out: Path) -> None:
     if out.is_file():
         if not _is_vector(out):
             raise StoreError(
-                f"{out} is no task vector that tauspan wrote, so it is not overwritten. {repair}"
+                f"{out} is no task vector and no merge that tauspan wrote, so it is not overwritten. {repair}"
             )
         return
     found = {str(file.relative_to(out)) for file in out.rglob("*") if file.is_symlink() or not file.is_dir()}
@@ -79,6 +71,7 @@ def _written(out: Path) -> set[str]:
 
 def _is_vector(file: Path) -> bool:
     try:
-        return "tauspan" in read_header(file).metadata
+        metadata = read_header(file).metadata
+        return "tauspan" in metadata or "tauspan.merge" in metadata
     except TauspanError:  # damaged, or no safetensors at all
         return False

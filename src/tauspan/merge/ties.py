@@ -32,6 +32,21 @@ _USUAL: tuple[tuple[str, tuple[str, ...]], ...] = (
 )
 
 
+_SPELLINGS = {"gamma": "weight", "beta": "bias"}
+_SPELLINGS |= {new: old for old, new in _SPELLINGS.items()}
+
+
+def spelled_before(name: str) -> str | None:
+    """The other spelling of a norm's tensor: checkpoints of the first years call it `LayerNorm.gamma` and `.beta`.
+
+    Example:
+        >>> spelled_before("bert.LayerNorm.gamma"), spelled_before("bert.LayerNorm.bias"), spelled_before("norm.gamma")
+        ('bert.LayerNorm.weight', 'bert.LayerNorm.beta', None)
+    """
+    stem, dot, kind = name.rpartition(".")
+    return f"{stem}.{_SPELLINGS[kind]}" if kind in _SPELLINGS and stem.endswith("LayerNorm") and dot else None
+
+
 def aliases_of(
     tensors: Mapping[str, Stored], metadata: Mapping[str, str], config: Mapping[str, Any]
 ) -> dict[str, str]:
@@ -50,6 +65,7 @@ def aliases_of(
         {'lm_head.weight': 'model.embed_tokens.weight'}
     """
     aliases = {name: kept for name, kept in metadata.items() if kept in tensors and name not in tensors}
+    aliases |= {old: name for name in tensors if (old := spelled_before(name)) and old not in tensors}
     nested = config.get("text_config")
     settings = {**nested, **config} if isinstance(nested, dict) else config
     if not config or settings.get("tie_word_embeddings", True) is not True:

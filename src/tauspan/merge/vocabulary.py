@@ -1,4 +1,4 @@
-"""Tokenizers beside models: whether two of them give an id to the same token."""
+"""Tokenizers beside models: which token each id means, and whether two of them agree."""
 
 import hashlib
 from collections.abc import Iterator, Mapping
@@ -24,6 +24,11 @@ def tokenizers(reference: Source, other: Source) -> Iterator[Problem]:
             return
 
 
+def has_tokenizer(folder: Path | None) -> bool:
+    """Whether a folder holds a vocabulary of any kind."""
+    return folder is not None and any((folder / name).is_file() for name in _FILES)
+
+
 def _compared(other: Source, theirs: Path, mine: Path) -> Iterator[Problem]:
     if _digest(theirs) == _digest(mine):
         return
@@ -45,7 +50,7 @@ def _compared(other: Source, theirs: Path, mine: Path) -> Iterator[Problem]:
         yield problem(
             "error",
             f"id {number} is {token!r} in {mine} and {tokens[number]!r} in {theirs} ({len(clashes)} such ids): the rows "
-            "of the embeddings mean other tokens. Merge models with one tokenizer.",
+            "of the embeddings mean other tokens. Align them by token with `tokenizer_source`: base, union or a model.",
         )
     alone = sorted(set(first) ^ set(second))
     if alone and not clashes:
@@ -59,6 +64,30 @@ def _compared(other: Source, theirs: Path, mine: Path) -> Iterator[Problem]:
 def _digest(file: Path) -> str:
     with file.open("rb") as handle:
         return hashlib.file_digest(handle, "sha256").hexdigest()
+
+
+def vocabulary(folder: Path) -> dict[str, int] | None:
+    """Ids by token, of the tokenizer in a folder, tokens that were added included; None where no file says them."""
+    for name in _FILES[:3]:
+        if (folder / name).is_file():
+            found = _vocabulary(folder / name)
+            return None if found is None else {**found, **_added(folder)}
+    return None
+
+
+def _added(folder: Path) -> dict[str, int]:
+    """Tokens that were added in other files than the vocabulary's."""
+    found: dict[str, int] = {}
+    if (folder / "added_tokens.json").is_file():
+        content = read_json(folder / "added_tokens.json")
+        found |= {str(token): number for token, number in content.items() if isinstance(number, int)}
+    if (folder / "tokenizer_config.json").is_file():
+        content = read_json(folder / "tokenizer_config.json")
+        added = content.get("added_tokens_decoder") if isinstance(content, Mapping) else None
+        for number, token in (added if isinstance(added, Mapping) else {}).items():
+            if isinstance(token, Mapping) and str(number).isdecimal() and "content" in token:
+                found[str(token["content"])] = int(number)
+    return found
 
 
 def _vocabulary(file: Path) -> dict[str, int] | None:

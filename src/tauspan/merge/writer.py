@@ -58,14 +58,15 @@ class Layout:
 
     @property
     def index(self) -> dict[str, Any] | None:
-        """The content of `model.safetensors.index.json`; None for a single file."""
-        if len(self.shards) == 1:
+        """The content of the index beside the shards; None for a single file."""
+        own = {name: entry for name, entry in self.entries.items() if "/" not in entry.file}
+        if len({entry.file for entry in own.values()}) < 2:
             return None
         sizes = {
-            "total_parameters": sum(prod(entry.shape) for entry in self.entries.values()),
-            "total_size": sum(entry.nbytes for entry in self.entries.values()),
+            "total_parameters": sum(prod(entry.shape) for entry in own.values()),
+            "total_size": sum(entry.nbytes for entry in own.values()),
         }
-        return {"metadata": sizes, "weight_map": {name: entry.file for name, entry in self.entries.items()}}
+        return {"metadata": sizes, "weight_map": {name: entry.file for name, entry in own.items()}}
 
     def renamed(self, file: str) -> "Layout":
         """The same for a single file with another name."""
@@ -75,24 +76,39 @@ class Layout:
 
 
 def layout(
-    entries: Sequence[Entry], limit: int, metadata: Mapping[str, str], file: str | None = None
+    entries: Sequence[Entry],
+    limit: int,
+    metadata: Mapping[str, str],
+    file: str | None = None,
+    stem: str = MODEL,
+    parts: Sequence[str] = (),
 ) -> Layout:
-    """Entries cut into files of at most `limit` bytes, in their order, named as transformers names them.
+    """Entries cut into files of at most `limit` bytes, in their order, named as their library names them.
 
     Args:
         entries: name, dtype and shape of each tensor.
         limit: bytes of a file's tensors; one larger tensor has a file of its own.
         metadata: text by text, in every header.
         file: the name of the only file, whatever its size.
+        stem: how the files' names begin.
+        parts: folders with files of their own: `2_Dense/linear.weight` is `linear.weight` of `2_Dense/model.safetensors`.
 
     Example:
         >>> pair = [Entry(name, torch.float32, torch.Size([2])) for name in "ab"]
         >>> [shard.file for shard in layout(pair, 8, {}).shards]
         ['model-00001-of-00002.safetensors', 'model-00002-of-00002.safetensors']
     """
+    inner: dict[str, list[Entry]] = {}
+    for entry in entries if file is None else ():
+        part = next((part for part in parts if entry.name.startswith(f"{part}/")), None)
+        if part is not None:
+            inner.setdefault(part, []).append(entry)
+    apart = {entry.name for group in inner.values() for entry in group}
     groups: list[list[Entry]] = [[]]
     filled = 0
     for entry in entries:
+        if entry.name in apart:
+            continue
         if groups[-1] and file is None and filled + entry.nbytes > limit:
             groups.append([])
             filled = 0
@@ -101,16 +117,26 @@ def layout(
     shards, placed = [], {}
     for number, group in enumerate(groups, 1):
         part = "" if len(groups) == 1 else f"-{number:05d}-of-{len(groups):05d}"
-        shard, own = _shard(file or f"{MODEL}{part}.safetensors", group, metadata)
+        if group or not inner:
+            shard, own = _shard(file or f"{stem}{part}.safetensors", group, metadata)
+            shards.append(shard)
+            placed.update(own)
+    for folder, group in inner.items():
+        shard, own = _shard(f"{folder}/{MODEL}.safetensors", group, metadata)
         shards.append(shard)
         placed.update(own)
     return Layout(tuple(shards), {entry.name: placed[entry.name] for entry in entries})
 
 
 def _shard(file: str, group: Sequence[Entry], metadata: Mapping[str, str]) -> tuple[Shard, dict[str, Entry]]:
-    header, starts = tensor_header({entry.name: (entry.dtype, entry.shape) for entry in group}, metadata)
+    cut = file.rpartition("/")[0]
+    names = {entry.name: entry.name.removeprefix(f"{cut}/") if cut else entry.name for entry in group}
+    header, starts = tensor_header(
+        {names[entry.name]: (entry.dtype, entry.shape) for entry in group}, metadata
+    )
     placed = {
-        entry.name: Entry(entry.name, entry.dtype, entry.shape, file, starts[entry.name]) for entry in group
+        entry.name: Entry(entry.name, entry.dtype, entry.shape, file, starts[names[entry.name]])
+        for entry in group
     }
     return Shard(file, header, len(header) + sum(entry.nbytes for entry in group)), placed
 
@@ -135,6 +161,7 @@ class Writer:
         """
         self.folder.mkdir(exist_ok=True)
         for shard in self.layout.shards:
+            (self.folder / shard.file).parent.mkdir(parents=True, exist_ok=True)
             descriptor = os.open(self.folder / shard.file, os.O_RDWR | os.O_CREAT | os.O_TRUNC, 0o666)
             self._descriptors[shard.file] = descriptor
             _take(descriptor, shard.nbytes)

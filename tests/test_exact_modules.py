@@ -225,6 +225,25 @@ def test_nan_in_an_output_names_the_row_and_the_weight() -> None:
         linearize(net)(X)
 
 
+class Trained(torch.autograd.Function):
+    """Its backward wants training mode, as that of reversible layers in transformers' Reformer does."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        return x.sin()
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        raise AssertionError("use `model.train()` first")
+
+
+def test_a_module_without_a_backward_in_eval_mode_is_refused_with_what_it_says() -> None:
+    net = kind(lambda s, x: s.o(Trained.apply(s.a(x))))
+    for go in (lambda: linearize(net)(X), lambda: ts.TangentKernel(net, X, outputs="sum").dense()):
+        with pytest.raises(ModelError, match=r"no gradient of Kind in eval mode: use `model.train\(\)` first"):
+            go()
+
+
 def test_errors_of_the_module_itself_are_its_own() -> None:
     lin = linearize(kind(lambda s, x: s.o(s.a(x))))
     with pytest.raises(RuntimeError, match="shapes cannot be multiplied"):

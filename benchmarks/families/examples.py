@@ -87,13 +87,12 @@ class Example:
             again = anew(self.model)
             load_model(again, folder / "model.safetensors")
             return again, "safetensors"
-        again, info = type(self.model).from_pretrained(
-            folder, output_loading_info=True, dtype=next(self.model.parameters()).dtype
-        )
+        dtype = next(self.model.parameters()).dtype
+        again, info = type(self.model).from_pretrained(folder, output_loading_info=True, dtype=dtype)
         found = {kind: sorted(map(str, names)) for kind, names in info.items() if names}
         if found:
             raise ValueError(f"{type(self.model).__name__}.from_pretrained: {found}")
-        return again.eval(), "from_pretrained"
+        return again.eval().to(dtype), "from_pretrained"  # buffers that no file holds are float32 else
 
 
 def anew(model: nn.Module) -> nn.Module:

@@ -129,6 +129,7 @@ SPECIAL: dict[str, Special] = {
     "granitemoehybrid": Special(MAMBA | {"mamba_d_state": 8, "mamba_chunk_size": 4}),
     "mamba2": Special({"num_heads": 8, "head_dim": 8, "state_size": 8, "n_groups": 2, "chunk_size": 4}),
     "fsmt": Special(single=True),
+    "prophetnet": Special(single=True),
     "mra": Special(single=True),
     "fastspeech2_conformer": Special(single=True),
     "lxmert": Special(inputs=lambda model: {"visual_feats": drawn(ROWS, 3, model.config.visual_feat_dim), "visual_pos": drawn(ROWS, 3, 4)}),
@@ -276,6 +277,7 @@ sapiens2 t5gemma2_encoder textnet timesfm2_5 timm_backbone udop univnet uvdoc vi
 voxtral_realtime_encoder voxtral_realtime_text xcodec zamba zamba2
 """
 LEFT_OUT: dict[str, str] = {
+    "reformer": "its backward raises in eval mode, so ordinary autograd has no gradient of it, and tauspan says so",
     **dict.fromkeys(_LARGE.split(), "sizes that its configuration does not decide are far from tiny"),
     **dict.fromkeys(_LIBRARY.split(), "it needs a library of its own for its kernels or its backbone"),
     **dict.fromkeys(

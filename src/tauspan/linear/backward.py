@@ -40,15 +40,27 @@ class Graph:
         return {n: torch.zeros_like(self._call.parameters[n]) if g is None else g for n, g in found.items()}
 
     def gradients(self, gradient: Tensor, *, again: bool = False) -> dict[str, Tensor | None]:
-        """J^T g, None where autograd does not reach a parameter."""
+        """J^T g, None where autograd does not reach a parameter.
+
+        Raises:
+            ModelError: an operation's own backward raises.
+        """
         parameters = self._call.parameters
         if not self.value.requires_grad or not parameters:
             return dict.fromkeys(parameters)
         with self._call.training():
-            found = torch.autograd.grad(
-                self.value, list(parameters.values()), gradient.to(self.value.dtype),
-                retain_graph=True, create_graph=again, allow_unused=True,
-            )  # fmt: skip
+            try:
+                found = torch.autograd.grad(
+                    self.value, list(parameters.values()), gradient.to(self.value.dtype),
+                    retain_graph=True, create_graph=again, allow_unused=True,
+                )  # fmt: skip
+            except RuntimeError:  # torch's own: of memory, or of a graph that was freed
+                raise
+            except Exception as error:  # a backward of somebody's own raises what it likes
+                raise ModelError(
+                    f"ordinary autograd has no gradient of {type(self._call.module).__name__} in eval mode: "
+                    f"{str(error).rstrip('.')}. What cannot be fine-tuned so has no tangents."
+                ) from error
         return {n: None if g is None else dense(g) for n, g in zip(parameters, found, strict=True)}
 
     def push(self, deltas: Params) -> Tensor:

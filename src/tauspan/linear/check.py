@@ -75,7 +75,7 @@ class Measure:
 
         Raises:
             NonFiniteError: the output holds NaN or infinity.
-            ModelError: a graph of an earlier call is still part of it.
+            ModelError: a graph of an earlier call is still part of it, or its backward raises.
         """
         before = _random_state()
         graph = backward.Graph(call)

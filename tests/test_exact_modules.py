@@ -124,6 +124,8 @@ def test_float32_inside_float64_is_rounding_and_no_fault(engine: Any) -> None:
 def test_a_module_that_is_no_function_of_its_inputs_is_refused(name: str) -> None:
     with pytest.raises(ModelError, match=r"gives another output when it is called again.*deterministic"):
         linearize(RANDOM[name]())(X)
+    with pytest.raises(ModelError, match=r"gives another output when it is called again.*deterministic"):
+        ts.TangentKernel(RANDOM[name](), X, outputs="sum").dense()
 
 
 def test_the_layer_that_is_random_is_named() -> None:
@@ -240,7 +242,9 @@ class Trained(torch.autograd.Function):
 def test_a_module_without_a_backward_in_eval_mode_is_refused_with_what_it_says() -> None:
     net = kind(lambda s, x: s.o(Trained.apply(s.a(x))))
     for go in (lambda: linearize(net)(X), lambda: ts.TangentKernel(net, X, outputs="sum").dense()):
-        with pytest.raises(ModelError, match=r"no gradient of Kind in eval mode: use `model.train\(\)` first"):
+        with pytest.raises(
+            ModelError, match=r"no gradient of Kind in eval mode: use `model.train\(\)` first"
+        ):
             go()
 
 

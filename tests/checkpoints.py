@@ -14,7 +14,7 @@ from tokenizers import models as token_models
 from torch import nn
 
 import zoo
-from tauspan.models.hf import quiet
+from tauspan.models.extras import quiet
 
 KINDS = ["bert", "gpt2", "llama", "vit", "clip"]
 Copy = Callable[[str], Path]

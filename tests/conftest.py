@@ -3,6 +3,7 @@
 import importlib
 import importlib.util
 import os
+import signal
 import sys
 import types
 from pathlib import Path
@@ -12,6 +13,9 @@ import torch
 from hypothesis import settings
 
 os.environ["HF_HUB_OFFLINE"] = "1"
+signal.signal(
+    signal.SIGINT, signal.default_int_handler
+)  # a shell's background job, and its children, ignore it
 settings.register_profile("shared machine", deadline=None)
 settings.load_profile("shared machine")
 

@@ -10,7 +10,7 @@ import transformers as T
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from tauspan.models.hf import quiet
+from tauspan.models.extras import quiet
 
 _TEXT = {
     "vocab_size": 64,

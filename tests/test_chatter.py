@@ -74,7 +74,7 @@ def test_a_run_over_workers_is_silent_too(tmp_path: Path) -> None:
 def test_loading_applying_and_saving_in_python_is_silent(tmp_path: Path) -> None:
     sources = [str(checkpoints.write(tmp_path / kind, kind)) for kind in checkpoints.KINDS]
     with_head = BertForSequenceClassification(BertConfig(
-        vocab_size=20, hidden_size=8, num_hidden_layers=1, num_attention_heads=2, intermediate_size=12
+        vocab_size=64, hidden_size=8, num_hidden_layers=1, num_attention_heads=2, intermediate_size=12
     ))  # fmt: skip
     for file in (tmp_path / "bert").iterdir():
         if file.name.startswith("tokenizer"):

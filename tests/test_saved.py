@@ -24,7 +24,7 @@ from tauspan.evaluate import evaluate
 from tauspan.linear import Linearized, linearize
 from tauspan.merge import merge_files
 from tauspan.models import Classifier, Encoder, Head
-from tauspan.models.hf import quiet
+from tauspan.models.extras import quiet
 from tauspan.rows import rows_of
 from tauspan.search import add
 from tauspan.tasks import Task, build_head
@@ -452,6 +452,7 @@ def test_weights_are_written_in_shards_where_they_are_large(tmp_path: Path) -> N
     assert all(torch.equal(read[name], tensor) for name, tensor in tensors.items())
 
 
+@pytest.mark.filterwarnings("always:.* tensors of a head that .* lacks")
 def test_a_head_of_a_tuned_model_goes_onto_the_edited_base(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -409,6 +409,7 @@ def test_a_rule_equals_forward_mode_and_its_adjoint_is_the_backward(one: Case) -
 
 def test_every_row_of_the_tables_is_reached_by_a_case() -> None:
     rows = {*table.RULES, *table.BY_FORWARD_MODE} - {"cuda"}  # needs the device
+    rows -= {"embedding_bag", "cdist"}  # torch has no forward mode for them; see test_exact_modules
     assert {one.row for one in CASES} == rows
     assert not table.RULES.keys() & table.BY_FORWARD_MODE
     assert table.RULES.keys() >= table.VIEWS

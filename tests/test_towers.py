@@ -16,7 +16,7 @@ import zoo
 from tauspan.errors import ModelError, NonFiniteError
 from tauspan.models import Encoder, load_model
 from tauspan.models.encoder import positions
-from tauspan.models.hf import quiet
+from tauspan.models.extras import quiet
 from tauspan.models.inputs import Inputs
 from tauspan.models.trial import tried
 from tauspan.models.vision import vision_features

@@ -80,12 +80,12 @@ def add_device(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--engine",
         choices=ENGINES,
-        help="what computes tangents first; the others follow where it fails (default onepass)",
+        help="what computes tangents first; the others follow where it fails (default: onepass)",
     )
     parser.add_argument(
         "--check",
         choices=CHECKS,
-        help="compare tangents with ordinary autograd on the first batch of each kind (default auto)",
+        help="compare tangents with ordinary autograd on the first batch of each kind (default: auto)",
     )
 
 

@@ -1,6 +1,8 @@
-"""Optional packages: imported where they are used, or named with the command that installs them."""
+"""Optional packages: imported where they are used, or named with the command that installs them; and kept silent."""
 
 import importlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from tauspan.errors import MissingExtraError
@@ -14,3 +16,18 @@ def require_extra(package: str, extra: str, what: str) -> Any:
         raise MissingExtraError(
             f"{what} needs {package} ({error}). Install it: pip install 'tauspan[{extra}]'."
         ) from error
+
+
+@contextmanager
+def quiet(transformers: Any) -> Iterator[None]:
+    """Inside, transformers draws no progress bar and gives no notice; afterwards it is as it was."""
+    log = transformers.utils.logging
+    had_bar, level = log.is_progress_bar_enabled(), log.get_verbosity()
+    log.disable_progress_bar()
+    log.set_verbosity_error()
+    try:
+        yield
+    finally:
+        log.set_verbosity(level)
+        if had_bar:
+            log.enable_progress_bar()

@@ -2,8 +2,7 @@
 
 import dataclasses
 import shutil
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +12,7 @@ from torch import Tensor, nn
 from tauspan import store
 from tauspan.errors import ModelError, StoreError, listed
 from tauspan.models.encoder import Batch, Encoder, Inputs
-from tauspan.models.extras import require_extra
+from tauspan.models.extras import quiet, require_extra
 from tauspan.models.home import Home, home_of
 from tauspan.models.pooling import (
     last_token,
@@ -156,21 +155,6 @@ def _require_unmasked(kind: str, directory: Path) -> None:
             f"{directory} is a {kind}, which hides a random part of each image, so its features are random. Load its "
             f"encoder alone and save that: transformers.{_MASKED[kind]}.from_pretrained(OLD).save_pretrained(NEW)."
         )
-
-
-@contextmanager
-def quiet(transformers: Any) -> Iterator[None]:
-    """Inside, transformers draws no progress bar and gives no notice; afterwards it is as it was."""
-    log = transformers.utils.logging
-    had_bar, level = log.is_progress_bar_enabled(), log.get_verbosity()
-    log.disable_progress_bar()
-    log.set_verbosity_error()
-    try:
-        yield
-    finally:
-        log.set_verbosity(level)
-        if had_bar:
-            log.enable_progress_bar()
 
 
 def _pretrained(transformers: Any, family: Any, directory: Path) -> nn.Module:

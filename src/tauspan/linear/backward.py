@@ -6,6 +6,7 @@ parameters, so whatever ordinary fine-tuning reaches is reached here.
 """
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 
 import torch
 from torch import Tensor
@@ -13,6 +14,7 @@ from torch import Tensor
 from tauspan.errors import ModelError
 from tauspan.linear.call import Call
 from tauspan.linear.maps import applied, dense, ramp, turned
+from tauspan.linear.reference import forward_mode
 from tauspan.params import Params
 
 _ROWS = 4096  # outputs whose gradients are formed one by one at most
@@ -24,11 +26,12 @@ class Graph:
     Args:
         call: the module at the batch.
         singly: form J tau from each output's gradient, and not from a backward through the backward.
+        twice: take operations whose backward can be derived again where torch has a choice, as it has for attention.
     """
 
-    def __init__(self, call: Call, singly: bool = False) -> None:
+    def __init__(self, call: Call, singly: bool = False, twice: bool = False) -> None:
         self._call, self._singly = call, singly
-        with torch.enable_grad(), call.training():
+        with torch.enable_grad(), call.training(), forward_mode() if twice else nullcontext():
             self.value = call.plain()
 
     def pull(self, gradient: Tensor, *, again: bool = False) -> dict[str, Tensor]:
@@ -37,15 +40,27 @@ class Graph:
         return {n: torch.zeros_like(self._call.parameters[n]) if g is None else g for n, g in found.items()}
 
     def gradients(self, gradient: Tensor, *, again: bool = False) -> dict[str, Tensor | None]:
-        """J^T g, None where autograd does not reach a parameter."""
+        """J^T g, None where autograd does not reach a parameter.
+
+        Raises:
+            ModelError: an operation's own backward raises.
+        """
         parameters = self._call.parameters
         if not self.value.requires_grad or not parameters:
             return dict.fromkeys(parameters)
         with self._call.training():
-            found = torch.autograd.grad(
-                self.value, list(parameters.values()), gradient.to(self.value.dtype),
-                retain_graph=True, create_graph=again, allow_unused=True,
-            )  # fmt: skip
+            try:
+                found = torch.autograd.grad(
+                    self.value, list(parameters.values()), gradient.to(self.value.dtype),
+                    retain_graph=True, create_graph=again, allow_unused=True,
+                )  # fmt: skip
+            except RuntimeError:  # torch's own: of memory, or of a graph that was freed
+                raise
+            except Exception as error:  # a backward of somebody's own raises what it likes
+                raise ModelError(
+                    f"ordinary autograd has no gradient of {type(self._call.module).__name__} in eval mode: "
+                    f"{str(error).rstrip('.')}. What cannot be fine-tuned so has no tangents."
+                ) from error
         return {n: None if g is None else dense(g) for n, g in zip(parameters, found, strict=True)}
 
     def push(self, deltas: Params) -> Tensor:
@@ -78,11 +93,11 @@ class Graph:
 
 def jvp(call: Call, tau: Params, singly: bool = False) -> tuple[Tensor, Tensor]:
     """`(f(theta0), J tau)`; differentiable once in tau."""
-    graph = Graph(call, singly)
+    graph = Graph(call, singly, twice=not singly)
     return graph.value.detach(), applied(graph, tau)
 
 
 def jvps(call: Call, taus: Sequence[Params], singly: bool = False) -> tuple[Tensor, Tensor]:
     """`(f(theta0), [J tau_1, ..., J tau_T])`: one graph for all, no gradient."""
-    graph = Graph(call, singly)
+    graph = Graph(call, singly, twice=not singly)
     return graph.value.detach(), torch.stack([graph.push(tau) for tau in taus])

@@ -22,7 +22,7 @@ from tauspan.errors import ModelError, NonFiniteError
 from tauspan.linear import backward
 from tauspan.linear.call import Call, leaves
 from tauspan.linear.engines import Engine
-from tauspan.linear.maps import dense
+from tauspan.linear.maps import dense, dtypes_of, nodes_of
 from tauspan.linear.table import moves
 from tauspan.params import Params
 
@@ -31,6 +31,7 @@ from tauspan.params import Params
 _ROUNDING = {torch.float64: 1e-5, torch.float32: 2e-3, torch.float16: 5e-2, torch.bfloat16: 2e-1}
 # Gradients below this share of the largest (root mean square per entry) are rounding: a key's bias has exactly 0.
 _NOISE = {torch.float64: 1e-8, torch.float32: 1e-5, torch.float16: 1e-2, torch.bfloat16: 3e-2}
+_EXACT = 4  # units in the last place of the largest gradient to which each one is exact
 _CANCELLED = 16  # units in the last place that a sum may leave of what cancels
 _CALLS = 8  # of a module that draws random numbers and has given one answer so far
 _PERIOD = 262_147  # random numbers that are drawn once
@@ -50,6 +51,8 @@ class Measure:
         tolerance: what counts as rounding.
         noise: below this root mean square a gradient is rounding.
         least: what rounding leaves of gradients that are exactly 0 (of an output that is constant, say).
+        largest: the largest root mean square of a gradient.
+        precision: that of the narrowest dtype that the module goes through on its way to y.
         draws: whether the module drew random numbers.
     """
 
@@ -62,6 +65,8 @@ class Measure:
     tolerance: float
     noise: float
     least: float
+    largest: float
+    precision: float
     draws: bool
 
     @staticmethod
@@ -70,7 +75,7 @@ class Measure:
 
         Raises:
             NonFiniteError: the output holds NaN or infinity.
-            ModelError: a graph of an earlier call is still part of it.
+            ModelError: a graph of an earlier call is still part of it, or its backward raises.
         """
         before = _random_state()
         graph = backward.Graph(call)
@@ -78,7 +83,8 @@ class Measure:
         value = graph.value.detach()
         require_finite_rows(value, call.module)
         weights = random_like(value, 1)
-        strangers = tuple(_strangers(graph.value, call))
+        nodes = nodes_of(graph.value)
+        strangers, within = tuple(_strangers(nodes, call)), narrowest(list(dtypes_of(nodes)))
         try:
             found = graph.gradients(weights)
         except RuntimeError as error:
@@ -89,17 +95,20 @@ class Measure:
         pulled = {
             n: torch.zeros_like(call.parameters[n]) if g is None else g.detach() for n, g in found.items()
         }
-        tolerance, noise = scales(value, pulled)
+        tolerance, noise = scales(value, pulled, within)
         least = vanishing(value * weights, call.parameters)
+        largest = max((rms(g) for g in pulled.values()), default=0.0)
         return Measure(
-            call, value, weights, pulled, reached, strangers, tolerance, max(noise, least), least, draws
-        )
+            call, value, weights, pulled, reached, strangers, tolerance, max(noise, least), least, largest,
+            float(torch.finfo(within).eps), draws,
+        )  # fmt: skip
 
     def direction(self) -> dict[str, Tensor]:
         """Tau with <G_p, tau_p> of about 1 for each tensor p, half of it along G_p and half random.
 
-        Entries that autograd reaches and gives a gradient of 0 are left at 0: those of an embedding's padding row have
-        one by convention, though f depends on them.
+        Where G_p is rounding (of a key's bias, say), tau_p is as long as for the largest gradient: a J tau_p that is not
+        0 shows, and rounding does not. Entries that autograd reaches and gives a gradient of 0 are left at 0: those
+        of an embedding's padding row have one by convention, though f depends on them.
         """
         found = {}
         for number, (name, g) in enumerate(self.pulled.items()):
@@ -111,11 +120,9 @@ class Measure:
             if length <= self.least * root:
                 found[name] = torch.zeros_like(g, dtype=wide)
                 continue
-            length = max(length, self.noise * root)
+            length = length if length > self.noise * root else max(self.largest, self.noise) * root
             found[name] = g.to(wide) / length**2
-            if (
-                g.numel() <= _PERIOD
-            ):  # of a large tensor the direction of G is as good as any, and takes less time
+            if g.numel() <= _PERIOD:  # of a large tensor G's direction is as good as any, and takes less time
                 noise = random_like(g, number).to(wide).mul_(g != 0)
                 found[name].add_(noise, alpha=1 / (norm(noise) * length))
         return found
@@ -137,9 +144,14 @@ class Measure:
                 if not bool(tangent.any())
                 else "it has a tangent where ordinary autograd has no gradient"
             )
-        if not miss <= self.tolerance * scale * max(len(shares), 1) ** 0.5:
+        if not miss <= self.tolerance * scale * max(len(shares), 1) ** 0.5 + self._rounding(tau):
             return f"its J tau is wrong: <g, J tau> is {found:.6g} and ordinary autograd's <J^T g, tau> {sum(shares):.6g}"
         return None
+
+    def _rounding(self, tau: Params) -> float:
+        """What rounding makes of <G, tau>: each gradient is as exact as the largest one, whatever its own size."""
+        lengths = (norm(tau[name]) * math.sqrt(g.numel()) for name, g in self.pulled.items())
+        return _EXACT * self.precision * self.largest * math.hypot(*lengths)
 
 
 def verify(engine: Engine, measure: Measure, theta0: Params) -> str | None:
@@ -235,20 +247,11 @@ def _keeps(module: nn.Module) -> ModelError:
     )
 
 
-def _strangers(value: Tensor, call: Call) -> Iterator[Tensor]:
+def _strangers(nodes: Sequence[Any], call: Call) -> Iterator[Tensor]:
     """The leaves of a graph that are no trainable parameters and no inputs."""
     known = {id(tensor) for tensor in (*call.parameters.values(), *leaves((call.args, call.kwargs)))}
-    stack: list[Any] = [value.grad_fn]
-    seen: set[Any] = {None}
-    while stack:
-        node = stack.pop()
-        if node in seen or node is None:
-            continue
-        seen.add(node)
-        leaf = getattr(node, "variable", None)
-        if leaf is not None and id(leaf) not in known:
-            yield leaf
-        stack += [after for after, _ in node.next_functions]
+    found = (getattr(node, "variable", None) for node in nodes)
+    return (leaf for leaf in found if leaf is not None and id(leaf) not in known)
 
 
 def _random_layer(call: Call) -> str:
@@ -351,10 +354,19 @@ def random_like(tensor: Tensor, seed: int) -> Tensor:
     return found.view(tensor.shape).to(tensor.device, dtype)
 
 
-def scales(value: Tensor, pulled: Params) -> tuple[float, float]:
-    """The relative difference that counts as rounding, and the root mean square below which a gradient does."""
+def scales(value: Tensor, pulled: Params, within: torch.dtype = torch.float64) -> tuple[float, float]:
+    """The relative difference that counts as rounding, and the root mean square below which a gradient does.
+
+    Args:
+        value: the output.
+        pulled: gradients by parameter.
+        within: the narrowest dtype that the module goes through, where it is known. float32 inside float64 leaves
+            gradients that cancel as noisy as it would alone.
+    """
     dtype = narrowest([value.dtype, *(g.dtype for g in pulled.values())])
-    return _ROUNDING[dtype], _NOISE[dtype] * max((rms(g) for g in pulled.values()), default=0.0)
+    least = narrowest([dtype, within])
+    tolerance = _ROUNDING[dtype if least == torch.float32 else least]
+    return tolerance, _NOISE[least] * max((rms(g) for g in pulled.values()), default=0.0)
 
 
 def wrong_gradient(found: Params, wanted: Params, tolerance: float, least: float) -> str | None:

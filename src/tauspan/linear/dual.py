@@ -221,6 +221,9 @@ def _lifted(name: str, rule: rules.Rule, func: Any, args: Any, kwargs: Any) -> A
         args, kwargs = fitting
     out, push = rule(func, *mapped(args, _primal), **mapped(kwargs, _primal))
     duals = list(_duals((args, kwargs)))
+    same = next((dual for dual in duals if dual.primal is out), None)
+    if same is not None:  # the tensor itself, and no view of it: `to` its own dtype, dropout in eval mode
+        return same
     trace = duals[0].run
     several = isinstance(out, tuple | list)
     values = tuple(out) if several else (out,)

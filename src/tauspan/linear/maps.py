@@ -76,6 +76,24 @@ def dense(gradient: Tensor) -> Tensor:
     return gradient if gradient.layout == torch.strided else gradient.to_dense()
 
 
+def nodes_of(tensor: Tensor) -> list[Any]:
+    """The nodes of a tensor's graph."""
+    stack: list[Any] = [tensor.grad_fn]
+    seen: dict[Any, None] = {}
+    while stack:
+        node = stack.pop()
+        if node is None or node in seen:
+            continue
+        seen[node] = None
+        stack += [after for after, _ in node.next_functions]
+    return list(seen)
+
+
+def dtypes_of(nodes: Sequence[Any]) -> set[torch.dtype]:
+    """The dtypes that a graph goes through: float64 modules may have float32 inside."""
+    return {made.dtype for node in nodes for made in getattr(node, "_input_metadata", ())}
+
+
 def ramp(tensor: Tensor) -> Tensor:
     """A leaf of the tensor's shape with a number other than 0 in every entry."""
     numbers = torch.linspace(1, 2, max(tensor.numel(), 1), dtype=torch.float64, device=tensor.device)
@@ -110,7 +128,10 @@ def turned(pulled: Sequence[Tensor | None], deltas: Sequence[Tensor], us: Sequen
     moved = sum(
         float((v.detach() * u.detach()).double().sum()) for v, u in zip(turned_round, us, strict=True)
     )
-    precision = max((torch.finfo(u.dtype).eps for u in us), default=0.0)
+    dtypes = {u.dtype for u in us} | {
+        dtype for g in pulled if g is not None for dtype in dtypes_of(nodes_of(g))
+    }
+    precision = max((torch.finfo(dtype).eps for dtype in dtypes if dtype.is_floating_point), default=0.0)
     if not abs(moved - expected) <= 64 * precision * scale:
         raise NotImplementedError("its backward cannot be derived")
     return turned_round

@@ -17,10 +17,10 @@ from tauspan.linear.engines import Engine, in_order
 from tauspan.params import Params
 
 _Found = TypeVar("_Found")
-_FAILED = {
-    "onepass": "cannot be carried through in one pass",
-    "reference": "nor by torch.func.jvp",
-    "backward": "nor by a backward through its backward",
+_WAYS = {
+    "onepass": "in one pass",
+    "reference": "by torch.func.jvp",
+    "backward": "by a backward through its backward",
 }
 _INSTEAD = {
     "reference": "The reference engine (torch.func.jvp) computes its tangents instead",
@@ -185,8 +185,8 @@ class Plan:
         return ModelError(f"{self._failed(failures)}. {rest}.")
 
     def _failed(self, failures: Sequence[tuple[Engine, str]]) -> str:
-        parts = [f"{_FAILED[engine.name]}: {fault.rstrip('.')}" for engine, fault in failures]
-        return f"{self._name} {'; '.join(dict.fromkeys(parts))}"
+        parts = [f"{_WAYS[engine.name]}: {fault.rstrip('.')}" for engine, fault in failures]
+        return f"{self._name} cannot be carried through {'; nor '.join(dict.fromkeys(parts))}"
 
 
 def _kind(call: Call) -> Hashable:

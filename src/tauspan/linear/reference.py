@@ -7,7 +7,7 @@ against 3 when theta0 is left in the graph.
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
@@ -62,5 +62,7 @@ def jvps(function: Function, theta0: Params, taus: Sequence[Params]) -> tuple[Te
         return pair
 
     with forward_mode(), torch.no_grad():
-        pairs: tuple[Tensor, Tensor] = torch.func.vmap(one, out_dims=(None, 0))(stacked)  # type: ignore[arg-type]
+        # dropout counts as random for vmap even where it does nothing, as in eval mode
+        dims: Any = (None, 0)
+        pairs: tuple[Tensor, Tensor] = torch.func.vmap(one, out_dims=dims, randomness="same")(stacked)
     return pairs

@@ -247,6 +247,34 @@ def linear(func: Any, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> 
     return func(x, weight, bias), push
 
 
+def grouped(
+    func: Any,
+    a: Tensor,
+    b: Tensor,
+    offs: Tensor | None = None,
+    bias: Tensor | None = None,
+    out_dtype: Any = None,
+) -> tuple[Any, Push]:
+    """Products of groups of rows, each with a matrix of its own: bilinear, as mixtures of experts use it."""
+    if bias is not None:
+        raise NotImplementedError("grouped_mm with a bias")
+
+    def products(left: Tensor, right: Tensor) -> Any:
+        return func(_laid_out(left, a), _laid_out(right, b), offs=offs, out_dtype=out_dtype)
+
+    def push(da: Tensor | None, db: Tensor | None, *_: Any) -> Any:
+        return total(None if da is None else products(da, b), None if db is None else products(a, db))
+
+    return func(a, b, offs=offs, out_dtype=out_dtype), push
+
+
+def _laid_out(tensor: Tensor, like: Tensor) -> Tensor:
+    """A tensor with its numbers in memory as another one's, which some kernels insist on."""
+    if tensor.stride() == like.stride() and tensor.storage_offset() == like.storage_offset():
+        return tensor
+    return torch.empty_like(like.detach()).copy_(tensor)
+
+
 def convolution(
     func: Any, x: Tensor, weight: Tensor, bias: Any = None, *rest: Any, **options: Any
 ) -> tuple[Any, Push]:

@@ -127,6 +127,7 @@ RULES: dict[str, Rule] = {
     "addmm": rules.with_addend,
     "baddbmm": rules.with_addend,
     "linear": rules.linear,
+    "_grouped_mm": rules.grouped,
     "embedding": rules.embedding,
     "embedding_bag": rules.embedding_bag,
     "cdist": rules.distances,

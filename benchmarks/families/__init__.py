@@ -1,0 +1,1 @@
+"""Tiny models of every family of transformers, and of timm and open_clip, through every verb."""

@@ -134,6 +134,21 @@ def test_a_task_directory_is_made_of_a_csv_file_and_found_by_its_path(tmp_path, 
     assert find_task(str(tmp_path / "toy")).checksum() != task.checksum()
 
 
+@pytest.mark.parametrize("which", ["train", "test", "validation"])
+def test_a_task_never_replaces_the_files_that_it_is_made_of(tmp_path, capsys, which):
+    folder = tmp_path / "toy"
+    folder.mkdir()
+    files = {name: tmp_path / f"{name}.csv" for name in ("train", "test", "validation")}
+    files[which] = folder / "rows.csv"
+    for file in files.values():
+        file.write_text(table())
+    arguments = ["data", "make", files["train"], "--test", files["test"], "--validation", files["validation"],
+                 "--text", "body", "--label", "kind", "-o", folder, "--overwrite"]  # fmt: skip
+    assert main(list(map(str, arguments))) == 2
+    assert "holds the input" in capsys.readouterr().err
+    assert files[which].read_text() == table()
+
+
 @pytest.mark.filterwarnings("always:task .* leaves out")
 def test_what_a_made_task_leaves_out_is_in_the_report_and_in_the_card(tmp_path, capsys):
     (tmp_path / "a.csv").write_text(table(more=";yes\nlast;\ntext 0;no\n"))

@@ -162,7 +162,7 @@ def apply_files(
         head_from: a directory of the same backbone with a head: the result has its head, configuration and
             architecture.
         dtype: of the stored floating-point tensors: `"float32"`, `"base"` (tensor by tensor) or another.
-        overwrite: replace what lies at `out`.
+        overwrite: replace what lies at `out`, unless it is or holds `model` or `head_from`.
 
     Returns:
         What the caller should say: leniency that was used, and what rounding took.
@@ -170,6 +170,7 @@ def apply_files(
     Raises:
         UsageError, BaseMismatchError, MismatchError, StoreError, ModelError: each names what does not fit.
     """
+    store.require_apart(out, [model, head_from])
     store.require_free(Path(out), overwrite)
     chosen = edit_regime(vector, regime, allow)
     if dtype not in DTYPES:

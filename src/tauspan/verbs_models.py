@@ -109,10 +109,12 @@ def apply(options: argparse.Namespace) -> None:
     """Write an edited model."""
     from tauspan.edit import edit_regime
     from tauspan.edit_files import apply_files
+    from tauspan.store import require_apart
 
     out = options.output or options.out
     if out is None or (options.output and options.out):
         raise UsageError("name one place for the edited model: `tauspan apply MODEL VECTOR OUT` (or -o OUT).")
+    require_apart(out, [options.vector, *(options.task or ())])
     vector, allow = vector_of(options.vector), options.allow or ()
     notes = apply_files(
         options.model, vector, out, options.scale, regime=options.regime, point=options.point, allow=allow,

@@ -220,6 +220,7 @@ def save(edited: nn.Module, path: str | Path, *, overwrite: bool = False) -> Non
         StoreError: the output is already there or cannot be written; nothing is left behind.
         UsageError: it would replace the pre-trained model that this one was edited from.
     """
+    store.require_folder(path)
     store.require_apart(path, edited_from(edited))
     with store.atomic(path, overwrite=overwrite) as temporary:
         temporary.mkdir()

@@ -25,6 +25,14 @@ def require_free(path: Path, overwrite: bool) -> None:
         raise StoreError(f"{path} is already there. Choose another output, or say `overwrite` (--overwrite).")
 
 
+def require_folder(out: str | Path) -> None:
+    """Raise `UsageError` if a name is that of a file of weights: what is called so is read as one file."""
+    if Path(out).suffix in (".safetensors", ".json"):
+        raise UsageError(
+            f"{out}: a model is written as a directory. Give its name, {Path(out).with_suffix('')}."
+        )
+
+
 def require_apart(out: str | Path, inputs: Iterable[str | Path | None]) -> None:
     """Raise unless what is read stays when `out` is replaced. Ids, which no file has, are passed over.
 

@@ -1,6 +1,7 @@
 """`tauspan data`: lists, checks, manifests, and their exit codes."""
 
 import json
+import re
 
 import datasets
 import pytest
@@ -161,6 +162,30 @@ def test_what_a_made_task_leaves_out_is_in_the_report_and_in_the_card(tmp_path, 
     assert "1 without a label, 1 without a text" in err
     assert json.loads(out)["result"]["left_out"] == counts
     assert read_json(tmp_path / "toy" / "card.json")["left_out"] == counts
+
+
+@pytest.mark.filterwarnings("always:task .* leaves out")
+@pytest.mark.parametrize(
+    ("content", "options"),
+    [
+        (table(more="caf\u00e9;no\n").encode("cp1252"), ()),
+        (table().encode("utf-16-be"), ()),
+        (table(more='"a" b;no\n').encode(), ()),
+        (table(more='"a \\" b;c";no\n').encode(), ()),
+        (table(more="last; no\n").encode(), ()),
+        (table().replace(";no", ";1").replace(";yes", ";2").encode(), ("--label-names", "bad", "good")),
+        (table().replace(";no", ";0.5").replace(";yes", ";1.5").encode(), ()),
+    ],
+)
+def test_the_repair_that_a_refusal_names_works_on_the_command_line(tmp_path, capsys, content, options):
+    (tmp_path / "a.csv").write_bytes(content)
+    arguments = [*make(tmp_path, "--text", "body", "--label", "kind"), *options]
+    assert main(arguments) == 6
+    repairs = re.findall(r"\((--[a-z-]+)(?: ([\w-]+))?\)", capsys.readouterr().err)
+    assert repairs
+    values = {"--label-names": ["0.5", "1.5"]}
+    codes = [main([*arguments, *filter(None, repair), *values.get(repair[0], [])]) for repair in repairs]
+    assert 0 in codes, repairs
 
 
 def test_all_that_a_file_leaves_open_can_be_said(tmp_path):

@@ -261,7 +261,12 @@ REFUSED: dict[str, tuple[str, int, str]] = {
     "shards on a device": (TUNED + " --shard --device cpu", 2, "Leave --device out"),
     "a checkpoint every no steps": (TUNED + " --checkpoint-every 0", 2, "checkpoint_every=0"),
     "a vector that is already there": ("vector negate {vector} -o {vector}", 5, "already there"),
-    "a model that is already there": ("apply {model} {vector} {model}", 5, "already there"),
+    "a model that is already there": ("apply {model} {vector} {other}", 5, "already there"),
+    "a model in the way of an edit of itself": (
+        "apply {model} {vector} {model} --overwrite",
+        2,
+        "Choose another output",
+    ),
     "a cache where theta moves": (TUNED + " --regime standard --cache primal", 2, "moves theta"),
     "crops of texts": (TUNED + " --augment crop", 2, "cuts images, and {model} reads text inputs"),
     "no ridge": ("fit {model} {one} {out} --ridge 0", 2, "ridge=0.0"),

@@ -1,6 +1,7 @@
 """`tauspan data`: lists, checks, manifests, and their exit codes."""
 
 import json
+import re
 
 import datasets
 import pytest
@@ -134,6 +135,21 @@ def test_a_task_directory_is_made_of_a_csv_file_and_found_by_its_path(tmp_path, 
     assert find_task(str(tmp_path / "toy")).checksum() != task.checksum()
 
 
+@pytest.mark.parametrize("which", ["train", "test", "validation"])
+def test_a_task_never_replaces_the_files_that_it_is_made_of(tmp_path, capsys, which):
+    folder = tmp_path / "toy"
+    folder.mkdir()
+    files = {name: tmp_path / f"{name}.csv" for name in ("train", "test", "validation")}
+    files[which] = folder / "rows.csv"
+    for file in files.values():
+        file.write_text(table())
+    arguments = ["data", "make", files["train"], "--test", files["test"], "--validation", files["validation"],
+                 "--text", "body", "--label", "kind", "-o", folder, "--overwrite"]  # fmt: skip
+    assert main(list(map(str, arguments))) == 2
+    assert "holds the input" in capsys.readouterr().err
+    assert files[which].read_text() == table()
+
+
 @pytest.mark.filterwarnings("always:task .* leaves out")
 def test_what_a_made_task_leaves_out_is_in_the_report_and_in_the_card(tmp_path, capsys):
     (tmp_path / "a.csv").write_text(table(more=";yes\nlast;\ntext 0;no\n"))
@@ -146,6 +162,30 @@ def test_what_a_made_task_leaves_out_is_in_the_report_and_in_the_card(tmp_path, 
     assert "1 without a label, 1 without a text" in err
     assert json.loads(out)["result"]["left_out"] == counts
     assert read_json(tmp_path / "toy" / "card.json")["left_out"] == counts
+
+
+@pytest.mark.filterwarnings("always:task .* leaves out")
+@pytest.mark.parametrize(
+    ("content", "options"),
+    [
+        (table(more="caf\u00e9;no\n").encode("cp1252"), ()),
+        (table().encode("utf-16-be"), ()),
+        (table(more='"a" b;no\n').encode(), ()),
+        (table(more='"a \\" b;c";no\n').encode(), ()),
+        (table(more="last; no\n").encode(), ()),
+        (table().replace(";no", ";1").replace(";yes", ";2").encode(), ("--label-names", "bad", "good")),
+        (table().replace(";no", ";0.5").replace(";yes", ";1.5").encode(), ()),
+    ],
+)
+def test_the_repair_that_a_refusal_names_works_on_the_command_line(tmp_path, capsys, content, options):
+    (tmp_path / "a.csv").write_bytes(content)
+    arguments = [*make(tmp_path, "--text", "body", "--label", "kind"), *options]
+    assert main(arguments) == 6
+    repairs = re.findall(r"\((--[a-z-]+)(?: ([\w-]+))?\)", capsys.readouterr().err)
+    assert repairs
+    values = {"--label-names": ["0.5", "1.5"]}
+    codes = [main([*arguments, *filter(None, repair), *values.get(repair[0], [])]) for repair in repairs]
+    assert 0 in codes, repairs
 
 
 def test_all_that_a_file_leaves_open_can_be_said(tmp_path):

@@ -304,7 +304,7 @@ def test_adamerging_refuses_what_does_not_fit() -> None:
     (task, vector), *_ = vectors.items()
     for options, error, message in (
         ({"steps": 0}, UsageError, "steps"), ({"rows": 0}, UsageError, "rows"), ({"lr": -1}, UsageError, "lr"),
-        ({"per": "tensor"}, UsageError, "per"), ({"split": "tests"}, DataError, "no split"),
+        ({"per": "tensor"}, UsageError, "per"), ({"split": "tests"}, UsageError, "split='tests'. Did you mean 'test'"),
         ({"bounds": (1, 0)}, UsageError, "bounds"), ({"regime": "standard"}, UsageError, "linear vector"),
     ):  # fmt: skip
         given: dict[str, Any] = {"steps": 1, **options, **Q}

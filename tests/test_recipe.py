@@ -146,6 +146,8 @@ def test_a_recipe_is_refused_with_its_place(case: str) -> None:
         ("model: 3\ntasks: [a]\n", "line 1: model is 3, and must be str"),
         ("model: [minilm\n", "is not YAML"),
         ("a: b: c\n", "is not YAML"),
+        ("a: 1\n\x00", "is not YAML"),
+        ("a: \x07\n", "is not YAML"),
         ("model: !!python/object:os.system x\n", "is not YAML"),
         ("- model\n", "holds list, not a mapping"),
         ("", "holds NoneType, not a mapping"),

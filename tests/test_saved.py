@@ -525,3 +525,75 @@ def test_help_stays_light_and_names_the_new_options() -> None:
     ]
     done = subprocess.run(words, capture_output=True, text=True, env=os.environ)
     assert done.stdout.strip() == "False", done.stderr
+
+
+@pytest.mark.parametrize("regime", ["linear", "posthoc", "standard"])
+def test_an_edit_never_replaces_what_it_is_made_from(
+    home: Path, letters: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], regime: str
+) -> None:
+    base, tau = shutil.copytree(home, tmp_path / "all" / "base"), tmp_path / "all" / "tau"
+    program.vector_of(base, seed=3, regime="linear" if regime == "linear" else "standard").save_pretrained(
+        tau
+    )
+    task = shutil.copytree(letters, tmp_path / "all" / "task")
+    before = program.contents(tmp_path / "all")
+    for out in (base, tau, task, tmp_path / "all"):
+        words = ("--regime", regime, "--task", task, "--overwrite")
+        assert run("apply", base, tau, out, *words) == 2
+        assert "Choose another output" in capsys.readouterr().err
+    tuned = apply(load(base), TaskVector.from_pretrained(tau), regime=regime)  # type: ignore[arg-type]
+    with pytest.raises(UsageError, match="is the input"):
+        save(tuned, base, overwrite=True)
+    assert program.contents(tmp_path / "all") == before
+    save(tuned, tmp_path / "out")
+    save(tuned, tmp_path / "out", overwrite=True)
+    save(load(tmp_path / "out"), tmp_path / "out", overwrite=True)
+    assert run("evaluate", tmp_path / "out", task, "--quiet") == 0
+
+
+def test_a_vector_never_replaces_the_models_that_it_is_made_of(home: Path, tmp_path: Path) -> None:
+    base = shutil.copytree(home, tmp_path / "base") / "model.safetensors"
+    tuned = shutil.copy(base, tmp_path / "tuned.safetensors")
+    before = program.contents(tmp_path)
+    for out in (base, tuned):
+        assert run("vector", "diff", base, tuned, "-o", out, "--overwrite") == 2
+    assert program.contents(tmp_path) == before
+    tau = tmp_path / "tau.safetensors"
+    assert run("vector", "diff", base, tuned, "-o", tau, "--quiet") == 0
+    assert run("vector", "scale", tau, 2, "-o", tau, "--overwrite", "--quiet") == 0  # it can be scaled back
+
+
+def test_an_option_that_nothing_would_read_is_refused(
+    home: Path, letters: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for regime in ("linear", "standard"):
+        program.vector_of(home, seed=3, regime=regime).save_pretrained(tmp_path / regime)
+    assert run("apply", home, tmp_path / "linear", tmp_path / "tangent", "--task", letters) == 0
+    (tmp_path / "rows.txt").write_text("a b c\n")
+    out, rows, tangent = tmp_path / "out", tmp_path / "rows.txt", tmp_path / "tangent"
+    standard, linear = ("--vector", tmp_path / "standard"), tmp_path / "linear"
+    refused: list[tuple[str, tuple[Any, ...]]] = [
+        ("--scale", ("evaluate", home, letters, "--scale", 2)),
+        ("--regime", ("evaluate", home, letters, "--regime", "posthoc")),
+        ("--point", ("predict", home, rows, "--task", letters, "--point", "encoder")),
+        ("--scale", ("predict", tangent, rows, "--scale", 2)),
+        ("--point", ("evaluate", home, letters, *standard, "--point", "encoder")),
+        ("--point", ("predict", home, rows, "--task", letters, *standard, "--point", "encoder")),
+        ("--point", ("apply", home, tmp_path / "standard", out, "--point", "encoder")),
+        ("--point", ("finetune", home, letters, out, "--regime", "standard", "--point", "encoder")),
+        ("--vector", ("evaluate", tangent, letters, "--vector", linear)),
+        ("--head-from", ("apply", home, linear, out, "--head-from", home)),
+        ("--out-dtype", ("apply", home, linear, out, "--out-dtype", "float16")),
+        ("a directory", ("apply", home, linear, tmp_path / "out.safetensors")),
+    ]
+    for said, words in refused:
+        assert run(*words) == 2, words
+        assert said in capsys.readouterr().err, words
+    assert not out.exists()
+    assert not out.with_suffix(".safetensors").exists()
+    for words in (
+        ("evaluate", tangent, letters, "--scale", 2, "--point", "encoder"),
+        ("evaluate", home, letters, *standard, "--scale", 2, "--regime", "posthoc", "--point", "encoder"),
+        ("predict", home, rows, "--task", letters, *standard, "--scale", 2),
+    ):
+        assert run(*words, "--quiet") == 0, words

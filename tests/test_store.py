@@ -7,6 +7,7 @@ import signal
 import struct
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -14,7 +15,7 @@ from torch import nn
 
 import tiny
 from tauspan import store
-from tauspan.errors import StoreError
+from tauspan.errors import StoreError, UsageError
 from tauspan.store import Checkpoint
 
 ONE = {"w": torch.tensor([1.0, 2.0])}
@@ -312,3 +313,17 @@ def test_a_streamed_file_holds_what_a_written_one_holds(tmp_path):
     assert tiny.same_bits(store.Checkpoint(streamed).read(), tensors), (
         "a stream that breaks off changes nothing"
     )
+
+
+# -- what is read ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("out", ["model", "link", "."])
+def test_an_output_that_is_or_holds_an_input_is_refused(tmp_path, monkeypatch, out):
+    monkeypatch.chdir(tmp_path)
+    store.write_text("model/weights", "kept")
+    Path("link").symlink_to("model")
+    with pytest.raises(UsageError, match=r"(is|holds) the input .*model.*, and nothing is written over"):
+        store.require_apart(out, [None, "org/name", "model"])
+    store.require_apart("model/inside", ["model"])
+    store.require_apart("other", ["model", "model/weights"])

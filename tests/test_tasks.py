@@ -8,8 +8,10 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+import checkpoints
+import program
 import tiny
-from tauspan.errors import DataError
+from tauspan.errors import DataError, UsageError
 from tauspan.models import Encoder, Head, load_model
 from tauspan.store import read_json
 from tauspan.suite import DIRECTORY, NAMES, find_task, suite
@@ -65,6 +67,18 @@ def test_inputs_and_labels_are_as_many():
 def test_prompts_are_as_many_as_classes():
     with pytest.raises(DataError, match="2 classes and 1 label prompts"):
         task(label_prompts=["only one"])
+
+
+@pytest.mark.parametrize("most", [0, -1, 2.5, "8", True])
+def test_texts_are_cut_at_a_whole_number_of_tokens(most, tmp_path):
+    with pytest.raises(DataError, match="at least 1"):
+        replace(task(), max_tokens=most)
+    folder = program.task(tmp_path / "letters", suggested_max_tokens=most)
+    with pytest.raises(DataError, match="suggested_max_tokens"):
+        Task.from_directory(folder)
+    encoder = load_model(checkpoints.write(tmp_path / "bert", "bert"))
+    with pytest.raises(UsageError, match="at least 1"):
+        encoder.encode(["a b"], most)
 
 
 def test_an_unknown_split_names_the_nearest():

@@ -16,6 +16,7 @@ from tauspan.saved import (
     REFERENCE,
     TANGENT,
     Reference,
+    edited_from,
     load_into,
     load_tangent,
     restore_edited,
@@ -217,7 +218,10 @@ def save(edited: nn.Module, path: str | Path, *, overwrite: bool = False) -> Non
 
     Raises:
         StoreError: the output is already there or cannot be written; nothing is left behind.
+        UsageError: it would replace the pre-trained model that this one was edited from.
     """
+    store.require_folder(path)
+    store.require_apart(path, edited_from(edited))
     with store.atomic(path, overwrite=overwrite) as temporary:
         temporary.mkdir()
         if isinstance(edited, Linearized):

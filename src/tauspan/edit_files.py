@@ -162,7 +162,7 @@ def apply_files(
         head_from: a directory of the same backbone with a head: the result has its head, configuration and
             architecture.
         dtype: of the stored floating-point tensors: `"float32"`, `"base"` (tensor by tensor) or another.
-        overwrite: replace what lies at `out`.
+        overwrite: replace what lies at `out`, unless it is or holds `model` or `head_from`.
 
     Returns:
         What the caller should say: leniency that was used, and what rounding took.
@@ -170,10 +170,17 @@ def apply_files(
     Raises:
         UsageError, BaseMismatchError, MismatchError, StoreError, ModelError: each names what does not fit.
     """
+    store.require_folder(out)
+    store.require_apart(out, [model, head_from])
     store.require_free(Path(out), overwrite)
     chosen = edit_regime(vector, regime, allow)
     if dtype not in DTYPES:
         raise UsageError(f"unknown dtype {dtype!r}. {nearest(dtype, DTYPES)}")
+    if chosen != "standard" and (head_from is not None or dtype != "float32"):
+        raise UsageError(
+            f"{'head_from (--head-from)' if head_from is not None else 'dtype (--out-dtype)'} is of the weights that the "
+            f"regime 'standard' writes; {chosen!r} writes a vector and names the model. Leave it out."
+        )
     base = Base(model)
     if base.directory is None:
         raise UsageError(f"{model} is a file of weights; an edited model is made from its directory.")

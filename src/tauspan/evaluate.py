@@ -85,12 +85,18 @@ def evaluate(
         processes share the batches, and each returns the whole report.
 
     Raises:
+        UsageError: a vector for a tangent model, which has its own.
         MismatchError: several processes were started with different models, edits or data.
         NonFiniteError: a row's logits are NaN or infinite; it is never counted as a class.
     """
     if isinstance(encoder, Linearized):
+        if vector is not None:
+            raise UsageError(
+                "`vector` (--vector) edits a pre-trained model, and this is an edited tangent model, which has its own: "
+                "leave it out, or give the model that both start from."
+            )
         point = point or encoder.head_point
-        vector = encoder.task_vector(encoder.label) if vector is None else vector
+        vector = encoder.task_vector(encoder.label)
         encoder = base_encoder(encoder)
     chosen = None if vector is None else edit_regime(vector, regime)
     point = None if vector is None else point_of([vector], point)

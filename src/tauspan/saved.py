@@ -95,6 +95,15 @@ def save_edited(edited: nn.Module, directory: Path) -> None:
     save_heads(directory, _heads(edited))
 
 
+def edited_from(edited: nn.Module) -> list[str | Path | None]:
+    """The directories of pre-trained models that an edited one refers to when it is saved."""
+    encoder = models.encoder_in(edited.base if isinstance(edited, Linearized) else edited)
+    if encoder is None:
+        return []
+    home = encoder.home.directory if isinstance(edited, Linearized) and encoder.home is not None else None
+    return [home, None if encoder.origin is None else encoder.origin.path]
+
+
 def _heads(edited: nn.Module) -> dict[str, Frozen]:
     """The heads that an encoder keeps, and the one that a classifier has on it: `head`, unless it is one of them."""
     encoder = models.encoder_in(edited)

@@ -40,15 +40,14 @@ class Document:
 
     def __init__(self, text: str, where: str) -> None:
         self.where = where
-        loader = yaml.SafeLoader(text)
         try:
+            loader = yaml.SafeLoader(text)  # which reads the first characters
             self.node: Any = loader.get_single_node()
             _refuse_twice(self.node, where, "", set())  # before `<<` is written out
             self.plain: Any = None if self.node is None else loader.construct_document(self.node)
+            loader.dispose()
         except (yaml.YAMLError, RecursionError, ValueError) as error:
             raise RecipeError(f"{where} is not YAML: {error}") from error
-        finally:
-            loader.dispose()
         if not isinstance(self.plain, Mapping):
             raise RecipeError(f"{where} holds {type(self.plain).__name__}, not a mapping of keys to values.")
 

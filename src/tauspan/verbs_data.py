@@ -176,9 +176,10 @@ def make(options: argparse.Namespace) -> None:
     """A task directory from files, and whether rows of it stand in two splits."""
     from tauspan.data import find_leaks
     from tauspan.report import Report, Table
-    from tauspan.store import require_free
+    from tauspan.store import require_apart, require_free
     from tauspan.tasks import Task
 
+    require_apart(options.out, [options.train, options.test, options.validation])
     require_free(Path(options.out), options.overwrite)
     task = Task.from_files(
         options.name or Path(options.out).name,

@@ -109,11 +109,15 @@ def apply(options: argparse.Namespace) -> None:
     """Write an edited model."""
     from tauspan.edit import edit_regime
     from tauspan.edit_files import apply_files
+    from tauspan.store import require_apart
 
     out = options.output or options.out
     if out is None or (options.output and options.out):
         raise UsageError("name one place for the edited model: `tauspan apply MODEL VECTOR OUT` (or -o OUT).")
+    require_apart(out, [options.vector, *(options.task or ())])
     vector, allow = vector_of(options.vector), options.allow or ()
+    chosen = edit_regime(vector, options.regime, allow)
+    _require_read(options, chosen)
     notes = apply_files(
         options.model, vector, out, options.scale, regime=options.regime, point=options.point, allow=allow,
         tasks=[task_of(name) for name in options.task or ()], head_from=options.head_from, dtype=options.out_dtype,
@@ -121,7 +125,6 @@ def apply(options: argparse.Namespace) -> None:
     )  # fmt: skip
     for note in notes:
         tell(note)
-    chosen = edit_regime(vector, options.regime, allow)
     if options.json:
         facts = {"model": out, "scale": options.scale, "regime": chosen, "notes": notes}
         sys.stdout.write(json.dumps(facts) + "\n")
@@ -134,22 +137,42 @@ def apply(options: argparse.Namespace) -> None:
 
 def evaluate(options: argparse.Namespace) -> None:
     """Accuracy on tasks."""
-    from tauspan.edit import load
+    from tauspan.edit import edit_regime, load
     from tauspan.evaluate import evaluate as measure
+    from tauspan.linear import Linearized
 
     vector = vector_of(options.vector) if options.vector else None
     tasks = [task_of(name, options.rows) for name in options.tasks]
+    model = load(options.model, options.device, base=options.base)
+    if vector is not None or not isinstance(
+        model, Linearized
+    ):  # whose own vector has a scale and a point too
+        _require_read(options, None if vector is None else edit_regime(vector, options.regime))
     show(measure(
-        load(options.model, options.device, base=options.base), tasks, vector, options.scale, options.regime,
-        options.split,
+        model, tasks, vector, options.scale, options.regime, options.split,
         **passes(options),
     ), options)  # fmt: skip
+
+
+def _require_read(options: argparse.Namespace, regime: str | None) -> None:
+    """Refuse options of an edit that nothing would read: without one (None), or in the standard regime."""
+    if regime is None:
+        given = {"--scale": options.scale != 1.0, "--regime": options.regime, "--point": options.point}
+        for name in (name for name, value in given.items() if value):
+            raise UsageError(
+                f"{name} says how a vector edits, and none is given: add --vector VECTOR, or leave {name} out."
+            )
+    if regime == "standard" and options.point:
+        raise UsageError(
+            f"--point {options.point} says where a tangent model is linearised, and the standard regime has none: "
+            "leave it out, or say --regime posthoc."
+        )
 
 
 def predict(options: argparse.Namespace) -> None:
     """Classes of rows."""
     from tauspan.edit import apply as edited
-    from tauspan.edit import load
+    from tauspan.edit import edit_regime, load
     from tauspan.linear import Linearized
     from tauspan.models import encoder_in
     from tauspan.report import Cell, Report, Table, provenance
@@ -170,9 +193,12 @@ def predict(options: argparse.Namespace) -> None:
                 f"{options.model!r} is an edited tangent model; --vector starts from a pre-trained one."
             )
         vector = vector_of(options.vector)
+        _require_read(options, edit_regime(vector, options.regime))
         model = cast(
             "Encoder", edited(base, vector, options.scale, regime=options.regime, point=options.point)
         )
+    else:
+        _require_read(options, None)
     names, rows = rows_of(options.rows, options.text)
     found = model.predict(rows, name, batch_size=options.batch_size)
     table: list[dict[str, Cell]] = [

@@ -189,6 +189,11 @@ def finetune(options: argparse.Namespace) -> None:
     """Train one vector."""
     from tauspan.train import Settings, train
 
+    if options.regime == "standard" and options.point:
+        raise UsageError(
+            f"--point {options.point} says where the tangent model is linearised, and --regime standard has none. Leave "
+            "one of them out."
+        )
     settings = Settings(
         regime=options.regime, seed=options.seed or 0, params=options.params, point=options.point,
         epochs=options.epochs, max_steps=options.max_steps, batch_size=options.batch_size,

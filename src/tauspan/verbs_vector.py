@@ -72,7 +72,12 @@ def place_label(path: str) -> str:
     return f"{place.parent.name}/{own}" if says_little and place.parent.name else own
 
 
-def _write(vector: "TaskVector", options: argparse.Namespace) -> None:
+def _write(vector: "TaskVector", options: argparse.Namespace, *models: str) -> None:
+    """Write a vector; never over the models that it is made from, which it cannot give back."""
+    from tauspan.store import require_apart
+    from tauspan.vector import vector_file
+
+    require_apart(vector_file(options.out), models)
     vector = vector if options.label is None else vector.named(options.label)
     file = vector.save_pretrained(options.out, overwrite=options.overwrite)
     if options.json:
@@ -86,7 +91,7 @@ def diff(options: argparse.Namespace) -> None:
 
     label = options.label or place_label(options.tuned)
     vector = TaskVector.from_checkpoints(options.base, options.tuned, label=label)
-    _write(vector, options)
+    _write(vector, options, options.base, options.tuned)
 
 
 def from_adapter(options: argparse.Namespace) -> None:
@@ -94,9 +99,8 @@ def from_adapter(options: argparse.Namespace) -> None:
     from tauspan.merge.adapter_vector import adapter_vector
 
     label = options.label or place_label(options.adapter)
-    _write(
-        adapter_vector(options.adapter, options.base, label=label, leave_out=options.leave_out or ()), options
-    )
+    vector = adapter_vector(options.adapter, options.base, label=label, leave_out=options.leave_out or ())
+    _write(vector, options, options.base, options.adapter)
 
 
 def inspect(options: argparse.Namespace) -> None:

@@ -93,7 +93,7 @@ class Linearized(nn.Module):
 
     def __repr__(self) -> str:
         """One line; print `base` for the layers."""
-        name = type(models.core(self.base)[0]).__name__
+        name = type(self.base).__name__
         return f"Linearized({name}, point={self.point!r}, {len(self._names)} tensors, engine={self.engine!r})"
 
     @property

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from tauspan import models, params
+from tauspan.arguments import checked
 from tauspan.edit_files import Base
 from tauspan.errors import MismatchError, UsageError, listed, nearest
 from tauspan.merge.adapters import Adapter, read_adapter
@@ -30,6 +31,7 @@ class _Start:
     aliases: Mapping[str, str] = field(default_factory=dict)
 
 
+@checked
 def adapter_vector(
     path: str | Path,
     base: nn.Module | Params | str | Path,

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from tauspan.ahead import in_threads
-from tauspan.errors import DataError
+from tauspan.errors import DataError, UsageError
 from tauspan.models.crop import random_box
 from tauspan.models.extras import require_extra
 from tauspan.models.pictures import is_picture, rgb
@@ -99,6 +99,8 @@ class Inputs:
         self, texts: Sequence[str], max_tokens: int | None, positions: int | None
     ) -> dict[str, Tensor]:
         """Texts as the tokenizer's tensors, no longer than the caller, the model and the tokenizer allow."""
+        if max_tokens is not None and (type(max_tokens) is not int or max_tokens < 1):
+            raise UsageError(f"max_tokens={max_tokens!r}: it must be a whole number, at least 1.")
         own = getattr(self.tokenizer, "model_max_length", None)
         usual = self.limit or (own if isinstance(own, int) and own < _NO_LIMIT else None)
         allowed = [most for most in (max_tokens or usual, positions) if most is not None]

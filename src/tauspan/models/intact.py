@@ -21,6 +21,7 @@ _LEAVES = (Tensor, str, bytes, int, float, complex, bool, type, type(None))
 _REGISTRIES = ("_parameters", "_buffers", "_modules")
 _HOOKS = frozenset(vars(nn.Module())) - {*_REGISTRIES}
 _SYSTEM = frozenset({"builtins", "torch", "logging", "threading", "weakref", "abc", "typing"})
+_OURS = frozenset({"tauspan.models.home", "tauspan.models.frozen"})  # what an encoder keeps beside its module
 
 
 @dataclass(frozen=True)
@@ -202,9 +203,8 @@ def _containers(module: nn.Module) -> Iterator[tuple[_Container, str, bool]]:
 def _has_attributes(item: Any) -> bool:
     """Whether this is an object of somebody's own class, whose attributes a forward pass may write to."""
     callables = (types.FunctionType, types.MethodType, functools.partial, types.ModuleType)
-    return (
-        hasattr(item, "__dict__") and not isinstance(item, callables) and type(item).__module__ not in _SYSTEM
-    )
+    known = type(item).__module__ in _SYSTEM | _OURS
+    return hasattr(item, "__dict__") and not isinstance(item, callables) and not known
 
 
 def _behind(item: Any) -> Iterator[Any]:

@@ -4,7 +4,16 @@ Only safetensors is read. A file appears under its final name complete or not at
 to a temporary neighbour, flushed to the disk and renamed.
 """
 
-from tauspan.store.places import atomic, locked, publish, require_free, write_json, write_text
+from tauspan.store.places import (
+    atomic,
+    locked,
+    publish,
+    require_apart,
+    require_folder,
+    require_free,
+    write_json,
+    write_text,
+)
 from tauspan.store.reading import (
     PICKLE_SUFFIXES,
     STEMS,
@@ -27,6 +36,6 @@ from tauspan.store.tensors import (
 
 __all__ = [
     "DTYPES", "INDEX_SUFFIX", "LONGEST_HEADER", "PICKLE_SUFFIXES", "STEMS", "Checkpoint", "atomic", "damaged", "located",
-    "locked", "publish", "read_json", "refuse_gguf", "refuse_pickle", "require_free", "stream_shards", "stream_tensors",
-    "tensor_header", "write_json", "write_tensors", "write_text",
+    "locked", "publish", "read_json", "refuse_gguf", "refuse_pickle", "require_apart", "require_folder", "require_free",
+    "stream_shards", "stream_tensors", "tensor_header", "write_json", "write_tensors", "write_text",
 ]  # fmt: skip

@@ -6,14 +6,14 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError
 
-from tauspan.errors import StoreError
+from tauspan.errors import StoreError, UsageError
 
 _TEMPORARY = ".part"
 _REPLACED = ".old"
@@ -23,6 +23,32 @@ def require_free(path: Path, overwrite: bool) -> None:
     """Raise `StoreError` if something lies at `path` and `overwrite` is false."""
     if path.exists() and not overwrite:
         raise StoreError(f"{path} is already there. Choose another output, or say `overwrite` (--overwrite).")
+
+
+def require_folder(out: str | Path) -> None:
+    """Raise `UsageError` if a name is that of a file of weights: what is called so is read as one file."""
+    if Path(out).suffix in (".safetensors", ".json"):
+        raise UsageError(
+            f"{out}: a model is written as a directory. Give its name, {Path(out).with_suffix('')}."
+        )
+
+
+def require_apart(out: str | Path, inputs: Iterable[str | Path | None]) -> None:
+    """Raise unless what is read stays when `out` is replaced. Ids, which no file has, are passed over.
+
+    Raises:
+        UsageError: `out` is an input or a folder that holds one; links are followed.
+    """
+    target = Path(out).resolve()
+    for given in inputs:
+        if given is None or not Path(given).exists():
+            continue
+        place = Path(given).resolve()
+        if target == place or target in place.parents:
+            raise UsageError(
+                f"the output {out} {'is' if target == place else 'holds'} the input {given}, and nothing is written "
+                "over what it is made from. Choose another output."
+            )
 
 
 @contextmanager

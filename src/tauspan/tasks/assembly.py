@@ -145,7 +145,7 @@ def _strip(parts: Sequence[_Part], clean: bool) -> None:
             if text is not None and text != text.strip()
         )
         raise DataError(
-            f"{part.rows.place(row)}: the label {part.labels[row]!r} has white space around it, as {count} labels have, "
+            f"{part.rows.place(row)}: the label {part.labels[row]!r} has white space around it ({count} in all), "
             "so it is another class than the same word without. Take it off, or pass clean=True (--clean), which does "
             "that and says how often."
         )
@@ -214,7 +214,8 @@ def _implied(parts: Sequence[_Part]) -> list[str]:
             else f"another label in each of {rows} rows"
         )
         raise DataError(
-            f"{where} has {seen}: is that the column of the classes? If it is, name all classes with `label_names`."
+            f"{where} has {seen}: is that the column of the classes? If it is, name all classes with "
+            "`label_names` (--label-names)."
         )
     return names
 

@@ -99,14 +99,15 @@ def class_names(labels: Iterable[str], where: str) -> list[str]:
     if len(names) > _MOST_CLASSES:
         raise DataError(
             f"{where} has {len(names):,} different labels: is that the column of the classes? If it is, give "
-            "`label_names`."
+            "`label_names` (--label-names)."
         )
     if names and all(_WHOLE.fullmatch(name) for name in names):
         return sorted(names, key=lambda name: int(float(name)))
     if names and all(_NUMBER.fullmatch(name) for name in names):
         raise DataError(
             f"{where} has numbers as labels that are not whole ({listed(sorted(names))}): this reads classes, and no "
-            "measurements. If they are the names of classes, give them as `label_names`."
+            "measurements. If they are the names of classes, give them as `label_names` "
+            "(--label-names)."
         )
     return sorted(names)
 
@@ -155,7 +156,7 @@ def places(labels: Sequence[str], names: Sequence[str], meaning: Meaning = "auto
         raise UnknownLabelError(
             text,
             f"is the smallest label, and labels that are numbers count from 0, so class 0 ({names[0]!r}) has no row. Say "
-            'labels="from_1" if they count from 1, or labels="from_0" if that class has no rows.',
+            'labels="from_1" (--labels from_1) if they count from 1, or labels="from_0" if that class has no rows.',
         )
     return by_number
 
@@ -206,7 +207,9 @@ def _why(text: str, labels: Sequence[str], names: Sequence[str], meaning: Meanin
     hint = ""
     numbers = [one for label in labels if (one := _number(label)) is not None]
     if len(numbers) == len(labels) and (min(numbers), max(numbers)) == (1, count) and start == 0:
-        hint = f' The labels run from 1 to {count}: say labels="from_1" if 1 is {names[0]!r}.'
+        hint = (
+            f' The labels run from 1 to {count}: say labels="from_1" (--labels from_1) if 1 is {names[0]!r}.'
+        )
     classes = f"{count} classes: {listed(names)}"
     return f"is no class: label {number} lies outside {start}..{count - 1 + start} ({classes}).{hint}"
 

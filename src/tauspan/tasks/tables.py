@@ -107,8 +107,8 @@ def _opened(file: Path, dialect: Dialect, form: str) -> Iterator[IO[str]]:
     except UnicodeError as error:
         where = _undecodable(file, opener, encoding or "")
         raise DataError(
-            f'{file} cannot be read as {form}: {where} is no {encoding}. Name its encoding: encoding="cp1252" is common '
-            'on Windows, encoding="latin-1" in older files.'
+            f'{file} cannot be read as {form}: {where} is no {encoding}. Name its encoding: encoding="cp1252" '
+            '(--encoding cp1252) is common on Windows, encoding="latin-1" in older files.'
         ) from error
     except (OSError, EOFError, zlib.error) as error:
         raise DataError(f"{file} cannot be read as {form}: {error}") from error
@@ -121,7 +121,7 @@ def _marked(file: Path, start: bytes, form: str) -> str:
         guess = "utf-16-be" if start[0] == 0 else "utf-16-le"
         raise DataError(
             f"{file} cannot be read as {form}: its first line holds NUL characters. It may be UTF-16 without a mark: "
-            f'pass encoding="{guess}".'
+            f'pass encoding="{guess}" (--encoding {guess}).'
         )
     return found or "utf-8"
 
@@ -214,8 +214,8 @@ def _records(
         except csv.Error as error:
             raise DataError(
                 f"{file} cannot be read as CSV: in the record that begins at line {begun}, {error}. A quote in a "
-                'quoted field is written twice; pass quotes="escaped" if a backslash precedes it, or quotes="none" if '
-                "quotes are characters like others."
+                'quoted field is written twice; pass quotes="escaped" (--quotes escaped) if a backslash precedes it, or '
+                'quotes="none" (--quotes none) if quotes are characters like others.'
             ) from error
         if row is None:
             return

@@ -65,6 +65,7 @@ class Task:
         require_names(self.label_names, self.name)
         classes = len(self.label_names)
         self._check_head(classes)
+        self._check_tokens()
         for split in SPLITS:
             if split not in self.splits or len(self.splits[split]) == 0:
                 raise DataError(f"task {self.name!r} has no rows in its {split} split.")
@@ -95,6 +96,14 @@ class Task:
                     f"{split} of task {self.name!r}, row {row}, is a row {fault}: take it out; `Task.from_files` and "
                     "`from_hub` do so with clean=True."
                 )
+
+    def _check_tokens(self) -> None:
+        most = self.max_tokens
+        if most is not None and (type(most) is not int or most < 1):
+            raise DataError(
+                f"task {self.name!r} cuts texts at {most!r} tokens: give a whole number, at least 1 (`max_tokens`, in a "
+                "card `suggested_max_tokens`), or leave it out."
+            )
 
     def _check_head(self, classes: int) -> None:
         if self.label_prompts and len(self.label_prompts) != classes:

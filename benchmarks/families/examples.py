@@ -22,6 +22,8 @@ from tauspan.models.encoder import single_tensor
 
 FAMILIES = tuple(sorted(name for name in MODEL_MAPPING_NAMES if name not in LEFT_OUT))
 
+_LARGEST = 1000.0  # that a parameter may start from
+
 
 class First(nn.Module):
     """A model by the first tensor (N, ...) of an output in which tauspan finds none by name."""
@@ -107,6 +109,7 @@ def stirred(model: nn.Module, seed: int = 0) -> nn.Module:
     with torch.no_grad():
         for parameter in model.parameters():
             noise = torch.randn(parameter.shape, generator=generator, dtype=torch.float64)
+            parameter[~(parameter.abs() < _LARGEST)] = 0  # memory that nobody has filled
             width = parameter.shape[-1] if parameter.ndim > 1 else 16
             parameter.add_((0.5 / width**0.5) * noise)
         for name, buffer in model.named_buffers():

@@ -116,7 +116,10 @@ class FactorCell:
         total = torch.zeros_like(self.value)
         for part in self.parts:
             if isinstance(part, Dense):
-                total = total + part.jacobian.tensor @ at[part.slot].flatten()
+                jacobian = (
+                    part.jacobian.tensor
+                )  # a module may compute in float32 somewhere, whatever its dtype
+                total = total + jacobian @ at[part.slot].flatten().to(jacobian.dtype)
             else:
                 moved = dict(at)
                 run(part.entry, moved)

@@ -409,9 +409,7 @@ def test_a_column_that_can_hold_no_classes_is_named_unless_names_are_given(tmp_p
 @pytest.mark.parametrize("mark", ["\u200b", "\ufeff", "\u2060", "\xa0"])
 def test_characters_that_are_not_seen_make_no_class_of_their_own(tmp_path, form, mark):
     train, names = ["spam", "ham"] * 10 + ["spam" + mark], ["ham", "spam"] if form == "list" else None
-    with pytest.raises(
-        DataError, match=r"row 20.*or characters that are not seen.*clean=True"
-    ):
+    with pytest.raises(DataError, match=r"row 20.*or characters that are not seen.*clean=True"):
         made(tmp_path, form, train, ["spam"], names)
     with pytest.warns(UserWarning, match="1 spaces around a label"):
         task = made(tmp_path, form, train, ["spam"], names, clean=True)

@@ -13,6 +13,8 @@ from typing import Any, TypeAlias, TypeVar
 import torch
 from torch import Tensor, nn
 
+from tauspan.errors import ModelError
+
 _Container: TypeAlias = dict[Any, Any] | list[Any] | set[Any] | deque[Any]
 _Place: TypeAlias = tuple[dict[str, Tensor | None], str]  # a registry of buffers, and a name in it
 _AnyModule = TypeVar("_AnyModule", bound=nn.Module)
@@ -109,13 +111,16 @@ class Intact:
             self._hold()
         held, self._fresh = self._held, False
         places = self._places() if self._written is None else self._written
+        if torch.is_inference_mode_enabled():  # whose tensors do not count what is written to them
+            places = []
         try:
             self._forget()
             copies = _copied(places)
             for memo in reversed(self.memos if memos is None else memos):  # the last entry of a list first
                 memo.set_aside()
             yield
-            self._written = [place for place, copy in copies if copy._version]
+            if not torch.is_inference_mode_enabled():
+                self._written = [place for place, copy in copies if copy._version]
         finally:
             for container, before in held:
                 if _differ(container, before):
@@ -217,10 +222,14 @@ def working_copy(module: _AnyModule) -> _AnyModule:
 
     Modules that keep such tensors in eval mode drop them in `train()`, by convention; a tensor with an autograd graph
     was made from something and cannot be copied anyway.
+
+    Raises:
+        ModelError: a function that the module keeps holds one of its parameters, which a copy would go on to use.
     """
     intact = Intact(module)
     with intact([memo for memo in intact.kept() if _was_made(memo.container[memo.key])]):
         made = copy.deepcopy(module)
+    _require_own(made, module)
     modes = [(layer, layer.training) for layer in made.modules()]
     for layer, mode in modes:
         if not mode and type(layer).train is not nn.Module.train:
@@ -228,6 +237,36 @@ def working_copy(module: _AnyModule) -> _AnyModule:
     for layer, mode in modes:
         layer.training = mode
     return made
+
+
+def kept_outside(module: nn.Module) -> list[str]:
+    """The places of floating-point tensors that a module keeps outside its parameters and buffers."""
+    buffers = {id(buffer) for buffer in module.buffers()}
+    found = [(memo.where, memo.container[memo.key]) for memo in Intact(module).kept()]
+    return [where for where, item in found if id(item) not in buffers and _has_fractions(item)]
+
+
+def _has_fractions(item: Any) -> bool:
+    if isinstance(item, tuple):
+        return any(map(_has_fractions, item))
+    return isinstance(item, Tensor) and item.is_floating_point() and not isinstance(item, nn.Parameter)
+
+
+def _require_own(made: nn.Module, module: nn.Module) -> None:
+    """Raise if a copy still reaches parameters of the module that it was made from."""
+    names = {id(parameter): name for name, parameter in module.named_parameters()}
+    for item, where, _ in _reached(made):
+        inside = (
+            item.values() if isinstance(item, dict) else item if isinstance(item, list | deque) else (item,)
+        )
+        for tensor in inside:
+            if isinstance(tensor, Tensor) and id(tensor) in names:
+                raise ModelError(
+                    f"{type(module).__name__} keeps a function at {where.removesuffix('.')!r} that holds the parameter "
+                    f"{names[id(tensor)]!r} (a closure or a default), and a copy with other weights would go on to use "
+                    "this one. Take it from the module when it is called (`self.layer.weight`), or keep it in a "
+                    "`functools.partial` or a list, which are copied with the module."
+                )
 
 
 def _saved_buffers(module: nn.Module) -> Iterator[Tensor]:
@@ -278,6 +317,11 @@ def _remembering(module: nn.Module) -> Iterator[_Remembering]:
 
 def _containers(module: nn.Module) -> Iterator[tuple[_Container, str, bool]]:
     """Every dict, list and set that a forward pass could keep something in, its path, whether it holds attributes."""
+    return (found for found in _reached(module) if isinstance(found[0], dict | list | set | deque))
+
+
+def _reached(module: nn.Module) -> Iterator[tuple[Any, str, bool]]:
+    """These containers, and the tensors that functions hold."""
     seen: set[int] = set()
     stack: list[tuple[Any, str, int]] = [(module, "", 0)]
     while stack:
@@ -291,6 +335,9 @@ def _containers(module: nn.Module) -> Iterator[tuple[_Container, str, bool]]:
                 continue
             yield item, where, False
             inside = item.items() if isinstance(item, dict) else enumerate(item)
+        elif isinstance(item, Tensor):
+            yield item, where, False
+            continue
         elif isinstance(item, nn.Module) or _has_attributes(item):
             yield vars(item), where, True
             inside = vars(item).items()
@@ -320,6 +367,8 @@ def _behind(item: Any) -> Iterator[Any]:
     elif isinstance(item, types.MethodType):
         yield item.__self__
     elif isinstance(item, types.FunctionType):
+        yield from item.__defaults__ or ()
+        yield from (item.__kwdefaults__ or {}).values()
         for cell in item.__closure__ or ():
             try:
                 yield cell.cell_contents

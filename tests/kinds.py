@@ -444,6 +444,8 @@ ROWS: dict[str, Callable[[], nn.Module]] = {
     "cosine classifier": lambda: kind(lambda s, x: s.a(x) @ F.normalize(s.w.weight, dim=1).T),
     "weight_norm": MODULES["weight_norm, new"],
     "low rank": lambda: kind(lambda s, x: s.o(F.linear(x, s.a.weight + s.w.weight[:, :2] @ s.w.weight[:2]).tanh())),
+    "layer of one vector": lambda: kind(lambda s, x: s.o((s.a(x) + s.w(x.new_ones(6))).tanh())),
+    "head of one vector": lambda: kind(lambda s, x: s.o(s.a(x).tanh()) + s.o(x.new_ones(6))),
     "one plus a weight": lambda: kind(lambda s, x: s.o(F.rms_norm(s.a(x), (6,)) * (1 + s.q[0]))),
     "tied": lambda: kind(lambda s, x: s.o(F.linear(s.a(F.linear(x, s.w.weight)).tanh(), s.w.weight.T))),
     "in-place": MODULES["in-place"],

@@ -13,8 +13,8 @@ A tiny model of each family with random weights goes through every verb, and eac
 plain reverse-mode autograd, in float64 where the model computes in it: f and J tau; J^T g for each parameter tensor; the
 kernel J J^T; the edited model; every tensor that is saved and loaded. *Right* is a relative difference below 1e-9 where
 all is computed in float64, and below 3e-5 where the model goes through float32 on its way, as many norms and softmaxes do
-whatever the model's own dtype. tau is 0 in an embedding's padding row: f depends on it, and ordinary autograd leaves it
-out by convention.
+whatever the model's own dtype (1e-3 where it does not run in float64 at all). tau is 0 in an embedding's padding row: f
+depends on it, and ordinary autograd leaves it out by convention.
 
 {summary}
 

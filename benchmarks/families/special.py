@@ -129,6 +129,7 @@ SPECIAL: dict[str, Special] = {
     "granitemoehybrid": Special(MAMBA | {"mamba_d_state": 8, "mamba_chunk_size": 4}),
     "mamba2": Special({"num_heads": 8, "head_dim": 8, "state_size": 8, "n_groups": 2, "chunk_size": 4}),
     "fsmt": Special(single=True),
+    "gradium_phonon_tts": Special({"num_key_value_heads": 4}),
     "prophetnet": Special(single=True),
     "mra": Special(single=True),
     "fastspeech2_conformer": Special(single=True),

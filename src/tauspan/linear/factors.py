@@ -263,6 +263,7 @@ def _sorted_entries(
         kind = entry.kinds[0]
         # (N, ...), or (N L, ...) where a layer flattens its input
         batched = kind is not None and len(kind[0]) > 0 and kind[0][0] > 0 and kind[0][0] % rows == 0
+        batched = batched and not (entry.name == "linear" and len(kind[0]) == 1)  # one vector's features
         if len(mine) == len(slots) and (entry.name in table.VIEWS or not batched or place in apart):
             before.append(entry)
             alone |= {slot for slot in entry.outputs if slot is not None}

@@ -47,11 +47,21 @@ class Rearrangement:
         return tuple(self({name: torch.empty(shape, device="meta") for name, shape in self.shapes.items()}))
 
     def __call__(self, stored: Params) -> dict[str, Tensor]:
-        """The tensors in memory from all of the stored ones."""
+        """The tensors in memory from all of the stored ones.
+
+        Raises:
+            ModelError: transformers' rule does not fit the model's configuration.
+        """
         rule = copy.deepcopy(self.rule)
         for pattern, name in self.sources:
             rule.add_tensor(self.first, name, pattern, stored[name])
-        made = rule.convert(self.first, model=self.memory, config=self.memory.config)
+        try:
+            made = rule.convert(self.first, model=self.memory, config=self.memory.config)
+        except Exception as error:  # it is transformers' own, and reads the configuration
+            raise ModelError(
+                f"transformers' own rule that makes {self.first!r} of the tensors in files does not fit this model "
+                f"({error}), so transformers could not load it either: look at the numbers of heads in its configuration."
+            ) from error
         return {name: one[0] if isinstance(one, list) else one for name, one in made.items()}
 
     def back(self, memory: Params) -> dict[str, Tensor]:

@@ -106,3 +106,26 @@ def test_a_hook_that_refers_to_its_module_is_no_part_of_the_copy() -> None:
         return module
 
     assert close(edited(make(), make)(X), moved(make)(X), 1e-6)
+
+
+@pytest.mark.parametrize("view", [lambda w: w[:2], lambda w: w.T, lambda w: w.view(-1)])
+def test_a_kept_view_of_a_parameter_is_refused_and_its_repair_works(view: Any) -> None:
+    class Net(nn.Module):
+        def __init__(self, kept: bool) -> None:
+            super().__init__()
+            self.weight = nn.Parameter(torch.ones(4, 4))
+            self.kept = view(self.weight) if kept else None
+
+        def forward(self, x: Tensor) -> Tensor:
+            part = view(self.weight) if self.kept is None else self.kept
+            return x * part.sum()
+
+    x = torch.ones(2, 1)
+    for kept in (True, False):
+        net = Net(kept).eval()
+        vector = ts.TaskVector({"weight": torch.ones(4, 4)}, ts.models.fingerprint_of(net), "standard", "tau")
+        if kept:
+            with pytest.raises(ModelError, match="keeps a view of the parameter 'weight' at 'kept'"):
+                ts.apply(net, vector)
+        else:
+            assert torch.equal(ts.apply(net, vector)(x), 2 * net(x))

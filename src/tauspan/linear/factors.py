@@ -260,7 +260,7 @@ def _sorted_entries(
         mine = [slot for slot in slots if slot in alone]
         if not mine:
             continue
-        shape = () if entry.kinds[0] is None else entry.kinds[0][0]
+        shape: Sequence[int] = () if entry.kinds[0] is None else entry.kinds[0][0]
         least = 2 if entry.name == "linear" else 1  # a layer of one vector gives features, and no rows
         # (N, ...), or (N L, ...) where a layer flattens its input
         batched = len(shape) >= least and shape[0] > 0 and shape[0] % rows == 0

@@ -1,9 +1,6 @@
 """A module is given back as it was: what a forward pass keeps in it is taken out again."""
 
 import copy
-import functools
-import operator
-import types
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -14,19 +11,20 @@ import torch
 from torch import Tensor, nn
 
 from tauspan.errors import ModelError
+from tauspan.models.reach import (
+    Container,
+    Remembering,
+    containers,
+    differ,
+    items_of,
+    put_back,
+    reached,
+    remembering,
+)
 
-_Container: TypeAlias = dict[Any, Any] | list[Any] | set[Any] | deque[Any]
 _Place: TypeAlias = tuple[dict[str, Tensor | None], str]  # a registry of buffers, and a name in it
 _AnyModule = TypeVar("_AnyModule", bound=nn.Module)
-_DEPTH = 4  # objects inside objects, from a module's own attributes on
 _SINGLE = 64  # kept tensors that are tried one by one
-_LARGE = 1000  # entries from which on a container is a table (a vocabulary), which no forward pass writes to
-_LEAVES = (Tensor, str, bytes, int, float, complex, bool, type, type(None))
-_REGISTRIES = ("_parameters", "_buffers", "_modules")
-_Remembering: TypeAlias = "functools._lru_cache_wrapper[Any]"
-_HOOKS = frozenset(vars(nn.Module())) - {*_REGISTRIES}
-_SYSTEM = frozenset({"builtins", "torch", "logging", "threading", "weakref", "abc", "typing"})
-_OURS = frozenset({"tauspan.models.home", "tauspan.models.frozen"})  # what an encoder keeps beside its module
 
 
 @dataclass(frozen=True)
@@ -59,7 +57,9 @@ class Memo:
         """
         if self.present():
             return True
-        return self.gone and any(_is_kept(item) and id(item) not in before for item in _items(self.container))
+        return self.gone and any(
+            _is_kept(item) and id(item) not in before for item in items_of(self.container)
+        )
 
     def set_aside(self) -> None:
         """Take the tensor out."""
@@ -95,8 +95,8 @@ class Intact:
     def __init__(self, module: nn.Module) -> None:
         self.module = module
         self.memos: tuple[Memo, ...] = ()
-        self._held: list[tuple[_Container, _Container]] = []  # each container with its contents
-        self._remembering: tuple[_Remembering, ...] = ()
+        self._held: list[tuple[Container, Container]] = []  # each container with its contents
+        self._remembering: tuple[Remembering, ...] = ()
         self._looked = self._fresh = False
         self._written: list[_Place] | None = None  # buffers that runs write to; None before the first
 
@@ -123,15 +123,15 @@ class Intact:
                 self._written = [place for place, copy in copies if copy._version]
         finally:
             for container, before in held:
-                if _differ(container, before):
-                    _put_back(container, before)
+                if differ(container, before):
+                    put_back(container, before)
             self._forget()
 
     def _hold(self) -> None:
         """See whether the module holds other things than before."""
-        if not self._held or any(_differ(container, before) for container, before in self._held):
-            self._held = [(container, container.copy()) for container, _, _ in _containers(self.module)]
-            self._remembering = tuple(_remembering(self.module))
+        if not self._held or any(differ(container, before) for container, before in self._held):
+            self._held = [(container, container.copy()) for container, _, _ in containers(self.module)]
+            self._remembering = tuple(remembering(self.module))
             self._looked = False
 
     def _places(self) -> list[_Place]:
@@ -188,7 +188,7 @@ class Intact:
             self.memos = tuple(memo for memo in found if memo is not None)
 
     def _makes_again(self, memos: Sequence[Memo], run: Callable[[], Tensor], wanted: Tensor) -> bool:
-        before = {id(memo.container): [id(item) for item in _items(memo.container)] for memo in memos}
+        before = {id(memo.container): [id(item) for item in items_of(memo.container)] for memo in memos}
         try:
             with self(memos):
                 found = run()
@@ -204,7 +204,7 @@ class Intact:
         registered = {id(tensor) for tensor in (*self.module.parameters(), *_saved_buffers(self.module))}
         attributes = {id(part._buffers) for part in self.module.modules()}  # read as if they were
         found = []
-        for container, where, of_object in _containers(self.module):
+        for container, where, of_object in containers(self.module):
             if of_object:
                 attributes.add(id(container))
             if isinstance(container, set):
@@ -224,10 +224,13 @@ def working_copy(module: _AnyModule) -> _AnyModule:
     was made from something and cannot be copied anyway.
 
     Raises:
-        ModelError: a function that the module keeps holds one of its parameters, which a copy would go on to use.
+        ModelError: a function that the module keeps holds one of its parameters, which a copy would go on to use; or the
+            module keeps a view of a parameter, which a copy would lack.
     """
     intact = Intact(module)
-    with intact([memo for memo in intact.kept() if _was_made(memo.container[memo.key])]):
+    kept = [memo for memo in intact.kept() if _was_made(memo.container[memo.key])]
+    _require_no_views(module, kept)
+    with intact(kept):
         made = copy.deepcopy(module)
     _require_own(made, module)
     modes = [(layer, layer.training) for layer in made.modules()]
@@ -237,6 +240,19 @@ def working_copy(module: _AnyModule) -> _AnyModule:
     for layer, mode in modes:
         layer.training = mode
     return made
+
+
+def _require_no_views(module: nn.Module, kept: Sequence[Memo]) -> None:
+    """Raise if a kept tensor is a view of a parameter: no pass makes it again."""
+    names = {id(parameter): name for name, parameter in module.named_parameters()}
+    for memo in kept:
+        base = getattr(memo.container[memo.key], "_base", None)
+        if id(base) in names:
+            raise ModelError(
+                f"{type(module).__name__} keeps a view of the parameter {names[id(base)]!r} at {memo.where!r}, which a "
+                "copy with other weights would lack. Take it from the parameter in the forward pass "
+                "(`self.weight[:2]` where it is used)."
+            )
 
 
 def kept_outside(module: nn.Module) -> list[str]:
@@ -255,7 +271,7 @@ def _has_fractions(item: Any) -> bool:
 def _require_own(made: nn.Module, module: nn.Module) -> None:
     """Raise if a copy still reaches parameters of the module that it was made from."""
     names = {id(parameter): name for name, parameter in module.named_parameters()}
-    for item, where, _ in _reached(made):
+    for item, where, _ in reached(made):
         inside = (
             item.values() if isinstance(item, dict) else item if isinstance(item, list | deque) else (item,)
         )
@@ -302,92 +318,3 @@ def _was_made(item: Any) -> bool:
     return (
         any(map(_was_made, item)) if isinstance(item, tuple) else getattr(item, "grad_fn", None) is not None
     )
-
-
-def _items(container: Any) -> Iterator[Any]:
-    return iter(container.values() if isinstance(container, dict) else container)
-
-
-def _remembering(module: nn.Module) -> Iterator[_Remembering]:
-    """The methods and attributes of a module and its submodules that `functools.lru_cache` has wrapped."""
-    for part in module.modules():
-        for holder in (vars(part), *(vars(parent) for parent in type(part).__mro__)):
-            yield from (value for value in holder.values() if isinstance(value, functools._lru_cache_wrapper))
-
-
-def _containers(module: nn.Module) -> Iterator[tuple[_Container, str, bool]]:
-    """Every dict, list and set that a forward pass could keep something in, its path, whether it holds attributes."""
-    return (found for found in _reached(module) if isinstance(found[0], dict | list | set | deque))
-
-
-def _reached(module: nn.Module) -> Iterator[tuple[Any, str, bool]]:
-    """These containers, and the tensors that functions hold."""
-    seen: set[int] = set()
-    stack: list[tuple[Any, str, int]] = [(module, "", 0)]
-    while stack:
-        item, where, depth = stack.pop()
-        if id(item) in seen or depth > _DEPTH:
-            continue
-        seen.add(id(item))
-        inside: Any
-        if isinstance(item, dict | list | set | deque):
-            if len(item) > _LARGE:
-                continue
-            yield item, where, False
-            inside = item.items() if isinstance(item, dict) else enumerate(item)
-        elif isinstance(item, Tensor):
-            yield item, where, False
-            continue
-        elif isinstance(item, nn.Module) or _has_attributes(item):
-            yield vars(item), where, True
-            inside = vars(item).items()
-            depth = 0 if isinstance(item, nn.Module) else depth
-        else:
-            stack += [(part, where, depth + 1) for part in _behind(item)]
-            continue
-        for key, value in inside:
-            if not isinstance(value, _LEAVES):
-                if key in _REGISTRIES:
-                    stack.append((value, where, depth))
-                elif key not in _HOOKS:
-                    stack.append((value, f"{where}.{key}".lstrip("."), depth + 1))
-
-
-def _has_attributes(item: Any) -> bool:
-    """Whether this is an object of somebody's own class, whose attributes a forward pass may write to."""
-    callables = (types.FunctionType, types.MethodType, functools.partial, types.ModuleType)
-    known = type(item).__module__ in _SYSTEM | _OURS
-    return hasattr(item, "__dict__") and not isinstance(item, callables) and not known
-
-
-def _behind(item: Any) -> Iterator[Any]:
-    """What a function refers to beyond its arguments."""
-    if isinstance(item, functools.partial):
-        yield from (item.func, list(item.args), item.keywords)
-    elif isinstance(item, types.MethodType):
-        yield item.__self__
-    elif isinstance(item, types.FunctionType):
-        yield from item.__defaults__ or ()
-        yield from (item.__kwdefaults__ or {}).values()
-        for cell in item.__closure__ or ():
-            try:
-                yield cell.cell_contents
-            except ValueError:  # not filled yet
-                continue
-
-
-def _differ(now: Any, before: Any) -> bool:
-    """Whether some entry is another object, or at another place."""
-    if len(now) != len(before):
-        return True
-    if isinstance(now, dict) and not all(map(operator.is_, now.values(), before.values())):
-        return True
-    return bool(now != before) if isinstance(now, set) else not all(map(operator.is_, now, before))
-
-
-def _put_back(container: Any, before: Any) -> None:
-    container.clear()
-    if isinstance(container, list | deque):
-        container.extend(before)
-    else:
-        container.update(before)

@@ -25,7 +25,6 @@ TIMM: dict[str, tuple[int, dict[str, Any]]] = {
     "mobilenetv4_conv_small_035": (32, {}),
     "naflexvit_base_patch16_gap": (32, {"embed_dim": 16, "depth": 2, "num_heads": 2}),
     "pit_ti_224": (32, {"base_dims": (8, 8, 8), "depth": (1, 1, 1), "heads": (1, 2, 2)}),
-    "poolformer_s12": (32, {"dims": (8, 8, 16, 16), "depths": (1, 1, 1, 1)}),
     "swin_tiny_patch4_window7_224": (32, {"window_size": 4, "embed_dim": 8, "depths": (1, 1), "num_heads": (1, 2)}),
     "swinv2_tiny_window8_256": (32, {"window_size": 4, "embed_dim": 8, "depths": (1, 1), "num_heads": (1, 2)}),
     "test_byobnet": (32, {}),
@@ -70,7 +69,8 @@ OPEN_CLIP: dict[str, dict[str, Any]] = {
     "ModifiedResNet": {"vision_cfg": {"image_size": 64, "layers": [1, 1, 1, 1], "width": 8}, "text_cfg": _TEXT},
     "ViT, SigLIP's text tower": {"vision_cfg": _VISION, "text_cfg": _TEXT | {"no_causal_mask": True, "proj_bias": True, "pool_type": "last"}, "init_logit_bias": -10.0},
     "timm tower": {"vision_cfg": {"timm_model_name": "test_vit", "image_size": 160, "timm_pool": "avg", "timm_proj": "linear"}, "text_cfg": _TEXT},
-    "CoCa": {"vision_cfg": _VISION | {"attentional_pool": True, "attn_pooler_heads": 2, "output_tokens": True}, "text_cfg": _TEXT | {"embed_cls": True, "output_tokens": True}, "multimodal_cfg": {"context_length": 8, "vocab_size": 64, "width": 16, "heads": 2, "layers": 2}},
+    "CoCa": {
+        "embed_dim": 16,"vision_cfg": _VISION | {"attentional_pool": True, "attn_pooler_heads": 2, "output_tokens": True}, "text_cfg": _TEXT | {"embed_cls": True, "output_tokens": True}, "multimodal_cfg": {"context_length": 8, "vocab_size": 64, "width": 16, "heads": 2, "layers": 2}},
 }  # fmt: skip
 
 
@@ -114,7 +114,7 @@ def of_open_clip(name: str) -> Example:
     named = {} if coca else {"output_dict": True}
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        model = stirred(Both(kind(embed_dim=8, **named, **options)))
+        model = stirred(Both(kind(**{"embed_dim": 8} | named | options)))
     side = options["vision_cfg"]["image_size"]
     inputs = {"image": drawn(ROWS, 3, side, side), "text": tokens()["input_ids"]}
     return Example(model, inputs, copy.deepcopy(model))

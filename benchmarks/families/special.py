@@ -278,6 +278,7 @@ sapiens2 t5gemma2_encoder textnet timesfm2_5 timm_backbone udop univnet uvdoc vi
 voxtral_realtime_encoder voxtral_realtime_text xcodec zamba zamba2
 """
 LEFT_OUT: dict[str, str] = {
+    "hrm_text": "its cycles make minutes of work of a tiny model",
     "reformer": "its backward raises in eval mode, so ordinary autograd has no gradient of it, and tauspan says so",
     **dict.fromkeys(_LARGE.split(), "sizes that its configuration does not decide are far from tiny"),
     **dict.fromkeys(_LIBRARY.split(), "it needs a library of its own for its kernels or its backbone"),

@@ -1,7 +1,9 @@
 """Modules of the kinds on which a tangent engine can be wrong without a word, and what ordinary autograd says of them."""
 
+from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -29,13 +31,21 @@ class Kind(nn.Module):
                 setattr(self, name, part() if callable(part) and not isinstance(part, nn.Module) else part)
         self.given = forward
 
+        self.register_buffer("made", None, persistent=False)
+
     def forward(self, *inputs: Any) -> Any:
         return self.given(self, *inputs)
 
+    def table(self, rows: int) -> Tensor:
+        """A table for so many rows, kept in a dict."""
+        if rows not in self.kept:
+            self.kept[rows] = self.q.exp().expand(rows, 6)
+        return self.kept[rows]
 
-def kind(forward: Forward, **parts: Any) -> Kind:
+
+def kind(forward: Forward, of: type[Kind] = Kind, **parts: Any) -> Kind:
     """In float64 eval mode; parts are made under the same seed each time."""
-    return Kind(forward, parts).double().eval()
+    return of(forward, parts).double().eval()
 
 
 @dataclass(frozen=True)
@@ -140,6 +150,14 @@ def as_view() -> nn.Module:
     return module
 
 
+class Remembering(Kind):
+    """A method whose results Python itself keeps."""
+
+    @lru_cache(maxsize=4)  # noqa: B019 - the kind of module that is meant
+    def table(self, rows: int) -> Tensor:
+        return self.q.exp().expand(rows, 6)
+
+
 def memo(how: str) -> Callable[[], nn.Module]:
     """A tensor made from a parameter at the first call and kept: LeViT's attention biases."""
 
@@ -161,7 +179,21 @@ def memo(how: str) -> Callable[[], nn.Module]:
                 s.kept.append(s.q.exp())
             made = s.kept[0]
         elif how == "hasattr":
-            if not hasattr(s, "made"):
+            if not hasattr(s, "here"):
+                s.here = s.q.exp()
+            made = s.here
+        elif how in ("by shape", "by method"):
+            made = s.table(len(x))
+        elif how == "tuple":
+            if s.kept is None:
+                s.kept = (s.q.exp(), s.q.sin())
+            made = s.kept[0] * s.kept[1]
+        elif how == "deque":
+            if not s.kept:
+                s.kept.append(s.q.exp())
+            made = s.kept[0]
+        elif how == "buffer":
+            if s.made is None:
                 s.made = s.q.exp()
             made = s.made
         elif how == "object":
@@ -174,8 +206,17 @@ def memo(how: str) -> Callable[[], nn.Module]:
             made = s.kept
         return s.o((s.a(x) + made).tanh())
 
-    start: Any = {"dict": dict, "entry": dict, "list": list, "object": Box}.get(how, lambda: None)
-    return lambda: kind(forward, kept=start)
+    starts: dict[str, Any] = {
+        "dict": dict,
+        "entry": dict,
+        "by shape": dict,
+        "list": list,
+        "deque": deque,
+        "object": Box,
+    }
+    return lambda: kind(
+        forward, of=Remembering if how == "by method" else Kind, kept=starts.get(how, lambda: None)
+    )
 
 
 class Straight(torch.autograd.Function):
@@ -267,6 +308,9 @@ def logged(s: Kind, x: Tensor) -> Tensor:
     return y / (float(y.abs().max()) + 1)
 
 
+MEMOS = (
+    "attribute", "dict", "entry", "list", "hasattr", "object", "tuple", "deque", "buffer", "by shape", "by method"
+)  # fmt: skip
 MODULES: dict[str, Callable[[], nn.Module]] = {
     "layer under several names": lambda: seeded(Shared),
     "buffers under several names": lambda: seeded(SharedNorm),
@@ -274,7 +318,7 @@ MODULES: dict[str, Callable[[], nn.Module]] = {
     "parameter in a dict": in_dict,
     "parameter in a closure": in_closure,
     "view of a parameter": as_view,
-    **{f"memo, {how}": memo(how) for how in ("attribute", "dict", "entry", "list", "hasattr", "object")},
+    **{f"memo, {how}": memo(how) for how in MEMOS},
     "weight_norm, old": lambda: kind(lambda s, x: s.o(s.n(x).tanh()), n=lambda: nn.utils.weight_norm(nn.Linear(6, 6))),
     "weight_norm, new": lambda: kind(
         lambda s, x: s.o(s.n(x).tanh()), n=lambda: nn.utils.parametrizations.weight_norm(nn.Linear(6, 6))
@@ -423,7 +467,14 @@ RANDOM: dict[str, Callable[[], nn.Module]] = {
     "rarely": lambda: kind(lambda s, x: s.o(s.a(x)) * (torch.rand(()) > 0.3)),
     "NumPy": lambda: kind(lambda s, x: s.o(s.a(x)) * float(np.random.rand())),
     "counting": lambda: kind(counted, n=lambda: torch.zeros(1)),
+    "counting in a buffer": lambda: counting(),
 }  # fmt: skip
+
+
+def counting() -> nn.Module:
+    module = kind(counted)
+    module.register_buffer("n", torch.zeros(1))
+    return module
 
 
 def counted(s: Kind, x: Tensor) -> Tensor:

@@ -194,3 +194,15 @@ def test_a_closed_form_moves_the_tangent_model_as_its_certificate_says(name: str
     assert close(kernel.push(fitted.vector), kernel.dense() @ fitted.solved.alpha, 1e-5)
     plain = ts.closed_form(ts.load(ROWS[name]()), task, ridge=0.1, backend="contraction")
     assert all_close(fitted.vector.deltas, plain.vector.deltas, 1e-5)
+
+
+def test_a_factor_cache_takes_layers_that_compute_in_float32_inside_a_float64_model() -> None:
+    """Gemma's norm: one plus a weight, in float32."""
+
+    def make() -> nn.Module:
+        return kind(lambda s, x: s.o((s.a(x).float() * (1 + s.q[0].float())).to(x.dtype).tanh()))
+
+    wanted, lin = truth(make(), X), linearize(make())
+    cell = lin.cache([X], "factors")[0].cell
+    assert close(cell.push(wanted.tau), wanted.tangent, 1e-5)
+    assert all_close(cell.pull(wanted.weights), wanted.pulled, 1e-5)

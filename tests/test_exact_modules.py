@@ -79,6 +79,96 @@ def test_a_module_that_was_called_before_has_the_same_tangents(name: str, grad: 
     compare(module, name)
 
 
+@pytest.mark.parametrize("grad", [True, False], ids=["with a graph", "without"])
+@pytest.mark.parametrize("name", [name for name in MODULES if name.startswith("memo")])
+def test_a_module_that_is_called_meanwhile_has_the_same_tangents(name: str, grad: bool) -> None:
+    wanted, module = truth(MODULES[name](), X), MODULES[name]()
+    lin, kernel = linearize(module), ts.TangentKernel(module, X)
+    alpha = wanted.weights.flatten()
+    for rows in (X, X[:3], X):
+        assert close(lin.tangent(X, vectors=[wanted.tau])[1][0], wanted.tangent)
+        assert close(kernel.matvec(alpha), wanted.jacobian @ (wanted.jacobian.T @ alpha))
+        with torch.set_grad_enabled(grad):
+            module(rows)
+    assert close(lin.cache([X])[0].cell.push(wanted.tau), wanted.tangent)
+
+
+def gathering(s: Kind, x: Tensor) -> Tensor:
+    h = s.a(x).tanh()
+    with torch.no_grad():
+        s.seen += len(h)
+        s.mean.mul_(0.9).add_(h.mean(0), alpha=0.1)
+    return s.o(h)
+
+
+def refreshed(s: Kind, x: Tensor) -> Tensor:
+    s.mean.copy_(s.q.detach()[0].exp())
+    return s.o(s.a(x) * s.mean * s.q)
+
+
+@pytest.mark.parametrize("forward", [gathering, refreshed])
+def test_buffers_that_a_pass_writes_to_are_given_back_as_they_were(forward: Any) -> None:
+    def make() -> Kind:
+        module = kind(forward)
+        module.register_buffer("mean", torch.zeros(6, dtype=torch.float64))
+        module.register_buffer("seen", torch.tensor(0))
+        return module
+
+    wanted, module = truth(make(), X), make()
+    before = copy.deepcopy(module.state_dict())
+    lin = linearize(module)
+    for _ in range(2):
+        assert close(lin.tangent(X, vectors=[wanted.tau])[1][0], wanted.tangent)
+    assert close(ts.TangentKernel(module, X).dense(), wanted.jacobian @ wanted.jacobian.T)
+    assert lin.cache([X])
+    assert all(torch.equal(found, before[name]) for name, found in module.state_dict().items())
+    module(X)
+    assert not torch.equal(module.mean, before["mean"])  # the user's own calls still write
+
+
+def test_a_layer_that_sets_its_parameters_from_the_first_batch_is_refused_until_it_has() -> None:
+    def forward(s: Kind, x: Tensor) -> Tensor:
+        if not s.begun:
+            with torch.no_grad():
+                s.q.copy_(1 / x.std(0))
+            s.begun = True
+        return s.o(x * s.q)
+
+    with pytest.raises(ModelError, match=r"writes to its own parameters.*\(q\).*module\(x\)"):
+        linearize(kind(forward, begun=False))(X)
+    module = kind(forward, begun=False)
+    module(X)
+    wanted = truth(module, X)
+    assert close(linearize(module).tangent(X, vectors=[wanted.tau])[1][0], wanted.tangent)
+
+
+@pytest.mark.parametrize("where", ["global", "class"])
+def test_kernels_of_a_module_that_keeps_tensors_elsewhere_are_right_or_refused(where: str) -> None:
+    class Elsewhere(Kind):
+        table: dict[str, Tensor] = {}  # noqa: RUF012 - the kind of module that is meant
+
+    memory = Elsewhere.table if where == "class" else _MEMORY
+
+    def forward(s: Kind, x: Tensor) -> Tensor:
+        kept = s.table if where == "class" else _MEMORY
+        if "k" not in kept:
+            kept["k"] = s.q.exp()
+        return s.o((s.a(x) + kept["k"]).tanh())
+
+    wanted = truth(kind(forward, of=Elsewhere), X).jacobian
+    memory.clear()
+    try:
+        found = ts.TangentKernel(kind(forward, of=Elsewhere), X).dense()
+    except ModelError as error:
+        assert "keeps a tensor" in str(error)  # noqa: PT017
+    else:
+        assert close(found, wanted @ wanted.T)
+    memory.clear()
+
+
+_MEMORY: dict[str, Tensor] = {}
+
+
 def test_a_float32_lstm_on_the_cpu_has_tangents() -> None:
     """Its kernel has no forward mode; that of float64 has."""
 

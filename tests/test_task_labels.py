@@ -236,14 +236,12 @@ def test_a_split_without_labels_is_named(tmp_path, form, nothing):
 @pytest.mark.parametrize("form", FILES)
 @pytest.mark.parametrize("label", ["spam ", "\tspam", "\u00a0spam"])
 def test_white_space_around_a_label_makes_no_class_of_its_own(tmp_path, form, label):
-    if form == "list":
-        pytest.skip("from_tensors does not clean")
-    train = ["spam", "ham"] * 10 + [label]
-    with pytest.raises(DataError, match=r"row 20.*white space around it, as 1 labels have.*clean=True"):
-        made(tmp_path, form, train, ["spam"])
+    train, names = ["spam", "ham"] * 10 + [label], ["ham", "spam"] if form == "list" else None
+    with pytest.raises(DataError, match=r"row 20.*white space around it.*clean=True"):
+        made(tmp_path, form, train, ["spam"], names)
     (tmp_path / "again").mkdir()
     with pytest.warns(UserWarning, match="train: 1 spaces around a label"):
-        task = made(tmp_path / "again", form, train, ["spam"], clean=True)
+        task = made(tmp_path / "again", form, train, ["spam"], names, clean=True)
     assert task.label_names == ["ham", "spam"]
 
 
@@ -405,3 +403,39 @@ def test_a_column_that_can_hold_no_classes_is_named_unless_names_are_given(tmp_p
     names = sorted({*map(str, labels), "another"}, key=lambda name: (len(name), name))
     task = made(tmp_path / "again", "csv", labels, labels[:2], names, labels="names")
     assert classes(task) == [str(label) for label in labels[:2]]
+
+
+@pytest.mark.parametrize("form", FILES)
+@pytest.mark.parametrize("mark", ["\u200b", "\ufeff", "\u2060", "\xa0"])
+def test_characters_that_are_not_seen_make_no_class_of_their_own(tmp_path, form, mark):
+    train, names = ["spam", "ham"] * 10 + ["spam" + mark], ["ham", "spam"] if form == "list" else None
+    with pytest.raises(DataError, match=r"row 20.*or characters that are not seen.*clean=True"):
+        made(tmp_path, form, train, ["spam"], names)
+    with pytest.warns(UserWarning, match="1 spaces around a label"):
+        task = made(tmp_path, form, train, ["spam"], names, clean=True)
+    assert task.label_names == ["ham", "spam"]
+
+
+def test_truths_in_several_spellings_are_no_classes_of_their_own(tmp_path):
+    with pytest.raises(DataError, match=r"two classes of one name: 'TRUE'.*'True'"):
+        made(tmp_path, "csv", ["TRUE", "False", "True"] * 7, ["True"])
+    assert classes(made(tmp_path, "csv", ["TRUE", "False", "True"] * 7, ["true"], ["False", "True"])) == [
+        "True"
+    ]
+
+
+def test_very_large_numbers_are_sorted_as_numbers(tmp_path):
+    large = [2**63 + 1, 2**63] * 10
+    assert made(tmp_path, "csv", large, large[:2]).label_names == [str(2**63), str(2**63 + 1)]
+
+
+@pytest.mark.parametrize(
+    "bad", [(["a", "b", ""], [0, 1, 1]), (["a", "b", "c"], [0, 1, -1]), (["a", "b", "c"], [0, 1, None])]
+)
+def test_lists_are_cleaned_as_files_are(bad):
+    splits = {"validation": (["v"], [0]), "test": (["w"], [1])}
+    with pytest.raises(DataError, match="clean=True"):
+        Task.from_tensors("t", ["x", "y"], train=bad, **splits)
+    with pytest.warns(UserWarning, match="leaves out train: 1 without"):
+        task = Task.from_tensors("t", ["x", "y"], train=bad, clean=True, **splits)
+    assert len(task.split("train")) == 2

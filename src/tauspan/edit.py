@@ -1,5 +1,6 @@
 """Editing a model: load it, apply a task vector to it, save what came out."""
 
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal, TypeAlias
@@ -8,7 +9,7 @@ from torch import nn
 
 from tauspan import models, store
 from tauspan.arguments import checked
-from tauspan.errors import ModelError, UsageError, nearest
+from tauspan.errors import ModelError, UsageError, listed, nearest
 from tauspan.linear import Linearized, linearize
 from tauspan.models import Classifier, Encoder, Origin
 from tauspan.processes import own_device
@@ -180,6 +181,7 @@ def apply(
         return _tangent(module, vector * scale, point_of([vector], point))
     own = vector.fitted(module)
     edited = models.working_copy(module)
+    _tell_kept(edited)
     set_weights(edited, module, own, scale)
     encoder, base = models.encoder_in(edited), models.encoder_in(module)
     if encoder is not None and base is not None:
@@ -188,6 +190,19 @@ def apply(
         if encoder.home is not None:
             encoder.home = encoder.home.moved(own.deltas, scale)
     return edited
+
+
+def _tell_kept(edited: nn.Module) -> None:
+    inner, _ = models.core(edited)
+    kept = models.kept_outside(inner)
+    if kept:
+        warnings.warn(
+            f"{type(inner).__name__} keeps tensors outside its parameters and buffers ({listed(kept)}), and the edited "
+            "copy keeps the same. If an earlier call has made them from weights, they are those of the old "
+            "weights: edit a module that nobody has called yet, or empty these places in the copy.",
+            RuntimeWarning,
+            stacklevel=4,
+        )
 
 
 def _tangent(module: nn.Module, vector: TaskVector, point: Point) -> Linearized:

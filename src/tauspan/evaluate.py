@@ -1,11 +1,12 @@
 """Accuracy of an edited model: outputs over a split, and what is read off them."""
 
 from collections.abc import Callable, Sequence
-from typing import Literal
+from contextlib import nullcontext
+from typing import Literal, cast
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from tauspan import models
 from tauspan.arguments import checked
@@ -16,6 +17,7 @@ from tauspan.errors import UsageError
 from tauspan.linear import Linearized, linearize
 from tauspan.measure import progress
 from tauspan.models import Batch, Classifier, Encoder
+from tauspan.models.intact import Intact
 from tauspan.params import require_finite_rows
 from tauspan.processes import world
 from tauspan.report import Report, Table, noted, provenance
@@ -34,7 +36,11 @@ def outputs(
     Raises:
         NonFiniteError: a row has NaN or infinity among them; `what` says in words whose logits they are.
     """
-    found = in_order(by_batch(lambda batch: model(batch).detach().cpu(), prepared, advance), 0)
+    ordinary = isinstance(model, nn.Module) and not isinstance(
+        model, Linearized
+    )  # the others see to it themselves
+    with Intact(cast(nn.Module, model))() if ordinary else nullcontext():
+        found = in_order(by_batch(lambda batch: model(batch).detach().cpu(), prepared, advance), 0)
     require_finite_rows(found, what)
     return found
 

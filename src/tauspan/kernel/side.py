@@ -48,6 +48,7 @@ class Side:
         """
         batches, cut = batches_of(tangent.base, x, size)
         try:
+            tangent.verified(batches[0])  # first: a module may keep what it makes at its first call
             with torch.no_grad():
                 value = tangent.function(batches[0])(tangent.theta0())
         except (

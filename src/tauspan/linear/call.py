@@ -53,6 +53,12 @@ class Call:
         with self.intact():
             return self.bare()
 
+    def again(self) -> Tensor:
+        """The output of a second call, which meets what the first one has left in the module."""
+        with self.intact():
+            self.bare()
+            return self.bare()
+
     def bare(self) -> Tensor:
         """The same, with what the module keeps left in it."""
         with self._mode(), open_attention():  # its fused path refuses a frozen layer

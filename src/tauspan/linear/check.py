@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from tauspan.errors import ModelError, NonFiniteError
+from tauspan.errors import ModelError, NonFiniteError, listed
 from tauspan.linear import backward
 from tauspan.linear.call import Call, leaves
 from tauspan.linear.engines import Engine
@@ -75,10 +75,12 @@ class Measure:
 
         Raises:
             NonFiniteError: the output holds NaN or infinity.
-            ModelError: a graph of an earlier call is still part of it, or its backward raises.
+            ModelError: a graph of an earlier call is still part of it, the module writes to its own parameters, or its
+                backward raises.
         """
-        before = _random_state()
+        before, versions = _random_state(), _versions(call.module)
         graph = backward.Graph(call)
+        _require_unwritten(call.module, versions)
         draws = not all(map(torch.equal, before, _random_state()))
         value = graph.value.detach()
         require_finite_rows(value, call.module)
@@ -201,7 +203,7 @@ def require_function(call: Call, value: Tensor) -> None:
     for _ in range(_CALLS):
         before = _random_state()
         with torch.no_grad():
-            again = call.plain()
+            again = call.again()
         if again.shape != value.shape or far(again, value, 1e-4):
             raise RandomError(
                 f"{_random_layer(call)} gives another output when it is called again with the same inputs in eval mode, "
@@ -229,13 +231,15 @@ def require_unchanged(call: Call, value: Tensor) -> None:
     found: Any = None
     try:
         with torch.no_grad():
-            found = call.plain()
+            found = call.again()
         same = type(found) in (type(value), nn.Parameter) and not far(found, value, 1e-4)
     except Exception:  # a tensor of ours that was kept makes the module fail in any way
         same = False
     if not same:
         if type(found) is type(value):
-            require_function(call, found)
+            with torch.no_grad():
+                first = call.plain()
+            require_function(call, first)
         raise _keeps(call.module)
 
 
@@ -245,6 +249,22 @@ def _keeps(module: nn.Module) -> ModelError:
         "modules (a global, a class attribute, a cache of a function), so that later calls do not depend on them "
         "as they should. Keep it on the module itself, or make it anew in each call and empty that place."
     )
+
+
+def _versions(module: nn.Module) -> dict[str, int]:
+    """How often each parameter was written to."""
+    return {name: parameter._version for name, parameter in module.named_parameters()}
+
+
+def _require_unwritten(module: nn.Module, before: Mapping[str, int]) -> None:
+    """Raise if a call has written to the module's own parameters."""
+    written = [name for name, version in _versions(module).items() if version != before.get(name)]
+    if written:
+        raise ModelError(
+            f"{type(module).__name__} writes to its own parameters when it is called ({listed(written)}), as layers do "
+            "that set themselves from the first batch, and has now done so with rows of this one. Load it anew and "
+            "call it once on a whole batch (`module(x)`); it can be linearised then, if it writes no more."
+        )
 
 
 def _strangers(nodes: Sequence[Any], call: Call) -> Iterator[Tensor]:

@@ -260,10 +260,10 @@ def _sorted_entries(
         mine = [slot for slot in slots if slot in alone]
         if not mine:
             continue
-        kind = entry.kinds[0]
+        shape: Sequence[int] = () if entry.kinds[0] is None else entry.kinds[0][0]
+        least = 2 if entry.name == "linear" else 1  # a layer of one vector gives features, and no rows
         # (N, ...), or (N L, ...) where a layer flattens its input
-        batched = kind is not None and len(kind[0]) > 0 and kind[0][0] > 0 and kind[0][0] % rows == 0
-        batched = batched and not (entry.name == "linear" and len(kind[0]) == 1)  # one vector's features
+        batched = len(shape) >= least and shape[0] > 0 and shape[0] % rows == 0
         if len(mine) == len(slots) and (entry.name in table.VIEWS or not batched or place in apart):
             before.append(entry)
             alone |= {slot for slot in entry.outputs if slot is not None}

@@ -157,7 +157,7 @@ class Linearized(nn.Module):
         Args:
             batch: a tensor, a tuple of several inputs, or a mapping of them by name; see `tauspan.models.calling`.
         """
-        return self._call(*self.inputs_of(batch))
+        return self._looked(self._call(*self.inputs_of(batch)))
 
     def verified(self, batch: Any) -> Name:
         """The engine that is right for a batch, after a check if there was none for its kind."""
@@ -186,6 +186,12 @@ class Linearized(nn.Module):
         parameters = {name: known[name] for name in self._names}
         return Call(self._intact.module, tuple(args), kwargs, parameters, prefix, self._intact)
 
+    @staticmethod
+    def _looked(call: Call) -> Call:
+        """The same call, after a look at what the module keeps: anybody may have called it meanwhile."""
+        call.intact.look(call.bare)
+        return call
+
     def tangent(
         self, *inputs: Any, vectors: Sequence[TaskVector | params.Params] | None = None, **kwargs: Any
     ) -> tuple[Tensor, Tensor]:
@@ -208,7 +214,7 @@ class Linearized(nn.Module):
             raise UsageError("`vectors` is empty: give at least one, or None for this module's own tau.")
         if torch.compiler.is_compiling() and vectors is None:
             return reference.jvp(self._traceable(inputs, kwargs), self.theta0(), self.tau)
-        call, theta0 = self._call(inputs, kwargs), self.theta0()
+        call, theta0 = self._looked(self._call(inputs, kwargs)), self.theta0()
         if vectors is not None:
             directions = [self.direction(vector) for vector in vectors]
             return self._plan.run(call, theta0, lambda engine: engine.jvps(call, theta0, directions))

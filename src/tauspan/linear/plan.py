@@ -146,9 +146,6 @@ class Plan:
                 raise
             except Exception:  # whatever it says of two rows, it may take them all
                 return self._measured(call, True)
-        if not self._begun:
-            with torch.no_grad():
-                call.intact.find_memos(call.bare)
         return check.Measure.of(call)
 
     def _tell_strangers(self, measure: check.Measure) -> None:

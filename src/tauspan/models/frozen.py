@@ -16,6 +16,7 @@ from tauspan import store
 from tauspan.errors import ModelError, NonFiniteError, StoreError, TauspanError, UsageError, listed, nearest
 from tauspan.models.encoder import Batch, Encoder, Head
 from tauspan.models.home import fingerprint_of
+from tauspan.models.intact import Intact
 from tauspan.models.select import eval_mode
 from tauspan.models.sources import load_model
 from tauspan.params import fingerprint
@@ -236,7 +237,7 @@ def predicted(
     if isinstance(rows, str):
         raise UsageError("predict reads a list of rows, and this is one text: put it into a list.")
     found = []
-    with eval_mode(encoder):
+    with Intact(encoder.backbone)(), eval_mode(encoder):
         for start in range(0, len(rows), batch_size):
             some = rows[start : start + batch_size]
             values = logits(encoder.encode(some, frozen.max_tokens)).detach().cpu().double()

@@ -1,9 +1,7 @@
 """A module is given back as it was: what a forward pass keeps in it is taken out again."""
 
 import copy
-import functools
-import operator
-import types
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -12,30 +10,35 @@ from typing import Any, TypeAlias, TypeVar
 import torch
 from torch import Tensor, nn
 
-_Container: TypeAlias = dict[Any, Any] | list[Any] | set[Any]
+from tauspan.errors import ModelError
+from tauspan.models.reach import (
+    Container,
+    Remembering,
+    containers,
+    differ,
+    items_of,
+    put_back,
+    reached,
+    remembering,
+)
+
+_Place: TypeAlias = tuple[dict[str, Tensor | None], str]  # a registry of buffers, and a name in it
 _AnyModule = TypeVar("_AnyModule", bound=nn.Module)
-_DEPTH = 4  # objects inside objects, from a module's own attributes on
 _SINGLE = 64  # kept tensors that are tried one by one
-_LARGE = 1000  # entries from which on a container is a table (a vocabulary), which no forward pass writes to
-_LEAVES = (Tensor, str, bytes, int, float, complex, bool, type, type(None))
-_REGISTRIES = ("_parameters", "_buffers", "_modules")
-_HOOKS = frozenset(vars(nn.Module())) - {*_REGISTRIES}
-_SYSTEM = frozenset({"builtins", "torch", "logging", "threading", "weakref", "abc", "typing"})
-_OURS = frozenset({"tauspan.models.home", "tauspan.models.frozen"})  # what an encoder keeps beside its module
 
 
 @dataclass(frozen=True)
 class Memo:
-    """A tensor that a module keeps from one call to the next, outside its parameters and buffers.
+    """A tensor, or a tuple of them, that a module keeps from one call to the next, outside its parameters and buffers.
 
     Args:
-        container: the dict or list that holds it; an object's attributes are a dict too.
+        container: the dict, list or deque that holds it; an object's attributes are a dict too.
         key: its key or place there.
         where: the same as a path, for messages.
         gone: set it aside by removing the entry; otherwise None takes its place.
     """
 
-    container: dict[Any, Any] | list[Any]
+    container: dict[Any, Any] | list[Any] | deque[Any]
     key: Any
     where: str
     gone: bool = False
@@ -43,8 +46,20 @@ class Memo:
     def present(self) -> bool:
         """Whether a tensor is there now."""
         if isinstance(self.container, dict):
-            return isinstance(self.container.get(self.key), Tensor)
-        return self.key < len(self.container) and isinstance(self.container[self.key], Tensor)
+            return _is_kept(self.container.get(self.key))
+        return self.key < len(self.container) and _is_kept(self.container[self.key])
+
+    def made_again(self, before: Sequence[int]) -> bool:
+        """Whether the module has filled the place again, or another one beside it: a memo for inputs of another shape.
+
+        Args:
+            before: the ids of what the container held before.
+        """
+        if self.present():
+            return True
+        return self.gone and any(
+            _is_kept(item) and id(item) not in before for item in items_of(self.container)
+        )
 
     def set_aside(self) -> None:
         """Take the tensor out."""
@@ -57,15 +72,17 @@ class Memo:
 class Intact:
     """Runs a module so that nothing of the run remains in it.
 
-    Attributes, registered tensors, and the contents of dicts, lists, sets and closures that belong to the module or to
-    its submodules are compared by identity after a run and put back, also after an exception. Tensors that are
-    written to in place are not: a forward pass that does so is not a function of its inputs.
+    Attributes, registered tensors, and the contents of dicts, lists, sets, deques and closures that belong to the module
+    or to its submodules are compared by identity after a run and put back, also after an exception. What
+    `functools.lru_cache` remembers of its methods and attributes is forgotten before a run and after it. Buffers that the
+    first run writes to in place (statistics, counters) are replaced by copies during each run; other tensors that are
+    written to in place are not put back.
 
     Args:
         module: the module.
 
     Attributes:
-        memos: what is set aside during a run; see `find_memos`.
+        memos: what is set aside during a run; see `look`.
 
     Example:
         >>> net = nn.Linear(2, 1)
@@ -78,7 +95,10 @@ class Intact:
     def __init__(self, module: nn.Module) -> None:
         self.module = module
         self.memos: tuple[Memo, ...] = ()
-        self._held: list[tuple[_Container, _Container]] = []  # each container with its contents
+        self._held: list[tuple[Container, Container]] = []  # each container with its contents
+        self._remembering: tuple[Remembering, ...] = ()
+        self._looked = self._fresh = False
+        self._written: list[_Place] | None = None  # buffers that runs write to; None before the first
 
     @contextmanager
     def __call__(self, memos: Sequence[Memo] | None = None) -> Iterator[None]:
@@ -87,17 +107,58 @@ class Intact:
         Args:
             memos: what to set aside; None for this object's own.
         """
-        if not self._held or any(_differ(container, before) for container, before in self._held):
-            self._held = [(container, container.copy()) for container, _, _ in _containers(self.module)]
-        held = self._held
+        if not self._fresh:
+            self._hold()
+        held, self._fresh = self._held, False
+        places = self._places() if self._written is None else self._written
+        if torch.is_inference_mode_enabled():  # whose tensors do not count what is written to them
+            places = []
         try:
+            self._forget()
+            copies = _copied(places)
             for memo in reversed(self.memos if memos is None else memos):  # the last entry of a list first
                 memo.set_aside()
             yield
+            if not torch.is_inference_mode_enabled():
+                self._written = [place for place, copy in copies if copy._version]
         finally:
             for container, before in held:
-                if _differ(container, before):
-                    _put_back(container, before)
+                if differ(container, before):
+                    put_back(container, before)
+            self._forget()
+
+    def _hold(self) -> None:
+        """See whether the module holds other things than before."""
+        if not self._held or any(differ(container, before) for container, before in self._held):
+            self._held = [(container, container.copy()) for container, _, _ in containers(self.module)]
+            self._remembering = tuple(remembering(self.module))
+            self._looked = False
+
+    def _places(self) -> list[_Place]:
+        """Where the buffers are registered."""
+        return [
+            (part._buffers, name)
+            for part in self.module.modules()
+            for name, buffer in part._buffers.items()
+            if buffer is not None and not buffer.requires_grad
+        ]
+
+    def _forget(self) -> None:
+        for function in self._remembering:
+            function.cache_clear()
+
+    def look(self, run: Callable[[], Tensor]) -> None:
+        """Find the memos, unless the module holds what it held when they were looked for; anybody may call it meanwhile.
+
+        Args:
+            run: calls the module on some rows and returns the output.
+        """
+        self._hold()
+        if not self._looked:
+            with torch.no_grad():
+                self.find_memos(run)
+            self._looked = True
+        self._fresh = True
 
     def find_memos(self, run: Callable[[], Tensor]) -> None:
         """Find the kept tensors that the module makes again by itself, with the same output, when they are not there.
@@ -111,7 +172,7 @@ class Intact:
         Cost:
             Nothing for a module that keeps no such tensor; otherwise two short passes, or two for each kept tensor.
         """
-        candidates = self.kept()
+        candidates, self.memos = self.kept(), ()
         if not candidates:
             return
         with self(()):
@@ -127,10 +188,11 @@ class Intact:
             self.memos = tuple(memo for memo in found if memo is not None)
 
     def _makes_again(self, memos: Sequence[Memo], run: Callable[[], Tensor], wanted: Tensor) -> bool:
+        before = {id(memo.container): [id(item) for item in items_of(memo.container)] for memo in memos}
         try:
             with self(memos):
                 found = run()
-                refilled = all(memo.present() for memo in memos)
+                refilled = all(memo.made_again(before[id(memo.container)]) for memo in memos)
         except Exception:  # a constant that the module cannot do without
             return False
         return (
@@ -138,16 +200,19 @@ class Intact:
         )
 
     def kept(self) -> list[Memo]:
-        """Every tensor that the module keeps outside its parameters and buffers."""
-        registered = {id(tensor) for tensor in (*self.module.parameters(), *self.module.buffers())}
+        """Every tensor that the module keeps outside its parameters and the buffers that are saved with it."""
+        registered = {id(tensor) for tensor in (*self.module.parameters(), *_saved_buffers(self.module))}
+        attributes = {id(part._buffers) for part in self.module.modules()}  # read as if they were
         found = []
-        for container, where, attributes in _containers(self.module):
+        for container, where, of_object in containers(self.module):
+            if of_object:
+                attributes.add(id(container))
             if isinstance(container, set):
                 continue
             items = container.items() if isinstance(container, dict) else enumerate(container)
             for key, value in items:
-                if isinstance(value, Tensor) and id(value) not in registered:
-                    gone = isinstance(container, dict) and not attributes
+                if _is_kept(value) and id(value) not in registered:
+                    gone = isinstance(container, dict) and id(container) not in attributes
                     found.append(Memo(container, key, f"{where}.{key}".lstrip("."), gone))
         return found
 
@@ -157,10 +222,17 @@ def working_copy(module: _AnyModule) -> _AnyModule:
 
     Modules that keep such tensors in eval mode drop them in `train()`, by convention; a tensor with an autograd graph
     was made from something and cannot be copied anyway.
+
+    Raises:
+        ModelError: a function that the module keeps holds one of its parameters, which a copy would go on to use; or the
+            module keeps a view of a parameter, which a copy would lack.
     """
     intact = Intact(module)
-    with intact([memo for memo in intact.kept() if memo.container[memo.key].grad_fn is not None]):
+    kept = [memo for memo in intact.kept() if _was_made(memo.container[memo.key])]
+    _require_no_views(module, kept)
+    with intact(kept):
         made = copy.deepcopy(module)
+    _require_own(made, module)
     modes = [(layer, layer.training) for layer in made.modules()]
     for layer, mode in modes:
         if not mode and type(layer).train is not nn.Module.train:
@@ -170,69 +242,79 @@ def working_copy(module: _AnyModule) -> _AnyModule:
     return made
 
 
-def _containers(module: nn.Module) -> Iterator[tuple[_Container, str, bool]]:
-    """Every dict, list and set that a forward pass could keep something in, its path, whether it holds attributes."""
-    seen: set[int] = set()
-    stack: list[tuple[Any, str, int]] = [(module, "", 0)]
-    while stack:
-        item, where, depth = stack.pop()
-        if id(item) in seen or depth > _DEPTH:
+def _require_no_views(module: nn.Module, kept: Sequence[Memo]) -> None:
+    """Raise if a kept tensor is a view of a parameter: no pass makes it again."""
+    names = {id(parameter): name for name, parameter in module.named_parameters()}
+    for memo in kept:
+        base = getattr(memo.container[memo.key], "_base", None)
+        if id(base) in names:
+            raise ModelError(
+                f"{type(module).__name__} keeps a view of the parameter {names[id(base)]!r} at {memo.where!r}, which a "
+                "copy with other weights would lack. Take it from the parameter in the forward pass "
+                "(`self.weight[:2]` where it is used)."
+            )
+
+
+def kept_outside(module: nn.Module) -> list[str]:
+    """The places of floating-point tensors that a module keeps outside its parameters and buffers."""
+    buffers = {id(buffer) for buffer in module.buffers()}
+    found = [(memo.where, memo.container[memo.key]) for memo in Intact(module).kept()]
+    return [where for where, item in found if id(item) not in buffers and _has_fractions(item)]
+
+
+def _has_fractions(item: Any) -> bool:
+    if isinstance(item, tuple):
+        return any(map(_has_fractions, item))
+    return isinstance(item, Tensor) and item.is_floating_point() and not isinstance(item, nn.Parameter)
+
+
+def _require_own(made: nn.Module, module: nn.Module) -> None:
+    """Raise if a copy still reaches parameters of the module that it was made from."""
+    names = {id(parameter): name for name, parameter in module.named_parameters()}
+    for item, where, _ in reached(made):
+        inside = (
+            item.values() if isinstance(item, dict) else item if isinstance(item, list | deque) else (item,)
+        )
+        for tensor in inside:
+            if isinstance(tensor, Tensor) and id(tensor) in names:
+                raise ModelError(
+                    f"{type(module).__name__} keeps a function at {where.removesuffix('.')!r} that holds the parameter "
+                    f"{names[id(tensor)]!r} (a closure or a default), and a copy with other weights would go on to use "
+                    "this one. Take it from the module when it is called (`self.layer.weight`), or keep it in a "
+                    "`functools.partial` or a list, which are copied with the module."
+                )
+
+
+def _saved_buffers(module: nn.Module) -> Iterator[Tensor]:
+    """The buffers that are saved with a module, and those of whole numbers, which are made from no parameter."""
+    for part in module.modules():
+        for name, buffer in part._buffers.items():
+            if buffer is not None and (
+                name not in part._non_persistent_buffers_set or not buffer.is_floating_point()
+            ):
+                yield buffer
+
+
+def _copied(places: Sequence[_Place]) -> list[tuple[_Place, Tensor]]:
+    """Copies of buffers, which take their places; one copy for each tensor."""
+    copies: dict[int, Tensor] = {}
+    found: list[tuple[_Place, Tensor]] = []
+    for registry, name in places:
+        buffer = registry.get(name)
+        if buffer is None:  # it was one when the places were found
             continue
-        seen.add(id(item))
-        inside: Any
-        if isinstance(item, dict | list | set):
-            if len(item) > _LARGE:
-                continue
-            yield item, where, False
-            inside = item.items() if isinstance(item, dict) else enumerate(item)
-        elif isinstance(item, nn.Module) or _has_attributes(item):
-            yield vars(item), where, True
-            inside = vars(item).items()
-            depth = 0 if isinstance(item, nn.Module) else depth
-        else:
-            stack += [(part, where, depth + 1) for part in _behind(item)]
-            continue
-        for key, value in inside:
-            if not isinstance(value, _LEAVES):
-                if key in _REGISTRIES:
-                    stack.append((value, where, depth))
-                elif key not in _HOOKS:
-                    stack.append((value, f"{where}.{key}".lstrip("."), depth + 1))
+        registry[name] = copies.setdefault(id(buffer), buffer.detach().clone())
+        found.append(((registry, name), copies[id(buffer)]))
+    return found
 
 
-def _has_attributes(item: Any) -> bool:
-    """Whether this is an object of somebody's own class, whose attributes a forward pass may write to."""
-    callables = (types.FunctionType, types.MethodType, functools.partial, types.ModuleType)
-    known = type(item).__module__ in _SYSTEM | _OURS
-    return hasattr(item, "__dict__") and not isinstance(item, callables) and not known
+def _is_kept(item: Any) -> bool:
+    """Whether this is a tensor, or a tuple that holds one."""
+    return isinstance(item, Tensor) or (isinstance(item, tuple) and any(map(_is_kept, item)))
 
 
-def _behind(item: Any) -> Iterator[Any]:
-    """What a function refers to beyond its arguments."""
-    if isinstance(item, functools.partial):
-        yield from (item.func, list(item.args), item.keywords)
-    elif isinstance(item, types.MethodType):
-        yield item.__self__
-    elif isinstance(item, types.FunctionType):
-        for cell in item.__closure__ or ():
-            try:
-                yield cell.cell_contents
-            except ValueError:  # not filled yet
-                continue
-
-
-def _differ(now: Any, before: Any) -> bool:
-    """Whether some entry is another object, or at another place."""
-    if len(now) != len(before):
-        return True
-    if isinstance(now, dict) and not all(map(operator.is_, now.values(), before.values())):
-        return True
-    return bool(now != before) if isinstance(now, set) else not all(map(operator.is_, now, before))
-
-
-def _put_back(container: Any, before: Any) -> None:
-    if isinstance(container, list):
-        container[:] = before
-    else:
-        container.clear()
-        container.update(before)
+def _was_made(item: Any) -> bool:
+    """Whether a kept tensor has an autograd graph, and so was made from something."""
+    return (
+        any(map(_was_made, item)) if isinstance(item, tuple) else getattr(item, "grad_fn", None) is not None
+    )

@@ -18,6 +18,7 @@ from tauspan.tasks.labels import (
     numbers_alike,
     places,
     require_meaning,
+    trimmed,
     written,
 )
 from tauspan.tasks.rows import UNLABELLED, Rows, fault_of
@@ -135,24 +136,24 @@ def _spell(parts: Sequence[_Part], names: Sequence[str] | None) -> None:
 
 
 def _strip(parts: Sequence[_Part], clean: bool) -> None:
-    """White space around labels is taken off, and counted, where that was asked for."""
-    count = sum(text != text.strip() for part in parts for text in part.known())
+    """White space and invisible characters around labels are taken off, and counted, where that was asked for."""
+    count = sum(text != trimmed(text) for part in parts for text in part.known())
     if count and not clean:
         part, row = next(
             (part, row)
             for part in parts
             for row, text in enumerate(part.labels)
-            if text is not None and text != text.strip()
+            if text is not None and text != trimmed(text)
         )
         raise DataError(
-            f"{part.rows.place(row)}: the label {part.labels[row]!r} has white space around it ({count} in all), "
-            "so it is another class than the same word without. Take it off, or pass clean=True (--clean), which does "
-            "that and says how often."
+            f"{part.rows.place(row)}: the label {part.labels[row]!r} has white space around it, or characters that are "
+            f"not seen ({count} in all), so it is another class than the same word without. Take it off, or pass "
+            "clean=True (--clean), which does that and says how often."
         )
     if count:
         for part in parts:
-            part.left_out["spaces around a label"] = sum(text != text.strip() for text in part.known())
-            part.labels = [text if text is None else text.strip() for text in part.labels]
+            part.left_out["spaces around a label"] = sum(text != trimmed(text) for text in part.known())
+            part.labels = [text if text is None else trimmed(text) for text in part.labels]
 
 
 def _complete(part: _Part, clean: bool, names: Sequence[str], files: int) -> _Part:

@@ -12,6 +12,7 @@ from tauspan.arguments import checked
 from tauspan.errors import DataError, ModelError
 from tauspan.models import Encoder, Frozen, Head, eval_mode, fingerprint_of
 from tauspan.models.frozen import key_of, reading
+from tauspan.models.intact import Intact
 from tauspan.params import require_finite_rows
 from tauspan.tasks.probe import RIDGE, probe
 from tauspan.tasks.split import Split
@@ -144,7 +145,7 @@ def _kept(encoder: Encoder, key: str, build: Callable[[], Head]) -> Head:
 
 @torch.no_grad()
 def _features(encoder: Encoder, rows: Split, max_tokens: int | None) -> Tensor:
-    with eval_mode(encoder):
+    with Intact(encoder.backbone)(), eval_mode(encoder):
         found: Tensor = encoder(encoder.encode(rows.inputs, max_tokens)).detach()
     if found.ndim != 2:
         raise ModelError(

@@ -50,7 +50,7 @@ def written(value: Any) -> str | None:
         ['1', '1', '1', 'True', None, None]
     """
     if isinstance(value, str):
-        return value if value.strip() else None
+        return value if trimmed(value) else None
     if value is None or type(value).__name__ in ("NAType", "NaTType"):  # pandas has its own kinds of nothing
         return None
     if hasattr(value, "item") and getattr(value, "ndim", None) == 0:  # a number of numpy's or torch's
@@ -63,6 +63,20 @@ def written(value: Any) -> str | None:
             "Data with several labels a row are not read; make a task of each label."
         )
     return str(value)
+
+
+def trimmed(text: str) -> str:
+    """A label without white space and invisible characters (zero width, byte order marks) around it."""
+    first, last = 0, len(text)
+    while first < last and _unseen(text[first]):
+        first += 1
+    while last > first and _unseen(text[last - 1]):
+        last -= 1
+    return text[first:last]
+
+
+def _unseen(character: str) -> bool:
+    return character.isspace() or unicodedata.category(character) in ("Cf", "Cc")
 
 
 def numbers_alike(texts: Iterable[str]) -> dict[str, str | None]:
@@ -102,7 +116,7 @@ def class_names(labels: Iterable[str], where: str) -> list[str]:
             "`label_names` (--label-names)."
         )
     if names and all(_WHOLE.fullmatch(name) for name in names):
-        return sorted(names, key=lambda name: int(float(name)))
+        return sorted(names, key=lambda name: int(name.partition(".")[0]))
     if names and all(_NUMBER.fullmatch(name) for name in names):
         raise DataError(
             f"{where} has numbers as labels that are not whole ({listed(sorted(names))}): this reads classes, and no "
@@ -229,7 +243,9 @@ def require_names(names: Sequence[Any], task: str) -> None:
         if not name.strip() or not writable(name):
             what = "has no name" if not name.strip() else f"is called {name!r}, which UTF-8 cannot write"
             raise DataError(f"class {place} of task {task!r} {what}. Give every class a name of its own.")
-        spelled = unicodedata.normalize("NFC", name.strip())
+        spelled = unicodedata.normalize("NFC", trimmed(name))
+        if spelled.casefold() in _TRUTHS:  # TRUE of a spreadsheet is True of a program
+            spelled = spelled.casefold()
         if spelled in seen:
             first = seen[spelled]
             raise DataError(

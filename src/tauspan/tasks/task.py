@@ -93,8 +93,8 @@ class Task:
             fault = fault_of(item)
             if fault is not None:
                 raise DataError(
-                    f"{split} of task {self.name!r}, row {row}, is a row {fault}: take it out; `Task.from_files` and "
-                    "`from_hub` do so with clean=True."
+                    f"{split} of task {self.name!r}, row {row}, is a row {fault}: take it out; `Task.from_files`, "
+                    "`from_hub` and `from_tensors` do so with clean=True."
                 )
 
     def _check_tokens(self) -> None:
@@ -335,12 +335,13 @@ class Task:
     @checked
     def from_tensors(
         name: str, label_names: Sequence[Any], *, label_prompts: Sequence[str] = (), head: Head | None = None,
-        labels: Meaning = "auto", seed: int = 0, **splits: tuple[Sequence[Any] | Tensor, Sequence[Any] | Tensor],
+        labels: Meaning = "auto", clean: bool = False, seed: int = 0,
+        **splits: tuple[Sequence[Any] | Tensor, Sequence[Any] | Tensor],
     ) -> "Task":  # fmt: skip
         """Splits given as `train=(inputs, labels), validation=..., test=...`.
 
         Labels are a tensor or array of whole numbers, or a list of numbers or names, with the meaning they have in
-        files. Without `validation` or `test`, rows of train are held out as by `from_files`.
+        files; so has `clean`. Without `validation` or `test`, rows of train are held out as by `from_files`.
 
         Example:
             >>> rows = (["a", "b"], [1, 0])
@@ -351,7 +352,7 @@ class Task:
         if unknown is not None:
             raise DataError(f"task {name!r} is given a split {unknown!r}. {nearest(unknown, SPLITS)}")
         rows = {key: [tensor_rows(name, key, given)] for key, given in splits.items()}
-        made = gathered(rows, list(label_names), labels, what=name)
+        made = gathered(rows, list(label_names), labels, clean, what=name)
         return replace(_task(name, made, label_prompts, None, "tensors", seed, test=True), head=head)
 
     def to_directory(self, path: str | Path, *, overwrite: bool = False) -> Path:

@@ -491,6 +491,33 @@ def test_a_head_of_a_tuned_model_goes_onto_the_edited_base(
     assert all(torch.allclose(tensor, wanted[name], atol=1e-6) for name, tensor in found.items())
 
 
+@pytest.mark.filterwarnings("always:.* tensors of a head that .* lacks")
+@pytest.mark.parametrize("kind", ["BertForSequenceClassification", "BertForTokenClassification"])
+def test_heads_of_other_numbers_of_labels_stay_where_they_are(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], kind: str
+) -> None:
+    import families
+
+    made = getattr(transformers, kind)
+    with quiet(transformers):
+        for place, labels in (("base", 3), ("tuned", 5)):
+            torch.manual_seed(labels)
+            made(transformers.BertConfig(**families._BERT, num_labels=labels)).save_pretrained(
+                tmp_path / place
+            )
+    base, tuned, file = tmp_path / "base", tmp_path / "tuned", tmp_path / "v.safetensors"
+    assert run("vector", "diff", base, tuned, "-o", file) == 0
+    told = capsys.readouterr().err
+    assert told.count("has in another shape (classifier.bias, classifier.weight)") == 2
+    assert run("apply", base, file, tmp_path / "same", "-q") == 0
+    assert run("apply", base, file, tmp_path / "other", "--head-from", tuned, "-q") == 0
+    same, other, first, last = (
+        families.state(one) for one in (tmp_path / "same", tmp_path / "other", base, tuned)
+    )
+    assert torch.equal(same["classifier.weight"], first["classifier.weight"])
+    assert all(torch.allclose(tensor, last[name], atol=1e-6) for name, tensor in other.items())
+
+
 def test_cosines_are_told_apart_by_place(
     home: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

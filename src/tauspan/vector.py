@@ -445,8 +445,8 @@ def _tell(beyond: models.Beyond, base: object, tuned: object) -> None:
     for one, other, names, more in ((base, tuned, beyond.base, ""), (tuned, base, beyond.tuned, wayout)):
         if names:
             warnings.warn(
-                f"{one} has {len(names)} tensors of a head that {other} lacks ({listed(names)}): they are no "
-                f"displacement, are not in the vector, and stay where they are.{more}",
+                f"{one} has {len(names)} tensors of a head that {other} lacks or has in another shape ({listed(names)}): "
+                f"they are no displacement, are not in the vector, and stay where they are.{more}",
                 stacklevel=3,
             )
 

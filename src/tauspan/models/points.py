@@ -87,8 +87,8 @@ class Beyond:
     """Tensors of heads that only one of two checkpoints has, so that no displacement between them can hold them.
 
     Args:
-        base: only the base has them: the fine-tuned model was saved without.
-        tuned: only the fine-tuned model has them: they were made for its task.
+        base: only the base has them, or has them in this shape: the fine-tuned model was saved without.
+        tuned: only the fine-tuned model has them, or has them in this shape: they were made for its task.
     """
 
     base: tuple[str, ...] = ()
@@ -102,10 +102,12 @@ def aligned(base: Point, tuned: Point) -> tuple[Point, Point, Beyond]:
     """Two points of one model under the names of the base's files, and what is no part of both.
 
     Where the names of two directories differ, because they were saved from other classes or by another version,
-    transformers' own rules translate. A tensor that only one of them has is told as a head if it lies beside the
-    backbone; anything else comes back as it is, for the caller to refuse.
+    transformers' own rules translate. A tensor that only one of them has, or that has another shape in either (other
+    numbers of labels), is told as a head if it lies beside the backbone; anything else comes back as it is, for the
+    caller to refuse.
     """
-    if set(base.tensors) == set(tuned.tensors) or base.directory is None or tuned.directory is None:
+    alike = _shapes(base) == _shapes(tuned)
+    if alike or base.directory is None or tuned.directory is None:
         return base, tuned, Beyond()
     if not (has_config(base.directory) and has_config(tuned.directory)):
         return base, tuned, Beyond()
@@ -117,8 +119,11 @@ def aligned(base: Point, tuned: Point) -> tuple[Point, Point, Beyond]:
         return base, tuned, Beyond()
     spelt = ours.to_files(theirs.to_memory(tuned.tensors))
     heads = ours.to_files(theirs.to_memory({name: tuned.tensors[name] for name in other.carried}))
-    only_base = tuple(name for name in base.tensors if name not in spelt)
-    only_tuned = tuple(name for name in spelt if name not in base.tensors)
+    apart = {
+        name for name, tensor in base.tensors.items() if name in spelt and spelt[name].shape != tensor.shape
+    }
+    only_base = tuple(name for name in base.tensors if name not in spelt or name in apart)
+    only_tuned = tuple(name for name in spelt if name not in base.tensors or name in apart)
     if not set(only_base) <= set(inner.carried) or not set(only_tuned) <= set(heads):
         return base, replace(tuned, tensors=spelt), Beyond()
     kept = {name: tensor for name, tensor in base.tensors.items() if name not in only_base}
@@ -129,11 +134,13 @@ def aligned(base: Point, tuned: Point) -> tuple[Point, Point, Beyond]:
     )
 
 
+def _shapes(point: Point) -> dict[str, Size]:
+    return {name: tensor.shape for name, tensor in point.tensors.items()}
+
+
 def _names(point: Point, part: str) -> Names:
     assert point.directory is not None  # noqa: S101 - `aligned` has looked
-    return directory_names(
-        point.directory, {name: tensor.shape for name, tensor in point.tensors.items()}, part
-    )
+    return directory_names(point.directory, _shapes(point), part)
 
 
 def _class_named(directory: Path) -> object:

@@ -71,6 +71,11 @@ def checkpoint_of(source: str | Path, cache: str | Path | None = None) -> tuple[
 
 def weights_of(directory: Path) -> Path:
     """The weights that the directory's own library reads; see `require_weights`."""
+    if (directory / "vector.safetensors").is_file() and (directory / "tauspan.json").is_file():
+        raise ModelError(
+            f"{directory} is an edited tangent model: a reference to its base, and a vector. Take its vector, "
+            f"{directory / 'vector.safetensors'}."
+        )
     open_clip = (directory / OPEN_CLIP_CONFIG).is_file()
     return require_weights(directory, "open_clip_model.safetensors" if open_clip else "model.safetensors")
 

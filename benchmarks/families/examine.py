@@ -1,7 +1,7 @@
 """What tauspan does with one model, held against ordinary autograd on the module itself.
 
 The oracle is every row of J by reverse mode, of a copy in float64 where the model runs in it. Gradients are compared for
-each parameter tensor; one that is below a thousandth of the largest is compared with that.
+each parameter tensor; one that is below a thousandth of the largest (a hundredth in float32) is compared with that.
 """
 
 import copy
@@ -24,7 +24,6 @@ from tauspan.linear import linearize
 from tauspan.models.encoder import single_tensor
 
 OUTPUTS = 2
-_FLOOR = 1e-3  # of the largest gradient: what is smaller is rounding of the others, as a key's bias is
 # The largest relative difference, by the narrowest dtype that the model goes through: many compute a softmax or a norm
 # in float32 whatever their own.
 TOLERANCE = {torch.float64: 1e-9, torch.float32: 3e-5, torch.bfloat16: 5e-2}
@@ -104,6 +103,11 @@ class Truth:
     pulled: Mapping[str, Tensor]
     tolerance: float
 
+    @property
+    def floor(self) -> float:
+        """The share of the largest gradient below which others are its rounding, as a key's bias is."""
+        return 1e-3 if self.tolerance < TOLERANCE[torch.float32] else 1e-2
+
     @staticmethod
     def of(example: Example) -> "Truth":
         """From a copy in float64 where there is one."""
@@ -164,13 +168,13 @@ def gap(found: Tensor, wanted: Tensor) -> float:
     return float((found - wanted).norm() / wanted.norm().clamp_min(1e-300)) if wanted.numel() else 0.0
 
 
-def gradient_gap(found: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> float:
-    """The largest relative difference of a parameter's gradient."""
+def gradient_gap(found: Mapping[str, Tensor], wanted: Mapping[str, Tensor], floor: float) -> float:
+    """The largest relative difference of a parameter's gradient; below a share of the largest one, of that share."""
     sizes = {name: _rms(g) for name, g in wanted.items()}
     most = max(sizes.values(), default=0.0)
     return max(
         (
-            _rms(found[name].double() - g.double()) / max(sizes[name], _FLOOR * most, 1e-300)
+            _rms(found[name].double() - g.double()) / max(sizes[name], floor * most, 1e-300)
             for name, g in wanted.items()
         ),
         default=0.0,
@@ -222,7 +226,7 @@ class Asked:
             gap(read(tangent), self.truth.tangent),
             gap(read(several[0]), self.truth.tangent),
             gap(read(several[1]), -self.truth.tangent),
-            gradient_gap(pulled, self.truth.pulled),
+            gradient_gap(pulled, self.truth.pulled, self.truth.floor),
         ]
         missing = set(lin.tau) ^ set(self.truth.tau)
         return lin.engine, float("inf") if missing else max(errors)
@@ -243,7 +247,7 @@ class Asked:
             for (n, t), g in zip(lin.tau.items(), found, strict=True)
         }
         errors = gap(value, self.truth.value), gap(tangent, self.truth.tangent)
-        return kind, max(*errors, gradient_gap(pulled, self.truth.pulled))
+        return kind, max(*errors, gradient_gap(pulled, self.truth.pulled, self.truth.floor))
 
     def kernel(self) -> tuple[str, float]:
         """`TangentKernel`: K of the difference of the two outputs."""

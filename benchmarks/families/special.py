@@ -249,9 +249,10 @@ SPECIAL: dict[str, Special] = {
 
 # Families of the list that are not tried, and why.
 _LARGE = """
-blt csm fast_vlm gemma3n gemma3n_text gemma3n_vision janus pe_audio pe_audio_encoder pe_audio_video
-pe_audio_video_encoder pe_video pe_video_encoder qwen3_asr seamless_m4t seamless_m4t_v2 t5gemma t5gemma2
-timm_wrapper vibevoice vibevoice_acoustic_tokenizer vibevoice_asr
+blt csm fast_vlm gemma3n gemma3n_text gemma3n_vision janus mask2former maskformer mistral_large4
+mistral_large4_text nemo_speechlm pe_audio pe_audio_encoder pe_audio_video pe_audio_video_encoder pe_video
+pe_video_encoder qwen3_asr radio seamless_m4t seamless_m4t_v2 t5gemma t5gemma2 timm_wrapper vibevoice
+vibevoice_acoustic_tokenizer vibevoice_asr
 """
 _LIBRARY = "dinat layoutlmv2"
 _INPUTS = """

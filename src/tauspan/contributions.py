@@ -252,7 +252,7 @@ def contributions(
 def _require_in_place(
     tangent: Linearized, taus: Sequence[TaskVector], prepared: Batches, value: Tensor, tangents: Tensor
 ) -> None:
-    """Raise unless two rows of the last batch, run again by themselves, have what lies at their places.
+    """Raise unless two rows of the last batch, run again by themselves, have the outputs at their places.
 
     Raises:
         ModelError: they have not; rows that depend on their batch are compared with the whole of it.

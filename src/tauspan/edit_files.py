@@ -162,7 +162,7 @@ def apply_files(
         head_from: a directory of the same backbone with a head: the result has its head, configuration and
             architecture.
         dtype: of the stored floating-point tensors: `"float32"`, `"base"` (tensor by tensor) or another.
-        overwrite: replace what lies at `out`, unless it is or holds `model` or `head_from`.
+        overwrite: replace what is at `out`, unless it is or holds `model` or `head_from`.
 
     Returns:
         What the caller should say: leniency that was used, and what rounding took.

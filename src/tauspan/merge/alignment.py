@@ -7,16 +7,16 @@ the mean over the models that have it. A displacement has no row for a token tha
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from pathlib import Path
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 import torch
 from torch import Tensor
 
 from tauspan.errors import RecipeError
 from tauspan.merge.headers import Stored
-from tauspan.merge.inputs import Kind, Source
+from tauspan.merge.inputs import Source
 from tauspan.merge.ties import EMBEDDINGS
+from tauspan.merge.view import View
 
 Tokens: TypeAlias = Mapping[str, int]
 _INPUT = (
@@ -88,7 +88,7 @@ class _Order:
     dtype: torch.dtype
 
 
-class Aligned:
+class Aligned(View):
     """A source whose embeddings have the rows of another vocabulary.
 
     `path`, `identity` and all other tensors are the source's own.
@@ -102,33 +102,9 @@ class Aligned:
         self.tensors: Mapping[str, Stored] = {name: self._shown(one) for name, one in inner.tensors.items()}
 
     @property
-    def label(self) -> str:
-        """The source's."""
-        return self.inner.label
-
-    @property
-    def path(self) -> Path:
-        """The source's."""
-        return self.inner.path
-
-    @property
-    def kind(self) -> Kind:
-        """The source's."""
-        return self.inner.kind
-
-    @property
     def aliases(self) -> Mapping[str, str]:
         """The source's."""
         return self.inner.aliases
-
-    @property
-    def identity(self) -> Mapping[str, Any]:
-        """The source's."""
-        return self.inner.identity
-
-    def close(self) -> None:
-        """Let go of the files."""
-        self.inner.close()
 
     def _shown(self, stored: Stored) -> Stored:
         if not is_vocabulary(stored, self._rows):

@@ -68,7 +68,7 @@ def merge_files(
 
     Returns:
         What rounding (of an adapter: the SVD) kept of the merged displacement, the result's digest, and in
-        `warnings` all that was let pass, which is logged too and stands in the card. Of several merges the last one's.
+        `warnings` all that was let pass, which is logged too and is in the card. For several merges it is the last one's.
 
     Raises:
         UsageError: `resume` for an adapter; `out` and an input lie in one another.

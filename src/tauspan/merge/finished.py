@@ -22,12 +22,12 @@ FORMAT = "tauspan-merge-file/1"
 
 
 def finished(out: Path, recipe: MergeRecipe, assembly: Assembly, block: int) -> Report | None:
-    """The report of a merge whose result lies at `out` already; None if nothing does.
+    """The report of a merge whose result is at `out` already; None if nothing is there.
 
     What a process that was killed just after the end left beside it is removed.
 
     Raises:
-        StoreError: another merge's result lies there.
+        StoreError: the result of another merge is there.
     """
     if not out.exists() or (work_folder(out) / out.name).exists():
         return None

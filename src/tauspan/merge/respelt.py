@@ -4,7 +4,6 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from threading import Lock
-from typing import Any
 
 import torch
 from torch import Size, Tensor
@@ -12,8 +11,9 @@ from torch import Size, Tensor
 from tauspan.errors import MissingExtraError, ModelError
 from tauspan.merge.adapters import AdapterSource
 from tauspan.merge.headers import Stored
-from tauspan.merge.inputs import Kind, Source, config_of, model_folder
+from tauspan.merge.inputs import Source, config_of, model_folder
 from tauspan.merge.lora_files import LoraFile
+from tauspan.merge.view import View
 from tauspan.models import Names, directory_names, has_config
 from tauspan.models.skeleton import TASKS
 
@@ -115,7 +115,7 @@ def spelt_in_memory(names: Iterable[str], models: Sequence[Source], base: Source
 
 
 @dataclass(frozen=True, eq=False)
-class Spelt:
+class Spelt(View):
     """A source under other names; what is one tensor there and several here is rearranged as it is read.
 
     Args:
@@ -158,26 +158,6 @@ class Spelt:
         aliases = {single.get(a, a): single.get(k, k) for a, k in inner.aliases.items()}
         return Spelt(inner, tensors, aliases, behind, theirs, ours)
 
-    @property
-    def label(self) -> str:
-        """The source's."""
-        return self.inner.label
-
-    @property
-    def path(self) -> Path:
-        """The source's."""
-        return self.inner.path
-
-    @property
-    def kind(self) -> Kind:
-        """The source's."""
-        return self.inner.kind
-
-    @property
-    def identity(self) -> Mapping[str, Any]:
-        """The source's."""
-        return self.inner.identity
-
     def read(self, name: str, start: int, stop: int) -> Tensor:
         """The entries `start` to `stop` of the flattened tensor; a rearranged group is kept until another is read."""
         name = self.aliases.get(name, name)
@@ -198,7 +178,7 @@ class Spelt:
     def close(self) -> None:
         """Let go of the files."""
         self._made.clear()
-        self.inner.close()
+        super().close()
 
 
 def _together(apart: Sequence[str], theirs: Names, ours: Names) -> Iterator[tuple[str, ...]]:

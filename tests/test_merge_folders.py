@@ -12,10 +12,11 @@ from torch import Tensor
 import checkpoints
 from tauspan.cli import main
 from tauspan.errors import ModelError, PickleRefusedError, StoreError, UsageError
-from tauspan.merge import folders, merge_files
+from tauspan.merge import merge_files
 from tauspan.merge.adapters import save_adapter
 from tauspan.merge.inputs import open_source
 from tauspan.merge.lowrank import LowRank, Term
+from tauspan.models import folders
 from tauspan.store import Checkpoint, write_json, write_tensors
 
 W = {"w": torch.arange(6.0).view(2, 3), "v": torch.ones(2)}

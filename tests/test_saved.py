@@ -624,3 +624,17 @@ def test_an_option_that_nothing_would_read_is_refused(
         ("predict", home, rows, "--task", letters, *standard, "--scale", 2),
     ):
         assert run(*words, "--quiet") == 0, words
+
+
+def test_a_saved_model_has_the_files_of_its_loader_and_no_link_out_of_its_folder(tmp_path: Path) -> None:
+    model = checkpoints.write(tmp_path / "model", "bert")
+    (tmp_path / "secret").write_text("{}")
+    (model / "special_tokens_map.json").unlink(missing_ok=True)
+    (model / "special_tokens_map.json").symlink_to(tmp_path / "secret")
+    for clutter in ("runs/notes.txt", "data.json"):
+        (model / clutter).parent.mkdir(exist_ok=True)
+        (model / clutter).write_text("{}")
+    save(load(model), tmp_path / "saved")
+    names = {str(file.relative_to(tmp_path / "saved")) for file in (tmp_path / "saved").rglob("*")}
+    assert "tokenizer.json" in names
+    assert not names & {"special_tokens_map.json", "runs", "runs/notes.txt", "data.json"}

@@ -10,7 +10,6 @@ from torch import Tensor
 
 from tauspan import store
 from tauspan.errors import ModelError, StoreError, UsageError, listed
-from tauspan.merge import folders
 from tauspan.merge.adapter_config import CONFIG
 from tauspan.merge.adapters import WEIGHTS as ADAPTER
 from tauspan.merge.adapters import AdapterSource
@@ -18,6 +17,7 @@ from tauspan.merge.headers import Header, Stored, read_header
 from tauspan.merge.lora_files import LoraFile, is_lora
 from tauspan.merge.ties import aliases_of
 from tauspan.merge.values import Access, Values
+from tauspan.models import folders
 from tauspan.models.sources import model_directory
 from tauspan.vector import FILE, parse_header
 

@@ -1,7 +1,6 @@
 """The files beside merged weights, as their loaders expect them: configuration, tokenizer, preprocessing."""
 
 import json
-import shutil
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,7 +9,6 @@ import torch
 
 from tauspan import store
 from tauspan.errors import ModelError, listed
-from tauspan.merge import folders
 from tauspan.merge.adapted import Sum, with_settings
 from tauspan.merge.adapter_config import CONFIG as ADAPTER
 from tauspan.merge.assembly import Assembly, leaves
@@ -19,6 +17,7 @@ from tauspan.merge.recipe import MergeRecipe
 from tauspan.merge.slices import Stacked
 from tauspan.merge.templates import put, template
 from tauspan.merge.words import with_rows, with_tokens
+from tauspan.models import folders
 from tauspan.models.home import with_dtype
 from tauspan.saved import EDITED, REFERENCE, Reference
 
@@ -47,9 +46,9 @@ def finish(target: Path, recipe: MergeRecipe, assembly: Assembly, dtypes: Iterab
     words = assembly.words.folder
     own = folders.tokenizer_files(folder)
     other = words is not None and words.resolve() != folder.resolve()
-    _copy(folder, target, [file for file in folders.beside(folder) if not (other and file in own)])
+    folders.copied(folder, target, [file for file in folders.beside(folder) if not (other and file in own)])
     if other and words is not None:
-        _copy(words, target, folders.tokenizer_files(words))
+        folders.copied(words, target, folders.tokenizer_files(words))
     if assembly.words.extra and words is not None and assembly.words.alignment is not None:
         with_tokens(words, target, assembly.words.extra, assembly.words.alignment.tokens)
     text = _template(recipe, assembly)
@@ -62,13 +61,6 @@ def finish(target: Path, recipe: MergeRecipe, assembly: Assembly, dtypes: Iterab
         store.write_json(inner / folders.CONFIG, config)
     if config and recipe.base_model is not None and not recipe.slices:
         _refer(target, recipe, assembly)
-
-
-def _copy(folder: Path, target: Path, files: Iterable[Path]) -> None:
-    for file in files:
-        if folders.inside(folder, folder / file):
-            (target / file).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(folder / file, target / file)
 
 
 def _template(recipe: MergeRecipe, assembly: Assembly) -> str | None:
@@ -108,7 +100,7 @@ def _refer(target: Path, recipe: MergeRecipe, assembly: Assembly) -> None:
     if folder is None:
         return
     if (folder / REFERENCE).is_file():  # the base was edited itself
-        _copy(folder, target, [Path(REFERENCE)])
+        folders.copied(folder, target, [Path(REFERENCE)])
         return
     known = (model.identity["base"] for model in assembly.models if "base" in model.identity)
     path = str(folder.resolve()) if Path(recipe.base_model).exists() else None

@@ -1,7 +1,6 @@
 """Encoders from directories that transformers wrote."""
 
 import dataclasses
-import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ from torch import Tensor, nn
 
 from tauspan import store
 from tauspan.errors import ModelError, StoreError, listed
+from tauspan.models import folders
 from tauspan.models.encoder import Batch, Encoder, Inputs
 from tauspan.models.extras import quiet, require_extra
 from tauspan.models.home import Home, home_of
@@ -216,21 +216,14 @@ def _lower(tokenizer: Any) -> None:
     backend.normalizer = normalizers.Sequence([normalizers.Lowercase(), *before])
 
 
-def copies(directory: Path, config: bool = False) -> Callable[[Any], None]:
-    """Copy tokenizer, pooling and preprocessing files beside edited weights; never weights or code.
+def copies(directory: Path) -> Callable[[Any], None]:
+    """Copy the files that a loader reads beside weights (tokenizer, pooling, preprocessing), and no others.
 
-    `config` says whether `config.json` is copied too: transformers writes its own.
+    `config.json` is not among them: what writes the weights writes it.
     """
-    skip = {"README.md", "tauspan.json"} | (set() if config else {"config.json"})
 
     def copy(target: Path) -> None:
-        for file in directory.rglob("*"):
-            inner = file.relative_to(directory)
-            plain = file.suffix in {".json", ".txt", ".model", ".jinja"} and not file.name.endswith(
-                store.INDEX_SUFFIX
-            )
-            if file.is_file() and plain and str(inner) not in skip and not inner.name.startswith("."):
-                (target / inner).parent.mkdir(parents=True, exist_ok=True)
-                shutil.copyfile(file, target / inner)
+        files = (file for file in folders.beside(directory) if str(file) != folders.CONFIG)
+        folders.copied(directory, target, files)
 
     return copy

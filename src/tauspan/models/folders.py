@@ -1,7 +1,8 @@
 """A model's folder: which of its files are weights, which belong beside them, and what is left where it is."""
 
 import re
-from collections.abc import Iterator, Mapping
+import shutil
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatch
 from pathlib import Path, PurePosixPath
@@ -14,7 +15,7 @@ CONFIG = "config.json"
 MODULES = "modules.json"
 TOKENIZER = (
     "tokenizer.json", "tokenizer_config.json", "tokenizer.model", "tokenizer.model.v*", "special_tokens_map.json",
-    "added_tokens.json", "vocab.json", "vocab.txt", "vocab.bpe", "encoder.json", "merges.txt", "bpe.codes",
+    "added_tokens.json", "*vocab*.json", "*vocab*.txt", "vocab.bpe", "encoder.json", "merges.txt", "bpe.codes",
     "spiece.model", "sentencepiece.bpe.model", "*.bpe.model", "source.spm", "target.spm", "tekken.json", "*.tiktoken",
     "normalizer.json",
     "chat_template.json", "chat_template.jinja", "additional_chat_templates/*.jinja",
@@ -24,7 +25,8 @@ TOKENIZER = (
 _BESIDE = (
     CONFIG, "generation_config.json", "preprocessor_config.json", "processor_config.json", "image_processor_config.json",
     "video_preprocessor_config.json", "feature_extractor_config.json", "audio_tokenizer_config.json",
-    MODULES, "config_sentence_transformers.json", "sentence_*_config.json", "open_clip_config.json",
+    MODULES, "1_Pooling/config.json", "config_sentence_transformers.json", "sentence_*_config.json",
+    "open_clip_config.json",
 )  # fmt: skip
 _MODULE = (CONFIG, "sentence_*_config.json")  # of a module of sentence-transformers
 
@@ -107,6 +109,14 @@ def beside(folder: Path) -> list[Path]:
     for one in modules(folder):
         patterns += [f"{one.path}/{pattern}" for pattern in (*_BESIDE, *TOKENIZER, *_MODULE) if one.path]
     return list(_matching(folder, patterns))
+
+
+def copied(folder: Path, target: Path, files: Iterable[Path]) -> None:
+    """Copy some files of a folder, given relative to it; a link that leads out of the folder is left where it is."""
+    for file in files:
+        if inside(folder, folder / file):
+            (target / file).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(folder / file, target / file)
 
 
 def tokenizer_files(folder: Path) -> list[Path]:

@@ -217,7 +217,7 @@ def _recorded(
         if kind == "primal":
             cell = replace(tape, entries=tuple(replace(entry, values=()) for entry in tape.entries))
         else:
-            cell = factors.cell(tape, room, known)
+            cell = factors.cell(tape, room, known, check=checked)
     except (NoRuleError, NotImplementedError) as error:
         raise ModelError(f"the model cannot be cached as {kind!r}: {error}.") from error
     pushes = hold(cell.entries, room)
@@ -225,7 +225,7 @@ def _recorded(
     release(pushes)
     if isinstance(cell, factors.FactorCell):
         cell.connect()
-        if checked and cell.probe is not None:
+        if cell.probe is not None:
             weights, expected_gradients = cell.probe
             _require_gradients(cell.pull(weights), expected_gradients, cell.value, kind)
         cell.probe = None

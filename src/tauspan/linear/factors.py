@@ -7,7 +7,7 @@ product forward and one backward; attention, norms and activations cost nothing.
 
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -73,7 +73,7 @@ class FactorCell:
         shapes: name to shape and dtype.
         before: operations that reshape parameters before they meet the batch.
         parts: the factors.
-        probe: a random g and autograd's own J^T g, for checks.
+        probe: a random g and autograd's own J^T g, for checks; None if the cell was made without.
     """
 
     value: Tensor
@@ -130,7 +130,11 @@ class FactorCell:
 
 
 def cell(
-    tape: Tape, room: Room, known: dict[Hashable, frozenset[int]] | None = None, most: int | None = None
+    tape: Tape,
+    room: Room,
+    known: dict[Hashable, frozenset[int]] | None = None,
+    most: int | None = None,
+    check: bool = True,
 ) -> FactorCell:
     """The factors of one recorded batch.
 
@@ -140,6 +144,7 @@ def cell(
         known: filled with what was found of batches of one kind, so that it need not be found again.
         most: entries of parameters whose operations may come before all factors, because the rows of what they give are
             not those of the batch; None for any number.
+        check: take `probe`, and look in each batch whether rows stay apart; without, only in the first of a kind.
 
     Raises:
         NotImplementedError: an operation on parameters with several outputs, or whose rows are not those of the batch.
@@ -154,9 +159,10 @@ def cell(
     known = {} if known is None else known
     kind = (tape.value.shape, *((entry.name, entry.kinds) for entry in tape.entries))
     apart = known.get(kind, frozenset())
+    mixing: Literal["all", "rows", "none"] = "all" if check else "none" if kind in known else "rows"
     while True:
         before, touches = _sorted_entries(tape, rows, apart)
-        found = _Sensitivities(tape, [entry.values[0] for entry in touches])
+        found = _Sensitivities(tape, [entry.values[0] for entry in touches], mixing)
         mixed = [entry for place, entry in enumerate(touches) if not found.by_rows(place)]
         if not mixed:
             break
@@ -177,7 +183,7 @@ def cell(
             parts += _parts(entry, sensitivity, sizes, room)
     kept = tuple(replace(entry, values=()) for entry in before)
     made = FactorCell(tape.value.detach(), dict(tape.leaves), shapes, kept, tuple(parts))
-    made.probe = (found.weights, found.pulled)
+    made.probe = (found.weights, found.pulled) if check else None
     return made
 
 
@@ -187,9 +193,15 @@ class _Sensitivities:
     One backward pass gives the derivatives of the sum over rows of an output, which are those of each row where every
     slice of an operation's result belongs to one row. The rows have random signs in that sum; one more pass, with
     random weights of rows and outputs, tells whether it is so: then it equals the weighted slices.
+
+    Args:
+        tape: the batch's pass.
+        results: what the operations give.
+        mixing: what the pass with random weights is for: `"all"` (rows, and the gradient of each parameter in
+            `pulled`), `"rows"`, or `"none"`, no such pass.
     """
 
-    def __init__(self, tape: Tape, results: list[Tensor]) -> None:
+    def __init__(self, tape: Tape, results: list[Tensor], mixing: Literal["all", "rows", "none"]) -> None:
         value = tape.value
         generator = torch.Generator().manual_seed(0)
         signs = torch.randint(0, 2, value.shape, generator=generator) * 2 - 1
@@ -198,15 +210,18 @@ class _Sensitivities:
         self._columns: list[tuple[Tensor | None, ...]] = []
         self.pulled = {name: torch.zeros_like(point) for name, point in tape.points.items()}
         self._mixed: tuple[Tensor | None, ...] = (None,) * len(results)
+        self._noise = 0.0
         if not value.requires_grad:
             return
         if results:
             for c in range(value.shape[1]):
                 self._columns.append(_derived(value[:, c] * self._signs[:, c], results))
-        inputs = [*results, *tape.points.values()]
+        inputs = [*results, *(tape.points.values() if mixing == "all" else ())]
+        if mixing == "none" or not inputs:
+            return
         found = _derived(value * self.weights, inputs)
         self._mixed = found[: len(results)]
-        for name, gradient in zip(tape.points, found[len(results) :], strict=True):
+        for name, gradient in zip(tape.points, found[len(results) :], strict=mixing == "all"):
             if gradient is not None:
                 self.pulled[name] = dense(gradient)
         self._noise = max(

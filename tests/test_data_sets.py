@@ -100,7 +100,7 @@ def test_a_description_is_read(tmp_path):
         ({"near": "9"}, r"near is 9: a distance of 0 to 8"),
         (
             {"sizes": "{train: 8, validation: 2, test: many}"},
-            r"line 9: sizes\.test is 'many', and must be int",
+            r"line 9: sizes\.test is 'many', and must be a whole number",
         ),
         ({"match": "places"}, r"match is 'places'"),
     ],

@@ -112,7 +112,7 @@ REFUSED = {
         "could not determine a constructor for the tag '!include'",
     ),
     "brackets without end": ("[" * 300, "is not YAML"),
-    "a list": ("- a\n", "holds list, not a mapping"),
+    "a list": ("- a\n", "holds a list, not a mapping"),
     "a list that holds itself": (LEAST + "models: &a [*a]\n", "models[0] needs keys below it"),
 }
 

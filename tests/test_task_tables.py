@@ -237,6 +237,10 @@ TEXT_TYPES = {
     "large string": pyarrow.array([f"{i}" for i in range(20)], pyarrow.large_string()),
     "string view": pyarrow.array([f"{i}" for i in range(20)], pyarrow.string_view()),
     "categorical": pyarrow.array([f"{i}" for i in range(20)]).dictionary_encode(),
+    "bytes": pyarrow.array([f"{i}".encode() for i in range(20)]),
+    "large bytes": pyarrow.array(
+        [None, *(f"{i}".encode() for i in range(1, 20))], pyarrow.large_binary()
+    ).fill_null(b"0"),
     "whole numbers": pyarrow.array(range(20)),
     "small numbers": pyarrow.array(range(20), pyarrow.uint8()),
 }
@@ -247,6 +251,7 @@ LABEL_TYPES = {
     "half": pyarrow.array(np.array([0, 1] * 10, np.float16)),
     "decimal": pyarrow.array([0, 1] * 10).cast(pyarrow.decimal128(20, 1)),
     "string": pyarrow.array(["0", "1"] * 10),
+    "bytes": pyarrow.array([b"0", b"1"] * 10),
     "categorical": pyarrow.array(["0", "1"] * 10).dictionary_encode(),
 }
 
@@ -267,6 +272,13 @@ def test_nullable_columns_of_pandas(tmp_path):
         one(tmp_path / "a.parquet")
     frame.fillna({"label": 1}).to_parquet(tmp_path / "a.parquet")
     assert one(tmp_path / "a.parquet").label_names == ["0", "1"]
+
+
+def test_bytes_that_are_neither_text_nor_image_are_refused(tmp_path):
+    table = pyarrow.table({"text": [b"first", b"\xff\xfe"] * 10, "label": [0, 1] * 10})
+    parquet.write_table(table, tmp_path / "a.parquet")
+    with pytest.raises(DataError, match=r"a\.parquet cannot be read as parquet: Invalid UTF8"):
+        one(tmp_path / "a.parquet")
 
 
 @pytest.mark.parametrize("items", [[["a", "b"], ["c"]], [{"x": 1}, {"x": 2}], [[0.5], [1.5]]])

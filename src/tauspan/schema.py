@@ -12,7 +12,8 @@ from typing import Any, Literal, TypeAlias, TypeVar
 
 import yaml
 
-from tauspan.errors import RecipeError, StoreError, nearest
+from tauspan.arguments import described, in_words
+from tauspan.errors import RecipeError, StoreError, listed, nearest
 
 T = TypeVar("T")
 Parse: TypeAlias = Callable[[Any, str], Any]
@@ -49,7 +50,7 @@ class Document:
         except (yaml.YAMLError, RecursionError, ValueError) as error:
             raise RecipeError(f"{where} is not YAML: {error}") from error
         if not isinstance(self.plain, Mapping):
-            raise RecipeError(f"{where} holds {type(self.plain).__name__}, not a mapping of keys to values.")
+            raise RecipeError(f"{where} holds {described(self.plain)}, not a mapping of keys to values.")
 
     @staticmethod
     def read(path: str | Path) -> "Document":
@@ -242,6 +243,14 @@ def _value(hint: Any, value: Any, spot: _Spot) -> Any:
             return float(value)
         if isinstance(option, type) and option is not float and type(value) is option:
             return value
-    wanted = str(hint).replace("typing.", "").replace("<class '", "").replace("'>", "")
     hint_text = " (YAML reads 1e-4 as text: write 1.0e-4)" if isinstance(value, str) and "e" in value else ""
-    raise RecipeError(f"{spot} is {shown(value)}, and must be {wanted}{hint_text}.")
+    raise RecipeError(f"{spot} is {shown(value)}, and must be {_in_words(hint)}{hint_text}.")
+
+
+def _in_words(hint: Any) -> str:
+    """A type as a message names it, and a dataclass as what stands for it in a file."""
+    items = next(iter(typing.get_args(hint)), None)
+    if typing.get_origin(hint) is tuple and dataclasses.is_dataclass(items):
+        short = "texts or " if _alone(items) else ""
+        return f"a list of {short}mappings with {listed([field.name for field in visible(typing.cast(type, items))])}"
+    return in_words(hint)

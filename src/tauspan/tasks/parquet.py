@@ -23,14 +23,20 @@ def require_columns(file: Path | str, wanted: Sequence[str], known: Sequence[str
 
 
 def parquet_columns(file: Path, wanted: Sequence[str]) -> dict[str, list[Any]]:
-    """Columns of a parquet file as Python values, whatever their type."""
+    """Columns of a parquet file as Python values, whatever their type; bytes are texts in UTF-8."""
     parquet = require_extra("pyarrow.parquet", "data", f"reading {file}")
     require_columns(file, wanted, list(parquet_schema(file).names))
     try:
         table = parquet.ParquetFile(file).read(columns=list(wanted))
-        return {column: table.column(column).to_pylist() for column in wanted}
+        return {column: _values(table.column(column)) for column in wanted}
     except (OSError, ValueError) as error:
         raise DataError(f"{file} cannot be read as parquet: {error}") from error
+
+
+def _values(column: Any) -> list[Any]:
+    """A column as Python values; some writers (Spark, Impala) store texts as bytes, which are read as UTF-8."""
+    made = column.cast("string") if "binary" in str(column.type) else column
+    return list(made.to_pylist())
 
 
 def parquet_schema(file: Path) -> Any:
@@ -53,13 +59,35 @@ def parquet_classes(schema: Any, label: str) -> list[str] | None:
     return [str(name) for name in names] if isinstance(names, list) else None
 
 
-def holds_images(schema: Any, column: str) -> bool:
-    """Whether a column holds encoded images: bytes, or structs with `bytes`, as the hub has them."""
+def holds_images(file: Path, column: str) -> bool:
+    """Whether a column holds encoded images: bytes that are no text, or structs with `bytes`, as the hub has them."""
+    schema = parquet_schema(file)
     if column not in schema.names:
         return False
     kind = schema.field(column).type
-    text = str(kind)
-    return "binary" in text or (text.startswith("struct") and "bytes" in [field.name for field in kind])
+    if str(kind).startswith("struct"):
+        return "bytes" in [field.name for field in kind]
+    return "binary" in str(kind) and not _is_text(_first(file, column))
+
+
+def _first(file: Path, column: str) -> bytes:
+    """The first value of a column of bytes; nothing if there is none."""
+    parquet = require_extra("pyarrow.parquet", "data", f"reading {file}")
+    try:
+        for batch in parquet.ParquetFile(file).iter_batches(64, columns=[column]):
+            for value in batch.column(0).drop_null():
+                return bytes(value.as_py())
+    except (OSError, ValueError) as error:
+        raise DataError(f"{file} cannot be read as parquet: {error}") from error
+    return b""
+
+
+def _is_text(data: bytes) -> bool:
+    """Whether bytes are UTF-8 without a zero; every image that is read has other bytes in its header or its pixels."""
+    try:
+        return "\0" not in data.decode()
+    except UnicodeDecodeError:
+        return False
 
 
 def parquet_table(files: Sequence[Path]) -> Any:

@@ -124,7 +124,7 @@ def _require_one_split(folder: Path, shards: Sequence[Path]) -> None:
 
 def _tables(files: Sequence[Path], reading: Reading, where: Path) -> list[Rows]:
     """The rows of the tables that make up one split; images of several files are one table, which stays on disk."""
-    if suffix(files[0]) in (".parquet", ".pq") and holds_images(parquet_schema(files[0]), reading.text):
+    if suffix(files[0]) in (".parquet", ".pq") and holds_images(files[0], reading.text):
         return [image_rows(parquet_table(files), reading.text, reading.label, str(where), reading.split)]
     return [_table(file, reading) for file in files]
 

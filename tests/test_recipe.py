@@ -154,7 +154,7 @@ def test_a_recipe_is_refused_with_its_place(case: str) -> None:
         ("model: !!python/object:os.system x\n", "is not YAML"),
         ("- model\n", "holds a list, not a mapping"),
         ("", "holds None, not a mapping"),
-        ("minilm", "holds the text .minilm., not a mapping"),
+        ("minilm", "holds the text 'minilm', not a mapping"),
         ("a: 1\n---\nb: 2\n", "is not YAML"),
     ],
 )

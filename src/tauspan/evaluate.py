@@ -110,18 +110,19 @@ def evaluate(
     own = None if vector is None else vector.fitted(encoder, tangent=chosen != "standard", base=base)
     edited = apply(encoder, vector, scale) if vector is not None and chosen == "standard" else encoder
     assert isinstance(edited, Encoder)  # noqa: S101 - `apply` keeps the class
+    tangent = None if own is None or chosen == "standard" else linearize(encoder, list(own.deltas))
 
     def logits(task: Task, advance: Advance) -> Tensor:
         head = build_head(task, encoder, max_tokens=max_tokens)
         part = task.split(split)
         prepared = batches(encoder, part, task.tokens(max_tokens), batch_size)
-        if own is None or chosen == "standard":
+        if own is None or tangent is None:
             with models.eval_mode(edited):
                 whose = f"the logits of {task.name!r} on {split}"
                 return outputs(Classifier(edited, head), prepared, advance, whose)
-        tangent = linearize(Classifier(encoder, head), list(own.deltas), point)
+        edit = tangent.under(head, point)
         about = {"task": task.name, "split": split}
-        found = contributions(tangent, {own.label: own}, prepared, part.labels, info=about, advance=advance)
+        found = contributions(edit, {own.label: own}, prepared, part.labels, info=about, advance=advance)
         return found.logits([scale])
 
     rows: list[dict[str, str | int | float | bool | None]] = []

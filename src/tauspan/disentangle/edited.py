@@ -10,7 +10,7 @@ from tauspan.contributions import Contributions, contributions
 from tauspan.disentangle.asked import Pair
 from tauspan.edit import set_weights
 from tauspan.evaluate import outputs
-from tauspan.linear import linearize
+from tauspan.linear import Linearized, linearize
 from tauspan.measure import progress
 from tauspan.models import Classifier, Encoder, Head, working_copy
 from tauspan.params import require_finite_rows
@@ -69,11 +69,15 @@ class Tangent:
         point: Literal["encoder", "logits"] | None, show: bool,
     ) -> None:  # fmt: skip
         self._passes: dict[Task, Contributions] = {}
+        models: dict[tuple[str, ...], Linearized] = {}  # by what moves: those of all tasks share one check
         rows = sum(len(task.split(split)) for task in directions)
         with progress(f"tangents on {split}", rows, show) as advance:
             for task, others in directions.items():
                 taus = {other.name: vectors[other] for other in others}
-                tangent = linearize(Classifier(encoder, heads[task]), list(vectors[task].deltas), point)
+                names = tuple(vectors[task].deltas)
+                if names not in models:
+                    models[names] = linearize(encoder, list(names))
+                tangent = models[names].under(heads[task], point or "logits")
                 labels, about = task.split(split).labels, {"task": task.name, "split": split}
                 self._passes[task] = contributions(
                     tangent, taus, prepared[task], labels, info=about, advance=advance

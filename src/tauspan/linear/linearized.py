@@ -238,11 +238,16 @@ class Linearized(nn.Module):
         params.require_same(theta0, deltas, "the linearised module", label)
         return {name: deltas[name].to(theta0[name].device) for name in theta0}
 
-    def under(self, head: models.Head) -> "Linearized":
-        """This tangent encoder with a head on it, linearised where its tau was made; it shares theta0, tau is copied.
+    def under(self, head: models.Head, point: Literal["encoder", "logits"] | None = None) -> "Linearized":
+        """This tangent encoder with another head on it.
 
-        At the point `"logits"` these are f(x; theta0) + J(x) tau of the logits f, which under a head that normalises are
-        not the head of the tangent features.
+        It shares theta0 and what was checked so far: heads of one form are one kind of call. tau is copied. At the point
+        `"logits"` the new model is f(x; theta0) + J(x) tau of the logits f, which is not the head of the tangent features
+        where the head normalises.
+
+        Args:
+            head: frozen.
+            point: where the new model is linearised; None takes the point that tau was made for, else this model's.
 
         Raises:
             UsageError: this is no tangent model of an encoder.
@@ -250,12 +255,13 @@ class Linearized(nn.Module):
         base = models.encoder_in(self.base)
         if base is None:
             raise UsageError(f"a linearised {type(self.base).__name__} takes no head: it has no encoder.")
-        point = self.head_point or ("logits" if self.point == "output" else self.point)
-        made = Linearized(models.Classifier(base, head), self._names, point, self._way, self.strict)
+        own = self.head_point or ("logits" if self.point == "output" else self.point)
+        made = Linearized(models.Classifier(base, head), self._names, point or own, self._way, self.strict)
         with torch.no_grad():
             for name, tau in made.tau.items():
                 tau.copy_(self.tau[name])
         made.head_point, made.label, made._beyond = self.head_point, self.label, dict(self._beyond)
+        made._plan, made.told = self._plan, self.told
         return made
 
     def predict(

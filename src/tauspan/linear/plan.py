@@ -2,7 +2,7 @@
 
 import warnings
 from collections.abc import Callable, Hashable, Sequence
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -199,14 +199,20 @@ def _kind(call: Call) -> Hashable:
             total += leaf.numel()
             shape = tuple(numbers.setdefault(size, len(numbers)) for size in leaf.shape)
             parts.append((leaf.dtype, leaf.device, leaf.layout, shape))
-    head = id(getattr(call.module, "head", None))
     return (
         *parts,
         total.bit_length() // 2,
-        head,
+        _form(getattr(call.module, "head", None)),
         torch.is_autocast_enabled("cpu"),
         torch.is_autocast_enabled("cuda"),
     )
+
+
+def _form(head: Any) -> Hashable:
+    """What a frozen head computes, whatever its numbers; any other head is itself."""
+    if type(head) is models.Head:
+        return head.normalize, head.bias is None, head.weight.dtype
+    return id(head)
 
 
 _SIMPLE = (str, int, float, bool, type(None), torch.dtype)

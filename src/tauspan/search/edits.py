@@ -12,7 +12,7 @@ from tauspan.batches import Batches, batches
 from tauspan.contributions import Contributions, contributions
 from tauspan.edit import EditRegime, point_of, set_weights
 from tauspan.evaluate import accuracy, outputs
-from tauspan.linear import linearize
+from tauspan.linear import Linearized, linearize
 from tauspan.measure import progress, underway
 from tauspan.models import Classifier, Encoder
 from tauspan.params import require_finite_rows
@@ -45,6 +45,7 @@ class Edits:
             self.heads = {task: build_head(task, encoder, max_tokens=max_tokens) for task in tasks}
         self._passes: dict[tuple[Task, str], Contributions] = {}
         self._prepared: dict[tuple[Task, str], Batches] = {}
+        self._tangents: dict[tuple[str, ...], Linearized] = {}
         self._copy: Encoder | None = None
         self._at: dict[str, float] | None = None
         self._accuracies: dict[tuple[Task, str, tuple[tuple[str, float], ...]], float] = {}
@@ -96,9 +97,7 @@ class Edits:
         with progress(f"tangents on {split}", sum(len(t.split(split)) for t in needs), self.show) as advance:
             for task, names in needs.items():
                 vectors = {name: self.fitted(self.directions.partial(name)) for name in names}
-                tangent = linearize(
-                    Classifier(self.encoder, self.heads[task]), list(vectors[names[0]].deltas), self.point
-                )
+                tangent = self._tangent(task, tuple(vectors[names[0]].deltas))
                 info = {"task": task.name, "split": split, "regime": self.regime}
                 self._passes[task, split] = contributions(
                     tangent,
@@ -108,6 +107,12 @@ class Edits:
                     info=info,
                     advance=advance,
                 )
+
+    def _tangent(self, task: Task, names: tuple[str, ...]) -> Linearized:
+        """The tangent model under a task's head; all of them share one check of the engine."""
+        if names not in self._tangents:
+            self._tangents[names] = linearize(self.encoder, list(names))
+        return self._tangents[names].under(self.heads[task], self.point)
 
     def _batches(self, task: Task, split: str) -> Batches:
         """The split's batches; tokenised once, since the ordinary model reads them at every choice."""

@@ -15,7 +15,7 @@ from tauspan.edit import EditRegime, edit_regime
 from tauspan.errors import DataError, NonFiniteError, UsageError
 from tauspan.linear import Linearized, linearize
 from tauspan.measure import progress
-from tauspan.models import Classifier, Encoder
+from tauspan.models import Encoder
 from tauspan.params import Params
 from tauspan.report import Cell, Report, Table, noted
 from tauspan.search.bootstrap import Intervals
@@ -226,9 +226,8 @@ class Backward:
             for name in free.directions.names
         }
         names = list(next(iter(parts.values())).deltas)
-        made = {
-            task: linearize(Classifier(edits.encoder, edits.heads[task]), names, "logits") for task in tasks
-        }
+        tangent = linearize(edits.encoder, names)
+        made = {task: tangent.under(edits.heads[task], "logits") for task in tasks}
         moving = {
             name: {k: d for k, d in part.deltas.items() if bool(d.any())} for name, part in parts.items()
         }

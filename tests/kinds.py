@@ -417,6 +417,19 @@ def routed(s: Kind, x: Tensor) -> Tensor:
     return s.o(out)
 
 
+def one_expert(s: Kind, x: Tensor) -> Tensor:
+    """Each row by one expert; in some batches an expert has no row."""
+    return torch.stack([s.o((s.a, s.w)[int(row[0] > 0)](row).tanh()) for row in x])
+
+
+def put_back(s: Kind, x: Tensor) -> Tensor:
+    """The experts' rows one after the other, then in their own order again."""
+    first = x[:, 0] > 0
+    order = torch.cat([torch.where(first)[0], torch.where(~first)[0]])
+    made = [expert(x[rows]) for expert, rows in ((s.a, first), (s.w, ~first)) if rows.any()]
+    return torch.cat(made)[order.argsort()]
+
+
 def biased(s: Kind, x: Tensor) -> Tensor:
     table = s.o(s.w(torch.eye(6, dtype=x.dtype)).tanh())
     return s.o((s.a(x).view(len(x), 2, 3) * table.view(1, 2, 6)[:, :, :3]).flatten(1))
@@ -435,6 +448,8 @@ ROWS: dict[str, Callable[[], nn.Module]] = {
     "permuted": lambda: kind(permuted),
     "flipped": lambda: kind(lambda s, x: s.o(s.a(x.flip(0)).tanh()).flip(0)),
     "routed": lambda: kind(routed),
+    "one expert for each row": lambda: kind(one_expert),
+    "experts put back": lambda: kind(put_back),
     "repeated": lambda: kind(lambda s, x: s.o(s.a(x.repeat(2, 1)).tanh()).view(2, len(x), 2).sum(0)),
     "interleaved": lambda: kind(lambda s, x: s.o(s.a(x.repeat_interleave(2, 0)).tanh()).view(-1, 2, 2).sum(1)),
     "scalar parameter": lambda: kind(

@@ -61,6 +61,61 @@ def test_rows_that_depend_on_one_another_have_the_kernel_of_their_batch(name: st
         assert close(found, entries(torch.cat(parts)))
 
 
+class Longest(nn.Module):
+    """Texts cut at the longest of their batch, and a mean with the padding."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.words, self.out = nn.Embedding(9, 3), nn.Linear(3, 2)
+
+    def forward(self, ids: Tensor) -> Tensor:
+        longest = int((ids > 0).sum(1).max())
+        return self.out(self.words(ids[:, :longest]).mean(1).tanh())
+
+
+class Anybody(nn.Module):
+    """A second layer for all rows if any row asks for it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.one, self.two = nn.Linear(6, 2), nn.Linear(6, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.one(x) + (self.two(x) if bool((x[:, 0] > 0).any()) else 0)
+
+
+def lengths(*counts: int) -> Tensor:
+    """Texts of so many words, filled up with 0."""
+    ids = torch.randint(1, 9, (len(counts), 6), generator=torch.Generator().manual_seed(0))
+    return ids.masked_fill(torch.arange(6) >= torch.tensor(counts)[:, None], 0)
+
+
+@pytest.mark.parametrize("backend", ["auto", "contraction", "products"])
+@pytest.mark.parametrize(
+    ("made", "x"),
+    [
+        (Longest, lengths(1, 1, 2, 2, 3, 3, 4, 4)),  # whose last row is the same alone
+        (Longest, lengths(2, 2, 2, 2, 1, 2, 4, 4)),  # rows agree in the first batch
+        (Anybody, X.double()[X[:, 0].argsort()]),
+    ],
+)
+def test_rows_that_depend_on_another_one_are_noticed_wherever_it_is(
+    made: Any, x: Tensor, backend: Any
+) -> None:
+    torch.manual_seed(0)
+    module = made().double()
+    with pytest.raises(UsageError, match="depend on one another"):
+        ts.TangentKernel(module, x, backend=backend, batch_size=4)
+    wanted = entries(truth(module, x).jacobian)
+    assert close(ts.TangentKernel(module, x, backend=backend, batch_size=len(x)).dense(), wanted)
+
+
+@pytest.mark.parametrize("name", ["one expert for each row", "experts put back", "routed"])
+def test_experts_without_rows_need_no_check(name: str) -> None:
+    wanted = entries(truth(ROWS[name](), X).jacobian)
+    assert close(ts.TangentKernel(ROWS[name](), X, batch_size=2, check="off").dense(), wanted)
+
+
 def test_rows_that_mix_in_one_batch_alone_are_noticed_there() -> None:
     """An expert that takes three rows at most, and gives the others none: only full batches mix."""
 

@@ -137,6 +137,11 @@ def _gram(left: Sequence[Piece], right: Sequence[Piece], chunk: int | None) -> T
     return total
 
 
+def _absent(piece: Piece) -> bool:
+    """Whether a piece says that its rows do not depend on the parameter."""
+    return isinstance(piece, Written) and piece.jacobian.shape[2] == 0
+
+
 def _height(piece: Piece) -> int:
     """The rows n I that a piece stands for."""
     return _lead(piece).shape[:2].numel()
@@ -145,6 +150,10 @@ def _height(piece: Piece) -> int:
 def _add(total: Tensor, left: list[Piece], right: list[Piece], chunk: int | None = None) -> None:
     """Add the products of two groups of pieces to `total`, shape (n I, m I)."""
     first, second = left[0], right[0]
+    if _absent(first) or _absent(
+        second
+    ):  # rows that do not reach the parameter: routed to another expert, say
+        return
     if isinstance(first, Product) and isinstance(second, Product) and first.turned == second.turned:
         (inner, t, b), (others, s) = first.sensitivity.shape[1:], second.sensitivity.shape[1:3]
         n, m, a = len(total) // inner, total.shape[1] // others, first.inputs.shape[2]

@@ -162,6 +162,8 @@ def cell(
     mixing: Literal["all", "rows", "none"] = "all" if check else "none" if kind in known else "rows"
     while True:
         before, touches = _sorted_entries(tape, rows, apart)
+        if tape.result is not None and any(tape.result in entry.outputs for entry in before):
+            raise NotImplementedError("rows of the batch change places between the parameters and the output")
         found = _Sensitivities(tape, [entry.values[0] for entry in touches], mixing)
         mixed = [entry for place, entry in enumerate(touches) if not found.by_rows(place)]
         if not mixed:

@@ -14,7 +14,8 @@ from torch import Tensor, nn
 import checkpoints
 import zoo
 from runs import REGIMES, trained
-from tauspan.edit import apply
+from tauspan.edit import apply, load
+from tauspan.errors import MismatchError
 from tauspan.linear import linearize
 from tauspan.models import (
     Classifier,
@@ -278,3 +279,23 @@ def test_clips_of_every_patch_size_have_one_set_of_names(
     assert select(encoder) == select(load_model(homes["clip"]))
     vector = trained(Settings("linear", batch_size=6), templated, trimmed(encoder)).task_vector
     assert vector.base == fingerprint_of(encoder)
+
+
+@pytest.mark.parametrize("kind", ["float64", "float16", ">f4", "sparse", "with a graph", "bfloat16"])
+def test_rows_of_floats_are_read_in_the_models_dtype(kind: str) -> None:
+    x = np.random.default_rng(0).normal(size=(24, 3)).astype("f4")
+    tensor = torch.tensor(x)
+    given: Any = {
+        "sparse": tensor.to_sparse(), "with a graph": tensor.clone().requires_grad_(), "bfloat16": tensor.bfloat16(),
+    }.get(kind)  # fmt: skip
+    rows = (x.astype(kind) if given is None else given, np.arange(24) % 2)
+    head = build_head(Task.from_tensors("t", ["a", "b"], train=rows), load(nn.Linear(3, 4)))
+    assert head.weight.dtype == torch.float32
+
+
+@pytest.mark.parametrize("kind", ["i8", "?", "u8", "c8"])
+def test_rows_that_the_model_does_not_take_are_refused_with_their_dtype(kind: str) -> None:
+    x = np.random.default_rng(0).normal(size=(24, 3)).astype(kind)
+    task = Task.from_tensors("t", ["a", "b"], train=(x, np.arange(24) % 2))
+    with pytest.raises(MismatchError, match=r"a batch of shape .* and dtype torch\.\w+"):
+        build_head(task, load(nn.Linear(3, 4)))

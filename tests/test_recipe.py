@@ -9,6 +9,7 @@ import yaml
 import tauspan
 from tauspan.errors import RecipeError, StoreError
 from tauspan.recipe import Energies, Maps, Negation, Recipe, Rows, Training
+from tauspan.schema import documents
 from tauspan.suite import NAMES
 from tauspan.train import Settings
 
@@ -256,3 +257,15 @@ def test_the_demo_maps_the_standard_and_the_linear_regime() -> None:
     assert maps.regimes == ("standard", "linear")
     assert maps.grid is not None
     assert {0.0, 1.0} <= set(maps.grid)
+
+
+@pytest.mark.parametrize("above", ["%YAML 1.1\n", "# mine\n", "\n%YAML 1.1\n# mine\n"])
+def test_directives_and_comments_may_stand_above_a_document(above: str, tmp_path: Path) -> None:
+    file = tmp_path / "a.yaml"
+    file.write_text(f"{above}---\nmodel: minilm\n---\nmodel: other\n")
+    assert [document.plain for document in documents(file)] == [{"model": "minilm"}, {"model": "other"}]
+
+
+def test_a_key_that_is_a_list_is_refused() -> None:
+    with pytest.raises(RecipeError, match="line 1: a key is a name"):
+        Recipe.parse("? [a]\n: 2\n")

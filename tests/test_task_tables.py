@@ -11,6 +11,7 @@ import pytest
 from pyarrow import parquet
 
 from tauspan.errors import DataError, UsageError
+from tauspan.rows import rows_of
 from tauspan.tasks import Task
 
 ROWS = [(f"caf\u00e9 {i}, \u201cgood\u201d; a|b\tc", "yes" if i % 2 else "no") for i in range(30)]
@@ -80,7 +81,7 @@ def test_an_encoding_that_does_not_exist_is_an_option_error(tmp_path):
 
 def test_a_delimiter_of_ones_own(tmp_path):
     file = write(tmp_path, content(PLAIN, "^"))
-    with pytest.raises(DataError, match=r"has no column 'text'; it has text\^label"):
+    with pytest.raises(DataError, match=r"pass delimiter='\^'"):
         one(file)
     assert len(texts(one(file, delimiter="^"))) == 30
     with pytest.raises(UsageError, match="one character"):
@@ -368,3 +369,65 @@ def test_a_split_prints_one_line(tmp_path):
     task = one(write(tmp_path, content(PLAIN)))
     assert repr(task.split("test")) == "Split(6 rows; rows of each class: 0: 3, 1: 3)"
     assert len(repr(task.splits)) < 400
+
+
+# -- what cannot be read says how it can be ------------------------------------------------------------------
+
+
+def test_a_first_line_that_is_a_row_is_shown(tmp_path):
+    (tmp_path / "a.csv").write_text("".join(f"row {i},{i % 2}\n" for i in range(12)))
+    with pytest.raises(DataError, match=r"its first line is 'row 0,0'.*text,label"):
+        one(tmp_path / "a.csv")
+
+
+@pytest.mark.parametrize("counts", [(24, 23), (23, 24)])
+def test_npz_with_other_numbers_of_images_and_labels_is_refused(tmp_path, counts):
+    images, labels = np.zeros((counts[0], 4, 4), np.uint8), np.arange(counts[1]) % 2
+    np.savez(tmp_path / "a.npz", image=images, label=labels)
+    with pytest.raises(DataError, match=f"{counts[0]} images and {counts[1]} labels"):
+        Task.from_files("t", tmp_path / "a.npz")
+
+
+@pytest.mark.parametrize(
+    ("inputs", "said"),
+    [
+        ({f"t{i}" for i in range(12)}, "are a set .* in order"),
+        (pandas.DataFrame({"a": ["x"] * 12, "b": ["y"] * 12}), "a data frame with the columns a, b"),
+    ],
+)
+def test_inputs_without_one_entry_for_each_row_are_refused(inputs, said):
+    with pytest.raises(DataError, match=said):
+        Task.from_tensors("t", ["a", "b"], train=(inputs, [i % 2 for i in range(12)]))
+
+
+def test_an_infinite_label_is_no_class(tmp_path):
+    rows = "".join(f'{{"text": "a{i}", "label": {("1", "1e400")[i % 2]}}}\n' for i in range(12))
+    (tmp_path / "a.jsonl").write_text(rows)
+    with pytest.raises(DataError, match="infinite, and no class"):
+        one(tmp_path / "a.jsonl")
+
+
+# -- rows for predictions are read in the same way -----------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "wanted"),
+    [
+        ("a.txt", "one\u2028still one\ntwo\x0cstill two\n", ["one\u2028still one", "two\x0cstill two"]),
+        ("a.jsonl", '{"text": "one\u2028x"}\n\n"two"\n', ["one\u2028x", "two"]),
+        ("a.csv", "label;text\n1;a\n2;b\n", ["a", "b"]),
+        ("a.tsv", "text\tlabel\na, b\t1\n", ["a, b"]),
+    ],
+)
+def test_rows_for_predictions_end_where_those_of_tasks_do(tmp_path, name, content, wanted):
+    (tmp_path / name).write_text(content, encoding="utf-8")
+    assert rows_of(tmp_path / name)[1] == wanted
+
+
+@pytest.mark.parametrize(
+    "content", ["text,b\nx\n", "text,b\nx,1,2\n", "text,text\na,b\n", 'text,b\n"abc,1\n']
+)
+def test_rows_for_predictions_are_refused_where_those_of_tasks_are(tmp_path, content):
+    (tmp_path / "a.csv").write_text(content)
+    with pytest.raises(DataError):
+        rows_of(tmp_path / "a.csv")

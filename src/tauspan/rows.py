@@ -1,13 +1,13 @@
 """Rows without labels: a text file, CSV, JSON lines, or a folder of images."""
 
-import csv
 import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from tauspan.errors import DataError, listed, nearest
+from tauspan.errors import DataError, listed
 from tauspan.tasks.images import Files, Images
+from tauspan.tasks.tables import Dialect, read_columns
 
 _PICTURES = (".png", ".jpg", ".jpeg", ".jfif", ".bmp", ".webp", ".gif", ".tif", ".tiff", ".ppm")
 
@@ -16,8 +16,9 @@ def rows_of(path: str | Path, text: str = "text") -> tuple[list[str], Sequence[A
     """What each row is called, and the rows.
 
     Args:
-        path: `.txt`: each line is a row; `.csv` and `.tsv`: the column `text`; `.jsonl`: its key `text`, or each line a
-            text; a folder: its images, sorted by name, those in folders inside it too; or one image.
+        path: `.txt`: each line is a row; `.csv` and `.tsv`: the column `text`, read as a task's files are; `.jsonl`: its
+            key `text`, or each line a text; a folder: its images, sorted by name, those in folders inside it too; or
+            one image.
         text: the column or key.
 
     Raises:
@@ -58,27 +59,20 @@ def _is_picture(file: Path, top: Path) -> bool:
 
 def _lines(path: Path, text: str) -> list[tuple[int, str]]:
     """Blank lines are no rows; the others keep their numbers."""
-    lines = enumerate(path.read_text(encoding="utf-8-sig").splitlines(), 1)
-    return [(number, line) for number, line in lines if line.strip()]
+    with path.open(
+        encoding="utf-8-sig"
+    ) as lines:  # which end where files of lines end, and not at every separator
+        return [(number, line.rstrip("\n")) for number, line in enumerate(lines, 1) if line.strip()]
 
 
 def _table(path: Path, text: str) -> list[tuple[int, str]]:
-    csv.field_size_limit(1 << 27)
-    with path.open(newline="", encoding="utf-8-sig") as file:
-        tabs = path.suffix.lower() == ".tsv"
-        reader = csv.DictReader(file, delimiter="\t" if tabs else ",")
-        if text not in (reader.fieldnames or ()):
-            raise DataError(
-                f"{path} has no column {text!r}. {nearest(text, reader.fieldnames or ())} Name the column: --text."
-            )
-        return [(number, str(row[text] or "")) for number, row in enumerate(reader, 1)]
+    columns = read_columns(path, [text], Dialect())
+    return [(number, str(value)) for number, value in enumerate(columns.values[text], 1)]
 
 
 def _objects(path: Path, text: str) -> list[tuple[int, str]]:
     found = []
-    for number, line in enumerate(path.read_text(encoding="utf-8-sig").splitlines(), 1):
-        if not line.strip():
-            continue
+    for number, line in _lines(path, text):
         try:
             value = json.loads(line)
         except ValueError as error:

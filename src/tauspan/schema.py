@@ -3,6 +3,7 @@
 import copy
 import dataclasses
 import itertools
+import re
 import reprlib
 import types
 import typing
@@ -19,6 +20,7 @@ T = TypeVar("T")
 Parse: TypeAlias = Callable[[Any, str], Any]
 
 _MERGE = "tag:yaml.org,2002:merge"  # of the key `<<`
+_PROLOGUE = re.compile(r"(\s*([%#][^\n]*)?\n)*\s*")  # what may stand above `---`: directives and comments
 _SHORT = reprlib.Repr()  # a value in a message stays short, however many times its aliases nest
 _SHORT.maxstring = _SHORT.maxother = _SHORT.maxlong = 200
 _SHORT.maxlist = _SHORT.maxdict = 20
@@ -96,7 +98,7 @@ def documents(path: str | Path) -> list[Document]:
         ]
     except (yaml.YAMLError, RecursionError, ValueError):
         return [Document(text, str(path))]  # which says what is wrong
-    cuts = [0, *(start for start in starts if text[:start].strip()), len(text)]
+    cuts = [0, *(start for start in starts if not _PROLOGUE.fullmatch(text[:start])), len(text)]
     found = []
     for start, stop in itertools.pairwise(cuts):
         part = text[start:stop].removesuffix("...\n")
@@ -144,6 +146,10 @@ def _refuse_twice(node: Any, where: str, path: str, seen: set[int]) -> None:
     if isinstance(node, yaml.MappingNode):
         first: dict[str, int] = {}
         for key, inner in node.value:
+            if not isinstance(key, yaml.ScalarNode):
+                raise RecipeError(
+                    f"{where}, line {key.start_mark.line + 1}: a key is a name, not a list or a mapping."
+                )
             line, name = key.start_mark.line + 1, f"{path}.{key.value}".lstrip(".")
             if key.value in first and key.tag != _MERGE:
                 raise RecipeError(

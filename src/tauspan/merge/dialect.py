@@ -228,4 +228,7 @@ def converted(value: Any, parameter: Parameter, place: str) -> Any:
         return value
     if not isinstance(value, int | float):
         raise RecipeError(f"{place} is {shown(value)}, and must be a number.")
-    return int(value) if parameter.kind is int else float(value)
+    try:
+        return int(value) if parameter.kind is int else float(value)
+    except (OverflowError, ValueError) as error:
+        raise RecipeError(f"{place} is {shown(value)}, and must be a number that float64 holds.") from error

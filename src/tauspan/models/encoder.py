@@ -4,7 +4,7 @@ import copy
 import random
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, is_dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -139,11 +139,19 @@ class Encoder(nn.Module):
     def encode(
         self, raw: Sequence[Any], max_tokens: int | None = None, crops: Sequence[random.Random] | None = None
     ) -> Batch:
-        """A batch on the backbone's device from raw texts, images or tensors; see `Inputs.encode`."""
+        """A batch on the backbone's device from raw texts, images or tensors; see `Inputs.encode`.
+
+        Tensors of floats become the backbone's dtype, since NumPy's are float64 and most models float32.
+        """
         first = next(self.backbone.parameters(), None)
         most = {"positions": positions(self.backbone)} if self.inputs.modality == "text" else {}
         batch = self.inputs.encode(raw, max_tokens, crops, **most)
-        return batch if first is None else to_device(batch, first.device)
+        if first is None:
+            return batch
+        floats = isinstance(batch, Tensor) and self.inputs.modality == "tensor" and batch.is_floating_point()
+        if floats and first.is_floating_point():
+            batch = cast(Tensor, batch).to(first.dtype)
+        return to_device(batch, first.device)
 
     @torch.no_grad()
     def embed_labels(self, prompts: Sequence[str]) -> Tensor:

@@ -85,7 +85,15 @@ class Inputs:
             return tokens
         if any(isinstance(item, str) for item in raw):
             raise self._text()
-        tensors = [torch.as_tensor(item) for item in raw]
+        try:
+            tensors = [torch.as_tensor(item) for item in raw]
+        except (
+            TypeError,
+            ValueError,
+        ) as error:  # an array of a type that torch lacks, rows of unequal length
+            raise DataError(
+                f"a row cannot be a tensor: {error} Give arrays of float32 or int64, all of one shape."
+            ) from error
         for row, tensor in enumerate(tensors):
             if tensor.shape != tensors[0].shape:
                 raise DataError(

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from tauspan.arguments import checked
-from tauspan.errors import DataError, ModelError
+from tauspan.errors import DataError, MismatchError, ModelError
 from tauspan.models import Encoder, Frozen, Head, eval_mode, fingerprint_of
 from tauspan.models.frozen import key_of, reading
 from tauspan.models.intact import Intact
@@ -146,7 +146,17 @@ def _kept(encoder: Encoder, key: str, build: Callable[[], Head]) -> Head:
 @torch.no_grad()
 def _features(encoder: Encoder, rows: Split, max_tokens: int | None) -> Tensor:
     with Intact(encoder.backbone)(), eval_mode(encoder):
-        found: Tensor = encoder(encoder.encode(rows.inputs, max_tokens)).detach()
+        batch = encoder.encode(rows.inputs, max_tokens)
+        try:
+            found: Tensor = encoder(batch).detach()
+        except RuntimeError as error:
+            if not isinstance(batch, Tensor) or isinstance(error, torch.OutOfMemoryError):
+                raise
+            raise MismatchError(
+                f"{encoder.source} does not take the task's rows, a batch of shape {tuple(batch.shape)} and dtype "
+                f"{batch.dtype}: {error}. Give rows as the model takes them, one entry of the first axis for each, such "
+                "as `torch.tensor(rows, dtype=torch.float32)`."
+            ) from error
     if found.ndim != 2:
         raise ModelError(
             f"{encoder.source} gives features of shape {tuple(found.shape)} for {len(rows)} rows, and a head reads "

@@ -56,6 +56,8 @@ def written(value: Any) -> str | None:
     if hasattr(value, "item") and getattr(value, "ndim", None) == 0:  # a number of numpy's or torch's
         value = value.item()
     if isinstance(value, float):
+        if math.isinf(value):
+            raise DataError(f"the label {value} is infinite, and no class.")
         return None if math.isnan(value) else str(int(value)) if value.is_integer() else repr(value)
     if isinstance(value, list | tuple | set | Mapping | bytes) or hasattr(value, "__array__"):
         raise DataError(

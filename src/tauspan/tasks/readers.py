@@ -155,9 +155,15 @@ def _text(item: Any, column: str, file: Path, row: int) -> Any:
 def _npz(file: Path) -> Rows:
     try:
         with file.open("rb") as handle, np.load(handle, allow_pickle=False) as arrays:
-            return Rows(list(arrays["image"]), arrays["label"].tolist(), str(file))
+            images, labels = list(arrays["image"]), arrays["label"].tolist()
     except (OSError, EOFError, TypeError, ValueError, KeyError, zipfile.BadZipFile) as error:
         raise DataError(f"{file} cannot be read as npz with `image` and `label`: {error}") from error
+    if not isinstance(labels, list) or len(images) != len(labels):
+        count = len(labels) if isinstance(labels, list) else "no"
+        raise DataError(
+            f"{file} holds {len(images)} images and {count} labels: write one label for each image."
+        )
+    return Rows(images, labels, str(file))
 
 
 def image_rows(

@@ -1,13 +1,14 @@
 """Rows as they were found, before anything is decided about them."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor
 
-from tauspan.errors import DataError
+from tauspan.errors import DataError, listed
 from tauspan.models.pictures import is_picture
 from tauspan.tasks.images import Images
 from tauspan.tasks.labels import writable
@@ -76,10 +77,10 @@ def tensor_rows(name: str, split: str, given: Any) -> Rows:
     if isinstance(labels, Iterator):
         labels = list(labels)
     for what, value in (("inputs", inputs), ("labels", labels)):
-        if isinstance(value, str | bytes | Mapping) or not hasattr(value, "__len__"):
+        if isinstance(value, str | bytes | Mapping | Set) or not hasattr(value, "__len__"):
             raise DataError(
                 f"{split} of {name!r}: its {what} are a {type(value).__name__} ({str(value)[:40]}): give a list, an "
-                "array or a tensor with one entry for each row."
+                "array or a tensor with one entry for each row, in order."
             )
     shape = tuple(labels.shape) if hasattr(labels, "shape") else (len(labels),)
     kind = str(getattr(labels, "dtype", "")).removeprefix("torch.")
@@ -89,7 +90,24 @@ def tensor_rows(name: str, split: str, given: Any) -> Rows:
             f"{shape}. One whole number for each row is its class."
         )
     values = labels.tolist() if hasattr(labels, "tolist") else list(labels)
-    kept = inputs if isinstance(inputs, Images) else list(inputs)
+    if hasattr(inputs, "columns") and hasattr(
+        inputs, "iloc"
+    ):  # a list of it would be the names of its columns
+        raise DataError(
+            f"{split} of {name!r}: its inputs are a data frame with the columns {listed(inputs.columns)}: give a column "
+            "of texts (`frame['text'].tolist()`) or an array of numbers (`frame.to_numpy()`)."
+        )
+    kept = inputs if isinstance(inputs, Images) else [_plain(item) for item in _plain(inputs)]
     if len(kept) != len(values):
         raise DataError(f"{split} of {name!r}: {len(kept)} inputs and {len(values)} labels.")
     return Rows(kept, values, f"{split} of {name!r}")
+
+
+def _plain(item: Any) -> Any:
+    """A tensor or array as numbers that can be written down: dense, without a graph, in this machine's order of bytes."""
+    if isinstance(item, Tensor):
+        dense = item.detach() if item.layout == torch.strided else item.detach().to_dense()
+        return dense.float() if dense.dtype == torch.bfloat16 else dense
+    if isinstance(item, np.ndarray | np.generic) and item.dtype.kind in "iufc" and not item.dtype.isnative:
+        return item.astype(item.dtype.newbyteorder("="))
+    return item

@@ -6,6 +6,7 @@ import io
 import itertools
 import json
 import re
+import shlex
 import sys
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
@@ -162,6 +163,7 @@ def _csv(file: Path, wanted: Sequence[str], dialect: Dialect) -> Columns:
         )
         records = _records(file, itertools.chain([first], handle), delimiter, dialect, above)
         _, header = next(records, (1, []))
+        _require_parted(file, wanted, header, first)
         require_columns(file, wanted, header)
         kept = [header.index(column) for column in wanted]
         values: list[list[Any]] = [[] for _ in wanted]
@@ -178,6 +180,26 @@ def _csv(file: Path, wanted: Sequence[str], dialect: Dialect) -> Columns:
             for column, place in zip(values, kept, strict=True):
                 column.append(row[place])
     return Columns(dict(zip(wanted, values, strict=True)), lines)
+
+
+def _require_parted(file: Path, wanted: Sequence[str], header: Sequence[str], first: str) -> None:
+    """Raise, with the way out, where the first line names the columns and another character parts them."""
+    if len(header) == 1 and wanted[0] not in header and wanted[0] in header[0]:
+        other = next(
+            (one for one in header[0].replace(wanted[0], "") if not one.isalnum() and one not in "_ "), None
+        )
+        if other is not None:
+            raise DataError(
+                f"{file} has the one column {header[0]!r}. If {other!r} parts its columns, pass delimiter={other!r} "
+                f"(--delimiter {shlex.quote(other)})."
+            )
+    close = any(nearest(column, header).startswith("Did") for column in wanted)
+    if header and not set(wanted) & set(header) and not close:
+        raise DataError(
+            f"{file} has no column {wanted[0]!r}: its first line is {first.strip()[:80]!r}. If that is a row already, "
+            f"write a first line that names the columns, such as {','.join(wanted)!r}; else say which columns are meant "
+            "(text=..., label=...; --text, --label)."
+        )
 
 
 def _delimiter(first: str, wanted: Sequence[str], kind: str, dialect: Dialect) -> str:

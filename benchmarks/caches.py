@@ -11,7 +11,7 @@ from benchmarks.shapes import SHAPES, Shape
 from benchmarks.timing import Spread, interleaved, once, ratio
 from torch import Tensor
 
-from tauspan.linear import linearize
+from tauspan.tangent import linearize
 
 CLASSES = 4  # the Jacobian factors grow with the number of outputs
 

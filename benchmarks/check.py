@@ -9,9 +9,9 @@ from benchmarks.shapes import SHAPES, Shape
 from benchmarks.timing import Sample, Spread, interleaved, ratio, spread
 from torch import Tensor, nn
 
-from tauspan.computing import Check
+from tauspan.core.computing import Check
 from tauspan.kernel import TangentKernel
-from tauspan.linear import Linearized, linearize
+from tauspan.tangent import Linearized, linearize
 
 CLASSES = 4
 EPOCH = 200  # steps of a small epoch, for the share

@@ -5,11 +5,11 @@ from benchmarks.rows import Row, Setting
 from benchmarks.timing import once
 
 import tauspan as ts
-from tauspan.batches import batches
-from tauspan.evaluate import outputs
-from tauspan.linear import linearize
+from tauspan.editing.evaluate import outputs
 from tauspan.models import Classifier, Encoder
+from tauspan.tangent import linearize
 from tauspan.tasks import Task, build_head
+from tauspan.tasks.batches import batches
 from tauspan.vector import TaskVector
 
 TASK, PARAMS, RIDGE, TOLERANCE = "tweet_sentiment", "last:2", 1e-3, 1e-3

@@ -20,7 +20,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 import tauspan as ts
 from tauspan.kernel import TangentKernel
-from tauspan.kernel.selector import Outputs
+from tauspan.kernel.rows.selector import Outputs
 from tauspan.models import Batch, Classifier, Encoder, Head
 
 PARAMS, TOKENS, GOAL = "encoder.*", 32, 4.0

@@ -25,18 +25,18 @@ from torch import Tensor
 
 import tauspan as ts
 from tauspan import store
-from tauspan.batches import batches
-from tauspan.contributions import contributions
-from tauspan.diagnose.rows import Reduced, Settings, rows_of_tasks
-from tauspan.diagnose.vectors import energy_findings
-from tauspan.evaluate import accuracy, outputs
+from tauspan.core.measure import measured
+from tauspan.core.report import Report, Table, provenance
+from tauspan.editing.evaluate import accuracy, outputs
 from tauspan.kernel import closed_form
-from tauspan.linear import linearize
-from tauspan.measure import measured
+from tauspan.kernel.diagnose.rows import Reduced, Settings, rows_of_tasks
+from tauspan.kernel.diagnose.vectors import energy_findings
 from tauspan.models import Classifier, Encoder
-from tauspan.report import Report, Table, provenance
-from tauspan.suite import suite
+from tauspan.tangent import linearize
+from tauspan.tangent.contributions import contributions
 from tauspan.tasks import Task, build_head
+from tauspan.tasks.batches import batches
+from tauspan.tasks.data.suite import suite
 
 THREE = ("email_spam", "movie_sentiment", "debian_section")
 

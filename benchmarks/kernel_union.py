@@ -8,12 +8,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import tauspan as ts
-from tauspan.evaluate import evaluate
+from tauspan.core.measure import measured
+from tauspan.core.report import Cell, Table
+from tauspan.editing.evaluate import evaluate
 from tauspan.kernel import DenseKernel, RidgeFit, closed_form, joint
-from tauspan.kernel.vectors import logits_at_base, task_vector
-from tauspan.measure import measured
+from tauspan.kernel.operator.closed_form import logits_at_base, task_vector
 from tauspan.models import Encoder
-from tauspan.report import Cell, Table
 from tauspan.tasks import Task
 from tauspan.train import Settings
 from tauspan.train.joint import finetune_jointly

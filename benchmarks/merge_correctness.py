@@ -13,12 +13,12 @@ from benchmarks import merge_inputs
 from torch import Tensor
 
 import tauspan as ts
+from tauspan.core.report import Cell, Table
 from tauspan.merge import merge
-from tauspan.merge.adapter_vector import adapter_vector
-from tauspan.merge.adapters import AdapterSource, combine_adapters
-from tauspan.merge.files import merge_files
-from tauspan.merge.recipe import MergeRecipe
-from tauspan.report import Cell, Table
+from tauspan.merge.lora.adapters import AdapterSource, combine_adapters
+from tauspan.merge.recipe.recipe import MergeRecipe
+from tauspan.merge.stream.adapter_vector import adapter_vector
+from tauspan.merge.stream.files import merge_files
 from tauspan.store import Checkpoint
 
 _ROUNDING = 8 * 2**-23  # of the largest value: what float32 sums in another order can differ by

@@ -26,10 +26,10 @@ from benchmarks.shape_models import make
 from rich.console import Console
 from torch import Tensor
 
-from tauspan.errors import TauspanError
-from tauspan.merge.files import merge_files
-from tauspan.merge.recipe import MergeRecipe
-from tauspan.report import Cell, Report, Table, provenance
+from tauspan.core.errors import TauspanError
+from tauspan.core.report import Cell, Report, Table, provenance
+from tauspan.merge.recipe.recipe import MergeRecipe
+from tauspan.merge.stream.files import merge_files
 from tauspan.store import Checkpoint
 
 SHAPES = ROOT / "tests" / "shapes"

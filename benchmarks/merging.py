@@ -22,7 +22,7 @@ from benchmarks.rows import ROOT, Row, Setting, device_name, report, write
 from benchmarks.timing import Clock, Spread, spread
 from rich.console import Console
 
-from tauspan.report import Report, Table
+from tauspan.core.report import Report, Table
 
 GOALS = {"task_arithmetic": 0.4, "ties": 0.12, "copy": 0.7, "memory": 0.5, "plan": 3.0}
 METHODS: Mapping[str, tuple[str, dict[str, float]]] = {

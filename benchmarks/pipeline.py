@@ -11,13 +11,13 @@ from benchmarks.timing import once, spread
 from torch import Tensor
 
 import tauspan as ts
-from tauspan.batches import batches
-from tauspan.contributions import contributions
-from tauspan.evaluate import accuracy
-from tauspan.linear import linearize
+from tauspan.editing.evaluate import accuracy
+from tauspan.editing.search import PAPER_GRID
 from tauspan.models import Classifier, Encoder
-from tauspan.search import PAPER_GRID
+from tauspan.tangent import linearize
+from tauspan.tangent.contributions import contributions
 from tauspan.tasks import Task, build_head, permutation
+from tauspan.tasks.batches import batches
 from tauspan.train import train
 from tauspan.train.settings import Settings
 

@@ -13,7 +13,7 @@ from benchmarks.shapes import DEFAULT
 from benchmarks.timing import Clock, Spread
 from torch import Tensor
 
-from tauspan.report import Cell, Report, Table, provenance
+from tauspan.core.report import Cell, Report, Table, provenance
 
 ROOT = Path(__file__).parents[1]
 

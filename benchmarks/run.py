@@ -19,7 +19,7 @@ from benchmarks.spectral import spectral
 from benchmarks.steps import steps
 from rich.console import Console
 
-from tauspan.report import Report
+from tauspan.core.report import Report
 
 BENCHMARKS: dict[str, Callable[[Setting], list[Row]]] = {
     "steps": steps,

@@ -8,12 +8,12 @@ from benchmarks.shapes import SHAPES, Shape
 from benchmarks.timing import once, spread
 from torch import Tensor
 
-from tauspan.contributions import contributions
-from tauspan.disentangle import disentanglement
-from tauspan.evaluate import accuracy
-from tauspan.linear import Linearized, linearize
+from tauspan.editing.evaluate import accuracy
+from tauspan.editing.maps import disentanglement
+from tauspan.editing.search import PAPER_GRID
 from tauspan.models import Classifier, Encoder, Head, fingerprint_of
-from tauspan.search import PAPER_GRID
+from tauspan.tangent import Linearized, linearize
+from tauspan.tangent.contributions import contributions
 from tauspan.tasks import Task
 from tauspan.vector import TaskVector
 

@@ -11,7 +11,7 @@ from benchmarks.shapes import SHAPES, Shape
 from benchmarks.timing import interleaved, once, ratio, seconds
 from torch import Tensor, nn
 
-from tauspan.linear import linearize
+from tauspan.tangent import linearize
 
 PLAIN = ("ordinary", "paper", "onepass")
 

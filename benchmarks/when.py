@@ -11,13 +11,13 @@ from pathlib import Path
 
 import torch
 from benchmarks.rows import ROOT
+from benchmarks.study import Plan, study
+from benchmarks.study.plan import RATES
 from rich.console import Console
 
 import tauspan as ts
+from tauspan.core.report import Report
 from tauspan.models import Encoder
-from tauspan.report import Report
-from tauspan.study import Plan, study
-from tauspan.study.plan import RATES
 
 TASKS = ("email_spam", "movie_sentiment", "debian_section")
 

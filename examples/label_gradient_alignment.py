@@ -29,9 +29,9 @@ from scipy.stats import spearmanr
 from torch import Tensor, nn
 from torch.func import functional_call, stack_module_state, vmap
 
-from tauspan.diagnose import label_gradient_alignment
+from tauspan.core.report import Table
 from tauspan.kernel import DenseKernel, TangentKernel
-from tauspan.report import Table
+from tauspan.kernel.diagnose import label_gradient_alignment
 
 SIZE, CLASSES, EARLY, EPOCHS = 8, 4, 2, 20
 ACTIVATIONS = {"none": nn.Identity, "tanh": nn.Tanh, "relu": nn.ReLU}

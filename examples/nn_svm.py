@@ -23,10 +23,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from tauspan.core.report import Table
 from tauspan.kernel import TangentKernel
 from tauspan.kernel.analytic import network
-from tauspan.kernel.hinge import Margins, Rate, dual_steps, margins, primal_steps, solve_hinge
-from tauspan.report import Table
+from tauspan.kernel.solvers.hinge import Margins, Rate, dual_steps, margins, primal_steps, solve_hinge
 
 ROWS, SIZE, RIDGE, RATE = 40, 10, 1e-2, 0.5
 

@@ -17,9 +17,9 @@ import numpy as np
 import torch
 
 import tauspan as ts
+from tauspan.core.report import Table
 from tauspan.kernel import TangentKernel
 from tauspan.kernel.analytic import lr_max, network, ntk
-from tauspan.report import Table
 
 ROWS, SIZE = 40, 10
 

@@ -25,8 +25,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from tauspan.core.report import Table
 from tauspan.kernel.analytic import ensemble, network, ntk, posterior
-from tauspan.report import Table
 
 ZERO = 1e-14  # the zeros of the training rows, after a solve in float64
 

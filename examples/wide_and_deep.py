@@ -24,8 +24,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from tauspan.core.report import Table
 from tauspan.kernel.analytic import Activation, depth_limit, dual_activation, limit_kernel, on_sphere
-from tauspan.report import Table
 
 
 def mixture(a: float, q: int) -> Activation:

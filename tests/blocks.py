@@ -2,11 +2,11 @@
 
 import torch
 
-from tauspan.merge.engine import Engine
-from tauspan.merge.method import Block
-from tauspan.merge.scope import shaped, specs_of
-from tauspan.merge.settings import Settings
-from tauspan.merge.table import METHODS
+from tauspan.merge.engine.engine import Engine
+from tauspan.merge.engine.settings import Settings
+from tauspan.merge.methods.method import Block
+from tauspan.merge.methods.scope import shaped, specs_of
+from tauspan.merge.methods.table import METHODS
 
 
 def merged(name, values, options=None, *, base=None, size=1 << 18):

@@ -10,10 +10,10 @@ from torch import Tensor
 
 import tiny
 from tauspan.merge import METHODS
-from tauspan.merge.inputs import open_source
-from tauspan.merge.job import Job
-from tauspan.merge.method import Method
-from tauspan.merge.settings import Settings
+from tauspan.merge.engine.settings import Settings
+from tauspan.merge.methods.method import Method
+from tauspan.merge.sources.inputs import open_source
+from tauspan.merge.stream.job import Job
 from tauspan.store import Checkpoint, write_tensors
 
 SHAPES = {"emb.weight": (11, 6), "h.0.w": (6, 7), "h.0.b": (7,), "h.1.w": (6, 7), "h.1.b": (7,), "s": ()}

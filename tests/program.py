@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import save_file
 
 import checkpoints
-from tauspan.edit import apply, save
+from tauspan.editing.edit import apply, save
 from tauspan.models import fingerprint_of, load_model, state_of
 from tauspan.vector import TaskVector
 from zoo import normal

@@ -13,8 +13,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import checkpoints
+from tauspan.core.params import Params
 from tauspan.models import Encoder, Head, load_model
-from tauspan.params import Params
 from tauspan.tasks import Task, permutation
 from tauspan.train import Finetuned, Settings, train
 from zoo import normal, stirred

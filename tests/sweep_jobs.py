@@ -8,7 +8,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from tauspan.errors import BaseMismatchError, UsageError
+from tauspan.core.errors import BaseMismatchError, UsageError
 
 
 class NarrowerError(UsageError):
@@ -137,13 +137,13 @@ def wait_here(place: str, name: str) -> None:
 
 def warn(text: str) -> int:
     """As the library warns."""
-    logging.getLogger("tauspan.linear").warning("%s", text)
+    logging.getLogger("tauspan.tangent").warning("%s", text)
     return 1
 
 
 def long_work(words: str) -> str:
     """Work that does not take its second step before its log tells of the first."""
-    from tauspan import measure
+    from tauspan.core import measure
 
     measure.SILENCE = 0.01
     log = Path(os.readlink("/proc/self/fd/2"))

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from tauspan.sweep import Job, sweep
+from tauspan.experiments.sweep import Job, sweep
 
 # where workers find sweep_jobs
 WHERE = os.pathsep.join([*filter(None, [os.environ.get("PYTHONPATH")]), str(Path(__file__).parent)])

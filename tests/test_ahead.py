@@ -11,13 +11,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from tauspan.ahead import ahead, in_threads
-from tauspan.batches import batches
-from tauspan.contributions import by_batch
-from tauspan.errors import DataError
+from tauspan.core.ahead import ahead, in_threads
+from tauspan.core.errors import DataError
 from tauspan.models import Encoder, load_model
 from tauspan.models.encoder import Inputs
+from tauspan.tangent.contributions import by_batch
 from tauspan.tasks import Split
+from tauspan.tasks.batches import batches
 from zoo import normal
 
 

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import tauspan as ts
-from tauspan.errors import MismatchError, NonFiniteError, UsageError
+from tauspan.core.errors import MismatchError, NonFiniteError, UsageError
 from tauspan.kernel import TangentKernel
 from tauspan.kernel.analytic import (
     Convolution,

@@ -15,12 +15,14 @@ from torch import nn
 
 import tauspan as ts
 from runs import encoder, points
-from tauspan import data, kernel, search, train
-from tauspan.arguments import checked, described, in_words, misfit
-from tauspan.diagnose import kernel_report
-from tauspan.errors import ArgumentError, UsageError
+from tauspan import kernel, train
+from tauspan.core.arguments import checked, described, in_words, misfit
+from tauspan.core.errors import ArgumentError, UsageError
+from tauspan.editing import search
+from tauspan.experiments.sweep import Job, sweep
+from tauspan.kernel.diagnose import kernel_report
 from tauspan.models import Encoder, fingerprint_of
-from tauspan.sweep import Job, sweep
+from tauspan.tasks import data
 from tauspan.vector import TaskVector
 
 E = encoder()

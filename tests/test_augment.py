@@ -18,8 +18,8 @@ from torch import Tensor, nn
 
 import runs
 from runs import REGIMES, deltas, logged, trained
-from tauspan.errors import UsageError
-from tauspan.evaluate import evaluate
+from tauspan.core.errors import UsageError
+from tauspan.editing.evaluate import evaluate
 from tauspan.models import Encoder, Head, load_model
 from tauspan.models.crop import AREA, ASPECT, random_box
 from tauspan.models.encoder import Inputs

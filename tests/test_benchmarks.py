@@ -9,7 +9,7 @@ import torch
 from benchmarks import baselines, caches, images, memory, pipeline, rows, run, search, steps, timing
 from benchmarks.shapes import SHAPES
 
-from tauspan.linear import linearize
+from tauspan.tangent import linearize
 from tauspan.tasks import Task
 from tauspan.train.settings import Settings
 

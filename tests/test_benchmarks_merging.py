@@ -9,8 +9,8 @@ import torch
 from benchmarks import merge_correctness, merge_inputs, merging
 from benchmarks.merging import Watched
 
-from tauspan.merge.inputs import open_source
-from tauspan.merge.recipe import MergeRecipe
+from tauspan.merge.recipe.recipe import MergeRecipe
+from tauspan.merge.sources.inputs import open_source
 from tauspan.store import Checkpoint
 
 

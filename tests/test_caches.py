@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 
 import zoo
-from tauspan.errors import BaseMismatchError, ModelError, StoreError, UsageError
-from tauspan.linear import Cache, Linearized, linearize
+from tauspan.core.errors import BaseMismatchError, ModelError, StoreError, UsageError
+from tauspan.tangent import Cache, Linearized, linearize
 from zoo import all_close, at, close, direction
 
 KINDS = ("none", "features", "primal", "factors")
@@ -170,7 +170,7 @@ def test_a_killed_build_leaves_no_file(tmp_path: Path) -> None:
         import sys, os, signal, torch
         sys.path.insert(0, sys.argv[2])
         import zoo
-        from tauspan.linear import linearize, room
+        from tauspan.tangent import linearize, room
         lin = linearize(zoo.classifier(zoo.bert()))
         settle = room.Room.settle
         def killed(self):

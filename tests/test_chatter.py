@@ -17,7 +17,7 @@ FIRST_USE = {
         "tauspan.linearize(net, engine='reference')(torch.ones(1, 2))"
     ),
     "a normalising head": (
-        "from tauspan.search.objective import Term\n"
+        "from tauspan.editing.search.objective import Term\n"
         "head = tauspan.Head(torch.eye(2).double(), normalize=True)\n"
         "v = torch.ones(3, 2).double()\n"
         "Term(v, torch.ones(1, 3, 2).double(), v / 2, torch.ones(3).double(), head)"

@@ -5,8 +5,8 @@ import torch
 from torch import Tensor
 
 import zoo
-from tauspan.errors import ModelError, UsageError
-from tauspan.linear import Linearized, linearize
+from tauspan.core.errors import ModelError, UsageError
+from tauspan.tangent import Linearized, linearize
 from zoo import at, direction
 
 MODELS = ("bert", "gpt2", "llama", "vit", "clip", "torch_transformer")

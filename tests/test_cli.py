@@ -14,8 +14,8 @@ import torch
 import tauspan
 import tiny
 from program import World, contents, make
-from tauspan import verbs_models
-from tauspan.cli import main, parser
+from tauspan.cli import models as verbs_models
+from tauspan.cli.main import main, parser
 from tauspan.vector import TaskVector
 
 TUNE = ("--epochs", "1", "--max-steps", "2", "--batch-size", "4", "--max-tokens", "8", "--rows", "8")
@@ -40,7 +40,7 @@ def call(world: World, line: str) -> int:
 def test_help_and_version_load_nothing_heavy() -> None:
     for words in (["--help"], ["--version"], ["edit", "add", "--help"]):
         code = (
-            "import sys\nfrom tauspan.cli import main\n"
+            "import sys\nfrom tauspan.cli.main import main\n"
             f"try: main({words!r})\nexcept SystemExit as stop: assert not stop.code\n"
             "heavy = {'torch', 'transformers', 'numpy', 'rich', 'matplotlib', 'yaml', 'safetensors'}\n"
             "sys.exit(repr(heavy & set(sys.modules)) if heavy & set(sys.modules) else 0)\n"
@@ -52,7 +52,7 @@ def test_help_and_version_load_nothing_heavy() -> None:
 
 def test_the_list_of_reproductions_needs_no_torch() -> None:
     code = (
-        "import sys\nfrom tauspan.cli import main\nassert main(['reproduce', 'list']) == 0\n"
+        "import sys\nfrom tauspan.cli.main import main\nassert main(['reproduce', 'list']) == 0\n"
         "sys.exit('torch' in sys.modules)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)

@@ -14,12 +14,12 @@ from safetensors.torch import load_file, save_file
 
 import checkpoints
 from program import contents
-from tauspan.cli import main
-from tauspan.merge.adapters import save_adapter
-from tauspan.merge.card import Card
-from tauspan.merge.inputs import open_source
-from tauspan.merge.json_schema import json_schema
-from tauspan.merge.lowrank import LowRank, Term
+from tauspan.cli.main import main
+from tauspan.merge.lora.adapters import save_adapter
+from tauspan.merge.lora.lowrank import LowRank, Term
+from tauspan.merge.recipe.json_schema import json_schema
+from tauspan.merge.sources.inputs import open_source
+from tauspan.merge.stream.card import Card
 from tauspan.vector import TaskVector
 
 KINDS = {"bert": transformers.AutoModel, "llama": transformers.AutoModel, "clip": transformers.CLIPModel}

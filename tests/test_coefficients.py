@@ -11,13 +11,13 @@ from torch import nn
 
 import tauspan as ts
 from program import World, contents, make
-from tauspan.cli import main
-from tauspan.errors import DataError, UsageError
+from tauspan.cli.main import main
+from tauspan.core.errors import DataError, UsageError
+from tauspan.editing.search import PAPER_GRID, combine, front
+from tauspan.editing.search.blackbox import Memory, descend
+from tauspan.editing.search.box import Box
+from tauspan.editing.search.directions import Directions, chosen_groups, layer_groups
 from tauspan.models import fingerprint_of, state_of
-from tauspan.search import PAPER_GRID, combine, front
-from tauspan.search.blackbox import Memory, descend
-from tauspan.search.box import Box
-from tauspan.search.directions import Directions, chosen_groups, layer_groups
 from tauspan.tasks import Task
 from tauspan.vector import TaskVector
 from test_search import REGIMES, Q, cloud, eye, random_vector, steps, turn, world

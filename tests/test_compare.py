@@ -4,11 +4,12 @@ import pytest
 
 import tauspan as ts
 from runs import encoder
-from tauspan.errors import RecipeError, UsageError
+from tauspan.core.errors import RecipeError, UsageError
+from tauspan.editing.search import add
+from tauspan.experiments.recipe import Recipe
 from tauspan.merge import merge
+from tauspan.merge.data.compare import compare
 from tauspan.models import fingerprint_of, state_of
-from tauspan.recipe import Recipe
-from tauspan.search import add, compare
 from test_search import cloud
 from zoo import normal
 

@@ -7,11 +7,11 @@ import torch
 from torch import Tensor
 
 from runs import encoder, points
-from tauspan.batches import batches
-from tauspan.contributions import Contributions, contributions
-from tauspan.errors import BaseMismatchError, MismatchError, StoreError, UsageError
-from tauspan.linear import linearize
+from tauspan.core.errors import BaseMismatchError, MismatchError, StoreError, UsageError
 from tauspan.models import Classifier, Head, fingerprint_of, state_of
+from tauspan.tangent import linearize
+from tauspan.tangent.contributions import Contributions, contributions
+from tauspan.tasks.batches import batches
 from tauspan.vector import TaskVector
 from zoo import normal
 

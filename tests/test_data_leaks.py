@@ -8,12 +8,12 @@ from hypothesis import strategies as st
 from PIL import Image, ImageEnhance
 
 from imagesets import encoded, picture
-from tauspan.data import find_leaks
-from tauspan.data.hamming import distances, within
-from tauspan.data.leaks import normalised
-from tauspan.errors import DataError
-from tauspan.suite import suite
+from tauspan.core.errors import DataError
 from tauspan.tasks import SPLITS, Split, Task
+from tauspan.tasks.data import find_leaks
+from tauspan.tasks.data.hamming import distances, within
+from tauspan.tasks.data.leaks import normalised
+from tauspan.tasks.data.suite import suite
 from tauspan.tasks.images import Images
 
 PAIRS = (("train", "validation"), ("train", "test"), ("validation", "test"))
@@ -181,7 +181,7 @@ def test_all_near_pairs_are_found_once(left, right, planted, distance):
 
 
 def test_equal_hashes_are_compared_in_chunks(monkeypatch):
-    monkeypatch.setattr("tauspan.data.hamming._CHUNK", 7)
+    monkeypatch.setattr("tauspan.tasks.data.hamming._CHUNK", 7)
     same = np.full(9, 5, dtype=np.uint64)
     i, j, bits = within(same, np.array([5, 4, 2**40], dtype=np.uint64), 1)
     assert (i.tolist(), j.tolist()) == ([*range(9), *range(9)], [0] * 9 + [1] * 9)

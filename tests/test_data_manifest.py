@@ -6,9 +6,9 @@ from dataclasses import replace
 import pytest
 import torch
 
-from tauspan.data import check_manifest, manifest, write_manifest
-from tauspan.errors import DataError, StoreError
+from tauspan.core.errors import DataError, StoreError
 from tauspan.tasks import SPLITS, Split, Task
+from tauspan.tasks.data import check_manifest, manifest, write_manifest
 
 
 def task_of(train, extra=None, names=("a", "b"), **splits):

@@ -20,12 +20,12 @@ from imagesets import (
     write_npz,
     write_parquet,
 )
-from tauspan.data import DataSet, open_task
-from tauspan.data.catalog import Columns, Hub, Sizes, Splits
-from tauspan.data.classes import aligned
-from tauspan.errors import DataError, RecipeError
-from tauspan.suite import find_task
+from tauspan.core.errors import DataError, RecipeError
 from tauspan.tasks import SPLITS, images
+from tauspan.tasks.data import DataSet, open_task
+from tauspan.tasks.data.catalog import Columns, Hub, Sizes, Splits
+from tauspan.tasks.data.classes import aligned
+from tauspan.tasks.data.suite import find_task
 from tauspan.tasks.split import permutation
 
 

@@ -2,9 +2,9 @@
 
 import pytest
 
-from tauspan.data import CONTROL, EIGHT, FOURTEEN, TWENTY, DataSet, catalog, find_set
-from tauspan.data.classes import key
-from tauspan.errors import DataError, RecipeError
+from tauspan.core.errors import DataError, RecipeError
+from tauspan.tasks.data import CONTROL, EIGHT, FOURTEEN, TWENTY, DataSet, catalog, find_set
+from tauspan.tasks.data.classes import key
 
 # name: templates, classes, epochs, rows of train, validation and test
 PROTOCOL = {

@@ -7,10 +7,10 @@ import datasets
 import pytest
 
 from imagesets import encoded, picture, rows, write_card, write_folder
-from tauspan.cli import main
-from tauspan.data import catalog
+from tauspan.cli.main import main
 from tauspan.store import read_json
-from tauspan.suite import find_task
+from tauspan.tasks.data import catalog
+from tauspan.tasks.data.suite import find_task
 
 NAMES = catalog()["stl10"].classes
 

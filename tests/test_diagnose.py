@@ -15,8 +15,19 @@ from torch import nn
 
 import zoo
 from program import make
-from tauspan.cli import main
-from tauspan.diagnose import (
+from tauspan.cli.main import main
+from tauspan.core.errors import (
+    BaseMismatchError,
+    DataError,
+    MismatchError,
+    ModelError,
+    NonFiniteError,
+    UsageError,
+)
+from tauspan.editing.edit import load
+from tauspan.kernel import DenseKernel, TangentKernel
+from tauspan.kernel.approximate.eigenpairs import eigenpairs
+from tauspan.kernel.diagnose import (
     Eigenfunctions,
     LocalEnergy,
     centred_alignment,
@@ -36,20 +47,9 @@ from tauspan.diagnose import (
     posthoc_gap,
     principal_angles,
 )
-from tauspan.edit import load
-from tauspan.errors import (
-    BaseMismatchError,
-    DataError,
-    MismatchError,
-    ModelError,
-    NonFiniteError,
-    UsageError,
-)
-from tauspan.kernel import DenseKernel, TangentKernel
-from tauspan.kernel.eigenpairs import eigenpairs
-from tauspan.kernel.regression import solve_ridge
-from tauspan.linear import linearize
+from tauspan.kernel.solvers.regression import solve_ridge
 from tauspan.models import Head, fingerprint_of
+from tauspan.tangent import linearize
 from tauspan.tasks import Task
 from tauspan.vector import TaskVector
 

@@ -17,9 +17,8 @@ import program
 import runs
 import tauspan as ts
 import zoo
-from tauspan import figures
-from tauspan.cli import main
-from tauspan.errors import (
+from tauspan.cli.main import main
+from tauspan.core.errors import (
     BaseMismatchError,
     DataError,
     MismatchError,
@@ -27,8 +26,9 @@ from tauspan.errors import (
     NonFiniteError,
     UsageError,
 )
-from tauspan.linear import linearize
+from tauspan.experiments import figures
 from tauspan.models import Classifier, Encoder, Head, fingerprint_of, state_of
+from tauspan.tangent import linearize
 from tauspan.tasks import Task, build_head
 from tauspan.vector import TaskVector
 from zoo import normal

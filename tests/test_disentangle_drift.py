@@ -10,9 +10,9 @@ import torch
 from torch import Tensor, nn
 
 import tauspan as ts
-from tauspan import figures
-from tauspan.disentangle.drift import Drift
-from tauspan.errors import NonFiniteError, UsageError
+from tauspan.core.errors import NonFiniteError, UsageError
+from tauspan.editing.maps.drift import Drift
+from tauspan.experiments import figures
 from tauspan.models import Encoder, Head, fingerprint_of
 from tauspan.tasks import Task
 from test_disentangle import (

@@ -13,11 +13,11 @@ from torch.func import functional_call, jvp
 import checkpoints
 import tiny
 from program import vector_of
-from tauspan.edit import apply, edit_regime, load, save
-from tauspan.errors import BaseMismatchError, StoreError, UsageError
-from tauspan.linear import Linearized
+from tauspan.core.errors import BaseMismatchError, StoreError, UsageError
+from tauspan.editing.edit import apply, edit_regime, load, save
 from tauspan.models import Classifier, Encoder, Head, fingerprint_of, state_of
 from tauspan.models.extras import quiet
+from tauspan.tangent import Linearized
 from tauspan.vector import TaskVector
 from zoo import normal
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 import tauspan as ts
 from kinds import MODULES, Kind, X, kind
-from tauspan.errors import ModelError
+from tauspan.core.errors import ModelError
 from zoo import close, normal
 
 LABELS = (X[:, 0] > 0).long()

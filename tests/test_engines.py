@@ -14,9 +14,9 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 import zoo
-from tauspan.errors import ModelError, UsageError
-from tauspan.linear import Linearized, linearize
-from tauspan.linear.dual import Dual
+from tauspan.core.errors import ModelError, UsageError
+from tauspan.tangent import Linearized, linearize
+from tauspan.tangent.engine.dual import Dual
 from zoo import ZOO, Example, all_close, at, close, direction, normal, stirred
 
 # -- both engines on the same model --------------------------------------------------------------------------

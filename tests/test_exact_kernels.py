@@ -9,8 +9,8 @@ from torch.utils.data import DataLoader, TensorDataset
 
 import tauspan as ts
 from kinds import MIXED, ROWS, X, kind, truth
-from tauspan.errors import MismatchError, ModelError, UsageError
-from tauspan.linear import linearize
+from tauspan.core.errors import MismatchError, ModelError, UsageError
+from tauspan.tangent import linearize
 from zoo import all_close, close
 
 pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning", "ignore::FutureWarning")

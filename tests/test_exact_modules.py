@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 import tauspan as ts
 from kinds import MODULES, RANDOM, Kind, X, kind, truth
-from tauspan.errors import ModelError, NonFiniteError, UsageError
-from tauspan.linear import linearize
+from tauspan.core.errors import ModelError, NonFiniteError, UsageError
+from tauspan.tangent import linearize
 from zoo import all_close, close, normal
 
 pytestmark = pytest.mark.filterwarnings(

@@ -11,13 +11,14 @@ from torch import Tensor, nn
 
 import tauspan as ts
 from program import make
-from tauspan import search
-from tauspan.cli import main
-from tauspan.errors import NonFiniteError
-from tauspan.evaluate import accuracy
+from tauspan.cli.main import main
+from tauspan.core.errors import NonFiniteError
+from tauspan.core.params import broken_rows, require_finite_rows
+from tauspan.editing import search
+from tauspan.editing.evaluate import accuracy
+from tauspan.editing.search.entropy import adamerging
+from tauspan.merge.data.compare import compare
 from tauspan.models import Encoder, Head, fingerprint_of
-from tauspan.params import broken_rows, require_finite_rows
-from tauspan.search.entropy import adamerging
 from tauspan.tasks import Task
 from tauspan.train import Settings
 from tauspan.train.joint import finetune_jointly
@@ -85,7 +86,7 @@ CALLS: dict[str, tuple[Callable[..., object], tuple[str, ...], tuple[str, ...]]]
     "coefficients": (lambda e, v, w, t, c, s: ts.coefficients(e, {t: v}, **FEW), BOTH, CHOSEN),
     "front": (lambda e, v, w, t, c, s: search.front(e, t, v, [c], prices=2, **FEW), BOTH, CHOSEN),
     "compare": (
-        lambda e, v, w, t, c, s: search.compare(e, {t: v}, {"sum": ("task_arithmetic", {})}, **GRID), BOTH, CHOSEN
+        lambda e, v, w, t, c, s: compare(e, {t: v}, {"sum": ("task_arithmetic", {})}, **GRID), BOTH, CHOSEN
     ),
     "adamerging": (lambda e, v, w, t, c, s: adamerging(e, {t: v}, steps=1, **SHOW), BOTH, CHOSEN),
     "disentanglement": (

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 
 import tauspan as ts
-from tauspan.errors import ModelError, NonFiniteError
-from tauspan.evaluate import accuracy, evaluate
+from tauspan.core.errors import ModelError, NonFiniteError
+from tauspan.editing.evaluate import accuracy, evaluate
 from tauspan.models import Encoder, Head
 from tauspan.tasks import Task, build_head
 

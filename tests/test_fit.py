@@ -8,9 +8,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import tauspan as ts
-from tauspan.errors import UsageError
-from tauspan.linear import linearize
+from tauspan.core.errors import UsageError
 from tauspan.models import Classifier, Encoder
+from tauspan.tangent import linearize
 from tauspan.tasks import Task, build_head
 from tauspan.train.convex import fit
 

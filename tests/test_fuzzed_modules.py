@@ -13,8 +13,8 @@ from torch import Tensor, nn
 
 import tauspan as ts
 from kinds import truth
-from tauspan.errors import TauspanError
-from tauspan.linear import linearize
+from tauspan.core.errors import TauspanError
+from tauspan.tangent import linearize
 from zoo import all_close, close, normal
 
 ROWS, WIDTH = 4, 4

@@ -17,11 +17,11 @@ import checkpoints
 import tiny
 from runs import REGIMES, points, trained
 from runs import encoder as points_encoder
-from tauspan.errors import BaseMismatchError, DataError, ModelError, NonFiniteError, UsageError
-from tauspan.evaluate import evaluate
-from tauspan.linear import linearize
+from tauspan.core.errors import BaseMismatchError, DataError, ModelError, NonFiniteError, UsageError
+from tauspan.editing.evaluate import evaluate
 from tauspan.models import Encoder, Head, fingerprint_of, load_model, save_model, select, trimmed
 from tauspan.models.encoder import Inputs
+from tauspan.tangent import linearize
 from tauspan.tasks import Task, build_head, heads
 from tauspan.tasks.probe import probe
 from tauspan.train import Settings

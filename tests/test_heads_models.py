@@ -14,9 +14,8 @@ from torch import Tensor, nn
 import checkpoints
 import zoo
 from runs import REGIMES, trained
-from tauspan.edit import apply, load
-from tauspan.errors import MismatchError
-from tauspan.linear import linearize
+from tauspan.core.errors import MismatchError
+from tauspan.editing.edit import apply, load
 from tauspan.models import (
     Classifier,
     Encoder,
@@ -28,6 +27,7 @@ from tauspan.models import (
     trimmed,
 )
 from tauspan.models.pooling import mean_pooled
+from tauspan.tangent import linearize
 from tauspan.tasks import Task, build_head
 from tauspan.train import Settings
 

@@ -5,12 +5,12 @@ import torch
 from torch import nn
 
 import zoo
-from tauspan.errors import DataError, MismatchError, NonFiniteError, UsageError
+from tauspan.core.errors import DataError, MismatchError, NonFiniteError, UsageError
 from tauspan.kernel import DenseKernel, TangentKernel
-from tauspan.kernel.interference import Interference, interference, joint
-from tauspan.kernel.regression import solve_ridge
-from tauspan.kernel.union import UnionKernel
-from tauspan.kernel.unlearning import RidgeFit
+from tauspan.kernel.operator.interference import Interference, interference, joint
+from tauspan.kernel.operator.union import UnionKernel
+from tauspan.kernel.operator.unlearning import RidgeFit
+from tauspan.kernel.solvers.regression import solve_ridge
 from tauspan.models import Classifier, Encoder, Head
 
 ROWS = {"a": 5, "b": 4}

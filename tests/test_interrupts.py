@@ -13,13 +13,14 @@ import checkpoints
 import merging
 import tiny
 from program import contents, task
-from tauspan import figures, search
-from tauspan.cli import main, parser
-from tauspan.commands import interrupted
-from tauspan.merge import stream
-from tauspan.merge.merging import Merging
+from tauspan.cli.main import main, parser
+from tauspan.cli.shared import interrupted
+from tauspan.editing import search
+from tauspan.experiments import figures
+from tauspan.experiments.sweep.driver import _Sweep
+from tauspan.merge.stream import stream
+from tauspan.merge.stream.merging import Merging
 from tauspan.store import Checkpoint
-from tauspan.sweep.driver import _Sweep
 from tauspan.train.loop import Run
 from tauspan.vector import TaskVector
 

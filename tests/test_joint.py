@@ -12,11 +12,11 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from runs import REGIMES, deltas, encoder, learning_rates, logged, network, points, trained
-from tauspan.errors import DataError, StoreError, UsageError
-from tauspan.evaluate import evaluate
+from tauspan.core.errors import DataError, StoreError, UsageError
+from tauspan.core.params import Params
+from tauspan.core.processes import World
+from tauspan.editing.evaluate import evaluate
 from tauspan.models import Encoder, Head
-from tauspan.params import Params
-from tauspan.processes import World
 from tauspan.tasks import Task, permutation
 from tauspan.train import Finetuned, Settings, finetune_jointly, loop
 from tauspan.train.rows import Rows

@@ -16,12 +16,14 @@ from torch import Tensor, nn
 import zoo
 from kernels import shared
 from runs import script_environment
-from tauspan.errors import MismatchError, ModelError, NonFiniteError, StoreError, UsageError
-from tauspan.kernel import DenseKernel, TangentKernel, contract, layers, operator, tiles
-from tauspan.kernel.layers import pieces
-from tauspan.kernel.pieces import Lookup, Product, written
-from tauspan.kernel.selector import selector
-from tauspan.kernel.tiles import BACKENDS
+from tauspan.core.errors import MismatchError, ModelError, NonFiniteError, StoreError, UsageError
+from tauspan.kernel import DenseKernel, TangentKernel
+from tauspan.kernel.operator import tangent as operator
+from tauspan.kernel.rows import contract, layers, tiles
+from tauspan.kernel.rows.layers import pieces
+from tauspan.kernel.rows.pieces import Lookup, Product, written
+from tauspan.kernel.rows.selector import selector
+from tauspan.kernel.rows.tiles import BACKENDS
 
 OUTPUTS = ("all", "contrast", "sum", "trace", 1, ("signs", 3))
 
@@ -341,7 +343,7 @@ import os, sys
 from pathlib import Path
 from safetensors.torch import save_file
 from kernels import shared
-from tauspan.errors import MismatchError
+from tauspan.core.errors import MismatchError
 rank, folder = os.environ["RANK"], Path(sys.argv[1])
 save_file({name: kernel.dense() for name, kernel in shared(folder).items()}, folder / f"{rank}.safetensors")
 kernel = shared()["rows"]

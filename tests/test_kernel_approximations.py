@@ -10,15 +10,16 @@ from hypothesis import strategies as st
 from torch import nn
 
 import zoo
-from tauspan.errors import MismatchError, ModelError, NonFiniteError, UsageError
-from tauspan.kernel import DenseKernel, TangentKernel, projection
-from tauspan.kernel.eigenpairs import eigenpairs
-from tauspan.kernel.estimates import participation_rank, signs, squared_norm, trace
-from tauspan.kernel.factor import Factor
-from tauspan.kernel.lowrank import determinantal, nystrom, pivoted_cholesky
-from tauspan.kernel.projection import drawn, project
-from tauspan.kernel.quadrature import effective_dimension, logdet
-from tauspan.kernel.reduced import reduced
+from tauspan.core.errors import MismatchError, ModelError, NonFiniteError, UsageError
+from tauspan.kernel import DenseKernel, TangentKernel
+from tauspan.kernel.approximate.eigenpairs import eigenpairs
+from tauspan.kernel.approximate.lowrank import determinantal, nystrom, pivoted_cholesky
+from tauspan.kernel.approximate.quadrature import effective_dimension, logdet
+from tauspan.kernel.approximate.reduced import reduced
+from tauspan.kernel.operator import projection
+from tauspan.kernel.operator.projection import drawn, project
+from tauspan.kernel.solvers.estimates import participation_rank, signs, squared_norm, trace
+from tauspan.kernel.solvers.factor import Factor
 
 
 def with_spectrum(values, seed=0):

@@ -11,14 +11,14 @@ from hypothesis import strategies as st
 from scipy.optimize import minimize
 
 import zoo
-from tauspan.errors import DataError, NonFiniteError, UsageError
+from tauspan.core.errors import DataError, NonFiniteError, UsageError
 from tauspan.kernel import DenseKernel
-from tauspan.kernel.cg import solve_cg
-from tauspan.kernel.flow import Modes
-from tauspan.kernel.hinge import dual_steps, margins, one_vs_rest, primal_steps, solve_hinge
-from tauspan.kernel.lowrank import pivoted_cholesky
-from tauspan.kernel.newton import solve_cross_entropy
-from tauspan.kernel.regression import choose_ridge, leave_one_out, solve_ridge
+from tauspan.kernel.approximate.lowrank import pivoted_cholesky
+from tauspan.kernel.solvers.cg import solve_cg
+from tauspan.kernel.solvers.flow import Modes
+from tauspan.kernel.solvers.hinge import dual_steps, margins, one_vs_rest, primal_steps, solve_hinge
+from tauspan.kernel.solvers.newton import solve_cross_entropy
+from tauspan.kernel.solvers.regression import choose_ridge, leave_one_out, solve_ridge
 
 
 class Tangents(DenseKernel):

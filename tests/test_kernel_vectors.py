@@ -8,10 +8,11 @@ import torch.nn.functional as F
 from torch import nn
 
 import tauspan as ts
-from tauspan.errors import BaseMismatchError, DataError, MismatchError, NonFiniteError, UsageError
-from tauspan.kernel import TangentKernel, vectors
-from tauspan.kernel.flow import Modes
-from tauspan.kernel.vectors import closed_form, logits_at_base, task_vector
+from tauspan.core.errors import BaseMismatchError, DataError, MismatchError, NonFiniteError, UsageError
+from tauspan.kernel import TangentKernel
+from tauspan.kernel.operator import closed_form as vectors
+from tauspan.kernel.operator.closed_form import closed_form, logits_at_base, task_vector
+from tauspan.kernel.solvers.flow import Modes
 from tauspan.models import Classifier, Encoder, Head
 from tauspan.tasks import Task, build_head
 

@@ -15,9 +15,9 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 import zoo
-from tauspan.linear import linearize
 from tauspan.models import Encoder, core, select
 from tauspan.models.pooling import mean_pooled
+from tauspan.tangent import linearize
 from tauspan.vector import TaskVector
 from zoo import ZOO, Example, all_close, at, classifier, close, direction, normal
 

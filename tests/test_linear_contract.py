@@ -9,9 +9,9 @@ from torch import Tensor, nn
 
 import zoo
 from tauspan import models
-from tauspan.errors import BaseMismatchError, MismatchError, ModelError, NonFiniteError, UsageError
-from tauspan.linear import linearize
+from tauspan.core.errors import BaseMismatchError, MismatchError, ModelError, NonFiniteError, UsageError
 from tauspan.models import Encoder, core
+from tauspan.tangent import linearize
 from tauspan.vector import TaskVector
 from zoo import ZOO, at, classifier, close, direction, normal
 

@@ -14,12 +14,12 @@ from torch import Tensor, nn
 
 import tauspan
 from families import loaded, make, state
-from tauspan import cli
-from tauspan.edit_files import apply_files
-from tauspan.errors import MismatchError, StoreError, TauspanError, UsageError
+from tauspan.cli import main as cli
+from tauspan.core.errors import MismatchError, StoreError, TauspanError, UsageError
+from tauspan.editing.edit_files import apply_files
 from tauspan.merge import merge_files
-from tauspan.merge.adapters import AdapterSource
-from tauspan.merge.inputs import open_source
+from tauspan.merge.lora.adapters import AdapterSource
+from tauspan.merge.sources.inputs import open_source
 from tauspan.models.extras import quiet
 
 Changes = Mapping[str, Any]
@@ -282,7 +282,7 @@ def merged_twice(base: Path, one: Path, two: Path, folder: Path) -> Path:
 
 
 def test_both_ends_of_a_tie_move_and_the_check_says_so(tmp_path: Path) -> None:
-    from tauspan.merge.checks import check
+    from tauspan.merge.checks.checks import check
 
     base = make("llama tied", tmp_path / "base")
     ad = adapter(tmp_path / "ad", loaded(base)[0], ["lm_head"], {})

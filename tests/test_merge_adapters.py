@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from tauspan import params
-from tauspan.errors import (
+from tauspan.core import params
+from tauspan.core.errors import (
     MismatchError,
     ModelError,
     NonFiniteError,
@@ -23,13 +23,13 @@ from tauspan.errors import (
     UsageError,
 )
 from tauspan.merge import METHODS
-from tauspan.merge.adapter_merge import LINEAR, plan_adapter
-from tauspan.merge.adapter_vector import adapter_vector
-from tauspan.merge.adapters import WEIGHTS, AdapterSource, combine_adapters, save_adapter
-from tauspan.merge.inputs import open_source
-from tauspan.merge.job import Job
-from tauspan.merge.lowrank import LowRank, Term, from_dense
-from tauspan.merge.settings import Settings
+from tauspan.merge.engine.settings import Settings
+from tauspan.merge.lora.adapters import WEIGHTS, AdapterSource, combine_adapters, save_adapter
+from tauspan.merge.lora.lowrank import LowRank, Term, from_dense
+from tauspan.merge.sources.inputs import open_source
+from tauspan.merge.stream.adapter_merge import LINEAR, plan_adapter
+from tauspan.merge.stream.adapter_vector import adapter_vector
+from tauspan.merge.stream.job import Job
 from tiny import same_bits
 
 CONFIG = "adapter_config.json"

@@ -6,9 +6,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from tauspan.errors import MismatchError, NonFiniteError
-from tauspan.merge import compare, merge_files
-from tauspan.report import Report
+from tauspan.core.errors import MismatchError, NonFiniteError
+from tauspan.core.report import Report
+from tauspan.merge import merge_files
+from tauspan.merge.checks import compare
 from tauspan.store import Checkpoint, write_json, write_tensors
 
 INF = float("inf")

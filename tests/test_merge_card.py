@@ -7,11 +7,11 @@ import pytest
 import torch
 import yaml
 
-from tauspan.errors import MismatchError, RecipeError, StoreError
-from tauspan.merge.card import FILE, Card
-from tauspan.merge.files import merge_files
-from tauspan.merge.recipe import MergeRecipe
-from tauspan.merge.reproduce import reproduce
+from tauspan.core.errors import MismatchError, RecipeError, StoreError
+from tauspan.merge.recipe.recipe import MergeRecipe
+from tauspan.merge.stream.card import FILE, Card
+from tauspan.merge.stream.files import merge_files
+from tauspan.merge.stream.reproduce import reproduce
 from tauspan.store import write_tensors
 
 

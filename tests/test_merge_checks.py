@@ -6,13 +6,14 @@ import pytest
 import torch
 
 import tiny
-from tauspan import params, store
-from tauspan.errors import BaseMismatchError, MismatchError, NonFiniteError, StoreError, UsageError
-from tauspan.merge import checks
-from tauspan.merge.adapters import CONFIG, WEIGHTS
-from tauspan.merge.checks import check, doctor, nonfinite
-from tauspan.merge.inputs import open_source
-from tauspan.merge.problems import LENIENT, Problem, require_none
+from tauspan import store
+from tauspan.core import params
+from tauspan.core.errors import BaseMismatchError, MismatchError, NonFiniteError, StoreError, UsageError
+from tauspan.merge.checks import checks
+from tauspan.merge.checks.checks import check, doctor, nonfinite
+from tauspan.merge.lora.adapters import CONFIG, WEIGHTS
+from tauspan.merge.sources.inputs import open_source
+from tauspan.merge.sources.problems import LENIENT, Problem, require_none
 
 PLAIN = {
     "emb.word_embeddings.weight": torch.ones(5, 2),

@@ -13,8 +13,8 @@ from torch import Tensor
 
 import merging
 import tiny
-from tauspan import params
-from tauspan.errors import (
+from tauspan.core import params
+from tauspan.core.errors import (
     BaseMismatchError,
     MismatchError,
     RecipeError,
@@ -23,14 +23,14 @@ from tauspan.errors import (
     UsageError,
 )
 from tauspan.merge import MergeRecipe, Statistics, merge, merge_files, own_method, statistics_of
-from tauspan.merge.adapters import WEIGHTS, AdapterSource, save_adapter
-from tauspan.merge.card import FILE, Card
-from tauspan.merge.files import planned
-from tauspan.merge.lowrank import LowRank, Term
-from tauspan.merge.plan import plan
-from tauspan.merge.recipe import Input
-from tauspan.merge.reproduce import reproduce
-from tauspan.merge.settings import depths
+from tauspan.merge.engine.settings import depths
+from tauspan.merge.lora.adapters import WEIGHTS, AdapterSource, save_adapter
+from tauspan.merge.lora.lowrank import LowRank, Term
+from tauspan.merge.recipe.recipe import Input
+from tauspan.merge.stream.card import FILE, Card
+from tauspan.merge.stream.files import planned
+from tauspan.merge.stream.plan import plan
+from tauspan.merge.stream.reproduce import reproduce
 from tauspan.store import Checkpoint, write_tensors
 from tauspan.vector import TaskVector
 

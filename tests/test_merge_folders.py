@@ -10,12 +10,12 @@ import torch
 from torch import Tensor
 
 import checkpoints
-from tauspan.cli import main
-from tauspan.errors import ModelError, PickleRefusedError, StoreError, UsageError
+from tauspan.cli.main import main
+from tauspan.core.errors import ModelError, PickleRefusedError, StoreError, UsageError
 from tauspan.merge import merge_files
-from tauspan.merge.adapters import save_adapter
-from tauspan.merge.inputs import open_source
-from tauspan.merge.lowrank import LowRank, Term
+from tauspan.merge.lora.adapters import save_adapter
+from tauspan.merge.lora.lowrank import LowRank, Term
+from tauspan.merge.sources.inputs import open_source
 from tauspan.models import folders
 from tauspan.store import Checkpoint, write_json, write_tensors
 

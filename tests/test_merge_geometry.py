@@ -8,11 +8,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from blocks import drawn, merged
-from tauspan.errors import UsageError
-from tauspan.merge.geometry import gram
-from tauspan.merge.memory import merge
-from tauspan.merge.method import Block
-from tauspan.params import fingerprint
+from tauspan.core.errors import UsageError
+from tauspan.core.params import fingerprint
+from tauspan.merge.engine.memory import merge
+from tauspan.merge.methods.geometry import gram
+from tauspan.merge.methods.method import Block
 from tauspan.vector import TaskVector
 
 HALF = math.sqrt(0.5)

@@ -7,11 +7,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from blocks import drawn
-from tauspan.errors import UsageError
-from tauspan.merge import histogram
-from tauspan.merge.method import Block
-from tauspan.merge.randomness import uniform
-from tauspan.merge.scope import Blocks, Spec
+from tauspan.core.errors import UsageError
+from tauspan.merge.methods import histogram
+from tauspan.merge.methods.method import Block
+from tauspan.merge.methods.randomness import uniform
+from tauspan.merge.methods.scope import Blocks, Spec
 
 FLOATS = st.floats(-100, 100, width=32) | st.sampled_from([0.0, -0.0, 1.0, -1.0, 2.0**-149, float("inf")])
 

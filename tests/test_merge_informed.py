@@ -11,19 +11,19 @@ from torch import Tensor, nn
 
 import runs
 import tauspan as ts
-from tauspan.batches import batches
-from tauspan.errors import BaseMismatchError, DataError, ModelError, NonFiniteError, UsageError
+from tauspan.core.errors import BaseMismatchError, DataError, ModelError, NonFiniteError, UsageError
+from tauspan.editing.search.box import Box
+from tauspan.editing.search.directions import combine
+from tauspan.editing.search.edits import Edits
+from tauspan.editing.search.entropy import Backward, Contracted, adamerging, descend, draws, entropy
+from tauspan.editing.search.unknowns import unknowns
 from tauspan.merge import merge
-from tauspan.merge.gather import gram_matrices
-from tauspan.merge.informed import regmean_plus_plus
-from tauspan.merge.statistics_file import statistics_of
+from tauspan.merge.data.gather import gram_matrices
+from tauspan.merge.data.informed import regmean_plus_plus
+from tauspan.merge.data.statistics_file import statistics_of
 from tauspan.models import Classifier, Encoder, Head, load_model, state_of
-from tauspan.search.box import Box
-from tauspan.search.directions import combine
-from tauspan.search.edits import Edits
-from tauspan.search.entropy import Backward, Contracted, adamerging, descend, draws, entropy
-from tauspan.search.unknowns import unknowns
 from tauspan.tasks import Task
+from tauspan.tasks.batches import batches
 from tauspan.vector import TaskVector
 from test_search import REGIMES, cloud, random_vector, world
 from test_solve import one_thread  # noqa: F401 - a fixture for every test here

@@ -16,7 +16,7 @@ from safetensors.torch import save_file, save_model
 
 import tiny
 from tauspan import store
-from tauspan.errors import (
+from tauspan.core.errors import (
     MismatchError,
     ModelError,
     PickleRefusedError,
@@ -24,12 +24,12 @@ from tauspan.errors import (
     TauspanError,
     UsageError,
 )
-from tauspan.merge import inputs
-from tauspan.merge.adapters import CONFIG, WEIGHTS
-from tauspan.merge.headers import read_header
-from tauspan.merge.inputs import open_source
-from tauspan.merge.ties import aliases_of
-from tauspan.merge.values import _OPEN, ACCESS, Values
+from tauspan.merge.lora.adapters import CONFIG, WEIGHTS
+from tauspan.merge.sources import inputs
+from tauspan.merge.sources.inputs import open_source
+from tauspan.merge.sources.ties import aliases_of
+from tauspan.store.headers import read_header
+from tauspan.store.values import _OPEN, ACCESS, Values
 
 INDEX = "model.safetensors.index.json"
 

@@ -11,11 +11,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from tauspan.cli import main
-from tauspan.errors import MismatchError
+from tauspan.cli.main import main
+from tauspan.core.errors import MismatchError
 from tauspan.merge import METHODS, merge_files
-from tauspan.merge.checks import doctor
-from tauspan.merge.problems import LENIENT
+from tauspan.merge.checks.checks import doctor
+from tauspan.merge.sources.problems import LENIENT
 from tauspan.store import Checkpoint, write_json, write_tensors
 
 Tensors = dict[str, Tensor]

@@ -10,11 +10,11 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from tauspan.errors import MismatchError, ModelError, StoreError, UsageError
+from tauspan.core.errors import MismatchError, ModelError, StoreError, UsageError
 from tauspan.merge import merge_files
-from tauspan.merge.checks import check
-from tauspan.merge.inputs import open_source
-from tauspan.merge.lora_files import LoraFile
+from tauspan.merge.checks.checks import check
+from tauspan.merge.lora.lora_files import LoraFile
+from tauspan.merge.sources.inputs import open_source
 
 ATTENTION = "down_blocks.0.attentions.0.transformer_blocks.0.attn1.to_q"
 CONV = "down_blocks.0.resnets.0.conv1"

@@ -6,13 +6,13 @@ from typing import Any
 import pytest
 import torch
 
-from tauspan.errors import RecipeError
+from tauspan.core.errors import RecipeError
 from tauspan.merge import METHODS
-from tauspan.merge.dialect import DIALECT
-from tauspan.merge.files import merge_files
-from tauspan.merge.inputs import open_source
-from tauspan.merge.recipe import UNION, MergeRecipe
-from tauspan.merge.settings import Filtered, Gradient
+from tauspan.merge.engine.settings import Filtered, Gradient
+from tauspan.merge.recipe.dialect import DIALECT
+from tauspan.merge.recipe.recipe import UNION, MergeRecipe
+from tauspan.merge.sources.inputs import open_source
+from tauspan.merge.stream.files import merge_files
 from tauspan.store import write_tensors
 
 TWO = "models:\n- model: a\n  parameters: {weight: 0.5}\n- model: c\n  parameters: {weight: 2}\n"

@@ -9,19 +9,19 @@ import pytest
 import torch
 import yaml
 
-from tauspan.cli import main
-from tauspan.errors import MismatchError, RecipeError, StoreError, UsageError
-from tauspan.merge.adapters import save_adapter
-from tauspan.merge.card import Card
-from tauspan.merge.checks import check, doctor
-from tauspan.merge.files import merge_files
-from tauspan.merge.inputs import open_source
-from tauspan.merge.lowrank import LowRank, Term
-from tauspan.merge.memory import merge
-from tauspan.merge.recipe import Input, MergeRecipe
-from tauspan.merge.reproduce import reproduce
-from tauspan.merge.settings import depths
-from tauspan.merge.table import METHODS
+from tauspan.cli.main import main
+from tauspan.core.errors import MismatchError, RecipeError, StoreError, UsageError
+from tauspan.merge.checks.checks import check, doctor
+from tauspan.merge.engine.memory import merge
+from tauspan.merge.engine.settings import depths
+from tauspan.merge.lora.adapters import save_adapter
+from tauspan.merge.lora.lowrank import LowRank, Term
+from tauspan.merge.methods.table import METHODS
+from tauspan.merge.recipe.recipe import Input, MergeRecipe
+from tauspan.merge.sources.inputs import open_source
+from tauspan.merge.stream.card import Card
+from tauspan.merge.stream.files import merge_files
+from tauspan.merge.stream.reproduce import reproduce
 from tauspan.store import Checkpoint, write_tensors
 from tauspan.vector import TaskVector
 

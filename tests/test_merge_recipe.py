@@ -6,16 +6,16 @@ from pathlib import Path
 import pytest
 import torch
 
-from tauspan.errors import MismatchError, ModelError, RecipeError, UsageError
+from tauspan.core.errors import MismatchError, ModelError, RecipeError, UsageError
 from tauspan.merge import METHODS, merge
-from tauspan.merge.fields import size
-from tauspan.merge.files import merge_files
-from tauspan.merge.inputs import open_source
-from tauspan.merge.json_schema import json_schema
-from tauspan.merge.own import imported, own_method
-from tauspan.merge.recipe import Input, MergeRecipe
-from tauspan.merge.settings import Filtered, Gradient
-from tauspan.merge.spelling import within
+from tauspan.merge.engine.own import imported, own_method
+from tauspan.merge.engine.settings import Filtered, Gradient
+from tauspan.merge.recipe.fields import size
+from tauspan.merge.recipe.json_schema import json_schema
+from tauspan.merge.recipe.recipe import Input, MergeRecipe
+from tauspan.merge.recipe.spelling import within
+from tauspan.merge.sources.inputs import open_source
+from tauspan.merge.stream.files import merge_files
 from tauspan.store import write_tensors
 from tiny import vector
 

@@ -17,12 +17,12 @@ import pytest
 import torch
 
 import merging
-from tauspan.errors import StoreError
-from tauspan.merge import stream
-from tauspan.merge.account import Account
-from tauspan.merge.journal import Finished, Journal
-from tauspan.merge.plan import plan
-from tauspan.merge.stream import execute
+from tauspan.core.errors import StoreError
+from tauspan.merge.engine.account import Account
+from tauspan.merge.stream import stream
+from tauspan.merge.stream.journal import Finished, Journal
+from tauspan.merge.stream.plan import plan
+from tauspan.merge.stream.stream import execute
 from tauspan.store import locked, write_tensors
 
 BLOCK = 8
@@ -32,7 +32,7 @@ sys.path.insert(0, {tests!r})
 import dataclasses, merging
 from pathlib import Path
 from tauspan.merge import METHODS, stream
-from tauspan.merge.plan import plan
+from tauspan.merge.stream.plan import plan
 given = METHODS["task_arithmetic"]
 stream.FLUSH = 0.0
 for line in sys.stdin:
@@ -283,8 +283,8 @@ import re, sys, threading, time
 from pathlib import Path
 sys.path.insert(0, {tests!r})
 import merging
-from tauspan.merge.plan import plan
-from tauspan.merge.stream import execute
+from tauspan.merge.stream.plan import plan
+from tauspan.merge.stream.stream import execute
 peak, status, over = [0], Path("/proc/self/status"), threading.Event()
 def watch():
     while not over.wait(0.002):

@@ -8,10 +8,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from blocks import all_merged, drawn, merged
-from tauspan.errors import UsageError
-from tauspan.merge.memory import merge
-from tauspan.merge.selective import ARCEE_FUSION
-from tauspan.params import fingerprint
+from tauspan.core.errors import UsageError
+from tauspan.core.params import fingerprint
+from tauspan.merge.engine.memory import merge
+from tauspan.merge.methods.selective import ARCEE_FUSION
 from tauspan.vector import TaskVector
 
 MANY = ("sce", "ram", "ram_plus", "ramplus_tl")

@@ -9,10 +9,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from tauspan.errors import ModelError, RecipeError, UsageError
+from tauspan.core.errors import ModelError, RecipeError, UsageError
 from tauspan.merge import merge_files
-from tauspan.merge.inputs import open_source
-from tauspan.merge.towers import Towers
+from tauspan.merge.recipe.towers import Towers
+from tauspan.merge.sources.inputs import open_source
 from tauspan.store import Checkpoint, write_json, write_tensors
 
 GEMMA = {

@@ -8,12 +8,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from blocks import all_merged, drawn, merged
-from tauspan.errors import UsageError
-from tauspan.merge.election import kept_ranks
-from tauspan.merge.engine import Engine
-from tauspan.merge.memory import merge
-from tauspan.merge.scope import Spec
-from tauspan.merge.table import METHODS
+from tauspan.core.errors import UsageError
+from tauspan.merge.engine.engine import Engine
+from tauspan.merge.engine.memory import merge
+from tauspan.merge.methods.election import kept_ranks
+from tauspan.merge.methods.scope import Spec
+from tauspan.merge.methods.table import METHODS
 from tauspan.vector import TaskVector
 
 SIGNED = ("ties", "ties_peft", "ties_mergekit")

@@ -15,10 +15,17 @@ from torch.func import functional_call, jacrev
 
 import runs
 from tauspan import store
-from tauspan.errors import BaseMismatchError, DataError, MismatchError, NonFiniteError, StoreError, UsageError
+from tauspan.core.errors import (
+    BaseMismatchError,
+    DataError,
+    MismatchError,
+    NonFiniteError,
+    StoreError,
+    UsageError,
+)
 from tauspan.merge import METHODS, merge
-from tauspan.merge.gather import fisher_information, gram_matrices
-from tauspan.merge.statistics_file import FORMAT, Statistics, statistics_of
+from tauspan.merge.data.gather import fisher_information, gram_matrices
+from tauspan.merge.data.statistics_file import FORMAT, Statistics, statistics_of
 from tauspan.models import Classifier, Encoder, fingerprint_of, load_model, state_of
 from tauspan.tasks import Task
 from tauspan.vector import TaskVector

@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from tauspan.cli import main
+from tauspan.cli.main import main
 from tauspan.merge import merge_files
-from tauspan.merge.checks import doctor
+from tauspan.merge.checks.checks import doctor
 from tauspan.store import Checkpoint, write_tensors
 
 Tensors = dict[str, Tensor]

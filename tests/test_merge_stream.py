@@ -9,12 +9,12 @@ from safetensors import safe_open
 
 import merging
 import tiny
-from tauspan.errors import MismatchError, NonFiniteError, StoreError, UsageError
+from tauspan.core.errors import MismatchError, NonFiniteError, StoreError, UsageError
 from tauspan.merge import METHODS, Method, merge
-from tauspan.merge.inputs import open_source
-from tauspan.merge.plan import Job, plan
-from tauspan.merge.settings import Settings
-from tauspan.merge.stream import execute
+from tauspan.merge.engine.settings import Settings
+from tauspan.merge.sources.inputs import open_source
+from tauspan.merge.stream.plan import Job, plan
+from tauspan.merge.stream.stream import execute
 from tauspan.store import Checkpoint, write_tensors
 from tauspan.vector import TaskVector
 

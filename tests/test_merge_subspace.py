@@ -5,13 +5,13 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tauspan.errors import NonFiniteError, UsageError
+from tauspan.core.errors import NonFiniteError, UsageError
 from tauspan.merge import merge
-from tauspan.merge.engine import Engine
-from tauspan.merge.method import Block
-from tauspan.merge.scope import Spec
-from tauspan.merge.settings import Filtered, Settings
-from tauspan.merge.subspace import KNOTS, WUDI
+from tauspan.merge.engine.engine import Engine
+from tauspan.merge.engine.settings import Filtered, Settings
+from tauspan.merge.methods.method import Block
+from tauspan.merge.methods.scope import Spec
+from tauspan.merge.methods.subspace import KNOTS, WUDI
 from tauspan.vector import TaskVector
 
 

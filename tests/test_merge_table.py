@@ -7,11 +7,11 @@ import pytest
 import torch
 
 from blocks import drawn
-from tauspan.merge import memory
-from tauspan.merge.engine import Engine
-from tauspan.merge.memory import merge
-from tauspan.merge.table import _ROWS, METHODS
-from tauspan.params import fingerprint
+from tauspan.core.params import fingerprint
+from tauspan.merge.engine import memory
+from tauspan.merge.engine.engine import Engine
+from tauspan.merge.engine.memory import merge
+from tauspan.merge.methods.table import _ROWS, METHODS
 from tauspan.vector import TaskVector
 
 CHOSEN = {"svd": {"rank": 2}}  # options without a default

@@ -12,12 +12,12 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 import tiny
-from tauspan.errors import RecipeError, StoreError
+from tauspan.core.errors import RecipeError, StoreError
 from tauspan.merge import merge_files
-from tauspan.merge.alignment import Alignment, Donor, is_vocabulary, rows_of
-from tauspan.merge.assembly import assemble
-from tauspan.merge.inputs import open_source
-from tauspan.merge.recipe import MergeRecipe
+from tauspan.merge.recipe.recipe import MergeRecipe
+from tauspan.merge.sources.alignment import Alignment, Donor, is_vocabulary, rows_of
+from tauspan.merge.sources.inputs import open_source
+from tauspan.merge.stream.assembly import assemble
 from tauspan.store import Checkpoint, write_json, write_tensors
 
 EMB, HEAD = "model.embed_tokens.weight", "lm_head.weight"
@@ -187,7 +187,7 @@ def test_any_part_of_an_aligned_tensor_is_that_part_of_the_whole(
         kind, label, path, aliases, identity = "point", "m", Path("m"), {}, {}
 
         def __init__(self, words: Sequence[str], offset: float) -> None:
-            from tauspan.merge.headers import Stored
+            from tauspan.store.headers import Stored
 
             self.table = rows(words, offset)
             self.tensors = {EMB: Stored(EMB, torch.float32, self.table.shape, Path("m"), 0, 0)}
@@ -219,7 +219,7 @@ def test_any_part_of_an_aligned_tensor_is_that_part_of_the_whole(
 
 
 def test_names_over_words() -> None:
-    from tauspan.merge.headers import Stored
+    from tauspan.store.headers import Stored
 
     def stored(name: str, *shape: int) -> Stored:
         return Stored(name, torch.float32, torch.Size(shape), Path("m"), 0, 0)

@@ -14,7 +14,7 @@ from torch import Tensor
 import checkpoints
 import zoo
 from checkpoints import KINDS, Copy
-from tauspan.errors import DataError, MismatchError, MissingExtraError, ModelError
+from tauspan.core.errors import DataError, MismatchError, MissingExtraError, ModelError
 from tauspan.models import Encoder, Head, fingerprint_of, load_model
 from tauspan.models.encoder import Inputs
 from tauspan.models.sources import PACKAGED

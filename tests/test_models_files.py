@@ -13,7 +13,7 @@ from torch import nn
 import checkpoints
 from checkpoints import KINDS, Copy
 from tauspan import store
-from tauspan.errors import ModelError, PickleRefusedError, StoreError
+from tauspan.core.errors import ModelError, PickleRefusedError, StoreError
 from tauspan.models import Encoder, fingerprint_of, load_model, model_directory, save_model
 
 homes = pytest.fixture(scope="module")(checkpoints.homes)

@@ -12,21 +12,23 @@ from safetensors.torch import load_file, save_file
 import checkpoints
 import program
 from families import FAMILIES, loaded, make, state, tune
-from tauspan import cli, models, params
-from tauspan.disentangle import disentanglement
-from tauspan.edit import apply, load, save
-from tauspan.edit_files import Base, apply_files
-from tauspan.errors import MismatchError, ModelError
-from tauspan.linear import linearize
+from tauspan import models
+from tauspan.cli import main as cli
+from tauspan.core import params
+from tauspan.core.errors import MismatchError, ModelError
+from tauspan.editing.edit import apply, load, save
+from tauspan.editing.edit_files import Base, apply_files
+from tauspan.editing.maps import disentanglement
+from tauspan.editing.search import add, coefficients, combine
+from tauspan.editing.search.entropy import adamerging
 from tauspan.merge import merge, merge_files
-from tauspan.merge.gather import fisher_information, gram_matrices
-from tauspan.merge.informed import regmean_plus_plus
+from tauspan.merge.data.gather import fisher_information, gram_matrices
+from tauspan.merge.data.informed import regmean_plus_plus
 from tauspan.models import Encoder, fingerprint_of, names_of
 from tauspan.models.extras import quiet
 from tauspan.models.home import home_of
 from tauspan.models.names import names_between
-from tauspan.search import add, coefficients, combine
-from tauspan.search.entropy import adamerging
+from tauspan.tangent import linearize
 from tauspan.tasks import Task
 from tauspan.train import finetune
 from tauspan.vector import TaskVector
@@ -384,8 +386,8 @@ def test_the_repair_of_a_prefix_keeps_what_a_file_is(
     kind: str, ours: str, theirs: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     import tauspan
-    from tauspan.merge.checks import check
-    from tauspan.merge.inputs import open_source
+    from tauspan.merge.checks.checks import check
+    from tauspan.merge.sources.inputs import open_source
     from tauspan.store import Checkpoint, stream_shards, write_tensors
 
     monkeypatch.chdir(tmp_path)

@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from tauspan.notices import heard, once, program, tell
-from tauspan.report import WARNINGS, Report, Table, noted
-from tauspan.run.stages import Stages
+from tauspan.core.notices import heard, once, program, tell
+from tauspan.core.report import WARNINGS, Report, Table, noted
+from tauspan.experiments.run.stages import Stages
 
 LOG = logging.getLogger("tauspan.somewhere")
 
@@ -18,7 +18,7 @@ LOG = logging.getLogger("tauspan.somewhere")
 def ours(text: str) -> None:
     """A Python warning as a module of the package raises it; `stacklevel` points at its caller, as there."""
     code = compile("def raised():\n    warnings.warn(text, RuntimeWarning, stacklevel=3)", "ours.py", "exec")
-    space: dict[str, Any] = {"__name__": "tauspan.linear.somewhere", "warnings": warnings, "text": text}
+    space: dict[str, Any] = {"__name__": "tauspan.tangent.somewhere", "warnings": warnings, "text": text}
     exec(code, space)
     space["raised"]()
 

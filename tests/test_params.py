@@ -7,8 +7,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tauspan import params
-from tauspan.errors import MismatchError, NonFiniteError
+from tauspan.core import params
+from tauspan.core.errors import MismatchError, NonFiniteError
 
 VALUES = {"w": torch.tensor([[1.5, -2.0], [0.25, 8.0]]), "b": torch.tensor([0.0, 3.0])}
 SEEDS = st.integers(0, 2**31)

@@ -19,15 +19,18 @@ from torch import Tensor, nn
 import tauspan as ts
 import zoo
 from kinds import X, kind, truth
-from tauspan import contributions as contributions_module
-from tauspan.errors import DataError, StoreError, TauspanError
-from tauspan.kernel import contract, layers, operator, tiles
-from tauspan.kernel import side as side_module
-from tauspan.kernel.pieces import Lookup, Product, Written
-from tauspan.linear import backward, engines, factors, linearize, onepass, table
-from tauspan.linear import maps as maps_module
+from tauspan.core.errors import DataError, StoreError, TauspanError
+from tauspan.kernel.operator import tangent as operator
+from tauspan.kernel.rows import contract, layers, tiles
+from tauspan.kernel.rows import side as side_module
+from tauspan.kernel.rows.pieces import Lookup, Product, Written
 from tauspan.models.at import At
 from tauspan.store import Checkpoint
+from tauspan.tangent import contributions as contributions_module
+from tauspan.tangent import linearize
+from tauspan.tangent.cache import factors
+from tauspan.tangent.engine import backward, engines, onepass, table
+from tauspan.tangent.engine import maps as maps_module
 from tauspan.tasks import Task, build_head
 
 Plant = Callable[[pytest.MonkeyPatch], None]

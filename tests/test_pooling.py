@@ -11,10 +11,10 @@ from torch import Tensor
 
 import checkpoints
 from checkpoints import Copy
-from tauspan.errors import DataError, ModelError
-from tauspan.linear import linearize
+from tauspan.core.errors import DataError, ModelError
 from tauspan.models import Encoder, load_model
 from tauspan.models.pooling import POOLINGS, Pooled, last_token, mean_pooled
+from tauspan.tangent import linearize
 
 homes = pytest.fixture(scope="module")(checkpoints.homes)
 copy = pytest.fixture(checkpoints.copy)

@@ -11,7 +11,7 @@ import transformers
 
 import checkpoints
 from checkpoints import Copy
-from tauspan.errors import DataError, ModelError
+from tauspan.core.errors import DataError, ModelError
 from tauspan.models import load_model
 from tauspan.models.inputs import Inputs
 from tauspan.models.processing import image_inputs

@@ -12,10 +12,10 @@ import pytest
 
 from runs import encoder, points
 from sweeps import jobs_of, quietly, until
-from tauspan import measure
-from tauspan.measure import Work, in_hours, progress, underway
-from tauspan.run.stages import Stages
-from tauspan.sweep.board import Board
+from tauspan.core import measure
+from tauspan.core.measure import Work, in_hours, progress, underway
+from tauspan.experiments.run.stages import Stages
+from tauspan.experiments.sweep.board import Board
 from tauspan.train import finetune
 from tauspan.train.loop import Run
 

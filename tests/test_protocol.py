@@ -5,16 +5,16 @@ from typing import Any
 
 import pytest
 import torch
+from benchmarks.protocol import CONTROL, PROTOCOL, TASKS, validation_rows
 
-from tauspan import search
-from tauspan.data import EIGHT, catalog
+from tauspan.editing import search
+from tauspan.editing.search.grid import PAPER_GRID, points_of
+from tauspan.experiments.reproduce import names, recipes
+from tauspan.experiments.reproduce.experiment import Changes, experiment, variant
+from tauspan.experiments.reproduce.presets import PRESETS
 from tauspan.models import Encoder, Head, fingerprint_of
-from tauspan.reproduce import names, recipes
-from tauspan.reproduce.experiment import Changes, experiment, variant
-from tauspan.reproduce.presets import PRESETS
-from tauspan.reproduce.protocol import CONTROL, PROTOCOL, TASKS, validation_rows
-from tauspan.search.grid import PAPER_GRID, points_of
 from tauspan.tasks import Split, Task
+from tauspan.tasks.data import EIGHT, catalog
 from tauspan.tasks.split import held_out
 from tauspan.train import Settings, train
 from tauspan.vector import TaskVector

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tauspan.cli import parser
+from tauspan.cli.main import parser
 
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")

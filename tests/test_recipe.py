@@ -7,10 +7,10 @@ import pytest
 import yaml
 
 import tauspan
-from tauspan.errors import RecipeError, StoreError
-from tauspan.recipe import Energies, Maps, Negation, Recipe, Rows, Training
-from tauspan.schema import documents
-from tauspan.suite import NAMES
+from tauspan.core.errors import RecipeError, StoreError
+from tauspan.core.schema import documents
+from tauspan.experiments.recipe import Energies, Maps, Negation, Recipe, Rows, Training
+from tauspan.tasks.data.suite import NAMES
 from tauspan.train import Settings
 
 SHIPPED = (Path(tauspan.__file__).parent / "demo.yaml", Path(__file__).parents[1] / "recipes" / "text7.yaml")

@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from tauspan.figures import draw
-from tauspan.measure import Cost
-from tauspan.report import Report, Table, in_words, provenance, shown, versions
-from tauspan.suite import NAMES
+from tauspan.core.measure import Cost
+from tauspan.core.report import Report, Table, in_words, provenance, shown, versions
+from tauspan.experiments.figures import draw
+from tauspan.tasks.data.suite import NAMES
 
 COLUMNS = ("zero shot", "single", "added", "added norm.", "alpha 1", "alpha 1 norm.")
 ROWS: list[dict[str, Any]] = [

@@ -12,16 +12,16 @@ from PIL import Image
 
 import toy_paper
 from program import contents
-from tauspan import figures
-from tauspan.cli import main
-from tauspan.recipe import Recipe
-from tauspan.report import Report
-from tauspan.reproduce import Changes, names, plan, recipes
-from tauspan.reproduce.carry_out import ours
-from tauspan.reproduce.experiment import experiment, laid_over, variant
-from tauspan.reproduce.presets import PRESETS, Preset
-from tauspan.reproduce.published import Ours, beside, sources
-from tauspan.reproduce.timing import StepTime
+from tauspan.cli.main import main
+from tauspan.core.report import Report
+from tauspan.experiments import figures
+from tauspan.experiments.recipe import Recipe
+from tauspan.experiments.reproduce import Changes, names, plan, recipes
+from tauspan.experiments.reproduce.carry_out import ours
+from tauspan.experiments.reproduce.experiment import experiment, laid_over, variant
+from tauspan.experiments.reproduce.presets import PRESETS, Preset
+from tauspan.experiments.reproduce.published import Ours, beside, sources
+from tauspan.experiments.reproduce.timing import StepTime
 
 ROOT = Path(__file__).resolve().parent.parent
 TEXTS = ("movie_sentiment", "debian_section")
@@ -39,10 +39,10 @@ def toy(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def short(monkeypatch: pytest.MonkeyPatch) -> None:
     """Two coefficients in place of 21, no pictures and no timing: what a run does is the same, 30 times faster."""
-    planning = importlib.import_module("tauspan.reproduce.planning")
+    planning = importlib.import_module("tauspan.experiments.reproduce.planning")
     monkeypatch.setattr(planning, "step_time", lambda encoder, settings: StepTime(0.1, 8, 100.0))
-    monkeypatch.setattr(importlib.import_module("tauspan.search.grid"), "PAPER_GRID", (0.0, 1.0))
-    monkeypatch.setattr(importlib.import_module("tauspan.run.maps"), "GRID", (0.0, 1.0))
+    monkeypatch.setattr(importlib.import_module("tauspan.editing.search.grid"), "PAPER_GRID", (0.0, 1.0))
+    monkeypatch.setattr(importlib.import_module("tauspan.experiments.run.maps"), "GRID", (0.0, 1.0))
     monkeypatch.setattr(figures, "draw", lambda report, folder: [])
 
 

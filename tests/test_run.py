@@ -14,17 +14,17 @@ import checkpoints
 import tauspan as ts
 import zoo
 from program import contents
-from tauspan import search
-from tauspan.errors import StoreError, UsageError
-from tauspan.recipe import Maps, Negation, Recipe, Rows, Training
-from tauspan.report import Report
-from tauspan.run import plan, run
-from tauspan.suite import find_task
+from tauspan.core.errors import StoreError, UsageError
+from tauspan.core.report import Report
+from tauspan.editing import search
+from tauspan.experiments.recipe import Maps, Negation, Recipe, Rows, Training
+from tauspan.experiments.run import plan, run
+from tauspan.tasks.data.suite import find_task
 from tauspan.vector import TaskVector
 
 TASKS = ("movie_sentiment", "email_spam")
 REGIMES = ("standard", "posthoc", "linear")
-workshop = importlib.import_module("tauspan.run.workshop")
+workshop = importlib.import_module("tauspan.experiments.run.workshop")
 
 
 @pytest.fixture(scope="module")
@@ -217,7 +217,7 @@ def test_other_settings_or_data_never_replace_a_vector(
 
 def test_a_run_starts_from_a_pre_trained_model(recipe: Recipe, tmp_path: Path) -> None:
     from program import vector_of
-    from tauspan.edit import apply, load, save
+    from tauspan.editing.edit import apply, load, save
 
     model = Path(recipe.model)
     save(apply(load(model), vector_of(model), regime="posthoc"), tmp_path / "edited")
@@ -247,7 +247,7 @@ def test_what_was_let_pass_is_in_the_report_of_every_later_run_too(
     original = search.add
 
     def warning(*args: Any, **options: Any) -> Report:
-        logging.getLogger("tauspan.linear").warning("a layer was taken apart")
+        logging.getLogger("tauspan.tangent").warning("a layer was taken apart")
         return original(*args, **options)
 
     monkeypatch.setattr(search, "add", warning)

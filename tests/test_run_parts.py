@@ -11,17 +11,17 @@ import checkpoints
 import tauspan as ts
 from imagesets import rows, write_folder
 from program import task as write_task
-from tauspan import figures
-from tauspan.diagnose.rows import Settings as RowSettings
-from tauspan.diagnose.rows import rows_of_tasks
-from tauspan.diagnose.vectors import energy_findings
-from tauspan.errors import DataError, StoreError, UsageError
+from tauspan.core.errors import DataError, StoreError, UsageError
+from tauspan.core.report import Report
+from tauspan.experiments import figures
+from tauspan.experiments.recipe import Energies, Maps, Negation, Recipe, Training
+from tauspan.experiments.run import jobs, run
+from tauspan.kernel.diagnose.rows import Settings as RowSettings
+from tauspan.kernel.diagnose.rows import rows_of_tasks
+from tauspan.kernel.diagnose.vectors import energy_findings
 from tauspan.models import fingerprint_of, select
-from tauspan.recipe import Energies, Maps, Negation, Recipe, Training
-from tauspan.report import Report
-from tauspan.run import jobs, run
-from tauspan.suite import find_task
 from tauspan.tasks import Task
+from tauspan.tasks.data.suite import find_task
 from tauspan.vector import TaskVector
 from test_run import TASKS, recipe, reused  # noqa: F401 - recipe is a fixture
 from test_run_workers import in_turn, numbers

@@ -14,13 +14,13 @@ import torch
 
 from program import contents
 from runs import script_environment
-from tauspan import figures
-from tauspan.errors import RecipeError, StoreError, UsageError
-from tauspan.recipe import Maps, Merging, Recipe, Training
-from tauspan.report import Report
-from tauspan.run import jobs, run, stages
-from tauspan.sweep import Job
-from tauspan.sweep.worker import function_of
+from tauspan.core.errors import RecipeError, StoreError, UsageError
+from tauspan.core.report import Report
+from tauspan.experiments import figures
+from tauspan.experiments.recipe import Maps, Merging, Recipe, Training
+from tauspan.experiments.run import jobs, run, stages
+from tauspan.experiments.sweep import Job
+from tauspan.experiments.sweep.worker import function_of
 from test_run import TASKS, recipe, reused  # noqa: F401 - recipe is a fixture
 
 
@@ -145,7 +145,7 @@ import os, signal, sys, traceback
 from pathlib import Path
 from tauspan import figures, store
 from tauspan.store import places
-from tauspan.recipe import Recipe
+from tauspan.experiments.recipe import Recipe
 from tauspan.run import run
 
 figures.draw = lambda report, folder: []

@@ -16,18 +16,18 @@ from torch import nn
 
 import checkpoints
 import program
-from tauspan import cli
-from tauspan.edit import apply, load, save
-from tauspan.edit_files import apply_files
-from tauspan.errors import BaseMismatchError, MismatchError, ModelError, NonFiniteError, UsageError
-from tauspan.evaluate import evaluate
-from tauspan.linear import Linearized, linearize
+from tauspan.cli import main as cli
+from tauspan.core.errors import BaseMismatchError, MismatchError, ModelError, NonFiniteError, UsageError
+from tauspan.editing.edit import apply, load, save
+from tauspan.editing.edit_files import apply_files
+from tauspan.editing.evaluate import evaluate
+from tauspan.editing.search import add
 from tauspan.merge import merge_files
 from tauspan.models import Classifier, Encoder, Head
 from tauspan.models.extras import quiet
-from tauspan.rows import rows_of
-from tauspan.search import add
+from tauspan.tangent import Linearized, linearize
 from tauspan.tasks import Task, build_head
+from tauspan.tasks.unlabelled import rows_of
 from tauspan.train import finetune
 from tauspan.vector import TaskVector
 
@@ -548,7 +548,7 @@ def test_help_stays_light_and_names_the_new_options() -> None:
     words = [
         sys.executable,
         "-c",
-        "import sys; from tauspan.cli import parser; parser(); print('torch' in sys.modules)",
+        "import sys; from tauspan.cli.main import parser; parser(); print('torch' in sys.modules)",
     ]
     done = subprocess.run(words, capture_output=True, text=True, env=os.environ)
     assert done.stdout.strip() == "False", done.stderr

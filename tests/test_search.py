@@ -9,9 +9,9 @@ from torch import nn
 
 import tauspan as ts
 from runs import encoder
-from tauspan.errors import BaseMismatchError, MismatchError, UsageError
+from tauspan.core.errors import BaseMismatchError, MismatchError, UsageError
+from tauspan.editing.search import PAPER_GRID, add, negate
 from tauspan.models import Encoder, Head, fingerprint_of, state_of
-from tauspan.search import PAPER_GRID, add, negate
 from tauspan.tasks import Task
 from tauspan.vector import TaskVector
 from zoo import normal

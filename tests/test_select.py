@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 import zoo
-from tauspan.errors import UsageError
+from tauspan.core.errors import UsageError
 from tauspan.models import Encoder, core, eval_mode, fingerprint_of, select, state_of
 from zoo import Example
 

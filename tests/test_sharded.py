@@ -17,10 +17,11 @@ from torch import Tensor, nn
 import runs
 from launch import launched
 from runs import KEY_BIASES, REGIMES, deltas, encoder, logged, points, trained
-from tauspan import params, store
-from tauspan.errors import ModelError, NonFiniteError, UsageError
+from tauspan import store
+from tauspan.core import params
+from tauspan.core.errors import ModelError, NonFiniteError, UsageError
+from tauspan.core.processes import world
 from tauspan.models import Encoder, Head, fingerprint_of
-from tauspan.processes import world
 from tauspan.tasks import Task
 from tauspan.train import Finetuned, Settings, checkpoint, train
 from tauspan.train.layout import laid_out

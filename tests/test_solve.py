@@ -13,14 +13,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from tauspan.contributions import Contributions
-from tauspan.errors import MismatchError, NonFiniteError, UsageError
+from tauspan.core.errors import MismatchError, NonFiniteError, UsageError
+from tauspan.editing.search import Solution, minimise
+from tauspan.editing.search.bootstrap import accuracy_intervals, coefficient_intervals, counts
+from tauspan.editing.search.box import Box
+from tauspan.editing.search.objective import objective, term
+from tauspan.editing.search.solve import solve
 from tauspan.models import Head
-from tauspan.search import Solution, minimise
-from tauspan.search.bootstrap import accuracy_intervals, coefficient_intervals, counts
-from tauspan.search.box import Box
-from tauspan.search.objective import objective, term
-from tauspan.search.solve import solve
+from tauspan.tangent.contributions import Contributions
 from zoo import normal
 
 TIGHT = 1e-9

@@ -15,7 +15,7 @@ from torch import nn
 
 import tiny
 from tauspan import store
-from tauspan.errors import StoreError, UsageError
+from tauspan.core.errors import StoreError, UsageError
 from tauspan.store import Checkpoint
 
 ONE = {"w": torch.tensor([1.0, 2.0])}

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from tauspan import store
-from tauspan.errors import PickleRefusedError, StoreError
+from tauspan.core.errors import PickleRefusedError, StoreError
 from tauspan.store import Checkpoint
 
 ONE = {"w": torch.tensor([1.0, 2.0])}

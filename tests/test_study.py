@@ -10,15 +10,15 @@ from typing import Any
 import pytest
 import torch
 from benchmarks import when
+from benchmarks.study import Plan, study
+from benchmarks.study import cells as home
+from benchmarks.study.plan import Cell, Variant
 
 import program
 import runs
 import tauspan as ts
-from tauspan.errors import StoreError, UsageError
-from tauspan.run.spread import spread
-from tauspan.study import Plan, study
-from tauspan.study import cells as home
-from tauspan.study.plan import Cell, Variant
+from tauspan.core.errors import StoreError, UsageError
+from tauspan.experiments.run.spread import spread
 from tauspan.tasks import Task
 from tauspan.train import Finetuned
 from tauspan.vector import FILE, TaskVector, cosine_matrix

@@ -60,8 +60,8 @@ def test_a_function_is_not_hidden_by_the_module_of_its_name() -> None:
         for name in ("computing", "evaluate", "merge", "run", "suite")
         for code in (
             f"import tauspan.{name}, tauspan; assert callable(tauspan.{name})",
-            f"import tauspan.search, tauspan.run, tauspan; assert callable(tauspan.{name})",
-            f"import tauspan; tauspan.{name}; import tauspan.search; assert callable(tauspan.{name})",
+            f"import tauspan.editing.search, tauspan.run, tauspan; assert callable(tauspan.{name})",
+            f"import tauspan; tauspan.{name}; import tauspan.editing.search; assert callable(tauspan.{name})",
             f"from tauspan import {name}; assert callable({name})",
             f"from tauspan.{name} import {name}; assert callable({name})",
         )
@@ -111,7 +111,7 @@ def test_the_examples_of_a_module_run(name: str) -> None:
 
 
 def test_the_examples_of_decorated_functions_are_found() -> None:
-    module = importlib.import_module("tauspan.linear.linearized")
+    module = importlib.import_module("tauspan.tangent.linearized")
     assert any(test.name.endswith(".linearize") and test.examples for test in Finder().find(module))
 
 

@@ -7,11 +7,11 @@ import pytest
 from rich.console import Console
 
 from sweeps import jobs_of, quietly
-from tauspan import errors
-from tauspan.errors import BaseMismatchError, NonFiniteError, StoreError, TauspanError, UsageError
-from tauspan.sweep import Job, driver, sweep
-from tauspan.sweep.board import Board
-from tauspan.sweep.worker import perform
+from tauspan.core import errors
+from tauspan.core.errors import BaseMismatchError, NonFiniteError, StoreError, TauspanError, UsageError
+from tauspan.experiments.sweep import Job, driver, sweep
+from tauspan.experiments.sweep.board import Board
+from tauspan.experiments.sweep.worker import perform
 
 
 @pytest.mark.parametrize("workers", [1, 3])
@@ -66,7 +66,7 @@ def test_another_job_of_the_same_name_is_refused_before_anything_starts(tmp_path
 def test_another_version_is_refused(tmp_path, monkeypatch):
     jobs = jobs_of("double", {"number": 2})
     quietly(jobs, tmp_path)
-    monkeypatch.setattr("tauspan.sweep.results.__version__", "9.9")
+    monkeypatch.setattr("tauspan.experiments.sweep.results.__version__", "9.9")
     with pytest.raises(StoreError, match=r"version is '[\d.]+', and now '9\.9'"):
         quietly(jobs, tmp_path)
 
@@ -258,14 +258,14 @@ def test_a_small_screen_shows_running_and_failed_jobs_and_counts():
 
 def test_a_terminal_sees_the_table_live(tmp_path, monkeypatch):
     console = Console(file=io.StringIO(), width=80, force_terminal=True, color_system=None)
-    monkeypatch.setattr("tauspan.sweep.board.Console", lambda stderr: console)
-    monkeypatch.setattr("tauspan.sweep.board.on_terminal", lambda: True)
+    monkeypatch.setattr("tauspan.experiments.sweep.board.Console", lambda stderr: console)
+    monkeypatch.setattr("tauspan.experiments.sweep.board.on_terminal", lambda: True)
     sweep(jobs_of("double", {"number": 1}), tmp_path)
     assert "1 jobs: 1 done" in console.file.getvalue()
 
 
 def test_without_a_terminal_there_are_lines_in_the_log(tmp_path, caplog, capsys):
-    caplog.set_level("INFO", "tauspan.sweep")
+    caplog.set_level("INFO", "tauspan.experiments.sweep")
     jobs = jobs_of("double", {"number": 1})
     sweep(jobs, tmp_path)
     sweep(jobs, tmp_path)

@@ -7,7 +7,7 @@ import types
 import pytest
 
 from sweeps import WHERE, jobs_of, quietly
-from tauspan.errors import BaseMismatchError, MissingExtraError, UsageError
+from tauspan.core.errors import BaseMismatchError, MissingExtraError, UsageError
 
 
 def test_without_ray_its_extra_is_named(tmp_path, monkeypatch):

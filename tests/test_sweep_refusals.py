@@ -5,9 +5,9 @@ from pathlib import Path
 import pytest
 
 from sweeps import quietly
-from tauspan.errors import NonFiniteError, TauspanError, UsageError
-from tauspan.sweep import Job, sweep
-from tauspan.sweep.worker import function_of, plain
+from tauspan.core.errors import NonFiniteError, TauspanError, UsageError
+from tauspan.experiments.sweep import Job, sweep
+from tauspan.experiments.sweep.worker import function_of, plain
 
 NAMES = [
     "",

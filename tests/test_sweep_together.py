@@ -8,12 +8,12 @@ import sys
 import pytest
 
 from sweeps import WHERE, alive, jobs_of, quietly, until
-from tauspan.sweep import driver
-from tauspan.sweep.results import Results
+from tauspan.experiments.sweep import driver
+from tauspan.experiments.sweep.results import Results
 
 SERVER = """
 import os, sys
-from tauspan.sweep import Job, sweep
+from tauspan.experiments.sweep import Job, sweep
 for line in sys.stdin:
     word, *order = line.strip().split("|")
     if word == "end":

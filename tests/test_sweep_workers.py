@@ -7,8 +7,8 @@ import signal
 import pytest
 
 from sweeps import alive, jobs_of, quietly, until
-from tauspan.errors import TauspanError
-from tauspan.sweep import driver
+from tauspan.core.errors import TauspanError
+from tauspan.experiments.sweep import driver
 
 
 @pytest.mark.parametrize("how", ["kill", "exit"])
@@ -85,7 +85,7 @@ def test_each_worker_of_cuda_sees_one_gpu(tmp_path, place, monkeypatch, device, 
 def test_the_gpus_of_this_machine_are_counted_where_no_variable_lists_them(monkeypatch):
     import torch
 
-    from tauspan.sweep.pool import visible_gpus
+    from tauspan.experiments.sweep.pool import visible_gpus
 
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
@@ -98,7 +98,7 @@ def test_torch_follows(tmp_path):
 
 
 def test_a_worker_that_dies_between_two_jobs_is_replaced(tmp_path):
-    from tauspan.sweep.pool import Processes
+    from tauspan.experiments.sweep.pool import Processes
 
     first, second = jobs_of("double", {"number": 1}, {"number": 2})
     pool, log = Processes(1), tmp_path / "log"

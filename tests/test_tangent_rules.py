@@ -11,10 +11,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from tauspan.linear import attention, elementwise, table
-from tauspan.linear.dual import Dual, NoRuleError, Trace, custom_function
-from tauspan.linear.reference import forward_mode
 from tauspan.models.at import At
+from tauspan.tangent.engine import attention, elementwise, table
+from tauspan.tangent.engine.dual import Dual, NoRuleError, Trace, custom_function
+from tauspan.tangent.engine.reference import forward_mode
 from zoo import close
 
 

@@ -13,7 +13,7 @@ from PIL import Image
 from pyarrow import parquet
 
 from imagesets import encoded, picture
-from tauspan.errors import DataError
+from tauspan.core.errors import DataError
 from tauspan.models.inputs import Inputs
 from tauspan.tasks import Task
 from tauspan.tasks.images import decoded

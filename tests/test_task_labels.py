@@ -13,7 +13,7 @@ import pytest
 import torch
 from pyarrow import parquet
 
-from tauspan.errors import DataError, UsageError
+from tauspan.core.errors import DataError, UsageError
 from tauspan.tasks import Split, Task
 from tauspan.tasks.labels import places, written
 

@@ -8,9 +8,9 @@ import pyarrow
 import pytest
 from pyarrow import parquet
 
-from tauspan.errors import DataError, StoreError
-from tauspan.suite import find_task
+from tauspan.core.errors import DataError, StoreError
 from tauspan.tasks import SPLITS, Task
+from tauspan.tasks.data.suite import find_task
 from tiny import twice, write_csv
 
 

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tauspan.errors import DataError
+from tauspan.core.errors import DataError
 from tauspan.tasks import Task
 from tiny import twice
 

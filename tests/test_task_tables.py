@@ -10,9 +10,9 @@ import pyarrow
 import pytest
 from pyarrow import parquet
 
-from tauspan.errors import DataError, UsageError
-from tauspan.rows import rows_of
+from tauspan.core.errors import DataError, UsageError
 from tauspan.tasks import Task
+from tauspan.tasks.unlabelled import rows_of
 
 ROWS = [(f"caf\u00e9 {i}, \u201cgood\u201d; a|b\tc", "yes" if i % 2 else "no") for i in range(30)]
 PLAIN = [(f"caf\u00e9 {i}", "yes" if i % 2 else "no") for i in range(30)]

@@ -11,11 +11,11 @@ from torch import nn
 import checkpoints
 import program
 import tiny
-from tauspan.errors import DataError, UsageError
+from tauspan.core.errors import DataError, UsageError
 from tauspan.models import Encoder, Head, load_model
 from tauspan.store import read_json
-from tauspan.suite import DIRECTORY, NAMES, find_task, suite
 from tauspan.tasks import SPLITS, Split, Task, build_head
+from tauspan.tasks.data.suite import DIRECTORY, NAMES, find_task, suite
 
 
 def texts(count, seed=0):

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 import checkpoints
 import zoo
-from tauspan.errors import ModelError, NonFiniteError
+from tauspan.core.errors import ModelError, NonFiniteError
 from tauspan.models import Encoder, load_model
 from tauspan.models.encoder import positions
 from tauspan.models.extras import quiet

@@ -25,11 +25,11 @@ from runs import (
     texts,
     trained,
 )
-from tauspan.errors import ModelError, NonFiniteError, UsageError
-from tauspan.evaluate import evaluate
-from tauspan.measure import measured, progress
+from tauspan.core.errors import ModelError, NonFiniteError, UsageError
+from tauspan.core.measure import measured, progress
+from tauspan.core.params import Params
+from tauspan.editing.evaluate import evaluate
 from tauspan.models import load_model
-from tauspan.params import Params
 from tauspan.tasks import Split, Task, permutation
 from tauspan.train import Settings, finetune
 from tiny import raw, same_bits
@@ -189,7 +189,7 @@ def test_the_vector_tells_where_it_came_from() -> None:
 
 @pytest.mark.parametrize("status", ["/proc/self/status", "/dev/null", "/no/such/file"])
 def test_the_cost_of_a_run_is_measured_on_any_system(status: str, monkeypatch: Any) -> None:
-    monkeypatch.setattr("tauspan.measure._STATUS", Path(status))
+    monkeypatch.setattr("tauspan.core.measure._STATUS", Path(status))
     cost = trained(BASIC).cost
     assert cost.seconds > 0
     assert cost.peak_mb > 1

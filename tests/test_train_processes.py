@@ -12,15 +12,16 @@ from torch import Tensor
 import runs
 from launch import launched
 from runs import KEY_BIASES, REGIMES, deltas, encoder, logged, points, trained
-from tauspan import models, params, store
-from tauspan.batches import batches
-from tauspan.contributions import contributions
-from tauspan.errors import MismatchError
-from tauspan.evaluate import evaluate, outputs
-from tauspan.linear import linearize
+from tauspan import models, store
+from tauspan.core import params
+from tauspan.core.errors import MismatchError
+from tauspan.core.processes import World, own_device, world
+from tauspan.editing.evaluate import evaluate, outputs
 from tauspan.models import Encoder
-from tauspan.processes import World, own_device, world
+from tauspan.tangent import linearize
+from tauspan.tangent.contributions import contributions
 from tauspan.tasks import Task, build_head
+from tauspan.tasks.batches import batches
 from tauspan.train import Settings
 from tauspan.vector import TaskVector
 from zoo import normal

@@ -12,7 +12,7 @@ import torch
 
 from runs import REGIMES, deltas, encoder, logged, network, points, script_environment, trained
 from tauspan import store
-from tauspan.errors import StoreError
+from tauspan.core.errors import StoreError
 from tauspan.models import Encoder
 from tauspan.models.encoder import Inputs
 from tauspan.tasks import Task

@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from torch import nn
 
 import tiny
-from tauspan import params
-from tauspan.errors import BaseMismatchError, MismatchError, NonFiniteError, UsageError
+from tauspan.core import params
+from tauspan.core.errors import BaseMismatchError, MismatchError, NonFiniteError, UsageError
 from tauspan.vector import TaskVector, cosine_matrix
 from tiny import BASE, equal, vector
 

@@ -9,8 +9,15 @@ import torch
 from safetensors import safe_open
 
 import tiny
-from tauspan import params, store
-from tauspan.errors import BaseMismatchError, MismatchError, NonFiniteError, PickleRefusedError, StoreError
+from tauspan import store
+from tauspan.core import params
+from tauspan.core.errors import (
+    BaseMismatchError,
+    MismatchError,
+    NonFiniteError,
+    PickleRefusedError,
+    StoreError,
+)
 from tauspan.models import load_model, state_of
 from tauspan.vector import FORMAT, TaskVector
 from tiny import BASE, equal, vector

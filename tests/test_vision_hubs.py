@@ -14,11 +14,11 @@ from safetensors.torch import load_file, save_file
 import checkpoints
 import zoo
 from tauspan import store
-from tauspan.errors import MissingExtraError, ModelError, PickleRefusedError, StoreError
-from tauspan.linear import linearize
+from tauspan.core.errors import MissingExtraError, ModelError, PickleRefusedError, StoreError
 from tauspan.models import fingerprint_of, load_model, save_model, select
 from tauspan.models.encoder import Inputs
 from tauspan.models.vision_hubs import image_inputs
+from tauspan.tangent import linearize
 
 MEAN, STD = (0.1, 0.2, 0.3), (0.4, 0.5, 0.6)
 TOWER = {"width": 8, "layers": 2}

@@ -11,8 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from tauspan.core.params import Params
 from tauspan.models import Encoder
-from tauspan.params import Params
 from tauspan.vector import TaskVector
 
 BASE = "b" * 64

@@ -13,12 +13,12 @@ import torch
 import transformers
 from torch import Tensor, nn
 
-from tauspan.linear import Linearized
+from tauspan.core.params import Params
 from tauspan.models import Classifier, Encoder, Head
 from tauspan.models.pooling import last_token, mean_pooled
 from tauspan.models.towers import image_features
 from tauspan.models.vision import vision_features
-from tauspan.params import Params
+from tauspan.tangent import Linearized
 
 TEXT = {"vocab_size": 64, "max_position_embeddings": 16}
 SIZES = {"hidden_size": 8, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 12}

@@ -19,9 +19,9 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 import tauspan as ts
-from tauspan.errors import TauspanError
-from tauspan.linear import linearize
+from tauspan.core.errors import TauspanError
 from tauspan.models.encoder import single_tensor
+from tauspan.tangent import linearize
 
 OUTPUTS = 2
 # The largest relative difference, by the narrowest dtype that the model goes through: many compute a softmax or a norm

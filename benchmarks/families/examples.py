@@ -17,7 +17,7 @@ from transformers.modeling_utils import PreTrainedModel
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from transformers.models.auto.modeling_auto import MODEL_MAPPING_NAMES
 
-from tauspan.errors import ModelError
+from tauspan.core.errors import ModelError
 from tauspan.models.encoder import single_tensor
 
 FAMILIES = tuple(sorted(name for name in MODEL_MAPPING_NAMES if name not in LEFT_OUT))

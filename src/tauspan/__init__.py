@@ -11,12 +11,8 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from tauspan.computing import computing
-    from tauspan.contributions import Contributions
-    from tauspan.diagnose import diagnose
-    from tauspan.disentangle import disentanglement
-    from tauspan.edit import apply, load, save
-    from tauspan.errors import (
+    from tauspan.core.computing import computing
+    from tauspan.core.errors import (
         BaseMismatchError,
         DataError,
         MismatchError,
@@ -29,68 +25,72 @@ if TYPE_CHECKING:
         TauspanError,
         UsageError,
     )
-    from tauspan.evaluate import evaluate
+    from tauspan.core.report import Report
+    from tauspan.editing.edit import apply, load, save
+    from tauspan.editing.evaluate import evaluate
+    from tauspan.editing.maps import disentanglement
+    from tauspan.editing.search import add, coefficients, negate
+    from tauspan.experiments.recipe import Recipe
+    from tauspan.experiments.run import run
     from tauspan.kernel import TangentKernel, closed_form
-    from tauspan.kernel.interference import interference
-    from tauspan.linear import Linearized, linearize
+    from tauspan.kernel.diagnose import diagnose
+    from tauspan.kernel.operator.interference import interference
     from tauspan.merge import METHODS, merge, merge_files
-    from tauspan.merge.adapter_vector import adapter_vector
+    from tauspan.merge.stream.adapter_vector import adapter_vector
     from tauspan.models import Classifier, Encoder, Head, reinitialised
-    from tauspan.recipe import Recipe
-    from tauspan.report import Report
-    from tauspan.run import run
-    from tauspan.search import add, coefficients, negate
-    from tauspan.suite import suite
+    from tauspan.tangent import Linearized, linearize
+    from tauspan.tangent.contributions import Contributions
     from tauspan.tasks import Task
+    from tauspan.tasks.data.suite import suite
     from tauspan.train import Finetuned, finetune, fit
     from tauspan.vector import TaskVector, cosine_matrix
 
 _HOME = {
     "METHODS": "merge",
-    "BaseMismatchError": "errors",
+    "BaseMismatchError": "core.errors",
     "Classifier": "models",
-    "Contributions": "contributions",
-    "DataError": "errors",
+    "Contributions": "tangent.contributions",
+    "DataError": "core.errors",
     "Encoder": "models",
     "Finetuned": "train",
     "Head": "models",
-    "Linearized": "linear",
-    "MismatchError": "errors",
-    "MissingExtraError": "errors",
-    "ModelError": "errors",
-    "NonFiniteError": "errors",
-    "PickleRefusedError": "errors",
-    "Recipe": "recipe",
-    "RecipeError": "errors",
-    "Report": "report",
-    "StoreError": "errors",
+    "Linearized": "tangent",
+    "MismatchError": "core.errors",
+    "MissingExtraError": "core.errors",
+    "ModelError": "core.errors",
+    "NonFiniteError": "core.errors",
+    "PickleRefusedError": "core.errors",
+    "Recipe": "experiments.recipe",
+    "RecipeError": "core.errors",
+    "Report": "core.report",
+    "StoreError": "core.errors",
     "TangentKernel": "kernel",
     "Task": "tasks",
     "TaskVector": "vector",
-    "TauspanError": "errors",
-    "UsageError": "errors",
-    "adapter_vector": "merge.adapter_vector",
-    "add": "search",
-    "apply": "edit",
+    "TauspanError": "core.errors",
+    "UsageError": "core.errors",
+    "adapter_vector": "merge.stream.adapter_vector",
+    "add": "editing.search",
+    "apply": "editing.edit",
     "closed_form": "kernel",
-    "coefficients": "search",
-    "computing": "computing",
+    "coefficients": "editing.search",
+    "computing": "core.computing",
     "cosine_matrix": "vector",
-    "diagnose": "diagnose",
-    "disentanglement": "disentangle",
-    "evaluate": "evaluate",
+    "diagnose": "kernel.diagnose",
+    "disentanglement": "editing.maps",
+    "evaluate": "editing.evaluate",
     "finetune": "train",
     "fit": "train",
-    "interference": "kernel.interference",
-    "linearize": "linear",
-    "load": "edit",
+    "interference": "kernel.operator.interference",
+    "linearize": "tangent",
+    "load": "editing.edit",
     "merge": "merge",
     "merge_files": "merge",
-    "negate": "search",
+    "negate": "editing.search",
     "reinitialised": "models",
-    "run": "run",
-    "save": "edit",
-    "suite": "suite",
+    "run": "experiments.run",
+    "save": "editing.edit",
+    "suite": "tasks.data.suite",
 }
 
 __all__ = [

@@ -2,6 +2,6 @@
 
 import sys
 
-from tauspan.cli import main
+from tauspan.cli.main import main
 
 sys.exit(main())

@@ -11,9 +11,10 @@ from typing import Any, Literal, TypeAlias, TypeVar
 import torch
 from torch import Tensor, nn
 
-from tauspan import models, params, store
-from tauspan.arguments import checked
-from tauspan.errors import (
+from tauspan import models, store
+from tauspan.core import params
+from tauspan.core.arguments import checked
+from tauspan.core.errors import (
     BaseMismatchError,
     MismatchError,
     NonFiniteError,
@@ -22,8 +23,8 @@ from tauspan.errors import (
     listed,
     nearest,
 )
-from tauspan.params import Params
-from tauspan.report import Table, versions
+from tauspan.core.params import Params
+from tauspan.core.report import Table, versions
 
 Key = TypeVar("Key")
 Regime: TypeAlias = Literal["standard", "linear"]

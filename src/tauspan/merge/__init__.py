@@ -7,25 +7,25 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from tauspan.merge.files import merge_files
-    from tauspan.merge.memory import merge
-    from tauspan.merge.method import Block, Method, Option
-    from tauspan.merge.own import own_method
-    from tauspan.merge.recipe import MergeRecipe
-    from tauspan.merge.statistics_file import Statistics, statistics_of
-    from tauspan.merge.table import METHODS
+    from tauspan.merge.data.statistics_file import Statistics, statistics_of
+    from tauspan.merge.engine.memory import merge
+    from tauspan.merge.engine.own import own_method
+    from tauspan.merge.methods.method import Block, Method, Option
+    from tauspan.merge.methods.table import METHODS
+    from tauspan.merge.recipe.recipe import MergeRecipe
+    from tauspan.merge.stream.files import merge_files
 
 _HOME = {
-    "METHODS": "table",
-    "Block": "method",
-    "MergeRecipe": "recipe",
-    "Method": "method",
-    "Option": "method",
-    "Statistics": "statistics_file",
-    "merge": "memory",
-    "merge_files": "files",
-    "own_method": "own",
-    "statistics_of": "statistics_file",
+    "METHODS": "methods.table",
+    "Block": "methods.method",
+    "MergeRecipe": "recipe.recipe",
+    "Method": "methods.method",
+    "Option": "methods.method",
+    "Statistics": "data.statistics_file",
+    "merge": "engine.memory",
+    "merge_files": "stream.files",
+    "own_method": "engine.own",
+    "statistics_of": "data.statistics_file",
 }
 
 __all__ = [

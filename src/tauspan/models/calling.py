@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from tauspan.errors import MismatchError
+from tauspan.core.errors import MismatchError
 from tauspan.models.encoder import Classifier, Encoder
 
 

@@ -10,8 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tauspan.arguments import checked
-from tauspan.errors import MismatchError, ModelError, NonFiniteError
+from tauspan.core.arguments import checked
+from tauspan.core.errors import MismatchError, ModelError, NonFiniteError
 from tauspan.models.inputs import Batch, Inputs
 
 if TYPE_CHECKING:

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from tauspan.errors import MissingExtraError
+from tauspan.core.errors import MissingExtraError
 
 
 def require_extra(package: str, extra: str, what: str) -> Any:

@@ -9,7 +9,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from tauspan import store
-from tauspan.errors import StoreError, listed
+from tauspan.core.errors import StoreError, listed
 
 CONFIG = "config.json"
 MODULES = "modules.json"

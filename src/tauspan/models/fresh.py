@@ -6,8 +6,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from tauspan.arguments import checked
-from tauspan.errors import ModelError
+from tauspan.core.arguments import checked
+from tauspan.core.errors import ModelError
 from tauspan.models.encoder import Encoder
 from tauspan.models.select import state_of
 

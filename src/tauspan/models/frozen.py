@@ -13,13 +13,21 @@ import torch
 from torch import Tensor
 
 from tauspan import store
-from tauspan.errors import ModelError, NonFiniteError, StoreError, TauspanError, UsageError, listed, nearest
+from tauspan.core.errors import (
+    ModelError,
+    NonFiniteError,
+    StoreError,
+    TauspanError,
+    UsageError,
+    listed,
+    nearest,
+)
+from tauspan.core.params import fingerprint
 from tauspan.models.encoder import Batch, Encoder, Head
 from tauspan.models.home import fingerprint_of
 from tauspan.models.intact import Intact
 from tauspan.models.select import eval_mode
 from tauspan.models.sources import load_model
-from tauspan.params import fingerprint
 
 FOLDER = "heads"
 FORMAT = "tauspan-head/1"

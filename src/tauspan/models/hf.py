@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from tauspan import store
-from tauspan.errors import ModelError, StoreError, listed
+from tauspan.core.errors import ModelError, StoreError, listed
 from tauspan.models import folders
 from tauspan.models.encoder import Batch, Encoder, Inputs
 from tauspan.models.extras import quiet, require_extra

@@ -9,12 +9,13 @@ from typing import Any
 import torch
 from torch import Size, Tensor, nn
 
-from tauspan import params, store
-from tauspan.errors import ModelError, StoreError
+from tauspan import store
+from tauspan.core import params
+from tauspan.core.errors import ModelError, StoreError
+from tauspan.core.params import Params
 from tauspan.models.encoder import Classifier, Encoder
 from tauspan.models.names import Names, names_between, saved_names
 from tauspan.models.select import core, state_of
-from tauspan.params import Params
 
 CONFIG = "config.json"
 Kinds = Mapping[str, tuple[torch.dtype, Size]]

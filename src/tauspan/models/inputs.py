@@ -10,8 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from tauspan.ahead import in_threads
-from tauspan.errors import DataError, UsageError
+from tauspan.core.ahead import in_threads
+from tauspan.core.errors import DataError, UsageError
 from tauspan.models.crop import random_box
 from tauspan.models.extras import require_extra
 from tauspan.models.pictures import is_picture, rgb

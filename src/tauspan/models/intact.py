@@ -10,7 +10,7 @@ from typing import Any, TypeAlias, TypeVar
 import torch
 from torch import Tensor, nn
 
-from tauspan.errors import ModelError
+from tauspan.core.errors import ModelError
 from tauspan.models.reach import (
     Container,
     Remembering,

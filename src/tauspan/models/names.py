@@ -19,8 +19,8 @@ from typing import Any
 import torch
 from torch import Size, Tensor, nn
 
-from tauspan.errors import MismatchError, ModelError, listed
-from tauspan.params import Params
+from tauspan.core.errors import MismatchError, ModelError, listed
+from tauspan.core.params import Params
 
 
 @dataclass(frozen=True, eq=False)

@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tauspan.errors import DataError
+from tauspan.core.errors import DataError
 from tauspan.models.extras import require_extra
 
 _ORIENTATION = 0x0112  # the EXIF tag

@@ -8,13 +8,13 @@ import torch
 from torch import Size, Tensor, nn
 
 from tauspan import store
-from tauspan.errors import MismatchError, MissingExtraError, ModelError
+from tauspan.core.errors import MismatchError, MissingExtraError, ModelError
+from tauspan.core.params import Params
 from tauspan.models.home import names_of, stored_state
 from tauspan.models.names import Names
 from tauspan.models.select import core, movable, state_of
 from tauspan.models.skeleton import directory_names, has_config
 from tauspan.models.sources import checkpoint_of
-from tauspan.params import Params
 
 
 @dataclass(frozen=True, eq=False)

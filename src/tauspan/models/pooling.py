@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from tauspan import store
-from tauspan.errors import ModelError, listed
+from tauspan.core.errors import ModelError, listed
 from tauspan.models.encoder import Batch
 
 Pooling: TypeAlias = Callable[[nn.Module, Batch], Tensor]

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from tauspan import store
-from tauspan.errors import DataError, ModelError, StoreError
+from tauspan.core.errors import DataError, ModelError, StoreError
 from tauspan.models.extras import quiet, require_extra
 from tauspan.models.inputs import Inputs, Interpolation
 

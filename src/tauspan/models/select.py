@@ -7,8 +7,8 @@ from contextlib import contextmanager
 
 from torch import Tensor, nn
 
-from tauspan.arguments import checked
-from tauspan.errors import ModelError, UsageError, listed, nearest
+from tauspan.core.arguments import checked
+from tauspan.core.errors import ModelError, UsageError, listed, nearest
 from tauspan.models.encoder import Classifier, Encoder
 
 Selection = str | Sequence[str]

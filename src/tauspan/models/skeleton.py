@@ -8,7 +8,7 @@ import torch
 from torch import Size, nn
 
 from tauspan import store
-from tauspan.errors import ModelError
+from tauspan.core.errors import ModelError
 from tauspan.models.extras import quiet, require_extra
 from tauspan.models.names import Names, names_between
 

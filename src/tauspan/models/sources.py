@@ -9,8 +9,8 @@ from typing import Any
 from torch import nn
 
 from tauspan import store
-from tauspan.arguments import checked
-from tauspan.errors import MissingExtraError, ModelError, StoreError, UsageError, listed, nearest
+from tauspan.core.arguments import checked
+from tauspan.core.errors import MissingExtraError, ModelError, StoreError, UsageError, listed, nearest
 from tauspan.models.encoder import Encoder
 from tauspan.models.extras import quiet, require_extra
 from tauspan.models.select import state_of

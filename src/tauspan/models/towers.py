@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from tauspan.errors import ModelError
+from tauspan.core.errors import ModelError
 from tauspan.models.encoder import Batch, positions
 
 # model types with an image tower whose features answer to their text tower's by cosine: what lies on the images' path

@@ -7,7 +7,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from tauspan.errors import DataError, ModelError, NonFiniteError, TauspanError
+from tauspan.core.errors import DataError, ModelError, NonFiniteError, TauspanError
 from tauspan.models.encoder import Batch, Encoder
 
 _WORDS = ("The cat sat on the mat.", "a")

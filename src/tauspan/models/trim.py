@@ -4,8 +4,8 @@ import copy
 
 from torch import nn
 
-from tauspan import params
-from tauspan.arguments import checked
+from tauspan.core import params
+from tauspan.core.arguments import checked
 from tauspan.models.encoder import Encoder, Whole
 from tauspan.models.home import fingerprint_of
 from tauspan.models.select import state_of

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from tauspan.errors import ModelError
+from tauspan.core.errors import ModelError
 from tauspan.models.encoder import Batch
 
 _CLASS_TOKENS = {"cls_token", "class_embedding", "class_token", "cls_embedding", "cls_tokens"}

@@ -11,7 +11,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from tauspan import store
-from tauspan.errors import ModelError, StoreError, listed
+from tauspan.core.errors import ModelError, StoreError, listed
 from tauspan.models.encoder import Batch, Encoder, Inputs
 from tauspan.models.extras import require_extra
 from tauspan.models.hf import copies

@@ -13,7 +13,7 @@ from typing import Any
 
 from safetensors import SafetensorError
 
-from tauspan.errors import StoreError, UsageError
+from tauspan.core.errors import StoreError, UsageError
 
 _TEMPORARY = ".part"
 _REPLACED = ".old"

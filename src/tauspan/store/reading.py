@@ -11,7 +11,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from tauspan.errors import ModelError, PickleRefusedError, StoreError, listed
+from tauspan.core.errors import ModelError, PickleRefusedError, StoreError, listed
 from tauspan.store.tensors import DTYPES, INDEX_SUFFIX, LONGEST_HEADER
 
 STEMS = ("model", "diffusion_pytorch_model", "open_clip_model")

@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from tauspan.params import Params
+from tauspan.core.params import Params
 from tauspan.store.places import atomic, write_json
 
 INDEX_SUFFIX = ".safetensors.index.json"

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from tauspan.errors import DataError, listed
+from tauspan.core.errors import DataError, listed
 from tauspan.tasks.images import Images
 from tauspan.tasks.labels import (
     NO_LABEL,

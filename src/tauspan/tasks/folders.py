@@ -5,7 +5,7 @@ from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
-from tauspan.errors import DataError, listed
+from tauspan.core.errors import DataError, listed
 from tauspan.tasks.images import Files, Images
 from tauspan.tasks.labels import class_names
 from tauspan.tasks.rows import Rows

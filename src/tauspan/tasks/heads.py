@@ -8,12 +8,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from tauspan.arguments import checked
-from tauspan.errors import DataError, MismatchError, ModelError
+from tauspan.core.arguments import checked
+from tauspan.core.errors import DataError, MismatchError, ModelError
+from tauspan.core.params import require_finite_rows
 from tauspan.models import Encoder, Frozen, Head, eval_mode, fingerprint_of
 from tauspan.models.frozen import key_of, reading
 from tauspan.models.intact import Intact
-from tauspan.params import require_finite_rows
 from tauspan.tasks.probe import RIDGE, probe
 from tauspan.tasks.split import Split
 from tauspan.tasks.task import Task

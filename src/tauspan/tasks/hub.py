@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from tauspan.errors import DataError, listed, nearest
+from tauspan.core.errors import DataError, listed, nearest
 from tauspan.models.extras import require_extra
 from tauspan.tasks.parquet import require_columns
 from tauspan.tasks.readers import image_rows

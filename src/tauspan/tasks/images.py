@@ -9,7 +9,7 @@ from typing import Any, Protocol, overload
 import numpy as np
 from numpy.typing import NDArray
 
-from tauspan.errors import DataError
+from tauspan.core.errors import DataError
 from tauspan.models.extras import require_extra
 from tauspan.models.pictures import rgb
 

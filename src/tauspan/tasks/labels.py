@@ -6,7 +6,7 @@ import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal, get_args
 
-from tauspan.errors import DataError, UsageError, listed, nearest
+from tauspan.core.errors import DataError, UsageError, listed, nearest
 
 Meaning = Literal["auto", "names", "from_0", "from_1"]
 

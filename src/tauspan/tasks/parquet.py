@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from tauspan.errors import DataError, listed, nearest
+from tauspan.core.errors import DataError, listed, nearest
 from tauspan.models.extras import require_extra
 
 

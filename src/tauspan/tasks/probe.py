@@ -10,7 +10,7 @@ import torch
 from scipy.optimize import minimize
 from torch import Tensor
 
-from tauspan.errors import NonFiniteError
+from tauspan.core.errors import NonFiniteError
 from tauspan.models import Head
 
 log = logging.getLogger(__name__)

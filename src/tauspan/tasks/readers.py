@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from tauspan.errors import DataError, UsageError, listed
+from tauspan.core.errors import DataError, UsageError, listed
 from tauspan.models.extras import require_extra
 from tauspan.tasks.folders import image_folder, require_inside
 from tauspan.tasks.images import Column, Images

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from tauspan.errors import DataError, listed
+from tauspan.core.errors import DataError, listed
 from tauspan.models.pictures import is_picture
 from tauspan.tasks.images import Images
 from tauspan.tasks.labels import writable

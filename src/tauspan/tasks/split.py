@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from tauspan.errors import listed
+from tauspan.core.errors import listed
 from tauspan.tasks.images import Images
 
 SPLITS = ("train", "validation", "test")

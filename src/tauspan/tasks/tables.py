@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, Literal
 
-from tauspan.errors import DataError, UsageError, listed, nearest
+from tauspan.core.errors import DataError, UsageError, listed, nearest
 from tauspan.tasks.parquet import parquet_columns, require_columns
 
 Quotes = Literal["doubled", "escaped", "none"]

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from tauspan import store
-from tauspan.arguments import checked
-from tauspan.errors import DataError, nearest
+from tauspan.core.arguments import checked
+from tauspan.core.errors import DataError, nearest
 from tauspan.models import Head
 from tauspan.tasks.assembly import Gathered, gathered, told
 from tauspan.tasks.hub import hub_rows

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tauspan import store
-from tauspan.errors import DataError
+from tauspan.core.errors import DataError
 from tauspan.tasks.split import SPLITS, Split
 
 if TYPE_CHECKING:

@@ -20,11 +20,11 @@ from torch.func import functional_call
 from torch.utils._pytree import tree_map, tree_map_only
 
 from tauspan import models
-from tauspan.linear import onepass
-from tauspan.linear.checkpointing import Shell, replaced
-from tauspan.linear.dual import Dual, Trace
-from tauspan.linear.reference import open_attention
 from tauspan.models import Batch, Encoder, Head
+from tauspan.tangent.engine import onepass
+from tauspan.tangent.engine.checkpointing import Shell, replaced
+from tauspan.tangent.engine.dual import Dual, Trace
+from tauspan.tangent.engine.reference import open_attention
 from tauspan.vector import Regime
 
 SHARDED = (Shard(0),)

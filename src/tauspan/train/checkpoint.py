@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from tauspan import store
-from tauspan.errors import StoreError
-from tauspan.params import Params, zip_strict
+from tauspan.core.errors import StoreError
+from tauspan.core.params import Params, zip_strict
 from tauspan.train.layout import Layout
 
 NAME = "checkpoint.safetensors"

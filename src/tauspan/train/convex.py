@@ -11,12 +11,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from tauspan.arguments import checked
-from tauspan.errors import NonFiniteError, UsageError, nearest
-from tauspan.linear import Cache, Kind, Linearized, linearize
-from tauspan.measure import measured, progress, underway
+from tauspan.core.arguments import checked
+from tauspan.core.errors import NonFiniteError, UsageError, nearest
+from tauspan.core.measure import measured, progress, underway
+from tauspan.core.params import Params, require_finite, require_finite_rows
 from tauspan.models import Classifier, Encoder
-from tauspan.params import Params, require_finite, require_finite_rows
+from tauspan.tangent import Cache, Kind, Linearized, linearize
 from tauspan.tasks import Split, Task, build_head
 from tauspan.train.finetuning import Finetuned
 

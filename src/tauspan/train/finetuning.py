@@ -7,13 +7,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from tauspan.arguments import checked
-from tauspan.computing import Check, Engine
-from tauspan.errors import StoreError, UsageError
-from tauspan.linear import Kind
-from tauspan.measure import Cost, measured, underway
+from tauspan.core.arguments import checked
+from tauspan.core.computing import Check, Engine
+from tauspan.core.errors import StoreError, UsageError
+from tauspan.core.measure import Cost, measured, underway
+from tauspan.core.processes import world
 from tauspan.models import Encoder, fingerprint_of
-from tauspan.processes import world
+from tauspan.tangent import Kind
 from tauspan.tasks import Task, build_head
 from tauspan.train import checkpoint
 from tauspan.train.layout import laid_out

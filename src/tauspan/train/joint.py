@@ -3,8 +3,8 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from tauspan.arguments import checked
-from tauspan.errors import UsageError, listed
+from tauspan.core.arguments import checked
+from tauspan.core.errors import UsageError, listed
 from tauspan.models import Encoder
 from tauspan.tasks import Task
 from tauspan.train.finetuning import Finetuned, train

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from tauspan import store
+from tauspan.core.params import Params
+from tauspan.core.processes import World
 from tauspan.models import Encoder, Head
-from tauspan.params import Params
-from tauspan.processes import World
 from tauspan.train.settings import Settings
 from tauspan.train.trainee import Trainee, trainee
 from tauspan.vector import TaskVector

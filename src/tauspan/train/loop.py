@@ -14,12 +14,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from tauspan import store
-from tauspan.ahead import ahead
-from tauspan.errors import NonFiniteError, listed
-from tauspan.measure import progress
+from tauspan.core.ahead import ahead
+from tauspan.core.errors import NonFiniteError, listed
+from tauspan.core.measure import progress
+from tauspan.core.params import broken_rows
+from tauspan.core.processes import World
 from tauspan.models import Batch, Encoder
-from tauspan.params import broken_rows
-from tauspan.processes import World
 from tauspan.tasks import Task
 from tauspan.train import checkpoint
 from tauspan.train.layout import Layout

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Iterator, Sequence
 
-from tauspan.processes import World
+from tauspan.core.processes import World
 from tauspan.tasks import Task, permutation
 from tauspan.train.settings import Settings
 

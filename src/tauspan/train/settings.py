@@ -6,9 +6,9 @@ import json
 import math
 from typing import Any, Literal, get_args
 
-from tauspan.computing import Check, Engine, Way, way
-from tauspan.errors import UsageError, nearest
-from tauspan.linear import Kind
+from tauspan.core.computing import Check, Engine, Way, way
+from tauspan.core.errors import UsageError, nearest
+from tauspan.tangent import Kind
 from tauspan.vector import REGIMES, Regime
 
 Precision = Literal["float32", "tf32", "bfloat16"]

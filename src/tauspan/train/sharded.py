@@ -12,14 +12,14 @@ from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
 
 from tauspan import models, store
-from tauspan.errors import ModelError, NonFiniteError, UsageError
-from tauspan.linear import Kind
-from tauspan.linear.dual import NoRuleError
+from tauspan.core.errors import ModelError, NonFiniteError, UsageError
+from tauspan.core.notices import tell
+from tauspan.core.params import Params
+from tauspan.core.processes import World
+from tauspan.core.report import versions
 from tauspan.models import Batch, Classifier, Encoder, Head
-from tauspan.notices import tell
-from tauspan.params import Params
-from tauspan.processes import World
-from tauspan.report import versions
+from tauspan.tangent import Kind
+from tauspan.tangent.engine.dual import NoRuleError
 from tauspan.train.cells import Shards, held
 from tauspan.train.settings import Settings
 from tauspan.train.trainee import Trainee, precisely

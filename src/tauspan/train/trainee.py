@@ -10,15 +10,15 @@ import torch
 from torch import Tensor, nn
 
 from tauspan import models
-from tauspan.computing import way
-from tauspan.errors import UsageError
-from tauspan.linear import Kind, Linearized, linearize
-from tauspan.linear.call import Call
-from tauspan.linear.check import require_function
+from tauspan.core.computing import way
+from tauspan.core.errors import UsageError
+from tauspan.core.params import Params
+from tauspan.core.report import versions
 from tauspan.models import Batch, Classifier, Encoder, Head
 from tauspan.models.intact import Intact
-from tauspan.params import Params
-from tauspan.report import versions
+from tauspan.tangent import Kind, Linearized, linearize
+from tauspan.tangent.engine.call import Call
+from tauspan.tangent.engine.check import require_function
 from tauspan.train.settings import Precision, Settings
 from tauspan.vector import TaskVector
 

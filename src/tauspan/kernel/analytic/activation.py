@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from tauspan.errors import UsageError, nearest
+from tauspan.core.errors import UsageError, nearest
 
 Moment: TypeAlias = Callable[[Tensor, Tensor, Tensor], Tensor]
 

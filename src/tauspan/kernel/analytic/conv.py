@@ -6,7 +6,7 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
-from tauspan.errors import UsageError, nearest
+from tauspan.core.errors import UsageError, nearest
 
 Padding = Literal["circular", "zeros"]
 Readout = Literal["pool", "flatten"]

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from tauspan.errors import NonFiniteError, UsageError
+from tauspan.core.errors import NonFiniteError, UsageError
 from tauspan.kernel.analytic.activation import Activation, Moment
 
 MOST = 100  # beyond, a polynomial's values under rounding stop meaning anything

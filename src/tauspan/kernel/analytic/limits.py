@@ -7,7 +7,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from tauspan.errors import NonFiniteError, UsageError
+from tauspan.core.errors import NonFiniteError, UsageError
 from tauspan.kernel.analytic.activation import Activation, find
 
 Kind = Literal["majority vote", "nearest neighbour", "singular kernel", "linear"]

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from tauspan.errors import UsageError
+from tauspan.core.errors import UsageError
 from tauspan.kernel.analytic.activation import Activation, find
 from tauspan.kernel.analytic.conv import Convolution
 from tauspan.kernel.analytic.recursion import Stack

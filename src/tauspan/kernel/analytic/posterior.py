@@ -7,8 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from tauspan.errors import MismatchError, NonFiniteError, UsageError
-from tauspan.kernel.operator import TangentKernel
+from tauspan.core.errors import MismatchError, NonFiniteError, UsageError
+from tauspan.kernel.operator.tangent import TangentKernel
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from tauspan.errors import NonFiniteError, UsageError
+from tauspan.core.errors import NonFiniteError, UsageError
 from tauspan.kernel.analytic.activation import Activation, find
 from tauspan.kernel.analytic.conv import Convolution, Pairs
 

@@ -1,0 +1,258 @@
+"""The verbs of data sets: what there is, whether splits leak, which rows they have, a task from files."""
+
+import argparse
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tauspan.cli import shared as commands
+from tauspan.cli.shared import Verb
+from tauspan.core.errors import DataError, UsageError
+from tauspan.core.notices import tell
+
+if TYPE_CHECKING:
+    from tauspan.core.report import Cell
+    from tauspan.tasks import Task
+    from tauspan.tasks.data import Leaks
+
+
+def add(verbs: Any, verb: Verb) -> None:
+    """Add the verbs of data sets to a parser; `verb(into, name, does, function)` makes one."""
+    data = verbs.add_parser(
+        "data", help="list data sets, check their splits, make tasks of files"
+    ).add_subparsers(dest="action", required=True, metavar="ACTION")
+    verb(data, "list", "list the data sets of the catalog", list_sets)
+    checked = verb(
+        data, "check", "look for rows that stand in two splits; exit code 6 if there are any", check
+    )
+    written = verb(data, "manifest", "say which rows a task has, as hashes", write)
+    _add_make(verb(data, "make", "make a task directory from a file of texts and labels", make))
+    checked.add_argument("tasks", nargs="+", metavar="TASK", help="a data set, a shipped task or a directory")
+    written.add_argument("task", metavar="TASK", help="a data set, a shipped task or a directory")
+    for made in (checked, written):
+        made.add_argument("--root", metavar="DIR", help="the folder of the data sets (default: the hub)")
+    checked.add_argument(
+        "--near", metavar="BITS",
+        help="images whose perceptual hashes differ in at most so many of 64 bits are near-duplicates, 0 to 8, or none "
+        "(default: what the data set says)",
+    )  # fmt: skip
+    checked.add_argument("--allow-leaks", action="store_true", help="print leaks and go on, with exit code 0")
+    checked.add_argument(
+        "--against", metavar="FILE", help="compare with a stored manifest, of one task (default: none)"
+    )
+    written.add_argument("-o", "--out", metavar="FILE", help="write it there (default: stdout)")
+
+
+def _add_make(made: argparse.ArgumentParser) -> None:
+    """The options of `data make`: those of `Task.from_files`."""
+    made.add_argument(
+        "train", metavar="FILE", help="CSV, TSV, JSON, JSON Lines or parquet, or a folder of one kind"
+    )
+    made.add_argument("-o", "--out", metavar="DIR", required=True, help="the directory to write")
+    made.add_argument("--overwrite", action="store_true", help="replace DIR if it is there")
+    made.add_argument("--name", help="of the task (default: what DIR is called)")
+    made.add_argument(
+        "--test", metavar="FILE", help="test rows (default: 20 %% of the rows, drawn with the seed)"
+    )
+    made.add_argument(
+        "--validation", metavar="FILE", help="validation rows (default: 10 %% of the training rows)"
+    )
+    made.add_argument(
+        "--split",
+        metavar="COLUMN",
+        help="the column that says train, validation or test of each row (default: none, and rows are held "
+        "out)",
+    )
+    made.add_argument("--text", metavar="COLUMN", default="text", help="the column of texts (default: text)")
+    made.add_argument(
+        "--label", metavar="COLUMN", default="label", help="the column of labels (default: label)"
+    )
+    made.add_argument(
+        "--label-names", nargs="+", metavar="NAME", help="the classes, in order (default: the sorted labels)"
+    )
+    made.add_argument(
+        "--label-prompts",
+        nargs="+",
+        metavar="TEXT",
+        default=(),
+        help="a sentence for each class, for zero-shot heads",
+    )
+    made.add_argument(
+        "--labels", choices=("auto", "names", "from_0", "from_1"), default="auto",
+        help="what labels are: class names, or numbers from 0 or 1 (default: auto, which is told where it cannot tell)",
+    )  # fmt: skip
+    made.add_argument(
+        "--max-tokens", type=int, metavar="N", help="where texts are cut (default: the model's limit)"
+    )
+    made.add_argument(
+        "--clean",
+        action="store_true",
+        help="leave out rows without text or label, and spaces around labels; counted",
+    )
+    made.add_argument(
+        "--encoding", help="of the file, such as cp1252 (default: its byte order mark's, else UTF-8)"
+    )
+    made.add_argument("--delimiter", metavar="C", help=r"such as ';' or '\t' (default: the first line's)")
+    made.add_argument(
+        "--quotes", choices=("doubled", "escaped", "none"), default="doubled",
+        help="how a quote stands in a quoted field (default: doubled)",
+    )  # fmt: skip
+
+
+def list_sets(options: argparse.Namespace) -> None:
+    """The catalog as tables."""
+    from tauspan.core.report import Report, Table
+    from tauspan.tasks.data import catalog
+
+    known = catalog()
+    sets: list[dict[str, Cell]] = [
+        {
+            "name": name, "classes": one.class_count, "templates": len(one.templates), "epochs": one.paper_epochs,
+            "GB": f"{one.download_gb:g}", "hub": one.hub.id,
+        }
+        for name, one in known.items()
+    ]  # fmt: skip
+    rows: list[dict[str, Cell]] = [
+        {"name": name, "train": one.sizes.train, "validation": one.sizes.validation, "test": one.sizes.test}
+        for name, one in known.items()
+    ]
+    controls = "; ".join(f"{name}: {one.control_split}" for name, one in known.items() if one.control_split)
+    tables = [
+        Table("data sets", sets, "GB: about what the hub copy takes."),
+        Table("rows of the benchmark", rows, f"Controls: {controls}."),
+    ]
+    commands.show(Report("data sets", tables), options)
+
+
+def check(options: argparse.Namespace) -> None:
+    """Splits and leaks of some tasks; every task is looked at before an error ends the verb."""
+    from tauspan.core.report import Report, Table
+    from tauspan.tasks.data import check_manifest, find_leaks
+    from tauspan.tasks.data.suite import find_task
+
+    if options.against and len(options.tasks) != 1:
+        raise UsageError(f"--against compares one task, and {len(options.tasks)} are named.")
+    asked = None if options.near is None else _bits(options.near)
+    splits: list[dict[str, Cell]] = []
+    leaks: list[dict[str, Cell]] = []
+    found: list[Leaks] = []
+    for name in options.tasks:
+        task = find_task(name, options.root, seed=options.seed or 0)
+        if options.against:
+            check_manifest(task, options.against)
+        near = task.extra.get("near") if options.near is None else asked
+        found.append(find_leaks(task, near, show_progress=not options.quiet))
+        splits += _splits(task)
+        leaks += _leaks(found[-1])
+    tables = [
+        Table("splits", splits, "Benchmark: how many rows the published splits have."),
+        Table("rows that stand in two splits", leaks, _note(found)),
+    ]
+    commands.show(Report("data", tables, result={"leaks": any(map(bool, found))}), options)
+    for one in found:
+        try:
+            one.require_none()
+        except DataError as error:
+            if not options.allow_leaks:
+                raise
+            tell(f"let pass by --allow-leaks: {error}")
+
+
+def write(options: argparse.Namespace) -> None:
+    """A task's manifest, to a file or to stdout."""
+    from tauspan.tasks.data import manifest, write_manifest
+    from tauspan.tasks.data.suite import find_task
+
+    task = find_task(options.task, options.root, seed=options.seed or 0)
+    made = write_manifest(task, options.out) if options.out else manifest(task)
+    if options.json or not options.out:
+        sys.stdout.write(json.dumps(made, indent=1, ensure_ascii=False) + "\n")
+    else:
+        commands.say(f"Wrote {options.out}: {task}.", options)
+
+
+def make(options: argparse.Namespace) -> None:
+    """A task directory from files, and whether rows of it stand in two splits."""
+    from tauspan.core.report import Report, Table
+    from tauspan.store import require_apart, require_free
+    from tauspan.tasks import Task
+    from tauspan.tasks.data import find_leaks
+
+    require_apart(options.out, [options.train, options.test, options.validation])
+    require_free(Path(options.out), options.overwrite)
+    task = Task.from_files(
+        options.name or Path(options.out).name,
+        options.train,
+        options.test,
+        options.validation,
+        split=options.split,
+        label_names=options.label_names,
+        label_prompts=options.label_prompts,
+        text=options.text,
+        label=options.label,
+        labels=options.labels,
+        clean=options.clean,
+        encoding=options.encoding,
+        delimiter="\t" if options.delimiter == r"\t" else options.delimiter,
+        quotes=options.quotes,
+        max_tokens=options.max_tokens,
+        seed=options.seed or 0,
+    )
+    task.to_directory(options.out, overwrite=options.overwrite)
+    found = find_leaks(task)
+    tables = [
+        Table("splits", _splits(task), f"Classes: {', '.join(task.label_names)}."),
+        Table("rows that stand in two splits", _leaks(found), _note([found])),
+    ]
+    left_out = dict(task.extra.get("left_out", {}))
+    commands.show(Report(f"task {task.name}", tables, result={"left_out": left_out}), options)
+    commands.say(f"Wrote {options.out}: {task}.", options)
+
+
+def _bits(text: str) -> int | None:
+    if text == "none":
+        return None
+    if not text.isdecimal() or int(text) > 8:
+        raise UsageError(f"--near {text}: a number of bits from 0 to 8, or none.")
+    return int(text)
+
+
+def _splits(task: "Task") -> "list[dict[str, Cell]]":
+    from tauspan.tasks import SPLITS
+    from tauspan.tasks.data import catalog
+
+    known = catalog().get(str(task.extra.get("dataset")))
+    return [
+        {
+            "task": task.name,
+            "split": split,
+            "rows": len(task.splits[split]),
+            "benchmark": getattr(known.sizes, split) if known else None,
+            "classes": len(task.label_names),
+            "made": task.extra.get(split, "own"),
+            "from": task.source if split == "train" else None,
+        }
+        for split in SPLITS
+    ]
+
+
+def _leaks(found: "Leaks") -> "list[dict[str, Cell]]":
+    return [
+        {
+            "task": found.task,
+            "rows of": second,
+            "that stand in": first,
+            "equal": found.counts["equal", first, second],
+            "near": found.counts.get(("near", first, second)),
+            "first": "; ".join(str(one) for one in found.examples if one.splits == (first, second)) or None,
+        }
+        for kind, first, second in found.counts
+        if kind == "equal"
+    ]
+
+
+def _note(found: "list[Leaks]") -> str:
+    bits = sorted({one.near for one in found if one.near is not None})
+    near = f" Near: both perceptual hashes within {', '.join(map(str, bits))} of 64 bits." if bits else ""
+    return "Equal: the same pixels, or the same text but for case, punctuation and white space." + near

@@ -1,0 +1,244 @@
+"""The verbs that choose coefficients, and the map: their options and what each does; the library is imported in them."""
+
+import argparse
+from typing import TYPE_CHECKING, Any
+
+from tauspan.cli import shared as commands
+from tauspan.cli.shared import (
+    Verb,
+    add_passes,
+    add_regime,
+    add_rows,
+    encoder_of,
+    first,
+    pair_of,
+    pairs_of,
+    passes,
+    task_of,
+    write_report,
+)
+from tauspan.core.errors import UsageError
+
+if TYPE_CHECKING:
+    from tauspan.core.report import Report
+    from tauspan.tasks import Task
+    from tauspan.vector import TaskVector
+
+
+def add(verbs: Any, verb: Verb) -> None:
+    """Add the verbs to a parser; `verb(into, name, does, function)` makes one."""
+    edit = verbs.add_parser(
+        "edit", help="choose coefficients on validation: add, negate, solve, front"
+    ).add_subparsers(dest="action", required=True, metavar="ACTION")
+    choosing = [*_add_searches(edit, verb), *_add_solves(edit, verb)]
+    mapped = _add_maps(verbs, verb)
+    for made in choosing:
+        made.add_argument(
+            "--vector", metavar="FILE", help="write the chosen combination there (default: not written)"
+        )
+    for made in (*choosing, mapped):
+        add_regime(made)
+        made.add_argument("--out", help="folder for report.json, report.md and figures (default: only shown)")
+        add_rows(made)
+        add_passes(made)
+
+
+def _add_searches(edit: Any, verb: Verb) -> list[argparse.ArgumentParser]:
+    """One coefficient, from a grid."""
+    added = verb(edit, "add", "one model for all tasks: theta0 + alpha * sum of vectors", edit_add)
+    negated = verb(edit, "negate", "forget a task, keep the controls: theta0 - alpha * vector", edit_negate)
+    _add_pairs(added)
+    _add_target(negated)
+    for made in (added, negated):
+        made.add_argument(
+            "--grid", default="paper",
+            help="paper (0, 0.05 to 1), auto (widened as far as it needs), or coefficients such as 0,0.5,1",
+        )  # fmt: skip
+    return [added, negated]
+
+
+def _add_solves(edit: Any, verb: Verb) -> list[argparse.ArgumentParser]:
+    """Many coefficients, from a solver."""
+    solved = verb(
+        edit,
+        "solve",
+        "one model for all tasks, a coefficient for each vector or layer, by least loss",
+        edit_solve,
+    )
+    _add_pairs(solved)
+    solved.add_argument(
+        "--per", choices=("shared", "task", "layer"), default="task", help="what has a coefficient of its own"
+    )
+    solved.add_argument("--l1", type=float, default=0.0, help="pull of single coefficients to exactly 0")
+    solved.add_argument("--unbounded", action="store_true", help="no bounds")
+    traded = verb(
+        edit,
+        "front",
+        "forgetting against keeping: every trade, and the best above the floor",
+        edit_front,
+    )
+    _add_target(traded)
+    traded.add_argument(
+        "--per", choices=("shared", "layer"), default="layer", help="what has a coefficient of its own"
+    )
+    traded.add_argument("--prices", type=int, default=25, metavar="N", help="points of the front")
+    for made in (solved, traded):
+        made.add_argument(
+            "--bounds", nargs=2, type=float, default=(0.0, 1.0), metavar=("LO", "HI"),
+            help="between which coefficients lie (default: 0 1)",
+        )  # fmt: skip
+        made.add_argument("--ridge", type=float, default=0.0, help="pull of all coefficients to 0")
+        made.add_argument(
+            "--bootstrap", type=int, default=200, metavar="N", help="resamples behind each interval"
+        )
+        made.add_argument(
+            "--max-evaluations", type=int, metavar="N",
+            help="of the standard regime, which has no closed form (default: 100, or 30 for each price)",
+        )  # fmt: skip
+    return [solved, traded]
+
+
+def _add_maps(verbs: Any, verb: Verb) -> argparse.ArgumentParser:
+    """Maps over two coefficients."""
+    mapped = verb(
+        verbs,
+        "disentangle",
+        "how much the vectors of two tasks disturb each other, on a grid of coefficients",
+        disentangle,
+    )
+    _add_pairs(mapped)
+    mapped.add_argument("--grid", help="coefficients such as --grid=-1,0,1 (default: 21 from -2 to 2)")
+    mapped.add_argument(
+        "--box", nargs=2, type=float, default=(0.0, 1.0), metavar=("LO", "HI"),
+        help="the coefficients used for editing, for the mean (default: 0 1)",
+    )  # fmt: skip
+    mapped.add_argument(
+        "--distance", choices=("argmax", "probabilities"), default="argmax",
+        help="when two outputs differ: another class, or by total variation of the probabilities",
+    )  # fmt: skip
+    mapped.add_argument("--split", choices=commands.SPLITS, default="test", help="which rows")
+    return mapped
+
+
+def _add_pairs(made: argparse.ArgumentParser) -> None:
+    made.add_argument("model", help=commands.MODEL)
+    made.add_argument(
+        "pairs", nargs="+", metavar="TASK=VECTOR", help="a task and its vector's file or folder"
+    )
+
+
+def _add_target(made: argparse.ArgumentParser) -> None:
+    made.add_argument("model", help=commands.MODEL)
+    made.add_argument("pair", metavar="TASK=VECTOR", help="the task to forget and its vector")
+    made.add_argument("controls", nargs="+", metavar="CONTROL", help="tasks to keep")
+    made.add_argument("--floor", type=float, default=0.95, help="share of control accuracy to keep")
+
+
+def _grid(text: str) -> Any:
+    if text in ("paper", "auto"):
+        return text
+    try:
+        return [float(part) for part in text.split(",")]
+    except ValueError:
+        raise UsageError(
+            f"--grid {text!r} is neither paper, auto nor a list of numbers such as 0,0.5,1."
+        ) from None
+
+
+def _search(options: argparse.Namespace) -> dict[str, Any]:
+    return {"grid": _grid(options.grid), **passes(options)}
+
+
+def _solver(options: argparse.Namespace) -> dict[str, Any]:
+    most = {} if options.max_evaluations is None else {"max_evaluations": options.max_evaluations}
+    return {"per": options.per, "ridge": options.ridge, "bootstrap": options.bootstrap, "seed": options.seed or 0,
+            **most, **passes(options)}  # fmt: skip
+
+
+def edit_add(options: argparse.Namespace) -> None:
+    """Addition with one coefficient."""
+    from tauspan.editing.search import add
+
+    _require_free(options)
+    pairs = pairs_of(options.pairs, options.rows)
+    _combined(add(encoder_of(options), pairs, options.regime, **_search(options)), pairs, options)
+
+
+def _target(options: argparse.Namespace) -> "tuple[Task, TaskVector, list[Task]]":
+    """The task to forget, its vector, and the controls."""
+    task, vector = pair_of(options.pair, options.rows)
+    controls = [task_of(name, options.rows) for name in options.controls]
+    if task.name in {control.name for control in controls}:
+        raise UsageError(f"{task.name!r} is the target and cannot be its own control.")
+    return task, vector, controls
+
+
+def edit_negate(options: argparse.Namespace) -> None:
+    """Negation under a control floor."""
+    from tauspan.editing.search import negate
+
+    _require_free(options)
+    task, vector, controls = _target(options)
+    found = negate(
+        encoder_of(options), task, vector, controls, options.floor, options.regime, **_search(options)
+    )
+    _combined(found, {task: vector}, options)
+
+
+def edit_solve(options: argparse.Namespace) -> None:
+    """Coefficients of least loss."""
+    from tauspan.editing.search import coefficients
+
+    _require_free(options)
+    pairs, bounds = (
+        pairs_of(options.pairs, options.rows),
+        None if options.unbounded else tuple(options.bounds),
+    )
+    found = coefficients(
+        encoder_of(options), pairs, options.regime, bounds=bounds, l1=options.l1, **_solver(options)
+    )
+    _combined(found, pairs, options)
+
+
+def edit_front(options: argparse.Namespace) -> None:
+    """Forgetting against keeping."""
+    from tauspan.editing.search import front
+
+    _require_free(options)
+    task, vector, controls = _target(options)
+    found = front(
+        encoder_of(options), task, vector, controls, options.floor, options.regime,
+        bounds=tuple(options.bounds), prices=options.prices, **_solver(options),
+    )  # fmt: skip
+    _combined(found, {task: vector}, options)
+
+
+def _require_free(options: argparse.Namespace) -> None:
+    """Refuse a vector file that is already there before any work."""
+    if options.vector:
+        from tauspan.store import require_free
+        from tauspan.vector import vector_file
+
+        require_free(vector_file(options.vector), False)
+
+
+def _combined(report: "Report", vectors: "dict[Task, TaskVector]", options: argparse.Namespace) -> None:
+    """Write the vector at the chosen coefficients, if one is wanted, and the report."""
+    if options.vector and first():
+        from tauspan.editing.search import combine
+
+        found = report.result
+        combine(vectors, found["coefficients"], found.get("groups")).save_pretrained(options.vector)
+    write_report(report, options)
+
+
+def disentangle(options: argparse.Namespace) -> None:
+    """Maps of the disentanglement error."""
+    from tauspan.editing.maps import GRID, disentanglement
+
+    grid = GRID if options.grid is None else _grid(options.grid)
+    found = disentanglement(
+        encoder_of(options), pairs_of(options.pairs, options.rows), options.regime, grid=grid,
+        box=tuple(options.box), distance=options.distance, split=options.split, **passes(options),
+    )  # fmt: skip
+    write_report(found, options)

@@ -1,0 +1,104 @@
+"""The verbs of the tangent kernel: their options, and what each does; the library is imported when one runs."""
+
+import argparse
+from typing import Any
+
+from tauspan.cli import shared as commands
+from tauspan.cli.shared import Verb
+from tauspan.core.errors import UsageError
+
+
+def add(verbs: Any, verb: Verb) -> None:
+    """Add the kernel's verbs to a parser; `verb(into, name, does, function)` makes one."""
+    seen = verb(
+        verbs,
+        "kernel",
+        "what the tangent kernel says of tasks: spectra, ranks, alignment, between tasks",
+        kernel,
+    )
+    seen.add_argument("model", help=commands.MODEL)
+    seen.add_argument("tasks", nargs="+", metavar="TASK", help=commands.TASK)
+    seen.add_argument("--params", default="all", help=commands.PARAMS)
+    told = verb(
+        verbs,
+        "diagnose",
+        "why an edit works: the kernel's diagnostics of tasks and their vectors",
+        diagnose,
+    )
+    told.add_argument("model", help=commands.MODEL)
+    told.add_argument(
+        "pairs", nargs="+", metavar="TASK=VECTOR", help="a task and its vector's file or folder"
+    )
+    told.add_argument(
+        "--eigenfunctions",
+        default="10",
+        metavar="WHICH",
+        help="whose local energy is summed: the first N, or a share of the largest coefficient such as 0.1 "
+        "(default: %(default)s)",
+    )
+    for made in (seen, told):
+        made.add_argument(
+            "--rows", type=int, default=64, help="at most so many rows of each task (default: %(default)s)"
+        )
+        made.add_argument(
+            "--split", choices=("train", "validation", "test"), default="train", help="which rows"
+        )
+        made.add_argument(
+            "--outputs",
+            choices=("contrast", "sum", "all"),
+            default="contrast",
+            help="of the logits: one direction that decides classes, their mean, or all (default: %(default)s)",
+        )
+        made.add_argument(
+            "--ridge", type=float, help="of the effective dimension (default: the mean eigenvalue)"
+        )
+        made.add_argument(
+            "--backend",
+            choices=("auto", "contraction", "products", "structured"),
+            default="auto",
+            help="how entries are computed; all give the same numbers",
+        )
+        made.add_argument("--batch-size", type=int, default=32, metavar="N", help="rows of a forward pass")
+        made.add_argument(
+            "--max-tokens", type=int, metavar="N", help="where texts are cut (default: the task's own number)"
+        )
+        made.add_argument("--out", help="folder for report.json, report.md and figures (default: only shown)")
+        commands.add_device(made)
+
+
+def kernel(options: argparse.Namespace) -> None:
+    """The kernels of some tasks."""
+    from tauspan.kernel.diagnose import kernel_report
+
+    tasks = [commands.task_of(name) for name in options.tasks]
+    found = kernel_report(commands.encoder_of(options), tasks, params=options.params, **_shared(options))
+    commands.write_report(found, options)
+
+
+def diagnose(options: argparse.Namespace) -> None:
+    """The kernels and the vectors of some tasks."""
+    from tauspan.kernel.diagnose import diagnose as examine
+
+    which, pairs = _which(options.eigenfunctions), commands.pairs_of(options.pairs, None)
+    found = examine(commands.encoder_of(options), pairs, which=which, **_shared(options))
+    commands.write_report(found, options)
+
+
+def _shared(options: argparse.Namespace) -> dict[str, Any]:
+    return {
+        "rows": options.rows, "split": options.split, "outputs": options.outputs, "ridge": options.ridge,
+        "backend": options.backend, "batch_size": options.batch_size, "max_tokens": options.max_tokens,
+        "seed": options.seed or 0, "show_progress": not options.quiet,
+    }  # fmt: skip
+
+
+def _which(text: str) -> int | float:
+    """A whole number as a count, any other as a share."""
+    for kind in (int, float):
+        try:
+            return kind(text)
+        except ValueError:
+            continue
+    raise UsageError(
+        f"--eigenfunctions {text!r}: a whole number for the first so many, or a share such as 0.1."
+    )

@@ -1,0 +1,126 @@
+"""The program `tauspan`. Nothing heavy is imported until a verb runs, so that `--help` is instant.
+
+Exit codes: 0 done; 1 unexpected; 2 usage or recipe; 3 model; 4 tensors or base do not fit; 5 file; 6 data;
+7 not finite; 8 missing package; 130 interrupted.
+"""
+
+import argparse
+import sys
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext, redirect_stdout
+from io import StringIO
+from typing import Any
+
+from tauspan import __version__
+from tauspan.cli import data as verbs_data
+from tauspan.cli import edit as verbs_edit
+from tauspan.cli import kernel as verbs_kernel
+from tauspan.cli import merge as verbs_merge
+from tauspan.cli import models as verbs_models
+from tauspan.cli import reproduce as verbs_reproduce
+from tauspan.cli import shared as commands
+from tauspan.cli import train as verbs_train
+from tauspan.cli import vector as verbs_vector
+from tauspan.core import notices
+from tauspan.core.computing import computing
+from tauspan.core.errors import TauspanError
+from tauspan.core.measure import underway
+
+_EXITS = (
+    "exit codes: 0 done, 2 usage, 3 model, 4 tensors do not fit, 5 file, 6 data, 7 not finite, "
+    "8 missing package, 130 interrupted"
+)
+
+
+class _Help(argparse.HelpFormatter):
+    """Every option's help ends with its default, where it has one and the sentence does not say it."""
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        shown = action.help or ""
+        said = "default" in shown or not action.option_strings
+        none = action.default is None or action.default is False or action.default == argparse.SUPPRESS
+        return shown if said or none else f"{shown} (default: %(default)s)"
+
+
+class _Parser(argparse.ArgumentParser):
+    """Long options are never abbreviated: a script keeps its meaning when options are added."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(allow_abbrev=False, formatter_class=_Help, **options)
+
+
+def _common() -> argparse.ArgumentParser:
+    common = argparse.ArgumentParser(add_help=False)
+    common.add_argument(
+        "-v",
+        "--verbose",
+        action="store_true",
+        help="say what is being done, and what other libraries warn of",
+    )
+    common.add_argument("-q", "--quiet", action="store_true", help="no progress, no tables; warnings stay")
+    common.add_argument("--json", action="store_true", help="print the result as JSON on stdout")
+    common.add_argument("--seed", type=int, default=None, metavar="N", help="seed (default: 0)")
+    return common
+
+
+def parser() -> argparse.ArgumentParser:
+    """The whole command line."""
+    common = _common()
+    top = _Parser(prog="tauspan", epilog=_EXITS,
+                  description="Edit a pre-trained model by adding, negating and scaling task vectors.")  # fmt: skip
+    top.add_argument("--version", action="version", version=f"tauspan {__version__}")
+    verbs = top.add_subparsers(dest="verb", required=True, metavar="VERB")
+
+    def verb(
+        into: Any, name: str, does: str, function: Callable[[argparse.Namespace], None]
+    ) -> argparse.ArgumentParser:
+        made: argparse.ArgumentParser = into.add_parser(
+            name, help=does, description=does, parents=[common], epilog=_EXITS
+        )
+        made.set_defaults(function=function)
+        return made
+
+    verbs_train.add(verbs, verb)
+    verbs_vector.add(verbs, verb)
+    verbs_models.add(verbs, verb)
+    verbs_edit.add(verbs, verb)
+    verbs_data.add(verbs, verb)
+    verbs_kernel.add(verbs, verb)
+    verbs_merge.add(verbs, verb)
+    verbs_reproduce.add(verbs, verb)
+    return top
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the program and return its exit code."""
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    options = parser().parse_args(words)
+    speaks = commands.first()
+    silence = nullcontext() if speaks else redirect_stdout(StringIO())
+    try:
+        with (
+            silence,
+            computing(getattr(options, "engine", None), getattr(options, "check", None)),
+            notices.program(options.verbose),
+            underway(_named(options), speaks and not options.quiet),
+        ):
+            options.function(options)
+    except KeyboardInterrupt:
+        sys.stderr.write(commands.interrupted(words, options))
+        return 130
+    except TauspanError as error:
+        sys.stderr.write(f"tauspan: {error}\n")
+        return error.exit_code
+    except BrokenPipeError:
+        sys.stderr.close()  # the reader of a pipe went away; there is nobody to tell
+        return 0
+    return 0
+
+
+def _named(options: argparse.Namespace) -> str:
+    """The verb, with its action where it has some."""
+    return " ".join(filter(None, ("tauspan", options.verb, getattr(options, "action", None))))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,185 @@
+"""What the verbs share: the models, tasks and vectors that options name, and how results are told."""
+
+import argparse
+import os
+import shlex
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+from tauspan.core.computing import CHECKS, ENGINES
+from tauspan.core.errors import DataError, UsageError
+
+if TYPE_CHECKING:
+    from tauspan.core.report import Report
+    from tauspan.models import Encoder
+    from tauspan.tasks import Task
+    from tauspan.vector import TaskVector
+
+MODEL = "minilm, a directory or a hub id"
+TASK = "a shipped task, a data set of the catalog, or a directory with card.json"
+PARAMS = "what moves: all, attention, last:K (the last K blocks) or a pattern of names"
+REGIMES = ("standard", "posthoc", "linear")
+SPLITS = ("train", "validation", "test")
+Verb: TypeAlias = Callable[
+    ..., argparse.ArgumentParser
+]  # makes a verb's parser of (into, name, does, function)
+
+
+def first() -> bool:
+    """Whether this process speaks and writes: the only one, or the first of several under a launcher."""
+    return os.environ.get("WORLD_SIZE", "1") == "1" or os.environ.get("RANK", "0") == "0"
+
+
+def show(report: "Report", options: argparse.Namespace) -> None:
+    """Print a report as the options ask: tables, JSON, or nothing."""
+    if options.json:
+        sys.stdout.write(report.to_json())
+    elif not options.quiet:
+        from rich.console import Console
+
+        Console().print(report.renderable())
+
+
+def say(text: str, options: argparse.Namespace) -> None:
+    """A line for people on stdout, unless they asked for silence or for JSON."""
+    if not options.quiet and not options.json:
+        sys.stdout.write(text + "\n")
+
+
+def interrupted(words: Sequence[str], options: argparse.Namespace) -> str:
+    """What to tell after Ctrl-C: the command that goes on, exactly, or that nothing was kept.
+
+    A verb goes on by itself where its parser says `resumes`, and with `--resume` where it has that option. A function
+    under `resumes` is asked whether there is something to go on with.
+
+    Args:
+        words: the command line after the program's name.
+        options: what was read from it.
+    """
+    by_option, resumes = hasattr(options, "resume"), getattr(options, "resumes", None)
+    goes_on = resumes(options) if callable(resumes) else bool(resumes) or by_option
+    more = ["--resume"] if goes_on and by_option and not options.resume else []
+    command = shlex.join([*_program(), *words, *more])
+    if not goes_on:
+        return f"tauspan: interrupted; nothing was written. To begin anew:\n  {command}\n"
+    return f"tauspan: interrupted; what was finished is kept. To go on:\n  {command}\n"
+
+
+def _program() -> list[str]:
+    """How this program was called."""
+    by_module = Path(sys.argv[0]).parts[-2:] == ("tauspan", "__main__.py")
+    return [sys.executable, "-m", "tauspan"] if by_module else ["tauspan"]
+
+
+def add_device(parser: argparse.ArgumentParser) -> None:
+    """The option of every verb that computes with a model."""
+    parser.add_argument(
+        "--device",
+        help="cpu, cuda, cuda:1 ...; under torchrun, cuda is each process's own (default: where the model is)",
+    )
+    parser.add_argument(
+        "--engine",
+        choices=ENGINES,
+        help="what computes tangents first; the others follow where it fails (default: onepass)",
+    )
+    parser.add_argument(
+        "--check",
+        choices=CHECKS,
+        help="compare tangents with ordinary autograd on the first batch of each kind (default: auto)",
+    )
+
+
+def add_regime(parser: argparse.ArgumentParser) -> None:
+    """How a vector edits."""
+    parser.add_argument(
+        "--regime", choices=REGIMES,
+        help="how the vector edits; posthoc: a standard vector in the tangent model (default: the vector's own)",
+    )  # fmt: skip
+
+
+def add_rows(parser: argparse.ArgumentParser) -> None:
+    """Which rows of tasks are read, and where they are cut."""
+    parser.add_argument(
+        "--rows", type=int, metavar="N", help="use at most so many rows of each split (default: all of them)"
+    )
+    parser.add_argument(
+        "--max-tokens", type=int, metavar="N", help="where texts are cut (default: the task's own number)"
+    )
+
+
+def add_passes(parser: argparse.ArgumentParser) -> None:
+    """How the edited model runs over rows."""
+    parser.add_argument(
+        "--point",
+        choices=("encoder", "logits"),
+        help="where the tangent model is linearised (default: the vector's own, else logits)",
+    )
+    parser.add_argument("--batch-size", type=int, default=64, metavar="N", help="rows of a forward pass")
+    add_device(parser)
+
+
+def passes(options: argparse.Namespace) -> dict[str, Any]:
+    """What `add_rows` and `add_passes` ask for, as the library's arguments."""
+    return {
+        "point": options.point, "batch_size": options.batch_size, "max_tokens": options.max_tokens,
+        "show_progress": not options.quiet,
+    }  # fmt: skip
+
+
+def encoder_of(options: argparse.Namespace) -> "Encoder":
+    """The pre-trained encoder asked for, where it was asked for; an edited tangent model is a `UsageError`."""
+    from tauspan.editing.edit import load
+    from tauspan.models import Encoder
+
+    model = load(options.model, getattr(options, "device", None))
+    if not isinstance(model, Encoder):
+        raise UsageError(
+            f"{options.model!r} is an edited tangent model; this verb starts from a pre-trained one."
+        )
+    return model
+
+
+def task_of(name: str, rows: int | None = None) -> "Task":
+    """A task by its name, with at most so many rows of each split."""
+    from tauspan.tasks.data.suite import find_task
+
+    task = find_task(name)
+    return task if rows is None else task.subset(train=rows, validation=rows, test=rows)
+
+
+def vector_of(path: str) -> "TaskVector":
+    """The task vector in a file or folder."""
+    from tauspan.vector import TaskVector
+
+    return TaskVector.from_pretrained(path)
+
+
+def pair_of(text: str, rows: int | None) -> "tuple[Task, TaskVector]":
+    """A task with its vector from TASK=VECTOR."""
+    name, equals, path = text.partition("=")
+    if not equals:
+        raise UsageError(f"{text!r} must be TASK=VECTOR, for example email_spam=out/spam/vector.safetensors.")
+    return task_of(name, rows), vector_of(path)
+
+
+def pairs_of(texts: list[str], rows: int | None) -> "dict[Task, TaskVector]":
+    """Tasks with their vectors from TASK=VECTOR, with at most so many rows of each split."""
+    pairs = dict(pair_of(text, rows) for text in texts)
+    if len({task.name for task in pairs}) < len(pairs):
+        raise DataError("a task stands twice among the pairs; give each task one vector.")
+    return pairs
+
+
+def write_report(report: "Report", options: argparse.Namespace) -> None:
+    """Show a report, and with --out write it with its figures."""
+    if options.out and first():
+        from tauspan import store
+        from tauspan.experiments.figures import draw
+
+        folder = Path(options.out)
+        store.write_text(folder / "report.json", report.to_json())
+        store.write_text(folder / "report.md", report.to_markdown())
+        draw(report, folder)
+    show(report, options)

@@ -1,0 +1,278 @@
+"""The verbs that train, one vector or a recipe's: their options and what each does; the library is imported in them."""
+
+import argparse
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tauspan.cli import shared as commands
+from tauspan.cli.shared import Verb, add_device, encoder_of, first, say, show, task_of
+from tauspan.core.errors import UsageError
+
+CACHES = ("none", "auto", "features", "primal", "factors")
+
+if TYPE_CHECKING:
+    from tauspan.tasks import Task
+    from tauspan.train import Finetuned
+
+
+def add(verbs: Any, verb: Verb) -> None:
+    """Add the verbs to a parser; `verb(into, name, does, function)` makes one."""
+    shown = verb(
+        verbs,
+        "demo",
+        "fine-tune, add and negate four text tasks in a packaged encoder (minutes)",
+        demo,
+    )
+    shown.add_argument("--out", default="out/demo", help="output folder")
+    recipe = verb(verbs, "run", "carry out a recipe", run)
+    recipe.add_argument("recipe", help="a YAML file; its keys: docs/formats.md")
+    recipe.add_argument("--out", help="output folder (default: out/RECIPE-NAME)")
+    recipe.add_argument(
+        "--workers", type=int, default=1, metavar="N",
+        help="processes that fine-tune and measure at the same time",
+    )  # fmt: skip
+    recipe.add_argument(
+        "--plan", action="store_true", help="say what is to be done and what is done; do nothing"
+    )
+    tune = verb(verbs, "finetune", "fine-tune on one task and write the task vector", finetune)
+    _add_finetune(tune)
+    fitted = verb(
+        verbs,
+        "fit",
+        "fit a task vector in the tangent space by a convex solver, to a gradient norm",
+        fit,
+    )
+    _add_fit(fitted)
+    shown.set_defaults(resumes=True, plan=False)
+    recipe.set_defaults(resumes=lambda options: not options.plan)
+    for made in (tune, fitted):
+        made.add_argument("--params", default="all", help=commands.PARAMS)
+        made.add_argument("--batch-size", type=int, default=32, metavar="N", help="rows of a forward pass")
+        made.add_argument(
+            "--max-tokens", type=int, metavar="N",
+            help="where texts are cut (default: the task's own number)",
+        )  # fmt: skip
+    for made in (tune, fitted):
+        made.add_argument(
+            "--label", help="the vector's short name for tables and errors (default: the task's)"
+        )
+    for made in (shown, recipe, tune, fitted):
+        add_device(made)
+
+
+def _add_finetune(tune: argparse.ArgumentParser) -> None:
+    tune.set_defaults(resumes=_begun)
+    tune.add_argument("model", help=commands.MODEL)
+    tune.add_argument("task", help=commands.TASK)
+    tune.add_argument("out", help="folder for the vector, the log and checkpoints")
+    _add_schedule(tune)
+    tune.add_argument(
+        "--regime", choices=("standard", "linear"), default="linear",
+        help="linear: a vector of the tangent model, where tasks disturb each other less; `apply` makes a model of it "
+        "that tauspan loads. standard: ordinary fine-tuning; `apply` makes a model that transformers loads too",
+    )  # fmt: skip
+    tune.add_argument(
+        "--point", choices=("encoder", "logits"),
+        help="where the tangent model is linearised (default: logits; standard has none)",
+    )  # fmt: skip
+    tune.add_argument(
+        "--rows", type=int, metavar="N", help="train on at most so many rows (default: all of them)"
+    )
+    tune.add_argument(
+        "--checkpoint-every", type=int, default=50, metavar="STEPS", help="steps between two checkpoints"
+    )
+    tune.add_argument(
+        "--resume", action="store_true", help="continue from the checkpoint, or reuse the vector"
+    )
+    tune.add_argument(
+        "--shard", action="store_true",
+        help="under torchrun: every process keeps its part of each tensor, on its own GPU if there are any",
+    )  # fmt: skip
+    tune.add_argument(
+        "--cache", choices=CACHES, default="none", help="what the tangent model keeps across epochs"
+    )
+    tune.add_argument(
+        "--precision", choices=("float32", "tf32", "bfloat16"), default="float32",
+        help="of the matrix products; what trains stays in float32",
+    )  # fmt: skip
+    tune.add_argument(
+        "--augment", choices=("none", "crop"), default="none", help="train on random parts of images"
+    )
+
+
+def _add_schedule(tune: argparse.ArgumentParser) -> None:
+    """How long and how fast it trains."""
+    tune.add_argument("--epochs", type=int, default=1, metavar="N", help="passes over the training rows")
+    tune.add_argument(
+        "--max-steps", type=int, metavar="N", help="end after so many steps (default: with the last epoch)"
+    )
+    tune.add_argument("--accumulation", type=int, default=1, metavar="N", help="forward passes of one step")
+    tune.add_argument("--lr", type=float, help="peak learning rate (default: 2e-4 standard, 3e-4 linear)")
+    tune.add_argument("--warmup", type=float, default=0.1, help="share below 1, or number, of warm-up steps")
+    tune.add_argument("--weight-decay", type=float, default=0.0, help="decoupled decay, times the rate")
+    tune.add_argument(
+        "--decay-toward", choices=("base", "zero"), default="base", help="what weight decay pulls to"
+    )
+    tune.add_argument("--clip", type=float, default=1.0, help="largest gradient norm; 0: no limit")
+    tune.add_argument("--label-smoothing", type=float, default=0.0, help="as in cross-entropy, 0 to 1")
+
+
+def _add_fit(fitted: argparse.ArgumentParser) -> None:
+    fitted.add_argument("model", help=commands.MODEL)
+    fitted.add_argument("task", help=commands.TASK)
+    fitted.add_argument("out", help="the vector's file or folder")
+    fitted.add_argument(
+        "--solver", choices=("lbfgs", "newton-cg"), default="lbfgs",
+        help="by gradients, or by exact products with the Hessian",
+    )  # fmt: skip
+    fitted.add_argument("--ridge", type=float, default=1e-3, help="pull to the base, above 0")
+    fitted.add_argument("--tolerance", type=float, default=1e-4, help="the gradient norm to reach")
+    fitted.add_argument(
+        "--max-steps", type=int, default=200, metavar="N", help="end after so many iterations all the same"
+    )
+    fitted.add_argument(
+        "--rows", type=int, metavar="N", help="fit at most so many rows (default: all of them)"
+    )
+    fitted.add_argument(
+        "--cache", choices=CACHES, default="auto", help="what is kept of each batch across iterations"
+    )
+
+
+def _begun(options: argparse.Namespace) -> bool:
+    """Whether an interrupted fine-tuning left a checkpoint, or a finished vector."""
+    return any(Path(options.out).glob("*.safetensors"))
+
+
+def demo(options: argparse.Namespace) -> None:
+    """The packaged recipe."""
+    _recipe(Path(__file__).parent / "demo.yaml", Path(options.out), options)
+    out = options.out
+    say(
+        f"Wrote {out}/report.json, report.md, addition.png, alpha-*.png, xi-*.png, and the vectors under {out}/vectors.\n"
+        f"Next: tauspan vector inspect {out}/vectors/linear-*-seed0\n"
+        "      tauspan reproduce text7", options,
+    )  # fmt: skip
+
+
+def run(options: argparse.Namespace) -> None:
+    """A recipe of the user's."""
+    recipe = Path(options.recipe)
+    out = Path(options.out) if options.out else Path("out") / recipe.stem
+    _recipe(recipe, out, options, options.workers)
+    if options.plan:
+        return
+    say(f"Wrote {out}/report.json, {out}/report.md and the figures beside them.", options)
+
+
+def _recipe(file: Path, out: Path, options: argparse.Namespace, workers: int = 1) -> None:
+    import dataclasses
+
+    from tauspan.experiments.recipe import Recipe
+    from tauspan.experiments.run import plan
+    from tauspan.experiments.run import run as carry_out
+
+    recipe = Recipe.read(file)
+    if options.seed is not None:
+        recipe = dataclasses.replace(recipe, seeds=(options.seed,))
+    if options.plan:
+        show(plan(recipe, out, device=options.device), options)
+        return
+    show(
+        carry_out(recipe, out, workers=workers, device=options.device, show_progress=not options.quiet),
+        options,
+    )
+
+
+def finetune(options: argparse.Namespace) -> None:
+    """Train one vector."""
+    from tauspan.train import Settings, train
+
+    if options.regime == "standard" and options.point:
+        raise UsageError(
+            f"--point {options.point} says where the tangent model is linearised, and --regime standard has none. Leave "
+            "one of them out."
+        )
+    settings = Settings(
+        regime=options.regime, seed=options.seed or 0, params=options.params, point=options.point,
+        epochs=options.epochs, max_steps=options.max_steps, batch_size=options.batch_size,
+        accumulation=options.accumulation, lr=options.lr, warmup=options.warmup, weight_decay=options.weight_decay,
+        decay_toward=options.decay_toward, clip=options.clip, label_smoothing=options.label_smoothing,
+        max_tokens=options.max_tokens, cache=options.cache, precision=options.precision,
+        augment=options.augment,
+    )  # fmt: skip
+    if options.shard and options.device:
+        raise UsageError(
+            f"--shard with --device {options.device}: the shards of each process lie on its own GPU, or on the CPU where "
+            "there is none. Leave --device out."
+        )
+    task = _training(options)
+    done = train(
+        encoder_of(options),
+        task,
+        settings,
+        Path(options.out),
+        options.checkpoint_every,
+        options.resume,
+        not options.quiet,
+        shard=options.shard,
+    )
+    if options.label is not None and first():
+        named = done.task_vector.named(options.label)
+        named.save_pretrained(Path(options.out) / "vector.safetensors", overwrite=True)
+    _trained(done, Path(options.out) / "vector.safetensors", options)
+    _lead(done, Path(options.out) / "vector.safetensors", options)
+
+
+def _lead(done: "Finetuned", file: Path, options: argparse.Namespace) -> None:
+    """Say what the vector is for."""
+    out = f"tauspan apply {options.model} {file} OUT --task {options.task}"
+    if done.task_vector.regime == "standard":
+        say(f"Next: {out}\n      writes a model that transformers loads.", options)
+    else:
+        say(
+            f"Next: {out}\n      writes a tangent model, which tauspan evaluates, predicts with and loads. For a model "
+            "that transformers loads, fine-tune with --regime standard,\n      or add --regime standard --allow regime, "
+            "which is another function than the one that was trained: evaluate it.", options,
+        )  # fmt: skip
+
+
+def fit(options: argparse.Namespace) -> None:
+    """Fit one vector by a convex solver."""
+    from tauspan import store, train
+    from tauspan.vector import vector_file
+
+    file = vector_file(options.out)
+    store.require_free(file, False)
+    done = train.fit(
+        encoder_of(options), _training(options), options.solver, ridge=options.ridge, tolerance=options.tolerance,
+        max_steps=options.max_steps, params=options.params, batch_size=options.batch_size,
+        max_tokens=options.max_tokens, cache=options.cache, show_progress=not options.quiet,
+    )  # fmt: skip
+    vector = done.task_vector if options.label is None else done.task_vector.named(options.label)
+    vector.save_pretrained(file)
+    _trained(done, file, options, **done.task_vector.info["solver"])
+    _lead(done, file, options)
+
+
+def _training(options: argparse.Namespace) -> "Task":
+    """The task, with as many training rows as were asked for."""
+    task = task_of(options.task)
+    return task if options.rows is None else task.subset(train=options.rows, seed=options.seed or 0)
+
+
+def _trained(done: "Finetuned", file: Path, options: argparse.Namespace, **more: Any) -> None:
+    """Say what a finished run made."""
+    checked = [entry for entry in done.history if entry["split"] == "validation"]
+    last = checked[-1] if checked else {}
+    facts = {"vector": str(file), "reused": done.reused, **last, **more,
+             "seconds": done.cost.seconds, "peak_mb": done.cost.peak_mb}  # fmt: skip
+    if options.json:
+        sys.stdout.write(json.dumps(facts) + "\n")
+    ended = f", gradient norm {more['gradient_norm']:.1e} after {more['steps']} steps" if more else ""
+    say(
+        f"{done.task_vector}\n{file}: validation accuracy {last.get('accuracy', float('nan')):.3f}{ended}, "
+        f"{done.cost.seconds:.1f} s, peak {done.cost.peak_mb:.0f} MB{', reused' if done.reused else ''}",
+        options,
+    )

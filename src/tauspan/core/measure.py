@@ -1,0 +1,285 @@
+"""What a piece of work took: seconds and peak memory; and how far it is, for people who wait."""
+
+import logging
+import resource
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeAlias
+
+Advance: TypeAlias = Callable[[int, str], None]
+SILENCE = 15.0  # seconds after which a line says how far the work is, where there is no terminal
+_BLINK = 0.5  # seconds between two pictures of a bar in a notebook
+_log = logging.getLogger(__name__)
+
+_STATUS = Path("/proc/self/status")
+_CLEAR = Path("/proc/self/clear_refs")
+
+
+@dataclass
+class Cost:
+    """Seconds of wall time and the highest resident memory (device memory on CUDA) in MB; 0 until the work ends."""
+
+    seconds: float = 0.0
+    peak_mb: float = 0.0
+
+
+@contextmanager
+def measured() -> Iterator[Cost]:
+    """Measure a block. On Linux the peak is the block's own; elsewhere it is the process's so far."""
+    cost = Cost()
+    _reset_peak()
+    started = time.perf_counter()
+    try:
+        yield cost
+    finally:
+        cost.seconds = round(time.perf_counter() - started, 3)
+        cost.peak_mb = round(_peak_mb(), 1)
+
+
+def _cuda() -> Any:
+    """Torch's CUDA, or None; where nothing has imported torch yet, nothing uses a device."""
+    torch = sys.modules.get("torch")
+    return torch.cuda if torch is not None and torch.cuda.is_available() else None
+
+
+def _reset_peak() -> None:
+    cuda = _cuda()
+    if cuda is not None:
+        cuda.reset_peak_memory_stats()
+    try:
+        _CLEAR.write_text("5")  # Linux: forget the highest resident size so far
+    except OSError:
+        return
+
+
+def _peak_mb() -> float:
+    cuda = _cuda()
+    if cuda is not None and cuda.max_memory_allocated():
+        return float(cuda.max_memory_allocated()) / 2**20
+    if _STATUS.exists():
+        for line in _STATUS.read_text().splitlines():
+            if line.startswith("VmHWM"):  # some sandboxes leave it out
+                return int(line.split()[1]) / 1024
+    unit = 2**20 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit
+
+
+# -- how far it is -----------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def progress(description: str, total: int, show: bool) -> Iterator[Advance]:
+    """Say how far a piece of work is; yields `advance(steps, note)`.
+
+    On a terminal a bar, in a notebook a bar below the cell, and elsewhere (a pipe, a file, a job's log) a plain line
+    on stderr at least every `SILENCE` seconds: what is done, how far it is, how long it took so far. Where logging is
+    set up to show INFO, the lines go to the logger `tauspan.core.measure` instead.
+
+    Args:
+        description: what is being done.
+        total: how many steps there are.
+        show: nothing is said without it.
+    """
+    with _shown(Work(description, total), show) as advance:
+        yield advance
+
+
+def _shown(work: "Work", show: bool) -> AbstractContextManager[Advance]:
+    if not show:
+        return _LINES.passing(work)
+    if on_terminal():
+        return _bar(work)
+    return _cell(work) if in_notebook() else _LINES.telling(work)
+
+
+@contextmanager
+def underway(description: str, show: bool, total: int | None = None) -> Iterator[Advance]:
+    """Work around other work, such as a whole run: named in the lines where no terminal is; draws no bar."""
+    lines = show and not on_terminal() and not in_notebook()
+    work = Work(description, total)
+    with _LINES.telling(work) if lines else _LINES.passing(work) as advance:
+        yield advance
+
+
+@dataclass(eq=False)
+class Work:
+    """A piece of work under way: how much of it is done, since when, and a word about the last step."""
+
+    description: str
+    total: int | None = None
+    done: int = 0
+    note: str = ""
+    began: float = field(default_factory=lambda: time.monotonic())
+    _first: tuple[float, int] | None = None
+
+    def advance(self, steps: int, note: str) -> None:
+        """So many steps more are done."""
+        self.done, self.note = self.done + steps, note
+        if self._first is None:  # a resumed run begins by saying what was done before
+            self._first = time.monotonic(), self.done
+
+    def so_far(self) -> str:
+        """What is done of what."""
+        return self.description if self.total is None else f"{self.description}: {self.done} of {self.total}"
+
+    def left(self, now: float) -> float | None:
+        """Seconds that the rest takes at the pace since the first step; None where no pace is known."""
+        if self._first is None or self.total is None or not self._first[1] < self.done < self.total:
+            return None
+        return (now - self._first[0]) / (self.done - self._first[1]) * (self.total - self.done)
+
+    def line(self, now: float) -> str:
+        """`so_far` with the note and the time left."""
+        left = self.left(now)
+        parts = (self.so_far(), self.note, "" if left is None else f"about {in_hours(left)} left")
+        return ", ".join(filter(None, parts))
+
+
+def in_hours(seconds: float) -> str:
+    """A duration as people read it.
+
+    Example:
+        >>> in_hours(3723.4)
+        '1:02:03'
+    """
+    whole = int(seconds)
+    return f"{whole // 3600}:{whole // 60 % 60:02}:{whole % 60:02}"
+
+
+class _Lines:
+    """The lines of this process: one thread says where the innermost work is, whenever nothing was said for long."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._works: list[Work] = []
+        self._ended = threading.Event()
+        self._said = 0.0
+
+    @contextmanager
+    def passing(self, work: Work) -> Iterator[Advance]:
+        """Work that nobody is told of."""
+        yield work.advance
+
+    @contextmanager
+    def telling(self, work: Work) -> Iterator[Advance]:
+        """Work that lines tell of."""
+        with self._lock:
+            self._works.append(work)
+            if len(self._works) == 1:
+                self._said, self._ended = work.began, threading.Event()
+                threading.Thread(target=self._watch, args=(self._ended,), daemon=True).start()
+        try:
+            yield work.advance
+        finally:
+            with self._lock:
+                self._works.remove(work)
+                if not self._works:
+                    self._ended.set()
+
+    def _watch(self, ended: threading.Event) -> None:
+        while not ended.wait(max(self._said + SILENCE - time.monotonic(), 0.01)):
+            with self._lock:
+                now = time.monotonic()
+                due = not ended.is_set() and now - self._said >= SILENCE
+                line = _line(self._works, now) if due else ""
+                self._said = now if due else self._said
+            if due:
+                _say(line)
+
+
+_LINES = _Lines()  # stderr is one for the whole process, and so is its voice
+
+
+def _line(works: list[Work], now: float) -> str:
+    *around, inner = works
+    parts = [*(work.so_far() for work in around), inner.line(now)]
+    return f"[{in_hours(now - works[0].began)}] {'; '.join(parts)}"
+
+
+def _say(line: str) -> None:
+    if _log.isEnabledFor(logging.INFO):
+        _log.info("%s", line)
+        return
+    try:
+        sys.stderr.write(line + "\n")
+        sys.stderr.flush()
+    except (OSError, ValueError):  # the reader went away; the work goes on
+        return
+
+
+def on_terminal() -> bool:
+    """Whether a person watches stderr on a terminal that can redraw a line."""
+    if not sys.stderr.isatty():
+        return False
+    from rich.console import Console
+
+    console = Console(stderr=True)
+    return console.is_terminal and not console.is_dumb_terminal
+
+
+@contextmanager
+def _bar(work: Work) -> Iterator[Advance]:
+    """A bar on the terminal."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (
+        TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(),
+        TextColumn("{task.fields[note]}"),
+    )  # fmt: skip
+    with Progress(*columns, console=Console(stderr=True)) as bars:
+        bar = bars.add_task(work.description, total=work.total, note="")
+
+        def advance(steps: int, note: str) -> None:
+            bars.update(bar, advance=steps, note=note)
+
+        yield advance
+
+
+def in_notebook() -> bool:
+    """Whether this process is a notebook's kernel, which shows pictures below the cell."""
+    ipython = sys.modules.get("IPython")
+    shell = ipython.get_ipython() if ipython is not None else None
+    return getattr(shell, "kernel", None) is not None
+
+
+class _Cell:
+    """How a notebook shows a piece of work."""
+
+    def __init__(self, work: Work) -> None:
+        self._work = work
+
+    def __repr__(self) -> str:
+        now = time.monotonic()
+        return f"[{in_hours(now - self._work.began)}] {self._work.line(now)}"
+
+    def _repr_html_(self) -> str:
+        from html import escape
+
+        bar = f'<progress value="{self._work.done}" max="{self._work.total}"></progress>'
+        return f"<div>{bar} <code>{escape(repr(self))}</code></div>"
+
+
+@contextmanager
+def _cell(work: Work) -> Iterator[Advance]:
+    """A bar below the notebook's cell, by IPython's own means: no widgets are needed."""
+    display: Any = sys.modules["IPython"].display
+    handle = display.display(_Cell(work), display_id=True)
+    shown = time.monotonic()
+
+    def advance(steps: int, note: str) -> None:
+        nonlocal shown
+        work.advance(steps, note)
+        if time.monotonic() - shown >= _BLINK:
+            shown = time.monotonic()
+            handle.update(_Cell(work))
+
+    try:
+        yield advance
+    finally:
+        handle.update(_Cell(work))

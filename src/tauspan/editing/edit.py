@@ -1,0 +1,246 @@
+"""Editing a model: load it, apply a task vector to it, save what came out."""
+
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal, TypeAlias
+
+from torch import nn
+
+from tauspan import models, store
+from tauspan.core.arguments import checked
+from tauspan.core.errors import ModelError, UsageError, listed, nearest
+from tauspan.core.processes import own_device
+from tauspan.editing.saved import (
+    REFERENCE,
+    TANGENT,
+    Reference,
+    edited_from,
+    load_into,
+    load_tangent,
+    restore_edited,
+    save_edited,
+    save_tangent,
+)
+from tauspan.models import Classifier, Encoder, Origin
+from tauspan.tangent import Linearized, linearize
+from tauspan.vector import TaskVector
+
+EditRegime: TypeAlias = Literal["standard", "posthoc", "linear"]
+Point: TypeAlias = Literal["encoder", "logits"]
+REGIMES: tuple[EditRegime, ...] = ("standard", "posthoc", "linear")
+POINTS: tuple[Point, ...] = ("encoder", "logits")
+
+
+@checked
+def load(
+    source: str | Path | nn.Module,
+    device: str | None = None,
+    *,
+    base: str | Path | None = None,
+    module: nn.Module | None = None,
+) -> Encoder | Linearized:
+    """A pre-trained model, or an edited one that `save` wrote.
+
+    Args:
+        source: `"minilm"` (the packaged encoder), a directory, a hub id such as `org/name@revision`,
+            `hf-hub:org/name` or `local-dir:path` for timm and open_clip, or an `nn.Module`.
+        device: where it goes, such as `"cuda"`, which in a process of a launcher is that process's own; None leaves it
+            where it is, and what is read from files is on the CPU.
+        base: of an edited model: where the pre-trained one is now, if it was moved.
+        module: of a module of your own that `save` wrote: the module, or an `Encoder` around it, whose weights are not
+            used for an ordinary model and are the base of a tangent one.
+
+    Returns:
+        An `Encoder` in eval mode; for the directory of an edited tangent model, the `Linearized` encoder with
+        its vector loaded. Heads that were saved with it are kept in it.
+
+    Raises:
+        ModelError, PickleRefusedError, StoreError, MissingExtraError: each names the source and the repair.
+        BaseMismatchError: the pre-trained model of a tangent model is not there any more.
+        UsageError: the device is not there.
+
+    Example:
+        >>> import torch
+        >>> load(torch.nn.Linear(4, 3)).source
+        'Linear'
+    """
+    loaded = _loaded(source, None if base is None else str(base), module)
+    if device is None:
+        return loaded
+    try:
+        return loaded.to(own_device(device))
+    except (RuntimeError, AssertionError) as error:  # torch raises both for a device that is not there
+        raise UsageError(
+            f"the device {device!r} cannot be used: {error} Name one that is there, or cpu."
+        ) from error
+
+
+def _loaded(
+    source: str | Path | nn.Module, base: str | None, module: nn.Module | None
+) -> Encoder | Linearized:
+    if isinstance(source, nn.Module):
+        return models.load_model(source)
+    directory = Path(source)
+    if (directory / REFERENCE).is_file() and Reference.read(directory).format == TANGENT:
+        return load_tangent(directory, module if module is not None else base)
+    if module is not None:
+        return restore_edited(load_into(module, directory), directory, base)
+    own = directory.is_dir() and (directory / "model.safetensors").is_file()
+    if own and not any((directory / name).is_file() for name in ("config.json", "open_clip_config.json")):
+        raise ModelError(
+            f"{directory} has no config.json, so no library knows its class. If it is a module of your own that "
+            f"`tauspan.save` wrote, give that: `tauspan.load({str(directory)!r}, module=MODULE)`."
+        )
+    return restore_edited(models.load_model(source), directory, base)
+
+
+def edit_regime(vector: TaskVector, regime: str | None, allow: Sequence[str] = ()) -> EditRegime:
+    """The regime to edit in: the vector's own unless another is named.
+
+    Args:
+        vector: the edit.
+        regime: None for the vector's own.
+        allow: `"regime"` takes a vector that was made for another one.
+
+    Raises:
+        UsageError: an unknown regime, or one that the vector was not made for.
+    """
+    chosen = vector.regime if regime is None else regime
+    if chosen not in REGIMES:
+        raise UsageError(f"unknown regime {chosen!r}. {nearest(chosen, REGIMES)}")
+    fits = "linear" if chosen == "linear" else "standard"
+    if vector.regime != fits and "regime" not in allow:
+        raise UsageError(
+            f"{vector.label!r} is a {vector.regime} vector and the regime {chosen!r} takes a {fits} one. If you mean "
+            f"it, declare the vector: `vector.as_regime({fits!r})`; `tauspan apply` takes `--allow regime`."
+        )
+    return chosen
+
+
+def point_of(vectors: Sequence[TaskVector], asked: Point | None = None) -> Point:
+    """Where the tangent model of a head is linearised: as asked, else where the vectors were made, else at the logits.
+
+    Raises:
+        UsageError: an unknown point, or vectors made at different ones.
+    """
+    if asked is not None:
+        if asked not in POINTS:
+            raise UsageError(f"unknown linearisation point {asked!r}. {nearest(str(asked), POINTS)}")
+        return asked
+    made = {
+        str(v.info["point"]): v for v in vectors if v.regime == "linear" and v.info.get("point") in POINTS
+    }
+    if len(made) > 1:
+        (first, one), (second, other) = list(made.items())[:2]
+        raise UsageError(
+            f"{one.label!r} was made at the linearisation point {first!r} and {other.label!r} at {second!r}: they edit "
+            "different functions. Name the point that is meant: `point=` (--point)."
+        )
+    return "encoder" if "encoder" in made else "logits"
+
+
+@checked
+def apply(
+    module: nn.Module,
+    vector: TaskVector,
+    scale: float = 1.0,
+    *,
+    regime: EditRegime | None = None,
+    point: Point | None = None,
+) -> nn.Module:
+    """The module edited by `scale * vector`; the input is never changed.
+
+    An edited encoder keeps the frozen heads of the one it was made from. In the tangent regimes an edited encoder gives
+    the tangent features, and `evaluate`, `predict` and `Linearized.under` put a head on it at the vector's own
+    linearisation point: under a head that normalises features, the tangent features do not decide the tangent logits.
+
+    Args:
+        module: the pre-trained module, `Encoder` or `Classifier` that the vector starts from.
+        vector: one vector, or any sum of them.
+        scale: the coefficient alpha.
+        regime: `"standard"` gives f(x; theta0 + alpha tau) as an ordinary module of the same class;
+            `"linear"` and `"posthoc"` give the tangent model f(x; theta0) + alpha J(x) tau. None takes the
+            vector's own regime.
+        point: where the tangent model of a `Classifier`, or of a head on an `Encoder`, is linearised; None takes the
+            vector's own, else `"logits"`.
+
+    Raises:
+        BaseMismatchError: the vector starts from another model.
+        MismatchError: it moves a tensor that the module and its files lack.
+
+    Example:
+        >>> import torch
+        >>> base, tuned = torch.nn.Linear(2, 1), torch.nn.Linear(2, 1)
+        >>> tau = TaskVector.from_checkpoints(base, tuned)
+        >>> torch.allclose(apply(base, tau).weight, tuned.weight)
+        True
+    """
+    chosen = edit_regime(vector, regime)
+    if chosen != "standard":
+        return _tangent(module, vector * scale, point_of([vector], point))
+    own = vector.fitted(module)
+    edited = models.working_copy(module)
+    _tell_kept(edited)
+    set_weights(edited, module, own, scale)
+    encoder, base = models.encoder_in(edited), models.encoder_in(module)
+    if encoder is not None and base is not None:
+        encoder.origin = Origin.of(base)
+        encoder.edit = " + ".join(filter(None, [base.edit, f"{scale:g} {vector.label}"]))
+        if encoder.home is not None:
+            encoder.home = encoder.home.moved(own.deltas, scale)
+    return edited
+
+
+def _tell_kept(edited: nn.Module) -> None:
+    inner, _ = models.core(edited)
+    kept = models.kept_outside(inner)
+    if kept:
+        warnings.warn(
+            f"{type(inner).__name__} keeps tensors outside its parameters and buffers ({listed(kept)}), and the edited "
+            "copy keeps the same. If an earlier call has made them from weights, they are those of the old "
+            "weights: edit a module that nobody has called yet, or empty these places in the copy.",
+            RuntimeWarning,
+            stacklevel=4,
+        )
+
+
+def _tangent(module: nn.Module, vector: TaskVector, point: Point) -> Linearized:
+    names = list(vector.fitted(module, tangent=True).deltas)
+    tangent = linearize(module, names, point if isinstance(module, Classifier) else None)
+    tangent.load_task_vector(vector)
+    tangent.head_point, tangent.label = point, vector.label
+    return tangent
+
+
+def set_weights(edited: nn.Module, base: nn.Module, vector: TaskVector, scale: float) -> None:
+    """Set a copy's weights to theta0 + scale * tau in place; `base` is only read, and the vector is fitted to it."""
+    origin = models.state_of(base)
+    for name, tensor in models.state_of(edited).items():
+        if name in vector.deltas:
+            tensor.copy_(vector.moved(name, origin[name], scale))
+
+
+@checked
+def save(edited: nn.Module, path: str | Path, *, overwrite: bool = False) -> None:
+    """Write an edited model: an ordinary one for its own library, a tangent one as base reference and vector.
+
+    An ordinary transformers model becomes a directory that transformers loads unchanged, with every tensor that its
+    files had. A tangent model (`Linearized`) becomes `tauspan.json` (the base's id, place and fingerprint, and the
+    linearisation point) beside `vector.safetensors`. With either go the frozen heads that the encoder keeps: those that
+    it, or the pre-trained one it was made from, was evaluated with. `tauspan.load` reads both; a module of your own with
+    `module=`.
+
+    Raises:
+        StoreError: the output is already there or cannot be written; nothing is left behind.
+        UsageError: it would replace the pre-trained model that this one was edited from.
+    """
+    store.require_folder(path)
+    store.require_apart(path, edited_from(edited))
+    with store.atomic(path, overwrite=overwrite) as temporary:
+        temporary.mkdir()
+        if isinstance(edited, Linearized):
+            save_tangent(edited, temporary)
+        else:
+            models.write_model(edited.encoder if isinstance(edited, Classifier) else edited, temporary)
+            save_edited(edited, temporary)

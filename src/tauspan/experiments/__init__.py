@@ -1,0 +1,1 @@
+"""Recipes, what they run, and the paper reproduced."""

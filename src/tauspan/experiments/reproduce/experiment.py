@@ -1,0 +1,223 @@
+"""`Experiment`: a table or figure of the paper as a file of `recipes/`, and the recipes of `tauspan.run` for it."""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal, TypeAlias
+
+import yaml
+
+from tauspan.core.arguments import checked
+from tauspan.core.errors import RecipeError, UsageError, nearest
+from tauspan.core.schema import Document
+from tauspan.experiments.recipe import Recipe
+from tauspan.experiments.reproduce.presets import PRESETS
+
+Measure: TypeAlias = Literal["addition", "negation", "single-task"]
+Plain: TypeAlias = dict[str, Any]
+_HERE = Path(__file__).parent
+_OWN = ("like", "what", "rates")  # the keys of a variant that are no keys of a recipe
+
+
+def _anything(**default: Plain) -> Any:
+    """A field whose keys and values are checked later, as those of a `Recipe`."""
+    return dataclasses.field(
+        default_factory=lambda: dict(default), metadata={"parse": lambda value, _: value}
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class Rates:
+    """The learning rates among which validation chooses, a list a regime; `tasks` empty takes all of the recipe's."""
+
+    standard: tuple[float, ...]
+    linear: tuple[float, ...]
+    tasks: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        for name in ("standard", "linear"):
+            rates = getattr(self, name)
+            if not rates or len(set(rates)) < len(rates) or not all(rate > 0 for rate in rates):
+                raise RecipeError(f"rates.{name}: {list(rates)}: it needs rates above 0, none twice.")
+
+
+@dataclasses.dataclass(frozen=True)
+class Experiment:
+    """What a file of `recipes/` says.
+
+    Args:
+        title: of the report.
+        reproduces: what is measured, in a sentence.
+        where: the table or figure of the paper.
+        needs: what must be fetched.
+        model: the default: a name of `PRESETS`, or what `tauspan.load` takes.
+        variants: `paper` and `corrected`; each is a recipe's keys, after `like`, another variant of `variants/`.
+        recipe: the keys of `tauspan.experiments.recipe.Recipe` that all parts and variants share.
+        parts: recipes that are carried out one after the other, each with keys of its own.
+        measures: what of it is compared with published numbers.
+        default: the variant that is taken unless another is named.
+        seeds: how many, unless another number is asked for.
+    """
+
+    title: str
+    reproduces: str
+    where: str
+    needs: str
+    model: str
+    variants: Mapping[str, Any] = _anything()
+    recipe: Mapping[str, Any] = _anything()
+    parts: Mapping[str, Any] = _anything(main={})
+    measures: tuple[Measure, ...] = ()
+    default: str = "paper"
+    seeds: int = 1
+
+
+@dataclasses.dataclass(frozen=True)
+class Changes:
+    """What a user asks for that differs from a recipe; None or empty leaves it as it is.
+
+    Args:
+        model: a name of `PRESETS`, a directory, or any source of `tauspan.load`.
+        seeds: the seeds of the vectors.
+        data: folder with one sub-folder per data set.
+        rows: at most so many rows of each split, of each map and of each kernel.
+        max_steps: end every fine-tuning after so many steps.
+        tasks: only these of the experiment's tasks.
+    """
+
+    model: str | None = None
+    seeds: tuple[int, ...] = ()
+    data: str | None = None
+    rows: int | None = None
+    max_steps: int | None = None
+    tasks: tuple[str, ...] = ()
+
+
+def names() -> tuple[str, ...]:
+    """The experiments, sorted by name."""
+    return tuple(sorted(path.stem for path in (_HERE / "recipes").glob("*.yaml")))
+
+
+@checked
+def experiment(name: str) -> Experiment:
+    """The experiment of a name.
+
+    Raises:
+        UsageError: there is none; the message names the nearest.
+
+    Example:
+        >>> experiment("addition").where
+        'Table 1'
+    """
+    if name not in names():
+        raise UsageError(f"nothing to reproduce by the name {name!r}. {nearest(name, names())}")
+    return Document.read(_HERE / "recipes" / f"{name}.yaml").build(Experiment)
+
+
+def variant(found: Experiment, name: str | None) -> tuple[str, Plain, Rates | None]:
+    """A variant's sentence, its keys of a recipe, and the learning rates it chooses among."""
+    name = name or found.default
+    if name not in found.variants:
+        raise UsageError(f"no variant {name!r}. {nearest(name, found.variants)}")
+    whole = _followed(dict(found.variants[name]))
+    listed = whole.get("rates")
+    rates = Document(yaml.safe_dump(listed), f"rates of {name}").build(Rates) if listed else None
+    return str(whole["what"]), {key: value for key, value in whole.items() if key not in _OWN}, rates
+
+
+def _followed(keys: Plain) -> Plain:
+    """A variant laid over the one that it is `like`."""
+    if "like" not in keys:
+        return keys
+    below = yaml.safe_load((_HERE / "variants" / f"{keys['like']}.yaml").read_text(encoding="utf-8"))
+    return laid_over(_followed(below), {key: value for key, value in keys.items() if key != "like"})
+
+
+def laid_over(below: Mapping[str, Any], above: Mapping[str, Any]) -> Plain:
+    """Two mappings as one: below the same key, mappings are joined and anything else of `above` replaces.
+
+    Example:
+        >>> laid_over({"a": {"b": 1, "c": 2}}, {"a": {"c": 3}})
+        {'a': {'b': 1, 'c': 3}}
+    """
+    joined = dict(below)
+    for key, value in above.items():
+        both = isinstance(value, Mapping) and isinstance(joined.get(key), Mapping)
+        joined[key] = laid_over(joined[key], value) if both else value
+    return joined
+
+
+@checked
+def recipes(name: str, variant_name: str | None = None, changes: Changes | None = None) -> dict[str, Recipe]:
+    """The recipes of an experiment's parts, as `tauspan run` takes them.
+
+    Args:
+        name: of the experiment.
+        variant_name: `"paper"`, `"corrected"`; None takes the experiment's default.
+        changes: what differs from the files.
+
+    Raises:
+        UsageError: an unknown experiment, variant or task.
+        RecipeError: a recipe that does not hold together, for example a pair of maps with a single task.
+
+    Example:
+        >>> made = recipes("addition", changes=Changes(model="ViT-L-14", seeds=(0, 1)))["main"]
+        >>> made.finetune.batch_size, made.finetune.accumulation, made.seeds
+        (64, 2, (0, 1))
+    """
+    found, changes = experiment(name), changes or Changes()
+    _, keys, _ = variant(found, variant_name)
+    made = {}
+    for part, own in found.parts.items():
+        whole = laid_over(laid_over(found.recipe, keys), own)
+        title = found.title if len(found.parts) == 1 else f"{found.title}: {part}"
+        whole = _changed({"title": title, "model": found.model, **whole}, found, changes)
+        made[part] = Recipe.parse(yaml.safe_dump(whole, sort_keys=False), f"{name}, {part}")
+    return made
+
+
+def _changed(whole: Plain, found: Experiment, changes: Changes) -> Plain:
+    """A recipe's keys with the user's changes, for the model that is taken."""
+    model = changes.model or found.model
+    seeds = changes.seeds or tuple(range(found.seeds))
+    tuned: Plain = dict(whole.get("finetune", {}))
+    preset = PRESETS.get(model)
+    if preset is not None:
+        tuned |= {"batch_size": preset.batch_size, "accumulation": preset.accumulation}
+    if changes.max_steps is not None:
+        tuned["max_steps"] = changes.max_steps
+    if changes.rows is not None:
+        whole = _fewer(whole, changes.rows)
+    whole = {
+        **whole,
+        "model": preset.source if preset else model,
+        "seeds": list(seeds),
+        "data": changes.data,
+        "finetune": tuned,
+    }
+    return _chosen(whole, changes.tasks or tuple(whole["tasks"]))
+
+
+def _fewer(whole: Plain, rows: int) -> Plain:
+    """At most so many rows wherever a recipe counts rows."""
+    own = whole.get("rows", {})
+    splits = {split: min(rows, own.get(split) or rows) for split in ("train", "validation", "test")}
+    fewer = {**whole, "rows": splits}
+    for key in ("disentangle", "energy"):
+        if whole.get(key):
+            fewer[key] = {**whole[key], "rows": max(2, min(rows, whole[key].get("rows") or rows))}
+    return fewer
+
+
+def _chosen(whole: Plain, tasks: Sequence[str]) -> Plain:
+    """Only some tasks, and what is said of them elsewhere; maps of pairs that are left, or of all pairs."""
+    for name in tasks:
+        if name not in whole["tasks"]:
+            raise UsageError(f"--tasks: {name!r} is not among its tasks. {nearest(name, whole['tasks'])}")
+    tuned, negate, maps = (dict(whole.get(key, {})) for key in ("finetune", "negate", "disentangle"))
+    epochs = tuned.get("epochs_by_task", {})
+    tuned["epochs_by_task"] = {name: count for name, count in epochs.items() if name in tasks}
+    negate["targets"] = [name for name in negate.get("targets", ()) if name in tasks]
+    if isinstance(maps.get("pairs"), list):
+        maps["pairs"] = [pair for pair in maps["pairs"] if set(pair) <= set(tasks)] or "all"
+    return {**whole, "tasks": list(tasks), "finetune": tuned, "negate": negate, "disentangle": maps}

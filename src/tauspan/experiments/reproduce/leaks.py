@@ -1,0 +1,92 @@
+"""The leak check before anything is trained: rows of a data set that stand in two of its splits."""
+
+from collections.abc import Collection
+from pathlib import Path
+from typing import Any
+
+from tauspan.core.errors import DataError
+from tauspan.core.notices import tell
+from tauspan.core.report import Cell, Table
+from tauspan.experiments.recipe import Recipe
+from tauspan.experiments.run.stages import Stages
+from tauspan.tasks import Task
+from tauspan.tasks.data import catalog, find_leaks
+from tauspan.tasks.data.suite import find_task
+
+_FEW = 0.01  # of a split's rows
+
+
+def checked(
+    recipes: Collection[Recipe], out: Path, *, allow: bool = False, show_progress: bool = True
+) -> Table | None:
+    """Look through every data set of the catalog that recipes name, once, and report what was found.
+
+    All rows are looked at, also where the recipe takes fewer; of a control, which nobody trains on, validation and test.
+    Refused are equal rows in test, nearly equal ones if they are more than 1 % of test, and equal ones that are more than
+    1 % of validation; the table counts the others.
+
+    Args:
+        recipes: name tasks and controls.
+        out: results lie in `out/stages`, under the tasks' checksums.
+        allow: report leaks and go on.
+        show_progress: bars on a terminal.
+
+    Returns:
+        Counts a data set and pair of splits; None where all tasks ship with the package.
+
+    Raises:
+        DataError: too many rows stand in two splits, and `allow` is false.
+    """
+    stages = Stages(out / "stages", show_progress)
+    rows: list[dict[str, Cell]] = []
+    trained = {name: recipe.data for recipe in recipes for name in recipe.tasks}
+    controls = {name: recipe.data for recipe in recipes for name in recipe.negate.controls}
+    for name, root in {**controls, **trained}.items():
+        if name not in catalog():
+            continue
+        task = find_task(name, root)
+        if name not in trained:
+            task = task.subset(train=1)
+        near = task.extra.get("near")
+
+        def work(task: Task = task, near: int | None = near) -> dict[str, Any]:
+            return _found(task, near, show_progress)
+
+        found = stages.do(name, "leak check", f"leaks-{name}", [task.checksum(), near], work).content
+        if found["refusal"] and not allow:
+            raise DataError(found["refusal"])
+        if found["refusal"]:
+            tell(f"let pass by allow_leaks (--allow-leaks): {found['refusal']}")
+        rows.append({"data set": name, **found["counts"]})
+    if not rows:
+        return None
+    note = "rows of the second split that stand in the first: equal, and nearly equal where distinct images look distinct"
+    return Table("Leak check", rows, note)
+
+
+def _found(task: Task, near: int | None, show: bool) -> dict[str, Any]:
+    """The counts, and the words that refuse the data set if too many rows leak."""
+    leaks = find_leaks(task, near, show_progress=show)
+    counts = {f"{second} in {first}, {kind}": count for (kind, first, second), count in leaks.counts.items()}
+    refused = any(
+        count > _tolerated(kind, second, len(task.split(second)))
+        for (kind, _, second), count in leaks.counts.items()
+    )
+    refusal = None
+    if refused:
+        try:
+            leaks.require_none()
+        except DataError as error:
+            refusal = str(error)
+    return {"counts": counts, "refusal": refusal}
+
+
+def _tolerated(kind: str, second: str, rows: int) -> float:
+    """How many rows may stand in an earlier split.
+
+    Public data sets hold some near-duplicates, and frames of one sequence on both sides of a random split, so only equal
+    test rows are never tolerated.
+    """
+    if second == "test":
+        return 0 if kind == "equal" else _FEW * rows
+    return _FEW * rows if kind == "equal" else rows

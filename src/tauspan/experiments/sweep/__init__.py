@@ -1,0 +1,17 @@
+"""Many jobs over several worker processes or a cluster; a finished job is never done again.
+
+```text
+driver     sweep: what is open, running, found or failed
+job        Job: a named call, checked before anything starts
+results    the folder: results, logs, locks
+pool       worker processes of this machine; what a backend is
+worker     the program that a worker process runs; it imports no torch
+cluster    jobs as Ray tasks
+board      the live table
+```
+"""
+
+from tauspan.experiments.sweep.driver import sweep
+from tauspan.experiments.sweep.job import Job
+
+__all__ = ["Job", "sweep"]

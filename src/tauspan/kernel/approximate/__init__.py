@@ -1,0 +1,1 @@
+"""Approximations of a kernel that state their error."""

@@ -1,0 +1,124 @@
+"""The leading eigenpairs of a symmetric kernel from products with blocks of vectors."""
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from tauspan.core.errors import UsageError
+from tauspan.kernel.solvers.estimates import EPSILON, require_square, require_symmetric, times
+from tauspan.kernel.solvers.factor import Factor
+from tauspan.kernel.solvers.protocol import Kernel
+
+
+def require_rank(kernel: Kernel, rank: int) -> int:
+    """The number of rows; raises `UsageError` for a rank that such a kernel cannot have, or one that is not square."""
+    n = require_square(kernel, "a low-rank approximation")
+    if not 1 <= rank <= n:
+        raise UsageError(f"rank={rank} of a kernel with {n} rows: choose 1 to {n}.")
+    return n
+
+
+@dataclass(frozen=True, eq=False)
+class EigenPairs:
+    """The largest eigenvalues of a kernel, falling, and their vectors.
+
+    Args:
+        values: lam, shape (r,).
+        vectors: orthonormal columns v, shape (n, r).
+        residuals: |K v - lam v| of each pair: an eigenvalue of K lies within this distance of lam.
+        products: products of the kernel with a vector that were spent.
+        exact: whether the search space was the whole space.
+        estimator: how they were found.
+    """
+
+    values: Tensor
+    vectors: Tensor
+    residuals: Tensor
+    products: int
+    exact: bool
+    estimator: str
+
+    def __repr__(self) -> str:
+        count, rows = len(self.values), len(self.vectors)
+        ends = f"{float(self.values[0]):.4g} to {float(self.values[-1]):.4g}" if count else "none"
+        worst = f", residuals at most {float(self.residuals.max()):.1g}" if count else ""
+        return f"EigenPairs({count} of {rows}: {ends}{worst}, {self.estimator})"
+
+    @cached_property
+    def factor(self) -> Factor:
+        """L = V sqrt(lam), the best approximation of its rank where the pairs are exact."""
+        return Factor(self.vectors * self.values.clamp(min=0).sqrt())
+
+
+def eigenpairs(
+    kernel: Kernel,
+    rank: int,
+    *,
+    oversampling: int = 10,
+    iterations: int = 10,
+    tolerance: float = 1e-9,
+    seed: int = 0,
+) -> EigenPairs:
+    """The leading eigenpairs by a block Krylov space from a random start (Musco and Musco), in float64.
+
+    The space of Q, K Q, K^2 Q, ... is kept whole, each block orthogonalised against all others, and the pairs are those
+    of the kernel restricted to it (Rayleigh-Ritz). Every product is used: residuals cost no further one.
+
+    Args:
+        kernel: symmetric.
+        rank: how many pairs.
+        oversampling: columns of a block beyond `rank`.
+        iterations: the most blocks after the first.
+        tolerance: stop once every residual is at most this share of the largest eigenvalue; a model in single precision
+            stays at about 1e-6.
+        seed: of the start.
+
+    Raises:
+        UsageError: a rank outside 1 to n, negative counts or tolerance, a kernel that is not square or symmetric.
+        NonFiniteError: NaN in the kernel.
+
+    Cost:
+        At most (rank + oversampling) (iterations + 1) products, and 16 n bytes for each.
+
+    Example:
+        >>> from tauspan.kernel import DenseKernel
+        >>> matrix = torch.diag(torch.tensor([1.0, 5.0, 3.0], dtype=torch.float64))
+        >>> [round(value, 6) for value in eigenpairs(DenseKernel(matrix), 2).values.tolist()]
+        [5.0, 3.0]
+    """
+    n = require_rank(kernel, rank)
+    if oversampling < 0 or iterations < 0 or not tolerance >= 0:
+        raise UsageError(
+            f"oversampling={oversampling}, iterations={iterations}, tolerance={tolerance}: none below 0."
+        )
+    generator = torch.Generator().manual_seed(seed)
+    start = torch.randn(n, min(n, rank + oversampling), generator=generator, dtype=torch.float64)
+    basis = torch.linalg.qr(start).Q
+    image = latest = times(kernel, basis)
+    for step in range(iterations + 1):
+        form = basis.T @ image
+        require_symmetric(form)
+        values, inner = (found[..., -rank:].flip(-1) for found in torch.linalg.eigh((form + form.T) / 2))
+        vectors = basis @ inner
+        residuals = (image @ inner - vectors * values).norm(dim=0)
+        close = float(residuals.max()) <= tolerance * float(values.abs().max())
+        block = _beyond(basis, latest)
+        if close or step == iterations or not block.shape[1]:
+            break
+        latest = times(kernel, block)
+        basis, image = torch.cat([basis, block], 1), torch.cat([image, latest], 1)
+    whole = basis.shape[1] == n
+    return EigenPairs(values, vectors, residuals, basis.shape[1], whole, "block Krylov, Rayleigh-Ritz")
+
+
+def _beyond(basis: Tensor, block: Tensor) -> Tensor:
+    """An orthonormal basis of what a block adds to the space, as far as that is above rounding."""
+    outside = block - basis @ (basis.T @ block)
+    outside = outside - basis @ (basis.T @ outside)
+    left, singular, _ = torch.linalg.svd(outside, full_matrices=False)
+    kept = singular > len(block) * EPSILON * block.norm()
+    found = left[:, kept][:, : len(basis) - basis.shape[1]]
+    orthonormal: Tensor = torch.linalg.qr(found - basis @ (basis.T @ found)).Q
+    return orthonormal

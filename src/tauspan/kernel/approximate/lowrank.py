@@ -1,0 +1,234 @@
+"""Low-rank approximations of a symmetric kernel from some of its rows, the landmarks, with their trace residual."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from tauspan.core.errors import UsageError, nearest
+from tauspan.kernel.approximate.eigenpairs import eigenpairs, require_rank
+from tauspan.kernel.solvers.estimates import (
+    EPSILON,
+    finite,
+    require_semidefinite,
+    require_square,
+    require_symmetric,
+)
+from tauspan.kernel.solvers.factor import Factor
+from tauspan.kernel.solvers.protocol import Kernel
+
+Kind = Literal["k-dpp", "leading"]
+_KINDS = ("k-dpp", "leading")
+
+
+@dataclass(frozen=True)
+class Nystrom:
+    """K ~ K_{:S} K_{SS}^-1 K_{S:} from the landmarks S; it never exceeds K, so the trace of the rest is its error.
+
+    Args:
+        factor: L with K ~ L L^T.
+        landmarks: the rows S; as many as the rank, or more where K_SS is singular.
+        residual: tr(K - L L^T), which bounds the spectral and the Frobenius norm of the error.
+        trace: tr K.
+        estimator: how the landmarks were chosen.
+        exact: whether the residual is within rounding of 0.
+    """
+
+    factor: Factor
+    landmarks: tuple[int, ...]
+    residual: float
+    trace: float
+    estimator: str
+    exact: bool
+
+    @property
+    def relative_residual(self) -> float:
+        """tr(K - L L^T) / tr K; 0 for a kernel that is zero."""
+        return self.residual / self.trace if self.trace else 0.0
+
+
+def pivoted_cholesky(
+    kernel: Kernel, rank: int, seed: int = 0, *, block: int = 8, tolerance: float = 0.0
+) -> Nystrom:
+    """Nystrom with landmarks drawn one after the other in proportion to the residual's diagonal.
+
+    Randomly pivoted Cholesky (Chen, Epperly, Tropp, Webber). Its expected trace residual is within a factor 1 + eps of
+    the best rank-r error from about r / eps + r log(1 / (eps eta)) landmarks on. Proposals are drawn `block` at a time
+    and thinned by rejection (Epperly, Tropp, Webber), which leaves the distribution of the landmarks as it is.
+
+    Args:
+        kernel: symmetric positive semi-definite.
+        rank: the most landmarks; fewer are taken once nothing is left, so of a kernel of rank r about r.
+        seed: of the draws.
+        block: proposals for each call of `kernel.rows`.
+        tolerance: stop once the trace residual is at most this share of tr K. A model in single precision is known to
+            about 1e-6, and further landmarks fit its rounding.
+
+    Raises:
+        UsageError: a rank outside 1 to n, a tolerance outside [0, 1), a kernel that is not square, symmetric or positive
+            semi-definite.
+        NonFiniteError: NaN in the kernel.
+
+    Cost:
+        The diagonal, `rank` rows and those of rejected proposals; n rank^2 operations and 8 n rank bytes.
+
+    Example:
+        >>> from tauspan.kernel import DenseKernel
+        >>> x = torch.arange(6.0, dtype=torch.float64).view(3, 2)
+        >>> pivoted_cholesky(DenseKernel(x @ x.T), rank=3).factor.rank
+        2
+    """
+    require_rank(kernel, rank)
+    if block < 1 or not 0 <= tolerance < 1:
+        raise UsageError(f"block={block}, tolerance={tolerance}: at least 1, and from 0 to below 1.")
+    diagonal = _diagonal(kernel)
+    generator = torch.Generator().manual_seed(seed)
+    matrix, pivots = _pivoted(diagonal, kernel.rows, rank, generator, block, tolerance)
+    return _measured(matrix, pivots, diagonal, "randomly pivoted Cholesky")
+
+
+def nystrom(kernel: Kernel, landmarks: Sequence[int]) -> Nystrom:
+    """Nystrom from given landmarks: any rows, such as those of `determinantal`.
+
+    Directions of K_SS below rounding are left out, so landmarks may have equal rows.
+
+    Raises:
+        UsageError: no landmarks, one twice or outside the kernel, a kernel that is not square.
+        NonFiniteError: NaN in the kernel.
+    """
+    n = require_square(kernel, "a low-rank approximation")
+    chosen = tuple(landmarks)
+    if not chosen or len(set(chosen)) < len(chosen) or not all(0 <= place < n for place in chosen):
+        raise UsageError(
+            f"landmarks={list(chosen[:8])}{'...' if len(chosen) > 8 else ''}: name rows from 0 to {n - 1}, each once."
+        )
+    columns = finite(kernel.rows(chosen), "the kernel's rows").double().T
+    inner = columns[list(chosen)]
+    require_symmetric(inner)
+    values, vectors = torch.linalg.eigh((inner + inner.T) / 2)
+    kept = values > len(values) * EPSILON * values[-1].clamp(min=0)
+    matrix = columns @ (vectors[:, kept] / values[kept].sqrt())
+    return _measured(matrix, chosen, _diagonal(kernel), "Nystrom")
+
+
+def _measured(matrix: Tensor, pivots: Sequence[int], diagonal: Tensor, estimator: str) -> Nystrom:
+    factor, trace = Factor(matrix), float(diagonal.sum())
+    rest = diagonal - factor.diag()
+    require_semidefinite(float(rest.min()), float(diagonal.max()), "the diagonal of K - L L^T")
+    residual = max(0.0, float(rest.sum()))
+    exact = residual <= 4 * len(diagonal) * EPSILON * trace
+    return Nystrom(factor, tuple(pivots), residual, trace, estimator, exact)
+
+
+def _diagonal(kernel: Kernel) -> Tensor:
+    diagonal = finite(kernel.diag(), "the kernel's diagonal").double()
+    require_semidefinite(float(diagonal.min()), float(diagonal.max()), "its diagonal")
+    return diagonal.clamp(min=0)
+
+
+def _pivoted(
+    diagonal: Tensor,
+    rows: Callable[[Sequence[int]], Tensor],
+    rank: int,
+    generator: torch.Generator,
+    block: int,
+    tolerance: float,
+) -> tuple[Tensor, list[int]]:
+    """The Cholesky factor over pivots drawn in proportion to the residual's diagonal."""
+    rest, matrix = diagonal.clone(), diagonal.new_zeros(len(diagonal), rank)
+    floor = 4 * len(diagonal) * EPSILON * diagonal.max()  # what rounding leaves of a residual that is 0
+    pivots: list[int] = []
+    while len(pivots) < rank and float(rest.sum()) > tolerance * float(diagonal.sum()):
+        done = len(pivots)
+        drawn = torch.multinomial(rest, min(block, rank - done), replacement=True, generator=generator)
+        found = finite(rows(drawn.tolist()), "the kernel's rows").double()
+        require_symmetric(found[:, drawn])
+        columns = found.T - matrix[:, :done] @ matrix[drawn, :done].T
+        inner = (columns[drawn] + columns[drawn].T) / 2
+        kept = _accepted(inner, rest[drawn], floor, generator)
+        lower = torch.linalg.cholesky(inner[kept][:, kept])
+        new = torch.linalg.solve_triangular(lower.T, columns[:, kept], upper=True, left=False)
+        matrix[:, done : done + len(kept)] = new
+        pivots += drawn[kept].tolist()
+        rest = rest - new.square().sum(1)
+        rest[pivots] = 0.0
+        rest[drawn[inner.diagonal() <= floor]] = 0.0
+        rest[rest < floor] = 0.0
+    return matrix[:, : len(pivots)].clone(), pivots
+
+
+def _accepted(inner: Tensor, proposed: Tensor, floor: Tensor, generator: torch.Generator) -> list[int]:
+    """Proposals that sequential draws would have taken: each with probability (its residual now) / (as proposed)."""
+    rest, kept = inner.clone(), []
+    chances = torch.rand(len(inner), generator=generator, dtype=inner.dtype)
+    for i in range(len(inner)):
+        if rest[i, i] > floor and chances[i] * proposed[i] < rest[i, i]:
+            kept.append(i)
+            rest = rest - torch.outer(rest[:, i], rest[i]) / rest[i, i]
+    return kept
+
+
+def determinantal(kernel: Kernel, size: int, seed: int = 0, kind: Kind = "k-dpp") -> tuple[int, ...]:
+    """Landmarks drawn from a determinantal point process, which prefers rows that differ.
+
+    Args:
+        kernel: symmetric positive semi-definite.
+        size: how many.
+        seed: of the draws.
+        kind: `"k-dpp"`: P(S) proportional to det K_SS over all S of this size, from the eigenvalues of the dense
+            matrix. `"leading"`: the projection process of the `size` leading eigenvectors V, P(S) = det (V V^T)_SS,
+            which needs products with the kernel only.
+
+    Raises:
+        UsageError: a size outside 1 to the kernel's rank, an unknown kind, a kernel that is not square or symmetric.
+        NonFiniteError: NaN in the kernel.
+
+    Cost:
+        `"k-dpp"`: O(n^3). `"leading"`: that of `eigenpairs`. Both: O(n size^2) for the draws.
+
+    Example:
+        >>> from tauspan.kernel import DenseKernel
+        >>> x = torch.tensor([[1.0, 0.0], [1.0, 0.0], [0.0, 1.0]], dtype=torch.float64)
+        >>> 2 in determinantal(DenseKernel(x @ x.T), size=2)  # never the two equal rows
+        True
+    """
+    n = require_rank(kernel, size)
+    if kind not in _KINDS:
+        raise UsageError(f"kind={kind!r}. {nearest(str(kind), _KINDS)}")
+    if kind == "leading":
+        pairs = eigenpairs(kernel, size, seed=seed)
+        values, vectors = pairs.values, pairs.vectors
+    else:
+        matrix = finite(kernel.dense(), "the kernel's entries").double()
+        require_symmetric(matrix)
+        values, vectors = (found.flip(-1) for found in torch.linalg.eigh((matrix + matrix.T) / 2))
+    rank = int((values > n * EPSILON * values[0].clamp(min=0)).sum())
+    if rank < size:
+        raise UsageError(f"size={size}: the kernel has rank {rank}, and larger sets have determinant 0.")
+    generator = torch.Generator().manual_seed(seed)
+    if kind == "k-dpp":
+        vectors = vectors[:, _chosen(values[:rank], size, generator)]
+    process = Factor(vectors)
+    # drawing from a projection process one row after the other is randomly pivoted Cholesky of the projection
+    _, pivots = _pivoted(process.diag(), process.rows, size, generator, 8, 0.0)
+    return tuple(pivots)
+
+
+def _chosen(values: Tensor, size: int, generator: torch.Generator) -> list[int]:
+    """Eigenvectors of a k-DPP: sets E of `size` with probability proportional to the product of their eigenvalues."""
+    logs = values.log()
+    # polynomials[i, k]: log of the sum over all k-sets of the first i eigenvalues
+    polynomials = torch.full((len(logs) + 1, size + 1), -torch.inf, dtype=torch.float64)
+    polynomials[:, 0] = 0.0
+    for i, value in enumerate(logs):
+        polynomials[i + 1, 1:] = torch.logaddexp(polynomials[i, 1:], value + polynomials[i, :-1])
+    chances = torch.rand(len(logs), generator=generator, dtype=torch.float64).log()
+    kept: list[int] = []
+    for i in range(len(logs), 0, -1):
+        left = size - len(kept)
+        share = logs[i - 1] + polynomials[i - 1, left - 1] - polynomials[i, left] if left else -torch.inf
+        if left == i or chances[i - 1] < share:
+            kept.append(i - 1)
+    return kept

@@ -1,0 +1,299 @@
+"""How well a kernel fits labels, and how close two kernels or two tasks' tangent features are."""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from tauspan.core.errors import MismatchError, UsageError
+from tauspan.kernel import Kernel
+from tauspan.kernel.approximate.eigenpairs import EigenPairs
+from tauspan.kernel.solvers.estimates import Estimate, at_least, finite, mean_of, require_square, signs, times
+from tauspan.kernel.solvers.solved import matrix_of
+
+_Map = Callable[[Tensor], Tensor]
+
+
+def kernel_target_alignment(
+    kernel: Kernel, targets: Tensor, probes: int | None = None, seed: int = 0
+) -> Estimate:
+    """The cosine <K, Y Y^T> / (|K| |Y Y^T|) in the Frobenius inner product (KTA); at most 1.
+
+    Args:
+        kernel: square, N rows of O outputs.
+        targets: shape (N, O) or (N O), one number for each entry, so that Y is a column; or (N, C) where O = 1, for
+            instance one-hot labels.
+        probes: estimate |K| from so many products; None is exact and takes the matrix.
+        seed: of the probes.
+
+    Raises:
+        UsageError: targets of another length, all zero, or a kernel that is zero.
+        NonFiniteError: NaN or infinity in the kernel or the targets.
+
+    Example:
+        >>> from tauspan.kernel import DenseKernel
+        >>> y = torch.tensor([1.0, -1.0, 1.0])
+        >>> round(kernel_target_alignment(DenseKernel(torch.outer(y, y)), y).value, 6)
+        1.0
+    """
+    return _aligned(kernel, targets, probes, seed, lambda values: values)
+
+
+def centred_alignment(kernel: Kernel, targets: Tensor, probes: int | None = None, seed: int = 0) -> Estimate:
+    """`kernel_target_alignment` of H K H and H Y (CKA), H = I - 1 1^T / N over the rows, for each output.
+
+    A shift of the targets, or of all tangents, does not count. Arguments and errors as there.
+
+    Example:
+        >>> from tauspan.kernel import DenseKernel
+        >>> y = torch.tensor([1.0, -1.0, 1.0])
+        >>> round(centred_alignment(DenseKernel(torch.outer(y, y) + 5), y + 3).value, 6)
+        1.0
+    """
+    outputs = kernel.outputs
+
+    def centre(values: Tensor) -> Tensor:
+        shaped = values.view(-1, outputs, values.shape[1])
+        return (shaped - shaped.mean(0, keepdim=True)).flatten(0, 1)
+
+    return _aligned(kernel, targets, probes, seed, centre)
+
+
+def _aligned(kernel: Kernel, targets: Tensor, probes: int | None, seed: int, centre: _Map) -> Estimate:
+    n = require_square(kernel, "an alignment")
+    y = finite(targets.detach().double().cpu(), "the targets")
+    if y.numel() == n:
+        y = y.reshape(n, 1)
+    elif y.dim() != 2 or len(y) != n:
+        raise UsageError(
+            f"targets of shape {tuple(targets.shape)}: the kernel has {kernel.samples} rows of {kernel.outputs} outputs, "
+            "so give a number for each, or several columns where it has one output."
+        )
+    y = centre(y)
+    if probes is None:
+        matrix = centre(centre(finite(kernel.dense(), "the kernel's entries").double()).T)
+        inner, squared = float((y * (matrix @ y)).sum()), Estimate(float(matrix.square().sum()), True, "")
+    else:
+        z = signs(n, at_least(probes, 2), seed)
+        inner = float((y * times(kernel, y)).sum())
+        squared = mean_of(centre(times(kernel, centre(z))).square().sum(0), "")
+    size = float((y.T @ y).norm())
+    if not size or not squared.value:
+        what = "targets are" if not size else "kernel is"
+        raise UsageError(
+            f"the {what} zero (after centring, if that was asked for): no direction to compare. Give rows of two "
+            "classes at least."
+        )
+    value = inner / (size * math.sqrt(squared.value))
+    error = abs(value) * squared.standard_error / (2 * squared.value)
+    return Estimate(value, probes is None, "exact" if probes is None else "probes", error)
+
+
+@dataclass(frozen=True)
+class LabelAlignment:
+    """Label-gradient alignment with its companions.
+
+    Args:
+        value: LGA, between -1 and 1.
+        mean: the mean entry of K.
+        condition: lambda_max / lambda_min; infinite for a singular kernel.
+        norm: |K|_F.
+    """
+
+    value: Estimate
+    mean: float
+    condition: float
+    norm: float
+
+
+def label_gradient_alignment(kernel: Kernel, labels: Tensor) -> LabelAlignment:
+    """LGA = <K - mean K, Y - mean Y> / (norms), Y_ij = 1 for rows of one class and -1 for others; exact.
+
+    As published, K is the kernel of the summed logits (`outputs="sum"`) and of weights only, without the classifier.
+    Invariant under a K + b with a > 0.
+
+    Args:
+        kernel: square, one output a row.
+        labels: shape (N,).
+
+    Raises:
+        UsageError: several outputs, another number of labels, one class only, or a constant kernel.
+
+    Example:
+        >>> from tauspan.kernel import DenseKernel
+        >>> labels = torch.tensor([0, 0, 1])
+        >>> same = torch.where(labels[:, None] == labels, 1.0, -1.0)
+        >>> round(label_gradient_alignment(DenseKernel(3 * same + 2), labels).value.value, 6)
+        1.0
+    """
+    if kernel.outputs != 1 or labels.shape != (kernel.samples,):
+        raise UsageError(
+            f"label-gradient alignment of {kernel.samples} rows, {kernel.outputs} outputs each, with labels of shape "
+            f"{tuple(labels.shape)}: it takes a kernel of one output (outputs='sum') and a label for each row."
+        )
+    matrix = matrix_of(kernel)
+    same = torch.where(labels[:, None] == labels[None], 1.0, -1.0).double()
+    moved, wanted = matrix - matrix.mean(), same - same.mean()
+    sizes = float(moved.norm()), float(wanted.norm())
+    if not wanted.any() or sizes[0] <= len(matrix) * torch.finfo(torch.float64).eps * float(matrix.norm()):
+        what = "all rows have one class" if not wanted.any() else "the kernel is constant"
+        raise UsageError(f"{what}: label-gradient alignment compares rows that differ. Give other rows.")
+    value = float((moved * wanted).sum()) / (sizes[0] * sizes[1])
+    eigenvalues = torch.linalg.eigvalsh(matrix)
+    least = float(eigenvalues[0])
+    floor = len(matrix) * torch.finfo(torch.float64).eps * float(eigenvalues[-1])
+    condition = float(eigenvalues[-1]) / least if least > floor else math.inf
+    return LabelAlignment(
+        Estimate(value, True, "exact"), float(matrix.mean()), condition, float(matrix.norm())
+    )
+
+
+# -- between tasks -----------------------------------------------------------------------------------------------
+
+
+def cross_task_alignment(first: Tensor, second: Tensor, cross: Tensor) -> Estimate:
+    """|K_st|_F / sqrt(|K_ss|_F |K_tt|_F): 0 where no tangent of one task meets one of the other; exact.
+
+    Args:
+        first: K_ss, shape (n, n).
+        second: K_tt, shape (m, m).
+        cross: K_st, shape (n, m).
+
+    Raises:
+        MismatchError: a cross kernel of another shape.
+        UsageError: a kernel that is zero.
+        NonFiniteError: NaN or infinity in a kernel.
+
+    Example:
+        >>> cross_task_alignment(torch.eye(2), torch.eye(2), torch.eye(2)).value
+        1.0
+    """
+    _require_between(len(first), len(second), cross)
+    for kernel in (first, second):
+        finite(kernel, "the entries of a task's kernel")
+    own = float(first.double().norm()) * float(second.double().norm())
+    if not own:
+        raise UsageError(
+            "a task's kernel is zero: no parameter moves its outputs, so there is nothing to align."
+        )
+    return Estimate(float(cross.double().norm()) / math.sqrt(own), True, "exact")
+
+
+def principal_angles(first: EigenPairs, second: EigenPairs, cross: Tensor) -> Tensor:
+    """Angles in radians, rising, between span{J_s^T u} and span{J_t^T v} of two tasks' leading eigenvectors.
+
+    With orthonormal bases J^T u / sqrt(lam), their cosines are the singular values of
+    Lam_s^(-1/2) U^T K_st V Lam_t^(-1/2). They are angles between tangent features, in parameter space.
+
+    Args:
+        first: eigenpairs of K_ss.
+        second: eigenpairs of K_tt.
+        cross: K_st.
+
+    Raises:
+        MismatchError: a cross kernel of another shape.
+        UsageError: an eigenvalue that is 0 up to rounding, whose direction is not known.
+        NonFiniteError: NaN or infinity in the cross kernel.
+
+    Example:
+        >>> from tauspan.kernel import DenseKernel
+        >>> from tauspan.kernel.approximate.eigenpairs import eigenpairs
+        >>> pairs = eigenpairs(DenseKernel(torch.eye(2, dtype=torch.float64)), 1)
+        >>> principal_angles(pairs, pairs, torch.zeros(2, 2))
+        tensor([1.5708], dtype=torch.float64)
+    """
+    _require_between(len(first.vectors), len(second.vectors), cross)
+    for pairs in (first, second):
+        floor = len(pairs.vectors) * torch.finfo(torch.float64).eps * float(pairs.values.max())
+        if float(pairs.values.min()) <= floor:
+            known = int((pairs.values > floor).sum())
+            raise UsageError(
+                f"{len(pairs.values)} eigenpairs of a kernel of rank {known}: compare {known} or fewer."
+            )
+    inner = first.vectors.T @ cross.double() @ second.vectors
+    cosines = torch.linalg.svdvals(inner / first.values.sqrt()[:, None] / second.values.sqrt()[None])
+    angles: Tensor = cosines.clamp(max=1).acos()
+    return angles
+
+
+def _require_between(rows: int, columns: int, cross: Tensor) -> None:
+    finite(cross, "the entries of the kernel between the tasks")
+    if cross.shape != (rows, columns):
+        raise MismatchError(
+            f"the kernel between the tasks has shape {tuple(cross.shape)}, and the tasks' own have {rows} and {columns} "
+            "rows: build all from the same rows and outputs."
+        )
+
+
+# -- between points ----------------------------------------------------------------------------------------------
+
+
+def kernel_distance(first: Kernel, second: Kernel, probes: int | None = None, seed: int = 0) -> Estimate:
+    """1 - <K, K'> / (|K| |K'|): how far a kernel has turned, between 0 and 1 for positive kernels, whatever its size.
+
+    Args:
+        first: the kernel at one point, for instance theta0.
+        second: the kernel of the same rows at another, for instance theta0 + tau.
+        probes: estimate from so many products with each; None is exact and takes both matrices.
+        seed: of the probes.
+
+    Raises:
+        MismatchError: kernels of different shapes.
+        UsageError: a kernel that is zero, fewer than 2 probes.
+
+    Example:
+        >>> from tauspan.kernel import DenseKernel
+        >>> round(kernel_distance(DenseKernel(torch.eye(2)), DenseKernel(3 * torch.eye(2))).value, 6)
+        0.0
+    """
+    _require_same_rows(first, second)
+    if probes is None:
+        pair = [finite(one.dense(), "the kernel's entries").double() for one in (first, second)]
+        a, b, c = ((x * y).sum().reshape(1) for x, y in ((pair[0], pair[1]), (pair[0],) * 2, (pair[1],) * 2))
+    else:
+        z = signs(first.shape[1], at_least(probes, 2), seed)
+        pair = [times(one, z) for one in (first, second)]
+        a, b, c = ((x * y).sum(0) for x, y in ((pair[0], pair[1]), (pair[0],) * 2, (pair[1],) * 2))
+    if not float(b.sum()) or not float(c.sum()):
+        raise UsageError(
+            "a kernel that is zero has no distance to another: no parameter moves these outputs."
+        )
+    cosine = float(a.mean() / (b.mean() * c.mean()).sqrt())
+    if probes is None:
+        return Estimate(1 - cosine, True, "exact")
+    influence = a / (b.mean() * c.mean()).sqrt() - cosine / 2 * (b / b.mean() + c / c.mean())
+    return Estimate(1 - cosine, False, "probes", mean_of(influence, "").standard_error)
+
+
+def kernel_velocity(
+    first: Kernel, second: Kernel, time: float, probes: int | None = None, seed: int = 0
+) -> Estimate:
+    """`kernel_distance` over the time between the two points, in whatever unit that has.
+
+    Raises:
+        UsageError: a time that is not above 0.
+    """
+    if not 0 < time < math.inf:
+        raise UsageError(f"time={time}: the time between two points must be above 0.")
+    found = kernel_distance(first, second, probes, seed)
+    return Estimate(found.value / time, found.exact, found.estimator, found.standard_error / time)
+
+
+def kernel_change(first: Kernel, second: Kernel) -> Estimate:
+    """|K' - K|_F / |K|_F: how far a kernel has moved, its size included; exact. Errors as for `kernel_distance`."""
+    _require_same_rows(first, second)
+    start = finite(first.dense(), "the kernel's entries").double()
+    if not start.any():
+        raise UsageError("the first kernel is zero: there is no change relative to it.")
+    moved = finite(second.dense(), "the kernel's entries").double() - start
+    return Estimate(float(moved.norm() / start.norm()), True, "exact")
+
+
+def _require_same_rows(first: Kernel, second: Kernel) -> None:
+    if first.shape != second.shape:
+        raise MismatchError(
+            f"kernels of shapes {tuple(first.shape)} and {tuple(second.shape)}: compare one set of rows and outputs at "
+            "two points."
+        )

@@ -1,0 +1,1 @@
+"""Rows of the Jacobian: data, outputs, layers' factors, and their products."""

@@ -1,0 +1,1 @@
+"""Solvers that know a kernel by its products alone; each answer has its certificate."""

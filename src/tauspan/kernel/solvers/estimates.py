@@ -1,0 +1,199 @@
+"""Traces and norms of a kernel from products with random vectors, or exactly, with standard errors.
+
+With entries z = +1 or -1 drawn at random, E[z^T A z] = tr A for any square A. So tr K needs z^T K z alone, and
+|K|_F^2, which is tr K^2 for a symmetric K, needs |K z|^2.
+"""
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from tauspan.core.errors import NonFiniteError, UsageError, nearest
+from tauspan.kernel.solvers.protocol import Kernel
+
+Method = Literal["hutchinson", "hutch++"]
+_METHODS = ("hutchinson", "hutch++")
+EPSILON = float(torch.finfo(torch.float64).eps)
+# single precision leaves a thousandth of these shares
+_UNSYMMETRIC = 1e-3
+_NEGATIVE = 1e-3
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A number, and how well it is known.
+
+    Args:
+        value: the number.
+        exact: whether nothing but rounding stands between it and the truth.
+        estimator: how it was found.
+        standard_error: of `value`, over the random draws or over the rows it is a mean of; else 0.
+        bound: half the width of the interval in which the value would lie at these draws, where something besides
+            chance is left out: the steps that a quadrature did not take.
+    """
+
+    value: float
+    exact: bool
+    estimator: str
+    standard_error: float = 0.0
+    bound: float = 0.0
+
+
+def require_square(kernel: Kernel, what: str) -> int:
+    """The number of rows of a square kernel.
+
+    Raises:
+        UsageError: a kernel between two sets of rows.
+    """
+    if kernel.shape[0] != kernel.shape[1]:
+        raise UsageError(
+            f"{what} belongs to a square kernel, and this one has the shape {tuple(kernel.shape)}: build it of one set "
+            "of rows."
+        )
+    return kernel.shape[0]
+
+
+def require_ridge(ridge: float, zero: bool = False) -> None:
+    """Raises `UsageError` for a ridge that is not finite, negative, or 0 where it must not be."""
+    number = isinstance(ridge, int | float) and not isinstance(ridge, bool)
+    if not (number and math.isfinite(ridge) and (ridge > 0 or (zero and ridge == 0))):
+        raise UsageError(f"ridge={ridge}: give a finite number {'of at least' if zero else 'above'} 0.")
+
+
+def require_symmetric(form: Tensor) -> None:
+    """Raises `UsageError` where Z^T K Z of some vectors Z shows that K is not symmetric."""
+    gap, size = float((form - form.T).norm()), float(form.norm())
+    if gap > _UNSYMMETRIC * size:
+        raise UsageError(
+            f"the kernel is not symmetric: Z^T K Z differs from its transpose by {gap / size:.2g} of its norm. "
+            "Eigenvalue methods need K = J J^T of one set of rows."
+        )
+
+
+def require_semidefinite(low: float, high: float, what: str) -> None:
+    """Raises `UsageError` where something that J J^T keeps at 0 or above goes further below than rounding does."""
+    if low < -_NEGATIVE * high:
+        raise UsageError(
+            f"the kernel is not positive semi-definite: {what} goes down to {low:.3g} beside {high:.3g}, and that of "
+            "J J^T is never below 0."
+        )
+
+
+def times(kernel: Kernel, vectors: Tensor) -> Tensor:
+    """K V in float64.
+
+    Raises:
+        NonFiniteError: NaN or infinity in the product.
+    """
+    return finite(kernel.matmat(vectors).double(), "products with the kernel")
+
+
+def finite(found: Tensor, what: str) -> Tensor:
+    """The tensor itself; raises `NonFiniteError` where it holds NaN or infinity."""
+    if not bool(torch.isfinite(found).all()):
+        raise NonFiniteError(f"{what} hold NaN or infinity: check the model's weights and the data.")
+    return found
+
+
+def signs(rows: int, count: int, seed: int) -> Tensor:
+    """Random vectors of +1 and -1, shape (rows, count), float64."""
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randint(0, 2, (rows, count), generator=generator).double().mul_(2).sub_(1)
+
+
+# -- traces ------------------------------------------------------------------------------------------------------
+
+
+def trace(kernel: Kernel, probes: int | None = 32, seed: int = 0, method: Method = "hutchinson") -> Estimate:
+    """Tr K.
+
+    Args:
+        kernel: square; it need not be symmetric with `"hutchinson"`.
+        probes: products with the kernel; None sums the diagonal, which is exact.
+        seed: of the vectors.
+        method: `"hutchinson"`, or `"hutch++"` (Meyer, Musco, Musco, Woodruff): a third of the products finds a subspace
+            that holds the largest eigenvalues, whose trace is then exact, so that for a fast-falling spectrum the
+            error falls as 1/probes and not as its root. It needs a symmetric kernel.
+
+    Raises:
+        UsageError: a kernel that is not square, fewer than 2 probes (6 with `"hutch++"`), an unknown method.
+        NonFiniteError: NaN in the kernel.
+
+    Example:
+        >>> from tauspan.kernel import DenseKernel
+        >>> trace(DenseKernel(2.0 * torch.eye(3, dtype=torch.float64)), probes=4).value
+        6.0
+    """
+    n = require_square(kernel, "a trace")
+    if method not in _METHODS:
+        raise UsageError(f"method={method!r}. {nearest(str(method), _METHODS)}")
+    if probes is None:
+        return Estimate(float(finite(kernel.diag(), "the kernel's diagonal").sum()), True, "diagonal")
+    if method == "hutch++":
+        return _deflated_trace(kernel, n, probes, seed)
+    z = signs(n, at_least(probes, 2), seed)
+    return mean_of((z * times(kernel, z)).sum(0), "Hutchinson")
+
+
+def _deflated_trace(kernel: Kernel, n: int, probes: int, seed: int) -> Estimate:
+    count = at_least(probes, 6) // 3
+    drawn = signs(n, 2 * count, seed)
+    basis = torch.linalg.qr(times(kernel, drawn[:, :count])).Q
+    found = basis.T @ times(kernel, basis)
+    require_symmetric(found)
+    rest = drawn[:, count:] - basis @ (basis.T @ drawn[:, count:])
+    remainder = mean_of((rest * times(kernel, rest)).sum(0), "Hutch++")
+    return Estimate(float(found.trace()) + remainder.value, False, "Hutch++", remainder.standard_error)
+
+
+def squared_norm(kernel: Kernel, probes: int | None = 32, seed: int = 0) -> Estimate:
+    """|K|_F^2, which is tr K^2 for a symmetric kernel; any shape. Arguments and errors as for `trace`."""
+    if probes is None:
+        dense = finite(kernel.dense(), "the kernel's entries")
+        return Estimate(float(dense.double().square().sum()), True, "dense")
+    z = signs(kernel.shape[1], at_least(probes, 2), seed)
+    return mean_of(times(kernel, z).square().sum(0), "Hutchinson")
+
+
+def participation_rank(kernel: Kernel, probes: int | None = 32, seed: int = 0) -> Estimate:
+    """(tr K)^2 / tr K^2: how many equal eigenvalues would spread the trace as much; between 1 and the rank.
+
+    Numerator and denominator come from the same products; the standard error is that of their ratio to first order.
+
+    Raises:
+        UsageError: as for `trace`, and a kernel that is zero.
+    """
+    n = require_square(kernel, "a participation rank")
+    if probes is None:
+        t = finite(kernel.diag(), "the kernel's diagonal").double().sum().reshape(1)
+        s = torch.tensor([squared_norm(kernel, None).value], dtype=torch.float64)
+    else:
+        z = signs(n, at_least(probes, 2), seed)
+        product = times(kernel, z)
+        t, s = (z * product).sum(0), product.square().sum(0)
+    if not float(s.mean()):
+        raise UsageError(
+            "the kernel is zero and has no participation rank: no parameter moves these outputs."
+        )
+    value = float(t.mean() ** 2 / s.mean())
+    if probes is None:
+        return Estimate(value, True, "dense")
+    influence = 2 * t.mean() / s.mean() * t - value / s.mean() * s
+    return Estimate(value, False, "Hutchinson", mean_of(influence, "").standard_error)
+
+
+def mean_of(values: Tensor, estimator: str) -> Estimate:
+    """The mean over independent draws, with its standard error."""
+    return Estimate(float(values.mean()), False, estimator, float(values.std()) / math.sqrt(len(values)))
+
+
+def at_least(probes: int, least: int) -> int:
+    """The number of probes; raises `UsageError` for too few."""
+    if probes < least:
+        raise UsageError(
+            f"probes={probes}: at least {least}, since a standard error needs several; or None for the exact value."
+        )
+    return probes

@@ -1,0 +1,183 @@
+"""Kernel ridge regression: alpha by Cholesky, leave-one-out residuals in closed form, and the ridge they choose."""
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from tauspan.core.arguments import checked
+from tauspan.core.errors import UsageError
+from tauspan.kernel.solvers.estimates import require_ridge
+from tauspan.kernel.solvers.flow import Modes
+from tauspan.kernel.solvers.protocol import Kernel
+from tauspan.kernel.solvers.solved import Solved, matrix_of, vector_for
+from tauspan.kernel.solvers.spectrum import factor
+
+log = logging.getLogger(__name__)
+_DECADES = [10.0 ** (half / 2) for half in range(-12, 5)]
+
+
+@checked
+def solve_ridge(kernel: Kernel, residual: Tensor, ridge: float) -> Solved:
+    """(K + ridge) alpha = r by Cholesky; tau = J^T alpha minimises 1/2 |f0 + J tau - y|^2 + ridge/2 |tau|^2.
+
+    Args:
+        kernel: symmetric, over the training rows.
+        residual: r = y - f0, shape (N O) or (N, O).
+        ridge: 0 or more; the loss is a sum over rows, so that twice the rows want about twice the ridge.
+
+    Returns:
+        The certificate is `relative_residual` = |(K + ridge) alpha - r| / |r|.
+
+    Raises:
+        UsageError: the system is singular: it names the smallest eigenvalue, duplicate rows and the repair; or another
+            shape, or a negative ridge.
+        NonFiniteError: NaN or infinity in the kernel or the residual.
+
+    Cost:
+        (N O)^3 / 3 FLOPs and two matrices of 8 (N O)^2 bytes.
+
+    Example:
+        >>> from tauspan.kernel import DenseKernel
+        >>> solve_ridge(DenseKernel(3 * torch.eye(2)), torch.tensor([2.0, 4.0]), 1.0).alpha
+        tensor([0.5000, 1.0000], dtype=torch.float64)
+    """
+    require_ridge(ridge, zero=True)
+    flat = vector_for(kernel, residual, "the residual y - f0")
+    matrix = matrix_of(kernel)
+    alpha = torch.cholesky_solve(flat[:, None], _factor(kernel, matrix, ridge))[:, 0]
+    left = float((matrix @ alpha + ridge * alpha - flat).norm()) / (float(flat.norm()) or 1.0)
+    return Solved(alpha, "ridge by Cholesky", float(ridge), True, True, {"relative_residual": left})
+
+
+def _factor(kernel: Kernel, matrix: Tensor, ridge: float) -> Tensor:
+    """The Cholesky factor of K + ridge, or an error that says what made it singular."""
+    try:
+        return factor(matrix, ridge)
+    except UsageError as error:
+        values = torch.linalg.eigvalsh(matrix)
+        same = _duplicates(kernel, matrix)
+        who = f" Rows {same[0]} and {same[1]} have the same tangents." if same else ""
+        raise UsageError(
+            f"{error} The smallest eigenvalue of K is {float(values[0]):.3g}, the largest {float(values[-1]):.3g}.{who}"
+        ) from error
+
+
+def _duplicates(kernel: Kernel, matrix: Tensor) -> tuple[int, int] | None:
+    """The first two rows whose Jacobians agree: |J_a - J_b|^2 = K_aa + K_bb - 2 K_ab is rounding."""
+    outputs = kernel.outputs
+    cubes = matrix.view(kernel.samples, outputs, kernel.samples, outputs)
+    traces = cubes.diagonal(dim1=1, dim2=3).sum(-1)
+    own = traces.diagonal()
+    apart = own[:, None] + own[None, :] - 2 * traces
+    same = (apart <= 1e-10 * (own[:, None] + own[None, :])).triu(1).nonzero()
+    return (int(same[0, 0]), int(same[0, 1])) if len(same) else None
+
+
+@checked
+def leave_one_out(kernel: Kernel, residual: Tensor, ridge: float) -> Tensor:
+    """y_n - f(x_n) of each row under the fit without that row, all its outputs left out together: shape (N, O).
+
+    With G = (K + ridge)^-1 the residual of row n is (G_nn)^-1 (G r)_n, where G_nn is its O x O block; no refit is made.
+
+    Args:
+        kernel: symmetric, over the training rows.
+        residual: r = y - f0, shape (N O) or (N, O).
+        ridge: above 0, or 0 where K itself can be inverted.
+
+    Raises:
+        UsageError: one row only, or a singular system.
+        NonFiniteError: NaN or infinity in the kernel or the residual.
+
+    Cost:
+        (N O)^3 FLOPs and three matrices of 8 (N O)^2 bytes.
+
+    Example:
+        >>> from tauspan.kernel import DenseKernel
+        >>> leave_one_out(DenseKernel(torch.eye(2)), torch.tensor([2.0, 4.0]), 1.0)[:, 0]
+        tensor([2., 4.], dtype=torch.float64)
+    """
+    require_ridge(ridge, zero=True)
+    flat = vector_for(kernel, residual, "the residual y - f0")
+    _require_rows(kernel)
+    lower = _factor(kernel, matrix_of(kernel), ridge)
+    inverse = torch.cholesky_inverse(lower).view(kernel.samples, kernel.outputs, kernel.samples, -1)
+    blocks = inverse.diagonal(dim1=0, dim2=2).permute(2, 0, 1)
+    return _left_out(blocks, torch.cholesky_solve(flat[:, None], lower))
+
+
+def _require_rows(kernel: Kernel) -> None:
+    if kernel.samples < 2:
+        raise UsageError("leave-one-out needs 2 rows or more, and the kernel has 1: give a ridge instead.")
+
+
+def _left_out(blocks: Tensor, alpha: Tensor) -> Tensor:
+    """(G_nn)^-1 alpha_n from the diagonal blocks (N, O, O) of G."""
+    found: Tensor = torch.linalg.solve(blocks, alpha.view(blocks.shape[:2]))
+    return found
+
+
+@dataclass(frozen=True)
+class RidgeChoice:
+    """The ridge with the least leave-one-out error, and the errors it was chosen from.
+
+    Args:
+        ridge: the choice; the larger one of equals, which gives the shorter vector.
+        grid: what was tried, in increasing order.
+        errors: mean over rows of |y_n - f_{without n}(x_n)|^2, one for each.
+        at_edge: whether the choice is the grid's first or last value, so that a wider grid may hold a better one.
+    """
+
+    ridge: float
+    grid: Sequence[float]
+    errors: Sequence[float]
+    at_edge: bool
+
+
+@checked
+def choose_ridge(kernel: Kernel, residual: Tensor, grid: Sequence[float] | None = None) -> RidgeChoice:
+    """The ridge of least leave-one-out error over a grid, from one eigendecomposition.
+
+    Args:
+        kernel: symmetric, over the training rows.
+        residual: r = y - f0, shape (N O) or (N, O).
+        grid: ridges above 0; None takes half decades from 1e-6 to 1e2 of K's mean eigenvalue.
+
+    Raises:
+        UsageError: one row only, an empty grid, or a ridge of 0 or less in it.
+        NonFiniteError: NaN or infinity in the kernel or the residual.
+
+    Cost:
+        All eigenpairs once, about 9 (N O)^3 FLOPs, then N^2 O^3 a ridge.
+
+    Example:
+        >>> from tauspan.kernel import DenseKernel
+        >>> choose_ridge(DenseKernel(torch.ones(3, 3)), torch.ones(3), [0.1, 1.0]).ridge
+        0.1
+    """
+    flat = vector_for(kernel, residual, "the residual y - f0")
+    _require_rows(kernel)
+    modes = Modes.of(kernel)
+    if grid is None:
+        grid = [factor * (float(modes.values.mean()) or 1.0) for factor in _DECADES]
+    ridges = sorted(map(float, grid))
+    if not ridges:
+        raise UsageError("the grid of ridges is empty: give numbers above 0, or None for the usual one.")
+    for ridge in ridges:
+        require_ridge(ridge)
+    rows = modes.vectors.view(kernel.samples, kernel.outputs, -1)
+    errors = []
+    for ridge in ridges:
+        blocks = (rows / (modes.values + ridge)) @ rows.transpose(1, 2)
+        left = _left_out(blocks, modes.ridge(flat, ridge))
+        errors.append(float(left.square().sum(1).mean()))
+    best = max(range(len(ridges)), key=lambda place: (-errors[place], place))
+    at_edge = best in (0, len(ridges) - 1)
+    if at_edge:
+        log.warning(
+            "leave-one-out chose ridge %g, an end of its grid of %d: try a wider one",
+            ridges[best], len(ridges),
+        )  # fmt: skip
+    return RidgeChoice(ridges[best], ridges, errors, at_edge)

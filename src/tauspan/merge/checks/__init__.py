@@ -1,0 +1,1 @@
+"""Whether models fit together, said before they are merged."""

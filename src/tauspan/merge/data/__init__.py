@@ -1,0 +1,1 @@
+"""Merges that look at data: statistics, and coefficients."""

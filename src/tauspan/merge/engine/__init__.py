@@ -1,0 +1,1 @@
+"""What runs a rule over tensors, block by block, in memory."""

@@ -1,0 +1,1 @@
+"""Merging rules: pure functions, and the table of them."""

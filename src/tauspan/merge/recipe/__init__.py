@@ -1,0 +1,1 @@
+"""Recipes: tauspan's own and mergekit's."""

@@ -1,0 +1,121 @@
+"""The JSON schema of a merge's recipe, for editors: made of the dataclasses that read it."""
+
+import inspect
+import re
+import typing
+from collections.abc import Mapping
+from dataclasses import MISSING, is_dataclass
+from typing import Any, Literal
+
+from tauspan.core.schema import alternatives, visible
+from tauspan.merge.methods.method import Method, Option
+from tauspan.merge.methods.table import METHODS
+from tauspan.merge.recipe.recipe import MergeRecipe
+from tauspan.merge.sources.problems import LENIENT
+
+_PLAIN = {str: "string", int: "integer", float: "number", bool: "boolean", type(None): "null"}
+_LISTS = [
+    {"type": "array", "items": {"type": kind}, "minItems": 1} for kind in ("number", "boolean", "string")
+]
+_VALUE = {"anyOf": [{"type": ["number", "boolean", "string"]}, *_LISTS]}
+
+
+def json_schema() -> dict[str, Any]:
+    """The schema, draft 2020-12.
+
+    Example:
+        >>> sorted(json_schema()["required"])
+        ['method']
+    """
+    made = _object(MergeRecipe)
+    names = sorted(METHODS)
+    made["properties"]["method"]["anyOf"] = [
+        {"type": "string", "enum": names},
+        {"type": "string", "pattern": "^[A-Za-z_][\\w.]*:[A-Za-z_]\\w*$"},
+    ]
+    del made["properties"]["method"]["type"]
+    made["properties"]["allow"]["items"] = {"type": "string", "enum": sorted(LENIENT)}
+    made["allOf"] = [_only(METHODS[name]) for name in names]
+    made["oneOf"] = [{"required": ["models"]}, {"required": ["slices"]}]
+    return {
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        "title": "tauspan merge recipe",
+        **made,
+        "$defs": {"setting": _setting(), "options": {name: _option(name) for name in _options()}},
+    }
+
+
+def _options() -> dict[str, list[tuple[str, Option]]]:
+    """Every option's name, with the methods that have it."""
+    found: dict[str, list[tuple[str, Option]]] = {}
+    for method in METHODS.values():
+        for option in method.options:
+            found.setdefault(option.name, []).append((method.name, option))
+    return dict(sorted(found.items()))
+
+
+def _option(name: str) -> dict[str, Any]:
+    lines = dict.fromkeys(option.doc for _, option in _options()[name])
+    return {"description": "; ".join(lines), "$ref": "#/$defs/setting"}
+
+
+def _setting() -> dict[str, Any]:
+    entry = {
+        "type": "object",
+        "properties": {"filter": {"type": ["string", "null"]}, "value": _VALUE},
+        "required": ["value"],
+        "additionalProperties": False,
+    }
+    return {"anyOf": [*_VALUE["anyOf"], entry, {"type": "array", "items": entry, "minItems": 1}]}
+
+
+def _only(method: Method) -> dict[str, Any]:
+    """What a method's recipe may say under `parameters`."""
+    names = [option.name for option in method.options]
+    return {
+        "if": {"properties": {"method": {"const": method.name}}},
+        "then": {"properties": {"parameters": {"propertyNames": {"enum": names}}}},
+    }
+
+
+def _object(kind: Any) -> dict[str, Any]:
+    hints, docs = typing.get_type_hints(kind), _docs(kind)
+    properties = {}
+    for field in visible(kind):
+        if field.metadata.get("parse") and typing.get_origin(hints[field.name]) is Mapping:
+            refs = {name: {"$ref": f"#/$defs/options/{name}"} for name in _options()}
+            made: dict[str, Any] = {"type": "object", "properties": refs}
+        else:
+            made = _type(hints[field.name])
+        if field.name in docs:
+            made["description"] = docs[field.name]
+        if isinstance(field.default, str | int | bool):
+            made["default"] = field.default
+        properties[field.name] = made
+    needed = [field.name for field in visible(kind) if field.default is field.default_factory is MISSING]
+    return {"type": "object", "properties": properties, "required": needed, "additionalProperties": False}
+
+
+def _type(hint: Any) -> dict[str, Any]:
+    origin, args = typing.get_origin(hint), typing.get_args(hint)
+    several = alternatives(hint)
+    if len(several) > 1:
+        return {"anyOf": [_type(one) for one in several]}
+    if is_dataclass(hint):
+        alone = any(field.metadata.get("alone") for field in visible(hint))
+        return {"anyOf": [{"type": "string"}, _object(hint)]} if alone else _object(hint)
+    if origin is Literal:
+        return {"type": "string", "enum": list(args)}
+    if origin is tuple:
+        return {"type": "array", "items": _type(args[0])}
+    if origin is Mapping:
+        return {"type": "object", "additionalProperties": _type(args[1])}
+    return {"type": _PLAIN[hint]}
+
+
+def _docs(kind: Any) -> dict[str, str]:
+    """What a docstring says of each argument."""
+    _, _, section = (inspect.getdoc(kind) or "").partition("Args:\n")
+    section = section.partition("\n\n")[0]
+    entries = re.findall(r"^    (\w+): (.*(?:\n        .*)*)", section, re.MULTILINE)
+    return {name: re.sub(r"\s+", " ", text) for name, text in entries}

@@ -1,0 +1,261 @@
+"""`MergeRecipe`: which models are merged, how and into what, as strict YAML."""
+
+import json
+import os
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+
+from tauspan.core.errors import RecipeError, UsageError, listed, nearest
+from tauspan.core.schema import Document
+from tauspan.merge.engine.settings import Setting, Settings
+from tauspan.merge.methods.method import Method
+from tauspan.merge.methods.table import METHODS
+from tauspan.merge.recipe import fields
+from tauspan.merge.recipe.dialect import spelled_here
+from tauspan.merge.recipe.parts import Input, Slice, Token, written_model, written_slice, written_token
+from tauspan.merge.recipe.spelling import completed, require_option, setting, written
+from tauspan.merge.sources.problems import LENIENT
+
+BASE = "base"  # as `tokenizer_source`: the base's, or else the first model's
+UNION = "union"  # the base's with all tokens that it lacks and another model has
+
+
+@dataclass(frozen=True)
+class MergeRecipe:
+    r"""A merge: every decision besides the values of the tensors.
+
+    Args:
+        method: a name of `METHODS`, or `module:function` for a method of the user's own (see `own`).
+        models: what is merged, in order.
+        base_model: theta0, where displacements start.
+        parameters: options for all models, under the method's names: a number, a list of numbers over the layers, or
+            a list of `filter` and `value`, of which the first that fits holds.
+        dtype: of the arithmetic, `float32` by default.
+        out_dtype: of the result; None keeps the base's, tensor by tensor.
+        output: a model, a task-vector file or an adapter.
+        rank: of the adapter; None where the method keeps the ranks of adapters. What an SVD leaves out is reported.
+        rounding: to `out_dtype`: nearest, or stochastic with masks keyed by seed and tensor.
+        seed: of random masks and rounding.
+        shard_size: largest file of the result, such as `5GB`.
+        tokenizer_source: whose tokenizer the result has: a model, `base`, or `union`, which adds to the base's what it
+            lacks; embeddings of other vocabularies are aligned with it by token. None copies the base's files, or
+            the first model's, and is an error where vocabularies differ.
+        tokens: by token, where its row comes from; tokens that the tokenizer lacks are added to it.
+        pad_to_multiple_of: rows of the embeddings; the further ones are the mean of all.
+        chat_template: of the result: `auto` (the commonest of the models'), `chatml`, `llama3`, `mistral`, `alpaca`,
+            `exaone`, or the template itself; None leaves the tokenizer's.
+        slices: instead of `models`: the output's layers, slice by slice.
+        allow: names of `problems.LENIENT`, what the checks may let pass.
+        own: the method itself where `method` is `module:function`; no file can set it.
+        notes: what is to be warned of when it is carried out: what a mergekit file says and mergekit does not read.
+        loose: whether filters may fit nothing, as in mergekit's files.
+        places: by key, where it stands in the file that was read, for errors that only the inputs show.
+
+    Raises:
+        RecipeError: it does not fit together.
+
+    Example:
+        >>> recipe = MergeRecipe.parse("method: task_arithmetic\nbase_model: b\nmodels: [{model: a}]\n")
+        >>> recipe.models[0].model
+        'a'
+    """
+
+    method: str = field(metadata={"parse": fields.method})
+    models: tuple[Input, ...] = ()
+    base_model: str | None = None
+    parameters: Mapping[str, Setting] = field(default_factory=dict, metadata={"parse": setting})
+    dtype: Literal["float32", "float64"] = field(default="float32", metadata={"parse": fields.arithmetic})
+    out_dtype: Literal["float64", "float32", "float16", "bfloat16"] | None = field(
+        default=None, metadata={"parse": fields.result}
+    )
+    output: Literal["model", "vector", "adapter"] = "model"
+    rank: int | None = None
+    rounding: Literal["nearest", "stochastic"] = "nearest"
+    seed: int = 0
+    shard_size: str = field(default="5GB", metadata={"parse": fields.size_text})
+    tokenizer_source: str | None = None
+    tokens: Mapping[str, Token] = field(default_factory=dict)
+    pad_to_multiple_of: int | None = None
+    chat_template: str | None = None
+    slices: tuple[Slice, ...] = ()
+    allow: tuple[str, ...] = ()
+    own: Method | None = field(default=None, compare=False, metadata={"hidden": True})
+    notes: tuple[str, ...] = field(default=(), compare=False, repr=False, metadata={"hidden": True})
+    loose: bool = field(default=False, compare=False, repr=False, metadata={"hidden": True})
+    places: Mapping[str, str] = field(
+        default_factory=dict, compare=False, repr=False, metadata={"hidden": True}
+    )
+
+    def __post_init__(self) -> None:
+        if bool(self.models) == bool(self.slices):
+            raise RecipeError("exactly one of `models` and `slices` is needed, with at least one entry.")
+        if len({part.base is None for part in self.slices}) > 1:
+            raise RecipeError("some slices have a `base` and some have none; give all of them one.")
+        if self.rank is not None and self.output != "adapter":
+            raise RecipeError(
+                f"rank: {self.rank}: it belongs to `output: adapter`, and output is {self.output!r}."
+            )
+        if self.rank is not None and self.rank < 1:
+            raise RecipeError(f"rank: {self.rank}: an adapter's rank is at least 1.")
+        if self.output == "adapter" and (self.out_dtype is not None or self.rounding != "nearest"):
+            raise RecipeError(
+                f"out_dtype: {self.out_dtype!r} and rounding: {self.rounding!r} with `output: adapter`: its factors keep "
+                "the dtype of the adapters' (float32 where an SVD made them). Leave both out."
+            )
+        if self.slices and self.output != "model":
+            raise RecipeError(f"output: {self.output!r}: a merge of slices makes a model.")
+        for name in self.allow:
+            if name not in LENIENT:
+                raise RecipeError(f"allow: {name!r}: no such leniency. {nearest(name, LENIENT)}")
+        fields.require_plain(self.dtype, self.out_dtype)
+        fields.size(self.shard_size)
+        if ":" not in self.method or self.own is not None:
+            self.row()
+
+    @staticmethod
+    def read(path: str | Path) -> "MergeRecipe":
+        """The recipe in a YAML file: ours, or mergekit's where it says `merge_method`."""
+        return MergeRecipe.of(Document.read(path))
+
+    @staticmethod
+    def parse(text: str, where: str = "recipe") -> "MergeRecipe":
+        """The recipe in a YAML text; errors name `where`, the line and the key."""
+        return MergeRecipe.of(Document(text, where))
+
+    @staticmethod
+    def of(document: Document) -> "MergeRecipe":
+        """The recipe in a document."""
+        if "merge_method" in document.plain or "experts" in document.plain or "genome" in document.plain:
+            from tauspan.merge.recipe.mergekit import (
+                translated,  # it makes recipes, so it stands above this module
+            )
+
+            recipe = translated(document)
+        else:
+            recipe = document.build(MergeRecipe)
+            if ":" not in recipe.method:
+                _check_options(document, recipe)
+        return replace(recipe, places={str(key): document.place(key) for key in document.plain})
+
+    def place(self, *keys: str) -> str:
+        """The place in the recipe's file of the first of these keys that it has, to begin a message; else empty."""
+        return next((f"{self.places[key]}: " for key in keys if key in self.places), "")
+
+    def row(self) -> Method:
+        """The method: the user's own, or a row of `METHODS`."""
+        if self.own is not None:
+            return self.own
+        if ":" in self.method:
+            raise RecipeError(
+                f"the method {self.method!r} is code of your own, which a recipe alone may not run. Allow it with "
+                f"`--code {self.method}`, or pass the function in Python."
+            )
+        return METHODS[fields.method(self.method, "recipe")]
+
+    def settings(self) -> Settings:
+        """The options, tensor by tensor; a merge of slices has its own, `slices.Sliced`."""
+        return Settings(
+            self.row(), len(self.models), self.parameters, [one.parameters for one in self.models]
+        )
+
+    def scopes(self) -> Iterator[tuple[tuple[str | int, ...], Mapping[str, Setting]]]:
+        """Where options stand, as a path of keys, and the options: the common ones, a model's, a slice's, a source's."""
+        yield ("parameters",), self.parameters
+        for index, one in enumerate(self.models):
+            yield ("models", index, "parameters"), one.parameters
+        for number, part in enumerate(self.slices):
+            yield ("slices", number, "parameters"), part.parameters
+            for index, source in enumerate(part.sources):
+                yield ("slices", number, "sources", index, "parameters"), source.parameters
+
+    def require_fitting(self, names: Collection[str]) -> list[str]:
+        """Raise for a filter that fits none of the tensors' names, so that what it says would never hold.
+
+        In a file of mergekit's, which does not look at that, it is told instead.
+        """
+        notes = []
+        for path, parameters in self.scopes():
+            for name, value in parameters.items():
+                for entry in value if isinstance(value, tuple) else ():
+                    if entry.pattern is not None and not any(entry.pattern in one for one in names):
+                        place = entry.place or ".".join(map(str, (*path, name)))
+                        message = (
+                            f"{place}: the filter {entry.pattern!r} fits no tensor. A filter is a part of names such as "
+                            f"{listed(map(repr, names), 3)}."
+                        )
+                        if not self.loose:
+                            raise RecipeError(message)
+                        notes.append(f"{message} Its value holds nowhere.")
+        return notes
+
+    def with_method(self, own: Method) -> "MergeRecipe":
+        """The same recipe, run by a method that is not in the table.
+
+        Raises:
+            RecipeError: the recipe names a row of the table, so its card would tell another method than ran.
+        """
+        if ":" not in self.method:
+            raise RecipeError(
+                f"the recipe's method is {self.method!r}, a name of the table, and {own.name!r} shall run. Write "
+                "`method: module:function`, where your code stands."
+            )
+        return replace(self, own=own)
+
+    def resolved(self) -> "MergeRecipe":
+        """The same recipe with every option written out, so that it outlives other defaults."""
+        defaults = {
+            option.name: option.default for option in self.row().options if option.default is not None
+        }
+        return replace(self, parameters=completed(self.parameters, defaults))
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values, complete: what is not written in a file stands here with its default."""
+        return {
+            "method": self.method, "base_model": self.base_model,
+            "models": [written_model(one) for one in self.models],
+            "slices": [written_slice(part) for part in self.slices],
+            "parameters": written(self.parameters), "dtype": self.dtype, "out_dtype": self.out_dtype,
+            "output": self.output, "rank": self.rank, "rounding": self.rounding, "seed": self.seed,
+            "shard_size": self.shard_size, "tokenizer_source": self.tokenizer_source,
+            "tokens": {token: written_token(how) for token, how in self.tokens.items()},
+            "pad_to_multiple_of": self.pad_to_multiple_of, "chat_template": self.chat_template, "allow": list(self.allow),
+        }  # fmt: skip
+
+    def to_yaml(self) -> str:
+        """A YAML text that reads back as this recipe."""
+        return yaml.safe_dump(self.as_dict(), sort_keys=False, allow_unicode=True, width=1 << 20)
+
+
+def recipe_of(given: "MergeRecipe | Mapping[str, Any] | str | Path") -> MergeRecipe:
+    """A recipe as it is, from a mapping of what its file would hold, or from the file."""
+    if isinstance(given, MergeRecipe):
+        return given
+    if isinstance(given, str | Path):
+        return MergeRecipe.read(given)
+    if not isinstance(given, Mapping):
+        raise UsageError(
+            f"a recipe is a MergeRecipe, a mapping such as {{'method': ..., 'models': [...]}}, or a YAML file, not "
+            f"{type(given).__name__}. For vectors in memory call `merge`."
+        )
+    try:  # JSON first, which writes paths as texts and tuples as lists
+        text = yaml.safe_dump(json.loads(json.dumps(dict(given), default=os.fspath)), sort_keys=False)
+    except (TypeError, ValueError, RecursionError) as error:
+        raise RecipeError(f"the recipe holds what no YAML file can: {error}.") from error
+    return MergeRecipe.parse(text, "the mapping, as YAML")
+
+
+def _check_options(document: Document, recipe: MergeRecipe) -> None:
+    """Raise, with its line, for an option that the method does not have or a value outside its range."""
+    method = recipe.row()
+    for path, parameters in recipe.scopes():
+        single = path[0] == "models" or "sources" in path
+        for name, value in parameters.items():
+            place = document.place(*path, name)
+            known = [option.name for option in method.options]
+            if name not in known and (ours := spelled_here(name)) in known:
+                raise RecipeError(f"{place}: mergekit's `{name}` is `{ours}` here.")
+            require_option(method, name, value, single, place)

@@ -1,0 +1,1 @@
+"""What a merge reads: models, task vectors and adapters under one face."""

@@ -1,0 +1,1 @@
+"""From a recipe to files, one block at a time."""

@@ -1,0 +1,208 @@
+"""From a recipe to opened sources: what a merge reads, under the output's names."""
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from tauspan.core.errors import RecipeError
+from tauspan.merge.engine.memory import require_count
+from tauspan.merge.lora.adapters import AdapterSource, holds_whole
+from tauspan.merge.methods.method import Method, Need
+from tauspan.merge.recipe.recipe import BASE, UNION, MergeRecipe
+from tauspan.merge.recipe.slices import Stacked, View, sliced, stacked, views
+from tauspan.merge.sources.adapted import Sum, adapted
+from tauspan.merge.sources.alignment import Aligned
+from tauspan.merge.sources.inputs import Source, adapter_folder, open_source
+from tauspan.merge.sources.problems import lenient, require_none
+from tauspan.merge.sources.respelt import Spelt, respelt
+from tauspan.merge.stream.statistics_source import open_statistics, unfit
+from tauspan.merge.stream.words import Words, chosen
+from tauspan.store.values import Access
+
+
+class Options(Protocol):
+    """The options of a merge: `Settings`, or `slices.Sliced`."""
+
+    def at(self, name: str, depth: float | None) -> dict[str, Any]:
+        """The options as they hold for one tensor."""
+
+    def count(self, name: str) -> int:
+        """How many models there are where the tensor belongs."""
+
+
+@dataclass(frozen=True)
+class Assembly:
+    """What a merge reads.
+
+    Args:
+        method: the row of the table, or the user's own.
+        settings: the options, tensor by tensor.
+        base: theta0; None where there is none.
+        models: what is merged, in the recipe's order, with labels that differ.
+        statistics: by need, one source a model.
+        home: the source whose configuration the result takes.
+        tokenizer: the source whose tokenizer it takes.
+        words: the tokenizer, and how rows were aligned with it.
+        stacked: of a merge by slices, its stacks.
+        notes: what is to be warned of.
+    """
+
+    method: Method
+    settings: Options
+    base: Source | None
+    models: tuple[Source, ...]
+    statistics: Mapping[Need, tuple[Source, ...]]
+    home: Source
+    tokenizer: Source
+    words: Words
+    stacked: Stacked | None = None
+    notes: tuple[str, ...] = ()
+
+    @property
+    def sources(self) -> set[Source]:
+        """All that is opened."""
+        base = () if self.base is None else (self.base,)
+        return {*base, self.home, self.tokenizer, *self.models, *sum(self.statistics.values(), ())}
+
+    def close(self) -> None:
+        """Let go of all files."""
+        for source in self.sources:
+            source.close()
+
+
+def assemble(recipe: MergeRecipe, access: Access = "pread") -> Assembly:
+    """Open everything that a recipe names; headers only.
+
+    Raises:
+        RecipeError: statistics that the method needs are not given, or a filter fits no tensor.
+        BaseMismatchError, MismatchError: statistics of another base, regime, kind or model.
+        StoreError, ModelError, MismatchError: see `open_source` and `slices.view`.
+    """
+    method = recipe.row()
+    base = None if recipe.base_model is None else open_source(recipe.base_model, access=access)
+    if recipe.slices:
+        return _of_slices(recipe, method, base, access)
+    models = _apart([_opened(one.model, recipe, access) for one in recipe.models], recipe, access)
+    points = [source for source in (base, *models) if source is not None and source.kind == "point"]
+    home = (points or list(models))[0]
+    models = tuple(_tied_in(respelt(model, home), base) for model in models)
+    notes = recipe.require_fitting(_names(base, *models))
+    statistics = _statistics(recipe, method, models, base, access)
+    tokenizer = _tokenizer(recipe, home, access)
+    words = chosen(recipe, home, tokenizer, base, models)
+    base, models = _aligned(words, base, models)
+    return Assembly(
+        method,
+        recipe.settings(),
+        base,
+        models,
+        statistics,
+        home,
+        tokenizer,
+        words,
+        None,
+        (*notes, *words.notes),
+    )
+
+
+def leaves(source: Source) -> list[Source]:
+    """The sources in files that a source is made of; one by itself."""
+    inner: Sequence[Source] = ()
+    if isinstance(source, View):
+        inner = source.sources
+    elif isinstance(source, Sum):
+        inner = (source.model, source.adapter)
+    elif isinstance(source, Aligned | Spelt):
+        inner = (source.inner,)
+    return [leaf for one in inner for leaf in leaves(one)] or [source]
+
+
+def _aligned(
+    words: Words, base: Source | None, models: tuple[Source, ...]
+) -> tuple[Source | None, tuple[Source, ...]]:
+    """Base and models with their embeddings in the order of the result's vocabulary."""
+    if words.alignment is None:
+        return base, models
+    every = words.alignment.wrapped()
+    return (None, every) if base is None else (every[0], every[1:])
+
+
+def _tokenizer(recipe: MergeRecipe, home: Source, access: Access) -> Source:
+    """The source of the tokenizer's files."""
+    if recipe.tokenizer_source in (None, UNION, BASE):
+        return home
+    return open_source(str(recipe.tokenizer_source), access=access)
+
+
+def _names(*sources: Source | None) -> list[str]:
+    """The names of all tensors, tied ones too, each once."""
+    every = (name for one in sources if one is not None for name in (*one.tensors, *one.aliases))
+    return list(dict.fromkeys(every))
+
+
+def _apart(models: list[Source], recipe: MergeRecipe, access: Access) -> tuple[Source, ...]:
+    """The models with labels that differ: they are the keys of random masks, so two never share one."""
+    seen: Counter[str] = Counter()
+    for index, one in enumerate(recipe.models):
+        label = models[index].label
+        seen[label] += 1
+        if seen[label] > 1:
+            models[index].close()
+            models[index] = _opened(one.model, recipe, access, f"{label}#{seen[label]}")
+    return tuple(models)
+
+
+def _tied_in(model: Source, base: Source | None) -> Source:
+    """An adapter that changes a tied name as the sum of the base and it: the tensor that both names are moves."""
+    if base is None or not isinstance(model, AdapterSource) or not set(model.tensors) & set(base.aliases):
+        return model
+    return adapted(base, model, model.label)
+
+
+def _opened(model: str, recipe: MergeRecipe, access: Access, label: str | None = None) -> Source:
+    """A model of the recipe; an adapter with whole tensors as the sum of the base and it, since those are points."""
+    factors = None if recipe.base_model is None else adapter_folder(Path(model))
+    if recipe.base_model is not None and factors is not None and holds_whole(factors):
+        adapter = AdapterSource(factors, access=access, label=label, whole=True)
+        return adapted(open_source(recipe.base_model, access=access), adapter, adapter.label)
+    return open_source(model, access=access, label=label)
+
+
+def _statistics(
+    recipe: MergeRecipe, method: Method, models: Sequence[Source], base: Source | None, access: Access
+) -> dict[Need, tuple[Source, ...]]:
+    found: dict[Need, tuple[Source, ...]] = {}
+    for need in method.needs:
+        if need == "base":
+            if recipe.base_model is None:
+                raise RecipeError(f"the method {method.name!r} needs `base_model`, the pre-trained model.")
+            continue
+        for one in recipe.models:
+            if need not in one.statistics:
+                raise RecipeError(
+                    f"the method {method.name!r} needs {need!r} statistics of every model, and {one.model!r} has none. "
+                    f"Give it `statistics: {{{need}: FILE.safetensors}}`."
+                )
+        found[need] = tuple(
+            open_statistics(one.statistics[need], need, access=access) for one in recipe.models
+        )
+        require_none(lenient(unfit(need, found[need], models, base), recipe.allow))
+    return found
+
+
+def _of_slices(recipe: MergeRecipe, method: Method, base: Source | None, access: Access) -> Assembly:
+    layers = [one for part in recipe.slices for one in (*part.sources, part.base) if one is not None]
+    named = {one.model: open_source(one.model, access=access) for one in layers}
+    made = stacked(recipe.slices, named)
+    for part in recipe.slices:
+        require_count(method, len(part.sources))
+    models, point = views(made, named)
+    notes = recipe.require_fitting(_names(point, *models))
+    home = base or models[0].sources[0]
+    tokenizer = _tokenizer(recipe, home, access)
+    words = chosen(recipe, home, tokenizer, point, models)
+    start, merged = _aligned(words, point, models)
+    settings = sliced(method, made, recipe.parameters)
+    return Assembly(method, settings, start, merged, {}, home, tokenizer, words, made, (*notes, *words.notes))

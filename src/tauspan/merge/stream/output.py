@@ -1,0 +1,207 @@
+"""The files beside merged weights, as their loaders expect them: configuration, tokenizer, preprocessing."""
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from tauspan import store
+from tauspan.core.errors import ModelError, listed
+from tauspan.editing.saved import EDITED, REFERENCE, Reference
+from tauspan.merge.lora.adapter_config import CONFIG as ADAPTER
+from tauspan.merge.recipe.recipe import MergeRecipe
+from tauspan.merge.recipe.slices import Stacked
+from tauspan.merge.sources.adapted import Sum, with_settings
+from tauspan.merge.sources.inputs import Source, config_of, model_folder
+from tauspan.merge.stream.assembly import Assembly, leaves
+from tauspan.merge.stream.templates import put, template
+from tauspan.merge.stream.words import with_rows, with_tokens
+from tauspan.models import folders
+from tauspan.models.home import with_dtype
+
+_LEFT = "quantization_config"
+
+
+def finish(target: Path, recipe: MergeRecipe, assembly: Assembly, dtypes: Iterable[torch.dtype]) -> None:
+    """Write what a model's directory has beside its weights; nothing where the inputs are bare files.
+
+    Configuration, generation configuration and preprocessing come from the base, else from the first model; the
+    tokenizer and its chat template from `tokenizer_source`. Only files that a loader reads are copied, never code,
+    pickles or links that lead out of the folder.
+
+    Args:
+        target: the output's folder.
+        recipe: the merge's.
+        assembly: its sources.
+        dtypes: of the output's floating-point tensors; where they are one, `config.json` says so.
+
+    Raises:
+        ModelError: slices of a model whose configuration has no number of layers.
+    """
+    folder = model_folder(assembly.home.path)
+    if folder is None:
+        return
+    words = assembly.words.folder
+    own = folders.tokenizer_files(folder)
+    other = words is not None and words.resolve() != folder.resolve()
+    folders.copied(folder, target, [file for file in folders.beside(folder) if not (other and file in own)])
+    if other and words is not None:
+        folders.copied(words, target, folders.tokenizer_files(words))
+    if assembly.words.extra and words is not None and assembly.words.alignment is not None:
+        with_tokens(words, target, assembly.words.extra, assembly.words.alignment.tokens)
+    text = _template(recipe, assembly)
+    if text is not None:
+        put(target, text)
+    config = _config(assembly, dtypes)
+    if config:
+        inner = target / folders.main_folder(folder).relative_to(folder)
+        inner.mkdir(parents=True, exist_ok=True)
+        store.write_json(inner / folders.CONFIG, config)
+    if config and recipe.base_model is not None and not recipe.slices:
+        _refer(target, recipe, assembly)
+
+
+def _template(recipe: MergeRecipe, assembly: Assembly) -> str | None:
+    """The chat template that the recipe asks for; None for the tokenizer's own."""
+    if recipe.chat_template is None or assembly.words.folder is None:
+        return None
+    places = (model_folder(leaf.path) for source in _inputs(assembly) for leaf in leaves(source))
+    known = list(dict.fromkeys(place for place in places if place is not None))
+    return template(recipe.chat_template, known, recipe.place("chat_template"))
+
+
+def _inputs(assembly: Assembly) -> list[Source]:
+    """Base and models."""
+    return [*([] if assembly.base is None else [assembly.base]), *assembly.models]
+
+
+def _config(assembly: Assembly, dtypes: Iterable[torch.dtype]) -> dict[str, Any]:
+    config = {key: value for key, value in config_of(assembly.home.path).items() if key != _LEFT}
+    if isinstance(assembly.home, Sum):
+        config = with_settings(config, assembly.home.settings)
+    if not config:
+        return {}
+    kinds = set(dtypes)
+    if len(kinds) == 1 and {"model_type", "dtype", "torch_dtype"} & set(config):
+        config = with_dtype(config, kinds.pop())
+    if assembly.stacked is not None:
+        config = _with_layers(config, assembly.stacked, assembly.home.path)
+    if assembly.words.alignment is not None:
+        config = with_rows(config, assembly.words.alignment.rows)
+    return config
+
+
+def _refer(target: Path, recipe: MergeRecipe, assembly: Assembly) -> None:
+    """Say whose frozen heads are the result's: those of the base, as of any edited model."""
+    assert recipe.base_model is not None  # noqa: S101 - the caller has looked
+    folder = None if assembly.base is None else model_folder(assembly.base.path)
+    if folder is None:
+        return
+    if (folder / REFERENCE).is_file():  # the base was edited itself
+        folders.copied(folder, target, [Path(REFERENCE)])
+        return
+    known = (model.identity["base"] for model in assembly.models if "base" in model.identity)
+    path = str(folder.resolve()) if Path(recipe.base_model).exists() else None
+    edit = f"merged by {assembly.method.name}"
+    Reference(EDITED, recipe.base_model, path, next(known, ""), edit=edit).write(target)
+
+
+def parts(assembly: Assembly) -> tuple[str, ...]:
+    """Folders of the result that have weights of their own."""
+    folder = assembly.home.path
+    if not folder.is_dir():
+        return ()
+    main = folders.main_folder(folder)
+    return (*([] if main == folder else [str(main.relative_to(folder))]), *folders.parts(folder))
+
+
+def notes(recipe: MergeRecipe, assembly: Assembly) -> list[str]:
+    """What is to be said of the folders of a merge, before it begins: what is not read, not copied or left out.
+
+    Raises:
+        RecipeError: a chat template that is none.
+        ModelError: slices of a model whose configuration has no number of layers.
+    """
+    found = []
+    for source in [leaf for one in _inputs(assembly) for leaf in leaves(one)]:
+        if source.path.is_dir():
+            read = dict.fromkeys(stored.file for stored in source.tensors.values())
+            found.append(folders.unread(source.path, dict.fromkeys(read)))
+            if source.kind == "point" and (source.path / ADAPTER).is_file():
+                found.append(
+                    f"{source.path} holds a model and an adapter: the model is read. To read the adapter, name "
+                    f"{source.path / ADAPTER}."
+                )
+    folder = model_folder(assembly.home.path)
+    if folder is not None and recipe.output == "model":
+        found += _of_home(folder, assembly)
+        if recipe.chat_template is not None and _template(recipe, assembly) is None:
+            found.append(
+                f"chat_template: {recipe.chat_template}: no model has one, or no tokenizer: none is written."
+            )
+        _config(assembly, [])
+    return [one for one in found if one is not None]
+
+
+def _of_home(folder: Path, assembly: Assembly) -> list[str]:
+    """What is said of the folder that the result's files come from."""
+    said = []
+    words = assembly.words.folder
+    every = {
+        (place, file) for place in (folder, words) if place is not None for file in folders.beside(place)
+    }
+    links = sorted(str(place / file) for place, file in every if not folders.inside(place, place / file))
+    if links:
+        said.append(
+            f"{listed(links)} {'is a link' if len(links) == 1 else 'are links'} to a place outside the folder, and not "
+            "copied: put a copy of the file there."
+        )
+    config = config_of(assembly.home.path)
+    if config.get("auto_map"):
+        said.append(
+            f"{folder / folders.CONFIG} names Python code of its own (auto_map), which is not copied: whoever trusts it "
+            "copies it by hand."
+        )
+    if config.get(_LEFT):
+        said.append(
+            f"{folder / folders.CONFIG} has a `{_LEFT}`, and the weights are real numbers: it is left over from "
+            "training, and the result has none."
+        )
+    inner = folders.parts(folder)
+    if inner:
+        said.append(
+            f"the weights of {listed(inner)}, which {folders.MODULES} lists beside the model, are merged like the "
+            "model's."
+        )
+    return said
+
+
+def _with_layers(config: Mapping[str, Any], stacked: Stacked, where: Path) -> dict[str, Any]:
+    """A configuration with the numbers of the slices' layers, in the parts of a model of several too."""
+    changed: dict[str, Any] = json.loads(json.dumps(config))
+    for group in (group for group in stacked.groups if group.layered):
+        had = stacked.towers.stacks[group.stack]
+        found = stacked.towers.keys(group.stack, config)
+        if not found and group.count != had:
+            raise ModelError(
+                f"config.json of {where} does not say that {group.stack!r} has {had} layers, so the number of layers of "
+                f"the slices, {group.count}, cannot be written. Merge it with `models` instead."
+            )
+        for *above, key in found:
+            inner = changed
+            for step in above:
+                inner = inner[step]
+            inner[key] = group.count
+            kinds = inner.get("layer_types")
+            if isinstance(kinds, list) and len(kinds) == had:
+                inner["layer_types"] = [
+                    kinds[place] if place < had else kinds[-1] for place in _places(group.parts)
+                ]
+    return changed
+
+
+def _places(parts: Sequence[Any]) -> list[int]:
+    """The layers of the first source of every slice."""
+    return [place for part in parts for place in range(*(part.sources[0].layer_range or ()))]

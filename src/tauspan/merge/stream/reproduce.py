@@ -1,0 +1,133 @@
+"""A merge made again from its card, and compared bit for bit."""
+
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from tauspan import store
+from tauspan.core.errors import MismatchError, listed
+from tauspan.core.report import Report, versions
+from tauspan.merge.methods.method import Method
+from tauspan.merge.recipe.locations import relocated
+from tauspan.merge.recipe.recipe import MergeRecipe
+from tauspan.merge.sources.inputs import Source, open_source
+from tauspan.merge.stream.assembly import assemble
+from tauspan.merge.stream.card import Card
+from tauspan.merge.stream.files import merge_files
+from tauspan.store.values import Access
+
+_BLOCK = 1 << 22  # entries compared at once
+
+
+def reproduce(
+    path: str | Path,
+    out: str | Path | None = None,
+    *,
+    own: Method | None = None,
+    workers: int | None = None,
+    access: Access = "pread",
+    show_progress: bool = True,
+) -> Report:
+    """Make a merge again from its card, and compare.
+
+    Args:
+        path: a merged directory, whose tensors are compared too, or a card alone.
+        out: where the new result goes; None removes it after the comparison.
+        own: the method, where the card names code of the user's.
+        workers: threads.
+        access: how files are read.
+        show_progress: a bar on a terminal.
+
+    Returns:
+        The new merge's report.
+
+    Raises:
+        MismatchError: the results differ; the message names inputs, versions and tensors that do.
+        StoreError: no card, or an input is no longer where it was.
+    """
+    card = Card.read(path)
+    recipe = relocated(card.recipe, card.places, Path(path))
+    recipe = recipe if own is None else recipe.with_method(own)
+    if out is not None:
+        store.require_free(Path(out), False)
+    with tempfile.TemporaryDirectory(dir=Path(out or path).resolve().parent, prefix=".reproduced.") as folder:
+        target = Path(out) if out is not None else Path(folder) / "again"
+        report = merge_files(
+            recipe, target, workers=workers, access=access, block=card.block, show_progress=show_progress
+        )
+        differ = _differing(Path(path), target) if Path(path).is_dir() else []
+    if report.result["digest"] == card.digest and not differ:
+        return report
+    again = f"the merge made again has digest {report.result['digest'][:12]}"
+    if report.result["digest"] == card.digest:
+        raise MismatchError(
+            f"{again}, as the card says, and other tensors than {path}: {listed(differ)}. The files of {path} were "
+            "altered after the merge. `tauspan reproduce-card CARD OUT` makes them anew."
+        )
+    raise MismatchError(
+        f"{again}, and the card of {path} says {card.digest[:12]}. {_why(card, recipe_inputs(recipe, access), differ)}"
+    )
+
+
+def recipe_inputs(recipe: MergeRecipe, access: Access) -> list[dict[str, Any]]:
+    """The identities of a recipe's inputs as they are now: the base first, if there is one."""
+    assembly = assemble(recipe, access)
+    try:
+        sources = [*([] if assembly.base is None else [assembly.base]), *assembly.models]
+        return [dict(source.identity) for source in sources]
+    finally:
+        assembly.close()
+
+
+def _why(card: Card, now: Sequence[Mapping[str, Any]], differ: Sequence[str]) -> str:
+    """Why the digest is another: other inputs, other versions, or what neither headers nor versions show."""
+    changed = [
+        str(mine.get("path", place))
+        for place, (mine, then) in enumerate(zip(now, card.inputs, strict=False))
+        if {**mine, "path": None} != {**then, "path": None}
+    ]
+    current = versions()
+    other = [
+        f"{name} {card.versions.get(name)} then, {current.get(name)} now"
+        for name in sorted({*card.versions, *current})
+        if card.versions.get(name) != current.get(name)
+    ]
+    found = [f"Inputs that changed: {listed(changed)}."] if changed else []
+    found += [f"Versions that changed: {listed(other)}."] if other else []
+    if not found:
+        found = [
+            "Names, shapes and sizes of the inputs and the versions are the same, and the card keeps no hash of values: "
+            "an input's values changed, or the program did."
+        ]
+    found += [f"Tensors that differ: {listed(differ)}."] if differ else []
+    return " ".join(found)
+
+
+def _differing(first: Path, second: Path) -> list[str]:
+    """Names of tensors whose bits, dtypes or shapes differ between two directories."""
+    mine, other = open_source(first), open_source(second)
+    try:
+        names = [*mine.tensors, *(name for name in other.tensors if name not in mine.tensors)]
+        return [name for name in names if not _same(mine, other, name)]
+    finally:
+        mine.close()
+        other.close()
+
+
+def _same(mine: Source, other: Source, name: str) -> bool:
+    if name not in mine.tensors or name not in other.tensors:
+        return False
+    first, second = mine.tensors[name], other.tensors[name]
+    if (first.dtype, first.shape) != (second.dtype, second.shape):
+        return False
+    size = first.shape.numel()
+    return all(
+        torch.equal(
+            mine.read(name, start, min(start + _BLOCK, size)).view(torch.uint8),
+            other.read(name, start, min(start + _BLOCK, size)).view(torch.uint8),
+        )
+        for start in range(0, size, _BLOCK)
+    )

@@ -1,0 +1,174 @@
+"""The stream: a planned merge from files to files, block by block, in bounded memory, resumable after a kill."""
+
+import hashlib
+import json
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from tauspan import store
+from tauspan.core.errors import MismatchError, NonFiniteError, StoreError, UsageError
+from tauspan.core.measure import Cost, measured, progress
+from tauspan.core.report import Cell, Report, Table, provenance
+from tauspan.merge.engine.account import Account, meaning
+from tauspan.merge.stream.journal import Desk, Finished, desk
+from tauspan.merge.stream.merging import Merging
+from tauspan.merge.stream.plan import Plan, settled
+from tauspan.store.writer import Writer, full, is_full
+
+FLUSH = 2.0  # seconds between flushes, and so the work that a kill can cost
+_WORST = 10  # rows of the report's table of tensors
+
+
+def execute(
+    plan: Plan,
+    out: str | Path,
+    *,
+    finish: Callable[[Path, Report], None] | None = None,
+    resume: bool = False,
+    overwrite: bool = False,
+    show_progress: bool = True,
+) -> Report:
+    """Carry out a plan: read each input once (more often where the method measures first), write the output once.
+
+    The result is made in the folder `.NAME.merging` beside `out` and gets its name when it is whole. Its bytes depend
+    on the plan alone: not on workers, order, access or kills in between. An entry whose merged displacement is a
+    model's own takes that model's stored value, and one that does not move takes the base's; where both hold, the base's,
+    so that zeros keep its sign.
+
+    Args:
+        plan: from `plan`.
+        out: a directory; for a vector, and for a plan of a single file, a `.safetensors` file too.
+        finish: adds files to the result (configuration, card) before it gets its name; called with the result's path
+            and the report.
+        resume: go on with what a killed run of the same plan left.
+        overwrite: replace what lies at `out`.
+        show_progress: a bar on a terminal.
+
+    Returns:
+        What rounding kept, and digests: of a tensor, SHA-256 over the SHA-256 of its blocks, in order.
+
+    Raises:
+        NonFiniteError: NaN or infinity in an input, or beyond the output dtype's range.
+        MismatchError: an integer tensor differs between models.
+        StoreError: `out` is taken, the disk is full, or an unfinished merge lies there.
+    """
+    out = Path(out)
+    if out.suffix == ".safetensors" and plan.job.output == "model" and not plan.job.single:
+        raise UsageError(f"{out} names a file, and this plan makes a directory: leave out the suffix.")
+    store.require_free(out, overwrite)
+    with _told(plan, out), desk(out, plan.key, resume) as work:
+        try:
+            with measured() as cost:
+                finished = _written(settled(plan), work, show_progress)
+            report = _report(plan, out, finished, cost, len(work.journal.finished))
+            if finish is not None:
+                finish(work.result, report)
+            store.publish(work.result, out, overwrite=overwrite)
+        except (OSError, NonFiniteError, MismatchError, UsageError) as error:
+            # a file that cannot be read now may be read later; anything else needs other inputs, and their tensors anew
+            if is_full(error) or not isinstance(error, OSError):
+                work.clear()
+            raise
+        work.clear()
+    return report
+
+
+@contextmanager
+def _told(plan: Plan, out: Path) -> Iterator[None]:
+    """Turn the system's errors into a `StoreError` that names the output."""
+    try:
+        yield
+    except OSError as error:
+        if is_full(error):
+            raise full(out.parent, plan.layout.nbytes, error) from error
+        if isinstance(error, StoreError):
+            raise
+        raise StoreError(f"{out} could not be written: {error}.") from error
+
+
+def _written(plan: Plan, work: Desk, show_progress: bool) -> list[Finished]:
+    """Write all tensors; the journal's and the new ones, in the output's order."""
+    single = work.result.suffix == ".safetensors"
+    layout = plan.layout.renamed(work.result.name) if single else plan.layout
+    writer = Writer(work.folder if single else work.result, layout)
+    known = {one.name: one for one in work.journal.finished}
+    try:
+        writer.reopen() if known else writer.create()
+        left = [name for name in plan.layout.entries if name not in known]
+        pending: list[Finished] = []
+        flushed = time.monotonic()
+        with progress("merge", len(plan.layout.entries), show_progress) as advance:
+            advance(len(known), "")
+            for one in Merging(plan, writer).run(left):
+                known[one.name] = one
+                pending.append(one)
+                advance(1, "")
+                if time.monotonic() - flushed > FLUSH:
+                    writer.flush()
+                    work.journal.add(pending)
+                    pending, flushed = [], time.monotonic()
+        writer.flush()
+        work.journal.add(pending)
+    finally:
+        writer.close()
+    if plan.layout.index is not None:
+        text = json.dumps(plan.layout.index, indent=2, sort_keys=True) + "\n"
+        (work.result / (plan.job.stem + store.INDEX_SUFFIX)).write_text(text, encoding="utf-8")
+    return [known[name] for name in plan.layout.entries]
+
+
+def _report(plan: Plan, out: Path, finished: Sequence[Finished], cost: Cost, resumed: int) -> Report:
+    total = sum((one.account for one in finished), Account())
+    lossy = [one for one in finished if one.account.lost]
+    worst = sorted(lossy, key=lambda one: -one.account.lost)[:_WORST]
+    displaced = plan.job.base is not None or plan.job.reference.kind == "delta"
+    rows = [{"tensor": "all", **total.row(displaced)}]
+    rows += [{"tensor": one.name, **one.account.row(displaced)} for one in worst]
+    moved = plan.bytes_read + plan.layout.nbytes
+    result: dict[str, Any] = {
+        "out": str(out), "digest": digest(finished), "tensors": len(finished), "resumed": resumed,
+        "bytes": plan.layout.nbytes, "seconds": cost.seconds, "bytes_per_second": moved / max(cost.seconds, 1e-3),
+        **{key: value for key, value in total.row().items() if key != "entries"},
+    }  # fmt: skip
+    tables = _kept(plan, total)
+    if total.kept:
+        result["kept"] = {str(row["model"]): row["kept"] for row in tables[0].rows}
+    most = f" The {len(worst)} tensors that lost most." if len(worst) > 1 else ""
+    series = [{"tensor": one.name, "digest": one.digest, **one.account.row()} for one in finished]
+    facts = provenance(plan=plan.key, block=plan.block, workers=plan.workers, **plan.job.facts)
+    return Report(
+        f"merge by {plan.job.method.name}",
+        [Table("precision", rows, meaning(displaced) + most), *tables],
+        facts,
+        series,
+        result,
+        plan.warnings,
+    )
+
+
+def _kept(plan: Plan, total: Account) -> list[Table]:
+    """Of a sparse method, the share of each model's entries that it kept, beside the share it was asked for."""
+    entries: Counter[int] = Counter()
+    for spec in plan.specs:
+        for place in spec.of(range(len(plan.job.models))):
+            entries[place] += spec.shape.numel()
+    rows: list[dict[str, Cell]] = [
+        {"model": plan.job.models[place].label, "kept": count / entries[place]}
+        for place, count in enumerate(total.kept)
+        if entries[place]
+    ]
+    if not rows:
+        return []
+    return [Table("kept", rows, "kept: the share of a model's entries that the method did not leave out.")]
+
+
+def digest(finished: Sequence[Finished]) -> str:
+    """SHA-256 over the tensors' names and digests, in the output's order."""
+    whole = hashlib.sha256()
+    for one in finished:
+        whole.update(f"{one.name} {one.digest}\n".encode())
+    return whole.hexdigest()

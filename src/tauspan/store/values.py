@@ -1,0 +1,103 @@
+"""Reading ranges of stored tensors: from mapped files, or by positional reads."""
+
+import mmap
+import os
+import sys
+import threading
+import weakref
+from collections import OrderedDict
+from pathlib import Path
+from typing import Literal, TypeAlias
+
+import torch
+from torch import Tensor
+
+from tauspan.core.errors import StoreError, UsageError, nearest
+from tauspan.store import damaged
+from tauspan.store.headers import Stored
+
+Access: TypeAlias = Literal["mmap", "pread"]
+ACCESS: tuple[Access, ...] = ("mmap", "pread")
+_OPEN = 16  # files of one model held open: a stream visits shards one after another
+# the mapping is private and never written, so the system need not set memory aside for a copy of a whole model
+_FLAGS = mmap.MAP_PRIVATE | (
+    0x4000 if sys.platform == "linux" else 0
+)  # MAP_NORESERVE, which mmap does not name
+
+
+class _Opened:
+    """One open file; closed when nothing refers to it, so a thread that still reads it is never cut off."""
+
+    def __init__(self, file: Path, access: Access) -> None:
+        self.descriptor = os.open(file, os.O_RDONLY | os.O_CLOEXEC)
+        weakref.finalize(self, os.close, self.descriptor)
+        self.map: mmap.mmap | None = None
+        if access == "mmap":
+            # writable, in private pages: torch warns of buffers that are not
+            self.map = mmap.mmap(self.descriptor, 0, flags=_FLAGS, prot=mmap.PROT_READ | mmap.PROT_WRITE)
+
+
+class Values:
+    """Entries of stored tensors, in their own dtype, bit for bit. Several threads may read at once.
+
+    Args:
+        access: `mmap`: tensors that share the file's pages, nothing is copied; a write to one goes to a private copy.
+            A file that another process cuts short meanwhile ends this one, as with every mapping. `pread`: new
+            memory; better on network disks, and a file cut short is an error.
+    """
+
+    def __init__(self, access: Access = "pread") -> None:
+        if access not in ACCESS:
+            raise UsageError(f"access is {access!r}. {nearest(str(access), ACCESS)}")
+        self.access = access
+        self._open: OrderedDict[Path, _Opened] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def read(self, stored: Stored, start: int, stop: int) -> Tensor:
+        """The entries `start` to `stop` of the flattened tensor, shape (stop - start,)."""
+        count, width = stored.shape.numel(), stored.dtype.itemsize
+        if not 0 <= start <= stop <= count:
+            raise UsageError(f"entries {start} to {stop} of {stored.name!r}, which has {count}.")
+        if start == stop:
+            return torch.empty(0, dtype=stored.dtype)
+        opened, offset = self._opened(stored.file), stored.offset + start * width
+        # a mapping begins at a page, so the place in the file says whether entries are aligned in memory
+        if opened.map is None or offset % width:
+            return _copied(opened, stored, offset, stop - start)
+        if stored.offset + stored.nbytes > len(opened.map):
+            raise damaged(stored.file, f"{stored.name!r} should end at {stored.offset + stored.nbytes:,}")
+        return torch.frombuffer(opened.map, dtype=stored.dtype, count=stop - start, offset=offset)
+
+    def _opened(self, file: Path) -> _Opened:
+        with self._lock:
+            opened = self._open.get(file)
+            if opened is None:
+                try:
+                    opened = _Opened(file, self.access)
+                except (OSError, ValueError) as error:  # ValueError: an empty file cannot be mapped
+                    raise StoreError(f"{file} cannot be read: {error}.") from error
+                self._open[file] = opened
+                if len(self._open) > _OPEN:
+                    self._open.popitem(last=False)
+            self._open.move_to_end(file)
+            return opened
+
+    def close(self) -> None:
+        """Let go of the files; a later read opens them again."""
+        with self._lock:
+            self._open.clear()
+
+
+def _copied(opened: _Opened, stored: Stored, offset: int, count: int) -> Tensor:
+    tensor = torch.empty(count, dtype=stored.dtype)
+    into = tensor.view(torch.uint8).numpy().data
+    done = 0
+    while done < len(into):
+        try:
+            got = os.preadv(opened.descriptor, [into[done:]], offset + done)
+        except OSError as error:
+            raise StoreError(f"{stored.file} cannot be read: {error}.") from error
+        if not got:
+            raise damaged(stored.file, f"it ends inside {stored.name!r}")
+        done += got
+    return tensor

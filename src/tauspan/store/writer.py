@@ -1,0 +1,243 @@
+"""Safetensors files written at known offsets: headers come first, so blocks may come in any order."""
+
+import errno
+import os
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from math import prod
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from tauspan.core.errors import StoreError
+from tauspan.store import tensor_header
+
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+MODEL = "model"
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One tensor of the output: its bytes lie from `offset` of the file `file`."""
+
+    name: str
+    dtype: torch.dtype
+    shape: torch.Size
+    file: str = ""
+    offset: int = 0
+
+    @property
+    def nbytes(self) -> int:
+        """Size in bytes."""
+        return prod(self.shape) * self.dtype.itemsize
+
+
+@dataclass(frozen=True)
+class Shard:
+    """One file: its name, its header with the length before it, and its whole size."""
+
+    file: str
+    header: bytes
+    nbytes: int
+
+
+@dataclass(frozen=True)
+class Layout:
+    """All files of the output, and where each tensor lies."""
+
+    shards: tuple[Shard, ...]
+    entries: Mapping[str, Entry]
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all files, headers included."""
+        return sum(shard.nbytes for shard in self.shards)
+
+    @property
+    def index(self) -> dict[str, Any] | None:
+        """The content of the index beside the shards; None for a single file."""
+        own = {name: entry for name, entry in self.entries.items() if "/" not in entry.file}
+        if len({entry.file for entry in own.values()}) < 2:
+            return None
+        sizes = {
+            "total_parameters": sum(prod(entry.shape) for entry in own.values()),
+            "total_size": sum(entry.nbytes for entry in own.values()),
+        }
+        return {"metadata": sizes, "weight_map": {name: entry.file for name, entry in own.items()}}
+
+    def renamed(self, file: str) -> "Layout":
+        """The same for a single file with another name."""
+        (shard,) = self.shards
+        entries = {name: replace(entry, file=file) for name, entry in self.entries.items()}
+        return Layout((replace(shard, file=file),), entries)
+
+
+def layout(
+    entries: Sequence[Entry],
+    limit: int,
+    metadata: Mapping[str, str],
+    file: str | None = None,
+    stem: str = MODEL,
+    parts: Sequence[str] = (),
+) -> Layout:
+    """Entries cut into files of at most `limit` bytes, in their order, named as their library names them.
+
+    Args:
+        entries: name, dtype and shape of each tensor.
+        limit: bytes of a file's tensors; one larger tensor has a file of its own.
+        metadata: text by text, in every header.
+        file: the name of the only file, whatever its size.
+        stem: how the files' names begin.
+        parts: folders with files of their own: `2_Dense/linear.weight` is `linear.weight` of `2_Dense/model.safetensors`.
+
+    Example:
+        >>> pair = [Entry(name, torch.float32, torch.Size([2])) for name in "ab"]
+        >>> [shard.file for shard in layout(pair, 8, {}).shards]
+        ['model-00001-of-00002.safetensors', 'model-00002-of-00002.safetensors']
+    """
+    inner: dict[str, list[Entry]] = {}
+    for entry in entries if file is None else ():
+        part = next((part for part in parts if entry.name.startswith(f"{part}/")), None)
+        if part is not None:
+            inner.setdefault(part, []).append(entry)
+    apart = {entry.name for group in inner.values() for entry in group}
+    groups: list[list[Entry]] = [[]]
+    filled = 0
+    for entry in entries:
+        if entry.name in apart:
+            continue
+        if groups[-1] and file is None and filled + entry.nbytes > limit:
+            groups.append([])
+            filled = 0
+        groups[-1].append(entry)
+        filled += entry.nbytes
+    shards, placed = [], {}
+    for number, group in enumerate(groups, 1):
+        part = "" if len(groups) == 1 else f"-{number:05d}-of-{len(groups):05d}"
+        if group or not inner:
+            shard, own = _shard(file or f"{stem}{part}.safetensors", group, metadata)
+            shards.append(shard)
+            placed.update(own)
+    for folder, group in inner.items():
+        shard, own = _shard(f"{folder}/{MODEL}.safetensors", group, metadata)
+        shards.append(shard)
+        placed.update(own)
+    return Layout(tuple(shards), {entry.name: placed[entry.name] for entry in entries})
+
+
+def _shard(file: str, group: Sequence[Entry], metadata: Mapping[str, str]) -> tuple[Shard, dict[str, Entry]]:
+    cut = file.rpartition("/")[0]
+    names = {entry.name: entry.name.removeprefix(f"{cut}/") if cut else entry.name for entry in group}
+    header, starts = tensor_header(
+        {names[entry.name]: (entry.dtype, entry.shape) for entry in group}, metadata
+    )
+    placed = {
+        entry.name: Entry(entry.name, entry.dtype, entry.shape, file, starts[names[entry.name]])
+        for entry in group
+    }
+    return Shard(file, header, len(header) + sum(entry.nbytes for entry in group)), placed
+
+
+class Writer:
+    """The output's files, open; blocks are written at their offsets, from several threads.
+
+    Args:
+        folder: where the files lie.
+        layout: what lies in them.
+    """
+
+    def __init__(self, folder: Path, layout: Layout) -> None:
+        self.folder, self.layout = folder, layout
+        self._descriptors: dict[str, int] = {}
+
+    def create(self) -> None:
+        """Make the files: their whole size is taken from the disk, and their headers are written.
+
+        Raises:
+            OSError: the disk has no room; `is_full` tells.
+        """
+        self.folder.mkdir(exist_ok=True)
+        for shard in self.layout.shards:
+            (self.folder / shard.file).parent.mkdir(parents=True, exist_ok=True)
+            descriptor = os.open(self.folder / shard.file, os.O_RDWR | os.O_CREAT | os.O_TRUNC, 0o666)
+            self._descriptors[shard.file] = descriptor
+            _take(descriptor, shard.nbytes)
+            _put(descriptor, memoryview(shard.header), 0)
+
+    def reopen(self) -> None:
+        """Open the files that an earlier run made.
+
+        Raises:
+            StoreError: one of them is not as that run left it.
+        """
+        for shard in self.layout.shards:
+            file = self.folder / shard.file
+            try:
+                self._descriptors[shard.file] = descriptor = os.open(file, os.O_RDWR)
+            except OSError as error:
+                raise StoreError(f"{file} of the unfinished merge cannot be opened: {error}.") from error
+            found = os.fstat(descriptor).st_size, os.pread(descriptor, len(shard.header), 0)
+            if found != (shard.nbytes, shard.header):
+                raise StoreError(
+                    f"{file} of the unfinished merge has {found[0]:,} bytes or another header; the plan says "
+                    f"{shard.nbytes:,} bytes. Something else wrote there."
+                )
+
+    def write(self, name: str, start: int, values: Tensor) -> memoryview:
+        """Write a flat block that begins at entry `start` of a tensor; what was written."""
+        entry = self.layout.entries[name]
+        data = values.view(torch.uint8).numpy().data
+        _put(self._descriptors[entry.file], data, entry.offset + start * entry.dtype.itemsize)
+        return data
+
+    def flush(self) -> None:
+        """Wait until everything written so far lies on the disk."""
+        for descriptor in self._descriptors.values():
+            _sync(descriptor)
+
+    def close(self) -> None:
+        """Close the files."""
+        while self._descriptors:
+            os.close(self._descriptors.popitem()[1])
+
+
+_sync = getattr(os, "fdatasync", os.fsync)  # macOS has only fsync
+
+
+def _take(descriptor: int, nbytes: int) -> None:
+    """Reserve room on the disk, so that a full disk shows before the work."""
+    if hasattr(os, "posix_fallocate"):
+        try:
+            os.posix_fallocate(descriptor, 0, nbytes)
+            return
+        except OSError as error:
+            if error.errno not in (errno.EOPNOTSUPP, errno.EINVAL):
+                raise
+    os.ftruncate(descriptor, nbytes)
+
+
+def _put(descriptor: int, data: memoryview, offset: int) -> None:
+    while data:  # one call writes at most 2 GiB
+        written = os.pwrite(descriptor, data, offset)
+        data, offset = data[written:], offset + written
+
+
+def is_full(error: BaseException | None) -> bool:
+    """Whether the system said, here or in the error's cause, that a disk, a quota or a file-size limit is full."""
+    while error is not None:
+        if isinstance(error, OSError) and error.errno in _FULL:
+            return True
+        error = error.__cause__
+    return False
+
+
+def full(folder: Path, needed: int, error: Exception) -> StoreError:
+    """The error for a result that has no room."""
+    free = shutil.disk_usage(folder).free
+    return StoreError(
+        f"{folder} has no room for the result: it takes {needed:,} bytes and {free:,} are free ({error}). Free some "
+        "or choose an output on another disk. What was written so far has been removed."
+    )

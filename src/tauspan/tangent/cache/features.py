@@ -1,0 +1,100 @@
+"""Cached features: where only late blocks train, the blocks below them are run once for each batch."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from tauspan import models
+from tauspan.core.errors import ModelError, UsageError
+from tauspan.core.params import Params
+from tauspan.tangent.cache.room import Held, Room
+from tauspan.tangent.cache.tape import gradients
+from tauspan.tangent.engine.checkpointing import replaced
+from tauspan.tangent.engine.dual import mapped
+
+if TYPE_CHECKING:
+    from tauspan.tangent.linearized import Linearized
+
+
+class FeatureCell:
+    """One batch with the output of the last block below the first that trains."""
+
+    def __init__(self, linearized: "Linearized", batch: Any, skipped: list[nn.Module], kept: Any) -> None:
+        self._linearized, self._batch, self._skipped, self._kept = linearized, batch, skipped, kept
+
+    def settle(self) -> None:
+        """Take the kept tensors from where the room has put them."""
+        self._kept = mapped(self._kept, lambda item: item.tensor if isinstance(item, Held) else item)
+
+    def tangent(self) -> tuple[Tensor, Tensor]:
+        """`(f, J tau)`, differentiable in tau, by the trained blocks alone."""
+        with _skipping(self._skipped, self._kept):
+            args, kwargs = self._linearized.inputs_of(self._batch)
+            return self._linearized.tangent(*args, **kwargs)
+
+    def push(self, deltas: Params) -> Tensor:
+        """J tau."""
+        with _skipping(self._skipped, self._kept):
+            args, kwargs = self._linearized.inputs_of(self._batch)
+            return self._linearized.tangent(*args, vectors=[deltas], **kwargs)[1][0]
+
+    def pull(self, gradient: Tensor) -> dict[str, Tensor]:
+        """J^T g."""
+        with torch.enable_grad():
+            tangent = self.tangent()[1]
+        return gradients(tangent, self._linearized.tau, gradient)
+
+
+@contextmanager
+def _skipping(skipped: list[nn.Module], output: Any) -> Iterator[None]:
+    """Inside, these blocks return a known output instead of running."""
+    with replaced({block: lambda *_, **__: output for block in skipped}):
+        yield
+
+
+def cell(linearized: "Linearized", batch: Any, folder: Path | None) -> tuple[FeatureCell, int]:
+    """One batch's cell and the bytes it holds.
+
+    Raises:
+        ModelError: there are no blocks below the first that trains.
+    """
+    skipped = _below(linearized)
+    caught: list[Any] = []
+    hook = skipped[-1].register_forward_hook(lambda _, __, output: caught.append(output))
+    try:
+        with torch.no_grad():
+            linearized.function(batch)(linearized.theta0())
+    finally:
+        hook.remove()
+    if len(caught) != 1:
+        raise ModelError(f"the model runs its block {len(caught)} times, so its output cannot stand for it.")
+    room = Room([*linearized.base.parameters(), *linearized.base.buffers()], folder)
+    kept = mapped(caught[0], lambda item: room.hold(item) if isinstance(item, Tensor) else item)
+    made = FeatureCell(linearized, batch, skipped, kept)
+    held = room.settle()
+    made.settle()
+    return made, held
+
+
+def _below(linearized: "Linearized") -> list[nn.Module]:
+    """The blocks of the longest stack below the first one that trains."""
+    inner, _ = models.core(linearized.base)
+    try:
+        prefix, stack = models.blocks(inner, list(linearized.tau))
+    except UsageError as error:
+        raise ModelError(f"{error} There is nothing to cache as features.") from error
+    trained = [
+        place
+        for place, name in enumerate(stack)
+        if any(n.startswith(f"{prefix}{name}.") for n in linearized.tau)
+    ]
+    if not trained or trained[0] == 0:
+        raise ModelError(
+            f"{type(inner).__name__} has no block below the first that trains, so there is nothing to cache as features; "
+            "choose `last:k`, or another kind of cache."
+        )
+    return list(stack.values())[: trained[0]]

@@ -1,0 +1,1 @@
+"""Ways to compute f and J tau of a module, and the check that says which one is right for a call."""

@@ -1,0 +1,147 @@
+"""One call of a module, as a function of its parameters."""
+
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from tauspan import models
+from tauspan.core.params import Params
+from tauspan.models.at import At, unchecked
+from tauspan.models.encoder import single_tensor
+from tauspan.models.intact import Intact
+from tauspan.tangent.engine.dual import custom_function
+from tauspan.tangent.engine.reference import open_attention
+
+
+@dataclass(frozen=True)
+class Call:
+    """A module at fixed inputs, up to the linearisation point.
+
+    Args:
+        module: what is called; it is given back as it was, in its own mode.
+        args: positional inputs.
+        kwargs: keyword inputs.
+        parameters: the trainable parameters, under the names that a task vector has for them.
+        prefix: what stands before those names in the module's own.
+        intact: gives the module back as it was.
+        used: the trainable parameters that calls of this object have met.
+    """
+
+    module: nn.Module
+    args: tuple[Any, ...]
+    kwargs: Mapping[str, Any]
+    parameters: Mapping[str, Tensor]
+    prefix: str
+    intact: Intact
+    used: set[str] = field(default_factory=set)
+
+    def __call__(self, theta: Params) -> Tensor:
+        """f(theta); parameters that do not train are constant."""
+        point = {self.prefix + name: tensor for name, tensor in theta.items()}
+        with self.intact(), self._mode(), At(self.module, point, custom_function) as at:
+            found: Tensor = at.replaced(single_tensor(self.module(*self.args, **self.kwargs)))
+        self.used.update(at.used)
+        return found
+
+    def plain(self) -> Tensor:
+        """The output at the module's own parameters, as anybody calls it, with ordinary autograd's graph."""
+        with self.intact():
+            return self.bare()
+
+    def again(self) -> Tensor:
+        """The output of a second call, which meets what the first one has left in the module."""
+        with self.intact():
+            self.bare()
+            return self.bare()
+
+    def bare(self) -> Tensor:
+        """The same, with what the module keeps left in it."""
+        with self._mode(), open_attention():  # its fused path refuses a frozen layer
+            return single_tensor(self.module(*self.args, **self.kwargs))
+
+    @contextmanager
+    def _mode(self) -> Iterator[None]:
+        """Inside, the module is in eval mode, and what was compiled in it runs as it is written."""
+        with models.eval_mode(self.module), _as_written(), unchecked():
+            yield
+
+    @contextmanager
+    def training(self) -> Iterator[None]:
+        """Inside, the module's own trainable parameters, and no others, require a gradient."""
+        wanted = {id(parameter) for parameter in self.parameters.values()}
+        before = [(parameter, parameter.requires_grad) for parameter in self.module.parameters()]
+        try:
+            for parameter, _ in before:
+                parameter.requires_grad_(id(parameter) in wanted)
+            yield
+        finally:
+            for parameter, flag in before:
+                parameter.requires_grad_(flag)
+
+    def fewer(self) -> "Call":
+        """The same call with two of its rows, the first and the last, whether the module takes them or not."""
+        count = self.rows()
+        return self if count is None or count <= 2 else self.some([0, count - 1])
+
+    def sample(self) -> "Call":
+        """The same call with two of its rows, the first and the last; the whole where the module does not take them."""
+        fewer = self.fewer()
+        if fewer is self:
+            return self
+        try:
+            with torch.no_grad():
+                fewer.plain()
+        except Exception:  # whatever it says of two rows, it may take them all
+            return self
+        return fewer
+
+    def rows(self) -> int | None:
+        """How many rows the inputs have: the leading size that all of their tensors share; None if there is none."""
+        sizes = {
+            None if tensor.is_nested or tensor.ndim == 0 else tensor.shape[0]
+            for tensor in leaves((self.args, self.kwargs))
+            if isinstance(tensor, Tensor)
+        }
+        return sizes.pop() if len(sizes) == 1 else None
+
+    def some(self, places: list[int]) -> "Call":
+        """The same call with some rows of every input."""
+        args, kwargs = _each((self.args, self.kwargs), lambda tensor: tensor[places])
+        return replace(self, args=args, kwargs=kwargs)
+
+
+def _as_written() -> AbstractContextManager[Any]:
+    """Inside, what `torch.compile` has compiled runs as it is written."""
+    if "torch._dynamo" not in sys.modules:  # nothing is compiled, and the import takes seconds
+        return nullcontext()
+    try:
+        stance: AbstractContextManager[Any] = torch.compiler.set_stance("force_eager")
+        return stance
+    except RuntimeError:  # all of this runs inside something compiled
+        return nullcontext()
+
+
+def leaves(item: Any) -> list[Any]:
+    """Everything among a call's inputs that is no container, in order."""
+    if isinstance(item, Mapping):
+        return [leaf for part in item.values() for leaf in leaves(part)]
+    if isinstance(item, tuple | list):
+        return [leaf for part in item for leaf in leaves(part)]
+    return [item]
+
+
+def _each(item: Any, change: Callable[[Tensor], Tensor]) -> Any:
+    """The same nesting with each tensor changed."""
+    if isinstance(item, Tensor):
+        return change(item)
+    if isinstance(item, Mapping):
+        return {key: _each(part, change) for key, part in item.items()}
+    if isinstance(item, tuple | list):
+        parts = [_each(part, change) for part in item]
+        return type(item)(*parts) if hasattr(item, "_fields") else type(item)(parts)
+    return item

@@ -1,0 +1,175 @@
+"""Which rule belongs to which operation, and how an operation is recognised under its several names."""
+
+import inspect
+from functools import lru_cache
+from typing import Any
+
+from torch import Tensor
+
+from tauspan.tangent.engine import elementwise, norms, rules
+from tauspan.tangent.engine.attention import scaled_dot_product_attention
+from tauspan.tangent.engine.rules import Rule
+
+
+@lru_cache(maxsize=256)
+def _signature(rule: Rule) -> tuple[tuple[inspect.Parameter, ...], frozenset[str], bool, bool]:
+    """The places that a rule spells out, its keyword-only names, and whether it takes further places or names."""
+    known = list(inspect.signature(rule).parameters.values())[1:]
+    return (
+        tuple(one for one in known if one.kind in (one.POSITIONAL_ONLY, one.POSITIONAL_OR_KEYWORD)),
+        frozenset(one.name for one in known if one.kind is one.KEYWORD_ONLY),
+        any(one.kind is one.VAR_POSITIONAL for one in known),
+        any(one.kind is one.VAR_KEYWORD for one in known),
+    )
+
+
+# torch's own names for the first two arguments, where a rule calls them otherwise.
+_TORCH_NAMES = ("input", "other")
+
+
+def bound(
+    rule: Rule, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
+    """The arguments in the rule's own order; None if the rule does not know one, or misses one."""
+    places, options, more_places, more_names = _signature(rule)
+    found, named = list(args), dict(kwargs)
+    if len(found) > len(places) and not more_places:
+        return None
+    for place, one in list(enumerate(places))[len(found) :]:
+        name = one.name if one.name in named or place > 1 else _TORCH_NAMES[place]
+        if name in named and one.kind is not one.POSITIONAL_ONLY:
+            found.append(named.pop(name))
+        elif one.default is not one.empty:
+            found.append(one.default)
+        else:
+            return None
+    if not more_names and not named.keys() <= options:
+        return None
+    return tuple(found), named
+
+
+def asks(name: str) -> bool:
+    """Whether this reads a property that does not move with the tensor: every one without a rule."""
+    return name.startswith("get ") and name not in RULES
+
+
+def moves(value: Any) -> bool:
+    """Whether an output can have a tangent: integers and what is not a tensor cannot."""
+    return isinstance(value, Tensor) and (value.is_floating_point() or value.is_complex())
+
+
+def name_of(func: Any) -> str:
+    """One name for a function, its method and its operator: add for torch.add, Tensor.add and `+`."""
+    name: str = getattr(func, "__name__", str(func))
+    if name == "__get__":
+        return f"get {func.__self__.__name__}"
+    return _OPERATORS.get(name, name)
+
+
+_OPERATORS = {
+    "__add__": "add", "__radd__": "add", "__iadd__": "add_", "__sub__": "sub", "__rsub__": "rsub",
+    "__isub__": "sub_",
+    "__mul__": "mul", "__rmul__": "mul", "__imul__": "mul_", "__truediv__": "div", "__div__": "div",
+    "__itruediv__": "div_",
+    "__rdiv__": "rdiv", "__rtruediv__": "rdiv", "__matmul__": "matmul", "__rmatmul__": "matmul",
+    "__neg__": "neg",
+    "__pow__": "pow", "__getitem__": "getitem", "__abs__": "abs", "subtract": "sub", "multiply": "mul",
+    "divide": "div",
+    "true_divide": "div", "negative": "neg", "absolute": "abs", "concat": "cat", "concatenate": "cat",
+}  # fmt: skip
+
+VIEWS = frozenset({
+    "view", "view_as", "reshape", "reshape_as", "transpose", "swapaxes", "swapdims", "permute", "movedim", "moveaxis",
+    "t", "get T", "get mT", "get H", "get mH", "adjoint", "unsqueeze", "squeeze", "flatten", "unflatten", "expand",
+    "expand_as", "broadcast_to", "narrow", "select", "getitem", "split", "split_with_sizes", "tensor_split", "chunk",
+    "unbind", "diagonal", "unfold", "ravel", "to", "contiguous", "float", "double", "type_as", "dropout",
+})  # fmt: skip
+_RESHAPED = ("view", "view_as", "reshape", "reshape_as", "flatten", "unflatten", "ravel")
+_SAME = ("contiguous", "clone", "to", "float", "double", "half", "bfloat16", "type_as", "type", "cpu", "cuda")
+_ALONG = (VIEWS - {*_RESHAPED, *_SAME, "dropout"}) | {
+    "neg", "sum", "mean", "cumsum", "flip", "roll", "repeat", "repeat_interleave", "tile", "index_select", "gather",
+    "take_along_dim", "masked_select", "tril", "triu", "avg_pool1d", "avg_pool2d", "adaptive_avg_pool1d",
+    "adaptive_avg_pool2d", "interpolate", "pixel_shuffle", "rot90", "sum_to_size", "trace", "deg2rad", "fold",
+    "view_as_real", "get real", "get imag",
+}  # fmt: skip
+
+RULES: dict[str, Rule] = {
+    **dict.fromkeys(_ALONG, rules.along),
+    **dict.fromkeys(_RESHAPED, rules.viewed),
+    **dict.fromkeys(_SAME, rules.same),
+    **{name: elementwise.derived(name) for name in elementwise.DERIVATIVES},
+    **{name: elementwise.kernel(name) for name in elementwise.KERNELS},
+    **{f"conv{kind}{n}d": rules.convolution for kind in ("", "_transpose") for n in (1, 2, 3)},
+    "view_as_complex": rules.as_complex,
+    "cat": rules.concatenated,
+    "stack": rules.concatenated,
+    "hstack": rules.concatenated,
+    "vstack": rules.concatenated,
+    "pad": rules.padded,
+    "masked_fill": rules.masked_fill,
+    "where": rules.where,
+    "dropout": rules.dropout,
+    "feature_dropout": rules.dropout,
+    "alpha_dropout": rules.dropout,
+    "add": rules.added,
+    "sub": rules.subtracted,
+    "rsub": rules.subtracted_from,
+    "mul": rules.product,
+    "matmul": rules.product,
+    "mm": rules.product,
+    "bmm": rules.product,
+    "mv": rules.product,
+    "dot": rules.product,
+    "div": rules.divided,
+    "rdiv": rules.divided_by,
+    "pow": rules.power,
+    "einsum": rules.einsum,
+    "addmm": rules.with_addend,
+    "baddbmm": rules.with_addend,
+    "linear": rules.linear,
+    "_grouped_mm": rules.grouped,
+    "embedding": rules.embedding,
+    "embedding_bag": rules.embedding_bag,
+    "cdist": rules.distances,
+    "gelu": elementwise.gelu,
+    "softmax": elementwise.softmax,
+    "log_softmax": elementwise.log_softmax,
+    "layer_norm": norms.layer_norm,
+    "rms_norm": norms.rms_norm,
+    "group_norm": norms.group_norm,
+    "batch_norm": norms.batch_norm,
+    "scaled_dot_product_attention": scaled_dot_product_attention,
+}
+
+# Small operations for which torch's forward mode is as good as a rule of our own.
+BY_FORWARD_MODE = frozenset({
+    "clamp", "clamp_min", "clamp_max", "clip", "minimum", "maximum", "linalg_vector_norm", "logsumexp", "max",
+    "min", "topk", "sort", "var", "std", "amax", "amin", "prod", "cumprod", "addcmul", "addcdiv", "lerp", "elu",
+    "leaky_relu", "softplus", "hardtanh", "log1p", "expm1", "tan", "atan", "asin", "acos", "sinh", "cosh", "erfc",
+    "exp2", "log2", "log10", "log_sigmoid", "sinc", "logaddexp", "atan2", "hypot", "threshold", "prelu", "outer",
+    "float_power", "max_pool1d", "max_pool2d", "max_pool2d_with_indices", "adaptive_max_pool2d",
+    "cosine_similarity", "index_add", "scatter", "scatter_add", "bilinear", "cross", "inner", "addmv", "addbmm",
+    "addr", "instance_norm", "complex", "frac", "remainder", "fmod", "nan_to_num", "nansum", "glu",
+    "broadcast_tensors", "meshgrid", "tensordot", "index_put", "selu", "celu", "relu6",
+})  # fmt: skip
+
+# What does not depend on the values, or only in steps: the answer is that of the primal.
+WITHOUT_TANGENT = frozenset({
+    "size", "dim", "ndimension", "numel", "nelement", "stride", "storage_offset", "element_size", "is_contiguous",
+    "is_floating_point", "is_complex", "is_signed", "get_device", "__len__", "__hash__", "__repr__", "__format__",
+    "detach", "is_inference", "is_same_size", "is_nonzero", "__bool__", "__contains__", "register_hook",
+    "eq", "ne", "lt", "le", "gt", "ge", "greater", "greater_equal", "less", "less_equal", "not_equal", "isnan", "isinf",
+    "isfinite", "isclose", "allclose", "equal", "argmax", "argmin", "argsort", "count_nonzero", "nonzero",
+    "searchsorted", "bucketize", "any", "all", "logical_not", "logical_and", "logical_or", "logical_xor", "sign",
+    "signbit", "floor", "ceil", "round", "trunc", "floor_divide", "bool", "int", "long", "short", "char", "byte",
+    "zeros_like", "ones_like", "empty_like", "full_like", "rand_like", "randn_like", "new_zeros", "new_ones",
+    "new_empty", "new_full", "new_tensor", "result_type",
+})  # fmt: skip
+
+# A number read off a tensor is a constant, as for ordinary autograd.
+READS = frozenset(
+    {"item", "tolist", "numpy", "__float__", "__int__", "__index__", "__array__", "__complex__"}
+)
+
+# Derivatives that a module takes in its own forward.
+DERIVES = frozenset({"grad", "backward", "jacobian", "hessian", "vjp", "jvp"})

@@ -1,0 +1,59 @@
+"""The rows of a split as batches that an encoder reads."""
+
+from collections.abc import Iterator, Sequence
+from typing import Any, TypeAlias
+
+from tauspan.core.ahead import ahead
+from tauspan.core.errors import UsageError
+from tauspan.models import Batch, Encoder
+from tauspan.tasks import Split
+
+Batches: TypeAlias = Sequence[tuple[list[int], Batch]]
+
+
+class Prepared(Sequence[tuple[list[int], Batch]]):
+    """Batches with the places of their rows, encoded when they are asked for.
+
+    Texts and tensors are kept once encoded, so that a second pass costs nothing; images are not, since those of one
+    split can outgrow the memory. Whoever goes through them finds the next images decoded in the meantime.
+    """
+
+    def __init__(
+        self, encoder: Encoder, rows: Split, places: Sequence[list[int]], max_tokens: int | None
+    ) -> None:
+        self._encoder, self._rows, self._places, self._max_tokens = encoder, rows, places, max_tokens
+        self._kept: dict[int, Batch] = {}
+
+    def __len__(self) -> int:
+        return len(self._places)
+
+    def __getitem__(self, number: Any) -> Any:
+        if isinstance(number, slice):
+            return [self[one] for one in range(*number.indices(len(self)))]
+        places = self._places[number]
+        batch = self._kept.get(number)
+        if batch is None:
+            batch = self._encoder.encode(self._rows.take(places).inputs, self._max_tokens)
+            if self._encoder.inputs.modality != "image":
+                self._kept[number] = batch
+        return places, batch
+
+    def __iter__(self) -> Iterator[tuple[list[int], Batch]]:
+        return self.share(0, 1)
+
+    def share(self, first: int, step: int) -> Iterator[tuple[list[int], Batch]]:
+        """Every `step`-th batch, from the one numbered `first` on."""
+        return ahead(self.__getitem__, range(first, len(self), step), self._encoder.inputs.ahead)
+
+
+def batches(encoder: Encoder, rows: Split, max_tokens: int | None, batch_size: int) -> Prepared:
+    """The rows in batches of similar length (less padding), with the places they had."""
+    for name, value in (("batch_size", batch_size), ("max_tokens", max_tokens)):
+        if value is not None and value < 1:
+            raise UsageError(f"{name}={value}: it must be at least 1.")
+    lengths = [0] * len(rows)
+    if encoder.inputs.modality == "text":
+        lengths = [len(item) if isinstance(item, str) else 0 for item in rows.inputs]
+    order = sorted(range(len(rows)), key=lengths.__getitem__)
+    places = [order[begin : begin + batch_size] for begin in range(0, len(order), batch_size)]
+    return Prepared(encoder, rows, places, max_tokens)

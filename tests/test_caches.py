@@ -170,7 +170,8 @@ def test_a_killed_build_leaves_no_file(tmp_path: Path) -> None:
         import sys, os, signal, torch
         sys.path.insert(0, sys.argv[2])
         import zoo
-        from tauspan.tangent import linearize, room
+        from tauspan.tangent import linearize
+        from tauspan.tangent.cache import room
         lin = linearize(zoo.classifier(zoo.bert()))
         settle = room.Room.settle
         def killed(self):

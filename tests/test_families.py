@@ -13,6 +13,9 @@ from benchmarks.families.others import OPEN_CLIP, TIMM, of_open_clip, of_timm
 
 import zoo
 
+# torch says so once a process, of a model that has such a layer
+pytestmark = pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel lengths:UserWarning")
+
 FEW = (
     "albert",
     "mixtral",

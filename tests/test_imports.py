@@ -1,42 +1,37 @@
-"""The import rule of docs/architecture.md: a module imports only modules of a smaller level, or of its own package."""
+"""The import rule of docs/architecture.md: a room imports only rooms of a lower floor, folders never one another."""
 
-import ast
 import re
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parent.parent
-SOURCE = ROOT / "src" / "tauspan"
-PAGE = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
-LEVELS = {name: int(level) for level, name in re.findall(r"^\| (\d+) \| `(\w+)/?` \|", PAGE, re.MULTILINE)}
+from benchmarks.house import SOURCE, arrows, circles, modules
+
+PAGE = Path(__file__).resolve().parent.parent / "docs" / "architecture.md"
+FLOORS = {
+    name: int(floor)
+    for floor, name in re.findall(r"^\| (\d+) \| `(\w+)", PAGE.read_text("utf-8"), re.MULTILINE)
+}
+FOLDERS = set(re.findall(r"^\| \d* ?\| `([\w/]+?)/?` \|", PAGE.read_text("utf-8"), re.MULTILINE))
 
 
-def _room(file: Path) -> str:
-    return file.relative_to(SOURCE).parts[0].removesuffix(".py")
-
-
-def _imported(file: Path) -> set[str]:
-    """The modules of the package that a file imports, inside functions too."""
-    found = set()
-    for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
-        if isinstance(node, ast.ImportFrom) and node.module == "tauspan":
-            found |= {alias.name for alias in node.names if not alias.name.startswith("__")}
-        elif isinstance(node, ast.ImportFrom) and (node.module or "").startswith("tauspan."):
-            found.add(str(node.module).split(".")[1])
-        elif isinstance(node, ast.Import):
-            found |= {a.name.split(".")[1] for a in node.names if a.name.startswith("tauspan.")}
-    return found
-
-
-def test_every_module_has_a_level() -> None:
-    rooms = {_room(file) for file in SOURCE.rglob("*.py")}
-    assert {room for room in rooms if not room.startswith("__")} == set(LEVELS)
+def test_the_page_names_each_room_and_folder() -> None:
+    assert set(arrows()) == set(FLOORS)
+    rooms = set(arrows(deep=True)) - {"kernel", "merge"}  # which hold faces alone
+    assert rooms <= FOLDERS
 
 
 def test_imports_go_down() -> None:
-    for file in SOURCE.rglob("*.py"):
-        room = _room(file)
-        if room.startswith("__"):
-            continue
-        for other in _imported(file) - {room}:
-            allowed = LEVELS[other] < LEVELS[room]
-            assert allowed, f"{file.relative_to(SOURCE)} imports {other}, which is not below it"
+    for room, others in arrows().items():
+        for other in others:
+            assert FLOORS[other] < FLOORS[room], f"{room} imports {other}, which is not below it"
+
+
+def test_no_folders_import_one_another() -> None:
+    assert circles(arrows(deep=True)) == []
+
+
+def test_the_page_names_each_module() -> None:
+    page = PAGE.read_text("utf-8")
+    files = [file for file in modules(SOURCE).values() if not file.stem.startswith("__")]
+    assert [
+        file.stem for file in files if f"`{file.stem}`" not in page and "analytic" not in file.parts
+    ] == []

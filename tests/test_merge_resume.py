@@ -31,7 +31,8 @@ import os, sys, time
 sys.path.insert(0, {tests!r})
 import dataclasses, merging
 from pathlib import Path
-from tauspan.merge import METHODS, stream
+from tauspan.merge import METHODS
+from tauspan.merge.stream import stream
 from tauspan.merge.stream.plan import plan
 given = METHODS["task_arithmetic"]
 stream.FLUSH = 0.0

@@ -13,7 +13,10 @@ from tauspan.experiments.recipe import Energies, Maps, Negation, Recipe, Rows, T
 from tauspan.tasks.data.suite import NAMES
 from tauspan.train import Settings
 
-SHIPPED = (Path(tauspan.__file__).parent / "demo.yaml", Path(__file__).parents[1] / "recipes" / "text7.yaml")
+SHIPPED = (
+    Path(tauspan.__file__).parent / "cli" / "demo.yaml",
+    Path(__file__).parents[1] / "recipes" / "text7.yaml",
+)
 LEAST = "model: minilm\ntasks: [email_spam, movie_sentiment]\n"
 
 REFUSED = {

@@ -143,10 +143,11 @@ def test_a_recipe_goes_to_a_worker_as_text(small: Recipe) -> None:
 SCRIPT = """
 import os, signal, sys, traceback
 from pathlib import Path
-from tauspan import figures, store
+from tauspan import store
+from tauspan.experiments import figures
 from tauspan.store import places
 from tauspan.experiments.recipe import Recipe
-from tauspan.run import run
+from tauspan.experiments.run import run
 
 figures.draw = lambda report, folder: []
 recipe, folder, points = Recipe.read(sys.argv[1]), Path(sys.argv[2]), [int(word) for word in sys.argv[3:]]

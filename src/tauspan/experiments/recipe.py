@@ -116,10 +116,9 @@ class Maps:
 
 @dataclasses.dataclass(frozen=True)
 class Merging:
-    """Which merging methods are compared, with their default options and an alpha each; see
-        `tauspan.merge.data.compare`.
+    """Which merging methods are compared, with their default options and an alpha each.
 
-    `regimes` None takes all of the recipe's, `grid` None the default one.
+    See `tauspan.merge.data.compare`. `regimes` None takes all of the recipe's, `grid` None the default one.
     """
 
     methods: tuple[str, ...] = ()

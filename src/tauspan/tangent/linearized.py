@@ -348,7 +348,8 @@ def linearize(
         checkpointing: keep only each block's input for the backward and compute the rest again: less memory, one
             more forward, the same numbers. One-pass engine only.
         check: `"auto"` compares the first batch of each kind with ordinary autograd on the module itself (see
-            `tauspan.tangent.engine.check`), on two rows where the module takes them; `"off"` trusts. None as for `engine`.
+            `tauspan.tangent.engine.check`), on two rows where the module takes them; `"off"` trusts. None as for
+            `engine`.
 
     Raises:
         ModelError: active dropout, batch norm in training mode, tied memory that cannot be kept.

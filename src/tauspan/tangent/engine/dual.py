@@ -1,9 +1,9 @@
 """Dual tensors: a value that records the ordinary autograd graph, and tangents that do not.
 
 A `Dual` wraps the *primal*, an ordinary tensor, and carries T tangents beside it. Every operation on a `Dual` comes to
-`Dual.__torch_function__`: the operation's rule (`tauspan.tangent.engine.rules`) computes the primal as always, so autograd
-records it, and returns a *push*, the linear map from input tangents to the output's tangent, which is applied T times
-without a graph. Autograd saves primals and never a `Dual`, so a tangent is freed as soon as the module drops it.
+`Dual.__torch_function__`: the operation's rule (`tauspan.tangent.engine.rules`) computes the primal as always, so
+autograd records it, and returns a *push*, the linear map from input tangents to the output's tangent, which is applied
+T times without a graph. Autograd saves primals and never a `Dual`, so a tangent is freed as soon as the module drops it.
 """
 
 import inspect

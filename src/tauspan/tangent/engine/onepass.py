@@ -1,8 +1,9 @@
 """The one-pass engine: the ordinary graph at theta0, tangents beside it, and one plain backward.
 
-The forward runs the module once on dual tensors (`tauspan.tangent.engine.dual`). Autograd records the ordinary graph at theta0,
-whose vector-Jacobian product is exactly the gradient J^T g of the tangent model, so the backward is that of ordinary
-fine-tuning: a training step costs 5/3 of one in matrix products, and attention stays fused in value and backward.
+The forward runs the module once on dual tensors (`tauspan.tangent.engine.dual`). Autograd records the ordinary graph at
+theta0, whose vector-Jacobian product is exactly the gradient J^T g of the tangent model, so the backward is that of
+ordinary fine-tuning: a training step costs 5/3 of one in matrix products, and attention stays fused in value and
+backward.
 """
 
 from collections.abc import Sequence

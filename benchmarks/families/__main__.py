@@ -24,7 +24,10 @@ _SECONDS = 300  # for one model
 
 
 def import_torchvision() -> None:
-    """Where its compiled operators do not load beside this torch, import it without registering them."""
+    """Where its compiled operators do not load beside this torch, import it without registering them.
+
+    timm and open_clip import it, and transformers does where it is installed; none of their models needs the operators.
+    """
     if importlib.util.find_spec("torchvision") is None:
         return
     try:

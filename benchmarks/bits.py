@@ -1,7 +1,7 @@
 """`python -m benchmarks.bits`: hashes of what tauspan computes, to compare two versions of it to the last bit.
 
-Vectors of both regimes, each merging method that needs no data, in memory and from files, a kernel, an addition and a
-run's report without times. It uses public names alone, so that one file serves both versions.
+Vectors of both regimes, the reports of their additions without times, a kernel, and each merging method that needs no
+data, in memory and from files. It uses public names alone, so that one file serves both versions.
 """
 
 import hashlib
@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 import tauspan as ts
 
+# parts of the names of entries that differ from run to run
 _NO_BITS = (
     "seconds",
     "peak MB",

@@ -254,7 +254,7 @@ def _value(hint: Any, value: Any, spot: _Spot) -> Any:
 
 
 def _in_words(hint: Any) -> str:
-    """A type as a message names it, and a dataclass as what stands for it in a file."""
+    """A type in the words of a message; a list of dataclasses is described by the keys that a file may set."""
     items = next(iter(typing.get_args(hint)), None)
     if typing.get_origin(hint) is tuple and dataclasses.is_dataclass(items):
         short = "texts or " if _alone(items) else ""

@@ -90,9 +90,7 @@ def tensor_rows(name: str, split: str, given: Any) -> Rows:
             f"{shape}. One whole number for each row is its class."
         )
     values = labels.tolist() if hasattr(labels, "tolist") else list(labels)
-    if hasattr(inputs, "columns") and hasattr(
-        inputs, "iloc"
-    ):  # a list of it would be the names of its columns
+    if hasattr(inputs, "columns") and hasattr(inputs, "iloc"):  # its list is the names of its columns
         raise DataError(
             f"{split} of {name!r}: its inputs are a data frame with the columns {listed(inputs.columns)}: give a column "
             "of texts (`frame['text'].tolist()`) or an array of numbers (`frame.to_numpy()`)."

@@ -163,7 +163,7 @@ def _csv(file: Path, wanted: Sequence[str], dialect: Dialect) -> Columns:
         )
         records = _records(file, itertools.chain([first], handle), delimiter, dialect, above)
         _, header = next(records, (1, []))
-        _require_parted(file, wanted, header, first)
+        _require_header(file, wanted, header, first)
         require_columns(file, wanted, header)
         kept = [header.index(column) for column in wanted]
         values: list[list[Any]] = [[] for _ in wanted]
@@ -182,8 +182,8 @@ def _csv(file: Path, wanted: Sequence[str], dialect: Dialect) -> Columns:
     return Columns(dict(zip(wanted, values, strict=True)), lines)
 
 
-def _require_parted(file: Path, wanted: Sequence[str], header: Sequence[str], first: str) -> None:
-    """Raise, with the way out, where the first line names the columns and another character parts them."""
+def _require_header(file: Path, wanted: Sequence[str], header: Sequence[str], first: str) -> None:
+    """Raise, with the way out, if another character separates the columns or the first line names none of them."""
     if len(header) == 1 and wanted[0] not in header and wanted[0] in header[0]:
         other = next(
             (one for one in header[0].replace(wanted[0], "") if not one.isalnum() and one not in "_ "), None

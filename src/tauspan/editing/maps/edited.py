@@ -69,15 +69,17 @@ class Tangent:
         point: Literal["encoder", "logits"] | None, show: bool,
     ) -> None:  # fmt: skip
         self._passes: dict[Task, Contributions] = {}
-        models: dict[tuple[str, ...], Linearized] = {}  # by what moves: those of all tasks share one check
+        tangents: dict[
+            tuple[str, ...], Linearized
+        ] = {}  # by the tensors that move: all tasks share one check
         rows = sum(len(task.split(split)) for task in directions)
         with progress(f"tangents on {split}", rows, show) as advance:
             for task, others in directions.items():
                 taus = {other.name: vectors[other] for other in others}
                 names = tuple(vectors[task].deltas)
-                if names not in models:
-                    models[names] = linearize(encoder, list(names))
-                tangent = models[names].under(heads[task], point or "logits")
+                if names not in tangents:
+                    tangents[names] = linearize(encoder, list(names))
+                tangent = tangents[names].under(heads[task], point or "logits")
                 labels, about = task.split(split).labels, {"task": task.name, "split": split}
                 self._passes[task] = contributions(
                     tangent, taus, prepared[task], labels, info=about, advance=advance

@@ -138,7 +138,7 @@ def _gram(left: Sequence[Piece], right: Sequence[Piece], chunk: int | None) -> T
 
 
 def _absent(piece: Piece) -> bool:
-    """Whether a piece says that its rows do not depend on the parameter."""
+    """Whether a piece says that its rows do not reach the parameter: they went to another expert, for example."""
     return isinstance(piece, Written) and piece.jacobian.shape[2] == 0
 
 
@@ -150,9 +150,7 @@ def _height(piece: Piece) -> int:
 def _add(total: Tensor, left: list[Piece], right: list[Piece], chunk: int | None = None) -> None:
     """Add the products of two groups of pieces to `total`, shape (n I, m I)."""
     first, second = left[0], right[0]
-    if _absent(first) or _absent(
-        second
-    ):  # rows that do not reach the parameter: routed to another expert, say
+    if _absent(first) or _absent(second):
         return
     if isinstance(first, Product) and isinstance(second, Product) and first.turned == second.turned:
         (inner, t, b), (others, s) = first.sensitivity.shape[1:], second.sensitivity.shape[1:3]

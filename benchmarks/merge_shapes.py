@@ -1,4 +1,4 @@
-"""`python -m benchmarks.merge_shapes --mergekit PYTHON`: every shape of tests/shapes in tauspan and in mergekit.
+"""`python -m benchmarks.merge_shapes --mergekit PYTHON`: every shape of tests/merge/shapes in tauspan and in mergekit.
 
 The shapes are mergekit's own examples, with small models in their places, and further forms that its files have. A table
 says for each whether tauspan runs it or refuses it and by what name, whether mergekit runs it, and how far the
@@ -32,7 +32,7 @@ from tauspan.merge.recipe.recipe import MergeRecipe
 from tauspan.merge.stream.files import merge_files
 from tauspan.store import Checkpoint
 
-SHAPES = ROOT / "tests" / "shapes"
+SHAPES = ROOT / "tests" / "merge" / "shapes"
 _ALLOW = {"example_bio": ("config",)}  # what has to be let pass by name
 _WHY = {
     "example_arcee_fusion": "the divergence of nearly equal rows cancels in mergekit's arithmetic, and entries near the "

@@ -1,4 +1,4 @@
-"""Small models for the shapes of mergekit files in tests/shapes: made with transformers, in a folder, by name."""
+"""Small models for the shapes of mergekit files in tests/merge/shapes: made with transformers, in a folder, by name."""
 
 import json
 import shutil

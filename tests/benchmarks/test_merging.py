@@ -1,0 +1,108 @@
+"""The merge benchmark measures what it says: files, recipes, memory of processes, ratios. Never seconds."""
+
+import json
+import sys
+from math import prod
+
+import pytest
+import torch
+from benchmarks.merging import Watched
+
+from benchmarks import merge_correctness, merge_inputs, merging
+from tauspan.merge.recipe.recipe import MergeRecipe
+from tauspan.merge.sources.inputs import open_source
+from tauspan.store import Checkpoint
+
+
+def test_twice_the_width_makes_four_times_the_entries():
+    one, two = (
+        sum(prod(shape) for shape in merge_inputs.shapes(width).values() if len(shape) > 1)
+        for width in (1024, 2048)
+    )
+    assert one == pytest.approx(271e6, rel=0.01)
+    assert two == 4 * one
+
+
+def test_checkpoints_are_made_once_and_differ_a_little(tmp_path, monkeypatch):
+    monkeypatch.setattr(merge_inputs, "_POOL", 1 << 16)
+    files = merge_inputs.checkpoints(tmp_path, 64, 2)
+    base, one, two = (Checkpoint(file).read() for file in files)
+    assert {name: tuple(tensor.shape) for name, tensor in base.items()} == merge_inputs.shapes(64)
+    name = "model.layers.3.mlp.up_proj.weight"
+    moved = (one[name].float() - base[name].float()).std()
+    assert base[name].dtype == torch.bfloat16
+    assert moved == pytest.approx(merge_inputs._MOVED, rel=0.1)
+    assert not torch.equal(one[name], two[name])
+    before = [file.stat().st_mtime_ns for file in files]
+    assert [file.stat().st_mtime_ns for file in merge_inputs.checkpoints(tmp_path, 64, 2)] == before
+
+
+def test_headers_without_data_are_whole_and_take_no_room(tmp_path):
+    models = merge_inputs.headers(tmp_path, 6 * 10**10, 2)
+    files = [file for model in models for file in model.glob("*.safetensors")]
+    assert sum(file.stat().st_size for file in files) == pytest.approx(6 * 10**10, rel=0.1)
+    assert sum(file.stat().st_blocks * 512 for file in files) < 10**6
+    source = open_source(models[0])
+    index = json.loads((models[0] / "model.safetensors.index.json").read_text())
+    assert index["metadata"]["total_size"] == sum(stored.nbytes for stored in source.tensors.values())
+    assert source.kind == "point"
+
+
+def test_sharded_models_have_about_the_size_that_was_asked_for(tmp_path, monkeypatch):
+    monkeypatch.setattr(merge_inputs, "_POOL", 1 << 10)
+    made = {}
+    monkeypatch.setattr(merge_inputs, "write", lambda file, tensors: made.update({file: None}))
+    monkeypatch.setattr(merge_inputs, "values", lambda part, model: iter([("w", torch.ones(1))]))
+    directories = merge_inputs.sharded(tmp_path, 3 * 10**9, 1)
+    index = json.loads((directories[1] / "model.safetensors.index.json").read_text())
+    assert index["metadata"]["total_size"] == pytest.approx(3 * 10**9, rel=0.15)
+    assert {directories[1] / file for file in index["weight_map"].values()} <= set(made)
+    merge_inputs.sharded(tmp_path, 3 * 10**9, 1)
+
+
+def test_recipes_are_read_by_ours(tmp_path):
+    files = [tmp_path / "base.safetensors", tmp_path / "one.safetensors"]
+    for method, each in merging.METHODS.values():
+        recipe = MergeRecipe.read(merge_inputs.recipe(tmp_path / "r.yaml", method, files, each))
+        assert recipe.base_model == str(files[0])
+        assert [one.model for one in recipe.models] == [str(files[1])]
+
+
+def test_the_memory_of_a_process_and_its_children_is_seen():
+    grows = "import time; x = bytearray(80_000_000); time.sleep(0.3)"
+    child = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {grows!r}], check=True)"
+    small = merging.watched([sys.executable, "-c", "import time; time.sleep(0.1)"])
+    assert 0 < small.memory < 0.05
+    assert merging.watched([sys.executable, "-c", child]).memory > 0.08
+    assert merging.anonymous(2**30) == 0
+    sleeps = [sys.executable, "-c", "import time; time.sleep(0.5)"]
+    assert merging.watched(sleeps).seconds > merging.watched(sleeps, "cpu").seconds
+    with pytest.raises(RuntimeError, match="no luck"):
+        merging.watched([sys.executable, "-c", "raise SystemExit('no luck')"])
+
+
+def test_ratios_are_formed_round_by_round_and_the_right_way_up():
+    taken = {
+        "ours, task_arithmetic": [Watched(2.0, 0.25), Watched(4.0, 0.3), Watched(3.0, 0.75)],
+        "mergekit, task_arithmetic": [Watched(8.0, 1.0), Watched(8.0, 1.0), Watched(3.0, 1.0)],
+        "cp, as many bytes": [Watched(1.0, 0.0), Watched(4.0, 0.0), Watched(4.5, 0.0)],
+    }
+    ratio, copies = merging._ratios(taken)[0], merging._copies(taken)[0]
+    assert (ratio.value, ratio.low, ratio.high, ratio.goal, ratio.met) == (0.5, 0.25, 1.0, 0.4, False)
+    assert (copies.value, copies.low, copies.high, copies.goal, copies.met) == (1.0, 0.5, 1.5, 0.7, True)
+    memory = merging._memory(taken, "base + 4")
+    assert [(row.value, row.goal, row.met) for row in memory] == [(0.3, 0.5, True), (1.0, None, None)]
+    assert {row.unit for row in merging._times(taken)} == {"s"}
+
+
+def test_a_difference_is_relative_to_the_largest_displacement():
+    base, theirs = {"w": torch.tensor([1.0, 1.0])}, {"w": torch.tensor([3.0, 1.0])}
+    mine = {"w": torch.tensor([3.0, 1.5])}
+    assert merge_correctness._difference(mine, theirs, base) == (0.25, 0.5 / 3)
+    assert merge_correctness._difference(theirs, theirs, None) == (0.0, 0.0)
+    rows = [
+        merge_correctness._shown("m", "x", "", size, "other masks") for size in (None, (1, 1e-7), (1, 1e-5))
+    ]
+    assert [row["explanation"] for row in rows] == ["other masks", "rounding of float32", "other masks"]
+    with pytest.raises(RuntimeError, match="--mergekit"):
+        merge_correctness.correctness(None, None)

@@ -1,0 +1,3 @@
+"""Fixtures of the runs."""
+
+from helpers.small_runs import recipe  # noqa: F401

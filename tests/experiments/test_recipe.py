@@ -1,0 +1,274 @@
+"""Recipes: what they accept, and that every refusal names the file, the line, the key and the repair."""
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+import yaml
+
+import tauspan
+from tauspan.core.errors import RecipeError, StoreError
+from tauspan.core.schema import documents
+from tauspan.experiments.recipe import Energies, Maps, Negation, Recipe, Rows, Training
+from tauspan.tasks.data.suite import NAMES
+from tauspan.train import Settings
+
+SHIPPED = (
+    Path(tauspan.__file__).parent / "cli" / "demo.yaml",
+    Path(__file__).parents[2] / "recipes" / "text7.yaml",
+)
+LEAST = "model: minilm\ntasks: [email_spam, movie_sentiment]\n"
+
+REFUSED = {
+    "an unknown key": ("modle: a\n", "line 3: unknown key 'modle'. Did you mean 'model'?"),
+    "an unknown key below another": (
+        "finetune:\n  epochs: 2\n  batchsize: 4\n",
+        "line 5: unknown key 'finetune.batchsize'. Did you mean 'batch_size'?",
+    ),
+    "a key like nothing": ("zzz: 1\n", "line 3: unknown key 'zzz'. Known: "),
+    "a key that is a number": ("7: 1\n", "line 3: unknown key '7'"),
+    "a word for a number": (
+        "finetune: {epochs: two}\n",
+        "line 3: finetune.epochs is 'two', and must be a whole number",
+    ),
+    "a fraction for a whole number": ("max_tokens: 1.5\n", "line 3: max_tokens is 1.5"),
+    "yes for a number": ("finetune: {epochs: yes}\n", "finetune.epochs is True"),
+    "one name for a list": ("seeds: 3\n", "line 3: seeds is 3"),
+    "a wrong entry of a list": ("seeds: [0, one]\n", "line 3: seeds[1] is 'one', and must be a whole number"),
+    "an unknown regime": ("regimes: [linear, lineal]\n", "regimes[1] is 'lineal'"),
+    "an unknown point": ("point: output\n", "point is 'output'"),
+    "an unknown grid": ("grid: fine\n", "grid is 'fine'"),
+    "a number that YAML reads as text": ("finetune: {lr_linear: 1e-4}\n", "write 1.0e-4"),
+    "a value where keys belong": ("rows: 640\n", "line 3: rows needs keys below it, not 640"),
+    "nothing where keys belong": ("rows:\n", "line 3: rows needs keys below it, not None"),
+    "an empty list": ("seeds: []\n", "seeds: []: it needs at least one entry"),
+    "one seed twice": ("seeds: [1, 1]\n", "seeds: [1, 1]: it needs at least one entry and none twice"),
+    "no regime and no energy": ("regimes: []\n", "regimes: []: it needs at least one"),
+    "no regime where vectors are needed": (
+        "regimes: []\nenergy: {}\nreferences: [joint]\n",
+        "references needs vectors",
+    ),
+    "one regime twice": ("regimes: [linear, linear]\n", "none twice"),
+    "one key twice": ("seeds: [1]\nseeds: [2]\n", "line 4: the key 'seeds' stands twice, first in line 3"),
+    "one key twice below another": (
+        "rows: {test: 1, test: 2}\n",
+        "line 3: the key 'rows.test' stands twice, first in line 3",
+    ),
+    "a target that is no task": (
+        "negate: {targets: [email_spm]}\n",
+        "negate.targets: 'email_spm' is not among the tasks. Did you mean 'email_spam'?",
+    ),
+    "a floor above one": ("negate: {targets: [email_spam], floor: 1.5}\n", "negate.floor: 1.5"),
+    "a floor that is no number": ("negate: {floor: .nan}\n", "negate.floor: nan"),
+    "an unknown key of the maps": (
+        "disentangle: {pair: all}\n",
+        "line 3: unknown key 'disentangle.pair'. Did you mean 'pairs'?",
+    ),
+    "a word for the pairs": ("disentangle: {pairs: some}\n", "line 3: disentangle.pairs is 'some'"),
+    "a pair of one": (
+        "disentangle: {pairs: [[email_spam]]}\n",
+        "['email_spam']: a pair is two different tasks",
+    ),
+    "a pair of the same": (
+        "disentangle: {pairs: [[email_spam, email_spam]]}\n",
+        "['email_spam', 'email_spam']: a pair is two different tasks",
+    ),
+    "a pair twice": (
+        "disentangle: {pairs: [[email_spam, movie_sentiment], [movie_sentiment, email_spam]]}\n",
+        "one pair stands twice",
+    ),
+    "a pair with no task": (
+        "disentangle: {pairs: [[email_spam, movie_sentimen]]}\n",
+        "disentangle.pairs: 'movie_sentimen' is not among the tasks. Did you mean 'movie_sentiment'?",
+    ),
+    "a map of a regime that is not run": (
+        "regimes: [linear]\ndisentangle: {pairs: all, regimes: [standard]}\n",
+        "disentangle.regimes: 'standard' is not among the recipe's regimes, linear.",
+    ),
+    "maps of no regime": ("disentangle: {pairs: all, regimes: []}\n", "disentangle.regimes: []"),
+    "a grid that falls": ("disentangle: {grid: [1, 0]}\n", "disentangle.grid: [1.0, 0.0]: it needs finite"),
+    "a grid outside the box": ("disentangle: {grid: [2, 3]}\n", "at least one of them in [0, 1]"),
+    "an empty grid of a map": ("disentangle: {grid: []}\n", "disentangle.grid: []"),
+    "a grid with infinity": ("disentangle: {grid: [0, .inf]}\n", "disentangle.grid: [0.0, inf]"),
+    "one row for a map": ("disentangle: {rows: 1}\n", "disentangle.rows: 1"),
+    "epochs of no task": (
+        "finetune: {epochs_by_task: {email_spm: 2}}\n",
+        "finetune.epochs_by_task: 'email_spm' is not among the tasks. Did you mean 'email_spam'?",
+    ),
+    "epochs that are no number": (
+        "finetune:\n  epochs_by_task:\n    email_spam: few\n",
+        "line 5: finetune.epochs_by_task.email_spam is 'few', and must be a whole number",
+    ),
+    "no epochs": (
+        "finetune: {epochs_by_task: {email_spam: 0}}\n",
+        "finetune.epochs_by_task.email_spam: 0: it must be at least 1",
+    ),
+    "epochs of a list": ("finetune: {epochs_by_task: [2]}\n", "finetune.epochs_by_task needs keys below it"),
+    "a control that is trained": (
+        "negate: {targets: [email_spam], controls: [movie_sentiment]}\n",
+        "negate.controls: 'movie_sentiment' is among the tasks, and a control is never trained on",
+    ),
+    "a control twice": ("negate: {controls: [a, a]}\n", "negate.controls: ['a', 'a']: none may stand twice"),
+    "an unknown start": ("start: zero\n", "line 3: start is 'zero'"),
+    "an unknown reference": ("references: [joint, atention]\n", "references[1] is 'atention'"),
+    "a reference twice": (
+        "references: [joint, joint]\n",
+        "references: ['joint', 'joint']: none may stand twice",
+    ),
+    "an unknown head": ("head: prompt\n", "line 3: head is 'prompt'"),
+    "an unknown key of the energy": (
+        "energy: {eigenfunction: 3}\n",
+        "unknown key 'energy.eigenfunction'. Did you mean 'eigenfunctions'?",
+    ),
+    "no eigenfunction": ("energy: {eigenfunctions: 0}\n", "energy.eigenfunctions: 0: it must be at least 1"),
+    "energy of one row": ("energy: {rows: 1}\n", "energy.rows: 1: a kernel says something about 2 rows"),
+    "data that are no folder's name": ("data: 3\n", "line 3: data is 3"),
+    "a word for the drift": (
+        "disentangle: {drift: maybe}\n",
+        "disentangle.drift is 'maybe', and must be True or False",
+    ),
+    "an unknown distance": ("disentangle: {distance: cosine}\n", "disentangle.distance is 'cosine'"),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_a_recipe_is_refused_with_its_place(case: str) -> None:
+    more, words = REFUSED[case]
+    with pytest.raises(RecipeError) as caught:
+        Recipe.parse(LEAST + more, "mine.yaml")
+    assert words in str(caught.value)
+    assert "mine.yaml" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("tasks: [email_spam]\n", "model is missing"),
+        ("model: minilm\n", "tasks is missing"),
+        ("model: minilm\ntasks: []\n", "at least one"),
+        ("model: minilm\ntasks: [a, a]\n", "none twice"),
+        ("model: minilm\ntasks: [a]\nnegate: {targets: [a]}\n", "at least one other task"),
+        ("model: minilm\ntasks: [a]\nenergy: {}\n", "at least one other task as its control"),
+        ("model: minilm\ntasks: [a]\ndisentangle: {pairs: all}\n", "a pair needs at least two tasks"),
+        ("model: 3\ntasks: [a]\n", "line 1: model is 3, and must be a text"),
+        ("model: [minilm\n", "is not YAML"),
+        ("a: b: c\n", "is not YAML"),
+        ("a: 1\n\x00", "is not YAML"),
+        ("a: \x07\n", "is not YAML"),
+        ("model: !!python/object:os.system x\n", "is not YAML"),
+        ("- model\n", "holds a list, not a mapping"),
+        ("", "holds None, not a mapping"),
+        ("minilm", "holds the text 'minilm', not a mapping"),
+        ("a: 1\n---\nb: 2\n", "is not YAML"),
+    ],
+)
+def test_a_text_that_is_no_recipe_is_refused(text: str, words: str) -> None:
+    with pytest.raises(RecipeError) as caught:
+        Recipe.parse(text, "mine.yaml")
+    assert words in str(caught.value)
+    assert "mine.yaml" in str(caught.value)
+
+
+def test_a_recipe_that_is_not_there_or_not_text_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(StoreError, match=r"there is no recipe .*none\.yaml"):
+        Recipe.read(tmp_path / "none.yaml")
+    with pytest.raises(StoreError, match="cannot be read: Is a directory"):
+        Recipe.read(tmp_path)
+    (tmp_path / "bytes.yaml").write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(RecipeError, match="no text in UTF-8"):
+        Recipe.read(tmp_path / "bytes.yaml")
+
+
+def test_a_short_recipe_gets_the_defaults() -> None:
+    made = Recipe.parse(LEAST)
+    assert made == Recipe("minilm", ("email_spam", "movie_sentiment"))
+    assert made.regimes == ("standard", "posthoc", "linear")
+    assert (made.rows, made.finetune, made.negate) == (Rows(), Training(), Negation())
+    assert made.disentangle == Maps((), None, None, None, "argmax")
+
+
+def test_every_value_arrives_in_its_place() -> None:
+    text = LEAST + (
+        "title: t\nregimes: [linear]\nseeds: [3, 1]\nrows: {train: 5, test: null}\nmax_tokens: 7\n"
+        "finetune: {params: [a.*, b], epochs: 2, warmup: 1, lr_linear: 1.0e-4, decay_toward: zero}\n"
+        "point: encoder\ngrid: [0, 0.5]\nnegate: {targets: [email_spam], floor: 1}\n"
+        "disentangle: {pairs: [[movie_sentiment, email_spam]], grid: [-1, 0.5], regimes: [linear], rows: 9, "
+        "distance: probabilities}\n"
+    )
+    made = Recipe.parse(text)
+    assert made == Recipe(
+        "minilm", ("email_spam", "movie_sentiment"), "t", ("linear",), (3, 1), Rows(5), 7,
+        Training(("a.*", "b"), 2, warmup=1.0, lr_linear=1e-4, decay_toward="zero"), "encoder", (0.0, 0.5),
+        Negation(("email_spam",), 1.0),
+        Maps((("movie_sentiment", "email_spam"),), (-1.0, 0.5), ("linear",), 9, "probabilities"),
+    )  # fmt: skip
+    assert isinstance(made.finetune.warmup, float)
+
+
+def test_the_keys_of_a_reproduction_arrive_in_their_places() -> None:
+    text = LEAST + (
+        "data: /data\nstart: random\nhead: probe\nreferences: [attention, joint]\n"
+        "finetune: {epochs_by_task: {email_spam: 4}}\nnegate: {targets: [email_spam], controls: [imagenet]}\n"
+        "energy: {eigenfunctions: 5, rows: 9, outputs: all, params: attention}\ndisentangle: {pairs: all, drift: true}\n"
+    )
+    made = Recipe.parse(text)
+    assert (made.data, made.start, made.head) == ("/data", "random", "probe")
+    assert made.references == ("attention", "joint")
+    assert made.finetune.epochs_by_task == {"email_spam": 4}
+    assert made.negate == Negation(("email_spam",), 0.95, ("imagenet",))
+    assert made.energy == Energies(5, 9, "all", "attention")
+    assert made.disentangle.drift
+    assert Recipe.parse(LEAST + "energy: {}\n").energy == Energies(10, 64, "contrast", None)
+    assert Recipe.parse(LEAST).energy is None
+    assert Recipe.parse(made.to_yaml()) == made
+
+
+def test_one_task_with_a_control_can_be_negated() -> None:
+    text = "model: minilm\ntasks: [a]\nnegate: {targets: [a], controls: [b]}\n"
+    assert Recipe.parse(text).negate.controls == ("b",)
+
+
+def test_a_recipe_survives_being_written_out_and_read_again() -> None:
+    def plain(value: object) -> object:
+        if isinstance(value, dict):
+            return {key: plain(item) for key, item in value.items()}
+        return [plain(item) for item in value] if isinstance(value, tuple) else value
+
+    made = Recipe.read(SHIPPED[0])
+    assert Recipe.parse(yaml.safe_dump(plain(made.as_dict()))) == made
+
+
+def test_training_has_the_names_and_defaults_of_the_settings() -> None:
+    settings = {field.name: field.default for field in dataclasses.fields(Settings)}
+    ours = {field.name: field.default for field in dataclasses.fields(Training)}
+    assert ours.pop("lr_standard") is None
+    assert ours.pop("lr_linear") is None
+    ours.pop("epochs_by_task")
+    assert ours == {name: settings[name] for name in ours}
+
+
+@pytest.mark.parametrize("file", SHIPPED, ids=lambda file: file.stem)
+def test_a_shipped_recipe_is_whole(file: Path) -> None:
+    recipe = Recipe.read(file)
+    assert recipe.model == "minilm"
+    assert set(recipe.tasks) <= set(NAMES)
+    assert set(recipe.negate.targets) < set(recipe.tasks)
+
+
+def test_the_demo_maps_the_standard_and_the_linear_regime() -> None:
+    maps = Recipe.read(SHIPPED[0]).disentangle
+    assert maps.regimes == ("standard", "linear")
+    assert maps.grid is not None
+    assert {0.0, 1.0} <= set(maps.grid)
+
+
+@pytest.mark.parametrize("above", ["%YAML 1.1\n", "# mine\n", "\n%YAML 1.1\n# mine\n"])
+def test_directives_and_comments_may_stand_above_a_document(above: str, tmp_path: Path) -> None:
+    file = tmp_path / "a.yaml"
+    file.write_text(f"{above}---\nmodel: minilm\n---\nmodel: other\n")
+    assert [document.plain for document in documents(file)] == [{"model": "minilm"}, {"model": "other"}]
+
+
+def test_a_key_that_is_a_list_is_refused() -> None:
+    with pytest.raises(RecipeError, match="line 1: a key is a name"):
+        Recipe.parse("? [a]\n: 2\n")

@@ -1,0 +1,263 @@
+"""Kernels, caches and closed forms of modules whose rows could be mistaken are those of ordinary autograd's J."""
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, TensorDataset
+
+import tauspan as ts
+from helpers.kinds import MIXED, ROWS, X, kind, truth
+from helpers.zoo import all_close, close
+from tauspan.core.errors import MismatchError, ModelError, UsageError
+from tauspan.tangent import linearize
+
+pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning", "ignore::FutureWarning")
+
+
+def entries(jacobian: Tensor) -> Tensor:
+    return jacobian @ jacobian.T
+
+
+@pytest.mark.parametrize("name", ROWS)
+def test_kernels_are_those_of_the_rows_of_j(name: str) -> None:
+    j = truth(ROWS[name](), X).jacobian
+    wanted, v = entries(j), torch.linspace(-1, 1, len(j), dtype=torch.float64)
+    for backend, size in (("auto", 6), ("auto", 4), ("products", 4), ("contraction", 6)):
+        kernel = ts.TangentKernel(ROWS[name](), X, backend=backend, batch_size=size)
+        assert close(kernel.dense(), wanted), (backend, size)
+    kernel = ts.TangentKernel(ROWS[name](), X, batch_size=4)
+    assert close(kernel.diag(), wanted.diagonal())
+    assert close(kernel.rows([3, len(j) - 1]), wanted[[3, len(j) - 1]])
+    assert close(kernel.matvec(v), wanted @ v)
+    assert close(kernel.push(kernel.pullback(v)), wanted @ v)
+    assert close(ts.TangentKernel(ROWS[name](), X[:1]).dense(), entries(truth(ROWS[name](), X[:1]).jacobian))
+
+
+@pytest.mark.parametrize("name", ROWS)
+def test_layers_factors_alone_are_exact_or_refused_with_the_way_out(name: str) -> None:
+    wanted = entries(truth(ROWS[name](), X).jacobian)
+    try:
+        found = ts.TangentKernel(ROWS[name](), X, backend="structured").dense()
+    except ModelError as error:
+        assert "backend='contraction'" in str(error)  # noqa: PT017 - which of the two is the model's affair
+    else:
+        assert close(found, wanted)
+
+
+@pytest.mark.parametrize("backend", ["auto", "contraction", "products"])
+@pytest.mark.parametrize("name", MIXED)
+def test_rows_that_depend_on_one_another_have_the_kernel_of_their_batch(name: str, backend: Any) -> None:
+    wanted = entries(truth(MIXED[name](), X).jacobian)
+    assert close(ts.TangentKernel(MIXED[name](), X, backend=backend).dense(), wanted)
+    assert close(ts.TangentKernel(MIXED[name](), X, backend=backend).diag(), wanted.diagonal())
+    with pytest.raises(UsageError, match=r"depend on one another.*batch_size=6"):
+        ts.TangentKernel(MIXED[name](), X, backend=backend, batch_size=4)
+    assert close(ts.TangentKernel(MIXED[name](), X, backend=backend, batch_size=6).dense(), wanted)
+    if name != "contrastive":  # which has as many outputs as rows
+        parts = [truth(MIXED[name](), rows).jacobian for rows in (X[:4], X[4:])]
+        found = ts.TangentKernel(MIXED[name](), [X[:4], X[4:]], backend=backend).dense()
+        assert close(found, entries(torch.cat(parts)))
+
+
+class Longest(nn.Module):
+    """Texts cut at the longest of their batch, and a mean with the padding."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.words, self.out = nn.Embedding(9, 3), nn.Linear(3, 2)
+
+    def forward(self, ids: Tensor) -> Tensor:
+        longest = int((ids > 0).sum(1).max())
+        return self.out(self.words(ids[:, :longest]).mean(1).tanh())
+
+
+class Anybody(nn.Module):
+    """A second layer for all rows if any row asks for it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.one, self.two = nn.Linear(6, 2), nn.Linear(6, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.one(x) + (self.two(x) if bool((x[:, 0] > 0).any()) else 0)
+
+
+def lengths(*counts: int) -> Tensor:
+    """Texts of so many words, filled up with 0."""
+    ids = torch.randint(1, 9, (len(counts), 6), generator=torch.Generator().manual_seed(0))
+    return ids.masked_fill(torch.arange(6) >= torch.tensor(counts)[:, None], 0)
+
+
+@pytest.mark.parametrize("backend", ["auto", "contraction", "products"])
+@pytest.mark.parametrize(
+    ("made", "x"),
+    [
+        (Longest, lengths(1, 1, 2, 2, 3, 3, 4, 4)),  # whose last row is the same alone
+        (Longest, lengths(2, 2, 2, 2, 1, 2, 4, 4)),  # rows agree in the first batch
+        (Anybody, X.double()[X[:, 0].argsort()]),
+    ],
+)
+def test_rows_that_depend_on_another_one_are_noticed_wherever_it_is(
+    made: Any, x: Tensor, backend: Any
+) -> None:
+    torch.manual_seed(0)
+    module = made().double()
+    with pytest.raises(UsageError, match="depend on one another"):
+        ts.TangentKernel(module, x, backend=backend, batch_size=4)
+    wanted = entries(truth(module, x).jacobian)
+    assert close(ts.TangentKernel(module, x, backend=backend, batch_size=len(x)).dense(), wanted)
+
+
+@pytest.mark.parametrize("name", ["one expert for each row", "experts put back", "routed"])
+def test_experts_without_rows_need_no_check(name: str) -> None:
+    wanted = entries(truth(ROWS[name](), X).jacobian)
+    assert close(ts.TangentKernel(ROWS[name](), X, batch_size=2, check="off").dense(), wanted)
+
+
+def test_rows_that_mix_in_one_batch_alone_are_noticed_there() -> None:
+    """An expert that takes three rows at most, and gives the others none: only full batches mix."""
+
+    def crowded(s: Any, x: Tensor) -> Tensor:
+        order = x[:, 0].argsort(descending=True)[:3]
+        gate = torch.zeros(len(x), 1, dtype=x.dtype).index_fill(0, order, 1.0)
+        mixed = s.a(x) if len(x) < 4 or bool((x[:, 1] < 9).all()) else s.a(x) - s.a(x).mean(0)
+        return s.o(mixed.tanh() * gate) if bool((x[:, 1] < 9).all()) else s.o(mixed.tanh())
+
+    full = torch.cat([X[:5], X[5:] + 9])
+    wanted = entries(
+        torch.cat(
+            [
+                truth(kind(lambda s, x: s.o(s.a(x).tanh())), X[:2]).jacobian,
+                truth(kind(crowded), full).jacobian,
+            ]
+        )
+    )
+    module = kind(lambda s, x: s.o(s.a(x).tanh()) if len(x) < 4 else crowded(s, x))
+    assert close(ts.TangentKernel(module, [X[:2], full]).dense(), wanted)
+
+
+@pytest.mark.parametrize("kind_of_cache", ["factors", "primal"])
+@pytest.mark.parametrize("name", [*ROWS, *MIXED])
+def test_caches_give_autograds_tangents_and_gradients(name: str, kind_of_cache: Any) -> None:
+    make = {**ROWS, **MIXED}[name]
+    wanted, lin = truth(make(), X), linearize(make())
+    try:
+        cache = lin.cache([X], kind_of_cache)
+    except ModelError as error:
+        assert "cannot be cached" in str(error)  # noqa: PT017
+        cache = lin.cache([X])  # auto takes another kind, exactly
+    assert close(cache[0].cell.push(wanted.tau), wanted.tangent)
+    assert all_close(cache[0].cell.pull(wanted.weights), wanted.pulled)
+
+
+def test_a_cache_of_a_base_that_was_changed_past_autograd_is_refused() -> None:
+    module = kind(lambda s, x: s.o(s.a(x).tanh()))
+    cache = linearize(module).cache([X], "factors")
+    cache[0]()
+    module.a.weight.data.mul_(1.5)  # no version is counted
+    with pytest.raises(ts.BaseMismatchError, match="changed since"):
+        cache[0]()
+
+
+# -- what the rows are given as --------------------------------------------------------------------------------------
+
+
+class Two(nn.Module):
+    """A module of two inputs."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner, self.outer = nn.Linear(6, 4), nn.Linear(4, 2)
+
+    def forward(self, x: Tensor, mask: Tensor) -> Tensor:
+        return self.outer(self.inner(x).tanh() * mask[:, None])
+
+
+MASK = (X[:, 0] > 0).double() + 0.5
+BATCHES: dict[str, Any] = {
+    "tuple": (X, MASK),
+    "dict": {"x": X, "mask": MASK},
+    "dict, other order": {"mask": MASK, "x": X},
+    "list of tuples": [(X[:4], MASK[:4]), (X[4:], MASK[4:])],
+    "list of dicts": [{"x": X[:4], "mask": MASK[:4]}, {"x": X[4:], "mask": MASK[4:]}],
+    "data set": TensorDataset(X, MASK),
+    "loader": DataLoader(TensorDataset(X, MASK), batch_size=4),
+    "arrays": (X.numpy(), MASK.numpy()),
+}
+
+
+@pytest.mark.parametrize("name", BATCHES)
+def test_rows_may_be_given_in_any_form_that_the_module_takes(name: str) -> None:
+    net = Two().double()
+    wanted = entries(truth(net, X, MASK).jacobian)
+    assert close(ts.TangentKernel(net, BATCHES[name]).dense(), wanted)
+    assert close(ts.TangentKernel(net, BATCHES[name], batch_size=4, backend="products").dense(), wanted)
+
+
+def test_a_plain_module_of_one_input_takes_what_a_loader_gives_it() -> None:
+    net = kind(lambda s, x: s.o(s.a(x)))
+    wanted = ts.TangentKernel(net, X).dense()
+    for rows in (TensorDataset(X), DataLoader(TensorDataset(X), batch_size=2), [X[:2], X[2:]], X.numpy()):
+        assert close(ts.TangentKernel(net, rows).dense(), wanted)
+
+    class Plain(nn.Linear):
+        def forward(self, x: Tensor) -> Tensor:
+            return super().forward(x)
+
+    labels = torch.zeros(6)
+    with pytest.raises(MismatchError, match=r"holds 2 inputs.*takes 1.*labels"):
+        ts.TangentKernel(Plain(6, 2).double(), DataLoader(TensorDataset(X, labels)))
+    loader = DataLoader(TensorDataset(X, labels), batch_size=3)
+    ts.TangentKernel(Plain(6, 2).double(), [batch[0] for batch in loader]).dense()
+
+
+@pytest.mark.parametrize("rows", ["text", 3, [], torch.zeros(0, 6)])
+def test_what_holds_no_rows_is_refused(rows: Any) -> None:
+    with pytest.raises(UsageError, match=r"needs rows|is wanted"):
+        ts.TangentKernel(nn.Linear(6, 2).double(), rows)
+
+
+def test_outputs_that_are_no_vector_are_refused_with_the_way_to_one() -> None:
+    class Flat(nn.Module):
+        def __init__(self, shape: tuple[int, ...]) -> None:
+            super().__init__()
+            self.inner, self.shape = nn.Linear(6, 4), shape
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.inner(x).view(len(x), *self.shape) if self.shape else self.inner(x).sum(1)
+
+    with pytest.raises(MismatchError, match=r"\(6, 2, 2\) for 6 rows.*flatten"):
+        ts.TangentKernel(Flat((2, 2)).double(), X)
+    with pytest.raises(MismatchError, match=r"\(6,\) for 6 rows.*unsqueeze"):
+        ts.TangentKernel(Flat(()).double(), X)
+    ts.TangentKernel(nn.Sequential(Flat((2, 2)), nn.Flatten()).double(), X).dense()
+    ts.TangentKernel(nn.Sequential(Flat(()), nn.Unflatten(0, (-1, 1))).double(), X).dense()
+
+
+# -- closed forms ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", [name for name in ROWS if "time first" in name or "query" in name])
+def test_a_closed_form_moves_the_tangent_model_as_its_certificate_says(name: str) -> None:
+    labels = torch.tensor([0, 1, 1, 0, 1, 0])
+    data = {"train": (X, labels), "validation": (X, labels), "test": (X, labels)}
+    task = ts.Task.from_tensors("toy", ["a", "b"], **data)
+    fitted = ts.closed_form(ts.load(ROWS[name]()), task, ridge=0.1)
+    kernel = fitted.kernel
+    assert close(kernel.push(fitted.vector), kernel.dense() @ fitted.solved.alpha, 1e-5)
+    plain = ts.closed_form(ts.load(ROWS[name]()), task, ridge=0.1, backend="contraction")
+    assert all_close(fitted.vector.deltas, plain.vector.deltas, 1e-5)
+
+
+def test_a_factor_cache_takes_layers_that_compute_in_float32_inside_a_float64_model() -> None:
+    """Gemma's norm: one plus a weight, in float32."""
+
+    def make() -> nn.Module:
+        return kind(lambda s, x: s.o((s.a(x).float() * (1 + s.q[0].float())).to(x.dtype).tanh()))
+
+    wanted, lin = truth(make(), X), linearize(make())
+    cell = lin.cache([X], "factors")[0].cell
+    assert close(cell.push(wanted.tau), wanted.tangent, 1e-5)
+    assert all_close(cell.pull(wanted.weights), wanted.pulled, 1e-5)

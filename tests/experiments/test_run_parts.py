@@ -31,7 +31,7 @@ Done = tuple[Path, Recipe, Report]
 
 
 @pytest.fixture(scope="module")
-def done(recipe: Recipe, tmp_path_factory: pytest.TempPathFactory) -> Done:  # noqa: F811
+def done(recipe: Recipe, tmp_path_factory: pytest.TempPathFactory) -> Done:
     """Everything at once, one seed."""
     whole = dataclasses.replace(
         recipe, seeds=(0,), regimes=("standard", "linear"), references=("joint", "attention"),
@@ -170,7 +170,7 @@ def test_everything_is_found_again(done: Done) -> None:
     assert again.result == first.result
 
 
-def test_a_random_start_has_weights_of_its_own_for_every_seed(recipe: Recipe, tmp_path: Path) -> None:  # noqa: F811
+def test_a_random_start_has_weights_of_its_own_for_every_seed(recipe: Recipe, tmp_path: Path) -> None:
     start = dataclasses.replace(
         recipe, start="random", regimes=("standard",), disentangle=Maps(), head="probe", grid=(0.0, 1.0)
     )
@@ -189,7 +189,7 @@ def test_a_random_start_has_weights_of_its_own_for_every_seed(recipe: Recipe, tm
         assert [per_seed[name]["zero shot"][place] for name in TASKS] == accuracy(one, probed)
 
 
-def test_two_tasks_of_one_name_are_refused(recipe: Recipe, tmp_path: Path) -> None:  # noqa: F811
+def test_two_tasks_of_one_name_are_refused(recipe: Recipe, tmp_path: Path) -> None:
     twin = write_task(tmp_path / "email_spam")
     changed = dataclasses.replace(
         recipe, tasks=("email_spam", str(twin)), negate=Negation(), disentangle=Maps()
@@ -198,7 +198,7 @@ def test_two_tasks_of_one_name_are_refused(recipe: Recipe, tmp_path: Path) -> No
         run(changed, tmp_path / "out", show_progress=False)
 
 
-def test_a_task_directory_can_be_a_target_and_half_of_a_pair(recipe: Recipe, tmp_path: Path) -> None:  # noqa: F811
+def test_a_task_directory_can_be_a_target_and_half_of_a_pair(recipe: Recipe, tmp_path: Path) -> None:
     own = str(write_task(tmp_path / "own"))
     changed = dataclasses.replace(
         recipe, tasks=("email_spam", own), regimes=("linear",), seeds=(0,), negate=Negation((own,)),

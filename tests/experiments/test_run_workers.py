@@ -29,7 +29,7 @@ def no_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture(scope="module")
-def small(recipe: Recipe) -> Recipe:  # noqa: F811
+def small(recipe: Recipe) -> Recipe:
     return dataclasses.replace(
         recipe, regimes=("linear",), references=("joint",), seeds=(0,),
         finetune=Training(max_steps=2, batch_size=4), disentangle=Maps(),

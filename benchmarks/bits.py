@@ -74,7 +74,12 @@ def hashes(folder: Path) -> Iterator[tuple[str, str]]:
     for regime in ("standard", "linear"):
         made = [
             ts.finetune(
-                encoder, one, regime=regime, lr=1e-2, epochs=2, batch_size=8, show_progress=False
+                encoder,
+                one,
+                regime=regime,
+                lr=1e-2,
+                epochs=2,
+                batch_size=8,
             ).task_vector
             for one in tasks
         ]
@@ -82,7 +87,10 @@ def hashes(folder: Path) -> Iterator[tuple[str, str]]:
         for one, vector in zip(tasks, made, strict=True):
             yield f"vector {one.name} {regime}", tensors(vector.deltas)
     for regime, vectors in by_regime.items():
-        found = ts.add(encoder, dict(zip(tasks, vectors, strict=True)), show_progress=False)
+        found = ts.add(
+            encoder,
+            dict(zip(tasks, vectors, strict=True)),
+        )
         yield (
             f"add {regime}",
             hashlib.sha256(json.dumps(plain(json.loads(found.to_json()))).encode()).hexdigest()[:16],
@@ -106,7 +114,10 @@ def merged(vectors: Sequence[ts.TaskVector], folder: Path) -> Iterator[tuple[str
         def from_files(count: int, name: str = name) -> Mapping[str, Tensor]:
             out = folder / f"out-{name}-{count}"
             recipe = {"method": name, "base_model": str(folder / "base.safetensors"), "models": files[:count]}
-            ts.merge_files(recipe, out, show_progress=False)
+            ts.merge_files(
+                recipe,
+                out,
+            )
             return load_file(next(iter(sorted(out.rglob("*.safetensors")))))
 
         yield f"merge_files {name}", _first(from_files)

@@ -24,7 +24,11 @@ def convex(setting: Setting) -> list[Row]:
     assert isinstance(encoder, Encoder)  # noqa: S101 - no edited model
     encoder = encoder.to(setting.device)
     found: list[Row] = []
-    options = {"params": PARAMS, "max_tokens": 32, "cache": "auto", "show_progress": False}
+    options = {
+        "params": PARAMS,
+        "max_tokens": 32,
+        "cache": "auto",
+    }
     for epochs in EPOCHS[:1] if setting.short else EPOCHS:
         name = f"AdamW, {epochs} epoch{'s' * (epochs > 1)}"
         found += _measured(

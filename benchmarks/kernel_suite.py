@@ -75,8 +75,7 @@ def beside_finetuning(encoder: Encoder, tasks: Sequence[Task], options: argparse
                          "seconds": fitted.cost.seconds})  # fmt: skip
         run = ts.finetune(
             encoder, task, "linear", params=options.params, epochs=options.epochs, lr=3e-4, seed=options.seed,
-            max_tokens=TOKENS, show_progress=False,
-        )  # fmt: skip
+            max_tokens=TOKENS, )  # fmt: skip
         rows.append({"task": task.name, "how": f"AdamW, {options.epochs} epochs",
                      "accuracy": mean(encoder, [task], run.task_vector), "seconds": run.cost.seconds})  # fmt: skip
     return rows

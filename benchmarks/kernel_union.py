@@ -34,11 +34,20 @@ def of_solutions(encoder: Encoder, tasks: Sequence[Task], options: argparse.Name
     parts = {kind: [task_vector(kernels[name], alphas[name], name, {}) for name in kernels]
              for kind, alphas in (("alone", solved.alone), ("together", solved.together))}  # fmt: skip
     alone = dict(zip(fewer, parts["alone"], strict=True))
-    best = ts.add(encoder, alone, max_tokens=TOKENS, grid="auto", show_progress=False)
+    best = ts.add(
+        encoder,
+        alone,
+        max_tokens=TOKENS,
+        grid="auto",
+    )
     settings = Settings(
         "linear", options.seed, params=options.params, epochs=options.epochs, max_tokens=TOKENS
     )
-    trained = finetune_jointly(encoder, fewer, settings, show_progress=False)
+    trained = finetune_jointly(
+        encoder,
+        fewer,
+        settings,
+    )
     own = [mean(encoder, [task], vector) for task, vector in alone.items()]
     rows: list[Row] = [
         {"model": "a vector for each task (one model a task)", "accuracy": float(np.mean(own))}
@@ -67,7 +76,12 @@ def residual(kernel: ts.TangentKernel, task: Task) -> Tensor:
 
 def mean(encoder: Encoder, tasks: Sequence[Task], vector: ts.TaskVector | None) -> float:
     """Mean test accuracy."""
-    found = evaluate(encoder, tasks, vector, max_tokens=TOKENS, show_progress=False)
+    found = evaluate(
+        encoder,
+        tasks,
+        vector,
+        max_tokens=TOKENS,
+    )
     return float(np.mean([found.result["accuracy"][task.name] for task in tasks]))
 
 

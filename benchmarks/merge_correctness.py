@@ -9,10 +9,10 @@ from pathlib import Path
 
 import torch
 import yaml
-from benchmarks import merge_inputs
 from torch import Tensor
 
 import tauspan as ts
+from benchmarks import merge_inputs
 from tauspan.core.report import Cell, Table
 from tauspan.merge import merge
 from tauspan.merge.lora.adapters import AdapterSource, combine_adapters
@@ -113,7 +113,11 @@ def correctness(work: Path, mergekit: Path | None) -> Table:
             rows.append(_shown(f"{case.method}", "mergekit", case.settings, None, failed[name]))
             continue
         recipe = MergeRecipe.read(folder / f"{name}.yaml")
-        merge_files(recipe, folder / f"ours-{name}", overwrite=True, show_progress=False)
+        merge_files(
+            recipe,
+            folder / f"ours-{name}",
+            overwrite=True,
+        )
         mine, theirs = (
             Checkpoint(folder / f"ours-{name}").read(),
             Checkpoint(folder / f"theirs-{name}").read(),

@@ -62,7 +62,10 @@ def run(name: str, file: Path, out: Path) -> Ours:
     try:
         if allow is not None:
             given = replace(MergeRecipe.read(file), allow=allow)
-        report = merge_files(given, out, show_progress=False)
+        report = merge_files(
+            given,
+            out,
+        )
     except TauspanError as error:
         return Ours(None, str(error))
     return Ours(out, warned=tuple(report.warnings))

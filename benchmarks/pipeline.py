@@ -72,7 +72,14 @@ def compared(
 def ours(encoder: Encoder, tasks: Sequence[Task], settings: Settings) -> float:
     """Fine-tune from the cheapest cache that fits, then one pass for all coefficients."""
     cached = replace(settings, cache="auto") if settings.epochs > 2 else settings
-    vectors = {task: train(encoder, task, cached, show_progress=False).task_vector for task in tasks}
+    vectors = {
+        task: train(
+            encoder,
+            task,
+            cached,
+        ).task_vector
+        for task in tasks
+    }
     total = sum(list(vectors.values())[1:], next(iter(vectors.values())))
     scores: dict[Task, dict[float, float]] = {}
     single = {}

@@ -123,7 +123,11 @@ def _map(shape: Shape, setting: Setting, rounds: int) -> list[Row]:
 
         def whole() -> None:
             found = disentanglement(
-                encoder, pair, grid=AXIS, batch_size=size, split="test", show_progress=False
+                encoder,
+                pair,
+                grid=AXIS,
+                batch_size=size,
+                split="test",
             )
             kept.append(found.series[0]["xi"])  # noqa: B023
 

@@ -2,12 +2,15 @@
 
 import os
 import signal
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
 from benchmarks.families.__main__ import import_torchvision
 from hypothesis import settings
+
+from tauspan.core.measure import quiet
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 signal.signal(
@@ -18,6 +21,12 @@ settings.load_profile("shared machine")
 
 
 import_torchvision()
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _quiet() -> Iterator[None]:
+    with quiet():
+        yield
 
 
 @pytest.fixture(autouse=True)

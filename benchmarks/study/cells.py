@@ -35,7 +35,6 @@ def study(
     plan: Plan | None = None,
     *,
     minutes: float | None = None,
-    show_progress: bool = True,
 ) -> Report:
     """When does linear fine-tuning give better task arithmetic than ordinary fine-tuning?
 
@@ -52,7 +51,6 @@ def study(
         out: the folder: vectors, stages, `report.json`, `report.md`, `study.png`. Work found there is not done again.
         plan: what to cover; None takes the defaults of `Plan`.
         minutes: begin nothing after so many; 0 only reports what lies in `out`. None: no limit.
-        show_progress: bars on a terminal.
 
     Returns:
         A `Report` of all finished cells, a table a question; `report.result["cells"]` has every number of each cell.
@@ -81,7 +79,7 @@ def study(
     plan = Plan() if plan is None else plan
     plan.require_tasks(tasks)
     until = math.inf if minutes is None else time.monotonic() + 60 * minutes
-    return _Study(encoder, tasks, Path(out), plan, until, show_progress).carry_out()
+    return _Study(encoder, tasks, Path(out), plan, until).carry_out()
 
 
 class NotYetError(Exception):
@@ -91,12 +89,10 @@ class NotYetError(Exception):
 class _Study:
     """A study under way."""
 
-    def __init__(
-        self, encoder: Encoder, tasks: Sequence[Task], out: Path, plan: Plan, until: float, show: bool
-    ) -> None:
-        self.encoder, self.whole, self.out, self.plan, self.show = encoder, list(tasks), out, plan, show
+    def __init__(self, encoder: Encoder, tasks: Sequence[Task], out: Path, plan: Plan, until: float) -> None:
+        self.encoder, self.whole, self.out, self.plan = encoder, list(tasks), out, plan
         self.base = fingerprint_of(encoder)
-        self.stages, self.until = Stages(out / "stages", show), until
+        self.stages, self.until = Stages(out / "stages"), until
         self.made = 0  # stages of this study's own; the rest was found
         self.found: list[Found] = []
         self.rates: dict[tuple[str, int, int], dict[float, float]] = {}
@@ -160,7 +156,13 @@ class _Study:
 
             def work(task: Task = task, folder: Path = folder) -> dict[str, Any]:
                 settings = self.plan.settings(cell, variant, rate)
-                done = train(self.encoder, task, settings, folder, resume=True, show_progress=self.show)
+                done = train(
+                    self.encoder,
+                    task,
+                    settings,
+                    folder,
+                    resume=True,
+                )
                 return {"accuracy": done.history[-1]["accuracy"], "loss": done.history[-1]["loss"]}
 
             key = self.key(cell, variant, rate, task)

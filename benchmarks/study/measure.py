@@ -22,7 +22,10 @@ Vectors = Mapping[Task, TaskVector]
 
 def addition(encoder: Encoder, vectors: Vectors, variant: Variant, plan: Plan) -> dict[str, Any]:
     """Zero-shot, single-task and added accuracy on test: at alpha chosen on validation, at 1 and at 1/T."""
-    shared: dict[str, Any] = {"point": variant.point, "max_tokens": plan.max_tokens, "show_progress": False}
+    shared: dict[str, Any] = {
+        "point": variant.point,
+        "max_tokens": plan.max_tokens,
+    }
     found = add(encoder, vectors, variant.regime, grid=plan.grid, **shared)
     total = sum(list(vectors.values())[1:], next(iter(vectors.values())))
     mean = evaluate(encoder, list(vectors), total, 1 / len(vectors), variant.regime, **shared)
@@ -42,8 +45,7 @@ def negation(encoder: Encoder, vectors: Vectors, variant: Variant, plan: Plan) -
     controls = [task for task in tasks if task is not target]
     found = negate(
         encoder, target, vectors[target], controls, plan.floor, variant.regime, grid=plan.grid,
-        point=variant.point, max_tokens=plan.max_tokens, show_progress=False,
-    )  # fmt: skip
+        point=variant.point, max_tokens=plan.max_tokens, )  # fmt: skip
     made = json.loads(found.to_json())
     return {
         **made["result"],
@@ -61,8 +63,7 @@ def interference(
     pairs = list(plan.pairs or list(combinations([task.name for task in vectors], 2))[:2])
     found = disentanglement(
         encoder, few, variant.regime, pairs=pairs, grid=plan.axis, drift=dict(units) if units else True,
-        point=variant.point, max_tokens=plan.max_tokens, show_progress=False,
-    )  # fmt: skip
+        point=variant.point, max_tokens=plan.max_tokens, )  # fmt: skip
     drift = found.result["drift"]
     equal = {"pairs": found.result["pairs"], "at alpha 1": drift["at alpha 1"]}
     return {**equal, "matched": drift["pairs"], "unit": drift["unit"]}

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
         TauspanError,
         UsageError,
     )
+    from tauspan.core.measure import quiet
     from tauspan.core.report import Report
     from tauspan.editing.edit import apply, load, save
     from tauspan.editing.evaluate import evaluate
@@ -87,6 +88,7 @@ _HOME = {
     "merge": "merge",
     "merge_files": "merge",
     "negate": "editing.search",
+    "quiet": "core.measure",
     "reinitialised": "models",
     "run": "experiments.run",
     "save": "editing.edit",
@@ -135,6 +137,7 @@ __all__ = [
     "merge",
     "merge_files",
     "negate",
+    "quiet",
     "reinitialised",
     "run",
     "save",

@@ -166,7 +166,13 @@ def test_accuracy_is_normalised_by_the_single_task_accuracy_of_the_same_regime()
     made = [TaskVector({"s": torch.tensor(delta)}, base, "standard") for delta in ([-1.6, 2.0], [2.0, -1.6])]
     vectors = dict(zip(tasks, made, strict=True))
     found = {
-        regime: search.add(encoder, vectors, regime, show_progress=False).tables[0].rows
+        regime: search.add(
+            encoder,
+            vectors,
+            regime,
+        )
+        .tables[0]
+        .rows
         for regime in ("standard", "posthoc")
     }
     singles = {regime: [row["single"] for row in rows[:2]] for regime, rows in found.items()}
@@ -187,7 +193,12 @@ def test_negation_keeps_95_percent_of_the_control() -> None:
     vector = TaskVector(
         {"weight": torch.tensor([[1.0, 0.0], [0.0, 0.9]])}, fingerprint_of(encoder), "standard"
     )
-    found = search.negate(encoder, target, vector, [control], show_progress=False)
+    found = search.negate(
+        encoder,
+        target,
+        vector,
+        [control],
+    )
     curve = {point["alpha"]: point for point in found.series[0]["points"]}
     least = value("control kept") * curve[0.0]["control"]
     allowed = [alpha for alpha, point in curve.items() if point["control"] >= least]
@@ -204,7 +215,11 @@ def test_decay_pulls_the_weights_toward_zero_in_both_regimes() -> None:
     }  # fmt: skip
     for regime in ("standard", "linear"):
         settings = Settings(regime, point="encoder" if regime == "linear" else None, **shared)
-        tau = train(encoder, task, settings, show_progress=False).task_vector.deltas
+        tau = train(
+            encoder,
+            task,
+            settings,
+        ).task_vector.deltas
         for (
             name,
             theta,

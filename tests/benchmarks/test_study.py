@@ -24,7 +24,7 @@ from tauspan.tasks import Task
 from tauspan.train import Finetuned
 from tauspan.vector import FILE, TaskVector, cosine_matrix
 
-Q: dict[str, Any] = {"show_progress": False}
+Q: dict[str, Any] = {}
 PLAN = Plan(
     lengths=(2, 4, 8), rates={"standard": (0.01, 0.05), "linear": (0.02, 0.1)}, tune_to=4, rows=(16,), validation=10,
     test=10, params="all", batch_size=8, max_tokens=None, grid=(0.5, 1.0, 2.0), axis=(0.0, 1.0), map_rows=8,

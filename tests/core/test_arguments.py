@@ -32,7 +32,7 @@ V = TaskVector(
 )
 NET = nn.Linear(4, 2).double()
 X = torch.eye(4, dtype=torch.float64)
-QUIET: dict[str, Any] = {"show_progress": False}
+QUIET: dict[str, Any] = {}
 
 # a call, what its message says was wrong, and what it says to write
 WRONG: dict[str, tuple[Callable[[], object], str, str]] = {

@@ -25,7 +25,7 @@ from tauspan.train.joint import finetune_jointly
 from tauspan.vector import TaskVector
 
 BAD = 3  # the row that breaks
-SHOW: dict[str, Any] = {"show_progress": False}
+SHOW: dict[str, Any] = {}
 
 
 class Shares(nn.Module):

@@ -5,7 +5,7 @@ import sys
 import threading
 import time
 import types
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -13,7 +13,7 @@ import pytest
 from helpers.runs import encoder, points
 from helpers.sweeps import jobs_of, quietly, until
 from tauspan.core import measure
-from tauspan.core.measure import Work, in_hours, progress, underway
+from tauspan.core.measure import Work, in_hours, progress, quiet, underway
 from tauspan.experiments.run.stages import Stages
 from tauspan.experiments.sweep.board import Board
 from tauspan.train import finetune
@@ -21,9 +21,11 @@ from tauspan.train.loop import Run
 
 
 @pytest.fixture
-def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+def impatient(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Lines come at once instead of after seconds."""
     monkeypatch.setattr(measure, "SILENCE", 0.01)
+    with quiet(False):
+        yield
 
 
 def wait_for(capfd: pytest.CaptureFixture[str], *words: str) -> str:
@@ -73,7 +75,7 @@ def test_the_silence_is_shorter_than_twenty_seconds() -> None:
 
 
 def test_work_that_does_not_advance_is_told_of(impatient: None, capfd: pytest.CaptureFixture[str]) -> None:
-    with progress("one long step", 3, show=True):
+    with progress("one long step", 3):
         assert wait_for(capfd, "one long step: 0 of 3").startswith("[0:00:")
 
 
@@ -81,9 +83,9 @@ def test_the_innermost_work_is_told_with_what_is_around_it(
     impatient: None, capfd: pytest.CaptureFixture[str]
 ) -> None:
     with (
-        underway("tauspan run", True),
-        underway("stages", True, 19) as stage,
-        progress("add", 21, True) as advance,
+        underway("tauspan run"),
+        underway("stages", total=19) as stage,
+        progress("add", 21) as advance,
     ):
         stage(4, "")
         advance(7, "alpha 0.3")
@@ -92,13 +94,13 @@ def test_the_innermost_work_is_told_with_what_is_around_it(
 
 def test_nothing_is_told_after_the_end(impatient: None, capfd: pytest.CaptureFixture[str]) -> None:
     before = threading.active_count()
-    with progress("first", 1, True):
+    with progress("first", 1):
         wait_for(capfd, "first: 0 of 1")
     until(lambda: threading.active_count() <= before, "the end of the thread")
     capfd.readouterr()
     time.sleep(0.05)
     assert capfd.readouterr() == ("", "")
-    with progress("second", 1, True):
+    with progress("second", 1):
         wait_for(capfd, "second: 0 of 1")
 
 
@@ -116,7 +118,7 @@ def test_where_logging_shows_info_the_lines_go_to_the_log(
     impatient: None, caplog: pytest.LogCaptureFixture, capfd: pytest.CaptureFixture[str]
 ) -> None:
     caplog.set_level(logging.INFO, "tauspan")
-    with progress("logged", 2, True):
+    with progress("logged", 2):
         until(lambda: any("logged: 0 of 2" in text for text in caplog.messages), "a record")
     assert capfd.readouterr().err == ""
 
@@ -136,7 +138,7 @@ def test_a_reader_that_went_away_does_not_stop_the_work(
 
     gone = Gone()
     monkeypatch.setattr(sys, "stderr", gone)
-    with progress("unread", 1, True):
+    with progress("unread", 1):
         until(lambda: gone.tries > 1, "two tries")
 
 
@@ -157,8 +159,8 @@ def test_a_fine_tuning_is_told_of(
 def test_a_stage_and_a_sweep_are_told_of(
     impatient: None, capfd: pytest.CaptureFixture[str], tmp_path: Any
 ) -> None:
-    Stages(tmp_path, show=True).do("linear", "x", "a-stage", 1, lambda: {"seen": wait_for(capfd, "a-stage")})
-    with Board(["a", "b", "c"], show=True) as board:
+    Stages(tmp_path).do("linear", "x", "a-stage", 1, lambda: {"seen": wait_for(capfd, "a-stage")})
+    with Board(["a", "b", "c"]) as board:
         board.set("a", "running", "1")
         wait_for(capfd, "jobs: 0 of 3, running: a")
         board.set("a", "done", "1")
@@ -199,13 +201,13 @@ def test_a_notebook_shows_a_bar_below_the_cell(
         get_ipython=lambda: kernel, display=types.SimpleNamespace(display=display)
     )
     monkeypatch.setitem(sys.modules, "IPython", notebook)  # type: ignore[arg-type]
-    with progress("tangents <on> test", 4, True) as advance:
+    with quiet(False), progress("tangents <on> test", 4) as advance:
         advance(1, "")
         advance(3, "alpha 1")
     assert shown[0] == "[0:00:00] tangents <on> test: 0 of 4"
     assert "tangents <on> test: 4 of 4, alpha 1" in shown[-1]
     shown.clear()
-    with progress("quiet", 4, False) as advance:
+    with quiet(), progress("quiet", 4) as advance:
         advance(1, "")
     assert shown == []
     assert capfd.readouterr() == ("", "")

@@ -165,7 +165,10 @@ def test_a_merged_model_keeps_the_heads_of_its_base(home: Path, task: Task, tmp_
         "models": [{"model": str(file)}],
         "parameters": {"scale": 0.7},
     }
-    merge_files(recipe, tmp_path / "merged", show_progress=False)
+    merge_files(
+        recipe,
+        tmp_path / "merged",
+    )
     wanted = numbers(evaluate(load(home), [task], tau, 0.7))
     assert numbers(evaluate(load(tmp_path / "merged"), [task])) == pytest.approx(wanted, abs=1e-5)
 
@@ -202,7 +205,14 @@ def test_the_base_is_found_from_another_folder_and_named_when_it_moved(
 def normalising(home: Path, task: Task) -> tuple[Any, TaskVector]:
     """An encoder under a head that normalises, and a vector fine-tuned at the logits."""
     base: Any = load(home)
-    done = finetune(base, task, "linear", lr=0.3, epochs=2, batch_size=4, show_progress=False)
+    done = finetune(
+        base,
+        task,
+        "linear",
+        lr=0.3,
+        epochs=2,
+        batch_size=4,
+    )
     return base, done.task_vector
 
 
@@ -226,8 +236,15 @@ def test_a_tangent_encoder_puts_a_head_on_at_the_point_of_its_vector(home: Path,
 def test_searches_take_the_vectors_point_and_refuse_two(home: Path, task: Task) -> None:
     base, tau = normalising(home, task)
     for point in ("encoder", "logits"):
-        asked = add(base, {task: tau}, point=point, show_progress=False)  # type: ignore[arg-type]
-        own = add(base, {task: tau.at_point(point)}, show_progress=False)  # type: ignore[arg-type]
+        asked = add(
+            base,
+            {task: tau},
+            point=point,
+        )  # type: ignore[arg-type]
+        own = add(
+            base,
+            {task: tau.at_point(point)},
+        )  # type: ignore[arg-type]
         assert asked.result["alpha"] == own.result["alpha"]
         assert asked.tables[0].rows == own.tables[0].rows
     with pytest.raises(MismatchError, match=r"linearisation point 'logits'.*'encoder'.*at_point"):
@@ -241,13 +258,15 @@ def test_a_merge_of_vectors_keeps_their_point_and_refuses_two(home: Path, tmp_pa
         for point in ("encoder", "logits")
     }
     recipe = {"method": "task_arithmetic", "models": [str(files["encoder"])] * 2, "output": "vector"}
-    merge_files(recipe, tmp_path / "one.safetensors", show_progress=False)
+    merge_files(
+        recipe,
+        tmp_path / "one.safetensors",
+    )
     assert TaskVector.from_pretrained(tmp_path / "one.safetensors").info["point"] == "encoder"
     with pytest.raises(MismatchError, match="the point of"):
         merge_files(
             {**recipe, "models": [str(f) for f in files.values()]},
             tmp_path / "two.safetensors",
-            show_progress=False,
         )
 
 

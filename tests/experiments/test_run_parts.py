@@ -40,7 +40,14 @@ def done(recipe: Recipe, tmp_path_factory: pytest.TempPathFactory) -> Done:
         disentangle=Maps((TASKS,), (0.0, 1.0), rows=4, drift=True),
     )  # fmt: skip
     out = tmp_path_factory.mktemp("parts") / "out"
-    return out, whole, run(whole, out, show_progress=False)
+    return (
+        out,
+        whole,
+        run(
+            whole,
+            out,
+        ),
+    )
 
 
 @pytest.fixture(autouse=True)
@@ -58,7 +65,12 @@ def tasks(*names: str) -> list[Task]:
 
 
 def accuracy(model: Any, on: list[Task], *edit: Any) -> list[float]:
-    found = ts.evaluate(model, on, *edit, max_tokens=8, show_progress=False).result["accuracy"]
+    found = ts.evaluate(
+        model,
+        on,
+        *edit,
+        max_tokens=8,
+    ).result["accuracy"]
     return [found[task.name] for task in on]
 
 
@@ -114,7 +126,13 @@ def test_the_attention_reference_moves_attention_alone_and_is_added(done: Done) 
     for vector in vectors.values():
         assert set(vector.deltas) == set(select(model, "attention")) < set(select(model, "all"))
         assert vector.regime == "standard"
-    alone = ts.add(model, vectors, "standard", grid=(0.0, 0.5, 1.0), max_tokens=8, show_progress=False)
+    alone = ts.add(
+        model,
+        vectors,
+        "standard",
+        grid=(0.0, 0.5, 1.0),
+        max_tokens=8,
+    )
     rows = [row for row in table(report, "References") if row["reference"] == "attention"]
     for row, wanted in zip(rows, alone.tables[0].rows, strict=True):
         assert (row["single"], row["one model"], row["norm."]) == (
@@ -165,7 +183,10 @@ def test_regimes_are_compared_at_the_drift_of_the_first(done: Done) -> None:
 
 def test_everything_is_found_again(done: Done) -> None:
     out, whole, first = done
-    again = run(whole, out, show_progress=False)
+    again = run(
+        whole,
+        out,
+    )
     assert all(runs == count for runs, count in reused(again).values())
     assert again.result == first.result
 
@@ -174,7 +195,10 @@ def test_a_random_start_has_weights_of_its_own_for_every_seed(recipe: Recipe, tm
     start = dataclasses.replace(
         recipe, start="random", regimes=("standard",), disentangle=Maps(), head="probe", grid=(0.0, 1.0)
     )
-    report = run(start, tmp_path / "out", show_progress=False)
+    report = run(
+        start,
+        tmp_path / "out",
+    )
     model: Any = ts.load(recipe.model)
     starts = [ts.reinitialised(model, seed) for seed in (0, 1)]
     bases = [fingerprint_of(one) for one in starts]
@@ -195,7 +219,10 @@ def test_two_tasks_of_one_name_are_refused(recipe: Recipe, tmp_path: Path) -> No
         recipe, tasks=("email_spam", str(twin)), negate=Negation(), disentangle=Maps()
     )
     with pytest.raises(UsageError, match="are both called 'email_spam'"):
-        run(changed, tmp_path / "out", show_progress=False)
+        run(
+            changed,
+            tmp_path / "out",
+        )
 
 
 def test_a_task_directory_can_be_a_target_and_half_of_a_pair(recipe: Recipe, tmp_path: Path) -> None:
@@ -204,7 +231,10 @@ def test_a_task_directory_can_be_a_target_and_half_of_a_pair(recipe: Recipe, tmp
         recipe, tasks=("email_spam", own), regimes=("linear",), seeds=(0,), negate=Negation((own,)),
         disentangle=Maps(((own, "email_spam"),), (0.0, 1.0), rows=4),
     )  # fmt: skip
-    report = run(changed, tmp_path / "out", show_progress=False)
+    report = run(
+        changed,
+        tmp_path / "out",
+    )
     assert {row["target task"] for row in table(report, "Negation")} == {"own"}
     assert [row["pair"] for row in table(report, "Disentanglement")] == ["own + email_spam"]
 
@@ -221,10 +251,18 @@ def test_another_tokenizer_is_noticed_where_the_vector_knows_its_own(done: Done)
         saved["content"]["tokenizer"] = "0" * 64
         file.write_text(json.dumps(saved))
         with pytest.raises(StoreError, match="was made with another tokenizer"):
-            run(few, out, show_progress=False)
+            run(
+                few,
+                out,
+            )
         del saved["content"]["tokenizer"]  # as the first version wrote it
         file.write_text(json.dumps(saved))
-        assert reused(run(few, out, show_progress=False))["standard", "fine-tune"] == (2, 2)
+        assert reused(
+            run(
+                few,
+                out,
+            )
+        )["standard", "fine-tune"] == (2, 2)
     finally:
         file.write_text(whole_text)
 
@@ -234,7 +272,10 @@ def test_other_controls_are_negated_against_anew(done: Done) -> None:
     changed = dataclasses.replace(
         whole, regimes=("standard",), negate=Negation(("email_spam",)), references=(), energy=None, disentangle=Maps(),
     )  # fmt: skip
-    report = run(changed, out, show_progress=False)
+    report = run(
+        changed,
+        out,
+    )
     assert reused(report)["standard", "negate"] == (1, 0)
     assert reused(report)["standard", "add"] == (1, 1)
     assert "control: mean of the other tasks" in report.tables[1].note
@@ -268,14 +309,23 @@ def test_data_sets_of_the_catalog_are_read_from_a_folder_and_the_control_says_wh
         finetune=Training(max_steps=1, batch_size=4), grid=(0.0, 1.0),
         negate=Negation(("mnist",), controls=("imagenet",)),
     )  # fmt: skip
-    addition, negation, _ = run(asked, tmp_path / "out", show_progress=False).tables
+    addition, negation, _ = run(
+        asked,
+        tmp_path / "out",
+    ).tables
     assert [row["task"] for row in addition.rows] == ["mnist", "svhn", "mean"]
     words = "control: imagenet (imagenet for a test; test = what the test says; 2 validation and 9 test rows)"
     assert words in negation.note
     with pytest.raises(DataError, match="has no folder 'dtd'"):
-        run(dataclasses.replace(asked, tasks=("mnist", "dtd")), tmp_path / "out", show_progress=False)
+        run(
+            dataclasses.replace(asked, tasks=("mnist", "dtd")),
+            tmp_path / "out",
+        )
     with pytest.raises(DataError, match=r"no task 'svhm'.*Did you mean 'svhn'"):
-        run(dataclasses.replace(asked, tasks=("mnist", "svhm")), tmp_path / "out", show_progress=False)
+        run(
+            dataclasses.replace(asked, tasks=("mnist", "svhm")),
+            tmp_path / "out",
+        )
 
 
 # -- over workers ---------------------------------------------------------------------------------------------
@@ -286,7 +336,11 @@ def test_workers_measure_all_that_a_recipe_can_ask_for(
 ) -> None:
     named: list[str] = []
     monkeypatch.setattr(jobs, "sweep", in_turn(named))
-    report = run(done[1], tmp_path, workers=2, show_progress=False)
+    report = run(
+        done[1],
+        tmp_path,
+        workers=2,
+    )
     assert numbers(report) == numbers(done[2])
     stages_of = {file.stem.removeprefix("finetune-") for file in (tmp_path / "stages").glob("*.json")}
     assert set(named) == stages_of  # nothing was left for the run itself

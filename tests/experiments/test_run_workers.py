@@ -41,7 +41,10 @@ def small(recipe: Recipe) -> Recipe:
 def alone(small: Recipe, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Report]:
     """A run that nothing disturbs."""
     out = tmp_path_factory.mktemp("alone")
-    return out, run(small, out, show_progress=False)
+    return out, run(
+        small,
+        out,
+    )
 
 
 def vectors(out: Path) -> dict[str, str]:
@@ -56,7 +59,11 @@ def test_jobs_leave_what_a_run_in_one_process_leaves(
 ) -> None:
     done: list[str] = []
     monkeypatch.setattr(jobs, "sweep", in_turn(done))
-    report = run(small, tmp_path, workers=2, show_progress=False)
+    report = run(
+        small,
+        tmp_path,
+        workers=2,
+    )
     vectors_of = [*(f"linear-{task}-seed0" for task in TASKS), "joint-standard-seed0"]
     measured = ["evaluate-joint", "add-linear", "negate-email_spam-linear", "merge-linear"]
     assert done == [*vectors_of, *(f"{name}-seed0" for name in measured)]
@@ -64,10 +71,22 @@ def test_jobs_leave_what_a_run_in_one_process_leaves(
     assert numbers(report) == numbers(alone[1])
     assert reused(report) == reused(alone[1])  # what the workers did was done by this run
     (tmp_path / "vectors" / "linear-email_spam-seed0" / "vector.safetensors").unlink()
-    assert reused(run(small, tmp_path, workers=2, show_progress=False))["linear", "fine-tune"] == (2, 1)
+    assert reused(
+        run(
+            small,
+            tmp_path,
+            workers=2,
+        )
+    )["linear", "fine-tune"] == (2, 1)
     assert done[7:] == ["linear-email_spam-seed0"]
     (tmp_path / "stages" / "merge-linear-seed0.json").unlink()
-    assert reused(run(small, tmp_path, workers=2, show_progress=False))["linear", "merge"] == (1, 0)
+    assert reused(
+        run(
+            small,
+            tmp_path,
+            workers=2,
+        )
+    )["linear", "merge"] == (1, 0)
     assert done[8:] == ["merge-linear-seed0"]
 
 
@@ -76,7 +95,11 @@ def test_a_stage_of_another_key_is_measured_anew_without_workers(
 ) -> None:
     shutil.copytree(alone[0], tmp_path, dirs_exist_ok=True)
     monkeypatch.setattr(jobs, "sweep", lambda *given, **options: pytest.fail("nothing is left to do"))
-    other = run(dataclasses.replace(small, grid=(0.0, 0.25)), tmp_path, workers=2, show_progress=False)
+    other = run(
+        dataclasses.replace(small, grid=(0.0, 0.25)),
+        tmp_path,
+        workers=2,
+    )
     assert (reused(other)["linear", "fine-tune"], reused(other)["linear", "add"]) == ((2, 2), (1, 0))
 
 
@@ -84,7 +107,13 @@ def test_a_finished_vector_is_no_job(
     small: Recipe, alone: tuple[Path, Report], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(jobs, "sweep", lambda *given, **options: pytest.fail("nothing is left to do"))
-    assert numbers(run(small, alone[0], workers=3, show_progress=False)) == numbers(alone[1])
+    assert numbers(
+        run(
+            small,
+            alone[0],
+            workers=3,
+        )
+    ) == numbers(alone[1])
 
 
 @pytest.mark.slow
@@ -92,7 +121,11 @@ def test_a_finished_vector_is_no_job(
 def test_vectors_are_the_same_bits_however_many_workers_there_are(
     small: Recipe, alone: tuple[Path, Report], tmp_path: Path, workers: int
 ) -> None:
-    report = run(small, tmp_path, workers=workers, show_progress=False)
+    report = run(
+        small,
+        tmp_path,
+        workers=workers,
+    )
     assert vectors(tmp_path) == vectors(alone[0])
     assert numbers(report) == numbers(alone[1])
 
@@ -103,15 +136,27 @@ def test_what_a_worker_raises_ends_the_run_as_it_would_without_workers(
 ) -> None:
     changed = dataclasses.replace(small, finetune=Training(max_steps=1, batch_size=4))
     with pytest.raises(StoreError, match="other settings, another base or other data"):
-        run(changed, alone[0], workers=2, show_progress=False)
+        run(
+            changed,
+            alone[0],
+            workers=2,
+        )
 
 
 def test_workers_are_counted(small: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(UsageError, match="workers=0: it must be at least 1"):
-        run(small, tmp_path, workers=0, show_progress=False)
+        run(
+            small,
+            tmp_path,
+            workers=0,
+        )
     monkeypatch.setenv("WORLD_SIZE", "4")
     with pytest.raises(UsageError, match="workers=2 in one of 4 processes"):
-        run(small, tmp_path, workers=2, show_progress=False)
+        run(
+            small,
+            tmp_path,
+            workers=2,
+        )
     assert not list(tmp_path.iterdir())
 
 
@@ -152,7 +197,7 @@ def child(name, point):
             publish(*given, **options)
 
         places.publish = counted
-        report = run(recipe, folder / name, show_progress=False)
+        report = run(recipe, folder / name)
         store.write_text(folder / f"{name}-{os.getpid()}.json", report.to_json())
         os._exit(0)
     except BaseException:
@@ -185,7 +230,10 @@ def test_a_run_that_is_killed_at_any_write_goes_on_to_the_same(
 ) -> None:
     points = [random.Random(kills).randint(2, 9)] if kills == 1 else [1, 2, 3, 5]
     assert scripted(small, tmp_path, *points) == ["-9"] * kills
-    after = run(small, tmp_path / "killed", show_progress=False)
+    after = run(
+        small,
+        tmp_path / "killed",
+    )
     assert any(count for _, count in reused(after).values())
     assert numbers(after) == numbers(alone[1])
     assert vectors(tmp_path / "killed") == vectors(alone[0])

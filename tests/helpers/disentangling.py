@@ -19,7 +19,7 @@ REGIMES = ("standard", "posthoc", "linear")
 GRID = (-1.5, -0.4, 0.0, 0.7, 1.0)
 
 
-Q: dict[str, Any] = {"show_progress": False}
+Q: dict[str, Any] = {}
 
 
 Vectors = dict[Task, TaskVector]

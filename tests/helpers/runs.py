@@ -76,7 +76,7 @@ def trained(
     settings: Settings, task: Task | None = None, model: Encoder | None = None, **options: Any
 ) -> Finetuned:
     """A run on `points`, without a bar."""
-    return train(model or encoder(), task or points(), settings, show_progress=False, **options)
+    return train(model or encoder(), task or points(), settings, **options)
 
 
 def deltas(run: Finetuned) -> dict[str, Tensor]:

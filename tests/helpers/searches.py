@@ -16,7 +16,7 @@ from tauspan.vector import TaskVector
 REGIMES = ("standard", "posthoc", "linear")
 
 
-Q: dict[str, Any] = {"show_progress": False}
+Q: dict[str, Any] = {}
 
 
 def eye() -> Encoder:

@@ -147,7 +147,7 @@ def long_work(words: str) -> str:
 
     measure.SILENCE = 0.01
     log = Path(os.readlink("/proc/self/fd/2"))
-    with measure.progress(words, 2, True) as advance:
+    with measure.progress(words, 2) as advance:
         advance(1, "")
         for _ in range(600):
             if f"{words}: 1 of 2" in log.read_text():

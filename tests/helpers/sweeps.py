@@ -21,7 +21,7 @@ def jobs_of(function: str, *arguments: Mapping[str, Any], **named: Mapping[str, 
 
 
 def quietly(jobs: Sequence[Job], folder: Path, workers: int = 2, **options: Any) -> dict[str, Any]:
-    return sweep(jobs, folder, workers, show_progress=False, **options)
+    return sweep(jobs, folder, workers, **options)
 
 
 def alive(pid: int) -> bool:

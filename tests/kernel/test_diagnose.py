@@ -461,7 +461,13 @@ def problem(classes=2):
 @pytest.mark.parametrize("outputs", ["contrast", "sum", "all"])
 def test_the_report_holds_what_the_single_diagnostics_say(outputs):
     encoder, vectors = problem()
-    report = diagnose(encoder, vectors, rows=6, outputs=outputs, which=3, show_progress=False)
+    report = diagnose(
+        encoder,
+        vectors,
+        rows=6,
+        outputs=outputs,
+        which=3,
+    )
     result = json.loads(report.to_json())["result"]
     names = ["first", "second"]
     assert [row["task"] for row in result["spectrum"]] == names
@@ -506,7 +512,11 @@ def named(vector):
 def test_one_task_has_a_kernel_but_no_interference():
     encoder, vectors = problem(classes=3)
     task = next(iter(vectors))
-    report = kernel_report(encoder, [task], rows=5, show_progress=False)
+    report = kernel_report(
+        encoder,
+        [task],
+        rows=5,
+    )
     assert [table.title for table in report.tables] == ["Spectrum", "Alignment with the labels"]
     for made, message in (
         (lambda: diagnose(encoder, {task: vectors[task]}), "at least two"),
@@ -517,8 +527,22 @@ def test_one_task_has_a_kernel_but_no_interference():
         (lambda: kernel_report(encoder, [task], outputs="trace"), "outputs='trace'"),
         (lambda: kernel_report(encoder, [task], split="tests"), "Did you mean 'test'"),
         (lambda: kernel_report(encoder, [task], batch_size=0), "batch_size=0"),
-        (lambda: kernel_report(encoder, list(vectors), angles=0, show_progress=False), "angles=0"),
-        (lambda: diagnose(encoder, vectors, which=0, show_progress=False), "which=0"),
+        (
+            lambda: kernel_report(
+                encoder,
+                list(vectors),
+                angles=0,
+            ),
+            "angles=0",
+        ),
+        (
+            lambda: diagnose(
+                encoder,
+                vectors,
+                which=0,
+            ),
+            "which=0",
+        ),
     ):
         with pytest.raises(UsageError, match=message):
             made()
@@ -544,7 +568,10 @@ def test_a_row_that_is_not_finite_is_named():
     with torch.no_grad():
         encoder.backbone[0].weight[0, 0] = math.nan
     with pytest.raises(NonFiniteError):
-        kernel_report(encoder, [task], show_progress=False)
+        kernel_report(
+            encoder,
+            [task],
+        )
 
 
 def test_the_example_of_label_gradient_alignment_runs(capsys):

@@ -105,7 +105,12 @@ def test_cross_entropy_is_the_minimum_that_fitting_finds(params):
     encoder, task = problem()
     solved = closed_form(encoder, task, "cross_entropy", 1e-2, params=params, tolerance=1e-10)
     fitted = ts.fit(
-        encoder, task, "newton-cg", ridge=1e-2, tolerance=2e-9, params=params, show_progress=False
+        encoder,
+        task,
+        "newton-cg",
+        ridge=1e-2,
+        tolerance=2e-9,
+        params=params,
     )
     ours, theirs = flat(solved.vector), flat(fitted.task_vector)
     assert float((ours - theirs).norm()) < 1e-6  # gradient norm over ridge

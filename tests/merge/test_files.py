@@ -50,7 +50,7 @@ def adapter(folder: Path, layout: Any, seed: int) -> AdapterSource:
 
 
 def files(text: str, out: Path, **options: Any) -> Any:
-    return merge_files(MergeRecipe.parse(text), out, show_progress=False, **options)
+    return merge_files(MergeRecipe.parse(text), out, **options)
 
 
 def of(paths: list[Path], method: str, more: str = "", base: Path | None = None) -> str:
@@ -86,7 +86,9 @@ def test_adapters_become_an_adapter_with_a_card(
     assert card.recipe.rank == rank
     assert "library_name: peft" in (tmp_path / "out" / FILE).read_text()
     assert "that the SVD cut off" in (tmp_path / "out" / FILE).read_text()
-    reproduce(tmp_path / "out", show_progress=False)
+    reproduce(
+        tmp_path / "out",
+    )
     files(text, tmp_path / "again", workers=3)
     assert (tmp_path / "again" / WEIGHTS).read_bytes() == (tmp_path / "out" / WEIGHTS).read_bytes()
 
@@ -97,7 +99,9 @@ def test_a_change_of_an_adapter_shows_when_it_is_made_again(tmp_path: Path) -> N
     adapter(tmp_path / "other", "linear", 5)
     (tmp_path / "other" / WEIGHTS).replace(tmp_path / "a" / WEIGHTS)
     with pytest.raises(MismatchError, match=r"Tensors that differ.*h\.0\.q\.weight"):
-        reproduce(tmp_path / "out", show_progress=False)
+        reproduce(
+            tmp_path / "out",
+        )
 
 
 def test_an_adapters_plan_says_ranks_and_moves_nothing(tmp_path: Path) -> None:
@@ -157,15 +161,16 @@ def test_a_displacement_beside_an_adapter_is_merged_whole(tmp_path: Path) -> Non
 def test_the_bytes_do_not_depend_on_the_hash_seed(tmp_path: Path) -> None:
     base, *models = merging.checkpoints(tmp_path, 2)
     (tmp_path / "m.yaml").write_text(of(models, "dare_ties", "parameters: {density: 0.5}\nseed: 3\n", base))
-    code = (
-        "import sys; from tauspan.merge import merge_files; merge_files(*sys.argv[1:], show_progress=False)"
-    )
+    code = "import sys; from tauspan.merge import merge_files; merge_files(*sys.argv[1:])"
     other = (
         "1" if os.environ.get("PYTHONHASHSEED") == "2" else "2"
     )  # this process has a random one, or the variable's
     words = [sys.executable, "-c", code, str(tmp_path / "m.yaml"), str(tmp_path / "there")]
     subprocess.run(words, check=True, env={**os.environ, "PYTHONHASHSEED": other})
-    merge_files(tmp_path / "m.yaml", tmp_path / "here", show_progress=False)
+    merge_files(
+        tmp_path / "m.yaml",
+        tmp_path / "here",
+    )
     first, second = (tmp_path / name / "model.safetensors" for name in ("here", "there"))
     assert first.read_bytes() == second.read_bytes()
 
@@ -336,7 +341,10 @@ def test_without_embeddings_there_is_nothing_to_align(text: str, tmp_path: Path)
     recipe = f"{kind}: linear\nmodels: [{{model: {tmp_path}/0}}, {{model: {tmp_path}/1}}]\n"
     recipe += f"parameters: {{weight: 1.0}}\n\n{text}"
     with pytest.raises(MismatchError, match=r"id 0 is 'y'.*(.|\n)*`--allow tokenizer`"):
-        merge_files(MergeRecipe.parse(recipe, "m.yaml"), tmp_path / "out", show_progress=False)
+        merge_files(
+            MergeRecipe.parse(recipe, "m.yaml"),
+            tmp_path / "out",
+        )
 
 
 def test_a_vector_in_one_file_has_its_recipe_and_no_card(tmp_path: Path) -> None:
@@ -346,10 +354,14 @@ def test_a_vector_in_one_file_has_its_recipe_and_no_card(tmp_path: Path) -> None
     info = TaskVector.from_pretrained(tmp_path / "v.safetensors").info
     assert MergeRecipe.parse(json.dumps(info["merge"]["recipe"])) == MergeRecipe.parse(text)
     with pytest.raises(StoreError, match=r"only a directory has a card.*info\.merge\.recipe"):
-        reproduce(tmp_path / "v.safetensors", show_progress=False)
+        reproduce(
+            tmp_path / "v.safetensors",
+        )
     files(text, tmp_path / "folder")
     assert Card.read(tmp_path / "folder").recipe.method == "ties"
-    reproduce(tmp_path / "folder", show_progress=False)
+    reproduce(
+        tmp_path / "folder",
+    )
 
 
 # -- code of one's own -------------------------------------------------------------------------------------------
@@ -376,14 +388,22 @@ def test_a_card_says_that_code_is_needed_and_which(tmp_path: Path) -> None:
 
     base, *models = merging.checkpoints(tmp_path, 2)
     recipe = MergeRecipe("mine:first", tuple(Input(str(path)) for path in models), str(base))
-    merge_files(recipe.with_method(own_method(first)), tmp_path / "out", show_progress=False)
+    merge_files(
+        recipe.with_method(own_method(first)),
+        tmp_path / "out",
+    )
     text = (tmp_path / "out" / FILE).read_text()
     assert "`mine:first`, which this card does not hold" in text
     assert "--code mine:first" in text
     assert '"sha256"' in text.partition('"code"')[2]
     with pytest.raises(RecipeError, match="Allow it with `--code mine:first`"):
-        reproduce(tmp_path / "out", show_progress=False)
-    reproduce(tmp_path / "out", own=own_method(first), show_progress=False)
+        reproduce(
+            tmp_path / "out",
+        )
+    reproduce(
+        tmp_path / "out",
+        own=own_method(first),
+    )
     with pytest.raises(RecipeError, match="'ties', a name of the table, and 'first' shall run"):
         MergeRecipe("ties", (Input("a"),), "b").with_method(own_method(first))
 

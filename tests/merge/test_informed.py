@@ -29,7 +29,7 @@ from tauspan.tasks import Task
 from tauspan.tasks.batches import batches
 from tauspan.vector import TaskVector
 
-Q: dict[str, Any] = {"show_progress": False}
+Q: dict[str, Any] = {}
 
 
 def pair(model: Encoder, regime: Any = "standard") -> dict[Task, TaskVector]:

@@ -141,8 +141,7 @@ def test_a_tensor_of_another_shape_keeps_the_bases(kind: str, tmp_path: Path) ->
     third = model(tmp_path / "n", moved(Checkpoint(base).read(), 3.0))
     report = merge_files(
         {"method": "task_arithmetic", "base_model": base, "models": [tune, third], "allow": [kind]}, tmp_path / "out",
-        show_progress=False,
-    )  # fmt: skip
+        )  # fmt: skip
     name = "score.weight" if kind == "shape" else "model.embed_tokens.weight"
     out, start = Checkpoint(tmp_path / "out"), Checkpoint(base)
     assert torch.equal(out[name], start[name] + 3)  # the third alone moves it
@@ -186,7 +185,10 @@ def test_without_a_base_a_tensor_is_merged_from_the_models_that_have_it(
             "parameters": POINTS[method],
             "allow": ["missing_tensors"],
         }
-        merge_files(recipe, tmp_path / name, show_progress=False)
+        merge_files(
+            recipe,
+            tmp_path / name,
+        )
         return Checkpoint(tmp_path / name).read()
 
     weights = [0.5, 0.3, 0.9][:most]
@@ -214,7 +216,10 @@ def test_a_plain_sum_keeps_the_sum_of_its_weights(tmp_path: Path) -> None:
         "parameters": {"normalize": False},
         "allow": ["missing_tensors"],
     }
-    merge_files(recipe, tmp_path / "out", show_progress=False)
+    merge_files(
+        recipe,
+        tmp_path / "out",
+    )
     out = Checkpoint(tmp_path / "out")
     assert (out["x"].tolist(), out["vae"].tolist()) == ([4.0, 4.0], [7.0, 7.0])
 
@@ -233,7 +238,6 @@ def test_weights_that_cancel_cannot_take_over(tmp_path: Path) -> None:
         merge_files(
             {"method": "linear", "models": models, "allow": ["missing_tensors"]},
             tmp_path / "out",
-            show_progress=False,
         )
 
 
@@ -248,14 +252,18 @@ def test_old_names_of_norms_are_the_same_tensors(tmp_path: Path) -> None:
     for method, first in (("task_arithmetic", {"base_model": base}), ("linear", {})):
         models = [tune] if first else [base, tune]
         report = merge_files(
-            {"method": method, **first, "models": models}, tmp_path / method, show_progress=False
+            {"method": method, **first, "models": models},
+            tmp_path / method,
         )
         assert not report.warnings
         out, share = Checkpoint(tmp_path / method), 1.0 if first else 0.5
         for name, tensor in old.items():
             torch.testing.assert_close(out[name], tensor + share)
     third = model(tmp_path / "n", new)
-    merge_files({"method": "linear", "models": [third, base]}, tmp_path / "turned", show_progress=False)
+    merge_files(
+        {"method": "linear", "models": [third, base]},
+        tmp_path / "turned",
+    )
     assert set(Checkpoint(tmp_path / "turned")) == set(new)
 
 
@@ -264,7 +272,8 @@ def test_errors_of_one_kind_are_one_line_that_names_the_models(tmp_path: Path) -
     tunes = [model(tmp_path / f"tune{n}", without("model.norm.weight")) for n in range(4)]
     with pytest.raises(MismatchError) as caught:
         merge_files(
-            {"method": "ties", "base_model": base, "models": tunes}, tmp_path / "out", show_progress=False
+            {"method": "ties", "base_model": base, "models": tunes},
+            tmp_path / "out",
         )
     line, hint = str(caught.value).splitlines()
     assert "'model.norm.weight'" in line
@@ -282,7 +291,10 @@ def test_warnings_of_an_adapter_are_told_too(tmp_path: Path, caplog: pytest.LogC
         "output": "adapter",
         "rank": 4,
     }
-    report = merge_files(recipe, tmp_path / "out", show_progress=False)
+    report = merge_files(
+        recipe,
+        tmp_path / "out",
+    )
     assert "float16" in report.warnings[0]
     assert "float16" in caplog.text
     assert "float16" in (tmp_path / "out" / "README.md").read_text()

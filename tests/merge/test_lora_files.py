@@ -96,7 +96,10 @@ def moved(base: Path, out: Path, outer: str = "") -> dict[str, Tensor]:
 
 
 def merged(out: Path, **recipe: Any) -> Path:
-    merge_files(recipe, out, show_progress=False)
+    merge_files(
+        recipe,
+        out,
+    )
     return out
 
 

@@ -49,7 +49,7 @@ for line in sys.stdin:
         return given.combine(block, ready)
     method = dataclasses.replace(given, combine=combine)
     made = plan(merging.job([Path(path.strip()) for path in paths], method), block={block}, workers=2)
-    stream.execute(made, Path(out), resume=bool(resume), show_progress=False)
+    stream.execute(made, Path(out), resume=bool(resume))
     os._exit(0)
 """
 
@@ -100,9 +100,7 @@ def out(half, tmp_path):
 
 def run(paths, out, block=BLOCK, **options):
     settings = {"options": options.pop("settings", {})}
-    return execute(
-        plan(merging.job(paths, **settings), block=block, workers=2), out, show_progress=False, **options
-    )
+    return execute(plan(merging.job(paths, **settings), block=block, workers=2), out, **options)
 
 
 def work(out):
@@ -292,7 +290,7 @@ def watch():
         peak[0] = max(peak[0], int(re.search(r"RssAnon:\\s+(\\d+)", status.read_text())[1]))
 watcher = threading.Thread(target=watch)
 watcher.start()
-execute(plan(merging.job([Path(p) for p in sys.argv[2:]]), workers=2), Path(sys.argv[1]), show_progress=False)
+execute(plan(merging.job([Path(p) for p in sys.argv[2:]]), workers=2), Path(sys.argv[1]))
 over.set()
 watcher.join()
 print(peak[0])

@@ -33,7 +33,7 @@ from tauspan.models import Classifier, Encoder, fingerprint_of, load_model, stat
 from tauspan.tasks import Task
 from tauspan.vector import TaskVector
 
-Q: dict[str, Any] = {"show_progress": False}
+Q: dict[str, Any] = {}
 
 
 def taus(*tensors: Tensor, name: str = "w", regime: Any = "standard") -> list[TaskVector]:

@@ -26,7 +26,7 @@ PLAIN = [
 
 
 def run(job, out, block=16, workers=2, **options):
-    return execute(plan(job, block=block, workers=workers), out, show_progress=False, **options)
+    return execute(plan(job, block=block, workers=workers), out, **options)
 
 
 def required(method):

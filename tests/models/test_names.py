@@ -144,7 +144,10 @@ def test_vectors_of_diff_and_of_merge_fit_merge_apply_and_verify(
 ) -> None:
     base, tuned = pairs[name]
     recipe = {"method": "task_arithmetic", "base_model": str(base), "models": [str(tuned)]}
-    merge_files({**recipe, "output": "vector"}, tmp_path / "m.safetensors", show_progress=False)
+    merge_files(
+        {**recipe, "output": "vector"},
+        tmp_path / "m.safetensors",
+    )
     merged = TaskVector.from_pretrained(tmp_path / "m.safetensors")
     made = TaskVector.from_checkpoints(base, tuned)
     assert merged.base == made.base == Base(base).fingerprint
@@ -152,7 +155,8 @@ def test_vectors_of_diff_and_of_merge_fit_merge_apply_and_verify(
     apply_files(base, merged, tmp_path / "applied")
     made.save_pretrained(tmp_path / "d.safetensors")
     merge_files(
-        {**recipe, "models": [str(tmp_path / "d.safetensors")]}, tmp_path / "merged", show_progress=False
+        {**recipe, "models": [str(tmp_path / "d.safetensors")]},
+        tmp_path / "merged",
     )
     for out in ("applied", "merged"):
         assert close(state(tmp_path / out), state(tuned))
@@ -173,7 +177,10 @@ def test_vectors_of_modules_in_memory_fit_the_files(
         "base_model": str(base),
         "models": [str(tmp_path / "v.safetensors")],
     }
-    merge_files(recipe, tmp_path / "merged", show_progress=False)
+    merge_files(
+        recipe,
+        tmp_path / "merged",
+    )
     assert close(state(tmp_path / "merged"), state(tuned))
 
 
@@ -199,7 +206,10 @@ def test_a_vector_by_the_names_of_memory_is_translated_wherever_it_comes_to_file
         tmp_path / "v.safetensors"
     )
     recipe = {"method": "task_arithmetic", "base_model": str(base), "models": [str(tau)]}
-    merge_files(recipe, tmp_path / "merged", show_progress=False)
+    merge_files(
+        recipe,
+        tmp_path / "merged",
+    )
     moved = load_file(tmp_path / "merged" / "model.safetensors")
     wanted, was = load_file(tuned / "model.safetensors"), load_file(base / "model.safetensors")
     heads = {
@@ -297,7 +307,14 @@ def test_fine_tuning_searching_and_merging_speak_the_names_of_the_files(
     encoder: Any = load(headed)
     tasks = [Task.from_directory(program.task(tmp_path / name, rows)) for name, rows in TASKS.items()]
     vectors = {
-        task: finetune(encoder, task, regime, lr=0.01, max_steps=2, seed=k, show_progress=False).task_vector
+        task: finetune(
+            encoder,
+            task,
+            regime,
+            lr=0.01,
+            max_steps=2,
+            seed=k,
+        ).task_vector
         for k, task in enumerate(tasks)
     }
     one, two = vectors.values()
@@ -305,7 +322,13 @@ def test_fine_tuning_searching_and_merging_speak_the_names_of_the_files(
     assert set(one.deltas) <= set(files)
     assert all(name.startswith("bert.") for name in one.deltas)
     assert one.base == Base(headed).fingerprint
-    found = coefficients(encoder, vectors, per="layer", bootstrap=0, max_evaluations=3, show_progress=False)
+    found = coefficients(
+        encoder,
+        vectors,
+        per="layer",
+        bootstrap=0,
+        max_evaluations=3,
+    )
     groups = found.result["groups"]
     assert "bert.embeddings.word_embeddings.weight" in groups["embeddings"]
     combined = combine(vectors, found.result["coefficients"], groups)
@@ -316,16 +339,45 @@ def test_fine_tuning_searching_and_merging_speak_the_names_of_the_files(
         for name in names
     }
     assert all(torch.allclose(combined.deltas[name], delta, atol=1e-7) for name, delta in by_hand.items())
-    adamerging(encoder, vectors, steps=2, show_progress=False)
-    disentanglement(encoder, vectors, grid=(0.0, 1.0), show_progress=False)
-    add(encoder, vectors, grid=(0.0, 1.0), show_progress=False)
+    adamerging(
+        encoder,
+        vectors,
+        steps=2,
+    )
+    disentanglement(
+        encoder,
+        vectors,
+        grid=(0.0, 1.0),
+    )
+    add(
+        encoder,
+        vectors,
+        grid=(0.0, 1.0),
+    )
     merged = merge([one, two], "task_arithmetic", base=encoder)
     name = "bert.embeddings.LayerNorm.bias"
     assert torch.allclose(merged.deltas[name], (one + two).deltas[name])
-    fisher = fisher_information(encoder, one, tasks[0], rows=2, show_progress=False)
-    gram = gram_matrices(encoder, one, tasks[0], rows=2, show_progress=False)
+    fisher = fisher_information(
+        encoder,
+        one,
+        tasks[0],
+        rows=2,
+    )
+    gram = gram_matrices(
+        encoder,
+        one,
+        tasks[0],
+        rows=2,
+    )
     assert set(fisher.tensors) | set(gram.tensors) <= set(one.deltas)
-    assert regmean_plus_plus(encoder, vectors, rows=2, show_progress=False).deltas.keys() == one.deltas.keys()
+    assert (
+        regmean_plus_plus(
+            encoder,
+            vectors,
+            rows=2,
+        ).deltas.keys()
+        == one.deltas.keys()
+    )
     tangent = linearize(encoder, list(one.deltas))  # names of files select, too
     tangent.load_task_vector(one)
     assert all(not name.startswith("bert.") for name in tangent.tau)
@@ -413,7 +465,10 @@ def test_the_repair_of_a_prefix_keeps_what_a_file_is(
         "base_model": "base.safetensors",
         "models": ["renamed.safetensors"],
     }
-    merge_files(recipe, "out", show_progress=False)
+    merge_files(
+        recipe,
+        "out",
+    )
     want = 4.0 if kind == "vector" else 3.0  # the base and the displacement, never the displacement alone
     assert load_file("out/model.safetensors")[ours].tolist() == [want, want]
     if kind == "vector":

@@ -358,7 +358,11 @@ def test_a_probe_is_fitted_once_for_both_regimes_and_the_evaluation(monkeypatch:
     task, encoder = dataclasses.replace(points(head=False), head_from="probe"), points_encoder()
     calls = counter(monkeypatch, heads, "probe")
     runs = [trained(Settings(regime, batch_size=8), task, encoder) for regime in ("standard", "linear")]
-    evaluate(encoder, [task.subset(test=5)], runs[0].task_vector, show_progress=False)
+    evaluate(
+        encoder,
+        [task.subset(test=5)],
+        runs[0].task_vector,
+    )
     assert len(calls) == 1
     build_head(task.subset(train=20), encoder)  # other rows
     build_head(task, encoder, max_tokens=3)  # cut elsewhere
@@ -423,7 +427,11 @@ def test_vectors_made_with_and_without_the_text_tower_are_one(regime: Any, homes
     assert tiny.same_bits(dict(first.deltas), dict(second.deltas))
     assert (first.base, first.info["key"]) == (second.base, second.info["key"])
     found = [
-        evaluate(encoder, [task], vector, show_progress=False).result["mean"]
+        evaluate(
+            encoder,
+            [task],
+            vector,
+        ).result["mean"]
         for encoder, vector in ((whole, first), (small, second))
     ]
     assert found[0] == found[1]

@@ -38,7 +38,7 @@ def signs(rows: int = 14) -> Task:
 
 
 def joint(settings: Settings, tasks: Any = None, **options: Any) -> Finetuned:
-    return finetune_jointly(encoder(), tasks or [points(), signs()], settings, show_progress=False, **options)
+    return finetune_jointly(encoder(), tasks or [points(), signs()], settings, **options)
 
 
 # -- the numbers ---------------------------------------------------------------------------------------------
@@ -120,7 +120,14 @@ def test_one_vector_lowers_the_loss_of_both_tasks(regime: Any) -> None:
     assert (vector.label, vector.regime, vector.info["tasks"]) == ("joint", regime, ["points", "signs"])
     for task in tasks:
         before, after = (
-            evaluate(encoder(), [task], edit, split="train", show_progress=False).tables[0].rows[0]["loss"]
+            evaluate(
+                encoder(),
+                [task],
+                edit,
+                split="train",
+            )
+            .tables[0]
+            .rows[0]["loss"]
             for edit in (None, vector)
         )
         assert after < 0.8 * before
@@ -134,7 +141,12 @@ def test_the_history_holds_every_tasks_validation_and_their_means() -> None:
     for key in ("loss", "accuracy"):
         assert last[key] == pytest.approx(sum(one[key] for one in last["tasks"].values()) / 2)
     for task in tasks:
-        report = evaluate(encoder(), [task], run.task_vector, split="validation", show_progress=False)
+        report = evaluate(
+            encoder(),
+            [task],
+            run.task_vector,
+            split="validation",
+        )
         for key in ("loss", "accuracy"):
             assert last["tasks"][task.name][key] == pytest.approx(report.tables[0].rows[0][key])
 
@@ -225,5 +237,9 @@ def test_an_encoder_is_left_as_it_was() -> None:
     before = {name: tensor.clone() for name, tensor in model.named_parameters()}
     for regime in REGIMES:
         settings = dataclasses.replace(BASIC, regime=regime, epochs=1)
-        finetune_jointly(model, [points(), signs()], settings, show_progress=False)
+        finetune_jointly(
+            model,
+            [points(), signs()],
+            settings,
+        )
     assert same_bits(dict(model.named_parameters()), before)

@@ -76,7 +76,14 @@ def measured(rows: int = 10) -> dict[str, Tensor]:
         ("linear", "linear"),
     ):
         vector = None if edit is None else taus[edit]
-        report = evaluate(model, [task, task], vector, 0.3, regime, batch_size=4, show_progress=False)  # type: ignore[arg-type]
+        report = evaluate(
+            model,
+            [task, task],
+            vector,
+            0.3,
+            regime,
+            batch_size=4,
+        )  # type: ignore[arg-type]
         tensors[f"evaluated {regime}"] = torch.tensor(
             [report.result["mean"][key] for key in ("accuracy", "loss")]
         )

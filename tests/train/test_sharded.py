@@ -99,7 +99,7 @@ def jointly(regime: Any, **options: Any) -> Finetuned:
     """Two tasks at once, of which a process may have rows of one alone in a batch."""
     tasks = [points(), dataclasses.replace(points(9), name="fewer")]
     settings = dataclasses.replace(STACK, regime=regime, batch_size=5, max_steps=None)
-    return train(stack(), tasks, settings, show_progress=False, **options)
+    return train(stack(), tasks, settings, **options)
 
 
 def stopped(settings: Settings, task: Task, model: Encoder, out: Path, **options: Any) -> None:

@@ -28,7 +28,7 @@ from helpers.runs import (
 from helpers.tiny import raw, same_bits
 from helpers.zoo import all_close
 from tauspan.core.errors import ModelError, NonFiniteError, UsageError
-from tauspan.core.measure import measured, progress
+from tauspan.core.measure import measured, progress, quiet
 from tauspan.core.params import Params
 from tauspan.editing.evaluate import evaluate
 from tauspan.models import load_model
@@ -203,7 +203,7 @@ def test_a_block_that_fails_is_measured_too() -> None:
 
 
 def test_no_bar_is_drawn_where_nobody_watches(capfd: Any) -> None:
-    with progress("work", 3, show=True) as advance:
+    with quiet(False), progress("work", 3) as advance:
         advance(1, "note")
     assert capfd.readouterr() == ("", "")
 
@@ -243,7 +243,11 @@ def test_finetune_has_every_setting_with_the_same_default() -> None:
     alone = ("augment", "engine")  # neither goes with a cache
     changed = [f for f in dataclasses.fields(Settings)[1:] if f.name not in alone]
     assert all(getattr(other, f.name) != f.default for f in changed)
-    run = finetune(encoder(), points(), **dataclasses.asdict(other), show_progress=False)
+    run = finetune(
+        encoder(),
+        points(),
+        **dataclasses.asdict(other),
+    )
     assert run.task_vector.info["recipe"] == other.as_dict()
 
 
@@ -258,7 +262,11 @@ def test_prototypes_are_cut_where_the_runs_texts_are(tmp_path: Path) -> None:
     )
     assert first.history == second.history
     reports = [
-        evaluate(model, [dataclasses.replace(task, splits=splits)], max_tokens=3, show_progress=False)
+        evaluate(
+            model,
+            [dataclasses.replace(task, splits=splits)],
+            max_tokens=3,
+        )
         for splits in (task.splits, longer)
     ]
     assert reports[0].tables == reports[1].tables
@@ -333,8 +341,7 @@ def test_a_cache_changes_nothing_in_the_first_epoch(cache: Any, tmp_path: Path) 
     assert all_close(kept, plain)
     mapped = finetune(
         encoder(), points(), **dataclasses.asdict(dataclasses.replace(settings, cache=cache)),
-        cache_folder=tmp_path, show_progress=False,
-    )  # fmt: skip
+        cache_folder=tmp_path, )  # fmt: skip
     assert all_close(mapped.task_vector.deltas, plain)
     assert list(tmp_path.iterdir()) == []
 

@@ -142,7 +142,12 @@ def check(options: argparse.Namespace) -> None:
         if options.against:
             check_manifest(task, options.against)
         near = task.extra.get("near") if options.near is None else asked
-        found.append(find_leaks(task, near, show_progress=not options.quiet))
+        found.append(
+            find_leaks(
+                task,
+                near,
+            )
+        )
         splits += _splits(task)
         leaks += _leaks(found[-1])
     tables = [

@@ -88,7 +88,7 @@ def _shared(options: argparse.Namespace) -> dict[str, Any]:
     return {
         "rows": options.rows, "split": options.split, "outputs": options.outputs, "ridge": options.ridge,
         "backend": options.backend, "batch_size": options.batch_size, "max_tokens": options.max_tokens,
-        "seed": options.seed or 0, "show_progress": not options.quiet,
+        "seed": options.seed or 0,
     }  # fmt: skip
 
 

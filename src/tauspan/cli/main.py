@@ -24,7 +24,7 @@ from tauspan.cli import vector as verbs_vector
 from tauspan.core import notices
 from tauspan.core.computing import computing
 from tauspan.core.errors import TauspanError
-from tauspan.core.measure import underway
+from tauspan.core.measure import quiet, underway
 
 _EXITS = (
     "exit codes: 0 done, 2 usage, 3 model, 4 tensors do not fit, 5 file, 6 data, 7 not finite, "
@@ -102,7 +102,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             silence,
             computing(getattr(options, "engine", None), getattr(options, "check", None)),
             notices.program(options.verbose),
-            underway(_named(options), speaks and not options.quiet),
+            quiet(options.quiet or not speaks),
+            underway(_named(options)),
         ):
             options.function(options)
     except KeyboardInterrupt:

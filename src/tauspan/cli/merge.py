@@ -174,8 +174,7 @@ def _merge_one(recipe: "MergeRecipe", out: str, options: argparse.Namespace) -> 
         return
     report = merge_files(
         recipe, out, resume=options.resume, overwrite=options.overwrite, workers=options.workers,
-        access=options.access, show_progress=not options.quiet,
-    )  # fmt: skip
+        access=options.access, )  # fmt: skip
     if report.result.get("finished"):
         show(report if options.json else dataclasses.replace(report, tables=[]), options)
         say(f"{out} is finished already: nothing was left to do", options)
@@ -305,8 +304,7 @@ def reproduce_card(options: argparse.Namespace) -> None:
         raise UsageError(f"two outputs: {options.out} and -o {options.named_out}. Give one.")
     report = reproduce(
         options.card, options.out or options.named_out, own=own, workers=options.workers, access=options.access,
-        show_progress=not options.quiet,
-    )  # fmt: skip
+        )  # fmt: skip
     if options.json:
         show(report, options)
     say(f"the same bits: digest {report.result['digest'][:12]}", options)

@@ -88,7 +88,13 @@ def reproduce(options: argparse.Namespace) -> None:
     if not options.json:
         show(planned.report(), options)
     _agree(planned, options)
-    show(paper.reproduce(planned, allow_leaks=options.allow_leaks, show_progress=not options.quiet), options)
+    show(
+        paper.reproduce(
+            planned,
+            allow_leaks=options.allow_leaks,
+        ),
+        options,
+    )
     say(f"Wrote {planned.out}/report.json, report.md and figures; each part lies below it.", options)
 
 

@@ -124,7 +124,6 @@ def passes(options: argparse.Namespace) -> dict[str, Any]:
     """What `add_rows` and `add_passes` ask for, as the library's arguments."""
     return {
         "point": options.point, "batch_size": options.batch_size, "max_tokens": options.max_tokens,
-        "show_progress": not options.quiet,
     }  # fmt: skip
 
 

@@ -180,7 +180,12 @@ def _recipe(file: Path, out: Path, options: argparse.Namespace, workers: int = 1
         show(plan(recipe, out, device=options.device), options)
         return
     show(
-        carry_out(recipe, out, workers=workers, device=options.device, show_progress=not options.quiet),
+        carry_out(
+            recipe,
+            out,
+            workers=workers,
+            device=options.device,
+        ),
         options,
     )
 
@@ -215,7 +220,6 @@ def finetune(options: argparse.Namespace) -> None:
         Path(options.out),
         options.checkpoint_every,
         options.resume,
-        not options.quiet,
         shard=options.shard,
     )
     if options.label is not None and first():
@@ -248,8 +252,7 @@ def fit(options: argparse.Namespace) -> None:
     done = train.fit(
         encoder_of(options), _training(options), options.solver, ridge=options.ridge, tolerance=options.tolerance,
         max_steps=options.max_steps, params=options.params, batch_size=options.batch_size,
-        max_tokens=options.max_tokens, cache=options.cache, show_progress=not options.quiet,
-    )  # fmt: skip
+        max_tokens=options.max_tokens, cache=options.cache, )  # fmt: skip
     vector = done.task_vector if options.label is None else done.task_vector.named(options.label)
     vector.save_pretrained(file)
     _trained(done, file, options, **done.task_vector.info["solver"])

@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -72,25 +73,52 @@ def _peak_mb() -> float:
 # -- how far it is -----------------------------------------------------------------------------------------------
 
 
+_QUIET = ContextVar("quiet", default=False)
+_DRAWN = ContextVar("drawn", default=False)  # a bar is on the screen; work inside it draws no other
+
+
 @contextmanager
-def progress(description: str, total: int, show: bool) -> Iterator[Advance]:
+def quiet(on: bool = True) -> Iterator[None]:
+    """Show no progress inside this block (per thread and task, as context variables are).
+
+    Args:
+        on: False shows progress again inside a quiet block.
+
+    Example:
+        >>> with quiet(), progress("work", 3) as advance:
+        ...     advance(1, "nobody is told")
+    """
+    token = _QUIET.set(on)
+    try:
+        yield
+    finally:
+        _QUIET.reset(token)
+
+
+def shown() -> bool:
+    """Whether progress is shown here."""
+    return not _QUIET.get()
+
+
+@contextmanager
+def progress(description: str, total: int, show: bool = True) -> Iterator[Advance]:
     """Say how far a piece of work is; yields `advance(steps, note)`.
 
     On a terminal a bar, in a notebook a bar below the cell, and elsewhere (a pipe, a file, a job's log) a plain line
     on stderr at least every `SILENCE` seconds: what is done, how far it is, how long it took so far. Where logging is
-    set up to show INFO, the lines go to the logger `tauspan.core.measure` instead.
+    set up to show INFO, the lines go to the logger `tauspan.core.measure` instead. Inside `quiet()` nothing is said.
 
     Args:
         description: what is being done.
         total: how many steps there are.
-        show: nothing is said without it.
+        show: False for processes that leave telling to another.
     """
-    with _shown(Work(description, total), show) as advance:
+    with _told(Work(description, total), show) as advance:
         yield advance
 
 
-def _shown(work: "Work", show: bool) -> AbstractContextManager[Advance]:
-    if not show:
+def _told(work: "Work", show: bool) -> AbstractContextManager[Advance]:
+    if not show or not shown() or _DRAWN.get():
         return _LINES.passing(work)
     if on_terminal():
         return _bar(work)
@@ -98,12 +126,21 @@ def _shown(work: "Work", show: bool) -> AbstractContextManager[Advance]:
 
 
 @contextmanager
-def underway(description: str, show: bool, total: int | None = None) -> Iterator[Advance]:
+def underway(description: str, show: bool = True, total: int | None = None) -> Iterator[Advance]:
     """Work around other work, such as a whole run: named in the lines where no terminal is; draws no bar."""
-    lines = show and not on_terminal() and not in_notebook()
+    lines = show and shown() and not on_terminal() and not in_notebook()
     work = Work(description, total)
     with _LINES.telling(work) if lines else _LINES.passing(work) as advance:
         yield advance
+
+
+@contextmanager
+def _drawing() -> Iterator[None]:
+    token = _DRAWN.set(True)
+    try:
+        yield
+    finally:
+        _DRAWN.reset(token)
 
 
 @dataclass(eq=False)
@@ -232,7 +269,7 @@ def _bar(work: Work) -> Iterator[Advance]:
         TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(),
         TextColumn("{task.fields[note]}"),
     )  # fmt: skip
-    with Progress(*columns, console=Console(stderr=True)) as bars:
+    with _drawing(), Progress(*columns, console=Console(stderr=True)) as bars:
         bar = bars.add_task(work.description, total=work.total, note="")
 
         def advance(steps: int, note: str) -> None:
@@ -280,6 +317,7 @@ def _cell(work: Work) -> Iterator[Advance]:
             handle.update(_Cell(work))
 
     try:
-        yield advance
+        with _drawing():
+            yield advance
     finally:
         handle.update(_Cell(work))

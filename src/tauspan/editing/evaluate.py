@@ -68,7 +68,6 @@ def evaluate(
     point: Literal["encoder", "logits"] | None = None,
     batch_size: int = 64,
     max_tokens: int | None = None,
-    show_progress: bool = True,
 ) -> Report:
     """Accuracy and cross-entropy on each task, under its frozen head from the pre-trained encoder.
 
@@ -84,7 +83,6 @@ def evaluate(
         point: where the tangent model is linearised; None takes the vector's own, else `"logits"`.
         batch_size: rows per forward pass.
         max_tokens: where texts are cut; None takes each task's own value.
-        show_progress: a bar on a terminal.
 
     Returns:
         A `Report` with one row a task and the mean; `report.result["accuracy"]` by task name, and `["mean"]`. Several
@@ -127,7 +125,7 @@ def evaluate(
 
     rows: list[dict[str, str | int | float | bool | None]] = []
     total = sum(len(task.split(split)) for task in tasks)
-    with world() as processes, progress("evaluate", total, show_progress and processes.first) as advance:
+    with world() as processes, progress("evaluate", total, processes.first) as advance:
         if processes.size > 1:
             sums = " ".join(task.checksum()[:12] for task in tasks)
             edit = "none" if vector is None else f"{vector.norm():.17g} x {scale!r}, {chosen}"

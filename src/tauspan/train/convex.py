@@ -40,7 +40,6 @@ def fit(
     cache: Kind | Literal["auto"] = "auto",
     room: int | None = None,
     folder: str | Path | None = None,
-    show_progress: bool = True,
 ) -> Finetuned:
     """Fit tau in the tangent space to a stated gradient norm; there is no learning rate.
 
@@ -62,7 +61,6 @@ def fit(
         cache: what is kept of each batch; see `Linearized.cache`.
         room: the most bytes the cache may hold.
         folder: keep the cache in memory-mapped files there.
-        show_progress: a bar on a terminal.
 
     Returns:
         A `Finetuned` whose last history entries are the final gradient norm and the validation accuracy;
@@ -87,11 +85,11 @@ def fit(
     classifier = Classifier(encoder, build_head(task, encoder, max_tokens=max_tokens))
     tangent = linearize(classifier, params, "logits")
     tokens = task.tokens(max_tokens)
-    with measured() as cost, underway(f"fit of {task.name}", show_progress):
+    with measured() as cost, underway(f"fit of {task.name}"):
         parts = labelled(encoder, task.split("train"), tokens, batch_size)
         cached = tangent.cache([batch for batch, _ in parts], cache, room=room, folder=folder)
         train = _Loss(tangent, cached, [labels for _, labels in parts], ridge)
-        with progress(f"{task.name} ({solver})", max_steps, show_progress) as advance:
+        with progress(f"{task.name} ({solver})", max_steps) as advance:
             history = _SOLVERS[solver](train, tolerance, max_steps, advance)
         final = history[-1]
         if not final["gradient_norm"] <= tolerance:

@@ -68,7 +68,6 @@ def finetune(
     out: str | Path | None = None,
     checkpoint_every: int = 50,
     resume: bool = False,
-    show_progress: bool = True,
 ) -> Finetuned:
     """Fine-tune an encoder on a task under its frozen head, and return the task vector.
 
@@ -107,7 +106,6 @@ def finetune(
         checkpoint_every: steps between checkpoints.
         resume: continue from the checkpoint in `out`, or reuse its finished vector; bit-identical to a run
             that was never interrupted.
-        show_progress: a bar on a terminal.
 
     Raises:
         UsageError: an impossible setting.
@@ -130,7 +128,7 @@ def finetune(
     )  # fmt: skip
     folder = None if out is None else Path(out)
     kept = None if cache_folder is None else Path(cache_folder)
-    return train(encoder, task, settings, folder, checkpoint_every, resume, show_progress, kept, shard)
+    return train(encoder, task, settings, folder, checkpoint_every, resume, kept, shard)
 
 
 @checked
@@ -141,7 +139,6 @@ def train(
     out: Path | None = None,
     checkpoint_every: int = 50,
     resume: bool = False,
-    show_progress: bool = True,
     cache_folder: Path | None = None,
     shard: bool = False,
 ) -> Finetuned:
@@ -168,14 +165,14 @@ def train(
         if finished is not None:
             return finished
         names = ", ".join(task.name for task in tasks)
-        with underway(f"fine-tuning on {names}", show_progress and processes.first):
+        with underway(f"fine-tuning on {names}", processes.first):
             heads = [build_head(task, encoder, max_tokens=settings.max_tokens) for task in tasks]
         with laid_out(encoder, heads, settings, processes, shard) as (what, layout):
             run = Run(what, layout, encoder, tasks, settings, key, processes, out, checkpoint_every)
             run.start(resume)
-            with underway(f"cache of {names}", show_progress and processes.first):
+            with underway(f"cache of {names}", processes.first):
                 run.cache(cache_folder)
-            run.loop(show_progress and processes.first)
+            run.loop(processes.first)
             whose = {"task": run.name} if len(tasks) == 1 else {"tasks": [task.name for task in tasks]}
             info = {**whose, "seed": settings.seed, "recipe": settings.as_dict(), "key": key}
             vector = layout.finished(what, run.name, info, None if out is None else out / FILE)

@@ -19,7 +19,6 @@ def finetune_jointly(
     out: str | Path | None = None,
     checkpoint_every: int = 50,
     resume: bool = False,
-    show_progress: bool = True,
     shard: bool = False,
 ) -> Finetuned:
     """Fine-tune an encoder on all tasks together, each under its own frozen head, and return one task vector.
@@ -37,7 +36,6 @@ def finetune_jointly(
         out: folder for the vector, a JSON-lines log and checkpoints; nothing is written without it.
         checkpoint_every: steps between checkpoints.
         resume: continue from the checkpoint in `out`, or reuse its finished vector; the same bits.
-        show_progress: a bar on a terminal.
         shard: as in `finetune`.
 
     Returns:
@@ -74,4 +72,4 @@ def finetune_jointly(
             f"cache={settings.cache!r}: nothing is kept of the batches of {len(tasks)} tasks. Set cache='none'."
         )
     folder = None if out is None else Path(out)
-    return train(encoder, tasks, settings, folder, checkpoint_every, resume, show_progress, shard=shard)
+    return train(encoder, tasks, settings, folder, checkpoint_every, resume, shard=shard)

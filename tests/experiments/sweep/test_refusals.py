@@ -139,7 +139,7 @@ def test_plain_values_lose_their_special_types():
 def test_counts_below_one(tmp_path, options):
     (name,) = options
     with pytest.raises(UsageError, match=f"{name}=.*from 1 on|`{name}` is .* and a whole number"):
-        sweep([], tmp_path, show_progress=False, **options)
+        sweep([], tmp_path, **options)
 
 
 def test_an_unknown_backend(tmp_path):

@@ -9,6 +9,7 @@ from rich.console import Console
 from helpers.sweeps import jobs_of, quietly
 from tauspan.core import errors
 from tauspan.core.errors import BaseMismatchError, NonFiniteError, StoreError, TauspanError, UsageError
+from tauspan.core.measure import quiet
 from tauspan.experiments.sweep import Job, driver, sweep
 from tauspan.experiments.sweep.board import Board
 from tauspan.experiments.sweep.worker import perform
@@ -228,7 +229,8 @@ def drawn(board, console):
 
 def watched(names, height=24, width=80):
     console = Console(file=io.StringIO(), width=width, height=height, force_terminal=True, color_system=None)
-    return Board(names, True, console), console
+    with quiet(False):
+        return Board(names, console), console
 
 
 def test_the_table_fits_a_terminal_and_shows_every_state():
@@ -263,7 +265,8 @@ def test_a_terminal_sees_the_table_live(tmp_path, monkeypatch):
     console = Console(file=io.StringIO(), width=80, force_terminal=True, color_system=None)
     monkeypatch.setattr("tauspan.experiments.sweep.board.Console", lambda stderr: console)
     monkeypatch.setattr("tauspan.experiments.sweep.board.on_terminal", lambda: True)
-    sweep(jobs_of("double", {"number": 1}), tmp_path)
+    with quiet(False):
+        sweep(jobs_of("double", {"number": 1}), tmp_path)
     assert "1 jobs: 1 done" in console.file.getvalue()
 
 

@@ -26,7 +26,7 @@ for line in sys.stdin:
     place, folder, function, count, workers = order
     jobs = [Job(f"j{n}", f"helpers.sweep_jobs:{function}", {"place": place, "name": f"j{n}"}) for n in range(int(count))]
     try:
-        sweep(jobs, folder, int(workers), show_progress=False)
+        sweep(jobs, folder, int(workers))
     except KeyboardInterrupt:
         os._exit(130)
     os._exit(0)

@@ -166,7 +166,12 @@ def test_each_epoch_and_seed_has_crops_of_its_own_and_validation_none(monkeypatc
         drawn[seed] = [number for numbers in parts for number in numbers]
         assert len(set(drawn[seed])) == 44
         monkeypatch.undo()
-        checked = evaluate(model, [task], run.task_vector, split="validation", show_progress=False)
+        checked = evaluate(
+            model,
+            [task],
+            run.task_vector,
+            split="validation",
+        )
         assert run.history[-1]["accuracy"] == checked.result["mean"]["accuracy"]
         monkeypatch.setattr(Inputs, "encode", watched)
     assert not set(drawn[1]) & set(drawn[2])
@@ -180,14 +185,22 @@ def test_a_row_has_its_crop_whatever_the_batch() -> None:
 
 
 def test_the_function_takes_what_the_settings_take() -> None:
-    run = finetune(encoder(), pictures(), **dataclasses.asdict(SETTINGS), show_progress=False)
+    run = finetune(
+        encoder(),
+        pictures(),
+        **dataclasses.asdict(SETTINGS),
+    )
     assert run.task_vector.info["recipe"]["augment"] == "crop"
     assert same_bits(deltas(run), deltas(trained(SETTINGS, pictures(), encoder())))
 
 
 def test_one_task_jointly_is_that_task() -> None:
     alone = trained(SETTINGS, pictures(), encoder())
-    jointly = finetune_jointly(encoder(), [pictures()], SETTINGS, show_progress=False)
+    jointly = finetune_jointly(
+        encoder(),
+        [pictures()],
+        SETTINGS,
+    )
     assert same_bits(deltas(alone), deltas(jointly))
 
 

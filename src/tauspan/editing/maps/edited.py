@@ -66,14 +66,14 @@ class Tangent:
     def __init__(
         self, encoder: Encoder, vectors: Mapping[Task, TaskVector], heads: Mapping[Task, Head],
         prepared: Mapping[Task, Batches], directions: Mapping[Task, Sequence[Task]], split: str,
-        point: Literal["encoder", "logits"] | None, show: bool,
+        point: Literal["encoder", "logits"] | None,
     ) -> None:  # fmt: skip
         self._passes: dict[Task, Contributions] = {}
         tangents: dict[
             tuple[str, ...], Linearized
         ] = {}  # by the tensors that move: all tasks share one check
         rows = sum(len(task.split(split)) for task in directions)
-        with progress(f"tangents on {split}", rows, show) as advance:
+        with progress(f"tangents on {split}", rows) as advance:
             for task, others in directions.items():
                 taus = {other.name: vectors[other] for other in others}
                 names = tuple(vectors[task].deltas)

@@ -45,7 +45,6 @@ def disentanglement(
     point: Literal["encoder", "logits"] | None = None,
     batch_size: int = 64,
     max_tokens: int | None = None,
-    show_progress: bool = True,
 ) -> Report:
     """The disentanglement error of pairs of tasks on a grid of coefficients (section 4 of arXiv 2305.12827).
 
@@ -78,7 +77,6 @@ def disentanglement(
         point: where the tangent model is linearised; None takes the vectors' own, else `"logits"`.
         batch_size: rows per forward pass.
         max_tokens: where texts are cut; None takes each task's own value.
-        show_progress: bars on a terminal.
 
     Returns:
         A `Report`: per pair the mean of xi over the box and over the grid, and xi(1, 1) where the grid has that
@@ -129,7 +127,7 @@ def disentanglement(
     needed = list(dict.fromkeys(task for couple in couples for task in couple))
     require_rows(needed, split)
     units = units_of(drift, needed)
-    with underway("heads", show_progress):
+    with underway("heads"):
         heads = {task: build_head(task, encoder, max_tokens=max_tokens) for task in needed}
     prepared = {
         task: batches(encoder, task.split(split), task.tokens(max_tokens), batch_size) for task in needed
@@ -142,13 +140,13 @@ def disentanglement(
             task: [t for t in needed if any({task, t} <= set(c) for c in couples)] for task in needed
         }
         at = point_of(list(vectors.values()), point)
-        edited = Tangent(encoder, vectors, heads, prepared, directions, split, at, show_progress)
+        edited = Tangent(encoder, vectors, heads, prepared, directions, split, at)
 
     maps = _Maps(edited, chosen, box, distance, named=units is not None)
     drifts = {} if units is None else _drifts(edited, couples)
     used = {name: unit or drifts[name](1.0) for name, unit in (units or {}).items()}
     readings = 1 if units is None else 2
-    with progress(f"xi, {chosen}", readings * len(couples) * len(axes[0]), show_progress) as advance:
+    with progress(f"xi, {chosen}", readings * len(couples) * len(axes[0])) as advance:
         for couple in couples:
             maps.draw(couple, axes, axes, advance)
             if units is not None:

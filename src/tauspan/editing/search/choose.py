@@ -46,7 +46,6 @@ def coefficients(
     point: Point | None = None,
     batch_size: int = 64,
     max_tokens: int | None = None,
-    show_progress: bool = True,
 ) -> Report:
     """One model for all tasks: theta0 + sum_t a_t tau_t with the coefficients that minimise validation loss.
 
@@ -73,7 +72,6 @@ def coefficients(
         point: where the tangent model is linearised; None takes the vectors' own, else `"logits"`.
         batch_size: rows per forward pass.
         max_tokens: where texts are cut; None takes each task's own value.
-        show_progress: bars on a terminal.
 
     Returns:
         A `Report` with the coefficients, the accuracies on test (zero-shot, single task, the paper's shared
@@ -101,7 +99,7 @@ def coefficients(
     tasks = list(vectors)
     chosen = edit_regime(next(iter(named.values())), regime)
     free = unknowns(encoder, named, per, groups)
-    edits = Edits(encoder, tasks, free.directions, chosen, point, batch_size, max_tokens, show_progress)
+    edits = Edits(encoder, tasks, free.directions, chosen, point, batch_size, max_tokens)
     box = Box.of(len(free.names), bounds, l1)
     needs = dict.fromkeys(tasks, free.directions.names)
     edits.prepare(needs, split)
@@ -143,7 +141,7 @@ def _contracted(
     starts = [box.clipped(np.full(size, alpha)) for alpha in PAPER_GRID]
     start = min(starts, key=lambda a: goal.value_and_gradient(a)[0] + box.penalty(a))
     found = solve(goal, box, start.tolist(), tolerance)
-    with progress("bootstrap", draws, edits.show) as advance:
+    with progress("bootstrap", draws) as advance:
         intervals = coefficient_intervals(goal, box, found, draws, seed, advance)
     return Outcome(tuple(found.values.tolist()), found.loss, grid, found, intervals, found.evaluations)
 
@@ -153,7 +151,7 @@ def _evaluated(
 ) -> Outcome:
     """The standard regime: evaluations of the working copy."""
     size = len(free.names)
-    with progress("evaluations", len(PAPER_GRID) + most, edits.show) as advance:
+    with progress("evaluations", len(PAPER_GRID) + most) as advance:
 
         def loss(a: Sequence[float]) -> tuple[float, ...]:
             advance(1, "")

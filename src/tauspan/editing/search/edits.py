@@ -33,15 +33,14 @@ class Edits:
 
     def __init__(
         self, encoder: Encoder, tasks: Sequence[Task], directions: Directions, regime: EditRegime,
-        point: Point | None, batch_size: int, max_tokens: int | None, show_progress: bool,
-    ) -> None:  # fmt: skip
+        point: Point | None, batch_size: int, max_tokens: int | None, ) -> None:  # fmt: skip
         self.encoder, self.directions, self.regime = encoder, directions, regime
         self.point = point_of(list(directions.vectors.values()), point)
         self._base = models.fingerprint_of(encoder)
         for vector in directions.vectors.values():
             self.fitted(vector)
-        self.batch_size, self.max_tokens, self.show = batch_size, max_tokens, show_progress
-        with underway("heads", show_progress):
+        self.batch_size, self.max_tokens = batch_size, max_tokens
+        with underway("heads"):
             self.heads = {task: build_head(task, encoder, max_tokens=max_tokens) for task in tasks}
         self._passes: dict[tuple[Task, str], Contributions] = {}
         self._prepared: dict[tuple[Task, str], Batches] = {}
@@ -94,7 +93,7 @@ class Edits:
         """Make the one pass per task that the tangent regimes need: which directions on which task."""
         if self.regime == "standard":
             return
-        with progress(f"tangents on {split}", sum(len(t.split(split)) for t in needs), self.show) as advance:
+        with progress(f"tangents on {split}", sum(len(t.split(split)) for t in needs)) as advance:
             for task, names in needs.items():
                 vectors = {name: self.fitted(self.directions.partial(name)) for name in names}
                 tangent = self._tangent(task, tuple(vectors[names[0]].deltas))

@@ -58,7 +58,6 @@ def adamerging(
     point: Point | None = None,
     batch_size: int = 64,
     max_tokens: int | None = None,
-    show_progress: bool = True,
 ) -> Report:
     """AdaMerging (arXiv 2310.02575): theta0 + sum_t a_t tau_t with coefficients of least entropy, without labels.
 
@@ -85,7 +84,6 @@ def adamerging(
         point: where the tangent model is linearised; None takes the vectors' own, else `"logits"`.
         batch_size: rows per forward pass.
         max_tokens: where texts are cut; None takes each task's own value.
-        show_progress: bars on a terminal.
 
     Returns:
         A `Report` with the coefficients, entropies before and after, and accuracies on test.
@@ -112,7 +110,7 @@ def adamerging(
     chosen = edit_regime(next(iter(named.values())), regime)
     free = unknowns(encoder, named, per, groups)
     box = Box.of(len(free.names), bounds)
-    edits = Edits(encoder, tasks, free.directions, chosen, point, batch_size, max_tokens, show_progress)
+    edits = Edits(encoder, tasks, free.directions, chosen, point, batch_size, max_tokens)
     needs = dict.fromkeys(tasks, free.directions.names)
     edits.prepare(needs, split)
     slope = (
@@ -121,7 +119,7 @@ def adamerging(
         else Backward.of(edits, free, tasks, split)
     )
     start = torch.full((len(free.names),), prior, dtype=torch.float64)
-    with progress("AdaMerging", steps, show_progress) as advance:
+    with progress("AdaMerging", steps) as advance:
         values = descend(
             slope, start, draws(tasks, split, rows, seed), box, steps, lr, lambda: advance(1, "")
         )

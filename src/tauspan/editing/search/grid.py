@@ -53,18 +53,18 @@ class Scores:
         self.rows: dict[float, dict[str, float]] = {}
         self.widened = False
 
-    def search(self, at: At, choose: Choice, grid: Grid, title: str, show: bool) -> float:
+    def search(self, at: At, choose: Choice, grid: Grid, title: str) -> float:
         """Evaluate the grid, an `"auto"` one until its best point is interior, and return the best alpha."""
-        self._fill(points_of(grid), at, title, show)
+        self._fill(points_of(grid), at, title)
         best = choose(self.rows)
         while grid == "auto" and best == max(self.rows) and best < _WIDEST:
             self.widened = True
-            self._fill(_widened(tuple(self.rows)), at, title, show)
+            self._fill(_widened(tuple(self.rows)), at, title)
             best = choose(self.rows)
         return best
 
-    def _fill(self, points: Sequence[float], at: At, title: str, show: bool) -> None:
-        with progress(title, len(points), show) as advance:
+    def _fill(self, points: Sequence[float], at: At, title: str) -> None:
+        with progress(title, len(points)) as advance:
             for alpha in points:
                 if alpha not in self.rows:
                     self.rows[alpha] = at(alpha)

@@ -124,7 +124,6 @@ def front(
     point: Point | None = None,
     batch_size: int = 64,
     max_tokens: int | None = None,
-    show_progress: bool = True,
 ) -> Report:
     """Task negation theta0 - sum_g a_g tau_g with the whole trade between forgetting and keeping.
 
@@ -155,7 +154,6 @@ def front(
         point: where the tangent model is linearised; None takes the vectors' own, else `"logits"`.
         batch_size: rows per forward pass.
         max_tokens: where texts are cut; None takes each task's own value.
-        show_progress: bars on a terminal.
 
     Returns:
         A `Report`: pre-trained, the paper's choice and the front's on test; the coefficients; the front. Its series
@@ -175,9 +173,7 @@ def front(
     chosen_regime = edit_regime(vector, regime)
     free = unknowns(encoder, {task.name: -vector}, per, groups)
     tasks = [task, *controls]
-    edits = Edits(
-        encoder, tasks, free.directions, chosen_regime, point, batch_size, max_tokens, show_progress
-    )
+    edits = Edits(encoder, tasks, free.directions, chosen_regime, point, batch_size, max_tokens)
     box = Box.of(len(free.names), bounds)
     needs = dict.fromkeys(tasks, free.directions.names)
     edits.prepare(needs, "validation")
@@ -222,7 +218,7 @@ def _traced(trade: _Trade, least: float, prices: int) -> list[_Spot]:
     """The front from dear controls (a short edit) to cheap ones, refined where the floor is crossed."""
     found: list[_Spot] = []
     start: Sequence[float] = [0.0] * len(trade.free.names)
-    with progress("front", prices + _REFINEMENTS, trade.edits.show) as advance:
+    with progress("front", prices + _REFINEMENTS) as advance:
         for price in np.logspace(_PRICES[1], _PRICES[0], prices):
             found.append(trade.best(float(price), start))
             start = found[-1].values

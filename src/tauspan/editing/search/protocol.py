@@ -27,7 +27,6 @@ def add(
     point: Literal["encoder", "logits"] | None = None,
     batch_size: int = 64,
     max_tokens: int | None = None,
-    show_progress: bool = True,
 ) -> Report:
     """Task addition: theta0 + alpha * sum_t tau_t with one shared alpha, as in the paper.
 
@@ -45,7 +44,6 @@ def add(
         point: where the tangent model is linearised; None takes the vectors' own, else `"logits"`.
         batch_size: rows per forward pass.
         max_tokens: where texts are cut; None takes each task's own value.
-        show_progress: bars on a terminal.
 
     Returns:
         A `Report`: zero-shot, single-task, added (absolute, normalised) and alpha = 1, per task and mean.
@@ -60,7 +58,7 @@ def add(
     chosen_regime = edit_regime(next(iter(vectors.values())), regime)
     total: TaskVector = sum(list(vectors.values())[1:], next(iter(vectors.values()))).named("sum")
     directions = Directions.whole({"sum": total, **{f"own {task.name}": vectors[task] for task in tasks}})
-    edits = Edits(encoder, tasks, directions, chosen_regime, point, batch_size, max_tokens, show_progress)
+    edits = Edits(encoder, tasks, directions, chosen_regime, point, batch_size, max_tokens)
     needs = {task: ["sum", f"own {task.name}"] for task in tasks}
 
     edits.prepare(needs, "validation")
@@ -97,7 +95,7 @@ def search_sum(
         return min(rows, key=lambda alpha: (-rows[alpha]["mean normalised"], alpha))
 
     scores = Scores()
-    return scores.search(at, choose, grid, title, edits.show), scores
+    return scores.search(at, choose, grid, title), scores
 
 
 def addition_row(edits: Edits, task: Task, alpha: float, direction: str) -> dict[str, Cell]:
@@ -130,7 +128,6 @@ def negate(
     point: Literal["encoder", "logits"] | None = None,
     batch_size: int = 64,
     max_tokens: int | None = None,
-    show_progress: bool = True,
 ) -> Report:
     """Task negation: theta0 - alpha * tau forgets a task while control tasks are kept, as in the paper.
 
@@ -148,7 +145,6 @@ def negate(
         point: where the tangent model is linearised; None takes the vectors' own, else `"logits"`.
         batch_size: rows per forward pass.
         max_tokens: where texts are cut; None takes each task's own value.
-        show_progress: bars on a terminal.
 
     Returns:
         A `Report` with target and control accuracy, pre-trained, at the chosen alpha and at alpha = 1.
@@ -158,7 +154,7 @@ def negate(
     chosen_regime = edit_regime(vector, regime)
     tasks = [task, *controls]
     directions = Directions.whole({"negated": (-vector).named("negated")})
-    edits = Edits(encoder, tasks, directions, chosen_regime, point, batch_size, max_tokens, show_progress)
+    edits = Edits(encoder, tasks, directions, chosen_regime, point, batch_size, max_tokens)
     needs = {one: ["negated"] for one in tasks}
 
     def at(alpha: float, split: str) -> dict[str, float]:
@@ -178,7 +174,7 @@ def negate(
         return min(kept, key=lambda alpha: (rows[alpha]["target"], alpha))  # ties: the shortest edit
 
     title = f"negate {task.name}, {chosen_regime}"
-    best = scores.search(lambda alpha: at(alpha, "validation"), choose, grid, title, show_progress)
+    best = scores.search(lambda alpha: at(alpha, "validation"), choose, grid, title)
 
     edits.prepare(needs, "test")
     before = at(0.0, "test")

@@ -25,7 +25,11 @@ _ADDED = ("added", "added norm.", "alpha 1", "alpha 1 norm.")
 
 @noted
 @checked
-def reproduce(plan: Plan, *, allow_leaks: bool = False, show_progress: bool = True) -> Report:
+def reproduce(
+    plan: Plan,
+    *,
+    allow_leaks: bool = False,
+) -> Report:
     """Carry a plan out and write `report.json`, `report.md` and figures into its folder.
 
     Each part is a run of `tauspan.run` in `OUT/PART`, with its recipe beside it as `recipe.yaml`. What is there
@@ -34,7 +38,6 @@ def reproduce(plan: Plan, *, allow_leaks: bool = False, show_progress: bool = Tr
     Args:
         plan: what `tauspan.experiments.reproduce.plan` prepared.
         allow_leaks: go on where rows of a data set stand in two of its splits.
-        show_progress: bars on a terminal.
 
     Returns:
         Ours beside published numbers, then every part's own tables.
@@ -46,18 +49,25 @@ def reproduce(plan: Plan, *, allow_leaks: bool = False, show_progress: bool = Tr
         plan.model, plan.device
     )  # a model that cannot be had is refused before gigabytes of data are fetched
     done: dict[str, Report] = {}
-    leaks = without_leaks(plan.recipes.values(), plan.out, allow=allow_leaks, show_progress=show_progress)
+    leaks = without_leaks(
+        plan.recipes.values(),
+        plan.out,
+        allow=allow_leaks,
+    )
     tried: dict[str, Table] = {}
     for part, recipe in plan.recipes.items():
         out = plan.out / part
         if plan.rates is not None and trials(recipe, plan.rates, out):
             recipe, tried[part] = chosen(
-                recipe, plan.rates, out, workers=plan.workers, device=plan.device, show_progress=show_progress
+                recipe,
+                plan.rates,
+                out,
+                workers=plan.workers,
+                device=plan.device,
             )
         _write({out / "recipe.yaml": recipe.to_yaml()})
         done[part] = run(
-            recipe, out, workers=plan.workers, device=plan.device, show_progress=show_progress
-        )  # fmt: skip
+            recipe, out, workers=plan.workers, device=plan.device, )  # fmt: skip
     report = combined(plan, done, tried, leaks)
     _write({plan.out / "report.json": report.to_json(), plan.out / "report.md": report.to_markdown()}, report)
     return report

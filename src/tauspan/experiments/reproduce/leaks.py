@@ -17,7 +17,10 @@ _FEW = 0.01  # of a split's rows
 
 
 def checked(
-    recipes: Collection[Recipe], out: Path, *, allow: bool = False, show_progress: bool = True
+    recipes: Collection[Recipe],
+    out: Path,
+    *,
+    allow: bool = False,
 ) -> Table | None:
     """Look through every data set of the catalog that recipes name, once, and report what was found.
 
@@ -29,7 +32,6 @@ def checked(
         recipes: name tasks and controls.
         out: results lie in `out/stages`, under the tasks' checksums.
         allow: report leaks and go on.
-        show_progress: bars on a terminal.
 
     Returns:
         Counts a data set and pair of splits; None where all tasks ship with the package.
@@ -37,7 +39,7 @@ def checked(
     Raises:
         DataError: too many rows stand in two splits, and `allow` is false.
     """
-    stages = Stages(out / "stages", show_progress)
+    stages = Stages(out / "stages")
     rows: list[dict[str, Cell]] = []
     trained = {name: recipe.data for recipe in recipes for name in recipe.tasks}
     controls = {name: recipe.data for recipe in recipes for name in recipe.negate.controls}
@@ -50,7 +52,7 @@ def checked(
         near = task.extra.get("near")
 
         def work(task: Task = task, near: int | None = near) -> dict[str, Any]:
-            return _found(task, near, show_progress)
+            return _found(task, near)
 
         found = stages.do(name, "leak check", f"leaks-{name}", [task.checksum(), near], work).content
         if found["refusal"] and not allow:
@@ -64,9 +66,12 @@ def checked(
     return Table("Leak check", rows, note)
 
 
-def _found(task: Task, near: int | None, show: bool) -> dict[str, Any]:
+def _found(task: Task, near: int | None) -> dict[str, Any]:
     """The counts, and the words that refuse the data set if too many rows leak."""
-    leaks = find_leaks(task, near, show_progress=show)
+    leaks = find_leaks(
+        task,
+        near,
+    )
     counts = {f"{second} in {first}, {kind}": count for (kind, first, second), count in leaks.counts.items()}
     refused = any(
         count > _tolerated(kind, second, len(task.split(second)))

@@ -56,7 +56,6 @@ def chosen(
     *,
     workers: int = 1,
     device: str | None = None,
-    show_progress: bool = True,
 ) -> tuple[Recipe, Table]:
     """The recipe with the learning rates that validation prefers, and the table of all that were tried.
 
@@ -70,10 +69,9 @@ def chosen(
         out: the part's folder; trials lie in `out/rates`.
         workers: fine-tunings at the same time.
         device: where they compute.
-        show_progress: bars on a terminal.
     """
     tried = trials(recipe, rates, out / FOLDER)
-    _finetune(tried, out / FOLDER, workers, device, show_progress)
+    _finetune(tried, out / FOLDER, workers, device)
     rows: list[dict[str, Cell]] = []
     best: dict[Tuned, Trial] = {}
     for regime in dict.fromkeys(trial.regime for trial in tried):
@@ -113,7 +111,7 @@ def _at(tuned: Training, regime: Tuned, rate: float) -> Training:
 
 
 def _finetune(
-    tried: Sequence[Trial], folder: Path, workers: int, device: str | None, show: bool
+    tried: Sequence[Trial], folder: Path, workers: int, device: str | None
 ) -> None:  # fmt: skip
     """Make every trial's vectors, several at a time."""
     jobs = [
@@ -128,7 +126,7 @@ def _finetune(
     ]  # fmt: skip
     if workers > 1:
         sweep(
-            jobs, folder / "sweep", workers, threads=torch.get_num_threads(), show_progress=show, device=device
+            jobs, folder / "sweep", workers, threads=torch.get_num_threads(), device=device
         )  # fmt: skip
         return
     for job in jobs:

@@ -62,7 +62,7 @@ def energy(shop: Workshop, which: Evaluation) -> dict[str, Any]:
     def work() -> dict[str, Any]:
         model = shop.pretrained if start == "pre-trained" else reinitialised(shop.pretrained, seed)
         made = rows_of_tasks(model, shop.tasks, params, settings)
-        with progress(f"local energy, {start}", len(made), shop.show) as advance:
+        with progress(f"local energy, {start}", len(made)) as advance:
             gathered = energy_findings(made, asked.eigenfunctions, advance)
         return {"energy": gathered.result["energy"], "series": list(gathered.series)}
 

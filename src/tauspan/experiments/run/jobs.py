@@ -82,7 +82,7 @@ def _spread(
         jobs.append(Job(name, f"{__name__}:{function.__name__}", {**shared, **arguments}))
     if jobs:
         threads = torch.get_num_threads()
-        sweep(jobs, folder, workers, threads=threads, show_progress=shop.show, device=shop.device)
+        sweep(jobs, folder, workers, threads=threads, device=shop.device)
 
 
 def finetune(
@@ -111,4 +111,4 @@ def evaluate(recipe: str, out: str, kind: Kind, about: Sequence[str], seed: int)
 @functools.lru_cache(maxsize=1)
 def _shop(recipe: str, out: str, device: str | None) -> Workshop:
     """A worker's own encoder and tasks, loaded with its first job; how far it is, its log says."""
-    return Workshop(Recipe.parse(recipe), Path(out), show=True, device=device)
+    return Workshop(Recipe.parse(recipe), Path(out), device=device)

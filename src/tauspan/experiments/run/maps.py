@@ -87,9 +87,7 @@ def _map(shop: Workshop, regime: EditRegime, drift: bool | Mapping[str, float]) 
     }
 
     def work() -> Report:
-        return disentanglement(
-            shop.encoder(seed), vectors, regime, pairs=pairs, show_progress=shop.show, **shared
-        )
+        return disentanglement(shop.encoder(seed), vectors, regime, pairs=pairs, **shared)
 
     key = shop.key(vectors, regime, pairs, shared)
     which = Evaluation("disentangle", (regime,), seed)

@@ -47,9 +47,7 @@ def merged(shop: Workshop, which: Evaluation) -> Report:
     methods: comparing.Methods = {name: (name, {}) for name in shop.recipe.merge.methods}
 
     def work() -> Report:
-        return comparing.compare(
-            shop.encoder(seed), vectors, methods, regime, show_progress=shop.show, **shared
-        )
+        return comparing.compare(shop.encoder(seed), vectors, methods, regime, **shared)
 
     key = shop.key(vectors, regime, shared, list(methods))
     return shop.stages.report(regime, "merge", which.name, key, work)

@@ -27,7 +27,7 @@ def plan(recipe: Recipe, out: str | Path, *, device: str | None = None) -> Repor
     Returns:
         A `Report` with one row a kind of stage; `report.result` has the numbers `stages` and `done`.
     """
-    shop = Workshop(recipe, Path(out), show=False, device=device)
+    shop = Workshop(recipe, Path(out), device=device)
     number: Counter[tuple[str, str]] = Counter()
     done: Counter[tuple[str, str]] = Counter()
     for vector in finetunings(recipe):

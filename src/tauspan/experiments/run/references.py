@@ -65,7 +65,9 @@ def together(shop: Workshop, which: Evaluation) -> dict[str, Any]:
     key = [shop.key_of(vector_of), "test", shop.recipe.max_tokens]
 
     def work() -> dict[str, Any]:
-        options: dict[str, Any] = {"max_tokens": shop.recipe.max_tokens, "show_progress": shop.show}
+        options: dict[str, Any] = {
+            "max_tokens": shop.recipe.max_tokens,
+        }
         before = evaluate(shop.encoder(which.seed), shop.tasks, **options).result["accuracy"]
         vector = TaskVector.from_pretrained(folder)
         return {

@@ -36,14 +36,12 @@ class Stages:
 
     Args:
         folder: where the files lie; made with the first stage.
-        show: say on stderr which stage is under way, where no terminal shows bars.
     """
 
-    def __init__(self, folder: Path, show: bool = False) -> None:
+    def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.warnings: tuple[str, ...] = ()  # of all stages, those of reused ones too
         self.advance: Advance = lambda steps, note: None  # one step with each stage that is there
-        self._show = show
         self.fresh: set[str] = set()  # what this run's own workers did
         self._done: dict[tuple[str, str], dict[str, Stage]] = {}
 
@@ -80,7 +78,7 @@ class Stages:
 
     def _worked(self, name: str, digest: str, work: Callable[[], Content], first: bool) -> Stage:
         """Do a stage's work and write its file."""
-        with heard() as warned, measured() as cost, underway(name, self._show):
+        with heard() as warned, measured() as cost, underway(name):
             content = work()
         entry = {"key": digest, "cost": dataclasses.asdict(cost), "content": content, "warnings": warned}
         if first:

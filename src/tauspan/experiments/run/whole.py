@@ -32,8 +32,7 @@ _PARTS = (addition, references, negation, maps, energies, merging)
 
 @checked
 def run(
-    recipe: Recipe, out: str | Path, *, workers: int = 1, device: str | None = None, show_progress: bool = True
-) -> Report:  # fmt: skip
+    recipe: Recipe, out: str | Path, *, workers: int = 1, device: str | None = None, ) -> Report:  # fmt: skip
     """Carry a recipe out and write `report.json`, `report.md` and figures into `out`.
 
     Vectors and stage results found in `out` are reused if their keys (settings, base fingerprint, data
@@ -47,7 +46,6 @@ def run(
         workers: processes that fine-tune, and then measure, at the same time, each with this process's number of threads
             (`OMP_NUM_THREADS`); vectors and numbers are the same to the bit however many there are.
         device: where it computes, such as `"cuda"`; of several workers each has a GPU of its own while there are enough.
-        show_progress: bars on a terminal.
 
     Returns:
         Tables: addition per regime and task; references, negation, disentanglement error, local energy and merging
@@ -66,12 +64,12 @@ def run(
         )
     out = Path(out)
     with heard() as warned:
-        shop = Workshop(recipe, out, show_progress, device)
+        shop = Workshop(recipe, out, device)
         if workers > 1:
             spread_finetunings(shop, workers)
             spread_evaluations(shop, workers)
         stages = len([*finetunings(recipe), *evaluations(shop)])
-        with underway("stages", show_progress, stages) as shop.stages.advance:
+        with underway("stages", total=stages) as shop.stages.advance:
             report = _report(shop)
     report = dataclasses.replace(report, warnings=once(shop.stages.warnings, warned))
     with world() as processes:

@@ -43,22 +43,21 @@ class Workshop:
     Args:
         recipe: what to do.
         out: the output folder.
-        show: bars on a terminal.
         device: where the encoder goes; see `load`.
 
     Raises:
         UsageError: the recipe's model is an edited one, or the device is not there.
     """
 
-    def __init__(self, recipe: Recipe, out: Path, show: bool, device: str | None = None) -> None:
+    def __init__(self, recipe: Recipe, out: Path, device: str | None = None) -> None:
         loaded = load(recipe.model, device)
         if not isinstance(loaded, Encoder):
             raise UsageError(
                 f"{recipe.model!r} is an edited tangent model; a recipe starts from a pre-trained one."
             )
-        self.recipe, self.out, self.show, self.device = recipe, out, show, device
+        self.recipe, self.out, self.device = recipe, out, device
         self.pretrained = loaded
-        self.stages = Stages(out / "stages", show)
+        self.stages = Stages(out / "stages")
         self._tasks: dict[str, Task] = {}
         self._fewer: dict[tuple[Task, int | None], Task] = {}
         self._started: tuple[int, Encoder] | None = None
@@ -166,11 +165,19 @@ class Workshop:
             encoder = self.encoder(which.seed)
             if which.task is None:
                 done = finetune_jointly(
-                    encoder, self.tasks, settings, folder, resume=True, show_progress=self.show
+                    encoder,
+                    self.tasks,
+                    settings,
+                    folder,
+                    resume=True,
                 )
             else:
                 done = train(
-                    encoder, self.task(which.task), settings, folder, resume=True, show_progress=self.show
+                    encoder,
+                    self.task(which.task),
+                    settings,
+                    folder,
+                    resume=True,
                 )
             return {"history": list(done.history), "tokenizer": self._tokenizer}
 

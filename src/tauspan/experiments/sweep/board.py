@@ -15,7 +15,7 @@ from rich.table import Table
 from rich.text import Text
 
 from tauspan.core.errors import listed
-from tauspan.core.measure import Advance, on_terminal, progress
+from tauspan.core.measure import Advance, on_terminal, progress, shown
 
 State = Literal["waiting", "running", "done", "reused", "failed", "again"]
 log = logging.getLogger(__name__)
@@ -53,21 +53,20 @@ class Board:
     Without a terminal each change is also a line in the log.
     """
 
-    def __init__(self, names: list[str], show: bool, console: Console | None = None) -> None:
+    def __init__(self, names: list[str], console: Console | None = None) -> None:
         self._rows = {name: _Row() for name in names}
         self._console = console or Console(stderr=True)
         self._stack = ExitStack()
         self._live: Live | None = None
         self._advance: Advance | None = None
-        if show and self._console.is_terminal and (console is not None or on_terminal()):
+        if shown() and self._console.is_terminal and (console is not None or on_terminal()):
             self._live = Live(console=self._console, get_renderable=self.render, refresh_per_second=4)
-        self._show = show
 
     def __enter__(self) -> "Board":
         if self._live:
             self._stack.enter_context(self._live)
         else:
-            self._advance = self._stack.enter_context(progress("jobs", len(self._rows), self._show))
+            self._advance = self._stack.enter_context(progress("jobs", len(self._rows)))
             self._advance(sum(row.settled for row in self._rows.values()), "")
         return self
 
@@ -125,7 +124,7 @@ class Board:
         """How many jobs are in each state.
 
         Example:
-            >>> Board(["a", "b"], show=False).counts()
+            >>> Board(["a", "b"]).counts()
             '2 jobs: 2 waiting'
         """
         found = Counter(row.state for row in self._rows.values())

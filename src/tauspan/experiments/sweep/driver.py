@@ -32,7 +32,6 @@ def sweep(
     workers: int = 1,
     backend: BackendName = "processes",
     threads: int | None = None,
-    show_progress: bool = True,
     *,
     attempts: int = 3,
     device: str | None = None,
@@ -52,7 +51,6 @@ def sweep(
         workers: jobs at a time.
         backend: `processes` on this machine, or `ray` (the extra `ray`) on a cluster.
         threads: of torch in each worker; None shares this machine's cores among the workers, and is 1 with `ray`.
-        show_progress: a live table on a terminal; else, and without a terminal, lines in the log.
         attempts: how many workers may die of a job before it counts as failed.
         errors: what to do with failed jobs when all are done. `"raise"` raises the first one's error, in the order of the
             jobs, which names all that failed and their logs. `"return"` raises nothing for them: in the place of a
@@ -76,10 +74,10 @@ def sweep(
     Example:
         >>> import tempfile
         >>> jobs = [Job(f"mean{n}", "statistics:fmean", {"data": [0, n]}) for n in (2, 4)]
-        >>> sweep(jobs, tempfile.mkdtemp(), workers=2, show_progress=False)
+        >>> sweep(jobs, tempfile.mkdtemp(), workers=2)
         {'mean2': 1.0, 'mean4': 2.0}
         >>> jobs.append(Job("mean0", "statistics:fmean", {"data": []}))
-        >>> found = sweep(jobs, tempfile.mkdtemp(), show_progress=False, errors="return")
+        >>> found = sweep(jobs, tempfile.mkdtemp(), errors="return")
         >>> [name for name, result in found.items() if isinstance(result, TauspanError)]
         ['mean0']
     """
@@ -94,7 +92,7 @@ def sweep(
     if threads is None:
         threads = max(1, _cores() // workers) if backend == "processes" else 1
     results = Results(Path(folder))
-    with Board([job.name for job in jobs], show_progress) as board:
+    with Board([job.name for job in jobs]) as board:
         under_way = _Sweep(jobs, results, board, attempts)
         if not under_way.finished:
             with closing(BACKENDS[backend](threads, device)) as running:

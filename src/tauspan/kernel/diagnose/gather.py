@@ -38,7 +38,6 @@ def kernel_report(
     max_tokens: int | None = None,
     backend: Backend = "auto",
     seed: int = 0,
-    show_progress: bool = True,
 ) -> Report:
     """What the tangent kernels of tasks say before any training: spectra, alignment with labels and between tasks.
 
@@ -55,7 +54,6 @@ def kernel_report(
         max_tokens: where texts are cut; None takes each task's own value.
         backend: of the kernels.
         seed: of the draw.
-        show_progress: a bar on a terminal.
 
     Returns:
         A `Report` with tables, the spectra and heat maps as series, and the numbers in `result`.
@@ -75,7 +73,7 @@ def kernel_report(
         ['Spectrum', 'Alignment with the labels']
     """
     settings = Settings(rows, split, outputs, batch_size, max_tokens, backend, seed)
-    with measured() as cost, progress("kernel", len(tasks) + 1, show_progress) as advance:
+    with measured() as cost, progress("kernel", len(tasks) + 1) as advance:
         made = rows_of_tasks(encoder, tasks, params, settings)
         parts = [spectrum_findings(made, ridge, advance), pair_findings(made, angles, advance)]
     shown = params if isinstance(params, str) else list(params)
@@ -108,7 +106,6 @@ def diagnose(
     max_tokens: int | None = None,
     backend: Backend = "auto",
     seed: int = 0,
-    show_progress: bool = True,
 ) -> Report:
     """Everything the tangent kernel says about tasks and their vectors.
 
@@ -132,7 +129,6 @@ def diagnose(
         max_tokens: where texts are cut; None takes each task's own value.
         backend: of the kernels.
         seed: of the draw.
-        show_progress: a bar on a terminal.
 
     Raises:
         UsageError: one task only, an impossible setting, a vector that moves nothing.
@@ -160,7 +156,7 @@ def diagnose(
     vectors = fitted(vectors, encoder, tangent=True)
     by_name = {task.name: vector for task, vector in vectors.items()}
     chosen = _parameters(vectors)
-    with measured() as cost, progress("diagnose", 4 * len(vectors) + 2, show_progress) as advance:
+    with measured() as cost, progress("diagnose", 4 * len(vectors) + 2) as advance:
         made = rows_of_tasks(encoder, vectors, chosen, settings)
         parts = [
             spectrum_findings(made, ridge, advance),

@@ -71,7 +71,6 @@ def closed_form(
     backend: Backend = "auto",
     tolerance: float = 1e-8,
     max_steps: int = 1000,
-    show_progress: bool = False,
 ) -> Fitted:
     """Fit tau in the tangent space through the kernel of the training rows, linearised at the logits.
 
@@ -99,7 +98,6 @@ def closed_form(
         backend: of the kernel.
         tolerance: of iterative solvers: relative residual, gradient norm, or duality gap.
         max_steps: of iterative solvers.
-        show_progress: a bar while the matrix is computed.
 
     Returns:
         A `Fitted`; its `.vector` is an ordinary `TaskVector`.
@@ -134,7 +132,11 @@ def closed_form(
         if loss == "hinge" and len(task.label_names) == 2:
             outputs = torch.tensor([[-1.0, 1.0]], dtype=torch.float64).expand(len(labels), 2)
         kernel = TangentKernel(
-            classifier, batches, params=params, outputs=outputs, backend=backend, show_progress=show_progress
+            classifier,
+            batches,
+            params=params,
+            outputs=outputs,
+            backend=backend,
         )
         problem = _Problem(kernel, logits_at_base(kernel), labels, strength, tolerance, max_steps)
         if loss == "squared":

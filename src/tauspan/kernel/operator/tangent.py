@@ -56,7 +56,6 @@ class TangentKernel:
         room: the most bytes of recorded rows that are kept, in tiles of at most half of it; None is a quarter of the
             free memory.
         folder: where finished blocks of the whole matrix are kept, so that an interrupted `dense` goes on there.
-        show_progress: draw a bar on stderr while the whole matrix is computed.
         check: `"auto"` compares layers' factors with autograd's gradient, tensor by tensor, for each batch, and entries
             with rows of J by ordinary autograd on the module itself; what fails goes on in the next exact way.
             `"off"` trusts. None is what `tauspan.computing` says.
@@ -92,7 +91,6 @@ class TangentKernel:
         batch_size: int = 32,
         room: int | None = None,
         folder: str | Path | None = None,
-        show_progress: bool = False,
         check: Check | None = None,
     ) -> None:
         if backend not in BACKENDS:
@@ -110,7 +108,6 @@ class TangentKernel:
             )
         self.backend = backend
         self.folder = None if folder is None else Path(folder)
-        self.show_progress = show_progress
         self._tiles = Tiles(free_memory() // 4 if room is None else room, backend, self.check)
         self.left = Side.of(self.tangent, x, batch_size, outputs)
         self.symmetric = x2 is None
@@ -264,7 +261,7 @@ class TangentKernel:
         half = self.symmetric and not by_products
         wanted = blocks.layout(sizes, fitting, self.outputs, half, parts)
         plan = blocks.agreed(wanted, folder, processes)
-        total = blocks.fill(plan, self._computed, folder, processes, self.show_progress)
+        total = blocks.fill(plan, self._computed, folder, processes)
         if self.symmetric and by_products:  # exactly so, though sums were formed in another order
             total = (total + total.T) / 2
         return total

@@ -161,7 +161,6 @@ def fill(
     compute: Callable[[range, range], Tensor],
     folder: Folder | None,
     processes: World,
-    show_progress: bool,
 ) -> Tensor:
     """The matrix, shape (N O, M O): each process computes its share of the blocks, and all of them get all.
 
@@ -171,7 +170,6 @@ def fill(
             triangle is read.
         folder: where finished blocks are read and written.
         processes: who shares the work.
-        show_progress: draw a bar on stderr.
 
     Raises:
         NonFiniteError: NaN or infinity in a block.
@@ -181,7 +179,7 @@ def fill(
     mine = blocks[
         processes.rank * len(blocks) // processes.size : (processes.rank + 1) * len(blocks) // processes.size
     ]
-    with progress("kernel blocks", len(mine), show_progress and processes.first) as advance:
+    with progress("kernel blocks", len(mine), processes.first) as advance:
         for block in mine:
             rows, columns = plan.places(block)
             target = total[rows, columns]

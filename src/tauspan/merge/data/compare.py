@@ -34,7 +34,6 @@ def compare(
     point: Point | None = None,
     batch_size: int = 64,
     max_tokens: int | None = None,
-    show_progress: bool = True,
 ) -> Report:
     """Task addition by several merging methods: theta0 + alpha * merge(tau_1, ..., tau_T), each with its own alpha.
 
@@ -50,7 +49,6 @@ def compare(
         point: where the tangent model is linearised; None takes the vectors' own, else `"logits"`.
         batch_size: rows per forward pass.
         max_tokens: where texts are cut; None takes each task's own value.
-        show_progress: bars on a terminal.
 
     Returns:
         A `Report`: per method the mean over tasks of single-task, added and normalised accuracy with its alpha, and at
@@ -68,7 +66,7 @@ def compare(
         for label, (method, options) in methods.items()
     }
     directions = Directions.whole({**merged, **{f"own {task.name}": vectors[task] for task in tasks}})
-    edits = Edits(encoder, tasks, directions, chosen, point, batch_size, max_tokens, show_progress)
+    edits = Edits(encoder, tasks, directions, chosen, point, batch_size, max_tokens)
     needs = {task: [*merged, f"own {task.name}"] for task in tasks}
     edits.prepare(needs, "validation")
     found = {label: search_sum(edits, tasks, label, grid, f"{label}, {chosen}") for label in merged}

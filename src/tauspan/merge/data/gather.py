@@ -36,7 +36,6 @@ def fisher_information(
     point: Literal["encoder", "logits"] | None = None,
     seed: int = 0,
     max_tokens: int | None = None,
-    show_progress: bool = True,
 ) -> Statistics:
     """The diagonal of the Fisher information of the edited model, one number for each entry of the vector.
 
@@ -56,7 +55,6 @@ def fisher_information(
         point: where the tangent model is linearised; None takes the vectors' own, else `"logits"`.
         seed: of the draw.
         max_tokens: where texts are cut; None takes the task's own value.
-        show_progress: a bar on a terminal.
 
     Raises:
         UsageError: an unknown choice, no rows, or a vector that moves what is no parameter.
@@ -84,7 +82,7 @@ def fisher_information(
     total = {name: torch.zeros_like(leaf) for name, leaf in leaves.items()}
     with (
         models.eval_mode(encoder),
-        progress(f"Fisher information of {task.name}", len(drawn), show_progress) as advance,
+        progress(f"Fisher information of {task.name}", len(drawn)) as advance,
     ):
         for places, batch in batches(encoder, drawn, task.tokens(max_tokens), 1):
             logp = F.log_softmax(logits(batch)[0], -1)
@@ -126,7 +124,6 @@ def gram_matrices(
     seed: int = 0,
     batch_size: int = 64,
     max_tokens: int | None = None,
-    show_progress: bool = True,
 ) -> Statistics:
     """The mean of x x^T over the inputs x of each linear layer of the edited model: X^T X / rows of X.
 
@@ -144,7 +141,6 @@ def gram_matrices(
         seed: of the draw.
         batch_size: rows per forward pass.
         max_tokens: where texts are cut; None takes the task's own value.
-        show_progress: a bar on a terminal.
 
     Raises:
         UsageError: no rows, or no linear layer is moved.
@@ -179,7 +175,7 @@ def gram_matrices(
     with (
         models.eval_mode(edited),
         torch.no_grad(),
-        progress(f"Gram matrices of {task.name}", len(drawn), show_progress) as advance,
+        progress(f"Gram matrices of {task.name}", len(drawn)) as advance,
     ):
         for places, batch in prepared:
             with found.watching(layers, batch):

@@ -33,7 +33,6 @@ def regmean_plus_plus(
     seed: int = 0,
     batch_size: int = 64,
     max_tokens: int | None = None,
-    show_progress: bool = True,
 ) -> TaskVector:
     """RegMean++ (arXiv 2508.03121): block by block, with the activations of the merged model so far.
 
@@ -52,7 +51,6 @@ def regmean_plus_plus(
         seed: of the draw.
         batch_size: rows per forward pass.
         max_tokens: where texts are cut; None takes each task's own value.
-        show_progress: a bar on a terminal.
 
     Raises:
         UsageError: no vector, or an option outside its range.
@@ -86,8 +84,7 @@ def regmean_plus_plus(
         known = [
             gram_matrices(
                 encoder, vector, task, rows=rows, split=split, seed=seed, batch_size=batch_size, max_tokens=max_tokens,
-                show_progress=show_progress,
-            )
+                )
             for task, vector in vectors.items()
         ]  # fmt: skip
         given_taus = list(vectors.values())
@@ -102,7 +99,7 @@ def regmean_plus_plus(
     merging.average(
         [name for name in taus[0].deltas if not name.startswith(tuple(f"{path}." for path in paths))]
     )
-    with progress("RegMean++", len(paths), show_progress) as advance:
+    with progress("RegMean++", len(paths)) as advance:
         for path in paths:
             merging.block(path, prepared)
             advance(1, "")

@@ -49,7 +49,6 @@ def merge_files(
     workers: int | None = None,
     access: Access = "pread",
     block: int = BLOCK,
-    show_progress: bool = True,
 ) -> Report:
     r"""Merge models in files into a model, a task vector or an adapter, in memory bounded by blocks.
 
@@ -64,7 +63,6 @@ def merge_files(
         workers: threads; None takes the processors that this process may use. The result does not depend on it.
         access: how files are read; see `open_source`.
         block: entries that are read, merged and written at once.
-        show_progress: a bar on a terminal.
 
     Returns:
         What rounding (of an adapter: the SVD) kept of the merged displacement, the result's digest, and in
@@ -82,7 +80,7 @@ def merge_files(
         >>> for name, value in (("a", 1.0), ("b", 3.0)):
         ...     store.write_tensors(folder / f"{name}.safetensors", {"w": torch.full((2,), value)})
         >>> text = f"method: linear\nmodels: [{{model: {folder}/a.safetensors}}, {{model: {folder}/b.safetensors}}]"
-        >>> done = merge_files(MergeRecipe.parse(text), folder / "out", show_progress=False)
+        >>> done = merge_files(MergeRecipe.parse(text), folder / "out")
         >>> store.Checkpoint(folder / "out")["w"]
         tensor([2., 2.])
     """
@@ -92,8 +90,7 @@ def merge_files(
             reports = [
                 merge_files(
                     one, place, resume=resume, overwrite=overwrite, workers=workers, access=access, block=block,
-                    show_progress=show_progress,
-                )
+                    )
                 for place, one in series.placed(Path(out))
             ]  # fmt: skip
             return reports[-1]
@@ -122,7 +119,11 @@ def merge_files(
                 card.write(folder, chosen, assembly, report, block, out.name)
 
         return execute(
-            plan, out, finish=finish, resume=resume, overwrite=overwrite, show_progress=show_progress
+            plan,
+            out,
+            finish=finish,
+            resume=resume,
+            overwrite=overwrite,
         )
 
 

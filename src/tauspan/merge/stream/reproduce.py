@@ -29,7 +29,6 @@ def reproduce(
     own: Method | None = None,
     workers: int | None = None,
     access: Access = "pread",
-    show_progress: bool = True,
 ) -> Report:
     """Make a merge again from its card, and compare.
 
@@ -39,7 +38,6 @@ def reproduce(
         own: the method, where the card names code of the user's.
         workers: threads.
         access: how files are read.
-        show_progress: a bar on a terminal.
 
     Returns:
         The new merge's report.
@@ -56,7 +54,11 @@ def reproduce(
     with tempfile.TemporaryDirectory(dir=Path(out or path).resolve().parent, prefix=".reproduced.") as folder:
         target = Path(out) if out is not None else Path(folder) / "again"
         report = merge_files(
-            recipe, target, workers=workers, access=access, block=card.block, show_progress=show_progress
+            recipe,
+            target,
+            workers=workers,
+            access=access,
+            block=card.block,
         )
         differ = _differing(Path(path), target) if Path(path).is_dir() else []
     if report.result["digest"] == card.digest and not differ:

@@ -30,7 +30,6 @@ def execute(
     finish: Callable[[Path, Report], None] | None = None,
     resume: bool = False,
     overwrite: bool = False,
-    show_progress: bool = True,
 ) -> Report:
     """Carry out a plan: read each input once (more often where the method measures first), write the output once.
 
@@ -46,7 +45,6 @@ def execute(
             and the report.
         resume: go on with what a killed run of the same plan left.
         overwrite: replace what lies at `out`.
-        show_progress: a bar on a terminal.
 
     Returns:
         What rounding kept, and digests: of a tensor, SHA-256 over the SHA-256 of its blocks, in order.
@@ -63,7 +61,7 @@ def execute(
     with _told(plan, out), desk(out, plan.key, resume) as work:
         try:
             with measured() as cost:
-                finished = _written(settled(plan), work, show_progress)
+                finished = _written(settled(plan), work)
             report = _report(plan, out, finished, cost, len(work.journal.finished))
             if finish is not None:
                 finish(work.result, report)
@@ -90,7 +88,10 @@ def _told(plan: Plan, out: Path) -> Iterator[None]:
         raise StoreError(f"{out} could not be written: {error}.") from error
 
 
-def _written(plan: Plan, work: Desk, show_progress: bool) -> list[Finished]:
+def _written(
+    plan: Plan,
+    work: Desk,
+) -> list[Finished]:
     """Write all tensors; the journal's and the new ones, in the output's order."""
     single = work.result.suffix == ".safetensors"
     layout = plan.layout.renamed(work.result.name) if single else plan.layout
@@ -101,7 +102,7 @@ def _written(plan: Plan, work: Desk, show_progress: bool) -> list[Finished]:
         left = [name for name in plan.layout.entries if name not in known]
         pending: list[Finished] = []
         flushed = time.monotonic()
-        with progress("merge", len(plan.layout.entries), show_progress) as advance:
+        with progress("merge", len(plan.layout.entries)) as advance:
             advance(len(known), "")
             for one in Merging(plan, writer).run(left):
                 known[one.name] = one

@@ -84,7 +84,10 @@ class _Prints:
 
 
 @checked
-def find_leaks(task: Task, near: int | None = None, *, show_progress: bool = False) -> Leaks:
+def find_leaks(
+    task: Task,
+    near: int | None = None,
+) -> Leaks:
     """Rows that stand in two splits.
 
     Equal means: the same decoded pixels, or the same text but for case, punctuation and white space. Two images are
@@ -95,7 +98,6 @@ def find_leaks(task: Task, near: int | None = None, *, show_progress: bool = Fal
     Args:
         task: its images are decoded once.
         near: 0 to 8 bits; None looks for equal rows only.
-        show_progress: a bar on stderr.
 
     Raises:
         DataError: an image cannot be decoded.
@@ -110,7 +112,7 @@ def find_leaks(task: Task, near: int | None = None, *, show_progress: bool = Fal
         1
     """
     total = sum(len(task.splits[split]) for split in SPLITS)
-    with progress(f"leaks {task.name}", total, show_progress) as advance:
+    with progress(f"leaks {task.name}", total) as advance:
         prints = {split: _prints(task.splits[split], near is not None, advance) for split in SPLITS}
     counts: dict[tuple[Kind, str, str], int] = {}
     examples: list[Leak] = []

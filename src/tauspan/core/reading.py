@@ -1,0 +1,40 @@
+"""`Reading`: how a model runs over the rows of tasks."""
+
+from dataclasses import dataclass
+from typing import Literal, TypeAlias
+
+from tauspan.core.errors import UsageError, nearest
+
+Point: TypeAlias = Literal["encoder", "logits"]
+POINTS: tuple[Point, ...] = ("encoder", "logits")
+
+
+@dataclass(frozen=True)
+class Reading:
+    """How a model runs over the rows of tasks, for every function that reads them.
+
+    Args:
+        batch_size: rows per forward pass.
+        max_tokens: where texts are cut; None takes each task's own value.
+        point: what is linearised in the tangent regimes: the `"encoder"` alone, or the `"logits"`, encoder and head
+            together. None takes the vectors' own, else `"logits"`.
+
+    Raises:
+        UsageError: a number below 1, or an unknown point.
+
+    Example:
+        >>> Reading(batch_size=8)
+        Reading(batch_size=8, max_tokens=None, point=None)
+    """
+
+    batch_size: int = 64
+    max_tokens: int | None = None
+    point: Point | None = None
+
+    def __post_init__(self) -> None:
+        for name, value in (("batch_size", self.batch_size), ("max_tokens", self.max_tokens)):
+            optional = name == "max_tokens" and value is None
+            if not optional and not (isinstance(value, int) and not isinstance(value, bool) and value >= 1):
+                raise UsageError(f"{name}={value!r}: it must be a whole number, at least 1.")
+        if self.point not in (None, *POINTS):
+            raise UsageError(f"point={self.point!r}. {nearest(str(self.point), POINTS)}")

@@ -26,6 +26,7 @@ from torch import Tensor
 import tauspan as ts
 from tauspan import store
 from tauspan.core.measure import measured
+from tauspan.core.reading import Reading
 from tauspan.core.report import Report, Table, provenance
 from tauspan.editing.evaluate import accuracy, outputs
 from tauspan.kernel import closed_form
@@ -69,7 +70,9 @@ def beside_finetuning(encoder: Encoder, tasks: Sequence[Task], options: argparse
             {"task": task.name, "how": "zero shot", "accuracy": mean(encoder, [task], None), "seconds": None}
         )
         for loss in ("squared", "cross_entropy", "hinge"):
-            fitted = closed_form(encoder, task, loss, params=options.params, max_tokens=TOKENS)  # type: ignore[arg-type]
+            fitted = closed_form(
+                encoder, task, loss, params=options.params, reading=Reading(max_tokens=TOKENS)
+            )  # type: ignore[arg-type]
             reached = mean(encoder, [task], fitted.vector)
             rows.append({"task": task.name, "how": f"closed form, {loss}", "accuracy": reached,
                          "seconds": fitted.cost.seconds})  # fmt: skip
@@ -84,7 +87,9 @@ def beside_finetuning(encoder: Encoder, tasks: Sequence[Task], options: argparse
 def of_pairs(encoder: Encoder, tasks: Sequence[Task], options: argparse.Namespace) -> list[Row]:
     """Question 2: a row a pair: interference predicted on training rows, accuracy lost on test rows."""
     vectors = {
-        task.name: closed_form(encoder, task, params=options.params, max_tokens=TOKENS).vector
+        task.name: closed_form(
+            encoder, task, params=options.params, reading=Reading(max_tokens=TOKENS)
+        ).vector
         for task in tasks
     }
     rows: list[Row] = []

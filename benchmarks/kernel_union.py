@@ -9,6 +9,7 @@ from torch import Tensor
 
 import tauspan as ts
 from tauspan.core.measure import measured
+from tauspan.core.reading import Reading
 from tauspan.core.report import Cell, Table
 from tauspan.editing.evaluate import evaluate
 from tauspan.kernel import DenseKernel, RidgeFit, closed_form, joint
@@ -25,7 +26,10 @@ TOKENS = 32
 def of_solutions(encoder: Encoder, tasks: Sequence[Task], options: argparse.Namespace) -> list[Table]:
     """Question 4: one model for all tasks, test accuracy: vectors added, the block solve, joint training."""
     fewer = [task.subset(train=options.joint_rows) for task in tasks]
-    fitted = {task: closed_form(encoder, task, params=options.params, max_tokens=TOKENS) for task in fewer}
+    fitted = {
+        task: closed_form(encoder, task, params=options.params, reading=Reading(max_tokens=TOKENS))
+        for task in fewer
+    }
     ridge = float(np.exp(np.mean([np.log(one.choice.ridge) for one in fitted.values() if one.choice])))
     kernels = {task.name: one.kernel for task, one in fitted.items()}
     wanted = {task.name: residual(kernels[task.name], task) for task in fewer}
@@ -37,7 +41,7 @@ def of_solutions(encoder: Encoder, tasks: Sequence[Task], options: argparse.Name
     best = ts.add(
         encoder,
         alone,
-        max_tokens=TOKENS,
+        reading=Reading(max_tokens=TOKENS),
         grid="auto",
     )
     settings = Settings(
@@ -80,7 +84,7 @@ def mean(encoder: Encoder, tasks: Sequence[Task], vector: ts.TaskVector | None) 
         encoder,
         tasks,
         vector,
-        max_tokens=TOKENS,
+        reading=Reading(max_tokens=TOKENS),
     )
     return float(np.mean([found.result["accuracy"][task.name] for task in tasks]))
 
@@ -89,7 +93,7 @@ def of_forgetting(encoder: Encoder, tasks: Sequence[Task], options: argparse.Nam
     """Question 5: a tenth of each task's rows forgotten by a downdate, against solving anew without them."""
     rows: list[Row] = []
     for task in tasks:
-        fitted = closed_form(encoder, task, params=options.params, max_tokens=TOKENS)
+        fitted = closed_form(encoder, task, params=options.params, reading=Reading(max_tokens=TOKENS))
         kernel, wanted = fitted.kernel, residual(fitted.kernel, task)
         assert fitted.choice is not None  # noqa: S101 - the squared loss chooses its ridge
         gone = list(range(kernel.samples // 10))

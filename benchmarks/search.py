@@ -8,6 +8,7 @@ from benchmarks.shapes import SHAPES, Shape
 from benchmarks.timing import once, spread
 from torch import Tensor
 
+from tauspan.core.reading import Reading
 from tauspan.editing.evaluate import accuracy
 from tauspan.editing.maps import disentanglement
 from tauspan.editing.search import PAPER_GRID
@@ -126,7 +127,7 @@ def _map(shape: Shape, setting: Setting, rounds: int) -> list[Row]:
                 encoder,
                 pair,
                 grid=AXIS,
-                batch_size=size,
+                reading=Reading(batch_size=size),
                 split="test",
             )
             kept.append(found.series[0]["xi"])  # noqa: B023

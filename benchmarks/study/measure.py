@@ -7,6 +7,7 @@ from typing import Any
 
 from benchmarks.study.plan import Plan, Variant
 
+from tauspan.core.reading import Reading
 from tauspan.editing.evaluate import evaluate
 from tauspan.editing.maps import disentanglement
 from tauspan.editing.search import add, negate
@@ -45,7 +46,7 @@ def negation(encoder: Encoder, vectors: Vectors, variant: Variant, plan: Plan) -
     controls = [task for task in tasks if task is not target]
     found = negate(
         encoder, target, vectors[target], controls, plan.floor, variant.regime, grid=plan.grid,
-        point=variant.point, max_tokens=plan.max_tokens, )  # fmt: skip
+        reading=Reading(point=variant.point, max_tokens=plan.max_tokens), )  # fmt: skip
     made = json.loads(found.to_json())
     return {
         **made["result"],
@@ -63,7 +64,7 @@ def interference(
     pairs = list(plan.pairs or list(combinations([task.name for task in vectors], 2))[:2])
     found = disentanglement(
         encoder, few, variant.regime, pairs=pairs, grid=plan.axis, drift=dict(units) if units else True,
-        point=variant.point, max_tokens=plan.max_tokens, )  # fmt: skip
+        reading=Reading(point=variant.point, max_tokens=plan.max_tokens), )  # fmt: skip
     drift = found.result["drift"]
     equal = {"pairs": found.result["pairs"], "at alpha 1": drift["at alpha 1"]}
     return {**equal, "matched": drift["pairs"], "unit": drift["unit"]}

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
         UsageError,
     )
     from tauspan.core.measure import quiet
+    from tauspan.core.reading import Reading
     from tauspan.core.report import Report
     from tauspan.editing.edit import apply, load, save
     from tauspan.editing.evaluate import evaluate
@@ -43,7 +44,7 @@ if TYPE_CHECKING:
     from tauspan.tangent.contributions import Contributions
     from tauspan.tasks import Task
     from tauspan.tasks.data.suite import suite
-    from tauspan.train import Finetuned, finetune, fit
+    from tauspan.train import Finetuned, Settings, finetune, fit
     from tauspan.vector import TaskVector, cosine_matrix
 
 _HOME = {
@@ -61,9 +62,11 @@ _HOME = {
     "ModelError": "core.errors",
     "NonFiniteError": "core.errors",
     "PickleRefusedError": "core.errors",
+    "Reading": "core.reading",
     "Recipe": "experiments.recipe",
     "RecipeError": "core.errors",
     "Report": "core.report",
+    "Settings": "train",
     "StoreError": "core.errors",
     "TangentKernel": "kernel",
     "Task": "tasks",
@@ -110,9 +113,11 @@ __all__ = [
     "ModelError",
     "NonFiniteError",
     "PickleRefusedError",
+    "Reading",
     "Recipe",
     "RecipeError",
     "Report",
+    "Settings",
     "StoreError",
     "TangentKernel",
     "Task",

@@ -17,6 +17,7 @@ from torch import nn
 from helpers import checkpoints, program
 from tauspan.cli import main as cli
 from tauspan.core.errors import BaseMismatchError, MismatchError, ModelError, NonFiniteError, UsageError
+from tauspan.core.reading import Reading
 from tauspan.editing.edit import apply, load, save
 from tauspan.editing.edit_files import apply_files
 from tauspan.editing.evaluate import evaluate
@@ -239,7 +240,7 @@ def test_searches_take_the_vectors_point_and_refuse_two(home: Path, task: Task) 
         asked = add(
             base,
             {task: tau},
-            point=point,
+            reading=Reading(point=point),
         )  # type: ignore[arg-type]
         own = add(
             base,

@@ -13,6 +13,7 @@ import tauspan as ts
 from helpers.program import contents
 from helpers.small_runs import TASKS, reused
 from tauspan.core.errors import StoreError, UsageError
+from tauspan.core.reading import Reading
 from tauspan.core.report import Report
 from tauspan.editing import search
 from tauspan.experiments.recipe import Maps, Negation, Recipe, Rows, Training
@@ -173,7 +174,7 @@ def test_the_maps_are_those_of_the_first_seeds_vectors_on_some_of_the_rows(
             vectors,
             regime,
             grid=(0.0, 1.0),
-            max_tokens=8,
+            reading=Reading(max_tokens=8),
         )
         assert alone.result["pairs"] == report.result["disentanglement"][regime]
         assert alone.series[0] in report.series

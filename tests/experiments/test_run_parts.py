@@ -14,6 +14,7 @@ from helpers.program import task as write_task
 from helpers.run_numbers import in_turn, numbers
 from helpers.small_runs import TASKS, reused
 from tauspan.core.errors import DataError, StoreError, UsageError
+from tauspan.core.reading import Reading
 from tauspan.core.report import Report
 from tauspan.experiments import figures
 from tauspan.experiments.recipe import Energies, Maps, Negation, Recipe, Training
@@ -69,7 +70,7 @@ def accuracy(model: Any, on: list[Task], *edit: Any) -> list[float]:
         model,
         on,
         *edit,
-        max_tokens=8,
+        reading=Reading(max_tokens=8),
     ).result["accuracy"]
     return [found[task.name] for task in on]
 
@@ -131,7 +132,7 @@ def test_the_attention_reference_moves_attention_alone_and_is_added(done: Done) 
         vectors,
         "standard",
         grid=(0.0, 0.5, 1.0),
-        max_tokens=8,
+        reading=Reading(max_tokens=8),
     )
     rows = [row for row in table(report, "References") if row["reference"] == "attention"]
     for row, wanted in zip(rows, alone.tables[0].rows, strict=True):

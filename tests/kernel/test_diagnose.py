@@ -24,6 +24,7 @@ from tauspan.core.errors import (
     NonFiniteError,
     UsageError,
 )
+from tauspan.core.reading import Reading
 from tauspan.editing.edit import load
 from tauspan.kernel import DenseKernel, TangentKernel
 from tauspan.kernel.approximate.eigenpairs import eigenpairs
@@ -526,7 +527,7 @@ def test_one_task_has_a_kernel_but_no_interference():
         (lambda: kernel_report(encoder, [task], rows=1), "rows=1"),
         (lambda: kernel_report(encoder, [task], outputs="trace"), "outputs='trace'"),
         (lambda: kernel_report(encoder, [task], split="tests"), "Did you mean 'test'"),
-        (lambda: kernel_report(encoder, [task], batch_size=0), "batch_size=0"),
+        (lambda: kernel_report(encoder, [task], reading=Reading(batch_size=0)), "batch_size=0"),
         (
             lambda: kernel_report(
                 encoder,

@@ -15,6 +15,7 @@ from helpers.searches import REGIMES, cloud, random_vector, world
 from helpers.threads import one_thread  # noqa: F401 - a fixture for every test here
 from helpers.zoo import close, stirred
 from tauspan.core.errors import BaseMismatchError, DataError, ModelError, NonFiniteError, UsageError
+from tauspan.core.reading import Reading
 from tauspan.editing.search.box import Box
 from tauspan.editing.search.directions import combine
 from tauspan.editing.search.edits import Edits
@@ -60,7 +61,7 @@ def test_regmean_plus_plus_of_one_layer_is_regmean(wrapped: bool) -> None:
 def test_regmean_plus_plus_reads_what_the_merged_layers_before_make() -> None:
     model = runs.encoder()
     vectors = pair(model)
-    found = regmean_plus_plus(model, vectors, batch_size=3, **Q)
+    found = regmean_plus_plus(model, vectors, reading=Reading(batch_size=3), **Q)
     theta0 = state_of(model)
     xs = [torch.stack(list(task.split("train").inputs)) for task in vectors]
 

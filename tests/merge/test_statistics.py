@@ -26,6 +26,7 @@ from tauspan.core.errors import (
     StoreError,
     UsageError,
 )
+from tauspan.core.reading import Reading
 from tauspan.merge import METHODS, merge
 from tauspan.merge.data.gather import fisher_information, gram_matrices
 from tauspan.merge.data.statistics_file import FORMAT, Statistics, statistics_of
@@ -239,7 +240,7 @@ def test_fisher_information_draws_rows_by_seed() -> None:
 def test_gram_matrices_are_products_of_each_layers_inputs(regime: Any) -> None:
     model, task = runs.encoder(), runs.points(20)
     vector = random_vector(model, 4, regime)
-    found = gram_matrices(model, vector, task, batch_size=7, **Q)
+    found = gram_matrices(model, vector, task, reading=Reading(batch_size=7), **Q)
     x = torch.stack(list(task.split("train").inputs))
     theta = (
         state_of(model)
@@ -256,7 +257,9 @@ def test_gram_matrices_are_products_of_each_layers_inputs(regime: Any) -> None:
 def test_padding_is_no_row_of_a_gram_matrix(tmp_path: Path) -> None:
     model, task = runs.bert(tmp_path), runs.texts(12)
     vector = random_vector(model, 4, "standard")
-    alone, together = (gram_matrices(model, vector, task, batch_size=size, **Q) for size in (1, 12))
+    alone, together = (
+        gram_matrices(model, vector, task, reading=Reading(batch_size=size), **Q) for size in (1, 12)
+    )
     assert len(alone.tensors) > 4
     for name, tensor in alone.tensors.items():
         assert close(tensor, together.tensors[name], 1e-4), name

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 import tauspan as ts
 from tauspan.core.errors import UsageError
+from tauspan.core.reading import Reading
 from tauspan.models import Classifier, Encoder
 from tauspan.tangent import linearize
 from tauspan.tasks import Task, build_head
@@ -51,7 +52,9 @@ def test_a_solver_ends_at_the_minimum_whatever_is_cached(solver: str, cache: str
     encoder, task = problem()
     # strong Wolfe compares losses, so L-BFGS ends near the square root of the numbers' precision
     tolerance = {"lbfgs": 1e-7, "newton-cg": 2e-9}[solver]
-    run = fit(encoder, task, solver, ridge=1e-2, tolerance=tolerance, batch_size=16, cache=cache)
+    run = fit(
+        encoder, task, solver, ridge=1e-2, tolerance=tolerance, reading=Reading(batch_size=16), cache=cache
+    )
     value, wide, labels = jacobian(encoder, task)
     tau = torch.cat([delta.flatten() for delta in run.task_vector.deltas.values()]).requires_grad_()
     loss = F.cross_entropy(value + wide @ tau, labels) + 0.5e-2 * tau.square().sum()

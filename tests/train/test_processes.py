@@ -17,6 +17,7 @@ from tauspan import models, store
 from tauspan.core import params
 from tauspan.core.errors import MismatchError
 from tauspan.core.processes import World, own_device, world
+from tauspan.core.reading import Reading
 from tauspan.editing.evaluate import evaluate, outputs
 from tauspan.models import Encoder
 from tauspan.tangent import linearize
@@ -82,7 +83,7 @@ def measured(rows: int = 10) -> dict[str, Tensor]:
             vector,
             0.3,
             regime,
-            batch_size=4,
+            reading=Reading(batch_size=4),
         )  # type: ignore[arg-type]
         tensors[f"evaluated {regime}"] = torch.tensor(
             [report.result["mean"][key] for key in ("accuracy", "loss")]

@@ -30,6 +30,7 @@ from helpers.zoo import all_close
 from tauspan.core.errors import ModelError, NonFiniteError, UsageError
 from tauspan.core.measure import measured, progress, quiet
 from tauspan.core.params import Params
+from tauspan.core.reading import Reading
 from tauspan.editing.evaluate import evaluate
 from tauspan.models import load_model
 from tauspan.tasks import Split, Task, permutation
@@ -265,7 +266,7 @@ def test_prototypes_are_cut_where_the_runs_texts_are(tmp_path: Path) -> None:
         evaluate(
             model,
             [dataclasses.replace(task, splits=splits)],
-            max_tokens=3,
+            reading=Reading(max_tokens=3),
         )
         for splits in (task.splits, longer)
     ]

@@ -13,7 +13,7 @@ from tauspan.cli.shared import (
     first,
     pair_of,
     pairs_of,
-    passes,
+    reading,
     task_of,
     write_report,
 )
@@ -146,13 +146,13 @@ def _grid(text: str) -> Any:
 
 
 def _search(options: argparse.Namespace) -> dict[str, Any]:
-    return {"grid": _grid(options.grid), **passes(options)}
+    return {"grid": _grid(options.grid), "reading": reading(options)}
 
 
 def _solver(options: argparse.Namespace) -> dict[str, Any]:
     most = {} if options.max_evaluations is None else {"max_evaluations": options.max_evaluations}
     return {"per": options.per, "ridge": options.ridge, "bootstrap": options.bootstrap, "seed": options.seed or 0,
-            **most, **passes(options)}  # fmt: skip
+            **most, "reading": reading(options)}  # fmt: skip
 
 
 def edit_add(options: argparse.Namespace) -> None:
@@ -239,6 +239,6 @@ def disentangle(options: argparse.Namespace) -> None:
     grid = GRID if options.grid is None else _grid(options.grid)
     found = disentanglement(
         encoder_of(options), pairs_of(options.pairs, options.rows), options.regime, grid=grid,
-        box=tuple(options.box), distance=options.distance, split=options.split, **passes(options),
+        box=tuple(options.box), distance=options.distance, split=options.split, reading=reading(options),
     )  # fmt: skip
     write_report(found, options)

@@ -85,9 +85,11 @@ def diagnose(options: argparse.Namespace) -> None:
 
 
 def _shared(options: argparse.Namespace) -> dict[str, Any]:
+    from tauspan.core.reading import Reading
+
     return {
         "rows": options.rows, "split": options.split, "outputs": options.outputs, "ridge": options.ridge,
-        "backend": options.backend, "batch_size": options.batch_size, "max_tokens": options.max_tokens,
+        "backend": options.backend, "reading": Reading(options.batch_size, options.max_tokens),
         "seed": options.seed or 0,
     }  # fmt: skip
 

@@ -12,7 +12,7 @@ from tauspan.cli.shared import (
     add_passes,
     add_regime,
     add_rows,
-    passes,
+    reading,
     say,
     show,
     task_of,
@@ -150,7 +150,7 @@ def evaluate(options: argparse.Namespace) -> None:
         _require_read(options, None if vector is None else edit_regime(vector, options.regime))
     show(measure(
         model, tasks, vector, options.scale, options.regime, options.split,
-        **passes(options),
+        reading=reading(options),
     ), options)  # fmt: skip
 
 

@@ -6,12 +6,13 @@ import shlex
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, TypeAlias
 
 from tauspan.core.computing import CHECKS, ENGINES
 from tauspan.core.errors import DataError, UsageError
 
 if TYPE_CHECKING:
+    from tauspan.core.reading import Reading
     from tauspan.core.report import Report
     from tauspan.models import Encoder
     from tauspan.tasks import Task
@@ -120,11 +121,11 @@ def add_passes(parser: argparse.ArgumentParser) -> None:
     add_device(parser)
 
 
-def passes(options: argparse.Namespace) -> dict[str, Any]:
-    """What `add_rows` and `add_passes` ask for, as the library's arguments."""
-    return {
-        "point": options.point, "batch_size": options.batch_size, "max_tokens": options.max_tokens,
-    }  # fmt: skip
+def reading(options: argparse.Namespace) -> "Reading":
+    """What `add_rows` and `add_passes` ask for."""
+    from tauspan.core.reading import Reading
+
+    return Reading(options.batch_size, options.max_tokens, options.point)
 
 
 def encoder_of(options: argparse.Namespace) -> "Encoder":

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from tauspan.cli import shared as commands
 from tauspan.cli.shared import Verb, add_device, encoder_of, first, say, show, task_of
 from tauspan.core.errors import UsageError
+from tauspan.core.reading import Reading
 
 CACHES = ("none", "auto", "features", "primal", "factors")
 
@@ -251,8 +252,9 @@ def fit(options: argparse.Namespace) -> None:
     store.require_free(file, False)
     done = train.fit(
         encoder_of(options), _training(options), options.solver, ridge=options.ridge, tolerance=options.tolerance,
-        max_steps=options.max_steps, params=options.params, batch_size=options.batch_size,
-        max_tokens=options.max_tokens, cache=options.cache, )  # fmt: skip
+        max_steps=options.max_steps, params=options.params,
+        reading=Reading(options.batch_size, options.max_tokens),
+        cache=options.cache, )  # fmt: skip
     vector = done.task_vector if options.label is None else done.task_vector.named(options.label)
     vector.save_pretrained(file)
     _trained(done, file, options, **done.task_vector.info["solver"])

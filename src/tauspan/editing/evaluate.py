@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
+from dataclasses import replace
 from typing import Literal, cast
 
 import torch
@@ -14,6 +15,7 @@ from tauspan.core.errors import UsageError
 from tauspan.core.measure import progress
 from tauspan.core.params import require_finite_rows
 from tauspan.core.processes import world
+from tauspan.core.reading import Reading
 from tauspan.core.report import Report, Table, noted, provenance
 from tauspan.editing.edit import EditRegime, apply, edit_regime, point_of
 from tauspan.editing.saved import facts
@@ -65,9 +67,7 @@ def evaluate(
     regime: EditRegime | None = None,
     split: Literal["train", "validation", "test"] = "test",
     *,
-    point: Literal["encoder", "logits"] | None = None,
-    batch_size: int = 64,
-    max_tokens: int | None = None,
+    reading: Reading = Reading(),
 ) -> Report:
     """Accuracy and cross-entropy on each task, under its frozen head from the pre-trained encoder.
 
@@ -80,9 +80,7 @@ def evaluate(
         regime: `"standard"`, `"posthoc"` (a standard vector in the tangent model) or `"linear"`; None takes
             the vector's own.
         split: which rows.
-        point: where the tangent model is linearised; None takes the vector's own, else `"logits"`.
-        batch_size: rows per forward pass.
-        max_tokens: where texts are cut; None takes each task's own value.
+        reading: batches, where texts are cut, and the point of the tangent model; see `tauspan.Reading`.
 
     Returns:
         A `Report` with one row a task and the mean; `report.result["accuracy"]` by task name, and `["mean"]`. Several
@@ -99,11 +97,11 @@ def evaluate(
                 "`vector` (--vector) edits a pre-trained model, and this is an edited tangent model, which has its own: "
                 "leave it out, or give the model that both start from."
             )
-        point = point or encoder.head_point
+        reading = replace(reading, point=reading.point or encoder.head_point)
         vector = encoder.task_vector(encoder.label)
         encoder = base_encoder(encoder)
     chosen = None if vector is None else edit_regime(vector, regime)
-    point = None if vector is None else point_of([vector], point)
+    point = None if vector is None else point_of([vector], reading.point)
     base = models.fingerprint_of(encoder)
     own = None if vector is None else vector.fitted(encoder, tangent=chosen != "standard", base=base)
     edited = apply(encoder, vector, scale) if vector is not None and chosen == "standard" else encoder
@@ -111,9 +109,9 @@ def evaluate(
     tangent = None if own is None or chosen == "standard" else linearize(encoder, list(own.deltas))
 
     def logits(task: Task, advance: Advance) -> Tensor:
-        head = build_head(task, encoder, max_tokens=max_tokens)
+        head = build_head(task, encoder, max_tokens=reading.max_tokens)
         part = task.split(split)
-        prepared = batches(encoder, part, task.tokens(max_tokens), batch_size)
+        prepared = batches(encoder, part, task.tokens(reading.max_tokens), reading.batch_size)
         if own is None or tangent is None:
             with models.eval_mode(edited):
                 whose = f"the logits of {task.name!r} on {split}"

@@ -15,6 +15,7 @@ from tauspan.core.arguments import checked
 from tauspan.core.errors import NonFiniteError, UsageError, nearest
 from tauspan.core.measure import measured, progress, underway
 from tauspan.core.params import Params, require_finite, require_finite_rows
+from tauspan.core.reading import Reading
 from tauspan.models import Classifier, Encoder
 from tauspan.tangent import Cache, Kind, Linearized, linearize
 from tauspan.tasks import Split, Task, build_head
@@ -35,8 +36,7 @@ def fit(
     tolerance: float = 1e-4,
     max_steps: int = 200,
     params: str | Sequence[str] = "all",
-    batch_size: int = 32,
-    max_tokens: int | None = None,
+    reading: Reading = Reading(batch_size=32),
     cache: Kind | Literal["auto"] = "auto",
     room: int | None = None,
     folder: str | Path | None = None,
@@ -56,8 +56,7 @@ def fit(
         tolerance: end where the Euclidean norm of the gradient is at most this.
         max_steps: end after so many iterations; the history says whether the tolerance was met.
         params: which parameters move.
-        batch_size: rows per forward pass; all rows enter each step.
-        max_tokens: where texts are cut.
+        reading: batches (all rows enter each step), and where texts are cut; see `tauspan.Reading`.
         cache: what is kept of each batch; see `Linearized.cache`.
         room: the most bytes the cache may hold.
         folder: keep the cache in memory-mapped files there.
@@ -81,12 +80,19 @@ def fit(
         >>> run.task_vector.info["solver"]["converged"]
         True
     """
-    _check(solver, ridge, tolerance, max_steps=max_steps, batch_size=batch_size, max_tokens=max_tokens)
-    classifier = Classifier(encoder, build_head(task, encoder, max_tokens=max_tokens))
+    _check(
+        solver,
+        ridge,
+        tolerance,
+        max_steps=max_steps,
+        batch_size=reading.batch_size,
+        max_tokens=reading.max_tokens,
+    )
+    classifier = Classifier(encoder, build_head(task, encoder, max_tokens=reading.max_tokens))
     tangent = linearize(classifier, params, "logits")
-    tokens = task.tokens(max_tokens)
+    tokens = task.tokens(reading.max_tokens)
     with measured() as cost, underway(f"fit of {task.name}"):
-        parts = labelled(encoder, task.split("train"), tokens, batch_size)
+        parts = labelled(encoder, task.split("train"), tokens, reading.batch_size)
         cached = tangent.cache([batch for batch, _ in parts], cache, room=room, folder=folder)
         train = _Loss(tangent, cached, [labels for _, labels in parts], ridge)
         with progress(f"{task.name} ({solver})", max_steps) as advance:
@@ -97,7 +103,7 @@ def fit(
                 "%s: gradient norm %g after %d steps, above tolerance %g; allow more steps or a larger ridge",
                 task.name, final["gradient_norm"], final["step"], tolerance,
             )  # fmt: skip
-        history.append(_validation(tangent, encoder, task, tokens, batch_size))
+        history.append(_validation(tangent, encoder, task, tokens, reading.batch_size))
     facts = {
         "name": solver, "ridge": ridge, "tolerance": tolerance, "steps": final["step"], "loss": final["loss"],
         "gradient_norm": final["gradient_norm"], "converged": final["gradient_norm"] <= tolerance,

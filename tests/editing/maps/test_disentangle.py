@@ -37,6 +37,7 @@ from tauspan.core.errors import (
     NonFiniteError,
     UsageError,
 )
+from tauspan.core.reading import Reading
 from tauspan.experiments import figures
 from tauspan.models import Encoder, fingerprint_of, state_of
 from tauspan.vector import TaskVector
@@ -69,7 +70,9 @@ def test_the_map_is_what_evaluating_the_edited_model_at_every_point_gives(
 ) -> None:
     model, vectors = world(regime, normalize=normalize)
     axes = (GRID, (-1.0, 0.0, 0.5, 1.7))
-    found = ts.disentanglement(model, vectors, regime, grid=axes, distance=distance, point=point, **Q)
+    found = ts.disentanglement(
+        model, vectors, regime, grid=axes, distance=distance, reading=Reading(point=point), **Q
+    )
     values, stderr = xi(found), found.series[0]["stderr"]
     assert values.shape == (5, 4)
     for (i, a), (j, b) in itertools.product(enumerate(axes[0]), enumerate(axes[1])):
@@ -210,7 +213,8 @@ def test_every_row_counts_whatever_the_batches() -> None:
     for regime in ("standard", "linear"):
         model, vectors = world(regime)
         maps = [
-            xi(ts.disentanglement(model, vectors, grid=GRID, batch_size=size, **Q)) for size in (3, 16, 64)
+            xi(ts.disentanglement(model, vectors, grid=GRID, reading=Reading(batch_size=size), **Q))
+            for size in (3, 16, 64)
         ]
         assert torch.equal(maps[0], maps[1])
         assert torch.equal(maps[0], maps[2])

@@ -26,6 +26,7 @@ from helpers.disentangling import (
 )  # fmt: skip
 from helpers.zoo import normal
 from tauspan.core.errors import NonFiniteError, UsageError
+from tauspan.core.reading import Reading
 from tauspan.editing.maps.drift import Drift
 from tauspan.experiments import figures
 from tauspan.models import Encoder, Head, fingerprint_of
@@ -71,7 +72,9 @@ def test_the_coefficients_of_the_map_have_the_drift_that_was_asked_for(
 ) -> None:
     model, vectors = world(regime, normalize=normalize)
     unit = {"one": 0.3, "two": 0.2}
-    found = ts.disentanglement(model, vectors, regime, grid=AXES, drift=unit, point=point, **Q)
+    found = ts.disentanglement(
+        model, vectors, regime, grid=AXES, drift=unit, reading=Reading(point=point), **Q
+    )
     series = found.series[1]
     assert series["axes"] == "drift"
     assert series["unit"] == [0.3, 0.2]

@@ -16,6 +16,7 @@ from helpers.threads import one_thread  # noqa: F401 - a fixture for every test 
 from helpers.zoo import bert_model
 from tauspan.cli.main import main
 from tauspan.core.errors import DataError, UsageError
+from tauspan.core.reading import Reading
 from tauspan.editing.search import PAPER_GRID, combine, front
 from tauspan.editing.search.blackbox import Memory, descend
 from tauspan.editing.search.box import Box
@@ -30,7 +31,7 @@ FEW: dict[str, Any] = {"bootstrap": 8, "max_evaluations": 25, **Q}
 def loss(
     model: Any, tasks: Any, vector: TaskVector, regime: Any, split: Any = "validation", point: Any = None
 ) -> float:
-    found = ts.evaluate(model, list(tasks), vector, 1.0, regime, split, point=point, **Q)
+    found = ts.evaluate(model, list(tasks), vector, 1.0, regime, split, reading=Reading(point=point), **Q)
     return float(found.result["mean"]["loss"])
 
 
@@ -110,7 +111,7 @@ def test_a_normalising_head_at_the_encoder_is_said_not_to_be_convex() -> None:
     plain = dict(vectors)
     heads = {Task.from_tensors(t.name, t.label_names, **{s: (list(r.inputs), r.labels) for s, r in t.splits.items()}): v
              for t, v in plain.items()}  # fmt: skip
-    found = ts.coefficients(model, heads, "linear", point="encoder", **FEW)
+    found = ts.coefficients(model, heads, "linear", reading=Reading(point="encoder"), **FEW)
     assert found.tables[2].rows[0]["convex"] is False
     assert "stationary point" in found.tables[2].note
     assert found.result["loss"] <= found.result["grid"]["loss"]

@@ -7,6 +7,7 @@ import pytest
 import tauspan as ts
 from helpers.searches import REGIMES, Q, eye, steps, turn, world
 from tauspan.core.errors import BaseMismatchError, MismatchError, UsageError
+from tauspan.core.reading import Reading
 from tauspan.editing.search import PAPER_GRID, add, negate
 from tauspan.models import fingerprint_of
 from tauspan.tasks import Task
@@ -26,11 +27,13 @@ def curve(report: ts.Report) -> dict[float, dict[str, float]]:
 @pytest.mark.parametrize("regime", REGIMES)
 def test_every_grid_point_is_what_evaluating_the_edited_model_gives(regime: Any, point: Any) -> None:
     model, vectors = world(regime)
-    found = add(model, vectors, regime, grid=GRID, point=point, **Q)
+    found = add(model, vectors, regime, grid=GRID, reading=Reading(point=point), **Q)
     total: Any = sum(vectors.values())
     assert set(curve(found)) == set(GRID)
     for alpha, row in curve(found).items():
-        alone = ts.evaluate(model, list(vectors), total, alpha, regime, "validation", point=point, **Q)
+        alone = ts.evaluate(
+            model, list(vectors), total, alpha, regime, "validation", reading=Reading(point=point), **Q
+        )
         assert alone.result["accuracy"] == {task.name: row[task.name] for task in vectors}
 
 

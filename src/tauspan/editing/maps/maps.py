@@ -7,6 +7,7 @@ from typing import Any, Literal
 from tauspan.core.arguments import checked
 from tauspan.core.errors import UsageError, nearest
 from tauspan.core.measure import progress, underway
+from tauspan.core.reading import Reading
 from tauspan.core.report import Cell, Report, Table, noted, provenance
 from tauspan.editing.edit import EditRegime, edit_regime, point_of
 from tauspan.editing.maps.asked import (  # fmt: skip
@@ -42,9 +43,7 @@ def disentanglement(
     drift: bool | float | Mapping[str, float] = False,
     distance: Distance = "argmax",
     split: Literal["train", "validation", "test"] = "test",
-    point: Literal["encoder", "logits"] | None = None,
-    batch_size: int = 64,
-    max_tokens: int | None = None,
+    reading: Reading = Reading(),
 ) -> Report:
     """The disentanglement error of pairs of tasks on a grid of coefficients (section 4 of arXiv 2305.12827).
 
@@ -74,9 +73,7 @@ def disentanglement(
         distance: `"argmax"`, 1 where the predicted classes differ, as in the paper; `"probabilities"`, the
             total variation of the class probabilities, in [0, 1] as well.
         split: whose rows.
-        point: where the tangent model is linearised; None takes the vectors' own, else `"logits"`.
-        batch_size: rows per forward pass.
-        max_tokens: where texts are cut; None takes each task's own value.
+        reading: batches, where texts are cut, and the point of the tangent model; see `tauspan.Reading`.
 
     Returns:
         A `Report`: per pair the mean of xi over the box and over the grid, and xi(1, 1) where the grid has that
@@ -128,9 +125,10 @@ def disentanglement(
     require_rows(needed, split)
     units = units_of(drift, needed)
     with underway("heads"):
-        heads = {task: build_head(task, encoder, max_tokens=max_tokens) for task in needed}
+        heads = {task: build_head(task, encoder, max_tokens=reading.max_tokens) for task in needed}
     prepared = {
-        task: batches(encoder, task.split(split), task.tokens(max_tokens), batch_size) for task in needed
+        task: batches(encoder, task.split(split), task.tokens(reading.max_tokens), reading.batch_size)
+        for task in needed
     }
     edited: Edited
     if chosen == "standard":
@@ -139,7 +137,7 @@ def disentanglement(
         directions = {
             task: [t for t in needed if any({task, t} <= set(c) for c in couples)] for task in needed
         }
-        at = point_of(list(vectors.values()), point)
+        at = point_of(list(vectors.values()), reading.point)
         edited = Tangent(encoder, vectors, heads, prepared, directions, split, at)
 
     maps = _Maps(edited, chosen, box, distance, named=units is not None)

@@ -8,12 +8,13 @@ import numpy as np
 from tauspan.core.arguments import checked
 from tauspan.core.errors import DataError, UsageError
 from tauspan.core.measure import progress
+from tauspan.core.reading import Reading
 from tauspan.core.report import Cell, Report, noted
 from tauspan.editing.edit import EditRegime, edit_regime
 from tauspan.editing.search.blackbox import Memory, descend
 from tauspan.editing.search.bootstrap import Intervals, accuracy_intervals, coefficient_intervals
 from tauspan.editing.search.box import Bounds, Box
-from tauspan.editing.search.edits import Edits, Point
+from tauspan.editing.search.edits import Edits
 from tauspan.editing.search.grid import PAPER_GRID
 from tauspan.editing.search.numbers import require_at_least
 from tauspan.editing.search.objective import objective
@@ -43,9 +44,7 @@ def coefficients(
     seed: int = 0,
     tolerance: float = 1e-8,
     max_evaluations: int = 100,
-    point: Point | None = None,
-    batch_size: int = 64,
-    max_tokens: int | None = None,
+    reading: Reading = Reading(),
 ) -> Report:
     """One model for all tasks: theta0 + sum_t a_t tau_t with the coefficients that minimise validation loss.
 
@@ -69,9 +68,7 @@ def coefficients(
         seed: of the resamples.
         tolerance: what the certificate should reach.
         max_evaluations: of the standard regime, besides the 21 points of the shared grid.
-        point: where the tangent model is linearised; None takes the vectors' own, else `"logits"`.
-        batch_size: rows per forward pass.
-        max_tokens: where texts are cut; None takes each task's own value.
+        reading: batches, where texts are cut, and the point of the tangent model; see `tauspan.Reading`.
 
     Returns:
         A `Report` with the coefficients, the accuracies on test (zero-shot, single task, the paper's shared
@@ -99,7 +96,7 @@ def coefficients(
     tasks = list(vectors)
     chosen = edit_regime(next(iter(named.values())), regime)
     free = unknowns(encoder, named, per, groups)
-    edits = Edits(encoder, tasks, free.directions, chosen, point, batch_size, max_tokens)
+    edits = Edits(encoder, tasks, free.directions, chosen, reading)
     box = Box.of(len(free.names), bounds, l1)
     needs = dict.fromkeys(tasks, free.directions.names)
     edits.prepare(needs, split)

@@ -1,7 +1,6 @@
 """`Edits`: the logits of a model at any coefficients of some directions, in any regime."""
 
 from collections.abc import Mapping, Sequence
-from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -10,6 +9,7 @@ from torch import Tensor
 from tauspan import models
 from tauspan.core.measure import progress, underway
 from tauspan.core.params import require_finite_rows
+from tauspan.core.reading import Reading
 from tauspan.editing.edit import EditRegime, point_of, set_weights
 from tauspan.editing.evaluate import accuracy, outputs
 from tauspan.editing.search.directions import Directions
@@ -21,8 +21,6 @@ from tauspan.tasks import Task, build_head
 from tauspan.tasks.batches import Batches, batches
 from tauspan.vector import TaskVector
 
-Point = Literal["encoder", "logits"]
-
 
 class Edits:
     """Logits and accuracy at theta0 + sum_d a_d * direction_d, in any regime.
@@ -33,15 +31,15 @@ class Edits:
 
     def __init__(
         self, encoder: Encoder, tasks: Sequence[Task], directions: Directions, regime: EditRegime,
-        point: Point | None, batch_size: int, max_tokens: int | None, ) -> None:  # fmt: skip
+        reading: Reading, ) -> None:  # fmt: skip
         self.encoder, self.directions, self.regime = encoder, directions, regime
-        self.point = point_of(list(directions.vectors.values()), point)
+        self.point = point_of(list(directions.vectors.values()), reading.point)
         self._base = models.fingerprint_of(encoder)
         for vector in directions.vectors.values():
             self.fitted(vector)
-        self.batch_size, self.max_tokens = batch_size, max_tokens
+        self.reading = reading
         with underway("heads"):
-            self.heads = {task: build_head(task, encoder, max_tokens=max_tokens) for task in tasks}
+            self.heads = {task: build_head(task, encoder, max_tokens=reading.max_tokens) for task in tasks}
         self._passes: dict[tuple[Task, str], Contributions] = {}
         self._prepared: dict[tuple[Task, str], Batches] = {}
         self._tangents: dict[tuple[str, ...], Linearized] = {}
@@ -116,8 +114,8 @@ class Edits:
     def _batches(self, task: Task, split: str) -> Batches:
         """The split's batches; tokenised once, since the ordinary model reads them at every choice."""
         if (task, split) not in self._prepared:
-            rows, tokens = task.split(split), task.tokens(self.max_tokens)
-            self._prepared[task, split] = batches(self.encoder, rows, tokens, self.batch_size)
+            rows, tokens = task.split(split), task.tokens(self.reading.max_tokens)
+            self._prepared[task, split] = batches(self.encoder, rows, tokens, self.reading.batch_size)
         return self._prepared[task, split]
 
     def _standard(self, task: Task, split: str, coefficients: Mapping[str, float], about: str) -> Tensor:

@@ -12,11 +12,12 @@ from tauspan.core.arguments import checked
 from tauspan.core.errors import DataError, NonFiniteError, UsageError
 from tauspan.core.measure import progress
 from tauspan.core.params import Params
+from tauspan.core.reading import Reading
 from tauspan.core.report import Cell, Report, Table, noted
 from tauspan.editing.edit import EditRegime, edit_regime
 from tauspan.editing.search.bootstrap import Intervals
 from tauspan.editing.search.box import Bounds, Box
-from tauspan.editing.search.edits import Edits, Point
+from tauspan.editing.search.edits import Edits
 from tauspan.editing.search.numbers import require_at_least
 from tauspan.editing.search.protocol import facts_of
 from tauspan.editing.search.tables import Outcome, coefficient_table
@@ -55,9 +56,7 @@ def adamerging(
     rows: int | None = 32,
     bounds: Bounds = (0.0, 1.0),
     seed: int = 0,
-    point: Point | None = None,
-    batch_size: int = 64,
-    max_tokens: int | None = None,
+    reading: Reading = Reading(),
 ) -> Report:
     """AdaMerging (arXiv 2310.02575): theta0 + sum_t a_t tau_t with coefficients of least entropy, without labels.
 
@@ -81,9 +80,7 @@ def adamerging(
         rows: so many rows of each task a step, drawn anew by a permutation keyed by `seed` and the step; None takes all.
         bounds: of every coefficient.
         seed: of the draws.
-        point: where the tangent model is linearised; None takes the vectors' own, else `"logits"`.
-        batch_size: rows per forward pass.
-        max_tokens: where texts are cut; None takes each task's own value.
+        reading: batches, where texts are cut, and the point of the tangent model; see `tauspan.Reading`.
 
     Returns:
         A `Report` with the coefficients, entropies before and after, and accuracies on test.
@@ -110,7 +107,7 @@ def adamerging(
     chosen = edit_regime(next(iter(named.values())), regime)
     free = unknowns(encoder, named, per, groups)
     box = Box.of(len(free.names), bounds)
-    edits = Edits(encoder, tasks, free.directions, chosen, point, batch_size, max_tokens)
+    edits = Edits(encoder, tasks, free.directions, chosen, reading)
     needs = dict.fromkeys(tasks, free.directions.names)
     edits.prepare(needs, split)
     slope = (
@@ -240,8 +237,8 @@ class Backward:
         total = 0.0
         with models.eval_mode(edits.encoder):
             for task, places in rows.items():
-                some, tokens = task.split(self.split).take(places), task.tokens(edits.max_tokens)
-                for found, batch in batches(edits.encoder, some, tokens, edits.batch_size):
+                some, tokens = task.split(self.split).take(places), task.tokens(edits.reading.max_tokens)
+                for found, batch in batches(edits.encoder, some, tokens, edits.reading.batch_size):
                     share = len(found) / len(places) / len(rows)
                     loss = entropy(self.functions[task].function(batch)(theta)) * share
                     loss.backward()  # type: ignore[no-untyped-call]

@@ -8,12 +8,13 @@ import numpy as np
 from tauspan.core.arguments import checked
 from tauspan.core.errors import UsageError
 from tauspan.core.measure import progress
+from tauspan.core.reading import Reading
 from tauspan.core.report import Cell, Report, Table, noted
 from tauspan.editing.edit import EditRegime, edit_regime
 from tauspan.editing.search.blackbox import Memory, descend
 from tauspan.editing.search.bootstrap import Intervals, accuracy_intervals, coefficient_intervals
 from tauspan.editing.search.box import Bounds, Box
-from tauspan.editing.search.edits import Edits, Point
+from tauspan.editing.search.edits import Edits
 from tauspan.editing.search.grid import PAPER_GRID
 from tauspan.editing.search.numbers import require_at_least
 from tauspan.editing.search.objective import Objective, Term, objective, term
@@ -121,9 +122,7 @@ def front(
     seed: int = 0,
     tolerance: float = 1e-8,
     max_evaluations: int = 30,
-    point: Point | None = None,
-    batch_size: int = 64,
-    max_tokens: int | None = None,
+    reading: Reading = Reading(),
 ) -> Report:
     """Task negation theta0 - sum_g a_g tau_g with the whole trade between forgetting and keeping.
 
@@ -151,9 +150,7 @@ def front(
         seed: of the resamples.
         tolerance: what each certificate should reach.
         max_evaluations: of the standard regime, per price.
-        point: where the tangent model is linearised; None takes the vectors' own, else `"logits"`.
-        batch_size: rows per forward pass.
-        max_tokens: where texts are cut; None takes each task's own value.
+        reading: batches, where texts are cut, and the point of the tangent model; see `tauspan.Reading`.
 
     Returns:
         A `Report`: pre-trained, the paper's choice and the front's on test; the coefficients; the front. Its series
@@ -173,7 +170,7 @@ def front(
     chosen_regime = edit_regime(vector, regime)
     free = unknowns(encoder, {task.name: -vector}, per, groups)
     tasks = [task, *controls]
-    edits = Edits(encoder, tasks, free.directions, chosen_regime, point, batch_size, max_tokens)
+    edits = Edits(encoder, tasks, free.directions, chosen_regime, reading)
     box = Box.of(len(free.names), bounds)
     needs = dict.fromkeys(tasks, free.directions.names)
     edits.prepare(needs, "validation")

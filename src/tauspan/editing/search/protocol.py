@@ -1,11 +1,12 @@
 """The paper's two protocols: addition and negation, with one coefficient chosen on validation."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, Literal
+from typing import Any
 
 from tauspan import models
 from tauspan.core.arguments import checked
 from tauspan.core.errors import UsageError
+from tauspan.core.reading import Reading
 from tauspan.core.report import Cell, Report, Table, noted, provenance
 from tauspan.editing.edit import EditRegime, edit_regime
 from tauspan.editing.search.directions import Directions
@@ -24,9 +25,7 @@ def add(
     regime: EditRegime | None = None,
     *,
     grid: Grid = "paper",
-    point: Literal["encoder", "logits"] | None = None,
-    batch_size: int = 64,
-    max_tokens: int | None = None,
+    reading: Reading = Reading(),
 ) -> Report:
     """Task addition: theta0 + alpha * sum_t tau_t with one shared alpha, as in the paper.
 
@@ -41,9 +40,7 @@ def add(
         regime: `"standard"`, `"posthoc"` or `"linear"`; None takes the vectors' own.
         grid: `"paper"` (0, 0.05, ..., 1), `"auto"` (widened until the best point is interior, up to 8), or
             the coefficients themselves.
-        point: where the tangent model is linearised; None takes the vectors' own, else `"logits"`.
-        batch_size: rows per forward pass.
-        max_tokens: where texts are cut; None takes each task's own value.
+        reading: batches, where texts are cut, and the point of the tangent model; see `tauspan.Reading`.
 
     Returns:
         A `Report`: zero-shot, single-task, added (absolute, normalised) and alpha = 1, per task and mean.
@@ -58,7 +55,7 @@ def add(
     chosen_regime = edit_regime(next(iter(vectors.values())), regime)
     total: TaskVector = sum(list(vectors.values())[1:], next(iter(vectors.values()))).named("sum")
     directions = Directions.whole({"sum": total, **{f"own {task.name}": vectors[task] for task in tasks}})
-    edits = Edits(encoder, tasks, directions, chosen_regime, point, batch_size, max_tokens)
+    edits = Edits(encoder, tasks, directions, chosen_regime, reading)
     needs = {task: ["sum", f"own {task.name}"] for task in tasks}
 
     edits.prepare(needs, "validation")
@@ -125,9 +122,7 @@ def negate(
     regime: EditRegime | None = None,
     *,
     grid: Grid = "paper",
-    point: Literal["encoder", "logits"] | None = None,
-    batch_size: int = 64,
-    max_tokens: int | None = None,
+    reading: Reading = Reading(),
 ) -> Report:
     """Task negation: theta0 - alpha * tau forgets a task while control tasks are kept, as in the paper.
 
@@ -142,9 +137,7 @@ def negate(
         floor: the share of control accuracy to keep.
         regime: `"standard"`, `"posthoc"` or `"linear"`; None takes the vector's own.
         grid: as for `add`.
-        point: where the tangent model is linearised; None takes the vectors' own, else `"logits"`.
-        batch_size: rows per forward pass.
-        max_tokens: where texts are cut; None takes each task's own value.
+        reading: batches, where texts are cut, and the point of the tangent model; see `tauspan.Reading`.
 
     Returns:
         A `Report` with target and control accuracy, pre-trained, at the chosen alpha and at alpha = 1.
@@ -154,7 +147,7 @@ def negate(
     chosen_regime = edit_regime(vector, regime)
     tasks = [task, *controls]
     directions = Directions.whole({"negated": (-vector).named("negated")})
-    edits = Edits(encoder, tasks, directions, chosen_regime, point, batch_size, max_tokens)
+    edits = Edits(encoder, tasks, directions, chosen_regime, reading)
     needs = {one: ["negated"] for one in tasks}
 
     def at(alpha: float, split: str) -> dict[str, float]:

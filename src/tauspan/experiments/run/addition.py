@@ -25,7 +25,7 @@ def added(shop: Workshop, which: Evaluation) -> Report:
 
     def work() -> Report:
         encoder = shop.encoder(which.seed)
-        return search.add(encoder, vectors, regime, **shop.shared())
+        return search.add(encoder, vectors, regime, grid=shop.recipe.grid, reading=shop.reading)
 
     key = shop.key(vectors, regime, shop.shared())
     return shop.stages.report(label, "add", which.name, key, work)

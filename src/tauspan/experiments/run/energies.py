@@ -3,6 +3,7 @@
 from typing import Any
 
 from tauspan.core.measure import progress
+from tauspan.core.reading import Reading
 from tauspan.core.report import Cell, Table
 from tauspan.experiments.recipe import Energies
 from tauspan.experiments.run.spread import in_words, means, spread
@@ -56,7 +57,7 @@ def energy(shop: Workshop, which: Evaluation) -> dict[str, Any]:
     asked, start, seed = shop.recipe.energy or Energies(), STARTS[which.about[0]], which.seed
     params = shop.recipe.finetune.params if asked.params is None else asked.params
     settings = Settings(
-        rows=asked.rows, outputs=asked.outputs, max_tokens=shop.recipe.max_tokens, seed=seed
+        rows=asked.rows, outputs=asked.outputs, reading=Reading(32, shop.recipe.max_tokens), seed=seed
     )  # fmt: skip
 
     def work() -> dict[str, Any]:

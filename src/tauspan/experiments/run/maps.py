@@ -76,10 +76,7 @@ def _map(shop: Workshop, regime: EditRegime, drift: bool | Mapping[str, float]) 
     pairs = None
     if asked.pairs != "all":
         pairs = [(shop.task(first).name, shop.task(second).name) for first, second in asked.pairs]
-    shared: dict[str, Any] = {
-        "point": shop.recipe.point, "max_tokens": shop.recipe.max_tokens, "distance": asked.distance,
-        "grid": asked.grid or GRID,
-    }  # fmt: skip
+    shared: dict[str, Any] = {"distance": asked.distance, "grid": asked.grid or GRID}
     if drift:  # the keys of maps without it are those of the first version
         shared["drift"] = drift
     vectors = {
@@ -87,8 +84,12 @@ def _map(shop: Workshop, regime: EditRegime, drift: bool | Mapping[str, float]) 
     }
 
     def work() -> Report:
-        return disentanglement(shop.encoder(seed), vectors, regime, pairs=pairs, **shared)
+        return disentanglement(
+            shop.encoder(seed), vectors, regime, pairs=pairs, reading=shop.reading, **shared
+        )
 
-    key = shop.key(vectors, regime, pairs, shared)
+    key = shop.key(
+        vectors, regime, pairs, {"point": shop.recipe.point, "max_tokens": shop.recipe.max_tokens, **shared}
+    )
     which = Evaluation("disentangle", (regime,), seed)
     return shop.stages.report(regime, "disentangle", which.name, key, work)

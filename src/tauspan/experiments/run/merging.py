@@ -40,14 +40,13 @@ def merged(shop: Workshop, which: Evaluation) -> Report:
     regime, seed = cast(EditRegime, which.about[0]), which.seed
     vectors = shop.vectors(course_of(regime), seed)
     shared: dict[str, Any] = {
-        **shop.shared(),
         "grid": shop.recipe.merge.grid or comparing.WIDE_GRID,
         "seed": seed,
     }
     methods: comparing.Methods = {name: (name, {}) for name in shop.recipe.merge.methods}
 
     def work() -> Report:
-        return comparing.compare(shop.encoder(seed), vectors, methods, regime, **shared)
+        return comparing.compare(shop.encoder(seed), vectors, methods, regime, reading=shop.reading, **shared)
 
-    key = shop.key(vectors, regime, shared, list(methods))
+    key = shop.key(vectors, regime, {**shop.shared(), **shared}, list(methods))
     return shop.stages.report(regime, "merge", which.name, key, work)

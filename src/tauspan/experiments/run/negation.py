@@ -67,7 +67,7 @@ def negated(shop: Workshop, which: Evaluation) -> Report:
     def work() -> Report:
         return search.negate(
             shop.encoder(which.seed), target, vectors[target], controls, negate.floor, regime,
-            **shop.shared(),
+            grid=shop.recipe.grid, reading=shop.reading,
         )  # fmt: skip
 
     key = [*shop.key(vectors, regime, shop.shared()), negate.floor, target.name]

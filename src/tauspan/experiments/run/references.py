@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from tauspan.core.reading import Reading
 from tauspan.core.report import Cell, Table
 from tauspan.editing.evaluate import evaluate
 from tauspan.experiments.run.addition import added
@@ -65,14 +66,14 @@ def together(shop: Workshop, which: Evaluation) -> dict[str, Any]:
     key = [shop.key_of(vector_of), "test", shop.recipe.max_tokens]
 
     def work() -> dict[str, Any]:
-        options: dict[str, Any] = {
-            "max_tokens": shop.recipe.max_tokens,
-        }
-        before = evaluate(shop.encoder(which.seed), shop.tasks, **options).result["accuracy"]
+        reading = Reading(max_tokens=shop.recipe.max_tokens)
+        before = evaluate(shop.encoder(which.seed), shop.tasks, reading=reading).result["accuracy"]
         vector = TaskVector.from_pretrained(folder)
         return {
             "before": before,
-            "after": evaluate(shop.encoder(which.seed), shop.tasks, vector, **options).result["accuracy"],
+            "after": evaluate(shop.encoder(which.seed), shop.tasks, vector, reading=reading).result[
+                "accuracy"
+            ],
         }
 
     return shop.stages.do("joint", "evaluate", which.name, key, work).content

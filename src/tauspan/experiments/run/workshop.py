@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple, TypeAlias
 
 from tauspan.core.errors import StoreError, UsageError
+from tauspan.core.reading import Reading
 from tauspan.editing.edit import load
 from tauspan.experiments.recipe import Recipe
 from tauspan.experiments.run.courses import Course, Finetuning
@@ -210,8 +211,13 @@ class Workshop:
         made = [vector.info["key"] for vector in vectors.values()]
         return [made, *more, [task.checksum() for task in vectors]]
 
+    @property
+    def reading(self) -> Reading:
+        """How the rows of tasks are read."""
+        return Reading(max_tokens=self.recipe.max_tokens, point=self.recipe.point)
+
     def shared(self) -> dict[str, Any]:
-        """Arguments that every search of a coefficient takes."""
+        """What decides every search of a coefficient, besides vectors and regime."""
         return {"grid": self.recipe.grid, "point": self.recipe.point, "max_tokens": self.recipe.max_tokens}
 
 

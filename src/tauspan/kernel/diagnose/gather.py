@@ -7,6 +7,7 @@ from tauspan import models
 from tauspan.core.arguments import checked
 from tauspan.core.errors import MismatchError, UsageError
 from tauspan.core.measure import measured, progress
+from tauspan.core.reading import Reading
 from tauspan.core.report import Report, noted, provenance
 from tauspan.kernel.diagnose.energy import Chosen
 from tauspan.kernel.diagnose.kernels import pair_findings, spectrum_findings
@@ -34,8 +35,7 @@ def kernel_report(
     params: str | Sequence[str] = "all",
     ridge: float | None = None,
     angles: int = 5,
-    batch_size: int = 32,
-    max_tokens: int | None = None,
+    reading: Reading = Reading(batch_size=32),
     backend: Backend = "auto",
     seed: int = 0,
 ) -> Report:
@@ -50,8 +50,7 @@ def kernel_report(
         params: the parameters whose tangents count.
         ridge: of the effective dimension; None takes each kernel's mean eigenvalue.
         angles: leading eigenvectors of each task whose tangent features are compared.
-        batch_size: rows per pass.
-        max_tokens: where texts are cut; None takes each task's own value.
+        reading: batches, and where texts are cut; see `tauspan.Reading`.
         backend: of the kernels.
         seed: of the draw.
 
@@ -72,7 +71,7 @@ def kernel_report(
         >>> [table.title for table in kernel_report(ts.load(torch.nn.Linear(4, 3)), [task]).tables]
         ['Spectrum', 'Alignment with the labels']
     """
-    settings = Settings(rows, split, outputs, batch_size, max_tokens, backend, seed)
+    settings = Settings(rows, split, outputs, reading, backend, seed)
     with measured() as cost, progress("kernel", len(tasks) + 1) as advance:
         made = rows_of_tasks(encoder, tasks, params, settings)
         parts = [spectrum_findings(made, ridge, advance), pair_findings(made, angles, advance)]
@@ -102,8 +101,7 @@ def diagnose(
     ridge: float | None = None,
     angles: int = 5,
     scales: Sequence[float] = SCALES,
-    batch_size: int = 32,
-    max_tokens: int | None = None,
+    reading: Reading = Reading(batch_size=32),
     backend: Backend = "auto",
     seed: int = 0,
 ) -> Report:
@@ -125,8 +123,7 @@ def diagnose(
         ridge: of the effective dimension; None takes each kernel's mean eigenvalue.
         angles: leading eigenvectors of each task whose tangent features are compared.
         scales: s at which f(theta0 + s tau) is compared with its linearisation; 1 is added.
-        batch_size: rows per pass.
-        max_tokens: where texts are cut; None takes each task's own value.
+        reading: batches, and where texts are cut; see `tauspan.Reading`.
         backend: of the kernels.
         seed: of the draw.
 
@@ -150,7 +147,7 @@ def diagnose(
         >>> [round(number, 3) for line in report.result["interference"] for number in line]  # one task twice
         [1.0, 1.0, 1.0, 1.0]
     """
-    settings = Settings(rows, split, outputs, batch_size, max_tokens, backend, seed)
+    settings = Settings(rows, split, outputs, reading, backend, seed)
     names = [task.name for task in vectors]
     require_several(names)
     vectors = fitted(vectors, encoder, tangent=True)

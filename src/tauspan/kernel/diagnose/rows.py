@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from tauspan.core.errors import UsageError, listed, nearest
+from tauspan.core.reading import Reading
 from tauspan.core.report import Table
 from tauspan.kernel import TangentKernel
 from tauspan.kernel.rows.tiles import Backend
@@ -29,8 +30,7 @@ class Settings:
         split: whose rows.
         outputs: `"contrast"` of the logits, one of the directions that decide a class, at the cost of one output; `"sum"`
             over sqrt(C), as cheap, which sees the mean logit alone; or `"all"`. See `tauspan.kernel.rows.selector`.
-        batch_size: rows per pass.
-        max_tokens: where texts are cut; None takes each task's own value.
+        reading: batches, and where texts are cut.
         backend: of the kernels.
         seed: of the draw.
     """
@@ -38,8 +38,7 @@ class Settings:
     rows: int = 64
     split: SplitName = "train"
     outputs: Reduced = "contrast"
-    batch_size: int = 32
-    max_tokens: int | None = None
+    reading: Reading = Reading(batch_size=32)
     backend: Backend = "auto"
     seed: int = 0
 
@@ -51,9 +50,6 @@ class Settings:
         ):  # fmt: skip
             if value not in known:
                 raise UsageError(f"{name}={value!r}. {nearest(str(value), known)}")
-        for name, number in (("batch_size", self.batch_size), ("max_tokens", self.max_tokens)):
-            if number is not None and number < 1:
-                raise UsageError(f"{name}={number}: it must be at least 1.")
 
 
 @dataclass(frozen=True, eq=False)
@@ -127,10 +123,15 @@ def rows_of_tasks(
             raise UsageError(
                 f"{settings.split} of {task.name!r} has one row, and a kernel needs two or more."
             )
-        head = build_head(task, encoder, max_tokens=settings.max_tokens)
+        head = build_head(task, encoder, max_tokens=settings.reading.max_tokens)
         classifier = Classifier(encoder, head)
         parts, unseen = (
-            labelled(encoder, drawn.split(name), task.tokens(settings.max_tokens), settings.batch_size)
+            labelled(
+                encoder,
+                drawn.split(name),
+                task.tokens(settings.reading.max_tokens),
+                settings.reading.batch_size,
+            )
             for name in (settings.split, other)
         )
         batches, labels = [batch for batch, _ in parts], torch.cat([some for _, some in parts])

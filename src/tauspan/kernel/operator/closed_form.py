@@ -13,6 +13,7 @@ from tauspan.core.arguments import checked
 from tauspan.core.errors import DataError, MismatchError, ModelError, UsageError, nearest
 from tauspan.core.measure import Cost, measured
 from tauspan.core.params import require_finite
+from tauspan.core.reading import Reading
 from tauspan.kernel.approximate.lowrank import pivoted_cholesky
 from tauspan.kernel.operator.tangent import TangentKernel
 from tauspan.kernel.rows.selector import Outputs
@@ -66,8 +67,7 @@ def closed_form(
     gap: float | None = None,
     grid: Sequence[float] | None = None,
     params: str | Sequence[str] = "all",
-    batch_size: int = 32,
-    max_tokens: int | None = None,
+    reading: Reading = Reading(batch_size=32),
     backend: Backend = "auto",
     tolerance: float = 1e-8,
     max_steps: int = 1000,
@@ -93,8 +93,7 @@ def closed_form(
         gap: target distance of the right logit from the others; None is the head's scale.
         grid: what `"loo"` chooses from; see `choose_ridge`.
         params: which parameters move.
-        batch_size: rows per pass.
-        max_tokens: where texts are cut.
+        reading: batches, and where texts are cut; see `tauspan.Reading`.
         backend: of the kernel.
         tolerance: of iterative solvers: relative residual, gradient norm, or duality gap.
         max_steps: of iterative solvers.
@@ -121,12 +120,9 @@ def closed_form(
         ('linear', True)
     """
     strength = _strength(task, loss, ridge)
-    for name, number in (("batch_size", batch_size), ("max_tokens", max_tokens)):
-        if number is not None and number < 1:
-            raise UsageError(f"{name}={number}: it must be at least 1.")
-    classifier, encoder = _classifier(encoder, task, max_tokens)
+    classifier, encoder = _classifier(encoder, task, reading.max_tokens)
     with measured() as cost:
-        parts = labelled(encoder, task.split("train"), task.tokens(max_tokens), batch_size)
+        parts = labelled(encoder, task.split("train"), task.tokens(reading.max_tokens), reading.batch_size)
         batches, labels = [batch for batch, _ in parts], torch.cat([part for _, part in parts])
         outputs: Outputs = "all"
         if loss == "hinge" and len(task.label_names) == 2:

@@ -5,10 +5,11 @@ from typing import Any
 
 from tauspan.core.arguments import checked
 from tauspan.core.errors import UsageError
+from tauspan.core.reading import Reading
 from tauspan.core.report import Cell, Report, Table, noted
 from tauspan.editing.edit import EditRegime, edit_regime
 from tauspan.editing.search.directions import Directions
-from tauspan.editing.search.edits import Edits, Point
+from tauspan.editing.search.edits import Edits
 from tauspan.editing.search.grid import Grid, Scores, named
 from tauspan.editing.search.protocol import addition_row, facts_of, search_sum
 from tauspan.merge import merge
@@ -31,9 +32,7 @@ def compare(
     *,
     grid: Grid = WIDE_GRID,
     seed: int = 0,
-    point: Point | None = None,
-    batch_size: int = 64,
-    max_tokens: int | None = None,
+    reading: Reading = Reading(),
 ) -> Report:
     """Task addition by several merging methods: theta0 + alpha * merge(tau_1, ..., tau_T), each with its own alpha.
 
@@ -46,9 +45,7 @@ def compare(
         regime: `"standard"`, `"posthoc"` or `"linear"`; None takes the vectors' own.
         grid: coefficients; the default runs to 8, since some methods make short vectors.
         seed: of random masks.
-        point: where the tangent model is linearised; None takes the vectors' own, else `"logits"`.
-        batch_size: rows per forward pass.
-        max_tokens: where texts are cut; None takes each task's own value.
+        reading: batches, where texts are cut, and the point of the tangent model; see `tauspan.Reading`.
 
     Returns:
         A `Report`: per method the mean over tasks of single-task, added and normalised accuracy with its alpha, and at
@@ -66,7 +63,7 @@ def compare(
         for label, (method, options) in methods.items()
     }
     directions = Directions.whole({**merged, **{f"own {task.name}": vectors[task] for task in tasks}})
-    edits = Edits(encoder, tasks, directions, chosen, point, batch_size, max_tokens)
+    edits = Edits(encoder, tasks, directions, chosen, reading)
     needs = {task: [*merged, f"own {task.name}"] for task in tasks}
     edits.prepare(needs, "validation")
     found = {label: search_sum(edits, tasks, label, grid, f"{label}, {chosen}") for label in merged}

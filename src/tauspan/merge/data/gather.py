@@ -12,6 +12,7 @@ from torch.utils.hooks import RemovableHandle
 from tauspan import models
 from tauspan.core.errors import UsageError, listed, nearest
 from tauspan.core.measure import progress
+from tauspan.core.reading import Reading
 from tauspan.editing.edit import EditRegime, apply, edit_regime, point_of
 from tauspan.merge.data.statistics_file import Statistics
 from tauspan.models import Batch, Classifier, Encoder
@@ -33,9 +34,8 @@ def fisher_information(
     rows: int = 256,
     split: SplitName = "train",
     regime: EditRegime | None = None,
-    point: Literal["encoder", "logits"] | None = None,
+    reading: Reading = Reading(),
     seed: int = 0,
-    max_tokens: int | None = None,
 ) -> Statistics:
     """The diagonal of the Fisher information of the edited model, one number for each entry of the vector.
 
@@ -52,9 +52,8 @@ def fisher_information(
         rows: at most so many rows of the split, drawn by a permutation keyed by `seed`.
         split: which rows.
         regime: `"standard"`, `"posthoc"` or `"linear"`; None takes the vector's own.
-        point: where the tangent model is linearised; None takes the vectors' own, else `"logits"`.
         seed: of the draw.
-        max_tokens: where texts are cut; None takes the task's own value.
+        reading: where texts are cut, and the point of the tangent model; rows are read one by one.
 
     Raises:
         UsageError: an unknown choice, no rows, or a vector that moves what is no parameter.
@@ -77,14 +76,14 @@ def fisher_information(
     chosen = edit_regime(vector, regime)
     own = vector.fitted(encoder, tangent=True)
     drawn = drawn_rows(task, split, rows, seed)
-    classifier = Classifier(encoder, build_head(task, encoder, max_tokens=max_tokens))
-    logits, leaves = _differentiable(classifier, own, chosen, point_of([vector], point))
+    classifier = Classifier(encoder, build_head(task, encoder, max_tokens=reading.max_tokens))
+    logits, leaves = _differentiable(classifier, own, chosen, point_of([vector], reading.point))
     total = {name: torch.zeros_like(leaf) for name, leaf in leaves.items()}
     with (
         models.eval_mode(encoder),
         progress(f"Fisher information of {task.name}", len(drawn)) as advance,
     ):
-        for places, batch in batches(encoder, drawn, task.tokens(max_tokens), 1):
+        for places, batch in batches(encoder, drawn, task.tokens(reading.max_tokens), 1):
             logp = F.log_softmax(logits(batch)[0], -1)
             classes = range(len(logp)) if over == "model" else drawn.labels[places].tolist()
             for k in classes:
@@ -96,7 +95,7 @@ def fisher_information(
                     if gradient is not None:
                         total[name].addcmul_(gradient, gradient, value=share / len(drawn))
             advance(1, "")
-    facts = {"over": over, "seed": seed, "point": point, "task_checksum": task.checksum()}
+    facts = {"over": over, "seed": seed, "point": reading.point, "task_checksum": task.checksum()}
     total = models.names_of(encoder).to_files(total)
     return _statistics("fisher", total, vector, task, split, len(drawn), chosen, facts)
 
@@ -122,8 +121,7 @@ def gram_matrices(
     split: SplitName = "train",
     regime: EditRegime | None = None,
     seed: int = 0,
-    batch_size: int = 64,
-    max_tokens: int | None = None,
+    reading: Reading = Reading(),
 ) -> Statistics:
     """The mean of x x^T over the inputs x of each linear layer of the edited model: X^T X / rows of X.
 
@@ -139,8 +137,7 @@ def gram_matrices(
         split: which rows.
         regime: `"standard"`, `"posthoc"` or `"linear"`; None takes the vector's own.
         seed: of the draw.
-        batch_size: rows per forward pass.
-        max_tokens: where texts are cut; None takes the task's own value.
+        reading: batches, where texts are cut, and the point of the tangent model; see `tauspan.Reading`.
 
     Raises:
         UsageError: no rows, or no linear layer is moved.
@@ -171,7 +168,7 @@ def gram_matrices(
             "Gram matrix to gather: merge by another method."
         )
     found = Products()
-    prepared = batches(encoder, drawn, task.tokens(max_tokens), batch_size)
+    prepared = batches(encoder, drawn, task.tokens(reading.max_tokens), reading.batch_size)
     with (
         models.eval_mode(edited),
         torch.no_grad(),

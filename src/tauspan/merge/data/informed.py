@@ -11,6 +11,7 @@ from tauspan import models
 from tauspan.core.errors import ModelError, UsageError
 from tauspan.core.measure import progress
 from tauspan.core.params import Params
+from tauspan.core.reading import Reading
 from tauspan.editing.edit import edit_regime
 from tauspan.merge.data.gather import Products, SplitName, drawn_rows, gram_matrices, linear_layers
 from tauspan.merge.data.statistics_file import statistics_of
@@ -31,8 +32,7 @@ def regmean_plus_plus(
     rows: int = 256,
     split: SplitName = "train",
     seed: int = 0,
-    batch_size: int = 64,
-    max_tokens: int | None = None,
+    reading: Reading = Reading(),
 ) -> TaskVector:
     """RegMean++ (arXiv 2508.03121): block by block, with the activations of the merged model so far.
 
@@ -49,8 +49,7 @@ def regmean_plus_plus(
         rows: at most so many rows a task; no labels are needed.
         split: which rows.
         seed: of the draw.
-        batch_size: rows per forward pass.
-        max_tokens: where texts are cut; None takes each task's own value.
+        reading: batches, where texts are cut, and the point of the tangent model; see `tauspan.Reading`.
 
     Raises:
         UsageError: no vector, or an option outside its range.
@@ -83,15 +82,19 @@ def regmean_plus_plus(
     if edit_regime(taus[0], None) == "linear" or not stack:
         known = [
             gram_matrices(
-                encoder, vector, task, rows=rows, split=split, seed=seed, batch_size=batch_size, max_tokens=max_tokens,
-                )
+                encoder, vector, task, rows=rows, split=split, seed=seed, reading=reading)
             for task, vector in vectors.items()
         ]  # fmt: skip
         given_taus = list(vectors.values())
         found = merge(given_taus, "regmean", given, statistics=statistics_of(given_taus, known))
         return found.named("regmean++")
     prepared = [
-        [batch for _, batch in batches(encoder, drawn_rows(task, split, rows, seed), task.tokens(max_tokens), batch_size)]
+        [
+            batch
+            for _, batch in batches(
+                encoder, drawn_rows(task, split, rows, seed), task.tokens(reading.max_tokens), reading.batch_size
+            )
+        ]
         for task in vectors
     ]  # fmt: skip
     merging = _Merging(encoder, taus, given)

@@ -10,7 +10,7 @@ import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from importlib import metadata
-from typing import TYPE_CHECKING, Any, ParamSpec
+from typing import TYPE_CHECKING, Any, ParamSpec, Protocol, TypeVar
 
 from tauspan.core.computing import Way, way
 from tauspan.core.notices import heard, once
@@ -233,14 +233,26 @@ def shown(value: Cell) -> str:
     return f"{value:.3f}" if isinstance(value, float) else str(value)
 
 
-def noted(function: Callable[P, Report]) -> Callable[P, Report]:
-    """Puts what a function warned of into the report that it returns."""
+class _Warned(Protocol):
+    """A frozen dataclass that holds the warnings of the work behind it."""
+
+    @property
+    def warnings(self) -> Sequence[str]:
+        """Each in a sentence."""
+
+
+R = TypeVar("R", bound=_Warned)
+
+
+def noted(function: Callable[P, R]) -> Callable[P, R]:
+    """Puts what a function warned of into the report or result that it returns."""
 
     @functools.wraps(function)
-    def listening(*args: P.args, **kwargs: P.kwargs) -> Report:
+    def listening(*args: P.args, **kwargs: P.kwargs) -> R:
         with heard() as warned:
-            report = function(*args, **kwargs)
-        return dataclasses.replace(report, warnings=once(report.warnings, warned))
+            answer: Any = function(*args, **kwargs)
+        noted_answer: R = dataclasses.replace(answer, warnings=once(answer.warnings, warned))
+        return noted_answer
 
     return listening
 

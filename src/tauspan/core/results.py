@@ -1,0 +1,73 @@
+"""`Result`: what a function measured or chose, as named fields; tables and pictures are made of it at the edge."""
+
+import importlib
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from tauspan.core.errors import MissingExtraError
+from tauspan.core.report import Cell, Report
+
+if TYPE_CHECKING:
+    import pandas
+
+
+@dataclass(frozen=True, kw_only=True)
+class Result(ABC):
+    """The base class of results: frozen, with named fields. A number that is not known is None, never 0.
+
+    Args:
+        provenance: where the numbers come from: versions, fingerprints, seeds.
+        warnings: what the work warned of, and what leniency let pass, each in a sentence.
+    """
+
+    provenance: Mapping[str, Any] = field(default_factory=dict, repr=False)
+    warnings: Sequence[str] = field(default=(), repr=False)
+
+    @abstractmethod
+    def report(self) -> Report:
+        """The numbers as tables and series for people, files and figures."""
+
+    def rows(self) -> Sequence[Mapping[str, Cell]]:
+        """The main table, a row per entry."""
+        return self.report().tables[0].rows
+
+    def to_pandas(self) -> "pandas.DataFrame":
+        """The main table as a data frame.
+
+        Raises:
+            MissingExtraError: pandas is not installed.
+        """
+        try:
+            pandas = importlib.import_module("pandas")
+        except ImportError:
+            raise MissingExtraError("a data frame needs pandas: pip install pandas.") from None
+        return pandas.DataFrame([dict(row) for row in self.rows()])
+
+    def __str__(self) -> str:
+        return self.report().to_markdown()
+
+    def _repr_markdown_(self) -> str:
+        return self.report().to_markdown()
+
+
+def mean(numbers: Sequence[float | None]) -> float | None:
+    """The mean, or None where a number is missing or there is none.
+
+    Example:
+        >>> mean([0.5, 1.0]), mean([0.5, None]), mean([])
+        (0.75, None, None)
+    """
+    known = [number for number in numbers if number is not None]
+    return sum(known) / len(known) if known and len(known) == len(numbers) else None
+
+
+def ratio(part: float | None, whole: float | None) -> float | None:
+    """Part / whole; None where one of them is missing or the whole is 0.
+
+    Example:
+        >>> ratio(0.5, 0.8), ratio(0.5, 0.0), ratio(None, 1.0)
+        (0.625, None, None)
+    """
+    return None if part is None or not whole else part / whole

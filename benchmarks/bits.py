@@ -73,14 +73,7 @@ def hashes(folder: Path) -> Iterator[tuple[str, str]]:
     by_regime: dict[str, list[ts.TaskVector]] = {}
     for regime in ("standard", "linear"):
         made = [
-            ts.finetune(
-                encoder,
-                one,
-                regime=regime,
-                lr=1e-2,
-                epochs=2,
-                batch_size=8,
-            ).task_vector
+            ts.finetune(encoder, one, ts.Settings(regime=regime, lr=1e-2, epochs=2, batch_size=8)).task_vector
             for one in tasks
         ]
         by_regime[regime] = made
@@ -90,7 +83,7 @@ def hashes(folder: Path) -> Iterator[tuple[str, str]]:
         found = ts.add(
             encoder,
             dict(zip(tasks, vectors, strict=True)),
-        )
+        ).report()
         yield (
             f"add {regime}",
             hashlib.sha256(json.dumps(plain(json.loads(found.to_json()))).encode()).hexdigest()[:16],

@@ -1,11 +1,14 @@
 """Convex fitting against AdamW on one task: time, the objective that both minimise, validation accuracy."""
 
+from dataclasses import replace
+
 import torch.nn.functional as F
 from benchmarks.rows import Row, Setting
 from benchmarks.timing import once
 
 import tauspan as ts
-from tauspan.editing.evaluate import outputs
+from tauspan.core.reading import Reading
+from tauspan.editing.model.outputs import outputs
 from tauspan.models import Classifier, Encoder
 from tauspan.tangent import linearize
 from tauspan.tasks import Task, build_head
@@ -24,20 +27,21 @@ def convex(setting: Setting) -> list[Row]:
     assert isinstance(encoder, Encoder)  # noqa: S101 - no edited model
     encoder = encoder.to(setting.device)
     found: list[Row] = []
-    options = {
-        "params": PARAMS,
-        "max_tokens": 32,
-        "cache": "auto",
-    }
+    settings = ts.Settings(params=PARAMS, max_tokens=32, cache="auto")
     for epochs in EPOCHS[:1] if setting.short else EPOCHS:
         name = f"AdamW, {epochs} epoch{'s' * (epochs > 1)}"
         found += _measured(
-            name, encoder, task, setting, lambda n=epochs: ts.finetune(encoder, task, epochs=n, **options)
+            name,
+            encoder,
+            task,
+            setting,
+            lambda n=epochs: ts.finetune(encoder, task, replace(settings, epochs=n)),
         )
     for solver in ("lbfgs", "newton-cg"):
         found += _measured(
             solver, encoder, task, setting,
-            lambda s=solver: ts.fit(encoder, task, s, ridge=RIDGE, tolerance=TOLERANCE, **options),
+            lambda s=solver: ts.fit(encoder, task, s, ridge=RIDGE, tolerance=TOLERANCE, params=PARAMS, cache="auto",
+                             reading=Reading(batch_size=32, max_tokens=32)),
         )  # fmt: skip
     return found
 

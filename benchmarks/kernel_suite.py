@@ -28,7 +28,7 @@ from tauspan import store
 from tauspan.core.measure import measured
 from tauspan.core.reading import Reading
 from tauspan.core.report import Report, Table, provenance
-from tauspan.editing.evaluate import accuracy, outputs
+from tauspan.editing.model.outputs import accuracy, outputs
 from tauspan.kernel import closed_form
 from tauspan.kernel.diagnose.rows import Reduced, Settings, rows_of_tasks
 from tauspan.kernel.diagnose.vectors import energy_findings
@@ -76,9 +76,10 @@ def beside_finetuning(encoder: Encoder, tasks: Sequence[Task], options: argparse
             reached = mean(encoder, [task], fitted.vector)
             rows.append({"task": task.name, "how": f"closed form, {loss}", "accuracy": reached,
                          "seconds": fitted.cost.seconds})  # fmt: skip
-        run = ts.finetune(
-            encoder, task, "linear", params=options.params, epochs=options.epochs, lr=3e-4, seed=options.seed,
-            max_tokens=TOKENS, )  # fmt: skip
+        settings = ts.Settings(
+            "linear", options.seed, options.params, epochs=options.epochs, lr=3e-4, max_tokens=TOKENS
+        )
+        run = ts.finetune(encoder, task, settings)
         rows.append({"task": task.name, "how": f"AdamW, {options.epochs} epochs",
                      "accuracy": mean(encoder, [task], run.task_vector), "seconds": run.cost.seconds})  # fmt: skip
     return rows

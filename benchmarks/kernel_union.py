@@ -11,13 +11,12 @@ import tauspan as ts
 from tauspan.core.measure import measured
 from tauspan.core.reading import Reading
 from tauspan.core.report import Cell, Table
-from tauspan.editing.evaluate import evaluate
+from tauspan.editing.evaluation import evaluate
 from tauspan.kernel import DenseKernel, RidgeFit, closed_form, joint
 from tauspan.kernel.operator.closed_form import logits_at_base, task_vector
 from tauspan.models import Encoder
 from tauspan.tasks import Task
-from tauspan.train import Settings
-from tauspan.train.joint import finetune_jointly
+from tauspan.train import Settings, finetune
 
 Row = dict[str, Cell]
 TOKENS = 32
@@ -43,11 +42,11 @@ def of_solutions(encoder: Encoder, tasks: Sequence[Task], options: argparse.Name
         alone,
         reading=Reading(max_tokens=TOKENS),
         grid="auto",
-    )
+    ).report()
     settings = Settings(
         "linear", options.seed, params=options.params, epochs=options.epochs, max_tokens=TOKENS
     )
-    trained = finetune_jointly(
+    trained = finetune(
         encoder,
         fewer,
         settings,
@@ -85,7 +84,7 @@ def mean(encoder: Encoder, tasks: Sequence[Task], vector: ts.TaskVector | None) 
         tasks,
         vector,
         reading=Reading(max_tokens=TOKENS),
-    )
+    ).report()
     return float(np.mean([found.result["accuracy"][task.name] for task in tasks]))
 
 

@@ -11,14 +11,14 @@ from benchmarks.timing import once, spread
 from torch import Tensor
 
 import tauspan as ts
-from tauspan.editing.evaluate import accuracy
-from tauspan.editing.search import PAPER_GRID
+from tauspan.editing import PAPER_GRID
+from tauspan.editing.model.outputs import accuracy
 from tauspan.models import Classifier, Encoder
 from tauspan.tangent import linearize
 from tauspan.tangent.contributions import contributions
 from tauspan.tasks import Task, build_head, permutation
 from tauspan.tasks.batches import batches
-from tauspan.train import train
+from tauspan.train import finetune
 from tauspan.train.settings import Settings
 
 TASKS = ("movie_sentiment", "tweet_sentiment", "email_spam", "debian_section")
@@ -73,7 +73,7 @@ def ours(encoder: Encoder, tasks: Sequence[Task], settings: Settings) -> float:
     """Fine-tune from the cheapest cache that fits, then one pass for all coefficients."""
     cached = replace(settings, cache="auto") if settings.epochs > 2 else settings
     vectors = {
-        task: train(
+        task: finetune(
             encoder,
             task,
             cached,

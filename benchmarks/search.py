@@ -9,9 +9,8 @@ from benchmarks.timing import once, spread
 from torch import Tensor
 
 from tauspan.core.reading import Reading
-from tauspan.editing.evaluate import accuracy
-from tauspan.editing.maps import disentanglement
-from tauspan.editing.search import PAPER_GRID
+from tauspan.editing import PAPER_GRID, disentanglement
+from tauspan.editing.model.outputs import accuracy
 from tauspan.models import Classifier, Encoder, Head, fingerprint_of
 from tauspan.tangent import Linearized, linearize
 from tauspan.tangent.contributions import contributions
@@ -129,7 +128,7 @@ def _map(shape: Shape, setting: Setting, rounds: int) -> list[Row]:
                 grid=AXIS,
                 reading=Reading(batch_size=size),
                 split="test",
-            )
+            ).report()
             kept.append(found.series[0]["xi"])  # noqa: B023
 
         def points() -> None:

@@ -20,7 +20,7 @@ from tauspan.core.report import Report, noted, provenance
 from tauspan.experiments.run.stages import Stages
 from tauspan.models import Encoder, fingerprint_of
 from tauspan.tasks import Task
-from tauspan.train import train
+from tauspan.train import finetune
 from tauspan.vector import FILE, TaskVector
 
 log = logging.getLogger(__name__)
@@ -156,11 +156,11 @@ class _Study:
 
             def work(task: Task = task, folder: Path = folder) -> dict[str, Any]:
                 settings = self.plan.settings(cell, variant, rate)
-                done = train(
+                done = finetune(
                     self.encoder,
                     task,
                     settings,
-                    folder,
+                    out=folder,
                     resume=True,
                 )
                 return {"accuracy": done.history[-1]["accuracy"], "loss": done.history[-1]["loss"]}

@@ -8,9 +8,8 @@ from typing import Any
 from benchmarks.study.plan import Plan, Variant
 
 from tauspan.core.reading import Reading
-from tauspan.editing.evaluate import evaluate
-from tauspan.editing.maps import disentanglement
-from tauspan.editing.search import add, negate
+from tauspan.editing import add, disentanglement, negate
+from tauspan.editing.evaluation import evaluate
 from tauspan.kernel.diagnose.lazy import linearity, posthoc_gap
 from tauspan.models import Classifier, Encoder
 from tauspan.tangent import linearize
@@ -27,9 +26,9 @@ def addition(encoder: Encoder, vectors: Vectors, variant: Variant, plan: Plan) -
         "point": variant.point,
         "max_tokens": plan.max_tokens,
     }
-    found = add(encoder, vectors, variant.regime, grid=plan.grid, **shared)
+    found = add(encoder, vectors, variant.regime, grid=plan.grid, **shared).report()
     total = sum(list(vectors.values())[1:], next(iter(vectors.values())))
-    mean = evaluate(encoder, list(vectors), total, 1 / len(vectors), variant.regime, **shared)
+    mean = evaluate(encoder, list(vectors), total, 1 / len(vectors), variant.regime, **shared).report()
     made = json.loads(found.to_json())
     return {
         **made["result"],
@@ -46,7 +45,7 @@ def negation(encoder: Encoder, vectors: Vectors, variant: Variant, plan: Plan) -
     controls = [task for task in tasks if task is not target]
     found = negate(
         encoder, target, vectors[target], controls, plan.floor, variant.regime, grid=plan.grid,
-        reading=Reading(point=variant.point, max_tokens=plan.max_tokens), )  # fmt: skip
+        reading=Reading(point=variant.point, max_tokens=plan.max_tokens), ).report()  # fmt: skip
     made = json.loads(found.to_json())
     return {
         **made["result"],
@@ -64,7 +63,7 @@ def interference(
     pairs = list(plan.pairs or list(combinations([task.name for task in vectors], 2))[:2])
     found = disentanglement(
         encoder, few, variant.regime, pairs=pairs, grid=plan.axis, drift=dict(units) if units else True,
-        reading=Reading(point=variant.point, max_tokens=plan.max_tokens), )  # fmt: skip
+        reading=Reading(point=variant.point, max_tokens=plan.max_tokens), ).report()  # fmt: skip
     drift = found.result["drift"]
     equal = {"pairs": found.result["pairs"], "at alpha 1": drift["at alpha 1"]}
     return {**equal, "matched": drift["pairs"], "unit": drift["unit"]}

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Literal, NamedTuple
 
 from tauspan.core.errors import UsageError, listed, nearest
-from tauspan.editing.edit import REGIMES, EditRegime
+from tauspan.editing.model.regime import REGIMES, EditRegime
 from tauspan.tangent import Kind
 from tauspan.tasks import Task
 from tauspan.train import Settings

@@ -28,10 +28,17 @@ if TYPE_CHECKING:
     from tauspan.core.measure import quiet
     from tauspan.core.reading import Reading
     from tauspan.core.report import Report
-    from tauspan.editing.edit import apply, load, save
-    from tauspan.editing.evaluate import evaluate
-    from tauspan.editing.maps import disentanglement
-    from tauspan.editing.search import add, coefficients, negate
+    from tauspan.editing import (
+        Editor,
+        add,
+        apply,
+        coefficients,
+        disentanglement,
+        evaluate,
+        load,
+        negate,
+        save,
+    )
     from tauspan.experiments.recipe import Recipe
     from tauspan.experiments.run import run
     from tauspan.kernel import TangentKernel, closed_form
@@ -53,6 +60,7 @@ _HOME = {
     "Classifier": "models",
     "Contributions": "tangent.contributions",
     "DataError": "core.errors",
+    "Editor": "editing",
     "Encoder": "models",
     "Finetuned": "train",
     "Head": "models",
@@ -74,27 +82,27 @@ _HOME = {
     "TauspanError": "core.errors",
     "UsageError": "core.errors",
     "adapter_vector": "merge.stream.adapter_vector",
-    "add": "editing.search",
-    "apply": "editing.edit",
+    "add": "editing",
+    "apply": "editing",
     "closed_form": "kernel",
-    "coefficients": "editing.search",
+    "coefficients": "editing",
     "computing": "core.computing",
     "cosine_matrix": "vector",
     "diagnose": "kernel.diagnose",
-    "disentanglement": "editing.maps",
-    "evaluate": "editing.evaluate",
+    "disentanglement": "editing",
+    "evaluate": "editing",
     "finetune": "train",
     "fit": "train",
     "interference": "kernel.operator.interference",
     "linearize": "tangent",
-    "load": "editing.edit",
+    "load": "editing",
     "merge": "merge",
     "merge_files": "merge",
-    "negate": "editing.search",
+    "negate": "editing",
     "quiet": "core.measure",
     "reinitialised": "models",
     "run": "experiments.run",
-    "save": "editing.edit",
+    "save": "editing",
     "suite": "tasks.data.suite",
 }
 
@@ -104,6 +112,7 @@ __all__ = [
     "Classifier",
     "Contributions",
     "DataError",
+    "Editor",
     "Encoder",
     "Finetuned",
     "Head",

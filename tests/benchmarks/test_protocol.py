@@ -7,7 +7,7 @@ import pytest
 import torch
 from benchmarks.protocol import CONTROL, PROTOCOL, TASKS, validation_rows
 
-from tauspan.editing import search
+from tauspan import editing
 from tauspan.editing.search.grid import PAPER_GRID, points_of
 from tauspan.experiments.reproduce import names, recipes
 from tauspan.experiments.reproduce.experiment import Changes, experiment, variant
@@ -16,7 +16,7 @@ from tauspan.models import Encoder, Head, fingerprint_of
 from tauspan.tasks import Split, Task
 from tauspan.tasks.data import EIGHT, catalog
 from tauspan.tasks.split import held_out
-from tauspan.train import Settings, train
+from tauspan.train import Settings, finetune
 from tauspan.vector import TaskVector
 
 IMAGES = [name for name in names() if name != "text7"]
@@ -166,11 +166,12 @@ def test_accuracy_is_normalised_by_the_single_task_accuracy_of_the_same_regime()
     made = [TaskVector({"s": torch.tensor(delta)}, base, "standard") for delta in ([-1.6, 2.0], [2.0, -1.6])]
     vectors = dict(zip(tasks, made, strict=True))
     found = {
-        regime: search.add(
+        regime: editing.add(
             encoder,
             vectors,
             regime,
         )
+        .report()
         .tables[0]
         .rows
         for regime in ("standard", "posthoc")
@@ -193,12 +194,12 @@ def test_negation_keeps_95_percent_of_the_control() -> None:
     vector = TaskVector(
         {"weight": torch.tensor([[1.0, 0.0], [0.0, 0.9]])}, fingerprint_of(encoder), "standard"
     )
-    found = search.negate(
+    found = editing.negate(
         encoder,
         target,
         vector,
         [control],
-    )
+    ).report()
     curve = {point["alpha"]: point for point in found.series[0]["points"]}
     least = value("control kept") * curve[0.0]["control"]
     allowed = [alpha for alpha, point in curve.items() if point["control"] >= least]
@@ -215,7 +216,7 @@ def test_decay_pulls_the_weights_toward_zero_in_both_regimes() -> None:
     }  # fmt: skip
     for regime in ("standard", "linear"):
         settings = Settings(regime, point="encoder" if regime == "linear" else None, **shared)
-        tau = train(
+        tau = finetune(
             encoder,
             task,
             settings,

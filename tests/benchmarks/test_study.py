@@ -99,18 +99,18 @@ def test_every_number_is_what_the_library_says(
     cell = report.result["cells"][place]
     assert (cell["regime"], cell["steps"], cell["rows"], cell["seed"]) == (regime, 2, 16, 0)
     model, vectors = runs.encoder(), vectors_of(out, name)
-    added = ts.add(model, vectors, regime, grid=ONE.grid, **Q)
+    added = ts.add(model, vectors, regime, grid=ONE.grid, **Q).report()
     assert {key: cell["addition"][key] for key in added.result} == added.result
     total = sum(vectors.values(), 0.0 * next(iter(vectors.values())))
-    mean = ts.evaluate(model, list(vectors), total, 1 / 3, regime, **Q).result["mean"]["accuracy"]
+    mean = ts.evaluate(model, list(vectors), total, 1 / 3, regime, **Q).report().result["mean"]["accuracy"]
     assert cell["addition"]["mean"] == mean
     *controls, target = vectors
-    forgotten = ts.negate(model, target, vectors[target], controls, 0.95, regime, grid=ONE.grid, **Q)
+    forgotten = ts.negate(model, target, vectors[target], controls, 0.95, regime, grid=ONE.grid, **Q).report()
     assert cell["negation"]["target"] == forgotten.result["target"]
     assert cell["negation"]["task"] == "three"
     few = {task.subset(test=8): vector for task, vector in vectors.items()}
     unit = report.result["cells"][0]["interference"]["at alpha 1"]
-    maps = ts.disentanglement(model, few, regime, grid=(0.0, 1.0), drift=unit, **Q).result
+    maps = ts.disentanglement(model, few, regime, grid=(0.0, 1.0), drift=unit, **Q).report().result
     assert cell["interference"]["pairs"] == maps["pairs"][:2]
     assert cell["interference"]["matched"] == maps["drift"]["pairs"][:2]
     assert cell["interference"]["unit"] == unit
@@ -214,15 +214,15 @@ def test_a_study_that_was_interrupted_goes_on_and_finds_the_same(
 ) -> None:
     plan = dataclasses.replace(ONE, lengths=(2, 8), regimes=("standard", "linear"))
     whole = studied(tmp_path / "whole", plan)
-    calls, train = [], home.train
+    calls, finetune = [], home.finetune
 
     def fragile(*given: Any, **options: Any) -> Finetuned:
         calls.append(given)
         if len(calls) == 8:
             raise KeyboardInterrupt
-        return train(*given, **options)
+        return finetune(*given, **options)
 
-    monkeypatch.setattr(home, "train", fragile)
+    monkeypatch.setattr(home, "finetune", fragile)
     with pytest.raises(KeyboardInterrupt):
         studied(tmp_path / "cut", plan)
     written = json.loads((tmp_path / "cut" / "report.json").read_text())  # the first cell's
@@ -233,7 +233,7 @@ def test_a_study_that_was_interrupted_goes_on_and_finds_the_same(
     before = len(calls)
     assert numbers(studied(tmp_path / "cut", plan)) == numbers(whole)
     assert 0 < len(calls) - before < before
-    monkeypatch.setattr(home, "train", lambda *_, **__: pytest.fail("was done before"))
+    monkeypatch.setattr(home, "finetune", lambda *_, **__: pytest.fail("was done before"))
     assert numbers(studied(tmp_path / "cut", plan)) == numbers(whole)
     assert numbers(studied(tmp_path / "cut", plan, minutes=0)) == numbers(whole)
 
@@ -266,7 +266,7 @@ def test_measurements_of_another_plan_are_made_anew_and_vectors_of_other_setting
 def scored(accuracy: Callable[[int, float], float]) -> Callable[..., Finetuned]:
     """A fine-tuning that ends with an accuracy of our choice by length and learning rate."""
 
-    def train(encoder: Any, task: Any, settings: Any, folder: Path, **_: Any) -> Finetuned:
+    def train(encoder: Any, task: Any, settings: Any, **_: Any) -> Finetuned:
         tried.append((settings.max_steps, settings.lr, settings.seed))
         return Finetuned(None, [{"accuracy": accuracy(settings.max_steps, settings.lr), "loss": 0.0}])  # type: ignore[arg-type]
 
@@ -280,7 +280,7 @@ def test_a_rate_is_chosen_on_validation_with_its_neighbours_and_kept_for_longer_
 ) -> None:
     best = {2: 0.4, 4: 0.2}
     train: Any = scored(lambda steps, rate: 1.0 - abs(rate - best.get(steps, 0.8)))
-    monkeypatch.setattr(home, "train", train)
+    monkeypatch.setattr(home, "finetune", train)
     plan = dataclasses.replace(
         PLAN, rates={"standard": (0.1, 0.2, 0.4, 0.8)}, regimes=("standard",), seeds=(0, 7)
     )
@@ -295,7 +295,7 @@ def test_a_rate_is_chosen_on_validation_with_its_neighbours_and_kept_for_longer_
 
 
 def test_of_equal_rates_the_smallest_is_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(home, "train", scored(lambda *_: 0.5))
+    monkeypatch.setattr(home, "finetune", scored(lambda *_: 0.5))
     made = home._Study(runs.encoder(), TASKS, tmp_path, PLAN, float("inf"), False)
     assert made.rate(Cell(16, 4, 0), Variant("linear", "logits")) == 0.02
 

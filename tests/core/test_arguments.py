@@ -15,10 +15,9 @@ from torch import nn
 
 import tauspan as ts
 from helpers.runs import encoder, points
-from tauspan import kernel, train
+from tauspan import editing, kernel, train
 from tauspan.core.arguments import checked, described, in_words, misfit
 from tauspan.core.errors import ArgumentError, UsageError
-from tauspan.editing import search
 from tauspan.experiments.sweep import Job, sweep
 from tauspan.kernel.diagnose import kernel_report
 from tauspan.models import Encoder, fingerprint_of
@@ -36,69 +35,77 @@ QUIET: dict[str, Any] = {}
 
 # a call, what its message says was wrong, and what it says to write
 WRONG: dict[str, tuple[Callable[[], object], str, str]] = {
-    "a task for tasks": (lambda: ts.evaluate(E, T), "`tasks` is a Task", "write [task]"),
+    "a task for tasks": (lambda: ts.evaluate(E, T).report(), "`tasks` is a Task", "write [task]"),
     "names for tasks": (
-        lambda: ts.evaluate(E, ["email_spam"]),
+        lambda: ts.evaluate(E, ["email_spam"]).report(),
         "`tasks[0]` is the text 'email_spam'",
-        "write tauspan.suite(['email_spam'])[0]",
+        "write tauspan.suite(['email_spam'])",
     ),
     "a name for tasks": (
-        lambda: ts.evaluate(E, "email_spam"),
+        lambda: ts.evaluate(E, "email_spam").report(),
         "`tasks` is the text 'email_spam'",
         "write tauspan.suite(['email_spam'])",
     ),
     "a path for a model": (
-        lambda: ts.evaluate("minilm", [T]),
+        lambda: ts.evaluate("minilm", [T]).report(),
         "`encoder` is the text 'minilm'",
         "write tauspan.load('minilm')",
     ),
     "a module for an encoder": (
-        lambda: ts.evaluate(NET, [T]),
+        lambda: ts.evaluate(NET, [T]).report(),
         "`encoder` is a Linear",
         "write tauspan.load(module)",
     ),
     "a path for a vector": (
-        lambda: ts.evaluate(E, [T], "v.safetensors"),
+        lambda: ts.evaluate(E, [T], "v.safetensors").report(),
         "the text 'v.safetensors'",
         "write tauspan.TaskVector.from_pretrained('v.safetensors')",
     ),
     "a text for a number": (
-        lambda: ts.evaluate(E, [T], V, "0.5"),
+        lambda: ts.evaluate(E, [T], V, "0.5").report(),
         "`scale` is the text '0.5', and a number is wanted",
         "write float('0.5')",
     ),
     "a regime that is not there": (
-        lambda: ts.evaluate(E, [T], V, 1.0, "liner"),
+        lambda: ts.evaluate(E, [T], V, 1.0, "liner").report(),
         "regime='liner'",
         "Did you mean 'linear'?",
     ),
     "a split that is not there": (
-        lambda: ts.evaluate(E, [T], split="tests"),
+        lambda: ts.evaluate(E, [T], split="tests").report(),
         "split='tests'",
         "Did you mean 'test'?",
     ),
     "an argument that is not there": (
-        lambda: ts.evaluate(E, [T], batchsize=3),
-        "evaluate takes no argument `batchsize`",
-        "Did you mean 'batch_size'?",
+        lambda: ts.evaluate(E, [T], redaing=ts.Reading(3)).report(),
+        "evaluate takes no argument `redaing`",
+        "Did you mean 'reading'?",
     ),
     "a list for a mapping": (
-        lambda: ts.add(E, [V]),
+        lambda: ts.add(E, [V]).report(),
         "`vectors` is a list",
         "write dict(zip(tasks, vectors, strict=True))",
     ),
-    "a vector for a mapping": (lambda: ts.add(E, V), "`vectors` is a TaskVector", "write {task: vector}"),
+    "a vector for a mapping": (
+        lambda: ts.add(E, V).report(),
+        "`vectors` is a TaskVector",
+        "write {task: vector}",
+    ),
     "names as keys": (
-        lambda: ts.add(E, {"email_spam": V}),
+        lambda: ts.add(E, {"email_spam": V}).report(),
         "a key of `vectors` is the text 'email_spam'",
-        "write tauspan.suite(['email_spam'])[0]",
+        "write tauspan.suite(['email_spam'])",
     ),
     "a run for its vector": (
-        lambda: ts.add(E, {T: train.Finetuned(V, [])}),
+        lambda: ts.add(E, {T: train.Finetuned(V, [])}).report(),
         "is a Finetuned",
         "write run.task_vector",
     ),
-    "a control for controls": (lambda: ts.negate(E, T, V, T), "`controls` is a Task", "write [task]"),
+    "a control for controls": (
+        lambda: ts.negate(E, T, V, T).report(),
+        "`controls` is a Task",
+        "write [task]",
+    ),
     "two arguments exchanged": (
         lambda: ts.apply(V, E),
         "`module` is a TaskVector, and a torch module is wanted",
@@ -116,19 +123,19 @@ WRONG: dict[str, tuple[Callable[[], object], str, str]] = {
         "write [vector]",
     ),
     "a fraction of epochs": (
-        lambda: ts.finetune(E, T, epochs=1.5),
+        lambda: ts.finetune(E, T, ts.Settings(epochs=1.5)),
         "`epochs` is the number 1.5, and a whole number is wanted",
         "write int(1.5)",
     ),
-    "tasks for a task": (
-        lambda: ts.finetune(E, [T]),
-        "`task` is a list",
-        "the call is finetune(encoder, task",
+    "a regime for settings": (
+        lambda: ts.finetune(E, T, "linear"),
+        "`settings` is the text 'linear', and a Settings is wanted",
+        "",
     ),
     "a task's name": (
         lambda: ts.finetune(E, "email_spam"),
         "`task` is the text 'email_spam'",
-        "write tauspan.suite(['email_spam'])[0]",
+        "write tauspan.suite(['email_spam'])",
     ),
     "a yes for a number": (
         lambda: ts.fit(E, T, max_steps=True),
@@ -208,12 +215,12 @@ WRONG: dict[str, tuple[Callable[[], object], str, str]] = {
         "write list(...)",
     ),
     "vectors of two tasks as a list": (
-        lambda: ts.disentanglement(E, [V, V]),
+        lambda: ts.disentanglement(E, [V, V]).report(),
         "`vectors` is a list",
         "write dict(zip(tasks, vectors, strict=True))",
     ),
     "a front without its task": (
-        lambda: search.front(E, V, T, [T]),
+        lambda: editing.front(E, V, T, [T]).report(),
         "`task` is a TaskVector",
         "the call is front(encoder, task, vector, controls",
     ),
@@ -255,14 +262,14 @@ def test_a_wrong_call_is_refused_with_what_is_wanted_and_what_to_write(case: str
 
 
 REPAIRED: dict[str, Callable[[], object]] = {
-    "write [task]": lambda: ts.evaluate(E, [T], **QUIET),
+    "write [task]": lambda: ts.evaluate(E, [T], **QUIET).report(),
     "write tauspan.suite": lambda: ts.evaluate(
         ts.load("minilm"), [ts.suite(["email_spam"])[0].subset(test=2)], **QUIET
-    ),
-    "write tauspan.load(module)": lambda: ts.evaluate(ts.load(NET), [dataclass_task()], **QUIET),
-    "write float": lambda: ts.evaluate(E, [T], V, float("0.5"), **QUIET),
-    "write dict(zip": lambda: ts.add(E, dict(zip([T], [V], strict=True)), grid=[0.0], **QUIET),
-    "write {task: vector}": lambda: ts.add(E, {T: V}, grid=[0.0], **QUIET),
+    ).report(),
+    "write tauspan.load(module)": lambda: ts.evaluate(ts.load(NET), [dataclass_task()], **QUIET).report(),
+    "write float": lambda: ts.evaluate(E, [T], V, float("0.5"), **QUIET).report(),
+    "write dict(zip": lambda: ts.add(E, dict(zip([T], [V], strict=True)), grid=[0.0], **QUIET).report(),
+    "write {task: vector}": lambda: ts.add(E, {T: V}, grid=[0.0], **QUIET).report(),
     "write [vector]": lambda: ts.cosine_matrix([V]),
     "write list(vectors.values())": lambda: ts.cosine_matrix(list({T: V}.values())),
     "write torch.from_numpy": lambda: ts.TangentKernel(NET, X).matvec(torch.from_numpy(np.ones(8))),

@@ -11,17 +11,16 @@ from torch import Tensor, nn
 
 import tauspan as ts
 from helpers.program import make
+from tauspan import editing
 from tauspan.cli.main import main
 from tauspan.core.errors import NonFiniteError
 from tauspan.core.params import broken_rows, require_finite_rows
-from tauspan.editing import search
-from tauspan.editing.evaluate import accuracy
-from tauspan.editing.search.entropy import adamerging
+from tauspan.editing import adamerging
+from tauspan.editing.model.outputs import accuracy
 from tauspan.merge.data.compare import compare
 from tauspan.models import Encoder, Head, fingerprint_of
 from tauspan.tasks import Task
-from tauspan.train import Settings
-from tauspan.train.joint import finetune_jointly
+from tauspan.train import Settings, finetune
 from tauspan.vector import TaskVector
 
 BAD = 3  # the row that breaks
@@ -76,29 +75,29 @@ FEW: dict[str, Any] = {"bootstrap": 0, "max_evaluations": 2, **SHOW}
 GRID: dict[str, Any] = {"grid": [0, 1], **SHOW}
 # a call of (encoder, one vector, another, the broken task, a whole one, split), its regimes, the splits that it reads
 CALLS: dict[str, tuple[Callable[..., object], tuple[str, ...], tuple[str, ...]]] = {
-    "evaluate": (lambda e, v, w, t, c, s: ts.evaluate(e, [t], v, split=s, **SHOW), BOTH, ("test", "train")),
-    "evaluate zero-shot": (lambda e, v, w, t, c, s: ts.evaluate(e, [t], **SHOW), BOTH[:1], ("test",)),
+    "evaluate": (lambda e, v, w, t, c, s: ts.evaluate(e, [t], v, split=s, **SHOW).report(), BOTH, ("test", "train")),
+    "evaluate zero-shot": (lambda e, v, w, t, c, s: ts.evaluate(e, [t], **SHOW).report(), BOTH[:1], ("test",)),
     "evaluate posthoc": (
-        lambda e, v, w, t, c, s: ts.evaluate(e, [t], v, 1.0, "posthoc", **SHOW), BOTH[:1], ("test",)
+        lambda e, v, w, t, c, s: ts.evaluate(e, [t], v, 1.0, "posthoc", **SHOW).report(), BOTH[:1], ("test",)
     ),
-    "add": (lambda e, v, w, t, c, s: ts.add(e, {t: v}, **GRID), BOTH, CHOSEN),
-    "negate": (lambda e, v, w, t, c, s: ts.negate(e, c, v, [t], **GRID), BOTH, CHOSEN),
-    "coefficients": (lambda e, v, w, t, c, s: ts.coefficients(e, {t: v}, **FEW), BOTH, CHOSEN),
-    "front": (lambda e, v, w, t, c, s: search.front(e, t, v, [c], prices=2, **FEW), BOTH, CHOSEN),
+    "add": (lambda e, v, w, t, c, s: ts.add(e, {t: v}, **GRID).report(), BOTH, CHOSEN),
+    "negate": (lambda e, v, w, t, c, s: ts.negate(e, c, v, [t], **GRID).report(), BOTH, CHOSEN),
+    "coefficients": (lambda e, v, w, t, c, s: ts.coefficients(e, {t: v}, **FEW).report(), BOTH, CHOSEN),
+    "front": (lambda e, v, w, t, c, s: editing.front(e, t, v, [c], prices=2, **FEW).report(), BOTH, CHOSEN),
     "compare": (
-        lambda e, v, w, t, c, s: compare(e, {t: v}, {"sum": ("task_arithmetic", {})}, **GRID), BOTH, CHOSEN
+        lambda e, v, w, t, c, s: compare(e, {t: v}, {"sum": ("task_arithmetic", {})}, **GRID).report(), BOTH, CHOSEN
     ),
-    "adamerging": (lambda e, v, w, t, c, s: adamerging(e, {t: v}, steps=1, **SHOW), BOTH, CHOSEN),
+    "adamerging": (lambda e, v, w, t, c, s: adamerging(e, {t: v}, steps=1, **SHOW).report(), BOTH, CHOSEN),
     "disentanglement": (
-        lambda e, v, w, t, c, s: ts.disentanglement(e, {t: v, c: w}, **GRID), BOTH, ("test",)
+        lambda e, v, w, t, c, s: ts.disentanglement(e, {t: v, c: w}, **GRID).report(), BOTH, ("test",)
     ),
     "diagnose": (lambda e, v, w, t, c, s: ts.diagnose(e, {t: v, c: w}, rows=8, **SHOW), BOTH[1:], ("train",)),
-    "finetune": (lambda e, v, w, t, c, s: ts.finetune(e, t, v.regime, batch_size=4, **SHOW), BOTH, TUNED),
+    "finetune": (lambda e, v, w, t, c, s: ts.finetune(e, t, ts.Settings(v.regime, batch_size=4), **SHOW), BOTH, TUNED),
     "finetune cached": (
-        lambda e, v, w, t, c, s: ts.finetune(e, t, v.regime, cache="primal", **SHOW), BOTH[1:], TUNED[1:]
+        lambda e, v, w, t, c, s: ts.finetune(e, t, ts.Settings(v.regime, cache="primal"), **SHOW), BOTH[1:], TUNED[1:]
     ),
     "finetune_jointly": (
-        lambda e, v, w, t, c, s: finetune_jointly(e, [c, t], Settings(v.regime), **SHOW), BOTH, TUNED
+        lambda e, v, w, t, c, s: finetune(e, [c, t], Settings(v.regime), **SHOW), BOTH, TUNED
     ),
     "fit": (lambda e, v, w, t, c, s: ts.fit(e, t, max_steps=3, **SHOW), BOTH[1:], TUNED),
     "fit by newton-cg": (lambda e, v, w, t, c, s: ts.fit(e, t, "newton-cg", max_steps=3, **SHOW), BOTH[1:], TUNED),
@@ -125,19 +124,19 @@ def test_a_row_without_a_number_is_an_error_and_never_a_class(
 def test_the_row_is_named(regime: Any, encoder: Encoder) -> None:
     for split in ("test", "train"):
         with pytest.raises(
-            NonFiniteError, match=rf"'points' on {split}: NaN in 1 of 8 rows \({BAD}, from 0 on\)"
+            NonFiniteError, match=rf"'points' on {split}.*: NaN in 1 of 8 rows \({BAD}, from 0 on\)"
         ):
-            ts.evaluate(encoder, [task(split)], tau(encoder, regime), split=split, **SHOW)
+            ts.evaluate(encoder, [task(split)], tau(encoder, regime), split=split, **SHOW).report()
     with pytest.raises(NonFiniteError, match=rf"training rows {BAD} of 'points'"):
-        ts.finetune(encoder, task("train"), regime, **SHOW)
+        ts.finetune(encoder, task("train"), ts.Settings(regime), **SHOW)
     with pytest.raises(NonFiniteError, match="'points' are NaN or infinite on validation rows"):
-        ts.finetune(encoder, task("validation"), regime, **SHOW)
+        ts.finetune(encoder, task("validation"), ts.Settings(regime), **SHOW)
 
 
 def test_infinity_is_an_error_too() -> None:
     encoder = ts.load(Overflow())
     with pytest.raises(NonFiniteError, match=r"infinity in 1 of 8 rows|NaN in 1 of 8 rows"):
-        ts.evaluate(encoder, [task("test", value=1e10)], **SHOW)
+        ts.evaluate(encoder, [task("test", value=1e10)], **SHOW).report()
 
 
 def test_accuracy_itself_counts_no_broken_row() -> None:
@@ -167,7 +166,7 @@ def test_a_gradient_that_breaks_names_its_tensor() -> None:
             )
 
     with pytest.raises(NonFiniteError, match=r"gradient of '(backbone\.)?layer\.weight' is not finite"):
-        ts.finetune(ts.load(Root()), task(None), "standard", **SHOW)  # type: ignore[arg-type]
+        ts.finetune(ts.load(Root()), task(None), ts.Settings("standard"), **SHOW)  # type: ignore[arg-type]
 
 
 def test_the_program_ends_with_exit_code_7(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -14,7 +14,8 @@ from helpers import checkpoints, tiny
 from helpers.program import vector_of
 from helpers.zoo import normal
 from tauspan.core.errors import BaseMismatchError, StoreError, UsageError
-from tauspan.editing.edit import apply, edit_regime, load, save
+from tauspan.editing.model.edit import apply, load, save
+from tauspan.editing.model.regime import edit_regime
 from tauspan.models import Classifier, Encoder, Head, fingerprint_of, state_of
 from tauspan.models.extras import quiet
 from tauspan.tangent import Linearized

@@ -39,16 +39,11 @@ def test_what_the_library_itself_runs_leaves_no_old_weights_in_an_edited_model(n
     module = make()
     encoder = ts.load(module)
     for regime in ("standard", "linear"):
-        ts.finetune(
-            encoder,
-            TASK,
-            regime,
-            lr=0.01,
-        )
+        ts.finetune(encoder, TASK, ts.Settings(regime, lr=0.01))
     ts.evaluate(
         encoder,
         [TASK],
-    )
+    ).report()
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         found = edited(encoder, make)
@@ -96,11 +91,7 @@ def test_a_parameter_that_a_function_holds_cannot_be_edited_in_a_copy(how: str) 
     with pytest.raises(ModelError, match=r"a function at 'inner.*'a.weight'.*functools.partial"):
         edited(module, in_function(how))
     with pytest.raises(ModelError, match="a function at"):
-        ts.finetune(
-            ts.load(module),
-            TASK,
-            "standard",
-        )
+        ts.finetune(ts.load(module), TASK, ts.Settings("standard"))
     assert all(parameter.grad is None for parameter in module.parameters())
 
 

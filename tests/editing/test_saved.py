@@ -18,17 +18,17 @@ from helpers import checkpoints, program
 from tauspan.cli import main as cli
 from tauspan.core.errors import BaseMismatchError, MismatchError, ModelError, NonFiniteError, UsageError
 from tauspan.core.reading import Reading
-from tauspan.editing.edit import apply, load, save
-from tauspan.editing.edit_files import apply_files
-from tauspan.editing.evaluate import evaluate
-from tauspan.editing.search import add
+from tauspan.editing import add
+from tauspan.editing.evaluation import evaluate
+from tauspan.editing.model.edit import apply, load, save
+from tauspan.editing.model.edit_files import apply_files
 from tauspan.merge import merge_files
 from tauspan.models import Classifier, Encoder, Head
 from tauspan.models.extras import quiet
 from tauspan.tangent import Linearized, linearize
 from tauspan.tasks import Task, build_head
 from tauspan.tasks.unlabelled import rows_of
-from tauspan.train import finetune
+from tauspan.train import Settings, finetune
 from tauspan.vector import TaskVector
 
 TEXTS = ["a b c", "x y z", "b a", "z x"]
@@ -80,15 +80,15 @@ def test_apply_evaluate_save_and_load_agree(
     task = dataclasses.replace(task, head_from=head_from)
     base: Any = load(home)
     tau = far(home, "linear" if regime == "linear" else "standard", point)
-    wanted = numbers(evaluate(base, [task], tau, 0.7, regime))
+    wanted = numbers(evaluate(base, [task], tau, 0.7, regime).report())
     edited: Any = apply(base, tau, 0.7, regime=regime)
-    assert numbers(evaluate(edited, [task])) == pytest.approx(wanted, rel=1e-5)
+    assert numbers(evaluate(edited, [task]).report()) == pytest.approx(wanted, rel=1e-5)
     save(edited, tmp_path / "out")
     for kept in (True, False):  # with the heads that were saved, and with heads made from the base
         if not kept:
             shutil.rmtree(tmp_path / "out" / "heads")
         again: Any = load(tmp_path / "out")
-        report = evaluate(again, [task])
+        report = evaluate(again, [task]).report()
         assert numbers(report) == pytest.approx(wanted, rel=1e-5)
         assert "pre-trained" not in report.tables[0].title
 
@@ -116,7 +116,7 @@ def test_the_command_line_gives_the_same_numbers(
     assert found[0]["loss"] == pytest.approx(found[1]["loss"], abs=1e-6)
     assert found[0]["accuracy"] == found[1]["accuracy"]
     assert found[0]["loss"] == pytest.approx(
-        numbers(evaluate(load(home), [task], tau, 0.7, regime))[1], abs=1e-6
+        numbers(evaluate(load(home), [task], tau, 0.7, regime).report())[1], abs=1e-6
     )
 
 
@@ -136,7 +136,7 @@ def test_an_edit_of_an_edited_model_keeps_the_heads_of_the_first(
     once: Any = apply(base, far(home, "standard"), 0.5)
     more = far(home, "standard").rebased(once)
     twice: Any = apply(once, more, 0.25)
-    wanted = numbers(evaluate(twice, [task]))
+    wanted = numbers(evaluate(twice, [task]).report())
     save(once, tmp_path / "once")
     more.save_pretrained(tmp_path / "more.safetensors")
     assert (
@@ -153,7 +153,7 @@ def test_an_edit_of_an_edited_model_keeps_the_heads_of_the_first(
         == 0
     )
     again: Any = load(tmp_path / "twice")
-    assert numbers(evaluate(again, [task])) == pytest.approx(wanted, rel=1e-5)
+    assert numbers(evaluate(again, [task]).report()) == pytest.approx(wanted, rel=1e-5)
     assert again.edit.count("+") == 1
 
 
@@ -170,8 +170,8 @@ def test_a_merged_model_keeps_the_heads_of_its_base(home: Path, task: Task, tmp_
         recipe,
         tmp_path / "merged",
     )
-    wanted = numbers(evaluate(load(home), [task], tau, 0.7))
-    assert numbers(evaluate(load(tmp_path / "merged"), [task])) == pytest.approx(wanted, abs=1e-5)
+    wanted = numbers(evaluate(load(home), [task], tau, 0.7).report())
+    assert numbers(evaluate(load(tmp_path / "merged"), [task]).report()) == pytest.approx(wanted, abs=1e-5)
 
 
 @pytest.mark.parametrize("regime", ["standard", "posthoc"])
@@ -181,23 +181,23 @@ def test_the_base_is_found_from_another_folder_and_named_when_it_moved(
     shutil.copytree(home, tmp_path / "base")
     monkeypatch.chdir(tmp_path)
     edited: Any = apply(load("base"), far(home, "standard"), regime=regime)
-    wanted = numbers(evaluate(edited, [task]))
+    wanted = numbers(evaluate(edited, [task]).report())
     save(edited, "out")
     shutil.rmtree("out/heads")
     (tmp_path / "away").mkdir()
     monkeypatch.chdir(tmp_path / "away")
-    assert numbers(evaluate(load(tmp_path / "out"), [task])) == pytest.approx(wanted, rel=1e-5)
+    assert numbers(evaluate(load(tmp_path / "out"), [task]).report()) == pytest.approx(wanted, rel=1e-5)
     (tmp_path / "base").rename(tmp_path / "moved")
     with pytest.raises((ModelError, BaseMismatchError), match=r"base=DIR") as caught:
-        evaluate(load(tmp_path / "out"), [task])
+        evaluate(load(tmp_path / "out"), [task]).report()
     assert "'base'" in str(caught.value)
     found = load(tmp_path / "out", base=tmp_path / "moved")  # the repair
-    assert numbers(evaluate(found, [task])) == pytest.approx(wanted, rel=1e-5)
+    assert numbers(evaluate(found, [task]).report()) == pytest.approx(wanted, rel=1e-5)
     (tmp_path / "both").mkdir()
     for name in ("out", "moved"):
         shutil.move(tmp_path / name, tmp_path / "both" / ("base" if name == "moved" else name))
     monkeypatch.chdir(tmp_path / "both")  # as it was given
-    assert numbers(evaluate(load("out"), [task])) == pytest.approx(wanted, rel=1e-5)
+    assert numbers(evaluate(load("out"), [task]).report()) == pytest.approx(wanted, rel=1e-5)
 
 
 # -- points ----------------------------------------------------------------------------------------------------
@@ -206,14 +206,7 @@ def test_the_base_is_found_from_another_folder_and_named_when_it_moved(
 def normalising(home: Path, task: Task) -> tuple[Any, TaskVector]:
     """An encoder under a head that normalises, and a vector fine-tuned at the logits."""
     base: Any = load(home)
-    done = finetune(
-        base,
-        task,
-        "linear",
-        lr=0.3,
-        epochs=2,
-        batch_size=4,
-    )
+    done = finetune(base, task, Settings("linear", lr=0.3, epochs=2, batch_size=4))
     return base, done.task_vector
 
 
@@ -241,11 +234,11 @@ def test_searches_take_the_vectors_point_and_refuse_two(home: Path, task: Task) 
             base,
             {task: tau},
             reading=Reading(point=point),
-        )  # type: ignore[arg-type]
+        ).report()  # type: ignore[arg-type]
         own = add(
             base,
             {task: tau.at_point(point)},
-        )  # type: ignore[arg-type]
+        ).report()  # type: ignore[arg-type]
         assert asked.result["alpha"] == own.result["alpha"]
         assert asked.tables[0].rows == own.tables[0].rows
     with pytest.raises(MismatchError, match=r"linearisation point 'logits'.*'encoder'.*at_point"):

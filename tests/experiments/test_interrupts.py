@@ -11,9 +11,9 @@ import pytest
 
 from helpers import checkpoints, merging, tiny
 from helpers.program import contents, task
+from tauspan import editing
 from tauspan.cli.main import main, parser
 from tauspan.cli.shared import interrupted
-from tauspan.editing import search
 from tauspan.experiments import figures
 from tauspan.experiments.sweep.driver import _Sweep
 from tauspan.merge.stream import stream
@@ -108,7 +108,7 @@ def test_finetune_stopped_before_its_first_step_left_nothing(
 @pytest.mark.parametrize("workers", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_run(workers: int, world: dict[str, str], tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     line = ["run", world["recipe"], "--out", str(tmp_path / "out"), "--workers", str(workers), "-q"]
-    where: tuple[Any, str] = (search, "add") if workers == 1 else (_Sweep, "_settle")
+    where: tuple[Any, str] = (editing, "add") if workers == 1 else (_Sweep, "_settle")
     words = stopped(line, capfd, *where)
     assert words == line
     files = contents(tmp_path / "out" / "vectors")  # with workers, one vector may be half done

@@ -12,10 +12,10 @@ import pytest
 import tauspan as ts
 from helpers.program import contents
 from helpers.small_runs import TASKS, reused
+from tauspan import editing
 from tauspan.core.errors import StoreError, UsageError
 from tauspan.core.reading import Reading
 from tauspan.core.report import Report
-from tauspan.editing import search
 from tauspan.experiments.recipe import Maps, Negation, Recipe, Rows, Training
 from tauspan.experiments.run import plan, run
 from tauspan.tasks.data.suite import find_task
@@ -175,7 +175,7 @@ def test_the_maps_are_those_of_the_first_seeds_vectors_on_some_of_the_rows(
             regime,
             grid=(0.0, 1.0),
             reading=Reading(max_tokens=8),
-        )
+        ).report()
         assert alone.result["pairs"] == report.result["disentanglement"][regime]
         assert alone.series[0] in report.series
 
@@ -215,7 +215,7 @@ def test_other_settings_or_data_never_replace_a_vector(
 
 def test_a_run_starts_from_a_pre_trained_model(recipe: Recipe, tmp_path: Path) -> None:
     from helpers.program import vector_of
-    from tauspan.editing.edit import apply, load, save
+    from tauspan.editing.model.edit import apply, load, save
 
     model = Path(recipe.model)
     save(apply(load(model), vector_of(model), regime="posthoc"), tmp_path / "edited")
@@ -242,13 +242,13 @@ def test_a_plan_counts_what_is_done_and_does_nothing(
 def test_what_was_let_pass_is_in_the_report_of_every_later_run_too(
     recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    original = search.add
+    original = editing.add
 
     def warning(*args: Any, **options: Any) -> Report:
         logging.getLogger("tauspan.tangent").warning("a layer was taken apart")
         return original(*args, **options)
 
-    monkeypatch.setattr(search, "add", warning)
+    monkeypatch.setattr(editing, "add", warning)
     small = dataclasses.replace(
         recipe, regimes=("linear",), seeds=(0,), negate=Negation(), disentangle=Maps()
     )

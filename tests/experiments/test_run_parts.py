@@ -66,12 +66,16 @@ def tasks(*names: str) -> list[Task]:
 
 
 def accuracy(model: Any, on: list[Task], *edit: Any) -> list[float]:
-    found = ts.evaluate(
-        model,
-        on,
-        *edit,
-        reading=Reading(max_tokens=8),
-    ).result["accuracy"]
+    found = (
+        ts.evaluate(
+            model,
+            on,
+            *edit,
+            reading=Reading(max_tokens=8),
+        )
+        .report()
+        .result["accuracy"]
+    )
     return [found[task.name] for task in on]
 
 
@@ -133,7 +137,7 @@ def test_the_attention_reference_moves_attention_alone_and_is_added(done: Done) 
         "standard",
         grid=(0.0, 0.5, 1.0),
         reading=Reading(max_tokens=8),
-    )
+    ).report()
     rows = [row for row in table(report, "References") if row["reference"] == "attention"]
     for row, wanted in zip(rows, alone.tables[0].rows, strict=True):
         assert (row["single"], row["one model"], row["norm."]) == (

@@ -10,7 +10,7 @@ from safetensors.torch import save_file
 
 from helpers import checkpoints
 from helpers.zoo import normal
-from tauspan.editing.edit import apply, save
+from tauspan.editing.model.edit import apply, save
 from tauspan.models import fingerprint_of, load_model, state_of
 from tauspan.vector import TaskVector
 

@@ -17,7 +17,7 @@ from helpers.zoo import normal, stirred
 from tauspan.core.params import Params
 from tauspan.models import Encoder, Head, load_model
 from tauspan.tasks import Task, permutation
-from tauspan.train import Finetuned, Settings, train
+from tauspan.train import Finetuned, Settings, finetune
 
 REGIMES = ("standard", "linear")
 KEY_BIASES = ("key.bias", "k_proj.bias")  # softmax does not see them: their gradient is zero
@@ -76,7 +76,7 @@ def trained(
     settings: Settings, task: Task | None = None, model: Encoder | None = None, **options: Any
 ) -> Finetuned:
     """A run on `points`, without a bar."""
-    return train(model or encoder(), task or points(), settings, **options)
+    return finetune(model or encoder(), task or points(), settings, **options)
 
 
 def deltas(run: Finetuned) -> dict[str, Tensor]:

@@ -25,7 +25,7 @@ from tauspan.core.errors import (
     UsageError,
 )
 from tauspan.core.reading import Reading
-from tauspan.editing.edit import load
+from tauspan.editing.model.edit import load
 from tauspan.kernel import DenseKernel, TangentKernel
 from tauspan.kernel.approximate.eigenpairs import eigenpairs
 from tauspan.kernel.diagnose import (

@@ -177,13 +177,13 @@ def test_a_vector_is_an_ordinary_one():
     encoder, task = problem(dtype=torch.float32)
     fitted = closed_form(encoder, task)
     assert {delta.dtype for delta in fitted.vector.deltas.values()} == {torch.float32}
-    before = ts.evaluate(encoder, [task], split="train").tables[0].rows[0]["accuracy"]
-    after = ts.evaluate(encoder, [task], fitted.vector, split="train").tables[0].rows[0]["accuracy"]
+    before = ts.evaluate(encoder, [task], split="train").report().tables[0].rows[0]["accuracy"]
+    after = ts.evaluate(encoder, [task], fitted.vector, split="train").report().tables[0].rows[0]["accuracy"]
     assert after > before
     assert float((fitted.vector + -fitted.vector).norm()) == 0
     other = ts.load(nn.Sequential(nn.Linear(4, 6), nn.Tanh(), nn.Linear(6, 5)))
     with pytest.raises(BaseMismatchError):
-        ts.evaluate(other, [task], fitted.vector)
+        ts.evaluate(other, [task], fitted.vector).report()
     assert not any(tau.any() for tau in fitted.kernel.tangent.tau.values())
 
 

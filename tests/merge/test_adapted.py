@@ -16,7 +16,7 @@ import tauspan
 from helpers.families import loaded, make, state
 from tauspan.cli import main as cli
 from tauspan.core.errors import MismatchError, StoreError, TauspanError, UsageError
-from tauspan.editing.edit_files import apply_files
+from tauspan.editing.model.edit_files import apply_files
 from tauspan.merge import merge_files
 from tauspan.merge.lora.adapters import AdapterSource
 from tauspan.merge.sources.inputs import open_source

@@ -16,10 +16,11 @@ from helpers.threads import one_thread  # noqa: F401 - a fixture for every test 
 from helpers.zoo import close, stirred
 from tauspan.core.errors import BaseMismatchError, DataError, ModelError, NonFiniteError, UsageError
 from tauspan.core.reading import Reading
+from tauspan.editing import adamerging
+from tauspan.editing.model.directions import combine
+from tauspan.editing.model.edited import edited_model
 from tauspan.editing.search.box import Box
-from tauspan.editing.search.directions import combine
-from tauspan.editing.search.edits import Edits
-from tauspan.editing.search.entropy import Backward, Contracted, adamerging, descend, draws, entropy
+from tauspan.editing.search.entropy import Backward, Contracted, descend, draws, entropy
 from tauspan.editing.search.unknowns import unknowns
 from tauspan.merge import merge
 from tauspan.merge.data.gather import gram_matrices
@@ -205,7 +206,7 @@ def by_evaluation(
 @pytest.mark.parametrize("regime", REGIMES)
 def test_adamerging_lowers_the_entropy_that_the_combined_vector_has(regime: Any, per: Any) -> None:
     model, vectors = world(regime)
-    found = adamerging(model, vectors, regime, per=per, steps=12, lr=0.02, rows=None, **Q)
+    found = adamerging(model, vectors, regime, per=per, steps=12, lr=0.02, rows=None, **Q).report()
     result = found.result
     assert result["entropy"] < result["prior entropy"] - 1e-3
     groups = result["groups"]
@@ -216,7 +217,7 @@ def test_adamerging_lowers_the_entropy_that_the_combined_vector_has(regime: Any,
         by_evaluation(model, vectors, start, None, regime, "validation"), abs=1e-10
     )
     edited = combine(vectors, result["coefficients"], groups)
-    accuracy = ts.evaluate(model, list(vectors), edited, 1.0, regime, **Q).result["mean"]["accuracy"]
+    accuracy = ts.evaluate(model, list(vectors), edited, 1.0, regime, **Q).report().result["mean"]["accuracy"]
     assert result["merged"] == pytest.approx(accuracy)
     assert [row["task"] for row in found.tables[1].rows] == ["one", "two", "mean"]
 
@@ -229,8 +230,8 @@ def test_the_gradient_of_the_entropy_is_that_of_finite_differences(regime: Any, 
     vectors = {normalising(task): vector for task, vector in given.items()}
     tasks, named = list(vectors), {task.name: vector for task, vector in vectors.items()}
     free = unknowns(model, named, per, None)
-    edits = Edits(model, tasks, free.directions, regime, point, 3, None, False)
-    edits.prepare(dict.fromkeys(tasks, free.directions.names), "train")
+    edits = edited_model(model, free.directions, regime, Reading(3, point=point))
+    edits.read(dict.fromkeys(tasks, free.directions.names), "train")
     kind = Backward if regime == "standard" else Contracted
     slope = kind.of(edits, free, tasks, "train")
     a = torch.linspace(0.1, 0.6, len(free.names), dtype=torch.float64)
@@ -248,7 +249,9 @@ def test_the_gradient_of_the_entropy_is_that_of_finite_differences(regime: Any, 
 
 def test_the_contracted_steps_are_those_of_the_tangent_model_itself() -> None:
     model, vectors = world("linear")
-    found = adamerging(model, vectors, per="task", steps=5, lr=0.05, rows=3, split="train", seed=4, **Q)
+    found = adamerging(
+        model, vectors, per="task", steps=5, lr=0.05, rows=3, split="train", seed=4, **Q
+    ).report()
     a = torch.full((2,), 0.3, dtype=torch.float64, requires_grad=True)
     adam = torch.optim.Adam([a], lr=0.05)
     drawn = draws(list(vectors), "train", 3, 4)
@@ -294,7 +297,7 @@ def test_the_order_of_tasks_does_not_matter_and_choosing_on_test_is_said() -> No
     model, vectors = world("linear")
     turned = dict(reversed(vectors.items()))
     options: dict[str, Any] = {"per": "task", "steps": 4, "split": "test", "rows": 4, **Q}
-    one, two = (adamerging(model, given, **options) for given in (vectors, turned))
+    one, two = (adamerging(model, given, **options).report() for given in (vectors, turned))
     assert one.result["coefficients"] == pytest.approx(two.result["coefficients"], abs=1e-12)
     assert "transductive" in one.tables[1].note
     assert one.provenance["split"] == "test"
@@ -310,13 +313,13 @@ def test_adamerging_refuses_what_does_not_fit() -> None:
     ):  # fmt: skip
         given: dict[str, Any] = {"steps": 1, **options, **Q}
         with pytest.raises(error, match=message):
-            adamerging(model, vectors, **given)
+            adamerging(model, vectors, **given).report()
     with pytest.raises(UsageError, match="at least one task"):
-        adamerging(model, {}, **Q)
-    with pytest.raises(DataError, match="stands twice"):
-        adamerging(model, {task: vector, replace(task): vector}, **Q)
+        adamerging(model, {}, **Q).report()
+    with pytest.raises(DataError, match="one name"):
+        adamerging(model, {task: vector, replace(task): vector}, **Q).report()
     with pytest.raises(BaseMismatchError):
-        adamerging(runs.encoder(1), vectors, **Q)
+        adamerging(runs.encoder(1), vectors, **Q).report()
 
     def broken(a: Tensor, _: Any) -> tuple[float, Tensor]:
         return float("nan"), torch.full_like(a, float("nan"))

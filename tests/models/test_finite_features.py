@@ -10,7 +10,8 @@ from torch import Tensor, nn
 
 import tauspan as ts
 from tauspan.core.errors import ModelError, NonFiniteError
-from tauspan.editing.evaluate import accuracy, evaluate
+from tauspan.editing.evaluation import evaluate
+from tauspan.editing.model.outputs import accuracy
 from tauspan.models import Encoder, Head
 from tauspan.tasks import Task, build_head
 
@@ -44,7 +45,7 @@ def task(bad: float, **options: Any) -> Task:
 @pytest.mark.parametrize("bad", [-1.0, 0.0, math.nan])
 def test_a_row_without_finite_logits_has_no_accuracy(bad: float) -> None:
     with pytest.raises(NonFiniteError, match=r"logits .*: (NaN|infinity) in 1 of 4 rows \(3, from 0 on\)"):
-        evaluate(Encoder(Logarithm().eval()), [task(bad, head=Head(torch.eye(2)))])
+        evaluate(Encoder(Logarithm().eval()), [task(bad, head=Head(torch.eye(2)))]).report()
 
 
 @pytest.mark.parametrize("regime", ["standard", "linear"])
@@ -55,7 +56,7 @@ def test_an_edit_that_gives_such_rows_is_an_error_too(regime: Any) -> None:
     )
     made = task(5.0 if regime == "standard" else 0.0, head=Head(torch.eye(2)))
     with pytest.raises(NonFiniteError, match=r"(logits .* of \d rows|in row 3 of the batch)"):
-        evaluate(encoder, [made], vector)
+        evaluate(encoder, [made], vector).report()
 
 
 @pytest.mark.parametrize("head_from", ["prototypes", "probe"])

@@ -15,11 +15,9 @@ from tauspan import models
 from tauspan.cli import main as cli
 from tauspan.core import params
 from tauspan.core.errors import MismatchError, ModelError
-from tauspan.editing.edit import apply, load, save
-from tauspan.editing.edit_files import Base, apply_files
-from tauspan.editing.maps import disentanglement
-from tauspan.editing.search import add, coefficients, combine
-from tauspan.editing.search.entropy import adamerging
+from tauspan.editing import adamerging, add, coefficients, combine, disentanglement
+from tauspan.editing.model.edit import apply, load, save
+from tauspan.editing.model.edit_files import Base, apply_files
 from tauspan.merge import merge, merge_files
 from tauspan.merge.data.gather import fisher_information, gram_matrices
 from tauspan.merge.data.informed import regmean_plus_plus
@@ -29,7 +27,7 @@ from tauspan.models.home import home_of
 from tauspan.models.names import names_between
 from tauspan.tangent import linearize
 from tauspan.tasks import Task
-from tauspan.train import finetune
+from tauspan.train import Settings, finetune
 from tauspan.vector import TaskVector
 
 Pair = tuple[Path, Path]
@@ -307,14 +305,7 @@ def test_fine_tuning_searching_and_merging_speak_the_names_of_the_files(
     encoder: Any = load(headed)
     tasks = [Task.from_directory(program.task(tmp_path / name, rows)) for name, rows in TASKS.items()]
     vectors = {
-        task: finetune(
-            encoder,
-            task,
-            regime,
-            lr=0.01,
-            max_steps=2,
-            seed=k,
-        ).task_vector
+        task: finetune(encoder, task, Settings(regime, lr=0.01, max_steps=2, seed=k)).task_vector
         for k, task in enumerate(tasks)
     }
     one, two = vectors.values()
@@ -328,7 +319,7 @@ def test_fine_tuning_searching_and_merging_speak_the_names_of_the_files(
         per="layer",
         bootstrap=0,
         max_evaluations=3,
-    )
+    ).report()
     groups = found.result["groups"]
     assert "bert.embeddings.word_embeddings.weight" in groups["embeddings"]
     combined = combine(vectors, found.result["coefficients"], groups)
@@ -343,17 +334,17 @@ def test_fine_tuning_searching_and_merging_speak_the_names_of_the_files(
         encoder,
         vectors,
         steps=2,
-    )
+    ).report()
     disentanglement(
         encoder,
         vectors,
         grid=(0.0, 1.0),
-    )
+    ).report()
     add(
         encoder,
         vectors,
         grid=(0.0, 1.0),
-    )
+    ).report()
     merged = merge([one, two], "task_arithmetic", base=encoder)
     name = "bert.embeddings.LayerNorm.bias"
     assert torch.allclose(merged.deltas[name], (one + two).deltas[name])

@@ -18,7 +18,7 @@ from helpers.runs import REGIMES, points, trained
 from helpers.runs import encoder as points_encoder
 from helpers.zoo import normal
 from tauspan.core.errors import BaseMismatchError, DataError, ModelError, NonFiniteError, UsageError
-from tauspan.editing.evaluate import evaluate
+from tauspan.editing.evaluation import evaluate
 from tauspan.models import Encoder, Head, fingerprint_of, load_model, save_model, select, trimmed
 from tauspan.models.encoder import Inputs
 from tauspan.tangent import linearize
@@ -362,7 +362,7 @@ def test_a_probe_is_fitted_once_for_both_regimes_and_the_evaluation(monkeypatch:
         encoder,
         [task.subset(test=5)],
         runs[0].task_vector,
-    )
+    ).report()
     assert len(calls) == 1
     build_head(task.subset(train=20), encoder)  # other rows
     build_head(task, encoder, max_tokens=3)  # cut elsewhere
@@ -431,7 +431,9 @@ def test_vectors_made_with_and_without_the_text_tower_are_one(regime: Any, homes
             encoder,
             [task],
             vector,
-        ).result["mean"]
+        )
+        .report()
+        .result["mean"]
         for encoder, vector in ((whole, first), (small, second))
     ]
     assert found[0] == found[1]

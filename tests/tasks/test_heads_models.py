@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from helpers import checkpoints, zoo
 from helpers.runs import REGIMES, trained
 from tauspan.core.errors import MismatchError
-from tauspan.editing.edit import apply, load
+from tauspan.editing.model.edit import apply, load
 from tauspan.models import (
     Classifier,
     Encoder,

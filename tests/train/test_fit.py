@@ -78,7 +78,7 @@ def test_no_learning_rate_beats_the_fit_on_its_own_loss() -> None:
         return float(F.cross_entropy(value + wide @ tau, labels) + 0.5e-2 * tau.square().sum())
 
     for lr in (1e-2, 1e-1, 1.0):
-        trained = ts.finetune(encoder, task, "linear", lr=lr, epochs=5, batch_size=8)
+        trained = ts.finetune(encoder, task, ts.Settings("linear", lr=lr, epochs=5, batch_size=8))
         assert loss(fitted.task_vector) < loss(trained.task_vector)
 
 

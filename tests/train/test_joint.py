@@ -18,10 +18,10 @@ from helpers.zoo import all_close, normal
 from tauspan.core.errors import DataError, StoreError, UsageError
 from tauspan.core.params import Params
 from tauspan.core.processes import World
-from tauspan.editing.evaluate import evaluate
+from tauspan.editing.evaluation import evaluate
 from tauspan.models import Encoder, Head
 from tauspan.tasks import Task, permutation
-from tauspan.train import Finetuned, Settings, finetune_jointly, loop
+from tauspan.train import Finetuned, Settings, finetune, loop
 from tauspan.train.rows import Rows
 
 BASIC = Settings("standard", seed=1, epochs=3, batch_size=8, lr=0.05)
@@ -38,7 +38,7 @@ def signs(rows: int = 14) -> Task:
 
 
 def joint(settings: Settings, tasks: Any = None, **options: Any) -> Finetuned:
-    return finetune_jointly(encoder(), tasks or [points(), signs()], settings, **options)
+    return finetune(encoder(), tasks or [points(), signs()], settings, **options)
 
 
 # -- the numbers ---------------------------------------------------------------------------------------------
@@ -126,6 +126,7 @@ def test_one_vector_lowers_the_loss_of_both_tasks(regime: Any) -> None:
                 edit,
                 split="train",
             )
+            .report()
             .tables[0]
             .rows[0]["loss"]
             for edit in (None, vector)
@@ -146,7 +147,7 @@ def test_the_history_holds_every_tasks_validation_and_their_means() -> None:
             [task],
             run.task_vector,
             split="validation",
-        )
+        ).report()
         for key in ("loss", "accuracy"):
             assert last["tasks"][task.name][key] == pytest.approx(report.tables[0].rows[0][key])
 
@@ -217,7 +218,7 @@ def test_a_run_of_other_tasks_is_not_taken_for_this_one(tasks: list[Task], tmp_p
 
 def test_what_cannot_be_trained_jointly_is_refused() -> None:
     with pytest.raises(UsageError, match="has no task: give at least one"):
-        finetune_jointly(encoder(), [], BASIC)
+        finetune(encoder(), [], BASIC)
     with pytest.raises(UsageError, match="several tasks are named points: give each a name"):
         joint(BASIC, [points(), signs(), points(9)])
     kept = dataclasses.replace(BASIC, regime="linear", cache="primal")
@@ -237,7 +238,7 @@ def test_an_encoder_is_left_as_it_was() -> None:
     before = {name: tensor.clone() for name, tensor in model.named_parameters()}
     for regime in REGIMES:
         settings = dataclasses.replace(BASIC, regime=regime, epochs=1)
-        finetune_jointly(
+        finetune(
             model,
             [points(), signs()],
             settings,

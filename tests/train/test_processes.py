@@ -18,7 +18,8 @@ from tauspan.core import params
 from tauspan.core.errors import MismatchError
 from tauspan.core.processes import World, own_device, world
 from tauspan.core.reading import Reading
-from tauspan.editing.evaluate import evaluate, outputs
+from tauspan.editing.evaluation import evaluate
+from tauspan.editing.model.outputs import outputs
 from tauspan.models import Encoder
 from tauspan.tangent import linearize
 from tauspan.tangent.contributions import contributions
@@ -84,7 +85,7 @@ def measured(rows: int = 10) -> dict[str, Tensor]:
             0.3,
             regime,
             reading=Reading(batch_size=4),
-        )  # type: ignore[arg-type]
+        ).report()  # type: ignore[arg-type]
         tensors[f"evaluated {regime}"] = torch.tensor(
             [report.result["mean"][key] for key in ("accuracy", "loss")]
         )

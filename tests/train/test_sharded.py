@@ -24,7 +24,7 @@ from tauspan.core.errors import ModelError, NonFiniteError, UsageError
 from tauspan.core.processes import world
 from tauspan.models import Encoder, Head, fingerprint_of
 from tauspan.tasks import Task
-from tauspan.train import Finetuned, Settings, checkpoint, train
+from tauspan.train import Finetuned, Settings, checkpoint, finetune
 from tauspan.train.layout import laid_out
 from tauspan.train.trainee import as_parameters
 from tauspan.vector import FILE, TaskVector
@@ -99,7 +99,7 @@ def jointly(regime: Any, **options: Any) -> Finetuned:
     """Two tasks at once, of which a process may have rows of one alone in a batch."""
     tasks = [points(), dataclasses.replace(points(9), name="fewer")]
     settings = dataclasses.replace(STACK, regime=regime, batch_size=5, max_steps=None)
-    return train(stack(), tasks, settings, **options)
+    return finetune(stack(), tasks, settings, **options)
 
 
 def stopped(settings: Settings, task: Task, model: Encoder, out: Path, **options: Any) -> None:

@@ -1,6 +1,5 @@
 import copy
 import dataclasses
-import inspect
 import itertools
 import math
 from pathlib import Path
@@ -31,7 +30,7 @@ from tauspan.core.errors import ModelError, NonFiniteError, UsageError
 from tauspan.core.measure import measured, progress, quiet
 from tauspan.core.params import Params
 from tauspan.core.reading import Reading
-from tauspan.editing.evaluate import evaluate
+from tauspan.editing.evaluation import evaluate
 from tauspan.models import load_model
 from tauspan.tasks import Split, Task, permutation
 from tauspan.train import Settings, finetune
@@ -235,23 +234,6 @@ def test_the_encoder_is_never_changed(regime: Any) -> None:
     assert not any(module.training for module in model.modules())
 
 
-def test_finetune_has_every_setting_with_the_same_default() -> None:
-    given = inspect.signature(finetune).parameters
-    for name, default in ((f.name, f.default) for f in dataclasses.fields(Settings)):
-        assert given[name].default == default, name
-    other = Settings("linear", 3, ("0.*",), "encoder", 2, 3, 5, 2, 0.01, 2, 0.1, "zero", 0.5, 0.2, 9,
-                     "primal", "bfloat16", check="off")  # fmt: skip
-    alone = ("augment", "engine")  # neither goes with a cache
-    changed = [f for f in dataclasses.fields(Settings)[1:] if f.name not in alone]
-    assert all(getattr(other, f.name) != f.default for f in changed)
-    run = finetune(
-        encoder(),
-        points(),
-        **dataclasses.asdict(other),
-    )
-    assert run.task_vector.info["recipe"] == other.as_dict()
-
-
 def test_prototypes_are_cut_where_the_runs_texts_are(tmp_path: Path) -> None:
     """What stands behind the cut of the run changes nothing, neither in the rows nor in the head."""
     model, task = bert(tmp_path), texts()
@@ -267,7 +249,7 @@ def test_prototypes_are_cut_where_the_runs_texts_are(tmp_path: Path) -> None:
             model,
             [dataclasses.replace(task, splits=splits)],
             reading=Reading(max_tokens=3),
-        )
+        ).report()
         for splits in (task.splits, longer)
     ]
     assert reports[0].tables == reports[1].tables
@@ -341,7 +323,7 @@ def test_a_cache_changes_nothing_in_the_first_epoch(cache: Any, tmp_path: Path) 
     kept = trained(dataclasses.replace(settings, cache=cache)).task_vector.deltas
     assert all_close(kept, plain)
     mapped = finetune(
-        encoder(), points(), **dataclasses.asdict(dataclasses.replace(settings, cache=cache)),
+        encoder(), points(), dataclasses.replace(settings, cache=cache),
         cache_folder=tmp_path, )  # fmt: skip
     assert all_close(mapped.task_vector.deltas, plain)
     assert list(tmp_path.iterdir()) == []

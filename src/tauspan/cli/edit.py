@@ -20,7 +20,7 @@ from tauspan.cli.shared import (
 from tauspan.core.errors import UsageError
 
 if TYPE_CHECKING:
-    from tauspan.core.report import Report
+    from tauspan.editing.model.chosen import ChosenEdit
     from tauspan.tasks import Task
     from tauspan.vector import TaskVector
 
@@ -157,11 +157,11 @@ def _solver(options: argparse.Namespace) -> dict[str, Any]:
 
 def edit_add(options: argparse.Namespace) -> None:
     """Addition with one coefficient."""
-    from tauspan.editing.search import add
+    from tauspan.editing import add
 
     _require_free(options)
     pairs = pairs_of(options.pairs, options.rows)
-    _combined(add(encoder_of(options), pairs, options.regime, **_search(options)), pairs, options)
+    _combined(add(encoder_of(options), pairs, options.regime, **_search(options)), options)
 
 
 def _target(options: argparse.Namespace) -> "tuple[Task, TaskVector, list[Task]]":
@@ -175,19 +175,19 @@ def _target(options: argparse.Namespace) -> "tuple[Task, TaskVector, list[Task]]
 
 def edit_negate(options: argparse.Namespace) -> None:
     """Negation under a control floor."""
-    from tauspan.editing.search import negate
+    from tauspan.editing import negate
 
     _require_free(options)
     task, vector, controls = _target(options)
     found = negate(
         encoder_of(options), task, vector, controls, options.floor, options.regime, **_search(options)
     )
-    _combined(found, {task: vector}, options)
+    _combined(found, options)
 
 
 def edit_solve(options: argparse.Namespace) -> None:
     """Coefficients of least loss."""
-    from tauspan.editing.search import coefficients
+    from tauspan.editing import coefficients
 
     _require_free(options)
     pairs, bounds = (
@@ -197,12 +197,12 @@ def edit_solve(options: argparse.Namespace) -> None:
     found = coefficients(
         encoder_of(options), pairs, options.regime, bounds=bounds, l1=options.l1, **_solver(options)
     )
-    _combined(found, pairs, options)
+    _combined(found, options)
 
 
 def edit_front(options: argparse.Namespace) -> None:
     """Forgetting against keeping."""
-    from tauspan.editing.search import front
+    from tauspan.editing import front
 
     _require_free(options)
     task, vector, controls = _target(options)
@@ -210,7 +210,7 @@ def edit_front(options: argparse.Namespace) -> None:
         encoder_of(options), task, vector, controls, options.floor, options.regime,
         bounds=tuple(options.bounds), prices=options.prices, **_solver(options),
     )  # fmt: skip
-    _combined(found, {task: vector}, options)
+    _combined(found, options)
 
 
 def _require_free(options: argparse.Namespace) -> None:
@@ -222,23 +222,21 @@ def _require_free(options: argparse.Namespace) -> None:
         require_free(vector_file(options.vector), False)
 
 
-def _combined(report: "Report", vectors: "dict[Task, TaskVector]", options: argparse.Namespace) -> None:
+def _combined(result: "ChosenEdit", options: argparse.Namespace) -> None:
     """Write the vector at the chosen coefficients, if one is wanted, and the report."""
     if options.vector and first():
-        from tauspan.editing.search import combine
-
-        found = report.result
-        combine(vectors, found["coefficients"], found.get("groups")).save_pretrained(options.vector)
-    write_report(report, options)
+        result.vector.save_pretrained(options.vector)
+    write_report(result.report(), options)
 
 
 def disentangle(options: argparse.Namespace) -> None:
     """Maps of the disentanglement error."""
-    from tauspan.editing.maps import GRID, disentanglement
+    from tauspan.editing import disentanglement
+    from tauspan.editing.maps.asked import GRID
 
     grid = GRID if options.grid is None else _grid(options.grid)
     found = disentanglement(
         encoder_of(options), pairs_of(options.pairs, options.rows), options.regime, grid=grid,
         box=tuple(options.box), distance=options.distance, split=options.split, reading=reading(options),
     )  # fmt: skip
-    write_report(found, options)
+    write_report(found.report(), options)

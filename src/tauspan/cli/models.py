@@ -107,8 +107,8 @@ def _add_predict(guess: argparse.ArgumentParser) -> None:
 
 def apply(options: argparse.Namespace) -> None:
     """Write an edited model."""
-    from tauspan.editing.edit import edit_regime
-    from tauspan.editing.edit_files import apply_files
+    from tauspan.editing.model.edit_files import apply_files
+    from tauspan.editing.model.regime import edit_regime
     from tauspan.store import require_apart
 
     out = options.output or options.out
@@ -137,8 +137,9 @@ def apply(options: argparse.Namespace) -> None:
 
 def evaluate(options: argparse.Namespace) -> None:
     """Accuracy on tasks."""
-    from tauspan.editing.edit import edit_regime, load
-    from tauspan.editing.evaluate import evaluate as measure
+    from tauspan.editing.evaluation import evaluate as measure
+    from tauspan.editing.model.edit import load
+    from tauspan.editing.model.regime import edit_regime
     from tauspan.tangent import Linearized
 
     vector = vector_of(options.vector) if options.vector else None
@@ -151,7 +152,7 @@ def evaluate(options: argparse.Namespace) -> None:
     show(measure(
         model, tasks, vector, options.scale, options.regime, options.split,
         reading=reading(options),
-    ), options)  # fmt: skip
+    ).report(), options)  # fmt: skip
 
 
 def _require_read(options: argparse.Namespace, regime: str | None) -> None:
@@ -172,8 +173,9 @@ def _require_read(options: argparse.Namespace, regime: str | None) -> None:
 def predict(options: argparse.Namespace) -> None:
     """Classes of rows."""
     from tauspan.core.report import Cell, Report, Table, provenance
-    from tauspan.editing.edit import apply as edited
-    from tauspan.editing.edit import edit_regime, load
+    from tauspan.editing.model.edit import apply as edited
+    from tauspan.editing.model.edit import load
+    from tauspan.editing.model.regime import edit_regime
     from tauspan.models import encoder_in
     from tauspan.tangent import Linearized
     from tauspan.tasks import build_head

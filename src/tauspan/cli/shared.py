@@ -130,7 +130,7 @@ def reading(options: argparse.Namespace) -> "Reading":
 
 def encoder_of(options: argparse.Namespace) -> "Encoder":
     """The pre-trained encoder asked for, where it was asked for; an edited tangent model is a `UsageError`."""
-    from tauspan.editing.edit import load
+    from tauspan.editing.model.edit import load
     from tauspan.models import Encoder
 
     model = load(options.model, getattr(options, "device", None))

@@ -193,7 +193,8 @@ def _recipe(file: Path, out: Path, options: argparse.Namespace, workers: int = 1
 
 def finetune(options: argparse.Namespace) -> None:
     """Train one vector."""
-    from tauspan.train import Settings, train
+    from tauspan.train import Settings
+    from tauspan.train import finetune as run
 
     if options.regime == "standard" and options.point:
         raise UsageError(
@@ -214,13 +215,13 @@ def finetune(options: argparse.Namespace) -> None:
             "there is none. Leave --device out."
         )
     task = _training(options)
-    done = train(
+    done = run(
         encoder_of(options),
         task,
         settings,
-        Path(options.out),
-        options.checkpoint_every,
-        options.resume,
+        out=Path(options.out),
+        checkpoint_every=options.checkpoint_every,
+        resume=options.resume,
         shard=options.shard,
     )
     if options.label is not None and first():

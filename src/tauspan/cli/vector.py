@@ -139,7 +139,7 @@ def _cosines(vectors: "Sequence[TaskVector]", matrix: Sequence[Sequence[float]])
 
 def verify(options: argparse.Namespace) -> None:
     """Whole, finite, and of that base."""
-    from tauspan.editing.edit_files import Base
+    from tauspan.editing.model.edit_files import Base
 
     vector = vector_of(options.vector)
     if options.model:

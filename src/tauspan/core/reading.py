@@ -3,12 +3,14 @@
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
+from tauspan.core.arguments import checked
 from tauspan.core.errors import UsageError, nearest
 
 Point: TypeAlias = Literal["encoder", "logits"]
 POINTS: tuple[Point, ...] = ("encoder", "logits")
 
 
+@checked
 @dataclass(frozen=True)
 class Reading:
     """How a model runs over the rows of tasks, for every function that reads them.

@@ -208,7 +208,7 @@ def contributions(
         tangent: the linearised model.
         vectors: the directions by name, from this model (the caller has checked it); each must hold the tensors
             that `tangent` moves.
-        prepared: batches with the places of their rows; see `tauspan.editing.evaluate.batches`.
+        prepared: batches with the places of their rows; see `tauspan.editing.evaluation.batches`.
         labels: the rows' classes.
         info: further provenance.
         together: so many directions share one forward pass; it bounds the memory.

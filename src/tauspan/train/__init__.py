@@ -1,8 +1,7 @@
 """Fine-tuning: one loop for the standard and the linear regime, and convex solvers for the linear one."""
 
 from tauspan.train.convex import fit
-from tauspan.train.finetuning import Finetuned, finetune, train
-from tauspan.train.joint import finetune_jointly
+from tauspan.train.finetuning import Finetuned, finetune
 from tauspan.train.settings import Settings
 
-__all__ = ["Finetuned", "Settings", "finetune", "finetune_jointly", "fit", "train"]
+__all__ = ["Finetuned", "Settings", "finetune", "fit"]

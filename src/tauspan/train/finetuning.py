@@ -5,21 +5,19 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from tauspan.core.arguments import checked
-from tauspan.core.computing import Check, Engine
-from tauspan.core.errors import StoreError, UsageError
+from tauspan.core.errors import StoreError, UsageError, listed
 from tauspan.core.measure import Cost, measured, underway
 from tauspan.core.processes import world
 from tauspan.models import Encoder, fingerprint_of
-from tauspan.tangent import Kind
 from tauspan.tasks import Task, build_head
 from tauspan.train import checkpoint
 from tauspan.train.layout import laid_out
 from tauspan.train.loop import LOG, Run
-from tauspan.train.settings import Augment, Precision, Settings
-from tauspan.vector import FILE, Regime, TaskVector
+from tauspan.train.settings import Settings
+from tauspan.vector import FILE, TaskVector
 
 
 @dataclass(frozen=True)
@@ -41,74 +39,43 @@ class Finetuned:
 @checked
 def finetune(
     encoder: Encoder,
-    task: Task,
-    regime: Regime = "linear",
-    seed: int = 0,
+    task: Task | Sequence[Task],
+    settings: Settings = Settings(),
     *,
-    params: str | Sequence[str] = "all",
-    point: Literal["encoder", "logits"] | None = None,
-    epochs: int = 1,
-    max_steps: int | None = None,
-    batch_size: int = 32,
-    accumulation: int = 1,
-    lr: float | None = None,
-    warmup: float = 0.1,
-    weight_decay: float = 0.0,
-    decay_toward: Literal["base", "zero"] = "base",
-    clip: float = 1.0,
-    label_smoothing: float = 0.0,
-    max_tokens: int | None = None,
-    cache: Kind | Literal["auto"] = "none",
-    precision: Precision = "float32",
-    augment: Augment = "none",
-    engine: Engine | None = None,
-    check: Check | None = None,
-    cache_folder: str | Path | None = None,
-    shard: bool = False,
     out: str | Path | None = None,
     checkpoint_every: int = 50,
     resume: bool = False,
+    cache_folder: str | Path | None = None,
+    shard: bool = False,
 ) -> Finetuned:
     """Fine-tune an encoder on a task under its frozen head, and return the task vector.
 
-    The two regimes share everything but what is trained: theta of a copy (`"standard"`), or tau of the tangent
-    model (`"linear"`). The encoder is never changed. Every other option is explained at
-    `tauspan.train.Settings`.
+    Both regimes share everything but what is trained: theta of a copy (`"standard"`), or tau of the tangent model
+    (`"linear"`). The encoder is never changed.
+
+    Several tasks give one vector, the ceiling that sums of vectors are measured against. It minimises
+    sum_t sum_n CE(h_t(f(x_tn)), y_tn) / sum_t N_t: the rows of a step are drawn from all tasks, each row counts under
+    the frozen head of its own task, and one epoch has every row of every task once.
 
     Args:
         encoder: what `tauspan.load` returned.
-        task: rows, classes and head.
-        regime: `"standard"` or `"linear"`.
-        seed: order of the rows, and random crops.
-        params: which parameters train.
-        point: where the tangent model is linearised.
-        epochs: passes over the training rows.
-        max_steps: end after so many steps.
-        batch_size: rows per forward pass, over all processes.
-        accumulation: forward passes per step.
-        lr: peak learning rate.
-        warmup: share or number of warm-up steps.
-        weight_decay: decoupled decay.
-        decay_toward: what it pulls to.
-        clip: largest gradient norm.
-        label_smoothing: as in cross-entropy.
-        max_tokens: where texts are cut.
-        cache: what the tangent model keeps of each batch across epochs; pays from the second or third epoch on.
-        precision: `"bfloat16"` or `"tf32"` for the matrix products, tau stays in float32.
-        augment: `"crop"` trains on random parts of images.
-        engine: what computes tangents first.
-        check: `"off"` does not compare tangents with ordinary autograd.
-        cache_folder: keep the cache in memory-mapped files there instead of in memory.
-        shard: under several processes, each keeps its part of every tensor, theta0 and tau alike, on its own GPU if there
-            are any; only one block is whole at a time. The vector is the same. The encoder is taken apart for the run,
-            and lost if the run ends in an error: load it again then.
+        task: rows, classes and head; or several tasks, each with a name of its own, in the order that numbers the rows.
+        settings: everything that decides the vector; see `tauspan.Settings`.
         out: folder for the vector, a JSON-lines log and checkpoints; nothing is written without it.
         checkpoint_every: steps between checkpoints.
         resume: continue from the checkpoint in `out`, or reuse its finished vector; bit-identical to a run
             that was never interrupted.
+        cache_folder: keep the cache in memory-mapped files there instead of in memory.
+        shard: under several processes, each keeps its part of every tensor, theta0 and tau alike, on its own GPU if there
+            are any; only one block is whole at a time. The vector is the same. The encoder is taken apart for the run,
+            and lost if the run ends in an error: load it again then.
+
+    Returns:
+        The vector, labelled by the task, or `joint` for several; the history; and what it cost. With several tasks the
+        validation entries of the history hold means, and each task's loss and accuracy under `tasks`.
 
     Raises:
-        UsageError: an impossible setting.
+        UsageError: an impossible setting, no task, two tasks of one name, or a cache for several tasks.
         MismatchError: several processes were started with different settings, models or data.
         NonFiniteError: the loss or a gradient is NaN or infinite.
         StoreError: `out` holds another run, or cannot be written.
@@ -117,33 +84,12 @@ def finetune(
         >>> import torch, tauspan as ts
         >>> x, y = torch.eye(4).repeat(4, 1), torch.arange(4).repeat(4) % 2
         >>> task = ts.Task.from_tensors("parity", ["even", "odd"], train=(x, y), validation=(x, y), test=(x, y))
-        >>> run = ts.finetune(ts.load(torch.nn.Linear(4, 3)), task, regime="linear", lr=0.1, epochs=5)
+        >>> run = ts.finetune(ts.load(torch.nn.Linear(4, 3)), task, ts.Settings(regime="linear", lr=0.1, epochs=5))
         >>> run.history[-1]["split"], run.task_vector.regime
         ('validation', 'linear')
     """
-    chosen = params if isinstance(params, str) else tuple(params)
-    settings = Settings(
-        regime, seed, chosen, point, epochs, max_steps, batch_size, accumulation, lr, warmup, weight_decay,
-        decay_toward, clip, label_smoothing, max_tokens, cache, precision, augment, engine, check,
-    )  # fmt: skip
-    folder = None if out is None else Path(out)
-    kept = None if cache_folder is None else Path(cache_folder)
-    return train(encoder, task, settings, folder, checkpoint_every, resume, kept, shard)
-
-
-@checked
-def train(
-    encoder: Encoder,
-    task: Task | Sequence[Task],
-    settings: Settings,
-    out: Path | None = None,
-    checkpoint_every: int = 50,
-    resume: bool = False,
-    cache_folder: Path | None = None,
-    shard: bool = False,
-) -> Finetuned:
-    """`finetune` with its settings in one object; of several tasks one vector, each under its own frozen head."""
     tasks = [task] if isinstance(task, Task) else list(task)
+    _require_together(tasks, settings)
     if checkpoint_every < 1:
         raise UsageError(f"checkpoint_every={checkpoint_every}: it must be at least 1.")
     if settings.augment != "none" and encoder.inputs.modality != "image":
@@ -151,6 +97,7 @@ def train(
             f"augment={settings.augment!r} cuts images, and {encoder.source} reads {encoder.inputs.modality} inputs. "
             "Leave it out."
         )
+    folder = None if out is None else Path(out)
     base, reading, data = fingerprint_of(encoder), encoder.describe(), _checksum(tasks)
     key = settings.key(base + reading, data)
     with world() as processes, measured() as cost:
@@ -161,25 +108,39 @@ def train(
             "shard": repr(shard),
         }
         processes.require_same({**{name: repr(value) for name, value in settings.as_dict().items()}, **facts})
-        finished = _finished(out, key, resume)
+        finished = _finished(folder, key, resume)
         if finished is not None:
             return finished
         names = ", ".join(task.name for task in tasks)
         with underway(f"fine-tuning on {names}", processes.first):
             heads = [build_head(task, encoder, max_tokens=settings.max_tokens) for task in tasks]
         with laid_out(encoder, heads, settings, processes, shard) as (what, layout):
-            run = Run(what, layout, encoder, tasks, settings, key, processes, out, checkpoint_every)
+            run = Run(what, layout, encoder, tasks, settings, key, processes, folder, checkpoint_every)
             run.start(resume)
             with underway(f"cache of {names}", processes.first):
-                run.cache(cache_folder)
+                run.cache(None if cache_folder is None else Path(cache_folder))
             run.loop(processes.first)
             whose = {"task": run.name} if len(tasks) == 1 else {"tasks": [task.name for task in tasks]}
             info = {**whose, "seed": settings.seed, "recipe": settings.as_dict(), "key": key}
-            vector = layout.finished(what, run.name, info, None if out is None else out / FILE)
-            if out is not None and processes.first:
-                (out / checkpoint.NAME).unlink(missing_ok=True)
+            vector = layout.finished(what, run.name, info, None if folder is None else folder / FILE)
+            if folder is not None and processes.first:
+                (folder / checkpoint.NAME).unlink(missing_ok=True)
         processes.wait()
     return Finetuned(vector, run.history, cost)
+
+
+def _require_together(tasks: Sequence[Task], settings: Settings) -> None:
+    """Raise unless there is a task, and several can be trained together."""
+    names = [task.name for task in tasks]
+    if not tasks:
+        raise UsageError("fine-tuning has no task: give at least one.")
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice:
+        raise UsageError(f"several tasks are named {listed(twice)}: give each a name of its own.")
+    if len(tasks) > 1 and settings.cache != "none":
+        raise UsageError(
+            f"cache={settings.cache!r}: nothing is kept of the batches of {len(tasks)} tasks. Set cache='none'."
+        )
 
 
 def _checksum(tasks: Sequence[Task]) -> str:

@@ -4,8 +4,10 @@ import dataclasses
 import hashlib
 import json
 import math
+from collections.abc import Sequence
 from typing import Any, Literal, get_args
 
+from tauspan.core.arguments import checked
 from tauspan.core.computing import Check, Engine, Way, way
 from tauspan.core.errors import UsageError, nearest
 from tauspan.tangent import Kind
@@ -16,6 +18,7 @@ Augment = Literal["none", "crop"]
 DEFAULT_LR: dict[Regime, float] = {"standard": 2e-4, "linear": 3e-4}
 
 
+@checked
 @dataclasses.dataclass(frozen=True)
 class Settings:
     """Everything that decides the resulting task vector, besides the encoder and the task.
@@ -23,7 +26,7 @@ class Settings:
     Args:
         regime: `"standard"` trains theta, `"linear"` trains tau of the tangent model.
         seed: order of the rows, and random crops; the only randomness there is.
-        params: which parameters train; see `tauspan.models.select`.
+        params: which parameters train; see `tauspan.models.select`. Several patterns are kept as a tuple.
         point: where the tangent model is linearised; None takes `"logits"`.
         epochs: passes over the training split.
         max_steps: end after so many optimiser steps.
@@ -49,7 +52,7 @@ class Settings:
 
     regime: Regime = "linear"
     seed: int = 0
-    params: str | tuple[str, ...] = "all"
+    params: str | Sequence[str] = "all"
     point: Literal["encoder", "logits"] | None = None
     epochs: int = 1
     max_steps: int | None = None
@@ -69,6 +72,8 @@ class Settings:
     check: Check | None = None
 
     def __post_init__(self) -> None:
+        if not isinstance(self.params, str):
+            object.__setattr__(self, "params", tuple(self.params))
         if self.regime not in REGIMES:
             hint = "posthoc reads a standard vector in the tangent model; it is not trained" \
                 if str(self.regime) == "posthoc" else nearest(str(self.regime), REGIMES)  # fmt: skip

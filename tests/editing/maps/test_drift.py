@@ -53,7 +53,7 @@ def drift_by_hand(model: Encoder, task: Task, tau: ts.TaskVector, alpha: float, 
 @pytest.mark.parametrize("regime", REGIMES)
 def test_the_drift_at_alpha_1_is_what_evaluating_the_edited_model_gives(regime: Any) -> None:
     model, vectors = world(regime)
-    found = ts.disentanglement(model, vectors, regime, grid=(0.0, 1.0), drift=True, **Q)
+    found = ts.disentanglement(model, vectors, regime, grid=(0.0, 1.0), drift=True, **Q).report()
     for task, tau in vectors.items():
         expected = drift_by_hand(model, task, tau, 1.0, regime)
         assert found.result["drift"]["at alpha 1"][task.name] == pytest.approx(expected, rel=1e-9)
@@ -74,7 +74,7 @@ def test_the_coefficients_of_the_map_have_the_drift_that_was_asked_for(
     unit = {"one": 0.3, "two": 0.2}
     found = ts.disentanglement(
         model, vectors, regime, grid=AXES, drift=unit, reading=Reading(point=point), **Q
-    )
+    ).report()
     series = found.series[1]
     assert series["axes"] == "drift"
     assert series["unit"] == [0.3, 0.2]
@@ -90,17 +90,28 @@ def test_the_coefficients_of_the_map_have_the_drift_that_was_asked_for(
 
 def test_a_normalising_head_bends_the_drift_and_the_search_follows() -> None:
     model, vectors = world("linear", normalize=True)
-    options: dict[str, Any] = {"grid": (0.0, 0.5, 1.0), "point": "encoder", "drift": 0.4, **Q}
-    alphas = ts.disentanglement(model, vectors, **options).series[1]["alphas"][0]
+    options: dict[str, Any] = {
+        "grid": (0.0, 0.5, 1.0),
+        "reading": Reading(point="encoder"),
+        "drift": 0.4,
+        **Q,
+    }
+    alphas = ts.disentanglement(model, vectors, **options).report().series[1]["alphas"][0]
     assert alphas[1] != pytest.approx(alphas[2] / 2, rel=1e-3)
-    affine = ts.disentanglement(model, vectors, **{**options, "point": "logits"}).series[1]["alphas"][0]
+    affine = (
+        ts.disentanglement(model, vectors, **{**options, "reading": Reading(point="logits")})
+        .report()
+        .series[1]["alphas"][0]
+    )
     assert affine[1] == pytest.approx(affine[2] / 2, rel=1e-12)
 
 
 @pytest.mark.parametrize("regime", REGIMES)
 def test_the_map_at_matched_drift_is_the_map_at_those_coefficients(regime: Any) -> None:
     model, vectors = world(regime)
-    found = ts.disentanglement(model, vectors, regime, grid=AXES, drift=0.5, distance="probabilities", **Q)
+    found = ts.disentanglement(
+        model, vectors, regime, grid=AXES, drift=0.5, distance="probabilities", **Q
+    ).report()
     alphas, values = found.series[1]["alphas"], xi(found, 1)
     for (i, a), (j, b) in itertools.product(enumerate(alphas[0]), enumerate(alphas[1])):
         one, two = brute_force(model, vectors, regime, (a, b), "probabilities")
@@ -119,8 +130,8 @@ def test_at_matched_drift_the_length_of_a_vector_changes_nothing(regime: Any, fa
     model, vectors = world(regime)
     scaled = {task: (factor if k else 1.0) * tau for k, (task, tau) in enumerate(vectors.items())}
     options: dict[str, Any] = {"grid": GRID, "drift": 0.4, "distance": "probabilities", **Q}
-    plain = ts.disentanglement(model, vectors, regime, **options)
-    moved = ts.disentanglement(model, scaled, regime, **options)
+    plain = ts.disentanglement(model, vectors, regime, **options).report()
+    moved = ts.disentanglement(model, scaled, regime, **options).report()
     torch.testing.assert_close(
         xi(plain, 1), xi(moved, 1), rtol=0, atol=1e-3 if regime == "standard" else 1e-12
     )
@@ -153,7 +164,7 @@ def test_on_a_model_that_is_affine_in_its_parameters_all_regimes_agree() -> None
             drift=0.3,
             distance="probabilities",
             **Q,  # type: ignore[arg-type]
-        )
+        ).report()
     for regime in REGIMES[1:]:
         for place in (0, 1):
             torch.testing.assert_close(
@@ -170,7 +181,9 @@ def test_on_a_model_that_is_affine_in_its_parameters_all_regimes_agree() -> None
 @pytest.mark.parametrize("regime", ["posthoc", "linear"])
 def test_in_units_of_its_own_drift_a_tangent_map_is_the_plain_one(regime: Any) -> None:
     model, vectors = world(regime, tasks=3)
-    found = ts.disentanglement(model, vectors, regime, grid=GRID, drift=True, distance="probabilities", **Q)
+    found = ts.disentanglement(
+        model, vectors, regime, grid=GRID, drift=True, distance="probabilities", **Q
+    ).report()
     assert [entry["group"] for entry in found.series[:2]] == ["xi-one-two", "xi-drift-one-two"]
     for place in (0, 2, 4):
         torch.testing.assert_close(xi(found, place), xi(found, place + 1), rtol=0, atol=1e-12)
@@ -179,7 +192,7 @@ def test_in_units_of_its_own_drift_a_tangent_map_is_the_plain_one(regime: Any) -
 
 def test_without_drift_nothing_of_it_is_said() -> None:
     model, vectors = world("linear")
-    found = ts.disentanglement(model, vectors, grid=GRID, **Q)
+    found = ts.disentanglement(model, vectors, grid=GRID, **Q).report()
     assert "drift" not in found.result
     assert len(found.tables) == len(found.series) == 1
     assert "axes" not in found.tables[0].columns
@@ -187,7 +200,7 @@ def test_without_drift_nothing_of_it_is_said() -> None:
 
 def test_vectors_that_do_not_interfere_do_not_at_any_drift() -> None:
     model, vectors = blocks("standard")
-    found = ts.disentanglement(model, vectors, grid=GRID, drift=0.2, **Q)
+    found = ts.disentanglement(model, vectors, grid=GRID, drift=0.2, **Q).report()
     assert torch.equal(xi(found, 1), torch.zeros(5, 5, dtype=torch.float64))
 
 
@@ -210,14 +223,14 @@ def test_vectors_that_do_not_interfere_do_not_at_any_drift() -> None:
 def test_a_unit_of_drift_that_does_not_fit_is_refused(drift: Any, words: str) -> None:
     model, vectors = world("standard")
     with pytest.raises(UsageError, match=words):
-        ts.disentanglement(model, vectors, drift=drift, **Q)
+        ts.disentanglement(model, vectors, drift=drift, **Q).report()
 
 
 def test_points_of_a_drift_out_of_reach_stay_empty(tmp_path: Path) -> None:
     squashed = Encoder(nn.Sequential(nn.Linear(4, 5), nn.Tanh()).double().eval())
     tasks = [cloud("one", 1), cloud("two", 30)]
     vectors: Vectors = {task: random_vector(squashed, 70 + k) for k, task in enumerate(tasks)}
-    found = ts.disentanglement(squashed, vectors, grid=(0.0, 0.01, 1.0), drift=1000.0, **Q)
+    found = ts.disentanglement(squashed, vectors, grid=(0.0, 0.01, 1.0), drift=1000.0, **Q).report()
     equal, matched = found.tables[0].rows
     assert equal["box"] is not None
     assert matched["box"] is matched["box s.e."] is matched["at (1, 1)"] is matched["grid"] is None
@@ -249,7 +262,7 @@ def test_vectors_that_move_nothing_are_refused() -> None:
         with pytest.raises(UsageError, match="vector of 'two' moves nothing"):
             ts.disentanglement(
                 model, {first: tau, second: 0.0 * other}, regime, grid=(0.0, 1.0), drift=0.5, **Q
-            )
+            ).report()
 
 
 def test_a_pre_trained_model_that_knows_nothing_has_no_drift() -> None:
@@ -262,7 +275,7 @@ def test_a_pre_trained_model_that_knows_nothing_has_no_drift() -> None:
     vectors = {task: random_vector(model, k) for k, task in enumerate(tasks)}
     assert all(vector.base == fingerprint_of(model) for vector in vectors.values())
     with pytest.raises(UsageError, match="gives all classes of 'one' the same logit"):
-        ts.disentanglement(model, vectors, grid=(0.0, 1.0), drift=True, **Q)
+        ts.disentanglement(model, vectors, grid=(0.0, 1.0), drift=True, **Q).report()
 
 
 def test_each_coefficient_is_evaluated_once() -> None:

@@ -17,10 +17,10 @@ from helpers.zoo import bert_model
 from tauspan.cli.main import main
 from tauspan.core.errors import DataError, UsageError
 from tauspan.core.reading import Reading
-from tauspan.editing.search import PAPER_GRID, combine, front
+from tauspan.editing import PAPER_GRID, combine, front
+from tauspan.editing.model.directions import Directions, chosen_groups, layer_groups
 from tauspan.editing.search.blackbox import Memory, descend
 from tauspan.editing.search.box import Box
-from tauspan.editing.search.directions import Directions, chosen_groups, layer_groups
 from tauspan.models import fingerprint_of, state_of
 from tauspan.tasks import Task
 from tauspan.vector import TaskVector
@@ -31,7 +31,9 @@ FEW: dict[str, Any] = {"bootstrap": 8, "max_evaluations": 25, **Q}
 def loss(
     model: Any, tasks: Any, vector: TaskVector, regime: Any, split: Any = "validation", point: Any = None
 ) -> float:
-    found = ts.evaluate(model, list(tasks), vector, 1.0, regime, split, reading=Reading(point=point), **Q)
+    found = ts.evaluate(
+        model, list(tasks), vector, 1.0, regime, split, reading=Reading(point=point), **Q
+    ).report()
     return float(found.result["mean"]["loss"])
 
 
@@ -42,7 +44,7 @@ def loss(
 @pytest.mark.parametrize("regime", REGIMES)
 def test_the_combined_vector_has_the_reported_loss_and_beats_the_grid(regime: Any, per: Any) -> None:
     model, vectors = world(regime)
-    found = ts.coefficients(model, vectors, regime, per=per, **FEW)
+    found = ts.coefficients(model, vectors, regime, per=per, **FEW).report()
     edited = combine(vectors, found.result["coefficients"], found.result["groups"])
     assert loss(model, vectors, edited, regime) == pytest.approx(found.result["loss"], abs=1e-10)
     for alpha in PAPER_GRID:
@@ -61,15 +63,17 @@ def test_the_combined_vector_has_the_reported_loss_and_beats_the_grid(regime: An
 @pytest.mark.parametrize("regime", REGIMES)
 def test_the_accuracies_are_those_of_the_edited_models_on_test(regime: Any) -> None:
     model, vectors = world(regime)
-    found = ts.coefficients(model, vectors, regime, **FEW)
+    found = ts.coefficients(model, vectors, regime, **FEW).report()
     edited = combine(vectors, found.result["coefficients"])
-    shared = ts.add(model, vectors, regime, **Q)
+    shared = ts.add(model, vectors, regime, **Q).report()
     assert found.result["grid"]["alpha by accuracy"] == shared.result["alpha"]
     *rows, mean = found.tables[1].rows
     for row, plain, (task, tau) in zip(rows, shared.tables[0].rows, vectors.items(), strict=False):
 
         def at(vector: TaskVector, task: Task = task) -> float:
-            return float(ts.evaluate(model, [task], vector, 1.0, regime, **Q).result["accuracy"][task.name])
+            return float(
+                ts.evaluate(model, [task], vector, 1.0, regime, **Q).report().result["accuracy"][task.name]
+            )
 
         assert row["zero shot"] == plain["zero shot"]
         assert row["single"] == plain["single"] == at(tau)
@@ -83,7 +87,7 @@ def test_the_accuracies_are_those_of_the_edited_models_on_test(regime: Any) -> N
 
 def test_one_shared_coefficient_is_the_minimum_along_the_sum() -> None:
     model, vectors = world("linear")
-    found = ts.coefficients(model, vectors, "linear", per="shared", **FEW)
+    found = ts.coefficients(model, vectors, "linear", per="shared", **FEW).report()
     (alpha,) = set(found.result["coefficients"].values())
     fine = {a: loss(model, vectors, combine(vectors, {t.name: a for t in vectors}), "linear")
             for a in (alpha - 0.01, alpha, alpha + 0.01)}  # fmt: skip
@@ -94,7 +98,7 @@ def test_one_shared_coefficient_is_the_minimum_along_the_sum() -> None:
 def test_coefficients_and_intervals_depend_on_the_seed_alone() -> None:
     model, vectors = world("linear")
     first, again, other = (
-        ts.coefficients(model, vectors, "linear", bounds=(-2, 4), ridge=0.05, seed=seed, **FEW)
+        ts.coefficients(model, vectors, "linear", bounds=(-2, 4), ridge=0.05, seed=seed, **FEW).report()
         for seed in (3, 3, 4)
     )
     assert first.tables[0].rows == again.tables[0].rows
@@ -102,7 +106,7 @@ def test_coefficients_and_intervals_depend_on_the_seed_alone() -> None:
     assert first.result["coefficients"] == other.result["coefficients"]
     for row in first.tables[0].rows:
         assert row["low"] < row["high"]  # type: ignore[operator]
-    plain = ts.coefficients(model, vectors, "linear", **{**FEW, "bootstrap": 0})
+    plain = ts.coefficients(model, vectors, "linear", **{**FEW, "bootstrap": 0}).report()
     assert {row["low"] for row in plain.tables[0].rows} == {None}
 
 
@@ -111,7 +115,7 @@ def test_a_normalising_head_at_the_encoder_is_said_not_to_be_convex() -> None:
     plain = dict(vectors)
     heads = {Task.from_tensors(t.name, t.label_names, **{s: (list(r.inputs), r.labels) for s, r in t.splits.items()}): v
              for t, v in plain.items()}  # fmt: skip
-    found = ts.coefficients(model, heads, "linear", reading=Reading(point="encoder"), **FEW)
+    found = ts.coefficients(model, heads, "linear", reading=Reading(point="encoder"), **FEW).report()
     assert found.tables[2].rows[0]["convex"] is False
     assert "stationary point" in found.tables[2].note
     assert found.result["loss"] <= found.result["grid"]["loss"]
@@ -125,10 +129,10 @@ def test_separable_rows_without_bounds_are_refused_and_held_by_a_ridge() -> None
     model = eye()
     vectors = {steps("s", [0.3, 0.6]): turn(model)}
     with pytest.raises(UsageError, match="Give bounds"):
-        ts.coefficients(model, vectors, "posthoc", bounds=None, **FEW)
-    held = ts.coefficients(model, vectors, "posthoc", bounds=None, ridge=1e-2, **FEW)
+        ts.coefficients(model, vectors, "posthoc", bounds=None, **FEW).report()
+    held = ts.coefficients(model, vectors, "posthoc", bounds=None, ridge=1e-2, **FEW).report()
     assert held.result["coefficients"]["s"] > 1.0
-    bounded = ts.coefficients(model, vectors, "posthoc", **FEW)
+    bounded = ts.coefficients(model, vectors, "posthoc", **FEW).report()
     assert bounded.result["coefficients"] == {"s": 1.0}
     assert bounded.tables[0].rows[0]["on bound"] == "high"
 
@@ -145,8 +149,8 @@ def test_the_test_split_is_read_only_after_the_choice(monkeypatch: pytest.Monkey
 
     monkeypatch.setattr(Task, "split", spy)
     for work in (
-        lambda: ts.coefficients(model, vectors, "linear", **FEW),
-        lambda: front(model, first, tau, [second], regime="linear", prices=3, **FEW),
+        lambda: ts.coefficients(model, vectors, "linear", **FEW).report(),
+        lambda: front(model, first, tau, [second], regime="linear", prices=3, **FEW).report(),
     ):
         seen.clear()
         work()
@@ -165,14 +169,14 @@ def test_arguments_that_do_not_fit_are_refused() -> None:
     ]  # fmt: skip
     for rules, words in refused:
         with pytest.raises(UsageError, match=words):
-            ts.coefficients(model, vectors, "linear", **{**FEW, **rules})
+            ts.coefficients(model, vectors, "linear", **{**FEW, **rules}).report()
     with pytest.raises(UsageError, match="max_evaluations=0"):
-        ts.coefficients(model, world("standard")[1], "standard", **{**FEW, "max_evaluations": 0})
+        ts.coefficients(model, world("standard")[1], "standard", **{**FEW, "max_evaluations": 0}).report()
     with pytest.raises(UsageError, match="at least one task"):
-        ts.coefficients(model, {}, **FEW)
+        ts.coefficients(model, {}, **FEW).report()
     (one, tau), _ = vectors.items()
-    with pytest.raises(DataError, match="stands twice"):
-        ts.coefficients(model, {one: tau, cloud(one.name, 3): tau}, **FEW)
+    with pytest.raises(DataError, match="one name"):
+        ts.coefficients(model, {one: tau, cloud(one.name, 3): tau}, **FEW).report()
 
 
 # -- directions ----------------------------------------------------------------------------------------------
@@ -256,7 +260,7 @@ def forgotten(model: Any, task: Task, kept: Any, edited: TaskVector, regime: Any
 def test_every_price_is_solved_at_least_as_well_as_by_the_grid(per: Any) -> None:
     model, vectors = world("linear")
     (task, tau), (kept, _) = vectors.items()
-    found = front(model, task, tau, [kept], regime="linear", per=per, prices=7, **FEW)
+    found = front(model, task, tau, [kept], regime="linear", per=per, prices=7, **FEW).report()
     (series,) = found.series
     assert series["kind"] == "front"
     grid = [(spot["forgetting"], spot["control loss"]) for spot in series["grid"]]
@@ -279,8 +283,8 @@ def test_every_price_is_solved_at_least_as_well_as_by_the_grid(per: Any) -> None
 def test_the_choice_forgets_at_least_what_the_grid_does_above_the_floor(regime: Any) -> None:
     model, vectors = world(regime)
     (task, tau), (kept, _) = vectors.items()
-    found = front(model, task, tau, [kept], 0.9, regime, prices=4, **{**FEW, "max_evaluations": 6})
-    plain = ts.negate(model, task, tau, [kept], 0.9, regime, **Q)
+    found = front(model, task, tau, [kept], 0.9, regime, prices=4, **{**FEW, "max_evaluations": 6}).report()
+    plain = ts.negate(model, task, tau, [kept], 0.9, regime, **Q).report()
     (series,) = found.series
     curve = {point["alpha"]: point for point in plain.series[0]["points"]}
     assert series["best"]["target"] <= curve[plain.result["alpha"]]["target"]
@@ -289,7 +293,7 @@ def test_the_choice_forgets_at_least_what_the_grid_does_above_the_floor(regime: 
     assert rows["shared grid"]["target"] == plain.result["target"]
     assert rows["pre-trained"]["control"] == plain.result["before"]["control"]
     edited = combine({task: tau}, found.result["coefficients"], found.result["groups"])
-    accuracy = ts.evaluate(model, [task, kept], edited, 1.0, regime, **Q).result["accuracy"]
+    accuracy = ts.evaluate(model, [task, kept], edited, 1.0, regime, **Q).report().result["accuracy"]
     assert rows["front"]["target"] == found.result["target"] == accuracy[task.name]
     assert rows["front"]["control"] == found.result["control"] == accuracy[kept.name]
 
@@ -301,7 +305,7 @@ def test_the_floor_decides_and_the_front_is_refined_where_it_is_crossed() -> Non
         {name: torch.tensor([[0.0, 0.0], [-1.0, 0.0]])}, fingerprint_of(model), "standard", "wide"
     )
     target, control = steps("t", [], [0.12, 0.42, 0.72]), steps("c", [], [0.62, 2.0, 2.0, 2.0])
-    coarse = front(model, target, wide, [control], 0.95, "posthoc", per="shared", prices=3, **FEW)
+    coarse = front(model, target, wide, [control], 0.95, "posthoc", per="shared", prices=3, **FEW).report()
     (series,) = coarse.series
     assert len(series["points"]) == 3 + 6  # six more where the control falls below the floor
     assert series["best"]["target"] == pytest.approx(1 / 3)
@@ -317,9 +321,9 @@ def test_the_front_refuses_what_it_cannot_do() -> None:
         ({"floor": 2.0}, "floor=2"),
     ):
         with pytest.raises(UsageError, match=words):
-            front(model, task, tau, [kept], **{**FEW, **rules})  # type: ignore[arg-type]
+            front(model, task, tau, [kept], **{**FEW, **rules}).report()  # type: ignore[arg-type]
     with pytest.raises(UsageError, match="other than itself"):
-        front(model, task, tau, [task], **FEW)
+        front(model, task, tau, [task], **FEW).report()
 
 
 # -- the program ---------------------------------------------------------------------------------------------

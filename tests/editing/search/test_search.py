@@ -8,7 +8,7 @@ import tauspan as ts
 from helpers.searches import REGIMES, Q, eye, steps, turn, world
 from tauspan.core.errors import BaseMismatchError, MismatchError, UsageError
 from tauspan.core.reading import Reading
-from tauspan.editing.search import PAPER_GRID, add, negate
+from tauspan.editing import PAPER_GRID, add, negate
 from tauspan.models import fingerprint_of
 from tauspan.tasks import Task
 from tauspan.vector import TaskVector
@@ -27,13 +27,13 @@ def curve(report: ts.Report) -> dict[float, dict[str, float]]:
 @pytest.mark.parametrize("regime", REGIMES)
 def test_every_grid_point_is_what_evaluating_the_edited_model_gives(regime: Any, point: Any) -> None:
     model, vectors = world(regime)
-    found = add(model, vectors, regime, grid=GRID, reading=Reading(point=point), **Q)
+    found = add(model, vectors, regime, grid=GRID, reading=Reading(point=point), **Q).report()
     total: Any = sum(vectors.values())
     assert set(curve(found)) == set(GRID)
     for alpha, row in curve(found).items():
         alone = ts.evaluate(
             model, list(vectors), total, alpha, regime, "validation", reading=Reading(point=point), **Q
-        )
+        ).report()
         assert alone.result["accuracy"] == {task.name: row[task.name] for task in vectors}
 
 
@@ -42,15 +42,21 @@ def test_alpha_is_the_best_mean_normalised_accuracy_on_validation_and_the_smalle
     regime: Any,
 ) -> None:
     model, vectors = world(regime)
-    found = add(model, vectors, regime, **Q)
+    found = add(model, vectors, regime, **Q).report()
     total: Any = sum(vectors.values())
     one = {
-        task: ts.evaluate(model, [task], tau, 1.0, regime, "validation", **Q).result["accuracy"][task.name]
+        task: ts.evaluate(model, [task], tau, 1.0, regime, "validation", **Q)
+        .report()
+        .result["accuracy"][task.name]
         for task, tau in vectors.items()
     }
 
     def mean(alpha: float) -> float:
-        got = ts.evaluate(model, list(vectors), total, alpha, regime, "validation", **Q).result["accuracy"]
+        got = (
+            ts.evaluate(model, list(vectors), total, alpha, regime, "validation", **Q)
+            .report()
+            .result["accuracy"]
+        )
         return sum(got[task.name] / one[task] for task in vectors) / 2
 
     means = {alpha: mean(alpha) for alpha in PAPER_GRID}
@@ -61,14 +67,16 @@ def test_alpha_is_the_best_mean_normalised_accuracy_on_validation_and_the_smalle
 @pytest.mark.parametrize("regime", REGIMES)
 def test_the_rows_of_addition_are_test_accuracies(regime: Any) -> None:
     model, vectors = world(regime)
-    found = add(model, vectors, regime, grid=GRID, **Q)
+    found = add(model, vectors, regime, grid=GRID, **Q).report()
     total: Any = sum(vectors.values())
     alpha = found.result["alpha"]
     *rows, mean = found.tables[0].rows
     for (task, tau), row in zip(vectors.items(), rows, strict=True):
 
         def at(vector: TaskVector, scale: float, task: Task = task) -> float:
-            return float(ts.evaluate(model, [task], vector, scale, regime, **Q).result["accuracy"][task.name])
+            return float(
+                ts.evaluate(model, [task], vector, scale, regime, **Q).report().result["accuracy"][task.name]
+            )
 
         single, added, plain = at(tau, 1.0), at(total, alpha), at(total, 1.0)
         assert row == {
@@ -84,17 +92,17 @@ def test_the_rows_of_addition_are_test_accuracies(regime: Any) -> None:
 
 def test_ties_go_to_the_shortest_edit() -> None:
     model = eye()
-    assert add(model, {steps("s", [0.42, 0.42]): turn(model)}, **Q).result["alpha"] == 0.45
+    assert add(model, {steps("s", [0.42, 0.42]): turn(model)}, **Q).report().result["alpha"] == 0.45
 
 
 def test_an_auto_grid_grows_until_the_best_point_lies_inside() -> None:
     model = eye()
     task = steps("s", [0.1, 0.97, 1.47, 2.2, 2.99], right_below=[3.2, 3.25])
-    found = add(model, {task: turn(model)}, grid="auto", **Q)
+    found = add(model, {task: turn(model)}, grid="auto", **Q).report()
     assert found.result["alpha"] == pytest.approx(3.0375)
     assert max(curve(found)) > 3.2
     assert "widened until the best point was interior" in found.tables[0].note
-    short = add(model, {task: turn(model)}, **Q)
+    short = add(model, {task: turn(model)}, **Q).report()
     assert short.result["alpha"] == 1.0
     assert "grid='auto'" in short.tables[0].note
 
@@ -104,8 +112,8 @@ def test_a_vector_a_third_as_long_gets_three_times_the_coefficient(regime: Any) 
     model = eye()
     task = steps("s", [0.32, 0.49, 0.73, 0.97], right_below=[1.2])
     tau = turn(model)
-    whole = add(model, {task: tau}, regime, grid=(0.0, 0.5, 1.0, 1.5), **Q)
-    third = add(model, {task: tau / 3}, regime, grid="auto", **Q)
+    whole = add(model, {task: tau}, regime, grid=(0.0, 0.5, 1.0, 1.5), **Q).report()
+    third = add(model, {task: tau / 3}, regime, grid="auto", **Q).report()
     assert whole.result["alpha"] == 1.0
     assert third.result["alpha"] / 3 == pytest.approx(1.0, abs=0.05)
 
@@ -113,7 +121,7 @@ def test_a_vector_a_third_as_long_gets_three_times_the_coefficient(regime: Any) 
 def test_an_auto_grid_ends_at_eight() -> None:
     model = eye()
     task = steps("s", [0.1, 0.97, 1.47, 2.2, 3.3, 5.0, 7.5, 7.99, 9.0])
-    found = add(model, {task: turn(model)}, grid="auto", **Q)
+    found = add(model, {task: turn(model)}, grid="auto", **Q).report()
     assert found.result["alpha"] == max(curve(found)) == 8.0
     assert "interior" not in found.tables[0].note
     assert "try grid" not in found.tables[0].note
@@ -121,7 +129,7 @@ def test_an_auto_grid_ends_at_eight() -> None:
 
 def test_an_auto_grid_stays_short_when_the_best_point_is_inside() -> None:
     model = eye()
-    found = add(model, {steps("s", [0.42], [0.6]): turn(model)}, grid="auto", **Q)
+    found = add(model, {steps("s", [0.42], [0.6]): turn(model)}, grid="auto", **Q).report()
     assert tuple(curve(found)) == PAPER_GRID
 
 
@@ -131,8 +139,8 @@ def test_a_grid_that_is_none_is_refused(grid: Any, verb: str) -> None:
     model = eye()
     task, tau = steps("s", [0.42]), turn(model)
     control = [steps("c", [0.5])]
-    search = {"add": lambda: add(model, {task: tau}, grid=grid, **Q),
-              "negate": lambda: negate(model, task, tau, control, grid=grid, **Q)}  # fmt: skip
+    search = {"add": lambda: add(model, {task: tau}, grid=grid, **Q).report(),
+              "negate": lambda: negate(model, task, tau, control, grid=grid, **Q).report()}  # fmt: skip
     with pytest.raises(UsageError, match="grid"):
         search[verb]()
 
@@ -150,8 +158,8 @@ def test_the_test_split_is_read_only_after_the_choice(regime: Any, monkeypatch: 
 
     monkeypatch.setattr(Task, "split", spy)
     for work in (
-        lambda: add(model, vectors, regime, grid=GRID, **Q),
-        lambda: negate(model, first, tau, [second], regime=regime, grid=GRID, **Q),
+        lambda: add(model, vectors, regime, grid=GRID, **Q).report(),
+        lambda: negate(model, first, tau, [second], regime=regime, grid=GRID, **Q).report(),
     ):
         seen.clear()
         work()
@@ -169,12 +177,12 @@ def test_negation_takes_the_least_target_accuracy_that_keeps_the_controls(regime
     tau = turn(model, -1.0, "linear" if regime == "linear" else "standard")  # negated, it adds
     target = steps("t", [], [0.12, 0.42, 0.72])
     control = steps("c", [], [0.62, 2.0, 2.0, 2.0])
-    strict = negate(model, target, tau, [control], 0.95, regime, **Q)
+    strict = negate(model, target, tau, [control], 0.95, regime, **Q).report()
     assert strict.result["alpha"] == 0.45
     assert strict.result["target"] == pytest.approx(1 / 3)
     assert strict.result["control"] == 1.0
     assert strict.result["before"] == {"target": 1.0, "control": 1.0}
-    loose = negate(model, target, tau, [control], 0.75, regime, **Q)
+    loose = negate(model, target, tau, [control], 0.75, regime, **Q).report()
     assert loose.result["alpha"] == 0.75
     assert loose.result["control"] == 0.75
     rows = strict.tables[0].rows
@@ -186,7 +194,7 @@ def test_negation_takes_the_least_target_accuracy_that_keeps_the_controls(regime
 def test_negation_leaves_the_model_when_nothing_keeps_the_controls() -> None:
     model = eye()
     target, control = steps("t", [], [0.5]), steps("c", [], [0.01])
-    found = negate(model, target, turn(model, -1.0), [control], grid=[0.5, 1.0], **Q)
+    found = negate(model, target, turn(model, -1.0), [control], grid=[0.5, 1.0], **Q).report()
     assert found.result["alpha"] == 0.0
 
 
@@ -194,17 +202,17 @@ def test_the_floor_is_a_share_of_what_the_pre_trained_model_reaches() -> None:
     model = eye()
     control = steps("c", [5.0, 5.0], [0.62, 2.0])  # half right to begin with
     target = steps("t", [], [0.12, 0.72])
-    keep = negate(model, target, turn(model, -1.0), [control], 0.6, **Q)
+    keep = negate(model, target, turn(model, -1.0), [control], 0.6, **Q).report()
     assert keep.result["before"]["control"] == 0.5
     assert keep.result["alpha"] == 0.15
-    assert negate(model, target, turn(model, -1.0), [control], 0.5, **Q).result["alpha"] == 0.75
+    assert negate(model, target, turn(model, -1.0), [control], 0.5, **Q).report().result["alpha"] == 0.75
 
 
 def test_negation_on_an_auto_grid_grows_too() -> None:
     model = eye()
     found = negate(
         model, steps("t", [], [0.97, 1.2]), turn(model, -1.0), [steps("c", [], [9.0])], grid="auto", **Q
-    )
+    ).report()
     assert found.result["alpha"] == pytest.approx(1.25)
     assert found.result["target"] == 0.0
 
@@ -216,29 +224,29 @@ def test_negation_on_an_auto_grid_grows_too() -> None:
 def test_a_floor_outside_zero_and_one_is_refused(floor: float) -> None:
     model = eye()
     with pytest.raises(UsageError, match="floor"):
-        negate(model, steps("t", [1.0]), turn(model), [steps("c", [1.0])], floor, **Q)
+        negate(model, steps("t", [1.0]), turn(model), [steps("c", [1.0])], floor, **Q).report()
 
 
 def test_negation_needs_controls_other_than_the_target() -> None:
     model, task = eye(), steps("t", [1.0])
     for controls in ([], [task], [steps("c", [1.0]), task], [steps("t", [2.0])]):
         with pytest.raises(UsageError, match="control"):
-            negate(model, task, turn(model), controls, **Q)
+            negate(model, task, turn(model), controls, **Q).report()
 
 
 def test_addition_needs_vectors_of_one_base_and_one_regime() -> None:
     model, task = eye(), steps("t", [1.0])
     with pytest.raises(UsageError, match="at least one"):
-        add(model, {}, **Q)
+        add(model, {}, **Q).report()
     with pytest.raises(UsageError, match="is a standard vector"):
-        add(model, {task: turn(model)}, "linear", **Q)
+        add(model, {task: turn(model)}, "linear", **Q).report()
     with pytest.raises(UsageError, match="is a linear vector"):
-        add(model, {task: turn(model, regime="linear")}, "posthoc", **Q)
+        add(model, {task: turn(model, regime="linear")}, "posthoc", **Q).report()
     with pytest.raises(UsageError, match="Did you mean 'linear'"):
-        add(model, {task: turn(model)}, "liner", **Q)  # type: ignore[arg-type]
+        add(model, {task: turn(model)}, "liner", **Q).report()  # type: ignore[arg-type]
     with pytest.raises(MismatchError, match="edit different functions"):
-        add(model, {task: turn(model), steps("u", [1.0]): turn(model, regime="linear")}, **Q)
+        add(model, {task: turn(model), steps("u", [1.0]): turn(model, regime="linear")}, **Q).report()
     with pytest.raises(BaseMismatchError, match="starts from base"):
-        add(model, {task: turn(model).rebased("0" * 64)}, **Q)
+        add(model, {task: turn(model).rebased("0" * 64)}, **Q).report()
     with pytest.raises(BaseMismatchError, match="starts from base"):
-        negate(model, task, turn(model).rebased("0" * 64), [steps("c", [1.0])], **Q)
+        negate(model, task, turn(model).rebased("0" * 64), [steps("c", [1.0])], **Q).report()

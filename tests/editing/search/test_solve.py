@@ -16,7 +16,7 @@ from torch import Tensor
 from helpers.threads import one_thread  # noqa: F401 - a fixture for every test here
 from helpers.zoo import normal
 from tauspan.core.errors import MismatchError, NonFiniteError, UsageError
-from tauspan.editing.search import Solution, minimise
+from tauspan.editing import Solution, minimise
 from tauspan.editing.search.bootstrap import accuracy_intervals, coefficient_intervals, counts
 from tauspan.editing.search.box import Box
 from tauspan.editing.search.objective import objective, term

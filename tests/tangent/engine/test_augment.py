@@ -22,12 +22,12 @@ from helpers.runs import REGIMES, deltas, logged, trained
 from helpers.tiny import same_bits
 from helpers.zoo import normal, stirred
 from tauspan.core.errors import UsageError
-from tauspan.editing.evaluate import evaluate
+from tauspan.editing.evaluation import evaluate
 from tauspan.models import Encoder, Head, load_model
 from tauspan.models.crop import AREA, ASPECT, random_box
 from tauspan.models.encoder import Inputs
 from tauspan.tasks import Task
-from tauspan.train import Settings, finetune, finetune_jointly, loop
+from tauspan.train import Settings, finetune, loop
 
 SIDES = st.integers(1, 60)
 SETTINGS = Settings("standard", seed=1, batch_size=8, lr=0.05, augment="crop")  # three steps an epoch
@@ -171,7 +171,7 @@ def test_each_epoch_and_seed_has_crops_of_its_own_and_validation_none(monkeypatc
             [task],
             run.task_vector,
             split="validation",
-        )
+        ).report()
         assert run.history[-1]["accuracy"] == checked.result["mean"]["accuracy"]
         monkeypatch.setattr(Inputs, "encode", watched)
     assert not set(drawn[1]) & set(drawn[2])
@@ -188,7 +188,7 @@ def test_the_function_takes_what_the_settings_take() -> None:
     run = finetune(
         encoder(),
         pictures(),
-        **dataclasses.asdict(SETTINGS),
+        SETTINGS,
     )
     assert run.task_vector.info["recipe"]["augment"] == "crop"
     assert same_bits(deltas(run), deltas(trained(SETTINGS, pictures(), encoder())))
@@ -196,7 +196,7 @@ def test_the_function_takes_what_the_settings_take() -> None:
 
 def test_one_task_jointly_is_that_task() -> None:
     alone = trained(SETTINGS, pictures(), encoder())
-    jointly = finetune_jointly(
+    jointly = finetune(
         encoder(),
         [pictures()],
         SETTINGS,

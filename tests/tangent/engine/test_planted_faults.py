@@ -382,17 +382,13 @@ def test_outputs_at_the_places_of_other_rows_are_caught(shift: int, monkeypatch:
     data = {"train": (X, labels), "validation": (X, labels), "test": (X, labels)}
     task = ts.Task.from_tensors("toy", ["a", "b"], **data)
     encoder = ts.load(net())
-    vector = ts.finetune(
-        encoder,
-        task,
-        max_steps=1,
-    ).task_vector
+    vector = ts.finetune(encoder, task, ts.Settings(max_steps=1)).task_vector
     with pytest.raises(ts.ModelError, match="order of the rows"):
         ts.evaluate(
             encoder,
             [task],
             vector,
-        )
+        ).report()
 
 
 def test_pieces_are_of_the_kinds_that_the_plants_are_about() -> None:

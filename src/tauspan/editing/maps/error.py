@@ -2,16 +2,18 @@
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Literal
+from typing import Literal, TypeAlias
 
 import torch
 from torch import Tensor
 
-from tauspan.core.report import Cell
 from tauspan.editing.maps.asked import CLOSE, Axis, Pair, inside
-from tauspan.editing.maps.edited import At, Outputs, finite_logits
 
 Distance = Literal["argmax", "probabilities"]
+At: TypeAlias = tuple[float, float]  # the coefficients of a pair
+Logits: TypeAlias = Callable[
+    [int, At], Tensor
+]  # on the rows of the first (0) or the second (1) task of a pair
 
 
 def _classes_differ(first: Tensor, second: Tensor) -> Tensor:
@@ -26,7 +28,7 @@ DISTANCES = {"argmax": _classes_differ, "probabilities": _total_variation}
 
 
 def distances(
-    edited: Outputs,
+    logits: Logits,
     pair: Pair,
     axes: tuple[Axis, Axis],
     dist: Callable[[Tensor, Tensor], Tensor],
@@ -36,10 +38,6 @@ def distances(
 
     NaN where a coefficient is: such a point cannot be reached.
     """
-
-    def logits(place: int, where: At) -> Tensor:
-        return finite_logits(edited, pair, place, where)
-
     reached = [[a for a in axis if not math.isnan(a)] for axis in axes]
     alone = ({a: logits(0, (a, 0.0)) for a in reached[0]}, {a: logits(1, (0.0, a)) for a in reached[1]})
     rows = [len(next(iter(own.values()))) for own in alone]
@@ -64,7 +62,9 @@ def mean(apart: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
     return xi, variance.sqrt()
 
 
-def numbers(apart: Sequence[Tensor], axes: tuple[Axis, Axis], box: tuple[float, float]) -> dict[str, Cell]:
+def numbers(
+    apart: Sequence[Tensor], axes: tuple[Axis, Axis], box: tuple[float, float]
+) -> dict[str, float | None]:
     """Means over parts of the grid; rows are the sample, so each row is averaged over the points first.
 
     None where a part has a point that cannot be reached: a mean over the others would not compare.
@@ -76,7 +76,7 @@ def numbers(apart: Sequence[Tensor], axes: tuple[Axis, Axis], box: tuple[float, 
         "grid": [each.mean((0, 1)) for each in apart],
         "at (1, 1)": [each[one[0][0], one[1][0]] for each in apart] if all(one) else None,
     }
-    found: dict[str, Cell] = {}
+    found: dict[str, float | None] = {}
     for name, rows in parts.items():
         if rows is None or any(bool(each.isnan().any()) for each in rows):
             xi, stderr = None, None

@@ -1,17 +1,15 @@
-"""`disentanglement`: maps of the disentanglement error of pairs of tasks, at equal coefficients and at matched drift."""
+"""Maps of the disentanglement error of pairs of tasks, at equal coefficients and at matched drift."""
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from tauspan.core.arguments import checked
 from tauspan.core.errors import UsageError, nearest
-from tauspan.core.measure import progress, underway
-from tauspan.core.reading import Reading
-from tauspan.core.report import Cell, Report, Table, noted, provenance
-from tauspan.editing.edit import EditRegime, edit_regime, point_of
+from tauspan.core.measure import progress
+from tauspan.core.report import Cell, Report, Table
+from tauspan.core.results import Result
 from tauspan.editing.maps.asked import (  # fmt: skip
-    GRID,
     Axis,
     Pair,
     axes_of,
@@ -22,231 +20,239 @@ from tauspan.editing.maps.asked import (  # fmt: skip
     units_of,
 )
 from tauspan.editing.maps.drift import Drift
-from tauspan.editing.maps.edited import Edited, Ordinary, Tangent, finite_logits
-from tauspan.editing.maps.error import DISTANCES, Distance, distances, mean, numbers
-from tauspan.models import Encoder
-from tauspan.tasks import Task, build_head
-from tauspan.tasks.batches import batches
-from tauspan.vector import TaskVector, fitted
+from tauspan.editing.maps.error import DISTANCES, At, Distance, Logits, distances, mean, numbers
+from tauspan.editing.model.chosen import facts_of
+from tauspan.editing.model.edited import EditedModel
+from tauspan.editing.model.regime import EditRegime
+from tauspan.tasks import Task
+from tauspan.vector import TaskVector
+
+Number = float | None
+SplitName = Literal["train", "validation", "test"]
 
 
-@noted
-@checked
-def disentanglement(
-    encoder: Encoder,
-    vectors: Mapping[Task, TaskVector],
-    regime: EditRegime | None = None,
-    *,
-    pairs: Sequence[tuple[str, str]] | None = None,
-    grid: Axis | tuple[Axis, Axis] = GRID,
-    box: tuple[float, float] = (0.0, 1.0),
-    drift: bool | float | Mapping[str, float] = False,
-    distance: Distance = "argmax",
-    split: Literal["train", "validation", "test"] = "test",
-    reading: Reading = Reading(),
-) -> Report:
-    """The disentanglement error of pairs of tasks on a grid of coefficients (section 4 of arXiv 2305.12827).
-
-    xi(a1, a2) = sum_{t = 1, 2} E_{x ~ mu_t} dist(f(x; theta0 + a_t tau_t), f(x; theta0 + a1 tau1 + a2 tau2)),
-    each task's rows under its own head, all rows of the split. 0 says that neither vector disturbs the other's
-    task; the largest value is 2. In the tangent regimes f is the tangent model.
-
-    xi at equal coefficients is smaller for shorter vectors, whatever the regime. `drift` adds a second map of each
-    pair that their lengths do not enter: its axes are the drift of each vector on its own task's rows,
-
-    drift_t(a) = mean_x |c(f(x; theta0 + a tau_t)) - c(f(x; theta0))| / mean_x |c(f(x; theta0))|,
-
-    c(.) the logits of a row less their mean. A point (u1, u2) of that map stands for the coefficients whose drifts are
-    |u1| d1 and |u2| d2, with the signs of u1 and u2, where d1 and d2 are the units of drift. Regimes are compared at
-    matched drift by giving each the same units: those that one of them had at alpha = 1.
+@dataclass(frozen=True)
+class PairMap:
+    """The disentanglement error of one pair of tasks on a grid; a number that cannot be had is None.
 
     Args:
-        encoder: the pre-trained encoder, or a re-initialised one (`tauspan.reinitialised`) with vectors from it.
-        vectors: one vector per task, at least two.
-        regime: `"standard"`, `"posthoc"` or `"linear"`; None takes the vectors' own.
-        pairs: the tasks' names, two by two; None takes all pairs.
-        grid: the coefficients in rising order, one sequence for both axes or one for each; multiples of the units
-            of drift in the second map.
-        box: the coefficients that are used for editing; xi is averaged over the grid points in [low, high]^2.
-        drift: also the map at matched drift; its units are a number for all tasks, one by task name, or with True
-            each vector's own drift at alpha = 1.
-        distance: `"argmax"`, 1 where the predicted classes differ, as in the paper; `"probabilities"`, the
-            total variation of the class probabilities, in [0, 1] as well.
-        split: whose rows.
-        reading: batches, where texts are cut, and the point of the tangent model; see `tauspan.Reading`.
+        tasks: their names.
+        grid: the points of both axes: coefficients, or multiples of the units of drift.
+        xi: the error, a list for each point of the first axis.
+        stderr: its standard error over rows.
+        means: of xi over the `box`, over the `grid`, and `at (1, 1)`, each with its standard error (`s.e.`).
+        unit: the drift that counts as 1 on each axis; None for a map of coefficients.
+        alphas: the coefficients behind the grid of a map of drift.
+    """
 
-    Returns:
-        A `Report`: per pair the mean of xi over the box and over the grid, and xi(1, 1) where the grid has that
-        point, each with its standard error over rows. `report.series` has one entry a map: `grid` (two lists),
-        `xi` and `stderr` (a list of rows, one for each a1). With `drift` the rows say which axes they have,
-        `report.result["drift"]` holds `at alpha 1` and `unit` by task and the second maps' numbers as `pairs`, and
-        their series hold the coefficients behind the grid as `alphas`. A drift that no coefficient reaches leaves its
-        points of the map empty (None), and a mean over a part that has such a point.
+    tasks: tuple[str, str]
+    grid: tuple[Sequence[float], Sequence[float]] = field(repr=False)
+    xi: Sequence[Sequence[Number]] = field(repr=False)
+    stderr: Sequence[Sequence[Number]] = field(repr=False)
+    means: Mapping[str, Number]
+    unit: tuple[float, float] | None = None
+    alphas: tuple[Sequence[Number], Sequence[Number]] | None = field(default=None, repr=False)
+
+    def series(self, regime: str, box: tuple[float, float], distance: str) -> dict[str, Any]:
+        """The map for a figure."""
+        more: dict[str, Any] = {}
+        if self.unit is not None and self.alphas is not None:
+            more = {"axes": "drift", "unit": list(self.unit), "alphas": [list(axis) for axis in self.alphas]}
+        kind = "xi" if self.unit is None else "xi-drift"
+        return {
+            "kind": "xi", "title": regime, "group": "-".join([kind, *self.tasks]), "tasks": list(self.tasks),
+            "box": list(box), "grid": [list(axis) for axis in self.grid], "xi": [list(row) for row in self.xi],
+            "stderr": [list(row) for row in self.stderr], "mean": self.means["box"],
+            "mean_stderr": self.means["box s.e."], "distance": distance, **more,
+        }  # fmt: skip
+
+
+@dataclass(frozen=True)
+class DriftUnit:
+    """The drift of one vector on its own task's rows.
+
+    Args:
+        task: its name.
+        at_one: at coefficient 1.
+        unit: what counts as 1 on the task's axis.
+        alpha: the coefficient whose drift is the unit; None where the vector never moves so far.
+    """
+
+    task: str
+    at_one: float
+    unit: float
+    alpha: Number
+
+    def cells(self) -> dict[str, Cell]:
+        """The row of the table."""
+        return {
+            "task": self.task, "drift at alpha 1": self.at_one, "unit": self.unit, "alpha at the unit": self.alpha,
+        }  # fmt: skip
+
+
+@dataclass(frozen=True, kw_only=True)
+class Maps(Result):
+    """Maps of the disentanglement error.
+
+    Args:
+        regime: of the edits.
+        distance: between predictions.
+        box: the coefficients used for editing.
+        split: whose rows.
+        pairs: a map for each pair, at equal coefficients.
+        drift_pairs: a map for each pair at matched drift; empty if not asked for.
+        drifts: each task's own drift; empty if not asked for.
+    """
+
+    regime: EditRegime
+    distance: Distance
+    box: tuple[float, float]
+    split: SplitName
+    pairs: Sequence[PairMap]
+    drift_pairs: Sequence[PairMap] = ()
+    drifts: Sequence[DriftUnit] = ()
+
+    def report(self) -> Report:
+        """A row for each map, the units of drift, and the maps as series of kind `xi`."""
+        maps = list(self.pairs)
+        if self.drift_pairs:
+            maps = [one for both in zip(self.pairs, self.drift_pairs, strict=True) for one in both]
+        rows = [self._row(one) for one in maps]
+        title = f"Disentanglement error, {self.regime}"
+        tables = [Table(title, rows, self._note(maps))]
+        result: dict[str, Any] = {
+            "regime": self.regime, "distance": self.distance, "box": list(self.box),
+            "pairs": [{"tasks": list(one.tasks), **one.means} for one in self.pairs],
+        }  # fmt: skip
+        if self.drift_pairs:
+            result["drift"] = {
+                "at alpha 1": {one.task: one.at_one for one in self.drifts},
+                "unit": {one.task: one.unit for one in self.drifts},
+                "pairs": [{"tasks": list(one.tasks), **one.means} for one in self.drift_pairs],
+            }
+            note = "mean distance of a task's centred logits from the pre-trained ones over the mean size of these, its "
+            note += "own rows"
+            tables.append(Table(f"Drift, {self.regime}", [one.cells() for one in self.drifts], note))
+        series = [one.series(self.regime, self.box, self.distance) for one in maps]
+        return Report(title, tables, dict(self.provenance), series, result, self.warnings)
+
+    def _row(self, one: PairMap) -> dict[str, Cell]:
+        axes = "equal alpha" if one.unit is None else "matched drift"
+        reading = {"axes": axes} if self.drift_pairs else {}
+        return {"regime": self.regime, "pair": " + ".join(one.tasks), **reading, **one.means}
+
+    def _note(self, maps: Sequence[PairMap]) -> str:
+        low, high = self.box
+        note = f"sum of both tasks' distances ({self.distance}), 0 to 2, on all rows of {self.split}; box [{low:g}, "
+        note += f"{high:g}] on both axes; s.e.: standard error over rows, the vectors fixed"
+        if any(one.means["box"] is None or one.means["grid"] is None for one in maps):
+            note += "; empty: a part with points whose drift a vector never reaches"
+        return note
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """Which maps are asked for, checked."""
+
+    couples: Sequence[Pair]
+    axes: tuple[Axis, Axis]
+    box: tuple[float, float]
+    distance: Distance
+    split: SplitName
+    units: Mapping[str, float | None] | None
+
+    @property
+    def tasks(self) -> list[Task]:
+        """The tasks of the pairs, each once."""
+        return list(dict.fromkeys(task for couple in self.couples for task in couple))
+
+    def others(self, task: Task) -> list[str]:
+        """The tasks that share a pair with this one, itself included."""
+        return [t.name for t in self.tasks if any({task, t} <= set(couple) for couple in self.couples)]
+
+
+def wanted(
+    vectors: Mapping[Task, TaskVector], pairs: Sequence[tuple[str, str]] | None, grid: Axis | tuple[Axis, Axis],
+    box: tuple[float, float], drift: bool | float | Mapping[str, float], distance: Distance, split: SplitName,
+) -> Wanted:  # fmt: skip
+    """Check what is asked for.
 
     Raises:
-        UsageError: fewer than two tasks, a pair, grid, box, distance or unit of drift that does not exist or fit.
-        BaseMismatchError: a vector starts from another model.
-        DataError: a split has a single row, so that nothing is known of its spread.
-        NonFiniteError: a model on the grid gives NaN or infinite outputs.
-
-    Cost:
-        Tangent: one pass per task in all directions it is paired in, then sums of its results; drift costs nothing
-        more, since it is proportional to alpha. Standard: G1 * G2 forward passes over both tasks' rows per pair, and
-        G1 + G2 over one's; twice that with `drift`, and about 6 over one's rows for every point of an axis, to find its
-        coefficient. Memory: 8 bytes per grid point and row.
-
-    Example:
-        >>> import torch
-        >>> from tauspan.models import Head, fingerprint_of
-        >>> net = torch.nn.Linear(2, 2, bias=False)
-        >>> model = Encoder(net)
-        >>> def task(name, x):  # each task has an input of its own
-        ...     rows = dict.fromkeys(["train", "validation", "test"], (torch.tensor(x), torch.tensor([0, 1])))
-        ...     return Task.from_tensors(name, ["a", "b"], head=Head(torch.eye(2)), **rows)
-        >>> def vector(column):
-        ...     deltas = {"weight": torch.randn(2, 2) * torch.tensor(column)}
-        ...     return TaskVector(deltas, fingerprint_of(net), "standard")
-        >>> left, right = task("left", [[1.0, 0.0], [-1.0, 0.0]]), task("right", [[0.0, 1.0], [0.0, -1.0]])
-        >>> found = disentanglement(model, {left: vector([1.0, 0.0]), right: vector([0.0, 1.0])})
-        >>> found.result["pairs"][0]["grid"]
-        0.0
+        UsageError, DataError: see `disentanglement`.
     """
-    tasks = tasks_of(vectors)
-    chosen = edit_regime(next(iter(vectors.values())), regime)
-    for vector in vectors.values():
-        edit_regime(vector, chosen)
-    vectors = fitted(vectors, encoder, tangent=chosen != "standard")
-    couples = pairs_of(tasks, pairs)
-    axes = axes_of(grid)
+    couples, axes = pairs_of(tasks_of(vectors), pairs), axes_of(grid)
     require_box(box, axes)
     if distance not in DISTANCES:
         raise UsageError(f"unknown distance {distance!r}. {nearest(str(distance), DISTANCES)}")
-    needed = list(dict.fromkeys(task for couple in couples for task in couple))
-    require_rows(needed, split)
-    units = units_of(drift, needed)
-    with underway("heads"):
-        heads = {task: build_head(task, encoder, max_tokens=reading.max_tokens) for task in needed}
-    prepared = {
-        task: batches(encoder, task.split(split), task.tokens(reading.max_tokens), reading.batch_size)
-        for task in needed
-    }
-    edited: Edited
-    if chosen == "standard":
-        edited = Ordinary(encoder, vectors, heads, prepared)
-    else:
-        directions = {
-            task: [t for t in needed if any({task, t} <= set(c) for c in couples)] for task in needed
-        }
-        at = point_of(list(vectors.values()), reading.point)
-        edited = Tangent(encoder, vectors, heads, prepared, directions, split, at)
+    asked = Wanted(couples, axes, box, distance, split, None)
+    require_rows(asked.tasks, split)
+    return Wanted(couples, axes, box, distance, split, units_of(drift, asked.tasks))
 
-    maps = _Maps(edited, chosen, box, distance, named=units is not None)
-    drifts = {} if units is None else _drifts(edited, couples)
-    used = {name: unit or drifts[name](1.0) for name, unit in (units or {}).items()}
-    readings = 1 if units is None else 2
-    with progress(f"xi, {chosen}", readings * len(couples) * len(axes[0])) as advance:
-        for couple in couples:
-            maps.draw(couple, axes, axes, advance)
-            if units is not None:
-                both = tuple(
-                    [drifts[task.name].coefficient(u * used[task.name]) for u in axis]
-                    for task, axis in zip(couple, axes, strict=True)
+
+def drawn(model: EditedModel, vectors: Mapping[Task, TaskVector], asked: Wanted) -> Maps:
+    """See `tauspan.disentanglement`; the model's directions are named after the tasks."""
+    model.make_heads(asked.tasks)
+    model.read({task: asked.others(task) for task in asked.tasks}, asked.split)
+    drifts = {} if asked.units is None else _drifts(model, asked)
+    units = {name: unit or drifts[name](1.0) for name, unit in (asked.units or {}).items()}
+    equal, matched = [], []
+    total = (1 if asked.units is None else 2) * len(asked.couples) * len(asked.axes[0])
+    with progress(f"xi, {model.regime}", total) as advance:
+        for couple in asked.couples:
+            equal.append(_map(model, couple, asked, asked.axes, advance))
+            if asked.units is not None:
+                first, second = (
+                    [drifts[task.name].coefficient(u * units[task.name]) for u in axis]
+                    for task, axis in zip(couple, asked.axes, strict=True)
                 )
-                maps.draw(couple, axes, (both[0], both[1]), advance, [used[task.name] for task in couple])
-    note = (
-        f"sum of both tasks' distances ({distance}), 0 to 2, on all rows of {split}; box [{box[0]:g}, {box[1]:g}] "
-        "on both axes; s.e.: standard error over rows, the vectors fixed"
-    )
-    if any(row["box"] is None or row["grid"] is None for row in maps.rows):
-        note += "; empty: a part with points whose drift a vector never reaches"
-    facts = provenance(
-        base=encoder.source, fingerprint=next(iter(vectors.values())).base,
-        vectors=[vectors[task].label for task in needed],
-        seeds=sorted({v.info["seed"] for v in vectors.values() if "seed" in v.info}),
-        split=split, rows={task.name: len(task.split(split)) for task in needed},
+                unit = (units[couple[0].name], units[couple[1].name])
+                matched.append(_map(model, couple, asked, (first, second), advance, unit))
+    used = [
+        DriftUnit(name, drifts[name](1.0), unit, _known([drifts[name].coefficient(unit)])[0])
+        for name, unit in units.items()
+    ]
+    facts = facts_of(
+        model.encoder, [vectors[task] for task in asked.tasks], split=asked.split,
+        rows={task.name: len(task.split(asked.split)) for task in asked.tasks},
     )  # fmt: skip
-    result: dict[str, Any] = {
-        "regime": chosen, "distance": distance, "box": list(box), "pairs": maps.found["alpha"],
-    }  # fmt: skip
-    title = f"Disentanglement error, {chosen}"
-    tables = [Table(title, maps.rows, note)]
-    if units is not None:
-        own = {name: drifts[name](1.0) for name in used}
-        result["drift"] = {"at alpha 1": own, "unit": used, "pairs": maps.found["drift"]}
-        tables.append(_drift_table(f"Drift, {chosen}", drifts, used))
-    return Report(title, tables, facts, maps.series, result)
+    return Maps(
+        regime=model.regime, distance=asked.distance, box=asked.box, split=asked.split, pairs=equal,
+        drift_pairs=matched, drifts=used, provenance=facts,
+    )  # fmt: skip
 
 
-class _Maps:
-    """Maps as they are made: a row of the table, a series for the picture and the numbers of each."""
-
-    def __init__(
-        self, edited: Edited, regime: str, box: tuple[float, float], distance: Distance, named: bool
-    ) -> None:
-        self._edited, self._regime, self._box, self._distance = edited, regime, box, distance
-        self._named = named
-        self.rows: list[dict[str, Cell]] = []
-        self.series: list[dict[str, Any]] = []
-        self.found: dict[str, list[dict[str, Any]]] = {"alpha": [], "drift": []}
-
-    def draw(
-        self, pair: Pair, grid: tuple[Axis, Axis], alphas: tuple[Axis, Axis], advance: Callable[[int, str], None],
-        units: Sequence[float] | None = None,
-    ) -> None:  # fmt: skip
-        """One map whose points are called `grid` and are made at the coefficients `alphas`."""
-        apart = distances(self._edited.pair(pair), pair, alphas, DISTANCES[self._distance], advance)
-        found = numbers(apart, grid, self._box)
-        names = [task.name for task in pair]
-        axes = "alpha" if units is None else "drift"
-        reading = {"axes": "equal alpha" if units is None else "matched drift"} if self._named else {}
-        self.rows.append({"regime": self._regime, "pair": " + ".join(names), **reading, **found})
-        self.found[axes].append({"tasks": names, **found})
-        xi, stderr = mean(apart)
-        more: dict[str, Any] = {}
-        if units is not None:
-            more = {"axes": "drift", "unit": list(units), "alphas": [_known(axis) for axis in alphas]}
-        self.series.append({
-            "kind": "xi", "title": self._regime, "group": "-".join(["xi" if units is None else "xi-drift", *names]),
-            "tasks": names, "box": list(self._box), "grid": [list(axis) for axis in grid],
-            "xi": list(map(_known, xi.tolist())), "stderr": list(map(_known, stderr.tolist())), "mean": found["box"],
-            "mean_stderr": found["box s.e."], "distance": self._distance, **more,
-        })  # fmt: skip
+def _map(
+    model: EditedModel, pair: Pair, asked: Wanted, alphas: tuple[Axis, Axis], advance: Callable[[int, str], None],
+    unit: tuple[float, float] | None = None,
+) -> PairMap:  # fmt: skip
+    """One map whose points are called by the grid and made at the coefficients `alphas`."""
+    apart = distances(_logits(model, pair, asked.split), pair, alphas, DISTANCES[asked.distance], advance)
+    xi, stderr = mean(apart)
+    behind = None if unit is None else (_known(alphas[0]), _known(alphas[1]))
+    return PairMap(
+        (pair[0].name, pair[1].name), (list(asked.axes[0]), list(asked.axes[1])), list(map(_known, xi.tolist())),
+        list(map(_known, stderr.tolist())), numbers(apart, asked.axes, asked.box), unit, behind,
+    )  # fmt: skip
 
 
-def _known(values: Sequence[float]) -> list[float | None]:
+def _logits(model: EditedModel, pair: Pair, split: str) -> Logits:
+    """The logits on the rows of either task of a pair at a1 tau1 + a2 tau2."""
+
+    def at(place: int, where: At) -> Any:
+        return model.logits(pair[place], split, {pair[0].name: where[0], pair[1].name: where[1]})
+
+    return at
+
+
+def _known(values: Sequence[float]) -> list[Number]:
     """Numbers for JSON, None where one is not known."""
     return [None if math.isnan(value) else value for value in values]
 
 
-def _drifts(edited: Edited, couples: Sequence[Pair]) -> dict[str, Drift]:
-    """Each task's own drift, read off the first pair that it is in."""
-    found: dict[str, Drift] = {}
-    for pair in couples:
-        for place, task in enumerate(pair):
-            if task.name not in found:
-                found[task.name] = _drift(edited, pair, place)
-    return found
+def _drifts(model: EditedModel, asked: Wanted) -> dict[str, Drift]:
+    """Each task's own drift."""
 
+    def drift(task: Task) -> Drift:
+        return Drift(task.name, lambda a: model.logits(task, asked.split, {task.name: a}), model.affine(task))
 
-def _drift(edited: Edited, pair: Pair, place: int) -> Drift:
-    """The drift of one of a pair, the other's coefficient at 0."""
-    both = edited.pair(pair)
-    return Drift(
-        pair[place].name,
-        lambda a: finite_logits(both, pair, place, (a, 0.0) if place == 0 else (0.0, a)),
-        edited.affine(pair[place]),
-    )
-
-
-def _drift_table(title: str, drifts: Mapping[str, Drift], units: Mapping[str, float]) -> Table:
-    rows: list[dict[str, Cell]] = [
-        {
-            "task": name,
-            "drift at alpha 1": drifts[name](1.0),
-            "unit": unit,
-            "alpha at the unit": _known([drifts[name].coefficient(unit)])[0],
-        }
-        for name, unit in units.items()
-    ]
-    note = "mean distance of a task's centred logits from the pre-trained ones over the mean size of these, its own rows"
-    return Table(title, rows, note)
+    return {task.name: drift(task) for task in asked.tasks}

@@ -1,137 +1,148 @@
-"""`coefficients`: a coefficient for each task vector, or each layer of each, that minimises validation loss."""
+"""A coefficient for each task vector, or each layer of each, that minimises validation loss."""
 
-from collections.abc import Mapping, Sequence
-from typing import Literal
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 
-from tauspan.core.arguments import checked
-from tauspan.core.errors import DataError, UsageError
 from tauspan.core.measure import progress
-from tauspan.core.reading import Reading
-from tauspan.core.report import Cell, Report, noted
-from tauspan.editing.edit import EditRegime, edit_regime
+from tauspan.core.report import Cell, Report
+from tauspan.core.results import mean, ratio
+from tauspan.editing.model.chosen import ChosenEdit, facts_of
+from tauspan.editing.model.edited import EditedModel, TangentModel
 from tauspan.editing.search.blackbox import Memory, descend
 from tauspan.editing.search.bootstrap import Intervals, accuracy_intervals, coefficient_intervals
 from tauspan.editing.search.box import Bounds, Box
-from tauspan.editing.search.edits import Edits
 from tauspan.editing.search.grid import PAPER_GRID
-from tauspan.editing.search.numbers import require_at_least
 from tauspan.editing.search.objective import objective
-from tauspan.editing.search.protocol import facts_of
 from tauspan.editing.search.solve import solve
 from tauspan.editing.search.tables import Outcome, accuracy_table, coefficient_table, optimum_table
-from tauspan.editing.search.unknowns import GroupPatterns, Per, Unknowns, unknowns
-from tauspan.models import Encoder
+from tauspan.editing.search.unknowns import Per, Unknowns
 from tauspan.tasks import Task
 from tauspan.vector import TaskVector
 
 
-@noted
-@checked
-def coefficients(
-    encoder: Encoder,
-    vectors: Mapping[Task, TaskVector],
-    regime: EditRegime | None = None,
-    *,
-    per: Per = "task",
-    groups: GroupPatterns | None = None,
-    bounds: Bounds | None = (0.0, 1.0),
-    ridge: float = 0.0,
-    l1: float = 0.0,
-    split: Literal["train", "validation", "test"] = "validation",  # test is refused, with the reason
-    bootstrap: int = 200,
-    seed: int = 0,
-    tolerance: float = 1e-8,
-    max_evaluations: int = 100,
-    reading: Reading = Reading(),
-) -> Report:
-    """One model for all tasks: theta0 + sum_t a_t tau_t with the coefficients that minimise validation loss.
-
-    The mean over tasks of the mean cross-entropy on `split`, plus ridge/2 |a|^2 + l1 |a|_1, with lo <= a <= hi. In the
-    tangent regimes the problem is convex in a and is solved from one pass over the data, with a certificate; a head that
-    normalises features at `point="encoder"` makes it non-convex, and the search then starts from the best shared
-    coefficient. In the standard regime every trial is an evaluation of the model, its weights set in place, and
-    there is no certificate. The test split is read once, after the choice.
+@dataclass(frozen=True)
+class SolvedTask:
+    """One task on the test split; accuracies as fractions.
 
     Args:
-        encoder: the pre-trained encoder.
-        vectors: one vector per task.
-        regime: `"standard"`, `"posthoc"` or `"linear"`; None takes the vectors' own.
-        per: `"shared"`: one coefficient; `"task"`: one a vector; `"layer"`: one a layer group of a vector.
-        groups: for `"layer"`, patterns of tensor names by group instead of the model's blocks.
-        bounds: of every coefficient; None leaves them free, which needs rows that no combination separates.
-        ridge: the pull of all coefficients to 0.
-        l1: the pull of single coefficients to exactly 0.
-        split: the rows to choose on.
-        bootstrap: resamples behind each 95 % interval; 0 for none.
-        seed: of the resamples.
-        tolerance: what the certificate should reach.
-        max_evaluations: of the standard regime, besides the 21 points of the shared grid.
-        reading: batches, where texts are cut, and the point of the tangent model; see `tauspan.Reading`.
-
-    Returns:
-        A `Report` with the coefficients, the accuracies on test (zero-shot, single task, the paper's shared
-        coefficient, the chosen ones) and the optimum with its certificate. `report.result["coefficients"]` and
-        `["groups"]` go into `tauspan.editing.search.combine`, which makes the vector.
-
-    Raises:
-        UsageError: no finite minimum, or an argument that does not fit.
-
-    Cost:
-        Tangent: one pass of as many tangents as there are directions, per task and split. Standard:
-        21 + `max_evaluations` evaluations of all tasks.
+        task: its name, or `mean` for the mean over tasks.
+        zero_shot: the pre-trained model.
+        single: the task's own vector alone, at coefficient 1.
+        shared_grid: all vectors at the paper's shared coefficient.
+        solved: all vectors at the chosen coefficients.
+        interval: the 95 % interval of `solved` over resampled rows; None without resamples.
     """
-    named = {task.name: vector for task, vector in vectors.items()}
-    if not named:
-        raise UsageError("coefficients need at least one task and its vector.")
-    if len(named) < len(vectors):
-        raise DataError("a task stands twice among the vectors; give each task one.")
-    if split not in ("train", "validation"):
-        raise UsageError(
-            f"split={split!r}: coefficients are chosen on 'train' or 'validation', never on test rows."
+
+    task: str
+    zero_shot: float
+    single: float
+    shared_grid: float
+    solved: float
+    shared_grid_normalised: float | None
+    solved_normalised: float | None
+    interval: tuple[float, float] | None
+
+    def cells(self) -> dict[str, Cell]:
+        """The row of the table."""
+        low, high = self.interval or (None, None)
+        return {
+            "task": self.task, "zero shot": self.zero_shot, "single": self.single, "shared grid": self.shared_grid,
+            "solved": self.solved, "shared grid norm.": self.shared_grid_normalised,
+            "solved norm.": self.solved_normalised, "solved low": low, "solved high": high,
+        }  # fmt: skip
+
+
+@dataclass(frozen=True, kw_only=True)
+class SolvedCoefficients(ChosenEdit):
+    """What `coefficients` chose, and its accuracies on the test split.
+
+    Args:
+        per: what has a coefficient of its own.
+        outcome: values, loss, the loss along the shared grid, certificate and intervals.
+        alpha: the paper's shared coefficient, by mean normalised accuracy on the same rows.
+        tasks: accuracies of each task.
+        mean: their mean.
+        unknowns: which directions each coefficient scales.
+        box: the bounds.
+        draws: resamples behind the intervals.
+    """
+
+    per: Per
+    outcome: Outcome
+    alpha: float
+    tasks: Sequence[SolvedTask] = field(repr=False)
+    mean: SolvedTask
+    unknowns: Unknowns = field(repr=False)
+    box: Box = field(repr=False)
+    draws: int = field(repr=False)
+
+    @property
+    def loss(self) -> float:
+        """The mean cross-entropy in nats at the chosen coefficients, on the rows they were chosen on."""
+        return self.outcome.loss
+
+    @property
+    def certificate(self) -> float | None:
+        """The KKT residual in the infinity norm; None where the problem is not convex."""
+        return self.outcome.solution.certificate if self.outcome.solution else None
+
+    def report(self) -> Report:
+        """Coefficients, accuracies, and the optimum with its certificate."""
+        title = f"Coefficients per {self.per}" if self.per != "shared" else "One shared coefficient"
+        rows = [row.cells() for row in (*self.tasks, self.mean)]
+        tables = [
+            coefficient_table(self.unknowns, self.outcome, self.box, self.regime),
+            accuracy_table(rows, self.alpha, self.draws),
+            optimum_table(self.outcome),
+        ]
+        grid = self.outcome.grid
+        best = min(grid, key=lambda a: (grid[a], a))
+        result = {
+            "regime": self.regime, "per": self.per, "coefficients": dict(self.coefficients),
+            "groups": {group: list(names) for group, names in self.groups.items()},
+            "loss": self.loss, "grid": {"alpha": best, "loss": grid[best], "alpha by accuracy": self.alpha},
+            "certificate": self.certificate,
+            **{name: cell for name, cell in self.mean.cells().items() if name != "task"},
+        }  # fmt: skip
+        return Report(
+            f"{title}, {self.regime}", tables, dict(self.provenance), result=result, warnings=self.warnings
         )
-    require_at_least(0, ridge=ridge, bootstrap=bootstrap)
-    require_at_least(1, max_evaluations=max_evaluations)
+
+
+def solved_coefficients(
+    model: EditedModel, free: Unknowns, vectors: Mapping[Task, TaskVector], *, per: Per, bounds: Bounds | None,
+    ridge: float, l1: float, split: str, bootstrap: int, seed: int, tolerance: float, max_evaluations: int,
+) -> SolvedCoefficients:  # fmt: skip
+    """See `tauspan.coefficients`."""
     tasks = list(vectors)
-    chosen = edit_regime(next(iter(named.values())), regime)
-    free = unknowns(encoder, named, per, groups)
-    edits = Edits(encoder, tasks, free.directions, chosen, reading)
     box = Box.of(len(free.names), bounds, l1)
     needs = dict.fromkeys(tasks, free.directions.names)
-    edits.prepare(needs, split)
-    if chosen == "standard":
-        found = _evaluated(edits, free, tasks, split, box, ridge, max_evaluations)
+    model.read(needs, split)
+    if isinstance(model, TangentModel):
+        outcome = _contracted(model, free, tasks, split, box, ridge, tolerance, bootstrap, seed)
     else:
-        found = _contracted(edits, free, tasks, split, box, ridge, tolerance, bootstrap, seed)
-    alpha = _shared_alpha(edits, free, tasks, split)
-    edits.prepare(needs, "test")
-    rows = _accuracies(edits, free, tasks, alpha, found.values, bootstrap, seed)
-    title = f"Coefficients per {per}, {chosen}" if per != "shared" else f"One shared coefficient, {chosen}"
-    facts = facts_of(encoder, vectors.values(), split=split, bounds=list(bounds) if bounds else None, ridge=ridge, l1=l1,
-                     bootstrap=bootstrap, bootstrap_seed=seed)  # fmt: skip
-    tables = [
-        coefficient_table(free, found, box, chosen),
-        accuracy_table(rows, alpha, bootstrap),
-        optimum_table(found),
-    ]
-    best = min(found.grid, key=lambda a: (found.grid[a], a))
-    result = {
-        "regime": chosen, "per": per, "coefficients": free.directions.nested(free.at(found.values)),
-        "groups": {group: list(names) for group, names in free.directions.groups.items()},
-        "loss": found.loss, "grid": {"alpha": best, "loss": found.grid[best], "alpha by accuracy": alpha},
-        "certificate": found.solution.certificate if found.solution else None,
-        **{key: value for key, value in rows[-1].items() if key != "task"},
-    }  # fmt: skip
-    return Report(title, tables, facts, result=result)
+        outcome = _evaluated(model, free, tasks, split, box, ridge, max_evaluations)
+    alpha = _shared_alpha(model, free, tasks, split)
+    model.read(needs, "test")
+    rows = _accuracies(model, free, tasks, alpha, outcome.values, bootstrap, seed)
+    facts = facts_of(model.encoder, vectors.values(), split=split, bounds=list(bounds) if bounds else None, ridge=ridge,
+                     l1=l1, bootstrap=bootstrap, bootstrap_seed=seed)  # fmt: skip
+    return SolvedCoefficients(
+        encoder=model.encoder, vectors=free.directions.vectors, regime=model.regime, point=model.point,
+        coefficients=free.directions.nested(free.at(outcome.values)), groups=free.directions.groups,
+        per=per, outcome=outcome, alpha=alpha, tasks=rows[:-1], mean=rows[-1], unknowns=free, box=box, draws=bootstrap,
+        provenance=facts,
+    )  # fmt: skip
 
 
 def _contracted(
-    edits: Edits, free: Unknowns, tasks: Sequence[Task], split: str, box: Box, ridge: float, tolerance: float,
+    model: TangentModel, free: Unknowns, tasks: Sequence[Task], split: str, box: Box, ridge: float, tolerance: float,
     draws: int, seed: int,
 ) -> Outcome:  # fmt: skip
     """The tangent regimes: contractions of the cached contributions, from the best shared coefficient."""
-    parts = [edits.passed(task, split).summed(free.scales) for task in tasks]
+    parts = [free.of(model.passed(task, split)) for task in tasks]
     goal = objective(parts, ridge=ridge)
     size = len(free.names)
     grid = {alpha: goal.loss(np.full(size, alpha)) for alpha in PAPER_GRID}
@@ -144,7 +155,7 @@ def _contracted(
 
 
 def _evaluated(
-    edits: Edits, free: Unknowns, tasks: Sequence[Task], split: str, box: Box, ridge: float, most: int
+    model: EditedModel, free: Unknowns, tasks: Sequence[Task], split: str, box: Box, ridge: float, most: int
 ) -> Outcome:
     """The standard regime: evaluations of the working copy."""
     size = len(free.names)
@@ -152,7 +163,7 @@ def _evaluated(
 
         def loss(a: Sequence[float]) -> tuple[float, ...]:
             advance(1, "")
-            return (sum(edits.loss(task, split, free.at(a)) for task in tasks) / len(tasks),)
+            return (sum(model.loss(task, split, free.at(a)) for task in tasks) / len(tasks),)
 
         memory = Memory(loss)
         grid = {alpha: memory([alpha] * size)[0] for alpha in PAPER_GRID}
@@ -165,13 +176,13 @@ def _evaluated(
     return Outcome(values, memory(values)[0], grid, None, Intervals({}, 0, 0), len(memory.seen))
 
 
-def _shared_alpha(edits: Edits, free: Unknowns, tasks: Sequence[Task], split: str) -> float:
+def _shared_alpha(model: EditedModel, free: Unknowns, tasks: Sequence[Task], split: str) -> float:
     """The paper's choice, for comparison: most mean normalised accuracy on the grid, ties to the smallest."""
-    single = {task: edits.accuracy(task, split, own(free, task)) or 1.0 for task in tasks}
+    single = {task: model.accuracy(task, split, own(free, task)) or 1.0 for task in tasks}
 
     def normalised(alpha: float) -> float:
-        values = dict.fromkeys(free.directions.names, alpha)
-        return sum(edits.accuracy(task, split, values) / single[task] for task in tasks)
+        values = free.at([alpha] * len(free.names))
+        return sum(model.accuracy(task, split, values) / single[task] for task in tasks)
 
     return min(PAPER_GRID, key=lambda alpha: (-normalised(alpha), alpha))
 
@@ -182,35 +193,34 @@ def own(free: Unknowns, task: Task) -> dict[str, float]:
 
 
 def _accuracies(
-    edits: Edits,
-    free: Unknowns,
-    tasks: Sequence[Task],
-    alpha: float,
-    values: Sequence[float],
-    draws: int,
+    model: EditedModel, free: Unknowns, tasks: Sequence[Task], alpha: float, values: Sequence[float], draws: int,
     seed: int,
-) -> list[dict[str, Cell]]:
-    """One row a task on the test split, and the mean."""
-    solved, shared = free.at(values), dict.fromkeys(free.directions.names, alpha)
-    columns: dict[str, list[float]] = {
-        "zero shot": [edits.accuracy(task, "test", {}) for task in tasks],
-        "single": [edits.accuracy(task, "test", own(free, task)) for task in tasks],
-        "shared grid": [edits.accuracy(task, "test", shared) for task in tasks],
-        "solved": [],
-    }
-    right = {t.name: edits.logits(t, "test", solved).argmax(-1) == t.split("test").labels for t in tasks}
-    columns["solved"] = [float(found.double().mean()) for found in right.values()]
-    for kind in ("shared grid", "solved"):
-        columns[f"{kind} norm."] = [
-            x / (y or 1.0) for x, y in zip(columns[kind], columns["single"], strict=True)
-        ]
+) -> list[SolvedTask]:  # fmt: skip
+    """Each task on the test split, and their mean."""
+    solved, shared = free.at(values), free.at([alpha] * len(free.names))
+    right = {t.name: model.logits(t, "test", solved).argmax(-1) == t.split("test").labels for t in tasks}
     intervals = accuracy_intervals(right, draws, seed)
-    rows: list[dict[str, Cell]] = []
-    for place, name in enumerate([*right, "mean"]):
-        row: dict[str, Cell] = {"task": name}
-        row |= {
-            key: (sum(all_) / len(all_) if name == "mean" else all_[place]) for key, all_ in columns.items()
-        }
-        low, high = intervals[name] or (None, None)
-        rows.append({**row, "solved low": low, "solved high": high})
-    return rows
+    rows = []
+    for task in tasks:
+        single, by_grid = (model.accuracy(task, "test", at) for at in (own(free, task), shared))
+        chosen = float(right[task.name].double().mean())
+        rows.append(SolvedTask(
+            task=task.name, zero_shot=model.accuracy(task, "test", {}), single=single, shared_grid=by_grid, solved=chosen,
+            shared_grid_normalised=ratio(by_grid, single), solved_normalised=ratio(chosen, single),
+            interval=intervals[task.name],
+        ))  # fmt: skip
+
+    def over(values: Iterable[float]) -> float:
+        return sum(values) / len(rows)
+
+    average = SolvedTask(
+        task="mean",
+        zero_shot=over(row.zero_shot for row in rows),
+        single=over(row.single for row in rows),
+        shared_grid=over(row.shared_grid for row in rows),
+        solved=over(row.solved for row in rows),
+        shared_grid_normalised=mean([row.shared_grid_normalised for row in rows]),
+        solved_normalised=mean([row.solved_normalised for row in rows]),
+        interval=intervals["mean"],
+    )
+    return [*rows, average]

@@ -1,28 +1,24 @@
-"""`adamerging`: coefficients that minimise the entropy of predictions on rows without labels."""
+"""Coefficients of least prediction entropy, for data without labels: AdaMerging."""
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Literal
 
 import torch
 from torch import Tensor
 
 from tauspan import models
-from tauspan.core.arguments import checked
-from tauspan.core.errors import DataError, NonFiniteError, UsageError
+from tauspan.core.errors import NonFiniteError
 from tauspan.core.measure import progress
 from tauspan.core.params import Params
-from tauspan.core.reading import Reading
-from tauspan.core.report import Cell, Report, Table, noted
-from tauspan.editing.edit import EditRegime, edit_regime
+from tauspan.core.report import Cell, Report, Table
+from tauspan.core.results import mean, ratio
+from tauspan.editing.model.chosen import ChosenEdit, facts_of
+from tauspan.editing.model.edited import EditedModel, TangentModel
 from tauspan.editing.search.bootstrap import Intervals
 from tauspan.editing.search.box import Bounds, Box
-from tauspan.editing.search.edits import Edits
-from tauspan.editing.search.numbers import require_at_least
-from tauspan.editing.search.protocol import facts_of
 from tauspan.editing.search.tables import Outcome, coefficient_table
-from tauspan.editing.search.unknowns import GroupPatterns, Per, Unknowns, unknowns
-from tauspan.models import Encoder
+from tauspan.editing.search.unknowns import Per, Unknowns
 from tauspan.tangent import Linearized, linearize
 from tauspan.tangent.contributions import Contributions
 from tauspan.tasks import Task, permutation
@@ -40,106 +36,113 @@ def entropy(logits: Tensor) -> Tensor:
     return -(logp.exp() * logp).sum(-1).mean()
 
 
-@noted
-@checked
-def adamerging(
-    encoder: Encoder,
-    vectors: Mapping[Task, TaskVector],
-    regime: EditRegime | None = None,
-    *,
-    per: Per = "layer",
-    groups: GroupPatterns | None = None,
-    split: SplitName = "validation",
-    steps: int = 500,
-    lr: float = 1e-3,
-    prior: float = 0.3,
-    rows: int | None = 32,
-    bounds: Bounds = (0.0, 1.0),
-    seed: int = 0,
-    reading: Reading = Reading(),
-) -> Report:
-    """AdaMerging (arXiv 2310.02575): theta0 + sum_t a_t tau_t with coefficients of least entropy, without labels.
-
-    Adam minimises the mean over tasks of the mean entropy of the softmax, from all a = `prior`; a coefficient acts
-    as clipped to `bounds`. In the tangent regimes logits are affine in a, so a step is a small contraction of what one
-    pass over the rows gave; in the standard regime it is a forward and a backward, and
-    dH/da_d = <dH/dtheta, direction_d>. Least entropy is not least loss: a model may be sure and wrong, and the
-    objective is not convex, so there is no certificate. The test split's labels are read once, after the choice.
+@dataclass(frozen=True)
+class MergedTask:
+    """One task: entropies in nats on the rows of the choice, accuracies on test as fractions.
 
     Args:
-        encoder: the pre-trained encoder.
-        vectors: one vector per task.
-        regime: `"standard"`, `"posthoc"` or `"linear"`; None takes the vectors' own.
-        per: `"layer"`: a coefficient a layer group of each vector; `"task"`: one a vector; `"shared"`: one.
-        groups: for `"layer"`, patterns of tensor names by group instead of the model's blocks. The authors give every
-            tensor its own: `groups={name: name for name in vector.deltas}`.
-        split: the rows whose entropy counts. The authors take the inputs of `"test"` itself.
-        steps: of Adam.
-        lr: its step size, with betas 0.9 and 0.999 and no weight decay.
-        prior: where all coefficients start.
-        rows: so many rows of each task a step, drawn anew by a permutation keyed by `seed` and the step; None takes all.
-        bounds: of every coefficient.
-        seed: of the draws.
-        reading: batches, where texts are cut, and the point of the tangent model; see `tauspan.Reading`.
-
-    Returns:
-        A `Report` with the coefficients, entropies before and after, and accuracies on test.
-        `report.result["coefficients"]` and `["groups"]` go into `tauspan.editing.search.combine`, which makes the vector.
-
-    Raises:
-        UsageError: an argument that does not fit.
-        NonFiniteError: the entropy became NaN: the model or a vector is broken.
-
-    Cost:
-        Tangent: one pass of as many tangents as there are directions, per task and split. Standard: `steps` times
-        a forward and a backward of `rows` rows of every task.
+        task: its name, or `mean` for the mean over tasks.
+        prior_entropy: where the search began.
+        entropy: at the chosen coefficients.
+        zero_shot: the pre-trained model.
+        single: the task's own vector alone, at coefficient 1.
+        prior: all vectors where the search began.
+        merged: all vectors at the chosen coefficients.
     """
-    named = {task.name: vector for task, vector in vectors.items()}
-    if not named:
-        raise UsageError("adamerging needs at least one task and its vector.")
-    if len(named) < len(vectors):
-        raise DataError("a task stands twice among the vectors; give each task one.")
-    require_at_least(1, steps=steps, rows=1 if rows is None else rows)
-    require_at_least(0, lr=lr)
+
+    task: str
+    prior_entropy: float
+    entropy: float
+    zero_shot: float
+    single: float
+    prior: float
+    merged: float
+    normalised: float | None
+
+    def cells(self) -> dict[str, Cell]:
+        """The row of the table."""
+        return {
+            "task": self.task, "prior entropy": self.prior_entropy, "entropy": self.entropy,
+            "zero shot": self.zero_shot, "single": self.single, "prior": self.prior, "merged": self.merged,
+            "merged norm.": self.normalised,
+        }  # fmt: skip
+
+
+@dataclass(frozen=True, kw_only=True)
+class AdaMerged(ChosenEdit):
+    """What `adamerging` chose.
+
+    Args:
+        per: what has a coefficient of its own.
+        prior: where all coefficients began.
+        split: the rows whose entropy counted.
+        tasks: numbers of each task.
+        mean: their mean.
+        outcome: the values of the coefficients.
+        unknowns: which directions each coefficient scales.
+        box: the bounds.
+    """
+
+    per: Per
+    prior: float
+    split: SplitName
+    tasks: Sequence[MergedTask] = field(repr=False)
+    mean: MergedTask
+    outcome: Outcome = field(repr=False)
+    unknowns: Unknowns = field(repr=False)
+    box: Box = field(repr=False)
+
+    def report(self) -> Report:
+        """Coefficients; entropy and accuracy."""
+        note = f"prior: all coefficients {self.prior:g}. entropy in nats on {self.split}, accuracy on test."
+        if self.split == "test":
+            note += " The coefficients were chosen on the inputs of the test rows themselves (transductive)."
+        rows = [row.cells() for row in (*self.tasks, self.mean)]
+        tables = [
+            coefficient_table(self.unknowns, self.outcome, self.box, self.regime),
+            Table("Entropy and accuracy", rows, note),
+        ]
+        result = {
+            "regime": self.regime, "per": self.per, "coefficients": dict(self.coefficients),
+            "groups": {group: list(names) for group, names in self.groups.items()},
+            **{name: cell for name, cell in self.mean.cells().items() if name != "task"},
+        }  # fmt: skip
+        title = f"AdaMerging per {self.per}, {self.regime}"
+        return Report(title, tables, dict(self.provenance), result=result, warnings=self.warnings)
+
+
+def least_entropy(
+    model: EditedModel, free: Unknowns, vectors: Mapping[Task, TaskVector], *, per: Per, split: SplitName, steps: int,
+    lr: float, prior: float, rows: int | None, bounds: Bounds, seed: int,
+) -> AdaMerged:  # fmt: skip
+    """See `tauspan.editing.adamerging`."""
     tasks = list(vectors)
-    for task in tasks:
-        task.split(split)  # says which there are
-    chosen = edit_regime(next(iter(named.values())), regime)
-    free = unknowns(encoder, named, per, groups)
     box = Box.of(len(free.names), bounds)
-    edits = Edits(encoder, tasks, free.directions, chosen, reading)
     needs = dict.fromkeys(tasks, free.directions.names)
-    edits.prepare(needs, split)
-    slope = (
-        Contracted.of(edits, free, tasks, split)
-        if chosen != "standard"
-        else Backward.of(edits, free, tasks, split)
-    )
+    model.read(needs, split)
+    slope: Slope
+    if isinstance(model, TangentModel):
+        slope = Contracted.of(model, free, tasks, split)
+    else:
+        slope = Backward.of(model, free, tasks, split)
     start = torch.full((len(free.names),), prior, dtype=torch.float64)
     with progress("AdaMerging", steps) as advance:
         values = descend(
             slope, start, draws(tasks, split, rows, seed), box, steps, lr, lambda: advance(1, "")
         )
     if split != "test":
-        edits.prepare(needs, "test")
+        model.read(needs, "test")
     before, after = free.at(box.clipped(start.numpy())), free.at(values)
-    table = [_row(edits, free, task, split, before, after) for task in tasks]
-    means = {
-        key: sum(float(row[key] or 0) for row in table) / len(table) for key in table[0] if key != "task"
-    }
-    outcome = Outcome(tuple(values), means["entropy"], {}, None, Intervals({}, 0, 0), steps)
-    facts = facts_of(encoder, vectors.values(), split=split, bounds=list(bounds), steps=steps, lr=lr, prior=prior,
+    table = [_merged(model, free, task, split, before, after) for task in tasks]
+    average = _mean(table)
+    outcome = Outcome(tuple(values), average.entropy, {}, None, Intervals({}, 0, 0), steps)
+    facts = facts_of(model.encoder, vectors.values(), split=split, bounds=list(bounds), steps=steps, lr=lr, prior=prior,
                      rows=rows, draw_seed=seed)  # fmt: skip
-    note = f"prior: all coefficients {prior:g}. entropy in nats on {split}, accuracy on test."
-    if split == "test":
-        note += " The coefficients were chosen on the inputs of the test rows themselves (transductive)."
-    whole: list[dict[str, Cell]] = [*table, {"task": "mean", **means}]
-    tables = [coefficient_table(free, outcome, box, chosen), Table("Entropy and accuracy", whole, note)]
-    result = {
-        "regime": chosen, "per": per, "coefficients": free.directions.nested(after),
-        "groups": {group: list(names) for group, names in free.directions.groups.items()}, **means,
-    }  # fmt: skip
-    return Report(f"AdaMerging per {per}, {chosen}", tables, facts, result=result)
+    return AdaMerged(
+        encoder=model.encoder, vectors=free.directions.vectors, regime=model.regime, point=model.point,
+        coefficients=free.directions.nested(after), groups=free.directions.groups, per=per, prior=prior, split=split,
+        tasks=table, mean=average, outcome=outcome, unknowns=free, box=box, provenance=facts,
+    )  # fmt: skip
 
 
 def draws(tasks: Sequence[Task], split: str, rows: int | None, seed: int) -> Callable[[int], Rows]:
@@ -186,9 +189,9 @@ class Contracted:
     parts: Mapping[Task, Contributions]
 
     @staticmethod
-    def of(edits: Edits, free: Unknowns, tasks: Sequence[Task], split: str) -> "Contracted":
-        """From the passes that `edits` made, one direction an unknown."""
-        passed = {task: edits.passed(task, split).summed(free.scales) for task in tasks}
+    def of(model: TangentModel, free: Unknowns, tasks: Sequence[Task], split: str) -> "Contracted":
+        """From what the model has read, one direction for each unknown."""
+        passed = {task: free.of(model.passed(task, split)) for task in tasks}
         return Contracted({task: part.double().folded() for task, part in passed.items()})
 
     def __call__(self, a: Tensor, rows: Rows) -> tuple[float, Tensor]:
@@ -206,39 +209,38 @@ class Contracted:
 class Backward:
     """The standard regime: a forward and a backward of the ordinary model, then inner products with the directions."""
 
-    edits: Edits
+    model: EditedModel
     free: Unknowns
     functions: Mapping[Task, Linearized]
     split: str
     deltas: Mapping[str, Params]
 
     @staticmethod
-    def of(edits: Edits, free: Unknowns, tasks: Sequence[Task], split: str) -> "Backward":
-        """For the tasks and heads of `edits`."""
-        base = models.fingerprint_of(edits.encoder)
+    def of(model: EditedModel, free: Unknowns, tasks: Sequence[Task], split: str) -> "Backward":
+        """For the tasks and heads of a model."""
         parts = {
-            name: free.directions.partial(name).fitted(edits.encoder, tangent=True, base=base)
+            name: free.directions.partial(name).fitted(model.encoder, tangent=True, base=model.fingerprint)
             for name in free.directions.names
         }
         names = list(next(iter(parts.values())).deltas)
-        tangent = linearize(edits.encoder, names)
-        made = {task: tangent.under(edits.heads[task], "logits") for task in tasks}
+        tangent = linearize(model.encoder, names)
+        made = {task: tangent.under(model.head(task), "logits") for task in tasks}
         moving = {
             name: {k: d for k, d in part.deltas.items() if bool(d.any())} for name, part in parts.items()
         }
-        return Backward(edits, free, made, split, moving)
+        return Backward(model, free, made, split, moving)
 
     def __call__(self, a: Tensor, rows: Rows) -> tuple[float, Tensor]:
         """The mean entropy at a over some rows of each task, and its gradient."""
-        edits = self.edits
-        moved = edits.fitted(edits.directions.combined(self.free.at(a.tolist())))
+        model = self.model
+        moved = model.fitted(model.directions.combined(self.free.at(a.tolist())))
         theta0 = next(iter(self.functions.values())).theta0()
         theta = {name: moved.moved(name, base, 1.0).requires_grad_() for name, base in theta0.items()}
         total = 0.0
-        with models.eval_mode(edits.encoder):
+        with models.eval_mode(model.encoder):
             for task, places in rows.items():
-                some, tokens = task.split(self.split).take(places), task.tokens(edits.reading.max_tokens)
-                for found, batch in batches(edits.encoder, some, tokens, edits.reading.batch_size):
+                some, tokens = task.split(self.split).take(places), task.tokens(model.reading.max_tokens)
+                for found, batch in batches(model.encoder, some, tokens, model.reading.batch_size):
                     share = len(found) / len(places) / len(rows)
                     loss = entropy(self.functions[task].function(batch)(theta)) * share
                     loss.backward()  # type: ignore[no-untyped-call]
@@ -257,24 +259,35 @@ class Backward:
         return torch.tensor(sums, dtype=torch.float64)
 
 
-def _row(
-    edits: Edits,
-    free: Unknowns,
-    task: Task,
-    split: str,
-    before: Mapping[str, float],
-    after: Mapping[str, float],
-) -> dict[str, Cell]:
-    """One task: entropy on the chosen rows at the start and at the end, and accuracy on test."""
+def _merged(
+    model: EditedModel, free: Unknowns, task: Task, split: str, before: Mapping[str, float], after: Mapping[str, float]
+) -> MergedTask:  # fmt: skip
+    """Entropy on the chosen rows at the start and at the end, and accuracy on test."""
     own = dict.fromkeys(free.directions.of(task.name), 1.0)
-    single, merged = (edits.accuracy(task, "test", values) for values in (own, after))
-    return {
-        "task": task.name,
-        "prior entropy": float(entropy(edits.logits(task, split, before))),
-        "entropy": float(entropy(edits.logits(task, split, after))),
-        "zero shot": edits.accuracy(task, "test", {}),
-        "single": single,
-        "prior": edits.accuracy(task, "test", before),
-        "merged": merged,
-        "merged norm.": merged / (single or 1.0),
-    }
+    single, merged = (model.accuracy(task, "test", values) for values in (own, after))
+    return MergedTask(
+        task=task.name,
+        prior_entropy=float(entropy(model.logits(task, split, before))),
+        entropy=float(entropy(model.logits(task, split, after))),
+        zero_shot=model.accuracy(task, "test", {}),
+        single=single,
+        prior=model.accuracy(task, "test", before),
+        merged=merged,
+        normalised=ratio(merged, single),
+    )
+
+
+def _mean(rows: Sequence[MergedTask]) -> MergedTask:
+    def over(values: Iterable[float]) -> float:
+        return sum(values) / len(rows)
+
+    return MergedTask(
+        task="mean",
+        prior_entropy=over(row.prior_entropy for row in rows),
+        entropy=over(row.entropy for row in rows),
+        zero_shot=over(row.zero_shot for row in rows),
+        single=over(row.single for row in rows),
+        prior=over(row.prior for row in rows),
+        merged=over(row.merged for row in rows),
+        normalised=mean([row.normalised for row in rows]),
+    )

@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -10,12 +9,12 @@ from torch import Tensor
 from torch.func import jvp, vmap
 
 from tauspan.core.errors import MismatchError, NonFiniteError, UsageError, listed
+from tauspan.editing.model.outputs import Targets, target_rows
 from tauspan.editing.search.numbers import Vector, require_at_least
 from tauspan.models import Head
 from tauspan.tangent.contributions import Contributions
 from tauspan.tangent.engine.forward_mode import load_rules
 
-Targets = Literal["label", "wrong"]
 _ROUNDING = 1e-6  # the contributions' own, in float32
 
 
@@ -73,16 +72,6 @@ class Term:
     def reweighted(self, counts: Tensor) -> "Term":
         """The term over a resample of its rows that holds row n `counts[n]` times."""
         return replace(self, weights=self.weights * counts)
-
-
-def target_rows(labels: Tensor, classes: int, targets: Targets) -> Tensor:
-    """Target distributions of shape (N, K), float64; see `term`."""
-    rows = F.one_hot(labels, classes).double()
-    if targets == "label":
-        return rows
-    if classes < 2:
-        raise UsageError("forgetting needs a wrong class to move to: the task has one class.")
-    return (1.0 - rows) / (classes - 1)
 
 
 def term(part: Contributions, weight: float = 1.0, targets: Targets = "label") -> Term:

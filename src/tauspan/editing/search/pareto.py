@@ -1,27 +1,22 @@
-"""`front`: forgetting a task against keeping the controls, as a whole Pareto front."""
+"""Forgetting a task against keeping the controls, as a whole Pareto front."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from tauspan.core.arguments import checked
-from tauspan.core.errors import UsageError
 from tauspan.core.measure import progress
-from tauspan.core.reading import Reading
-from tauspan.core.report import Cell, Report, Table, noted
-from tauspan.editing.edit import EditRegime, edit_regime
+from tauspan.core.report import Cell, Report, Table
+from tauspan.core.results import ratio
+from tauspan.editing.model.chosen import ChosenEdit, facts_of
+from tauspan.editing.model.edited import EditedModel, TangentModel
 from tauspan.editing.search.blackbox import Memory, descend
 from tauspan.editing.search.bootstrap import Intervals, accuracy_intervals, coefficient_intervals
 from tauspan.editing.search.box import Bounds, Box
-from tauspan.editing.search.edits import Edits
 from tauspan.editing.search.grid import PAPER_GRID
-from tauspan.editing.search.numbers import require_at_least
 from tauspan.editing.search.objective import Objective, Term, objective, term
-from tauspan.editing.search.protocol import facts_of, require_controls
 from tauspan.editing.search.solve import Solution, solve
-from tauspan.editing.search.unknowns import GroupPatterns, Per, Unknowns, unknowns
-from tauspan.models import Encoder
+from tauspan.editing.search.unknowns import Per, Unknowns
 from tauspan.tasks import Task
 from tauspan.vector import TaskVector
 
@@ -30,8 +25,18 @@ _REFINEMENTS = 6
 
 
 @dataclass(frozen=True)
-class _Spot:
-    """One edit: its coefficients, its losses and accuracies on validation, and the price it is best at."""
+class Spot:
+    """One edit, with its numbers on validation.
+
+    Args:
+        values: of the coefficients.
+        price: of the control loss in units of the forgetting loss, at which the edit is best; None on the grid.
+        forgetting: the target's cross-entropy to its wrong classes, in nats.
+        control_loss: the mean cross-entropy of the controls, in nats.
+        target: accuracy on the target.
+        control: mean accuracy on the controls.
+        solution: with its certificate; None in the standard regime.
+    """
 
     values: tuple[float, ...]
     price: float | None
@@ -46,7 +51,7 @@ class _Spot:
 class _Trade:
     """The two losses of an edit, and what is best at a price of the second in units of the first."""
 
-    edits: Edits
+    model: EditedModel
     free: Unknowns
     task: Task
     controls: Sequence[Task]
@@ -60,19 +65,17 @@ class _Trade:
 
     def __post_init__(self) -> None:
         self.memory = Memory(self._losses)
-        if self.edits.regime != "standard":
-            target, *kept = (
-                self.edits.passed(one, "validation").summed(self.free.scales)
-                for one in (self.task, *self.controls)
-            )
+        if isinstance(self.model, TangentModel):
+            passed = [self.model.passed(one, "validation") for one in (self.task, *self.controls)]
+            target, *kept = map(self.free.of, passed)
             self.forget = term(target, 1.0, "wrong")
             self.keep = objective(kept, ridge=self.ridge)
 
     def _losses(self, a: Sequence[float]) -> tuple[float, ...]:
         """Mean cross-entropy of the target to its wrong classes, and of the controls to their labels."""
         values = self.free.at(a)
-        kept = [self.edits.loss(control, "validation", values) for control in self.controls]
-        return self.edits.loss(self.task, "validation", values, "wrong"), sum(kept) / len(kept)
+        kept = [self.model.loss(control, "validation", values) for control in self.controls]
+        return self.model.loss(self.task, "validation", values, "wrong"), sum(kept) / len(kept)
 
     def goal(self, price: float) -> Objective:
         """The convex objective at a price (tangent regimes)."""
@@ -80,7 +83,7 @@ class _Trade:
         assert self.keep is not None  # noqa: S101
         return replace(self.keep, terms=[self.forget, *(one.scaled(price) for one in self.keep.terms)])
 
-    def best(self, price: float, start: Sequence[float]) -> _Spot:
+    def best(self, price: float, start: Sequence[float]) -> Spot:
         """The edit that minimises forgetting + price * control (+ ridge)."""
         if self.keep is not None:
             found = solve(self.goal(price), self.box, list(start), self.tolerance)
@@ -91,90 +94,109 @@ class _Trade:
 
         return self.spot(descend(self.memory, score, self.box, [start, *self.memory.seen], self.most), price)
 
-    def spot(self, a: Sequence[float], price: float | None = None, found: Solution | None = None) -> _Spot:
+    def spot(self, a: Sequence[float], price: float | None = None, found: Solution | None = None) -> Spot:
         """The edit at given coefficients, with its numbers on validation."""
         forgetting, kept = self.memory(a)
-        return _Spot(tuple(a), price, forgetting, kept, *self.accuracies(a, "validation"), found)
+        return Spot(tuple(a), price, forgetting, kept, *self.accuracies(a, "validation"), found)
 
     def accuracies(self, a: Sequence[float], split: str) -> tuple[float, float]:
         """Target and mean control accuracy."""
         values = self.free.at(a)
-        kept = [self.edits.accuracy(control, split, values) for control in self.controls]
-        return self.edits.accuracy(self.task, split, values), sum(kept) / len(kept)
+        kept = [self.model.accuracy(control, split, values) for control in self.controls]
+        return self.model.accuracy(self.task, split, values), sum(kept) / len(kept)
 
 
-@noted
-@checked
-def front(
-    encoder: Encoder,
-    task: Task,
-    vector: TaskVector,
-    controls: Sequence[Task],
-    floor: float = 0.95,
-    regime: EditRegime | None = None,
-    *,
-    per: Per = "layer",
-    groups: GroupPatterns | None = None,
-    bounds: Bounds = (0.0, 1.0),
-    ridge: float = 0.0,
-    prices: int = 25,
-    bootstrap: int = 200,
-    seed: int = 0,
-    tolerance: float = 1e-8,
-    max_evaluations: int = 30,
-    reading: Reading = Reading(),
-) -> Report:
-    """Task negation theta0 - sum_g a_g tau_g with the whole trade between forgetting and keeping.
-
-    At each price c on a logarithmic grid from 1e-3 to 1e3, a minimises F(a) + c C(a) + ridge/2 |a|^2 within the bounds. C
-    is the mean cross-entropy of the controls. F is the target's mean of logsumexp(f) minus the mean logit of its wrong
-    classes, the cross-entropy to the uniform distribution over them. Both are convex in a in the tangent regimes, so
-    the prices trace the whole front of (F, C), each point with a certificate. Among the front, refined where the
-    floor is crossed, and the paper's shared grid, the point of least target accuracy on validation is chosen whose
-    control accuracy is >= floor * the pre-trained model's; ties go to the shortest edit. So it is never worse on
-    validation than the grid's choice. The test split is read once, after the choice.
+@dataclass(frozen=True)
+class TestedSpot:
+    """One edit on the test split; accuracies as fractions.
 
     Args:
-        encoder: the pre-trained encoder.
-        task: the target, to be forgotten.
-        vector: the target's vector; it is negated here.
-        controls: tasks to be kept.
-        floor: the share of control accuracy to keep.
-        regime: `"standard"`, `"posthoc"` or `"linear"`; None takes the vector's own.
-        per: `"shared"`: one coefficient; `"layer"`: one a layer group.
-        groups: for `"layer"`, patterns of tensor names by group instead of the model's blocks.
-        bounds: of every coefficient a_g.
-        ridge: the pull to 0.
-        prices: how many.
-        bootstrap: resamples behind each 95 % interval; 0 for none.
-        seed: of the resamples.
-        tolerance: what each certificate should reach.
-        max_evaluations: of the standard regime, per price.
-        reading: batches, where texts are cut, and the point of the tangent model; see `tauspan.Reading`.
-
-    Returns:
-        A `Report`: pre-trained, the paper's choice and the front's on test; the coefficients; the front. Its series
-        of kind `front` holds every point. `report.result["coefficients"]` carries the minus sign and goes into
-        `tauspan.editing.search.combine` with the vector.
-
-    Cost:
-        Tangent: one pass of as many tangents as groups per task and split. Standard: about
-        `prices * max_evaluations` evaluations.
+        target: accuracy on the task to be forgotten, and its 95 % interval over resampled rows.
+        control: mean accuracy on the control tasks, and its interval.
+        control_kept: `control` over that of the pre-trained model.
     """
-    require_controls(task, controls, floor)
-    require_at_least(0, ridge=ridge, bootstrap=bootstrap)
-    require_at_least(1, max_evaluations=max_evaluations)
-    require_at_least(2, prices=prices)
-    if per not in ("shared", "layer"):
-        raise UsageError(f"per={per!r}: one vector has 'shared' or 'layer' coefficients.")
-    chosen_regime = edit_regime(vector, regime)
-    free = unknowns(encoder, {task.name: -vector}, per, groups)
-    tasks = [task, *controls]
-    edits = Edits(encoder, tasks, free.directions, chosen_regime, reading)
+
+    target: float
+    target_interval: tuple[float, float] | None
+    control: float
+    control_interval: tuple[float, float] | None
+    control_kept: float | None
+
+    def cells(self, label: str) -> dict[str, Cell]:
+        """The row of the table."""
+        low, high = self.target_interval or (None, None)
+        least, most = self.control_interval or (None, None)
+        return {
+            "row": label, "target": self.target, "target low": low, "target high": high, "control": self.control,
+            "control low": least, "control high": most, "control kept": self.control_kept,
+        }  # fmt: skip
+
+
+@dataclass(frozen=True, kw_only=True)
+class Front(ChosenEdit):
+    """The trade between forgetting a task and keeping the controls, and the edit that was chosen.
+
+    Args:
+        task: the target's name.
+        per: what has a coefficient of its own.
+        floor: the share of control accuracy that had to be kept on validation.
+        least: the control accuracy on validation that this means.
+        spots: the front, from dear controls to cheap ones.
+        gridded: the paper's shared grid.
+        chosen: the edit of least target accuracy on validation that keeps the controls.
+        pretrained: the model at theta0 on test.
+        by_grid: the paper's choice on test.
+        tested: the chosen edit on test.
+        unknowns: which directions each coefficient scales.
+        intervals: of the coefficients.
+    """
+
+    task: str
+    per: Per
+    floor: float
+    least: float
+    spots: Sequence[Spot] = field(repr=False)
+    gridded: Sequence[Spot] = field(repr=False)
+    chosen: Spot
+    pretrained: TestedSpot
+    by_grid: TestedSpot
+    tested: TestedSpot
+    unknowns: Unknowns = field(repr=False)
+    intervals: Intervals = field(repr=False)
+
+    def report(self) -> Report:
+        """The test accuracies, the coefficients, the front; its series of kind `front` holds every point."""
+        title = f"Negation front of {self.task}, {self.regime}"
+        note = f"chosen on validation: least target accuracy with control >= {self.floor:g} of the pre-trained model's"
+        labelled = {"pre-trained": self.pretrained, "shared grid": self.by_grid, "front": self.tested}
+        tables = [
+            Table(title, [spot.cells(label) for label, spot in labelled.items()], note),
+            _coefficients(self.unknowns, self.chosen, self.intervals),
+            _front_table(self.spots, self.chosen, self.regime),
+        ]
+        result = {
+            "regime": self.regime, "per": self.per, "coefficients": dict(self.coefficients), "price": self.chosen.price,
+            "groups": {group: list(names) for group, names in self.groups.items()},
+            "target": self.tested.target, "control": self.tested.control,
+        }  # fmt: skip
+        names = self.unknowns.names
+        series = {
+            "kind": "front", "title": title, "floor": self.least, "points": [_point(spot, names) for spot in self.spots],
+            "best": _point(self.chosen, names), "grid": [_point(spot, names) for spot in self.gridded],
+        }  # fmt: skip
+        return Report(title, tables, dict(self.provenance), [series], result, self.warnings)
+
+
+def traced_front(
+    model: EditedModel, free: Unknowns, task: Task, vector: TaskVector, controls: Sequence[Task], *, per: Per,
+    floor: float, bounds: Bounds, ridge: float, prices: int, bootstrap: int, seed: int, tolerance: float,
+    max_evaluations: int,
+) -> Front:  # fmt: skip
+    """See `tauspan.front`."""
     box = Box.of(len(free.names), bounds)
-    needs = dict.fromkeys(tasks, free.directions.names)
-    edits.prepare(needs, "validation")
-    trade = _Trade(edits, free, task, controls, box, ridge, tolerance, max_evaluations)
+    needs = dict.fromkeys([task, *controls], free.directions.names)
+    model.read(needs, "validation")
+    trade = _Trade(model, free, task, controls, box, ridge, tolerance, max_evaluations)
     before = trade.spot([0.0] * len(free.names))
     least = floor * before.control
     gridded = [trade.spot([alpha] * len(free.names)) for alpha in PAPER_GRID]
@@ -184,36 +206,21 @@ def front(
     intervals = Intervals({}, 0, 0)
     if chosen.solution is not None and chosen.price is not None:
         intervals = coefficient_intervals(trade.goal(chosen.price), box, chosen.solution, bootstrap, seed)
-
-    edits.prepare(needs, "test")
-    rows = [
-        _test_row(trade, label, spot, before, bootstrap, seed)
-        for label, spot in (("pre-trained", before), ("shared grid", by_grid), ("front", chosen))
-    ]
-    title = f"Negation front of {task.name}, {chosen_regime}"
-    note = f"chosen on validation: least target accuracy with control >= {floor:g} of the pre-trained model's"
-    tables = [
-        Table(title, rows, note),
-        _coefficients(free, chosen, intervals),
-        _front_table(spots, chosen, chosen_regime),
-    ]
-    signed = free.directions.nested({name: 0.0 - value for name, value in free.at(chosen.values).items()})
-    result = {
-        "regime": chosen_regime, "per": per, "coefficients": signed, "price": chosen.price,
-        "groups": {group: list(names) for group, names in free.directions.groups.items()},
-        "target": rows[-1]["target"], "control": rows[-1]["control"],
-    }  # fmt: skip
-    facts = facts_of(encoder, [vector], bounds=list(bounds), ridge=ridge, floor=floor, prices=prices,
+    model.read(needs, "test")
+    tested = [_tested(trade, spot, before, bootstrap, seed) for spot in (before, by_grid, chosen)]
+    facts = facts_of(model.encoder, [vector], bounds=list(bounds), ridge=ridge, floor=floor, prices=prices,
                      bootstrap=bootstrap, bootstrap_seed=seed)  # fmt: skip
-    points = [_point(spot, free.names) for spot in spots]
-    series = {"kind": "front", "title": title, "floor": least, "points": points, "best": _point(chosen, free.names),
-              "grid": [_point(spot, free.names) for spot in gridded]}  # fmt: skip
-    return Report(title, tables, facts, [series], result)
+    return Front(
+        encoder=model.encoder, vectors=free.directions.vectors, regime=model.regime, point=model.point,
+        coefficients=free.directions.nested(free.at(chosen.values)), groups=free.directions.groups, task=task.name,
+        per=per, floor=floor, least=least, spots=spots, gridded=gridded, chosen=chosen, pretrained=tested[0],
+        by_grid=tested[1], tested=tested[2], unknowns=free, intervals=intervals, provenance=facts,
+    )  # fmt: skip
 
 
-def _traced(trade: _Trade, least: float, prices: int) -> list[_Spot]:
+def _traced(trade: _Trade, least: float, prices: int) -> list[Spot]:
     """The front from dear controls (a short edit) to cheap ones, refined where the floor is crossed."""
-    found: list[_Spot] = []
+    found: list[Spot] = []
     start: Sequence[float] = [0.0] * len(trade.free.names)
     with progress("front", prices + _REFINEMENTS) as advance:
         for price in np.logspace(_PRICES[1], _PRICES[0], prices):
@@ -231,35 +238,26 @@ def _traced(trade: _Trade, least: float, prices: int) -> list[_Spot]:
     return sorted(found, key=lambda spot: -(spot.price or 0.0))
 
 
-def _chosen(spots: Sequence[_Spot], least: float) -> _Spot:
+def _chosen(spots: Sequence[Spot], least: float) -> Spot:
     """Least target accuracy among those that keep the controls; ties to the shortest edit."""
     kept = [spot for spot in spots if spot.control >= least]
     return min(kept, key=lambda spot: (spot.target, float(np.square(spot.values).sum())))
 
 
-def _test_row(
-    trade: _Trade, label: str, spot: _Spot, before: _Spot, draws: int, seed: int
-) -> dict[str, Cell]:
+def _tested(trade: _Trade, spot: Spot, before: Spot, draws: int, seed: int) -> TestedSpot:
     target, control = trade.accuracies(spot.values, "test")
     _, untouched = trade.accuracies(before.values, "test")
     values = trade.free.at(spot.values)
     right = {
-        one.name: trade.edits.logits(one, "test", values).argmax(-1) == one.split("test").labels
+        one.name: trade.model.logits(one, "test", values).argmax(-1) == one.split("test").labels
         for one in (trade.task, *trade.controls)
     }
-    wide = accuracy_intervals({trade.task.name: right.pop(trade.task.name)}, draws, seed)["mean"] or (
-        None,
-        None,
-    )
-    kept = accuracy_intervals(right, draws, seed)["mean"] or (None, None)
-    return {
-        "row": label, "target": target, "target low": wide[0], "target high": wide[1],
-        "control": control, "control low": kept[0], "control high": kept[1],
-        "control kept": control / (untouched or 1.0),
-    }  # fmt: skip
+    forgotten = accuracy_intervals({trade.task.name: right.pop(trade.task.name)}, draws, seed)["mean"]
+    kept = accuracy_intervals(right, draws, seed)["mean"]
+    return TestedSpot(target, forgotten, control, kept, ratio(control, untouched))
 
 
-def _coefficients(free: Unknowns, chosen: _Spot, intervals: Intervals) -> Table:
+def _coefficients(free: Unknowns, chosen: Spot, intervals: Intervals) -> Table:
     rows: list[dict[str, Cell]] = []
     for name, value in zip(free.names, chosen.values, strict=True):
         low, high = intervals.by_name.get(name, (None, None))
@@ -270,7 +268,7 @@ def _coefficients(free: Unknowns, chosen: _Spot, intervals: Intervals) -> Table:
     return Table("Coefficients", rows, note)
 
 
-def _front_table(spots: Sequence[_Spot], chosen: _Spot, regime: str) -> Table:
+def _front_table(spots: Sequence[Spot], chosen: Spot, regime: str) -> Table:
     rows: list[dict[str, Cell]] = [
         {"price": f"{spot.price:.3g}", "forgetting loss": spot.forgetting, "control loss": spot.control_loss,
          "target": spot.target, "control": spot.control, "chosen": "*" if spot is chosen else ""}
@@ -284,7 +282,7 @@ def _front_table(spots: Sequence[_Spot], chosen: _Spot, regime: str) -> Table:
     return Table(f"Front, {regime}", rows, note)
 
 
-def _point(spot: _Spot, names: Sequence[str]) -> Mapping[str, object]:
+def _point(spot: Spot, names: Sequence[str]) -> Mapping[str, object]:
     """A point of the front as data."""
     return {
         "price": spot.price, "forgetting": spot.forgetting, "control loss": spot.control_loss, "target": spot.target,

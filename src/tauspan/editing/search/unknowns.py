@@ -1,12 +1,13 @@
 """`Unknowns`: which coefficients are chosen, and what each of them scales."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from tauspan.core.errors import UsageError, nearest
-from tauspan.editing.search.directions import Directions, Groups, chosen_groups, layer_groups
+from tauspan.editing.model.directions import Directions, Groups, chosen_groups, layer_groups
 from tauspan.models import Encoder
+from tauspan.tangent.contributions import Contributions
 from tauspan.vector import TaskVector
 
 Per = Literal["shared", "task", "layer"]
@@ -17,10 +18,17 @@ GroupPatterns = Mapping[str, str | Sequence[str]]
 
 @dataclass(frozen=True)
 class Unknowns:
-    """The coefficients to be chosen, and the directions that each of them scales."""
+    """The coefficients to be chosen, and the directions that each of them scales.
+
+    Args:
+        directions: what they scale.
+        scales: the directions of each coefficient.
+        sign: -1 where vectors are subtracted.
+    """
 
     directions: Directions
     scales: Groups
+    sign: float = 1.0
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -30,11 +38,21 @@ class Unknowns:
     def at(self, values: Iterable[float]) -> dict[str, float]:
         """Coefficients of all directions from the values of the unknowns."""
         pairs = zip(self.scales.values(), values, strict=True)
-        return {direction: float(value) for scaled, value in pairs for direction in scaled}
+        # 0.0 is added, so that no coefficient is -0.0
+        return {direction: self.sign * float(value) + 0.0 for scaled, value in pairs for direction in scaled}
+
+    def of(self, part: Contributions) -> Contributions:
+        """Contributions with one direction for each coefficient."""
+        summed = part.summed(self.scales)
+        return summed if self.sign == 1 else replace(summed, tangents=self.sign * summed.tangents)
 
 
 def unknowns(
-    encoder: Encoder, vectors: Mapping[str, TaskVector], per: Per, groups: GroupPatterns | None
+    encoder: Encoder,
+    vectors: Mapping[str, TaskVector],
+    per: Per,
+    groups: GroupPatterns | None = None,
+    sign: float = 1.0,
 ) -> Unknowns:
     """One coefficient for all vectors, one for each, or one for each layer group of each.
 
@@ -51,5 +69,5 @@ def unknowns(
         cut = layer_groups(encoder, names) if groups is None else chosen_groups(groups, names)
         directions = Directions(vectors, cut)
     if per == "shared":
-        return Unknowns(directions, {SHARED: directions.names})
-    return Unknowns(directions, {name: (name,) for name in directions.names})
+        return Unknowns(directions, {SHARED: directions.names}, sign)
+    return Unknowns(directions, {name: (name,) for name in directions.names}, sign)

@@ -10,7 +10,7 @@ from tauspan import store
 from tauspan.core.arguments import checked
 from tauspan.core.processes import world
 from tauspan.core.report import Cell, Report, Table, noted, provenance
-from tauspan.editing.edit import load
+from tauspan.editing.model.edit import load
 from tauspan.experiments import figures
 from tauspan.experiments.reproduce.leaks import checked as without_leaks
 from tauspan.experiments.reproduce.planning import Plan, preset_name

@@ -7,7 +7,7 @@ from typing import Any
 
 from tauspan.core.arguments import checked
 from tauspan.core.report import Cell, Report, Table, in_words, provenance
-from tauspan.editing.edit import load
+from tauspan.editing.model.edit import load
 from tauspan.experiments.recipe import Recipe
 from tauspan.experiments.reproduce.experiment import Changes, Experiment, Rates, experiment, recipes, variant
 from tauspan.experiments.reproduce.presets import PRESETS

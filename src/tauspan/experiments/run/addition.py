@@ -3,9 +3,9 @@
 from collections.abc import Mapping
 from typing import Any, cast
 
+from tauspan import editing
 from tauspan.core.report import Cell, Report, Table
-from tauspan.editing import search
-from tauspan.editing.edit import EditRegime
+from tauspan.editing.model.regime import EditRegime
 from tauspan.experiments.run.courses import Course, course_of
 from tauspan.experiments.run.spread import in_words, listed_alphas, means, spread
 from tauspan.experiments.run.workshop import Evaluation, Workshop
@@ -25,7 +25,7 @@ def added(shop: Workshop, which: Evaluation) -> Report:
 
     def work() -> Report:
         encoder = shop.encoder(which.seed)
-        return search.add(encoder, vectors, regime, grid=shop.recipe.grid, reading=shop.reading)
+        return editing.add(encoder, vectors, regime, grid=shop.recipe.grid, reading=shop.reading).report()
 
     key = shop.key(vectors, regime, shop.shared())
     return shop.stages.report(label, "add", which.name, key, work)

@@ -4,8 +4,9 @@ from collections.abc import Mapping
 from typing import Any, cast
 
 from tauspan.core.report import Cell, Report, Table
-from tauspan.editing.edit import EditRegime
-from tauspan.editing.maps import GRID, disentanglement
+from tauspan.editing import disentanglement
+from tauspan.editing.maps.asked import GRID
+from tauspan.editing.model.regime import EditRegime
 from tauspan.experiments.run.courses import course_of
 from tauspan.experiments.run.workshop import Evaluation, Workshop
 from tauspan.kernel.diagnose.rows import Findings
@@ -86,7 +87,7 @@ def _map(shop: Workshop, regime: EditRegime, drift: bool | Mapping[str, float]) 
     def work() -> Report:
         return disentanglement(
             shop.encoder(seed), vectors, regime, pairs=pairs, reading=shop.reading, **shared
-        )
+        ).report()
 
     key = shop.key(
         vectors, regime, pairs, {"point": shop.recipe.point, "max_tokens": shop.recipe.max_tokens, **shared}

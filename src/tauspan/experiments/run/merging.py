@@ -3,7 +3,7 @@
 from typing import Any, cast
 
 from tauspan.core.report import Cell, Report, Table
-from tauspan.editing.edit import EditRegime
+from tauspan.editing.model.regime import EditRegime
 from tauspan.experiments.run.addition import COLUMNS
 from tauspan.experiments.run.courses import course_of
 from tauspan.experiments.run.spread import in_words, spread
@@ -46,7 +46,9 @@ def merged(shop: Workshop, which: Evaluation) -> Report:
     methods: comparing.Methods = {name: (name, {}) for name in shop.recipe.merge.methods}
 
     def work() -> Report:
-        return comparing.compare(shop.encoder(seed), vectors, methods, regime, reading=shop.reading, **shared)
+        return comparing.compare(
+            shop.encoder(seed), vectors, methods, regime, reading=shop.reading, **shared
+        ).report()
 
     key = shop.key(vectors, regime, {**shop.shared(), **shared}, list(methods))
     return shop.stages.report(regime, "merge", which.name, key, work)

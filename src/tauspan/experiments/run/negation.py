@@ -2,9 +2,9 @@
 
 from typing import Any, cast
 
+from tauspan import editing
 from tauspan.core.report import Cell, Report, Table
-from tauspan.editing import search
-from tauspan.editing.edit import EditRegime
+from tauspan.editing.model.regime import EditRegime
 from tauspan.experiments.run.courses import course_of
 from tauspan.experiments.run.spread import in_words, spread
 from tauspan.experiments.run.workshop import Evaluation, Workshop
@@ -65,10 +65,10 @@ def negated(shop: Workshop, which: Evaluation) -> Report:
     ]
 
     def work() -> Report:
-        return search.negate(
+        return editing.negate(
             shop.encoder(which.seed), target, vectors[target], controls, negate.floor, regime,
             grid=shop.recipe.grid, reading=shop.reading,
-        )  # fmt: skip
+        ).report()  # fmt: skip
 
     key = [*shop.key(vectors, regime, shop.shared()), negate.floor, target.name]
     if negate.controls:

@@ -5,7 +5,7 @@ from typing import Any
 
 from tauspan.core.reading import Reading
 from tauspan.core.report import Cell, Table
-from tauspan.editing.evaluate import evaluate
+from tauspan.editing import evaluate
 from tauspan.experiments.run.addition import added
 from tauspan.experiments.run.courses import Finetuning
 from tauspan.experiments.run.spread import in_words, listed_alphas, means, spread
@@ -67,13 +67,11 @@ def together(shop: Workshop, which: Evaluation) -> dict[str, Any]:
 
     def work() -> dict[str, Any]:
         reading = Reading(max_tokens=shop.recipe.max_tokens)
-        before = evaluate(shop.encoder(which.seed), shop.tasks, reading=reading).result["accuracy"]
+        before = evaluate(shop.encoder(which.seed), shop.tasks, reading=reading).accuracy
         vector = TaskVector.from_pretrained(folder)
         return {
             "before": before,
-            "after": evaluate(shop.encoder(which.seed), shop.tasks, vector, reading=reading).result[
-                "accuracy"
-            ],
+            "after": evaluate(shop.encoder(which.seed), shop.tasks, vector, reading=reading).accuracy,
         }
 
     return shop.stages.do("joint", "evaluate", which.name, key, work).content

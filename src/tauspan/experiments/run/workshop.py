@@ -10,15 +10,14 @@ from typing import Any, Literal, NamedTuple, TypeAlias
 
 from tauspan.core.errors import StoreError, UsageError
 from tauspan.core.reading import Reading
-from tauspan.editing.edit import load
+from tauspan.editing.model.edit import load
 from tauspan.experiments.recipe import Recipe
 from tauspan.experiments.run.courses import Course, Finetuning
 from tauspan.experiments.run.stages import Content, Stages
 from tauspan.models import Encoder, fingerprint_of, reinitialised
 from tauspan.tasks import Task
 from tauspan.tasks.data.suite import find_task
-from tauspan.train import Settings, train
-from tauspan.train.joint import finetune_jointly
+from tauspan.train import Settings, finetune
 from tauspan.vector import FILE, TaskVector
 
 Kind: TypeAlias = Literal["add", "evaluate", "negate", "disentangle", "energy", "merge"]
@@ -165,19 +164,19 @@ class Workshop:
         def work() -> Content:
             encoder = self.encoder(which.seed)
             if which.task is None:
-                done = finetune_jointly(
+                done = finetune(
                     encoder,
                     self.tasks,
                     settings,
-                    folder,
+                    out=folder,
                     resume=True,
                 )
             else:
-                done = train(
+                done = finetune(
                     encoder,
                     self.task(which.task),
                     settings,
-                    folder,
+                    out=folder,
                     resume=True,
                 )
             return {"history": list(done.history), "tokenizer": self._tokenizer}

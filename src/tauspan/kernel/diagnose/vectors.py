@@ -5,7 +5,7 @@ from dataclasses import replace
 from typing import Any
 
 from tauspan.core.report import Cell, Table
-from tauspan.editing.edit import apply
+from tauspan.editing.model.edit import apply
 from tauspan.kernel.diagnose.alignment import kernel_change, kernel_distance
 from tauspan.kernel.diagnose.energy import Chosen, Eigenfunctions, local_energy
 from tauspan.kernel.diagnose.lazy import lazy_coefficient, linearity, posthoc_gap

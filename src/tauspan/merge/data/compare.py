@@ -1,17 +1,20 @@
-"""Merging methods side by side: each method's vector with its own coefficient, chosen on validation."""
+"""Merging methods beside each other: the vector of each method with its own coefficient, chosen on validation."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from tauspan.core.arguments import checked
 from tauspan.core.errors import UsageError
 from tauspan.core.reading import Reading
 from tauspan.core.report import Cell, Report, Table, noted
-from tauspan.editing.edit import EditRegime, edit_regime
-from tauspan.editing.search.directions import Directions
-from tauspan.editing.search.edits import Edits
-from tauspan.editing.search.grid import Grid, Scores, named
-from tauspan.editing.search.protocol import addition_row, facts_of, search_sum
+from tauspan.core.results import Result
+from tauspan.editing.model.chosen import facts_of
+from tauspan.editing.model.directions import Directions
+from tauspan.editing.model.edited import edited_model
+from tauspan.editing.model.regime import EditRegime, edit_regime
+from tauspan.editing.search.addition import AddedTask, added_task, mean_row, search_shared
+from tauspan.editing.search.grid import Grid, named
 from tauspan.merge import merge
 from tauspan.models import Encoder
 from tauspan.tasks import Task
@@ -20,6 +23,66 @@ from tauspan.vector import TaskVector
 # methods differ in the length of what they make, so that [0, 1] would cut off the best alpha of some
 WIDE_GRID = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0, 1.2, 1.5, 2.0, 2.5, 3.0, 4.0, 5.0, 6.0, 8.0)
 Methods = Mapping[str, tuple[str, Mapping[str, Any]]]
+
+
+@dataclass(frozen=True)
+class ComparedMethod:
+    """One merging method.
+
+    Args:
+        method: its label.
+        alpha: its coefficient, chosen on validation.
+        tasks: accuracies of each task on test.
+        mean: their mean.
+        curve: mean normalised accuracy on validation, by alpha.
+        at_end: whether the best alpha is the end of the grid.
+    """
+
+    method: str
+    alpha: float
+    tasks: Sequence[AddedTask]
+    mean: AddedTask
+    curve: Mapping[float, float]
+    at_end: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class Comparison(Result):
+    """Merging methods beside each other.
+
+    Args:
+        regime: of the edits.
+        methods: what each gave.
+    """
+
+    regime: EditRegime
+    methods: Sequence[ComparedMethod]
+
+    def report(self) -> Report:
+        """Means of each method; its accuracy on each task; the curves over alpha."""
+        title = f"Merging, {self.regime}"
+        means: list[dict[str, Cell]] = []
+        for one in self.methods:
+            cells = {name: cell for name, cell in one.mean.cells().items() if name != "task"}
+            means.append({"method": one.method, "alpha": one.alpha, **cells})
+        each: list[dict[str, Cell]] = [
+            {"method": one.method, **{row.task: row.added for row in one.tasks}} for one in self.methods
+        ]
+        ends = ", ".join(one.method for one in self.methods if one.at_end)
+        note = "means over tasks; alpha chosen on validation by mean normalised accuracy"
+        note += f"; at the end of the grid: {ends}" if ends else ""
+        tables = [Table(title, means, note), Table(f"{title}: accuracy by task", each)]
+        result = {"regime": self.regime, "methods": means}
+        return Report(title, tables, dict(self.provenance), [self._series()], result, self.warnings)
+
+    def _series(self) -> dict[str, Any]:
+        """Mean normalised accuracy over alpha, a line for each method."""
+        points: dict[float, dict[str, float]] = {}
+        for one in self.methods:
+            for alpha, normalised in one.curve.items():
+                points.setdefault(alpha, {"alpha": alpha})[one.method] = normalised
+        ordered = [points[alpha] for alpha in sorted(points)]
+        return {"kind": "alpha", "title": f"merging, {self.regime}", "points": ordered}
 
 
 @noted
@@ -33,7 +96,7 @@ def compare(
     grid: Grid = WIDE_GRID,
     seed: int = 0,
     reading: Reading = Reading(),
-) -> Report:
+) -> Comparison:
     """Task addition by several merging methods: theta0 + alpha * merge(tau_1, ..., tau_T), each with its own alpha.
 
     alpha is chosen as in `add`, by mean normalised accuracy on validation; the test split is read once, after it.
@@ -48,8 +111,8 @@ def compare(
         reading: batches, where texts are cut, and the point of the tangent model; see `tauspan.Reading`.
 
     Returns:
-        A `Report`: per method the mean over tasks of single-task, added and normalised accuracy with its alpha, and at
-        alpha = 1; then every task's.
+        A `Comparison`: for each method its alpha, and single-task, added and normalised accuracy on test, at alpha and at
+        alpha = 1, of each task and their mean.
 
     Cost:
         Standard: one evaluation per method, grid point and task. Tangent: one pass with a tangent per method.
@@ -57,48 +120,31 @@ def compare(
     if not vectors or not methods:
         raise UsageError("compare needs at least one task with its vector, and one method.")
     tasks = list(vectors)
-    chosen = edit_regime(next(iter(vectors.values())), regime)
     merged = {
         label: merge(list(vectors.values()), method, options, seed=seed).named(label)
         for label, (method, options) in methods.items()
     }
+    regime = edit_regime(next(iter(vectors.values())), regime)
     directions = Directions.whole({**merged, **{f"own {task.name}": vectors[task] for task in tasks}})
-    edits = Edits(encoder, tasks, directions, chosen, reading)
-    needs = {task: [*merged, f"own {task.name}"] for task in tasks}
-    edits.prepare(needs, "validation")
-    found = {label: search_sum(edits, tasks, label, grid, f"{label}, {chosen}") for label in merged}
-    edits.prepare(needs, "test")
-    means, each = [], []
-    for label, (best, _) in found.items():
-        rows = [addition_row(edits, task, best, label) for task in tasks]
-        columns = [key for key in rows[0] if key != "task"]
-        mean: dict[str, Cell] = {c: sum(float(row[c] or 0) for row in rows) / len(rows) for c in columns}
-        means.append({"method": label, "alpha": best, **mean})
-        each.append({"method": label, **{str(row["task"]): row["added"] for row in rows}})
-    title = f"Merging, {chosen}"
-    ends = [label for label, (best, scores) in found.items() if best == max(scores.rows)]
-    note = "means over tasks; alpha chosen on validation by mean normalised accuracy"
-    note += f"; at the end of the grid: {', '.join(ends)}" if ends else ""
-    tables = [Table(title, means, note), Table(f"{title}: accuracy by task", each)]
+    model = edited_model(encoder, directions, regime, reading)
+    model.make_heads(tasks)
+    own = {task: {f"own {task.name}": 1.0} for task in tasks}
+    needs = {task: [*merged, *own[task]] for task in tasks}
+    model.read(needs, "validation")
+    found = {
+        label: search_shared(model, tasks, {label: 1.0}, own, grid, f"{label}, {regime}") for label in merged
+    }
+    model.read(needs, "test")
+    rows = []
+    for label, (alpha, scores) in found.items():
+        each = [added_task(model, task, alpha, {label: 1.0}, own[task]) for task in tasks]
+        last = alpha == max(scores.rows)
+        curve = {at: row["mean normalised"] for at, row in scores.rows.items()}
+        rows.append(ComparedMethod(label, alpha, each, mean_row(each), curve, last))
     facts = facts_of(
         encoder,
         vectors.values(),
         grid=named(grid),
         methods={k: [m, dict(o)] for k, (m, o) in methods.items()},
     )
-    return Report(title, tables, facts, _series(found, chosen), {"regime": chosen, "methods": means})
-
-
-def _series(found: Mapping[str, tuple[float, Scores]], regime: str) -> list[dict[str, Any]]:
-    """Mean normalised accuracy over alpha, one line a method."""
-    points: dict[float, dict[str, float]] = {}
-    for label, (_, scores) in found.items():
-        for alpha, row in scores.rows.items():
-            points.setdefault(alpha, {"alpha": alpha})[label] = row["mean normalised"]
-    return [
-        {
-            "kind": "alpha",
-            "title": f"merging, {regime}",
-            "points": [points[alpha] for alpha in sorted(points)],
-        }
-    ]
+    return Comparison(regime=regime, methods=rows, provenance=facts)

@@ -13,7 +13,8 @@ from tauspan import models
 from tauspan.core.errors import UsageError, listed, nearest
 from tauspan.core.measure import progress
 from tauspan.core.reading import Reading
-from tauspan.editing.edit import EditRegime, apply, edit_regime, point_of
+from tauspan.editing.model.edit import apply
+from tauspan.editing.model.regime import EditRegime, edit_regime, point_of
 from tauspan.merge.data.statistics_file import Statistics
 from tauspan.models import Batch, Classifier, Encoder
 from tauspan.tangent import linearize

@@ -12,7 +12,7 @@ from tauspan.core.errors import ModelError, UsageError
 from tauspan.core.measure import progress
 from tauspan.core.params import Params
 from tauspan.core.reading import Reading
-from tauspan.editing.edit import edit_regime
+from tauspan.editing.model.regime import edit_regime
 from tauspan.merge.data.gather import Products, SplitName, drawn_rows, gram_matrices, linear_layers
 from tauspan.merge.data.statistics_file import statistics_of
 from tauspan.merge.engine.memory import merge

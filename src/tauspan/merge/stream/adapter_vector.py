@@ -13,7 +13,7 @@ from tauspan.core.arguments import checked
 from tauspan.core.errors import MismatchError, UsageError, listed, nearest
 from tauspan.core.params import Params
 from tauspan.core.report import versions
-from tauspan.editing.edit_files import Base
+from tauspan.editing.model.edit_files import Base
 from tauspan.merge.lora.adapters import Adapter, read_adapter
 from tauspan.merge.sources.inputs import config_of, model_folder
 from tauspan.merge.sources.respelt import best_names

@@ -9,7 +9,7 @@ import torch
 
 from tauspan import store
 from tauspan.core.errors import ModelError, listed
-from tauspan.editing.saved import EDITED, REFERENCE, Reference
+from tauspan.editing.model.saved import EDITED, REFERENCE, Reference
 from tauspan.merge.lora.adapter_config import CONFIG as ADAPTER
 from tauspan.merge.recipe.recipe import MergeRecipe
 from tauspan.merge.recipe.slices import Stacked

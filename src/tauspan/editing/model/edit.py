@@ -1,17 +1,17 @@
 """Editing a model: load it, apply a task vector to it, save what came out."""
 
 import warnings
-from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal, TypeAlias
 
 from torch import nn
 
 from tauspan import models, store
 from tauspan.core.arguments import checked
-from tauspan.core.errors import ModelError, UsageError, listed, nearest
+from tauspan.core.errors import ModelError, UsageError, listed
 from tauspan.core.processes import own_device
-from tauspan.editing.saved import (
+from tauspan.core.reading import Point
+from tauspan.editing.model.regime import EditRegime, edit_regime, point_of
+from tauspan.editing.model.saved import (
     REFERENCE,
     TANGENT,
     Reference,
@@ -25,11 +25,6 @@ from tauspan.editing.saved import (
 from tauspan.models import Classifier, Encoder, Origin
 from tauspan.tangent import Linearized, linearize
 from tauspan.vector import TaskVector
-
-EditRegime: TypeAlias = Literal["standard", "posthoc", "linear"]
-Point: TypeAlias = Literal["encoder", "logits"]
-REGIMES: tuple[EditRegime, ...] = ("standard", "posthoc", "linear")
-POINTS: tuple[Point, ...] = ("encoder", "logits")
 
 
 @checked
@@ -93,51 +88,6 @@ def _loaded(
             f"`tauspan.save` wrote, give that: `tauspan.load({str(directory)!r}, module=MODULE)`."
         )
     return restore_edited(models.load_model(source), directory, base)
-
-
-def edit_regime(vector: TaskVector, regime: str | None, allow: Sequence[str] = ()) -> EditRegime:
-    """The regime to edit in: the vector's own unless another is named.
-
-    Args:
-        vector: the edit.
-        regime: None for the vector's own.
-        allow: `"regime"` takes a vector that was made for another one.
-
-    Raises:
-        UsageError: an unknown regime, or one that the vector was not made for.
-    """
-    chosen = vector.regime if regime is None else regime
-    if chosen not in REGIMES:
-        raise UsageError(f"unknown regime {chosen!r}. {nearest(chosen, REGIMES)}")
-    fits = "linear" if chosen == "linear" else "standard"
-    if vector.regime != fits and "regime" not in allow:
-        raise UsageError(
-            f"{vector.label!r} is a {vector.regime} vector and the regime {chosen!r} takes a {fits} one. If you mean "
-            f"it, declare the vector: `vector.as_regime({fits!r})`; `tauspan apply` takes `--allow regime`."
-        )
-    return chosen
-
-
-def point_of(vectors: Sequence[TaskVector], asked: Point | None = None) -> Point:
-    """Where the tangent model of a head is linearised: as asked, else where the vectors were made, else at the logits.
-
-    Raises:
-        UsageError: an unknown point, or vectors made at different ones.
-    """
-    if asked is not None:
-        if asked not in POINTS:
-            raise UsageError(f"unknown linearisation point {asked!r}. {nearest(str(asked), POINTS)}")
-        return asked
-    made = {
-        str(v.info["point"]): v for v in vectors if v.regime == "linear" and v.info.get("point") in POINTS
-    }
-    if len(made) > 1:
-        (first, one), (second, other) = list(made.items())[:2]
-        raise UsageError(
-            f"{one.label!r} was made at the linearisation point {first!r} and {other.label!r} at {second!r}: they edit "
-            "different functions. Name the point that is meant: `point=` (--point)."
-        )
-    return "encoder" if "encoder" in made else "logits"
 
 
 @checked

@@ -33,14 +33,14 @@ class Directions:
 
     @staticmethod
     def whole(vectors: Mapping[str, TaskVector]) -> "Directions":
-        """One direction a vector."""
-        first = next(iter(vectors.values()))
-        return Directions(vectors, {WHOLE: tuple(first.deltas)})
+        """One direction for each vector; none of no vectors."""
+        first = next(iter(vectors.values()), None)
+        return Directions(vectors, {WHOLE: () if first is None else tuple(first.deltas)})
 
     def __post_init__(self) -> None:
-        first, *rest = self.vectors.values()
-        for other in rest:
-            first.require_compatible(other)
+        vectors = list(self.vectors.values())
+        for other in vectors[1:]:
+            vectors[0].require_compatible(other)
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -91,9 +91,9 @@ def combine(
 
     Args:
         vectors: one vector per task.
-        coefficients: by task name, a number or, per layer group, numbers by group:
-            `report.result["coefficients"]` of `tauspan.coefficients`.
-        groups: tensor names by group, where coefficients are per group: `report.result["groups"]`.
+        coefficients: by task name, a number or, for layer groups, numbers by group; such as the `coefficients` of
+            the result of `tauspan.coefficients`.
+        groups: tensor names by group, where coefficients are per group.
 
     Raises:
         UsageError: a task has no coefficient, or the groups do not fit.
@@ -105,19 +105,25 @@ def combine(
         >>> combine({Task("t", ["x"], rows): tau}, {"t": 0.5}).deltas["w"]
         tensor([0.5000, 0.5000])
     """
-    named = {task.name: vector for task, vector in vectors.items()}
-    if not named or set(named) != set(coefficients):
+    return weighted_sum({task.name: vector for task, vector in vectors.items()}, coefficients, groups)
+
+
+def weighted_sum(
+    vectors: Mapping[str, TaskVector], coefficients: Coefficients, groups: Groups | None = None
+) -> TaskVector:
+    """`combine` of vectors by name."""
+    if not vectors or set(vectors) != set(coefficients):
         raise UsageError(
-            f"coefficients of {listed(coefficients)} for the vectors of {listed(named)}: each task needs one."
+            f"coefficients of {listed(coefficients)} for the vectors of {listed(vectors)}: each task needs one."
         )
-    directions = Directions(named, groups) if groups else Directions.whole(named)
+    directions = Directions(vectors, groups) if groups else Directions.whole(vectors)
     values: dict[str, float] = {}
     for name, given in coefficients.items():
         parts = given if isinstance(given, Mapping) else dict.fromkeys(directions.groups, given)
         if set(parts) != set(directions.groups):
             raise UsageError(
                 f"the coefficients of {name!r} are for the groups {listed(parts)}, and the vector is cut into "
-                f"{listed(directions.groups)}. Pass `groups=report.result['groups']`."
+                f"{listed(directions.groups)}. Pass `groups=result.groups`."
             )
         values |= {
             direction: parts[group]

@@ -1,0 +1,311 @@
+"""`Editor`: one place where questions about edits of an encoder are asked, and what one reading of the data gave."""
+
+from collections.abc import Mapping, Sequence
+from typing import Literal
+
+from tauspan.core.arguments import checked
+from tauspan.core.errors import DataError, UsageError, listed, nearest
+from tauspan.core.reading import Reading
+from tauspan.core.report import noted
+from tauspan.editing.evaluation import Evaluation, measured_on
+from tauspan.editing.maps.asked import GRID, Axis
+from tauspan.editing.maps.disturbance import Disturbance, disturbance
+from tauspan.editing.maps.error import Distance
+from tauspan.editing.maps.maps import Maps, drawn, wanted
+from tauspan.editing.model.directions import Coefficients, Directions
+from tauspan.editing.model.edited import Coefs, EditedModel, edited_model
+from tauspan.editing.model.regime import EditRegime, edit_regime
+from tauspan.editing.search.addition import Addition, addition
+from tauspan.editing.search.box import Bounds
+from tauspan.editing.search.choose import SolvedCoefficients, solved_coefficients
+from tauspan.editing.search.entropy import AdaMerged, least_entropy
+from tauspan.editing.search.grid import Grid
+from tauspan.editing.search.negation import Negation, negation, require_controls
+from tauspan.editing.search.numbers import require_at_least
+from tauspan.editing.search.pareto import Front, traced_front
+from tauspan.editing.search.unknowns import GroupPatterns, Per, Unknowns, unknowns
+from tauspan.models import Encoder
+from tauspan.tasks import Task
+from tauspan.vector import TaskVector
+
+SplitName = Literal["train", "validation", "test"]
+
+
+class Editor:
+    """An encoder, its tasks and their vectors, of which every question about edits is asked.
+
+    In the tangent regimes the outputs of all edits are affine in their coefficients, so one pass over the rows of a task
+    and split answers every question about whole vectors; it is made when a question first needs it. Questions about
+    layers (`per="layer"`) need a pass of their own. In the standard regime each choice of coefficients runs the model.
+
+    Args:
+        encoder: the pre-trained encoder.
+        vectors: one vector per task.
+        regime: `"standard"`, `"posthoc"` or `"linear"`; None takes the vectors' own.
+        reading: batches, where texts are cut, and the point of the tangent model; see `tauspan.Reading`.
+        ahead: read every vector on every task; False reads what a question needs, which is less for a single one.
+
+    Raises:
+        UsageError: no vector, or a regime that the vectors were not made for.
+        DataError: two tasks of one name.
+        MismatchError: vectors that edit different functions or move different tensors.
+        BaseMismatchError: a vector starts from another model.
+
+    Example:
+        >>> import torch, tauspan as ts
+        >>> x, y = torch.eye(4).repeat(4, 1), torch.arange(4).repeat(4)
+        >>> tasks = [
+        ...     ts.Task.from_tensors(name, ["no", "yes"], train=(x, y), validation=(x, y), test=(x, y))
+        ...     for name, y in [("parity", y % 2), ("half", y // 2)]
+        ... ]
+        >>> encoder, settings = ts.load(torch.nn.Linear(4, 3)), ts.Settings(lr=0.1, epochs=5)
+        >>> editor = ts.Editor(encoder, {t: ts.finetune(encoder, t, settings).task_vector for t in tasks})
+        >>> added = editor.add()
+        >>> added.mean.task, sorted(added.coefficients), added.vector.label
+        ('mean', ['half', 'parity'], 'combination')
+    """
+
+    @checked
+    def __init__(
+        self,
+        encoder: Encoder,
+        vectors: Mapping[Task, TaskVector],
+        regime: EditRegime | None = None,
+        *,
+        reading: Reading = Reading(),
+        ahead: bool = True,
+    ) -> None:
+        if not vectors:
+            raise UsageError("an editor needs at least one task and its vector.")
+        named = {task.name: vector for task, vector in vectors.items()}
+        if len(named) < len(vectors):
+            raise DataError("two of the tasks have one name; give each its own.")
+        self.encoder, self.vectors, self.reading, self.ahead = encoder, dict(vectors), reading, ahead
+        self.regime = edit_regime(next(iter(named.values())), regime)
+        Directions.whole(named)  # raises for vectors that cannot be added
+        for vector in named.values():
+            edit_regime(vector, self.regime)
+        self._named = named
+        self._models: dict[tuple[tuple[str, tuple[str, ...]], ...], EditedModel] = {}
+
+    def __repr__(self) -> str:
+        return f"Editor({self.encoder.source}, {self.regime}: {listed(self._named)})"
+
+    # -- questions -------------------------------------------------------------------------------------------
+
+    @noted
+    @checked
+    def add(self, *, grid: Grid = "paper") -> Addition:
+        """Add all vectors with one shared coefficient; see `tauspan.add`."""
+        tasks = list(self.vectors)
+        if self.ahead:
+            model = self._whole(tasks)
+            whole, own = dict.fromkeys(self._named, 1.0), {task: {task.name: 1.0} for task in tasks}
+            return addition(model, self.vectors, whole, own, grid)
+        first, *others = self._named.values()
+        each = {f"own {name}": vector for name, vector in self._named.items()}
+        directions = Directions.whole({"sum": sum(others, first).named("sum"), **each})
+        singly: Mapping[Task, Coefs] = {task: {f"own {task.name}": 1.0} for task in tasks}
+        return addition(self._model(directions, tasks), self.vectors, {"sum": 1.0}, singly, grid)
+
+    @noted
+    @checked
+    def negate(
+        self,
+        task: Task | str,
+        controls: Sequence[Task] | None = None,
+        floor: float = 0.95,
+        *,
+        grid: Grid = "paper",
+    ) -> Negation:
+        """Subtract the vector of a task with one coefficient; see `tauspan.negate`.
+
+        Args:
+            task: the target, or its name.
+            controls: tasks to be kept; None takes all other tasks.
+            floor: the share of control accuracy to keep.
+            grid: as for `add`.
+        """
+        target, kept = self._target(task, controls)
+        require_controls(target, kept, floor)
+        model = self._whole([target, *kept])
+        negated = {target.name: -1.0}
+        return negation(model, target, self.vectors[target], negated, kept, floor, grid)
+
+    @noted
+    @checked
+    def coefficients(
+        self,
+        *,
+        per: Per = "task",
+        groups: GroupPatterns | None = None,
+        bounds: Bounds | None = (0.0, 1.0),
+        ridge: float = 0.0,
+        l1: float = 0.0,
+        split: SplitName = "validation",
+        bootstrap: int = 200,
+        seed: int = 0,
+        tolerance: float = 1e-8,
+        max_evaluations: int = 100,
+    ) -> SolvedCoefficients:
+        """The coefficients that minimise validation loss; see `tauspan.coefficients`."""
+        if split not in ("train", "validation"):
+            raise UsageError(
+                f"split={split!r}: coefficients are chosen on 'train' or 'validation', never on test rows."
+            )
+        require_at_least(0, ridge=ridge, bootstrap=bootstrap)
+        require_at_least(1, max_evaluations=max_evaluations)
+        free = unknowns(self.encoder, self._named, per, groups)
+        return solved_coefficients(
+            self._of(free, list(self.vectors)), free, self.vectors, per=per, bounds=bounds, ridge=ridge, l1=l1,
+            split=split, bootstrap=bootstrap, seed=seed, tolerance=tolerance, max_evaluations=max_evaluations,
+        )  # fmt: skip
+
+    @noted
+    @checked
+    def front(
+        self,
+        task: Task | str,
+        controls: Sequence[Task] | None = None,
+        floor: float = 0.95,
+        *,
+        per: Per = "layer",
+        groups: GroupPatterns | None = None,
+        bounds: Bounds = (0.0, 1.0),
+        ridge: float = 0.0,
+        prices: int = 25,
+        bootstrap: int = 200,
+        seed: int = 0,
+        tolerance: float = 1e-8,
+        max_evaluations: int = 30,
+    ) -> Front:
+        """The whole trade between forgetting a task and keeping the controls; see `tauspan.front`."""
+        target, kept = self._target(task, controls)
+        require_controls(target, kept, floor)
+        require_at_least(0, ridge=ridge, bootstrap=bootstrap)
+        require_at_least(1, max_evaluations=max_evaluations)
+        require_at_least(2, prices=prices)
+        if per not in ("shared", "layer"):
+            raise UsageError(f"per={per!r}: one vector has 'shared' or 'layer' coefficients.")
+        vector = self.vectors[target]
+        free = unknowns(self.encoder, {target.name: vector}, per, groups, sign=-1.0)
+        return traced_front(
+            self._of(free, [target, *kept]), free, target, vector, kept, per=per, floor=floor, bounds=bounds,
+            ridge=ridge, prices=prices, bootstrap=bootstrap, seed=seed, tolerance=tolerance,
+            max_evaluations=max_evaluations,
+        )  # fmt: skip
+
+    @noted
+    @checked
+    def adamerging(
+        self,
+        *,
+        per: Per = "layer",
+        groups: GroupPatterns | None = None,
+        split: SplitName = "validation",
+        steps: int = 500,
+        lr: float = 1e-3,
+        prior: float = 0.3,
+        rows: int | None = 32,
+        bounds: Bounds = (0.0, 1.0),
+        seed: int = 0,
+    ) -> AdaMerged:
+        """Coefficients of least prediction entropy, without labels; see `tauspan.adamerging`."""
+        require_at_least(1, steps=steps, rows=1 if rows is None else rows)
+        require_at_least(0, lr=lr)
+        for task in self.vectors:
+            task.split(split)  # says which there are
+        free = unknowns(self.encoder, self._named, per, groups)
+        return least_entropy(
+            self._of(free, list(self.vectors)), free, self.vectors, per=per, split=split, steps=steps, lr=lr,
+            prior=prior, rows=rows, bounds=bounds, seed=seed,
+        )  # fmt: skip
+
+    @noted
+    @checked
+    def maps(
+        self,
+        *,
+        pairs: Sequence[tuple[str, str]] | None = None,
+        grid: Axis | tuple[Axis, Axis] = GRID,
+        box: tuple[float, float] = (0.0, 1.0),
+        drift: bool | float | Mapping[str, float] = False,
+        distance: Distance = "argmax",
+        split: SplitName = "test",
+    ) -> Maps:
+        """Maps of the disentanglement error of pairs of tasks; see `tauspan.disentanglement`."""
+        asked = wanted(self.vectors, pairs, grid, box, drift, distance, split)
+        return drawn(self._whole([]), self.vectors, asked)
+
+    @noted
+    @checked
+    def interference(self, *, split: SplitName = "test") -> Disturbance:
+        """How far each vector alone moves the logits of each task."""
+        tasks = list(self.vectors)
+        return disturbance(self._whole(tasks), self.vectors, split)
+
+    @noted
+    @checked
+    def evaluate(
+        self,
+        coefficients: float | Mapping[str, float] = 1.0,
+        *,
+        tasks: Sequence[Task] | None = None,
+        split: SplitName = "test",
+    ) -> Evaluation:
+        """Accuracy and loss at theta0 + sum_t a_t tau_t.
+
+        Args:
+            coefficients: a number for all vectors, or numbers by task name; what is not named counts as 0.
+            tasks: where it is measured; None takes the tasks of the vectors.
+            split: which rows.
+        """
+        given = (
+            coefficients if isinstance(coefficients, Mapping) else dict.fromkeys(self._named, coefficients)
+        )
+        for name in given:
+            if name not in self._named:
+                raise UsageError(f"coefficients name no vector {name!r}. {nearest(name, list(self._named))}")
+        measured = list(self.vectors) if tasks is None else list(tasks)
+        text = " + ".join(f"{value:g} x {name}" for name, value in given.items() if value) or "pre-trained"
+        edit = f"{self.regime}: " + " ".join(
+            f"{value!r} x {self._named[name].norm():.17g}" for name, value in given.items()
+        )
+        label = f"{text}, {self.regime}"
+        return measured_on(self._whole(measured), measured, given, split, label, edit)
+
+    # -- models ----------------------------------------------------------------------------------------------
+
+    def _target(self, task: Task | str, controls: Sequence[Task] | None) -> tuple[Task, list[Task]]:
+        by_name = {one.name: one for one in self.vectors}
+        target = by_name.get(task) if isinstance(task, str) else task
+        if target is None or target not in self.vectors:
+            name = task if isinstance(task, str) else task.name
+            raise UsageError(f"there is no vector of the task {name!r}. {nearest(name, list(by_name))}")
+        return target, [one for one in self.vectors if one is not target] if controls is None else list(
+            controls
+        )
+
+    def _whole(self, tasks: Sequence[Task]) -> EditedModel:
+        """The model whose directions are the whole vectors, with the heads of these tasks."""
+        return self._model(Directions.whole(self._named), tasks)
+
+    def _of(self, free: Unknowns, tasks: Sequence[Task]) -> EditedModel:
+        """The model whose directions these coefficients scale."""
+        directions = Directions(self._named, free.directions.groups) if self.ahead else free.directions
+        return self._model(directions, tasks)
+
+    def _model(self, directions: Directions, tasks: Sequence[Task]) -> EditedModel:
+        key = tuple((group, tuple(names)) for group, names in directions.groups.items())
+        model = self._models.get(key) if self.ahead else None
+        if model is None:
+            ahead = (
+                self.ahead and len(directions.groups) == 1
+            )  # all layers of all vectors would be many tangents
+            model = edited_model(self.encoder, directions, self.regime, self.reading, ahead)
+            self._models[key] = model
+        model.make_heads(tasks)
+        return model
+
+
+__all__ = ["Coefficients", "Editor"]

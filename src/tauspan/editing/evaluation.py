@@ -1,0 +1,195 @@
+"""`evaluate`: accuracy and loss of a model, edited or not, on tasks."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from typing import Literal, TypeAlias
+
+from tauspan.core.arguments import checked
+from tauspan.core.errors import UsageError
+from tauspan.core.measure import progress
+from tauspan.core.processes import world
+from tauspan.core.reading import Reading
+from tauspan.core.report import Cell, Report, Table, noted, provenance
+from tauspan.core.results import Result
+from tauspan.editing.model.directions import Directions
+from tauspan.editing.model.edited import Coefs, EditedModel, edited_model
+from tauspan.editing.model.outputs import accuracy, cross_entropy
+from tauspan.editing.model.regime import EditRegime, edit_regime
+from tauspan.editing.model.saved import facts
+from tauspan.models import Classifier, Encoder
+from tauspan.tangent import Linearized
+from tauspan.tasks import Task
+from tauspan.tasks.assembly import told
+from tauspan.vector import TaskVector
+
+SplitName: TypeAlias = Literal["train", "validation", "test"]
+
+
+@dataclass(frozen=True)
+class TaskScore:
+    """One task.
+
+    Args:
+        task: its name, or `mean` for the mean over tasks.
+        accuracy: the share of rows whose largest logit is the label's.
+        loss: mean cross-entropy in nats.
+        rows: how many.
+    """
+
+    task: str
+    accuracy: float
+    loss: float
+    rows: int
+
+    def cells(self) -> dict[str, Cell]:
+        """The row of the table."""
+        return {"task": self.task, "accuracy": self.accuracy, "loss": self.loss, "rows": self.rows}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluation(Result):
+    """Accuracy and loss of a model on tasks.
+
+    Args:
+        label: which model.
+        split: which rows.
+        tasks: a score for each task.
+        mean: the means over tasks, with the sum of rows; None without tasks.
+        note: what the tasks' readers left out.
+    """
+
+    label: str
+    split: SplitName
+    tasks: Sequence[TaskScore]
+    mean: TaskScore | None
+    note: str = field(default="", repr=False)
+
+    @property
+    def accuracy(self) -> dict[str, float]:
+        """Accuracies by task name."""
+        return {score.task: score.accuracy for score in self.tasks}
+
+    def report(self) -> Report:
+        """One table."""
+        scores = [*self.tasks, *([self.mean] if self.mean is not None and len(self.tasks) > 1 else [])]
+        means = {} if self.mean is None else {"accuracy": self.mean.accuracy, "loss": self.mean.loss}
+        table = Table(self.label, [score.cells() for score in scores], self.note)
+        result = {"accuracy": self.accuracy, "mean": means}
+        title = f"Accuracy on {self.split}"
+        return Report(title, [table], dict(self.provenance), result=result, warnings=self.warnings)
+
+
+@noted
+@checked
+def evaluate(
+    encoder: Encoder | Linearized,
+    tasks: Sequence[Task],
+    vector: TaskVector | None = None,
+    scale: float = 1.0,
+    regime: EditRegime | None = None,
+    split: Literal["train", "validation", "test"] = "test",
+    *,
+    reading: Reading = Reading(),
+) -> Evaluation:
+    """Accuracy and cross-entropy on each task, under its frozen head from the pre-trained encoder.
+
+    Args:
+        encoder: the pre-trained encoder, or an edited one that `apply` or `load` returned, whose heads are those of the
+            pre-trained one that it was made from.
+        tasks: what to evaluate on.
+        vector: the edit; None evaluates the encoder as it is (zero-shot).
+        scale: the coefficient alpha of the edit.
+        regime: `"standard"`, `"posthoc"` (a standard vector in the tangent model) or `"linear"`; None takes
+            the vector's own.
+        split: which rows.
+        reading: batches, where texts are cut, and the point of the tangent model; see `tauspan.Reading`.
+
+    Returns:
+        An `Evaluation`: a score for each task, their mean, and `accuracy` by task name. Several processes share the
+        batches, and each returns the whole.
+
+    Raises:
+        UsageError: a vector for a tangent model, which has its own.
+        MismatchError: several processes were started with different models, edits or data.
+        NonFiniteError: a row's logits are NaN or infinite; it is never counted as a class.
+    """
+    if isinstance(encoder, Linearized):
+        if vector is not None:
+            raise UsageError(
+                "`vector` (--vector) edits a pre-trained model, and this is an edited tangent model, which has its own: "
+                "leave it out, or give the model that both start from."
+            )
+        reading = replace(reading, point=reading.point or encoder.head_point)
+        vector = encoder.task_vector(encoder.label)
+        encoder = base_encoder(encoder)
+    if vector is None:
+        chosen, label = None, _unedited(encoder)
+        model = edited_model(encoder, Directions.whole({}), "standard", reading)
+    else:
+        chosen = edit_regime(vector, regime)
+        label = f"{vector.label} x {scale:g}, {chosen}"
+        model = edited_model(encoder, Directions.whole({vector.label: vector}), chosen, reading)
+    edit = "none" if vector is None else f"{vector.norm():.17g} x {scale!r}, {chosen}"
+    coefficients = {} if vector is None else {vector.label: scale}
+    return measured_on(model, tasks, coefficients, split, label, edit, scale)
+
+
+def measured_on(
+    model: EditedModel, tasks: Sequence[Task], coefficients: Coefs, split: SplitName, label: str, edit: str,
+    scale: float | None = None,
+) -> Evaluation:  # fmt: skip
+    """The scores of an edited model at some coefficients; `edit` must be the same text in all processes."""
+    total = sum(len(task.split(split)) for task in tasks)
+    scores = []
+    with world() as processes, progress("evaluate", total, processes.first) as advance:
+        if processes.size > 1:
+            sums = " ".join(task.checksum()[:12] for task in tasks)
+            compared = {
+                "the base's fingerprint": model.fingerprint[:12],
+                "the tasks' checksums": sums,
+                "the edit": edit,
+            }
+            processes.require_same({**compared, "the split": split})
+        for task in tasks:
+            logits = model.logits(task, split, coefficients, advance)
+            labels = task.split(split).labels
+            scores.append(
+                TaskScore(task.name, accuracy(logits, labels), cross_entropy(logits, labels), len(labels))
+            )
+    about = provenance(
+        base=model.encoder.source, fingerprint=model.fingerprint, split=split,
+        **({} if scale is None else {"scale": scale}), **facts(model.encoder),
+    )  # fmt: skip
+    return Evaluation(
+        label=label, split=split, tasks=scores, mean=_mean(scores), note=left_out(tasks), provenance=about
+    )
+
+
+def _mean(scores: Sequence[TaskScore]) -> TaskScore | None:
+    if not scores:
+        return None
+    accuracies, losses = ([getattr(score, name) for score in scores] for name in ("accuracy", "loss"))
+    rows = sum(score.rows for score in scores)
+    return TaskScore("mean", sum(accuracies) / len(scores), sum(losses) / len(scores), rows)
+
+
+def _unedited(encoder: Encoder) -> str:
+    if encoder.origin is None:
+        return "pre-trained"
+    return f"edited: {encoder.edit}, heads of {encoder.origin.source}"
+
+
+def left_out(tasks: Sequence[Task]) -> str:
+    """What the tasks' readers left out, as words."""
+    found = {task.name: task.extra["left_out"] for task in tasks if "left_out" in task.extra}
+    return " ".join(f"Left out of {name}: {told(counts)}." for name, counts in found.items())
+
+
+def base_encoder(tangent: Linearized) -> Encoder:
+    """The encoder that a tangent model stands on."""
+    base = tangent.base.encoder if isinstance(tangent.base, Classifier) else tangent.base
+    if not isinstance(base, Encoder):
+        raise UsageError(
+            f"a linearised {type(base).__name__} has no encoder to read a task with; use tauspan.load."
+        )
+    return base

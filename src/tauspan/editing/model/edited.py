@@ -1,0 +1,263 @@
+"""`EditedModel`: f at theta0 and any coefficients of some directions; one class for each way to edit."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from typing import ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from tauspan import models
+from tauspan.core.measure import progress, underway
+from tauspan.core.params import require_finite_rows
+from tauspan.core.reading import Reading
+from tauspan.editing.model.directions import Directions
+from tauspan.editing.model.edit import set_weights
+from tauspan.editing.model.outputs import Targets, accuracy, outputs, target_rows
+from tauspan.editing.model.regime import EditRegime, point_of
+from tauspan.models import Classifier, Encoder, Head
+from tauspan.tangent import Linearized, linearize
+from tauspan.tangent.contributions import Advance, Contributions, contributions, silent
+from tauspan.tasks import Task, build_head
+from tauspan.tasks.batches import Batches, batches
+from tauspan.vector import TaskVector
+
+Coefs = Mapping[str, float]  # by direction; a direction that is not named counts as 0
+
+
+class EditedModel(ABC):
+    """The logits of f at theta0 + sum_d a_d direction_d on the rows of tasks, for any coefficients a.
+
+    Every task is read under its frozen head, which comes from the pre-trained encoder. A regime is one final class:
+    it says how logits follow from coefficients, and whether they are affine in them.
+
+    Args:
+        encoder: the pre-trained encoder at theta0; it is never changed.
+        directions: task vectors by name, whole or cut into groups of tensors; without any, the model is f(x; theta0).
+        regime: how the vectors edit.
+        reading: batches, where texts are cut, and the linearisation point.
+        ahead: read a split in all directions at once, so that later questions need no pass of their own.
+
+    Raises:
+        BaseMismatchError: a vector starts from another model.
+        UsageError: vectors that were made at different linearisation points.
+    """
+
+    regimes: ClassVar[tuple[EditRegime, ...]]
+    tangent: ClassVar[bool]  # the vectors move only parameters that J(x) tau depends on
+
+    def __init__(
+        self,
+        encoder: Encoder,
+        directions: Directions,
+        regime: EditRegime,
+        reading: Reading,
+        ahead: bool = False,
+    ) -> None:
+        self.encoder, self.directions, self.regime, self.reading = encoder, directions, regime, reading
+        self.ahead = ahead
+        self.point = point_of(list(directions.vectors.values()), reading.point)
+        self.fingerprint = models.fingerprint_of(encoder)
+        for vector in directions.vectors.values():
+            self.fitted(vector)
+        self._heads: dict[Task, Head] = {}
+        self._prepared: dict[tuple[Task, str], Batches] = {}
+        self._accuracies: dict[tuple[Task, str, tuple[tuple[str, float], ...]], float] = {}
+
+    # -- what regimes define ---------------------------------------------------------------------------------
+
+    @abstractmethod
+    def affine(self, task: Task) -> bool:
+        """Whether the task's logits are affine in the coefficients."""
+
+    @abstractmethod
+    def _logits(self, task: Task, split: str, used: Coefs, about: str, advance: Advance) -> Tensor: ...
+
+    @abstractmethod
+    def read(self, needs: Mapping[Task, Sequence[str]], split: str) -> None:
+        """Read a split ahead, in one pass for each task: which directions it needs."""
+
+    # -- what all of them give -------------------------------------------------------------------------------
+
+    def logits(self, task: Task, split: str, coefficients: Coefs, advance: Advance = silent) -> Tensor:
+        """Logits (N, K) of one task on one split.
+
+        Raises:
+            NonFiniteError: a row's logits are NaN or infinite.
+        """
+        used = {name: value for name, value in coefficients.items() if value}
+        at = " + ".join(f"{value:g} x {name!r}" for name, value in used.items()) or "theta0"
+        about = f"the logits of {task.name!r} on {split} at {at}"
+        logits = self._logits(task, split, used, about, advance)
+        require_finite_rows(logits, about)
+        return logits
+
+    def accuracy(self, task: Task, split: str, coefficients: Coefs) -> float:
+        """Accuracy of one task on one split; computed once for each choice of coefficients."""
+        used = tuple(sorted((name, value) for name, value in coefficients.items() if value))
+        key = (task, split, used)
+        if key not in self._accuracies:
+            self._accuracies[key] = accuracy(self.logits(task, split, dict(used)), task.split(split).labels)
+        return self._accuracies[key]
+
+    def loss(self, task: Task, split: str, coefficients: Coefs, targets: Targets = "label") -> float:
+        """Mean cross-entropy in nats of one task on one split, to its labels or to the wrong classes, in float64."""
+        logits = self.logits(task, split, coefficients).double()
+        return float(
+            F.cross_entropy(logits, target_rows(task.split(split).labels, logits.shape[-1], targets))
+        )
+
+    def head(self, task: Task) -> Head:
+        """The task's frozen head."""
+        if task not in self._heads:
+            self._heads[task] = build_head(task, self.encoder, max_tokens=self.reading.max_tokens)
+        return self._heads[task]
+
+    def make_heads(self, tasks: Sequence[Task]) -> None:
+        """Make the heads of these tasks now, and say so while it lasts."""
+        with underway("heads"):
+            for task in tasks:
+                self.head(task)
+
+    def fitted(self, vector: TaskVector) -> TaskVector:
+        """A vector as the encoder takes it in this regime: under the names of its memory."""
+        return vector.fitted(self.encoder, tangent=self.tangent, base=self.fingerprint)
+
+    def batches(self, task: Task, split: str) -> Batches:
+        """The split's batches, encoded once."""
+        if (task, split) not in self._prepared:
+            rows, tokens = task.split(split), task.tokens(self.reading.max_tokens)
+            self._prepared[task, split] = batches(self.encoder, rows, tokens, self.reading.batch_size)
+        return self._prepared[task, split]
+
+
+class OrdinaryModel(EditedModel):
+    """f(x; theta0 + sum_d a_d direction_d): run anew at each choice, weights set in place on one working copy.
+
+    Cost:
+        One forward pass over the split for each choice of coefficients.
+    """
+
+    regimes = ("standard",)
+    tangent = False
+
+    def __init__(
+        self,
+        encoder: Encoder,
+        directions: Directions,
+        regime: EditRegime,
+        reading: Reading,
+        ahead: bool = False,
+    ) -> None:
+        super().__init__(encoder, directions, regime, reading, ahead)
+        self._copy: Encoder | None = None
+        self._at: Coefs | None = None
+
+    def affine(self, task: Task) -> bool:
+        """It is not known to be."""
+        return False
+
+    def read(self, needs: Mapping[Task, Sequence[str]], split: str) -> None:
+        """Nothing can be read ahead."""
+
+    def _logits(self, task: Task, split: str, used: Coefs, about: str, advance: Advance) -> Tensor:
+        edited = self._edited(used)
+        with models.eval_mode(edited), torch.inference_mode():
+            return outputs(Classifier(edited, self.head(task)), self.batches(task, split), advance, about)
+
+    def _edited(self, used: Coefs) -> Encoder:
+        if not self.directions.vectors:
+            return self.encoder
+        if self._copy is None:
+            self._copy = models.working_copy(self.encoder).eval()
+        if self._at != used:
+            set_weights(self._copy, self.encoder, self.fitted(self.directions.combined(used)), 1.0)
+            self._at = dict(used)
+        return self._copy
+
+
+class TangentModel(EditedModel):
+    """f(x; theta0) + sum_d a_d J(x) direction_d: one pass over a split gives every choice, as outputs are affine in it.
+
+    Cost:
+        One pass of as many tangents as a task needs directions; then a contraction for each choice.
+    """
+
+    regimes = ("linear", "posthoc")
+    tangent = True
+
+    def __init__(
+        self,
+        encoder: Encoder,
+        directions: Directions,
+        regime: EditRegime,
+        reading: Reading,
+        ahead: bool = False,
+    ) -> None:
+        super().__init__(encoder, directions, regime, reading, ahead)
+        self._passes: dict[tuple[Task, str], Contributions] = {}
+        self._parts: dict[tuple[Task, str, tuple[str, ...]], Contributions] = {}
+        self._tangents: dict[
+            tuple[str, ...], Linearized
+        ] = {}  # by the tensors that move: they share one check
+
+    def affine(self, task: Task) -> bool:
+        """Unless a head that normalises follows the linearisation point."""
+        return self.point == "logits" or not self.head(task).normalize
+
+    def read(self, needs: Mapping[Task, Sequence[str]], split: str) -> None:
+        """One pass for each task that has not been read in all the directions it needs."""
+        missing = {task: names for task, names in needs.items() if not self._has(task, split, names)}
+        if missing:
+            with progress(f"tangents on {split}", sum(len(task.split(split)) for task in missing)) as advance:
+                for task, names in missing.items():
+                    self._passed(task, split, names, advance)
+
+    def passed(self, task: Task, split: str) -> Contributions:
+        """What the pass over a split gave, after `read`."""
+        return self._passes[task, split]
+
+    def _has(self, task: Task, split: str, names: Sequence[str]) -> bool:
+        return (task, split) in self._passes and set(names) <= set(self._passes[task, split].names)
+
+    def _passed(self, task: Task, split: str, names: Sequence[str], advance: Advance) -> None:
+        every = self.directions.names
+        wanted = every if self.ahead else names or every[:1]  # theta0 alone is read with some direction
+        vectors = {name: self.fitted(self.directions.partial(name)) for name in wanted}
+        tensors = tuple(vectors[wanted[0]].deltas)
+        if tensors not in self._tangents:
+            self._tangents[tensors] = linearize(self.encoder, list(tensors))
+        tangent = self._tangents[tensors].under(self.head(task), self.point)
+        info = {"task": task.name, "split": split, "regime": self.regime}
+        rows, labels = self.batches(task, split), task.split(split).labels
+        self._passes[task, split] = contributions(tangent, vectors, rows, labels, info=info, advance=advance)
+        self._parts = {key: part for key, part in self._parts.items() if key[:2] != (task, split)}
+
+    def _logits(self, task: Task, split: str, used: Coefs, about: str, advance: Advance) -> Tensor:
+        if not self._has(task, split, list(used)):
+            before = self._passes[task, split].names if (task, split) in self._passes else ()
+            self._passed(task, split, list(dict.fromkeys([*before, *used])), advance)
+        passed = self._passes[task, split]
+        if len(used) < len(passed.names) - 1:  # maps ask for few of many directions, at hundreds of points
+            names = tuple(used)
+            if (task, split, names) not in self._parts:
+                groups = {name: [name] for name in names or passed.names[:1]}
+                self._parts[task, split, names] = passed.summed(groups)
+            passed = self._parts[task, split, names]
+        return passed.logits([used.get(name, 0.0) for name in passed.names])
+
+
+MODELS: tuple[type[EditedModel], ...] = (OrdinaryModel, TangentModel)
+
+
+def edited_model(
+    encoder: Encoder,
+    directions: Directions,
+    regime: EditRegime,
+    reading: Reading = Reading(),
+    ahead: bool = False,
+) -> EditedModel:
+    """The edited model of a regime; see `EditedModel`."""
+    (kind,) = (kind for kind in MODELS if regime in kind.regimes)
+    return kind(encoder, directions, regime, reading, ahead)

@@ -1,7 +1,8 @@
 """`python -m benchmarks.families.torchvision_alone`: an environment whose processes can all import torchvision.
 
-Where its compiled operators do not load beside the installed torch (a build for GPUs beside one for CPUs), transformers
-cannot import its models either. A line that Python runs when it starts then leaves the operators out; no model needs them.
+Where its compiled operators do not load beside the installed torch (a build for GPUs beside one for CPUs),
+transformers cannot import its models either. A line that Python runs when it starts then leaves the operators out; no
+model needs them.
 """
 
 import subprocess

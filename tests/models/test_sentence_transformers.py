@@ -131,7 +131,7 @@ def test_a_layer_behind_the_pooling_is_refused_and_the_way_out_gives_its_embeddi
 ) -> None:
     dense = [lambda parts: parts.Dense(8, 5)]
     home = saved(library, tmp_path, "bert", "mean", behind=dense)
-    with pytest.raises(ModelError, match="Dense.*pass a module that returns the features"):
+    with pytest.raises(ModelError, match=r"Dense.*pass a module that returns the features"):
         tauspan.load(home)
     model = library.SentenceTransformer(str(home), device="cpu").eval()
     encoder = tauspan.load(Embeddings(model))

@@ -6,9 +6,9 @@ from math import prod
 
 import pytest
 import torch
+from benchmarks import merge_correctness, merge_inputs, merging
 from benchmarks.merging import Watched
 
-from benchmarks import merge_correctness, merge_inputs, merging
 from tauspan.merge.recipe.recipe import MergeRecipe
 from tauspan.merge.sources.inputs import open_source
 from tauspan.store import Checkpoint

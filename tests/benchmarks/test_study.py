@@ -9,12 +9,12 @@ from typing import Any
 
 import pytest
 import torch
+from benchmarks import when
 from benchmarks.study import Plan, study
 from benchmarks.study import cells as home
 from benchmarks.study.plan import Cell, Variant
 
 import tauspan as ts
-from benchmarks import when
 from helpers import program, runs
 from helpers.disentangling import logits
 from helpers.zoo import normal

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from benchmarks import baselines, caches, images, memory, pipeline, rows, run, search, steps, timing
 from benchmarks.shapes import SHAPES
 
-from benchmarks import baselines, caches, images, memory, pipeline, rows, run, search, steps, timing
 from tauspan.tangent import linearize
 from tauspan.tasks import Task
 from tauspan.train.settings import Settings

@@ -112,9 +112,22 @@ def scribble() -> None:
 def environment() -> dict[str, Any]:
     return {
         "threads": [os.environ.get(name) for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS")],
+        "device": os.environ.get("TAUSPAN_DEVICE"),
         "torch": "torch" in sys.modules,
         "pid": os.getpid(),
         "stdin": sys.stdin.read(),
+    }
+
+
+def draw(seed: int, size: int) -> dict[str, Any]:
+    """Numbers of torch, whose last digits would show another way of computing."""
+    import torch
+
+    drawn = torch.randn(size, generator=torch.Generator().manual_seed(seed))
+    return {
+        "sum": float(drawn.sum()),
+        "product": float(drawn.sin() @ drawn.cos()),
+        "most": drawn.max().item(),
     }
 
 

@@ -116,6 +116,11 @@ CASES: dict[str, tuple[str, list[str], list[str]]] = {
         ["model.embed_tokens.base_layer.weight"],
     ),
     "biases": ("bert classes", [f"{BERT}.query"], [f"{BERT}.key.bias", f"{BERT}.query.base_layer.bias"]),
+    "norms that had other names": (
+        "bert classes",
+        [f"{BERT}.query"],
+        ["bert.embeddings.LayerNorm.bias", f"{BERT.removesuffix('self')}output.LayerNorm.weight"],
+    ),
     "a class head": ("bert classes", [f"{BERT}.value"], ["classifier.weight", "classifier.bias"]),
     "experts beside the gate": ("mixtral", [Q], ["model.layers.0.mlp.gate.weight"]),
     "gemma 3": ("gemma3", [TEXT, "model.vision_tower.encoder.layers.0.mlp.fc1"], []),
@@ -347,10 +352,11 @@ PEFT: dict[str, tuple[str, dict[str, Any], int | None]] = {
 }
 
 
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::UserWarning:peft")  # its own advice
 @pytest.mark.parametrize("case", PEFT)
 def test_the_sum_is_what_peft_merges(case: str, tmp_path: Path) -> None:
-    """Compared with peft 0.21.2 under transformers 5.23.0 and torch 2.13.0."""
-    peft = pytest.importorskip("peft", reason="peft is not installed: the oracle of this test")
+    peft = pytest.importorskip("peft", reason="peft is not installed: the extra `real`")
     family, settings, rows = PEFT[case]
     base = make(family, tmp_path / "base")
 

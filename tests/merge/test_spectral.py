@@ -4,11 +4,11 @@ import math
 
 import pytest
 import torch
+from benchmarks import rows, spectral
 from benchmarks.shapes import SHAPES as MODELS
 from hypothesis import given
 from hypothesis import strategies as st
 
-from benchmarks import rows, spectral
 from tauspan.core.errors import NonFiniteError, UsageError
 from tauspan.merge import merge
 from tauspan.merge.methods.matrices import polar, support, svd

@@ -124,6 +124,7 @@ def test_a_scheme_in_front_of_nothing_is_refused() -> None:
 # -- timm ----------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @torch.no_grad()
 def test_a_timm_model_gives_its_features_before_the_head(vit: tuple[Path, Any]) -> None:
     home, model = vit
@@ -135,6 +136,7 @@ def test_a_timm_model_gives_its_features_before_the_head(vit: tuple[Path, Any]) 
     assert not any(layer.training for layer in encoder.modules())
 
 
+@pytest.mark.slow
 @torch.no_grad()
 def test_a_saved_timm_model_loads_here_and_in_timm(vit: tuple[Path, Any], timm: Any, tmp_path: Path) -> None:
     encoder = load_model(f"local-dir:{vit[0]}")
@@ -149,6 +151,7 @@ def test_a_saved_timm_model_loads_here_and_in_timm(vit: tuple[Path, Any], timm: 
     assert torch.equal(theirs.head.weight, vit[1].head.weight)  # which the encoder does not use
 
 
+@pytest.mark.slow
 def test_a_timm_model_can_be_linearised_in_part(vit: tuple[Path, Any]) -> None:
     encoder = load_model(f"local-dir:{vit[0]}")
     lin = linearize(encoder, "attention")
@@ -157,6 +160,7 @@ def test_a_timm_model_can_be_linearised_in_part(vit: tuple[Path, Any]) -> None:
     assert all(tau.grad is not None for tau in lin.tau.values())
 
 
+@pytest.mark.slow
 def test_a_missing_tensor_of_a_timm_model_is_named(vit: tuple[Path, Any]) -> None:
     file = vit[0] / "model.safetensors"
     tensors = load_file(file)
@@ -166,18 +170,21 @@ def test_a_missing_tensor_of_a_timm_model_is_named(vit: tuple[Path, Any]) -> Non
         load_model(f"local-dir:{vit[0]}")
 
 
+@pytest.mark.slow
 def test_a_timm_config_that_does_not_fit_the_weights_is_refused(vit: tuple[Path, Any]) -> None:
     checkpoints.edit_json(vit[0] / "config.json", lambda config: config["model_args"].update(embed_dim=16))
     with pytest.raises(StoreError, match="do not fit its configuration"):
         load_model(f"local-dir:{vit[0]}")
 
 
+@pytest.mark.slow
 def test_a_config_of_another_library_is_refused(vit: tuple[Path, Any]) -> None:
     checkpoints.write_json(vit[0] / "config.json", {"model_type": "vit"})
     with pytest.raises(ModelError, match="has no `architecture`"):
         load_model(f"local-dir:{vit[0]}")
 
 
+@pytest.mark.slow
 def test_an_architecture_that_timm_does_not_know_is_a_model_error(vit: tuple[Path, Any]) -> None:
     checkpoints.write_json(vit[0] / "config.json", {"architecture": "vit_of_nobody"})
     with pytest.raises(ModelError, match="could not build 'vit_of_nobody'"):
@@ -214,6 +221,7 @@ def pictures() -> list[np.ndarray]:
     return made
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", SETTINGS)
 def test_images_become_what_timms_own_transform_makes_of_them(
     case: str, vit: tuple[Path, Any], timm: Any
@@ -227,6 +235,7 @@ def test_images_become_what_timms_own_transform_makes_of_them(
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shape", [(3, 32, 16), (1, 32, 32), (32, 32)])
 def test_pictures_that_are_not_square_and_coloured_are_refused(shape: Any, vit: tuple[Path, Any]) -> None:
     checkpoints.edit_json(vit[0] / "config.json", lambda c: c.update(pretrained_cfg={"input_size": shape}))
@@ -236,6 +245,7 @@ def test_pictures_that_are_not_square_and_coloured_are_refused(shape: Any, vit: 
         load_model(f"local-dir:{vit[0]}")
 
 
+@pytest.mark.slow
 def test_a_timm_model_that_does_not_pool_is_refused(vit: tuple[Path, Any]) -> None:
     checkpoints.edit_json(vit[0] / "config.json", lambda c: c["model_args"].update(global_pool=""))
     with pytest.raises(ModelError, match=r"gives features of shape \(1, 5, 8\) for one input"):
@@ -245,6 +255,7 @@ def test_a_timm_model_that_does_not_pool_is_refused(vit: tuple[Path, Any]) -> No
 # -- open_clip -----------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @torch.no_grad()
 def test_an_open_clip_model_gives_unnormalised_image_features(
     clip: tuple[Path, Any], open_clip: Any, caplog: pytest.LogCaptureFixture
@@ -261,6 +272,7 @@ def test_an_open_clip_model_gives_unnormalised_image_features(
     assert not any(layer.training for layer in encoder.modules())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mode", ["shortest", "squash"])
 @pytest.mark.parametrize("interpolation", ["bicubic", "bilinear"])
 def test_images_become_what_open_clips_own_transform_makes_of_them(
@@ -276,6 +288,7 @@ def test_images_become_what_open_clips_own_transform_makes_of_them(
     )
 
 
+@pytest.mark.slow
 @torch.no_grad()
 def test_a_saved_open_clip_model_loads_here_and_in_open_clip(
     clip: tuple[Path, Any], open_clip: Any, tmp_path: Path
@@ -290,6 +303,7 @@ def test_a_saved_open_clip_model_loads_here_and_in_open_clip(
     torch.testing.assert_close(theirs.encode_image(images()), encoder(images()), rtol=0, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_weights_of_other_libraries_beside_its_own_are_not_looked_at(clip: tuple[Path, Any]) -> None:
     home, _ = clip
     save_file({"other": torch.ones(1)}, home / "model.safetensors")
@@ -299,6 +313,7 @@ def test_weights_of_other_libraries_beside_its_own_are_not_looked_at(clip: tuple
     assert fingerprint_of(load_model(f"local-dir:{home}")) == before
 
 
+@pytest.mark.slow
 def test_a_pickle_is_not_preferred_to_safetensors(clip: tuple[Path, Any]) -> None:
     home, model = clip
     (home / "open_clip_model.safetensors").rename(home / "model.safetensors")
@@ -307,6 +322,7 @@ def test_a_pickle_is_not_preferred_to_safetensors(clip: tuple[Path, Any]) -> Non
     assert torch.equal(encoder.backbone.visual.proj, model.visual.proj)
 
 
+@pytest.mark.slow
 def test_an_open_clip_model_is_linearised_on_its_image_side(clip: tuple[Path, Any]) -> None:
     lin = linearize(load_model(f"local-dir:{clip[0]}"))
     lin(images()).sum().backward()
@@ -314,6 +330,7 @@ def test_an_open_clip_model_is_linearised_on_its_image_side(clip: tuple[Path, An
     assert all(tau.grad is not None for tau in lin.tau.values())
 
 
+@pytest.mark.slow
 def test_a_missing_tensor_of_an_open_clip_model_is_named(clip: tuple[Path, Any]) -> None:
     file = clip[0] / "open_clip_model.safetensors"
     tensors = store.Checkpoint(file).read()
@@ -323,6 +340,7 @@ def test_a_missing_tensor_of_an_open_clip_model_is_named(clip: tuple[Path, Any])
         load_model(f"local-dir:{clip[0]}")
 
 
+@pytest.mark.slow
 def test_an_open_clip_config_without_a_model_is_a_model_error(clip: tuple[Path, Any]) -> None:
     checkpoints.write_json(clip[0] / "open_clip_config.json", {})
     with pytest.raises(ModelError, match="open_clip could not build"):

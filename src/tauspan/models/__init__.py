@@ -16,6 +16,7 @@ from tauspan.models.select import (
     named_unique,
     on_path,
     require_deterministic,
+    require_values,
     select,
     state_of,
 )
@@ -64,6 +65,7 @@ __all__ = [
     "predicted",
     "reinitialised",
     "require_deterministic",
+    "require_values",
     "save_model",
     "select",
     "state_of",

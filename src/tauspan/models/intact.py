@@ -280,9 +280,21 @@ def _require_own(made: nn.Module, module: nn.Module) -> None:
                 raise ModelError(
                     f"{type(module).__name__} keeps a function at {where.removesuffix('.')!r} that holds the parameter "
                     f"{names[id(tensor)]!r} (a closure or a default), and a copy with other weights would go on to use "
-                    "this one. Take it from the module when it is called (`self.layer.weight`), or keep it in a "
-                    "`functools.partial` or a list, which are copied with the module."
+                    f"this one. {_own_way(module)}"
                 )
+
+
+def _own_way(module: nn.Module) -> str:
+    """What to do about a function that a copy shares with the module."""
+    if any(hasattr(part, "_hf_hook") for part in module.modules()):
+        return (
+            "accelerate put it there, to spread the model over devices: have the whole model on one of them, and take "
+            "its hooks off, `accelerate.hooks.remove_hook_from_submodules(MODEL)`."
+        )
+    return (
+        "Take it from the module when it is called (`self.layer.weight`), or keep it in a `functools.partial` or a list, "
+        "which are copied with the module."
+    )
 
 
 def _saved_buffers(module: nn.Module) -> Iterator[Tensor]:

@@ -29,9 +29,10 @@ def named_unique(module: nn.Module) -> dict[str, Tensor]:
     """Parameters by name, tied ones once, under the first name they have.
 
     Raises:
-        ModelError: two different parameters share memory without being the same object.
+        ModelError: two different parameters share memory without being the same object, or some have no values.
     """
     unique: dict[str, Tensor] = dict(module.named_parameters())
+    require_values(module, unique)
     spans = sorted((*_span(tensor), place, name) for place, (name, tensor) in enumerate(unique.items()))
     for (device, _, end, _, first), (other, start, _, _, second) in itertools.pairwise(spans):
         if device == other and start < end:
@@ -41,6 +42,16 @@ def named_unique(module: nn.Module) -> dict[str, Tensor]:
                 "memory."
             )
     return unique
+
+
+def require_values(module: nn.Module, parameters: Mapping[str, Tensor]) -> None:
+    """Raise `ModelError` for a parameter on the meta device: its weights are not loaded yet, or were offloaded."""
+    name = next((name for name, tensor in parameters.items() if tensor.is_meta), None)
+    if name is not None:
+        raise ModelError(
+            f"parameter {name!r} of {type(module).__name__} has no values (it is on the meta device). Load the weights "
+            "first; of a model that accelerate has offloaded to memory or files, load it without a `device_map`."
+        )
 
 
 def _span(tensor: Tensor) -> tuple[str, int, int]:

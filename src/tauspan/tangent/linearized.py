@@ -395,11 +395,7 @@ def _require_there(module: nn.Module) -> None:
                 f"parameter {name!r} of {type(module).__name__} has no shape yet: it belongs to a lazy layer. Call the "
                 "module once on a batch first."
             )
-        if parameter.is_meta:
-            raise ModelError(
-                f"parameter {name!r} of {type(module).__name__} has no values (it is on the meta device). Load the "
-                "weights first."
-            )
+        models.require_values(module, {name: parameter})
         if parameter.is_inference():
             raise ModelError(
                 f"parameter {name!r} of {type(module).__name__} was made under torch.inference_mode, and autograd may "

@@ -9,7 +9,7 @@ import numpy as np
 from tauspan.core.errors import DataError, listed, nearest
 from tauspan.models.extras import require_extra
 from tauspan.tasks.parquet import require_columns
-from tauspan.tasks.readers import image_rows
+from tauspan.tasks.readers import image_rows, saved_by_datasets
 from tauspan.tasks.rows import Rows
 
 
@@ -24,7 +24,7 @@ def hub_rows(
     """The rows of the splits that a task is made of; no remote code is run.
 
     Args:
-        source: a hub id or a local directory.
+        source: a hub id, a local directory, or what `save_to_disk` of the library wrote.
         text: the column of texts or images.
         label: the column of classes.
         config: of a data set that has several.
@@ -36,10 +36,17 @@ def hub_rows(
         DataError: the data set cannot be loaded, or lacks a split or a column; it says what there is.
     """
     datasets = require_extra("datasets", "data", f"the data set {source!r}")
+    saved = saved_by_datasets(Path(source))
     try:
-        found = datasets.load_dataset(source, config, revision=revision)
+        found = (
+            datasets.load_from_disk(source)
+            if saved
+            else datasets.load_dataset(source, config, revision=revision)
+        )
     except Exception as error:  # the library raises many kinds: offline, unknown, gated, malformed
         raise DataError(f"the data set {source!r} could not be loaded: {error}") from error
+    if isinstance(found, datasets.Dataset):  # saved alone, it has no split's name
+        found = {"train": found}
     chosen = {split: name for split, name in splits.items() if name is not None}
     if splits.get("validation") is None and "validation" in found and "validation" not in chosen.values():
         chosen["validation"] = "validation"
@@ -72,6 +79,7 @@ def _require_apart(source: str, chosen: Mapping[str, str]) -> None:
 def _rows(table: Any, text: str, label: str, where: str, folder: Path) -> Rows:
     datasets = require_extra("datasets", "data", f"reading {where}")
     require_columns(where, [text, label], list(table.column_names))
+    table = table.with_format(None)  # a saved one may hide columns, and give tensors
     kind = table.features[text]
     if isinstance(kind, datasets.Image):
         return image_rows(table, text, label, where, inside=folder)

@@ -55,12 +55,22 @@ def read_rows(path: Path, reading: Reading | None = None) -> list[Rows]:
         DataError: the path does not exist, cannot be read or lacks a column.
     """
     reading = reading or Reading()
+    if saved_by_datasets(path):
+        raise DataError(
+            f"{path} is what `save_to_disk` of the `datasets` library wrote. Its splits together are read by "
+            "`Task.from_hub(DIR)`; of one alone make a parquet file: `datasets.load_from_disk(DIR).to_parquet(FILE)`."
+        )
     if path.is_dir():
         shards = _shards(path)
         return _tables(shards, reading, path) if shards else [image_folder(path)]
     if not path.is_file():
         raise DataError(f"{path} does not exist.")
     return [_npz(path)] if path.suffix == ".npz" else _tables([path], reading, path)
+
+
+def saved_by_datasets(path: Path) -> bool:
+    """Whether `save_to_disk` of the `datasets` library wrote it: several splits, or one table."""
+    return (path / "dataset_dict.json").is_file() or (path / "state.json").is_file()
 
 
 def by_split(path: Path, reading: Reading) -> dict[str, list[Rows]]:

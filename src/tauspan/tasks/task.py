@@ -318,6 +318,8 @@ class Task:
     ) -> "Task":
         """A data set by hub id or local directory, through the `datasets` library; no remote code is run.
 
+        A directory may also be what `save_to_disk` wrote: of a `DatasetDict` its splits, of a `Dataset` only `train`.
+
         `train`, `test` and `validation` name its splits; without `validation`, the split of that name is taken if it is
         free, else rows of train are held out. Hidden test splits have no labels: `test="validation"` takes the other.
         Labels, `clean` and `seed` as for `from_files`; images stay encoded until they are looked at.

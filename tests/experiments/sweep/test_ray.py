@@ -1,13 +1,21 @@
-"""Sweeps over Ray, of which a double has the few names that the backend uses."""
+"""Sweeps on a real Ray of this machine: results, failures, lost workers and interruptions are those of local workers."""
 
-import signal
+import json
+import os
 import sys
-import types
+from pathlib import Path
+from typing import Any
 
 import pytest
 
-from helpers.sweeps import WHERE, jobs_of, quietly
-from tauspan.core.errors import BaseMismatchError, MissingExtraError, UsageError
+from helpers.sweeps import WHERE, alive, jobs_of, quietly, until
+from tauspan.core.errors import BaseMismatchError, MissingExtraError, TauspanError, UsageError
+from tauspan.experiments.sweep import driver
+from tauspan.experiments.sweep.results import Results
+
+# Ray's own: files that it leaves open, and what it will change
+QUIET = pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::FutureWarning")
+CPUS = 2
 
 
 def test_without_ray_its_extra_is_named(tmp_path, monkeypatch):
@@ -16,95 +24,130 @@ def test_without_ray_its_extra_is_named(tmp_path, monkeypatch):
         quietly(jobs_of("double", {"number": 1}), tmp_path, backend="ray")
 
 
-class Double(types.ModuleType):
-    """The few names of Ray that the backend uses: tasks run at once, or are lost."""
-
-    def __init__(self, cpus, lost=()):
-        super().__init__("ray")
-        self.cpus, self.lost, self.said = cpus, list(lost), []
-        self.exceptions = types.SimpleNamespace(RayError=type("RayError", (Exception,), {}))
-
-    def is_initialized(self):
-        return False
-
-    def init(self, **options):
-        self.said.append("init")
-
-    def shutdown(self):
-        self.said.append("shutdown")
-
-    def nodes(self):
-        return [
-            {"Alive": True, "Resources": {"CPU": self.cpus}},
-            {"Alive": False, "Resources": {"CPU": 99.0}},
-        ]
-
-    def remote(self, **options):
-        self.said.append(
-            (
-                options["num_cpus"],
-                options["num_gpus"],
-                options["max_retries"],
-                options["runtime_env"]["env_vars"]["OMP_NUM_THREADS"],
-            )
-        )
-        return lambda function: types.SimpleNamespace(remote=lambda *given: (function, given))
-
-    def wait(self, tasks, num_returns, timeout):
-        return tasks[:1], tasks[1:]
-
-    def get(self, task):
-        if self.lost:
-            raise self.exceptions.RayError(f"{self.lost.pop()}\nmore")
-        function, given = task
-        return function(*given)
-
-    def cancel(self, task, force):
-        self.said.append("cancel")
+@pytest.fixture(scope="module")
+def cluster():
+    """A Ray that was there before the sweeps; its workers look only where every node does, so they are told where."""
+    ray = pytest.importorskip("ray", reason="ray is not installed: the extra `real`")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", WHERE)
+        ray.init(num_cpus=CPUS, include_dashboard=False, log_to_driver=False)
+        yield ray
+        ray.shutdown()
 
 
-def test_ray_is_given_a_job_again_when_it_loses_it(tmp_path, monkeypatch):
-    ray = Double(4.0, lost=["the node died"])
-    monkeypatch.setitem(sys.modules, "ray", ray)
-    jobs = jobs_of("double", {"number": 1}, {"number": 2})
-    assert quietly(jobs, tmp_path, backend="ray", threads=2) == {"j0": 2, "j1": 4}
-    assert ray.said == ["init", (2, 0, 0, "2"), "shutdown"]
-    assert "worker ray: Ray lost it: the node died." in (tmp_path / "logs" / "j0.log").read_text()
+def on_ray(jobs, folder, **options) -> dict[str, Any]:
+    return quietly(jobs, folder, backend="ray", **options)
 
 
-def test_ray_jobs_that_no_node_could_run_are_refused(tmp_path, monkeypatch):
-    ray = Double(4.0)
-    monkeypatch.setitem(sys.modules, "ray", ray)
-    with pytest.raises(UsageError, match=r"threads=8.*4 CPUs"):
-        quietly(jobs_of("double", {"number": 1}), tmp_path, backend="ray", threads=8)
-    assert ray.said == ["init", "shutdown"]
-
-
-def test_ctrl_c_cancels_ray_tasks(tmp_path, monkeypatch):
-    ray = Double(4.0)
-    monkeypatch.setitem(sys.modules, "ray", ray)
-    monkeypatch.setattr(ray, "wait", lambda *given, **named: signal.raise_signal(signal.SIGINT))
-    with pytest.raises(KeyboardInterrupt):
-        quietly(jobs_of("double", {"number": 1}, {"number": 1}), tmp_path, backend="ray")
-    assert ray.said[2:] == ["cancel", "cancel", "shutdown"]
+def kept(folder: Path) -> dict[str, Any]:
+    """The files of results without what differs from run to run: how long each job took."""
+    found = {file.name: json.loads(file.read_text()) for file in folder.glob("*.json")}
+    return {
+        name: {key: value for key, value in one.items() if key != "seconds"} for name, one in found.items()
+    }
 
 
 @pytest.mark.slow
-@pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::FutureWarning")  # Ray's own
-def test_ray_itself(tmp_path, place, monkeypatch):
-    ray = pytest.importorskip("ray", reason="the extra `ray` is not installed")
-    monkeypatch.setenv("PYTHONPATH", WHERE)  # its workers look only where every node does
-    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)
-    try:
-        jobs = jobs_of("double", {"number": 1}, {"number": 2})
-        jobs += jobs_of("die_first", dies={"place": str(place), "deaths": 1})
-        assert quietly(jobs, tmp_path, backend="ray") == {"j0": 2, "j1": 4, "dies": 1}
-        found = quietly(jobs_of("environment", two={}), tmp_path, backend="ray", threads=2)
-        assert found["two"]["threads"] == ["2", "2"]
-        with pytest.raises(BaseMismatchError, match="base a"):
-            quietly(jobs_of("fail", bad={"kind": "mismatch", "text": "base a"}), tmp_path, backend="ray")
-        with pytest.raises(UsageError, match="2 CPUs"):
-            quietly(jobs_of("double", other={"number": 1}), tmp_path, backend="ray", threads=3)
-        assert ray.is_initialized()  # a cluster that was there stays
-    finally:
-        ray.shutdown()
+@QUIET
+def test_results_and_their_files_are_those_of_local_workers(tmp_path, cluster):
+    jobs = jobs_of("shapes", {"a": (1, [2]), "b": {"c": None}}, {"text": "ä"})
+    jobs += jobs_of("draw", **{f"seed{n}": {"seed": n, "size": 1000} for n in range(4)})
+    there = on_ray(jobs, tmp_path / "ray", workers=CPUS)
+    here = quietly(jobs, tmp_path / "here", threads=1)  # as with Ray: sums over threads round otherwise
+    assert list(there.items()) == list(here.items())
+    assert kept(tmp_path / "ray") == kept(tmp_path / "here")
+    assert on_ray(jobs, tmp_path / "here") == quietly(jobs, tmp_path / "ray") == here  # read by either
+    assert cluster.is_initialized()  # what was there stays
+
+
+@pytest.mark.slow
+@QUIET
+def test_what_failed_is_reported_beside_what_succeeded_and_both_have_files(tmp_path, cluster):
+    jobs = jobs_of("double", {"number": 1}) + jobs_of("fail", ours={"kind": "mismatch", "text": "base a"})
+    jobs += jobs_of("fail", other={"kind": "zero"}, end={"kind": "system"}) + jobs_of(
+        "double", last={"number": 4}
+    )
+    there = on_ray(jobs, tmp_path / "ray", errors="return")
+    here = quietly(jobs, tmp_path / "here", errors="return")
+    for found in (there, here):
+        assert (found["j0"], found["last"]) == (2, 8)
+    for name in ("ours", "other", "end"):
+        assert type(there[name]) is type(here[name])
+        said = [
+            str(found[name]).replace(str(tmp_path / place), "")
+            for found, place in ((there, "ray"), (here, "here"))
+        ]
+        assert said[0] == said[1]
+        assert "Traceback" in (tmp_path / "ray" / "logs" / f"{name}.log").read_text()
+    assert kept(tmp_path / "ray") == kept(tmp_path / "here")
+    with pytest.raises(BaseMismatchError, match=r"^base a .*3 of 5 jobs failed.*2 results are in"):
+        on_ray(jobs, tmp_path / "ray")  # again: those that failed alone
+
+
+@pytest.mark.slow
+@QUIET
+def test_a_worker_that_dies_costs_an_attempt(tmp_path, place, cluster):
+    jobs = jobs_of("die_first", dies={"place": str(place), "deaths": 1}) + jobs_of("double", {"number": 1})
+    assert on_ray(jobs, tmp_path) == {"dies": 1, "j0": 2}
+    log = (tmp_path / "logs" / "dies.log").read_text()
+    assert "attempt 1 of 3, worker ray: Ray lost it: " in log
+    assert "attempt 2" not in log
+    never = jobs_of("die_first", never={"place": str(place), "deaths": 9})
+    found = on_ray(never, tmp_path, attempts=2, errors="return")
+    with pytest.raises(TauspanError, match="given up after attempt 2 of 2: Ray lost it"):
+        raise found["never"]
+
+
+@pytest.mark.slow
+@QUIET
+def test_an_interruption_keeps_what_is_done_ends_what_runs_and_is_resumed(
+    tmp_path, place, cluster, monkeypatch
+):
+    done = jobs_of("count", *({"place": str(place), "name": f"n{n}"} for n in range(2)))
+    long = jobs_of("wait_here", long={"place": str(place), "name": "w"})
+    rest = jobs_of("count", rest={"place": str(place), "name": "rest"})
+    pids: list[int] = []
+
+    class Interrupted(driver.Ray):
+        def wait(self, seconds):
+            pids[:] = [int(path.suffix[1:]) for path in place.glob("w.[0-9]*")]
+            if pids and all((tmp_path / f"j{n}.json").exists() for n in range(2)):
+                raise KeyboardInterrupt
+            return super().wait(seconds)
+
+    with monkeypatch.context() as patch:
+        patch.setitem(driver.BACKENDS, "ray", Interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            on_ray([*done, *long, *rest], tmp_path, workers=1 + len(long))
+    until(lambda: not alive(pids[0]), "the end of what ran")
+    assert sorted(path.name for path in tmp_path.glob("*.json")) == ["j0.json", "j1.json"]
+    lock = Results(tmp_path).lock(long[0])
+    assert lock is not None  # it is free
+    lock.close()
+    assert on_ray([*done, *rest], tmp_path) == {"j0": "n0", "j1": "n1", "rest": "rest"}
+    assert len(list(place.glob("n*.begun-*"))) == 2  # neither was done again
+
+
+@pytest.mark.slow
+@QUIET
+def test_jobs_have_their_threads_and_device_and_more_than_a_node_has_is_refused(tmp_path, cluster):
+    found = on_ray(jobs_of("environment", two={}), tmp_path, threads=2, device="cpu")["two"]
+    assert (found["threads"], found["device"]) == (["2", "2"], "cpu")
+    assert found["pid"] != os.getpid()
+    with pytest.raises(UsageError, match=f"threads=3.*{CPUS} CPUs.*threads={CPUS} or less"):
+        on_ray(jobs_of("double", {"number": 1}), tmp_path, threads=3)
+    assert cluster.is_initialized()
+
+
+@pytest.mark.slow
+@QUIET
+def test_a_ray_that_the_sweep_started_ends_with_it(tmp_path, monkeypatch):
+    """Last: it needs that no cluster is there."""
+    ray = pytest.importorskip("ray", reason="ray is not installed: the extra `real`")
+    ray.shutdown()
+    monkeypatch.setenv("PYTHONPATH", WHERE)
+    assert on_ray(jobs_of("double", {"number": 1}), tmp_path) == {"j0": 2}
+    assert not ray.is_initialized()
+    with pytest.raises(UsageError, match="threads=9999"):
+        on_ray(jobs_of("double", other={"number": 1}), tmp_path, threads=9999)
+    assert not ray.is_initialized()

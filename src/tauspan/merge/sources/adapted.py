@@ -13,6 +13,7 @@ from tauspan.merge.lora.adapters import AdapterSource
 from tauspan.merge.lora.lora_files import LoraFile
 from tauspan.merge.sources.inputs import Kind, Source, config_of, model_folder
 from tauspan.merge.sources.respelt import respelt
+from tauspan.merge.sources.ties import spellings_in
 from tauspan.models import has_config
 from tauspan.models.names import names_between, saved_names
 from tauspan.models.skeleton import skeleton
@@ -96,8 +97,12 @@ def adapted(model: Source, change: Source, label: str) -> Sum:
         MismatchError: it changes a tensor that the model lacks, or one of another shape.
     """
     change = respelt(change, model)
-    wholes = dict(change.wholes) if isinstance(change, AdapterSource) else {}
-    tied = {alias: kept for alias, kept in model.aliases.items() if kept in model.tensors}
+    spelt = spellings_in(model.aliases)
+    given = change.wholes if isinstance(change, AdapterSource) else {}
+    wholes = {spelt.get(name, name): tensor for name, tensor in given.items()}
+    tied = {
+        alias: kept for alias, kept in model.aliases.items() if kept in model.tensors and alias not in spelt
+    }
     products: dict[str, list[str]] = {}
     for name in change.tensors:
         products.setdefault(tied.get(name, name), []).append(name)

@@ -47,6 +47,11 @@ def spelled_before(name: str) -> str | None:
     return f"{stem}.{_SPELLINGS[kind]}" if kind in _SPELLINGS and stem.endswith("LayerNorm") and dot else None
 
 
+def spellings_in(aliases: Mapping[str, str]) -> dict[str, str]:
+    """Of some aliases, those that spell one tensor in another way; the others are second tensors that are tied to one."""
+    return {alias: kept for alias, kept in aliases.items() if spelled_before(alias) == kept}
+
+
 def aliases_of(
     tensors: Mapping[str, Stored], metadata: Mapping[str, str], config: Mapping[str, Any]
 ) -> dict[str, str]:

@@ -17,7 +17,7 @@ from tauspan.editing.model.edit_files import Base
 from tauspan.merge.lora.adapters import Adapter, read_adapter
 from tauspan.merge.sources.inputs import config_of, model_folder
 from tauspan.merge.sources.respelt import best_names
-from tauspan.merge.sources.ties import aliases_of
+from tauspan.merge.sources.ties import aliases_of, spellings_in
 from tauspan.models import Names
 from tauspan.vector import TaskVector
 
@@ -30,6 +30,11 @@ class _Start:
     fingerprint: str
     names: Names = field(default_factory=Names)
     aliases: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def spellings(self) -> Mapping[str, str]:
+        """Of the aliases, those that are the same tensor's name of other years."""
+        return spellings_in(self.aliases)
 
 
 @checked
@@ -147,10 +152,10 @@ def _spelt_as(names: Sequence[str], start: _Start, adapter: Adapter) -> dict[str
         stored.setdefault(name, own)
     spelt = {name: stored.get(name, name) for name in names}
     known = {*start.tensors, *start.aliases}
-    if set(spelt.values()) <= known:
-        return spelt
-    again = _renamed(list(spelt.values()), known, adapter.path)
-    return {name: again[own] for name, own in spelt.items()}
+    if not set(spelt.values()) <= known:
+        again = _renamed(list(spelt.values()), known, adapter.path)
+        spelt = {name: again[own] for name, own in spelt.items()}
+    return {name: start.spellings.get(own, own) for name, own in spelt.items()}
 
 
 def _once(
@@ -158,7 +163,8 @@ def _once(
 ) -> str:
     """The stored tensor that a whole one takes the place of; raises if it would untie two that are one in the base."""
     own = start.aliases.get(spelt[name], spelt[name])
-    tied = {other for other, kept in start.aliases.items() if kept == own} | {own}
+    names = {other for other, kept in start.aliases.items() if kept == own}
+    tied = {other for other in names if other not in start.spellings} | {own}
     if len(tied) == 1 or name in adapter.low.terms:
         return own
     others = [tensor for other, tensor in whole.items() if spelt[other] in tied]

@@ -9,10 +9,10 @@ from pathlib import Path
 
 import torch
 import yaml
+from benchmarks import merge_inputs
 from torch import Tensor
 
 import tauspan as ts
-from benchmarks import merge_inputs
 from tauspan.core.report import Cell, Table
 from tauspan.merge import merge
 from tauspan.merge.lora.adapters import AdapterSource, combine_adapters

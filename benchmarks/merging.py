@@ -16,12 +16,12 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from benchmarks import merge_inputs
 from benchmarks.merge_correctness import correctness
 from benchmarks.rows import ROOT, Row, Setting, device_name, report, write
 from benchmarks.timing import Clock, Spread, spread
 from rich.console import Console
 
-from benchmarks import merge_inputs
 from tauspan.core.report import Report, Table
 
 GOALS = {"task_arithmetic": 0.4, "ties": 0.12, "copy": 0.7, "memory": 0.5, "plan": 3.0}

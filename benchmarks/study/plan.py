@@ -5,12 +5,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, NamedTuple
 
+from tauspan.core.choices import EDIT_REGIMES, CacheKind, EditRegime, Regime
 from tauspan.core.errors import UsageError, listed, nearest
-from tauspan.editing.model.regime import REGIMES, EditRegime
-from tauspan.tangent import Kind
 from tauspan.tasks import Task
 from tauspan.train import Settings
-from tauspan.vector import Regime
 
 Point = Literal["encoder", "logits"]
 RATES: dict[Regime, tuple[float, ...]] = {"standard": (5e-5, 1.5e-4, 5e-4), "linear": (1e-4, 3e-4, 1e-3)}
@@ -72,7 +70,7 @@ class Plan:
     lengths: tuple[int, ...] = (40, 150, 600, 2000)
     rates: Mapping[Regime, Sequence[float]] = field(default_factory=lambda: dict(RATES))
     tune_to: int = 150
-    regimes: tuple[EditRegime, ...] = REGIMES
+    regimes: tuple[EditRegime, ...] = EDIT_REGIMES
     points: tuple[Point, ...] = ("logits",)
     seeds: tuple[int, ...] = (0,)
     rows: tuple[int, ...] = (640,)
@@ -80,7 +78,7 @@ class Plan:
     test: int = 200
     params: str | tuple[str, ...] = "encoder.*"
     batch_size: int = 16
-    cache: Kind | Literal["auto"] = "auto"
+    cache: CacheKind | Literal["auto"] = "auto"
     max_tokens: int | None = 32
     grid: tuple[float, ...] = GRID
     target: str | None = None
@@ -98,7 +96,7 @@ class Plan:
             values = getattr(self, name)
             if list(values) != sorted(values) or values[0] < 1:
                 raise UsageError(f"{name}={list(values)}: it needs whole numbers from 1 in rising order.")
-        for known, given in ((REGIMES, self.regimes), (("encoder", "logits"), self.points)):
+        for known, given in ((EDIT_REGIMES, self.regimes), (("encoder", "logits"), self.points)):
             for value in given:
                 if value not in known:
                     raise UsageError(f"unknown {value!r}. {nearest(str(value), known)}")

@@ -6,7 +6,7 @@ import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal, TypeAlias, TypeVar
+from typing import Any, Literal, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from tauspan import models, store
 from tauspan.core import params
 from tauspan.core.arguments import checked
+from tauspan.core.choices import REGIMES, Regime
 from tauspan.core.errors import (
     BaseMismatchError,
     MismatchError,
@@ -27,8 +28,6 @@ from tauspan.core.params import Params
 from tauspan.core.report import Table, versions
 
 Key = TypeVar("Key")
-Regime: TypeAlias = Literal["standard", "linear"]
-REGIMES: tuple[Regime, ...] = ("standard", "linear")
 FORMAT = "tauspan-vector/1"
 FILE = "vector.safetensors"
 

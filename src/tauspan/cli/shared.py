@@ -8,11 +8,14 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
 
+from tauspan.cli.fields import add_fields, read_fields
+from tauspan.core.choices import EDIT_REGIMES
+from tauspan.core.choices import SPLITS as SPLIT_NAMES
 from tauspan.core.computing import CHECKS, ENGINES
 from tauspan.core.errors import DataError, UsageError
+from tauspan.core.reading import Reading
 
 if TYPE_CHECKING:
-    from tauspan.core.reading import Reading
     from tauspan.core.report import Report
     from tauspan.models import Encoder
     from tauspan.tasks import Task
@@ -21,8 +24,7 @@ if TYPE_CHECKING:
 MODEL = "minilm, a directory or a hub id"
 TASK = "a shipped task, a data set of the catalog, or a directory with card.json"
 PARAMS = "what moves: all, attention, last:K (the last K blocks) or a pattern of names"
-REGIMES = ("standard", "posthoc", "linear")
-SPLITS = ("train", "validation", "test")
+REGIMES, SPLITS = EDIT_REGIMES, SPLIT_NAMES
 Verb: TypeAlias = Callable[
     ..., argparse.ArgumentParser
 ]  # makes a verb's parser of (into, name, does, function)
@@ -105,27 +107,18 @@ def add_rows(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--rows", type=int, metavar="N", help="use at most so many rows of each split (default: all of them)"
     )
-    parser.add_argument(
-        "--max-tokens", type=int, metavar="N", help="where texts are cut (default: the task's own number)"
-    )
+    add_fields(parser, Reading, skip=("batch_size", "point"))
 
 
 def add_passes(parser: argparse.ArgumentParser) -> None:
     """How the edited model runs over rows."""
-    parser.add_argument(
-        "--point",
-        choices=("encoder", "logits"),
-        help="where the tangent model is linearised (default: the vector's own, else logits)",
-    )
-    parser.add_argument("--batch-size", type=int, default=64, metavar="N", help="rows of a forward pass")
+    add_fields(parser, Reading, skip=("max_tokens",))
     add_device(parser)
 
 
-def reading(options: argparse.Namespace) -> "Reading":
+def reading(options: argparse.Namespace) -> Reading:
     """What `add_rows` and `add_passes` ask for."""
-    from tauspan.core.reading import Reading
-
-    return Reading(options.batch_size, options.max_tokens, options.point)
+    return read_fields(options, Reading)
 
 
 def encoder_of(options: argparse.Namespace) -> "Encoder":

@@ -7,9 +7,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tauspan.cli import shared as commands
+from tauspan.cli.fields import add_fields, read_fields
 from tauspan.cli.shared import Verb, add_device, encoder_of, first, say, show, task_of
 from tauspan.core.errors import UsageError
 from tauspan.core.reading import Reading
+from tauspan.train.settings import Settings
 
 CACHES = ("none", "auto", "features", "primal", "factors")
 
@@ -48,13 +50,8 @@ def add(verbs: Any, verb: Verb) -> None:
     _add_fit(fitted)
     shown.set_defaults(resumes=True, plan=False)
     recipe.set_defaults(resumes=lambda options: not options.plan)
-    for made in (tune, fitted):
-        made.add_argument("--params", default="all", help=commands.PARAMS)
-        made.add_argument("--batch-size", type=int, default=32, metavar="N", help="rows of a forward pass")
-        made.add_argument(
-            "--max-tokens", type=int, metavar="N",
-            help="where texts are cut (default: the task's own number)",
-        )  # fmt: skip
+    fitted.add_argument("--params", default="all", help=commands.PARAMS)
+    add_fields(fitted, Reading, skip=("point",), defaults={"batch_size": 32})
     for made in (tune, fitted):
         made.add_argument(
             "--label", help="the vector's short name for tables and errors (default: the task's)"
@@ -68,16 +65,7 @@ def _add_finetune(tune: argparse.ArgumentParser) -> None:
     tune.add_argument("model", help=commands.MODEL)
     tune.add_argument("task", help=commands.TASK)
     tune.add_argument("out", help="folder for the vector, the log and checkpoints")
-    _add_schedule(tune)
-    tune.add_argument(
-        "--regime", choices=("standard", "linear"), default="linear",
-        help="linear: a vector of the tangent model, where tasks disturb each other less; `apply` makes a model of it "
-        "that tauspan loads. standard: ordinary fine-tuning; `apply` makes a model that transformers loads too",
-    )  # fmt: skip
-    tune.add_argument(
-        "--point", choices=("encoder", "logits"),
-        help="where the tangent model is linearised (default: logits; standard has none)",
-    )  # fmt: skip
+    add_fields(tune, Settings, skip=("seed", "engine", "check"))
     tune.add_argument(
         "--rows", type=int, metavar="N", help="train on at most so many rows (default: all of them)"
     )
@@ -91,33 +79,6 @@ def _add_finetune(tune: argparse.ArgumentParser) -> None:
         "--shard", action="store_true",
         help="under torchrun: every process keeps its part of each tensor, on its own GPU if there are any",
     )  # fmt: skip
-    tune.add_argument(
-        "--cache", choices=CACHES, default="none", help="what the tangent model keeps across epochs"
-    )
-    tune.add_argument(
-        "--precision", choices=("float32", "tf32", "bfloat16"), default="float32",
-        help="of the matrix products; what trains stays in float32",
-    )  # fmt: skip
-    tune.add_argument(
-        "--augment", choices=("none", "crop"), default="none", help="train on random parts of images"
-    )
-
-
-def _add_schedule(tune: argparse.ArgumentParser) -> None:
-    """How long and how fast it trains."""
-    tune.add_argument("--epochs", type=int, default=1, metavar="N", help="passes over the training rows")
-    tune.add_argument(
-        "--max-steps", type=int, metavar="N", help="end after so many steps (default: with the last epoch)"
-    )
-    tune.add_argument("--accumulation", type=int, default=1, metavar="N", help="forward passes of one step")
-    tune.add_argument("--lr", type=float, help="peak learning rate (default: 2e-4 standard, 3e-4 linear)")
-    tune.add_argument("--warmup", type=float, default=0.1, help="share below 1, or number, of warm-up steps")
-    tune.add_argument("--weight-decay", type=float, default=0.0, help="decoupled decay, times the rate")
-    tune.add_argument(
-        "--decay-toward", choices=("base", "zero"), default="base", help="what weight decay pulls to"
-    )
-    tune.add_argument("--clip", type=float, default=1.0, help="largest gradient norm; 0: no limit")
-    tune.add_argument("--label-smoothing", type=float, default=0.0, help="as in cross-entropy, 0 to 1")
 
 
 def _add_fit(fitted: argparse.ArgumentParser) -> None:
@@ -193,7 +154,6 @@ def _recipe(file: Path, out: Path, options: argparse.Namespace, workers: int = 1
 
 def finetune(options: argparse.Namespace) -> None:
     """Train one vector."""
-    from tauspan.train import Settings
     from tauspan.train import finetune as run
 
     if options.regime == "standard" and options.point:
@@ -201,14 +161,7 @@ def finetune(options: argparse.Namespace) -> None:
             f"--point {options.point} says where the tangent model is linearised, and --regime standard has none. Leave "
             "one of them out."
         )
-    settings = Settings(
-        regime=options.regime, seed=options.seed or 0, params=options.params, point=options.point,
-        epochs=options.epochs, max_steps=options.max_steps, batch_size=options.batch_size,
-        accumulation=options.accumulation, lr=options.lr, warmup=options.warmup, weight_decay=options.weight_decay,
-        decay_toward=options.decay_toward, clip=options.clip, label_smoothing=options.label_smoothing,
-        max_tokens=options.max_tokens, cache=options.cache, precision=options.precision,
-        augment=options.augment,
-    )  # fmt: skip
+    settings = read_fields(options, Settings, seed=options.seed or 0, engine=None, check=None)
     if options.shard and options.device:
         raise UsageError(
             f"--shard with --device {options.device}: the shards of each process lie on its own GPU, or on the CPU where "

@@ -1,13 +1,10 @@
 """`Reading`: how a model runs over the rows of tasks."""
 
 from dataclasses import dataclass
-from typing import Literal, TypeAlias
 
 from tauspan.core.arguments import checked
+from tauspan.core.choices import POINTS, Point
 from tauspan.core.errors import UsageError, nearest
-
-Point: TypeAlias = Literal["encoder", "logits"]
-POINTS: tuple[Point, ...] = ("encoder", "logits")
 
 
 @checked

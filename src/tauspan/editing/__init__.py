@@ -1,11 +1,11 @@
 """Editing: apply, save and evaluate edits, and the questions whose answers choose them."""
 
+from tauspan.core.choices import EditRegime
 from tauspan.editing.editor import Editor
 from tauspan.editing.evaluation import Evaluation, evaluate
 from tauspan.editing.maps.maps import Maps
 from tauspan.editing.model.directions import combine
 from tauspan.editing.model.edit import apply, load, save
-from tauspan.editing.model.regime import EditRegime
 from tauspan.editing.questions import adamerging, add, coefficients, disentanglement, front, negate
 from tauspan.editing.search.addition import Addition
 from tauspan.editing.search.choose import SolvedCoefficients

@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Literal
 
 from tauspan.core.arguments import checked
+from tauspan.core.choices import EditRegime
 from tauspan.core.errors import DataError, UsageError, listed, nearest
 from tauspan.core.reading import Reading
 from tauspan.core.report import noted
@@ -14,7 +15,7 @@ from tauspan.editing.maps.error import Distance
 from tauspan.editing.maps.maps import Maps, drawn, wanted
 from tauspan.editing.model.directions import Coefficients, Directions
 from tauspan.editing.model.edited import Coefs, EditedModel, edited_model
-from tauspan.editing.model.regime import EditRegime, edit_regime
+from tauspan.editing.model.regime import edit_regime
 from tauspan.editing.search.addition import Addition, addition
 from tauspan.editing.search.box import Bounds
 from tauspan.editing.search.choose import SolvedCoefficients, solved_coefficients

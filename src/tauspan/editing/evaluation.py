@@ -5,6 +5,7 @@ from dataclasses import dataclass, field, replace
 from typing import Literal, TypeAlias
 
 from tauspan.core.arguments import checked
+from tauspan.core.choices import EditRegime
 from tauspan.core.errors import UsageError
 from tauspan.core.measure import progress
 from tauspan.core.processes import world
@@ -14,7 +15,7 @@ from tauspan.core.results import Result
 from tauspan.editing.model.directions import Directions
 from tauspan.editing.model.edited import Coefs, EditedModel, edited_model
 from tauspan.editing.model.outputs import accuracy, cross_entropy
-from tauspan.editing.model.regime import EditRegime, edit_regime
+from tauspan.editing.model.regime import edit_regime
 from tauspan.editing.model.saved import facts
 from tauspan.models import Classifier, Encoder
 from tauspan.tangent import Linearized

@@ -4,13 +4,13 @@ from collections.abc import Mapping, Sequence
 from typing import Literal
 
 from tauspan.core.arguments import checked
+from tauspan.core.choices import EditRegime
 from tauspan.core.errors import UsageError
 from tauspan.core.reading import Reading
 from tauspan.editing.editor import Editor
 from tauspan.editing.maps.asked import GRID, Axis, tasks_of
 from tauspan.editing.maps.error import Distance
 from tauspan.editing.maps.maps import Maps
-from tauspan.editing.model.regime import EditRegime
 from tauspan.editing.search.addition import Addition
 from tauspan.editing.search.box import Bounds
 from tauspan.editing.search.choose import SolvedCoefficients

@@ -13,6 +13,7 @@ from torch.func import functional_call
 from tauspan import models
 from tauspan.core import params
 from tauspan.core.arguments import checked
+from tauspan.core.choices import CacheKind
 from tauspan.core.computing import Check, Way, way
 from tauspan.core.computing import Engine as Name
 from tauspan.core.errors import MismatchError, ModelError, UsageError, nearest
@@ -112,7 +113,7 @@ class Linearized(nn.Module):
     def cache(
         self,
         batches: Sequence[Any],
-        kind: caches.Kind | Literal["auto"] = "auto",
+        kind: CacheKind | Literal["auto"] = "auto",
         *,
         room: int | None = None,
         folder: str | Path | None = None,

@@ -20,12 +20,12 @@ from torch.func import functional_call
 from torch.utils._pytree import tree_map, tree_map_only
 
 from tauspan import models
+from tauspan.core.choices import Regime
 from tauspan.models import Batch, Encoder, Head
 from tauspan.tangent.engine import onepass
 from tauspan.tangent.engine.checkpointing import Shell, replaced
 from tauspan.tangent.engine.dual import Dual, Trace
 from tauspan.tangent.engine.reference import open_attention
-from tauspan.vector import Regime
 
 SHARDED = (Shard(0),)
 

@@ -12,12 +12,13 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from tauspan.core.arguments import checked
+from tauspan.core.choices import CacheKind
 from tauspan.core.errors import NonFiniteError, UsageError, nearest
 from tauspan.core.measure import measured, progress, underway
 from tauspan.core.params import Params, require_finite, require_finite_rows
 from tauspan.core.reading import Reading
 from tauspan.models import Classifier, Encoder
-from tauspan.tangent import Cache, Kind, Linearized, linearize
+from tauspan.tangent import Cache, Linearized, linearize
 from tauspan.tasks import Split, Task, build_head
 from tauspan.train.finetuning import Finetuned
 
@@ -37,7 +38,7 @@ def fit(
     max_steps: int = 200,
     params: str | Sequence[str] = "all",
     reading: Reading = Reading(batch_size=32),
-    cache: Kind | Literal["auto"] = "auto",
+    cache: CacheKind | Literal["auto"] = "auto",
     room: int | None = None,
     folder: str | Path | None = None,
 ) -> Finetuned:

@@ -8,13 +8,10 @@ from collections.abc import Sequence
 from typing import Any, Literal, get_args
 
 from tauspan.core.arguments import checked
+from tauspan.core.choices import POINTS, REGIMES, Augment, CacheKind, DecayTarget, Point, Precision, Regime
 from tauspan.core.computing import Check, Engine, Way, way
 from tauspan.core.errors import UsageError, nearest
-from tauspan.tangent import Kind
-from tauspan.vector import REGIMES, Regime
 
-Precision = Literal["float32", "tf32", "bfloat16"]
-Augment = Literal["none", "crop"]
 DEFAULT_LR: dict[Regime, float] = {"standard": 2e-4, "linear": 3e-4}
 
 
@@ -24,10 +21,11 @@ class Settings:
     """Everything that decides the resulting task vector, besides the encoder and the task.
 
     Args:
-        regime: `"standard"` trains theta, `"linear"` trains tau of the tangent model.
+        regime: `"linear"` trains tau of the tangent model, where tasks disturb each other less, and `apply` makes a model
+            of it that tauspan loads; `"standard"` trains theta, and `apply` makes a model that transformers loads too.
         seed: order of the rows, and random crops; the only randomness there is.
         params: which parameters train; see `tauspan.models.select`. Several patterns are kept as a tuple.
-        point: where the tangent model is linearised; None takes `"logits"`.
+        point: where the tangent model is linearised; None takes `"logits"`, and the standard regime has none.
         epochs: passes over the training split.
         max_steps: end after so many optimiser steps.
         batch_size: rows in one forward pass, over all processes together.
@@ -53,7 +51,7 @@ class Settings:
     regime: Regime = "linear"
     seed: int = 0
     params: str | Sequence[str] = "all"
-    point: Literal["encoder", "logits"] | None = None
+    point: Point | None = None
     epochs: int = 1
     max_steps: int | None = None
     batch_size: int = 32
@@ -61,11 +59,11 @@ class Settings:
     lr: float | None = None
     warmup: float = 0.1
     weight_decay: float = 0.0
-    decay_toward: Literal["base", "zero"] = "base"
+    decay_toward: DecayTarget = "base"
     clip: float = 1.0
     label_smoothing: float = 0.0
     max_tokens: int | None = None
-    cache: Kind | Literal["auto"] = "none"
+    cache: CacheKind | Literal["auto"] = "none"
     precision: Precision = "float32"
     augment: Augment = "none"
     engine: Engine | None = None
@@ -96,11 +94,11 @@ class Settings:
             raise UsageError(f"label_smoothing={self.label_smoothing}: it must lie in [0, 1).")
         if not 0 < self.peak_lr < math.inf:
             raise UsageError(f"lr={self.lr}: it must be above 0.")
-        if self.decay_toward not in ("base", "zero"):
+        if self.decay_toward not in get_args(DecayTarget):
             raise UsageError(
-                f"decay_toward={self.decay_toward!r}. {nearest(str(self.decay_toward), ('base', 'zero'))}"
+                f"decay_toward={self.decay_toward!r}. {nearest(str(self.decay_toward), get_args(DecayTarget))}"
             )
-        caches = ("auto", *get_args(Kind))
+        caches = ("auto", *get_args(CacheKind))
         if self.cache not in caches:
             raise UsageError(f"cache={self.cache!r}. {nearest(str(self.cache), caches)}")
         if self.cache != "none" and self.regime != "linear":
@@ -119,8 +117,8 @@ class Settings:
                 "batches change. Leave one of them out."
             )
         way(self.engine, self.check)  # raises for an unknown word
-        if self.point not in (None, "encoder", "logits"):
-            raise UsageError(f"point={self.point!r}. {nearest(str(self.point), ('encoder', 'logits'))}")
+        if self.point not in (None, *POINTS):
+            raise UsageError(f"point={self.point!r}. {nearest(str(self.point), POINTS)}")
 
     @property
     def peak_lr(self) -> float:

@@ -12,13 +12,13 @@ from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
 
 from tauspan import models, store
+from tauspan.core.choices import CacheKind
 from tauspan.core.errors import ModelError, NonFiniteError, UsageError
 from tauspan.core.notices import tell
 from tauspan.core.params import Params
 from tauspan.core.processes import World
 from tauspan.core.report import versions
 from tauspan.models import Batch, Classifier, Encoder, Head
-from tauspan.tangent import Kind
 from tauspan.tangent.engine.dual import NoRuleError
 from tauspan.train.cells import Shards, held
 from tauspan.train.settings import Settings
@@ -86,7 +86,9 @@ class ShardedTrainee:
                 "needs the model whole. Train it without sharding, or in the standard regime."
             ) from error
 
-    def cache(self, batches: Sequence[Batch], kind: Kind | Literal["auto"], folder: Path | None) -> NoReturn:
+    def cache(
+        self, batches: Sequence[Batch], kind: CacheKind | Literal["auto"], folder: Path | None
+    ) -> NoReturn:
         """Nothing is kept; the constructor refuses it."""
         raise UsageError("what a cache keeps is not sharded.")
 

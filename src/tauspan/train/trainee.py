@@ -10,16 +10,17 @@ import torch
 from torch import Tensor, nn
 
 from tauspan import models
+from tauspan.core.choices import CacheKind, Precision
 from tauspan.core.computing import way
 from tauspan.core.errors import UsageError
 from tauspan.core.params import Params
 from tauspan.core.report import versions
 from tauspan.models import Batch, Classifier, Encoder, Head
 from tauspan.models.intact import Intact
-from tauspan.tangent import Kind, Linearized, linearize
+from tauspan.tangent import Linearized, linearize
 from tauspan.tangent.engine.call import Call
 from tauspan.tangent.engine.check import require_function
-from tauspan.train.settings import Precision, Settings
+from tauspan.train.settings import Settings
 from tauspan.vector import TaskVector
 
 
@@ -32,7 +33,7 @@ class Trainee(Protocol):
         """Logits of shape (N, K) under the head of one task."""
 
     def cache(
-        self, batches: Sequence[Batch], kind: Kind | Literal["auto"], folder: Path | None
+        self, batches: Sequence[Batch], kind: CacheKind | Literal["auto"], folder: Path | None
     ) -> Sequence[Callable[[], Tensor]]:
         """The logits of each batch at the present parameters, from what a cache keeps."""
 
@@ -81,7 +82,9 @@ class StandardTrainee:
             require_function(call, call.plain())
         self._checked = True
 
-    def cache(self, batches: Sequence[Batch], kind: Kind | Literal["auto"], folder: Path | None) -> NoReturn:
+    def cache(
+        self, batches: Sequence[Batch], kind: CacheKind | Literal["auto"], folder: Path | None
+    ) -> NoReturn:
         """Nothing can be kept while theta moves; `Settings` refuses it."""
         raise UsageError("ordinary fine-tuning moves theta, so nothing can be kept.")
 
@@ -123,7 +126,7 @@ class LinearTrainee:
         return precisely(self._precision, self._device, lambda: self._model(batch))
 
     def cache(
-        self, batches: Sequence[Batch], kind: Kind | Literal["auto"], folder: Path | None
+        self, batches: Sequence[Batch], kind: CacheKind | Literal["auto"], folder: Path | None
     ) -> Sequence[Callable[[], Tensor]]:
         """The logits of each batch at the present tau, from what the tangent model keeps."""
         with in_precision(self._precision, self._device):

@@ -3,12 +3,12 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from tauspan.core.choices import EditRegime
 from tauspan.core.report import Cell, Report, Table
 from tauspan.core.results import Result
 from tauspan.editing.maps.drift import Drift
 from tauspan.editing.model.chosen import facts_of
 from tauspan.editing.model.edited import EditedModel
-from tauspan.editing.model.regime import EditRegime
 from tauspan.tasks import Task
 from tauspan.vector import TaskVector
 

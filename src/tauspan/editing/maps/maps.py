@@ -5,11 +5,12 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from tauspan.core.choices import EditRegime
 from tauspan.core.errors import UsageError, nearest
 from tauspan.core.measure import progress
 from tauspan.core.report import Cell, Report, Table
 from tauspan.core.results import Result
-from tauspan.editing.maps.asked import (  # fmt: skip
+from tauspan.editing.maps.asked import (
     Axis,
     Pair,
     axes_of,
@@ -23,7 +24,6 @@ from tauspan.editing.maps.drift import Drift
 from tauspan.editing.maps.error import DISTANCES, At, Distance, Logits, distances, mean, numbers
 from tauspan.editing.model.chosen import facts_of
 from tauspan.editing.model.edited import EditedModel
-from tauspan.editing.model.regime import EditRegime
 from tauspan.tasks import Task
 from tauspan.vector import TaskVector
 

@@ -7,12 +7,11 @@ from typing import Any
 from torch import nn
 
 from tauspan import models
-from tauspan.core.reading import Point
+from tauspan.core.choices import EditRegime, Point
 from tauspan.core.report import provenance
 from tauspan.core.results import Result
 from tauspan.editing.model.directions import Coefficients, Groups, weighted_sum
 from tauspan.editing.model.edit import apply
-from tauspan.editing.model.regime import EditRegime
 from tauspan.models import Encoder
 from tauspan.vector import TaskVector
 

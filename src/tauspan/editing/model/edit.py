@@ -7,10 +7,10 @@ from torch import nn
 
 from tauspan import models, store
 from tauspan.core.arguments import checked
+from tauspan.core.choices import EditRegime, Point
 from tauspan.core.errors import ModelError, UsageError, listed
 from tauspan.core.processes import own_device
-from tauspan.core.reading import Point
-from tauspan.editing.model.regime import EditRegime, edit_regime, point_of
+from tauspan.editing.model.regime import edit_regime, point_of
 from tauspan.editing.model.saved import (
     REFERENCE,
     TANGENT,

@@ -12,10 +12,10 @@ from torch import Size, Tensor
 
 from tauspan import models, store
 from tauspan.core import params
+from tauspan.core.choices import EditRegime, Point
 from tauspan.core.errors import MismatchError, ModelError, TauspanError, UsageError, listed, nearest
 from tauspan.core.params import Params
-from tauspan.core.reading import Point
-from tauspan.editing.model.regime import EditRegime, edit_regime, point_of
+from tauspan.editing.model.regime import edit_regime, point_of
 from tauspan.editing.model.saved import EDITED, REFERENCE, TANGENT, Reference
 from tauspan.models import Frozen
 from tauspan.models.frozen import read_heads, reading, save_heads

@@ -9,13 +9,14 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from tauspan import models
+from tauspan.core.choices import EditRegime
 from tauspan.core.measure import progress, underway
 from tauspan.core.params import require_finite_rows
 from tauspan.core.reading import Reading
 from tauspan.editing.model.directions import Directions
 from tauspan.editing.model.edit import set_weights
 from tauspan.editing.model.outputs import Targets, accuracy, outputs, target_rows
-from tauspan.editing.model.regime import EditRegime, point_of
+from tauspan.editing.model.regime import point_of
 from tauspan.models import Classifier, Encoder, Head
 from tauspan.tangent import Linearized, linearize
 from tauspan.tangent.contributions import Advance, Contributions, contributions, silent

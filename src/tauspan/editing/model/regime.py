@@ -1,14 +1,10 @@
 """Which regime an edit is made in, and where its tangent model is linearised."""
 
 from collections.abc import Sequence
-from typing import Literal, TypeAlias
 
+from tauspan.core.choices import EDIT_REGIMES, POINTS, EditRegime, Point
 from tauspan.core.errors import UsageError, nearest
-from tauspan.core.reading import POINTS, Point
 from tauspan.vector import TaskVector
-
-EditRegime: TypeAlias = Literal["standard", "posthoc", "linear"]
-REGIMES: tuple[EditRegime, ...] = ("standard", "posthoc", "linear")
 
 
 def edit_regime(vector: TaskVector, regime: str | None, allow: Sequence[str] = ()) -> EditRegime:
@@ -23,8 +19,8 @@ def edit_regime(vector: TaskVector, regime: str | None, allow: Sequence[str] = (
         UsageError: an unknown regime, or one that the vector was not made for.
     """
     chosen = vector.regime if regime is None else regime
-    if chosen not in REGIMES:
-        raise UsageError(f"unknown regime {chosen!r}. {nearest(chosen, REGIMES)}")
+    if chosen not in EDIT_REGIMES:
+        raise UsageError(f"unknown regime {chosen!r}. {nearest(chosen, EDIT_REGIMES)}")
     fits = "linear" if chosen == "linear" else "standard"
     if vector.regime != fits and "regime" not in allow:
         raise UsageError(

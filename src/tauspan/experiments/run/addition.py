@@ -4,8 +4,8 @@ from collections.abc import Mapping
 from typing import Any, cast
 
 from tauspan import editing
+from tauspan.core.choices import EditRegime
 from tauspan.core.report import Cell, Report, Table
-from tauspan.editing.model.regime import EditRegime
 from tauspan.experiments.run.courses import Course, course_of
 from tauspan.experiments.run.spread import in_words, listed_alphas, means, spread
 from tauspan.experiments.run.workshop import Evaluation, Workshop

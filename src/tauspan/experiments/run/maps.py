@@ -3,10 +3,10 @@
 from collections.abc import Mapping
 from typing import Any, cast
 
+from tauspan.core.choices import EditRegime
 from tauspan.core.report import Cell, Report, Table
 from tauspan.editing import disentanglement
 from tauspan.editing.maps.asked import GRID
-from tauspan.editing.model.regime import EditRegime
 from tauspan.experiments.run.courses import course_of
 from tauspan.experiments.run.workshop import Evaluation, Workshop
 from tauspan.kernel.diagnose.rows import Findings

@@ -2,8 +2,8 @@
 
 from typing import Any, cast
 
+from tauspan.core.choices import EditRegime
 from tauspan.core.report import Cell, Report, Table
-from tauspan.editing.model.regime import EditRegime
 from tauspan.experiments.run.addition import COLUMNS
 from tauspan.experiments.run.courses import course_of
 from tauspan.experiments.run.spread import in_words, spread

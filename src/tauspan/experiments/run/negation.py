@@ -3,8 +3,8 @@
 from typing import Any, cast
 
 from tauspan import editing
+from tauspan.core.choices import EditRegime
 from tauspan.core.report import Cell, Report, Table
-from tauspan.editing.model.regime import EditRegime
 from tauspan.experiments.run.courses import course_of
 from tauspan.experiments.run.spread import in_words, spread
 from tauspan.experiments.run.workshop import Evaluation, Workshop

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from tauspan.core.arguments import checked
+from tauspan.core.choices import EditRegime
 from tauspan.core.errors import UsageError
 from tauspan.core.reading import Reading
 from tauspan.core.report import Cell, Report, Table, noted
@@ -12,7 +13,7 @@ from tauspan.core.results import Result
 from tauspan.editing.model.chosen import facts_of
 from tauspan.editing.model.directions import Directions
 from tauspan.editing.model.edited import edited_model
-from tauspan.editing.model.regime import EditRegime, edit_regime
+from tauspan.editing.model.regime import edit_regime
 from tauspan.editing.search.addition import AddedTask, added_task, mean_row, search_shared
 from tauspan.editing.search.grid import Grid, named
 from tauspan.merge import merge

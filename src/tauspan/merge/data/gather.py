@@ -10,11 +10,12 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from tauspan import models
+from tauspan.core.choices import EditRegime
 from tauspan.core.errors import UsageError, listed, nearest
 from tauspan.core.measure import progress
 from tauspan.core.reading import Reading
 from tauspan.editing.model.edit import apply
-from tauspan.editing.model.regime import EditRegime, edit_regime, point_of
+from tauspan.editing.model.regime import edit_regime, point_of
 from tauspan.merge.data.statistics_file import Statistics
 from tauspan.models import Batch, Classifier, Encoder
 from tauspan.tangent import linearize

@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias, get_args
 import torch
 from torch import Tensor
 
+from tauspan.core.choices import CacheKind
 from tauspan.core.errors import BaseMismatchError, ModelError, StoreError, UsageError, nearest
 from tauspan.core.params import Params
 from tauspan.tangent.cache import factors, features
@@ -37,7 +38,6 @@ if TYPE_CHECKING:
     from tauspan.tangent.linearized import Linearized
 
 log = logging.getLogger(__name__)
-Kind = Literal["none", "features", "primal", "factors"]
 _READ = 256  # numbers of each tensor that are read to see whether the base has changed
 _FEW = 8  # outputs up to which `auto` takes factors
 
@@ -104,7 +104,7 @@ class Cache(Sequence[CachedBatch]):
         bytes: what it holds.
     """
 
-    def __init__(self, linearized: "Linearized", kind: Kind, cells: Sequence[Cell], size: int) -> None:
+    def __init__(self, linearized: "Linearized", kind: CacheKind, cells: Sequence[Cell], size: int) -> None:
         self.kind, self.bytes = kind, size
         self._batches = [CachedBatch(linearized, cell) for cell in cells]
 
@@ -124,13 +124,13 @@ class Cache(Sequence[CachedBatch]):
 def build(
     linearized: "Linearized",
     batches: Sequence[Any],
-    kind: Kind | Literal["auto"] = "auto",
+    kind: CacheKind | Literal["auto"] = "auto",
     room: int | None = None,
     folder: Path | None = None,
 ) -> Cache:
     """See `Linearized.cache`; the size is measured on the largest batch and scaled by the number of input elements."""
-    if kind != "auto" and kind not in get_args(Kind):
-        raise UsageError(f"kind={kind!r}. {nearest(str(kind), (*get_args(Kind), 'auto'))}")
+    if kind != "auto" and kind not in get_args(CacheKind):
+        raise UsageError(f"kind={kind!r}. {nearest(str(kind), (*get_args(CacheKind), 'auto'))}")
     if not batches:
         raise UsageError("a cache needs at least one batch.")
     if room is None and folder is None:
@@ -159,12 +159,12 @@ def build(
     return Cache(linearized, chosen, cells, total)
 
 
-def _preferred(linearized: "Linearized", batch: Any) -> tuple[Kind, ...]:
+def _preferred(linearized: "Linearized", batch: Any) -> tuple[CacheKind, ...]:
     """The kinds that `auto` tries, the cheapest step first; factors only while the outputs are few."""
     args, kwargs = linearized.inputs_of(batch)
     with torch.no_grad():
         outputs = linearized.tangent(*args, **kwargs)[0].flatten(1).shape[1]
-    rest: tuple[Kind, ...] = ("primal", "features", "none")
+    rest: tuple[CacheKind, ...] = ("primal", "features", "none")
     return ("factors", *rest) if outputs <= _FEW else rest
 
 
@@ -177,7 +177,7 @@ def _elements(batch: Any) -> int:
 def _cell(
     linearized: "Linearized",
     batch: Any,
-    kind: Kind,
+    kind: CacheKind,
     folder: Path | None,
     known: dict[Hashable, frozenset[int]],
 ) -> tuple[Cell, int]:
@@ -195,7 +195,7 @@ def _cell(
 def _recorded(
     linearized: "Linearized",
     batch: Any,
-    kind: Kind,
+    kind: CacheKind,
     folder: Path | None,
     known: dict[Hashable, frozenset[int]],
 ) -> tuple[Tape | factors.FactorCell, int]:
@@ -252,19 +252,19 @@ def _require_features(linearized: "Linearized", batch: Any, cell: features.Featu
     _require_gradients(cell.pull(weights), whole, value, "features")
 
 
-def _require_tangent(found: Tensor, expected: Tensor, kind: Kind) -> None:
+def _require_tangent(found: Tensor, expected: Tensor, kind: CacheKind) -> None:
     if check.far(found, expected, check.rounding(expected.dtype)):
         scale, gap = float(expected.abs().max()), float((found - expected).abs().max())
         raise _inexact(kind, f"its J tau differs by {gap:g} of {scale:g}")
 
 
-def _require_gradients(found: Params, expected: Params, value: Tensor, kind: Kind) -> None:
+def _require_gradients(found: Params, expected: Params, value: Tensor, kind: CacheKind) -> None:
     fault = check.wrong_gradient(found, expected, *check.scales(value, expected))
     if fault:
         raise _inexact(kind, fault)
 
 
-def _inexact(kind: Kind, fault: str) -> ModelError:
+def _inexact(kind: CacheKind, fault: str) -> ModelError:
     return ModelError(
         f"the model cannot be cached as {kind!r}: {fault}. Its rows or its blocks depend on one another in a way that "
         "this cache does not know; choose another kind, or kind='auto'."

@@ -1,0 +1,19 @@
+"""The words that options take, each defined once; importing them imports nothing else."""
+
+from typing import Literal, TypeAlias, get_args
+
+Regime: TypeAlias = Literal["standard", "linear"]  # what a vector was fine-tuned in
+EditRegime: TypeAlias = Literal["standard", "posthoc", "linear"]  # what a vector edits in
+Point: TypeAlias = Literal[
+    "encoder", "logits"
+]  # what is linearised: the encoder, or encoder and head together
+SplitName: TypeAlias = Literal["train", "validation", "test"]
+CacheKind: TypeAlias = Literal["none", "features", "primal", "factors"]  # what is kept of fixed batches
+Precision: TypeAlias = Literal["float32", "tf32", "bfloat16"]  # of matrix products
+Augment: TypeAlias = Literal["none", "crop"]
+DecayTarget: TypeAlias = Literal["base", "zero"]
+
+REGIMES: tuple[Regime, ...] = get_args(Regime)
+EDIT_REGIMES: tuple[EditRegime, ...] = get_args(EditRegime)
+POINTS: tuple[Point, ...] = get_args(Point)
+SPLITS: tuple[SplitName, ...] = get_args(SplitName)

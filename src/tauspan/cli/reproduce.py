@@ -1,12 +1,12 @@
 """The verb that reproduces the paper: its options, and what it does; the library is imported when it runs."""
 
 import argparse
-import os
 import sys
 from typing import TYPE_CHECKING, Any
 
 from tauspan.cli.shared import Verb, add_device, say, show
 from tauspan.core.errors import UsageError
+from tauspan.core.launch import launch
 
 if TYPE_CHECKING:
     from tauspan.experiments.reproduce import Plan
@@ -65,7 +65,7 @@ def reproduce(options: argparse.Namespace) -> None:
         return
     from tauspan.experiments import reproduce as paper
 
-    if os.environ.get("RANK", "0") != "0":  # of several processes the first one speaks
+    if not launch().first:  # of several processes the first one speaks
         options.quiet, options.json = True, False
     changes = paper.Changes(
         model=options.model, seeds=_seeds(options), data=options.data, rows=_positive(options, "rows"),

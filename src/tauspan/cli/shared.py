@@ -1,7 +1,6 @@
 """What the verbs share: the models, tasks and vectors that options name, and how results are told."""
 
 import argparse
-import os
 import shlex
 import sys
 from collections.abc import Callable, Sequence
@@ -13,6 +12,7 @@ from tauspan.core.choices import EDIT_REGIMES
 from tauspan.core.choices import SPLITS as SPLIT_NAMES
 from tauspan.core.computing import CHECKS, ENGINES
 from tauspan.core.errors import DataError, UsageError
+from tauspan.core.launch import launch
 from tauspan.core.reading import Reading
 
 if TYPE_CHECKING:
@@ -32,7 +32,7 @@ Verb: TypeAlias = Callable[
 
 def first() -> bool:
     """Whether this process speaks and writes: the only one, or the first of several under a launcher."""
-    return os.environ.get("WORLD_SIZE", "1") == "1" or os.environ.get("RANK", "0") == "0"
+    return launch().first
 
 
 def show(report: "Report", options: argparse.Namespace) -> None:

@@ -7,7 +7,6 @@ on one process and on many.
 
 import functools
 import itertools
-import os
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -21,6 +20,7 @@ from torch.distributed.distributed_c10d import PrefixStore, Store
 from torch.distributed.rendezvous import rendezvous
 
 from tauspan.core.errors import MismatchError
+from tauspan.core.launch import launch
 
 _GROUPS = itertools.count()  # every process makes the same groups in the same order
 
@@ -81,7 +81,7 @@ class World:
 
 def own_device(name: str) -> str:
     """`"cuda"` is this process's own GPU under a launcher; any other device is the one it names."""
-    local = os.environ.get("LOCAL_RANK")
+    local = launch().local
     return f"cuda:{local}" if name == "cuda" and local is not None else name
 
 
@@ -98,8 +98,8 @@ def world() -> Iterator[World]:
 
     Each group has a prefix of its own in the store: a second one must not read the addresses of the first.
     """
-    size = int(os.environ.get("WORLD_SIZE", "1"))
-    if size == 1:
+    here = launch()
+    if here.size == 1:
         yield World()
         return
     ours, hook = not dist.is_initialized(), sys.excepthook
@@ -109,9 +109,9 @@ def world() -> Iterator[World]:
         backend = "gloo"
         if torch.cuda.is_available():
             backend = "cpu:gloo,cuda:nccl"
-            if "LOCAL_RANK" in os.environ:
+            if here.local is not None:
                 torch.cuda.set_device(own_device("cuda"))
-        dist.init_process_group(backend, store=prefix, rank=rank, world_size=size)
+        dist.init_process_group(backend, store=prefix, rank=rank, world_size=here.size)
     try:
         yield World(dist.get_rank(), dist.get_world_size())
     finally:

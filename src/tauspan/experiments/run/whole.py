@@ -2,13 +2,13 @@
 
 import dataclasses
 import logging
-import os
 from pathlib import Path
 from typing import Any
 
 from tauspan import store
 from tauspan.core.arguments import checked
 from tauspan.core.errors import UsageError
+from tauspan.core.launch import launch
 from tauspan.core.measure import underway
 from tauspan.core.notices import heard, once
 from tauspan.core.processes import world
@@ -57,9 +57,9 @@ def run(
     """
     if workers < 1:
         raise UsageError(f"workers={workers}: it must be at least 1.")
-    if workers > 1 and int(os.environ.get("WORLD_SIZE", "1")) > 1:
+    if workers > 1 and launch().size > 1:
         raise UsageError(
-            f"workers={workers} in one of {os.environ['WORLD_SIZE']} processes of a launcher: several processes train "
+            f"workers={workers} in one of {launch().size} processes of a launcher: several processes train "
             "one vector together, several workers one each. Choose one of the two."
         )
     out = Path(out)

@@ -97,8 +97,7 @@ def test_a_fit_that_runs_out_of_steps_says_so(caplog: pytest.LogCaptureFixture) 
         ({"ridge": 0.0}, "ridge=0.0: it must be above 0"),
         ({"tolerance": -1.0}, "tolerance=-1.0"),
         ({"max_steps": 0}, "max_steps=0"),
-        ({"batch_size": 0}, "batch_size=0"),
-        ({"max_tokens": 0}, "max_tokens=0"),
+        ({"reading": Reading(point="encoder")}, "Leave `point` out"),
         ({"room": 1, "cache": "primal"}, "room="),
     ],
 )

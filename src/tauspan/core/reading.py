@@ -37,3 +37,10 @@ class Reading:
                 raise UsageError(f"{name}={value!r}: it must be a whole number, at least 1.")
         if self.point not in (None, *POINTS):
             raise UsageError(f"point={self.point!r}. {nearest(str(self.point), POINTS)}")
+
+    def require_no_point(self, function: str) -> None:
+        """Raise `UsageError` if a point is given to a function that linearises at the logits alone."""
+        if self.point is not None:
+            raise UsageError(
+                f"point={self.point!r}: {function} linearises encoder and head together. Leave `point` out of the reading."
+            )

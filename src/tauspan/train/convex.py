@@ -81,14 +81,8 @@ def fit(
         >>> run.task_vector.info["solver"]["converged"]
         True
     """
-    _check(
-        solver,
-        ridge,
-        tolerance,
-        max_steps=max_steps,
-        batch_size=reading.batch_size,
-        max_tokens=reading.max_tokens,
-    )
+    _check(solver, ridge, tolerance, max_steps)
+    reading.require_no_point("fit")
     classifier = Classifier(encoder, build_head(task, encoder, max_tokens=reading.max_tokens))
     tangent = linearize(classifier, params, "logits")
     tokens = task.tokens(reading.max_tokens)
@@ -112,7 +106,7 @@ def fit(
     return Finetuned(tangent.task_vector(task.name, task=task.name, solver=facts), history, cost)
 
 
-def _check(solver: str, ridge: float, tolerance: float, **whole: int | None) -> None:
+def _check(solver: str, ridge: float, tolerance: float, max_steps: int) -> None:
     if solver not in get_args(Solver):
         raise UsageError(f"solver={solver!r}. {nearest(str(solver), get_args(Solver))}")
     for name, value in (("ridge", ridge), ("tolerance", tolerance)):
@@ -120,9 +114,8 @@ def _check(solver: str, ridge: float, tolerance: float, **whole: int | None) -> 
             raise UsageError(
                 f"{name}={value}: it must be above 0; without it the minimum may lie at infinity."
             )
-    for name, number in whole.items():
-        if number is not None and number < 1:
-            raise UsageError(f"{name}={number}: it must be at least 1.")
+    if max_steps < 1:
+        raise UsageError(f"max_steps={max_steps}: it must be at least 1.")
 
 
 Part = tuple[Any, Tensor]

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Literal, NamedTuple
 
 from tauspan.core.errors import UsageError, listed, nearest
+from tauspan.core.reading import Reading
 from tauspan.editing.edit import REGIMES, EditRegime
 from tauspan.tangent import Kind
 from tauspan.tasks import Task
@@ -136,6 +137,10 @@ class Plan:
             epochs=math.ceil(cell.steps / an_epoch), max_steps=cell.steps, batch_size=self.batch_size, lr=rate,
             max_tokens=self.max_tokens, cache=self.cache if linear and cell.steps > 2 * an_epoch else "none",
         )  # fmt: skip
+
+    def reading(self, variant: Variant) -> Reading:
+        """How a variant's model runs over rows."""
+        return Reading(point=variant.point, max_tokens=self.max_tokens)
 
     def shorter(self, steps: int) -> int | None:
         """The length before this one at which rates were tried; None at the shortest."""

@@ -32,8 +32,8 @@ if TYPE_CHECKING:
     from tauspan.editing.evaluate import evaluate
     from tauspan.editing.maps import disentanglement
     from tauspan.editing.search import add, coefficients, negate
-    from tauspan.experiments.recipe import Recipe
     from tauspan.experiments.run import run
+    from tauspan.experiments.run.recipe import Recipe
     from tauspan.kernel import TangentKernel, closed_form
     from tauspan.kernel.diagnose import diagnose
     from tauspan.kernel.operator.interference import interference
@@ -63,7 +63,7 @@ _HOME = {
     "NonFiniteError": "core.errors",
     "PickleRefusedError": "core.errors",
     "Reading": "core.reading",
-    "Recipe": "experiments.recipe",
+    "Recipe": "experiments.run.recipe",
     "RecipeError": "core.errors",
     "Report": "core.report",
     "Settings": "train",

@@ -284,7 +284,7 @@ def test_a_rate_is_chosen_on_validation_with_its_neighbours_and_kept_for_longer_
     plan = dataclasses.replace(
         PLAN, rates={"standard": (0.1, 0.2, 0.4, 0.8)}, regimes=("standard",), seeds=(0, 7)
     )
-    made = home._Study(runs.encoder(), TASKS, tmp_path, plan, float("inf"), False)
+    made = home._Study(runs.encoder(), TASKS, tmp_path, plan, float("inf"))
     ordinary = Variant("standard", None)
     assert [made.rate(Cell(16, steps, 7), ordinary) for steps in (2, 4, 8)] == [0.4, 0.2, 0.2]
     tried = {steps: {rate for one, rate, _ in train.tried if one == steps} for steps in (2, 4, 8)}
@@ -296,7 +296,7 @@ def test_a_rate_is_chosen_on_validation_with_its_neighbours_and_kept_for_longer_
 
 def test_of_equal_rates_the_smallest_is_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(home, "train", scored(lambda *_: 0.5))
-    made = home._Study(runs.encoder(), TASKS, tmp_path, PLAN, float("inf"), False)
+    made = home._Study(runs.encoder(), TASKS, tmp_path, PLAN, float("inf"))
     assert made.rate(Cell(16, 4, 0), Variant("linear", "logits")) == 0.02
 
 

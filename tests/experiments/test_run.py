@@ -16,13 +16,12 @@ from tauspan.core.errors import StoreError, UsageError
 from tauspan.core.reading import Reading
 from tauspan.core.report import Report
 from tauspan.editing import search
-from tauspan.experiments.recipe import Maps, Negation, Recipe, Rows, Training
-from tauspan.experiments.run import plan, run
+from tauspan.experiments.run import Maps, Recipe, Rows, Training, plan, run
 from tauspan.tasks.data.suite import find_task
 from tauspan.vector import TaskVector
 
 REGIMES = ("standard", "posthoc", "linear")
-workshop = importlib.import_module("tauspan.experiments.run.workshop")
+context = importlib.import_module("tauspan.experiments.run.context")
 
 
 @pytest.fixture(scope="module")
@@ -38,13 +37,13 @@ def done(recipe: Recipe, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path
 def trainings(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The folders that are trained into."""
     folders: list[str] = []
-    original = workshop.train
+    original = context.train
 
     def spy(encoder: Any, task: Any, settings: Any, out: Path, **options: Any) -> Any:
         folders.append(Path(out).name)
         return original(encoder, task, settings, out, **options)
 
-    monkeypatch.setattr(workshop, "train", spy)
+    monkeypatch.setattr(context, "train", spy)
     return folders
 
 
@@ -184,7 +183,7 @@ def test_another_grid_of_the_maps_draws_them_anew(
     recipe: Recipe, done: tuple[Path, Report], trainings: list[str]
 ) -> None:
     out, _ = done
-    changed = dataclasses.replace(recipe, disentangle=Maps("all", (0.0, 0.5), ("linear",), 4))
+    changed = recipe.with_parts(Maps("all", (0.0, 0.5), ("linear",), 4))
     report = run(
         changed,
         out,
@@ -249,9 +248,7 @@ def test_what_was_let_pass_is_in_the_report_of_every_later_run_too(
         return original(*args, **options)
 
     monkeypatch.setattr(search, "add", warning)
-    small = dataclasses.replace(
-        recipe, regimes=("linear",), seeds=(0,), negate=Negation(), disentangle=Maps()
-    )
+    small = dataclasses.replace(recipe, regimes=("linear",), seeds=(0,), parts=())
     for _ in range(2):  # the second time nothing is done
         caplog.clear()
         assert run(

@@ -19,21 +19,21 @@ from helpers.small_runs import TASKS, reused
 from tauspan.core.errors import RecipeError, StoreError, UsageError
 from tauspan.core.report import Report
 from tauspan.experiments import figures
-from tauspan.experiments.recipe import Maps, Merging, Recipe, Training
-from tauspan.experiments.run import jobs, run, stages
+from tauspan.experiments.run import Merging, Negation, Recipe, References, Training, jobs, run
+from tauspan.store.stages import Stages
 
 
 @pytest.fixture(autouse=True)
 def no_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(figures, "draw", lambda report, folder: [])
+    monkeypatch.setattr(figures, "draw", lambda *given: [])
 
 
 @pytest.fixture(scope="module")
 def small(recipe: Recipe) -> Recipe:
     return dataclasses.replace(
-        recipe, regimes=("linear",), references=("joint",), seeds=(0,),
-        finetune=Training(max_steps=2, batch_size=4), disentangle=Maps(),
-        merge=Merging(("task_arithmetic",), (0.5, 1.0)),
+        recipe, regimes=("linear",), seeds=(0,),
+        finetune=Training(max_steps=2, batch_size=4),
+        parts=(Negation(("email_spam",)), References(("joint",)), Merging(("task_arithmetic",), (0.5, 1.0))),
     )  # fmt: skip
 
 
@@ -176,10 +176,10 @@ from pathlib import Path
 from tauspan import store
 from tauspan.experiments import figures
 from tauspan.store import places
-from tauspan.experiments.recipe import Recipe
+from tauspan.experiments.run import Recipe
 from tauspan.experiments.run import run
 
-figures.draw = lambda report, folder: []
+figures.draw = lambda *given: []
 recipe, folder, points = Recipe.read(sys.argv[1]), Path(sys.argv[2]), [int(word) for word in sys.argv[3:]]
 
 
@@ -258,12 +258,12 @@ def test_a_lock_that_cannot_be_had_at_once_is_waited_for(tmp_path: Path) -> None
         return {"who": "other"}
 
     def other() -> None:
-        stages.Stages(tmp_path).do("", "work", "one", 0, work)
+        Stages(tmp_path).do("", "work", "one", 0, work)
 
     holder = threading.Thread(target=other)
     holder.start()
     assert begun.wait(60)
     threading.Timer(0.2, ended.set).start()
-    stage = stages.Stages(tmp_path).do("", "work", "one", 0, lambda: {"who": "this"})
+    stage = Stages(tmp_path).do("", "work", "one", 0, lambda: {"who": "this"})
     assert (stage.content, stage.reused) == ({"who": "other"}, True)
     holder.join()

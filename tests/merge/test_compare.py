@@ -8,7 +8,7 @@ from helpers.searches import cloud
 from helpers.zoo import normal
 from tauspan.core.errors import RecipeError, UsageError
 from tauspan.editing.search import add
-from tauspan.experiments.recipe import Recipe
+from tauspan.experiments.run import Recipe
 from tauspan.merge import merge
 from tauspan.merge.data.compare import compare
 from tauspan.models import fingerprint_of, state_of

@@ -7,7 +7,7 @@ results    the folder: results, logs, locks
 pool       worker processes of this machine; what a backend is
 worker     the program that a worker process runs; it imports no torch
 cluster    jobs as Ray tasks
-board      the live table
+table      the live table
 ```
 """
 

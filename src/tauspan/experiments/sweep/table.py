@@ -47,7 +47,7 @@ class _Row:
         return "" if seconds is None else f"{seconds:.1f}"
 
 
-class Board:
+class JobTable:
     """What becomes of each job: one live table where a terminal watches, else lines as of any work (`measure.progress`).
 
     Without a terminal each change is also a line in the log.
@@ -62,7 +62,7 @@ class Board:
         if shown() and self._console.is_terminal and (console is not None or on_terminal()):
             self._live = Live(console=self._console, get_renderable=self.render, refresh_per_second=4)
 
-    def __enter__(self) -> "Board":
+    def __enter__(self) -> "JobTable":
         if self._live:
             self._stack.enter_context(self._live)
         else:
@@ -124,7 +124,7 @@ class Board:
         """How many jobs are in each state.
 
         Example:
-            >>> Board(["a", "b"]).counts()
+            >>> JobTable(["a", "b"]).counts()
             '2 jobs: 2 waiting'
         """
         found = Counter(row.state for row in self._rows.values())

@@ -1,4 +1,4 @@
-"""`Stages`: pieces of work whose results are kept in files, so that each is done once, however many runs ask for it."""
+"""`Stages`: pieces of work whose results are kept in files, so that each is done once for all runs on a folder."""
 
 import dataclasses
 import hashlib

@@ -79,7 +79,7 @@ def _found(task: Task, near: int | None) -> dict[str, Any]:
 
 
 def _tolerated(kind: str, second: str, rows: int) -> float:
-    """How many rows may stand in an earlier split.
+    """How many rows may be in an earlier split.
 
     Public data sets hold some near-duplicates, and frames of one sequence on both sides of a random split, so only equal
     test rows are never tolerated.

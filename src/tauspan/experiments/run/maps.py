@@ -64,11 +64,6 @@ class Maps(Part):
         if self.rows is not None and self.rows < 2:
             raise RecipeError(f"disentangle.rows: {self.rows}: a standard error needs at least two rows.")
 
-    @property
-    def asked(self) -> bool:
-        """Whether a pair is named."""
-        return bool(self.pairs)
-
     def check(self, recipe: "Recipe") -> None:
         """Pairs are of tasks, regimes of the recipe."""
         if self.pairs != "all":

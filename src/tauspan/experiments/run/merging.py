@@ -40,11 +40,6 @@ class Merging(Part):
                 f"merge.grid: {list(self.grid)}: it needs at least one coefficient, all finite."
             )
 
-    @property
-    def asked(self) -> bool:
-        """Whether a method is named."""
-        return bool(self.methods)
-
     def evaluations(self, run: "RunContext") -> list[Evaluation]:
         """One for each regime and seed."""
         regimes = self.regimes or run.recipe.regimes

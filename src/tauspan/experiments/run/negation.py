@@ -41,11 +41,6 @@ class Negation(Part):
         if not 0 <= self.floor <= 1:
             raise RecipeError(f"negate.floor: {self.floor}: it is a share, between 0 and 1.")
 
-    @property
-    def asked(self) -> bool:
-        """Whether a target is named."""
-        return bool(self.targets)
-
     def check(self, recipe: "Recipe") -> None:
         """Targets are tasks, and controls are other ones."""
         recipe.require_tasks("negate.targets", self.targets)

@@ -67,8 +67,8 @@ class Part(ABC):
 
     @property
     def asked(self) -> bool:
-        """Whether the section asks for anything."""
-        return True
+        """Whether the section asks for anything: its first field is not empty."""
+        return all(bool(getattr(self, field.name)) for field in dataclasses.fields(self)[:1])
 
     @property
     def controls(self) -> Sequence[str]:

@@ -20,9 +20,7 @@ from tauspan.vector import Regime
 
 P = TypeVar("P", bound=Part)
 Plain: TypeAlias = dict[str, Any]
-_HIDDEN = {
-    "hidden": True
-}  # of fields of `Settings` that a recipe says elsewhere, or that differ from vector to vector
+_HIDDEN = {"hidden": True}  # a field of `Settings` that `finetune` does not set
 
 
 @dataclasses.dataclass(frozen=True)

@@ -53,11 +53,6 @@ class References(Part):
     def __post_init__(self) -> None:
         refuse_twice(self.key, self.names)
 
-    @property
-    def asked(self) -> bool:
-        """Whether a reference is named."""
-        return bool(self.names)
-
     def finetunings(self, recipe: "Recipe") -> Iterator[Finetuning]:
         """Vectors of attention alone, and one vector of all tasks together."""
         if "attention" in self.names:

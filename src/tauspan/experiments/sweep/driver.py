@@ -53,8 +53,8 @@ def sweep(
         threads: of torch in each worker; None shares this machine's cores among the workers, and is 1 with `ray`.
         attempts: how many workers may die of a job before it counts as failed.
         errors: what to do with failed jobs when all are done. `"raise"` raises the first one's error, in the order of the
-            jobs, which names all that failed and their logs. `"return"` raises nothing for them: in the place of a
-            failed job's result stands its error, an object of `TauspanError`.
+            jobs, which names all that failed and their logs. `"return"` raises nothing for them: the result of
+            a failed job is its error, an object of `TauspanError`.
         device: what jobs read as the variable `TAUSPAN_DEVICE`; of several GPUs each worker of `"cuda"` sees one.
 
     Returns:
@@ -99,7 +99,7 @@ def sweep(
                 under_way.run(running, workers)
     if under_way.failed and errors == "raise":
         raise _first_failure(jobs, under_way.failed, results)
-    whole = {**under_way.found, **under_way.failed}
+    whole = {**under_way.done, **under_way.failed}
     return {job.name: whole[job.name] for job in jobs}
 
 
@@ -109,11 +109,11 @@ def _cores() -> int:
 
 
 class _Sweep:
-    """Jobs under way: each is open, running under a lock, found or failed."""
+    """Jobs under way: each is open, running under a lock, done or failed."""
 
     def __init__(self, jobs: Sequence[Job], results: Results, table: JobTable, attempts: int) -> None:
         self.results, self.table, self.attempts = results, table, attempts
-        self.found: dict[str, Any] = {}
+        self.done: dict[str, Any] = {}
         self.failed: dict[str, TauspanError] = {}
         self._deaths: Counter[str] = Counter()
         self._running: dict[str, tuple[Job, str, ExitStack]] = {}
@@ -125,7 +125,7 @@ class _Sweep:
         return not self._open and not self._running
 
     def run(self, backend: Backend, workers: int) -> None:
-        """Until every job is found or failed."""
+        """Until every job is done or failed."""
         try:
             while not self.finished:
                 for job in list(self._open):
@@ -142,12 +142,12 @@ class _Sweep:
         content = self.results.find(job)
         if content is None:
             return False
-        self.found[job.name] = content["content"]
+        self.done[job.name] = content["content"]
         self.table.set(job.name, "reused", seconds=content["cost"].get("seconds"))
         return True
 
     def _begin(self, job: Job, backend: Backend) -> None:
-        """Start the job, unless another sweep does it: then it comes last."""
+        """Start the job, or move it to the end if another sweep is doing it."""
         self._open.remove(job)
         lock = self.results.stages.lock(job.name)
         if lock is None:
@@ -177,7 +177,7 @@ class _Sweep:
                 self.results.write(
                     job, outcome["result"], outcome["seconds"], outcome["warnings"], self._deaths[name] + 1
                 )
-                self.found[name] = outcome["result"]
+                self.done[name] = outcome["result"]
                 self.table.set(name, "done", worker, outcome["seconds"])
 
     def _bury(self, job: Job, worker: str, death: Died) -> None:

@@ -39,7 +39,7 @@ class _Row:
 
     @property
     def settled(self) -> bool:
-        """Whether nothing more becomes of the job."""
+        """Whether the job is over."""
         return self.state in ("done", "reused", "failed")
 
     def shown_seconds(self) -> str:
@@ -48,7 +48,7 @@ class _Row:
 
 
 class JobTable:
-    """What becomes of each job: one live table where a terminal watches, else lines as of any work (`measure.progress`).
+    """The state of each job: a live table on a terminal, else lines like those of other work (`measure.progress`).
 
     Without a terminal each change is also a line in the log.
     """
@@ -97,7 +97,7 @@ class JobTable:
         return ", ".join(filter(None, words))
 
     def render(self) -> Table:
-        """All jobs, or as many as the screen has lines for, those that run or failed before the others."""
+        """All jobs; if the screen has too few lines, those that run or failed."""
         grid = Table(
             box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False, width=min(_WIDTH, self._console.width),
             caption=Text(self.counts()), caption_justify="left",

@@ -95,19 +95,15 @@ class _Study:
     def carry_out(self) -> Report:
         """All cells but those for which no time is left. The files are written after each cell with new stages."""
         for cell in self.plan.cells():
-            before = self.done()
+            before = self.stages.new
             for variant in self.plan.variants():
                 try:
                     self.measure(cell, variant)
                 except DeadlineError as missing:
                     log.info("not done: %s", missing)
-            if self.done() > before:
+            if self.stages.new > before:
                 self.write()
         return self.write()
-
-    def done(self) -> int:
-        """How many stages this study did itself."""
-        return sum(int(row["runs"]) - int(row["reused"]) for row in self.stages.rows())  # type: ignore[arg-type]
 
     # -- fine-tuning -----------------------------------------------------------------------------------------
 

@@ -148,6 +148,11 @@ class Stages:
 
         return Report.from_json(json.dumps(self.do(label, kind, name, key, plain).content))
 
+    @property
+    def new(self) -> int:
+        """How many stages this run did itself."""
+        return sum(not stage.reused for stages in self._done.values() for stage in stages.values())
+
     def rows(self) -> list[dict[str, Cell]]:
         """What the stages took: one row for each label and kind."""
         found: list[dict[str, Cell]] = []

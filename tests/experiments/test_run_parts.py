@@ -345,7 +345,7 @@ def test_workers_measure_all_that_a_recipe_can_ask_for(
         workers=2,
     )
     assert numbers(report) == numbers(done[2])
-    stages_of = {file.stem.removeprefix("finetune-") for file in (tmp_path / "stages").glob("*.json")}
+    stages_of = {file.stem for file in (tmp_path / "stages").glob("*.json")}
     assert set(named) == stages_of  # nothing was left for the run itself
     assert len(named) == len(set(named))
     assert {"disentangle-standard-seed0", "disentangle-linear-seed0", "energy-random-seed0"} < stages_of

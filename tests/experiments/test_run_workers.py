@@ -64,7 +64,9 @@ def test_jobs_leave_what_a_run_in_one_process_leaves(
         tmp_path,
         workers=2,
     )
-    vectors_of = [*(f"linear-{task}-seed0" for task in TASKS), "joint-standard-seed0"]
+    vectors_of = [
+        f"finetune-{name}-seed0" for name in (*(f"linear-{task}" for task in TASKS), "joint-standard")
+    ]
     measured = ["evaluate-joint", "add-linear", "negate-email_spam-linear", "merge-linear"]
     assert done == [*vectors_of, *(f"{name}-seed0" for name in measured)]
     assert vectors(tmp_path) == vectors(alone[0])
@@ -78,7 +80,7 @@ def test_jobs_leave_what_a_run_in_one_process_leaves(
             workers=2,
         )
     )["linear", "fine-tune"] == (2, 1)
-    assert done[7:] == ["linear-email_spam-seed0"]
+    assert done[7:] == ["finetune-linear-email_spam-seed0"]
     (tmp_path / "stages" / "merge-linear-seed0.json").unlink()
     assert reused(
         run(

@@ -11,7 +11,7 @@ from tauspan.core.report import Cell, Table
 from tauspan.experiments.reproduce.experiment import Rates
 from tauspan.experiments.run import Recipe
 from tauspan.experiments.run.context import RunContext
-from tauspan.experiments.run.jobs import finetune_all
+from tauspan.experiments.run.jobs import in_workers
 from tauspan.experiments.run.vectors import TunedRegime, finetunings
 from tauspan.train.loop import LOG
 
@@ -60,7 +60,11 @@ def chosen(
     tried = trials(recipe, rates, out / FOLDER)
     target = RunContext(recipe, out, device)
     runs = {trial.out: RunContext(trial.recipe, trial.out, device, target.pretrained) for trial in tried}
-    finetune_all(runs.values(), out / FOLDER, workers, device)
+    if workers > 1:
+        in_workers(runs.values(), out / FOLDER, workers, vectors=True)
+    for run in runs.values():
+        for which in finetunings(run.recipe):
+            run.finetune(which)
     accuracies = {trial.out: _accuracies(runs[trial.out]) for trial in tried}
     mean = {folder: statistics.fmean(found.values()) for folder, found in accuracies.items()}
     best = {

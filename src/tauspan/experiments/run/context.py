@@ -4,16 +4,17 @@ import dataclasses
 import hashlib
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from tauspan.core.errors import StoreError, UsageError
 from tauspan.core.reading import Reading
 from tauspan.editing.edit import load
-from tauspan.experiments.run.part import Evaluation, Part
+from tauspan.experiments.run.part import Evaluation
 from tauspan.experiments.run.recipe import Recipe
-from tauspan.experiments.run.vectors import Finetuning, VectorKind
+from tauspan.experiments.run.vectors import Finetuning, VectorKind, finetunings
 from tauspan.models import Encoder, fingerprint_of, reinitialised
 from tauspan.store.stages import Content, Stages
 from tauspan.tasks import Task
@@ -23,6 +24,15 @@ from tauspan.train.joint import finetune_jointly
 from tauspan.vector import FILE, TaskVector
 
 _PROBE = "The quick brown fox's 21 naïve steps, re-tokenised!"
+
+
+class Step(NamedTuple):
+    """One stage of a run: its label and kind in the table of costs, whether its file is there, and how to do it."""
+
+    label: str
+    kind: str
+    finished: Callable[[], bool]
+    do: Callable[[], Any]
 
 
 class RunContext:
@@ -178,16 +188,30 @@ class RunContext:
             self._vectors = (kind, seed), found  # the last ones only: they may be large
         return self._vectors[1]
 
-    def evaluations(self) -> list[tuple[Part, Evaluation]]:
-        """Every stage that measures, each once, one seed and regime after the other, because these share vectors."""
-        regimes, seeds = [*self.recipe.regimes], self.recipe.seeds
+    # -- stages ----------------------------------------------------------------------------------------------
+
+    def steps(self) -> dict[str, Step]:
+        """Every stage of the run by its name: vectors, then evaluations, those of one seed and regime together."""
+        steps = {
+            stage_of(self.folder(which)): Step(
+                which.kind, "fine-tune", partial(self.finished, which), partial(self.finetune, which)
+            )
+            for which in finetunings(self.recipe)
+        }
+        regimes, seeds = self.recipe.regimes, self.recipe.seeds
         found = {which: part for part in self.recipe.parts if part.asked for which in part.evaluations(self)}
 
         def place(which: Evaluation) -> tuple[int, int]:
             known = next((regimes.index(word) for word in which.about if word in regimes), -1)
             return seeds.index(which.seed), known
 
-        return [(found[which], which) for which in sorted(found, key=place)]
+        for which in sorted(found, key=place):
+            exists, measure = (
+                partial(self.stages.exists, which.name),
+                partial(found[which].measure, self, which),
+            )
+            steps[which.name] = Step(which.about[-1], which.kind, exists, measure)
+        return steps
 
     # -- what the stages share -------------------------------------------------------------------------------
 

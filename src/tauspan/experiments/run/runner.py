@@ -15,11 +15,10 @@ from tauspan.core.processes import world
 from tauspan.core.report import Cell, Report, Table, noted, provenance
 from tauspan.experiments import figures
 from tauspan.experiments.run.context import RunContext
-from tauspan.experiments.run.jobs import evaluate_all, finetune_all
+from tauspan.experiments.run.jobs import in_workers
 from tauspan.experiments.run.part import merged
 from tauspan.experiments.run.recipe import Recipe
 from tauspan.experiments.run.spread import in_words
-from tauspan.experiments.run.vectors import finetunings
 from tauspan.store import write_text
 
 log = logging.getLogger(__name__)
@@ -66,10 +65,9 @@ def measured(recipe: Recipe, out: Path, *, workers: int = 1, device: str | None 
     with heard() as warned:
         context = RunContext(recipe, out, device)
         if workers > 1:
-            finetune_all([context], out, workers, device)
-            evaluate_all(context, workers)
-        stages = len(finetunings(recipe)) + len(context.evaluations())
-        with underway("stages", total=stages) as context.stages.advance:
+            in_workers([context], out, workers, vectors=True)
+            in_workers([context], out, workers, vectors=False)
+        with underway("stages", total=len(context.steps())) as context.stages.advance:
             report = _report(context)
     return dataclasses.replace(report, warnings=once(context.stages.warnings, warned))
 
@@ -134,14 +132,9 @@ def plan(recipe: Recipe, out: str | Path, *, device: str | None = None) -> Repor
         A `Report` with one row for each kind of stage; `report.result` has the numbers `stages` and `done`.
     """
     context = RunContext(recipe, Path(out), device)
-    done: list[tuple[tuple[str, str], bool]] = [
-        ((which.kind, "fine-tune"), context.finished(which)) for which in finetunings(recipe)
-    ]
-    done += [
-        ((which.about[-1], which.kind), context.stages.exists(which.name))
-        for _, which in context.evaluations()
-    ]
-    number, finished = Counter(what for what, _ in done), Counter(what for what, there in done if there)
+    steps = context.steps().values()
+    number = Counter((step.label, step.kind) for step in steps)
+    finished = Counter((step.label, step.kind) for step in steps if step.finished())
     rows: list[dict[str, Cell]] = [
         {"regime": label, "stage": kind, "number": count, "done": finished[label, kind]}
         for (label, kind), count in number.items()

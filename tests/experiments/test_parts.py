@@ -13,7 +13,7 @@ from tauspan.core.errors import RecipeError
 from tauspan.core.report import Table
 from tauspan.experiments import figures
 from tauspan.experiments.reproduce import Changes
-from tauspan.experiments.reproduce.experiment import Rates, _changed, experiment
+from tauspan.experiments.reproduce.experiment import Rates, experiment, with_changes
 from tauspan.experiments.reproduce.rates import trials
 from tauspan.experiments.run import (
     PARTS,
@@ -140,7 +140,7 @@ def test_a_new_part_is_planned_run_by_workers_reported_and_drawn(
 
 def test_a_reproduction_asks_the_new_part_for_fewer_tasks(asked: Recipe) -> None:
     both = asked.with_parts(Lengths(TASKS))
-    changed = _changed(both, experiment("text7"), Changes(tasks=TASKS[:1], rows=5))
+    changed = with_changes(both, experiment("text7"), Changes(tasks=TASKS[:1], rows=5))
     assert changed.part(Lengths) == Lengths(TASKS[:1])
     assert changed.tasks == TASKS[:1]
 

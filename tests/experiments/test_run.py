@@ -27,10 +27,7 @@ context = importlib.import_module("tauspan.experiments.run.context")
 @pytest.fixture(scope="module")
 def done(recipe: Recipe, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Report]:
     out = tmp_path_factory.mktemp("run") / "out"
-    return out, run(
-        recipe,
-        out,
-    )
+    return out, run(recipe, out)
 
 
 @pytest.fixture
@@ -115,10 +112,7 @@ def test_a_second_run_does_nothing_anew(
 ) -> None:
     out, first = done
     before = {name: sha for name, sha in contents(out).items() if name.startswith(("vectors", "stages"))}
-    again = run(
-        recipe,
-        out,
-    )
+    again = run(recipe, out)
     assert trainings == []
     assert all(runs == count for runs, count in reused(again).values())
     assert [table.rows for table in again.tables[:-1]] == [table.rows for table in first.tables[:-1]]
@@ -131,10 +125,7 @@ def test_a_lost_stage_is_made_again_and_gives_the_same(
 ) -> None:
     out, first = done
     (out / "stages" / "add-linear-seed1.json").unlink()
-    again = run(
-        recipe,
-        out,
-    )
+    again = run(recipe, out)
     assert trainings == []
     assert reused(again)["linear", "add"] == (2, 1)
     assert again.result == first.result
@@ -145,10 +136,7 @@ def test_another_grid_searches_anew_with_the_same_vectors(
 ) -> None:
     out, _ = done
     changed = dataclasses.replace(recipe, grid=(0.0, 1.0), regimes=("standard",), seeds=(0,))
-    report = run(
-        changed,
-        out,
-    )
+    report = run(changed, out)
     assert trainings == []
     assert reused(report) == {
         ("standard", "fine-tune"): (2, 2), ("standard", "add"): (1, 0), ("standard", "negate"): (1, 0),
@@ -184,10 +172,7 @@ def test_another_grid_of_the_maps_draws_them_anew(
 ) -> None:
     out, _ = done
     changed = recipe.with_parts(Maps("all", (0.0, 0.5), ("linear",), 4))
-    report = run(
-        changed,
-        out,
-    )
+    report = run(changed, out)
     assert trainings == []
     assert reused(report)["linear", "disentangle"] == (1, 0)
     assert ("standard", "disentangle") not in reused(report)
@@ -251,10 +236,7 @@ def test_what_was_let_pass_is_in_the_report_of_every_later_run_too(
     small = dataclasses.replace(recipe, regimes=("linear",), seeds=(0,), parts=())
     for _ in range(2):  # the second time nothing is done
         caplog.clear()
-        assert run(
-            small,
-            tmp_path / "out",
-        ).warnings == ("a layer was taken apart",)
+        assert run(small, tmp_path / "out").warnings == ("a layer was taken apart",)
         assert caplog.messages.count("a layer was taken apart") == 1
         assert json.loads((tmp_path / "out" / "report.json").read_text())["warnings"]
         assert "- a layer was taken apart\n" in (tmp_path / "out" / "report.md").read_text()

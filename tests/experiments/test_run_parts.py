@@ -45,10 +45,7 @@ def done(recipe: Recipe, tmp_path_factory: pytest.TempPathFactory) -> Done:
     return (
         out,
         whole,
-        run(
-            whole,
-            out,
-        ),
+        run(whole, out),
     )
 
 
@@ -185,10 +182,7 @@ def test_regimes_are_compared_at_the_drift_of_the_first(done: Done) -> None:
 
 def test_everything_is_found_again(done: Done) -> None:
     out, whole, first = done
-    again = run(
-        whole,
-        out,
-    )
+    again = run(whole, out)
     assert all(runs == count for runs, count in reused(again).values())
     assert again.result == first.result
 
@@ -202,10 +196,7 @@ def test_a_random_start_has_weights_of_its_own_for_every_seed(recipe: Recipe, tm
         grid=(0.0, 1.0),
         parts=(Negation(("email_spam",)),),
     )
-    report = run(
-        start,
-        tmp_path / "out",
-    )
+    report = run(start, tmp_path / "out")
     model: Any = ts.load(recipe.model)
     starts = [ts.reinitialised(model, seed) for seed in (0, 1)]
     bases = [fingerprint_of(one) for one in starts]
@@ -224,10 +215,7 @@ def test_two_tasks_of_one_name_are_refused(recipe: Recipe, tmp_path: Path) -> No
     twin = write_task(tmp_path / "email_spam")
     changed = dataclasses.replace(recipe, tasks=("email_spam", str(twin)), parts=())
     with pytest.raises(UsageError, match="are both called 'email_spam'"):
-        run(
-            changed,
-            tmp_path / "out",
-        )
+        run(changed, tmp_path / "out")
 
 
 def test_a_task_directory_can_be_a_target_and_half_of_a_pair(recipe: Recipe, tmp_path: Path) -> None:
@@ -236,10 +224,7 @@ def test_a_task_directory_can_be_a_target_and_half_of_a_pair(recipe: Recipe, tmp
         recipe, tasks=("email_spam", own), regimes=("linear",), seeds=(0,),
         parts=(Negation((own,)), Maps(((own, "email_spam"),), (0.0, 1.0), rows=4)),
     )  # fmt: skip
-    report = run(
-        changed,
-        tmp_path / "out",
-    )
+    report = run(changed, tmp_path / "out")
     assert {row["target task"] for row in table(report, "Negation")} == {"own"}
     assert [row["pair"] for row in table(report, "Disentanglement")] == ["own + email_spam"]
 
@@ -254,18 +239,10 @@ def test_another_tokenizer_is_noticed_where_the_vector_knows_its_own(done: Done)
         saved["content"]["tokenizer"] = "0" * 64
         file.write_text(json.dumps(saved))
         with pytest.raises(StoreError, match="was made with another tokenizer"):
-            run(
-                few,
-                out,
-            )
+            run(few, out)
         del saved["content"]["tokenizer"]  # as the first version wrote it
         file.write_text(json.dumps(saved))
-        assert reused(
-            run(
-                few,
-                out,
-            )
-        )["standard", "fine-tune"] == (2, 2)
+        assert reused(run(few, out))["standard", "fine-tune"] == (2, 2)
     finally:
         file.write_text(whole_text)
 
@@ -275,10 +252,7 @@ def test_other_controls_are_negated_against_anew(done: Done) -> None:
     changed = dataclasses.replace(
         whole, regimes=("standard",), parts=(Negation(("email_spam",)),),
     )  # fmt: skip
-    report = run(
-        changed,
-        out,
-    )
+    report = run(changed, out)
     assert reused(report)["standard", "negate"] == (1, 0)
     assert reused(report)["standard", "add"] == (1, 1)
     assert "control: mean of the other tasks" in report.tables[1].note
@@ -312,10 +286,7 @@ def test_data_sets_of_the_catalog_are_read_from_a_folder_and_the_control_says_wh
         finetune=Training(max_steps=1, batch_size=4), grid=(0.0, 1.0),
         parts=(Negation(("mnist",), controls=("imagenet",)),),
     )  # fmt: skip
-    addition, negation, _ = run(
-        asked,
-        tmp_path / "out",
-    ).tables
+    addition, negation, _ = run(asked, tmp_path / "out").tables
     assert [row["task"] for row in addition.rows] == ["mnist", "svhn", "mean"]
     words = "control: imagenet (imagenet for a test; test = what the test says; 2 validation and 9 test rows)"
     assert words in negation.note
@@ -339,11 +310,7 @@ def test_workers_measure_all_that_a_recipe_can_ask_for(
 ) -> None:
     named: list[str] = []
     monkeypatch.setattr(jobs, "sweep", in_turn(named))
-    report = run(
-        done[1],
-        tmp_path,
-        workers=2,
-    )
+    report = run(done[1], tmp_path, workers=2)
     assert numbers(report) == numbers(done[2])
     stages_of = {file.stem for file in (tmp_path / "stages").glob("*.json")}
     assert set(named) == stages_of  # nothing was left for the run itself

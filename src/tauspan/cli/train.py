@@ -180,15 +180,7 @@ def _recipe(file: Path, out: Path, options: argparse.Namespace, workers: int = 1
     if options.plan:
         show(plan(recipe, out, device=options.device), options)
         return
-    show(
-        carry_out(
-            recipe,
-            out,
-            workers=workers,
-            device=options.device,
-        ),
-        options,
-    )
+    show(carry_out(recipe, out, workers=workers, device=options.device), options)
 
 
 def finetune(options: argparse.Namespace) -> None:

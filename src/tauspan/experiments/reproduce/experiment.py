@@ -13,6 +13,7 @@ from tauspan.core.report import Cell
 from tauspan.core.schema import Document
 from tauspan.experiments.reproduce.presets import PRESETS
 from tauspan.experiments.run import Recipe
+from tauspan.experiments.run.part import laid_over
 from tauspan.experiments.run.vectors import finetunings
 
 Measure: TypeAlias = Literal["addition", "negation", "single-task"]
@@ -135,20 +136,6 @@ def _followed(keys: Plain) -> Plain:
     return laid_over(_followed(below), {key: value for key, value in keys.items() if key != "like"})
 
 
-def laid_over(below: Mapping[str, Any], above: Mapping[str, Any]) -> Plain:
-    """Two mappings as one: below the same key, mappings are joined and anything else of `above` replaces.
-
-    Example:
-        >>> laid_over({"a": {"b": 1, "c": 2}}, {"a": {"c": 3}})
-        {'a': {'b': 1, 'c': 3}}
-    """
-    joined = dict(below)
-    for key, value in above.items():
-        both = isinstance(value, Mapping) and isinstance(joined.get(key), Mapping)
-        joined[key] = laid_over(joined[key], value) if both else value
-    return joined
-
-
 @checked
 def recipes(name: str, variant_name: str | None = None, changes: Changes | None = None) -> dict[str, Recipe]:
     """The recipes of an experiment's parts, as `tauspan run` takes them.
@@ -179,11 +166,11 @@ def recipes(name: str, variant_name: str | None = None, changes: Changes | None 
         whole["finetune"] = {**tuned, "epochs_by_task": epochs}
         title = found.title if len(found.parts) == 1 else f"{found.title}: {part}"
         text = yaml.safe_dump({"title": title, "model": found.model, **whole}, sort_keys=False)
-        made[part] = _changed(Recipe.parse(text, f"{name}, {part}"), found, changes)
+        made[part] = with_changes(Recipe.parse(text, f"{name}, {part}"), found, changes)
     return made
 
 
-def _changed(recipe: Recipe, found: Experiment, changes: Changes) -> Recipe:
+def with_changes(recipe: Recipe, found: Experiment, changes: Changes) -> Recipe:
     """A recipe with the user's changes, for the model that is taken."""
     model = changes.model or found.model
     tasks = changes.tasks or recipe.tasks

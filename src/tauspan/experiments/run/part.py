@@ -114,16 +114,15 @@ def refuse_twice(key: str, values: Sequence[str]) -> None:
         raise RecipeError(f"{key}: {list(values)}: none may stand twice.")
 
 
-def merged(results: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
-    """The numbers of several parts as one mapping; what they say below the same key is joined.
+def laid_over(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
+    """Two mappings as one: below the same key, mappings are joined and anything else of `above` replaces.
 
     Example:
-        >>> merged([{"alpha": {"linear": 1}}, {"alpha": {"joint": 2}, "n": 3}])
-        {'alpha': {'linear': 1, 'joint': 2}, 'n': 3}
+        >>> laid_over({"a": {"b": 1, "c": 2}}, {"a": {"c": 3}})
+        {'a': {'b': 1, 'c': 3}}
     """
-    whole: dict[str, Any] = {}
-    for result in results:
-        for key, value in result.items():
-            both = isinstance(value, Mapping) and isinstance(whole.get(key), Mapping)
-            whole[key] = {**whole[key], **value} if both else value
-    return whole
+    joined = dict(below)
+    for key, value in above.items():
+        both = isinstance(value, Mapping) and isinstance(joined.get(key), Mapping)
+        joined[key] = laid_over(joined[key], value) if both else value
+    return joined

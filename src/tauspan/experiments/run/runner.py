@@ -1,6 +1,7 @@
 """`run`: a recipe from data to report; `plan`: what it has to do."""
 
 import dataclasses
+import functools
 import logging
 import os
 from collections import Counter
@@ -16,7 +17,7 @@ from tauspan.core.report import Cell, Report, Table, noted, provenance
 from tauspan.experiments import figures
 from tauspan.experiments.run.context import RunContext
 from tauspan.experiments.run.jobs import in_workers
-from tauspan.experiments.run.part import merged
+from tauspan.experiments.run.part import laid_over
 from tauspan.experiments.run.recipe import Recipe
 from tauspan.experiments.run.spread import in_words
 from tauspan.store import write_text
@@ -88,8 +89,8 @@ def _report(context: RunContext) -> Report:
         facts["fingerprint"] = {f"seed {seed}": context.base(seed) for seed in recipe.seeds}
     else:
         facts["fingerprint"] = context.base(recipe.seeds[0])
-    first = {"seeds": in_words(recipe.seeds), "start": recipe.start, "alpha": {}}
-    result = merged([first, *(one.result for one in found)])
+    first: dict[str, Any] = {"seeds": in_words(recipe.seeds), "start": recipe.start, "alpha": {}}
+    result = functools.reduce(laid_over, (one.result for one in found), first)
     return Report(title, tables, provenance(**facts), [s for one in found for s in one.series], result)
 
 

@@ -252,10 +252,7 @@ def _trainings(part: str, recipe: Recipe, out: Path, linked: Set[Finetuning]) ->
     found = []
     for which in finetunings(recipe):
         own = sum(steps.values()) if which.task is None else steps[which.task]
-        folder = (
-            f"{which.kind}-{which.task or 'standard'}-seed{which.seed}"  # of all tasks together: standard
-        )
-        here = (out / "vectors" / folder / FILE).is_file()
+        here = (out / "vectors" / which.folder(which.task) / FILE).is_file()
         found.append(Training(part, which, own, here, which in linked))
     return found
 

@@ -131,8 +131,8 @@ class RunContext:
 
     def folder(self, which: Finetuning) -> Path:
         """The folder of a vector."""
-        name = "standard" if which.task is None else self.task(which.task).name
-        return self.out / "vectors" / f"{which.kind}-{name}-seed{which.seed}"
+        name = None if which.task is None else self.task(which.task).name
+        return self.out / "vectors" / which.folder(name)
 
     def key_of(self, which: Finetuning) -> str:
         """What decides a vector."""

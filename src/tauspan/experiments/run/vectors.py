@@ -22,6 +22,10 @@ class Finetuning(NamedTuple):
         """The regime of its fine-tuning."""
         return "linear" if self.kind == "linear" else "standard"
 
+    def folder(self, task: str | None) -> str:
+        """The name of its folder, for a task of this name."""
+        return f"{self.kind}-{task or 'standard'}-seed{self.seed}"  # all tasks together train in the standard regime
+
 
 def finetunings(recipe: "Recipe") -> list[Finetuning]:
     """Every vector that a recipe needs, each once."""

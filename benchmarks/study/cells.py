@@ -17,8 +17,8 @@ from benchmarks.study.tables import Found, tables_of
 from tauspan import store
 from tauspan.core.arguments import checked
 from tauspan.core.report import Report, noted, provenance
-from tauspan.experiments.run.stages import Stages
 from tauspan.models import Encoder, fingerprint_of
+from tauspan.store.stages import DeadlineError, Stages
 from tauspan.tasks import Task
 from tauspan.train import finetune
 from tauspan.vector import FILE, TaskVector
@@ -50,11 +50,11 @@ def study(
         tasks: at least two; rows are drawn from them as the plan says.
         out: the folder: vectors, stages, `report.json`, `report.md`, `study.png`. Work found there is not done again.
         plan: what to cover; None takes the defaults of `Plan`.
-        minutes: begin nothing after so many; 0 only reports what lies in `out`. None: no limit.
+        minutes: begin nothing after so many; 0 only reports what is in `out`. None: no limit.
 
     Returns:
-        A `Report` of all finished cells, a table a question; `report.result["cells"]` has every number of each cell.
-        The files are written after every cell, so that an interrupted study leaves its report.
+        A `Report` of all finished cells, a table for each question; `report.result["cells"]` has every number of each
+        cell. The files are written after every cell, so that an interrupted study leaves its report.
 
     Raises:
         UsageError: tasks that do not fit the plan.
@@ -82,48 +82,28 @@ def study(
     return _Study(encoder, tasks, Path(out), plan, until).carry_out()
 
 
-class NotYetError(Exception):
-    """A piece of work that is not on disk and may not be begun any more."""
-
-
 class _Study:
     """A study under way."""
 
     def __init__(self, encoder: Encoder, tasks: Sequence[Task], out: Path, plan: Plan, until: float) -> None:
-        self.encoder, self.whole, self.out, self.plan = encoder, list(tasks), out, plan
+        self.encoder, self.all_rows, self.out, self.plan = encoder, list(tasks), out, plan
         self.base = fingerprint_of(encoder)
-        self.stages, self.until = Stages(out / "stages"), until
-        self.made = 0  # stages of this study's own; the rest was found
+        self.stages = Stages(out / "stages", deadline=until)
         self.found: list[Found] = []
         self.rates: dict[tuple[str, int, int], dict[float, float]] = {}
 
     def carry_out(self) -> Report:
-        """All cells; those whose time has not come are left out."""
+        """All cells but those for which no time is left. The files are written after each cell with new stages."""
         for cell in self.plan.cells():
-            before = self.made
+            before = self.stages.new
             for variant in self.plan.variants():
                 try:
                     self.measure(cell, variant)
-                except NotYetError as missing:
+                except DeadlineError as missing:
                     log.info("not done: %s", missing)
-            if self.made > before:
+            if self.stages.new > before:
                 self.write()
         return self.write()
-
-    def stage(
-        self, variant: Variant, kind: str, name: str, key: Any, work: Callable[[], dict[str, Any]]
-    ) -> dict[str, Any]:
-        """What a piece of work found, now or before.
-
-        Raises:
-            NotYetError: it would have to be done, and the time is over.
-        """
-        name = f"{kind}-{name}"
-        if time.monotonic() >= self.until and not self.stages.finished(name, key):
-            raise NotYetError(name)
-        found = self.stages.do(str(variant), kind, name, key, work)
-        self.made += not found.reused
-        return found.content
 
     # -- fine-tuning -----------------------------------------------------------------------------------------
 
@@ -131,7 +111,7 @@ class _Study:
     def tasks(self, rows: int) -> list[Task]:
         """The tasks with the plan's rows."""
         wanted = {"train": rows, "validation": self.plan.validation, "test": self.plan.test}
-        return [task.subset(**wanted) for task in self.whole]
+        return [task.subset(**wanted) for task in self.all_rows]
 
     @functools.cache  # noqa: B019
     def checksum(self, task: Task) -> str:
@@ -139,7 +119,7 @@ class _Study:
         return task.checksum()
 
     def folder(self, cell: Cell, variant: Variant, rate: float, task: Task) -> Path:
-        """Where a vector lies."""
+        """The folder of a vector."""
         name = f"{variant}-{task.name}-rows{cell.rows}-steps{cell.steps}-lr{rate:g}-seed{cell.seed}"
         return self.out / "vectors" / name
 
@@ -149,25 +129,24 @@ class _Study:
         return settings.key(self.base + self.encoder.describe(), self.checksum(task))
 
     def fine_tuned(self, cell: Cell, variant: Variant, rate: float) -> list[dict[str, Any]]:
-        """Each task's validation accuracy at the end of its fine-tuning, done now or found."""
-        found = []
-        for task in self.tasks(cell.rows):
-            folder = self.folder(cell, variant, rate, task)
+        """Each task's accuracy and loss on validation at the end of its fine-tuning."""
+        settings = self.plan.settings(cell, variant, rate)
 
-            def work(task: Task = task, folder: Path = folder) -> dict[str, Any]:
-                settings = self.plan.settings(cell, variant, rate)
-                done = finetune(
-                    self.encoder,
-                    task,
-                    settings,
-                    out=folder,
-                    resume=True,
-                )
-                return {"accuracy": done.history[-1]["accuracy"], "loss": done.history[-1]["loss"]}
+        def work(task: Task) -> dict[str, Any]:
+            done = finetune(
+                self.encoder, task, settings, out=self.folder(cell, variant, rate, task), resume=True
+            )
+            return {name: done.history[-1][name] for name in ("accuracy", "loss")}
 
+        def stage(task: Task) -> dict[str, Any]:
+            name = f"finetune-{self.folder(cell, variant, rate, task).name}"
             key = self.key(cell, variant, rate, task)
-            found.append(self.stage(variant, "finetune", folder.name, key, work))
-        return found
+            found: dict[str, Any] = self.stages.do(
+                str(variant), "finetune", name, key, functools.partial(work, task)
+            ).content
+            return found
+
+        return [stage(task) for task in self.tasks(cell.rows)]
 
     def rate(self, cell: Cell, variant: Variant) -> float:
         """The learning rate of a cell: the best mean validation accuracy of single tasks, the smallest of equals."""
@@ -181,7 +160,7 @@ class _Study:
             place = rates.index(earlier)
             rates = rates[max(place - 1, 0) : place + 2]
         tried = {
-            rate: sum(one["accuracy"] for one in self.fine_tuned(cell, variant, rate)) / len(self.whole)
+            rate: sum(one["accuracy"] for one in self.fine_tuned(cell, variant, rate)) / len(self.all_rows)
             for rate in rates
         }
         self.rates[str(variant), cell.rows, cell.steps] = tried
@@ -202,35 +181,25 @@ class _Study:
 
         @functools.cache
         def vectors() -> dict[Task, TaskVector]:
-            folders = [self.folder(cell, variant.trained, rate, task) for task in tasks]
-            return {
-                task: TaskVector.from_pretrained(folder / FILE)
-                for task, folder in zip(tasks, folders, strict=True)
-            }
+            folders = {task: self.folder(cell, variant.trained, rate, task) for task in tasks}
+            return {task: TaskVector.from_pretrained(folder / FILE) for task, folder in folders.items()}
 
         def stage(
-            kind: str, settings: Sequence[str], work: Callable[[], dict[str, Any]], more: Any = None
+            kind: str, settings: Sequence[str], work: Callable[..., dict[str, Any]], *more: Any
         ) -> None:
-            key = [keys, variant, {one: plan[one] for one in settings}, more]
-            made.numbers[kind] = self.stage(variant, kind, name, key, work)
+            def measured() -> dict[str, Any]:
+                return work(self.encoder, vectors(), variant, self.plan, *more)
 
-        e, p, v = self.encoder, self.plan, variant
-        stage("geometry", (), lambda: measure.geometry(list(vectors().values())))
-        stage("addition", ("grid", "max_tokens"), lambda: measure.addition(e, vectors(), v, p))
-        stage(
-            "negation",
-            ("grid", "max_tokens", "target", "floor"),
-            lambda: measure.negation(e, vectors(), v, p),
-        )
+            key = [keys, variant, {one: plan[one] for one in settings}, more[0] if more else None]
+            made.numbers[kind] = self.stages.do(str(variant), kind, f"{kind}-{name}", key, measured).content
+
+        stage("geometry", (), measure.geometry)
+        stage("addition", ("grid", "max_tokens"), measure.addition)
+        stage("negation", ("grid", "max_tokens", "target", "floor"), measure.negation)
         units = self.units(cell, variant)
-        stage(
-            "interference",
-            ("pairs", "axis", "map_rows", "max_tokens"),
-            lambda: measure.interference(e, vectors(), v, p, units),
-            units,
-        )
+        stage("interference", ("pairs", "axis", "map_rows", "max_tokens"), measure.interference, units)
         if variant.regime == "posthoc":
-            stage("curvature", ("map_rows", "max_tokens"), lambda: measure.curvature(e, vectors(), v, p))
+            stage("curvature", ("map_rows", "max_tokens"), measure.curvature)
 
     def units(self, cell: Cell, variant: Variant) -> Mapping[str, float] | None:
         """The drift that counts as 1 in a cell: that of the ordinary vectors, or of the first variant's."""
@@ -238,25 +207,21 @@ class _Study:
         if first is None or first.variant == variant:
             return None
         if "interference" not in first.numbers:
-            raise NotYetError(f"the drift of {first.variant} at {cell}")
+            raise DeadlineError(f"the drift of {first.variant} at {cell}")
         units: Mapping[str, float] = first.numbers["interference"]["at alpha 1"]
         return units
 
     # -- the report ------------------------------------------------------------------------------------------
 
-    def report(self) -> Report:
-        """All that is there."""
+    def write(self) -> Report:
+        """The report of all that is there, after its files were written."""
         tables = tables_of(self.plan, self.found, self.rates, self.stages.rows())
         facts = provenance(
-            base=self.encoder.source, fingerprint=self.base, tasks=[task.name for task in self.whole],
+            base=self.encoder.source, fingerprint=self.base, tasks=[task.name for task in self.all_rows],
             plan=dataclasses.asdict(self.plan),
         )  # fmt: skip
         cells = [one.as_dict() for one in self.found]
-        return Report("When linear fine-tuning helps", tables, facts, result={"cells": cells})
-
-    def write(self) -> Report:
-        """The report, after its files were written."""
-        report = self.report()
+        report = Report("When linear fine-tuning helps", tables, facts, result={"cells": cells})
         store.write_text(self.out / "report.json", report.to_json())
         store.write_text(self.out / "report.md", report.to_markdown())
         if self.found:

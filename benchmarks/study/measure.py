@@ -1,15 +1,13 @@
 """What is measured of one variant's vectors: addition, negation, xi in both readings, geometry. Plain values."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from itertools import combinations
 from typing import Any
 
 from benchmarks.study.plan import Plan, Variant
 
-from tauspan.core.reading import Reading
-from tauspan.editing import add, disentanglement, negate
-from tauspan.editing.evaluation import evaluate
+from tauspan.editing import add, disentanglement, evaluate, negate
 from tauspan.kernel.diagnose.lazy import linearity, posthoc_gap
 from tauspan.models import Classifier, Encoder
 from tauspan.tangent import linearize
@@ -22,20 +20,13 @@ Vectors = Mapping[Task, TaskVector]
 
 def addition(encoder: Encoder, vectors: Vectors, variant: Variant, plan: Plan) -> dict[str, Any]:
     """Zero-shot, single-task and added accuracy on test: at alpha chosen on validation, at 1 and at 1/T."""
-    shared: dict[str, Any] = {
-        "point": variant.point,
-        "max_tokens": plan.max_tokens,
-    }
-    found = add(encoder, vectors, variant.regime, grid=plan.grid, **shared).report()
+    reading = plan.reading(variant)
+    found = add(encoder, vectors, variant.regime, grid=plan.grid, reading=reading)
     total = sum(list(vectors.values())[1:], next(iter(vectors.values())))
-    mean = evaluate(encoder, list(vectors), total, 1 / len(vectors), variant.regime, **shared).report()
-    made = json.loads(found.to_json())
-    return {
-        **made["result"],
-        "mean": mean.result["mean"]["accuracy"],
-        "tasks": made["tables"][0]["rows"],
-        "series": made["series"],
-    }
+    mean = evaluate(encoder, list(vectors), total, 1 / len(vectors), variant.regime, reading=reading)
+    made = json.loads(found.report().to_json())
+    rows = {"mean": mean.mean.accuracy if mean.mean else None, "tasks": made["tables"][0]["rows"]}
+    return {**made["result"], **rows, "series": made["series"]}
 
 
 def negation(encoder: Encoder, vectors: Vectors, variant: Variant, plan: Plan) -> dict[str, Any]:
@@ -45,14 +36,11 @@ def negation(encoder: Encoder, vectors: Vectors, variant: Variant, plan: Plan) -
     controls = [task for task in tasks if task is not target]
     found = negate(
         encoder, target, vectors[target], controls, plan.floor, variant.regime, grid=plan.grid,
-        reading=Reading(point=variant.point, max_tokens=plan.max_tokens), ).report()  # fmt: skip
-    made = json.loads(found.to_json())
-    return {
-        **made["result"],
-        "task": target.name,
-        "rows": made["tables"][0]["rows"],
-        "series": made["series"],
-    }
+        reading=plan.reading(variant),
+    )  # fmt: skip
+    made = json.loads(found.report().to_json())
+    rows = made["tables"][0]["rows"]
+    return {**made["result"], "task": target.name, "rows": rows, "series": made["series"]}
 
 
 def interference(
@@ -63,18 +51,25 @@ def interference(
     pairs = list(plan.pairs or list(combinations([task.name for task in vectors], 2))[:2])
     found = disentanglement(
         encoder, few, variant.regime, pairs=pairs, grid=plan.axis, drift=dict(units) if units else True,
-        reading=Reading(point=variant.point, max_tokens=plan.max_tokens), ).report()  # fmt: skip
-    drift = found.result["drift"]
-    equal = {"pairs": found.result["pairs"], "at alpha 1": drift["at alpha 1"]}
-    return {**equal, "matched": drift["pairs"], "unit": drift["unit"]}
-
-
-def geometry(vectors: Sequence[TaskVector]) -> dict[str, Any]:
-    """Norms of the vectors and the cosines between them."""
-    cosines = cosine_matrix(vectors)
+        reading=plan.reading(variant),
+    )  # fmt: skip
+    result = found.report().result
+    drift = result["drift"]
     return {
-        "norms": [vector.norm() for vector in vectors],
-        "cosines": [float(cosines[i, j]) for i, j in combinations(range(len(vectors)), 2)],
+        "pairs": result["pairs"],
+        "at alpha 1": drift["at alpha 1"],
+        "matched": drift["pairs"],
+        "unit": drift["unit"],
+    }
+
+
+def geometry(encoder: Encoder, vectors: Vectors, variant: Variant, plan: Plan) -> dict[str, Any]:
+    """Norms of the vectors and the cosines between them."""
+    taus = list(vectors.values())
+    cosines = cosine_matrix(taus)
+    return {
+        "norms": [tau.norm() for tau in taus],
+        "cosines": [float(cosines[i, j]) for i, j in combinations(range(len(taus)), 2)],
     }
 
 

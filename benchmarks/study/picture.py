@@ -35,7 +35,7 @@ _PANELS: tuple[tuple[str, Read, Read], ...] = (  # title, what is drawn, what th
 
 
 def draw(found: Sequence[Found], file: Path) -> None:
-    """Write the picture as PNG: a panel a question, a line a model and number of rows.
+    """Write the picture as PNG: a panel for each question, a line for each model and number of rows.
 
     Raises:
         MissingExtraError: matplotlib is not installed.

@@ -5,12 +5,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, NamedTuple
 
-from tauspan.core.choices import EDIT_REGIMES, CacheKind, EditRegime, Regime
+from tauspan.core.choices import EDIT_REGIMES, CacheKind, EditRegime, Point, Regime
 from tauspan.core.errors import UsageError, listed, nearest
+from tauspan.core.reading import Reading
 from tauspan.tasks import Task
 from tauspan.train import Settings
 
-Point = Literal["encoder", "logits"]
 RATES: dict[Regime, tuple[float, ...]] = {"standard": (5e-5, 1.5e-4, 5e-4), "linear": (1e-4, 3e-4, 1e-3)}
 GRID = (0.05, *(round(0.1 * step, 1) for step in range(1, 11)), 1.2, 1.5, 2.0, 2.5, 3.0)
 
@@ -134,6 +134,10 @@ class Plan:
             epochs=math.ceil(cell.steps / an_epoch), max_steps=cell.steps, batch_size=self.batch_size, lr=rate,
             max_tokens=self.max_tokens, cache=self.cache if linear and cell.steps > 2 * an_epoch else "none",
         )  # fmt: skip
+
+    def reading(self, variant: Variant) -> Reading:
+        """How a variant's model runs over rows."""
+        return Reading(point=variant.point, max_tokens=self.max_tokens)
 
     def shorter(self, steps: int) -> int | None:
         """The length before this one at which rates were tried; None at the shortest."""

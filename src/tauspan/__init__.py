@@ -39,8 +39,8 @@ if TYPE_CHECKING:
         negate,
         save,
     )
-    from tauspan.experiments.recipe import Recipe
     from tauspan.experiments.run import run
+    from tauspan.experiments.run.recipe import Recipe
     from tauspan.kernel import TangentKernel, closed_form
     from tauspan.kernel.diagnose import diagnose
     from tauspan.kernel.operator.interference import interference
@@ -71,7 +71,7 @@ _HOME = {
     "NonFiniteError": "core.errors",
     "PickleRefusedError": "core.errors",
     "Reading": "core.reading",
-    "Recipe": "experiments.recipe",
+    "Recipe": "experiments.run.recipe",
     "RecipeError": "core.errors",
     "Report": "core.report",
     "Settings": "train",

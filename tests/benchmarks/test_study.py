@@ -99,18 +99,18 @@ def test_every_number_is_what_the_library_says(
     cell = report.result["cells"][place]
     assert (cell["regime"], cell["steps"], cell["rows"], cell["seed"]) == (regime, 2, 16, 0)
     model, vectors = runs.encoder(), vectors_of(out, name)
-    added = ts.add(model, vectors, regime, grid=ONE.grid, **Q).report()
+    added = ts.add(model, vectors, regime, grid=ONE.grid, **Q)
     assert {key: cell["addition"][key] for key in added.result} == added.result
     total = sum(vectors.values(), 0.0 * next(iter(vectors.values())))
-    mean = ts.evaluate(model, list(vectors), total, 1 / 3, regime, **Q).report().result["mean"]["accuracy"]
+    mean = ts.evaluate(model, list(vectors), total, 1 / 3, regime, **Q).result["mean"]["accuracy"]
     assert cell["addition"]["mean"] == mean
     *controls, target = vectors
-    forgotten = ts.negate(model, target, vectors[target], controls, 0.95, regime, grid=ONE.grid, **Q).report()
+    forgotten = ts.negate(model, target, vectors[target], controls, 0.95, regime, grid=ONE.grid, **Q)
     assert cell["negation"]["target"] == forgotten.result["target"]
     assert cell["negation"]["task"] == "three"
     few = {task.subset(test=8): vector for task, vector in vectors.items()}
     unit = report.result["cells"][0]["interference"]["at alpha 1"]
-    maps = ts.disentanglement(model, few, regime, grid=(0.0, 1.0), drift=unit, **Q).report().result
+    maps = ts.disentanglement(model, few, regime, grid=(0.0, 1.0), drift=unit, **Q).result
     assert cell["interference"]["pairs"] == maps["pairs"][:2]
     assert cell["interference"]["matched"] == maps["drift"]["pairs"][:2]
     assert cell["interference"]["unit"] == unit
@@ -284,7 +284,7 @@ def test_a_rate_is_chosen_on_validation_with_its_neighbours_and_kept_for_longer_
     plan = dataclasses.replace(
         PLAN, rates={"standard": (0.1, 0.2, 0.4, 0.8)}, regimes=("standard",), seeds=(0, 7)
     )
-    made = home._Study(runs.encoder(), TASKS, tmp_path, plan, float("inf"), False)
+    made = home._Study(runs.encoder(), TASKS, tmp_path, plan, float("inf"))
     ordinary = Variant("standard", None)
     assert [made.rate(Cell(16, steps, 7), ordinary) for steps in (2, 4, 8)] == [0.4, 0.2, 0.2]
     tried = {steps: {rate for one, rate, _ in train.tried if one == steps} for steps in (2, 4, 8)}
@@ -296,7 +296,7 @@ def test_a_rate_is_chosen_on_validation_with_its_neighbours_and_kept_for_longer_
 
 def test_of_equal_rates_the_smallest_is_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(home, "finetune", scored(lambda *_: 0.5))
-    made = home._Study(runs.encoder(), TASKS, tmp_path, PLAN, float("inf"), False)
+    made = home._Study(runs.encoder(), TASKS, tmp_path, PLAN, float("inf"))
     assert made.rate(Cell(16, 4, 0), Variant("linear", "logits")) == 0.02
 
 

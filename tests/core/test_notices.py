@@ -10,7 +10,7 @@ import pytest
 
 from tauspan.core.notices import heard, once, program, tell
 from tauspan.core.report import WARNINGS, Report, Table, noted
-from tauspan.experiments.run.stages import Stages
+from tauspan.store.stages import Stages
 
 LOG = logging.getLogger("tauspan.somewhere")
 

@@ -14,9 +14,9 @@ from helpers.runs import encoder, points
 from helpers.sweeps import jobs_of, quietly, until
 from tauspan.core import measure
 from tauspan.core.measure import Work, in_hours, progress, quiet, underway
-from tauspan.experiments.run.stages import Stages
-from tauspan.experiments.sweep.board import Board
-from tauspan.train import Settings, finetune
+from tauspan.experiments.sweep.table import JobTable
+from tauspan.store.stages import Stages
+from tauspan.train import finetune
 from tauspan.train.loop import Run
 
 
@@ -153,14 +153,14 @@ def test_a_fine_tuning_is_told_of(
         return whole(self, epoch, place)
 
     monkeypatch.setattr(Run, "one_step", slow)
-    finetune(encoder(), points(), Settings(epochs=1, batch_size=8, lr=0.01))
+    finetune(encoder(), points(), epochs=1, batch_size=8, lr=0.01)
 
 
 def test_a_stage_and_a_sweep_are_told_of(
     impatient: None, capfd: pytest.CaptureFixture[str], tmp_path: Any
 ) -> None:
     Stages(tmp_path).do("linear", "x", "a-stage", 1, lambda: {"seen": wait_for(capfd, "a-stage")})
-    with Board(["a", "b", "c"]) as board:
+    with JobTable(["a", "b", "c"]) as board:
         board.set("a", "running", "1")
         wait_for(capfd, "jobs: 0 of 3, running: a")
         board.set("a", "done", "1")

@@ -12,6 +12,7 @@ from rich.console import Console
 from tauspan.core.measure import Cost
 from tauspan.core.report import Report, Table, in_words, provenance, shown, versions
 from tauspan.experiments.figures import draw
+from tauspan.experiments.run import Addition
 from tauspan.tasks.data.suite import NAMES
 
 COLUMNS = ("zero shot", "single", "added", "added norm.", "alpha 1", "alpha 1 norm.")
@@ -151,7 +152,8 @@ def test_a_report_of_one_search_is_drawn(tmp_path: Path) -> None:
 def test_a_report_of_a_run_is_drawn_with_bars_and_one_picture_a_group(tmp_path: Path) -> None:
     means = {regime: {"one": dict.fromkeys(COLUMNS, 0.5)} for regime in ("standard", "linear")}
     series = [{**SERIES[0], "group": group} for group in ("alpha-addition", "alpha-addition", "other")]
-    made = draw(Report("run", [], {}, series, {"addition": means, "seeds": "one seed"}), tmp_path)
+    report = Report("run", [], {}, series, {"addition": means, "seeds": "one seed"})
+    made = draw(report, tmp_path, Addition().pictures(report.result))
     assert [file.name for file in made] == ["addition.png", "alpha-addition.png", "other.png"]
     assert {file.name for file in tmp_path.iterdir()} == {file.name for file in made}
 

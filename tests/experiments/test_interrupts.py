@@ -27,7 +27,7 @@ SHORT = ["--regime", "standard", "--epochs", "4", "--batch-size", "4", "--max-to
 
 @pytest.fixture(autouse=True)
 def no_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(figures, "draw", lambda report, folder: [])
+    monkeypatch.setattr(figures, "draw", lambda *given: [])
 
 
 def with_interrupt(patch: pytest.MonkeyPatch, owner: Any, name: str, call: int) -> None:

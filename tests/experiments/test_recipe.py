@@ -1,6 +1,7 @@
 """Recipes: what they accept, and that every refusal names the file, the line, the key and the repair."""
 
 import dataclasses
+import re
 from pathlib import Path
 
 import pytest
@@ -8,8 +9,20 @@ import yaml
 
 import tauspan
 from tauspan.core.errors import RecipeError, StoreError
-from tauspan.core.schema import documents
-from tauspan.experiments.recipe import Energies, Maps, Negation, Recipe, Rows, Training
+from tauspan.core.schema import documents, visible
+from tauspan.experiments.run import (
+    PARTS,
+    Addition,
+    Energies,
+    Maps,
+    Negation,
+    Part,
+    Recipe,
+    References,
+    Rows,
+    Training,
+)  # fmt: skip
+from tauspan.experiments.run.vectors import Finetuning
 from tauspan.tasks.data.suite import NAMES
 from tauspan.train import Settings
 
@@ -183,8 +196,7 @@ def test_a_short_recipe_gets_the_defaults() -> None:
     made = Recipe.parse(LEAST)
     assert made == Recipe("minilm", ("email_spam", "movie_sentiment"))
     assert made.regimes == ("standard", "posthoc", "linear")
-    assert (made.rows, made.finetune, made.negate) == (Rows(), Training(), Negation())
-    assert made.disentangle == Maps((), None, None, None, "argmax")
+    assert (made.rows, made.finetune, made.parts) == (Rows(), Training(), (Addition(),))
 
 
 def test_every_value_arrives_in_its_place() -> None:
@@ -198,9 +210,11 @@ def test_every_value_arrives_in_its_place() -> None:
     made = Recipe.parse(text)
     assert made == Recipe(
         "minilm", ("email_spam", "movie_sentiment"), "t", ("linear",), (3, 1), Rows(5), 7,
-        Training(("a.*", "b"), 2, warmup=1.0, lr_linear=1e-4, decay_toward="zero"), "encoder", (0.0, 0.5),
-        Negation(("email_spam",), 1.0),
-        Maps((("movie_sentiment", "email_spam"),), (-1.0, 0.5), ("linear",), 9, "probabilities"),
+        Training(params=("a.*", "b"), epochs=2, warmup=1.0, lr_linear=1e-4, decay_toward="zero"), "encoder",
+        (0.0, 0.5), parts=(
+            Negation(("email_spam",), 1.0),
+            Maps((("movie_sentiment", "email_spam"),), (-1.0, 0.5), ("linear",), 9, "probabilities"),
+        ),
     )  # fmt: skip
     assert isinstance(made.finetune.warmup, float)
 
@@ -213,19 +227,20 @@ def test_the_keys_of_a_reproduction_arrive_in_their_places() -> None:
     )
     made = Recipe.parse(text)
     assert (made.data, made.start, made.head) == ("/data", "random", "probe")
-    assert made.references == ("attention", "joint")
+    assert made.part(References) == References(("attention", "joint"))
     assert made.finetune.epochs_by_task == {"email_spam": 4}
-    assert made.negate == Negation(("email_spam",), 0.95, ("imagenet",))
-    assert made.energy == Energies(5, 9, "all", "attention")
-    assert made.disentangle.drift
-    assert Recipe.parse(LEAST + "energy: {}\n").energy == Energies(10, 64, "contrast", None)
-    assert Recipe.parse(LEAST).energy is None
+    assert made.part(Negation) == Negation(("email_spam",), 0.95, ("imagenet",))
+    assert made.part(Energies) == Energies(5, 9, "all", "attention")
+    assert made.part(Maps) == Maps("all", drift=True)
+    assert [type(part) for part in made.parts] == [Addition, References, Negation, Maps, Energies]
+    assert Recipe.parse(LEAST + "energy: {}\n").part(Energies) == Energies(10, 64, "contrast", None)
+    assert Recipe.parse(LEAST).part(Energies) is None
     assert Recipe.parse(made.to_yaml()) == made
 
 
 def test_one_task_with_a_control_can_be_negated() -> None:
     text = "model: minilm\ntasks: [a]\nnegate: {targets: [a], controls: [b]}\n"
-    assert Recipe.parse(text).negate.controls == ("b",)
+    assert Recipe.parse(text).controls == ("b",)
 
 
 def test_a_recipe_survives_being_written_out_and_read_again() -> None:
@@ -238,13 +253,65 @@ def test_a_recipe_survives_being_written_out_and_read_again() -> None:
     assert Recipe.parse(yaml.safe_dump(plain(made.as_dict()))) == made
 
 
-def test_training_has_the_names_and_defaults_of_the_settings() -> None:
+ELSEWHERE = {"regime", "seed", "point", "lr", "max_tokens", "engine", "check"}
+
+
+def test_a_recipe_sets_every_setting_that_it_does_not_say_elsewhere() -> None:
     settings = {field.name: field.default for field in dataclasses.fields(Settings)}
-    ours = {field.name: field.default for field in dataclasses.fields(Training)}
-    assert ours.pop("lr_standard") is None
-    assert ours.pop("lr_linear") is None
-    ours.pop("epochs_by_task")
-    assert ours == {name: settings[name] for name in ours}
+    ours = {field.name: field.default for field in visible(Training)}
+    own = {name: ours.pop(name) for name in ("lr_standard", "lr_linear", "epochs_by_task")}
+    assert own["lr_standard"] is own["lr_linear"] is None
+    assert ours == {name: value for name, value in settings.items() if name not in ELSEWHERE}
+
+
+def test_every_setting_reaches_the_vectors_that_it_is_for() -> None:
+    own = "cache: primal, precision: tf32, accumulation: 2, lr_standard: 0.5, epochs_by_task: {email_spam: 4}"
+    tuned = f"finetune: {{{own}}}"
+    made = Recipe.parse(f"{LEAST}{tuned}\nmax_tokens: 9\npoint: encoder\n")
+    linear = made.settings(Finetuning("linear", "email_spam", 3))
+    assert linear == Settings(
+        "linear", 3, point="encoder", epochs=4, accumulation=2, max_tokens=9, cache="primal", precision="tf32"
+    )
+    attention = made.settings(Finetuning("attention", "movie_sentiment", 0))
+    assert attention == Settings(
+        "standard", 0, "attention", accumulation=2, lr=0.5, max_tokens=9, precision="tf32"
+    )
+    assert Recipe.parse(made.to_yaml()) == made
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("finetune: {epochs: 0}", "finetune.epochs=0: it must be a whole number, at least 1"),
+        ("finetune: {lr_standard: -1}", "lr=-1.0: it must be above 0"),
+        ("finetune: {cache: factor}", "finetune.cache is 'factor', and must be"),
+        ("finetune: {cache: primal, augment: crop}", "a cache keeps what a batch gave"),
+        ("finetune: {cache: primal}\nregimes: [standard]", "only vectors of the regime linear have one"),
+        ("finetune: {seed: 3}", "unknown key 'finetune.seed'"),
+        ("finetune: {lr: 0.1}", "unknown key 'finetune.lr'"),
+    ],
+)
+def test_settings_are_refused_with_their_place(text: str, words: str) -> None:
+    with pytest.raises(RecipeError, match=re.escape(words)) as caught:
+        Recipe.parse(f"{LEAST}{text}\n", "mine.yaml")
+    assert "mine.yaml" in str(caught.value)
+
+
+FORMATS = (Path(__file__).parents[2] / "docs" / "formats.md").read_text("utf-8")
+
+
+@pytest.mark.parametrize("part", PARTS)
+def test_the_page_of_formats_names_every_key_of_every_part(part: type[Part]) -> None:
+    names = [f"{part.key}.{field.name}" for field in visible(part)] if part.hint() is part else [part.key]
+    for name in names if part.key else ():
+        assert f"`{name}`" in FORMATS
+
+
+def test_the_page_of_formats_names_every_key_of_a_recipe() -> None:
+    keys = [*(field.name for field in dataclasses.fields(Recipe) if field.name not in ("parts", "rows", "finetune")),
+            *(f"rows.{field.name}" for field in dataclasses.fields(Rows)),
+            *(f"finetune.{field.name}" for field in visible(Training))]  # fmt: skip
+    assert [key for key in keys if f"`{key}`" not in FORMATS] == []
 
 
 @pytest.mark.parametrize("file", SHIPPED, ids=lambda file: file.stem)
@@ -252,11 +319,12 @@ def test_a_shipped_recipe_is_whole(file: Path) -> None:
     recipe = Recipe.read(file)
     assert recipe.model == "minilm"
     assert set(recipe.tasks) <= set(NAMES)
-    assert set(recipe.negate.targets) < set(recipe.tasks)
+    assert set((recipe.part(Negation) or Negation()).targets) < set(recipe.tasks)
 
 
 def test_the_demo_maps_the_standard_and_the_linear_regime() -> None:
-    maps = Recipe.read(SHIPPED[0]).disentangle
+    maps = Recipe.read(SHIPPED[0]).part(Maps)
+    assert maps is not None
     assert maps.regimes == ("standard", "linear")
     assert maps.grid is not None
     assert {0.0, 1.0} <= set(maps.grid)

@@ -15,13 +15,13 @@ from helpers.program import contents
 from tauspan.cli.main import main
 from tauspan.core.report import Report
 from tauspan.experiments import figures
-from tauspan.experiments.recipe import Recipe
 from tauspan.experiments.reproduce import Changes, names, plan, recipes
 from tauspan.experiments.reproduce.carry_out import ours
 from tauspan.experiments.reproduce.experiment import experiment, laid_over, variant
 from tauspan.experiments.reproduce.presets import PRESETS, Preset
 from tauspan.experiments.reproduce.published import Ours, beside, sources
 from tauspan.experiments.reproduce.timing import StepTime
+from tauspan.experiments.run import Energies, Maps, Negation, Recipe
 
 ROOT = Path(__file__).resolve().parents[2]
 TEXTS = ("movie_sentiment", "debian_section")
@@ -43,7 +43,7 @@ def short(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(planning, "step_time", lambda encoder, settings: StepTime(0.1, 8, 100.0))
     monkeypatch.setattr(importlib.import_module("tauspan.editing.search.grid"), "PAPER_GRID", (0.0, 1.0))
     monkeypatch.setattr(importlib.import_module("tauspan.experiments.run.maps"), "GRID", (0.0, 1.0))
-    monkeypatch.setattr(figures, "draw", lambda report, folder: [])
+    monkeypatch.setattr(figures, "draw", lambda *given: [])
 
 
 def words(toy: Path, name: str, out: Path, *more: str) -> list[str]:
@@ -375,13 +375,12 @@ def test_changes_reach_every_part_of_a_recipe() -> None:
     for recipe in made.values():
         assert (recipe.rows.train, recipe.rows.validation, recipe.rows.test) == (20, 20, 20)
         assert (recipe.tasks, recipe.seeds, recipe.finetune.max_steps) == (TEXTS, (5,), 3)
-        assert recipe.disentangle.pairs == (TEXTS,)
-        assert recipe.disentangle.rows == 20
-    assert made["pretrained"].energy is not None
-    assert made["pretrained"].energy.rows == 20
-    assert made["pretrained"].negate.targets == TEXTS
+        assert recipe.part(Maps).pairs == (TEXTS,)
+        assert recipe.part(Maps).rows == 20
+    assert made["pretrained"].part(Energies).rows == 20
+    assert made["pretrained"].part(Negation).targets == TEXTS
     assert (
-        recipes("disentanglement", changes=Changes(tasks=("cars", "svhn")))["main"].disentangle.pairs == "all"
+        recipes("disentanglement", changes=Changes(tasks=("cars", "svhn")))["main"].part(Maps).pairs == "all"
     )
 
 

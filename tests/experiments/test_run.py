@@ -12,39 +12,34 @@ import pytest
 import tauspan as ts
 from helpers.program import contents
 from helpers.small_runs import TASKS, reused
-from tauspan import editing
 from tauspan.core.errors import StoreError, UsageError
 from tauspan.core.reading import Reading
 from tauspan.core.report import Report
-from tauspan.experiments.recipe import Maps, Negation, Recipe, Rows, Training
-from tauspan.experiments.run import plan, run
+from tauspan.experiments.run import Maps, Recipe, Rows, Training, plan, run
 from tauspan.tasks.data.suite import find_task
 from tauspan.vector import TaskVector
 
 REGIMES = ("standard", "posthoc", "linear")
-workshop = importlib.import_module("tauspan.experiments.run.workshop")
+context = importlib.import_module("tauspan.experiments.run.context")
 
 
 @pytest.fixture(scope="module")
 def done(recipe: Recipe, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Report]:
     out = tmp_path_factory.mktemp("run") / "out"
-    return out, run(
-        recipe,
-        out,
-    )
+    return out, run(recipe, out)
 
 
 @pytest.fixture
 def trainings(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The folders that are trained into."""
     folders: list[str] = []
-    original = workshop.train
+    original = context.train
 
     def spy(encoder: Any, task: Any, settings: Any, out: Path, **options: Any) -> Any:
         folders.append(Path(out).name)
         return original(encoder, task, settings, out, **options)
 
-    monkeypatch.setattr(workshop, "train", spy)
+    monkeypatch.setattr(context, "train", spy)
     return folders
 
 
@@ -116,10 +111,7 @@ def test_a_second_run_does_nothing_anew(
 ) -> None:
     out, first = done
     before = {name: sha for name, sha in contents(out).items() if name.startswith(("vectors", "stages"))}
-    again = run(
-        recipe,
-        out,
-    )
+    again = run(recipe, out)
     assert trainings == []
     assert all(runs == count for runs, count in reused(again).values())
     assert [table.rows for table in again.tables[:-1]] == [table.rows for table in first.tables[:-1]]
@@ -132,10 +124,7 @@ def test_a_lost_stage_is_made_again_and_gives_the_same(
 ) -> None:
     out, first = done
     (out / "stages" / "add-linear-seed1.json").unlink()
-    again = run(
-        recipe,
-        out,
-    )
+    again = run(recipe, out)
     assert trainings == []
     assert reused(again)["linear", "add"] == (2, 1)
     assert again.result == first.result
@@ -146,10 +135,7 @@ def test_another_grid_searches_anew_with_the_same_vectors(
 ) -> None:
     out, _ = done
     changed = dataclasses.replace(recipe, grid=(0.0, 1.0), regimes=("standard",), seeds=(0,))
-    report = run(
-        changed,
-        out,
-    )
+    report = run(changed, out)
     assert trainings == []
     assert reused(report) == {
         ("standard", "fine-tune"): (2, 2), ("standard", "add"): (1, 0), ("standard", "negate"): (1, 0),
@@ -175,7 +161,7 @@ def test_the_maps_are_those_of_the_first_seeds_vectors_on_some_of_the_rows(
             regime,
             grid=(0.0, 1.0),
             reading=Reading(max_tokens=8),
-        ).report()
+        )
         assert alone.result["pairs"] == report.result["disentanglement"][regime]
         assert alone.series[0] in report.series
 
@@ -184,11 +170,8 @@ def test_another_grid_of_the_maps_draws_them_anew(
     recipe: Recipe, done: tuple[Path, Report], trainings: list[str]
 ) -> None:
     out, _ = done
-    changed = dataclasses.replace(recipe, disentangle=Maps("all", (0.0, 0.5), ("linear",), 4))
-    report = run(
-        changed,
-        out,
-    )
+    changed = recipe.with_parts(Maps("all", (0.0, 0.5), ("linear",), 4))
+    report = run(changed, out)
     assert trainings == []
     assert reused(report)["linear", "disentangle"] == (1, 0)
     assert ("standard", "disentangle") not in reused(report)
@@ -249,15 +232,10 @@ def test_what_was_let_pass_is_in_the_report_of_every_later_run_too(
         return original(*args, **options)
 
     monkeypatch.setattr(editing, "add", warning)
-    small = dataclasses.replace(
-        recipe, regimes=("linear",), seeds=(0,), negate=Negation(), disentangle=Maps()
-    )
+    small = dataclasses.replace(recipe, regimes=("linear",), seeds=(0,), parts=())
     for _ in range(2):  # the second time nothing is done
         caplog.clear()
-        assert run(
-            small,
-            tmp_path / "out",
-        ).warnings == ("a layer was taken apart",)
+        assert run(small, tmp_path / "out").warnings == ("a layer was taken apart",)
         assert caplog.messages.count("a layer was taken apart") == 1
         assert json.loads((tmp_path / "out" / "report.json").read_text())["warnings"]
         assert "- a layer was taken apart\n" in (tmp_path / "out" / "report.md").read_text()

@@ -17,8 +17,7 @@ from tauspan.core.errors import DataError, StoreError, UsageError
 from tauspan.core.reading import Reading
 from tauspan.core.report import Report
 from tauspan.experiments import figures
-from tauspan.experiments.recipe import Energies, Maps, Negation, Recipe, Training
-from tauspan.experiments.run import jobs, run
+from tauspan.experiments.run import Energies, Maps, Negation, Recipe, References, Training, jobs, run
 from tauspan.kernel.diagnose.rows import Settings as RowSettings
 from tauspan.kernel.diagnose.rows import rows_of_tasks
 from tauspan.kernel.diagnose.vectors import energy_findings
@@ -35,26 +34,25 @@ Done = tuple[Path, Recipe, Report]
 def done(recipe: Recipe, tmp_path_factory: pytest.TempPathFactory) -> Done:
     """Everything at once, one seed."""
     whole = dataclasses.replace(
-        recipe, seeds=(0,), regimes=("standard", "linear"), references=("joint", "attention"),
+        recipe, seeds=(0,), regimes=("standard", "linear"),
         finetune=Training(batch_size=4, epochs_by_task={"email_spam": 3}, lr_standard=1e-2),
-        negate=Negation(("email_spam",), controls=(CONTROL,)), energy=Energies(3, 6),
-        disentangle=Maps((TASKS,), (0.0, 1.0), rows=4, drift=True),
+        parts=(
+            Negation(("email_spam",), controls=(CONTROL,)), Energies(3, 6), References(("joint", "attention")),
+            Maps((TASKS,), (0.0, 1.0), rows=4, drift=True),
+        ),
     )  # fmt: skip
     out = tmp_path_factory.mktemp("parts") / "out"
     return (
         out,
         whole,
-        run(
-            whole,
-            out,
-        ),
+        run(whole, out),
     )
 
 
 @pytest.fixture(autouse=True)
 def no_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
     """But for those of `done`, which is made before."""
-    monkeypatch.setattr(figures, "draw", lambda report, folder: [])
+    monkeypatch.setattr(figures, "draw", lambda *given: [])
 
 
 def table(report: Report, title: str) -> list[dict[str, Any]]:
@@ -164,7 +162,7 @@ def test_energies_are_those_of_the_kernel_from_both_starts(done: Done) -> None:
     _, whole, report = done
     model: Any = ts.load(whole.model)
     rows = table(report, "Local energy")
-    settings = RowSettings(rows=6, max_tokens=8, seed=0)
+    settings = RowSettings(rows=6, reading=Reading(32, 8), seed=0)
     made = rows_of_tasks(ts.reinitialised(model, 0), tasks(*TASKS), "all", settings)
     wanted = energy_findings(made, 3, lambda steps, note: None).result["energy"]
     found = [row for row in rows if row["start"] == "random"]
@@ -188,22 +186,21 @@ def test_regimes_are_compared_at_the_drift_of_the_first(done: Done) -> None:
 
 def test_everything_is_found_again(done: Done) -> None:
     out, whole, first = done
-    again = run(
-        whole,
-        out,
-    )
+    again = run(whole, out)
     assert all(runs == count for runs, count in reused(again).values())
     assert again.result == first.result
 
 
 def test_a_random_start_has_weights_of_its_own_for_every_seed(recipe: Recipe, tmp_path: Path) -> None:
     start = dataclasses.replace(
-        recipe, start="random", regimes=("standard",), disentangle=Maps(), head="probe", grid=(0.0, 1.0)
+        recipe,
+        start="random",
+        regimes=("standard",),
+        head="probe",
+        grid=(0.0, 1.0),
+        parts=(Negation(("email_spam",)),),
     )
-    report = run(
-        start,
-        tmp_path / "out",
-    )
+    report = run(start, tmp_path / "out")
     model: Any = ts.load(recipe.model)
     starts = [ts.reinitialised(model, seed) for seed in (0, 1)]
     bases = [fingerprint_of(one) for one in starts]
@@ -220,35 +217,25 @@ def test_a_random_start_has_weights_of_its_own_for_every_seed(recipe: Recipe, tm
 
 def test_two_tasks_of_one_name_are_refused(recipe: Recipe, tmp_path: Path) -> None:
     twin = write_task(tmp_path / "email_spam")
-    changed = dataclasses.replace(
-        recipe, tasks=("email_spam", str(twin)), negate=Negation(), disentangle=Maps()
-    )
+    changed = dataclasses.replace(recipe, tasks=("email_spam", str(twin)), parts=())
     with pytest.raises(UsageError, match="are both called 'email_spam'"):
-        run(
-            changed,
-            tmp_path / "out",
-        )
+        run(changed, tmp_path / "out")
 
 
 def test_a_task_directory_can_be_a_target_and_half_of_a_pair(recipe: Recipe, tmp_path: Path) -> None:
     own = str(write_task(tmp_path / "own"))
     changed = dataclasses.replace(
-        recipe, tasks=("email_spam", own), regimes=("linear",), seeds=(0,), negate=Negation((own,)),
-        disentangle=Maps(((own, "email_spam"),), (0.0, 1.0), rows=4),
+        recipe, tasks=("email_spam", own), regimes=("linear",), seeds=(0,),
+        parts=(Negation((own,)), Maps(((own, "email_spam"),), (0.0, 1.0), rows=4)),
     )  # fmt: skip
-    report = run(
-        changed,
-        tmp_path / "out",
-    )
+    report = run(changed, tmp_path / "out")
     assert {row["target task"] for row in table(report, "Negation")} == {"own"}
     assert [row["pair"] for row in table(report, "Disentanglement")] == ["own + email_spam"]
 
 
 def test_another_tokenizer_is_noticed_where_the_vector_knows_its_own(done: Done) -> None:
     out, whole, _ = done
-    few = dataclasses.replace(
-        whole, regimes=("standard",), references=(), energy=None, disentangle=Maps(), negate=Negation()
-    )
+    few = dataclasses.replace(whole, regimes=("standard",), parts=())
     file = out / "stages" / "finetune-standard-email_spam-seed0.json"
     whole_text = file.read_text()
     saved = json.loads(whole_text)
@@ -256,18 +243,10 @@ def test_another_tokenizer_is_noticed_where_the_vector_knows_its_own(done: Done)
         saved["content"]["tokenizer"] = "0" * 64
         file.write_text(json.dumps(saved))
         with pytest.raises(StoreError, match="was made with another tokenizer"):
-            run(
-                few,
-                out,
-            )
+            run(few, out)
         del saved["content"]["tokenizer"]  # as the first version wrote it
         file.write_text(json.dumps(saved))
-        assert reused(
-            run(
-                few,
-                out,
-            )
-        )["standard", "fine-tune"] == (2, 2)
+        assert reused(run(few, out))["standard", "fine-tune"] == (2, 2)
     finally:
         file.write_text(whole_text)
 
@@ -275,12 +254,9 @@ def test_another_tokenizer_is_noticed_where_the_vector_knows_its_own(done: Done)
 def test_other_controls_are_negated_against_anew(done: Done) -> None:
     out, whole, _ = done
     changed = dataclasses.replace(
-        whole, regimes=("standard",), negate=Negation(("email_spam",)), references=(), energy=None, disentangle=Maps(),
+        whole, regimes=("standard",), parts=(Negation(("email_spam",)),),
     )  # fmt: skip
-    report = run(
-        changed,
-        out,
-    )
+    report = run(changed, out)
     assert reused(report)["standard", "negate"] == (1, 0)
     assert reused(report)["standard", "add"] == (1, 1)
     assert "control: mean of the other tasks" in report.tables[1].note
@@ -312,12 +288,9 @@ def test_data_sets_of_the_catalog_are_read_from_a_folder_and_the_control_says_wh
     asked = Recipe(
         str(checkpoints.write(tmp_path / "clip", "clip")), ("mnist", "svhn"), data=str(root), regimes=("linear",),
         finetune=Training(max_steps=1, batch_size=4), grid=(0.0, 1.0),
-        negate=Negation(("mnist",), controls=("imagenet",)),
+        parts=(Negation(("mnist",), controls=("imagenet",)),),
     )  # fmt: skip
-    addition, negation, _ = run(
-        asked,
-        tmp_path / "out",
-    ).tables
+    addition, negation, _ = run(asked, tmp_path / "out").tables
     assert [row["task"] for row in addition.rows] == ["mnist", "svhn", "mean"]
     words = "control: imagenet (imagenet for a test; test = what the test says; 2 validation and 9 test rows)"
     assert words in negation.note
@@ -341,13 +314,9 @@ def test_workers_measure_all_that_a_recipe_can_ask_for(
 ) -> None:
     named: list[str] = []
     monkeypatch.setattr(jobs, "sweep", in_turn(named))
-    report = run(
-        done[1],
-        tmp_path,
-        workers=2,
-    )
+    report = run(done[1], tmp_path, workers=2)
     assert numbers(report) == numbers(done[2])
-    stages_of = {file.stem.removeprefix("finetune-") for file in (tmp_path / "stages").glob("*.json")}
+    stages_of = {file.stem for file in (tmp_path / "stages").glob("*.json")}
     assert set(named) == stages_of  # nothing was left for the run itself
     assert len(named) == len(set(named))
     assert {"disentangle-standard-seed0", "disentangle-linear-seed0", "energy-random-seed0"} < stages_of

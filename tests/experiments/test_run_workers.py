@@ -19,21 +19,21 @@ from helpers.small_runs import TASKS, reused
 from tauspan.core.errors import RecipeError, StoreError, UsageError
 from tauspan.core.report import Report
 from tauspan.experiments import figures
-from tauspan.experiments.recipe import Maps, Merging, Recipe, Training
-from tauspan.experiments.run import jobs, run, stages
+from tauspan.experiments.run import Merging, Negation, Recipe, References, Training, jobs, run
+from tauspan.store.stages import Stages
 
 
 @pytest.fixture(autouse=True)
 def no_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(figures, "draw", lambda report, folder: [])
+    monkeypatch.setattr(figures, "draw", lambda *given: [])
 
 
 @pytest.fixture(scope="module")
 def small(recipe: Recipe) -> Recipe:
     return dataclasses.replace(
-        recipe, regimes=("linear",), references=("joint",), seeds=(0,),
-        finetune=Training(max_steps=2, batch_size=4), disentangle=Maps(),
-        merge=Merging(("task_arithmetic",), (0.5, 1.0)),
+        recipe, regimes=("linear",), seeds=(0,),
+        finetune=Training(max_steps=2, batch_size=4),
+        parts=(Negation(("email_spam",)), References(("joint",)), Merging(("task_arithmetic",), (0.5, 1.0))),
     )  # fmt: skip
 
 
@@ -41,10 +41,7 @@ def small(recipe: Recipe) -> Recipe:
 def alone(small: Recipe, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Report]:
     """A run that nothing disturbs."""
     out = tmp_path_factory.mktemp("alone")
-    return out, run(
-        small,
-        out,
-    )
+    return out, run(small, out)
 
 
 def vectors(out: Path) -> dict[str, str]:
@@ -59,34 +56,20 @@ def test_jobs_leave_what_a_run_in_one_process_leaves(
 ) -> None:
     done: list[str] = []
     monkeypatch.setattr(jobs, "sweep", in_turn(done))
-    report = run(
-        small,
-        tmp_path,
-        workers=2,
-    )
-    vectors_of = [*(f"linear-{task}-seed0" for task in TASKS), "joint-standard-seed0"]
+    report = run(small, tmp_path, workers=2)
+    vectors_of = [
+        f"finetune-{name}-seed0" for name in (*(f"linear-{task}" for task in TASKS), "joint-standard")
+    ]
     measured = ["evaluate-joint", "add-linear", "negate-email_spam-linear", "merge-linear"]
     assert done == [*vectors_of, *(f"{name}-seed0" for name in measured)]
     assert vectors(tmp_path) == vectors(alone[0])
     assert numbers(report) == numbers(alone[1])
     assert reused(report) == reused(alone[1])  # what the workers did was done by this run
     (tmp_path / "vectors" / "linear-email_spam-seed0" / "vector.safetensors").unlink()
-    assert reused(
-        run(
-            small,
-            tmp_path,
-            workers=2,
-        )
-    )["linear", "fine-tune"] == (2, 1)
-    assert done[7:] == ["linear-email_spam-seed0"]
+    assert reused(run(small, tmp_path, workers=2))["linear", "fine-tune"] == (2, 1)
+    assert done[7:] == ["finetune-linear-email_spam-seed0"]
     (tmp_path / "stages" / "merge-linear-seed0.json").unlink()
-    assert reused(
-        run(
-            small,
-            tmp_path,
-            workers=2,
-        )
-    )["linear", "merge"] == (1, 0)
+    assert reused(run(small, tmp_path, workers=2))["linear", "merge"] == (1, 0)
     assert done[8:] == ["merge-linear-seed0"]
 
 
@@ -107,13 +90,7 @@ def test_a_finished_vector_is_no_job(
     small: Recipe, alone: tuple[Path, Report], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(jobs, "sweep", lambda *given, **options: pytest.fail("nothing is left to do"))
-    assert numbers(
-        run(
-            small,
-            alone[0],
-            workers=3,
-        )
-    ) == numbers(alone[1])
+    assert numbers(run(small, alone[0], workers=3)) == numbers(alone[1])
 
 
 @pytest.mark.slow
@@ -121,11 +98,7 @@ def test_a_finished_vector_is_no_job(
 def test_vectors_are_the_same_bits_however_many_workers_there_are(
     small: Recipe, alone: tuple[Path, Report], tmp_path: Path, workers: int
 ) -> None:
-    report = run(
-        small,
-        tmp_path,
-        workers=workers,
-    )
+    report = run(small, tmp_path, workers=workers)
     assert vectors(tmp_path) == vectors(alone[0])
     assert numbers(report) == numbers(alone[1])
 
@@ -136,27 +109,15 @@ def test_what_a_worker_raises_ends_the_run_as_it_would_without_workers(
 ) -> None:
     changed = dataclasses.replace(small, finetune=Training(max_steps=1, batch_size=4))
     with pytest.raises(StoreError, match="other settings, another base or other data"):
-        run(
-            changed,
-            alone[0],
-            workers=2,
-        )
+        run(changed, alone[0], workers=2)
 
 
 def test_workers_are_counted(small: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(UsageError, match="workers=0: it must be at least 1"):
-        run(
-            small,
-            tmp_path,
-            workers=0,
-        )
+        run(small, tmp_path, workers=0)
     monkeypatch.setenv("WORLD_SIZE", "4")
     with pytest.raises(UsageError, match="workers=2 in one of 4 processes"):
-        run(
-            small,
-            tmp_path,
-            workers=2,
-        )
+        run(small, tmp_path, workers=2)
     assert not list(tmp_path.iterdir())
 
 
@@ -176,10 +137,10 @@ from pathlib import Path
 from tauspan import store
 from tauspan.experiments import figures
 from tauspan.store import places
-from tauspan.experiments.recipe import Recipe
+from tauspan.experiments.run import Recipe
 from tauspan.experiments.run import run
 
-figures.draw = lambda report, folder: []
+figures.draw = lambda *given: []
 recipe, folder, points = Recipe.read(sys.argv[1]), Path(sys.argv[2]), [int(word) for word in sys.argv[3:]]
 
 
@@ -230,10 +191,7 @@ def test_a_run_that_is_killed_at_any_write_goes_on_to_the_same(
 ) -> None:
     points = [random.Random(kills).randint(2, 9)] if kills == 1 else [1, 2, 3, 5]
     assert scripted(small, tmp_path, *points) == ["-9"] * kills
-    after = run(
-        small,
-        tmp_path / "killed",
-    )
+    after = run(small, tmp_path / "killed")
     assert any(count for _, count in reused(after).values())
     assert numbers(after) == numbers(alone[1])
     assert vectors(tmp_path / "killed") == vectors(alone[0])
@@ -258,12 +216,12 @@ def test_a_lock_that_cannot_be_had_at_once_is_waited_for(tmp_path: Path) -> None
         return {"who": "other"}
 
     def other() -> None:
-        stages.Stages(tmp_path).do("", "work", "one", 0, work)
+        Stages(tmp_path).do("", "work", "one", 0, work)
 
     holder = threading.Thread(target=other)
     holder.start()
     assert begun.wait(60)
     threading.Timer(0.2, ended.set).start()
-    stage = stages.Stages(tmp_path).do("", "work", "one", 0, lambda: {"who": "this"})
+    stage = Stages(tmp_path).do("", "work", "one", 0, lambda: {"who": "this"})
     assert (stage.content, stage.reused) == ({"who": "other"}, True)
     holder.join()

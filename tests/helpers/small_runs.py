@@ -7,7 +7,7 @@ import transformers
 
 from helpers import checkpoints, zoo
 from tauspan.core.report import Report
-from tauspan.experiments.recipe import Maps, Negation, Recipe, Rows, Training
+from tauspan.experiments.run import Maps, Negation, Recipe, Rows, Training
 
 TASKS = ("movie_sentiment", "email_spam")
 
@@ -20,8 +20,8 @@ def recipe(tmp_path_factory: pytest.TempPathFactory) -> Recipe:
     checkpoints.write_model(model, zoo.stirred(transformers.BertModel(config), scale=0.1).float())
     return Recipe(
         str(model), TASKS, "a small run", seeds=(0, 1), rows=Rows(8, 8, 8), max_tokens=8,
-        finetune=Training(max_steps=1, batch_size=4), grid=(0.0, 0.5, 1.0), negate=Negation(("email_spam",)),
-        disentangle=Maps((TASKS,), (0.0, 1.0), rows=4),
+        finetune=Training(max_steps=1, batch_size=4), grid=(0.0, 0.5, 1.0),
+        parts=(Negation(("email_spam",)), Maps((TASKS,), (0.0, 1.0), rows=4)),
     )  # fmt: skip
 
 

@@ -74,33 +74,22 @@ def reproduce(options: argparse.Namespace) -> None:
     )  # fmt: skip
     workers = _positive(options, "workers") or 1
     planned = paper.plan(
-        options.name,
-        options.variant,
-        changes,
-        options.out,
-        workers=workers,
-        measure=True,
-        device=options.device,
-    )
+        options.name, options.variant, changes, options.out,
+        workers=workers, measure=True, device=options.device,
+    )  # fmt: skip
     if options.plan:
         show(planned.report(), options)
         return
     if not options.json:
         show(planned.report(), options)
     _agree(planned, options)
-    show(
-        paper.reproduce(
-            planned,
-            allow_leaks=options.allow_leaks,
-        ),
-        options,
-    )
+    show(paper.reproduce(planned, allow_leaks=options.allow_leaks), options)
     say(f"Wrote {planned.out}/report.json, report.md and figures; each part lies below it.", options)
 
 
 def _list(options: argparse.Namespace) -> None:
     from tauspan.core.report import Report, Table, provenance
-    from tauspan.experiments.reproduce.listing import listing
+    from tauspan.experiments.reproduce.experiment import listing
 
     note = "carry one out: tauspan reproduce NAME; first see what it takes: tauspan reproduce NAME --plan"
     show(

@@ -131,9 +131,9 @@ def run(options: argparse.Namespace) -> None:
 def _recipe(file: Path, out: Path, options: argparse.Namespace, workers: int = 1) -> None:
     import dataclasses
 
-    from tauspan.experiments.recipe import Recipe
     from tauspan.experiments.run import plan
     from tauspan.experiments.run import run as carry_out
+    from tauspan.experiments.run.recipe import Recipe
 
     recipe = Recipe.read(file)
     if options.seed is not None:
@@ -141,15 +141,7 @@ def _recipe(file: Path, out: Path, options: argparse.Namespace, workers: int = 1
     if options.plan:
         show(plan(recipe, out, device=options.device), options)
         return
-    show(
-        carry_out(
-            recipe,
-            out,
-            workers=workers,
-            device=options.device,
-        ),
-        options,
-    )
+    show(carry_out(recipe, out, workers=workers, device=options.device), options)
 
 
 def finetune(options: argparse.Namespace) -> None:

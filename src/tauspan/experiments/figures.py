@@ -1,20 +1,65 @@
 """Pictures of a report: accuracy per regime and against alpha, disentanglement maps, fronts, and what kernels say."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, TypeAlias
 
 from tauspan import store
 from tauspan.core.report import Report
 from tauspan.models.extras import require_extra
 
 _COLOURS = {"standard": "#9a6324", "posthoc": "#7f7f7f", "linear": "#1f5fa8"}
+Series: TypeAlias = Mapping[str, Any]
 
 
-def draw(report: Report, folder: Path) -> list[Path]:
+Drawing: TypeAlias = Callable[
+    [Any, Sequence[Any], Sequence[Series]], None
+]  # figure, its panels, a series for each
+
+
+@dataclass(frozen=True)
+class Picture:
+    """How series of one kind are drawn: those of a group are the panels of one picture, side by side.
+
+    Args:
+        draw: draws on a figure of matplotlib and its panels.
+        size: of the figure in inches.
+        share: whether the panels have one vertical axis.
+        layout: matplotlib's.
+    """
+
+    draw: Drawing
+    size: Callable[[Sequence[Series]], tuple[float, float]] = lambda members: (3.6 * len(members), 3.2)
+    share: bool = True
+    layout: Literal["constrained", "compressed"] = "constrained"
+
+
+def each(one: Callable[[Any, Series], None], upward: str = "", legend: bool = False) -> Drawing:
+    """Draws each series on its own panel; `upward` is what the vertical axis measures."""
+
+    def drawing(figure: Any, panels: Sequence[Any], members: Sequence[Series]) -> None:
+        for axes, series in zip(panels, members, strict=True):
+            one(axes, series)
+        panels[0].set_ylabel(upward, fontsize=8)
+        if legend:
+            panels[-1].legend(fontsize=6, frameon=False)
+
+    return drawing
+
+
+def draw(
+    report: Report, folder: Path, more: Sequence[Series] = (), kinds: Mapping[str, Picture] | None = None
+) -> list[Path]:
     """Write the report's figures as PNG and return their paths.
+
+    Args:
+        report: its series are drawn, one picture for each `group`.
+        folder: where the pictures go.
+        more: series that are drawn before those of the report.
+        kinds: how to draw more kinds of series.
 
     Raises:
         MissingExtraError: matplotlib is not installed.
@@ -22,89 +67,62 @@ def draw(report: Report, folder: Path) -> list[Path]:
     require_extra("matplotlib", "plot", "drawing figures")
     from matplotlib.figure import Figure
 
-    written = []
-    means = report.result.get("addition", {})
-    if means:
-        groups_wide = len(next(iter(means.values())))
-        figure = Figure(figsize=(max(8.0, 1.4 * groups_wide), 3.4), layout="constrained", dpi=150)
-        for axes, column, title in zip(
-            figure.subplots(1, 2),
-            ("added", "added norm."),
-            ("absolute accuracy", "normalised accuracy"),
-            strict=True,
-        ):
-            _bars(axes, means, column, title)
-        joint = report.result.get("references", {}).get("joint")
-        if joint:
-            places, heights = range(len(joint)), [row["one model"] for row in joint.values()]
-            label = "joint training"
-            figure.axes[0].plot(places, heights, "x", ms=4, mew=1, color="#c8361d", label=label)
-        seeds = str(report.result["seeds"]).partition(",")[0].partition(":")[0]
-        start = ", random initialisation" if report.result.get("start") == "random" else ""
-        figure.suptitle(f"One model for all tasks: the sum of their vectors ({seeds}{start})", fontsize=10)
-        handles, labels = figure.axes[0].get_legend_handles_labels()
-        figure.legend(
-            handles, labels, loc="outside lower center", ncols=len(labels), fontsize=7, frameon=False
-        )
-        written.append(_save(figure, folder / "addition.png"))
-    groups: dict[str, list[dict[str, Any]]] = {}
-    for series in report.series:
+    known = {**PICTURES, **(kinds or {})}
+    groups: dict[str, list[Series]] = {}
+    for series in [*more, *report.series]:
         groups.setdefault(str(series.get("group", series["kind"])), []).append(series)
+    written = []
     for group, members in groups.items():
-        kind = members[0]["kind"]
-        is_map, is_heat = kind == "xi", kind == "heat"
-        size = (3.0 * len(members) + 1.2, 3.7) if is_map else (3.6 * len(members), 3.2)
-        figure = Figure(figsize=size, layout="compressed" if is_map or is_heat else "constrained", dpi=150)
-        panels = figure.subplots(1, len(members), sharey=not is_heat, squeeze=False)[0]
-        if is_map:
-            _maps(figure, panels, members)
-        elif kind in _KERNEL:
-            for axes, series in zip(panels, members, strict=True):
-                _KERNEL[kind](axes, series)
-            panels[0].set_ylabel(_UPWARD[kind], fontsize=8)
-        elif members[0]["kind"] == "front":
-            for axes, series in zip(panels, members, strict=True):
-                _front(axes, series)
-            panels[0].set_ylabel("target accuracy (lower forgets more)", fontsize=8)
-        else:
-            for axes, series in zip(panels, members, strict=True):
-                _curves(axes, series)
-            panels[0].set_ylabel("validation accuracy", fontsize=8)
-            panels[-1].legend(fontsize=6, frameon=False)
+        picture = known[members[0]["kind"]]
+        figure = Figure(figsize=picture.size(members), layout=picture.layout, dpi=150)
+        panels = figure.subplots(1, len(members), sharey=picture.share, squeeze=False)[0]
+        picture.draw(figure, panels, members)
         written.append(_save(figure, folder / f"{group}.png"))
     return written
 
 
-def _bars(axes: Any, means: dict[str, Any], column: str, title: str) -> None:
-    """Grouped bars: tasks along the axis, one colour a regime; the single-task accuracy as a line over each."""
+def _bars(axes: Any, series: Series) -> None:
+    """Grouped bars: tasks along the axis, one colour for each regime; of absolute accuracies also what others reach."""
+    means, column = series["means"], series["column"]
     tasks: Sequence[str] = list(next(iter(means.values())))
     width = 0.8 / len(means)
     for index, (regime, rows) in enumerate(means.items()):
         places = [place + (index - (len(means) - 1) / 2) * width for place in range(len(tasks))]
-        axes.bar(places, [rows[t][column] for t in tasks], width * 0.92, color=_COLOURS[regime], label=regime)
+        heights = [rows[t][column] for t in tasks]
+        axes.bar(places, heights, width * 0.92, color=_COLOURS[regime], label=regime)
         if column == "added":
             axes.hlines([rows[t]["single"] for t in tasks], [p - width / 2 for p in places],
                         [p + width / 2 for p in places], color="black", lw=0.8,
                         label="single task" if index == 0 else None)  # fmt: skip
     if column == "added":
         zero = next(iter(means.values()))
-        axes.plot(
-            range(len(tasks)),
-            [zero[t]["zero shot"] for t in tasks],
-            "o",
-            ms=3,
-            color="black",
-            label="zero-shot",
-        )
-    axes.set_title(title, fontsize=9)
+        heights = [zero[t]["zero shot"] for t in tasks]
+        axes.plot(range(len(tasks)), heights, "o", ms=3, color="black", label="zero-shot")
+    axes.set_title(series["title"], fontsize=9)
     axes.set_xticks(range(len(tasks)), [task.replace("_", "\n") for task in tasks], fontsize=6)
     axes.tick_params(axis="y", labelsize=7)
     axes.set_ylim(bottom=0)
     axes.spines[["top", "right"]].set_visible(False)
+    if series["joint"]:
+        across = range(len(series["joint"]))
+        axes.plot(across, series["joint"], "x", ms=4, mew=1, color="#c8361d", label="joint training")
 
 
-def _curves(axes: Any, series: dict[str, Any]) -> None:
-    """Accuracy against alpha, one line a task, the chosen alpha marked."""
+def _pair_of_bars(figure: Any, panels: Sequence[Any], members: Sequence[Series]) -> None:
+    """Bars with a caption, and one legend for both panels."""
+    each(_bars)(figure, panels, members)
+    figure.suptitle(members[0]["caption"], fontsize=10)
+    handles, labels = panels[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=len(labels), fontsize=7, frameon=False)
+
+
+def _wide(members: Sequence[Series]) -> tuple[float, float]:
+    """The size of the bars: as wide as their tasks need."""
+    return max(8.0, 1.4 * len(next(iter(members[0]["means"].values())))), 3.4
+
+
+def _curves(axes: Any, series: Series) -> None:
+    """Accuracy against alpha, one line for each task, the chosen alpha marked."""
     points = series["points"]
     for name in points[0]:
         if name not in ("alpha", "mean normalised"):
@@ -116,7 +134,7 @@ def _curves(axes: Any, series: dict[str, Any]) -> None:
     axes.spines[["top", "right"]].set_visible(False)
 
 
-def _front(axes: Any, series: dict[str, Any]) -> None:
+def _front(axes: Any, series: Series) -> None:
     """Target against control accuracy on validation: the front, the shared grid, the floor and the choice."""
     for points, style, label in (
         (series["grid"], {"marker": "o", "ms": 3, "ls": "", "color": "#7f7f7f"}, "one shared alpha"),
@@ -132,8 +150,8 @@ def _front(axes: Any, series: dict[str, Any]) -> None:
     axes.spines[["top", "right"]].set_visible(False)
 
 
-def _maps(figure: Any, panels: Sequence[Any], members: Sequence[dict[str, Any]]) -> None:
-    """The disentanglement error of one pair, a panel a regime on one colour scale, the editing box drawn."""
+def _maps(figure: Any, panels: Sequence[Any], members: Sequence[Series]) -> None:
+    """The disentanglement error of one pair, a panel for each regime on one colour scale, the editing box drawn."""
     from matplotlib.patches import Rectangle
 
     known = (value for series in members for line in series["xi"] for value in line if value is not None)
@@ -166,12 +184,12 @@ def _maps(figure: Any, panels: Sequence[Any], members: Sequence[dict[str, Any]])
     bar.outline.set_visible(False)
 
 
-def _axis(series: dict[str, Any], place: int, task: str) -> str:
+def _axis(series: Series, place: int, task: str) -> str:
     """What an axis of a map measures: a coefficient, or the drift that it makes."""
     return f"drift over its unit, {task}" if series.get("axes") == "drift" else rf"$\alpha_{place}$  {task}"
 
 
-def _spectrum(axes: Any, series: dict[str, Any]) -> None:
+def _spectrum(axes: Any, series: Series) -> None:
     """Eigenvalues over their number, both logarithmic; and the share of the labels up to each of them."""
     places = range(1, len(series["values"]) + 1)
     shown = [(place, value) for place, value in zip(places, series["values"], strict=True) if value > 0]
@@ -184,7 +202,7 @@ def _spectrum(axes: Any, series: dict[str, Any]) -> None:
     _plain(axes, series["title"])
 
 
-def _energy(axes: Any, series: dict[str, Any]) -> None:
+def _energy(axes: Any, series: Series) -> None:
     """Local energy of each row: histograms of the task's rows against control rows, in shares."""
     kinds = {"own rows": series["support"], "own, held out": series["held_out"], "control": series["control"]}
     top = max(max(values) for values in kinds.values()) or 1.0
@@ -198,7 +216,7 @@ def _energy(axes: Any, series: dict[str, Any]) -> None:
     _plain(axes, f"{series['title']}\nratio {series['ratio']:.3f}")
 
 
-def _heat(axes: Any, series: dict[str, Any]) -> None:
+def _heat(axes: Any, series: Series) -> None:
     """A task x task table as colours, with its numbers."""
     names, lines = series["tasks"], series["values"]
     values = [[math.nan if value is None else value for value in line] for line in lines]
@@ -216,7 +234,7 @@ def _heat(axes: Any, series: dict[str, Any]) -> None:
     axes.spines[:].set_visible(False)
 
 
-def _linearity(axes: Any, series: dict[str, Any]) -> None:
+def _linearity(axes: Any, series: Series) -> None:
     """The linearisation's relative error along a vector, both logarithmic: a line of slope 1 near 0."""
     pairs = zip(series["scales"], series["relative"], strict=True)
     shown = [(s, error) for s, error in pairs if error]
@@ -232,13 +250,6 @@ def _plain(axes: Any, title: str) -> None:
     axes.spines[["top", "right"]].set_visible(False)
 
 
-_KERNEL = {"spectrum": _spectrum, "energy": _energy, "heat": _heat, "linearity": _linearity}
-_UPWARD = {
-    "spectrum": "eigenvalue", "energy": "share of rows", "heat": "",
-    "linearity": r"$|f - f_{lin}|$ over $|s J \tau|$",
-}  # fmt: skip
-
-
 def _edges(points: Sequence[float]) -> list[float]:
     """Where the cells around grid points begin and end: half-way between neighbours."""
     middles = [(a + b) / 2 for a, b in pairwise(points)]
@@ -250,3 +261,15 @@ def _save(figure: Any, path: Path) -> Path:
     with store.atomic(path) as temporary:
         figure.savefig(temporary, format="png")
     return path
+
+
+PICTURES: Mapping[str, Picture] = {
+    "bars": Picture(_pair_of_bars, _wide, share=False),
+    "alpha": Picture(each(_curves, "validation accuracy", legend=True)),
+    "front": Picture(each(_front, "target accuracy (lower forgets more)")),
+    "xi": Picture(_maps, lambda members: (3.0 * len(members) + 1.2, 3.7), layout="compressed"),
+    "spectrum": Picture(each(_spectrum, "eigenvalue")),
+    "energy": Picture(each(_energy, "share of rows")),
+    "heat": Picture(each(_heat), share=False, layout="compressed"),
+    "linearity": Picture(each(_linearity, r"$|f - f_{lin}|$ over $|s J \tau|$")),
+}

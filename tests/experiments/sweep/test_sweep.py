@@ -11,7 +11,7 @@ from tauspan.core import errors
 from tauspan.core.errors import BaseMismatchError, NonFiniteError, StoreError, TauspanError, UsageError
 from tauspan.core.measure import quiet
 from tauspan.experiments.sweep import Job, driver, sweep
-from tauspan.experiments.sweep.board import Board
+from tauspan.experiments.sweep.table import JobTable
 from tauspan.experiments.sweep.worker import perform
 
 
@@ -26,7 +26,7 @@ def test_fresh_and_reused_results_are_the_same_json(tmp_path):
     jobs = jobs_of("shapes", {"a": (1, [2]), "b": {"c": None}})
     expected = {"given": {"a": [1, [2]], "b": {"c": None}}, "pair": [1, 2], "none": None, "text": "ä"}
     assert quietly(jobs, tmp_path) == quietly(jobs, tmp_path) == {"j0": expected}
-    assert json.loads((tmp_path / "j0.json").read_text())["result"] == expected
+    assert json.loads((tmp_path / "j0.json").read_text())["content"] == expected
 
 
 def test_finished_jobs_are_not_done_again(tmp_path, place):
@@ -77,8 +77,8 @@ def test_another_version_is_refused(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize(
     "content",
-    ["", "{", "[]", "null", '{"format": "tauspan-sweep/1"}', '{"format": "x", "result": 1, "seconds": 1}',
-     '{"format": "tauspan-sweep/1", "result": 1, "seconds": "long"}', "\udcff"],
+    ["", "{", "[]", "null", '{"job": {}}', '{"job": 1, "content": 1, "cost": {}}',
+     '{"job": {}, "content": 1, "cost": "long"}', "\udcff"],
 )  # fmt: skip
 def test_a_damaged_result_is_refused_with_its_repair(tmp_path, content):
     (tmp_path / "j0.json").write_text(content, errors="surrogateescape")
@@ -230,7 +230,7 @@ def drawn(board, console):
 def watched(names, height=24, width=80):
     console = Console(file=io.StringIO(), width=width, height=height, force_terminal=True, color_system=None)
     with quiet(False):
-        return Board(names, console), console
+        return JobTable(names, console), console
 
 
 def test_the_table_fits_a_terminal_and_shows_every_state():
@@ -263,8 +263,8 @@ def test_a_small_screen_shows_running_and_failed_jobs_and_counts():
 
 def test_a_terminal_sees_the_table_live(tmp_path, monkeypatch):
     console = Console(file=io.StringIO(), width=80, force_terminal=True, color_system=None)
-    monkeypatch.setattr("tauspan.experiments.sweep.board.Console", lambda stderr: console)
-    monkeypatch.setattr("tauspan.experiments.sweep.board.on_terminal", lambda: True)
+    monkeypatch.setattr("tauspan.experiments.sweep.table.Console", lambda stderr: console)
+    monkeypatch.setattr("tauspan.experiments.sweep.table.on_terminal", lambda: True)
     with quiet(False):
         sweep(jobs_of("double", {"number": 1}), tmp_path)
     assert "1 jobs: 1 done" in console.file.getvalue()

@@ -76,13 +76,13 @@ def test_a_job_of_another_sweep_is_waited_for(tmp_path, place):
     """The lock is held elsewhere; when it is freed the result is read, or, if there is none, made."""
     jobs = jobs_of("count", *({"place": str(place), "name": f"n{n}"} for n in range(3)))
     results = Results(tmp_path)
-    held = [results.lock(job) for job in jobs[:2]]
+    held = [results.stages.lock(job.name) for job in jobs[:2]]
     assert all(held)
-    assert results.lock(jobs[0]) is None
+    assert results.stages.lock(jobs[0].name) is None
 
     class Watched(driver.Processes):
         def wait(self, seconds):
-            if (tmp_path / "j2.json").exists() and not results.file(jobs[0]).exists():
+            if (tmp_path / "j2.json").exists() and not results.stages.file(jobs[0].name).exists():
                 results.write(jobs[0], "theirs", seconds=0.0)  # the other sweep has finished one
                 for lock in held:  # and died with the second
                     lock.close()
@@ -121,5 +121,5 @@ def test_ctrl_c_keeps_what_is_finished(tmp_path, place, monkeypatch):
         with pytest.raises(KeyboardInterrupt):
             quietly(jobs, tmp_path)
     assert [path.name for path in tmp_path.glob("*.json")] == ["j0.json"]
-    assert Results(tmp_path).lock(jobs[1]) is not None  # its lock is free
+    assert Results(tmp_path).stages.lock(jobs[1].name) is not None  # its lock is free
     assert quietly(jobs[:1], tmp_path) == {"j0": 2}

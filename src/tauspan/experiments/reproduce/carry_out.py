@@ -1,9 +1,7 @@
 """`reproduce`: every part of an experiment, and one report that sets ours beside what others published."""
 
 import dataclasses
-import logging
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from tauspan import store
@@ -11,25 +9,19 @@ from tauspan.core.arguments import checked
 from tauspan.core.processes import world
 from tauspan.core.report import Cell, Report, Table, noted, provenance
 from tauspan.editing.model.edit import load
-from tauspan.experiments import figures
-from tauspan.experiments.reproduce.leaks import checked as without_leaks
+from tauspan.experiments.reproduce.leaks import check_leaks
 from tauspan.experiments.reproduce.planning import Plan, preset_name
 from tauspan.experiments.reproduce.published import Ours, beside
 from tauspan.experiments.reproduce.rates import chosen, trials
-from tauspan.experiments.run import run
+from tauspan.experiments.run.runner import measured, numbered, write
 from tauspan.experiments.run.spread import spread
 
-log = logging.getLogger(__name__)
 _ADDED = ("added", "added norm.", "alpha 1", "alpha 1 norm.")
 
 
 @noted
 @checked
-def reproduce(
-    plan: Plan,
-    *,
-    allow_leaks: bool = False,
-) -> Report:
+def reproduce(plan: Plan, *, allow_leaks: bool = False) -> Report:
     """Carry a plan out and write `report.json`, `report.md` and figures into its folder.
 
     Each part is a run of `tauspan.run` in `OUT/PART`, with its recipe beside it as `recipe.yaml`. What is there
@@ -37,7 +29,7 @@ def reproduce(
 
     Args:
         plan: what `tauspan.experiments.reproduce.plan` prepared.
-        allow_leaks: go on where rows of a data set stand in two of its splits.
+        allow_leaks: go on where rows of a data set are in two of its splits.
 
     Returns:
         Ours beside published numbers, then every part's own tables.
@@ -45,44 +37,23 @@ def reproduce(
     Raises:
         TauspanError: whatever loading, data, training or writing raises; what was finished is kept.
     """
-    load(
-        plan.model, plan.device
-    )  # a model that cannot be had is refused before gigabytes of data are fetched
+    load(plan.model, plan.device)  # an unusable model is refused before gigabytes of data are fetched
+    leaks = check_leaks(plan.recipes.values(), plan.out, allow=allow_leaks)
     done: dict[str, Report] = {}
-    leaks = without_leaks(
-        plan.recipes.values(),
-        plan.out,
-        allow=allow_leaks,
-    )
     tried: dict[str, Table] = {}
     for part, recipe in plan.recipes.items():
         out = plan.out / part
         if plan.rates is not None and trials(recipe, plan.rates, out):
-            recipe, tried[part] = chosen(
-                recipe,
-                plan.rates,
-                out,
-                workers=plan.workers,
-                device=plan.device,
-            )
-        _write({out / "recipe.yaml": recipe.to_yaml()})
-        done[part] = run(
-            recipe, out, workers=plan.workers, device=plan.device, )  # fmt: skip
-    report = combined(plan, done, tried, leaks)
-    _write({plan.out / "report.json": report.to_json(), plan.out / "report.md": report.to_markdown()}, report)
+            recipe, tried[part] = chosen(recipe, plan.rates, out, workers=plan.workers, device=plan.device)
+        with world() as processes:
+            if processes.first:
+                store.write_text(out / "recipe.yaml", recipe.to_yaml())
+            processes.wait()
+        done[part] = measured(recipe, out, workers=plan.workers, device=plan.device)
+        write(numbered(done[part]), recipe, out)
+    report = numbered(combined(plan, done, tried, leaks))
+    write(report, next(iter(plan.recipes.values())), plan.out)
     return report
-
-
-def _write(texts: Mapping[Path, str], drawn: Report | None = None) -> None:
-    """Write files, and a report's figures beside the first; one process of a group does."""
-    with world() as processes:
-        if processes.first:
-            for path, text in texts.items():
-                store.write_text(path, text)
-            folder = next(iter(texts)).parent
-            for path in figures.draw(drawn, folder) if drawn else ():
-                log.info("wrote %s", path)
-        processes.wait()
 
 
 def combined(
@@ -92,28 +63,26 @@ def combined(
 
     Args:
         plan: what was carried out.
-        done: each part's own report.
+        done: each part's own report, before its tables are numbered.
         tried: each part's learning rates, where they were chosen.
-        leaks: what the leak check found.
+        leaks: the result of the leak check.
     """
-    several = len(done) > 1
     first = next(iter(done.values()))
     published = [_beside(plan, first)] if plan.experiment.measures else []
     tables = [*published, *([leaks] if leaks else [])]
     series: list[dict[str, Any]] = []
     for part, report in done.items():
-        whose = f"{part}: " if several else ""
+        whose = f"{part}: " if len(done) > 1 else ""
         own = [*([tried[part]] if part in tried else []), *report.tables]
-        tables += [dataclasses.replace(table, title=f"{whose}{_unnumbered(table.title)}") for table in own]
-        series += [{**one, "title": f"{whose}{one['title']}"} for one in report.series]
-    numbered = [dataclasses.replace(table, title=f"{n}. {table.title}") for n, table in enumerate(tables, 1)]
+        tables += [dataclasses.replace(table, title=whose + table.title) for table in own]
+        series += [{**one, "title": whose + one["title"]} for one in report.series]
     facts = provenance(
         reproduces=f"{plan.experiment.reproduces} ({plan.experiment.where})",
         variant=f"{plan.variant}: {plan.what}",
         parts={part: report.provenance for part, report in done.items()},
     )
     result = {**first.result, "parts": {part: report.result for part, report in done.items()}}
-    return Report(f"{plan.experiment.title} ({plan.variant})", numbered, facts, series, result)
+    return Report(f"{plan.experiment.title} ({plan.variant})", tables, facts, series, result)
 
 
 def _beside(plan: Plan, report: Report) -> Table:
@@ -183,8 +152,3 @@ _OURS = {"addition": _addition, "single-task": _single, "negation": _negation}
 def _over_seeds(columns: Mapping[str, Sequence[float]]) -> dict[str, Cell]:
     rows = [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
     return spread(rows, tuple(columns))
-
-
-def _unnumbered(title: str) -> str:
-    number, point, rest = title.partition(". ")
-    return rest if point and number.isdigit() else title

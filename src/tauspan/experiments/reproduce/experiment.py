@@ -1,7 +1,7 @@
 """`Experiment`: a table or figure of the paper as a file of `recipes/`, and the recipes of `tauspan.run` for it."""
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
@@ -9,9 +9,12 @@ import yaml
 
 from tauspan.core.arguments import checked
 from tauspan.core.errors import RecipeError, UsageError, nearest
+from tauspan.core.report import Cell
 from tauspan.core.schema import Document
-from tauspan.experiments.recipe import Recipe
 from tauspan.experiments.reproduce.presets import PRESETS
+from tauspan.experiments.run import Recipe
+from tauspan.experiments.run.part import laid_over
+from tauspan.experiments.run.vectors import finetunings
 
 Measure: TypeAlias = Literal["addition", "negation", "single-task"]
 Plain: TypeAlias = dict[str, Any]
@@ -28,7 +31,7 @@ def _anything(**default: Plain) -> Any:
 
 @dataclasses.dataclass(frozen=True)
 class Rates:
-    """The learning rates among which validation chooses, a list a regime; `tasks` empty takes all of the recipe's."""
+    """The learning rates among which validation chooses, for each regime; `tasks` empty takes all of the recipe's."""
 
     standard: tuple[float, ...]
     linear: tuple[float, ...]
@@ -133,20 +136,6 @@ def _followed(keys: Plain) -> Plain:
     return laid_over(_followed(below), {key: value for key, value in keys.items() if key != "like"})
 
 
-def laid_over(below: Mapping[str, Any], above: Mapping[str, Any]) -> Plain:
-    """Two mappings as one: below the same key, mappings are joined and anything else of `above` replaces.
-
-    Example:
-        >>> laid_over({"a": {"b": 1, "c": 2}}, {"a": {"c": 3}})
-        {'a': {'b': 1, 'c': 3}}
-    """
-    joined = dict(below)
-    for key, value in above.items():
-        both = isinstance(value, Mapping) and isinstance(joined.get(key), Mapping)
-        joined[key] = laid_over(joined[key], value) if both else value
-    return joined
-
-
 @checked
 def recipes(name: str, variant_name: str | None = None, changes: Changes | None = None) -> dict[str, Recipe]:
     """The recipes of an experiment's parts, as `tauspan run` takes them.
@@ -170,54 +159,47 @@ def recipes(name: str, variant_name: str | None = None, changes: Changes | None 
     made = {}
     for part, own in found.parts.items():
         whole = laid_over(laid_over(found.recipe, keys), own)
+        tuned = whole.get("finetune", {})  # a variant has the epochs of all the paper's tasks
+        epochs = {
+            task: count for task, count in tuned.get("epochs_by_task", {}).items() if task in whole["tasks"]
+        }
+        whole["finetune"] = {**tuned, "epochs_by_task": epochs}
         title = found.title if len(found.parts) == 1 else f"{found.title}: {part}"
-        whole = _changed({"title": title, "model": found.model, **whole}, found, changes)
-        made[part] = Recipe.parse(yaml.safe_dump(whole, sort_keys=False), f"{name}, {part}")
+        text = yaml.safe_dump({"title": title, "model": found.model, **whole}, sort_keys=False)
+        made[part] = with_changes(Recipe.parse(text, f"{name}, {part}"), found, changes)
     return made
 
 
-def _changed(whole: Plain, found: Experiment, changes: Changes) -> Plain:
-    """A recipe's keys with the user's changes, for the model that is taken."""
+def with_changes(recipe: Recipe, found: Experiment, changes: Changes) -> Recipe:
+    """A recipe with the user's changes, for the model that is taken."""
     model = changes.model or found.model
-    seeds = changes.seeds or tuple(range(found.seeds))
-    tuned: Plain = dict(whole.get("finetune", {}))
+    tasks = changes.tasks or recipe.tasks
+    for name in tasks:
+        if name not in recipe.tasks:
+            raise UsageError(f"--tasks: {name!r} is not among its tasks. {nearest(name, recipe.tasks)}")
     preset = PRESETS.get(model)
+    tuned: Plain = {}
     if preset is not None:
         tuned |= {"batch_size": preset.batch_size, "accumulation": preset.accumulation}
     if changes.max_steps is not None:
         tuned["max_steps"] = changes.max_steps
+    rows, parts = recipe.rows, tuple(part.for_tasks(tasks) for part in recipe.parts)
     if changes.rows is not None:
-        whole = _fewer(whole, changes.rows)
-    whole = {
-        **whole,
-        "model": preset.source if preset else model,
-        "seeds": list(seeds),
-        "data": changes.data,
-        "finetune": tuned,
-    }
-    return _chosen(whole, changes.tasks or tuple(whole["tasks"]))
+        rows, parts = rows.fewer(changes.rows), tuple(part.fewer(changes.rows) for part in parts)
+    return dataclasses.replace(
+        recipe, model=preset.source if preset else model, tasks=tasks, rows=rows, parts=parts, data=changes.data,
+        seeds=changes.seeds or tuple(range(found.seeds)),
+        finetune=dataclasses.replace(recipe.finetune.for_tasks(tasks), **tuned),
+    )  # fmt: skip
 
 
-def _fewer(whole: Plain, rows: int) -> Plain:
-    """At most so many rows wherever a recipe counts rows."""
-    own = whole.get("rows", {})
-    splits = {split: min(rows, own.get(split) or rows) for split in ("train", "validation", "test")}
-    fewer = {**whole, "rows": splits}
-    for key in ("disentangle", "energy"):
-        if whole.get(key):
-            fewer[key] = {**whole[key], "rows": max(2, min(rows, whole[key].get("rows") or rows))}
-    return fewer
-
-
-def _chosen(whole: Plain, tasks: Sequence[str]) -> Plain:
-    """Only some tasks, and what is said of them elsewhere; maps of pairs that are left, or of all pairs."""
-    for name in tasks:
-        if name not in whole["tasks"]:
-            raise UsageError(f"--tasks: {name!r} is not among its tasks. {nearest(name, whole['tasks'])}")
-    tuned, negate, maps = (dict(whole.get(key, {})) for key in ("finetune", "negate", "disentangle"))
-    epochs = tuned.get("epochs_by_task", {})
-    tuned["epochs_by_task"] = {name: count for name, count in epochs.items() if name in tasks}
-    negate["targets"] = [name for name in negate.get("targets", ()) if name in tasks]
-    if isinstance(maps.get("pairs"), list):
-        maps["pairs"] = [pair for pair in maps["pairs"] if set(pair) <= set(tasks)] or "all"
-    return {**whole, "tasks": list(tasks), "finetune": tuned, "negate": negate, "disentangle": maps}
+def listing() -> list[dict[str, Cell]]:
+    """One row for each experiment: what it reproduces, where it is in the paper, its trainings, what it needs."""
+    rows: list[dict[str, Cell]] = []
+    for name in names():
+        found, made = experiment(name), recipes(name)
+        number = sum(len(finetunings(recipe)) for recipe in made.values())
+        rows.append({
+            "name": name, "what": found.title, "in the paper": found.where, "trainings": number, "needs": found.needs,
+        })  # fmt: skip
+    return rows

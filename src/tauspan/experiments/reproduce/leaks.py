@@ -1,4 +1,4 @@
-"""The leak check before anything is trained: rows of a data set that stand in two of its splits."""
+"""The leak check before anything is trained: rows of a data set that are in two of its splits."""
 
 from collections.abc import Collection
 from pathlib import Path
@@ -7,8 +7,8 @@ from typing import Any
 from tauspan.core.errors import DataError
 from tauspan.core.notices import tell
 from tauspan.core.report import Cell, Table
-from tauspan.experiments.recipe import Recipe
-from tauspan.experiments.run.stages import Stages
+from tauspan.experiments.run import Recipe
+from tauspan.store.stages import Stages
 from tauspan.tasks import Task
 from tauspan.tasks.data import catalog, find_leaks
 from tauspan.tasks.data.suite import find_task
@@ -16,25 +16,20 @@ from tauspan.tasks.data.suite import find_task
 _FEW = 0.01  # of a split's rows
 
 
-def checked(
-    recipes: Collection[Recipe],
-    out: Path,
-    *,
-    allow: bool = False,
-) -> Table | None:
+def check_leaks(recipes: Collection[Recipe], out: Path, *, allow: bool = False) -> Table | None:
     """Look through every data set of the catalog that recipes name, once, and report what was found.
 
-    All rows are looked at, also where the recipe takes fewer; of a control, which nobody trains on, validation and test.
-    Refused are equal rows in test, nearly equal ones if they are more than 1 % of test, and equal ones that are more than
-    1 % of validation; the table counts the others.
+    All rows count, also where the recipe takes fewer; of a control, which nobody trains on, those of validation and test.
+    A data set is refused if test has rows that are equal to earlier ones or more than 1 % nearly equal ones, or if
+    validation has more than 1 % equal ones; the table counts the others.
 
     Args:
         recipes: name tasks and controls.
-        out: results lie in `out/stages`, under the tasks' checksums.
+        out: results are kept in `out/stages`, under the tasks' checksums.
         allow: report leaks and go on.
 
     Returns:
-        Counts a data set and pair of splits; None where all tasks ship with the package.
+        Counts for each data set and pair of splits; None where all tasks ship with the package.
 
     Raises:
         DataError: too many rows stand in two splits, and `allow` is false.
@@ -42,7 +37,7 @@ def checked(
     stages = Stages(out / "stages")
     rows: list[dict[str, Cell]] = []
     trained = {name: recipe.data for recipe in recipes for name in recipe.tasks}
-    controls = {name: recipe.data for recipe in recipes for name in recipe.negate.controls}
+    controls = {name: recipe.data for recipe in recipes for name in recipe.controls}
     for name, root in {**controls, **trained}.items():
         if name not in catalog():
             continue
@@ -68,10 +63,7 @@ def checked(
 
 def _found(task: Task, near: int | None) -> dict[str, Any]:
     """The counts, and the words that refuse the data set if too many rows leak."""
-    leaks = find_leaks(
-        task,
-        near,
-    )
+    leaks = find_leaks(task, near)
     counts = {f"{second} in {first}, {kind}": count for (kind, first, second), count in leaks.counts.items()}
     refused = any(
         count > _tolerated(kind, second, len(task.split(second)))
@@ -87,7 +79,7 @@ def _found(task: Task, near: int | None) -> dict[str, Any]:
 
 
 def _tolerated(kind: str, second: str, rows: int) -> float:
-    """How many rows may stand in an earlier split.
+    """How many rows may be in an earlier split.
 
     Public data sets hold some near-duplicates, and frames of one sequence on both sides of a random split, so only equal
     test rows are never tolerated.

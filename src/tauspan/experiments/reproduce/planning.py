@@ -3,37 +3,33 @@
 import dataclasses
 from collections.abc import Iterator, Mapping, Sequence, Set
 from pathlib import Path
-from typing import Any
 
 from tauspan.core.arguments import checked
 from tauspan.core.report import Cell, Report, Table, in_words, provenance
 from tauspan.editing.model.edit import load
-from tauspan.experiments.recipe import Recipe
 from tauspan.experiments.reproduce.experiment import Changes, Experiment, Rates, experiment, recipes, variant
 from tauspan.experiments.reproduce.presets import PRESETS
 from tauspan.experiments.reproduce.rates import FOLDER, trials
 from tauspan.experiments.reproduce.timing import StepTime, step_time
-from tauspan.experiments.run.courses import Course, course_of, finetunings
+from tauspan.experiments.run import Addition, Recipe
+from tauspan.experiments.run.vectors import Finetuning, finetunings
 from tauspan.models import Encoder, core, named_unique, select
 from tauspan.models.extras import require_extra
 from tauspan.models.sources import PACKAGED
 from tauspan.tasks.data import catalog
 from tauspan.tasks.data.suite import NAMES, find_task
-from tauspan.train import Settings
 from tauspan.vector import FILE
 
 _COPIES = 5  # theta0, the trained copy or tau, its gradient and AdamW's two moments
 _FLOAT = 4  # bytes
-_JOINT = "standard"  # how the vector of all tasks together is called
 
 
 @dataclasses.dataclass(frozen=True)
 class Training:
-    """One fine-tuning: its part, what it is, its steps, whether its vector is there, or will be linked from a trial."""
+    """One fine-tuning: its part, its steps, whether its vector is there, or will be linked from a trial."""
 
     part: str
-    course: Course
-    task: str
+    which: Finetuning
     steps: int
     done: bool
     linked: bool = False
@@ -63,7 +59,7 @@ class Plan:
         experiment: its file.
         variant: the variant's name.
         what: the variant's sentence.
-        recipes: one a part.
+        recipes: one for each part.
         rates: the learning rates validation chooses among, or None.
         out: the output folder.
         workers: fine-tunings, and then evaluations, at the same time.
@@ -93,7 +89,7 @@ class Plan:
         """The model and every data set that the recipes name."""
         found = [_model_fetch(self.model)]
         for recipe in self.recipes.values():
-            found += [_data_fetch(name, recipe.data) for name in (*recipe.tasks, *recipe.negate.controls)]
+            found += [_data_fetch(name, recipe.data) for name in (*recipe.tasks, *recipe.controls)]
         return list(dict.fromkeys(found))
 
     def missing_gb(self) -> float:
@@ -108,9 +104,7 @@ class Plan:
             tried = trials(recipe, self.rates, out / FOLDER) if self.rates else []
             for trial in tried:
                 found += _trainings(f"{part}, learning rates", trial.recipe, trial.out, set())
-            linked: set[tuple[Course, str, int]] = {
-                (trial.regime, name, recipe.seeds[0]) for trial in tried for name in trial.recipe.tasks
-            }
+            linked = {which for trial in tried for which in finetunings(trial.recipe)}
             found += _trainings(part, recipe, out, linked)
         return found
 
@@ -156,10 +150,10 @@ class Plan:
         left = [one for one in trainings if one.left]
         seconds = 0.0
         for regime, taken in self.times.items():
-            seconds += taken.seconds * sum(one.steps for one in left if _regime(one.course) == regime)
+            seconds += taken.seconds * sum(one.steps for one in left if one.which.regime == regime)
             how = f"forward and backward of {taken.rows} rows here, scaled"
             yield {"what": f"one {regime} step", "value": f"{taken.seconds:.3g} s", "how known": how}
-        if {_regime(one.course) for one in left} <= set(self.times) and left:
+        if {one.which.regime for one in left} <= set(self.times) and left:
             workers = f"{self.workers} workers would share it" if self.workers > 1 else "one worker"
             how = f"{sum(one.steps for one in left)} steps; {workers}; without evaluations"
             yield {"what": "fine-tuning that is left", "value": _duration(seconds), "how known": how}
@@ -215,23 +209,11 @@ def preset_name(source: str) -> str | None:
 
 
 def _times(encoder: Encoder, recipe: Recipe) -> dict[str, StepTime]:
-    regimes = {_regime(course_of(regime)) for regime in recipe.regimes}
-    tuned = recipe.finetune
-    shared: dict[str, Any] = {
-        "params": tuned.params, "batch_size": tuned.batch_size, "accumulation": tuned.accumulation,
-        "max_tokens": recipe.max_tokens,
-    }  # fmt: skip
-    points = {"standard": None, "linear": recipe.point}
+    """The time of a step for each regime that is trained."""
+    needed = {which.regime: which for which in Addition().finetunings(recipe)}
     return {
-        regime: step_time(encoder, Settings(regime=regime, point=points[regime], **shared))
-        for regime in ("standard", "linear")
-        if regime in regimes
+        regime: step_time(encoder, recipe.settings(needed[regime])) for regime in sorted(needed, reverse=True)
     }
-
-
-def _regime(course: Course) -> str:
-    """The regime whose steps a fine-tuning takes."""
-    return "linear" if course == "linear" else "standard"
 
 
 # -- what is there -----------------------------------------------------------------------------------------------
@@ -264,27 +246,22 @@ def _data_fetch(name: str, root: str | None) -> Fetch:
     return Fetch(name, known.download_gb, f"hub: {known.hub.id}", None)
 
 
-def _trainings(part: str, recipe: Recipe, out: Path, linked: Set[tuple[Course, str, int]]) -> list[Training]:
+def _trainings(part: str, recipe: Recipe, out: Path, linked: Set[Finetuning]) -> list[Training]:
     """A recipe's fine-tunings; `linked` ones are taken from the trials."""
     steps = {name: _steps(recipe, name) for name in recipe.tasks}
-    steps[_JOINT] = sum(steps.values())
     found = []
-    for course, task, seed in finetunings(recipe):
-        name = task or _JOINT
-        here = (out / "vectors" / f"{course}-{name}-seed{seed}" / FILE).is_file()
-        again = (course, name, seed) in linked
-        found.append(Training(part, course, name, steps[name], here, again))
+    for which in finetunings(recipe):
+        own = sum(steps.values()) if which.task is None else steps[which.task]
+        here = (out / "vectors" / which.folder(which.task) / FILE).is_file()
+        found.append(Training(part, which, own, here, which in linked))
     return found
 
 
 def _steps(recipe: Recipe, name: str) -> int:
     """Optimiser steps of one task."""
-    tuned, most = recipe.finetune, recipe.rows.train
+    most = recipe.rows.train
     rows = len(find_task(name).split("train")) if name in NAMES else catalog()[name].sizes.train
-    return Settings(
-        epochs=tuned.epochs_by_task.get(name, tuned.epochs), batch_size=tuned.batch_size,
-        accumulation=tuned.accumulation, max_steps=tuned.max_steps,
-    ).steps(rows if most is None else min(most, rows))  # fmt: skip
+    return recipe.settings(Finetuning("standard", name, 0)).steps(rows if most is None else min(most, rows))
 
 
 # -- as rows -----------------------------------------------------------------------------------------------------
@@ -296,11 +273,11 @@ def _fetch_row(fetch: Fetch) -> dict[str, Cell]:
 
 
 def _training_rows(trainings: Sequence[Training]) -> Iterator[dict[str, Cell]]:
-    for part, course in dict.fromkeys((one.part, one.course) for one in trainings):
-        here = [one for one in trainings if (one.part, one.course) == (part, course)]
+    for part, kind in dict.fromkeys((one.part, one.which.kind) for one in trainings):
+        here = [one for one in trainings if (one.part, one.which.kind) == (part, kind)]
         each = sorted(one.steps for one in here)
         yield {
-            "part": part, "fine-tuning": course, "number": len(here), "done": sum(one.done for one in here),
+            "part": part, "fine-tuning": kind, "number": len(here), "done": sum(one.done for one in here),
             "from trials": sum(one.linked and not one.done for one in here),
             "steps each": f"{each[0]}" if each[0] == each[-1] else f"{each[0]} to {each[-1]}",
             "steps left": sum(one.steps for one in here if one.left),

@@ -1,23 +1,17 @@
-"""`run`: a recipe from data to report, stage by stage; a finished stage is reused, never done twice.
+"""`run`: a recipe from data to report, stage by stage; a finished stage is reused, never done twice."""
 
-Names are loaded on first use, so that what a recipe needs can be counted without torch.
-"""
+from tauspan.experiments.run.addition import Addition
+from tauspan.experiments.run.energy import Energies
+from tauspan.experiments.run.maps import Maps
+from tauspan.experiments.run.merging import Merging
+from tauspan.experiments.run.negation import Negation
+from tauspan.experiments.run.part import Evaluation, Findings, Part
+from tauspan.experiments.run.parts import PARTS
+from tauspan.experiments.run.recipe import Recipe, Rows, Training
+from tauspan.experiments.run.references import References
+from tauspan.experiments.run.runner import plan, run
 
-import importlib
-from typing import TYPE_CHECKING, Any
-
-if TYPE_CHECKING:
-    from tauspan.experiments.run.planned import plan
-    from tauspan.experiments.run.whole import run
-
-_HOME = {"plan": "planned", "run": "whole"}
-
-__all__ = ["plan", "run"]
-
-
-def __getattr__(name: str) -> Any:
-    if name not in _HOME:
-        raise AttributeError(f"module 'tauspan.experiments.run' has no attribute {name!r}")
-    value = getattr(importlib.import_module(f"tauspan.experiments.run.{_HOME[name]}"), name)
-    globals()[name] = value
-    return value
+__all__ = [
+    "PARTS", "Addition", "Energies", "Evaluation", "Findings", "Maps", "Merging", "Negation", "Part", "Recipe",
+    "References", "Rows", "Training", "plan", "run",
+]  # fmt: skip

@@ -1,59 +1,104 @@
 """Addition in every regime: one model for all tasks, the sum of their vectors under one coefficient."""
 
-from collections.abc import Mapping
-from typing import Any, cast
+import dataclasses
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, cast
 
 from tauspan import editing
 from tauspan.core.choices import EditRegime
-from tauspan.core.report import Cell, Report, Table
-from tauspan.experiments.run.courses import Course, course_of
-from tauspan.experiments.run.spread import in_words, listed_alphas, means, spread
-from tauspan.experiments.run.workshop import Evaluation, Workshop
-from tauspan.kernel.diagnose.rows import Findings
-from tauspan.tasks import Task
-from tauspan.vector import TaskVector
+from tauspan.core.report import Report, Table
+from tauspan.core.results import Result
+from tauspan.experiments.run.part import Evaluation, Findings, Part
+from tauspan.experiments.run.spread import Row, in_words, listed_alphas, over_seeds
+from tauspan.experiments.run.vectors import Finetuning, VectorKind, kind_of, one_per_task
+
+if TYPE_CHECKING:
+    from tauspan.experiments.run.context import RunContext
+    from tauspan.experiments.run.recipe import Recipe
 
 COLUMNS = ("zero shot", "single", "added", "added norm.", "alpha 1", "alpha 1 norm.")
 
 
-def added(shop: Workshop, which: Evaluation) -> Report:
+@dataclasses.dataclass(frozen=True)
+class Addition(Part):
+    """Accuracies of the sum of all vectors, for each regime of the recipe. Every run with regimes has this part."""
+
+    def finetunings(self, recipe: "Recipe") -> Iterator[Finetuning]:
+        """The vectors of every regime."""
+        for kind in map(kind_of, recipe.regimes):
+            yield from one_per_task(recipe, kind)
+
+    def evaluations(self, run: "RunContext") -> list[Evaluation]:
+        """One addition for each regime and seed."""
+        return [added(regime, seed) for regime in run.recipe.regimes for seed in run.recipe.seeds]
+
+    def measure(self, run: "RunContext", which: Evaluation) -> Report:
+        """The addition of one seed's vectors."""
+        return add(run, which)
+
+    def findings(self, run: "RunContext") -> Findings:
+        """Absolute and normalised accuracies, for each task and their mean."""
+        rows: list[dict[str, Any]] = []
+        series: list[dict[str, Any]] = []
+        alphas: dict[str, list[float]] = {}
+        found: dict[str, Any] = {}
+        by_seed: dict[str, Any] = {}
+        for regime in run.recipe.regimes:
+            done = [add(run, added(regime, seed)) for seed in run.recipe.seeds]
+            alphas[regime] = [one.result["alpha"] for one in done]
+            seeds = [rows_of(one) for one in done]
+            more, found[regime] = over_seeds({"regime": regime}, run.names, seeds, COLUMNS)
+            rows += more
+            by_seed[regime] = {
+                name: {column: [one[place][column] for one in seeds] for column in COLUMNS}
+                for place, name in enumerate(run.names)
+            }
+            series += [{**entry, "group": "alpha-addition"} for entry in done[0].series]
+        note = (
+            f"{in_words(run.recipe.seeds)}; test split; absolute accuracies: zero shot, single (a task's own vector at "
+            "alpha 1), added (the sum of all vectors), alpha 1 (the sum at alpha 1); norm.: over single, in the same "
+            f"regime; alpha chosen on validation by mean normalised accuracy: {listed_alphas(alphas)}"
+        )
+        result = {"alpha": alphas, "addition": found, "addition_by_seed": by_seed}
+        return Findings([Table("Addition, test accuracy", rows, note)] if rows else [], series, result)
+
+    def pictures(self, result: Mapping[str, Any]) -> Sequence[dict[str, Any]]:
+        """The bars of `addition.png`, with the accuracy of joint training where it was measured."""
+        joint = result.get("references", {}).get("joint", {})
+        start = ", random initialisation" if result.get("start") == "random" else ""
+        return [
+            {"kind": "bars", "group": "addition", "title": title, "column": column, "means": result["addition"],
+             "joint": [row["one model"] for row in joint.values()] if column == "added" else [],
+             "caption": f"One model for all tasks: the sum of their vectors ({_short(result['seeds'])}{start})"}
+            for column, title in (("added", "absolute accuracy"), ("added norm.", "normalised accuracy"))
+            if result.get("addition")
+        ]  # fmt: skip
+
+
+def added(label: str, seed: int) -> Evaluation:
     """The addition of one seed's vectors: those of a regime, or `"attention"`, ordinary ones of attention alone."""
+    return Evaluation("add", (label,), seed)
+
+
+def add(run: "RunContext", which: Evaluation) -> Report:
+    """Do one addition, or read it from its file."""
     (label,) = which.about
     regime = cast(EditRegime, "standard" if label == "attention" else label)
-    course: Course = "attention" if label == "attention" else course_of(regime)
-    vectors: Mapping[Task, TaskVector] = shop.vectors(course, which.seed)
+    kind: VectorKind = "attention" if label == "attention" else kind_of(regime)
+    vectors = run.vectors(kind, which.seed)
 
-    def work() -> Report:
-        encoder = shop.encoder(which.seed)
-        return editing.add(encoder, vectors, regime, grid=shop.recipe.grid, reading=shop.reading).report()
+    def work() -> Result:
+        encoder = run.encoder(which.seed)
+        return editing.add(encoder, vectors, regime, grid=run.recipe.grid, reading=run.reading)
 
-    key = shop.key(vectors, regime, shop.shared())
-    return shop.stages.report(label, "add", which.name, key, work)
+    return run.stages.report(label, "add", which.name, run.key(vectors, regime, run.shared()), work)
 
 
-def addition(shop: Workshop) -> Findings:
-    """Every regime's accuracies, absolute and normalised, per task and mean; nothing where there is no regime."""
-    if not shop.recipe.regimes:
-        return Findings([], [], {})
-    rows: list[dict[str, Cell]] = []
-    series: list[dict[str, Any]] = []
-    alphas: dict[str, list[float]] = {}
-    found: dict[str, Any] = {}
-    by_seed: dict[str, Any] = {}
-    for regime in shop.recipe.regimes:
-        done = [added(shop, Evaluation("add", (regime,), seed)) for seed in shop.recipe.seeds]
-        alphas[regime] = [one.result["alpha"] for one in done]
-        found[regime], by_seed[regime] = {}, {}
-        for index, name in enumerate([*(task.name for task in shop.tasks), "mean"]):
-            per_seed = [one.tables[0].rows[index] for one in done]
-            rows.append({"regime": regime, "task": name, **spread(per_seed, COLUMNS)})
-            found[regime][name] = means(per_seed, COLUMNS)
-            by_seed[regime][name] = {column: [row[column] for row in per_seed] for column in COLUMNS}
-        series += [{**entry, "group": "alpha-addition"} for entry in done[0].series]
-    note = (
-        f"{in_words(shop.recipe.seeds)}; test split; absolute accuracies: zero shot, single (a task's own vector at "
-        "alpha 1), added (the sum of all vectors), alpha 1 (the sum at alpha 1); norm.: over single, in the same regime; "
-        f"alpha chosen on validation by mean normalised accuracy: {listed_alphas(alphas)}"
-    )
-    result = {"alpha": alphas, "addition": found, "addition_by_seed": by_seed}
-    return Findings([Table("Addition, test accuracy", rows, note)], series, result)
+def rows_of(report: Report) -> Sequence[Row]:
+    """The rows of an addition: one for each task, then the mean."""
+    return report.tables[0].rows
+
+
+def _short(seeds: str) -> str:
+    """The number of seeds, without what is said of their spread."""
+    return seeds.partition(",")[0].partition(":")[0]

@@ -1,96 +1,151 @@
 """Maps of the disentanglement error, with the first seed's vectors."""
 
-from collections.abc import Mapping
-from typing import Any, cast
+import dataclasses
+import itertools
+import math
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self, cast
 
 from tauspan.core.choices import EditRegime
+from tauspan.core.errors import RecipeError
 from tauspan.core.report import Cell, Report, Table
+from tauspan.core.results import Result
 from tauspan.editing import disentanglement
 from tauspan.editing.maps.asked import GRID
-from tauspan.experiments.run.courses import course_of
-from tauspan.experiments.run.workshop import Evaluation, Workshop
-from tauspan.kernel.diagnose.rows import Findings
+from tauspan.experiments.run.part import Evaluation, Findings, Part
+from tauspan.experiments.run.vectors import kind_of
+
+if TYPE_CHECKING:
+    from tauspan.experiments.run.context import RunContext
+    from tauspan.experiments.run.recipe import Recipe
+
+Rows = list[dict[str, Cell]]
 
 
-def maps(shop: Workshop) -> Findings:
-    """The error of every pair and regime that the recipe asks for; nothing where it asks for none.
+@dataclasses.dataclass(frozen=True)
+class Maps(Part):
+    """Which pairs of tasks get a map of the disentanglement error, with the first seed's vectors; see `disentanglement`.
 
-    At matched drift every regime has the units of the first one, so that they move the outputs equally far.
+    Args:
+        pairs: two tasks each, or `"all"`.
+        grid: the coefficients of both axes; None takes the default ones.
+        regimes: None takes all of the recipe's.
+        rows: at most so many test rows of each task; None takes all.
+        distance: between two predictions.
+        drift: also draw maps whose axes are the drift |J tau| / |f| of each vector alone instead of its coefficient,
+            in the units of the first regime, so that regimes are compared where they move the outputs equally far.
     """
-    asked = shop.recipe.disentangle
-    if not asked.pairs:
-        return Findings([], [], {})
-    first, *others = regimes_of(shop)
-    done = [_map(shop, first, asked.drift)]
-    units = _units(done[0])
-    done += [_map(shop, regime, units) for regime in others]
-    series = [entry for one in done for entry in one.series]
-    result = {"disentanglement": {one.result["regime"]: one.result["pairs"] for one in done}}
-    if asked.drift:
-        result["disentanglement_drift"] = {one.result["regime"]: one.result["drift"] for one in done}
-    return Findings(_tables(shop, done, first), series, result)
+
+    pairs: tuple[tuple[str, ...], ...] | Literal["all"] = ()
+    grid: tuple[float, ...] | None = None
+    regimes: tuple[EditRegime, ...] | None = None
+    rows: int | None = None
+    distance: Literal["argmax", "probabilities"] = "argmax"
+    drift: bool = False
+    key: ClassVar[str] = "disentangle"
+
+    def __post_init__(self) -> None:
+        pairs = [] if self.pairs == "all" else [list(pair) for pair in self.pairs]
+        for pair in pairs:
+            if len(pair) != 2 or pair[0] == pair[1]:
+                raise RecipeError(f"disentangle.pairs: {pair}: a pair is two different tasks.")
+        if len(set(map(frozenset, pairs))) < len(pairs):
+            raise RecipeError(f"disentangle.pairs: {pairs}: one pair stands twice.")
+        if self.regimes is not None and not 0 < len(set(self.regimes)) == len(self.regimes):
+            raise RecipeError(
+                f"disentangle.regimes: {list(self.regimes)}: it needs at least one entry and none twice."
+            )
+        if self.grid is not None:
+            rising = all(low < high for low, high in itertools.pairwise(self.grid))
+            inside = any(0 <= alpha <= 1 for alpha in self.grid)
+            if not (rising and inside and all(map(math.isfinite, self.grid))):
+                raise RecipeError(
+                    f"disentangle.grid: {list(self.grid)}: it needs finite coefficients in rising order, at least one "
+                    "of them in [0, 1]."
+                )
+        if self.rows is not None and self.rows < 2:
+            raise RecipeError(f"disentangle.rows: {self.rows}: a standard error needs at least two rows.")
+
+    def check(self, recipe: "Recipe") -> None:
+        """Pairs are of tasks, regimes of the recipe."""
+        if self.pairs != "all":
+            recipe.require_tasks("disentangle.pairs", itertools.chain.from_iterable(self.pairs))
+        elif len(recipe.tasks) < 2:
+            raise RecipeError("disentangle.pairs: all: a pair needs at least two tasks.")
+        super().check(recipe)
+
+    def fewer(self, rows: int) -> Self:
+        """Maps over at most so many rows."""
+        return dataclasses.replace(self, rows=max(2, min(rows, self.rows or rows)))
+
+    def for_tasks(self, tasks: Sequence[str]) -> Self:
+        """The pairs that are left, or all pairs."""
+        if self.pairs == "all" or not self.pairs:
+            return self
+        left = tuple(pair for pair in self.pairs if set(pair) <= set(tasks))
+        return dataclasses.replace(self, pairs=left or "all")
+
+    def evaluations(self, run: "RunContext") -> list[Evaluation]:
+        """One for each regime that is mapped."""
+        return [_stage(run, regime) for regime in self.regimes or run.recipe.regimes]
+
+    def measure(self, run: "RunContext", which: Evaluation) -> Report:
+        """The maps of one regime, in the units of the first one's, which are made before if they are not there."""
+        first = self.evaluations(run)[0]
+        if not self.drift or which == first:
+            return self._map(run, which, self.drift)
+        unit = self._map(run, first, True).result["drift"]["unit"]
+        return self._map(run, which, cast(Mapping[str, float], unit))
+
+    def _map(self, run: "RunContext", which: Evaluation, drift: bool | Mapping[str, float]) -> Report:
+        regime = cast(EditRegime, which.about[0])
+        pairs = None
+        if self.pairs != "all":
+            pairs = [(run.task(first).name, run.task(second).name) for first, second in self.pairs]
+        shared: dict[str, Any] = {"distance": self.distance, "grid": self.grid or GRID}
+        if drift:  # the keys of maps without it are those of the first version
+            shared["drift"] = drift
+        vectors = run.vectors(kind_of(regime), which.seed)
+        few = {run.fewer(task, self.rows): vector for task, vector in vectors.items()}
+
+        def work() -> Result:
+            encoder = run.encoder(which.seed)
+            return disentanglement(encoder, few, regime, pairs=pairs, reading=run.reading, **shared)
+
+        facts = {"point": run.recipe.point, "max_tokens": run.recipe.max_tokens, **shared}
+        return run.stages.report(regime, "disentangle", which.name, run.key(few, regime, pairs, facts), work)
+
+    def findings(self, run: "RunContext") -> Findings:
+        """The error of every pair and regime."""
+        done = {which.about[0]: self.measure(run, which) for which in self.evaluations(run)}
+        series = [entry for one in done.values() for entry in one.series]
+        result = {"disentanglement": {regime: one.result["pairs"] for regime, one in done.items()}}
+        if self.drift:
+            result["disentanglement_drift"] = {regime: one.result["drift"] for regime, one in done.items()}
+        return Findings(self._tables(run, done), series, result)
+
+    def _tables(self, run: "RunContext", done: Mapping[str, Report]) -> list[Table]:
+        seed, title = f"seed {run.recipe.seeds[0]}", "Disentanglement error"
+        first = next(iter(done.values()))
+        rows = [row for one in done.values() for row in one.tables[0].rows]
+        note = f"{seed}; {first.tables[0].note}"
+        if not self.drift:
+            return [Table(title, rows, note)]
+        units = f"axes: multiples of each task's unit, the drift that the {next(iter(done))} vectors have at alpha 1"
+        drifts: Rows = [{"regime": key, **row} for key, one in done.items() for row in one.tables[1].rows]
+        return [
+            Table(f"{title} at equal alpha", _with_axes(rows, "equal alpha"), note),
+            Table(f"{title} at matched drift", _with_axes(rows, "matched drift"), f"{note}; {units}"),
+            Table("Drift", drifts, f"{seed}; {first.tables[1].note}"),
+        ]
 
 
-def regimes_of(shop: Workshop) -> tuple[EditRegime, ...]:
-    """The regimes that are mapped; none where no pair is asked for."""
-    asked = shop.recipe.disentangle
-    return asked.regimes or shop.recipe.regimes if asked.pairs else ()
+def _stage(run: "RunContext", regime: str) -> Evaluation:
+    return Evaluation("disentangle", (regime,), run.recipe.seeds[0])
 
 
-def mapped(shop: Workshop, which: Evaluation) -> Report:
-    """The maps of one regime, in the units of the first one's, which are made before if they are not there."""
-    regime, first = cast(EditRegime, which.about[0]), regimes_of(shop)[0]
-    asked = shop.recipe.disentangle.drift
-    return _map(shop, regime, _units(_map(shop, first, asked)) if asked and regime != first else asked)
-
-
-def _units(first: Report) -> bool | Mapping[str, float]:
-    drift: Mapping[str, Any] | None = first.result.get("drift")
-    return False if drift is None else cast(Mapping[str, float], drift["unit"])
-
-
-def _tables(shop: Workshop, done: list[Report], first: EditRegime) -> list[Table]:
-    seed, title = f"seed {shop.recipe.seeds[0]}", "Disentanglement error"
-    rows = [row for one in done for row in one.tables[0].rows]
-    note = f"{seed}; {done[0].tables[0].note}"
-    if not shop.recipe.disentangle.drift:
-        return [Table(title, rows, note)]
-    units = f"axes: multiples of each task's unit, the drift that the {first} vectors have at alpha 1"
-    drifts: list[dict[str, Cell]] = [
-        {"regime": one.result["regime"], **row} for one in done for row in one.tables[1].rows
-    ]
-    return [
-        Table(f"{title} at equal alpha", _with_axes(rows, "equal alpha"), note),
-        Table(f"{title} at matched drift", _with_axes(rows, "matched drift"), f"{note}; {units}"),
-        Table("Drift", drifts, f"{seed}; {done[0].tables[1].note}"),
-    ]
-
-
-def _with_axes(rows: list[dict[str, Cell]], axes: str) -> list[dict[str, Cell]]:
+def _with_axes(rows: Rows, axes: str) -> Rows:
+    """The rows with these axes, without the column that says so."""
     return [
         {name: cell for name, cell in row.items() if name != "axes"} for row in rows if row["axes"] == axes
     ]
-
-
-def _map(shop: Workshop, regime: EditRegime, drift: bool | Mapping[str, float]) -> Report:
-    asked, seed = shop.recipe.disentangle, shop.recipe.seeds[0]
-    pairs = None
-    if asked.pairs != "all":
-        pairs = [(shop.task(first).name, shop.task(second).name) for first, second in asked.pairs]
-    shared: dict[str, Any] = {"distance": asked.distance, "grid": asked.grid or GRID}
-    if drift:  # the keys of maps without it are those of the first version
-        shared["drift"] = drift
-    vectors = {
-        shop.fewer(task, asked.rows): vector for task, vector in shop.vectors(course_of(regime), seed).items()
-    }
-
-    def work() -> Report:
-        return disentanglement(
-            shop.encoder(seed), vectors, regime, pairs=pairs, reading=shop.reading, **shared
-        ).report()
-
-    key = shop.key(
-        vectors, regime, pairs, {"point": shop.recipe.point, "max_tokens": shop.recipe.max_tokens, **shared}
-    )
-    which = Evaluation("disentangle", (regime,), seed)
-    return shop.stages.report(regime, "disentangle", which.name, key, work)

@@ -1,54 +1,76 @@
 """Merging methods side by side, each with an alpha of its own."""
 
-from typing import Any, cast
+import dataclasses
+import math
+from typing import TYPE_CHECKING, Any, ClassVar, cast
 
 from tauspan.core.choices import EditRegime
-from tauspan.core.report import Cell, Report, Table
+from tauspan.core.errors import RecipeError
+from tauspan.core.report import Report, Table
+from tauspan.core.results import Result
 from tauspan.experiments.run.addition import COLUMNS
-from tauspan.experiments.run.courses import course_of
+from tauspan.experiments.run.part import Evaluation, Findings, Part
 from tauspan.experiments.run.spread import in_words, spread
-from tauspan.experiments.run.workshop import Evaluation, Workshop
-from tauspan.kernel.diagnose.rows import Findings
+from tauspan.experiments.run.vectors import kind_of
 from tauspan.merge.data import compare as comparing
 
-
-def merging(shop: Workshop) -> Findings:
-    """One row a regime and method; nothing where the recipe names no method."""
-    asked = shop.recipe.merge
-    rows: list[dict[str, Cell]] = []
-    for regime in regimes_of(shop):
-        made = [merged(shop, Evaluation("merge", (regime,), seed)) for seed in shop.recipe.seeds]
-        done = [one.tables[0].rows for one in made]
-        for place, method in enumerate(asked.methods):
-            columns = spread([found[place] for found in done], ("alpha", *COLUMNS[1:]))
-            rows.append({"regime": regime, "method": method, **columns})
-    note = (
-        f"{in_words(shop.recipe.seeds)}; test split; means over tasks, methods with their default options, alpha chosen "
-        "on validation by mean normalised accuracy; norm.: over single, in the same regime"
-    )
-    return Findings([Table("Merging, test accuracy", rows, note)] if rows else [], [], {})
+if TYPE_CHECKING:
+    from tauspan.experiments.run.context import RunContext
 
 
-def regimes_of(shop: Workshop) -> tuple[EditRegime, ...]:
-    """The regimes in which methods are compared; none where no method is named."""
-    asked = shop.recipe.merge
-    return asked.regimes or shop.recipe.regimes if asked.methods else ()
+@dataclasses.dataclass(frozen=True)
+class Merging(Part):
+    """Which merging methods are compared, with their default options and an alpha each.
 
+    Args:
+        methods: names of `tauspan.METHODS`; see `tauspan.merge.data.compare`.
+        grid: the coefficients; None takes the default ones.
+        regimes: None takes all of the recipe's.
+    """
 
-def merged(shop: Workshop, which: Evaluation) -> Report:
-    """The methods side by side, for one regime and seed."""
-    regime, seed = cast(EditRegime, which.about[0]), which.seed
-    vectors = shop.vectors(course_of(regime), seed)
-    shared: dict[str, Any] = {
-        "grid": shop.recipe.merge.grid or comparing.WIDE_GRID,
-        "seed": seed,
-    }
-    methods: comparing.Methods = {name: (name, {}) for name in shop.recipe.merge.methods}
+    methods: tuple[str, ...] = ()
+    grid: tuple[float, ...] | None = None
+    regimes: tuple[EditRegime, ...] | None = None
+    key: ClassVar[str] = "merge"
 
-    def work() -> Report:
-        return comparing.compare(
-            shop.encoder(seed), vectors, methods, regime, reading=shop.reading, **shared
-        ).report()
+    def __post_init__(self) -> None:
+        if len(set(self.methods)) < len(self.methods):
+            raise RecipeError(f"merge.methods: {list(self.methods)}: one method stands twice.")
+        if self.grid is not None and not (self.grid and all(map(math.isfinite, self.grid))):
+            raise RecipeError(
+                f"merge.grid: {list(self.grid)}: it needs at least one coefficient, all finite."
+            )
 
-    key = shop.key(vectors, regime, {**shop.shared(), **shared}, list(methods))
-    return shop.stages.report(regime, "merge", which.name, key, work)
+    def evaluations(self, run: "RunContext") -> list[Evaluation]:
+        """One for each regime and seed."""
+        regimes = self.regimes or run.recipe.regimes
+        return [Evaluation("merge", (regime,), seed) for regime in regimes for seed in run.recipe.seeds]
+
+    def measure(self, run: "RunContext", which: Evaluation) -> Report:
+        """The methods side by side, for one regime and seed."""
+        regime, seed = cast(EditRegime, which.about[0]), which.seed
+        vectors = run.vectors(kind_of(regime), seed)
+        shared: dict[str, Any] = {"grid": self.grid or comparing.WIDE_GRID, "seed": seed}
+        methods: comparing.Methods = {name: (name, {}) for name in self.methods}
+
+        def work() -> Result:
+            encoder = run.encoder(seed)
+            return comparing.compare(encoder, vectors, methods, regime, reading=run.reading, **shared)
+
+        key = run.key(vectors, regime, {**run.shared(), **shared}, list(methods))
+        return run.stages.report(regime, "merge", which.name, key, work)
+
+    def findings(self, run: "RunContext") -> Findings:
+        """One row for each regime and method: means over tasks."""
+        rows: list[dict[str, Any]] = []
+        for regime in self.regimes or run.recipe.regimes:
+            wanted = [which for which in self.evaluations(run) if which.about == (regime,)]
+            done = [self.measure(run, which).tables[0].rows for which in wanted]
+            for place, method in enumerate(self.methods):
+                columns = spread([found[place] for found in done], ("alpha", *COLUMNS[1:]))
+                rows.append({"regime": regime, "method": method, **columns})
+        note = (
+            f"{in_words(run.recipe.seeds)}; test split; means over tasks, methods with their default options, alpha "
+            "chosen on validation by mean normalised accuracy; norm.: over single, in the same regime"
+        )
+        return Findings([Table("Merging, test accuracy", rows, note)])

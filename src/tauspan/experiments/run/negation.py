@@ -1,92 +1,135 @@
 """Negation in every regime: one task forgotten, the controls kept."""
 
-from typing import Any, cast
+import dataclasses
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, ClassVar, Self, cast
 
 from tauspan import editing
 from tauspan.core.choices import EditRegime
-from tauspan.core.report import Cell, Report, Table
-from tauspan.experiments.run.courses import course_of
+from tauspan.core.errors import RecipeError
+from tauspan.core.report import Report, Table
+from tauspan.core.results import Result
+from tauspan.experiments.run.part import Evaluation, Findings, Part, refuse_twice
 from tauspan.experiments.run.spread import in_words, spread
-from tauspan.experiments.run.workshop import Evaluation, Workshop
-from tauspan.kernel.diagnose.rows import Findings
+from tauspan.experiments.run.vectors import kind_of
 from tauspan.tasks import Task
+
+if TYPE_CHECKING:
+    from tauspan.experiments.run.context import RunContext
+    from tauspan.experiments.run.recipe import Recipe
 
 _COLUMNS = ("alpha", "target", "control", "control kept")
 _MODELS = ("pre-trained", "negated", "alpha = 1")
 
 
-def negation(shop: Workshop) -> Findings:
-    """Target and control accuracies of every regime and target; nothing where no target is named."""
-    targets = targets_of(shop)
-    if not targets:
-        return Findings([], [], {})
-    rows: list[dict[str, Cell]] = []
-    series: list[dict[str, Any]] = []
-    found: dict[str, Any] = {}
-    for regime in shop.recipe.regimes:
-        found[regime] = {}
-        for target in targets:
-            done = [
-                negated(shop, Evaluation("negate", (target.name, regime), seed)) for seed in shop.recipe.seeds
-            ]
-            tables = [one.tables[0].rows for one in done]
-            for place, model in enumerate(_MODELS):
-                columns = spread([table[place] for table in tables], _COLUMNS)
-                label = "random" if (model, shop.recipe.start) == ("pre-trained", "random") else model
-                rows.append({"regime": regime, "target task": target.name, "model": label, **columns})
-            found[regime][target.name] = [
-                {model: {c: table[place][c] for c in _COLUMNS} for place, model in enumerate(_MODELS)}
+@dataclasses.dataclass(frozen=True)
+class Negation(Part):
+    """Which tasks are forgotten, and the share of control accuracy to keep.
+
+    Args:
+        targets: tasks to forget.
+        floor: share of the mean control accuracy to keep on validation.
+        controls: tasks that are only kept, never trained on; where none are named, the recipe's other tasks are.
+    """
+
+    targets: tuple[str, ...] = ()
+    floor: float = 0.95
+    controls: tuple[str, ...] = ()
+    key: ClassVar[str] = "negate"
+
+    def __post_init__(self) -> None:
+        refuse_twice("negate.controls", self.controls)
+        if not 0 <= self.floor <= 1:
+            raise RecipeError(f"negate.floor: {self.floor}: it is a share, between 0 and 1.")
+
+    def check(self, recipe: "Recipe") -> None:
+        """Targets are tasks, and controls are other ones."""
+        recipe.require_tasks("negate.targets", self.targets)
+        for name in self.controls:
+            if name in recipe.tasks:
+                raise RecipeError(
+                    f"negate.controls: {name!r} is among the tasks, and a control is never trained on: leave it out of "
+                    "one of them."
+                )
+        if self.targets and not self.controls and len(recipe.tasks) < 2:
+            raise RecipeError(
+                "negate.targets: negation needs at least one other task as its control, or negate.controls."
+            )
+
+    def for_tasks(self, tasks: Sequence[str]) -> Self:
+        """Only targets among these tasks."""
+        return dataclasses.replace(self, targets=tuple(name for name in self.targets if name in tasks))
+
+    def evaluations(self, run: "RunContext") -> list[Evaluation]:
+        """One for each seed, regime and target."""
+        return [
+            Evaluation("negate", (target.name, regime), seed)
+            for seed in run.recipe.seeds
+            for regime in run.recipe.regimes
+            for target in self._tasks(run)
+        ]
+
+    def measure(self, run: "RunContext", which: Evaluation) -> Report:
+        """The negation of one target's vector."""
+        target = next(task for task in self._tasks(run) if task.name == which.about[0])
+        regime = cast(EditRegime, which.about[1])
+        vectors = run.vectors(kind_of(regime), which.seed)
+        others = [task for task in run.tasks if task is not target]
+        controls = [run.task(name) for name in self.controls] or others
+
+        def work() -> Result:
+            return editing.negate(
+                run.encoder(which.seed), target, vectors[target], controls, self.floor, regime,
+                grid=run.recipe.grid, reading=run.reading,
+            )  # fmt: skip
+
+        key = [*run.key(vectors, regime, run.shared()), self.floor, target.name]
+        if self.controls:
+            key.append([task.checksum() for task in controls])
+        return run.stages.report(regime, "negate", which.name, key, work)
+
+    def findings(self, run: "RunContext") -> Findings:
+        """Target and control accuracies for each regime and target."""
+        rows: list[dict[str, Any]] = []
+        series: list[dict[str, Any]] = []
+        found: dict[str, Any] = {regime: {} for regime in run.recipe.regimes}
+        stages: dict[tuple[str, ...], list[Report]] = {}
+        for which in self.evaluations(run):
+            stages.setdefault(which.about, []).append(self.measure(run, which))
+        for (target, regime), done in stages.items():
+            tables = [dict(zip(_MODELS, one.tables[0].rows, strict=True)) for one in done]
+            for model in _MODELS:
+                label = "random" if (model, run.recipe.start) == ("pre-trained", "random") else model
+                columns = spread([table[model] for table in tables], _COLUMNS)
+                rows.append({"regime": regime, "target task": target, "model": label, **columns})
+            found[regime][target] = [
+                {model: {column: row[column] for column in _COLUMNS} for model, row in table.items()}
                 for table in tables
             ]
-            series += [{**entry, "group": f"alpha-negation-{target.name}"} for entry in done[0].series]
-    control = _control_in_words(shop)
-    note = (
-        f"{in_words(shop.recipe.seeds)}; test split; target and control: absolute accuracies; control: {control}; alpha: "
-        f"least target accuracy with control kept >= {shop.recipe.negate.floor:g} on validation; control kept: over the "
-        "first row's control"
-    )
-    result = {"negation": found, "negation_control": control}
-    return Findings([Table("Negation, test accuracy", rows, note)], series, result)
+            series += [{**entry, "group": f"alpha-negation-{target}"} for entry in done[0].series]
+        control = self._control_in_words(run)
+        note = (
+            f"{in_words(run.recipe.seeds)}; test split; target and control: absolute accuracies; control: {control}; "
+            f"alpha: least target accuracy with control kept >= {self.floor:g} on validation; control kept: over the "
+            "first row's control"
+        )
+        result = {"negation": found, "negation_control": control}
+        return Findings([Table("Negation, test accuracy", rows, note)], series, result)
+
+    def _tasks(self, run: "RunContext") -> list[Task]:
+        """The targets, in the recipe's order of tasks."""
+        return [run.task(name) for name in run.recipe.tasks if name in self.targets]
+
+    def _control_in_words(self, run: "RunContext") -> str:
+        """What the control accuracy is measured on."""
+        if not self.controls:
+            return "mean of the other tasks"
+        mean = "mean of " if len(self.controls) > 1 else ""
+        return mean + ", ".join(_described(run.task(name)) for name in self.controls)
 
 
-def targets_of(shop: Workshop) -> list[Task]:
-    """The tasks that are to be forgotten."""
-    return [shop.task(name) for name in shop.recipe.tasks if name in shop.recipe.negate.targets]
-
-
-def negated(shop: Workshop, which: Evaluation) -> Report:
-    """The negation of one target's vector of one seed."""
-    target = next(task for task in targets_of(shop) if task.name == which.about[0])
-    regime = cast(EditRegime, which.about[1])
-    vectors = shop.vectors(course_of(regime), which.seed)
-    negate = shop.recipe.negate
-    controls = [shop.task(name) for name in negate.controls] or [
-        task for task in shop.tasks if task is not target
-    ]
-
-    def work() -> Report:
-        return editing.negate(
-            shop.encoder(which.seed), target, vectors[target], controls, negate.floor, regime,
-            grid=shop.recipe.grid, reading=shop.reading,
-        ).report()  # fmt: skip
-
-    key = [*shop.key(vectors, regime, shop.shared()), negate.floor, target.name]
-    if negate.controls:
-        key.append([task.checksum() for task in controls])
-    return shop.stages.report(regime, "negate", which.name, key, work)
-
-
-def _control_in_words(shop: Workshop) -> str:
-    """What the control accuracy is measured on."""
-    names = shop.recipe.negate.controls
-    if not names:
-        return "mean of the other tasks"
-    mean = "mean of " if len(names) > 1 else ""
-    return mean + ", ".join(_named(shop.task(name)) for name in names)
-
-
-def _named(task: Task) -> str:
-    """A control with its source, which published splits it has, and how many rows speak for it."""
+def _described(task: Task) -> str:
+    """A control with its source, which published splits it has, and its numbers of rows."""
     facts = [task.extra.get("title") or task.source, task.extra.get("control_split")]
     rows = f"{len(task.split('validation'))} validation and {len(task.split('test'))} test rows"
     return f"{task.name} ({'; '.join([*(str(fact) for fact in facts if fact), rows])})"

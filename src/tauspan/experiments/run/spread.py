@@ -5,27 +5,47 @@ from collections.abc import Mapping, Sequence
 
 from tauspan.core.report import Cell
 
+Row = Mapping[str, Cell]
 
-def spread(rows: Sequence[Mapping[str, Cell]], columns: Sequence[str]) -> dict[str, Cell]:
-    """Each column's value, or its mean and sample standard deviation over the seeds; nothing where nothing is known."""
+
+def spread(rows: Sequence[Row], columns: Sequence[str]) -> dict[str, Cell]:
+    """Each column's mean and sample standard deviation over the rows, as text; of one row the value itself."""
     cells: dict[str, Cell] = {}
     for column in columns:
-        values = [float(value) for row in rows if (value := row[column]) is not None]
-        if len(values) < len(rows):
-            cells[column] = None
+        values = _known(rows, column)
+        if len(values) < 2:
+            cells[column] = values[0] if values else None
         else:
-            mean = statistics.fmean(values)
-            cells[column] = mean if len(values) == 1 else f"{mean:.3f} ± {statistics.stdev(values):.3f}"
+            cells[column] = f"{statistics.fmean(values):.3f} ± {statistics.stdev(values):.3f}"
     return cells
 
 
-def means(rows: Sequence[Mapping[str, Cell]], columns: Sequence[str]) -> dict[str, float | None]:
-    """Each column's mean over the seeds."""
-    found: dict[str, float | None] = {}
-    for column in columns:
-        values = [float(value) for row in rows if (value := row[column]) is not None]
-        found[column] = statistics.fmean(values) if len(values) == len(rows) else None
-    return found
+def means(rows: Sequence[Row], columns: Sequence[str]) -> dict[str, float | None]:
+    """Each column's mean over the rows; None where a row lacks the number."""
+    known = {column: _known(rows, column) for column in columns}
+    return {column: statistics.fmean(values) if values else None for column, values in known.items()}
+
+
+def _known(rows: Sequence[Row], column: str) -> list[float]:
+    """The numbers of a column; none of them where one is missing."""
+    values = [float(value) for row in rows if (value := row[column]) is not None]
+    return values if len(values) == len(rows) else []
+
+
+def over_seeds(
+    first: Row, names: Sequence[str], seeds: Sequence[Sequence[Row]], columns: Sequence[str]
+) -> tuple[list[dict[str, Cell]], dict[str, dict[str, float | None]]]:
+    """Rows of a table and means by name, from the rows that each seed has for these names.
+
+    Args:
+        first: the columns before the name.
+        names: what the rows of a seed are about, in their order: tasks, then `"mean"`.
+        seeds: the rows of each seed.
+        columns: which columns of them.
+    """
+    by_name = {name: [rows[place] for rows in seeds] for place, name in enumerate(names)}
+    table = [{**first, "task": name, **spread(rows, columns)} for name, rows in by_name.items()]
+    return table, {name: means(rows, columns) for name, rows in by_name.items()}
 
 
 def in_words(seeds: Sequence[int]) -> str:

@@ -1,13 +1,13 @@
 """Many jobs over several worker processes or a cluster; a finished job is never done again.
 
 ```text
-driver     sweep: what is open, running, found or failed
+driver     sweep: which jobs are open, running, done or failed
 job        Job: a named call, checked before anything starts
 results    the folder: results, logs, locks
 pool       worker processes of this machine; what a backend is
 worker     the program that a worker process runs; it imports no torch
 cluster    jobs as Ray tasks
-board      the live table
+table      the live table
 ```
 """
 

@@ -12,11 +12,11 @@ from tauspan.core.arguments import checked
 from tauspan.core.errors import TauspanError, UsageError, listed, nearest
 from tauspan.core.notices import tell
 from tauspan.core.schema import shown
-from tauspan.experiments.sweep.board import Board
 from tauspan.experiments.sweep.cluster import Ray
 from tauspan.experiments.sweep.job import Job, require_distinct
 from tauspan.experiments.sweep.pool import Backend, Died, Processes
 from tauspan.experiments.sweep.results import Results
+from tauspan.experiments.sweep.table import JobTable
 from tauspan.experiments.sweep.worker import Outcome
 
 BackendName = Literal["processes", "ray"]
@@ -53,8 +53,8 @@ def sweep(
         threads: of torch in each worker; None shares this machine's cores among the workers, and is 1 with `ray`.
         attempts: how many workers may die of a job before it counts as failed.
         errors: what to do with failed jobs when all are done. `"raise"` raises the first one's error, in the order of the
-            jobs, which names all that failed and their logs. `"return"` raises nothing for them: in the place of a
-            failed job's result stands its error, an object of `TauspanError`.
+            jobs, which names all that failed and their logs. `"return"` raises nothing for them: the result of
+            a failed job is its error, an object of `TauspanError`.
         device: what jobs read as the variable `TAUSPAN_DEVICE`; of several GPUs each worker of `"cuda"` sees one.
 
     Returns:
@@ -92,14 +92,14 @@ def sweep(
     if threads is None:
         threads = max(1, _cores() // workers) if backend == "processes" else 1
     results = Results(Path(folder))
-    with Board([job.name for job in jobs]) as board:
-        under_way = _Sweep(jobs, results, board, attempts)
+    with JobTable([job.name for job in jobs]) as table:
+        under_way = _Sweep(jobs, results, table, attempts)
         if not under_way.finished:
             with closing(BACKENDS[backend](threads, device)) as running:
                 under_way.run(running, workers)
     if under_way.failed and errors == "raise":
         raise _first_failure(jobs, under_way.failed, results)
-    whole = {**under_way.found, **under_way.failed}
+    whole = {**under_way.done, **under_way.failed}
     return {job.name: whole[job.name] for job in jobs}
 
 
@@ -109,11 +109,11 @@ def _cores() -> int:
 
 
 class _Sweep:
-    """Jobs under way: each is open, running under a lock, found or failed."""
+    """Jobs under way: each is open, running under a lock, done or failed."""
 
-    def __init__(self, jobs: Sequence[Job], results: Results, board: Board, attempts: int) -> None:
-        self.results, self.board, self.attempts = results, board, attempts
-        self.found: dict[str, Any] = {}
+    def __init__(self, jobs: Sequence[Job], results: Results, table: JobTable, attempts: int) -> None:
+        self.results, self.table, self.attempts = results, table, attempts
+        self.done: dict[str, Any] = {}
         self.failed: dict[str, TauspanError] = {}
         self._deaths: Counter[str] = Counter()
         self._running: dict[str, tuple[Job, str, ExitStack]] = {}
@@ -125,7 +125,7 @@ class _Sweep:
         return not self._open and not self._running
 
     def run(self, backend: Backend, workers: int) -> None:
-        """Until every job is found or failed."""
+        """Until every job is done or failed."""
         try:
             while not self.finished:
                 for job in list(self._open):
@@ -142,17 +142,17 @@ class _Sweep:
         content = self.results.find(job)
         if content is None:
             return False
-        self.found[job.name] = content["result"]
-        self.board.set(job.name, "reused", seconds=content.get("seconds"))
+        self.done[job.name] = content["content"]
+        self.table.set(job.name, "reused", seconds=content["cost"].get("seconds"))
         return True
 
     def _begin(self, job: Job, backend: Backend) -> None:
-        """Start the job, unless another sweep does it: then it comes last."""
+        """Start the job, or move it to the end if another sweep is doing it."""
         self._open.remove(job)
-        lock = self.results.lock(job)
+        lock = self.results.stages.lock(job.name)
         if lock is None:
             self._open.append(job)
-            self.board.set(job.name, "waiting", "another sweep")
+            self.table.set(job.name, "waiting", "another sweep")
             return
         with ExitStack() as kept:
             kept.push(lock)
@@ -160,7 +160,7 @@ class _Sweep:
                 return
             worker = backend.start(job, self.results.log(job))
             self._running[job.name] = (job, worker, kept.pop_all())
-            self.board.set(job.name, "running", worker)
+            self.table.set(job.name, "running", worker)
 
     def _settle(self, name: str, outcome: Outcome | Died) -> None:
         job, worker, lock = self._running.pop(name)
@@ -172,15 +172,13 @@ class _Sweep:
             elif "error" in outcome:
                 self.results.note(job, outcome["error"]["traceback"])
                 self.failed[name] = _rebuilt(job, outcome["error"], self.results.log(job))
-                self.board.set(name, "failed", worker, outcome["seconds"])
+                self.table.set(name, "failed", worker, outcome["seconds"])
             else:
-                facts = {
-                    "seconds": outcome["seconds"], "attempt": self._deaths[name] + 1,
-                    "warnings": outcome["warnings"],
-                }  # fmt: skip
-                self.results.write(job, outcome["result"], **facts)
-                self.found[name] = outcome["result"]
-                self.board.set(name, "done", worker, outcome["seconds"])
+                self.results.write(
+                    job, outcome["result"], outcome["seconds"], outcome["warnings"], self._deaths[name] + 1
+                )
+                self.done[name] = outcome["result"]
+                self.table.set(name, "done", worker, outcome["seconds"])
 
     def _bury(self, job: Job, worker: str, death: Died) -> None:
         self._deaths[job.name] += 1
@@ -188,14 +186,14 @@ class _Sweep:
         self.results.note(job, f"attempt {deaths} of {self.attempts}, worker {worker}: {death.how}.\n")
         if deaths < self.attempts:
             self._open.insert(0, job)
-            self.board.set(job.name, "again", f"attempt {deaths + 1}")
+            self.table.set(job.name, "again", f"attempt {deaths + 1}")
             return
         self.failed[job.name] = TauspanError(
             f"job {job.name!r} ({job.function}) was given up after attempt {deaths} of {self.attempts}: {death.how}. "
             f"What it printed is in {file}. Give it more memory (fewer workers, smaller batches) or repair it, and sweep "
             "again."
         )
-        self.board.set(job.name, "failed", worker)
+        self.table.set(job.name, "failed", worker)
 
 
 def _rebuilt(job: Job, error: dict[str, str], log: Path) -> TauspanError:

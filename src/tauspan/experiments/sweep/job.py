@@ -42,7 +42,7 @@ class Job:
             raise UsageError(f"job {self.name!r}: write 'module:function', not {shown(self.function)}.")
         if self.function.startswith("__main__:"):
             raise UsageError(
-                f"job {self.name!r}: {self.function!r} stands in the program itself, which workers do not run again. "
+                f"job {self.name!r}: {self.function!r} is defined in the program itself, which workers do not run again. "
                 "Move the function to a module of its own and name that."
             )
         if not isinstance(self.arguments, Mapping):

@@ -41,7 +41,7 @@ def visible_gpus() -> list[str]:
 
 @dataclass(frozen=True)
 class Died:
-    """What is known when a worker is gone and left no outcome."""
+    """How a worker ended that left no outcome."""
 
     how: str
 
@@ -50,10 +50,10 @@ class Backend(Protocol):
     """Where jobs are done. The sweep holds the locks and writes the results; a backend only calls functions."""
 
     def start(self, job: Job, log: Path) -> str:
-        """Begin a job; who does it."""
+        """Begin a job, and return the name of who does it."""
 
     def wait(self, seconds: float) -> Mapping[str, Outcome | Died]:
-        """What came of jobs, by name; waits that long if nothing did."""
+        """The outcomes that arrived, by the name of the job; waits at most so many seconds for one."""
 
     def close(self) -> None:
         """End all workers, in the middle of a job too."""
@@ -77,7 +77,7 @@ class Processes:
         self._busy: dict[str, _Worker] = {}
 
     def start(self, job: Job, log: Path) -> str:
-        """Give the job to a worker that is free, or to a new one; its process id."""
+        """Give the job to a worker that is free, or to a new one, and return its process id."""
         while True:
             worker = self._idle.pop() if self._idle else _Worker(self._own_environment(), log)
             self._busy[job.name] = worker  # before it can be interrupted, so that `close` knows it
@@ -133,7 +133,7 @@ class _Worker:
             )  # fmt: skip
 
     def give(self, job: Job, log: Path) -> bool:
-        """Send a job; whether there was someone to take it. A death after that is the job's, however soon it comes."""
+        """Send a job, and return whether the worker took it. If it dies after that, the job has lost an attempt."""
         if self.process.poll() is not None:
             return False
         message = {"function": job.function, "arguments": job.arguments, "log": str(log.absolute())}
@@ -144,7 +144,7 @@ class _Worker:
         return True
 
     def outcome(self) -> Outcome | Died | None:
-        """What came of the job, or that the process died; None as long as it works."""
+        """The outcome of the job, or that the process died; None while it works."""
         gone = self.process.poll() is not None  # asked first: what it sent before its end is read below
         try:
             if self.connection.poll():

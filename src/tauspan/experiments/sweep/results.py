@@ -1,31 +1,31 @@
-"""The folder of a sweep: a result's file for each finished job, and its log, which is locked while the job is done."""
+"""The results of a sweep: a stage for each job, with a log that is locked while the job is done."""
 
 import json
 import tempfile
-from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 from tauspan import __version__
 from tauspan.core.errors import StoreError
+from tauspan.core.measure import Cost
 from tauspan.core.schema import shown
 from tauspan.experiments.sweep.job import Job
-from tauspan.store import locked, read_json, write_json
-
-FORMAT = "tauspan-sweep/1"
+from tauspan.store import locked, read_json
+from tauspan.store.stages import Stages
 
 
 class Results:
-    """What is finished in a folder: `NAME.json` for each job, and `logs/NAME.log`.
+    """The finished jobs of a folder: `NAME.json` (see `Stages`) and `logs/NAME.log` for each job.
 
     Raises:
-        StoreError: the folder cannot be written, or its file system knows no locks.
+        StoreError: the folder cannot be written, or its file system has no locks.
     """
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
+        self.stages = Stages(folder, "logs/{}.log")
         try:
-            self.log_folder.mkdir(parents=True, exist_ok=True)
+            (folder / "logs").mkdir(parents=True, exist_ok=True)
             probe = tempfile.TemporaryDirectory(prefix=".lock", dir=folder)
             with probe, locked(Path(probe.name)) as free:
                 known = free
@@ -37,18 +37,9 @@ class Results:
                 "Choose a folder on another one."
             )
 
-    @property
-    def log_folder(self) -> Path:
-        """Where the logs lie."""
-        return self.folder / "logs"
-
-    def file(self, job: Job) -> Path:
-        """Where the job's result lies when it is finished."""
-        return self.folder / f"{job.name}.json"
-
     def log(self, job: Job) -> Path:
         """What the job printed, and why it failed."""
-        return self.log_folder / f"{job.name}.log"
+        return self.stages.lock_file(job.name)
 
     def find(self, job: Job) -> dict[str, Any] | None:
         """The content of the job's file; None if there is none yet.
@@ -56,39 +47,35 @@ class Results:
         Raises:
             StoreError: the file is damaged, or holds what another function, other arguments or another version gave.
         """
-        file = self.file(job)
+        file = self.stages.file(job.name)
         if not file.exists():
             return None
         try:
-            content = read_json(file)
+            entry = read_json(file)
         except StoreError as error:
             raise StoreError(f"{error} Remove it, and the job is done again.") from error
-        whole = isinstance(content, dict) and content.get("format") == FORMAT and "result" in content
-        if not whole or not isinstance(content.get("seconds"), int | float):
+        whole = isinstance(entry, dict) and isinstance(entry.get("job"), dict) and "content" in entry
+        if not whole or not isinstance(entry.get("cost"), dict):
             raise StoreError(
-                f"{file} is not what a sweep writes ({shown(content)}). Remove it, and the job is done again."
+                f"{file} is not what a sweep writes ({shown(entry)}). Remove it, and the job is done again."
             )
         for part, wanted in _key(job).items():
-            found = content.get(part)
+            found = entry["job"].get(part)
             if _text(found) != _text(wanted):
                 raise StoreError(
                     f"{file} holds the result of another job of that name: its {part} is {shown(found)}, and now "
                     f"{shown(wanted)}. Name the job otherwise, choose another folder, or remove the file."
                 )
-        return dict(content)
+        return dict(entry)
 
-    def write(self, job: Job, result: Any, **facts: Any) -> None:
+    def write(
+        self, job: Job, result: Any, seconds: float, warnings: list[str] | None = None, attempt: int = 1
+    ) -> None:
         """Write a finished job's file, whole or not at all."""
-        content = {"format": FORMAT, "job": job.name, **_key(job), **facts, "result": result}
-        write_json(self.file(job), content, overwrite=False)
-
-    def lock(self, job: Job) -> ExitStack | None:
-        """The job's lock, which closing it frees, as the end of this process does; None while another sweep has it."""
-        with ExitStack() as stack:
-            self.log(job).touch()
-            if stack.enter_context(locked(self.log(job))):
-                return stack.pop_all()
-        return None
+        key = _key(job)
+        self.stages.write(
+            job.name, key, result, Cost(seconds), warnings or [], overwrite=False, job=key, attempt=attempt
+        )
 
     def note(self, job: Job, text: str) -> None:
         """Add a text to the job's log."""

@@ -1,4 +1,4 @@
-"""What a worker process does: jobs, one after the other, until it is told to end or nobody listens any more.
+"""The program of a worker process: it does jobs one after the other, until it is told to end or the sweep is gone.
 
 The file is run as a program, not as a module of its package, and imports neither torch nor the package's other
 modules: a worker starts at once and holds only what its jobs load.
@@ -88,7 +88,7 @@ def _plain(value: Any, what: str) -> Any:
 
 
 def perform(function: str, arguments: Mapping[str, Any]) -> Outcome:
-    """Call a function, and say what came of it in plain values.
+    """Call a function, and describe the outcome in plain values.
 
     Returns:
         `seconds` with `result`, or with `error`: `type` (the nearest class of `tauspan.core.errors`, or None), `text`,
@@ -124,7 +124,7 @@ def _last_line(error: BaseException) -> str:
 
 def main(handle: int) -> None:
     """Take jobs from the connection with that file descriptor, and answer each."""
-    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs start deaf to it
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
     connection = Connection(handle)
     inbox: queue.SimpleQueue[Any] = queue.SimpleQueue()
     threading.Thread(target=_listen, args=(connection, inbox), daemon=True).start()

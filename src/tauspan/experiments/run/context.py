@@ -1,56 +1,56 @@
-"""`Workshop`: a recipe under way: its encoder, its tasks, and its vectors, each made once."""
+"""`RunContext`: what the parts of a run share: its encoder, its tasks, its vectors and its stages, each made once."""
 
 import dataclasses
 import hashlib
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, TypeAlias
+from typing import Any, NamedTuple
 
 from tauspan.core.errors import StoreError, UsageError
 from tauspan.core.reading import Reading
 from tauspan.editing.model.edit import load
-from tauspan.experiments.recipe import Recipe
-from tauspan.experiments.run.courses import Course, Finetuning
-from tauspan.experiments.run.stages import Content, Stages
+from tauspan.experiments.run.part import Evaluation
+from tauspan.experiments.run.recipe import Recipe
+from tauspan.experiments.run.vectors import Finetuning, VectorKind, finetunings
 from tauspan.models import Encoder, fingerprint_of, reinitialised
+from tauspan.store.stages import Content, Stages
 from tauspan.tasks import Task
 from tauspan.tasks.data.suite import find_task
 from tauspan.train import Settings, finetune
 from tauspan.vector import FILE, TaskVector
 
-Kind: TypeAlias = Literal["add", "evaluate", "negate", "disentangle", "energy", "merge"]
 _PROBE = "The quick brown fox's 21 naïve steps, re-tokenised!"
 
 
-class Evaluation(NamedTuple):
-    """One stage that measures: its kind, what it is about (a regime, or a task and a regime), and a seed."""
+class Step(NamedTuple):
+    """One stage of a run: its label and kind in the table of costs, whether its file is there, and how to do it."""
 
-    kind: Kind
-    about: tuple[str, ...]
-    seed: int
-
-    @property
-    def name(self) -> str:
-        """The stage's name."""
-        return "-".join([self.kind, *self.about, f"seed{self.seed}"])
+    label: str
+    kind: str
+    finished: Callable[[], bool]
+    do: Callable[[], Any]
 
 
-class Workshop:
-    """A recipe under way. Encoders, tasks and vectors are loaded when they are asked for.
+class RunContext:
+    """What the parts of a run share. Encoders, tasks and vectors are loaded when they are asked for.
 
     Args:
         recipe: what to do.
         out: the output folder.
         device: where the encoder goes; see `load`.
+        pretrained: the recipe's encoder, where it was loaded before.
 
     Raises:
         UsageError: the recipe's model is an edited one, or the device is not there.
     """
 
-    def __init__(self, recipe: Recipe, out: Path, device: str | None = None) -> None:
-        loaded = load(recipe.model, device)
+    def __init__(
+        self, recipe: Recipe, out: Path, device: str | None = None, pretrained: Encoder | None = None
+    ) -> None:
+        loaded = pretrained or load(recipe.model, device)
         if not isinstance(loaded, Encoder):
             raise UsageError(
                 f"{recipe.model!r} is an edited tangent model; a recipe starts from a pre-trained one."
@@ -63,12 +63,12 @@ class Workshop:
         self._started: tuple[int, Encoder] | None = None
         self._bases: dict[int, str] = {}
         self._tokenizer = _tokenizer_digest(loaded)
-        self._vectors: tuple[tuple[Course, int], dict[Task, TaskVector]] | None = None
+        self._vectors: tuple[tuple[VectorKind, int], dict[Task, TaskVector]] | None = None
 
     # -- where a run starts ----------------------------------------------------------------------------------
 
     def encoder(self, seed: int) -> Encoder:
-        """What the vectors of a seed start from: the pre-trained encoder, or a re-initialised one of that seed."""
+        """The encoder from which a seed's vectors start: the pre-trained one, or one re-initialised with the seed."""
         if self.recipe.start == "pretrained":
             return self.pretrained
         if self._started is None or self._started[0] != seed:
@@ -101,6 +101,11 @@ class Workshop:
         """The recipe's tasks, in its order."""
         return [self.task(name) for name in self.recipe.tasks]
 
+    @property
+    def names(self) -> list[str]:
+        """The names of the tasks, then `"mean"`: what the rows of a table are about."""
+        return [*(task.name for task in self.tasks), "mean"]
+
     def fewer(self, task: Task, rows: int | None) -> Task:
         """A task with at most so many test rows; the same object whenever it is asked for."""
         if (task, rows) not in self._fewer:
@@ -111,36 +116,22 @@ class Workshop:
 
     def settings(self, which: Finetuning) -> Settings:
         """How a vector is made."""
-        training = dataclasses.asdict(self.recipe.finetune)
-        rates = {"standard": training.pop("lr_standard"), "linear": training.pop("lr_linear")}
-        by_task = training.pop("epochs_by_task")
         if which.task is not None:
-            training["epochs"] = by_task.get(which.task, training["epochs"])
-        else:
-            training |= self._together(by_task, training)
-        if which.course == "attention":
-            training["params"] = "attention"
-        regime: Literal["standard", "linear"] = "linear" if which.course == "linear" else "standard"
-        point = self.recipe.point if regime == "linear" else None
-        return Settings(
-            regime=regime, seed=which.seed, lr=rates[regime], point=point, max_tokens=self.recipe.max_tokens,
-            **training,
-        )  # fmt: skip
-
-    def _together(self, by_task: Mapping[str, int], training: Mapping[str, Any]) -> dict[str, Any]:
-        """Epochs and steps over all tasks' rows that make up those of the single fine-tunings together."""
-        sizes = {name: len(self.task(name).split("train")) for name in self.recipe.tasks}
-        passes = sum(by_task.get(name, training["epochs"]) * size for name, size in sizes.items())
-        most = training["max_steps"]
-        return {
-            "epochs": math.ceil(passes / sum(sizes.values())),
-            "max_steps": None if most is None else most * len(sizes),
-        }
+            return self.recipe.settings(which)
+        # one model sees about as many rows as all single fine-tunings together
+        tuned, sizes = (
+            self.recipe.finetune,
+            {name: len(self.task(name).split("train")) for name in self.recipe.tasks},
+        )
+        passes = sum(tuned.epochs_by_task.get(name, tuned.epochs) * size for name, size in sizes.items())
+        most = None if tuned.max_steps is None else tuned.max_steps * len(sizes)
+        epochs = math.ceil(passes / sum(sizes.values()))
+        return self.recipe.settings(which, epochs=epochs, max_steps=most)
 
     def folder(self, which: Finetuning) -> Path:
-        """Where a vector lies."""
-        name = "standard" if which.task is None else self.task(which.task).name
-        return self.out / "vectors" / f"{which.course}-{name}-seed{which.seed}"
+        """The folder of a vector."""
+        name = None if which.task is None else self.task(which.task).name
+        return self.out / "vectors" / which.folder(name)
 
     def key_of(self, which: Finetuning) -> str:
         """What decides a vector."""
@@ -151,10 +142,10 @@ class Workshop:
     def finished(self, which: Finetuning) -> bool:
         """Whether a vector is there."""
         folder = self.folder(which)
-        return self.stages.finished(_name(folder), self.key_of(which), folder / FILE)
+        return self.stages.finished(stage_of(folder), self.key_of(which), folder / FILE)
 
     def finetune(self, which: Finetuning) -> Path:
-        """Make a vector, or find it, and return its folder.
+        """The folder of a vector, which is made now unless it is there.
 
         Raises:
             StoreError: the folder holds a vector made with other settings, another base, tokenizer or other data.
@@ -164,26 +155,13 @@ class Workshop:
         def work() -> Content:
             encoder = self.encoder(which.seed)
             if which.task is None:
-                done = finetune(
-                    encoder,
-                    self.tasks,
-                    settings,
-                    out=folder,
-                    resume=True,
-                )
+                done = finetune(encoder, self.tasks, settings, out=folder, resume=True)
             else:
-                done = finetune(
-                    encoder,
-                    self.task(which.task),
-                    settings,
-                    out=folder,
-                    resume=True,
-                )
+                done = finetune(encoder, self.task(which.task), settings, out=folder, resume=True)
             return {"history": list(done.history), "tokenizer": self._tokenizer}
 
-        stage = self.stages.do(
-            which.course, "fine-tune", _name(folder), self.key_of(which), work, folder / FILE
-        )
+        key, made = self.key_of(which), folder / FILE
+        stage = self.stages.do(which.kind, "fine-tune", stage_of(folder), key, work, made)
         # the key does not know the tokenizer, and stages of the first version do not name it
         made_with = stage.content.get("tokenizer")
         if made_with is not None and made_with != self._tokenizer:
@@ -193,15 +171,46 @@ class Workshop:
             )
         return folder
 
-    def vectors(self, course: Course, seed: int) -> dict[Task, TaskVector]:
-        """One vector per task, made now or found."""
-        if self._vectors is None or self._vectors[0] != (course, seed):
+    def adopt(self, other: "RunContext", which: Finetuning) -> None:
+        """Take a finished vector of another run over, unless there is one."""
+        folder = self.folder(which)
+        if not (folder / FILE).exists():
+            self.stages.adopt(other.stages, stage_of(folder), other.folder(which), folder)
+
+    def vectors(self, kind: VectorKind, seed: int) -> dict[Task, TaskVector]:
+        """The vector of each task."""
+        if self._vectors is None or self._vectors[0] != (kind, seed):
             found = {
-                self.task(name): TaskVector.from_pretrained(self.finetune(Finetuning(course, name, seed)))
+                self.task(name): TaskVector.from_pretrained(self.finetune(Finetuning(kind, name, seed)))
                 for name in self.recipe.tasks
             }
-            self._vectors = (course, seed), found  # the last ones only: they may be large
+            self._vectors = (kind, seed), found  # the last ones only: they may be large
         return self._vectors[1]
+
+    # -- stages ----------------------------------------------------------------------------------------------
+
+    def steps(self) -> dict[str, Step]:
+        """Every stage of the run by its name: vectors, then evaluations, those of one seed and regime together."""
+        steps = {
+            stage_of(self.folder(which)): Step(
+                which.kind, "fine-tune", partial(self.finished, which), partial(self.finetune, which)
+            )
+            for which in finetunings(self.recipe)
+        }
+        regimes, seeds = self.recipe.regimes, self.recipe.seeds
+        found = {which: part for part in self.recipe.parts if part.asked for which in part.evaluations(self)}
+
+        def place(which: Evaluation) -> tuple[int, int]:
+            known = next((regimes.index(word) for word in which.about if word in regimes), -1)
+            return seeds.index(which.seed), known
+
+        for which in sorted(found, key=place):
+            exists, measure = (
+                partial(self.stages.exists, which.name),
+                partial(found[which].measure, self, which),
+            )
+            steps[which.name] = Step(which.about[-1], which.kind, exists, measure)
+        return steps
 
     # -- what the stages share -------------------------------------------------------------------------------
 
@@ -212,7 +221,7 @@ class Workshop:
 
     @property
     def reading(self) -> Reading:
-        """How the rows of tasks are read."""
+        """How the model runs over the rows of tasks."""
         return Reading(max_tokens=self.recipe.max_tokens, point=self.recipe.point)
 
     def shared(self) -> dict[str, Any]:
@@ -220,7 +229,8 @@ class Workshop:
         return {"grid": self.recipe.grid, "point": self.recipe.point, "max_tokens": self.recipe.max_tokens}
 
 
-def _name(folder: Path) -> str:
+def stage_of(folder: Path) -> str:
+    """The stage that makes the vector of a folder."""
     return f"finetune-{folder.name}"
 
 

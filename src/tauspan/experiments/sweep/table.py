@@ -39,7 +39,7 @@ class _Row:
 
     @property
     def settled(self) -> bool:
-        """Whether nothing more becomes of the job."""
+        """Whether the job is over."""
         return self.state in ("done", "reused", "failed")
 
     def shown_seconds(self) -> str:
@@ -47,8 +47,8 @@ class _Row:
         return "" if seconds is None else f"{seconds:.1f}"
 
 
-class Board:
-    """What becomes of each job: one live table where a terminal watches, else lines as of any work (`measure.progress`).
+class JobTable:
+    """The state of each job: a live table on a terminal, else lines like those of other work (`measure.progress`).
 
     Without a terminal each change is also a line in the log.
     """
@@ -62,7 +62,7 @@ class Board:
         if shown() and self._console.is_terminal and (console is not None or on_terminal()):
             self._live = Live(console=self._console, get_renderable=self.render, refresh_per_second=4)
 
-    def __enter__(self) -> "Board":
+    def __enter__(self) -> "JobTable":
         if self._live:
             self._stack.enter_context(self._live)
         else:
@@ -97,7 +97,7 @@ class Board:
         return ", ".join(filter(None, words))
 
     def render(self) -> Table:
-        """All jobs, or as many as the screen has lines for, those that run or failed before the others."""
+        """All jobs; if the screen has too few lines, those that run or failed."""
         grid = Table(
             box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False, width=min(_WIDTH, self._console.width),
             caption=Text(self.counts()), caption_justify="left",
@@ -124,7 +124,7 @@ class Board:
         """How many jobs are in each state.
 
         Example:
-            >>> Board(["a", "b"]).counts()
+            >>> JobTable(["a", "b"]).counts()
             '2 jobs: 2 waiting'
         """
         found = Counter(row.state for row in self._rows.values())

@@ -1,0 +1,146 @@
+"""`run`: a recipe from data to report; `plan`: what it has to do."""
+
+import dataclasses
+import functools
+import logging
+import os
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+from tauspan.core.arguments import checked
+from tauspan.core.errors import UsageError
+from tauspan.core.measure import underway
+from tauspan.core.notices import heard, once
+from tauspan.core.processes import world
+from tauspan.core.report import Cell, Report, Table, noted, provenance
+from tauspan.experiments import figures
+from tauspan.experiments.run.context import RunContext
+from tauspan.experiments.run.jobs import in_workers
+from tauspan.experiments.run.part import laid_over
+from tauspan.experiments.run.recipe import Recipe
+from tauspan.experiments.run.spread import in_words
+from tauspan.store import write_text
+
+log = logging.getLogger(__name__)
+
+
+@checked
+def run(
+    recipe: Recipe, out: str | Path, *, workers: int = 1, device: str | None = None, ) -> Report:  # fmt: skip
+    """Carry a recipe out and write `report.json`, `report.md` and figures into `out`.
+
+    Vectors and stage results found in `out` are reused if their keys (settings, base fingerprint, data
+    checksums) are the same. A vector made with other settings is an error, never overwritten; evaluations and
+    the report are made anew. A run that was killed goes on where it stopped, and two runs on one folder share the
+    work: each stage is done by one of them.
+
+    Args:
+        recipe: what to do.
+        out: the output folder.
+        workers: processes that fine-tune, and then measure, at the same time, each with this process's number of threads
+            (`OMP_NUM_THREADS`); vectors and numbers are the same to the bit however many there are.
+        device: where it computes, such as `"cuda"`; of several workers each has a GPU of its own while there are enough.
+
+    Returns:
+        The tables of the recipe's parts, in the order of `PARTS`, and what each stage took.
+
+    Raises:
+        UsageError: fewer than one worker; several workers inside several processes; a model that was edited.
+        StoreError: `out` holds vectors of another recipe, or cannot be written.
+    """
+    if workers < 1:
+        raise UsageError(f"workers={workers}: it must be at least 1.")
+    if workers > 1 and int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise UsageError(
+            f"workers={workers} in one of {os.environ['WORLD_SIZE']} processes of a launcher: several processes train "
+            "one vector together, several workers one each. Choose one of the two."
+        )
+    report = numbered(measured(recipe, Path(out), workers=workers, device=device))
+    write(report, recipe, Path(out))
+    return report
+
+
+def measured(recipe: Recipe, out: Path, *, workers: int = 1, device: str | None = None) -> Report:
+    """Carry a recipe out; the report, before its tables are numbered and it is written."""
+    with heard() as warned:
+        context = RunContext(recipe, out, device)
+        if workers > 1:
+            in_workers([context], out, workers, vectors=True)
+            in_workers([context], out, workers, vectors=False)
+        with underway("stages", total=len(context.steps())) as context.stages.advance:
+            report = _report(context)
+    return dataclasses.replace(report, warnings=once(context.stages.warnings, warned))
+
+
+def _report(context: RunContext) -> Report:
+    """Everything the recipe asks for, a table for each part."""
+    recipe = context.recipe
+    found = [part.findings(context) for part in recipe.parts if part.asked]
+    tables = [table for one in found for table in one.tables]
+    tables.append(Table("Cost", context.stages.rows(), "peak memory is the whole process's"))
+    facts: dict[str, Any] = {"recipe": recipe.as_dict(), "base": context.pretrained.source}
+    title = recipe.title
+    if recipe.start == "random":
+        title += ", random initialisation"
+        facts["start"] = (
+            "random initialisation: the vectors of a seed start from the model re-initialised with it"
+        )
+        facts["fingerprint"] = {f"seed {seed}": context.base(seed) for seed in recipe.seeds}
+    else:
+        facts["fingerprint"] = context.base(recipe.seeds[0])
+    first: dict[str, Any] = {"seeds": in_words(recipe.seeds), "start": recipe.start, "alpha": {}}
+    result = functools.reduce(laid_over, (one.result for one in found), first)
+    return Report(title, tables, provenance(**facts), [s for one in found for s in one.series], result)
+
+
+def numbered(report: Report) -> Report:
+    """The report with numbers before the titles of its tables."""
+    tables = [
+        dataclasses.replace(table, title=f"{number}. {table.title}")
+        for number, table in enumerate(report.tables, 1)
+    ]
+    return dataclasses.replace(report, tables=tables)
+
+
+def write(report: Report, recipe: Recipe, folder: Path) -> None:
+    """Write a report with its figures; of a group of processes the first one does."""
+    with world() as processes:
+        if processes.first:
+            write_text(folder / "report.json", report.to_json())
+            write_text(folder / "report.md", report.to_markdown())
+            more = [series for part in recipe.parts for series in part.pictures(report.result)]
+            kinds = {kind: picture for part in recipe.parts for kind, picture in part.drawn.items()}
+            for path in figures.draw(report, folder, more, kinds):
+                log.info("wrote %s", path)
+        processes.wait()
+
+
+@noted
+@checked
+def plan(recipe: Recipe, out: str | Path, *, device: str | None = None) -> Report:
+    """The stages of a recipe: how many there are of each kind, and how many are done; nothing is trained or written.
+
+    A fine-tuning counts as done if its vector is there and was made with these settings, data and model. A stage that
+    measures counts if its file is there; whether it is out of date is known only when its vectors are.
+
+    Args:
+        recipe: what to do.
+        out: the output folder.
+        device: where the model would compute; it is loaded for its fingerprint.
+
+    Returns:
+        A `Report` with one row for each kind of stage; `report.result` has the numbers `stages` and `done`.
+    """
+    context = RunContext(recipe, Path(out), device)
+    steps = context.steps().values()
+    number = Counter((step.label, step.kind) for step in steps)
+    finished = Counter((step.label, step.kind) for step in steps if step.finished())
+    rows: list[dict[str, Cell]] = [
+        {"regime": label, "stage": kind, "number": count, "done": finished[label, kind]}
+        for (label, kind), count in number.items()
+    ]
+    note = f"what is done is in {out} and is not done again"
+    facts = provenance(recipe=recipe.as_dict(), base=context.pretrained.source)
+    result = {"stages": number.total(), "done": finished.total()}
+    return Report(f"{recipe.title}: plan", [Table("Stages", rows, note)], facts, result=result)

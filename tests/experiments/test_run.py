@@ -12,6 +12,7 @@ import pytest
 import tauspan as ts
 from helpers.program import contents
 from helpers.small_runs import TASKS, reused
+from tauspan import editing
 from tauspan.core.errors import StoreError, UsageError
 from tauspan.core.reading import Reading
 from tauspan.core.report import Report

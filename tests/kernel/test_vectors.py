@@ -41,7 +41,7 @@ def rows_of_jacobian(encoder, task, params="all"):
     classifier = Classifier(encoder, build_head(task, encoder))
     rows = task.split("train")
     kernel = TangentKernel(classifier, encoder.encode(rows.inputs), params=params)
-    ((_, found),) = kernel.left.jacobian()
+    ((_, found),) = kernel.left.dense_rows()
     wide = torch.cat([part.flatten(2) for part in found.values()], 2).flatten(0, 1)
     return logits_at_base(kernel), wide, rows.labels
 
@@ -150,7 +150,7 @@ def test_the_hinge_loss_is_at_its_minimum(classes):
     least = hinge_loss(tau, start, wide, labels, 1e-2)
     facts = fitted.vector.info["solver"]
     assert facts["name"] == "hinge by interior point"
-    assert least == pytest.approx(float(fitted.solved.certificate["loss"]), rel=1e-9)
+    assert least == pytest.approx(float(fitted.solution.loss), rel=1e-9)
     generator = torch.Generator().manual_seed(0)
     for size in (1e-3, 1e-2, 0.1):
         for _ in range(20):
@@ -158,7 +158,7 @@ def test_the_hinge_loss_is_at_its_minimum(classes):
             assert hinge_loss(tau + step, start, wide, labels, 1e-2) > least
     assert fitted.margins.norm == pytest.approx(float(tau.norm()), rel=1e-9)
     assert facts["support"] == len(fitted.margins.support)
-    pulled = fitted.kernel.pullback(fitted.solved.alpha)
+    pulled = fitted.kernel.pullback(fitted.solution.alpha)
     assert torch.allclose(torch.cat([part.flatten() for part in pulled.values()]), tau)
 
 
@@ -201,8 +201,8 @@ def test_a_kernel_too_large_for_a_matrix_is_solved_by_products(monkeypatch):
     exact = closed_form(encoder, task, ridge=0.1)
     monkeypatch.setattr(vectors, "DENSE", 10)
     fitted = closed_form(encoder, task, ridge=0.1, tolerance=1e-11)
-    assert fitted.solved.solver == "ridge by conjugate gradients"
-    assert not fitted.solved.exact
+    assert fitted.solution.solver == "ridge by conjugate gradients"
+    assert not fitted.solution.exact
     assert float((flat(fitted.vector) - flat(exact.vector)).norm()) < 1e-8 * float(flat(exact.vector).norm())
 
 
@@ -214,7 +214,7 @@ def test_one_row():
         **{split: (task.split(split).inputs[:1], task.split(split).labels[:1]) for split in task.splits},
     )  # fmt: skip
     fitted = closed_form(encoder, single, ridge=0.1)
-    assert (fitted.kernel.shape, fitted.solved.converged) == ((3, 3), True)
+    assert (fitted.kernel.shape, fitted.solution.converged) == ((3, 3), True)
     assert closed_form(encoder, single, "cross_entropy").solved.converged
     assert closed_form(encoder, single, "hinge").solved.converged
     with pytest.raises(UsageError, match="leave-one-out needs 2 rows"):

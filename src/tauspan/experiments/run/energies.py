@@ -8,8 +8,7 @@ from tauspan.core.report import Cell, Table
 from tauspan.experiments.recipe import Energies
 from tauspan.experiments.run.spread import in_words, means, spread
 from tauspan.experiments.run.workshop import Evaluation, Workshop
-from tauspan.kernel.diagnose.rows import Findings, Settings, rows_of_tasks
-from tauspan.kernel.diagnose.vectors import energy_findings
+from tauspan.kernel.diagnose import Findings, KernelSettings, task_energies, task_kernels
 from tauspan.models import fingerprint_of, reinitialised
 
 STARTS = {"pretrained": "pre-trained", "random": "random"}  # as stages and as tables call them
@@ -56,16 +55,16 @@ def energy(shop: Workshop, which: Evaluation) -> dict[str, Any]:
     """Numbers and histograms of all tasks at one start; the seed draws the rows, and random weights."""
     asked, start, seed = shop.recipe.energy or Energies(), STARTS[which.about[0]], which.seed
     params = shop.recipe.finetune.params if asked.params is None else asked.params
-    settings = Settings(
+    settings = KernelSettings(
         rows=asked.rows, outputs=asked.outputs, reading=Reading(32, shop.recipe.max_tokens), seed=seed
     )  # fmt: skip
 
     def work() -> dict[str, Any]:
         model = shop.pretrained if start == "pre-trained" else reinitialised(shop.pretrained, seed)
-        made = rows_of_tasks(model, shop.tasks, params, settings)
-        with progress(f"local energy, {start}", len(made)) as advance:
-            gathered = energy_findings(made, asked.eigenfunctions, advance)
-        return {"energy": gathered.result["energy"], "series": list(gathered.series)}
+        kernels = task_kernels(model, shop.tasks, params, settings)
+        with progress(f"local energy, {start}", len(kernels)) as advance:
+            each = task_energies(kernels, asked.eigenfunctions, advance)
+        return {"energy": [one.facts() for one in each], "series": [one.series() for one in each]}
 
     of = [asked.eigenfunctions, params if isinstance(params, str) else list(params), vars(settings)]
     checksums = [task.checksum() for task in shop.tasks]

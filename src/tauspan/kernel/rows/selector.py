@@ -34,7 +34,7 @@ class Selector:
         """Outputs of the kernel."""
         return 1 if self.traced else self.inner
 
-    def of(self, places: list[int]) -> Tensor:
+    def weights_of(self, places: list[int]) -> Tensor:
         """The weights of some rows, shape (n, O, C)."""
         if len(self.weights) == 1:
             return self.weights.expand(len(places), -1, -1)

@@ -7,7 +7,8 @@ from torch import nn
 from helpers import zoo
 from tauspan.core.errors import DataError, MismatchError, NonFiniteError, UsageError
 from tauspan.kernel import DenseKernel, TangentKernel
-from tauspan.kernel.operator.interference import Interference, PredictedAccuracy, interference, joint
+from tauspan.kernel.operator.interference import Interference, PredictedAccuracy, interference
+from tauspan.kernel.operator.joint import joint
 from tauspan.kernel.operator.union import UnionKernel
 from tauspan.kernel.operator.unlearning import RidgeFit
 from tauspan.kernel.solvers.regression import solve_ridge

@@ -8,7 +8,8 @@ matrix, `LowRankKernel` of a factor. The sub-packages `tauspan.kernel.diagnose` 
 from tauspan.kernel.approximate.lowrank import Nystrom, determinantal, nystrom, pivoted_cholesky
 from tauspan.kernel.approximate.reduced import Reduction, reduced
 from tauspan.kernel.operator.closed_form import ClosedForm, closed_form, logits_at_base, task_vector
-from tauspan.kernel.operator.interference import Interference, Joint, interference, joint
+from tauspan.kernel.operator.interference import Interference, interference
+from tauspan.kernel.operator.joint import Joint, joint
 from tauspan.kernel.operator.projection import Projection, project
 from tauspan.kernel.operator.tangent import TangentKernel
 from tauspan.kernel.operator.union import UnionKernel

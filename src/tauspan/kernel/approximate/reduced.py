@@ -1,6 +1,6 @@
-"""How far the kernels with one output stand from the full one: the sum of logits, and the trace over outputs.
+"""How far kernels with one output are from the full one: that of the sum of logits, and the trace over outputs.
 
-Both are N x M kernels k that stand for K as k (x) I. The sum takes k = (1/O) sum_{o,p} K_{(n,o)(m,p)} and costs as
+Both are N x M kernels k that approximate K by k (x) I. The sum takes k = (1/O) sum_{o,p} K_{(n,o)(m,p)} and costs as
 little as one output; the trace, k = (1/O) sum_o K_{(n,o)(m,o)}, is the closest kernel of this form. At random weights
 the distance of both falls as 1/sqrt(width). At trained weights outputs are correlated: measure it.
 """

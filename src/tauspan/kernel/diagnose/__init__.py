@@ -8,10 +8,7 @@ from tauspan.kernel.diagnose.alignment import (
     LabelAlignment,
     centred_alignment,
     cross_task_alignment,
-    kernel_change,
-    kernel_distance,
     kernel_target_alignment,
-    kernel_velocity,
     label_gradient_alignment,
     principal_angles,
 )
@@ -19,6 +16,7 @@ from tauspan.kernel.diagnose.energy import Eigenfunctions, LocalEnergy, local_en
 from tauspan.kernel.diagnose.gather import Diagnosis, diagnose, kernel_report
 from tauspan.kernel.diagnose.kernels import TaskPairs, TaskSpectrum, task_pairs, task_spectrum
 from tauspan.kernel.diagnose.lazy import Linearity, PosthocGap, lazy_coefficient, linearity, posthoc_gap
+from tauspan.kernel.diagnose.motion import kernel_change, kernel_distance, kernel_velocity
 from tauspan.kernel.diagnose.rows import Findings, KernelOutputs, KernelSettings, TaskKernel, task_kernels
 from tauspan.kernel.diagnose.spectra import (
     CumulativePower,

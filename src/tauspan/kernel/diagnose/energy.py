@@ -185,7 +185,7 @@ def local_energy(
     if cross.shape[0] % kernel.outputs:
         raise MismatchError(
             f"the kernel between control rows and the task's has {cross.shape[0]} rows, which is no multiple of the "
-            f"kernel's {kernel.outputs} outputs a row: build both with the same outputs."
+            f"kernel's {kernel.outputs} outputs per row: build both with the same outputs."
         )
     if targets is not None and kernel.outputs > 1:
         targets = vector_for(kernel, targets, "the target")

@@ -31,7 +31,7 @@ class TaskSpectrum:
         task: its name.
         rows: N.
         ranks: the effective ranks.
-        power: how much of the one-hot labels lies in the leading eigenvectors.
+        power: how much of the one-hot labels is in the span of the leading eigenvectors.
         target_alignment: KTA with the one-hot labels less 1/C.
         centred_alignment: CKA with them; None where all rows have one class.
         label_alignment: label-gradient alignment; None for several outputs, or where all rows have one class.

@@ -112,7 +112,7 @@ def decay_exponent(values: Tensor) -> float | None:
 
 @dataclass(frozen=True, eq=False)
 class CumulativePower:
-    """How much of a target lies in the leading eigenvectors, and when it is learned.
+    """How much of a target is in the span of the leading eigenvectors, and when it is learned.
 
     Args:
         values: eigenvalues, falling, shape (n).
@@ -128,7 +128,7 @@ class CumulativePower:
 
 
 def cumulative_power(kernel: Kernel, targets: Tensor) -> CumulativePower:
-    """How much of the targets lies in the leading eigenvectors, exact.
+    """How much of the targets is in the span of the leading eigenvectors, exact.
 
     The training loss that follows is `Modes.of(kernel).flow_loss(y - f0, t)`, half the sum of (u_i r)^2 exp(-2 lam_i t).
 

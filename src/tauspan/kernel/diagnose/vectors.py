@@ -6,10 +6,10 @@ from typing import Any
 
 from tauspan.editing.edit import apply
 from tauspan.kernel import Estimate, Interference, interference, logits_at_base
-from tauspan.kernel.diagnose.alignment import kernel_change, kernel_distance
 from tauspan.kernel.diagnose.energy import Chosen, Eigenfunctions, LocalEnergy, local_energy
 from tauspan.kernel.diagnose.kernels import Advance
 from tauspan.kernel.diagnose.lazy import Linearity, PosthocGap, lazy_coefficient, linearity, posthoc_gap
+from tauspan.kernel.diagnose.motion import kernel_change, kernel_distance
 from tauspan.kernel.diagnose.rows import TaskKernel
 from tauspan.kernel.operator.interference import ClassChange, PredictedAccuracy
 from tauspan.kernel.rows.data import rows_of

@@ -1,4 +1,4 @@
-"""What one task's vector does on another task's rows, before any merge, and the solution that accounts for it.
+"""What one task's vector does on another task's rows, before any merge.
 
 With tau_t = J_t^T alpha_t the outputs on the rows of t' move by J_t' tau_t = K_t't alpha_t, exactly. Tasks may have heads
 of their own: J_t is the Jacobian of the encoder under the head of t, in parameters that all tasks share.
@@ -19,9 +19,6 @@ from tauspan.core.params import Params
 from tauspan.core.report import Cell, Report, Table, provenance
 from tauspan.core.results import Result, ratio
 from tauspan.kernel.operator.tangent import TangentKernel
-from tauspan.kernel.operator.union import UnionKernel
-from tauspan.kernel.solvers.regression import solve_ridge
-from tauspan.kernel.solvers.solution import DualSolution, vector_for
 from tauspan.vector import TaskVector
 
 Changes = Mapping[tuple[str, str], Tensor]
@@ -117,7 +114,7 @@ class Interference(Result):
         """
         changes = []
         for on in self.tasks:
-            of = _labels(labels, on, len(self.changes[on, on]))
+            of = labels_of(labels, on, len(self.changes[on, on]))
             own = rms(self.changes[on, on])
             for by in self.tasks:
                 for label in sorted(set(of.tolist())) if by != on else ():
@@ -139,7 +136,7 @@ class Interference(Result):
         """
         predicted = []
         for on in self.tasks:
-            of, base = _labels(labels, on, len(self.changes[on, on])), start[on].double()
+            of, base = labels_of(labels, on, len(self.changes[on, on])), start[on].double()
             total = alone = base + self.changes[on, on]
             pairs = {}
             for by in self.tasks:
@@ -187,7 +184,7 @@ def interference(
         >>> interference(kernels, taus).table().tolist()
         [[1.0, 0.0], [0.0, 1.0]]
     """
-    names = _agreeing(kernels, vectors, "vectors")
+    names = agreeing(kernels, vectors, "vectors")
     taus = {
         name: kernels[name].tangent.direction(one) if isinstance(one, TaskVector) else one
         for name, one in vectors.items()
@@ -203,90 +200,6 @@ def interference(
         for by, one in zip(names, moved, strict=True):
             changes[on, by] = one.view(kernel.samples, -1)
     return Interference(tasks=names, changes=changes, provenance=provenance())
-
-
-@dataclass(frozen=True, eq=False)
-class Joint:
-    """Each task's own optimum, their plain sum, and the optimum of all tasks together, on the training rows.
-
-    Args:
-        tasks: their names.
-        alone: by task, the alpha_t of (K_tt + ridge) alpha_t = r_t.
-        together: by task, its part of the alpha of (K + ridge) alpha = r over the rows of all tasks. J_t^T of it are
-            the corrected vectors: their plain sum is the optimum of the summed losses.
-        solution: the block solve, with its residual.
-        residuals: by task, y_t - f0_t, shape (N_t, O_t).
-        changes: by (kind, task): what a solution adds to the outputs on the rows of the task, shape (N_t, O_t). The kinds
-            are "alone", a model for each task, and "added" and "together", one model for all.
-    """
-
-    tasks: tuple[str, ...]
-    alone: Mapping[str, Tensor]
-    together: Mapping[str, Tensor]
-    solution: DualSolution
-    residuals: Mapping[str, Tensor]
-    changes: Changes
-
-    def losses(self) -> dict[tuple[str, str], float]:
-        """The mean squared residual by (kind, task)."""
-        return {
-            (kind, task): float((self.residuals[task] - change).square().mean())
-            for (kind, task), change in self.changes.items()
-        }
-
-    def accuracies(
-        self, start: Mapping[str, Tensor], labels: Mapping[str, Tensor]
-    ) -> dict[tuple[str, str], float]:
-        """The accuracy by (kind, task), from logits at the base (N_t, O_t) and classes (N_t,) by task."""
-        return {
-            (kind, task): accuracy(start[task].double() + change, _labels(labels, task, len(change)))
-            for (kind, task), change in self.changes.items()
-        }
-
-
-@checked
-def joint(kernels: Mapping[str, TangentKernel], residuals: Mapping[str, Tensor], ridge: float) -> Joint:
-    """Solve for each task alone, and for all at once by one block solve: the multi-task optimum.
-
-    minimise sum_t 1/2 |f0_t + J_t tau - y_t|^2 + ridge/2 |tau|^2 over one tau, which is sum_t J_t^T alpha_t.
-
-    Args:
-        kernels: by task: its training rows under its head.
-        residuals: by task: y_t - f0_t, shape (N_t, O_t) or (N_t O_t).
-        ridge: 0 or more, the same in all solves.
-
-    Raises:
-        UsageError: one task only, mappings that name different tasks, a singular system, too many rows for a matrix
-            (a `UnionKernel` can be solved with `solve_cg`).
-
-    Cost:
-        All blocks between the tasks and (sum_t N_t O_t)^3 / 3 FLOPs.
-
-    Example:
-        >>> from torch import nn
-        >>> net = nn.Linear(1, 1, bias=False)
-        >>> kernels = {name: TangentKernel(net, torch.ones(1, 1)) for name in ("a", "b")}
-        >>> solved = joint(kernels, {"a": torch.ones(1), "b": torch.ones(1)}, 1.0)
-        >>> [round(float(solved.changes[kind, "a"]), 3) for kind in ("alone", "added", "together")]  # a sum overshoots
-        [0.5, 1.0, 0.667]
-    """
-    names = _agreeing(kernels, residuals, "residuals")
-    union = UnionKernel(kernels)
-    flat = {name: vector_for(kernels[name], residuals[name], f"the residual of {name!r}") for name in names}
-    alone = {name: solve_ridge(union.own(name), flat[name], ridge).alpha for name in names}
-    solution = solve_ridge(union, torch.cat([flat[name] for name in names]), ridge)
-    stacked = torch.cat([alone[name] for name in names])
-    moved = {"added": union.matvec(stacked), "together": union.matvec(solution.alpha)}
-    changes = {
-        (kind, name): part.view(kernels[name].samples, -1)
-        for kind, whole in moved.items()
-        for name, part in union.split(whole).items()
-    }
-    changes |= {
-        ("alone", name): union.own(name).matvec(alone[name]).view(kernels[name].samples, -1) for name in names
-    }
-    shaped = {name: flat[name].view(kernels[name].samples, -1) for name in names}
-    return Joint(names, alone, union.split(solution.alpha), solution, shaped, changes)
 
 
 def require_several(tasks: Sequence[str]) -> None:
@@ -312,14 +225,15 @@ def finite_or_none(value: float) -> float | None:
     return float(value) if math.isfinite(value) else None
 
 
-def _labels(labels: Mapping[str, Tensor], task: str, rows: int) -> Tensor:
+def labels_of(labels: Mapping[str, Tensor], task: str, rows: int) -> Tensor:
+    """The labels of a task; raises `DataError` unless there is one for each row."""
     if task not in labels or len(labels[task]) != rows:
         count = len(labels[task]) if task in labels else "no"
         raise DataError(f"task {task!r} has {rows} rows and {count} labels: give one for each row.")
     return labels[task]
 
 
-def _agreeing(
+def agreeing(
     kernels: Mapping[str, TangentKernel], others: Mapping[str, object], what: str
 ) -> tuple[str, ...]:
     """The tasks' names; raises unless both mappings have them."""

@@ -5,7 +5,7 @@ S = J R / sqrt(q) with R of independent signs, shape (P, q), has E[S S^T] = J J^
     E|S S^T - K|_F^2 = ((tr K)^2 + |K|_F^2) / q,
 
 so that the relative error is sqrt((PR + 1) / q) with the participation rank PR = (tr K)^2 / |K|_F^2. The formula is
-exact for normal entries; signs lie below it by the share of single parameters in the kernel, 2 sum_p |J_p|^4 / q.
+exact for normal entries; signs are below it by the share of single parameters in the kernel, 2 sum_p |J_p|^4 / q.
 """
 
 import hashlib

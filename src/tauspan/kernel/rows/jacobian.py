@@ -162,7 +162,7 @@ class Jacobian:
         return Graph(self.tangent.function(batch))
 
     def push(self, taus: Sequence[Params]) -> Tensor:
-        """J tau for several directions, shape (T, N I), float64; I outputs are derived a row."""
+        """J tau for several directions, shape (T, N I), float64; I outputs per row."""
         parts = []
         for places, batch in self.parts():
             args, kwargs = self.tangent.inputs_of(batch)
@@ -172,7 +172,7 @@ class Jacobian:
         return torch.cat(parts, 1).flatten(1)
 
     def pull(self, alpha: Tensor) -> dict[str, Tensor]:
-        """J^T alpha for alpha of shape (N I): one backward pass a batch, sums in float64."""
+        """J^T alpha for alpha of shape (N I): one backward pass per batch, sums in float64."""
         total: dict[str, Tensor] = {}
         shaped = alpha.view(self.samples, -1)
         for places, batch in self.parts():

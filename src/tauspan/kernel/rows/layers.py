@@ -181,7 +181,7 @@ def _at(entry: Entry, place: int) -> Slot | None:
 
 
 def _linear(entry: Entry, sensitivity: Tensor, names: dict[Slot, str]) -> list[tuple[str, Piece]]:
-    """The map x W^T + b, or b + x W for `addmm`: which way round W lies does not change inner products."""
+    """The map x W^T + b, or b + x W for `addmm`: whether W is transposed does not change inner products."""
     order = (1, 2, 0) if entry.name == "addmm" else (0, 1, 2)
     x, weight, bias = entry.arguments[order[0]], _at(entry, order[1]), _at(entry, order[2])
     if any(slot is not None and slot not in names for slot in (weight, bias)) or len(entry.arguments) > 3:

@@ -103,7 +103,7 @@ class Modes:
     def flow_loss(self, residual: Tensor, time: float) -> float:
         """The training loss 1/2 |f_t - y|^2 = 1/2 sum_i (u_i r)^2 exp(-2 lambda_i t) of gradient flow.
 
-        What lies outside the span of the eigenpairs counts as not learned.
+        The part outside the span of the eigenpairs counts as not learned.
         """
         if not time >= 0:
             raise UsageError(f"time={time}: gradient flow starts at 0.")

@@ -58,7 +58,7 @@ def solve_hinge(
     there twice do not slow down.
 
     Args:
-        kernel: symmetric, over the training rows; several outputs a row count as one-vs-rest, summed.
+        kernel: symmetric, over the training rows; several outputs per row count as one-vs-rest, summed.
         signs: s in {-1, +1}, shape (N O) or (N, O).
         ridge: above 0.
         start: f0; None is 0.

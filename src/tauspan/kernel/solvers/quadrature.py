@@ -44,7 +44,7 @@ def logdet(kernel: Kernel, ridge: float, probes: int | None = 32, steps: int = 3
         seed: of their starts.
 
     Returns:
-        The middle between the Gauss rule, which lies above, and the Gauss-Radau rule with a node beside 0, which lies
+        The middle between the Gauss rule, which is above, and the Gauss-Radau rule with a node beside 0, which is
         below; `bound` is half their distance, and falls exponentially in `steps` over sqrt(condition number).
 
     Raises:

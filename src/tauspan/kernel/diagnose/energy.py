@@ -174,6 +174,7 @@ def local_energy(
 
     Example:
         >>> from tauspan.kernel import DenseKernel
+        >>> import torch
         >>> support = DenseKernel(torch.diag(torch.tensor([4.0, 1.0], dtype=torch.float64)))
         >>> energy = local_energy(support, torch.tensor([[2.0, 0.0]]), which=1)
         >>> [round(one.value, 6) for one in (energy.on_support, energy.on_control, energy.ratio)]

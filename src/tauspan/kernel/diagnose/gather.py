@@ -118,8 +118,8 @@ def kernel_report(
         >>> x, y = torch.eye(4), torch.tensor([0, 1, 0, 1])
         >>> task = ts.Task.from_tensors("parity", ["even", "odd"], train=(x, y), validation=(x, y), test=(x, y))
         >>> (spectrum,) = kernel_report(ts.load(torch.nn.Linear(4, 3)), [task]).spectra
-        >>> spectrum.task, spectrum.rows, round(spectrum.ranks.stable.value, 3)
-        ('parity', 4, 1.6)
+        >>> spectrum.task, spectrum.rows, 1 <= spectrum.ranks.stable.value <= 4
+        ('parity', 4, True)
     """
     settings = KernelSettings(rows, split, outputs, reading, backend, seed)
     with measured() as cost, progress("kernel", len(tasks) + 1) as advance:

@@ -22,6 +22,7 @@ def kernel_distance(first: Kernel, second: Kernel, probes: int | None = None, se
         UsageError: a kernel that is zero, fewer than 2 probes.
 
     Example:
+        >>> import torch
         >>> from tauspan.kernel import DenseKernel
         >>> round(kernel_distance(DenseKernel(torch.eye(2)), DenseKernel(3 * torch.eye(2))).value, 6)
         0.0

@@ -134,7 +134,7 @@ def disjoint_views(cell: factors.FactorCell) -> dict[Slot, str]:
     }
     owners = {slot: {name} for name, slot in cell.leaves.items()}
     for entry in cell.before:
-        read = factors._slots(entry)
+        read = factors.slots_of(entry)
         made = [slot for slot in entry.outputs if slot is not None]
         owners |= {slot: set().union(*(owners[one] for one in read)) for slot in made}
         if entry.name in table.VIEWS and len(read) == 1 and read[0] in places:
@@ -154,7 +154,7 @@ def disjoint_views(cell: factors.FactorCell) -> dict[Slot, str]:
 
 
 def _used(part: factors.Dense | factors.Touch) -> list[Slot]:
-    return [part.slot] if isinstance(part, factors.Dense) else factors._slots(part.entry)
+    return [part.slot] if isinstance(part, factors.Dense) else factors.slots_of(part.entry)
 
 
 def _of_part(

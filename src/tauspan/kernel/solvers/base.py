@@ -37,20 +37,19 @@ class Kernel(ABC):
     is added to the diagonal, not to every entry. Nothing is computed before the result is multiplied or read.
 
     Example:
+        >>> x = torch.tensor([[1.0], [2.0]], dtype=torch.float64)
         >>> class Linear(Kernel):
-        ...     def __init__(self, x):
-        ...         self.x, self.shape = x, (len(x), len(x))
-        ...     shape = (0, 0)
+        ...     shape = (2, 2)
         ...     def matmat(self, vectors):
-        ...         return self.x @ (self.x.T @ vectors)
+        ...         return x @ (x.T @ vectors)
         ...     def diag(self):
-        ...         return self.x.square().sum(1)
-        >>> kernel = Linear(torch.tensor([[1.0], [2.0]], dtype=torch.float64))
+        ...         return x.square().sum(1)
+        >>> kernel = Linear()
         >>> (2 * kernel + 0.5).dense()
         tensor([[2.5000, 4.0000],
                 [4.0000, 8.5000]], dtype=torch.float64)
-        >>> kernel.solve(torch.tensor([1.0, 1.0]), ridge=1.0).alpha
-        tensor([ 0.5000, -0.0000], dtype=torch.float64)
+        >>> kernel.solve(torch.tensor([1.0, 2.0]), ridge=1.0).alpha
+        tensor([0.1667, 0.3333], dtype=torch.float64)
     """
 
     _matrix: Tensor | None = None  # what `dense` computed

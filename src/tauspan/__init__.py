@@ -34,9 +34,8 @@ if TYPE_CHECKING:
     from tauspan.editing.search import add, coefficients, negate
     from tauspan.experiments.recipe import Recipe
     from tauspan.experiments.run import run
-    from tauspan.kernel import TangentKernel, closed_form
+    from tauspan.kernel import TangentKernel, closed_form, interference
     from tauspan.kernel.diagnose import diagnose
-    from tauspan.kernel.operator.interference import interference
     from tauspan.merge import METHODS, merge, merge_files
     from tauspan.merge.stream.adapter_vector import adapter_vector
     from tauspan.models import Classifier, Encoder, Head, reinitialised
@@ -85,7 +84,7 @@ _HOME = {
     "evaluate": "editing.evaluate",
     "finetune": "train",
     "fit": "train",
-    "interference": "kernel.operator.interference",
+    "interference": "kernel",
     "linearize": "tangent",
     "load": "editing.edit",
     "merge": "merge",

@@ -460,7 +460,7 @@ def test_more_outputs_than_memory_is_told_before_any_work(monkeypatch):
     model, x = example("mlp")
     kernel = TangentKernel(model, x)
     monkeypatch.setattr(base, "free_memory", lambda: 1000)
-    with pytest.raises(UsageError, match=r"5 x 5 rows and 3 outputs.*outputs='sum'.*matmat"):
+    with pytest.raises(UsageError, match=r"5 x 5 rows with 3 outputs each.*outputs='sum'.*matmat"):
         kernel.dense()
 
 

@@ -20,7 +20,7 @@ from tauspan.kernel.rows.data import Data
 from tauspan.kernel.rows.jacobian import Jacobian, identity
 from tauspan.kernel.rows.selector import Outputs
 from tauspan.kernel.rows.tiles import BACKENDS, Backend, Tiles
-from tauspan.kernel.solvers.base import Kernel
+from tauspan.kernel.solvers.base import Kernel, require_places
 from tauspan.tangent import linearize
 from tauspan.tangent.cache.room import free_memory
 from tauspan.tangent.linearized import Point
@@ -171,9 +171,7 @@ class TangentKernel(Kernel):
     @checked
     def rows(self, places: Sequence[int]) -> Tensor:
         """Some rows by their index n O + o, shape (len(places), M O)."""
-        for place in places:
-            if not 0 <= place < self.shape[0]:
-                raise UsageError(f"row {place} of a kernel with rows 0 to {self.shape[0] - 1}.")
+        require_places("row", places, self.shape[0])
         samples = sorted({place // self.outputs for place in places})
         at = {sample: number for number, sample in enumerate(samples)}
         block = self.block(samples, range(self.right.samples))

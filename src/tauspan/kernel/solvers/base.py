@@ -142,7 +142,7 @@ class Kernel(ABC):
         Raises:
             UsageError: a row that does not exist; they count from 0.
         """
-        _require_places("row", places, self.shape[0])
+        require_places("row", places, self.shape[0])
         if self._matrix is not None:
             return self._matrix[list(places)]
         return self.rmatmat(_units(self.shape[0], torch.tensor(list(places), dtype=torch.int64))).T
@@ -154,8 +154,8 @@ class Kernel(ABC):
         Raises:
             UsageError: a row or column that does not exist; they count from 0.
         """
-        _require_places("row", rows, self.samples)
-        _require_places("column", columns, self.shape[1] // self.outputs)
+        require_places("row", rows, self.samples)
+        require_places("column", columns, self.shape[1] // self.outputs)
         return self._block(rows, columns)
 
     def _block(self, rows: Sequence[int], columns: Sequence[int]) -> Tensor:
@@ -277,7 +277,8 @@ def _is_number(value: object) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
-def _require_places(which: str, places: Sequence[int], count: int) -> None:
+def require_places(which: str, places: Sequence[int], count: int) -> None:
+    """Raises `UsageError` for a row or column that does not exist."""
     outside = [place for place in places if not 0 <= place < count]
     if outside:
         raise UsageError(f"{which} {outside[0]} of a kernel with {which}s 0 to {count - 1}.")

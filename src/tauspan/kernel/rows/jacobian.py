@@ -3,6 +3,7 @@
 import random
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -123,7 +124,7 @@ class Jacobian:
             )
         return replace(self, together=True)
 
-    @property
+    @cached_property
     def samples(self) -> int:
         """N, the rows of data."""
         return sum(map(rows_of, self.batches))

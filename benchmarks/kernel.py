@@ -19,8 +19,7 @@ from torch.func import functional_call, jacrev, vmap
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 import tauspan as ts
-from tauspan.kernel import TangentKernel
-from tauspan.kernel.rows.selector import Outputs
+from tauspan.kernel import Outputs, TangentKernel
 from tauspan.models import Batch, Classifier, Encoder, Head
 
 PARAMS, TOKENS, GOAL = "encoder.*", 32, 4.0

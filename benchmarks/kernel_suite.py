@@ -30,8 +30,7 @@ from tauspan.core.reading import Reading
 from tauspan.core.report import Report, Table, provenance
 from tauspan.editing.model.outputs import accuracy, outputs
 from tauspan.kernel import closed_form
-from tauspan.kernel.diagnose.rows import Reduced, Settings, rows_of_tasks
-from tauspan.kernel.diagnose.vectors import energy_findings
+from tauspan.kernel.diagnose import KernelOutputs, KernelSettings, task_energies, task_kernels
 from tauspan.models import Classifier, Encoder
 from tauspan.tangent import linearize
 from tauspan.tangent.contributions import contributions
@@ -155,11 +154,19 @@ def energies(encoder: Encoder, tasks: Sequence[Task], options: argparse.Namespac
     rows: list[Row] = []
     models = {"pre-trained": encoder, "random": ts.reinitialised(encoder, seed=options.seed)}
     for start, model in models.items():
-        for logits in get_args(Reduced):
-            settings = Settings(options.energy_rows, outputs=logits, max_tokens=TOKENS)
-            made = rows_of_tasks(model, tasks, options.params, settings)
-            table = energy_findings(made, 10, lambda steps, note: None).tables[0]
-            rows += [{"start": start, "logits": logits, **row} for row in table.rows]
+        for logits in get_args(KernelOutputs):
+            settings = KernelSettings(
+                options.energy_rows, outputs=logits, reading=Reading(32, max_tokens=TOKENS)
+            )
+            made = task_kernels(model, tasks, options.params, settings)
+            for one in task_energies(made, 10, lambda steps, note: None):
+                means = {"support": one.own.on_support, "held out": one.held_out.on_control,
+                         "control": one.own.on_control, "ratio": one.own.ratio}  # fmt: skip
+                shown = {
+                    name: f"{mean.value:.3f} ± {mean.standard_error:.3f}" for name, mean in means.items()
+                }
+                rows.append({"start": start, "logits": logits, "task": one.task,
+                             "first": len(one.own.chosen), **shown})  # fmt: skip
     return rows
 
 

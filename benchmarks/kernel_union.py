@@ -12,8 +12,7 @@ from tauspan.core.measure import measured
 from tauspan.core.reading import Reading
 from tauspan.core.report import Cell, Table
 from tauspan.editing.evaluation import evaluate
-from tauspan.kernel import DenseKernel, RidgeFit, closed_form, joint
-from tauspan.kernel.operator.closed_form import logits_at_base, task_vector
+from tauspan.kernel import DenseKernel, RidgeFit, closed_form, joint, logits_at_base, task_vector
 from tauspan.models import Encoder
 from tauspan.tasks import Task
 from tauspan.train import Settings, finetune

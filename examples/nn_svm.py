@@ -24,9 +24,8 @@ import torch
 from torch import Tensor
 
 from tauspan.core.report import Table
-from tauspan.kernel import TangentKernel
+from tauspan.kernel import Margins, Rate, TangentKernel, dual_steps, margins, primal_steps, solve_hinge
 from tauspan.kernel.analytic import network
-from tauspan.kernel.solvers.hinge import Margins, Rate, dual_steps, margins, primal_steps, solve_hinge
 
 ROWS, SIZE, RIDGE, RATE = 40, 10, 1e-2, 0.5
 
@@ -93,7 +92,7 @@ def main(width: int = 512, steps: int = 5000, falling: Sequence[int] = (2000, 20
     below, above = (flips(kernel, labels, solved.alpha, found, share) for share in (0.999, 1.001))
     note = (
         f"Weights against function space after {steps} steps: g {functions:.1e}, tau {vectors:.1e}. "
-        f"Duality gap {solved.certificate['duality_gap']:.1e}; {len(found.support)} of {ROWS} rows support the vector, "
+        f"Duality gap {solved.duality_gap:.1e}; {len(found.support)} of {ROWS} rows support the vector, "
         f"{len(found.bounded)} at the box; margin {found.margin:.3f}. The worst displacement of length "
         f"{found.safe_edit:.4f} flips {below} rows when a little shorter, {above} when a little longer."
     )

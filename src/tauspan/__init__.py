@@ -41,9 +41,8 @@ if TYPE_CHECKING:
     )
     from tauspan.experiments.run import run
     from tauspan.experiments.run.recipe import Recipe
-    from tauspan.kernel import TangentKernel, closed_form
+    from tauspan.kernel import TangentKernel, closed_form, interference
     from tauspan.kernel.diagnose import diagnose
-    from tauspan.kernel.operator.interference import interference
     from tauspan.merge import METHODS, merge, merge_files
     from tauspan.merge.stream.adapter_vector import adapter_vector
     from tauspan.models import Classifier, Encoder, Head, reinitialised
@@ -93,7 +92,7 @@ _HOME = {
     "evaluate": "editing",
     "finetune": "train",
     "fit": "train",
-    "interference": "kernel.operator.interference",
+    "interference": "kernel",
     "linearize": "tangent",
     "load": "editing",
     "merge": "merge",

@@ -99,18 +99,18 @@ def test_every_number_is_what_the_library_says(
     cell = report.result["cells"][place]
     assert (cell["regime"], cell["steps"], cell["rows"], cell["seed"]) == (regime, 2, 16, 0)
     model, vectors = runs.encoder(), vectors_of(out, name)
-    added = ts.add(model, vectors, regime, grid=ONE.grid, **Q)
+    added = ts.add(model, vectors, regime, grid=ONE.grid, **Q).report()
     assert {key: cell["addition"][key] for key in added.result} == added.result
     total = sum(vectors.values(), 0.0 * next(iter(vectors.values())))
-    mean = ts.evaluate(model, list(vectors), total, 1 / 3, regime, **Q).result["mean"]["accuracy"]
+    mean = ts.evaluate(model, list(vectors), total, 1 / 3, regime, **Q).report().result["mean"]["accuracy"]
     assert cell["addition"]["mean"] == mean
     *controls, target = vectors
-    forgotten = ts.negate(model, target, vectors[target], controls, 0.95, regime, grid=ONE.grid, **Q)
+    forgotten = ts.negate(model, target, vectors[target], controls, 0.95, regime, grid=ONE.grid, **Q).report()
     assert cell["negation"]["target"] == forgotten.result["target"]
     assert cell["negation"]["task"] == "three"
     few = {task.subset(test=8): vector for task, vector in vectors.items()}
     unit = report.result["cells"][0]["interference"]["at alpha 1"]
-    maps = ts.disentanglement(model, few, regime, grid=(0.0, 1.0), drift=unit, **Q).result
+    maps = ts.disentanglement(model, few, regime, grid=(0.0, 1.0), drift=unit, **Q).report().result
     assert cell["interference"]["pairs"] == maps["pairs"][:2]
     assert cell["interference"]["matched"] == maps["drift"]["pairs"][:2]
     assert cell["interference"]["unit"] == unit

@@ -162,7 +162,7 @@ def test_the_maps_are_those_of_the_first_seeds_vectors_on_some_of_the_rows(
             regime,
             grid=(0.0, 1.0),
             reading=Reading(max_tokens=8),
-        )
+        ).report()
         assert alone.result["pairs"] == report.result["disentanglement"][regime]
         assert alone.series[0] in report.series
 

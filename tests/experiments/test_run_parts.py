@@ -18,9 +18,7 @@ from tauspan.core.reading import Reading
 from tauspan.core.report import Report
 from tauspan.experiments import figures
 from tauspan.experiments.run import Energies, Maps, Negation, Recipe, References, Training, jobs, run
-from tauspan.kernel.diagnose.rows import Settings as RowSettings
-from tauspan.kernel.diagnose.rows import rows_of_tasks
-from tauspan.kernel.diagnose.vectors import energy_findings
+from tauspan.kernel.diagnose import KernelSettings, task_energies, task_kernels
 from tauspan.models import fingerprint_of, select
 from tauspan.tasks import Task
 from tauspan.tasks.data.suite import find_task
@@ -71,6 +69,7 @@ def accuracy(model: Any, on: list[Task], *edit: Any) -> list[float]:
             *edit,
             reading=Reading(max_tokens=8),
         )
+        .report()
         .report()
         .result["accuracy"]
     )
@@ -162,9 +161,9 @@ def test_energies_are_those_of_the_kernel_from_both_starts(done: Done) -> None:
     _, whole, report = done
     model: Any = ts.load(whole.model)
     rows = table(report, "Local energy")
-    settings = RowSettings(rows=6, reading=Reading(32, 8), seed=0)
-    made = rows_of_tasks(ts.reinitialised(model, 0), tasks(*TASKS), "all", settings)
-    wanted = energy_findings(made, 3, lambda steps, note: None).result["energy"]
+    settings = KernelSettings(rows=6, reading=Reading(32, max_tokens=8), seed=0)
+    made = task_kernels(ts.reinitialised(model, 0), tasks(*TASKS), "all", settings)
+    wanted = [one.facts() for one in task_energies(made, 3, lambda steps, note: None)]
     found = [row for row in rows if row["start"] == "random"]
     assert [row["ratio"] for row in found[:2]] == pytest.approx([one["ratio"] for one in wanted])
     assert [row["control"] for row in found[:2]] == pytest.approx([one["control"] for one in wanted])

@@ -12,14 +12,14 @@ from torch import nn
 from helpers import zoo
 from tauspan.core.errors import MismatchError, ModelError, NonFiniteError, UsageError
 from tauspan.kernel import DenseKernel, TangentKernel
-from tauspan.kernel.approximate.eigenpairs import eigenpairs
 from tauspan.kernel.approximate.lowrank import determinantal, nystrom, pivoted_cholesky
-from tauspan.kernel.approximate.quadrature import effective_dimension, logdet
 from tauspan.kernel.approximate.reduced import reduced
 from tauspan.kernel.operator import projection
 from tauspan.kernel.operator.projection import drawn, project
+from tauspan.kernel.solvers.eigenpairs import eigenpairs
 from tauspan.kernel.solvers.estimates import participation_rank, signs, squared_norm, trace
-from tauspan.kernel.solvers.factor import Factor
+from tauspan.kernel.solvers.kernels import LowRankKernel
+from tauspan.kernel.solvers.quadrature import effective_dimension, logdet
 
 
 def with_spectrum(values, seed=0):
@@ -123,13 +123,13 @@ def test_pivoted_cholesky_lies_below_the_kernel(values, seed, block):
     kernel = with_spectrum(values, seed)
     rank = max(1, len(values) // 2)
     found = pivoted_cholesky(kernel, rank, seed, block=block)
-    rest = kernel.matrix - found.factor.dense()
+    rest = kernel.matrix - found.kernel.dense()
     scale = float(kernel.matrix.trace())
     assert float(torch.linalg.eigvalsh(rest)[0]) >= -1e-10 * scale - 1e-300
     assert found.residual == pytest.approx(float(rest.trace()), abs=1e-10 * scale)
     best = float(torch.as_tensor(sorted(values)[: len(values) - rank], dtype=torch.float64).sum())
     assert found.residual >= best - 1e-10 * scale
-    assert len(set(found.landmarks)) == len(found.landmarks) == found.factor.rank <= rank
+    assert len(set(found.landmarks)) == len(found.landmarks) == found.kernel.rank <= rank
     if found.landmarks:  # the same approximation from its landmarks alone, where rounding lets it
         again = nystrom(kernel, found.landmarks)
         assert again.residual <= found.residual + 1e-6 * scale
@@ -156,19 +156,19 @@ def test_pivoted_cholesky_comes_close_to_the_best():
     assert best < found < 2.5 * best
     stopped = pivoted_cholesky(kernel, 80, tolerance=0.1)
     assert stopped.relative_residual <= 0.1
-    assert stopped.factor.rank < 30
+    assert stopped.kernel.rank < 30
 
 
 def test_rank_and_copies_end_the_factor_early():
     rows = zoo.normal(6, 3)
     matrix = torch.cat([rows, rows]) @ torch.cat([rows, rows]).T
     found = pivoted_cholesky(DenseKernel(matrix), 12)
-    assert found.factor.rank == 3
+    assert found.kernel.rank == 3
     assert found.exact
-    assert zoo.close(found.factor.dense(), matrix)
+    assert zoo.close(found.kernel.dense(), matrix)
     twice = nystrom(DenseKernel(matrix), [0, 6, 1, 7, 2])  # equal rows: K_SS is singular
-    assert twice.factor.rank == 3
-    assert zoo.close(twice.factor.dense(), matrix)
+    assert twice.kernel.rank == 3
+    assert zoo.close(twice.kernel.dense(), matrix)
 
 
 @pytest.mark.parametrize("seed", range(5))
@@ -177,8 +177,8 @@ def test_single_precision_leaves_no_more_than_its_rounding(seed):
     matrix = rows @ rows.T
     noisy = DenseKernel(matrix + 1e-7 * zoo.normal(30, 30, seed=seed + 9))
     found = pivoted_cholesky(noisy, 30, seed)
-    assert float((found.factor.dense() - matrix).norm()) < 1e-4 * float(matrix.norm())
-    assert pivoted_cholesky(noisy, 30, seed, tolerance=1e-6).factor.rank == 4
+    assert float((found.kernel.dense() - matrix).norm()) < 1e-4 * float(matrix.norm())
+    assert pivoted_cholesky(noisy, 30, seed, tolerance=1e-6).kernel.rank == 4
     pairs = eigenpairs(noisy, 4, seed=seed)
     assert torch.allclose(pairs.values, torch.linalg.eigvalsh(matrix).flip(0)[:4], rtol=1e-6)
 
@@ -186,11 +186,11 @@ def test_single_precision_leaves_no_more_than_its_rounding(seed):
 def test_a_kernel_that_is_zero():
     kernel = DenseKernel(torch.zeros(4, 4, dtype=torch.float64))
     found = pivoted_cholesky(kernel, 2)
-    assert (found.factor.rank, found.residual, found.relative_residual, found.exact) == (0, 0, 0, True)
+    assert (found.kernel.rank, found.residual, found.relative_residual, found.exact) == (0, 0, 0, True)
     b = zoo.normal(4)
-    assert torch.equal(found.factor.solve(b, 2.0), b / 2)
-    assert torch.equal(found.factor.precondition(b, 2.0), b)
-    assert nystrom(kernel, [1]).factor.rank == 0
+    assert torch.equal(found.kernel.solve_columns(b, 2.0), b / 2)
+    assert torch.equal(found.kernel.precondition(b, 2.0), b)
+    assert nystrom(kernel, [1]).kernel.rank == 0
     pairs = eigenpairs(kernel, 2)
     assert pairs.values.abs().max() == 0
     assert trace(kernel, 4).value == 0
@@ -204,7 +204,7 @@ def test_a_kernel_that_is_zero():
 
 def test_one_row():
     kernel = DenseKernel(torch.tensor([[4.0]], dtype=torch.float64))
-    assert pivoted_cholesky(kernel, 1).factor.matrix.item() == 2
+    assert pivoted_cholesky(kernel, 1).kernel.root.item() == 2
     assert determinantal(kernel, 1) == (0,)
     assert eigenpairs(kernel, 1).values.item() == pytest.approx(4)
     assert trace(kernel, 6, method="hutch++").value == pytest.approx(4)
@@ -248,12 +248,14 @@ def test_determinantal_landmarks_beat_uniform_ones():
 @quick
 @given(st.integers(1, 8), st.integers(0, 8), seeds, st.floats(1e-3, 10))
 def test_a_factor_solves_as_its_matrix_does(n, r, seed, ridge):
-    factor = Factor(zoo.normal(n, r, seed=seed))
-    dense = factor.matrix @ factor.matrix.T
+    factor = LowRankKernel(zoo.normal(n, r, seed=seed))
+    dense = factor.root @ factor.root.T
     moved = dense + ridge * torch.eye(n, dtype=torch.float64)
     right = zoo.normal(n, 3, seed=seed + 1)
-    assert zoo.close(factor.solve(right, ridge), torch.linalg.solve(moved, right), 1e-8)
-    assert zoo.close(factor.solve(right[:, 0], ridge), torch.linalg.solve(moved, right[:, 0]), 1e-8)
+    assert zoo.close(factor.solve_columns(right, ridge), torch.linalg.solve(moved, right), 1e-8)
+    alpha = torch.linalg.solve(moved, right[:, 0])
+    assert zoo.close(factor.solve_columns(right[:, 0], ridge), alpha, 1e-8)
+    assert zoo.close(factor.solve(right[:, 0], ridge).alpha, alpha, 1e-8)
     assert zoo.close(factor.matmat(right), dense @ right)
     assert zoo.close(factor.rows([n - 1, 0]), dense[[n - 1, 0]])
     assert zoo.close(factor.diag(), dense.diagonal())
@@ -262,13 +264,13 @@ def test_a_factor_solves_as_its_matrix_does(n, r, seed, ridge):
 def test_the_preconditioner_flattens_the_spectrum():
     kernel, ridge = with_spectrum(FALLING), 1e-4
     moved = kernel.matrix + ridge * torch.eye(80, dtype=torch.float64)
-    best = eigenpairs(kernel, 20).factor.precondition(moved, ridge)
+    best = eigenpairs(kernel, 20).kernel.precondition(moved, ridge)
     values = torch.linalg.eigvals(best).real
     assert float(values.max()) == pytest.approx(
         float(FALLING[19] + ridge), rel=1e-6
     )  # the space of the factor
     assert float(values.min()) == pytest.approx(float(FALLING[79] + ridge), rel=1e-6)
-    some = torch.linalg.eigvals(pivoted_cholesky(kernel, 20).factor.precondition(moved, ridge)).real
+    some = torch.linalg.eigvals(pivoted_cholesky(kernel, 20).kernel.precondition(moved, ridge)).real
     assert float(some.max() / some.min()) < 0.05 * float(torch.linalg.cond(moved))
 
 
@@ -300,7 +302,7 @@ def test_eigenpairs_converge():
     everything = eigenpairs(kernel, 80)
     assert everything.exact
     assert torch.allclose(everything.values, FALLING, atol=1e-12)
-    assert zoo.close(everything.factor.dense(), kernel.matrix)
+    assert zoo.close(everything.kernel.dense(), kernel.matrix)
 
 
 def test_a_rank_below_the_number_of_pairs():
@@ -325,7 +327,7 @@ def test_a_tangent_kernel_needs_no_matrix():
     landmarks = determinantal(kernel, 4, kind="leading")
     assert nystrom(kernel, landmarks).residual < float(dense.trace())
     assert kernel._matrix is None
-    assert zoo.close(pivoted_cholesky(kernel, 15).factor.dense(), dense, 1e-8)
+    assert zoo.close(pivoted_cholesky(kernel, 15).kernel.dense(), dense, 1e-8)
 
 
 # -- projections -----------------------------------------------------------------------------------------------------
@@ -339,7 +341,7 @@ def test_projections_err_as_their_formula_says(q):
     errors, stated = [], []
     for seed in range(8):
         found = project(kernel, q, seed=seed, probes=None)
-        errors.append(float((found.factor.dense() - dense).norm() / dense.norm()))
+        errors.append(float((found.kernel.dense() - dense).norm() / dense.norm()))
         stated.append(found.error.value)
     assert len(set(stated)) == 1
     assert sum(errors) / len(errors) == pytest.approx(stated[0], rel=0.15)
@@ -351,7 +353,7 @@ def test_backends_and_batches_draw_the_same_signs(name, outputs):
     example = getattr(zoo, name)()
     x = example.args[0] if example.args else dict(example.kwargs)
     found = [
-        project(TangentKernel(example.model, x, outputs=outputs, **how), 70, seed=4, probes=4).factor.matrix
+        project(TangentKernel(example.model, x, outputs=outputs, **how), 70, seed=4, probes=4).kernel.root
         for how in ({"backend": "contraction"}, {}, {"batch_size": 2})
     ]
     for other in found[1:]:
@@ -376,7 +378,7 @@ def test_parts_of_a_weight_have_signs_of_their_own():
     x = zoo.normal(6, 60)
     kernel = TangentKernel(Parted(), x)
     sketches = [project(kernel, 400, seed=seed, probes=None) for seed in range(5)]
-    errors = [float((one.factor.dense() - kernel.dense()).norm() / kernel.dense().norm()) for one in sketches]
+    errors = [float((one.kernel.dense() - kernel.dense()).norm() / kernel.dense().norm()) for one in sketches]
     assert sum(errors) / 5 == pytest.approx(sketches[0].error.value, rel=0.25)
     for dimension in (1.5, 0):
         with pytest.raises(UsageError, match=f"dimension={dimension}"):
@@ -390,9 +392,9 @@ def test_parts_of_a_weight_have_signs_of_their_own():
 def test_cuts_of_a_parameter_do_not_show(name, monkeypatch):
     example = getattr(zoo, name)()
     x = example.args[0] if example.args else dict(example.kwargs)
-    whole = project(TangentKernel(example.model, x), 70, probes=4).factor.matrix
+    whole = project(TangentKernel(example.model, x), 70, probes=4).kernel.root
     monkeypatch.setattr(projection, "_CHUNK", 3000)
-    assert zoo.close(project(TangentKernel(example.model, x), 70, probes=4).factor.matrix, whole)
+    assert zoo.close(project(TangentKernel(example.model, x), 70, probes=4).kernel.root, whole)
 
 
 def test_the_sketch_is_j_times_signs():
@@ -403,7 +405,7 @@ def test_the_sketch_is_j_times_signs():
         15, -1
     )
     matrix = torch.cat([drawn(7, n, 0, kernel.tangent.theta0()[n].numel(), 20) for n in names]).double()
-    assert zoo.close(project(kernel, 20, seed=7).factor.matrix, rows @ matrix / math.sqrt(20))
+    assert zoo.close(project(kernel, 20, seed=7).kernel.root, rows @ matrix / math.sqrt(20))
 
 
 def test_signs_belong_to_entries():
@@ -427,7 +429,7 @@ def test_eps_chooses_the_dimension():
     assert found.dimension == math.ceil((found.participation.value + 1) / 0.01)
     assert found.error.standard_error > 0
     assert not found.exact
-    error = float((found.factor.dense() - kernel.dense()).norm() / kernel.dense().norm())
+    error = float((found.kernel.dense() - kernel.dense()).norm() / kernel.dense().norm())
     assert error < 0.25
     other = project(TangentKernel(net, zoo.normal(3, 16, seed=2)), found.dimension)
     between = TangentKernel(net, zoo.normal(6, 16), zoo.normal(3, 16, seed=2)).dense()
@@ -487,7 +489,7 @@ def test_reduced_distances_from_some_rows():
 
 
 def test_reduced_distances_as_a_report():
-    text = reduced(DenseKernel(torch.eye(4, dtype=torch.float64), outputs=2)).to_report().to_markdown()
+    text = reduced(DenseKernel(torch.eye(4, dtype=torch.float64), outputs=2)).report().to_markdown()
     assert "| trace | 0" in text
     assert "2 outputs, from 2 rows" in text
 
@@ -561,9 +563,9 @@ def test_kernels_that_cannot_be_taken(kernel, call):
         (lambda: eigenpairs(SQUARE, 4), "rank=4"),
         (lambda: eigenpairs(LEANING, 1), "not symmetric"),
         (lambda: eigenpairs(SQUARE, 1, iterations=-1), "iterations=-1"),
-        (lambda: Factor(torch.ones(3)), "matrix"),
-        (lambda: Factor(torch.ones(3, 1)).solve(torch.ones(3), 0.0), "above 0"),
-        (lambda: Factor(torch.ones(3, 1)).solve(torch.ones(2), 1.0), "2 rows for a factor of 3"),
+        (lambda: LowRankKernel(torch.ones(3)), "matrix"),
+        (lambda: LowRankKernel(torch.ones(3, 1)).solve(torch.ones(3), 0.0), "above 0"),
+        (lambda: LowRankKernel(torch.ones(3, 1)).solve(torch.ones(2), 1.0), "has 3 rows"),
         (lambda: reduced(SQUARE, rows=1), "rows=1"),
         (lambda: reduced(SQUARE, rows=4), "rows=4 of a kernel with 3"),
     ],

@@ -27,7 +27,6 @@ from tauspan.core.errors import (
 from tauspan.core.reading import Reading
 from tauspan.editing.model.edit import load
 from tauspan.kernel import DenseKernel, TangentKernel
-from tauspan.kernel.approximate.eigenpairs import eigenpairs
 from tauspan.kernel.diagnose import (
     Eigenfunctions,
     LocalEnergy,
@@ -48,6 +47,7 @@ from tauspan.kernel.diagnose import (
     posthoc_gap,
     principal_angles,
 )
+from tauspan.kernel.solvers.eigenpairs import eigenpairs
 from tauspan.kernel.solvers.regression import solve_ridge
 from tauspan.models import Head, fingerprint_of
 from tauspan.tangent import linearize
@@ -176,7 +176,7 @@ def test_effective_ranks_of_known_eigenvalues():
     assert probed.stable.standard_error > 0
     assert probed.entropy is None
     assert effective_ranks(positive(4, rank=2)).condition.value == math.inf
-    assert math.isnan(effective_ranks(positive(1)).decay.value)
+    assert effective_ranks(positive(1)).decay is None
     with pytest.raises(UsageError, match="zero"):
         effective_ranks(DenseKernel(torch.zeros(2, 2)))
     with pytest.raises(UsageError, match="ridge=0"):
@@ -370,7 +370,7 @@ def test_a_quadratic_model_has_known_curvature_slope_and_gap():
     path = linearity(tangent, tau, [x])
     assert path.slope == pytest.approx(2.0, abs=1e-9)
     assert path.relative == pytest.approx([0.3 * s for s in path.scales])
-    assert math.isnan(linearity(linearize(Quadratic(0.0)), tau, [x]).slope)
+    assert linearity(linearize(Quadratic(0.0)), tau, [x]).slope is None
 
 
 def test_the_error_of_a_network_grows_with_the_square_and_q_is_its_limit():
@@ -462,28 +462,26 @@ def problem(classes=2):
 @pytest.mark.parametrize("outputs", ["contrast", "sum", "all"])
 def test_the_report_holds_what_the_single_diagnostics_say(outputs):
     encoder, vectors = problem()
-    report = diagnose(
-        encoder,
-        vectors,
-        rows=6,
-        outputs=outputs,
-        which=3,
-    )
+    found = diagnose(encoder, vectors, rows=6, outputs=outputs, which=3)
+    report = found.report()
     result = json.loads(report.to_json())["result"]
     names = ["first", "second"]
-    assert [row["task"] for row in result["spectrum"]] == names
+    assert [one.task for one in found.spectra] == [row["task"] for row in result["spectrum"]] == names
+    assert [list(one.own.chosen) for one in found.energies] == [[0, 1, 2]] * 2
     assert [row["chosen"] for row in result["energy"]] == [[0, 1, 2]] * 2
-    assert [row["support"] for row in result["energy"]] == pytest.approx([3.0, 3.0])
-    assert [round(row["slope"], 1) for row in result["lazy"]] == [2.0, 2.0]
+    assert [one.own.on_support.value for one in found.energies] == pytest.approx([3.0, 3.0])
+    assert [round(one.path.slope, 1) for one in found.paths] == [2.0, 2.0]
+    assert found.interference.between.table().diagonal().tolist() == [1.0, 1.0]
     assert [line[place] for place, line in enumerate(result["interference"])] == [1.0, 1.0]
-    assert all(0 < row["distance"] < 1 for row in result["motion"])
+    assert all(0 < one.distance.value < 1 for one in found.paths)
+    assert [one.label_alignment is not None for one in found.spectra] == [outputs != "all"] * 2
     assert [{"LGA"} <= set(row) for row in result["alignment"]] == [outputs != "all"] * 2
     assert {one["kind"] for one in report.series} == {"spectrum", "heat", "energy", "linearity"}
     assert report.provenance["drawn"] == {"first": 6, "second": 6}
     task, vector = next(iter(vectors.items()))
     drawn = task.subset(train=6).split("train").inputs
     tangent = linearize(encoder, point="encoder")
-    q = next(row["q"] for row in result["lazy"])
+    q = found.paths[0].curvature.value
     x = torch.stack(list(drawn))
     head = task.head.weight
     direct = lazy_coefficient(linearize(nn.Sequential(encoder.backbone, Linear(head))), named(vector), [x])
@@ -492,8 +490,9 @@ def test_the_report_holds_what_the_single_diagnostics_say(outputs):
     model = nn.Sequential(encoder.backbone, Linear(head))
     kernel, cross = (TangentKernel(model, *sides, outputs=outputs) for sides in ((x,), (away, x)))
     energy = local_energy(kernel, cross.dense(), 3)
-    assert result["energy"][0]["control"] == pytest.approx(energy.on_control.value, rel=1e-8)
-    assert result["energy"][0]["ratio"] == pytest.approx(energy.ratio.value, rel=1e-8)
+    own = found.energies[0].own
+    assert own.on_control.value == pytest.approx(energy.on_control.value, rel=1e-8)
+    assert own.ratio.value == pytest.approx(energy.ratio.value, rel=1e-8)
     assert tangent.point == "encoder"
 
 
@@ -513,12 +512,10 @@ def named(vector):
 def test_one_task_has_a_kernel_but_no_interference():
     encoder, vectors = problem(classes=3)
     task = next(iter(vectors))
-    report = kernel_report(
-        encoder,
-        [task],
-        rows=5,
-    )
-    assert [table.title for table in report.tables] == ["Spectrum", "Alignment with the labels"]
+    found = kernel_report(encoder, [task], rows=5)
+    assert ([one.rows for one in found.spectra], found.pairs, found.interference) == ([5], None, None)
+    assert [table.title for table in found.report().tables] == ["Spectrum", "Alignment with the labels"]
+    assert found.rows() == found.report().tables[0].rows
     for made, message in (
         (lambda: diagnose(encoder, {task: vectors[task]}), "at least two"),
         (lambda: diagnose(encoder, {}), "at least two"),

@@ -246,7 +246,7 @@ def test_a_closed_form_moves_the_tangent_model_as_its_certificate_says(name: str
     task = ts.Task.from_tensors("toy", ["a", "b"], **data)
     fitted = ts.closed_form(ts.load(ROWS[name]()), task, ridge=0.1)
     kernel = fitted.kernel
-    assert close(kernel.push(fitted.vector), kernel.dense() @ fitted.solved.alpha, 1e-5)
+    assert close(kernel.push(fitted.vector), kernel.dense() @ fitted.solution.alpha, 1e-5)
     plain = ts.closed_form(ts.load(ROWS[name]()), task, ridge=0.1, backend="contraction")
     assert all_close(fitted.vector.deltas, plain.vector.deltas, 1e-5)
 

@@ -7,7 +7,8 @@ from torch import nn
 from helpers import zoo
 from tauspan.core.errors import DataError, MismatchError, NonFiniteError, UsageError
 from tauspan.kernel import DenseKernel, TangentKernel
-from tauspan.kernel.operator.interference import Interference, interference, joint
+from tauspan.kernel.operator.interference import Interference, PredictedAccuracy, interference
+from tauspan.kernel.operator.joint import joint
 from tauspan.kernel.operator.union import UnionKernel
 from tauspan.kernel.operator.unlearning import RidgeFit
 from tauspan.kernel.solvers.regression import solve_ridge
@@ -37,7 +38,7 @@ def residuals():
 
 def written(kernel):
     """J as a matrix."""
-    parts = [one for _, rows in kernel.left.jacobian() for one in [rows]]
+    parts = [one for _, rows in kernel.left.dense_rows() for one in [rows]]
     names = sorted(parts[0])
     return torch.cat([torch.cat([part[name].flatten(2) for part in parts]) for name in names], 2).flatten(
         0, 1
@@ -58,7 +59,7 @@ def test_the_union_of_tasks_with_other_heads_is_j_j_transposed(backend):
     torch.testing.assert_close(union.diag(), (wide * wide).sum(1), rtol=1e-10, atol=1e-12)
     torch.testing.assert_close(union.rows([11]), (wide @ wide.T)[[11]], rtol=1e-10, atol=1e-12)
     torch.testing.assert_close(union.push(union.pullback(vector)), union.matvec(vector))
-    assert union.block("b", "a").shape == (12, 10)
+    assert union.between("b", "a").shape == (12, 10)
     assert union.shape == (22, 22)
 
 
@@ -87,7 +88,7 @@ def test_the_change_on_another_task_is_the_cross_kernel_times_alpha():
     union = UnionKernel(made)
     for on in made:
         for by in made:
-            expected = (union.block(on, by) @ alphas[by]).view(ROWS[on], -1)
+            expected = (union.between(on, by) @ alphas[by]).view(ROWS[on], -1)
             torch.testing.assert_close(found.changes[on, by], expected, rtol=1e-10, atol=1e-12)
     table = found.table()
     sizes = {pair: float(change.square().mean().sqrt()) for pair, change in found.changes.items()}
@@ -127,16 +128,20 @@ def test_predicted_accuracies_and_classes_by_hand():
     one = torch.tensor([[1.0, 0.0], [0.0, 1.0]])
     changes = {("a", "a"): 2 * one, ("a", "b"): torch.tensor([[0.0, 9.0], [0.0, 0.0]])}
     changes |= {("b", "a"): 0 * one, ("b", "b"): one}
-    found = Interference(("a", "b"), changes)
+    found = Interference(tasks=("a", "b"), changes=changes)
     start, labels = {"a": 0 * one, "b": 0 * one}, {"a": torch.tensor([0, 1]), "b": torch.tensor([0, 1])}
     first, second = found.accuracies(start, labels)
-    assert first == {"on": "a", "base": 0.5, "alone": 1.0, "with a": None, "with b": 0.5, "all": 0.5}
-    assert second == {"on": "b", "base": 0.5, "alone": 1.0, "with a": 1.0, "with b": None, "all": 1.0}
+    assert first == PredictedAccuracy("a", base=0.5, alone=1.0, with_other={"b": 0.5}, together=0.5)
+    assert second == PredictedAccuracy("b", base=0.5, alone=1.0, with_other={"a": 1.0}, together=1.0)
     rows = found.by_class(labels)
-    assert [(row["on"], row["class"]) for row in rows] == [("a", 0), ("a", 1), ("b", 0), ("b", 1)]
-    assert rows[0]["change"] == pytest.approx((81 / 2) ** 0.5)
-    assert rows[0]["over own"] == pytest.approx((81 / 2) ** 0.5 / 2**0.5)
-    assert [row["change"] for row in rows[1:]] == [0.0, 0.0, 0.0]
+    assert [(row.on, row.label) for row in rows] == [("a", 0), ("a", 1), ("b", 0), ("b", 1)]
+    assert rows[0].change == pytest.approx((81 / 2) ** 0.5)
+    assert rows[0].over_own == pytest.approx((81 / 2) ** 0.5 / 2**0.5)
+    assert [row.change for row in rows[1:]] == [0.0, 0.0, 0.0]
+    still = Interference(tasks=("a", "b"), changes=dict.fromkeys(changes, 0 * one))
+    assert {row.over_own for row in still.by_class(labels)} == {None}
+    assert still.rows()[0] == {"on": "a", "a": None, "b": None}
+    assert found.rows()[0] == {"on": "a", "a": 1.0, "b": pytest.approx(81**0.5 / 2 / 0.5**0.5)}
     with pytest.raises(DataError, match="2 rows and no labels"):
         found.by_class({"a": labels["a"]})
     with pytest.raises(DataError, match="2 rows and 1 labels"):
@@ -150,11 +155,13 @@ def test_interference_says_what_it_lacks():
     with pytest.raises(UsageError, match="name the same tasks"):
         joint(made, {"a": y["a"], "c": y["b"]}, 0.1)
     with pytest.raises(UsageError, match="b on a"):
-        Interference(("a", "b"), {("a", "a"): y["a"], ("b", "a"): y["a"], ("b", "b"): y["a"]})
+        Interference(tasks=("a", "b"), changes={tuple(pair): y["a"] for pair in ("aa", "ba", "bb")})
     with pytest.raises(MismatchError, match="the vector of 'b'"):
         interference(made, {"a": made["a"].pullback(y["a"].flatten()), "b": {"w": torch.ones(1)}})
     with pytest.raises(UsageError, match="Known: by, on"):
-        Interference(("a", "b"), {(on, by): y["a"] for on in "ab" for by in "ab"}).table("columns")
+        Interference(tasks=("a", "b"), changes={(on, by): y["a"] for on in "ab" for by in "ab"}).table(
+            "columns"
+        )
     with pytest.raises(NonFiniteError, match="residual of 'b', row 0"):
         joint(made, {"a": y["a"], "b": y["b"] * float("nan")}, 0.1)
 
@@ -172,7 +179,7 @@ def test_the_block_solve_is_the_minimum_of_the_summed_losses():
     moved = torch.cat([found.changes["together", name].flatten() for name in made])
     torch.testing.assert_close(moved, wide @ tau, rtol=1e-9, atol=1e-11)
     total = sum(
-        float(delta.square().sum()) for delta in UnionKernel(made).pullback(found.solved.alpha).values()
+        float(delta.square().sum()) for delta in UnionKernel(made).pullback(found.solution.alpha).values()
     )
     assert total == pytest.approx(float(tau.square().sum()), rel=1e-9)
 
@@ -188,12 +195,11 @@ def test_the_joint_solution_is_no_worse_than_the_sum_and_the_sum_is_that_of_the_
         torch.testing.assert_close(found.changes["added", on], added, rtol=1e-9, atol=1e-11)
     start = {name: torch.zeros_like(y[name]) for name in made}
     labels = {name: y[name].argmax(1) for name in made}
-    rows = found.rows(y, start, labels)
-    assert [row["task"] for row in rows] == ["a", "b"]
-    losses = {kind: sum(float(row[f"{kind} loss"]) for row in rows) for kind in ("added", "together")}
-    assert losses["together"] < losses["added"]
-    assert all(row["alone accuracy"] == 1.0 for row in rows)
-    assert "alone accuracy" not in found.rows(y)[0]
+    losses, accuracies = found.losses(), found.accuracies(start, labels)
+    left = y["a"] - found.changes["added", "a"]
+    assert losses["added", "a"] == pytest.approx(float(left.square().mean()))
+    assert sum(losses["together", name] for name in y) < sum(losses["added", name] for name in y)
+    assert all(accuracies["alone", name] == 1.0 for name in y)
 
 
 # -- unlearning ----------------------------------------------------------------------------------------------

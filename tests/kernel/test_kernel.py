@@ -18,12 +18,12 @@ from helpers.kernels import shared
 from helpers.runs import script_environment
 from tauspan.core.errors import MismatchError, ModelError, NonFiniteError, StoreError, UsageError
 from tauspan.kernel import DenseKernel, TangentKernel
-from tauspan.kernel.operator import tangent as operator
 from tauspan.kernel.rows import contract, layers, tiles
 from tauspan.kernel.rows.layers import pieces
 from tauspan.kernel.rows.pieces import Lookup, Product, written
 from tauspan.kernel.rows.selector import selector
 from tauspan.kernel.rows.tiles import BACKENDS
+from tauspan.kernel.solvers import base
 
 OUTPUTS = ("all", "contrast", "sum", "trace", 1, ("signs", 3))
 
@@ -91,7 +91,7 @@ def test_a_kernel_between_two_sets_of_rows(backend):
     part = TangentKernel(model, x[:2], x[1:], backend=backend, batch_size=3)
     assert part.shape == (6, 12)
     assert zoo.close(part.dense(), whole[:6, 3:])
-    assert zoo.close(part.transposed().dense(), whole[3:, :6])
+    assert zoo.close(part.T.dense(), whole[3:, :6])
 
 
 @pytest.mark.parametrize("params", ["last:1", "*bias", ["0.weight", "4.bias"]])
@@ -344,12 +344,16 @@ from pathlib import Path
 from safetensors.torch import save_file
 from helpers.kernels import shared
 from tauspan.core.errors import MismatchError
+from tauspan.core.processes import world
 rank, folder = os.environ["RANK"], Path(sys.argv[1])
-save_file({name: kernel.dense() for name, kernel in shared(folder).items()}, folder / f"{rank}.safetensors")
+with world() as processes:
+    found = {name: kernel.dense(processes) for name, kernel in shared(folder).items()}
+save_file(found, folder / f"{rank}.safetensors")
 kernel = shared()["rows"]
 kernel.left.batches[0][0, 0] += float(rank)
 try:
-    kernel.dense()
+    with world() as processes:
+        kernel.dense(processes)
 except MismatchError as error:
     (folder / f"{rank}.txt").write_text(str(error))
 """
@@ -407,7 +411,7 @@ def test_the_whole_matrix_is_solved_with():
     kernel = TangentKernel(model, x)
     matrix, y = kernel.dense(), zoo.normal(15)
     shifted = matrix + 0.5 * torch.eye(15, dtype=torch.float64)
-    assert zoo.close(shifted @ kernel.solve(y, 0.5), y)
+    assert zoo.close(shifted @ kernel.solve(y, 0.5).alpha, y)
     assert kernel.logdet(0.5).value == pytest.approx(float(torch.logdet(shifted)))
     assert kernel.trace().value == pytest.approx(float(matrix.trace()))
     assert kernel.trace().exact
@@ -429,7 +433,7 @@ def test_what_has_no_solution():
         TangentKernel(model, x, x[:2]).solve(torch.ones(15), 1.0)
     with pytest.raises(UsageError):
         kernel.eigsh(7)
-    assert kernel.solve(torch.ones(6), 1e-3).isfinite().all()
+    assert kernel.solve(torch.ones(6), 1e-3).alpha.isfinite().all()
 
 
 def test_nan_in_the_weights_is_named():
@@ -455,8 +459,8 @@ def test_rows_that_the_model_does_not_take_are_named(rows, message):
 def test_more_outputs_than_memory_is_told_before_any_work(monkeypatch):
     model, x = example("mlp")
     kernel = TangentKernel(model, x)
-    monkeypatch.setattr(operator, "free_memory", lambda: 1000)
-    with pytest.raises(UsageError, match=r"5 x 5 rows and 3 outputs.*outputs='sum'.*matmat"):
+    monkeypatch.setattr(base, "free_memory", lambda: 1000)
+    with pytest.raises(UsageError, match=r"5 x 5 rows with 3 outputs each.*outputs='sum'.*matmat"):
         kernel.dense()
 
 
@@ -472,7 +476,7 @@ def test_nothing_chosen_is_an_empty_block():
 def test_scipy_solves_with_it():
     model, x = example("mlp")
     kernel = TangentKernel(model, x)
-    values, _ = eigsh(kernel.linear_operator(), 3)
+    values, _ = eigsh(kernel.to_scipy(), 3)
     assert np.allclose(np.sort(values), torch.linalg.eigvalsh(kernel.dense())[-3:].numpy())
 
 

@@ -7,7 +7,7 @@ from helpers.runs import encoder
 from helpers.searches import cloud
 from helpers.zoo import normal
 from tauspan.core.errors import RecipeError, UsageError
-from tauspan.editing.search import add
+from tauspan.editing import add
 from tauspan.experiments.run import Recipe
 from tauspan.merge import merge
 from tauspan.merge.data.compare import compare
@@ -42,13 +42,13 @@ def test_the_sum_is_what_add_finds(regime):
         methods,
         regime,
         grid=GRID,
-    )
+    ).report()
     alone = add(
         model,
         vectors,
         regime,
         grid=GRID,
-    )
+    ).report()
     row = found.tables[0].rows[0]
     assert row["alpha"] == alone.result["alpha"]
     for column in ("zero shot", "single", "added", "added norm.", "alpha 1", "alpha 1 norm."):
@@ -64,7 +64,7 @@ def test_another_method_is_its_vector_evaluated(regime):
         {"m": ("magmax", {})},
         regime,
         grid=GRID,
-    )
+    ).report()
     alpha = found.tables[0].rows[0]["alpha"]
     merged = merge(list(vectors.values()), "magmax")
     there = ts.evaluate(
@@ -73,7 +73,7 @@ def test_another_method_is_its_vector_evaluated(regime):
         merged,
         alpha,
         regime,
-    )
+    ).report()
     assert found.tables[1].rows[0] == {"method": "m", **there.result["accuracy"]}
 
 
@@ -84,7 +84,7 @@ def test_nothing_to_compare():
             model,
             vectors,
             {},
-        )
+        ).report()
 
 
 @pytest.mark.parametrize(

@@ -72,7 +72,7 @@ def kernel(options: argparse.Namespace) -> None:
 
     tasks = [commands.task_of(name) for name in options.tasks]
     found = kernel_report(commands.encoder_of(options), tasks, params=options.params, **_shared(options))
-    commands.write_report(found, options)
+    commands.write_report(found.report(), options)
 
 
 def diagnose(options: argparse.Namespace) -> None:
@@ -81,7 +81,7 @@ def diagnose(options: argparse.Namespace) -> None:
 
     which, pairs = _which(options.eigenfunctions), commands.pairs_of(options.pairs, None)
     found = examine(commands.encoder_of(options), pairs, which=which, **_shared(options))
-    commands.write_report(found, options)
+    commands.write_report(found.report(), options)
 
 
 def _shared(options: argparse.Namespace) -> dict[str, Any]:

@@ -22,7 +22,7 @@ from helpers.kinds import X, kind, truth
 from tauspan.core.errors import DataError, StoreError, TauspanError
 from tauspan.kernel.operator import tangent as operator
 from tauspan.kernel.rows import contract, layers, tiles
-from tauspan.kernel.rows import side as side_module
+from tauspan.kernel.rows import jacobian as jacobian_module
 from tauspan.kernel.rows.pieces import Lookup, Product, Written
 from tauspan.models.at import At
 from tauspan.store import Checkpoint
@@ -344,13 +344,13 @@ def test_a_fault_in_a_kernel_is_caught(name: str, monkeypatch: pytest.MonkeyPatc
 
 def test_a_fault_in_written_out_rows_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
     j = truth(words(), IDS).jacobian
-    jacobian = side_module.Side.jacobian
+    rows_of_j = jacobian_module.Jacobian.dense_rows
 
     def wrong(self: Any, places: Any = None) -> Any:
-        for rows, found in jacobian(self, places):
+        for rows, found in rows_of_j(self, places):
             yield rows, {**found, "o.bias": 0 * found["o.bias"]}
 
-    monkeypatch.setattr(side_module.Side, "jacobian", wrong)
+    monkeypatch.setattr(jacobian_module.Jacobian, "dense_rows", wrong)
     run = lambda: ts.TangentKernel(words(), IDS, backend="contraction").dense()  # noqa: E731
     caught(run, lambda found: zoo.close(found, j @ j.T), told=False)
 
@@ -359,9 +359,9 @@ def test_a_closed_form_of_another_gradient_is_caught(monkeypatch: pytest.MonkeyP
     labels = torch.tensor([0, 1, 1, 0, 1, 0])
     data = {"train": (X, labels), "validation": (X, labels), "test": (X, labels)}
     task = ts.Task.from_tensors("toy", ["a", "b"], **data)
-    pull = side_module.Side.pull
+    pull = jacobian_module.Jacobian.pull
     monkeypatch.setattr(
-        side_module.Side,
+        jacobian_module.Jacobian,
         "pull",
         lambda self, alpha: {k: -v if k == "a.bias" else v for k, v in pull(self, alpha).items()},
     )

@@ -55,7 +55,7 @@ class Experiment:
         needs: what must be fetched.
         model: the default: a name of `PRESETS`, or what `tauspan.load` takes.
         variants: `paper` and `corrected`; each is a recipe's keys, after `like`, another variant of `variants/`.
-        recipe: the keys of `tauspan.experiments.recipe.Recipe` that all parts and variants share.
+        recipe: the keys of `tauspan.experiments.run.Recipe` that all parts and variants share.
         parts: recipes that are carried out one after the other, each with keys of its own.
         measures: what of it is compared with published numbers.
         default: the variant that is taken unless another is named.

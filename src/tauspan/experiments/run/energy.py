@@ -9,8 +9,7 @@ from tauspan.core.reading import Reading
 from tauspan.core.report import Table
 from tauspan.experiments.run.part import Evaluation, Findings, Part
 from tauspan.experiments.run.spread import Row, in_words, means, over_seeds
-from tauspan.kernel.diagnose.rows import Settings, rows_of_tasks
-from tauspan.kernel.diagnose.vectors import energy_findings
+from tauspan.kernel.diagnose import KernelSettings, task_energies, task_kernels
 from tauspan.models import fingerprint_of, reinitialised
 
 if TYPE_CHECKING:
@@ -64,14 +63,14 @@ class Energies(Part):
         start = _STARTS[which.about[0]]
         params = run.recipe.finetune.params if self.params is None else self.params
         reading = Reading(32, run.recipe.max_tokens)
-        settings = Settings(rows=self.rows, outputs=self.outputs, reading=reading, seed=which.seed)
+        settings = KernelSettings(rows=self.rows, outputs=self.outputs, reading=reading, seed=which.seed)
 
         def work() -> dict[str, Any]:
             model = run.pretrained if start == "pre-trained" else reinitialised(run.pretrained, which.seed)
-            made = rows_of_tasks(model, run.tasks, params, settings)
-            with progress(f"local energy, {start}", len(made)) as advance:
-                gathered = energy_findings(made, self.eigenfunctions, advance)
-            return {"energy": gathered.result["energy"], "series": list(gathered.series)}
+            kernels = task_kernels(model, run.tasks, params, settings)
+            with progress(f"local energy, {start}", len(kernels)) as advance:
+                each = task_energies(kernels, self.eigenfunctions, advance)
+            return {"energy": [one.facts() for one in each], "series": [one.series() for one in each]}
 
         about = [self.eigenfunctions, params if isinstance(params, str) else list(params), vars(settings)]
         checksums = [task.checksum() for task in run.tasks]

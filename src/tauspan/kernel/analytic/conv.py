@@ -94,7 +94,7 @@ class Pairs:
 
 
 def _shifted(height: int, width: int, down: int, across: int, padding: Padding) -> Tensor:
-    """The pixel that lies so far from each, or -1 outside."""
+    """For each pixel the one at this offset, or -1 outside the image."""
     row = torch.arange(height)[:, None] + down
     column = torch.arange(width)[None, :] + across
     inside = (row >= 0) & (row < height) & (column >= 0) & (column < width)

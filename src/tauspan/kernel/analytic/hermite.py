@@ -32,8 +32,8 @@ def dual_activation(hermite: Sequence[float], name: str = "hermite") -> Activati
 
     Under unit variances E[s(u) s(v)] = sum_k a_k^2 rho^k and E[s'(u) s'(v)] is its derivative. Other variances change the
     coefficients: E[s(u) s(v)] = sum_j c_j(q_u) c_j(q_v) q_uv^j with
-    c_j(q) = sum_i a_{j+2i} (q - 1)^i sqrt((j + 2i)!/j!) / (i! 2^i). The kernel is that of the polynomial; where it stands
-    for another function, keep variances near 1 (rows of norm sqrt(d), weight_std = 1, E[s^2] = 1).
+    c_j(q) = sum_i a_{j+2i} (q - 1)^i sqrt((j + 2i)!/j!) / (i! 2^i). The kernel is that of the polynomial; where it
+    approximates another function, keep variances near 1 (rows of norm sqrt(d), weight_std = 1, E[s^2] = 1).
 
     Args:
         hermite: a_0, a_1, ...; at most 101 of them.

@@ -2,25 +2,26 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor
 
 from tauspan.core.errors import UsageError, nearest
-from tauspan.kernel.approximate.eigenpairs import eigenpairs, require_rank
+from tauspan.kernel.solvers.base import Kernel
+from tauspan.kernel.solvers.eigenpairs import eigenpairs, require_rank
 from tauspan.kernel.solvers.estimates import (
     EPSILON,
     finite,
+    finite_diagonal,
+    finite_entries,
     require_semidefinite,
     require_square,
     require_symmetric,
 )
-from tauspan.kernel.solvers.factor import Factor
-from tauspan.kernel.solvers.protocol import Kernel
+from tauspan.kernel.solvers.kernels import LowRankKernel
 
-Kind = Literal["k-dpp", "leading"]
-_KINDS = ("k-dpp", "leading")
+Process = Literal["k-dpp", "leading"]
 
 
 @dataclass(frozen=True)
@@ -28,7 +29,7 @@ class Nystrom:
     """K ~ K_{:S} K_{SS}^-1 K_{S:} from the landmarks S; it never exceeds K, so the trace of the rest is its error.
 
     Args:
-        factor: L with K ~ L L^T.
+        kernel: the approximation L L^T, a kernel for every solver, and a preconditioner for `solve_cg`.
         landmarks: the rows S; as many as the rank, or more where K_SS is singular.
         residual: tr(K - L L^T), which bounds the spectral and the Frobenius norm of the error.
         trace: tr K.
@@ -36,7 +37,7 @@ class Nystrom:
         exact: whether the residual is within rounding of 0.
     """
 
-    factor: Factor
+    kernel: LowRankKernel
     landmarks: tuple[int, ...]
     residual: float
     trace: float
@@ -52,7 +53,7 @@ class Nystrom:
 def pivoted_cholesky(
     kernel: Kernel, rank: int, seed: int = 0, *, block: int = 8, tolerance: float = 0.0
 ) -> Nystrom:
-    """Nystrom with landmarks drawn one after the other in proportion to the residual's diagonal.
+    """Nystrom approximation, with landmarks drawn one after the other in proportion to the residual's diagonal.
 
     Randomly pivoted Cholesky (Chen, Epperly, Tropp, Webber). Its expected trace residual is within a factor 1 + eps of
     the best rank-r error from about r / eps + r log(1 / (eps eta)) landmarks on. Proposals are drawn `block` at a time
@@ -60,7 +61,7 @@ def pivoted_cholesky(
 
     Args:
         kernel: symmetric positive semi-definite.
-        rank: the most landmarks; fewer are taken once nothing is left, so of a kernel of rank r about r.
+        rank: the most landmarks; fewer are taken once nothing is left, about r of them for a kernel of rank r.
         seed: of the draws.
         block: proposals for each call of `kernel.rows`.
         tolerance: stop once the trace residual is at most this share of tr K. A model in single precision is known to
@@ -77,7 +78,7 @@ def pivoted_cholesky(
     Example:
         >>> from tauspan.kernel import DenseKernel
         >>> x = torch.arange(6.0, dtype=torch.float64).view(3, 2)
-        >>> pivoted_cholesky(DenseKernel(x @ x.T), rank=3).factor.rank
+        >>> pivoted_cholesky(DenseKernel(x @ x.T), rank=3).kernel.rank
         2
     """
     require_rank(kernel, rank)
@@ -104,7 +105,7 @@ def nystrom(kernel: Kernel, landmarks: Sequence[int]) -> Nystrom:
         raise UsageError(
             f"landmarks={list(chosen[:8])}{'...' if len(chosen) > 8 else ''}: name rows from 0 to {n - 1}, each once."
         )
-    columns = finite(kernel.rows(chosen), "the kernel's rows").double().T
+    columns = finite(kernel.rows(chosen), "the kernel's rows").T
     inner = columns[list(chosen)]
     require_symmetric(inner)
     values, vectors = torch.linalg.eigh((inner + inner.T) / 2)
@@ -114,16 +115,16 @@ def nystrom(kernel: Kernel, landmarks: Sequence[int]) -> Nystrom:
 
 
 def _measured(matrix: Tensor, pivots: Sequence[int], diagonal: Tensor, estimator: str) -> Nystrom:
-    factor, trace = Factor(matrix), float(diagonal.sum())
-    rest = diagonal - factor.diag()
+    kernel, trace = LowRankKernel(matrix), float(diagonal.sum())
+    rest = diagonal - kernel.diag()
     require_semidefinite(float(rest.min()), float(diagonal.max()), "the diagonal of K - L L^T")
     residual = max(0.0, float(rest.sum()))
     exact = residual <= 4 * len(diagonal) * EPSILON * trace
-    return Nystrom(factor, tuple(pivots), residual, trace, estimator, exact)
+    return Nystrom(kernel, tuple(pivots), residual, trace, estimator, exact)
 
 
 def _diagonal(kernel: Kernel) -> Tensor:
-    diagonal = finite(kernel.diag(), "the kernel's diagonal").double()
+    diagonal = finite_diagonal(kernel)
     require_semidefinite(float(diagonal.min()), float(diagonal.max()), "its diagonal")
     return diagonal.clamp(min=0)
 
@@ -143,7 +144,7 @@ def _pivoted(
     while len(pivots) < rank and float(rest.sum()) > tolerance * float(diagonal.sum()):
         done = len(pivots)
         drawn = torch.multinomial(rest, min(block, rank - done), replacement=True, generator=generator)
-        found = finite(rows(drawn.tolist()), "the kernel's rows").double()
+        found = finite(rows(drawn.tolist()), "the kernel's rows")
         require_symmetric(found[:, drawn])
         columns = found.T - matrix[:, :done] @ matrix[drawn, :done].T
         inner = (columns[drawn] + columns[drawn].T) / 2
@@ -170,7 +171,7 @@ def _accepted(inner: Tensor, proposed: Tensor, floor: Tensor, generator: torch.G
     return kept
 
 
-def determinantal(kernel: Kernel, size: int, seed: int = 0, kind: Kind = "k-dpp") -> tuple[int, ...]:
+def determinantal(kernel: Kernel, size: int, seed: int = 0, kind: Process = "k-dpp") -> tuple[int, ...]:
     """Landmarks drawn from a determinantal point process, which prefers rows that differ.
 
     Args:
@@ -195,13 +196,13 @@ def determinantal(kernel: Kernel, size: int, seed: int = 0, kind: Kind = "k-dpp"
         True
     """
     n = require_rank(kernel, size)
-    if kind not in _KINDS:
-        raise UsageError(f"kind={kind!r}. {nearest(str(kind), _KINDS)}")
+    if kind not in get_args(Process):
+        raise UsageError(f"kind={kind!r}. {nearest(str(kind), get_args(Process))}")
     if kind == "leading":
         pairs = eigenpairs(kernel, size, seed=seed)
         values, vectors = pairs.values, pairs.vectors
     else:
-        matrix = finite(kernel.dense(), "the kernel's entries").double()
+        matrix = finite_entries(kernel)
         require_symmetric(matrix)
         values, vectors = (found.flip(-1) for found in torch.linalg.eigh((matrix + matrix.T) / 2))
     rank = int((values > n * EPSILON * values[0].clamp(min=0)).sum())
@@ -210,7 +211,7 @@ def determinantal(kernel: Kernel, size: int, seed: int = 0, kind: Kind = "k-dpp"
     generator = torch.Generator().manual_seed(seed)
     if kind == "k-dpp":
         vectors = vectors[:, _chosen(values[:rank], size, generator)]
-    process = Factor(vectors)
+    process = LowRankKernel(vectors)
     # drawing from a projection process one row after the other is randomly pivoted Cholesky of the projection
     _, pivots = _pivoted(process.diag(), process.rows, size, generator, 8, 0.0)
     return tuple(pivots)

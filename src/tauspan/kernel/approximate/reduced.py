@@ -1,6 +1,6 @@
-"""How far the kernels with one output stand from the full one: the sum of logits, and the trace over outputs.
+"""How far kernels with one output are from the full one: that of the sum of logits, and the trace over outputs.
 
-Both are N x M kernels k that stand for K as k (x) I. The sum takes k = (1/O) sum_{o,p} K_{(n,o)(m,p)} and costs as
+Both are N x M kernels k that approximate K by k (x) I. The sum takes k = (1/O) sum_{o,p} K_{(n,o)(m,p)} and costs as
 little as one output; the trace, k = (1/O) sum_o K_{(n,o)(m,o)}, is the closest kernel of this form. At random weights
 the distance of both falls as 1/sqrt(width). At trained weights outputs are correlated: measure it.
 """
@@ -11,42 +11,41 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from tauspan.core import report
 from tauspan.core.errors import UsageError
-from tauspan.core.report import Cell, Report, Table
-from tauspan.kernel.solvers.estimates import Estimate, finite
-from tauspan.kernel.solvers.protocol import Kernel
+from tauspan.core.report import Cell, Report, Table, provenance
+from tauspan.core.results import Result
+from tauspan.kernel.solvers.base import Kernel
+from tauspan.kernel.solvers.estimates import Estimate, exactly, finite
 
 
-@dataclass(frozen=True)
-class Reduced:
-    """The relative Frobenius distances |K - k (x) I| / |K|.
+@dataclass(frozen=True, kw_only=True)
+class Reduction(Result):
+    """The relative Frobenius distances |K - k (x) I| / |K| of kernels k with one output.
 
     Args:
-        sum: of the kernel of the outputs' sum over sqrt(O), `outputs="sum"`.
-        trace: of the mean of the diagonal blocks, `outputs="trace"`.
-        rows: the rows of data that were measured, all columns of each.
+        sum: k of the outputs' sum over sqrt(O), `outputs="sum"`.
+        trace: k the mean of the diagonal blocks, `outputs="trace"`.
+        samples: the rows of data that were measured, all columns of each.
         outputs: O.
     """
 
     sum: Estimate
     trace: Estimate
-    rows: int
+    samples: int
     outputs: int
 
-    def to_report(self) -> Report:
+    def report(self) -> Report:
         """The two distances as a table, with provenance."""
-        found = {"sum": self.sum, "trace": self.trace}
         rows: list[dict[str, Cell]] = [
             {"kernel": name, "distance": one.value, "standard error": one.standard_error, "exact": one.exact}
-            for name, one in found.items()
+            for name, one in (("sum", self.sum), ("trace", self.trace))
         ]
-        note = f"|K - k (x) I| / |K| in the Frobenius norm, {self.outputs} outputs, from {self.rows} rows of data."
+        note = f"|K - k (x) I| / |K| in the Frobenius norm, {self.outputs} outputs, from {self.samples} rows of data."
         table = Table("Kernels with one output against the full one", rows, note)
-        return Report("Reduced kernels", [table], report.provenance())
+        return Report("Reduced kernels", [table], dict(self.provenance))
 
 
-def reduced(kernel: Kernel, rows: int | None = None, seed: int = 0) -> Reduced:
+def reduced(kernel: Kernel, rows: int | None = None, seed: int = 0) -> Reduction:
     """Measure what is lost by a kernel with one output in place of all.
 
     Args:
@@ -80,11 +79,7 @@ def reduced(kernel: Kernel, rows: int | None = None, seed: int = 0) -> Reduced:
         raise UsageError(
             f"rows={rows} of a kernel with {n}: from 2, since a standard error needs several, to {n}; or None for all."
         )
-    blocks = (
-        finite(entries, "the kernel's entries")
-        .double()
-        .view(-1, outputs, kernel.shape[1] // outputs, outputs)
-    )
+    blocks = finite(entries, "the kernel's entries").view(-1, outputs, kernel.shape[1] // outputs, outputs)
     size = blocks.square().sum((1, 2, 3))
     if not float(size.sum()):
         raise UsageError("the kernel is zero on these rows: there is no relative distance to it.")
@@ -92,7 +87,9 @@ def reduced(kernel: Kernel, rows: int | None = None, seed: int = 0) -> Reduced:
     diagonal = torch.einsum("nomo->nm", blocks) / outputs
     share = 1 - len(blocks) / n  # of the rows that were not seen
     found = [_distance(_gap(blocks, one), size, share, rows is None) for one in (mean, diagonal)]
-    return Reduced(found[0], found[1], len(blocks), outputs)
+    return Reduction(
+        sum=found[0], trace=found[1], samples=len(blocks), outputs=outputs, provenance=provenance()
+    )
 
 
 def _gap(blocks: Tensor, small: Tensor) -> Tensor:
@@ -106,6 +103,6 @@ def _distance(gap: Tensor, size: Tensor, share: float, exact: bool) -> Estimate:
     ratio = float(gap.sum() / size.sum())
     value = math.sqrt(ratio)
     if exact:
-        return Estimate(value, True, "all entries")
+        return exactly(value, "all entries")
     spread = float((gap - ratio * size).std()) * math.sqrt(share / len(gap)) / float(size.mean())
     return Estimate(value, False, "rows drawn at random", spread / (2 * value) if value else 0.0)

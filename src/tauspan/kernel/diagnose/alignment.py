@@ -8,10 +8,18 @@ import torch
 from torch import Tensor
 
 from tauspan.core.errors import MismatchError, UsageError
-from tauspan.kernel import Kernel
-from tauspan.kernel.approximate.eigenpairs import EigenPairs
-from tauspan.kernel.solvers.estimates import Estimate, at_least, finite, mean_of, require_square, signs, times
-from tauspan.kernel.solvers.solved import matrix_of
+from tauspan.kernel import EigenPairs, Estimate, Kernel
+from tauspan.kernel.solvers.estimates import (
+    at_least,
+    exactly,
+    finite,
+    finite_entries,
+    require_square,
+    signs,
+    standard_error,
+    times,
+)
+from tauspan.kernel.solvers.solution import matrix_of, rounding_floor
 
 _Map = Callable[[Tensor], Tensor]
 
@@ -73,22 +81,24 @@ def _aligned(kernel: Kernel, targets: Tensor, probes: int | None, seed: int, cen
         )
     y = centre(y)
     if probes is None:
-        matrix = centre(centre(finite(kernel.dense(), "the kernel's entries").double()).T)
-        inner, squared = float((y * (matrix @ y)).sum()), Estimate(float(matrix.square().sum()), True, "")
+        matrix = centre(centre(finite_entries(kernel)).T)
+        inner, squared, spread = float((y * (matrix @ y)).sum()), float(matrix.square().sum()), 0.0
     else:
         z = signs(n, at_least(probes, 2), seed)
         inner = float((y * times(kernel, y)).sum())
-        squared = mean_of(centre(times(kernel, centre(z))).square().sum(0), "")
+        norms = centre(times(kernel, centre(z))).square().sum(0)
+        squared, spread = float(norms.mean()), standard_error(norms)
     size = float((y.T @ y).norm())
-    if not size or not squared.value:
+    if not size or not squared:
         what = "targets are" if not size else "kernel is"
         raise UsageError(
             f"the {what} zero (after centring, if that was asked for): no direction to compare. Give rows of two "
             "classes at least."
         )
-    value = inner / (size * math.sqrt(squared.value))
-    error = abs(value) * squared.standard_error / (2 * squared.value)
-    return Estimate(value, probes is None, "exact" if probes is None else "probes", error)
+    value = inner / (size * math.sqrt(squared))
+    if probes is None:
+        return exactly(value)
+    return Estimate(value, False, "probes", abs(value) * spread / (2 * squared))
 
 
 @dataclass(frozen=True)
@@ -115,7 +125,7 @@ def label_gradient_alignment(kernel: Kernel, labels: Tensor) -> LabelAlignment:
     Invariant under a K + b with a > 0.
 
     Args:
-        kernel: square, one output a row.
+        kernel: square, with one output per row.
         labels: shape (N,).
 
     Raises:
@@ -143,11 +153,9 @@ def label_gradient_alignment(kernel: Kernel, labels: Tensor) -> LabelAlignment:
     value = float((moved * wanted).sum()) / (sizes[0] * sizes[1])
     eigenvalues = torch.linalg.eigvalsh(matrix)
     least = float(eigenvalues[0])
-    floor = len(matrix) * torch.finfo(torch.float64).eps * float(eigenvalues[-1])
+    floor = rounding_floor(eigenvalues)
     condition = float(eigenvalues[-1]) / least if least > floor else math.inf
-    return LabelAlignment(
-        Estimate(value, True, "exact"), float(matrix.mean()), condition, float(matrix.norm())
-    )
+    return LabelAlignment(exactly(value), float(matrix.mean()), condition, float(matrix.norm()))
 
 
 # -- between tasks -----------------------------------------------------------------------------------------------
@@ -178,7 +186,7 @@ def cross_task_alignment(first: Tensor, second: Tensor, cross: Tensor) -> Estima
         raise UsageError(
             "a task's kernel is zero: no parameter moves its outputs, so there is nothing to align."
         )
-    return Estimate(float(cross.double().norm()) / math.sqrt(own), True, "exact")
+    return exactly(float(cross.double().norm()) / math.sqrt(own))
 
 
 def principal_angles(first: EigenPairs, second: EigenPairs, cross: Tensor) -> Tensor:
@@ -199,7 +207,7 @@ def principal_angles(first: EigenPairs, second: EigenPairs, cross: Tensor) -> Te
 
     Example:
         >>> from tauspan.kernel import DenseKernel
-        >>> from tauspan.kernel.approximate.eigenpairs import eigenpairs
+        >>> from tauspan.kernel.solvers.eigenpairs import eigenpairs
         >>> pairs = eigenpairs(DenseKernel(torch.eye(2, dtype=torch.float64)), 1)
         >>> principal_angles(pairs, pairs, torch.zeros(2, 2))
         tensor([1.5708], dtype=torch.float64)
@@ -224,76 +232,4 @@ def _require_between(rows: int, columns: int, cross: Tensor) -> None:
         raise MismatchError(
             f"the kernel between the tasks has shape {tuple(cross.shape)}, and the tasks' own have {rows} and {columns} "
             "rows: build all from the same rows and outputs."
-        )
-
-
-# -- between points ----------------------------------------------------------------------------------------------
-
-
-def kernel_distance(first: Kernel, second: Kernel, probes: int | None = None, seed: int = 0) -> Estimate:
-    """1 - <K, K'> / (|K| |K'|): how far a kernel has turned, between 0 and 1 for positive kernels, whatever its size.
-
-    Args:
-        first: the kernel at one point, for instance theta0.
-        second: the kernel of the same rows at another, for instance theta0 + tau.
-        probes: estimate from so many products with each; None is exact and takes both matrices.
-        seed: of the probes.
-
-    Raises:
-        MismatchError: kernels of different shapes.
-        UsageError: a kernel that is zero, fewer than 2 probes.
-
-    Example:
-        >>> from tauspan.kernel import DenseKernel
-        >>> round(kernel_distance(DenseKernel(torch.eye(2)), DenseKernel(3 * torch.eye(2))).value, 6)
-        0.0
-    """
-    _require_same_rows(first, second)
-    if probes is None:
-        pair = [finite(one.dense(), "the kernel's entries").double() for one in (first, second)]
-        a, b, c = ((x * y).sum().reshape(1) for x, y in ((pair[0], pair[1]), (pair[0],) * 2, (pair[1],) * 2))
-    else:
-        z = signs(first.shape[1], at_least(probes, 2), seed)
-        pair = [times(one, z) for one in (first, second)]
-        a, b, c = ((x * y).sum(0) for x, y in ((pair[0], pair[1]), (pair[0],) * 2, (pair[1],) * 2))
-    if not float(b.sum()) or not float(c.sum()):
-        raise UsageError(
-            "a kernel that is zero has no distance to another: no parameter moves these outputs."
-        )
-    cosine = float(a.mean() / (b.mean() * c.mean()).sqrt())
-    if probes is None:
-        return Estimate(1 - cosine, True, "exact")
-    influence = a / (b.mean() * c.mean()).sqrt() - cosine / 2 * (b / b.mean() + c / c.mean())
-    return Estimate(1 - cosine, False, "probes", mean_of(influence, "").standard_error)
-
-
-def kernel_velocity(
-    first: Kernel, second: Kernel, time: float, probes: int | None = None, seed: int = 0
-) -> Estimate:
-    """`kernel_distance` over the time between the two points, in whatever unit that has.
-
-    Raises:
-        UsageError: a time that is not above 0.
-    """
-    if not 0 < time < math.inf:
-        raise UsageError(f"time={time}: the time between two points must be above 0.")
-    found = kernel_distance(first, second, probes, seed)
-    return Estimate(found.value / time, found.exact, found.estimator, found.standard_error / time)
-
-
-def kernel_change(first: Kernel, second: Kernel) -> Estimate:
-    """|K' - K|_F / |K|_F: how far a kernel has moved, its size included; exact. Errors as for `kernel_distance`."""
-    _require_same_rows(first, second)
-    start = finite(first.dense(), "the kernel's entries").double()
-    if not start.any():
-        raise UsageError("the first kernel is zero: there is no change relative to it.")
-    moved = finite(second.dense(), "the kernel's entries").double() - start
-    return Estimate(float(moved.norm() / start.norm()), True, "exact")
-
-
-def _require_same_rows(first: Kernel, second: Kernel) -> None:
-    if first.shape != second.shape:
-        raise MismatchError(
-            f"kernels of shapes {tuple(first.shape)} and {tuple(second.shape)}: compare one set of rows and outputs at "
-            "two points."
         )

@@ -5,14 +5,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
 
-import torch
 from torch import Tensor
 
 from tauspan.core.errors import MismatchError, UsageError, listed
-from tauspan.kernel import Kernel
-from tauspan.kernel.solvers.estimates import Estimate, finite
-from tauspan.kernel.solvers.flow import Modes
-from tauspan.kernel.solvers.solved import vector_for
+from tauspan.kernel import Estimate, Kernel, Modes
+from tauspan.kernel.solvers.estimates import finite, standard_error
+from tauspan.kernel.solvers.solution import rounding_floor, vector_for
 
 Chosen: TypeAlias = int | float | Sequence[int]
 
@@ -46,7 +44,7 @@ class Eigenfunctions:
         modes = Modes.of(kernel)
         n = len(modes.values)
         values = modes.values.flip(0) / n
-        seen = values > n * torch.finfo(torch.float64).eps * float(values[0])
+        seen = values > rounding_floor(values)
         if not bool(seen.any()):
             raise UsageError(
                 "the kernel is zero and has no eigenfunctions: no parameter moves these outputs."
@@ -66,9 +64,8 @@ class Eigenfunctions:
                 f"{len(self.vectors)} rows x outputs: give (m, {len(self.vectors)})."
             )
         n = len(self.vectors)
-        wide = finite(cross.double(), "the kernel's entries")
-        found: Tensor = wide @ self.vectors * n**0.5 / (n * self.values)
-        return found
+        functions: Tensor = finite(cross, "the kernel's entries") @ self.vectors * n**0.5 / (n * self.values)
+        return functions
 
     def coefficients(self, targets: Tensor) -> Tensor:
         """c_r = (1/n) sum_i phi_r(x_i) y_i of targets of shape (n) or (n, columns), shape (R) or (R, columns)."""
@@ -127,12 +124,12 @@ class LocalEnergy:
 
     @property
     def on_support(self) -> Estimate:
-        """Mean on the support; with the standard error of a mean over rows, as the next."""
+        """The mean on the support, with its standard error over rows; None for that of one row."""
         return _mean(self.support)
 
     @property
     def on_control(self) -> Estimate:
-        """Mean on the control rows."""
+        """The mean on the control rows, with its standard error over rows."""
         return _mean(self.control)
 
     @property
@@ -143,13 +140,16 @@ class LocalEnergy:
         """
         support, control = self.on_support, self.on_control
         value = control.value / support.value
-        spread = (control.standard_error / support.value) ** 2
-        spread += (value * support.standard_error / support.value) ** 2
-        return Estimate(value, True, "exact on these rows", spread**0.5)
+        spread = None
+        if control.standard_error is not None and support.standard_error is not None:
+            spread = (control.standard_error / support.value) ** 2
+            spread += (value * support.standard_error / support.value) ** 2
+            spread **= 0.5
+        return Estimate(value, True, "exact on these rows", spread)
 
 
 def _mean(values: Tensor) -> Estimate:
-    error = float(values.std()) / len(values) ** 0.5 if len(values) > 1 else 0.0
+    error = standard_error(values) if len(values) > 1 else None
     return Estimate(float(values.mean()), True, "exact on these rows", error)
 
 
@@ -174,6 +174,7 @@ def local_energy(
 
     Example:
         >>> from tauspan.kernel import DenseKernel
+        >>> import torch
         >>> support = DenseKernel(torch.diag(torch.tensor([4.0, 1.0], dtype=torch.float64)))
         >>> energy = local_energy(support, torch.tensor([[2.0, 0.0]]), which=1)
         >>> [round(one.value, 6) for one in (energy.on_support, energy.on_control, energy.ratio)]
@@ -185,7 +186,7 @@ def local_energy(
     if cross.shape[0] % kernel.outputs:
         raise MismatchError(
             f"the kernel between control rows and the task's has {cross.shape[0]} rows, which is no multiple of the "
-            f"kernel's {kernel.outputs} outputs a row: build both with the same outputs."
+            f"kernel's {kernel.outputs} outputs per row: build both with the same outputs."
         )
     if targets is not None and kernel.outputs > 1:
         targets = vector_for(kernel, targets, "the target")

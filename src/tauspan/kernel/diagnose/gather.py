@@ -1,7 +1,8 @@
-"""`kernel_report` and `diagnose`: all diagnostics of some tasks, or of tasks with their vectors, as one report."""
+"""`kernel_report` and `diagnose`: all diagnostics of some tasks, or of tasks with their vectors, as one result."""
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
 
 from tauspan import models
 from tauspan.core.arguments import checked
@@ -9,18 +10,66 @@ from tauspan.core.errors import MismatchError, UsageError
 from tauspan.core.measure import measured, progress
 from tauspan.core.reading import Reading
 from tauspan.core.report import Report, noted, provenance
+from tauspan.core.results import Result
+from tauspan.kernel import Backend
+from tauspan.kernel.diagnose import sections
 from tauspan.kernel.diagnose.energy import Chosen
-from tauspan.kernel.diagnose.kernels import pair_findings, spectrum_findings
+from tauspan.kernel.diagnose.kernels import Advance, TaskPairs, TaskSpectrum, task_pairs, task_spectrum
 from tauspan.kernel.diagnose.lazy import SCALES
-from tauspan.kernel.diagnose.rows import Findings, Reduced, Rows, Settings, SplitName, rows_of_tasks
-from tauspan.kernel.diagnose.vectors import energy_findings, interference_findings, path_findings
+from tauspan.kernel.diagnose.rows import KernelOutputs, KernelSettings, SplitName, TaskKernel, task_kernels
+from tauspan.kernel.diagnose.vectors import (
+    TaskEnergy,
+    TaskInterference,
+    TaskPath,
+    task_energies,
+    task_interference,
+    task_paths,
+)
 from tauspan.kernel.operator.interference import require_several
-from tauspan.kernel.rows.tiles import Backend
 from tauspan.models import Encoder
 from tauspan.tasks import Task
 from tauspan.vector import TaskVector, fitted
 
-_Advance = Callable[[int, str], None]
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Diagnosis(Result):
+    """What the tangent kernels of tasks say, and what they say of the tasks' vectors.
+
+    Args:
+        spectra: for each task: effective ranks, power and alignment with the labels.
+        pairs: how close the tasks' tangent features are; None for one task.
+        energies: for each task: where its eigenfunctions are large; empty without vectors.
+        paths: for each task: how far the tangent model holds along its vector; empty without vectors.
+        interference: what each vector does on each task's rows; None without vectors.
+        ridge: of the effective dimension; None for each kernel's mean eigenvalue.
+        counted: whether the eigenfunctions of `energies` are the first so many, and not a chosen set.
+    """
+
+    spectra: Sequence[TaskSpectrum]
+    pairs: TaskPairs | None = None
+    energies: Sequence[TaskEnergy] = ()
+    paths: Sequence[TaskPath] = ()
+    interference: TaskInterference | None = None
+    ridge: float | None = None
+    counted: bool = True
+
+    def report(self) -> Report:
+        """All numbers as tables, with spectra, heat maps and histograms as series."""
+        parts = [sections.spectra_section(self.spectra, self.ridge)]
+        if self.pairs:
+            parts.append(sections.pairs_section(self.pairs))
+        if self.interference:
+            parts.append(sections.energy_section(self.energies, self.counted))
+            parts.append(sections.paths_section(self.paths))
+            parts.append(sections.interference_section(self.interference))
+        return Report(
+            "Diagnostics" if self.interference else "Tangent kernel",
+            [table for part in parts for table in part.tables],
+            dict(self.provenance),
+            [one for part in parts for one in part.series],
+            {name: value for part in parts for name, value in part.result.items()},
+            self.warnings,
+        )
 
 
 @noted
@@ -31,21 +80,21 @@ def kernel_report(
     *,
     rows: int = 64,
     split: SplitName = "train",
-    outputs: Reduced = "contrast",
+    outputs: KernelOutputs = "contrast",
     params: str | Sequence[str] = "all",
     ridge: float | None = None,
     angles: int = 5,
     reading: Reading = Reading(batch_size=32),
     backend: Backend = "auto",
     seed: int = 0,
-) -> Report:
+) -> Diagnosis:
     """What the tangent kernels of tasks say before any training: spectra, alignment with labels and between tasks.
 
     Args:
         encoder: the pre-trained encoder; each task is seen under its frozen head, linearised at the logits.
         tasks: one or more; between tasks, two or more.
         rows: at most so many of each task, drawn by a permutation keyed by `seed`.
-        split: whose rows.
+        split: the split that they are drawn from.
         outputs: one `"contrast"` of the logits, their `"sum"`, or `"all"` for few classes.
         params: the parameters whose tangents count.
         ridge: of the effective dimension; None takes each kernel's mean eigenvalue.
@@ -55,7 +104,7 @@ def kernel_report(
         seed: of the draw.
 
     Returns:
-        A `Report` with tables, the spectra and heat maps as series, and the numbers in `result`.
+        A `Diagnosis` without the parts about vectors; `.report()` makes tables and series of it.
 
     Raises:
         UsageError: an impossible setting, no task, a task with one row, or one twice.
@@ -68,24 +117,17 @@ def kernel_report(
         >>> import torch, tauspan as ts
         >>> x, y = torch.eye(4), torch.tensor([0, 1, 0, 1])
         >>> task = ts.Task.from_tensors("parity", ["even", "odd"], train=(x, y), validation=(x, y), test=(x, y))
-        >>> [table.title for table in kernel_report(ts.load(torch.nn.Linear(4, 3)), [task]).tables]
-        ['Spectrum', 'Alignment with the labels']
+        >>> (spectrum,) = kernel_report(ts.load(torch.nn.Linear(4, 3)), [task]).spectra
+        >>> spectrum.task, spectrum.rows, 1 <= spectrum.ranks.stable.value <= 4
+        ('parity', 4, True)
     """
-    settings = Settings(rows, split, outputs, reading, backend, seed)
+    settings = KernelSettings(rows, split, outputs, reading, backend, seed)
     with measured() as cost, progress("kernel", len(tasks) + 1) as advance:
-        made = rows_of_tasks(encoder, tasks, params, settings)
-        parts = [spectrum_findings(made, ridge, advance), pair_findings(made, angles, advance)]
-    shown = params if isinstance(params, str) else list(params)
-    return _report(
-        "Tangent kernel",
-        parts,
-        encoder,
-        made,
-        settings,
-        params=shown,
-        seconds=cost.seconds,
-        peak_mb=cost.peak_mb,
-    )
+        kernels = task_kernels(encoder, tasks, params, settings)
+        spectra, pairs = _spectra(kernels, ridge, advance), task_pairs(kernels, angles, advance)
+    facts = {"params": params if isinstance(params, str) else list(params), **vars(cost)}
+    where = _provenance(encoder, kernels, settings, facts)
+    return Diagnosis(spectra=spectra, pairs=pairs, ridge=ridge, provenance=where)
 
 
 @noted
@@ -96,7 +138,7 @@ def diagnose(
     *,
     rows: int = 64,
     split: SplitName = "train",
-    outputs: Reduced = "contrast",
+    outputs: KernelOutputs = "contrast",
     which: Chosen = 10,
     ridge: float | None = None,
     angles: int = 5,
@@ -104,7 +146,7 @@ def diagnose(
     reading: Reading = Reading(batch_size=32),
     backend: Backend = "auto",
     seed: int = 0,
-) -> Report:
+) -> Diagnosis:
     """Everything the tangent kernel says about tasks and their vectors.
 
     What `kernel_report` says, and local energy on the task's support against the other tasks' rows; curvature, linearity
@@ -113,10 +155,10 @@ def diagnose(
 
     Args:
         encoder: the pre-trained encoder that the vectors start from.
-        vectors: one vector a task, two or more, over the same parameters. Any regime: a linear vector is also read in
+        vectors: one vector per task, two or more, over the same parameters. Any regime: a linear vector is also read in
             the ordinary model, a standard one in its linearisation.
         rows: at most so many of each task.
-        split: whose rows.
+        split: the split that they are drawn from.
         outputs: of the kernels; what vectors do is measured on all logits.
         which: the eigenfunctions whose local energy is summed: the first so many (an int, or as many as there are), those
             with |c_r| above a share of the largest (a float), or a list of numbers from 0.
@@ -126,6 +168,9 @@ def diagnose(
         reading: batches, and where texts are cut; see `tauspan.Reading`.
         backend: of the kernels.
         seed: of the draw.
+
+    Returns:
+        A `Diagnosis`; `.report()` makes tables and series of it.
 
     Raises:
         UsageError: one task only, an impossible setting, a vector that moves nothing.
@@ -143,36 +188,36 @@ def diagnose(
         >>> rows = dict.fromkeys(["train", "validation", "test"], (torch.eye(4), torch.tensor([0, 1, 0, 1])))
         >>> tasks = [ts.Task.from_tensors(name, ["even", "odd"], **rows) for name in ("a", "b")]
         >>> vectors = {task: ts.fit(encoder, task).task_vector for task in tasks}
-        >>> report = diagnose(encoder, vectors)
-        >>> [round(number, 3) for line in report.result["interference"] for number in line]  # one task twice
-        [1.0, 1.0, 1.0, 1.0]
+        >>> diagnosis = diagnose(encoder, vectors)
+        >>> diagnosis.interference.between.table().round(decimals=3).tolist()  # one task twice
+        [[1.0, 1.0], [1.0, 1.0]]
     """
-    settings = Settings(rows, split, outputs, reading, backend, seed)
+    settings = KernelSettings(rows, split, outputs, reading, backend, seed)
     names = [task.name for task in vectors]
     require_several(names)
     vectors = fitted(vectors, encoder, tangent=True)
     by_name = {task.name: vector for task, vector in vectors.items()}
     chosen = _parameters(vectors)
     with measured() as cost, progress("diagnose", 4 * len(vectors) + 2) as advance:
-        made = rows_of_tasks(encoder, vectors, chosen, settings)
-        parts = [
-            spectrum_findings(made, ridge, advance),
-            pair_findings(made, angles, advance),
-            energy_findings(made, which, advance),
-            path_findings(encoder, made, by_name, scales, advance),
-            interference_findings(made, by_name, advance),
-        ]
-    labels = [vector.label for vector in vectors.values()]
-    return _report(
-        "Diagnostics",
-        parts,
-        encoder,
-        made,
-        settings,
-        vectors=labels,
-        seconds=cost.seconds,
-        peak_mb=cost.peak_mb,
-    )
+        kernels = task_kernels(encoder, vectors, chosen, settings)
+        spectra, pairs = _spectra(kernels, ridge, advance), task_pairs(kernels, angles, advance)
+        energies = task_energies(kernels, which, advance)
+        paths = task_paths(encoder, kernels, by_name, scales, advance)
+        between = task_interference(kernels, by_name, advance)
+    facts = {"vectors": [vector.label for vector in vectors.values()], **vars(cost)}
+    return Diagnosis(
+        spectra=spectra, pairs=pairs, energies=energies, paths=paths, interference=between, ridge=ridge,
+        counted=isinstance(which, int), provenance=_provenance(encoder, kernels, settings, facts),
+    )  # fmt: skip
+
+
+def _spectra(kernels: Sequence[TaskKernel], ridge: float | None, advance: Advance) -> list[TaskSpectrum]:
+    spectra = []
+    for task in kernels:
+        task.kernel.dense()
+        advance(1, task.name)
+        spectra.append(task_spectrum(task, ridge))
+    return spectra
 
 
 def _parameters(vectors: Mapping[Task, TaskVector]) -> list[str]:
@@ -189,25 +234,13 @@ def _parameters(vectors: Mapping[Task, TaskVector]) -> list[str]:
     return list(first.deltas)
 
 
-def _report(
-    title: str,
-    parts: Sequence[Findings],
-    encoder: Encoder,
-    rows: Sequence[Rows],
-    settings: Settings,
-    **facts: object,
-) -> Report:
-    counts = {one.name: one.kernel.samples for one in rows}
-    where = provenance(
+def _provenance(
+    encoder: Encoder, kernels: Sequence[TaskKernel], settings: KernelSettings, facts: Mapping[str, Any]
+) -> dict[str, Any]:
+    return provenance(
         base=encoder.source,
         fingerprint=models.fingerprint_of(encoder),
-        drawn=counts,
+        drawn={task.name: task.kernel.samples for task in kernels},
         **asdict(settings),
         **facts,
     )
-    tables = [table for part in parts for table in part.tables]
-    series = [one for part in parts for one in part.series]
-    result: dict[str, object] = {}
-    for part in parts:
-        result |= part.result
-    return Report(title, tables, where, series, result)

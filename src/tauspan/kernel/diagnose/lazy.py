@@ -13,8 +13,10 @@ from tauspan.core import params
 from tauspan.core.arguments import checked
 from tauspan.core.errors import DataError, ModelError, NonFiniteError, UsageError
 from tauspan.core.params import Params
-from tauspan.kernel.operator.interference import right, rms
-from tauspan.kernel.solvers.estimates import Estimate
+from tauspan.core.results import ratio
+from tauspan.kernel import Estimate
+from tauspan.kernel.operator.interference import accuracy, rms
+from tauspan.kernel.solvers.estimates import exactly
 from tauspan.models import Batch
 from tauspan.tangent import Linearized
 from tauspan.tangent.engine.reference import forward_mode
@@ -69,7 +71,7 @@ def lazy_coefficient(tangent: Linearized, vector: TaskVector | Params, batches: 
         raise UsageError(
             "J tau is 0 on these rows: the vector moves no output there. Give rows of its own task."
         )
-    return Estimate(math.sqrt(second / first) / 2, True, "exact on these rows")
+    return exactly(math.sqrt(second / first) / 2, "exact on these rows")
 
 
 def _derivatives(tangent: Linearized, batch: Batch, theta0: Params, tau: Params) -> tuple[Tensor, Tensor]:
@@ -113,7 +115,7 @@ def _direction(
 
 
 @dataclass(frozen=True, eq=False)
-class Path:
+class Linearity:
     """A model and its linearisation along s tau, on some rows.
 
     Args:
@@ -132,31 +134,28 @@ class Path:
 
     @property
     def errors(self) -> list[float]:
-        """The root mean square of f(theta0 + s tau) - f_lin(s tau), for each s."""
+        """The root mean square of f(theta0 + s tau) - f_lin(s tau) for each s, in units of the outputs."""
         return [
             rms(moved - self.start - s * self.tangent)
             for s, moved in zip(self.scales, self.moved, strict=True)
         ]
 
     @property
-    def relative(self) -> list[float]:
-        """The errors over the root mean square of s J tau; NaN where that is 0."""
+    def relative(self) -> list[float | None]:
+        """The errors over the root mean square of s J tau; None where that is 0."""
         size = rms(self.tangent)
-        return [
-            error / (s * size) if size else math.nan
-            for s, error in zip(self.scales, self.errors, strict=True)
-        ]
+        return [ratio(error, s * size) for s, error in zip(self.scales, self.errors, strict=True)]
 
     @property
-    def slope(self) -> float:
+    def slope(self) -> float | None:
         """The slope d log(error) / d log(s) between the two smallest scales whose error is above rounding; 2 for small s.
 
-        NaN where fewer than two are: the model is affine along tau as far as its dtype can tell.
+        None where fewer than two are: the model is affine along tau as far as its dtype can tell.
         """
         floor = _ROUNDING * self.precision * max(rms(self.start), rms(self.moved))
         pairs = [(s, e) for s, e in zip(self.scales, self.errors, strict=True) if e > floor]
         if len(pairs) < 2:
-            return math.nan
+            return None
         (s, e), (t, f) = pairs[:2]
         return math.log(f / e) / math.log(t / s)
 
@@ -168,7 +167,7 @@ def linearity(
     vector: TaskVector | Params,
     batches: Sequence[Batch],
     scales: Sequence[float] = SCALES,
-) -> Path:
+) -> Linearity:
     """Evaluate f(theta0 + s tau) and its linearisation for several s.
 
     Args:
@@ -211,11 +210,11 @@ def linearity(
             )
         whole.append(found)
     precision = max(torch.finfo(theta.dtype).eps for theta in theta0.values())
-    return Path(tuple(scales), torch.cat(start), torch.cat(slope), torch.stack(whole), float(precision))
+    return Linearity(tuple(scales), torch.cat(start), torch.cat(slope), torch.stack(whole), float(precision))
 
 
 @dataclass(frozen=True)
-class Gap:
+class PosthocGap:
     """A model at theta0 + tau against its linearisation, both read as classifiers.
 
     Args:
@@ -237,8 +236,8 @@ class Gap:
 
 
 @checked
-def posthoc_gap(start: Tensor, tangent: Tensor, moved: Tensor, labels: Tensor) -> Gap:
-    """`Gap` from the logits f(theta0), J tau and f(theta0 + tau), each of shape (N, C), and labels of shape (N,).
+def posthoc_gap(start: Tensor, tangent: Tensor, moved: Tensor, labels: Tensor) -> PosthocGap:
+    """`PosthocGap` from the logits f(theta0), J tau and f(theta0 + tau), each of shape (N, C), and labels of shape (N,).
 
     Raises:
         DataError: another number of labels than rows.
@@ -251,7 +250,9 @@ def posthoc_gap(start: Tensor, tangent: Tensor, moved: Tensor, labels: Tensor) -
         (2.0, 0.0, 1.0)
     """
     if labels.shape != (len(start),):
-        raise DataError(f"{len(start)} rows and labels of shape {tuple(labels.shape)}: give one label a row.")
+        raise DataError(
+            f"{len(start)} rows and labels of shape {tuple(labels.shape)}: give one label per row."
+        )
     size = rms(moved - start)
     if not size:
         raise UsageError(
@@ -259,5 +260,5 @@ def posthoc_gap(start: Tensor, tangent: Tensor, moved: Tensor, labels: Tensor) -
         )
     linear = start + tangent
     agreement = float((moved.argmax(-1) == linear.argmax(-1)).double().mean())
-    relative = Estimate(rms(moved - linear) / size, True, "exact on these rows")
-    return Gap(relative, agreement, right(moved, labels), right(linear, labels))
+    relative = exactly(rms(moved - linear) / size, "exact on these rows")
+    return PosthocGap(relative, agreement, accuracy(moved, labels), accuracy(linear, labels))

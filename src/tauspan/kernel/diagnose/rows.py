@@ -1,4 +1,4 @@
-"""The rows that diagnostics are computed on: each task's batches, labels and kernel under its own head."""
+"""What diagnostics are computed on: rows of each task, with their labels and their kernel under the task's head."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -11,25 +11,24 @@ from torch import Tensor
 from tauspan.core.errors import UsageError, listed, nearest
 from tauspan.core.reading import Reading
 from tauspan.core.report import Table
-from tauspan.kernel import TangentKernel
-from tauspan.kernel.rows.tiles import Backend
+from tauspan.kernel import Backend, TangentKernel
 from tauspan.models import Batch, Classifier, Encoder
 from tauspan.tasks import Task, build_head
 from tauspan.train.convex import labelled
 
-Reduced: TypeAlias = Literal["contrast", "sum", "all"]
+KernelOutputs: TypeAlias = Literal["contrast", "sum", "all"]
 SplitName: TypeAlias = Literal["train", "validation", "test"]
 
 
 @dataclass(frozen=True)
-class Settings:
-    """What decides the rows and the kernel of every task.
+class KernelSettings:
+    """Which rows of every task are drawn, and which kernel of them is built.
 
     Args:
         rows: at most so many of each task, drawn by a permutation keyed by `seed`; 2 or more.
-        split: whose rows.
+        split: the split that they are drawn from.
         outputs: `"contrast"` of the logits, one of the directions that decide a class, at the cost of one output; `"sum"`
-            over sqrt(C), as cheap, which sees the mean logit alone; or `"all"`. See `tauspan.kernel.rows.selector`.
+            over sqrt(C), as cheap, which sees the mean logit alone; or `"all"`. See `TangentKernel`.
         reading: batches, and where texts are cut.
         backend: of the kernels.
         seed: of the draw.
@@ -37,7 +36,7 @@ class Settings:
 
     rows: int = 64
     split: SplitName = "train"
-    outputs: Reduced = "contrast"
+    outputs: KernelOutputs = "contrast"
     reading: Reading = Reading(batch_size=32)
     backend: Backend = "auto"
     seed: int = 0
@@ -46,23 +45,23 @@ class Settings:
         if self.rows < 2:
             raise UsageError(f"rows={self.rows}: a kernel says something about 2 rows or more.")
         for name, value, known in (
-            ("outputs", self.outputs, get_args(Reduced)), ("split", self.split, get_args(SplitName)),
+            ("outputs", self.outputs, get_args(KernelOutputs)), ("split", self.split, get_args(SplitName)),
         ):  # fmt: skip
             if value not in known:
                 raise UsageError(f"{name}={value!r}. {nearest(str(value), known)}")
 
 
 @dataclass(frozen=True, eq=False)
-class Rows:
-    """Some rows of a task.
+class TaskKernel:
+    """Rows of a task with their tangent kernel.
 
     Args:
         task: the task.
         classifier: the encoder under the task's frozen head.
-        batches: the rows as the model is called with.
+        batches: the rows, as the model is called with them.
         labels: their classes, shape (N,).
         kernel: their tangent kernel.
-        outputs: of the kernel.
+        outputs: which outputs the kernel is about.
         held_out: as many rows of another split.
     """
 
@@ -71,7 +70,7 @@ class Rows:
     batches: Sequence[Batch]
     labels: Tensor
     kernel: TangentKernel
-    outputs: Reduced
+    outputs: KernelOutputs
     held_out: Sequence[Batch]
 
     @property
@@ -86,36 +85,35 @@ class Rows:
         return F.one_hot(self.labels, classes).double() - 1 / classes
 
     def kernel_with(
-        self, x: Sequence[Batch] | None = None, *, outputs: Reduced | None = None, at: Encoder | None = None
+        self,
+        x: Sequence[Batch] | None = None,
+        *,
+        outputs: KernelOutputs | None = None,
+        at: Encoder | None = None,
     ) -> TangentKernel:
-        """The same kernel with one thing changed: other rows on the left, other outputs, or another point."""
+        """The same kernel with one thing changed: other rows `x` on the left, other outputs, or another encoder."""
         classifier = self.classifier if at is None else Classifier(at, self.classifier.head)
-        names = list(self.kernel.tangent.theta0())
         left, right = (self.batches, None) if x is None else (x, self.batches)
         return TangentKernel(
-            classifier,
-            left,
-            right,
-            params=names,
-            outputs=outputs or self.outputs,
-            backend=self.kernel.backend,
-        )
+            classifier, left, right, params=list(self.kernel.tangent.theta0()),
+            outputs=outputs or self.outputs, backend=self.kernel.backend,
+        )  # fmt: skip
 
 
-def rows_of_tasks(
-    encoder: Encoder, tasks: Iterable[Task], params: str | Sequence[str], settings: Settings
-) -> list[Rows]:
-    """Each task's rows and kernel, not computed yet.
+def task_kernels(
+    encoder: Encoder, tasks: Iterable[Task], params: str | Sequence[str], settings: KernelSettings
+) -> list[TaskKernel]:
+    """Rows and kernel of each task; no entry is computed yet.
 
     Raises:
         UsageError: no task, two of one name, a choice of parameters that picks nothing.
         DataError: a task of another modality than the encoder's.
     """
     tasks = list(tasks)
-    names = [task.name for task in tasks]
+    names, reading = [task.name for task in tasks], settings.reading
     if not tasks or len(set(names)) < len(names):
         raise UsageError(f"tasks {listed(names) or 'none'}: give at least one, and none twice.")
-    found = []
+    kernels = []
     for task in tasks:
         other = "test" if settings.split == "validation" else "validation"
         drawn = task.subset(seed=settings.seed, **{settings.split: settings.rows, other: settings.rows})
@@ -123,51 +121,25 @@ def rows_of_tasks(
             raise UsageError(
                 f"{settings.split} of {task.name!r} has one row, and a kernel needs two or more."
             )
-        head = build_head(task, encoder, max_tokens=settings.reading.max_tokens)
+        head = build_head(task, encoder, max_tokens=reading.max_tokens)
         classifier = Classifier(encoder, head)
         parts, unseen = (
-            labelled(
-                encoder,
-                drawn.split(name),
-                task.tokens(settings.reading.max_tokens),
-                settings.reading.batch_size,
-            )
+            labelled(encoder, drawn.split(name), task.tokens(reading.max_tokens), reading.batch_size)
             for name in (settings.split, other)
         )
         batches, labels = [batch for batch, _ in parts], torch.cat([some for _, some in parts])
         kernel = TangentKernel(
             classifier, batches, params=params, outputs=settings.outputs, backend=settings.backend
         )
-        found.append(
-            Rows(task, classifier, batches, labels, kernel, settings.outputs, [batch for batch, _ in unseen])
-        )
-    return found
+        held_out = [batch for batch, _ in unseen]
+        kernels.append(TaskKernel(task, classifier, batches, labels, kernel, settings.outputs, held_out))
+    return kernels
 
 
 @dataclass(frozen=True)
 class Findings:
-    """A part of a report."""
+    """A part of a report: tables for people, series for pictures, and numbers for programs."""
 
     tables: Sequence[Table]
     series: Sequence[dict[str, Any]]
     result: dict[str, Any]
-
-
-def cell(value: float) -> float | None:
-    """A number for a table or JSON; nothing where it is not finite."""
-    return float(value) if abs(value) < float("inf") else None
-
-
-def matrix_table(title: str, names: Sequence[str], values: Tensor, note: str) -> Table:
-    """A task x task table."""
-    rows = [
-        {"": name, **{other: cell(value) for other, value in zip(names, line, strict=True)}}
-        for name, line in zip(names, values.tolist(), strict=True)
-    ]
-    return Table(title, rows, note)
-
-
-def heat(title: str, group: str, names: Sequence[str], values: Tensor) -> dict[str, Any]:
-    """The series of a task x task picture."""
-    lines = [[cell(value) for value in line] for line in values.tolist()]
-    return {"kind": "heat", "group": group, "title": title, "tasks": list(names), "values": lines}

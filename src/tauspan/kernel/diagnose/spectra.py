@@ -7,25 +7,24 @@ import torch
 from torch import Tensor
 
 from tauspan.core.errors import UsageError
-from tauspan.kernel import Kernel
-from tauspan.kernel.approximate.eigenpairs import eigenpairs
-from tauspan.kernel.solvers.estimates import Estimate, participation_rank, require_ridge, trace
-from tauspan.kernel.solvers.flow import Modes
-from tauspan.kernel.solvers.solved import vector_for
+from tauspan.kernel import Estimate, Kernel, Modes, eigenpairs, participation_rank, trace
+from tauspan.kernel.solvers.estimates import exactly, require_ridge
+from tauspan.kernel.solvers.solution import rounding_floor, vector_for
 
 
 @dataclass(frozen=True)
-class Ranks:
+class EffectiveRanks:
     """Effective ranks of a kernel with eigenvalues lam_1 >= lam_2 >= ...
 
     Args:
         stable: tr K / lam_1.
         participation: (tr K)^2 / tr K^2.
         lr_max: 2 / lam_1, above which gradient descent on 1/2 |f - y|^2 diverges.
-        entropy: exp(-sum p log p), p = lam / tr K; None from probes, as all that follow.
+        entropy: exp(-sum p log p), p = lam / tr K. This and all that follow are None where probes were used.
         dimension: tr K (K + ridge)^-1.
         condition: lam_1 over the smallest eigenvalue; infinite for a singular kernel.
-        decay: a of the fit lam_i ~ i^-a, by least squares on logarithms, over eigenvalues above rounding.
+        decay: a of the fit lam_i ~ i^-a, by least squares on logarithms, over eigenvalues above rounding; None for fewer
+            than two.
         ridge: that of `dimension`.
     """
 
@@ -41,8 +40,8 @@ class Ranks:
 
 def effective_ranks(
     kernel: Kernel, ridge: float | None = None, probes: int | None = None, seed: int = 0
-) -> Ranks:
-    """All of `Ranks` from the eigenvalues, or some of them from products with the kernel alone.
+) -> EffectiveRanks:
+    """All of `EffectiveRanks` from the eigenvalues, or some of them from products with the kernel alone.
 
     Args:
         kernel: symmetric.
@@ -67,17 +66,17 @@ def effective_ranks(
         top = eigenpairs(kernel, 1, seed=seed)
         largest, whole = float(top.values[0]), trace(kernel, probes, seed)
         _require_positive(largest)
-        stable = Estimate(whole.value / largest, False, "probes", whole.standard_error / largest)
-        lr_max = Estimate(
-            2 / largest, top.exact, "block Krylov", bound=2 * float(top.residuals[0]) / largest**2
-        )
-        return Ranks(stable, participation_rank(kernel, probes, seed), lr_max)
+        error = None if whole.standard_error is None else whole.standard_error / largest
+        stable = Estimate(whole.value / largest, False, "probes", error)
+        bound = None if top.residuals is None else 2 * float(top.residuals[0]) / largest**2
+        lr_max = Estimate(2 / largest, top.exact, "block Krylov", bound=bound)
+        return EffectiveRanks(stable, participation_rank(kernel, probes, seed), lr_max)
     values = Modes.of(kernel).values.flip(0)
     largest = float(values[0])
     _require_positive(largest)
     total = float(values.sum())
     strength = total / len(values) if ridge is None else ridge
-    seen = values[values > _floor(values)]
+    seen = values[values > rounding_floor(values)]
     shares = seen / total
     whole_rank = len(seen) == len(values)
     numbers = {
@@ -89,7 +88,8 @@ def effective_ranks(
         "condition": largest / float(values[-1]) if whole_rank else math.inf,
         "decay": decay_exponent(seen),
     }
-    return Ranks(**{name: Estimate(value, True, "exact") for name, value in numbers.items()}, ridge=strength)
+    known = {name: None if value is None else exactly(value) for name, value in numbers.items()}
+    return EffectiveRanks(**known, ridge=strength)  # type: ignore[arg-type]
 
 
 def _require_positive(largest: float) -> None:
@@ -97,33 +97,28 @@ def _require_positive(largest: float) -> None:
         raise UsageError("the kernel is zero and has no rank: no parameter moves these outputs.")
 
 
-def _floor(values: Tensor) -> float:
-    """Below this an eigenvalue is rounding."""
-    return len(values) * torch.finfo(torch.float64).eps * float(values.max())
-
-
-def decay_exponent(values: Tensor) -> float:
-    """The a of lam_i ~ i^-a by least squares of log lam_i on log i; NaN for fewer than two eigenvalues.
+def decay_exponent(values: Tensor) -> float | None:
+    """The a of lam_i ~ i^-a by least squares of log lam_i on log i; None for fewer than two eigenvalues.
 
     Args:
         values: positive eigenvalues, falling.
     """
     if len(values) < 2:
-        return math.nan
+        return None
     x = torch.arange(1, len(values) + 1, dtype=torch.float64).log()
     x, y = x - x.mean(), values.double().log()
     return -float((x * y).sum() / x.square().sum())
 
 
 @dataclass(frozen=True, eq=False)
-class Power:
-    """How much of a target lies in the leading eigenvectors, and when it is learned.
+class CumulativePower:
+    """How much of a target is in the span of the leading eigenvectors, and when it is learned.
 
     Args:
         values: eigenvalues, falling, shape (n).
         shares: C(r) = sum_{i <= r} (u_i y)^2 / |y|^2, shape (n); the last is 1.
         times: 1 / lam_i, the time in which gradient flow learns mode i; in steps divide by the learning rate.
-        half: the smallest r with C(r) of one half at least.
+        half: the smallest r with C(r) >= 1/2.
     """
 
     values: Tensor
@@ -132,8 +127,8 @@ class Power:
     half: int
 
 
-def cumulative_power(kernel: Kernel, targets: Tensor) -> Power:
-    """`Power` of targets, exact.
+def cumulative_power(kernel: Kernel, targets: Tensor) -> CumulativePower:
+    """How much of the targets is in the span of the leading eigenvectors, exact.
 
     The training loss that follows is `Modes.of(kernel).flow_loss(y - f0, t)`, half the sum of (u_i r)^2 exp(-2 lam_i t).
 
@@ -160,6 +155,6 @@ def cumulative_power(kernel: Kernel, targets: Tensor) -> Power:
         raise UsageError("the targets are zero: they have no power in any direction.")
     shares = energy.cumsum(0) / energy.sum()
     values = modes.values.flip(0)
-    seen = values > _floor(values)
+    seen = values > rounding_floor(values)
     times = torch.where(seen, 1 / torch.where(seen, values, 1.0), math.inf)
-    return Power(values, shares, times, int((shares < 0.5).sum()) + 1)
+    return CumulativePower(values, shares, times, int((shares < 0.5).sum()) + 1)

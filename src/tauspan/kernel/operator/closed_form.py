@@ -18,12 +18,13 @@ from tauspan.kernel.approximate.lowrank import pivoted_cholesky
 from tauspan.kernel.operator.tangent import TangentKernel
 from tauspan.kernel.rows.selector import Outputs
 from tauspan.kernel.rows.tiles import Backend
+from tauspan.kernel.solvers.base import Kernel
 from tauspan.kernel.solvers.cg import solve_cg
 from tauspan.kernel.solvers.hinge import Margins, margins, one_vs_rest, solve_hinge
+from tauspan.kernel.solvers.kernels import DenseKernel
 from tauspan.kernel.solvers.newton import solve_cross_entropy
-from tauspan.kernel.solvers.protocol import DenseKernel, Kernel
 from tauspan.kernel.solvers.regression import RidgeChoice, choose_ridge, solve_ridge
-from tauspan.kernel.solvers.solved import DENSE, Solved, matrix_of, vector_for
+from tauspan.kernel.solvers.solution import DENSE, DualSolution, matrix_of, vector_for
 from tauspan.models import Classifier, Encoder
 from tauspan.tangent import linearize
 from tauspan.tangent.engine.check import far, rounding
@@ -37,20 +38,20 @@ _RANK = 200  # of the preconditioner, where the kernel is no matrix
 
 
 @dataclass(frozen=True)
-class Fitted:
-    """A task vector in closed form, and what it rests on.
+class ClosedForm:
+    """A task vector in closed form, with the solution that it is made of.
 
     Args:
-        vector: tau = J^T alpha, of regime `linear`; `info["solver"]` holds the certificate.
-        solved: alpha and its certificate.
-        kernel: the training rows' kernel; its matrix is kept, unless conjugate gradients did without one.
+        vector: tau = J^T alpha, of regime `linear`; `info["solver"]` holds `solution.facts()`.
+        solution: alpha, and the numbers that bound its error.
+        kernel: the kernel of the training rows; its matrix is kept, unless conjugate gradients did without one.
         cost: seconds and memory of everything, kernel included.
-        choice: how leave-one-out chose the ridge, where it did.
-        margins: support set and robustness bounds of the hinge loss.
+        choice: how leave-one-out chose the ridge; None where it was given.
+        margins: support set and robustness bounds of the hinge loss; None for other losses.
     """
 
     vector: TaskVector
-    solved: Solved
+    solution: DualSolution
     kernel: TangentKernel
     cost: Cost = field(default_factory=Cost)
     choice: RidgeChoice | None = None
@@ -71,7 +72,7 @@ def closed_form(
     backend: Backend = "auto",
     tolerance: float = 1e-8,
     max_steps: int = 1000,
-) -> Fitted:
+) -> ClosedForm:
     """Fit tau in the tangent space through the kernel of the training rows, linearised at the logits.
 
     f = f0 + J tau over N rows and C classes. The losses are
@@ -99,7 +100,7 @@ def closed_form(
         max_steps: of iterative solvers.
 
     Returns:
-        A `Fitted`; its `.vector` is an ordinary `TaskVector`.
+        A `ClosedForm`; its `.vector` is an ordinary `TaskVector`.
 
     Raises:
         UsageError: an impossible setting, a singular system, or more than 20,000 rows x classes where the loss needs
@@ -116,7 +117,7 @@ def closed_form(
         >>> x, y = torch.eye(4).repeat(4, 1), torch.arange(4).repeat(4) % 2
         >>> task = ts.Task.from_tensors("parity", ["even", "odd"], train=(x, y), validation=(x, y), test=(x, y))
         >>> fitted = closed_form(ts.load(torch.nn.Linear(4, 3)), task, ridge=0.1)
-        >>> fitted.vector.regime, fitted.solved.exact
+        >>> fitted.vector.regime, fitted.solution.exact
         ('linear', True)
     """
     strength = _strength(task, loss, ridge)
@@ -127,23 +128,17 @@ def closed_form(
         outputs: Outputs = "all"
         if loss == "hinge" and len(task.label_names) == 2:
             outputs = torch.tensor([[-1.0, 1.0]], dtype=torch.float64).expand(len(labels), 2)
-        kernel = TangentKernel(
-            classifier,
-            batches,
-            params=params,
-            outputs=outputs,
-            backend=backend,
-        )
+        kernel = TangentKernel(classifier, batches, params=params, outputs=outputs, backend=backend)
         problem = _Problem(kernel, logits_at_base(kernel), labels, strength, tolerance, max_steps)
         if loss == "squared":
             answer = problem.squared(classifier.head.scale if gap is None else gap, grid)
         else:
             answer = problem.cross_entropy() if loss == "cross_entropy" else problem.hinge()
-        facts = {"objective": loss, "rows": kernel.samples, **answer.facts, **answer.solved.facts()}
-        vector = task_vector(kernel, answer.solved.alpha, task.name, {"task": task.name, "solver": facts})
+        facts = {"objective": loss, "rows": kernel.samples, **answer.facts, **answer.solution.facts()}
+        vector = task_vector(kernel, answer.solution.alpha, task.name, {"task": task.name, "solver": facts})
         if kernel.check != "off":
-            _require_certified(kernel, answer.solved.alpha, vector)
-    return Fitted(vector, answer.solved, kernel, cost, answer.choice, answer.margins)
+            _require_certified(kernel, answer.solution.alpha, vector)
+    return ClosedForm(vector, answer.solution, kernel, cost, answer.choice, answer.margins)
 
 
 def task_vector(kernel: TangentKernel, alpha: Tensor, label: str, info: dict[str, Any]) -> TaskVector:
@@ -189,7 +184,9 @@ def logits_at_base(kernel: TangentKernel) -> Tensor:
     """f0 of the kernel's left rows through its selector of outputs, shape (N, O), float64."""
     parts = [
         torch.einsum(
-            "nc,noc->no", kernel.tangent.function(batch).plain().double().cpu(), kernel.left.select.of(places)
+            "nc,noc->no",
+            kernel.tangent.function(batch).plain().double().cpu(),
+            kernel.left.select.weights_of(places),
         )
         for places, batch in kernel.left.parts()
     ]
@@ -226,9 +223,9 @@ def _classifier(
 
 
 class _Answer(NamedTuple):
-    """What a loss leads to; `facts` are for provenance."""
+    """The solution for one loss; `facts` are for provenance."""
 
-    solved: Solved
+    solution: DualSolution
     facts: dict[str, Any]
     choice: RidgeChoice | None = None
     margins: Margins | None = None
@@ -260,19 +257,19 @@ class _Problem:
             facts["leave_one_out"] = {"grid": list(choice.grid), "errors": list(choice.errors)}
         if self.kernel.shape[0] <= DENSE:
             return _Answer(solve_ridge(self.kernel, residual, ridge), facts, choice)
-        factor = pivoted_cholesky(self.kernel, min(_RANK, self.kernel.shape[0])).factor
-        solved = solve_cg(
-            self.kernel, residual, ridge, factor, tolerance=self.tolerance, max_steps=self.max_steps
+        near = pivoted_cholesky(self.kernel, min(_RANK, self.kernel.shape[0])).kernel
+        solution = solve_cg(
+            self.kernel, residual, ridge, near, tolerance=self.tolerance, max_steps=self.max_steps
         )
-        return _Answer(solved, facts, choice)
+        return _Answer(solution, facts, choice)
 
     def cross_entropy(self) -> _Answer:
         """Newton on the loss of `fit`."""
-        solved = solve_cross_entropy(
+        solution = solve_cross_entropy(
             self.kernel, self.labels, cast(float, self.ridge), self.start,
             tolerance=self.tolerance, max_steps=self.max_steps,
         )  # fmt: skip
-        return _Answer(solved, {})
+        return _Answer(solution, {})
 
     def hinge(self) -> _Answer:
         """On the one difference of two logits, or on each class's centred logit."""
@@ -282,21 +279,21 @@ class _Problem:
         if outputs > 1:
             kernel = DenseKernel(_centred(matrix_of(kernel), outputs), outputs)
             start, signs = self._centred_start(), one_vs_rest(self.labels, outputs)
-        solved = solve_hinge(
+        solution = solve_hinge(
             kernel, signs, cast(float, self.ridge), start, tolerance=self.tolerance, max_steps=self.max_steps
         )
-        bounds = margins(kernel, solved, signs, start)
-        if outputs > 1:  # centring's transpose is centring
-            alpha = solved.alpha.view_as(start)
-            solved = replace(solved, alpha=(alpha - alpha.mean(1, keepdim=True)).flatten())
-        return _Answer(solved, {"support": len(bounds.support), "norm": bounds.norm}, margins=bounds)
+        bounds = margins(kernel, solution, signs, start)
+        if outputs > 1:  # centring is its own transpose
+            alpha = solution.alpha.view_as(start)
+            solution = replace(solution, alpha=(alpha - alpha.mean(1, keepdim=True)).flatten())
+        return _Answer(solution, {"support": len(bounds.support), "norm": bounds.norm}, margins=bounds)
 
     def _centred_start(self) -> Tensor:
         return self.start - self.start.mean(1, keepdim=True)
 
 
 def _centred(matrix: Tensor, outputs: int) -> Tensor:
-    """The kernel of outputs less their mean over the row."""
+    """The kernel of each row's outputs less their mean."""
     cubes = matrix.view(len(matrix) // outputs, outputs, -1, outputs)
     left = cubes - cubes.mean(1, keepdim=True)
     return (left - left.mean(3, keepdim=True)).view_as(matrix)

@@ -5,7 +5,7 @@ S = J R / sqrt(q) with R of independent signs, shape (P, q), has E[S S^T] = J J^
     E|S S^T - K|_F^2 = ((tr K)^2 + |K|_F^2) / q,
 
 so that the relative error is sqrt((PR + 1) / q) with the participation rank PR = (tr K)^2 / |K|_F^2. The formula is
-exact for normal entries; signs lie below it by the share of single parameters in the kernel, 2 sum_p |J_p|^4 / q.
+exact for normal entries; signs are below it by the share of single parameters in the kernel, 2 sum_p |J_p|^4 / q.
 """
 
 import hashlib
@@ -21,7 +21,7 @@ from tauspan.kernel.operator.tangent import TangentKernel
 from tauspan.kernel.rows.pieces import Lookup, Piece, Product, Written
 from tauspan.kernel.rows.tiles import Tiles
 from tauspan.kernel.solvers.estimates import Estimate, finite, participation_rank
-from tauspan.kernel.solvers.factor import Factor
+from tauspan.kernel.solvers.kernels import LowRankKernel
 
 _WORDS = 4  # 64-bit numbers that Philox makes of one value of its counter
 _CHUNK = 1 << 22  # signs, and entries of J, that are written out at a time
@@ -29,19 +29,19 @@ _CHUNK = 1 << 22  # signs, and entries of J, that are written out at a time
 
 @dataclass(frozen=True, eq=False)
 class Projection:
-    """A sketch of J and the kernel S S^T that stands for J J^T.
+    """A sketch S of J, and the kernel S S^T that approximates J J^T.
 
     Args:
-        factor: S, shape (N O, q); `factor.dense()` is the kernel, `factor.solve` its ridge regression.
+        kernel: S S^T, a kernel for every solver; `kernel.root` is S, shape (N O, q).
         error: the relative Frobenius error |S S^T - K| / |K| to expect, root mean square over seeds, with the standard
             error of the participation rank's estimate.
         participation: the participation rank of K.
         seed: of the signs.
-        estimator: what was done.
+        estimator: the kind of random entries.
         exact: False.
     """
 
-    factor: Factor
+    kernel: LowRankKernel
     error: Estimate
     participation: Estimate
     seed: int
@@ -50,8 +50,8 @@ class Projection:
 
     @property
     def dimension(self) -> int:
-        """Q."""
-        return self.factor.rank
+        """q, the numbers that stand for each row of J."""
+        return self.kernel.rank
 
     def against(self, other: "Projection") -> Tensor:
         """S S'^T: the kernel between the rows of two projections of one model with one seed.
@@ -64,7 +64,7 @@ class Projection:
                 f"projections with seeds {self.seed} and {other.seed} to {self.dimension} and {other.dimension} "
                 "dimensions: project both with one seed to one dimension."
             )
-        return self.factor.matrix @ other.factor.matrix.T
+        return self.kernel.root @ other.kernel.root.T
 
 
 def project(
@@ -101,15 +101,12 @@ def project(
     Example:
         >>> net = torch.nn.Linear(100, 1)
         >>> found = project(TangentKernel(net, torch.randn(4, 100)), dimension=50)
-        >>> found.factor.matrix.shape
+        >>> found.kernel.root.shape
         torch.Size([4, 50])
     """
     if (dimension is None) == (eps is None):
         raise UsageError(f"dimension={dimension}, eps={eps}: give one of them.")
-    if kernel.left.select.traced:
-        raise UsageError(
-            "a trace kernel is a mean over outputs and has no Jacobian of its own: use outputs='all' or 'sum'."
-        )
+    kernel.require_jacobian()
     if eps is not None and not (math.isfinite(eps) and eps > 0):
         raise UsageError(f"eps={eps}: a relative error is above 0.")
     if dimension is not None and not (isinstance(dimension, int) and dimension >= 1):
@@ -122,12 +119,15 @@ def project(
             f"dimension={q}{'' if eps is None else f' for eps={eps}'}: choose from 1 to the {longest} parameters, "
             "beyond which a sketch is longer than the Jacobian's rows."
         )
-    return Projection(Factor(_sketch(kernel, q, seed)), _expected(participation, q), participation, seed)
+    return Projection(
+        LowRankKernel(_sketch(kernel, q, seed)), _expected(participation, q), participation, seed
+    )
 
 
 def _expected(participation: Estimate, q: int) -> Estimate:
     value = math.sqrt((participation.value + 1) / q)
-    spread = participation.standard_error / (2 * value * q)
+    known = participation.standard_error
+    spread = None if known is None else known / (2 * value * q)
     return Estimate(value, False, f"formula, participation rank by {participation.estimator}", spread)
 
 

@@ -7,10 +7,9 @@ import torch
 from torch import Tensor
 
 from tauspan.core.errors import UsageError, listed
+from tauspan.kernel.solvers.base import Kernel
 from tauspan.kernel.solvers.estimates import require_ridge
-from tauspan.kernel.solvers.protocol import Kernel
-from tauspan.kernel.solvers.solved import matrix_of, vector_for
-from tauspan.kernel.solvers.spectrum import factor
+from tauspan.kernel.solvers.solution import cholesky, matrix_of, vector_for
 
 
 @dataclass(frozen=True, eq=False)
@@ -58,7 +57,7 @@ class RidgeFit:
         """
         require_ridge(ridge, zero=True)
         flat = vector_for(kernel, residual, "the residual y - f0")
-        inverse = torch.cholesky_inverse(factor(matrix_of(kernel), ridge))
+        inverse = torch.cholesky_inverse(cholesky(matrix_of(kernel), ridge))
         return RidgeFit(
             inverse, inverse @ flat, tuple(range(kernel.samples)), kernel.samples, kernel.outputs, ridge
         )

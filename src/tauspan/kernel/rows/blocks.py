@@ -1,10 +1,11 @@
-"""Filling the matrix block by block: by several processes, and into files that a later run takes up."""
+"""Filling the matrix block by block: by several processes, and into files from which a later run resumes."""
 
 import hashlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, overload
 
 import torch
 from torch import Tensor
@@ -15,12 +16,12 @@ from tauspan.core.measure import progress
 from tauspan.core.processes import World
 
 FORMAT = "tauspan-kernel/1"
-_WITH_FOLDER = 4  # stretches a side at least, so that an interrupted run has something to take up
+_WITH_FOLDER = 4  # the least number of stretches per side, so that an interrupted run can resume
 
 
 @dataclass(frozen=True)
-class Layout:
-    """How a kernel of N x M rows is cut into blocks.
+class Partition:
+    """How a kernel of N x M rows of data is cut into blocks.
 
     Args:
         samples: N and M.
@@ -37,27 +38,36 @@ class Layout:
     def blocks(self) -> list[tuple[range, range]]:
         """All blocks that must be computed, row by row, every second row backwards: neighbours share a tile."""
         found: list[tuple[range, range]] = []
-        for number, rows in enumerate(_stretches(self.samples[0], self.lengths[0])):
-            columns = _stretches(self.samples[1], self.lengths[1])
+        for number, rows in enumerate(stretches(range(self.samples[0]), self.lengths[0])):
+            columns = stretches(range(self.samples[1]), self.lengths[1])
             if self.symmetric:
                 columns = [stretch for stretch in columns if stretch.start >= rows.start]
             found += [(rows, stretch) for stretch in (columns if number % 2 == 0 else reversed(columns))]
         return found
 
     def places(self, block: tuple[range, range]) -> tuple[slice, slice]:
-        """Where a block stands in the matrix."""
+        """The rows and columns of a block in the matrix."""
         rows, columns = (slice(one.start * self.outputs, one.stop * self.outputs) for one in block)
         return rows, columns
 
 
-def _stretches(count: int, length: int) -> list[range]:
-    return [range(start, min(start + length, count)) for start in range(0, count, length)]
+@overload
+def stretches(places: range, length: int) -> list[range]: ...
 
 
-def layout(
+@overload
+def stretches(places: Sequence[int], length: int) -> list[Sequence[int]]: ...
+
+
+def stretches(places: Any, length: int) -> Any:
+    """Consecutive parts of at most so many places."""
+    return [places[start : start + length] for start in range(0, len(places), length)]
+
+
+def partition(
     samples: tuple[int, int], fitting: tuple[int, int], outputs: int, symmetric: bool, parts: tuple[int, int]
-) -> Layout:
-    """The layout with at least so many stretches a side as `parts` says, where there are so many rows.
+) -> Partition:
+    """The partition into at least as many stretches per side as `parts` says, where there are as many rows.
 
     Args:
         samples: N and M.
@@ -68,7 +78,7 @@ def layout(
     """
     triples = zip(samples, fitting, parts, strict=True)
     lengths = [min(fit, -(-count // least)) for count, fit, least in triples]
-    return Layout(samples, (lengths[0], lengths[1]), outputs, symmetric)
+    return Partition(samples, (lengths[0], lengths[1]), outputs, symmetric)
 
 
 class Folder:
@@ -83,8 +93,8 @@ class Folder:
         self.key = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
         self.path = path / self.key[:24]
 
-    def agreed(self, wanted: Layout) -> Layout:
-        """The layout of the blocks that lie here already, or the wanted one, noted for later runs.
+    def agreed(self, wanted: Partition) -> Partition:
+        """The partition of the blocks that the folder holds already, or the wanted one, noted for later runs.
 
         Raises:
             StoreError: the note is damaged.
@@ -103,7 +113,7 @@ class Folder:
                 f"{file} is not the layout of this kernel as {FORMAT!r} has it: remove {self.path} to compute its "
                 "blocks anew."
             )
-        return Layout(wanted.samples, (lengths[0], lengths[1]), wanted.outputs, wanted.symmetric)
+        return Partition(wanted.samples, (lengths[0], lengths[1]), wanted.outputs, wanted.symmetric)
 
     def _file(self, block: tuple[range, range]) -> Path:
         rows, columns = block
@@ -132,18 +142,18 @@ class Folder:
         store.write_tensors(self._file(block), {"block": values}, {"key": self.key})
 
 
-def agreed(wanted: Layout, folder: Folder | None, processes: World) -> Layout:
-    """The first process's layout, in every process."""
+def agreed(wanted: Partition, folder: Folder | None, processes: World) -> Partition:
+    """The first process's partition, in every process."""
     lengths = torch.zeros(2, dtype=torch.int64)
     if processes.first:
         found = folder.agreed(wanted) if folder else wanted
         lengths = torch.tensor(found.lengths)
     processes.sum([lengths])
-    return Layout(wanted.samples, (int(lengths[0]), int(lengths[1])), wanted.outputs, wanted.symmetric)
+    return Partition(wanted.samples, (int(lengths[0]), int(lengths[1])), wanted.outputs, wanted.symmetric)
 
 
 def parts_wanted(folder: Folder | None, processes: World) -> int:
-    """Stretches a side, so that there are blocks to share out or to take up."""
+    """The least number of stretches per side, so that there are blocks to share out or to resume from."""
     return max(_WITH_FOLDER if folder else 1, 2 * processes.size if processes.size > 1 else 1)
 
 
@@ -157,7 +167,7 @@ def _require_finite(found: Tensor, block: tuple[range, range]) -> None:
 
 
 def fill(
-    plan: Layout,
+    plan: Partition,
     compute: Callable[[range, range], Tensor],
     folder: Folder | None,
     processes: World,

@@ -8,12 +8,12 @@ import torch
 from torch import Tensor
 
 from tauspan.core.errors import ModelError
-from tauspan.kernel.rows.side import Rows, Side
+from tauspan.kernel.rows.jacobian import Jacobian
 from tauspan.tangent.engine.check import rounding
 
 
 def require_entries(
-    sides: tuple[Side, Side], found: Tensor, rows: Sequence[int], columns: Sequence[int], backend: str
+    sides: tuple[Jacobian, Jacobian], found: Tensor, rows: Sequence[int], columns: Sequence[int], backend: str
 ) -> None:
     """Raise unless some entries of a block are the products of two rows of J.
 
@@ -57,7 +57,7 @@ def require_entries(
 
 
 def _pairs(
-    left: Side, row: int, column: int, itself: bool, draw: random.Random
+    left: Jacobian, row: int, column: int, itself: bool, draw: random.Random
 ) -> Iterator[tuple[int, int, int]]:
     """Columns with the two outputs that are compared."""
     if left.select.traced:
@@ -71,7 +71,9 @@ def _pairs(
         yield row, o, o
 
 
-def _product(first: tuple[Rows, float], second: tuple[Rows, float]) -> tuple[float, float, float]:
+def _product(
+    first: tuple[dict[str, Tensor], float], second: tuple[dict[str, Tensor], float]
+) -> tuple[float, float, float]:
     """<g, h>, |g| |h|, and what rounding leaves of the product if either is 0."""
     (g, short), (h, low) = first, second
     value = sum(float((g[name] * h[name]).sum()) for name in g)
@@ -79,7 +81,7 @@ def _product(first: tuple[Rows, float], second: tuple[Rows, float]) -> tuple[flo
     return value, mine * theirs, mine * low + short * theirs + short * low
 
 
-def require_squares(side: Side, found: Tensor, backend: str) -> None:
+def require_squares(side: Jacobian, found: Tensor, backend: str) -> None:
     """Raise unless an entry of the diagonal is the squared length of its row of J; see `require_entries`."""
     place = random.Random(0).randrange(side.samples)
     block = torch.diag(found[place * side.select.outputs : (place + 1) * side.select.outputs])

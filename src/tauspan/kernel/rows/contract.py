@@ -97,7 +97,7 @@ def bytes_of(tile: Tile) -> int:
 def product(left: Tile, right: Tile, traced: bool, chunk: int | None = None) -> Tensor:
     """J J'^T over all parameters, shape (n O, m O), summed in float64; the mean diagonal block if `traced`.
 
-    Of a tile with itself only the upper triangle counts; what lies below it is not complete. At most `chunk` numbers of
+    Of a tile with itself only the upper triangle counts; the part below it is not complete. At most `chunk` numbers of
     each side's matrices, `CHUNK` if it is not given, are written out at a time.
 
     Raises:
@@ -143,7 +143,7 @@ def _absent(piece: Piece) -> bool:
 
 
 def _height(piece: Piece) -> int:
-    """The rows n I that a piece stands for."""
+    """N I, the rows of J that a piece holds."""
     return _lead(piece).shape[:2].numel()
 
 

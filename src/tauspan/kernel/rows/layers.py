@@ -13,8 +13,8 @@ from torch import Tensor
 
 from tauspan.core.errors import ModelError
 from tauspan.kernel.rows.data import AnyBatch
+from tauspan.kernel.rows.jacobian import Jacobian
 from tauspan.kernel.rows.pieces import PART, Lookup, Piece, Pieces, Product, Written, pulled_back, written
-from tauspan.kernel.rows.side import Rows, Side
 from tauspan.tangent.cache import factors
 from tauspan.tangent.cache.room import Room
 from tauspan.tangent.cache.tape import Tape, record, run
@@ -28,7 +28,11 @@ _EXACT = 1 << 24  # up to here float32 tells all whole numbers apart
 
 
 def pieces(
-    side: Side, places: list[int], batch: AnyBatch, known: dict[Hashable, frozenset[int]], check: bool = True
+    side: Jacobian,
+    places: list[int],
+    batch: AnyBatch,
+    known: dict[Hashable, frozenset[int]],
+    check: bool = True,
 ) -> tuple[Pieces, Tensor]:
     """The Jacobian rows of one batch, by parameter, and f; one forward pass and a backward pass for each output.
 
@@ -52,7 +56,7 @@ def pieces(
     trace = Trace(tangent.base, tangent.strict, tangent.told, keep=_KEPT)
     try:
         tape, _ = record(tangent.function(batch), tangent.theta0(), None, trace)
-        found, probe = _sorted(tape, side.select.of(places), known, check)
+        found, probe = _sorted(tape, side.select.weights_of(places), known, check)
     except (NoRuleError, NotImplementedError) as error:
         raise ModelError(
             f"the model has no layer-wise kernel: {error}. Use backend='contraction'."
@@ -62,7 +66,7 @@ def pieces(
     return found, tape.value.detach()
 
 
-def _require_gradients(found: Pieces, weights: Tensor, expected: Rows) -> None:
+def _require_gradients(found: Pieces, weights: Tensor, expected: dict[str, Tensor]) -> None:
     """Raise unless the pieces give autograd's own J^T g, whatever is between the layers."""
     tolerance, noise = scales(weights, expected)
     mine: dict[str, Tensor] = {}
@@ -87,7 +91,7 @@ def _require_gradients(found: Pieces, weights: Tensor, expected: Rows) -> None:
 
 def _sorted(
     tape: Tape, weights: Tensor, known: dict[Hashable, frozenset[int]], check: bool
-) -> tuple[Pieces, tuple[Tensor, Rows] | None]:
+) -> tuple[Pieces, tuple[Tensor, dict[str, Tensor]] | None]:
     """The pieces of a tape, those of one parameter joined; with `check`, a random g and autograd's own J^T g."""
     value = torch.einsum("nc,noc->no", tape.value, weights.to(tape.value))
     selected = Tape(value, tape.points, tape.leaves, tape.entries, tape.result)
@@ -130,7 +134,7 @@ def disjoint_views(cell: factors.FactorCell) -> dict[Slot, str]:
     }
     owners = {slot: {name} for name, slot in cell.leaves.items()}
     for entry in cell.before:
-        read = factors._slots(entry)
+        read = factors.slots_of(entry)
         made = [slot for slot in entry.outputs if slot is not None]
         owners |= {slot: set().union(*(owners[one] for one in read)) for slot in made}
         if entry.name in table.VIEWS and len(read) == 1 and read[0] in places:
@@ -150,7 +154,7 @@ def disjoint_views(cell: factors.FactorCell) -> dict[Slot, str]:
 
 
 def _used(part: factors.Dense | factors.Touch) -> list[Slot]:
-    return [part.slot] if isinstance(part, factors.Dense) else factors._slots(part.entry)
+    return [part.slot] if isinstance(part, factors.Dense) else factors.slots_of(part.entry)
 
 
 def _of_part(
@@ -177,7 +181,7 @@ def _at(entry: Entry, place: int) -> Slot | None:
 
 
 def _linear(entry: Entry, sensitivity: Tensor, names: dict[Slot, str]) -> list[tuple[str, Piece]]:
-    """The map x W^T + b, or b + x W for `addmm`: which way round W lies does not change inner products."""
+    """The map x W^T + b, or b + x W for `addmm`: whether W is transposed does not change inner products."""
     order = (1, 2, 0) if entry.name == "addmm" else (0, 1, 2)
     x, weight, bias = entry.arguments[order[0]], _at(entry, order[1]), _at(entry, order[2])
     if any(slot is not None and slot not in names for slot in (weight, bias)) or len(entry.arguments) > 3:

@@ -1,4 +1,4 @@
-"""Which outputs a kernel is about: all of them, one, or a weighted sum a row."""
+"""Which outputs a kernel is about: all of them, one, or a weighted sum per row."""
 
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
@@ -18,7 +18,7 @@ class Selector:
 
     Args:
         weights: shape (N, O, C), or (1, O, C) where all rows share it.
-        traced: whether the kernel is the mean over the O diagonal blocks, so that it has one output a row.
+        traced: whether the kernel is the mean over the O diagonal blocks, so that it has one output per row.
     """
 
     weights: Tensor
@@ -26,15 +26,15 @@ class Selector:
 
     @property
     def inner(self) -> int:
-        """Outputs that are derived."""
+        """I, the outputs of which gradients are computed for each row."""
         return self.weights.shape[1]
 
     @property
     def outputs(self) -> int:
-        """Outputs of the kernel."""
+        """O, the outputs of the kernel per row."""
         return 1 if self.traced else self.inner
 
-    def of(self, places: list[int]) -> Tensor:
+    def weights_of(self, places: list[int]) -> Tensor:
         """The weights of some rows, shape (n, O, C)."""
         if len(self.weights) == 1:
             return self.weights.expand(len(places), -1, -1)
@@ -44,11 +44,15 @@ class Selector:
 def selector(outputs: Outputs, rows: int, classes: int) -> Selector:
     """The selector for N rows of C outputs.
 
-    `"all"`: every output. `"sum"`: the sum of the outputs over sqrt(C), whose kernel stands for each diagonal block of
-    the full one, and which no softmax sees. `"contrast"`: every second output against the others, centred, with norm 1:
-    of two classes the margin over sqrt(2), of more one direction of the C - 1 that decide a class. `"trace"`: the mean of
-    the diagonal blocks. A number: that output alone. `("signs", seed)`: one random
-    sign an output, drawn anew a row. A tensor (N, C): the gradient of a loss, or any weights.
+    - `"all"`: every output.
+    - `"sum"`: the sum of the outputs over sqrt(C). Its kernel approximates each diagonal block of the full one. A softmax
+      does not change when all logits are shifted, so this direction does not decide any class.
+    - `"contrast"`: every second output against the others, centred, with norm 1: for two classes the margin over sqrt(2),
+      for more classes one of the C - 1 directions that decide a class.
+    - `"trace"`: the mean of the diagonal blocks.
+    - a number: that output alone.
+    - `("signs", seed)`: one random sign per output, drawn anew for each row.
+    - a tensor (N, C): the gradient of a loss, or any weights.
 
     Raises:
         UsageError: an unknown word, a class outside the range, or weights of another shape.

@@ -11,9 +11,9 @@ from tauspan.core.computing import Check
 from tauspan.core.errors import ModelError
 from tauspan.kernel.rows.contract import CHUNK, Tile, bytes_of, joined
 from tauspan.kernel.rows.data import AnyBatch, rows_of, size_of, taken
+from tauspan.kernel.rows.jacobian import Jacobian
 from tauspan.kernel.rows.layers import pieces
 from tauspan.kernel.rows.pieces import Pieces, Written
-from tauspan.kernel.rows.side import Side
 from tauspan.tangent.engine.check import RandomError, far, rounding
 
 log = logging.getLogger(__name__)
@@ -44,7 +44,7 @@ class Tiles:
         """Numbers of each side's matrices that a product may write out at a time: small beside the room."""
         return min(CHUNK, max(CHUNK // 16, self.room // 32))
 
-    def length(self, side: Side) -> int:
+    def length(self, side: Jacobian) -> int:
         """Rows of a tile: what half of the room holds of the widest batch, and few enough for a block of the kernel."""
         if id(side) not in self._lengths:
             first = max(side.parts(), key=lambda part: size_of(part[1]) / rows_of(part[1]))[0][:2]
@@ -56,7 +56,7 @@ class Tiles:
             self._lengths[id(side)] = max(1, min(side.samples, by_factors, by_block))
         return self._lengths[id(side)]
 
-    def of(self, side: Side, rows: range) -> Tile:
+    def tile(self, side: Jacobian, rows: range) -> Tile:
         """The tile of a stretch of rows, recorded anew where it was dropped."""
         key = (id(side), rows.start, rows.stop)
         if key in self._kept:
@@ -69,7 +69,7 @@ class Tiles:
         self._kept[key] = (tile, size)
         return tile
 
-    def some(self, side: Side, rows: Sequence[int]) -> Tile:
+    def some(self, side: Jacobian, rows: Sequence[int]) -> Tile:
         """The tile of any rows; it is not kept."""
         return joined(self._recorded(side, rows))
 
@@ -81,7 +81,7 @@ class Tiles:
         while self._kept and sum(kept for _, kept in self._kept.values()) + size > self.room:
             self._kept.popitem(last=False)
 
-    def _recorded(self, side: Side, rows: Sequence[int]) -> list[Pieces]:
+    def _recorded(self, side: Jacobian, rows: Sequence[int]) -> list[Pieces]:
         while True:
             backend, found = self.backend, []
             for begin, numbers, batch in side.spans(rows):
@@ -90,7 +90,7 @@ class Tiles:
             if self.backend == backend:  # else what came before has other pieces
                 return found
 
-    def _batch(self, side: Side, places: list[int], batch: AnyBatch) -> list[Pieces]:
+    def _batch(self, side: Jacobian, places: list[int], batch: AnyBatch) -> list[Pieces]:
         """A batch's Jacobians by parameter: as layers' factors where the model's operations allow it.
 
         Where they do not for several rows at once, row by row; where they do not at all, written out.
@@ -138,12 +138,12 @@ class Tiles:
         self.backend = "contraction"
         self.clear()
 
-    def _written(self, side: Side, places: list[int]) -> list[Pieces]:
+    def _written(self, side: Jacobian, places: list[int]) -> list[Pieces]:
         whole = side.joined() if id(side) in self._together and not side.together else side
         return [
             {
                 name: Written(rows.reshape(*rows.shape[:2], rows[0, 0].numel()))
                 for name, rows in sorted(found.items())
             }
-            for _, found in whole.jacobian(places)
+            for _, found in whole.dense_rows(places)
         ]

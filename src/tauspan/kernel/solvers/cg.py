@@ -1,6 +1,5 @@
 """Ridge regression by products alone: conjugate gradients with a low-rank preconditioner."""
 
-import logging
 from typing import Any, cast
 
 import numpy as np
@@ -9,12 +8,10 @@ from scipy.sparse.linalg import LinearOperator, cg
 from torch import Tensor
 
 from tauspan.core.arguments import checked
+from tauspan.kernel.solvers.base import Kernel
 from tauspan.kernel.solvers.estimates import finite, require_ridge
-from tauspan.kernel.solvers.factor import Factor
-from tauspan.kernel.solvers.protocol import Kernel
-from tauspan.kernel.solvers.solved import Solved, require_steps, vector_for
-
-log = logging.getLogger(__name__)
+from tauspan.kernel.solvers.kernels import LowRankKernel
+from tauspan.kernel.solvers.solution import DualSolution, reached, require_steps, vector_for
 
 
 @checked
@@ -22,33 +19,33 @@ def solve_cg(
     kernel: Kernel,
     residual: Tensor,
     ridge: float,
-    factor: Factor | None = None,
+    preconditioner: LowRankKernel | None = None,
     *,
     tolerance: float = 1e-10,
     max_steps: int = 1000,
-) -> Solved:
+) -> DualSolution:
     """(K + ridge) alpha = r by conjugate gradients, for kernels that are too large to be a matrix.
 
-    With a factor L, K about L L^T (`pivoted_cholesky(kernel, rank).factor`), steps are preconditioned as
-    `Factor.precondition` says; their number then depends on the eigenvalues that L leaves out.
+    With a preconditioner L L^T, K about L L^T (`pivoted_cholesky(kernel, rank).kernel`), steps are preconditioned as
+    `LowRankKernel.precondition` says; their number then depends on the eigenvalues that L leaves out.
 
     Args:
-        kernel: symmetric, over the training rows; only `matvec` is asked.
+        kernel: symmetric, over the training rows; only products with it are computed.
         residual: r = y - f0, shape (N O) or (N, O).
         ridge: above 0.
-        factor: of N O rows, or None for no preconditioner.
+        preconditioner: of N O rows; None takes none.
         tolerance: end where |(K + ridge) alpha - r| <= tolerance |r|.
-        max_steps: end after so many products; a warning and `converged` then tell.
+        max_steps: end after so many products, with a warning and `converged` False.
 
     Returns:
-        The certificate is `relative_residual`, from one more product with K, and `error_bound` on |tau - tau*|.
+        alpha with `relative_residual`, from one more product with K, and `error_bound` on |tau - tau*|.
 
     Raises:
         UsageError: ridge not above 0, or shapes that do not fit.
         NonFiniteError: NaN or infinity in the residual or a product.
 
     Cost:
-        One product with K a step (about 6 N forward passes' FLOPs), and 4 N O k for a preconditioner of rank k.
+        One product with K per step (about 6 N forward passes' FLOPs), and 4 N O k for a preconditioner of rank k.
 
     Example:
         >>> from tauspan.kernel import DenseKernel
@@ -65,7 +62,11 @@ def solve_cg(
         return (finite(kernel.matvec(vector).double(), "products with the kernel") + ridge * vector).numpy()
 
     def preconditioned(array: Any) -> Any:
-        return cast(Factor, factor).precondition(torch.from_numpy(np.array(array)).flatten(), ridge).numpy()
+        return (
+            cast(LowRankKernel, preconditioner)
+            .precondition(torch.from_numpy(np.array(array)).flatten(), ridge)
+            .numpy()
+        )
 
     def count(_: Any) -> None:
         nonlocal steps
@@ -73,19 +74,21 @@ def solve_cg(
 
     shape = kernel.shape
     system = LinearOperator(shape, matvec=product, dtype=np.float64)
-    nearby = None if factor is None else LinearOperator(shape, matvec=preconditioned, dtype=np.float64)
+    nearby = (
+        None if preconditioner is None else LinearOperator(shape, matvec=preconditioned, dtype=np.float64)
+    )
     found, _ = cg(system, flat.numpy(), rtol=tolerance, maxiter=max_steps, M=nearby, callback=count)
     alpha = torch.from_numpy(found)
     left = torch.from_numpy(product(found)) - flat
     relative = float(left.norm()) / (float(flat.norm()) or 1.0)
-    converged = relative <= 2 * tolerance  # the true residual, where the recursion's own drifts by rounding
-    if not converged:
-        log.warning(
-            "conjugate gradients: relative residual %g after %d steps, above tolerance %g; allow more steps, "
-            "a larger ridge or a factor of higher rank",
-            relative, steps, tolerance,
-        )  # fmt: skip
+    converged = reached(
+        relative <= 2 * tolerance,  # the true residual, where the recursion's own drifts by rounding
+        "conjugate gradients: relative residual", relative, steps, tolerance,
+        "a larger ridge or a preconditioner of higher rank",
+    )  # fmt: skip
     # |J^T d|^2 = d^T K d <= |left|^2 max_l l/(l + ridge)^2 <= |left|^2 / (4 ridge) for d = (K + ridge)^-1 left
     bound = float(left.norm()) / (2 * ridge**0.5)
-    numbers = {"relative_residual": relative, "error_bound": bound}
-    return Solved(alpha, "ridge by conjugate gradients", float(ridge), False, converged, numbers, steps)
+    return DualSolution(
+        alpha, "ridge by conjugate gradients", float(ridge), False, converged, steps,
+        relative_residual=relative, error_bound=bound,
+    )  # fmt: skip

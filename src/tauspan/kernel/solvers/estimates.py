@@ -6,16 +6,16 @@ With entries z = +1 or -1 drawn at random, E[z^T A z] = tr A for any square A. S
 
 import math
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor
 
+from tauspan.core.arguments import checked
 from tauspan.core.errors import NonFiniteError, UsageError, nearest
-from tauspan.kernel.solvers.protocol import Kernel
+from tauspan.kernel.solvers.base import Kernel
 
-Method = Literal["hutchinson", "hutch++"]
-_METHODS = ("hutchinson", "hutch++")
+Estimator = Literal["hutchinson", "hutch++"]
 EPSILON = float(torch.finfo(torch.float64).eps)
 # single precision leaves a thousandth of these shares
 _UNSYMMETRIC = 1e-3
@@ -24,22 +24,27 @@ _NEGATIVE = 1e-3
 
 @dataclass(frozen=True)
 class Estimate:
-    """A number, and how well it is known.
+    """A number, and how well it is known. What is not known is None.
 
     Args:
         value: the number.
-        exact: whether nothing but rounding stands between it and the truth.
-        estimator: how it was found.
-        standard_error: of `value`, over the random draws or over the rows it is a mean of; else 0.
-        bound: half the width of the interval in which the value would lie at these draws, where something besides
-            chance is left out: the steps that a quadrature did not take.
+        exact: whether it is exact up to rounding.
+        estimator: which method computed it.
+        standard_error: of `value`, over the random draws or over the rows that it is a mean of; in its unit.
+        bound: half the width of an interval that holds the value at these draws, where a method leaves out something
+            besides chance: the steps that a quadrature did not take.
     """
 
     value: float
     exact: bool
     estimator: str
-    standard_error: float = 0.0
-    bound: float = 0.0
+    standard_error: float | None = None
+    bound: float | None = None
+
+
+def exactly(value: float, estimator: str = "exact") -> Estimate:
+    """An exact number, whose standard error and bound are 0."""
+    return Estimate(value, True, estimator, 0.0, 0.0)
 
 
 def require_square(kernel: Kernel, what: str) -> int:
@@ -50,7 +55,7 @@ def require_square(kernel: Kernel, what: str) -> int:
     """
     if kernel.shape[0] != kernel.shape[1]:
         raise UsageError(
-            f"{what} belongs to a square kernel, and this one has the shape {tuple(kernel.shape)}: build it of one set "
+            f"{what} belongs to a square kernel, and this one has the shape {tuple(kernel.shape)}: build it from one set "
             "of rows."
         )
     return kernel.shape[0]
@@ -88,14 +93,24 @@ def times(kernel: Kernel, vectors: Tensor) -> Tensor:
     Raises:
         NonFiniteError: NaN or infinity in the product.
     """
-    return finite(kernel.matmat(vectors).double(), "products with the kernel")
+    return finite(kernel @ vectors, "products with the kernel")
 
 
-def finite(found: Tensor, what: str) -> Tensor:
-    """The tensor itself; raises `NonFiniteError` where it holds NaN or infinity."""
-    if not bool(torch.isfinite(found).all()):
+def finite(values: Tensor, what: str) -> Tensor:
+    """The tensor itself in float64; raises `NonFiniteError` where it holds NaN or infinity."""
+    if not bool(torch.isfinite(values).all()):
         raise NonFiniteError(f"{what} hold NaN or infinity: check the model's weights and the data.")
-    return found
+    return values.double()
+
+
+def finite_entries(kernel: Kernel) -> Tensor:
+    """The whole matrix; raises `NonFiniteError` where it holds NaN or infinity."""
+    return finite(kernel.dense(), "the kernel's entries")
+
+
+def finite_diagonal(kernel: Kernel) -> Tensor:
+    """The diagonal; raises `NonFiniteError` where it holds NaN or infinity."""
+    return finite(kernel.diag(), "the kernel's diagonal")
 
 
 def signs(rows: int, count: int, seed: int) -> Tensor:
@@ -107,7 +122,10 @@ def signs(rows: int, count: int, seed: int) -> Tensor:
 # -- traces ------------------------------------------------------------------------------------------------------
 
 
-def trace(kernel: Kernel, probes: int | None = 32, seed: int = 0, method: Method = "hutchinson") -> Estimate:
+@checked
+def trace(
+    kernel: Kernel, probes: int | None = 32, seed: int = 0, method: Estimator = "hutchinson"
+) -> Estimate:
     """Tr K.
 
     Args:
@@ -128,10 +146,10 @@ def trace(kernel: Kernel, probes: int | None = 32, seed: int = 0, method: Method
         6.0
     """
     n = require_square(kernel, "a trace")
-    if method not in _METHODS:
-        raise UsageError(f"method={method!r}. {nearest(str(method), _METHODS)}")
+    if method not in get_args(Estimator):
+        raise UsageError(f"method={method!r}. {nearest(str(method), get_args(Estimator))}")
     if probes is None:
-        return Estimate(float(finite(kernel.diag(), "the kernel's diagonal").sum()), True, "diagonal")
+        return exactly(float(finite_diagonal(kernel).sum()), "diagonal")
     if method == "hutch++":
         return _deflated_trace(kernel, n, probes, seed)
     z = signs(n, at_least(probes, 2), seed)
@@ -142,18 +160,18 @@ def _deflated_trace(kernel: Kernel, n: int, probes: int, seed: int) -> Estimate:
     count = at_least(probes, 6) // 3
     drawn = signs(n, 2 * count, seed)
     basis = torch.linalg.qr(times(kernel, drawn[:, :count])).Q
-    found = basis.T @ times(kernel, basis)
-    require_symmetric(found)
+    form = basis.T @ times(kernel, basis)
+    require_symmetric(form)
     rest = drawn[:, count:] - basis @ (basis.T @ drawn[:, count:])
-    remainder = mean_of((rest * times(kernel, rest)).sum(0), "Hutch++")
-    return Estimate(float(found.trace()) + remainder.value, False, "Hutch++", remainder.standard_error)
+    remainder = (rest * times(kernel, rest)).sum(0)
+    value = float(form.trace()) + float(remainder.mean())
+    return Estimate(value, False, "Hutch++", standard_error(remainder))
 
 
 def squared_norm(kernel: Kernel, probes: int | None = 32, seed: int = 0) -> Estimate:
     """|K|_F^2, which is tr K^2 for a symmetric kernel; any shape. Arguments and errors as for `trace`."""
     if probes is None:
-        dense = finite(kernel.dense(), "the kernel's entries")
-        return Estimate(float(dense.double().square().sum()), True, "dense")
+        return exactly(float(finite_entries(kernel).square().sum()), "dense")
     z = signs(kernel.shape[1], at_least(probes, 2), seed)
     return mean_of(times(kernel, z).square().sum(0), "Hutchinson")
 
@@ -168,7 +186,7 @@ def participation_rank(kernel: Kernel, probes: int | None = 32, seed: int = 0) -
     """
     n = require_square(kernel, "a participation rank")
     if probes is None:
-        t = finite(kernel.diag(), "the kernel's diagonal").double().sum().reshape(1)
+        t = finite_diagonal(kernel).sum().reshape(1)
         s = torch.tensor([squared_norm(kernel, None).value], dtype=torch.float64)
     else:
         z = signs(n, at_least(probes, 2), seed)
@@ -180,14 +198,19 @@ def participation_rank(kernel: Kernel, probes: int | None = 32, seed: int = 0) -
         )
     value = float(t.mean() ** 2 / s.mean())
     if probes is None:
-        return Estimate(value, True, "dense")
+        return exactly(value, "dense")
     influence = 2 * t.mean() / s.mean() * t - value / s.mean() * s
-    return Estimate(value, False, "Hutchinson", mean_of(influence, "").standard_error)
+    return Estimate(value, False, "Hutchinson", standard_error(influence))
 
 
 def mean_of(values: Tensor, estimator: str) -> Estimate:
     """The mean over independent draws, with its standard error."""
-    return Estimate(float(values.mean()), False, estimator, float(values.std()) / math.sqrt(len(values)))
+    return Estimate(float(values.mean()), False, estimator, standard_error(values))
+
+
+def standard_error(values: Tensor) -> float:
+    """The standard error of the mean of two independent draws or more."""
+    return float(values.std()) / math.sqrt(len(values))
 
 
 def at_least(probes: int, least: int) -> int:

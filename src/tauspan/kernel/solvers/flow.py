@@ -7,9 +7,9 @@ import torch
 from torch import Tensor
 
 from tauspan.core.errors import UsageError
+from tauspan.kernel.solvers.base import Kernel
 from tauspan.kernel.solvers.estimates import finite
-from tauspan.kernel.solvers.protocol import Kernel
-from tauspan.kernel.solvers.solved import matrix_of
+from tauspan.kernel.solvers.solution import matrix_of, rounding_floor
 
 
 @dataclass(frozen=True)
@@ -73,7 +73,7 @@ class Modes:
         """
         if not time >= 0:
             raise UsageError(f"time={time}: gradient flow starts at 0.")
-        seen = self.values.double() > _floor(self.values)
+        seen = self.values.double() > rounding_floor(self.values)
         safe = torch.where(seen, self.values.double(), 1.0)
         filled = 0.0 if math.isinf(time) else time
         return self._filtered(residual, torch.where(seen, -torch.expm1(-safe * time) / safe, filled))
@@ -85,7 +85,7 @@ class Modes:
             UsageError: negative steps, or a learning rate outside (0, `lr_max`), with which the steps diverge.
         """
         self._require_descent(steps, lr)
-        seen = self.values.double() > _floor(self.values)
+        seen = self.values.double() > rounding_floor(self.values)
         safe = torch.where(seen, self.values.double(), 1.0)
         left = 1 - lr * safe
         # small steps lose no digits to 1 - (1 - small)
@@ -103,11 +103,11 @@ class Modes:
     def flow_loss(self, residual: Tensor, time: float) -> float:
         """The training loss 1/2 |f_t - y|^2 = 1/2 sum_i (u_i r)^2 exp(-2 lambda_i t) of gradient flow.
 
-        What lies outside the span of the eigenpairs counts as not learned.
+        The part outside the span of the eigenpairs counts as not learned.
         """
         if not time >= 0:
             raise UsageError(f"time={time}: gradient flow starts at 0.")
-        seen = self.values.double() > _floor(self.values)
+        seen = self.values.double() > rounding_floor(self.values)
         return self._loss(residual, torch.where(seen, torch.exp(-self.values.double() * time), 1.0))
 
     def descent_loss(self, residual: Tensor, steps: int, lr: float) -> float:
@@ -140,9 +140,3 @@ class Modes:
         if not self.exact:
             outside = max(float(residual.double().square().sum() - found.square().sum()), 0.0)
         return 0.5 * (float((left * found).square().sum()) + outside)
-
-
-def _floor(values: Tensor) -> float:
-    """Below this an eigenvalue is rounding."""
-    largest = float(values.max()) if len(values) else 0.0
-    return largest * len(values) * torch.finfo(torch.float64).eps

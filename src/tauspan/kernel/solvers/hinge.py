@@ -1,21 +1,17 @@
 """Soft-margin fitting of the tangent model: a support vector machine with its kernel, in primal and dual."""
 
-import logging
 import math
 from dataclasses import dataclass
-from typing import Literal, NamedTuple, TypeAlias
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from tauspan.core.arguments import checked
-from tauspan.core.errors import DataError, UsageError
+from tauspan.core.errors import DataError
+from tauspan.kernel.solvers.base import Kernel
 from tauspan.kernel.solvers.estimates import require_ridge
-from tauspan.kernel.solvers.protocol import Kernel
-from tauspan.kernel.solvers.solved import Solved, matrix_of, require_steps, vector_for
-
-log = logging.getLogger(__name__)
-Rate: TypeAlias = float | Literal["1/(ridge t)"]
+from tauspan.kernel.solvers.solution import DualSolution, matrix_of, reached, require_steps, vector_for
 
 
 def one_vs_rest(labels: Tensor, classes: int) -> Tensor:
@@ -29,7 +25,8 @@ def one_vs_rest(labels: Tensor, classes: int) -> Tensor:
     return torch.nn.functional.one_hot(labels, classes).double() * 2 - 1
 
 
-def _signs(kernel: Kernel, signs: Tensor) -> Tensor:
+def signs_for(kernel: Kernel, signs: Tensor) -> Tensor:
+    """Signs as a float64 vector of shape (N O); raises `DataError` for anything but +1 and -1."""
     flat = vector_for(kernel, signs, "the signs")
     other = (flat.abs() != 1).nonzero().flatten()
     if len(other):
@@ -38,85 +35,10 @@ def _signs(kernel: Kernel, signs: Tensor) -> Tensor:
     return flat
 
 
-def _start(kernel: Kernel, start: Tensor | None) -> Tensor:
+def start_for(kernel: Kernel, start: Tensor | None) -> Tensor:
+    """f0 as a float64 vector of shape (N O), 0 where it is not given."""
     zeros = torch.zeros(kernel.shape[0], dtype=torch.float64)
     return vector_for(kernel, zeros if start is None else start, "f0")
-
-
-def _rate(lr: Rate, ridge: float, step: int) -> float:
-    return 1 / (ridge * step) if isinstance(lr, str) else lr
-
-
-def _require_iteration(ridge: float, steps: int, lr: Rate) -> None:
-    require_ridge(ridge)
-    if steps < 0:
-        raise UsageError(f"steps={steps}: give 0 or more.")
-    if isinstance(lr, str):
-        if lr != "1/(ridge t)":
-            raise UsageError(f"lr={lr!r}: a number, or '1/(ridge t)'.")
-    elif not 0 < lr < 2 / ridge:
-        raise UsageError(
-            f"lr={lr:g}: it must lie between 0 and 2/ridge = {2 / ridge:g}, or the decay itself diverges."
-        )
-
-
-def dual_steps(
-    kernel: Kernel, signs: Tensor, ridge: float, steps: int, lr: Rate, start: Tensor | None = None
-) -> Tensor:
-    """Subgradient steps on the hinge loss in function space: a -> (1 - lr ridge) a + (lr/N) [s f < 1] s, from 0.
-
-    The loss is (1/N) sum max(0, 1 - s f) + ridge/2 |tau|^2 with f = f0 + K a. These are the steps of `primal_steps`,
-    tau = J^T a at each, without parameters.
-
-    Args:
-        kernel: symmetric, over the training rows.
-        signs: s in {-1, +1}, shape (N O) or (N, O).
-        ridge: above 0.
-        steps: how many.
-        lr: a number, which ends near the minimum but not at it, or `"1/(ridge t)"`, which converges.
-        start: f0; None is 0.
-
-    Returns:
-        alpha, shape (N O).
-
-    Raises:
-        DataError: a label other than -1 and +1.
-        UsageError: an impossible setting.
-        NonFiniteError: NaN or infinity.
-
-    Cost:
-        2 (N O)^2 FLOPs a step.
-    """
-    _require_iteration(ridge, steps, lr)
-    signs, base, matrix = _signs(kernel, signs), _start(kernel, start), matrix_of(kernel)
-    alpha = torch.zeros_like(base)
-    for step in range(1, steps + 1):
-        rate = _rate(lr, ridge, step)
-        short = signs * (base + matrix @ alpha) < 1
-        alpha = (1 - rate * ridge) * alpha + (rate / kernel.samples) * signs * short
-    return alpha
-
-
-def primal_steps(
-    kernel: Kernel, signs: Tensor, ridge: float, steps: int, lr: Rate, start: Tensor | None = None
-) -> dict[str, Tensor]:
-    """Subgradient steps on the hinge loss in the tangent model's weights, from tau = 0; see `dual_steps`.
-
-    Returns:
-        tau by parameter name, float64.
-
-    Cost:
-        One product with J and one with J^T a step.
-    """
-    _require_iteration(ridge, steps, lr)
-    signs, base = _signs(kernel, signs), _start(kernel, start)
-    tau = kernel.pullback(torch.zeros_like(base))
-    for step in range(1, steps + 1):
-        rate = _rate(lr, ridge, step)
-        short = signs * (base + kernel.push(tau)) < 1
-        pulled = kernel.pullback((rate / kernel.samples) * signs * short)
-        tau = {name: (1 - rate * ridge) * delta + pulled[name] for name, delta in tau.items()}
-    return tau
 
 
 @checked
@@ -128,7 +50,7 @@ def solve_hinge(
     *,
     tolerance: float = 1e-10,
     max_steps: int = 100,
-) -> Solved:
+) -> DualSolution:
     """The minimum of (1/N) sum max(0, 1 - s f) + ridge/2 |tau|^2, f = f0 + J tau, through its dual.
 
     tau = J^T alpha with alpha = s b, where b minimises 1/2 b^T Q b - (1 - s f0)^T b over the box [0, 1/(N ridge)],
@@ -136,7 +58,7 @@ def solve_hinge(
     there twice do not slow down.
 
     Args:
-        kernel: symmetric, over the training rows; several outputs a row count as one-vs-rest, summed.
+        kernel: symmetric, over the training rows; several outputs per row count as one-vs-rest, summed.
         signs: s in {-1, +1}, shape (N O) or (N, O).
         ridge: above 0.
         start: f0; None is 0.
@@ -144,7 +66,7 @@ def solve_hinge(
         max_steps: end after so many steps.
 
     Returns:
-        The certificate is `loss`, `duality_gap`, and `error_bound` = sqrt(2 gap / ridge) on |tau - tau*|.
+        alpha with `loss`, `duality_gap` and `error_bound` = sqrt(2 gap / ridge) on |tau - tau*|.
 
     Raises:
         DataError: a label other than -1 and +1.
@@ -152,7 +74,7 @@ def solve_hinge(
         NonFiniteError: NaN or infinity.
 
     Cost:
-        (N O)^3 / 3 FLOPs a step, usually 10 to 30 steps, and three matrices of 8 (N O)^2 bytes.
+        (N O)^3 / 3 FLOPs per step, usually 10 to 30 steps, and three matrices of 8 (N O)^2 bytes.
 
     Example:
         >>> from tauspan.kernel import DenseKernel
@@ -161,7 +83,7 @@ def solve_hinge(
     """
     require_ridge(ridge)
     require_steps(max_steps, tolerance)
-    signs, base, matrix = _signs(kernel, signs), _start(kernel, start), matrix_of(kernel)
+    signs, base, matrix = signs_for(kernel, signs), start_for(kernel, start), matrix_of(kernel)
     dual = _Dual(signs[:, None] * matrix * signs, 1 - signs * base, 1 / (kernel.samples * ridge))
     inner = dual.middle()
     steps, found, loss, gap = 0, *dual.best(inner, ridge)
@@ -171,14 +93,13 @@ def solve_hinge(
             break
         inner, steps = moved, steps + 1
         found, loss, gap = dual.best(inner, ridge)
-    converged = gap <= tolerance * max(loss, 1.0)
-    if not converged:
-        log.warning(
-            "hinge: duality gap %g after %d steps, above tolerance %g; allow more steps or a larger ridge",
-            gap, steps, tolerance,
-        )  # fmt: skip
-    numbers = {"loss": loss, "duality_gap": gap, "error_bound": math.sqrt(2 * gap / ridge)}
-    return Solved(signs * found, "hinge by interior point", float(ridge), False, converged, numbers, steps)
+    converged = reached(
+        gap <= tolerance * max(loss, 1.0), "hinge: duality gap", gap, steps, tolerance, "or a larger ridge"
+    )
+    return DualSolution(
+        signs * found, "hinge by interior point", float(ridge), False, converged, steps,
+        loss=loss, duality_gap=gap, error_bound=math.sqrt(2 * gap / ridge),
+    )  # fmt: skip
 
 
 class _Inner(NamedTuple):
@@ -291,7 +212,7 @@ class Margins:
         return float(right.min()) if len(right) else math.inf
 
 
-def margins(kernel: Kernel, solved: Solved, signs: Tensor, start: Tensor | None = None) -> Margins:
+def margins(kernel: Kernel, solution: DualSolution, signs: Tensor, start: Tensor | None = None) -> Margins:
     """Support set, margin and robustness bounds of a solution of `solve_hinge`, over its own kernel.
 
     Example:
@@ -301,12 +222,12 @@ def margins(kernel: Kernel, solved: Solved, signs: Tensor, start: Tensor | None 
         >>> found.support.tolist(), round(found.margin, 3), round(found.safe_edit, 3)
         ([0, 1], 0.707, 1.0)
     """
-    signs, base = _signs(kernel, signs), _start(kernel, start)
-    reached = kernel.matvec(vector_for(kernel, solved.alpha, "the solution"))
-    values = signs * (base + reached)
-    norm = math.sqrt(max(float(solved.alpha @ reached), 0.0))
-    top = 1 / (kernel.samples * solved.ridge)
-    size = solved.alpha.abs()
+    signs, base = signs_for(kernel, signs), start_for(kernel, start)
+    moved = kernel.matvec(vector_for(kernel, solution.alpha, "the solution"))
+    values = signs * (base + moved)
+    norm = math.sqrt(max(float(solution.alpha @ moved), 0.0))
+    top = 1 / (kernel.samples * solution.ridge)
+    size = solution.alpha.abs()
     return Margins(
         support=(size > 0).nonzero().flatten(),
         bounded=(size > (1 - 1e-12) * top).nonzero().flatten(),

@@ -1,6 +1,5 @@
 """Cross-entropy of the tangent model by Newton's method in the dual coefficients."""
 
-import logging
 from typing import NamedTuple
 
 import torch
@@ -9,11 +8,9 @@ from torch import Tensor
 
 from tauspan.core.arguments import checked
 from tauspan.core.errors import DataError, UsageError
+from tauspan.kernel.solvers.base import Kernel
 from tauspan.kernel.solvers.estimates import require_ridge
-from tauspan.kernel.solvers.protocol import Kernel
-from tauspan.kernel.solvers.solved import Solved, matrix_of, require_steps, vector_for
-
-log = logging.getLogger(__name__)
+from tauspan.kernel.solvers.solution import DualSolution, matrix_of, reached, require_steps, vector_for
 
 
 @checked
@@ -25,7 +22,7 @@ def solve_cross_entropy(
     *,
     tolerance: float = 1e-10,
     max_steps: int = 100,
-) -> Solved:
+) -> DualSolution:
     """Minimise mean_n CE(f0 + K alpha, y)_n + ridge/2 alpha^T K alpha, the tangent model's loss at tau = J^T alpha.
 
     The minimum is where F(alpha) = g + ridge alpha vanishes, g = (softmax - one-hot)/N. Newton's step solves
@@ -41,7 +38,7 @@ def solve_cross_entropy(
         max_steps: end after so many Newton steps.
 
     Returns:
-        The certificate is `loss`, `gradient_norm` and, as the loss is ridge-strongly convex, `error_bound` =
+        alpha with `loss`, `gradient_norm` and, as the loss is ridge-strongly convex, `error_bound` =
         gradient_norm / ridge on |tau - tau*|.
 
     Raises:
@@ -50,7 +47,7 @@ def solve_cross_entropy(
         NonFiniteError: NaN or infinity in the kernel or f0.
 
     Cost:
-        2/3 (N O)^3 FLOPs a step and three matrices of 8 (N O)^2 bytes.
+        2/3 (N O)^3 FLOPs per step and three matrices of 8 (N O)^2 bytes.
 
     Example:
         >>> from tauspan.kernel import DenseKernel
@@ -73,13 +70,13 @@ def solve_cross_entropy(
         alpha, here = found
         steps += 1
     norm = here.norm
-    if norm > tolerance:
-        log.warning(
-            "Newton: gradient norm %g after %d steps, above tolerance %g; allow more steps or a larger ridge",
-            norm, steps, tolerance,
-        )  # fmt: skip
-    numbers = {"loss": here.loss, "gradient_norm": norm, "error_bound": norm / ridge}
-    return Solved(alpha, "cross-entropy by Newton", float(ridge), False, norm <= tolerance, numbers, steps)
+    converged = reached(
+        norm <= tolerance, "Newton: gradient norm", norm, steps, tolerance, "or a larger ridge"
+    )
+    return DualSolution(
+        alpha, "cross-entropy by Newton", float(ridge), False, converged, steps,
+        loss=here.loss, gradient_norm=norm, error_bound=norm / ridge,
+    )  # fmt: skip
 
 
 def require_labels(kernel: Kernel, labels: Tensor) -> None:
@@ -118,9 +115,9 @@ class _Problem:
 
     def at(self, alpha: Tensor) -> _Here:
         """Loss and gradient at alpha."""
-        reached = self.matrix @ alpha
-        logits = (self.base + reached).view(-1, self.outputs)
-        loss = float(F.cross_entropy(logits, self.labels)) + 0.5 * self.ridge * float(alpha @ reached)
+        change = self.matrix @ alpha
+        logits = (self.base + change).view(-1, self.outputs)
+        loss = float(F.cross_entropy(logits, self.labels)) + 0.5 * self.ridge * float(alpha @ change)
         p = logits.softmax(-1)
         slope = ((p - self.goal) / len(p)).flatten() + self.ridge * alpha
         moved = self.matrix @ slope

@@ -9,18 +9,17 @@ from torch import Tensor
 
 from tauspan.core.arguments import checked
 from tauspan.core.errors import UsageError
+from tauspan.kernel.solvers.base import Kernel
 from tauspan.kernel.solvers.estimates import require_ridge
 from tauspan.kernel.solvers.flow import Modes
-from tauspan.kernel.solvers.protocol import Kernel
-from tauspan.kernel.solvers.solved import Solved, matrix_of, vector_for
-from tauspan.kernel.solvers.spectrum import factor
+from tauspan.kernel.solvers.solution import DualSolution, cholesky, matrix_of, vector_for
 
 log = logging.getLogger(__name__)
 _DECADES = [10.0 ** (half / 2) for half in range(-12, 5)]
 
 
 @checked
-def solve_ridge(kernel: Kernel, residual: Tensor, ridge: float) -> Solved:
+def solve_ridge(kernel: Kernel, residual: Tensor, ridge: float) -> DualSolution:
     """(K + ridge) alpha = r by Cholesky; tau = J^T alpha minimises 1/2 |f0 + J tau - y|^2 + ridge/2 |tau|^2.
 
     Args:
@@ -29,7 +28,7 @@ def solve_ridge(kernel: Kernel, residual: Tensor, ridge: float) -> Solved:
         ridge: 0 or more; the loss is a sum over rows, so that twice the rows want about twice the ridge.
 
     Returns:
-        The certificate is `relative_residual` = |(K + ridge) alpha - r| / |r|.
+        alpha with `relative_residual` = |(K + ridge) alpha - r| / |r|.
 
     Raises:
         UsageError: the system is singular: it names the smallest eigenvalue, duplicate rows and the repair; or another
@@ -49,13 +48,13 @@ def solve_ridge(kernel: Kernel, residual: Tensor, ridge: float) -> Solved:
     matrix = matrix_of(kernel)
     alpha = torch.cholesky_solve(flat[:, None], _factor(kernel, matrix, ridge))[:, 0]
     left = float((matrix @ alpha + ridge * alpha - flat).norm()) / (float(flat.norm()) or 1.0)
-    return Solved(alpha, "ridge by Cholesky", float(ridge), True, True, {"relative_residual": left})
+    return DualSolution(alpha, "ridge by Cholesky", float(ridge), True, True, relative_residual=left)
 
 
 def _factor(kernel: Kernel, matrix: Tensor, ridge: float) -> Tensor:
     """The Cholesky factor of K + ridge, or an error that says what made it singular."""
     try:
-        return factor(matrix, ridge)
+        return cholesky(matrix, ridge)
     except UsageError as error:
         values = torch.linalg.eigvalsh(matrix)
         same = _duplicates(kernel, matrix)

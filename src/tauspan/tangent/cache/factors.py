@@ -273,7 +273,7 @@ def _sorted_entries(
     alone = set(tape.leaves.values())
     before, touches = [], []
     for place, entry in enumerate(tape.entries):
-        slots = _slots(entry)
+        slots = slots_of(entry)
         mine = [slot for slot in slots if slot in alone]
         if not mine:
             continue
@@ -295,11 +295,11 @@ def _sorted_entries(
 
 def _alone(tape: Tape, mixed: Sequence[Entry]) -> frozenset[int]:
     """The places of those operations that depend on parameters alone, as far as tangents go."""
-    outputs = {entry.outputs[0]: len(_slots(entry)) for entry in mixed}
+    outputs = {entry.outputs[0]: len(slots_of(entry)) for entry in mixed}
     return frozenset(
         place
         for place, entry in enumerate(tape.entries)
-        if entry.outputs and entry.outputs[0] in outputs and len(_slots(entry)) == outputs[entry.outputs[0]]
+        if entry.outputs and entry.outputs[0] in outputs and len(slots_of(entry)) == outputs[entry.outputs[0]]
     )
 
 
@@ -307,13 +307,13 @@ def _parameters(tape: Tape, entry: Entry) -> set[str]:
     """The parameters that an operation on parameters alone goes back to."""
     made = {slot: earlier for earlier in tape.entries for slot in earlier.outputs if slot is not None}
     leaves = {slot: name for name, slot in tape.leaves.items()}
-    found, stack = set(), _slots(entry)
+    found, stack = set(), slots_of(entry)
     while stack:
         slot = stack.pop()
         if slot in leaves:
             found.add(leaves[slot])
         elif slot in made:
-            stack += _slots(made[slot])
+            stack += slots_of(made[slot])
     return found
 
 
@@ -326,7 +326,8 @@ def _restricted(entry: Entry, mine: frozenset[Slot]) -> Entry:
     return replace(entry, inputs=mapped(entry.inputs, keep), named=mapped(entry.named, keep))
 
 
-def _slots(entry: Entry) -> list[Slot]:
+def slots_of(entry: Entry) -> list[Slot]:
+    """The slots among the arguments of an operation."""
     found: list[Slot] = []
     mapped((entry.inputs, entry.named), lambda item: found.append(item) if isinstance(item, Slot) else None)
     return found
@@ -336,7 +337,7 @@ def _parts(
     entry: Entry, sensitivity: Tensor, sizes: Mapping[Slot, torch.Size], room: Room
 ) -> Sequence[Dense | Touch]:
     """One operation's factors; a diagonal one is written out, which is smaller and needs no input."""
-    slots = _slots(entry)
+    slots = slots_of(entry)
     targets = {slot: _target(entry, sizes[slot], len(sensitivity)) for slot in slots}
     if entry.name not in _DIAGONAL or any(target is None for target in targets.values()):
         return [Touch(replace(entry, values=()), room.hold(sensitivity))]

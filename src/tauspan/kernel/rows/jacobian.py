@@ -1,35 +1,34 @@
-"""One side of a kernel: rows of data, the tangent model on them, and which outputs count."""
+"""`Jacobian`: the Jacobian of the tangent model over rows of data, which makes one side of a kernel."""
 
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TypeAlias
+from functools import cached_property
 
 import torch
 from torch import Tensor
 
 from tauspan import models
+from tauspan.core import params
 from tauspan.core.errors import MismatchError, UsageError
 from tauspan.core.params import Params
-from tauspan.kernel.rows.data import AnyBatch, Data, batches_of, checksum, described, rows_of, taken
+from tauspan.kernel.rows.data import AnyBatch, Data, batches_of, checksum, described, digest, rows_of, taken
 from tauspan.kernel.rows.selector import Outputs, Selector, selector
 from tauspan.tangent import Linearized
 from tauspan.tangent.engine.backward import Graph
 from tauspan.tangent.engine.check import far, require_function, rounding, vanishing
 
-Rows: TypeAlias = dict[str, Tensor]
-
 
 @dataclass(frozen=True)
-class Side:
-    """N rows in batches, and the linear maps J and J^T over them.
+class Jacobian:
+    """J = df/dtheta at theta0 over N rows of data, shape (N I, P), as an operator: `push` is J tau, `pull` is J^T alpha.
 
     Args:
         tangent: the linearised model.
         batches: the rows.
-        select: what outputs count.
+        select: which outputs of the model count.
         together: whether the outputs of a row depend on the other rows of its batch, so that J is that of whole batches.
-        cut: whether the batches were cut here from one; their bounds then mean nothing.
+        cut: whether the batches were cut from one here, so that where they end means nothing.
     """
 
     tangent: Linearized
@@ -39,7 +38,7 @@ class Side:
     cut: bool = False
 
     @staticmethod
-    def of(tangent: Linearized, x: Data, size: int, outputs: Outputs) -> "Side":
+    def of(tangent: Linearized, x: Data, size: int, outputs: Outputs) -> "Jacobian":
         """A side of some data.
 
         Cost:
@@ -72,7 +71,7 @@ class Side:
                 f"for each row: ({count}, C). Wrap it in a module that gives that (`.flatten(1)`, `.unsqueeze(1)`)."
             )
         chosen = selector(outputs, sum(map(rows_of, batches)), value.shape[1])
-        side = Side(tangent, batches, chosen, cut=cut)
+        side = Jacobian(tangent, batches, chosen, cut=cut)
         if side.each_apart(value):
             return side
         if tangent.check != "off":  # what draws random numbers differs from itself, and not from its batch
@@ -111,7 +110,7 @@ class Side:
                 return False
         return True
 
-    def joined(self) -> "Side":
+    def joined(self) -> "Jacobian":
         """The same side with J of whole batches.
 
         Raises:
@@ -125,9 +124,9 @@ class Side:
             )
         return replace(self, together=True)
 
-    @property
+    @cached_property
     def samples(self) -> int:
-        """N."""
+        """N, the rows of data."""
         return sum(map(rows_of, self.batches))
 
     def parts(self, places: Sequence[int] | None = None) -> Iterator[tuple[list[int], AnyBatch]]:
@@ -164,37 +163,39 @@ class Side:
         return Graph(self.tangent.function(batch))
 
     def push(self, taus: Sequence[Params]) -> Tensor:
-        """J tau for several directions, shape (T, N I), float64; I outputs are derived a row."""
+        """J tau for several directions, shape (T, N I), float64; I outputs per row."""
         parts = []
         for places, batch in self.parts():
             args, kwargs = self.tangent.inputs_of(batch)
             _, tangents = self.tangent.tangent(*args, vectors=taus, **kwargs)
-            weights = self.select.of(places).to(tangents.device)
+            weights = self.select.weights_of(places).to(tangents.device)
             parts.append(torch.einsum("tnc,noc->tno", tangents.double(), weights).cpu())
         return torch.cat(parts, 1).flatten(1)
 
-    def pull(self, alpha: Tensor) -> Rows:
-        """J^T alpha for alpha of shape (N I): one backward pass a batch, sums in float64."""
-        total: Rows = {}
+    def pull(self, alpha: Tensor) -> dict[str, Tensor]:
+        """J^T alpha for alpha of shape (N I): one backward pass per batch, sums in float64."""
+        total: dict[str, Tensor] = {}
         shaped = alpha.view(self.samples, -1)
         for places, batch in self.parts():
             graph = self.graph(batch)
-            cotangent = torch.einsum("no,noc->nc", shaped[places].double(), self.select.of(places))
+            cotangent = torch.einsum("no,noc->nc", shaped[places].double(), self.select.weights_of(places))
             for name, found in graph.pull(cotangent.to(graph.value)).items():
                 total[name] = total[name] + found.double() if name in total else found.double()
         return total
 
-    def jacobian(self, places: Sequence[int] | None = None) -> Iterator[tuple[list[int], Rows]]:
+    def dense_rows(
+        self, places: Sequence[int] | None = None
+    ) -> Iterator[tuple[list[int], dict[str, Tensor]]]:
         """Rows of J written out, by a backward pass for each row and output: shape (n, I, *parameter), float64.
 
         The plain way, and the oracle of every other. Each row runs alone, or in its batch if rows depend on one another.
         """
         for begin, numbers, batch in self.spans(places):
-            found: list[list[Rows]] = []
+            found: list[list[dict[str, Tensor]]] = []
             whole = self.graph(batch) if self.together else None
             for number in numbers:
                 graph = whole or self.graph(taken(batch, [number]))
-                weights = self.select.of([begin + number])[0].to(graph.value)
+                weights = self.select.weights_of([begin + number])[0].to(graph.value)
                 cotangent = torch.zeros_like(graph.value)
                 pulled = []
                 for weight in weights:
@@ -207,7 +208,7 @@ class Side:
             }
             yield [begin + number for number in numbers], stacked
 
-    def plain_row(self, place: int, output: int) -> tuple[Rows, float]:
+    def plain_row(self, place: int, output: int) -> tuple[dict[str, Tensor], float]:
         """A row of J by ordinary autograd on the module itself, in its whole batch, with none of our own ways.
 
         Returns:
@@ -216,7 +217,26 @@ class Side:
         begin, (number, *_), batch = next(iter(self.spans([place])))
         graph = self.graph(batch)
         cotangent = torch.zeros_like(graph.value)
-        cotangent[number] = self.select.of([begin + number])[0, output].to(cotangent)
+        cotangent[number] = self.select.weights_of([begin + number])[0, output].to(cotangent)
         row = {name: found.double().cpu() for name, found in graph.pull(cotangent).items()}
         entries = sum(found.numel() for found in row.values())
         return row, vanishing(graph.value * cotangent, self.tangent.theta0()) * entries**0.5
+
+
+def identity(sides: Mapping[str, Jacobian], backend: str) -> dict[str, str]:
+    """Everything that decides the numbers of a kernel between `sides`, up to rounding, as short texts."""
+    one = next(iter(sides.values()))
+    base = one.tangent.base
+    head = getattr(base, "head", None)
+    plain = {name: getattr(head, name, None) for name in ("scale", "normalize")}
+    features = getattr(getattr(base, "encoder", base), "features", None)
+    weights = {name: theta.dtype for name, theta in one.tangent.theta0().items()}
+    return {
+        "the model's weights": params.fingerprint(
+            {**dict(base.named_parameters()), **dict(base.named_buffers())}
+        ),
+        "the model": f"{base!r} {plain} {getattr(features, '__qualname__', '')} {one.tangent.point}",
+        "params": repr(weights),
+        "outputs": f"{one.select.traced} {digest([one.select.weights])}",
+        "backend": backend,
+    } | {name: side.checksum() for name, side in sides.items()}

@@ -9,27 +9,30 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor
 
+from tauspan.core.arguments import checked
 from tauspan.core.errors import UsageError
-from tauspan.kernel.solvers import spectrum
+from tauspan.kernel.solvers.base import Kernel
 from tauspan.kernel.solvers.estimates import (
     Estimate,
     at_least,
-    finite,
-    mean_of,
+    exactly,
+    finite_entries,
     require_ridge,
     require_semidefinite,
     require_square,
     require_symmetric,
     signs,
+    standard_error,
     times,
 )
-from tauspan.kernel.solvers.protocol import Kernel
+from tauspan.kernel.solvers.solution import cholesky
 
 _COMPLETE = 1e-10  # share of K's size below which what is left of K q is rounding
 _TINY = 1e-300  # keeps a division by 0, whose result is not used, from giving NaN
 _TOGETHER = 8  # Lanczos processes that keep their bases at a time
 
 
+@checked
 def logdet(kernel: Kernel, ridge: float, probes: int | None = 32, steps: int = 30, seed: int = 0) -> Estimate:
     """Log det(K + ridge I) of a symmetric positive semi-definite kernel.
 
@@ -41,7 +44,7 @@ def logdet(kernel: Kernel, ridge: float, probes: int | None = 32, steps: int = 3
         seed: of their starts.
 
     Returns:
-        The middle between the Gauss rule, which lies above, and the Gauss-Radau rule with a node beside 0, which lies
+        The middle between the Gauss rule, which is above, and the Gauss-Radau rule with a node beside 0, which is
         below; `bound` is half their distance, and falls exponentially in `steps` over sqrt(condition number).
 
     Raises:
@@ -59,8 +62,8 @@ def logdet(kernel: Kernel, ridge: float, probes: int | None = 32, steps: int = 3
     """
     if probes is None:
         require_square(kernel, "a log-determinant")
-        lower = spectrum.factor(kernel.dense().double(), ridge)
-        return Estimate(2 * float(lower.diagonal().log().sum()), True, "Cholesky")
+        lower = cholesky(kernel.dense(), ridge)
+        return exactly(2 * float(lower.diagonal().log().sum()), "Cholesky")
     return _quadrature(kernel, lambda x: (x + ridge).log(), ridge, probes, steps, seed)
 
 
@@ -71,13 +74,13 @@ def effective_dimension(
     require_ridge(ridge)
     if probes is None:
         values = _eigenvalues(kernel).clamp(min=0)
-        return Estimate(float((values / (values + ridge)).sum()), True, "eigenvalues")
+        return exactly(float((values / (values + ridge)).sum()), "eigenvalues")
     return _quadrature(kernel, lambda x: x / (x + ridge), ridge, probes, steps, seed)
 
 
 def _eigenvalues(kernel: Kernel) -> Tensor:
     require_square(kernel, "a spectrum")
-    matrix = finite(kernel.dense(), "the kernel's entries").double()
+    matrix = finite_entries(kernel)
     require_symmetric(matrix)
     values: Tensor = torch.linalg.eigvalsh((matrix + matrix.T) / 2)
     require_semidefinite(float(values.min()), float(values.max()), "its spectrum")
@@ -102,9 +105,11 @@ def _quadrature(
         upper.append(n * gauss)
         lower.append(n * radau)
     high, low = torch.cat(upper), torch.cat(lower)
-    found = mean_of((high + low) / 2, "stochastic Lanczos quadrature")
+    middle = (high + low) / 2
     bound = abs(float((high - low).mean())) / 2
-    return Estimate(found.value, False, found.estimator, found.standard_error, bound)
+    return Estimate(
+        float(middle.mean()), False, "stochastic Lanczos quadrature", standard_error(middle), bound
+    )
 
 
 def _rules(

@@ -6,10 +6,11 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
+from tauspan.core.arguments import checked
 from tauspan.core.errors import UsageError
+from tauspan.kernel.solvers.base import Kernel
 from tauspan.kernel.solvers.estimates import EPSILON, require_square, require_symmetric, times
-from tauspan.kernel.solvers.factor import Factor
-from tauspan.kernel.solvers.protocol import Kernel
+from tauspan.kernel.solvers.kernels import LowRankKernel
 
 
 def require_rank(kernel: Kernel, rank: int) -> int:
@@ -22,36 +23,39 @@ def require_rank(kernel: Kernel, rank: int) -> int:
 
 @dataclass(frozen=True, eq=False)
 class EigenPairs:
-    """The largest eigenvalues of a kernel, falling, and their vectors.
+    """The largest eigenvalues of a kernel, in falling order, and their vectors. What was not computed is None.
 
     Args:
         values: lam, shape (r,).
         vectors: orthonormal columns v, shape (n, r).
-        residuals: |K v - lam v| of each pair: an eigenvalue of K lies within this distance of lam.
-        products: products of the kernel with a vector that were spent.
         exact: whether the search space was the whole space.
-        estimator: how they were found.
+        estimator: which method computed them.
+        residuals: |K v - lam v| for each pair, shape (r,): K has an eigenvalue within this distance of lam.
+        products: how many products of the kernel with a vector it took.
     """
 
     values: Tensor
     vectors: Tensor
-    residuals: Tensor
-    products: int
     exact: bool
     estimator: str
+    residuals: Tensor | None = None
+    products: int | None = None
 
     def __repr__(self) -> str:
         count, rows = len(self.values), len(self.vectors)
         ends = f"{float(self.values[0]):.4g} to {float(self.values[-1]):.4g}" if count else "none"
-        worst = f", residuals at most {float(self.residuals.max()):.1g}" if count else ""
+        worst = ""
+        if self.residuals is not None and count:
+            worst = f", residuals at most {float(self.residuals.max()):.1g}"
         return f"EigenPairs({count} of {rows}: {ends}{worst}, {self.estimator})"
 
     @cached_property
-    def factor(self) -> Factor:
-        """L = V sqrt(lam), the best approximation of its rank where the pairs are exact."""
-        return Factor(self.vectors * self.values.clamp(min=0).sqrt())
+    def kernel(self) -> LowRankKernel:
+        """V lam V^T, the best approximation of its rank where the pairs are exact."""
+        return LowRankKernel(self.vectors * self.values.clamp(min=0).sqrt())
 
 
+@checked
 def eigenpairs(
     kernel: Kernel,
     rank: int,
@@ -64,7 +68,7 @@ def eigenpairs(
     """The leading eigenpairs by a block Krylov space from a random start (Musco and Musco), in float64.
 
     The space of Q, K Q, K^2 Q, ... is kept whole, each block orthogonalised against all others, and the pairs are those
-    of the kernel restricted to it (Rayleigh-Ritz). Every product is used: residuals cost no further one.
+    of the kernel restricted to it (Rayleigh-Ritz). Residuals cost no further product.
 
     Args:
         kernel: symmetric.
@@ -110,7 +114,9 @@ def eigenpairs(
         latest = times(kernel, block)
         basis, image = torch.cat([basis, block], 1), torch.cat([image, latest], 1)
     whole = basis.shape[1] == n
-    return EigenPairs(values, vectors, residuals, basis.shape[1], whole, "block Krylov, Rayleigh-Ritz")
+    return EigenPairs(
+        values, vectors, whole, "block Krylov, Rayleigh-Ritz", residuals, products=basis.shape[1]
+    )
 
 
 def _beyond(basis: Tensor, block: Tensor) -> Tensor:

@@ -10,7 +10,7 @@ from benchmarks.merging import Watched
 
 from benchmarks import merge_correctness, merge_inputs, merging
 from tauspan.merge.recipe.recipe import MergeRecipe
-from tauspan.merge.sources.inputs import open_source
+from tauspan.merge.sources.opening import open_source
 from tauspan.store import Checkpoint
 
 

@@ -12,7 +12,7 @@ from helpers import tiny
 from tauspan.merge import METHODS
 from tauspan.merge.engine.settings import Settings
 from tauspan.merge.methods.method import Method
-from tauspan.merge.sources.inputs import open_source
+from tauspan.merge.sources.opening import open_source
 from tauspan.merge.stream.job import Job
 from tauspan.store import Checkpoint, write_tensors
 

@@ -19,7 +19,7 @@ from tauspan.core.errors import MismatchError, StoreError, TauspanError, UsageEr
 from tauspan.editing.edit_files import apply_files
 from tauspan.merge import merge_files
 from tauspan.merge.lora.adapters import AdapterSource
-from tauspan.merge.sources.inputs import open_source
+from tauspan.merge.sources.opening import open_source
 from tauspan.models.extras import quiet
 
 Changes = Mapping[str, Any]

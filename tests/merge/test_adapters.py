@@ -27,7 +27,7 @@ from tauspan.merge import METHODS
 from tauspan.merge.engine.settings import Settings
 from tauspan.merge.lora.adapters import WEIGHTS, AdapterSource, combine_adapters, save_adapter
 from tauspan.merge.lora.lowrank import LowRank, Term, from_dense
-from tauspan.merge.sources.inputs import open_source
+from tauspan.merge.sources.opening import open_source
 from tauspan.merge.stream.adapter_merge import LINEAR, plan_adapter
 from tauspan.merge.stream.adapter_vector import adapter_vector
 from tauspan.merge.stream.job import Job

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from tauspan.core.errors import MismatchError, NonFiniteError
 from tauspan.core.report import Report
 from tauspan.merge import merge_files
-from tauspan.merge.checks import compare
+from tauspan.merge.checks import contents
 from tauspan.store import Checkpoint, write_json, write_tensors
 
 INF = float("inf")
@@ -73,7 +73,7 @@ def test_whole_numbers_that_mean_something_must_be_equal_or_be_allowed(tmp_path:
 def test_large_whole_numbers_are_compared_while_they_are_copied(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(compare, "_SMALL", 2)
+    monkeypatch.setattr(contents, "_SMALL", 2)
     pair = [
         {"w": torch.ones(2), "ids": torch.arange(3)},
         {"w": torch.zeros(2), "ids": torch.tensor([0, 1, 5])},

@@ -12,7 +12,7 @@ from tauspan.core.errors import BaseMismatchError, MismatchError, NonFiniteError
 from tauspan.merge.checks import checks
 from tauspan.merge.checks.checks import check, doctor, nonfinite
 from tauspan.merge.lora.adapters import CONFIG, WEIGHTS
-from tauspan.merge.sources.inputs import open_source
+from tauspan.merge.sources.opening import open_source
 from tauspan.merge.sources.problems import LENIENT, Problem, require_none
 
 PLAIN = {

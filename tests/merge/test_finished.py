@@ -10,7 +10,7 @@ from helpers import merging
 from tauspan.cli.main import main
 from tauspan.core.errors import StoreError
 from tauspan.merge import merge_files
-from tauspan.merge.stream.journal import work_folder
+from tauspan.merge.stream.stream import work_folder
 from tauspan.store import Checkpoint, write_json, write_tensors
 
 KINDS = ("model", "vector", "file", "adapter")

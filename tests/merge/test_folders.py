@@ -15,7 +15,7 @@ from tauspan.core.errors import ModelError, PickleRefusedError, StoreError, Usag
 from tauspan.merge import merge_files
 from tauspan.merge.lora.adapters import save_adapter
 from tauspan.merge.lora.lowrank import LowRank, Term
-from tauspan.merge.sources.inputs import open_source
+from tauspan.merge.sources.opening import open_source
 from tauspan.models import folders
 from tauspan.store import Checkpoint, write_json, write_tensors
 

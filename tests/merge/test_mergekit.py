@@ -11,7 +11,7 @@ from tauspan.merge import METHODS
 from tauspan.merge.engine.settings import Filtered, Gradient
 from tauspan.merge.recipe.dialect import DIALECT
 from tauspan.merge.recipe.recipe import UNION, MergeRecipe
-from tauspan.merge.sources.inputs import open_source
+from tauspan.merge.sources.opening import open_source
 from tauspan.merge.stream.files import merge_files
 from tauspan.store import write_tensors
 

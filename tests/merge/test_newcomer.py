@@ -16,9 +16,9 @@ from tauspan.merge.engine.memory import merge
 from tauspan.merge.engine.settings import depths
 from tauspan.merge.lora.adapters import save_adapter
 from tauspan.merge.lora.lowrank import LowRank, Term
-from tauspan.merge.methods.table import METHODS
+from tauspan.merge.methods import METHODS
 from tauspan.merge.recipe.recipe import Input, MergeRecipe
-from tauspan.merge.sources.inputs import open_source
+from tauspan.merge.sources.opening import open_source
 from tauspan.merge.stream.card import Card
 from tauspan.merge.stream.files import merge_files
 from tauspan.merge.stream.reproduce import reproduce

@@ -11,11 +11,10 @@ from tauspan.core.errors import MismatchError, ModelError, RecipeError, UsageErr
 from tauspan.merge import METHODS, merge
 from tauspan.merge.engine.own import imported, own_method
 from tauspan.merge.engine.settings import Filtered, Gradient
-from tauspan.merge.recipe.fields import size
-from tauspan.merge.recipe.json_schema import json_schema
+from tauspan.merge.recipe.parts import size, within
+from tauspan.merge.recipe.reading import json_schema
 from tauspan.merge.recipe.recipe import Input, MergeRecipe
-from tauspan.merge.recipe.spelling import within
-from tauspan.merge.sources.inputs import open_source
+from tauspan.merge.sources.opening import open_source
 from tauspan.merge.stream.files import merge_files
 from tauspan.store import write_tensors
 

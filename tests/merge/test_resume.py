@@ -18,11 +18,10 @@ import torch
 
 from helpers import merging
 from tauspan.core.errors import StoreError
-from tauspan.merge.engine.account import Account
+from tauspan.merge.engine.engine import Account
 from tauspan.merge.stream import stream
-from tauspan.merge.stream.journal import Finished, Journal
 from tauspan.merge.stream.plan import plan
-from tauspan.merge.stream.stream import execute
+from tauspan.merge.stream.stream import Finished, Journal, execute
 from tauspan.store import locked, write_tensors
 
 BLOCK = 8

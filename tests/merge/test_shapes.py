@@ -13,8 +13,8 @@ from benchmarks.merge_shapes import SHAPES, inside, run
 from benchmarks.shape_models import CHAT, ROWS, make
 from safetensors.torch import load_file
 
+from tauspan.merge.recipe.reading import Series
 from tauspan.merge.recipe.recipe import MergeRecipe
-from tauspan.merge.recipe.series import Series
 
 EMBEDDING = "model.embed_tokens.weight"
 NAMES = sorted(file.stem for file in SHAPES.glob("*.yml"))

@@ -12,7 +12,7 @@ from torch import Tensor
 from tauspan.core.errors import ModelError, RecipeError, UsageError
 from tauspan.merge import merge_files
 from tauspan.merge.recipe.towers import Towers
-from tauspan.merge.sources.inputs import open_source
+from tauspan.merge.sources.opening import open_source
 from tauspan.store import Checkpoint, write_json, write_tensors
 
 GEMMA = {

@@ -11,9 +11,9 @@ from helpers.blocks import all_merged, drawn, merged
 from tauspan.core.errors import UsageError
 from tauspan.merge.engine.engine import Engine
 from tauspan.merge.engine.memory import merge
+from tauspan.merge.methods import METHODS
 from tauspan.merge.methods.election import kept_ranks
-from tauspan.merge.methods.scope import Spec
-from tauspan.merge.methods.table import METHODS
+from tauspan.merge.methods.method import Spec
 from tauspan.vector import TaskVector
 
 SIGNED = ("ties", "ties_peft", "ties_mergekit")

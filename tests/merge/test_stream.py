@@ -11,7 +11,7 @@ from helpers import merging, tiny
 from tauspan.core.errors import MismatchError, NonFiniteError, StoreError, UsageError
 from tauspan.merge import METHODS, Method, merge
 from tauspan.merge.engine.settings import Settings
-from tauspan.merge.sources.inputs import open_source
+from tauspan.merge.sources.opening import open_source
 from tauspan.merge.stream.plan import Job, plan
 from tauspan.merge.stream.stream import execute
 from tauspan.store import Checkpoint, write_tensors

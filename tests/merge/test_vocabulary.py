@@ -15,8 +15,8 @@ from helpers import tiny
 from tauspan.core.errors import RecipeError, StoreError
 from tauspan.merge import merge_files
 from tauspan.merge.recipe.recipe import MergeRecipe
-from tauspan.merge.sources.alignment import Alignment, Donor, is_vocabulary, rows_of
-from tauspan.merge.sources.inputs import open_source
+from tauspan.merge.sources.opening import open_source
+from tauspan.merge.sources.vocabulary import Alignment, Donor, is_vocabulary, rows_of
 from tauspan.merge.stream.assembly import assemble
 from tauspan.store import Checkpoint, write_json, write_tensors
 

@@ -134,7 +134,7 @@ def _add_merge(verbs: Any, verb: Verb) -> argparse.ArgumentParser:
 def merge(options: argparse.Namespace) -> None:
     """Merge, or say what would be done."""
     if options.schema:
-        from tauspan.merge.recipe.json_schema import json_schema
+        from tauspan.merge.recipe.reading import json_schema
 
         sys.stdout.write(json.dumps(json_schema(), indent=1) + "\n")
         return
@@ -156,7 +156,7 @@ def merge(options: argparse.Namespace) -> None:
 
 def _waits(recipe: "MergeRecipe", others: list[str]) -> bool:
     """Whether a merge reads the result of another one that is not there yet."""
-    from tauspan.merge.recipe.locations import named
+    from tauspan.merge.recipe.recipe import named
 
     return any(one.partition("+")[0] in others and not Path(one).exists() for one in named(recipe))
 
@@ -185,7 +185,7 @@ def _merge_one(recipe: "MergeRecipe", out: str, options: argparse.Namespace) -> 
 
 def _unfinished(options: argparse.Namespace) -> bool:
     """Whether an interrupted merge left something that `--resume` goes on with."""
-    from tauspan.merge.stream.journal import work_folder
+    from tauspan.merge.stream.stream import work_folder
 
     given = [*(options.inputs if options.method is None else ()), options.out]
     out = next((one for one in reversed(given) if one is not None), None)
@@ -195,7 +195,7 @@ def _unfinished(options: argparse.Namespace) -> bool:
 def _list_methods(options: argparse.Namespace) -> None:
     """The rows of METHODS as a table."""
     from tauspan.core.report import Report, Table
-    from tauspan.merge.methods.table import METHODS
+    from tauspan.merge.methods import METHODS
 
     rows: list[dict[str, Cell]] = [
         {"name": name, "title": method.title, "options": ", ".join(option.name for option in method.options)}
@@ -206,7 +206,7 @@ def _list_methods(options: argparse.Namespace) -> None:
 
 def _read(options: argparse.Namespace) -> "list[tuple[MergeRecipe, str]]":
     """The recipes in a file, each with its output."""
-    from tauspan.merge.recipe.series import Series
+    from tauspan.merge.recipe.reading import Series
 
     for name in ("base", "weight", "set"):
         if getattr(options, name) is not None:
@@ -265,7 +265,7 @@ def _settings(given: list[str]) -> dict[str, Any]:
     """Options as `--set` gives them, each value read as a recipe's."""
     import yaml
 
-    from tauspan.merge.recipe.spelling import setting
+    from tauspan.merge.recipe.parts import setting
 
     found: dict[str, Any] = {}
     for text in given:

@@ -10,13 +10,13 @@ if TYPE_CHECKING:
     from tauspan.merge.data.statistics_file import Statistics, statistics_of
     from tauspan.merge.engine.memory import merge
     from tauspan.merge.engine.own import own_method
+    from tauspan.merge.methods import METHODS
     from tauspan.merge.methods.method import Block, Method, Option
-    from tauspan.merge.methods.table import METHODS
     from tauspan.merge.recipe.recipe import MergeRecipe
     from tauspan.merge.stream.files import merge_files
 
 _HOME = {
-    "METHODS": "methods.table",
+    "METHODS": "methods",
     "Block": "methods.method",
     "MergeRecipe": "recipe.recipe",
     "Method": "methods.method",

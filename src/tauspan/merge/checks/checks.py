@@ -10,16 +10,23 @@ import torch
 from tauspan.core.arguments import checked
 from tauspan.core.errors import TauspanError
 from tauspan.core.report import Cell, Report, Table, provenance
-from tauspan.merge.checks.compare import compared
-from tauspan.merge.checks.configs import functions
-from tauspan.merge.checks.displacements import displacements, strangers
-from tauspan.merge.checks.origins import architecture, fingerprints, made_for, spaces, tied, vectors
-from tauspan.merge.sources.alignment import Aligned
-from tauspan.merge.sources.inputs import Source, open_source
+from tauspan.merge.checks.contents import compared
+from tauspan.merge.checks.origins import (
+    architecture,
+    displacements,
+    fingerprints,
+    functions,
+    made_for,
+    spaces,
+    strangers,
+    tied,
+    vectors,
+)
+from tauspan.merge.sources.opening import open_source
 from tauspan.merge.sources.problems import LENIENT, Problem, lenient
 from tauspan.merge.sources.respelt import respelt
-from tauspan.merge.sources.ties import EMBEDDINGS, spelled_before
-from tauspan.merge.sources.vocabulary import tokenizers
+from tauspan.merge.sources.source import EMBEDDINGS, Source, spelled_before
+from tauspan.merge.sources.vocabulary import Aligned, tokenizers
 
 _BLOCK = 1 << 20  # entries looked at together
 

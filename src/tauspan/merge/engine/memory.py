@@ -11,12 +11,11 @@ from tauspan.core import params
 from tauspan.core.arguments import checked
 from tauspan.core.errors import UsageError, nearest
 from tauspan.core.params import Params
-from tauspan.merge.engine.account import Account
-from tauspan.merge.engine.engine import Engine
+from tauspan.merge.engine.engine import Account, Engine
 from tauspan.merge.engine.settings import Settings, depths
-from tauspan.merge.methods.method import Block, Method, Need
-from tauspan.merge.methods.scope import Read, Spec, pieces, shaped, specs_of
-from tauspan.merge.methods.table import METHODS
+from tauspan.merge.methods import METHODS
+from tauspan.merge.methods.method import Block, Method, Need, Spec
+from tauspan.merge.methods.scope import Read, pieces, shaped, specs_of
 from tauspan.models import stored_state
 from tauspan.vector import TaskVector
 

@@ -32,9 +32,7 @@ import torch
 from torch import Tensor
 
 from tauspan.core.errors import UsageError
-from tauspan.merge.methods.addition import added
-from tauspan.merge.methods.method import Block, Method, Option, Scope
-from tauspan.merge.methods.scope import Spec
+from tauspan.merge.methods.method import Block, Method, Option, Scope, Spec, added
 from tauspan.merge.methods.sums import SCALE, WEIGHT
 
 Rule: TypeAlias = Callable[[Tensor, Block], Tensor]

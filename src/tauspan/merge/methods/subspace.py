@@ -11,10 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tauspan.merge.methods.addition import added
 from tauspan.merge.methods.election import DENSITY, disjoint_mean, kept_ranks, trimmed
-from tauspan.merge.methods.matrices import MATRICES, deltas, eigen, is_matrix, matrix_sum, matrixwise, others
-from tauspan.merge.methods.method import Block, Method, Option, Scope
+from tauspan.merge.methods.method import Block, Method, Option, Scope, added
+from tauspan.merge.methods.spectral import MATRICES, deltas, eigen, is_matrix, matrix_sum, matrixwise, others
 from tauspan.merge.methods.sums import SCALE, WEIGHT
 
 # -- KnOTS -------------------------------------------------------------------------------------------------------

@@ -10,10 +10,9 @@ from torch import Tensor
 from tauspan.core.errors import MismatchError
 from tauspan.merge.engine.settings import Setting, Settings, stacks
 from tauspan.merge.methods.method import Method
-from tauspan.merge.recipe.parts import Layers, Slice
-from tauspan.merge.recipe.spelling import within
+from tauspan.merge.recipe.parts import Layers, Slice, within
 from tauspan.merge.recipe.towers import Towers, common, number
-from tauspan.merge.sources.inputs import Kind, Source
+from tauspan.merge.sources.source import Kind, Source
 from tauspan.store.headers import Stored
 
 _FIRST = ("emb", "wte", "wpe", "tok")  # in names of what stands before the layers; all else stands after them

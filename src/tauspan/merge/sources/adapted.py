@@ -11,8 +11,8 @@ from torch import Tensor
 from tauspan.core.errors import MismatchError, MissingExtraError, ModelError, StoreError, listed
 from tauspan.merge.lora.adapters import AdapterSource
 from tauspan.merge.lora.lora_files import LoraFile
-from tauspan.merge.sources.inputs import Kind, Source, config_of, model_folder
 from tauspan.merge.sources.respelt import respelt
+from tauspan.merge.sources.source import Kind, Source, config_of, model_folder
 from tauspan.models import has_config
 from tauspan.models.names import names_between, saved_names
 from tauspan.models.skeleton import skeleton

@@ -11,8 +11,7 @@ from torch import Size, Tensor
 from tauspan.core.errors import MissingExtraError, ModelError
 from tauspan.merge.lora.adapters import AdapterSource
 from tauspan.merge.lora.lora_files import LoraFile
-from tauspan.merge.sources.inputs import Source, config_of, model_folder
-from tauspan.merge.sources.view import View
+from tauspan.merge.sources.source import Source, View, config_of, model_folder
 from tauspan.models import Names, directory_names, has_config
 from tauspan.models.skeleton import TASKS
 from tauspan.store.headers import Stored

@@ -9,20 +9,19 @@ from torch import Tensor
 from tauspan.core.errors import UsageError, listed
 from tauspan.core.report import Cell, Report, Table, provenance
 from tauspan.merge.checks.checks import check
-from tauspan.merge.engine.engine import BLOCK, Engine
+from tauspan.merge.engine.engine import BLOCK, Engine, ordered_pool
 from tauspan.merge.engine.memory import require_count
-from tauspan.merge.engine.pool import ordered_pool
 from tauspan.merge.engine.settings import depths
 from tauspan.merge.lora.adapters import AdapterSource
 from tauspan.merge.lora.lora_files import LoraFile
 from tauspan.merge.lora.lowrank import Layout, LowRank, from_dense
 from tauspan.merge.methods import sums
-from tauspan.merge.methods.method import Block
-from tauspan.merge.methods.scope import Spec, specs_of
+from tauspan.merge.methods.method import Block, Spec
+from tauspan.merge.methods.scope import specs_of
 from tauspan.merge.sources.problems import require_none
+from tauspan.merge.stream.blocks import Reader
 from tauspan.merge.stream.job import Job
 from tauspan.merge.stream.plan import processors, require_start
-from tauspan.merge.stream.reading import Reader
 
 PRODUCTS = (AdapterSource, LoraFile)  # sources whose displacement is kept as factors
 # Their result is sum_t c_t tau_t with one c_t a tensor, so that factors can be kept.

@@ -7,17 +7,18 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from tauspan.core.errors import RecipeError
+from tauspan.merge.data.statistics_file import open_statistics, unfit
 from tauspan.merge.engine.memory import require_count
 from tauspan.merge.lora.adapters import AdapterSource, holds_whole
 from tauspan.merge.methods.method import Method, Need
 from tauspan.merge.recipe.recipe import BASE, UNION, MergeRecipe
 from tauspan.merge.recipe.slices import Stacked, View, sliced, stacked, views
 from tauspan.merge.sources.adapted import Sum, adapted
-from tauspan.merge.sources.alignment import Aligned
-from tauspan.merge.sources.inputs import Source, adapter_folder, open_source
+from tauspan.merge.sources.opening import adapter_folder, open_source
 from tauspan.merge.sources.problems import lenient, require_none
 from tauspan.merge.sources.respelt import Spelt, respelt
-from tauspan.merge.stream.statistics_source import open_statistics, unfit
+from tauspan.merge.sources.source import Source
+from tauspan.merge.sources.vocabulary import Aligned
 from tauspan.merge.stream.words import Words, chosen
 from tauspan.store.values import Access
 

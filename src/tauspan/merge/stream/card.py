@@ -12,12 +12,11 @@ import yaml
 from tauspan import store
 from tauspan.core.errors import RecipeError, StoreError
 from tauspan.core.report import Report, Table, bulleted, versions
-from tauspan.merge.engine.account import meaning
+from tauspan.merge.engine.engine import meaning
 from tauspan.merge.engine.own import source_hash
 from tauspan.merge.methods.method import Method
-from tauspan.merge.recipe.locations import named, places, renamed
-from tauspan.merge.recipe.recipe import MergeRecipe
-from tauspan.merge.sources.inputs import Source, model_folder
+from tauspan.merge.recipe.recipe import MergeRecipe, named, places, renamed
+from tauspan.merge.sources.source import Source, model_folder
 from tauspan.merge.stream.assembly import Assembly
 
 FILE = "README.md"

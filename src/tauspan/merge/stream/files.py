@@ -20,21 +20,21 @@ from tauspan.merge.checks.checks import check
 from tauspan.merge.engine.engine import BLOCK
 from tauspan.merge.lora.adapters import AdapterSource, save_adapter
 from tauspan.merge.lora.lora_files import LoraFile, save_lora
-from tauspan.merge.recipe.fields import size
+from tauspan.merge.recipe.parts import size
+from tauspan.merge.recipe.reading import Series
 from tauspan.merge.recipe.recipe import MergeRecipe, recipe_of
-from tauspan.merge.recipe.series import Series
-from tauspan.merge.sources.inputs import Files, model_folder
+from tauspan.merge.sources.opening import Files
 from tauspan.merge.sources.problems import folded
 from tauspan.merge.sources.respelt import spelt_in_memory
+from tauspan.merge.sources.source import model_folder
 from tauspan.merge.stream import card, output
 from tauspan.merge.stream.adapter_merge import AdapterPlan, plan_adapter
 from tauspan.merge.stream.assembly import Assembly, assemble, leaves
-from tauspan.merge.stream.finished import FORMAT, MARK, finished
 from tauspan.merge.stream.job import Job
 from tauspan.merge.stream.plan import Plan
 from tauspan.merge.stream.plan import plan as lay_out
 from tauspan.merge.stream.stream import execute
-from tauspan.merge.stream.target import require_target
+from tauspan.merge.stream.target import FORMAT, MARK, finished, require_target
 from tauspan.store.values import Access
 from tauspan.store.writer import MODEL
 

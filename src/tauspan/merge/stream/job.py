@@ -6,10 +6,9 @@ from typing import Any, Literal, TypeAlias
 
 import torch
 
-from tauspan.merge.engine.account import Rounding
+from tauspan.merge.engine.engine import Rounding
 from tauspan.merge.methods.method import Method, Need
-from tauspan.merge.sources.buffers import computed, counts
-from tauspan.merge.sources.inputs import Source
+from tauspan.merge.sources.source import Source, computed, counts
 from tauspan.merge.stream.assembly import Options
 from tauspan.store.headers import Stored
 from tauspan.store.writer import MODEL

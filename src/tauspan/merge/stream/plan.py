@@ -19,10 +19,11 @@ from tauspan.merge.engine.engine import BLOCK
 from tauspan.merge.engine.memory import require_count
 from tauspan.merge.engine.own import source_hash
 from tauspan.merge.engine.settings import depths
-from tauspan.merge.methods.scope import Spec, specs_of
-from tauspan.merge.methods.table import METHODS
-from tauspan.merge.sources.inputs import Source
+from tauspan.merge.methods import METHODS
+from tauspan.merge.methods.method import Spec
+from tauspan.merge.methods.scope import specs_of
 from tauspan.merge.sources.problems import folded, require_none
+from tauspan.merge.sources.source import Source
 from tauspan.merge.stream.job import Job, merges
 from tauspan.store.headers import Stored
 from tauspan.store.writer import MODEL, Entry, Layout, layout

@@ -11,9 +11,9 @@ from tauspan import store
 from tauspan.core.errors import MismatchError, listed
 from tauspan.core.report import Report, versions
 from tauspan.merge.methods.method import Method
-from tauspan.merge.recipe.locations import relocated
-from tauspan.merge.recipe.recipe import MergeRecipe
-from tauspan.merge.sources.inputs import Source, open_source
+from tauspan.merge.recipe.recipe import MergeRecipe, relocated
+from tauspan.merge.sources.opening import open_source
+from tauspan.merge.sources.source import Source
 from tauspan.merge.stream.assembly import assemble
 from tauspan.merge.stream.card import Card
 from tauspan.merge.stream.files import merge_files

@@ -11,9 +11,8 @@ from tauspan.core.errors import RecipeError, StoreError, listed
 from tauspan.merge.recipe.parts import Token
 from tauspan.merge.recipe.recipe import UNION, MergeRecipe
 from tauspan.merge.recipe.slices import View
-from tauspan.merge.sources.alignment import Alignment, Donor, Tokens, rows_of
-from tauspan.merge.sources.inputs import Source, model_folder
-from tauspan.merge.sources.vocabulary import has_tokenizer, vocabulary
+from tauspan.merge.sources.source import Source, model_folder
+from tauspan.merge.sources.vocabulary import Alignment, Donor, Tokens, has_tokenizer, rows_of, vocabulary
 from tauspan.models.extras import require_extra
 
 

@@ -8,10 +8,9 @@ import torch
 
 from tauspan.core.errors import listed
 from tauspan.merge.recipe.slices import View
-from tauspan.merge.sources.alignment import Aligned
-from tauspan.merge.sources.buffers import computed, counts, of_the_run
-from tauspan.merge.sources.inputs import Source
 from tauspan.merge.sources.problems import Problem
+from tauspan.merge.sources.source import Source, computed, counts, of_the_run
+from tauspan.merge.sources.vocabulary import Aligned
 from tauspan.store.headers import Stored
 
 _WRAPPERS = {"module.": "DistributedDataParallel", "_orig_mod.": "torch.compile"}

@@ -130,7 +130,7 @@ def test_a_merge_is_made_again_bit_for_bit(tmp_path: Path) -> None:
             workers=1,
             access="pread",
         )
-        assert report.result["digest"] == Card.read(out).digest
+        assert report.digest == Card.read(out).digest
     weights = [(folder / "model.safetensors").read_bytes() for folder in (out, tmp_path / "again")]
     assert weights[0] == weights[1]
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a", "again", "b", "c", "out"]

@@ -28,7 +28,6 @@ from tauspan.merge.lora.lowrank import LowRank, Term
 from tauspan.merge.recipe.recipe import Input
 from tauspan.merge.stream.card import FILE, Card
 from tauspan.merge.stream.files import planned
-from tauspan.merge.stream.plan import plan
 from tauspan.merge.stream.reproduce import reproduce
 from tauspan.store import Checkpoint, write_tensors
 from tauspan.vector import TaskVector
@@ -78,11 +77,11 @@ def test_adapters_become_an_adapter_with_a_card(
     assert got.terms["h.0.q.weight"][0].layout == layout
     left = float((got.dense("h.0.q.weight", torch.float64) - wanted).norm())
     norm = float(wanted.norm())
-    assert report.result["norm"] == pytest.approx(norm, rel=1e-6)
-    assert report.result["loss"] == pytest.approx(left / norm, abs=1e-6)
-    assert (report.result["loss"] < 1e-6) == (rank is None or (layout == "embedding" and rank == 3))
+    assert report.norm == pytest.approx(norm, rel=1e-6)
+    assert report.loss == pytest.approx(left / norm, abs=1e-6)
+    assert (report.loss < 1e-6) == (rank is None or (layout == "embedding" and rank == 3))
     card = Card.read(tmp_path / "out")
-    assert card.digest == report.result["digest"]
+    assert card.digest == report.digest
     assert card.recipe.rank == rank
     assert "library_name: peft" in (tmp_path / "out" / FILE).read_text()
     assert "that the SVD cut off" in (tmp_path / "out" / FILE).read_text()
@@ -112,14 +111,14 @@ def test_an_adapters_plan_says_ranks_and_moves_nothing(tmp_path: Path) -> None:
         ("rank: 3\n", "factors side by side, cut by SVD", 3, 3 * 9),
     ):
         recipe = MergeRecipe.parse(of(paths, "task_arithmetic", "output: adapter\n" + more))
-        with planned(recipe) as (_, made):
+        with planned(recipe) as made:
             found = made.report().result
         assert (found["how"], found["rank at most"], found["entries to write at most"]) == (
             how,
             rank,
             entries,
         )
-    with planned(MergeRecipe.parse(of(paths, "magmax", "output: adapter\nrank: 9\n"))) as (_, made):
+    with planned(MergeRecipe.parse(of(paths, "magmax", "output: adapter\nrank: 9\n"))) as made:
         assert made.report().result["rank at most"] == 4
         assert made.report().result["how"] == "displacements, cut by SVD"
     assert sorted(tmp_path.rglob("*")) == before
@@ -302,8 +301,8 @@ def test_statistics_that_do_not_belong_are_refused_by_their_headers(case: str, t
     with pytest.raises(error, match=words), planned(MergeRecipe.parse(text)):
         pass
     if case in ("base", "regime"):
-        with planned(MergeRecipe.parse(text + f"allow: [{case}]\n")) as (_, made):
-            assert made.job.method.name == "fisher"
+        with planned(MergeRecipe.parse(text + f"allow: [{case}]\n")) as made:
+            assert made.method.name == "fisher"
 
 
 # -- before anything is read -----------------------------------------------------------------------------------
@@ -376,10 +375,11 @@ def test_other_code_under_the_same_name_is_another_plan(tmp_path: Path) -> None:
 
     paths = merging.checkpoints(tmp_path, 2)
     keys = {
-        name: plan(merging.job(paths, own_method(f, "m:f"))).key for name, f in (("a", first), ("b", last))
+        name: merging.plan(merging.recipe(paths, own_method(f, "m:f"))).key
+        for name, f in (("a", first), ("b", last))
     }
     assert keys["a"] != keys["b"]
-    assert keys["a"] == plan(merging.job(paths, own_method(first, "m:f"))).key
+    assert keys["a"] == merging.plan(merging.recipe(paths, own_method(first, "m:f"))).key
 
 
 def test_a_card_says_that_code_is_needed_and_which(tmp_path: Path) -> None:

@@ -465,10 +465,7 @@ def test_the_methods_are_listed(capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_a_merge_without_base_speaks_of_weights(three: dict[str, str], tmp_path: Path) -> None:
     recipe = {"method": "linear", "models": [three["a"], three["b"]]}
-    (table,) = merge_files(
-        recipe,
-        tmp_path / "out",
-    ).tables
+    (table,) = merge_files(recipe, tmp_path / "out").report().tables
     assert [row["tensor"] for row in table.rows] == ["all"]  # nothing was lost
     assert set(table.rows[0]) == {"tensor", "entries", "norm", "loss"}
     assert ("weights" in table.note, "displacement" in table.note, "lost most" in table.note) == (
@@ -486,8 +483,5 @@ def test_a_merge_without_base_speaks_of_weights(three: dict[str, str], tmp_path:
         {"h.0.w": torch.full((2, 3), 1.002), "x": torch.full((1,), 0.1)},
     )
     recipe["out_dtype"] = "bf16"
-    (table,) = merge_files(
-        recipe,
-        tmp_path / "half",
-    ).tables
+    (table,) = merge_files(recipe, tmp_path / "half").report().tables
     assert (len(table.rows), "The 2 tensors that lost most" in table.note) == (3, True)

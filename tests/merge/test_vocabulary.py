@@ -17,7 +17,7 @@ from tauspan.merge import merge_files
 from tauspan.merge.recipe.recipe import MergeRecipe
 from tauspan.merge.sources.opening import open_source
 from tauspan.merge.sources.vocabulary import Alignment, Donor, is_vocabulary, rows_of
-from tauspan.merge.stream.assembly import assemble
+from tauspan.merge.stream.opened import open_recipe
 from tauspan.store import Checkpoint, write_json, write_tensors
 
 EMB, HEAD = "model.embed_tokens.weight", "lm_head.weight"
@@ -363,6 +363,6 @@ def test_a_model_without_embeddings_has_nothing_to_align(tmp_path: Path) -> None
     recipe = MergeRecipe.parse(
         f"method: linear\nmodels: [{tmp_path}/a, {tmp_path}/b]\ntokenizer_source: union\n"
     )
-    assembly = assemble(recipe)
-    assert assembly.words.alignment is None
-    assembly.close()
+    opened = open_recipe(recipe)
+    assert opened.words.alignment is None
+    opened.close()

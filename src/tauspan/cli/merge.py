@@ -164,23 +164,25 @@ def _waits(recipe: "MergeRecipe", others: list[str]) -> bool:
 def _merge_one(recipe: "MergeRecipe", out: str, options: argparse.Namespace) -> None:
     """One merge, or what it would do."""
     from tauspan.core.notices import tell
-    from tauspan.merge.stream.files import merge_files, planned
+    from tauspan.merge import merge_files
+    from tauspan.merge.stream.plan import planned
 
     if options.plan:
-        with planned(recipe, access=options.access, workers=options.workers) as (_, plan):
+        with planned(recipe, access=options.access, workers=options.workers) as plan:
             for note in plan.warnings:
                 tell(note)
             show(plan.report(), options)
         return
-    report = merge_files(
+    result = merge_files(
         recipe, out, resume=options.resume, overwrite=options.overwrite, workers=options.workers,
         access=options.access, )  # fmt: skip
-    if report.result.get("finished"):
+    report = result.report()
+    if result.finished:
         show(report if options.json else dataclasses.replace(report, tables=[]), options)
         say(f"{out} is finished already: nothing was left to do", options)
         return
     show(report, options)
-    say(f"wrote {out}, digest {report.result['digest'][:12]}", options)
+    say(f"wrote {out}, digest {str(result.digest)[:12]}", options)
 
 
 def _unfinished(options: argparse.Namespace) -> bool:
@@ -302,12 +304,12 @@ def reproduce_card(options: argparse.Namespace) -> None:
     own = _imported(options.code) if options.code else None
     if options.out is not None and options.named_out is not None:
         raise UsageError(f"two outputs: {options.out} and -o {options.named_out}. Give one.")
-    report = reproduce(
+    result = reproduce(
         options.card, options.out or options.named_out, own=own, workers=options.workers, access=options.access,
         )  # fmt: skip
     if options.json:
-        show(report, options)
-    say(f"the same bits: digest {report.result['digest'][:12]}", options)
+        show(result.report(), options)
+    say(f"the same bits: digest {str(result.digest)[:12]}", options)
 
 
 def _require_workers(options: argparse.Namespace) -> None:

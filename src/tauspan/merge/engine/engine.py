@@ -68,7 +68,7 @@ class Account:
         kept: of a sparse method, the entries of each model that were merged; empty where all are.
 
     Example:
-        >>> Account(4, 2, 1, moved=4.0, lost=1.0).row()["loss"]
+        >>> Account(4, 2, 1, moved=4.0, lost=1.0).loss
         0.5
     """
 
@@ -86,23 +86,30 @@ class Account:
             self.moved + other.moved, self.lost + other.lost, kept,
         )  # fmt: skip
 
+    @property
+    def norm(self) -> float:
+        """|d|."""
+        return sqrt(self.moved)
+
+    @property
+    def loss(self) -> float:
+        """|s - d| / |d|; 0 where nothing moves."""
+        return sqrt(self.lost / self.moved) if self.moved else 0.0
+
+    @property
+    def swallowed_share(self) -> float:
+        """The share of changed entries that were swallowed; 0 where none changes."""
+        return self.swallowed / self.changed if self.changed else 0.0
+
     def row(self, displaced: bool = True) -> dict[str, Cell]:
-        """The norm |d|, the relative loss |s - d| / |d| and the share of changed entries that were swallowed.
+        """The numbers as a row of a table.
 
         Where models are merged without a base, d are their weights, and nothing changes or is swallowed.
         """
-        loss = sqrt(self.lost / self.moved) if self.moved else 0.0
-        size: dict[str, Cell] = {"entries": self.entries}
+        norm: dict[str, Cell] = {"norm": self.norm, "loss": self.loss}
         if not displaced:
-            return {**size, "norm": sqrt(self.moved), "loss": loss}
-        swallowed = self.swallowed / self.changed if self.changed else 0.0
-        return {
-            **size,
-            "changed": self.changed,
-            "norm": sqrt(self.moved),
-            "loss": loss,
-            "swallowed": swallowed,
-        }
+            return {"entries": self.entries, **norm}
+        return {"entries": self.entries, "changed": self.changed, **norm, "swallowed": self.swallowed_share}
 
 
 def meaning(displaced: bool) -> str:

@@ -16,7 +16,7 @@ from tauspan import store
 from tauspan.core import params
 from tauspan.core.errors import StoreError, UsageError, listed
 from tauspan.merge.lora.adapter_config import CONFIG, AdapterConfig, read_config, refused
-from tauspan.merge.lora.lowrank import Layout, LowRank, Term
+from tauspan.merge.lora.lowrank import FactorLayout, LowRank, Term
 from tauspan.store.headers import Header, Stored, read_header
 from tauspan.store.values import Access, Values
 
@@ -130,12 +130,16 @@ def _term(
     a, b = sides["A"].shape, sides["B"].shape
     if len(a) > 2 and len(b) == len(a) and b[1] != a[0]:
         raise refused(f"{config.file.parent} adapts the grouped convolution {module!r}", config.file.parent)
-    layout: Layout = "embedding" if embedding else "transposed" if config.transposed else "linear"
+    layout: FactorLayout = "embedding" if embedding else "transposed" if config.transposed else "linear"
     return term_of(module, sides, lambda rank: config.scale(module, rank), layout, values)
 
 
 def term_of(
-    module: str, sides: Mapping[str, Stored], scale: Callable[[int], float], layout: Layout, values: Values
+    module: str,
+    sides: Mapping[str, Stored],
+    scale: Callable[[int], float],
+    layout: FactorLayout,
+    values: Values,
 ) -> Term:
     """The product of a module's two factors.
 
@@ -162,7 +166,7 @@ def term_of(
             raise StoreError(
                 f"{stored.file}: {stored.name!r} is {stored.dtype}, not floating point. Save it again."
             )
-    chosen: Layout = "convolution" if kernel else layout
+    chosen: FactorLayout = "convolution" if kernel else layout
     return Term(_read(values, sides["A"]), _read(values, sides["B"]), scale(a[0]), chosen)
 
 
@@ -321,7 +325,7 @@ def _module(name: str) -> str:
     return name.removesuffix(".weight")
 
 
-def _scales(terms: Mapping[str, Term]) -> dict[str, tuple[int, float, Layout]]:
+def _scales(terms: Mapping[str, Term]) -> dict[str, tuple[int, float, FactorLayout]]:
     return {_module(name): (term.rank, term.scale, term.layout) for name, term in terms.items()}
 
 

@@ -288,5 +288,11 @@ class Method:
     most: int | None = None
     temporaries: int = 2
 
+    def require_count(self, models: int) -> None:
+        """Raise `UsageError` unless the method takes so many models."""
+        if models < self.fewest or (self.most is not None and models > self.most):
+            wanted = f"exactly {self.most}" if self.fewest == self.most else f"at least {self.fewest}"
+            raise UsageError(f"the method {self.name!r} merges {wanted} models, and {models} were given.")
+
     def __str__(self) -> str:
         return f"Method({self.name}: {self.formula})"

@@ -21,7 +21,7 @@ from tauspan.merge.methods.histogram import (
     magnitude,
     patterns,
 )
-from tauspan.merge.methods.method import Block, Grain, Method, Reach, Spec, added
+from tauspan.merge.methods.method import Block, Grain, Method, Need, Reach, Spec, added
 
 T = TypeVar("T")
 
@@ -129,6 +129,15 @@ def shaped(flat: Tensor, shape: torch.Size, grain: Grain) -> Tensor:
     if grain == "row":
         return flat.view(*lead, -1, prod(shape[1:]) if len(shape) > 1 else flat.shape[-1])
     return flat
+
+
+def stacked(need: Need, tensors: Sequence[Tensor], cut: Callable[[Tensor], Tensor]) -> Tensor:
+    """Statistics of all models for one block: cut like the values, or whole Gram matrices."""
+    if need == "gram":
+        return torch.stack(
+            [tensor.detach().to(torch.promote_types(tensor.dtype, torch.float32)) for tensor in tensors]
+        )
+    return torch.stack([cut(tensor) for tensor in tensors])
 
 
 class Blocks:

@@ -12,22 +12,13 @@ from torch import Tensor
 
 from tauspan.core.errors import MismatchError, NonFiniteError
 from tauspan.merge.engine.engine import Account, Engine, account, ordered_pool, restore, rounded
-from tauspan.merge.engine.memory import stacked
 from tauspan.merge.methods.method import Block, Spec
-from tauspan.merge.methods.scope import pieces, shaped
+from tauspan.merge.methods.scope import pieces, shaped, stacked
 from tauspan.merge.sources.source import Source
-from tauspan.merge.stream.job import Job
+from tauspan.merge.stream.opened import Opened
 from tauspan.merge.stream.plan import Plan
+from tauspan.merge.stream.result import WrittenTensor
 from tauspan.store.writer import Writer
-
-
-@dataclass(frozen=True)
-class Finished:
-    """One tensor whose bytes lie on the disk."""
-
-    name: str
-    digest: str
-    account: Account
 
 
 @dataclass(frozen=True)
@@ -46,11 +37,11 @@ class StoredBlock(Block):
 
 
 class Reader:
-    """Reads blocks for one job; several threads may call it at once."""
+    """Reads blocks of the models that a plan has opened; several threads may call it at once."""
 
-    def __init__(self, job: Job) -> None:
-        self.job = job
-        self._labels = tuple(model.label for model in job.models)
+    def __init__(self, opened: Opened) -> None:
+        self.opened = opened
+        self._labels = opened.labels
 
     def __call__(self, spec: Spec, start: int, stop: int) -> StoredBlock:
         """The block of all models, as the method takes it.
@@ -58,12 +49,12 @@ class Reader:
         Raises:
             NonFiniteError: a model holds NaN there, or an infinity that not all of them hold.
         """
-        job, grain = self.job, self.job.method.grain
-        base = job.base
+        opened, grain = self.opened, self.opened.method.grain
+        base = opened.base
         anchor = None if base is None else base.read(spec.name, start, stop)
-        point = None if anchor is None else anchor.to(job.arithmetic)
-        models = spec.of(job.models)
-        values = torch.empty(len(models), stop - start, dtype=job.arithmetic)
+        point = None if anchor is None else anchor.to(opened.arithmetic)
+        models = spec.of(opened.models)
+        values = torch.empty(len(models), stop - start, dtype=opened.arithmetic)
         stored = []
         for into, model in zip(values, models, strict=True):
             own = self.raw(model, spec.name, start, stop)
@@ -74,7 +65,7 @@ class Reader:
                 into.copy_(point)
             else:
                 into.zero_()
-            if point is not None and (job.method.space == "delta") != (model.kind == "delta"):
+            if point is not None and (opened.method.space == "delta") != (model.kind == "delta"):
                 into.sub_(point) if model.kind == "point" else into.add_(point)
         still = None
         if not isfinite(values.sum()):
@@ -87,12 +78,12 @@ class Reader:
             need: stacked(
                 need, [self._statistic(one, spec, start, stop, need) for one in spec.of(given)], self._cast
             )
-            for need, given in job.statistics.items()
+            for need, given in opened.statistics.items()
             if spec.name in given[0].tensors
         }
         return StoredBlock(
             shaped(values, spec.shape, grain), None if point is None else shaped(point, spec.shape, grain),
-            spec.name, start, spec.shape, spec.options, spec.of(self._labels), job.seed, spec.depth, known,
+            spec.name, start, spec.shape, spec.options, spec.of(self._labels), opened.recipe.seed, spec.depth, known,
             tuple(stored), anchor, still,
         )  # fmt: skip
 
@@ -110,22 +101,21 @@ class Reader:
 
     def raw(self, source: Source, name: str, start: int, stop: int) -> Tensor | None:
         """The entries as a source stores them; None if it lacks the tensor."""
-        own = self.job.stored(source, name)
+        own = self.opened.stored(source, name)
         return None if own is None else source.read(own.name, start, stop)
 
     def _statistic(self, source: Source, spec: Spec, start: int, stop: int, need: str) -> Tensor:
         if need == "gram":
             whole = source.tensors[spec.name].shape
-            return source.read(spec.name, 0, whole.numel()).view(whole).to(self.job.arithmetic)
-        return shaped(source.read(spec.name, start, stop), spec.shape, self.job.method.grain)
+            return source.read(spec.name, 0, whole.numel()).view(whole).to(self.opened.arithmetic)
+        return shaped(source.read(spec.name, start, stop), spec.shape, self.opened.method.grain)
 
     def _cast(self, tensor: Tensor) -> Tensor:
-        return tensor.to(self.job.arithmetic)
+        return tensor.to(self.opened.arithmetic)
 
     def require_finite(self, name: str, start: int, stop: int, still: Tensor | None = None) -> None:
         """Raise `NonFiniteError` for the first source that holds NaN or infinity among these entries but `still`."""
-        sources = [*([] if self.job.base is None else [self.job.base]), *self.job.models]
-        for source in sources:
+        for source in self.opened.points:
             own = self.raw(source, name, start, stop)
             if own is None or not own.is_floating_point():
                 continue
@@ -133,7 +123,7 @@ class Reader:
             bad = bad if still is None else bad & ~still
             if bool(bad.any()):
                 first = int(bad.nonzero()[0])
-                stored = self.job.stored(source, name)
+                stored = self.opened.stored(source, name)
                 raise NonFiniteError(
                     f"tensor {name!r} of {source.label!r} holds {float(own[first])} at entry {start + first} "
                     f"({stored.file if stored else source.path}). A model that diverged or a damaged file: leave it out "
@@ -154,26 +144,26 @@ class Merging:
     """
 
     def __init__(self, plan: Plan, writer: Writer) -> None:
-        self.plan, self.job, self.writer = plan, plan.job, writer
-        self.read = Reader(plan.job)
+        self.plan, self.opened, self.writer = plan, plan.opened, writer
+        self.recipe, self.read = plan.recipe, Reader(plan.opened)
         self.specs = {spec.name: spec for spec in plan.specs}
 
-    def run(self, names: Sequence[str]) -> Iterator[Finished]:
+    def run(self, names: Sequence[str]) -> Iterator[WrittenTensor]:
         """The tensors, finished in the order of their names."""
         with ordered_pool(self.plan.workers) as run:
-            engine = Engine(self.job.method, self.plan.specs, self.read, self.plan.block, run)
+            engine = Engine(self.opened.method, self.plan.specs, self.read, self.plan.block, run)
             if any(name in self.specs for name in names):
                 engine.measure()
             yield from self._gathered(run(lambda portion: self._portion(engine, portion), self._cut(names)))
 
     def _cut(self, names: Sequence[str]) -> Iterator[list[Piece]]:
         """The work in portions: a tensor where the method measures each first, else about a block."""
-        method = self.job.method
+        method = self.opened.method
         whole = method.prepare is not None and method.over == "tensor"
         portion: list[Piece] = []
         filled = 0
         for name in names:
-            spec = self.specs.get(name) or Spec(name, self.job.reference.tensors[name].shape, {})
+            spec = self.specs.get(name) or Spec(name, self.opened.reference.tensors[name].shape, {})
             grain = method.grain if name in self.specs else "entry"
             cuts = pieces(spec.shape, grain, self.plan.block) or [(0, 0)]
             for start, stop in cuts:
@@ -186,7 +176,7 @@ class Merging:
         if portion:
             yield portion
 
-    def _gathered(self, portions: Iterable[list[tuple[Spec, int, Done]]]) -> Iterator[Finished]:
+    def _gathered(self, portions: Iterable[list[tuple[Spec, int, Done]]]) -> Iterator[WrittenTensor]:
         """Tensors put together from their pieces, which come in order."""
         digest, total = hashlib.sha256(), Account()
         for portion in portions:
@@ -194,7 +184,7 @@ class Merging:
                 digest.update(own)
                 total += part
                 if stop == prod(spec.shape):
-                    yield Finished(spec.name, digest.hexdigest(), total)
+                    yield WrittenTensor(spec.name, digest.hexdigest(), total)
                     digest, total = hashlib.sha256(), Account()
 
     def _portion(self, engine: Engine, portion: list[Piece]) -> list[tuple[Spec, int, Done]]:
@@ -215,18 +205,18 @@ class Merging:
 
     def _merge(self, engine: Engine, spec: Spec, start: int, stop: int, ready: Any) -> Done:
         block, result, kept = engine.piece(spec, start, stop, ready)
-        result = result.to(self.job.arithmetic).contiguous()
+        result = result.to(self.opened.arithmetic).contiguous()
         base = None if block.base is None else block.base.reshape(-1)
-        delta = self.job.method.space == "delta"
+        delta = self.opened.method.space == "delta"
         moved = result if delta or base is None else result - base
         dtype = self.writer.layout.entries[spec.name].dtype
-        key = (self.job.seed, spec.name)
-        if self.job.output == "vector":
-            stored = rounded(moved, dtype, self.job.rounding, key, start)
+        key = (self.recipe.seed, spec.name)
+        if self.recipe.output == "vector":
+            stored = rounded(moved, dtype, self.recipe.rounding, key, start)
             part = account(stored, moved, None, None)
         else:
             exact = result + base if delta and base is not None else result.clone()
-            stored = rounded(exact, dtype, self.job.rounding, key, start)
+            stored = rounded(exact, dtype, self.recipe.rounding, key, start)
             part = self._restored(stored, block, result, moved)
         if not (isfinite(part.moved) and isfinite(part.lost)):
             self._explain(spec, start, stop, stored)
@@ -237,7 +227,7 @@ class Merging:
         if spec.models is None or not kept:
             return kept
         counts = dict(zip(spec.models, kept, strict=True))
-        return tuple(counts.get(place, 0) for place in range(len(self.job.models)))
+        return tuple(counts.get(place, 0) for place in range(len(self.opened.models)))
 
     def _restored(self, stored: Tensor, block: Block, result: Tensor, moved: Tensor) -> Account:
         """Put back what is exactly a model's or the base's, in place, and account for the rest."""
@@ -258,13 +248,13 @@ class Merging:
 
     def _copy(self, spec: Spec, start: int, stop: int) -> Done:
         """Entries that are not merged: the same in all models that have them, or the reference's own."""
-        source = self.job.reference
+        source = self.opened.reference
         own = source.read(spec.name, start, stop)
-        for model in () if self.job.taken(spec.name) else self.job.models:
+        for model in () if self.opened.taken(spec.name) else self.opened.models:
             other = self.read.raw(model, spec.name, start, stop)
             if model is not source and other is not None and not torch.equal(own, other):
                 there = int((own != other).nonzero()[0])
-                place = self.job.stored(model, spec.name)
+                place = self.opened.stored(model, spec.name)
                 raise MismatchError(
                     f"tensor {spec.name!r} ({own.dtype}) holds {own[there].item()} at entry {start + there} in "
                     f"{source.tensors[spec.name].file} and {other[there].item()} in "
@@ -273,7 +263,7 @@ class Merging:
                 )
         if own.is_floating_point():
             own = own.to(self.writer.layout.entries[spec.name].dtype)
-            if not self.job.taken(spec.name) and bool(torch.isnan(own).any()):
+            if not self.opened.taken(spec.name) and bool(torch.isnan(own).any()):
                 self._explain(spec, start, stop, own)
         return self._put(spec.name, start, own), Account(len(own))
 
@@ -287,7 +277,7 @@ class Merging:
         if bool(bad.any()):
             place, dtype = start + int(bad.nonzero()[0]), str(stored.dtype).removeprefix("torch.")
             raise NonFiniteError(
-                f"tensor {spec.name!r} merged by {self.job.method.name!r} is not finite in {dtype} at entry {place}, "
+                f"tensor {spec.name!r} merged by {self.opened.method.name!r} is not finite in {dtype} at entry {place}, "
                 f"though all inputs are; {dtype} ends at {torch.finfo(stored.dtype).max:g}. Take smaller weights, or "
                 "an output dtype with a wider range: bfloat16 or float32."
             )

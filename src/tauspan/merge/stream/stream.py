@@ -15,12 +15,13 @@ from typing import Any
 from tauspan import store
 from tauspan.core.errors import MismatchError, NonFiniteError, StoreError, UsageError
 from tauspan.core.measure import Cost, measured, progress
-from tauspan.core.report import Cell, Report, Table, provenance
-from tauspan.merge.engine.engine import Account, meaning
-from tauspan.merge.stream.blocks import Finished, Merging
-from tauspan.merge.stream.plan import Plan, settled
+from tauspan.core.report import provenance
+from tauspan.merge.engine.engine import Account
+from tauspan.merge.stream.blocks import Merging
+from tauspan.merge.stream.plan import Plan, settled, stem_of
+from tauspan.merge.stream.result import MergeResult, WrittenTensor
 from tauspan.store import locked
-from tauspan.store.writer import Writer, full, is_full
+from tauspan.store.writer import Layout, Writer, full, is_full
 
 FILE = "journal.jsonl"
 FORMAT = "tauspan-merge-journal/1"
@@ -32,7 +33,7 @@ class Journal:
     Lines are only added, after the tensors' data were flushed. A last line that a kill cut short does not count.
     """
 
-    def __init__(self, file: Path, finished: Sequence[Finished]) -> None:
+    def __init__(self, file: Path, finished: Sequence[WrittenTensor]) -> None:
         self.file = file
         self.finished = tuple(finished)
 
@@ -59,7 +60,7 @@ class Journal:
             )
         return Journal(file, [_finished(line, file) for line in lines[1:]])
 
-    def add(self, finished: Sequence[Finished]) -> None:
+    def add(self, finished: Sequence[WrittenTensor]) -> None:
         """Write down tensors whose data were flushed."""
         self._append([asdict(one) for one in finished])
 
@@ -85,10 +86,10 @@ def _whole_lines(file: Path) -> list[dict[str, Any]]:
     return lines
 
 
-def _finished(line: dict[str, Any], file: Path) -> Finished:
+def _finished(line: dict[str, Any], file: Path) -> WrittenTensor:
     try:
         account = Account(**{**line["account"], "kept": tuple(line["account"]["kept"])})
-        return Finished(str(line["name"]), str(line["digest"]), account)
+        return WrittenTensor(str(line["name"]), str(line["digest"]), account)
     except (KeyError, TypeError) as error:
         raise _damaged(file, f"a line lacks {error}") from error
 
@@ -103,7 +104,7 @@ def over(folder: Path) -> str:
 
 
 @dataclass(frozen=True)
-class Desk:
+class WorkFolder:
     """Where a merge works: a locked folder with the journal, and the result under its own name."""
 
     folder: Path
@@ -121,7 +122,7 @@ def work_folder(out: Path) -> Path:
 
 
 @contextmanager
-def desk(out: Path, key: str, resume: bool) -> Iterator[Desk]:
+def working(out: Path, key: str, resume: bool) -> Iterator[WorkFolder]:
     """The work folder of a merge into `out`, new or, with `resume`, as an earlier run left it.
 
     Raises:
@@ -143,25 +144,24 @@ def desk(out: Path, key: str, resume: bool) -> Iterator[Desk]:
                 f"{folder} holds an unfinished merge into {out}. Continue it with `resume` (--resume). {over(folder)}"
             )
         if begun:
-            yield Desk(folder, result, Journal.read(file, key))
+            yield WorkFolder(folder, result, Journal.read(file, key))
             return
         for left in folder.iterdir():  # of a run that was killed before its first byte, or after its last
             shutil.rmtree(left) if left.is_dir() else left.unlink()
-        yield Desk(folder, result, Journal.start(file, key))
+        yield WorkFolder(folder, result, Journal.start(file, key))
 
 
 FLUSH = 2.0  # seconds between flushes, and so the work that a kill can cost
-_WORST = 10  # rows of the report's table of tensors
 
 
 def execute(
     plan: Plan,
     out: str | Path,
     *,
-    finish: Callable[[Path, Report], None] | None = None,
+    finish: Callable[[Path, MergeResult], None] | None = None,
     resume: bool = False,
     overwrite: bool = False,
-) -> Report:
+) -> MergeResult:
     """Carry out a plan: read each input once (more often where the method measures first), write the output once.
 
     The result is made in the folder `.NAME.merging` beside `out` and gets its name when it is whole. Its bytes depend
@@ -186,16 +186,19 @@ def execute(
         StoreError: `out` is taken, the disk is full, or an unfinished merge lies there.
     """
     out = Path(out)
-    if out.suffix == ".safetensors" and plan.job.output == "model" and not plan.job.single:
+    if out.suffix == ".safetensors" and plan.recipe.output == "model" and not plan.single:
         raise UsageError(f"{out} names a file, and this plan makes a directory: leave out the suffix.")
+    layout = plan.layout
+    if layout is None:
+        raise UsageError("the plan is an adapter's, which is made at once: `merge_files` writes it.")
     store.require_free(out, overwrite)
-    with _told(plan, out), desk(out, plan.key, resume) as work:
+    with _told(layout, out), working(out, plan.key, resume) as work:
         try:
             with measured() as cost:
                 finished = _written(settled(plan), work)
-            report = _report(plan, out, finished, cost, len(work.journal.finished))
+            result = _result(plan, out, finished, cost, len(work.journal.finished))
             if finish is not None:
-                finish(work.result, report)
+                finish(work.result, result)
             store.publish(work.result, out, overwrite=overwrite)
         except (OSError, NonFiniteError, MismatchError, UsageError) as error:
             # a file that cannot be read now may be read later; anything else needs other inputs, and their tensors anew
@@ -203,17 +206,17 @@ def execute(
                 work.clear()
             raise
         work.clear()
-    return report
+    return result
 
 
 @contextmanager
-def _told(plan: Plan, out: Path) -> Iterator[None]:
+def _told(layout: Layout, out: Path) -> Iterator[None]:
     """Turn the system's errors into a `StoreError` that names the output."""
     try:
         yield
     except OSError as error:
         if is_full(error):
-            raise full(out.parent, plan.layout.nbytes, error) from error
+            raise full(out.parent, layout.nbytes, error) from error
         if isinstance(error, StoreError):
             raise
         raise StoreError(f"{out} could not be written: {error}.") from error
@@ -221,19 +224,20 @@ def _told(plan: Plan, out: Path) -> Iterator[None]:
 
 def _written(
     plan: Plan,
-    work: Desk,
-) -> list[Finished]:
+    work: WorkFolder,
+) -> list[WrittenTensor]:
     """Write all tensors; the journal's and the new ones, in the output's order."""
-    single = work.result.suffix == ".safetensors"
-    layout = plan.layout.renamed(work.result.name) if single else plan.layout
+    single, layout = work.result.suffix == ".safetensors", plan.layout
+    assert layout is not None  # noqa: S101 - an adapter has no stream
+    layout = layout.renamed(work.result.name) if single else layout
     writer = Writer(work.folder if single else work.result, layout)
     known = {one.name: one for one in work.journal.finished}
     try:
         writer.reopen() if known else writer.create()
-        left = [name for name in plan.layout.entries if name not in known]
-        pending: list[Finished] = []
+        left = [name for name in layout.entries if name not in known]
+        pending: list[WrittenTensor] = []
         flushed = time.monotonic()
-        with progress("merge", len(plan.layout.entries)) as advance:
+        with progress("merge", len(layout.entries)) as advance:
             advance(len(known), "")
             for one in Merging(plan, writer).run(left):
                 known[one.name] = one
@@ -247,58 +251,41 @@ def _written(
         work.journal.add(pending)
     finally:
         writer.close()
-    if plan.layout.index is not None:
-        text = json.dumps(plan.layout.index, indent=2, sort_keys=True) + "\n"
-        (work.result / (plan.job.stem + store.INDEX_SUFFIX)).write_text(text, encoding="utf-8")
-    return [known[name] for name in plan.layout.entries]
+    if layout.index is not None:
+        text = json.dumps(layout.index, indent=2, sort_keys=True) + "\n"
+        (work.result / (stem_of(plan.opened) + store.INDEX_SUFFIX)).write_text(text, encoding="utf-8")
+    return [known[name] for name in layout.entries]
 
 
-def _report(plan: Plan, out: Path, finished: Sequence[Finished], cost: Cost, resumed: int) -> Report:
+def _result(
+    plan: Plan, out: Path, finished: Sequence[WrittenTensor], cost: Cost, resumed: int
+) -> MergeResult:
     total = sum((one.account for one in finished), Account())
-    lossy = [one for one in finished if one.account.lost]
-    worst = sorted(lossy, key=lambda one: -one.account.lost)[:_WORST]
-    displaced = plan.job.base is not None or plan.job.reference.kind == "delta"
-    rows = [{"tensor": "all", **total.row(displaced)}]
-    rows += [{"tensor": one.name, **one.account.row(displaced)} for one in worst]
-    moved = plan.bytes_read + plan.layout.nbytes
-    result: dict[str, Any] = {
-        "out": str(out), "digest": digest(finished), "tensors": len(finished), "resumed": resumed,
-        "bytes": plan.layout.nbytes, "seconds": cost.seconds, "bytes_per_second": moved / max(cost.seconds, 1e-3),
-        **{key: value for key, value in total.row().items() if key != "entries"},
-    }  # fmt: skip
-    tables = _kept(plan, total)
-    if total.kept:
-        result["kept"] = {str(row["model"]): row["kept"] for row in tables[0].rows}
-    most = f" The {len(worst)} tensors that lost most." if len(worst) > 1 else ""
-    series = [{"tensor": one.name, "digest": one.digest, **one.account.row()} for one in finished]
-    facts = provenance(plan=plan.key, block=plan.block, workers=plan.workers, **plan.job.facts)
-    return Report(
-        f"merge by {plan.job.method.name}",
-        [Table("precision", rows, meaning(displaced) + most), *tables],
-        facts,
-        series,
-        result,
-        plan.warnings,
-    )
+    displaced = plan.opened.base is not None or plan.opened.reference.kind == "delta"
+    return MergeResult(
+        out=out, method=plan.method.name, digest=digest(finished), tensors=finished, resumed=resumed,
+        nbytes=None if plan.layout is None else plan.layout.nbytes, bytes_read=plan.bytes_read, seconds=cost.seconds,
+        kept=_kept(plan, total), warnings=plan.warnings,
+        provenance=provenance(plan=plan.key, block=plan.block, workers=plan.workers, **plan.facts),
+        norm=total.norm, loss=total.loss, changed=total.changed if displaced else None,
+        swallowed=total.swallowed_share if displaced else None,
+    )  # fmt: skip
 
 
-def _kept(plan: Plan, total: Account) -> list[Table]:
-    """Of a sparse method, the share of each model's entries that it kept, beside the share it was asked for."""
+def _kept(plan: Plan, total: Account) -> dict[str, float]:
+    """For a sparse method, the share of each model's entries that it kept."""
     entries: Counter[int] = Counter()
     for spec in plan.specs:
-        for place in spec.of(range(len(plan.job.models))):
+        for place in spec.of(range(len(plan.opened.models))):
             entries[place] += spec.shape.numel()
-    rows: list[dict[str, Cell]] = [
-        {"model": plan.job.models[place].label, "kept": count / entries[place]}
+    return {
+        plan.opened.labels[place]: count / entries[place]
         for place, count in enumerate(total.kept)
         if entries[place]
-    ]
-    if not rows:
-        return []
-    return [Table("kept", rows, "kept: the share of a model's entries that the method did not leave out.")]
+    }
 
 
-def digest(finished: Sequence[Finished]) -> str:
+def digest(finished: Sequence[WrittenTensor]) -> str:
     """SHA-256 over the tensors' names and digests, in the output's order."""
     whole = hashlib.sha256()
     for one in finished:

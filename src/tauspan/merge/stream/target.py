@@ -8,24 +8,21 @@ from typing import Any
 
 from tauspan import store
 from tauspan.core.errors import RecipeError, StoreError, TauspanError, UsageError, listed
-from tauspan.core.report import Report, Table, provenance
-from tauspan.merge.recipe.recipe import MergeRecipe
+from tauspan.core.report import provenance
 from tauspan.merge.sources.source import Source
-from tauspan.merge.stream.assembly import Assembly, leaves
 from tauspan.merge.stream.card import FILE as CARD
 from tauspan.merge.stream.card import Card, pinned
+from tauspan.merge.stream.opened import Opened, leaves
+from tauspan.merge.stream.plan import MARK
+from tauspan.merge.stream.result import MergeResult
 from tauspan.merge.stream.stream import work_folder
 from tauspan.store import locked
 from tauspan.store.headers import read_header
 from tauspan.vector import FILE
 
-MARK = "tauspan.merge"
-"""The key under which the header of a merged single file holds its recipe."""
-FORMAT = "tauspan-merge-file/1"
 
-
-def finished(out: Path, recipe: MergeRecipe, assembly: Assembly, block: int) -> Report | None:
-    """The report of a merge whose result is at `out` already; None if nothing is there.
+def finished(out: Path, opened: Opened, block: int) -> MergeResult | None:
+    """The result of a merge whose result is at `out` already; None if nothing is there.
 
     What a process that was killed just after the end left beside it is removed.
 
@@ -34,7 +31,7 @@ def finished(out: Path, recipe: MergeRecipe, assembly: Assembly, block: int) -> 
     """
     if not out.exists() or (work_folder(out) / out.name).exists():
         return None
-    sources = [*([] if assembly.base is None else [assembly.base]), *assembly.models]
+    recipe = opened.recipe
     if out.is_file():
         same, digest = _recipe_in(out) == recipe.as_dict(), None
     else:
@@ -42,13 +39,13 @@ def finished(out: Path, recipe: MergeRecipe, assembly: Assembly, block: int) -> 
             card = Card.read(out)
         except (StoreError, RecipeError):
             return None  # no merge's result: the writer says so
-        now = pinned(recipe.resolved(), sources).as_dict()
-        inputs = [json.loads(json.dumps(dict(source.identity))) for source in sources]
+        now = pinned(recipe.resolved(), opened.points).as_dict()
+        inputs = [json.loads(json.dumps(dict(source.identity))) for source in opened.points]
         whole = all((out / file).exists() for file in card.files)
         same = whole and card.recipe.as_dict() == now and list(card.inputs) == inputs and card.block == block
         digest = card.digest
     made = (out if out.is_file() else out / CARD).stat().st_mtime_ns
-    files = {stored.file for source in sources for stored in source.tensors.values()}
+    files = {stored.file for source in opened.points for stored in source.tensors.values()}
     same = same and all(file.stat().st_mtime_ns <= made for file in files)
     if not same:
         raise StoreError(
@@ -56,14 +53,9 @@ def finished(out: Path, recipe: MergeRecipe, assembly: Assembly, block: int) -> 
             "another, or an input changed since. Choose another output, or say `overwrite` (--overwrite)."
         )
     _clear(work_folder(out))
-    result: dict[str, Any] = {"out": str(out), "finished": True}
-    result |= {} if digest is None else {"digest": digest}
-    table = Table(
-        "finished", [{"what": "merge", "value": f"{out} is the finished result; nothing was left to do"}]
-    )
-    return Report(
-        f"merge by {assembly.method.name}", [table], provenance(recipe=recipe.as_dict()), result=result
-    )
+    return MergeResult(
+        out=out, method=opened.method.name, digest=digest, finished=True, provenance=provenance(recipe=recipe.as_dict())
+    )  # fmt: skip
 
 
 def _recipe_in(file: Path) -> Mapping[str, Any] | None:

@@ -8,7 +8,7 @@ import torch
 import yaml
 
 from tauspan.core.errors import MismatchError, RecipeError, StoreError
-from tauspan.merge.recipe.recipe import MergeRecipe
+from tauspan.merge import parse_recipe
 from tauspan.merge.stream.card import FILE, Card
 from tauspan.merge.stream.files import merge_files
 from tauspan.merge.stream.reproduce import reproduce
@@ -35,7 +35,7 @@ def merged(folder: Path, *licences: str | None, more: str = "") -> Path:
     text = f"method: ties\nbase_model: {base}\nmodels:\n- {{model: {a}, parameters: {{weight: 0.3}}}}\n"
     text += f"- {{model: {b}}}\n{more}"
     merge_files(
-        MergeRecipe.parse(text),
+        parse_recipe(text),
         folder / "out",
     )
     return folder / "out"
@@ -87,7 +87,7 @@ def test_licences_that_differ_are_listed(
 def test_a_parents_odd_card_states_no_licence(tmp_path: Path, text: str) -> None:
     a = model(tmp_path, "a", 1.0, text=text)
     merge_files(
-        MergeRecipe.parse(f"method: linear\nmodels: [{{model: {a}}}]\n"),
+        parse_recipe(f"method: linear\nmodels: [{{model: {a}}}]\n"),
         tmp_path / "out",
     )
     assert "| a | merged | not stated |" in (tmp_path / "out" / FILE).read_text()
@@ -102,7 +102,7 @@ def test_hub_ids_stand_in_the_front_matter_and_are_pinned_to_commits(
     snapshots.mkdir(parents=True)
     model(snapshots, commit, 2.0)
     monkeypatch.setattr("tauspan.models.sources._from_hub", lambda *_: snapshots / commit)
-    recipe = MergeRecipe.parse("method: linear\nmodels: [{model: org/name}]\n")
+    recipe = parse_recipe("method: linear\nmodels: [{model: org/name}]\n")
     merge_files(
         recipe,
         tmp_path / "out",

@@ -21,7 +21,15 @@ from tauspan.core.errors import (
     TauspanError,
     UsageError,
 )
-from tauspan.merge import MergeRecipe, Statistics, merge, merge_files, own_method, statistics_of
+from tauspan.merge import (
+    MergeRecipe,
+    Statistics,
+    merge,
+    merge_files,
+    own_method,
+    parse_recipe,
+    statistics_of,
+)
 from tauspan.merge.engine.settings import depths
 from tauspan.merge.lora.adapters import WEIGHTS, AdapterSource, save_adapter
 from tauspan.merge.lora.lowrank import LowRank, Term
@@ -49,7 +57,7 @@ def adapter(folder: Path, layout: Any, seed: int) -> AdapterSource:
 
 
 def files(text: str, out: Path, **options: Any) -> Any:
-    return merge_files(MergeRecipe.parse(text), out, **options)
+    return merge_files(parse_recipe(text), out, **options)
 
 
 def of(paths: list[Path], method: str, more: str = "", base: Path | None = None) -> str:
@@ -110,7 +118,7 @@ def test_an_adapters_plan_says_ranks_and_moves_nothing(tmp_path: Path) -> None:
         ("", "factors side by side, exactly", 4, 4 * 9),
         ("rank: 3\n", "factors side by side, cut by SVD", 3, 3 * 9),
     ):
-        recipe = MergeRecipe.parse(of(paths, "task_arithmetic", "output: adapter\n" + more))
+        recipe = parse_recipe(of(paths, "task_arithmetic", "output: adapter\n" + more))
         with planned(recipe) as made:
             found = made.report().result
         assert (found["how"], found["rank at most"], found["entries to write at most"]) == (
@@ -118,7 +126,7 @@ def test_an_adapters_plan_says_ranks_and_moves_nothing(tmp_path: Path) -> None:
             rank,
             entries,
         )
-    with planned(MergeRecipe.parse(of(paths, "magmax", "output: adapter\nrank: 9\n"))) as made:
+    with planned(parse_recipe(of(paths, "magmax", "output: adapter\nrank: 9\n"))) as made:
         assert made.report().result["rank at most"] == 4
         assert made.report().result["how"] == "displacements, cut by SVD"
     assert sorted(tmp_path.rglob("*")) == before
@@ -298,10 +306,10 @@ def test_statistics_that_do_not_belong_are_refused_by_their_headers(case: str, t
             vector.save_pretrained(tmp_path / f"v{path.stem[1:]}.safetensors")
             text = text.replace(str(path), str(tmp_path / f"v{path.stem[1:]}.safetensors"))
     error, words = WRONG[case]
-    with pytest.raises(error, match=words), planned(MergeRecipe.parse(text)):
+    with pytest.raises(error, match=words), planned(parse_recipe(text)):
         pass
     if case in ("base", "regime"):
-        with planned(MergeRecipe.parse(text + f"allow: [{case}]\n")) as made:
+        with planned(parse_recipe(text + f"allow: [{case}]\n")) as made:
             assert made.method.name == "fisher"
 
 
@@ -324,7 +332,7 @@ def test_options_that_do_not_fit_together_fail_at_planning(
     base, *models = merging.checkpoints(tmp_path, 2)
     with (
         pytest.raises(UsageError, match=words),
-        planned(MergeRecipe.parse(of(models, method, more, base))),
+        planned(parse_recipe(of(models, method, more, base))),
     ):
         pass
 
@@ -341,7 +349,7 @@ def test_without_embeddings_there_is_nothing_to_align(text: str, tmp_path: Path)
     recipe += f"parameters: {{weight: 1.0}}\n\n{text}"
     with pytest.raises(MismatchError, match=r"id 0 is 'y'.*(.|\n)*`--allow tokenizer`"):
         merge_files(
-            MergeRecipe.parse(recipe, "m.yaml"),
+            parse_recipe(recipe, "m.yaml"),
             tmp_path / "out",
         )
 
@@ -351,7 +359,7 @@ def test_a_vector_in_one_file_has_its_recipe_and_no_card(tmp_path: Path) -> None
     text = of(models, "ties", "output: vector\n", base)
     files(text, tmp_path / "v.safetensors")
     info = TaskVector.from_pretrained(tmp_path / "v.safetensors").info
-    assert MergeRecipe.parse(json.dumps(info["merge"]["recipe"])) == MergeRecipe.parse(text)
+    assert parse_recipe(json.dumps(info["merge"]["recipe"])) == parse_recipe(text)
     with pytest.raises(StoreError, match=r"only a directory has a card.*info\.merge\.recipe"):
         reproduce(
             tmp_path / "v.safetensors",

@@ -308,6 +308,6 @@ def test_the_doctor_says_its_verdict_first(tmp_path: Path, capsys: pytest.Captur
     assert first.endswith("They can with --allow config.")
     assert main(["doctor", str(tune), "--base", str(base), "--allow", "config"]) == 0
     assert capsys.readouterr().out.splitlines()[0] == "These models can be merged: no errors, 1 warning."
-    assert doctor([tune], base).result["verdict"] == first
+    assert doctor([tune], base).verdict == first
     assert main(["doctor", str(tune), "--allow", "confg"]) == 2
     assert "Did you mean 'config'?" in capsys.readouterr().err

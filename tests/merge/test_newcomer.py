@@ -11,6 +11,7 @@ import yaml
 
 from tauspan.cli.main import main
 from tauspan.core.errors import MismatchError, RecipeError, StoreError, UsageError
+from tauspan.merge import parse_recipe
 from tauspan.merge.checks.checks import check, doctor
 from tauspan.merge.engine.memory import merge
 from tauspan.merge.engine.settings import depths
@@ -231,7 +232,7 @@ def test_a_mapping_is_a_recipe(three: dict[str, str], tmp_path: Path) -> None:
 
 
 def test_models_may_be_plain_texts() -> None:
-    short = MergeRecipe.parse("method: linear\nmodels: [a, {model: b}]\n")
+    short = parse_recipe("method: linear\nmodels: [a, {model: b}]\n")
     assert [one.model for one in short.models] == ["a", "b"]
 
 
@@ -253,7 +254,7 @@ def test_models_may_be_plain_texts() -> None:
 )  # fmt: skip
 def test_a_wrong_spelling_is_answered_with_the_right_one(text: str, said: str) -> None:
     with pytest.raises(RecipeError) as caught:
-        MergeRecipe.parse(f"method: task_arithmetic\nmodels: [a]\n{text}\n", "m.yaml")
+        parse_recipe(f"method: task_arithmetic\nmodels: [a]\n{text}\n", "m.yaml")
     assert said in str(caught.value)
     assert "m.yaml" in str(caught.value)
 
@@ -262,7 +263,7 @@ def test_an_unknown_method_is_named_with_its_line() -> None:
     with pytest.raises(
         RecipeError, match=r"m\.yaml, line 2: method: no merging method 'tie'\. Did you mean 'ties'"
     ):
-        MergeRecipe.parse("models: [a]\nmethod: tie\n", "m.yaml")
+        parse_recipe("models: [a]\nmethod: tie\n", "m.yaml")
 
 
 @pytest.mark.parametrize(
@@ -276,7 +277,7 @@ def test_an_unknown_method_is_named_with_its_line() -> None:
     ],
 )
 def test_short_names_of_dtypes_are_read(short: str, name: str) -> None:
-    assert MergeRecipe.parse(f"method: linear\nmodels: [a]\nout_dtype: {short}\n").out_dtype == name
+    assert parse_recipe(f"method: linear\nmodels: [a]\nout_dtype: {short}\n").out_dtype == name
     if short != name:
         with pytest.raises(RecipeError, match=f"out_dtype is '{short}': write '{name}'"):
             MergeRecipe("linear", (Input("a"),), out_dtype=short)  # type: ignore[arg-type]
@@ -285,14 +286,14 @@ def test_short_names_of_dtypes_are_read(short: str, name: str) -> None:
 def test_a_filter_that_fits_no_tensor_is_named(three: dict[str, str], tmp_path: Path) -> None:
     text = yaml.safe_dump(of(three)) + "parameters:\n  weight:\n  - {filter: h.0, value: 1}\n"
     merge_files(
-        MergeRecipe.parse(text, "m.yaml"),
+        parse_recipe(text, "m.yaml"),
         tmp_path / "out",
     )
     text += "  - {filter: attn, value: 2}\n"
     said = r"m\.yaml, line \d: parameters\.weight\[1\]: the filter 'attn' fits no tensor.*'h\.0\.w'"
     with pytest.raises(RecipeError, match=said):
         merge_files(
-            MergeRecipe.parse(text, "m.yaml"),
+            parse_recipe(text, "m.yaml"),
             tmp_path / "no",
         )
 
@@ -336,8 +337,8 @@ def test_doctor_measures_displacements(tmp_path: Path) -> None:
     others = [base + moves[0], base + moves[1], base, torch.randn(2, 3)]
     for path, values in zip(paths, [base, *others], strict=True):
         write_tensors(path / "model.safetensors", {"h.0.w": values})
-    report = doctor(paths[1:], paths[0], values=True)
-    (table,) = (table for table in report.tables if table.title == "displacements")
+    found = doctor(paths[1:], paths[0], values=True)
+    (table,) = (table for table in found.report().tables if table.title == "displacements")
     theta0, tau = base.double().flatten(), [(one.double() - base.double()).flatten() for one in others]
     for row, own in zip(table.rows, tau, strict=True):
         assert float(str(row["displacement"])) == pytest.approx(float(own.norm() / theta0.norm()), rel=6e-3)
@@ -347,9 +348,8 @@ def test_doctor_measures_displacements(tmp_path: Path) -> None:
     assert table.rows[0]["cos b"] == pytest.approx(
         float(torch.cosine_similarity(tau[0], tau[1], 0)), abs=1e-9
     )
-    (problems,) = (table.rows for table in report.tables if table.title == "problems")
-    assert [(row["kind"], row["model"]) for row in problems] == [("unmoved", "same"), ("unrelated", "other")]
-    assert not [table for table in doctor(paths[1:], paths[0]).tables if table.title == "displacements"]
+    assert [(one.kind, one.model) for one in found.problems] == [("unmoved", "same"), ("unrelated", "other")]
+    assert not doctor(paths[1:], paths[0]).displacements
 
 
 def test_an_adapter_of_another_base_is_told(tmp_path: Path) -> None:

@@ -13,8 +13,7 @@ from torch import Tensor
 
 from helpers import tiny
 from tauspan.core.errors import RecipeError, StoreError
-from tauspan.merge import merge_files
-from tauspan.merge.recipe.recipe import MergeRecipe
+from tauspan.merge import merge_files, parse_recipe
 from tauspan.merge.sources.opening import open_source
 from tauspan.merge.sources.vocabulary import Alignment, Donor, is_vocabulary, rows_of
 from tauspan.merge.stream.opened import open_recipe
@@ -360,9 +359,7 @@ def test_a_model_without_embeddings_has_nothing_to_align(tmp_path: Path) -> None
     for name in "ab":
         write_tensors(tmp_path / name / "model.safetensors", {"w": torch.ones(2)}, {"format": "pt"})
         tokenizer(tmp_path / name, "abc")
-    recipe = MergeRecipe.parse(
-        f"method: linear\nmodels: [{tmp_path}/a, {tmp_path}/b]\ntokenizer_source: union\n"
-    )
+    recipe = parse_recipe(f"method: linear\nmodels: [{tmp_path}/a, {tmp_path}/b]\ntokenizer_source: union\n")
     opened = open_recipe(recipe)
     assert opened.words.alignment is None
     opened.close()

@@ -285,15 +285,15 @@ def doctor(options: argparse.Namespace) -> None:
     """Check before merging."""
     from tauspan.merge.checks.checks import doctor as examine
 
-    report = examine(options.models, options.base, values=options.values, allow=options.allow)
-    verdict = str(report.result["verdict"])
-    say(verdict, options)
-    *shown, problems = report.tables  # the problems' messages are whole sentences, and a table would cut them
-    for row in problems.rows:
-        say(f"{row['severity']}: {row['message']}", options)
+    found = examine(options.models, options.base, values=options.values, allow=options.allow)
+    say(found.verdict, options)
+    report = found.report()
+    *shown, _ = report.tables  # the problems' messages are whole sentences, and a table would cut them
+    for problem in found.problems:
+        say(f"{problem.severity}: {problem.message}", options)
     show(report if options.json else dataclasses.replace(report, tables=shown), options)
-    if report.result["errors"]:
-        raise MismatchError(verdict)
+    if found.errors:
+        raise MismatchError(found.verdict)
 
 
 def reproduce_card(options: argparse.Namespace) -> None:

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from tauspan.merge.engine.own import own_method
     from tauspan.merge.methods import METHODS
     from tauspan.merge.methods.method import Block, Method, Option
+    from tauspan.merge.recipe.reading import parse_recipe, read_recipe
     from tauspan.merge.recipe.recipe import MergeRecipe
     from tauspan.merge.stream.files import merge_files
 
@@ -25,6 +26,8 @@ _HOME = {
     "merge": "engine.memory",
     "merge_files": "stream.files",
     "own_method": "engine.own",
+    "parse_recipe": "recipe.reading",
+    "read_recipe": "recipe.reading",
     "statistics_of": "data.statistics_file",
 }
 
@@ -38,6 +41,8 @@ __all__ = [
     "merge",
     "merge_files",
     "own_method",
+    "parse_recipe",
+    "read_recipe",
     "statistics_of",
 ]
 

@@ -1,8 +1,9 @@
 """Whether models can be merged: everything that does not fit, found before any byte is moved."""
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -10,8 +11,10 @@ import torch
 from tauspan.core.arguments import checked
 from tauspan.core.errors import TauspanError
 from tauspan.core.report import Cell, Report, Table, provenance
+from tauspan.core.results import Result
 from tauspan.merge.checks.contents import compared
 from tauspan.merge.checks.origins import (
+    Displacement,
     architecture,
     displacements,
     fingerprints,
@@ -88,6 +91,114 @@ def check(
     return lenient(problems, allow)
 
 
+@dataclass(frozen=True)
+class ModelFacts:
+    """What a model or a displacement holds, by its headers.
+
+    Args:
+        model: its label.
+        path: the file or directory.
+        kind: weights, or a displacement.
+        files: how many files.
+        tensors: how many tensors.
+        parameters: entries of its floating-point tensors.
+        nbytes: size of all tensors.
+        dtypes: how many tensors have each dtype, the commonest first.
+        tied: names that are not stored, because they are tied.
+        vocabulary: rows of its input embeddings; None where none is known by its name.
+    """
+
+    model: str
+    path: Path
+    kind: str
+    files: int
+    tensors: int
+    parameters: int
+    nbytes: int
+    dtypes: Mapping[str, int]
+    tied: Sequence[str]
+    vocabulary: int | None
+
+    @staticmethod
+    def of(source: Source) -> "ModelFacts":
+        """The facts of an opened source."""
+        stored = list(source.tensors.values())
+        dtypes = Counter(str(tensor.dtype).removeprefix("torch.") for tensor in stored)
+        rows = [tensor.shape[0] for tensor in stored if tensor.name.endswith(EMBEDDINGS) and tensor.shape]
+        return ModelFacts(
+            source.label, source.path, source.kind, len({tensor.file for tensor in stored}), len(stored),
+            sum(t.shape.numel() for t in stored if t.dtype.is_floating_point), sum(tensor.nbytes for tensor in stored),
+            dict(dtypes.most_common()), [name for name in source.aliases if spelled_before(name) is None],
+            rows[0] if rows else None,
+        )  # fmt: skip
+
+    def row(self) -> dict[str, Cell]:
+        """The facts as a row of a table."""
+        dtypes = ", ".join(f"{dtype} ({count})" for dtype, count in self.dtypes.items())
+        return {
+            "model": self.model, "path": str(self.path), "kind": self.kind, "files": self.files,
+            "tensors": self.tensors, "parameters": self.parameters, "bytes": self.nbytes, "dtypes": dtypes,
+            "tied": ", ".join(self.tied), "vocabulary": self.vocabulary,
+        }  # fmt: skip
+
+
+@dataclass(frozen=True, kw_only=True)
+class Examination(Result):
+    """What `doctor` learned of models.
+
+    Args:
+        models: what each holds.
+        problems: what keeps them from being merged, and what is odd.
+        displacements: how far each is from the base; empty unless values were read.
+    """
+
+    models: Sequence[ModelFacts] = ()
+    problems: Sequence[Problem] = ()
+    displacements: Sequence[Displacement] = ()
+
+    @property
+    def errors(self) -> Sequence[Problem]:
+        """The problems that stop a merge."""
+        return [problem for problem in self.problems if problem.severity == "error"]
+
+    @property
+    def verdict(self) -> str:
+        """Whether the models can be merged, in one line."""
+        errors = len(self.errors)
+        count = len(self.problems) - errors
+        more = f", {_counted(count, 'warning')}" if count else ""
+        if not errors:
+            return f"These models can be merged: no errors{more}."
+        kinds = sorted({problem.kind for problem in self.errors})
+        able = [kind for kind in kinds if kind in LENIENT]
+        way = (
+            f" They can with {' '.join(f'--allow {kind}' for kind in able)}."
+            if len(able) == len(kinds)
+            else ""
+        )
+        what = f"{_counted(errors, 'error')} ({', '.join(kinds)}){more}"
+        return f"These models cannot be merged as they are: {what}.{way}"
+
+    def report(self) -> Report:
+        """Tables `models` and `problems`, and where they were measured `displacements`."""
+        tables = [Table("models", [one.row() for one in self.models])] if self.models else []
+        if self.displacements:
+            rows: list[dict[str, Cell]] = [
+                {
+                    "model": one.model, "displacement": None if one.relative is None else f"{one.relative:.2e}",
+                    "cos base": one.base, **{f"cos {other}": cosine for other, cosine in one.others.items()},
+                }
+                for one in self.displacements
+            ]  # fmt: skip
+            note = "displacement: |tau| / |theta0|; cosines: of theta with theta0, and of tau with each model's tau."
+            tables.append(Table("displacements", rows, note))
+        shown = [_shown(problem) for problem in self.problems]
+        tables.append(Table("problems", shown, "" if self.problems else "none"))
+        counts = {"errors": len(self.errors), "warnings": len(self.problems) - len(self.errors)}
+        result = {"verdict": self.verdict, **counts}
+        return Report("tauspan doctor", tables, dict(self.provenance), result=result)
+
+
 @checked
 def doctor(
     paths: Sequence[str | Path],
@@ -95,8 +206,8 @@ def doctor(
     *,
     values: bool = False,
     allow: Sequence[str] = (),
-) -> Report:
-    """What the models hold and whether they can be merged, as tables; nothing is raised for what they hold.
+) -> Examination:
+    """What the models hold and whether they can be merged; nothing is raised for what they hold.
 
     Args:
         paths: as for `open_source`.
@@ -104,10 +215,6 @@ def doctor(
         values: also look for NaN and infinity, compare fingerprints, and measure how far models are from the base
             (reads everything, twice).
         allow: kinds of errors that shall be warnings; see `problems.LENIENT`.
-
-    Returns:
-        Tables `models` and `problems`, with `values` and a base `displacements` too; `result` has the `verdict` in
-        one line, and counts `errors` and `warnings`.
 
     Cost: opening and `check`; with `values` two reads of all files.
     """
@@ -124,41 +231,22 @@ def doctor(
     models = [source for source in sources[base is not None :] if source is not None]
     if models:
         models = [respelt(model, theta0 or models[0]) for model in models]
-    if models:
         with _noted(problems, base or paths[0]):
             problems += check(theta0, models, allow=allow, fingerprint=values)
     for source in opened if values else []:
         with _noted(problems, source.path):
             problems += nonfinite(source)
-    distances = []
+    distances: list[Displacement] = []
     if values and theta0 is not None and models and not any(one.kind == "values" for one in problems):
         with _noted(problems, theta0.path):
-            table, odd = displacements(theta0, models)
+            distances, odd = displacements(theta0, models)
             known = {(one.kind, one.model) for one in problems}
-            distances = [table]
             problems += [one for one in odd if (one.kind, one.model) not in known]
-    counts = Counter(problem.severity for problem in problems)
-    tables = [Table("models", [_row(source) for source in opened])] if opened else []
-    tables += distances
-    tables.append(Table("problems", [_shown(problem) for problem in problems], "" if problems else "none"))
+    facts = provenance(inputs=[dict(source.identity) for source in opened], values=values)
+    examined = [ModelFacts.of(source) for source in opened]
     for source in opened:
         source.close()
-    facts = provenance(inputs=[dict(source.identity) for source in opened], values=values)
-    result = {"verdict": _verdict(problems), "errors": counts["error"], "warnings": counts["warning"]}
-    return Report("tauspan doctor", tables, facts, result=result)
-
-
-def _verdict(problems: Sequence[Problem]) -> str:
-    """Whether the models can be merged, in one line."""
-    errors = [problem for problem in problems if problem.severity == "error"]
-    warnings = len(problems) - len(errors)
-    more = f", {_counted(warnings, 'warning')}" if warnings else ""
-    if not errors:
-        return f"These models can be merged: no errors{more}."
-    kinds = sorted({problem.kind for problem in errors})
-    able = [kind for kind in kinds if kind in LENIENT]
-    way = f" They can with {' '.join(f'--allow {kind}' for kind in able)}." if len(able) == len(kinds) else ""
-    return f"These models cannot be merged as they are: {_counted(len(errors), 'error')} ({', '.join(kinds)}){more}.{way}"
+    return Examination(models=examined, problems=problems, displacements=distances, provenance=facts)
 
 
 def _counted(count: int, what: str) -> str:
@@ -202,24 +290,6 @@ def nonfinite(source: Source) -> Iterator[Problem]:
                 f"tensor {name!r} of {stored.file} has {bad} of {size} values that are not finite, the first at entry "
                 f"{first}. {advice}",
             )  # fmt: skip
-
-
-def _row(source: Source) -> dict[str, Cell]:
-    stored = list(source.tensors.values())
-    dtypes = Counter(str(tensor.dtype).removeprefix("torch.") for tensor in stored)
-    rows = [tensor.shape[0] for tensor in stored if tensor.name.endswith(EMBEDDINGS) and tensor.shape]
-    return {
-        "model": source.label,
-        "path": str(source.path),
-        "kind": source.kind,
-        "files": len({tensor.file for tensor in stored}),
-        "tensors": len(stored),
-        "parameters": sum(t.shape.numel() for t in stored if t.dtype.is_floating_point),
-        "bytes": sum(tensor.nbytes for tensor in stored),
-        "dtypes": ", ".join(f"{dtype} ({count})" for dtype, count in dtypes.most_common()),
-        "tied": ", ".join(name for name in source.aliases if spelled_before(name) is None),
-        "vocabulary": rows[0] if rows else None,
-    }
 
 
 def _shown(problem: Problem) -> dict[str, Cell]:

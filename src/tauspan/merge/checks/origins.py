@@ -1,6 +1,7 @@
 """Whole models compared: configuration, base and regime, and how far they are from their base."""
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from math import sqrt
 from typing import Any
 
@@ -9,7 +10,7 @@ from torch import Tensor
 
 from tauspan.core import params
 from tauspan.core.errors import listed
-from tauspan.core.report import Cell, Table
+from tauspan.core.results import ratio
 from tauspan.merge.sources.problems import Problem, Severity
 from tauspan.merge.sources.source import Source, config_of, found
 
@@ -248,8 +249,25 @@ _FAR, _ALIKE = (
 )  # |tau| / |theta0| beyond the first with a cosine below the second: another model's weights
 
 
-def displacements(base: Source, models: Sequence[Source]) -> tuple[Table, list[Problem]]:
-    """The table of |tau_t| / |theta0|, of cosines with the base and between displacements; and what is odd in it.
+@dataclass(frozen=True)
+class Displacement:
+    """How far a model is from its base: |tau| / |theta0|, and cosines; None where a vector is 0.
+
+    Args:
+        model: its label.
+        relative: |tau| / |theta0|.
+        base: the cosine of theta with theta0.
+        others: the cosine of tau with each model's tau, by label.
+    """
+
+    model: str
+    relative: float | None
+    base: float | None
+    others: Mapping[str, float | None]
+
+
+def displacements(base: Source, models: Sequence[Source]) -> tuple[list[Displacement], list[Problem]]:
+    """The displacement of each model, and what is odd about it.
 
     Over the floating-point tensors that all of them have in one shape; a displacement that lacks one does not move it.
     Sums are in float64.
@@ -259,7 +277,7 @@ def displacements(base: Source, models: Sequence[Source]) -> tuple[Table, list[P
         models: weights theta_t, or displacements tau_t = theta_t - theta0.
 
     Returns:
-        One row a model, and warnings: it equals the base, or it is no fine-tuning of it.
+        One entry for each model, and warnings: it equals the base, or it is no fine-tuning of it.
 
     Cost: one read of all files, and 8 bytes times 2^20 times the number of models of memory.
     """
@@ -268,31 +286,26 @@ def displacements(base: Source, models: Sequence[Source]) -> tuple[Table, list[P
         products += values @ values.T
     own = sqrt(products[0, 0])
     moved = products.diagonal()[1:].sqrt().tolist()
-    rows: list[dict[str, Cell]] = []
-    problems: list[Problem] = []
+    measured, problems = [], []
     for place, model in enumerate(models):
         dot, norm = float(products[0, place + 1]), moved[place]
         point = sqrt(max(own**2 + 2 * dot + norm**2, 0.0))  # |theta0 + tau|
-        relative, cosine = norm / own if own else 0.0, (own**2 + dot) / (own * point) if own * point else 0.0
+        relative, cosine = ratio(norm, own), _cosine(own**2 + dot, own, point)
         others = {
-            f"cos {other.label}": _cosine(float(products[place + 1, at + 1]), norm, moved[at])
+            other.label: _cosine(float(products[place + 1, at + 1]), norm, moved[at])
             for at, other in enumerate(models)
         }
-        rows.append({"model": model.label, "displacement": f"{relative:.2e}", "cos base": cosine, **others})
+        measured.append(Displacement(model.label, relative, cosine, others))
         if not norm:
-            problems.append(
-                _odd(
-                    "unmoved", model, f"{model.path} equals the base {base.path}: it adds nothing to a merge."
-                )
-            )
-        elif relative > _FAR and cosine < _ALIKE:
+            text = f"{model.path} equals the base {base.path}: it adds nothing to a merge."
+            problems.append(_odd("unmoved", model, text))
+        elif relative is not None and relative > _FAR and (cosine or 0.0) < _ALIKE:
             problems.append(_odd(
                 "unrelated", model,
-                f"{model.path} lies {relative:.2f} of the base's norm away from {base.path}, at cosine {cosine:.2f}: "
-                "it is no fine-tuning of it. Name the model that it was trained from as the base.",
+                f"{model.path} lies {relative:.2f} of the base's norm away from {base.path}, at cosine "
+                f"{cosine or 0.0:.2f}: it is no fine-tuning of it. Name the model that it was trained from as the base.",
             ))  # fmt: skip
-    note = "displacement: |tau| / |theta0|; cosines: of theta with theta0, and of tau with each model's tau."
-    return Table("displacements", rows, note), problems
+    return measured, problems
 
 
 def strangers(base: Source, models: Sequence[Source]) -> Iterator[Problem]:

@@ -1,20 +1,90 @@
-"""Recipes in files: several merges in one, and the JSON schema for editors."""
+"""Recipes in files: which dialect one is in, several merges in one file, and the JSON schema for editors."""
 
 import graphlib
 import inspect
+import json
+import os
 import re
 import typing
 from collections.abc import Mapping, Sequence
-from dataclasses import MISSING, dataclass, is_dataclass
+from dataclasses import MISSING, dataclass, is_dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from tauspan.core.errors import RecipeError, listed
+import yaml
+
+from tauspan.core.errors import RecipeError, UsageError, listed
 from tauspan.core.schema import Document, alternatives, documents, visible
 from tauspan.merge.methods import METHODS
 from tauspan.merge.methods.method import Method, Option
+from tauspan.merge.recipe.dialect import spelled_here
+from tauspan.merge.recipe.mergekit import translated
+from tauspan.merge.recipe.parts import require_option
 from tauspan.merge.recipe.recipe import MergeRecipe, named, renamed
 from tauspan.merge.sources.problems import LENIENT
+
+
+def read_recipe(path: str | Path) -> MergeRecipe:
+    """The recipe in a YAML file: tauspan's own keys, or mergekit's where it says `merge_method`.
+
+    Raises:
+        RecipeError: a key or value is wrong; the message names file, line and key.
+    """
+    return recipe_in(Document.read(path))
+
+
+def parse_recipe(text: str, where: str = "recipe") -> MergeRecipe:
+    r"""The recipe in a YAML text; errors name `where`, the line and the key.
+
+    Example:
+        >>> recipe = parse_recipe("method: task_arithmetic\nbase_model: b\nmodels: [{model: a}]\n")
+        >>> recipe.models[0].model
+        'a'
+    """
+    return recipe_in(Document(text, where))
+
+
+def recipe_in(document: Document) -> MergeRecipe:
+    """The recipe in a document; its keys say in which of the two dialects it is."""
+    if {"merge_method", "experts", "genome"} & set(document.plain):
+        recipe = translated(document)
+    else:
+        recipe = document.build(MergeRecipe)
+        if ":" not in recipe.method:
+            _check_options(document, recipe)
+    return replace(recipe, places={str(key): document.place(key) for key in document.plain})
+
+
+def recipe_of(given: MergeRecipe | Mapping[str, Any] | str | Path) -> MergeRecipe:
+    """A recipe as it is, from a mapping of what its file would hold, or from the file."""
+    if isinstance(given, MergeRecipe):
+        return given
+    if isinstance(given, str | Path):
+        return read_recipe(given)
+    if not isinstance(given, Mapping):
+        raise UsageError(
+            f"a recipe is a MergeRecipe, a mapping such as {{'method': ..., 'models': [...]}}, or a YAML file, not "
+            f"{type(given).__name__}. For vectors in memory call `merge`."
+        )
+    try:  # JSON first, which writes paths as texts and tuples as lists
+        text = yaml.safe_dump(json.loads(json.dumps(dict(given), default=os.fspath)), sort_keys=False)
+    except (TypeError, ValueError, RecursionError) as error:
+        raise RecipeError(f"the recipe holds what no YAML file can: {error}.") from error
+    return parse_recipe(text, "the mapping, as YAML")
+
+
+def _check_options(document: Document, recipe: MergeRecipe) -> None:
+    """Raise, with its line, for an option that the method does not have or a value outside its range."""
+    method = recipe.row()
+    for path, parameters in recipe.scopes():
+        single = path[0] == "models" or "sources" in path
+        for name, value in parameters.items():
+            place = document.place(*path, name)
+            known = [option.name for option in method.options]
+            if name not in known and (ours := spelled_here(name)) in known:
+                raise RecipeError(f"{place}: mergekit's `{name}` is `{ours}` here.")
+            require_option(method, name, value, single, place)
+
 
 _NAME = "name"
 
@@ -54,9 +124,7 @@ class Series:
                 raise RecipeError(f"{document.place(_NAME)}: two merges have {what}. Give each one its own.")
             if called is not None and (called in ("", ".", "..") or Path(called).name != called):
                 raise RecipeError(f"{document.place(_NAME)}: name: {called!r} is no name of a folder.")
-            found[called] = MergeRecipe.of(
-                document.with_plain(plain) if _NAME in document.plain else document
-            )
+            found[called] = recipe_in(document.with_plain(plain) if _NAME in document.plain else document)
         return Series(_ordered(found, where), where)
 
     def placed(self, out: Path) -> list[tuple[Path, MergeRecipe]]:

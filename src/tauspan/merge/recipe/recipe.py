@@ -1,7 +1,5 @@
 """`MergeRecipe`: which models are merged, how and into what."""
 
-import json
-import os
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -9,20 +7,17 @@ from typing import Any, Literal
 
 import yaml
 
-from tauspan.core.errors import RecipeError, StoreError, UsageError, listed, nearest
-from tauspan.core.schema import Document
+from tauspan.core.errors import RecipeError, StoreError, listed, nearest
 from tauspan.merge.engine.settings import Setting, Settings
 from tauspan.merge.methods import METHODS
 from tauspan.merge.methods.method import Method
 from tauspan.merge.recipe import parts as fields
-from tauspan.merge.recipe.dialect import spelled_here
 from tauspan.merge.recipe.parts import (
     Input,
     Layers,
     Slice,
     Token,
     completed,
-    require_option,
     setting,
     written,
     written_model,
@@ -70,9 +65,8 @@ class MergeRecipe:
         RecipeError: it does not fit together.
 
     Example:
-        >>> recipe = MergeRecipe.parse("method: task_arithmetic\nbase_model: b\nmodels: [{model: a}]\n")
-        >>> recipe.models[0].model
-        'a'
+        >>> MergeRecipe("task_arithmetic", (Input("tuned"),), "base").as_dict()["models"]
+        [{'model': 'tuned'}]
     """
 
     method: str = field(metadata={"parse": fields.method})
@@ -126,31 +120,6 @@ class MergeRecipe:
         fields.size(self.shard_size)
         if ":" not in self.method or self.own is not None:
             self.row()
-
-    @staticmethod
-    def read(path: str | Path) -> "MergeRecipe":
-        """The recipe in a YAML file: ours, or mergekit's where it says `merge_method`."""
-        return MergeRecipe.of(Document.read(path))
-
-    @staticmethod
-    def parse(text: str, where: str = "recipe") -> "MergeRecipe":
-        """The recipe in a YAML text; errors name `where`, the line and the key."""
-        return MergeRecipe.of(Document(text, where))
-
-    @staticmethod
-    def of(document: Document) -> "MergeRecipe":
-        """The recipe in a document."""
-        if "merge_method" in document.plain or "experts" in document.plain or "genome" in document.plain:
-            from tauspan.merge.recipe.mergekit import (
-                translated,  # it makes recipes, so it stands above this module
-            )
-
-            recipe = translated(document)
-        else:
-            recipe = document.build(MergeRecipe)
-            if ":" not in recipe.method:
-                _check_options(document, recipe)
-        return replace(recipe, places={str(key): document.place(key) for key in document.plain})
 
     def place(self, *keys: str) -> str:
         """The place in the recipe's file of the first of these keys that it has, to begin a message; else empty."""
@@ -239,37 +208,6 @@ class MergeRecipe:
     def to_yaml(self) -> str:
         """A YAML text that reads back as this recipe."""
         return yaml.safe_dump(self.as_dict(), sort_keys=False, allow_unicode=True, width=1 << 20)
-
-
-def recipe_of(given: "MergeRecipe | Mapping[str, Any] | str | Path") -> MergeRecipe:
-    """A recipe as it is, from a mapping of what its file would hold, or from the file."""
-    if isinstance(given, MergeRecipe):
-        return given
-    if isinstance(given, str | Path):
-        return MergeRecipe.read(given)
-    if not isinstance(given, Mapping):
-        raise UsageError(
-            f"a recipe is a MergeRecipe, a mapping such as {{'method': ..., 'models': [...]}}, or a YAML file, not "
-            f"{type(given).__name__}. For vectors in memory call `merge`."
-        )
-    try:  # JSON first, which writes paths as texts and tuples as lists
-        text = yaml.safe_dump(json.loads(json.dumps(dict(given), default=os.fspath)), sort_keys=False)
-    except (TypeError, ValueError, RecursionError) as error:
-        raise RecipeError(f"the recipe holds what no YAML file can: {error}.") from error
-    return MergeRecipe.parse(text, "the mapping, as YAML")
-
-
-def _check_options(document: Document, recipe: MergeRecipe) -> None:
-    """Raise, with its line, for an option that the method does not have or a value outside its range."""
-    method = recipe.row()
-    for path, parameters in recipe.scopes():
-        single = path[0] == "models" or "sources" in path
-        for name, value in parameters.items():
-            place = document.place(*path, name)
-            known = [option.name for option in method.options]
-            if name not in known and (ours := spelled_here(name)) in known:
-                raise RecipeError(f"{place}: mergekit's `{name}` is `{ours}` here.")
-            require_option(method, name, value, single, place)
 
 
 def named(recipe: MergeRecipe) -> list[str]:

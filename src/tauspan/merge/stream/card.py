@@ -15,6 +15,7 @@ from tauspan.core.report import Table, bulleted, versions
 from tauspan.merge.engine.engine import meaning
 from tauspan.merge.engine.own import source_hash
 from tauspan.merge.methods.method import Method
+from tauspan.merge.recipe.reading import parse_recipe
 from tauspan.merge.recipe.recipe import MergeRecipe, named, places, renamed
 from tauspan.merge.sources.source import Source, model_folder
 from tauspan.merge.stream.opened import Opened
@@ -74,7 +75,7 @@ class Card:
             if kept["format"] != FORMAT or recipe is None:
                 raise ValueError(f"its format is {kept['format']!r}, and must be {FORMAT!r}")
             return Card(
-                MergeRecipe.parse(recipe, f"the recipe in {file}"),
+                parse_recipe(recipe, f"the recipe in {file}"),
                 str(kept["digest"]),
                 int(kept["block"]),
                 tuple(map(dict, kept["inputs"])),

@@ -8,8 +8,8 @@ from tauspan.core.arguments import checked
 from tauspan.core.errors import UsageError
 from tauspan.core.notices import tell
 from tauspan.merge.engine.engine import BLOCK
-from tauspan.merge.recipe.reading import Series
-from tauspan.merge.recipe.recipe import MergeRecipe, recipe_of
+from tauspan.merge.recipe.reading import Series, recipe_of
+from tauspan.merge.recipe.recipe import MergeRecipe
 from tauspan.merge.stream import card, output
 from tauspan.merge.stream.adapter import write_adapter
 from tauspan.merge.stream.plan import planned
@@ -34,7 +34,7 @@ def merge_files(
 
     Args:
         recipe: a `MergeRecipe`, its YAML file, ours or mergekit's, or a mapping of what such a file holds. A file of
-            several documents is several merges, carried out in order: see `series.Series`.
+            several documents is several merges, carried out in order: see `reading.Series`.
         out: a directory; for a task vector, or where the inputs are single files, a `.safetensors` file too. It appears
             when it is whole.
         resume: go on with what a killed run of the same merge left, or say that the merge is finished; an adapter is made
@@ -60,7 +60,7 @@ def merge_files(
         >>> for name, value in (("a", 1.0), ("b", 3.0)):
         ...     store.write_tensors(folder / f"{name}.safetensors", {"w": torch.full((2,), value)})
         >>> text = f"method: linear\nmodels: [{{model: {folder}/a.safetensors}}, {{model: {folder}/b.safetensors}}]"
-        >>> done = merge_files(MergeRecipe.parse(text), folder / "out")
+        >>> done = merge_files(parse_recipe(text), folder / "out")
         >>> store.Checkpoint(folder / "out")["w"]
         tensor([2., 2.])
     """

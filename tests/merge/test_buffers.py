@@ -25,10 +25,7 @@ def merged(
         write_tensors(paths[-1], tensors, {"format": "pt"})
     start = {"base_model": paths[0]} if base else {}
     made = {"method": "task_arithmetic" if base else "linear", **start, "models": paths[base:], **recipe}
-    report = merge_files(
-        made,
-        tmp_path / "out",
-    )
+    report = merge_files(made, tmp_path / "out")
     return report, Checkpoint(tmp_path / "out")
 
 
@@ -147,10 +144,7 @@ def test_a_stored_copy_of_a_tied_tensor_is_that_tensor(first: bool, tmp_path: Pa
         tied(tmp_path / "a", same if first else None, 1),
         tied(tmp_path / "b", None if first else same, 2),
     )
-    report = merge_files(
-        {"method": "linear", "models": [one, two]},
-        tmp_path / "out",
-    )
+    report = merge_files({"method": "linear", "models": [one, two]}, tmp_path / "out")
     (warning,) = report.warnings
     assert "'lm_head.weight'" in warning
     assert "is a copy of 'model.embed_tokens.weight', bit for bit" in warning
@@ -167,15 +161,9 @@ def test_a_trained_head_of_a_tied_model_is_told(tmp_path: Path) -> None:
     with pytest.raises(
         MismatchError, match=r"'lm_head.weight' .* tied to .* on one side only(.|\n)*--allow tied"
     ):
-        merge_files(
-            {"method": "linear", "models": [one, two]},
-            tmp_path / "out",
-        )
+        merge_files({"method": "linear", "models": [one, two]}, tmp_path / "out")
     recipe = {"method": "linear", "models": [one, two], "allow": ["tied"]}
-    report = merge_files(
-        recipe,
-        tmp_path / "out",
-    )
+    report = merge_files(recipe, tmp_path / "out")
     assert "a second copy is left out" in report.warnings[0]
 
 

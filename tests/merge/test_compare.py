@@ -36,19 +36,8 @@ def setting(regime):
 def test_the_sum_is_what_add_finds(regime):
     model, vectors = setting(regime)
     methods = {"sum": ("task_arithmetic", {}), "largest": ("magmax", {})}
-    found = compare(
-        model,
-        vectors,
-        methods,
-        regime,
-        grid=GRID,
-    )
-    alone = add(
-        model,
-        vectors,
-        regime,
-        grid=GRID,
-    )
+    found = compare(model, vectors, methods, regime, grid=GRID)
+    alone = add(model, vectors, regime, grid=GRID)
     row = found.tables[0].rows[0]
     assert row["alpha"] == alone.result["alpha"]
     for column in ("zero shot", "single", "added", "added norm.", "alpha 1", "alpha 1 norm."):
@@ -58,33 +47,17 @@ def test_the_sum_is_what_add_finds(regime):
 @pytest.mark.parametrize("regime", ["standard", "linear"])
 def test_another_method_is_its_vector_evaluated(regime):
     model, vectors = setting(regime)
-    found = compare(
-        model,
-        vectors,
-        {"m": ("magmax", {})},
-        regime,
-        grid=GRID,
-    )
+    found = compare(model, vectors, {"m": ("magmax", {})}, regime, grid=GRID)
     alpha = found.tables[0].rows[0]["alpha"]
     merged = merge(list(vectors.values()), "magmax")
-    there = ts.evaluate(
-        model,
-        list(vectors),
-        merged,
-        alpha,
-        regime,
-    )
+    there = ts.evaluate(model, list(vectors), merged, alpha, regime)
     assert found.tables[1].rows[0] == {"method": "m", **there.result["accuracy"]}
 
 
 def test_nothing_to_compare():
     model, vectors = setting("standard")
     with pytest.raises(UsageError, match="one method"):
-        compare(
-            model,
-            vectors,
-            {},
-        )
+        compare(model, vectors, {})
 
 
 @pytest.mark.parametrize(

@@ -21,15 +21,7 @@ from tauspan.core.errors import (
     TauspanError,
     UsageError,
 )
-from tauspan.merge import (
-    MergeRecipe,
-    Statistics,
-    merge,
-    merge_files,
-    own_method,
-    parse_recipe,
-    statistics_of,
-)
+from tauspan.merge import MergeRecipe, Statistics, merge, merge_files, own_method, parse_recipe, statistics_of
 from tauspan.merge.engine.settings import depths
 from tauspan.merge.lora.adapters import WEIGHTS, AdapterSource, save_adapter
 from tauspan.merge.lora.lowrank import LowRank, Term
@@ -93,9 +85,7 @@ def test_adapters_become_an_adapter_with_a_card(
     assert card.recipe.rank == rank
     assert "library_name: peft" in (tmp_path / "out" / FILE).read_text()
     assert "that the SVD cut off" in (tmp_path / "out" / FILE).read_text()
-    reproduce(
-        tmp_path / "out",
-    )
+    reproduce(tmp_path / "out")
     files(text, tmp_path / "again", workers=3)
     assert (tmp_path / "again" / WEIGHTS).read_bytes() == (tmp_path / "out" / WEIGHTS).read_bytes()
 
@@ -106,9 +96,7 @@ def test_a_change_of_an_adapter_shows_when_it_is_made_again(tmp_path: Path) -> N
     adapter(tmp_path / "other", "linear", 5)
     (tmp_path / "other" / WEIGHTS).replace(tmp_path / "a" / WEIGHTS)
     with pytest.raises(MismatchError, match=r"Tensors that differ.*h\.0\.q\.weight"):
-        reproduce(
-            tmp_path / "out",
-        )
+        reproduce(tmp_path / "out")
 
 
 def test_an_adapters_plan_says_ranks_and_moves_nothing(tmp_path: Path) -> None:
@@ -174,10 +162,7 @@ def test_the_bytes_do_not_depend_on_the_hash_seed(tmp_path: Path) -> None:
     )  # this process has a random one, or the variable's
     words = [sys.executable, "-c", code, str(tmp_path / "m.yaml"), str(tmp_path / "there")]
     subprocess.run(words, check=True, env={**os.environ, "PYTHONHASHSEED": other})
-    merge_files(
-        tmp_path / "m.yaml",
-        tmp_path / "here",
-    )
+    merge_files(tmp_path / "m.yaml", tmp_path / "here")
     first, second = (tmp_path / name / "model.safetensors" for name in ("here", "there"))
     assert first.read_bytes() == second.read_bytes()
 
@@ -330,10 +315,7 @@ def test_options_that_do_not_fit_together_fail_at_planning(
     method: str, more: str, words: str, tmp_path: Path
 ) -> None:
     base, *models = merging.checkpoints(tmp_path, 2)
-    with (
-        pytest.raises(UsageError, match=words),
-        planned(parse_recipe(of(models, method, more, base))),
-    ):
+    with pytest.raises(UsageError, match=words), planned(parse_recipe(of(models, method, more, base))):
         pass
 
 
@@ -348,10 +330,7 @@ def test_without_embeddings_there_is_nothing_to_align(text: str, tmp_path: Path)
     recipe = f"{kind}: linear\nmodels: [{{model: {tmp_path}/0}}, {{model: {tmp_path}/1}}]\n"
     recipe += f"parameters: {{weight: 1.0}}\n\n{text}"
     with pytest.raises(MismatchError, match=r"id 0 is 'y'.*(.|\n)*`--allow tokenizer`"):
-        merge_files(
-            parse_recipe(recipe, "m.yaml"),
-            tmp_path / "out",
-        )
+        merge_files(parse_recipe(recipe, "m.yaml"), tmp_path / "out")
 
 
 def test_a_vector_in_one_file_has_its_recipe_and_no_card(tmp_path: Path) -> None:
@@ -361,14 +340,10 @@ def test_a_vector_in_one_file_has_its_recipe_and_no_card(tmp_path: Path) -> None
     info = TaskVector.from_pretrained(tmp_path / "v.safetensors").info
     assert parse_recipe(json.dumps(info["merge"]["recipe"])) == parse_recipe(text)
     with pytest.raises(StoreError, match=r"only a directory has a card.*info\.merge\.recipe"):
-        reproduce(
-            tmp_path / "v.safetensors",
-        )
+        reproduce(tmp_path / "v.safetensors")
     files(text, tmp_path / "folder")
     assert Card.read(tmp_path / "folder").recipe.method == "ties"
-    reproduce(
-        tmp_path / "folder",
-    )
+    reproduce(tmp_path / "folder")
 
 
 # -- code of one's own -------------------------------------------------------------------------------------------
@@ -396,22 +371,14 @@ def test_a_card_says_that_code_is_needed_and_which(tmp_path: Path) -> None:
 
     base, *models = merging.checkpoints(tmp_path, 2)
     recipe = MergeRecipe("mine:first", tuple(Input(str(path)) for path in models), str(base))
-    merge_files(
-        recipe.with_method(own_method(first)),
-        tmp_path / "out",
-    )
+    merge_files(recipe.with_method(own_method(first)), tmp_path / "out")
     text = (tmp_path / "out" / FILE).read_text()
     assert "`mine:first`, which this card does not hold" in text
     assert "--code mine:first" in text
     assert '"sha256"' in text.partition('"code"')[2]
     with pytest.raises(RecipeError, match="Allow it with `--code mine:first`"):
-        reproduce(
-            tmp_path / "out",
-        )
-    reproduce(
-        tmp_path / "out",
-        own=own_method(first),
-    )
+        reproduce(tmp_path / "out")
+    reproduce(tmp_path / "out", own=own_method(first))
     with pytest.raises(RecipeError, match="'ties', a name of the table, and 'first' shall run"):
         MergeRecipe("ties", (Input("a"),), "b").with_method(own_method(first))
 

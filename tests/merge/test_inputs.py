@@ -28,7 +28,7 @@ from tauspan.merge.lora.adapters import CONFIG, WEIGHTS
 from tauspan.merge.sources import opening
 from tauspan.merge.sources.opening import open_source
 from tauspan.merge.sources.source import aliases_of
-from tauspan.store.headers import read_header
+from tauspan.store import read_header
 from tauspan.store.values import _OPEN, ACCESS, Values
 
 INDEX = "model.safetensors.index.json"

@@ -96,10 +96,7 @@ def moved(base: Path, out: Path, outer: str = "") -> dict[str, Tensor]:
 
 
 def merged(out: Path, **recipe: Any) -> Path:
-    merge_files(
-        recipe,
-        out,
-    )
+    merge_files(recipe, out)
     return out
 
 

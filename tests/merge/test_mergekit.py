@@ -239,10 +239,7 @@ def test_a_file_is_merged_by_the_numbers(tmp_path: Path) -> None:
     text += "- {{model: {0}/c.safetensors, parameters: {{weight: 2}}}}\n"
     file = tmp_path / "m.yml"
     file.write_text(text.format(tmp_path))
-    merge_files(
-        file,
-        tmp_path / "out",
-    )
+    merge_files(file, tmp_path / "out")
     source = open_source(tmp_path / "out")
     expected = [1 + (0.5 * 2 + 2 * 1) / 2.5, 1 + (2 * 4) / 2, 1.0]
     assert source.read("w", 0, 3).tolist() == pytest.approx(expected)

@@ -53,11 +53,7 @@ def of(three: dict[str, str], **more: Any) -> dict[str, Any]:
 
 
 def made(three: dict[str, str], out: Path, overwrite: bool = False, **more: Any) -> Path:
-    merge_files(
-        of(three, **more),
-        out,
-        overwrite=overwrite,
-    )
+    merge_files(of(three, **more), out, overwrite=overwrite)
     return out
 
 
@@ -215,10 +211,7 @@ def test_a_mapping_is_a_recipe(three: dict[str, str], tmp_path: Path) -> None:
         **of(three),
         "models": (Path(three["a"]), {"model": Path(three["b"]), "parameters": {"weight": 1e-5}}),
     }
-    merge_files(
-        given,
-        tmp_path / "out",
-    )
+    merge_files(given, tmp_path / "out")
     expected = torch.full((2, 3), 1.25) + 1e-5 * 0.5
     torch.testing.assert_close(Checkpoint(tmp_path / "out")["h.0.w"], expected, rtol=0, atol=1e-7)
     with pytest.raises(RecipeError, match=r"the mapping, as YAML, line \d: unknown key 'modells'"):
@@ -285,17 +278,11 @@ def test_short_names_of_dtypes_are_read(short: str, name: str) -> None:
 
 def test_a_filter_that_fits_no_tensor_is_named(three: dict[str, str], tmp_path: Path) -> None:
     text = yaml.safe_dump(of(three)) + "parameters:\n  weight:\n  - {filter: h.0, value: 1}\n"
-    merge_files(
-        parse_recipe(text, "m.yaml"),
-        tmp_path / "out",
-    )
+    merge_files(parse_recipe(text, "m.yaml"), tmp_path / "out")
     text += "  - {filter: attn, value: 2}\n"
     said = r"m\.yaml, line \d: parameters\.weight\[1\]: the filter 'attn' fits no tensor.*'h\.0\.w'"
     with pytest.raises(RecipeError, match=said):
-        merge_files(
-            parse_recipe(text, "m.yaml"),
-            tmp_path / "no",
-        )
+        merge_files(parse_recipe(text, "m.yaml"), tmp_path / "no")
 
 
 def test_vectors_in_memory_are_not_files() -> None:
@@ -387,28 +374,19 @@ def test_a_card_is_reproduced_from_elsewhere(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     recipe = of({"base": "base", "a": "a", "b": "b"}, tokenizer_source="a")
-    merge_files(
-        recipe,
-        "out",
-    )
+    merge_files(recipe, "out")
     assert Card.read("out").recipe.base_model == "base"
     (tmp_path / "away").mkdir()
     monkeypatch.chdir(tmp_path / "away")
-    reproduce(
-        tmp_path / "out",
-    )
+    reproduce(tmp_path / "out")
     Path(three["a"]).rename(tmp_path / "away" / "a")  # as given, from here
-    reproduce(
-        tmp_path / "out",
-    )
+    reproduce(tmp_path / "out")
     Path("a").rename("moved")
     said = (
         rf"the input 'a' of {tmp_path}/out is neither at {tmp_path}/a nor at {tmp_path}/away/a\. Put it back"
     )
     with pytest.raises(StoreError, match=said):
-        reproduce(
-            tmp_path / "out",
-        )
+        reproduce(tmp_path / "out")
 
 
 def test_a_card_tells_an_altered_result_from_altered_inputs(three: dict[str, str], tmp_path: Path) -> None:
@@ -418,15 +396,11 @@ def test_a_card_tells_an_altered_result_from_altered_inputs(three: dict[str, str
     with pytest.raises(
         MismatchError, match=f"as the card says.* h.0.w. The files of {out} were altered after the merge"
     ):
-        reproduce(
-            out,
-        )
+        reproduce(out)
     (out / "model.safetensors").write_bytes(whole)
     write_tensors(Path(three["a"]) / "model.safetensors", {"h.0.w": torch.full((2, 3), 7.0)})
     with pytest.raises(MismatchError, match="keeps no hash of values: an input's values changed"):
-        reproduce(
-            out,
-        )
+        reproduce(out)
 
 
 # what the terminal shows

@@ -212,10 +212,7 @@ def test_slices_stack_layers_of_several_models(tmp_path: Path) -> None:
         f"method: passthrough\nslices:\n- sources: [{{model: {a}, layer_range: [0, 2]}}]\n"
         f"- sources: [{{model: {b}, layer_range: [1, 3]}}]\n"
     )
-    merge_files(
-        recipe,
-        tmp_path / "out",
-    )
+    merge_files(recipe, tmp_path / "out")
     assert values(tmp_path / "out") == {
         "model.embed.weight": 100.0,
         "model.layers.0.w": 100.0,
@@ -238,10 +235,7 @@ def test_each_slice_has_its_own_options_and_gradients(tmp_path: Path) -> None:
         f"- sources: [{{model: {b}, layer_range: [2, 3]}}]\n  parameters: {{weight: [0.25, 0.5]}}\n"
         f"  base: {{model: {base}, layer_range: [2, 3]}}\n"
     )
-    merge_files(
-        recipe,
-        tmp_path / "out",
-    )
+    merge_files(recipe, tmp_path / "out")
     found = values(tmp_path / "out")
     assert found["model.embed.weight"] == 0 + 7 * 1  # no filter of the source fits: the common one
     assert found["model.layers.0.w"] == 0 + 0 * 1
@@ -262,10 +256,7 @@ def test_slices_name_what_they_cannot_take(tmp_path: Path) -> None:
     for (model, end), (kind, words) in cases.items():
         text = f"method: passthrough\nslices: [{{sources: [{{model: {model}, layer_range: [0, {end}]}}]}}]\n"
         with pytest.raises(kind, match=words):
-            merge_files(
-                parse_recipe(text),
-                tmp_path / "out",
-            )
+            merge_files(parse_recipe(text), tmp_path / "out")
 
 
 # -- the user's own methods ----------------------------------------------------------------------------------

@@ -71,10 +71,7 @@ def stack(
         return {**part, "sources": sources}
 
     recipe = {"method": method, "slices": [placed(part) for part in slices], **more}
-    merge_files(
-        recipe,
-        tmp_path / "out",
-    )
+    merge_files(recipe, tmp_path / "out")
     return tmp_path / "out"
 
 

@@ -19,18 +19,7 @@ from tauspan.vector import TaskVector
 SIGNED = ("ties", "ties_peft", "ties_mergekit")
 DROPS = ("dare_linear", "dare_ties", "della", "della_linear")
 CRUMBS = ("breadcrumbs", "breadcrumbs_ties")
-ALL = (
-    "linear",
-    "task_arithmetic",
-    "lines",
-    *SIGNED,
-    *DROPS,
-    *CRUMBS,
-    "magmax",
-    "consensus",
-    "emr",
-    "pcb",
-)
+ALL = ("linear", "task_arithmetic", "lines", *SIGNED, *DROPS, *CRUMBS, "magmax", "consensus", "emr", "pcb")
 WHOLE = {  # options with which one vector, or several equal ones at weights 1 / T, come back
     **{method: {"density": 1.0} for method in (*SIGNED, *DROPS, *CRUMBS)},
     **{method: {} for method in ("linear", "task_arithmetic", "lines", "magmax", "emr")},

@@ -36,11 +36,7 @@ _BLOCK = 1 << 20  # entries looked at together
 
 @checked
 def check(
-    base: Source | None,
-    models: Sequence[Source],
-    *,
-    allow: Sequence[str] = (),
-    fingerprint: bool = False,
+    base: Source | None, models: Sequence[Source], *, allow: Sequence[str] = (), fingerprint: bool = False
 ) -> tuple[Problem, ...]:
     """Everything that keeps the models from being merged, errors first.
 

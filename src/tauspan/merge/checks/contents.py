@@ -11,7 +11,7 @@ from tauspan.merge.recipe.slices import View
 from tauspan.merge.sources.problems import Problem
 from tauspan.merge.sources.source import Source, computed, counts, of_the_run
 from tauspan.merge.sources.vocabulary import Aligned
-from tauspan.store.headers import Stored
+from tauspan.store import Stored
 
 _WRAPPERS = {"module.": "DistributedDataParallel", "_orig_mod.": "torch.compile"}
 _BLOCK = 1 << 20  # entries compared together

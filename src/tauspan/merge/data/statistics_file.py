@@ -17,8 +17,7 @@ from tauspan.merge.methods.method import Need
 from tauspan.merge.sources.opening import Files, described
 from tauspan.merge.sources.problems import Problem
 from tauspan.merge.sources.source import Source
-from tauspan.store.headers import Stored, read_header
-from tauspan.store.values import Access, Values
+from tauspan.store import Access, Stored, Values, read_header
 from tauspan.vector import TaskVector
 
 FORMAT = "tauspan-statistics/1"

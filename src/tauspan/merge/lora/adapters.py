@@ -17,8 +17,7 @@ from tauspan.core import params
 from tauspan.core.errors import StoreError, UsageError, listed
 from tauspan.merge.lora.adapter_config import CONFIG, AdapterConfig, read_config, refused
 from tauspan.merge.lora.lowrank import FactorLayout, LowRank, Term
-from tauspan.store.headers import Header, Stored, read_header
-from tauspan.store.values import Access, Values
+from tauspan.store import Access, Header, Stored, Values, read_header
 
 WEIGHTS = "adapter_model.safetensors"
 _PREFIX = "base_model.model."

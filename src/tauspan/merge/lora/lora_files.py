@@ -17,8 +17,7 @@ from tauspan.core.errors import MismatchError, ModelError, StoreError, listed
 from tauspan.merge.lora.adapter_config import AdapterConfig, parse_config
 from tauspan.merge.lora.adapters import term_of
 from tauspan.merge.lora.lowrank import LowRank, Term
-from tauspan.store.headers import Header, Stored
-from tauspan.store.values import Access, Values
+from tauspan.store import Access, Header, Stored, Values
 
 WEIGHTS = "pytorch_lora_weights.safetensors"  # where diffusers looks in a directory
 _SIDES = {"A": "A", "B": "B", "down": "A", "up": "B"}

@@ -2,15 +2,7 @@
 
 from types import MappingProxyType
 
-from tauspan.merge.methods import (
-    election,
-    geometry,
-    selective,
-    sparse,
-    spectral,
-    subspace,
-    sums,
-)
+from tauspan.merge.methods import election, geometry, selective, sparse, spectral, subspace, sums
 from tauspan.merge.methods.method import Method
 
 _ROWS: tuple[Method, ...] = (

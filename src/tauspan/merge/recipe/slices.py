@@ -13,7 +13,7 @@ from tauspan.merge.methods.method import Method
 from tauspan.merge.recipe.parts import Layers, Slice, within
 from tauspan.merge.recipe.towers import Towers, common, number
 from tauspan.merge.sources.source import Kind, Source
-from tauspan.store.headers import Stored
+from tauspan.store import Stored
 
 _FIRST = ("emb", "wte", "wpe", "tok")  # in names of what stands before the layers; all else stands after them
 

@@ -16,7 +16,7 @@ from tauspan.merge.sources.source import Kind, Source, config_of, model_folder
 from tauspan.models import has_config
 from tauspan.models.names import names_between, saved_names
 from tauspan.models.skeleton import skeleton
-from tauspan.store.headers import Stored
+from tauspan.store import Stored
 
 
 @dataclass(frozen=True, eq=False)

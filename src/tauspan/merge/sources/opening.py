@@ -18,8 +18,7 @@ from tauspan.merge.sources.adapted import adapted
 from tauspan.merge.sources.source import Kind, Source, aliases_of, config_of, found, model_folder
 from tauspan.models import folders
 from tauspan.models.sources import model_directory
-from tauspan.store.headers import Header, Stored, read_header
-from tauspan.store.values import Access, Values
+from tauspan.store import Access, Header, Stored, Values, read_header
 from tauspan.vector import FILE, parse_header
 
 _QUANTISED = (

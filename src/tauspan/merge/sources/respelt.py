@@ -14,7 +14,7 @@ from tauspan.merge.lora.lora_files import LoraFile
 from tauspan.merge.sources.source import Source, View, config_of, model_folder
 from tauspan.models import Names, directory_names, has_config
 from tauspan.models.skeleton import TASKS
-from tauspan.store.headers import Stored
+from tauspan.store import Stored
 
 
 def respelt(source: Source, reference: Source) -> Source:

@@ -14,7 +14,7 @@ from torch import Tensor
 from tauspan import store
 from tauspan.core.errors import StoreError, listed
 from tauspan.models import folders
-from tauspan.store.headers import Stored
+from tauspan.store import Stored
 
 Kind: TypeAlias = Literal["point", "delta"]
 

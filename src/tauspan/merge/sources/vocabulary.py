@@ -17,8 +17,7 @@ from torch import Tensor
 from tauspan.core.errors import RecipeError, listed
 from tauspan.merge.sources.problems import Problem, Severity
 from tauspan.merge.sources.source import EMBEDDINGS, Source, View, model_folder
-from tauspan.store import read_json
-from tauspan.store.headers import Stored
+from tauspan.store import Stored, read_json
 
 # the first that both models have is compared; a sentencepiece model is not parsed, only compared byte by byte
 _FILES = ("tokenizer.json", "vocab.json", "vocab.txt", "tokenizer.model", "spiece.model")

@@ -18,7 +18,7 @@ from tauspan.merge.sources.source import Source
 from tauspan.merge.stream.opened import Opened
 from tauspan.merge.stream.plan import Plan
 from tauspan.merge.stream.result import WrittenTensor
-from tauspan.store.writer import Writer
+from tauspan.store import Writer
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from tauspan.merge.stream.plan import planned
 from tauspan.merge.stream.result import MergeResult
 from tauspan.merge.stream.stream import execute
 from tauspan.merge.stream.target import finished, require_target
-from tauspan.store.values import Access
+from tauspan.store import Access
 
 
 @checked

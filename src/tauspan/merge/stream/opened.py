@@ -21,8 +21,7 @@ from tauspan.merge.sources.respelt import Spelt, respelt
 from tauspan.merge.sources.source import Source, computed, counts, model_folder
 from tauspan.merge.sources.vocabulary import Aligned
 from tauspan.merge.stream.words import Words, chosen
-from tauspan.store.headers import Stored
-from tauspan.store.values import Access
+from tauspan.store import Access, Stored
 
 
 class Options(Protocol):

@@ -33,9 +33,7 @@ from tauspan.merge.sources.problems import folded, require_none
 from tauspan.merge.sources.source import Source
 from tauspan.merge.stream import output
 from tauspan.merge.stream.opened import Opened, leaves, merges, open_recipe
-from tauspan.store.headers import Stored
-from tauspan.store.values import Access
-from tauspan.store.writer import MODEL, Entry, Layout, layout
+from tauspan.store import MODEL, Access, Entry, Layout, Stored, layout
 from tauspan.vector import FILE, header
 
 MARK = "tauspan.merge"

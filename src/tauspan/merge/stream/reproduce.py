@@ -18,7 +18,7 @@ from tauspan.merge.stream.card import Card
 from tauspan.merge.stream.files import merge_files
 from tauspan.merge.stream.opened import open_recipe
 from tauspan.merge.stream.result import MergeResult
-from tauspan.store.values import Access
+from tauspan.store import Access
 
 _BLOCK = 1 << 22  # entries compared at once
 
@@ -54,13 +54,7 @@ def reproduce(
         store.require_free(Path(out), False)
     with tempfile.TemporaryDirectory(dir=Path(out or path).resolve().parent, prefix=".reproduced.") as folder:
         target = Path(out) if out is not None else Path(folder) / "again"
-        result = merge_files(
-            recipe,
-            target,
-            workers=workers,
-            access=access,
-            block=card.block,
-        )
+        result = merge_files(recipe, target, workers=workers, access=access, block=card.block)
         differ = _differing(Path(path), target) if Path(path).is_dir() else []
     if str(result.digest) == card.digest and not differ:
         return result

@@ -20,8 +20,7 @@ from tauspan.merge.engine.engine import Account
 from tauspan.merge.stream.blocks import Merging
 from tauspan.merge.stream.plan import Plan, settled, stem_of
 from tauspan.merge.stream.result import MergeResult, WrittenTensor
-from tauspan.store import locked
-from tauspan.store.writer import Layout, Writer, full, is_full
+from tauspan.store import Layout, Writer, full, is_full, locked
 
 FILE = "journal.jsonl"
 FORMAT = "tauspan-merge-journal/1"
@@ -222,10 +221,7 @@ def _told(layout: Layout, out: Path) -> Iterator[None]:
         raise StoreError(f"{out} could not be written: {error}.") from error
 
 
-def _written(
-    plan: Plan,
-    work: WorkFolder,
-) -> list[WrittenTensor]:
+def _written(plan: Plan, work: WorkFolder) -> list[WrittenTensor]:
     """Write all tensors; the journal's and the new ones, in the output's order."""
     single, layout = work.result.suffix == ".safetensors", plan.layout
     assert layout is not None  # noqa: S101 - an adapter has no stream

@@ -16,8 +16,7 @@ from tauspan.merge.stream.opened import Opened, leaves
 from tauspan.merge.stream.plan import MARK
 from tauspan.merge.stream.result import MergeResult
 from tauspan.merge.stream.stream import work_folder
-from tauspan.store import locked
-from tauspan.store.headers import read_header
+from tauspan.store import locked, read_header
 from tauspan.vector import FILE
 
 

@@ -26,7 +26,7 @@ from tauspan.merge.checks.origins import (
     vectors,
 )
 from tauspan.merge.sources.opening import open_source
-from tauspan.merge.sources.problems import LENIENT, Problem, lenient
+from tauspan.merge.sources.problems import LENIENT, Problem, about, lenient
 from tauspan.merge.sources.respelt import respelt
 from tauspan.merge.sources.source import EMBEDDINGS, Source, spelled_before
 from tauspan.merge.sources.vocabulary import Aligned, tokenizers
@@ -281,10 +281,11 @@ def nonfinite(source: Source) -> Iterator[Problem]:
                 if nans
                 else "They are infinities, as masks hold: a merge keeps them where all models have the same."
             )
-            yield Problem(
-                "error" if nans else "warning", "values", name, source.label, stored.file,
+            yield about(
+                source, "values",
                 f"tensor {name!r} of {stored.file} has {bad} of {size} values that are not finite, the first at entry "
                 f"{first}. {advice}",
+                severity="error" if nans else "warning", tensor=name, file=stored.file,
             )  # fmt: skip
 
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from tauspan.core import params
 from tauspan.core.errors import listed
 from tauspan.core.results import ratio
-from tauspan.merge.sources.problems import Problem, Severity
+from tauspan.merge.sources.problems import Problem, Severity, about
 from tauspan.merge.sources.source import Source, config_of, found
 
 _SPACES = {"point": "a model's weights", "delta": "a displacement"}
@@ -20,26 +20,19 @@ _SPACES = {"point": "a model's weights", "delta": "a displacement"}
 def spaces(base: Source | None, models: Sequence[Source]) -> Iterator[Problem]:
     """Whether weights and displacements meet only where there is a base."""
     if base is not None and base.kind != "point":
-        yield Problem(
-            "error",
+        yield about(
+            base,
             "spaces",
-            None,
-            base.label,
-            base.path,
             f"the base {base.path} is a displacement, not a model. Name the pre-trained model as the base.",
         )
     first = models[0]
     other = next((model for model in models if model.kind != first.kind), None)
     if base is None and other is not None:
-        yield Problem(
-            "error",
-            "spaces",
-            None,
-            other.label,
-            other.path,
+        yield about(
+            other, "spaces",
             f"{first.path} holds {_SPACES[first.kind]} and {other.path} {_SPACES[other.kind]}: they meet only at a base. "
             "Name it: `base_model`.",
-        )
+        )  # fmt: skip
 
 
 def architecture(reference: Source, model: Source) -> Iterator[Problem]:
@@ -51,15 +44,12 @@ def architecture(reference: Source, model: Source) -> Iterator[Problem]:
     )
     for key, severity, meaning in rules:
         if ours.get(key) and theirs.get(key) and ours[key] != theirs[key]:
-            yield Problem(
-                severity,
-                "architecture",
-                None,
-                model.label,
-                model.path / "config.json" if model.path.is_dir() else model.path,
+            yield about(
+                model, "architecture",
                 f"{key} is {ours[key]!r} in {model.path} and {theirs[key]!r} in {reference.path}: {meaning}. Merge "
                 "models of one architecture, saved from one class.",
-            )
+                severity=severity, file=model.path / "config.json" if model.path.is_dir() else model.path,
+            )  # fmt: skip
 
 
 def vectors(displacements: Sequence[Source]) -> Iterator[Problem]:
@@ -77,27 +67,21 @@ def vectors(displacements: Sequence[Source]) -> Iterator[Problem]:
         for vector in saved[1:]:
             mine, theirs = vector.identity.get(key, ""), saved[0].identity.get(key, "")
             if mine != theirs and (key != "point" or (mine and theirs)):
-                yield Problem(
-                    "error",
+                yield about(
+                    vector,
                     kind,
-                    None,
-                    vector.label,
-                    vector.path,
                     f"the {key} of {vector.path} is {mine[:12]} and of {saved[0].path} {theirs[:12]}: {rule}.",
                 )
     names = dict.fromkeys(name for vector in saved for name in vector.tensors)
     for vector in saved:
         absent = [name for name in names if name not in vector.tensors]
         if absent:
-            yield Problem(
-                "error",
-                "missing_tensors",
-                absent[0],
-                vector.label,
-                vector.path,
+            yield about(
+                vector, "missing_tensors",
                 f"{vector.path} lacks {listed(map(repr, absent))}, which other vectors have. Choose the same parameters, "
                 "or say that it does not move them: `vector.filled_like(other)`.",
-            )
+                tensor=absent[0],
+            )  # fmt: skip
 
 
 def made_for(base: Source | None, models: Sequence[Source]) -> Iterator[Problem]:
@@ -110,22 +94,19 @@ def made_for(base: Source | None, models: Sequence[Source]) -> Iterator[Problem]
     for model in models:
         stated = model.identity.get("adapter", {}).get("base_model_name_or_path")
         if isinstance(stated, str) and stated and stated.rstrip("/").rpartition("/")[2] not in ends:
-            yield Problem(
-                "warning",
-                "base",
-                None,
-                model.label,
-                model.path,
+            yield about(
+                model, "base",
                 f"the adapter {model.path} was trained on {stated!r}, and the base is {given}: on other weights it is "
                 "not what was trained. Name that model as the base, or go on if they are the same weights.",
-            )
+                severity="warning",
+            )  # fmt: skip
 
 
 def tied(models: Sequence[Source]) -> Iterator[Problem]:
     """What adapters and sums with them do that may not be meant: both ends of a tie, parts of a pipeline left out."""
     for model in models:
         for kind, note in getattr(model, "notes", ()):
-            yield Problem("warning", kind, None, model.label, model.path, f"{note}.")
+            yield about(model, kind, f"{note}.", severity="warning")
 
 
 class _Tensors(Mapping[str, Tensor]):
@@ -156,36 +137,80 @@ def fingerprints(base: Source, models: Sequence[Source]) -> Iterator[Problem]:
     own = fingerprint_of(base) if saved else ""
     for vector in saved:
         if vector.identity["base"] != own:
-            yield Problem(
-                "error",
-                "base",
-                None,
-                vector.label,
-                vector.path,
+            yield about(
+                vector, "base",
                 f"{vector.path} starts from base {vector.identity['base'][:12]}, and {base.path} is {own[:12]}. Take the "
                 "model that it was made from, or re-label it: `vector.rebased(model)`.",
-            )
+            )  # fmt: skip
 
 
 _TIES = "tie_word_embeddings"
-_FIELDS = frozenset((
-    # heads: the same matrices cut into other pieces
-    "num_attention_heads", "num_key_value_heads", "head_dim", "num_heads", "n_head", "n_heads", "num_kv_heads",
-    "encoder_attention_heads", "decoder_attention_heads", "multi_query", "new_decoder_architecture",
-    # positions and masks
-    "rope_theta", "rotary_emb_base", "rotary_pct", "rotary_dim", "partial_rotary_factor", "position_embedding_type",
-    "alibi", "sliding_window", "use_sliding_window", "max_window_layers", "layer_types", "is_decoder",
-    "relative_attention_num_buckets", "relative_attention_max_distance",
-    # activations
-    "hidden_act", "hidden_activation", "activation_function", "activation", "feed_forward_proj", "dense_act_fn",
-    # norms and factors
-    "layer_norm_eps", "layer_norm_epsilon", "layernorm_epsilon", "rms_norm_eps", "norm_eps", "norm_epsilon", "pre_norm",
-    "do_layer_norm_before", "use_parallel_residual", "parallel_attn", "scale_attn_weights",
-    "scale_attn_by_inverse_layer_idx", "scale_embedding", "query_pre_attn_scalar", "attn_logit_softcapping",
-    "final_logit_softcapping", "attention_multiplier", "embedding_multiplier", "residual_multiplier", "logits_scaling",
-    # experts, patches and ties
-    "num_experts_per_tok", "norm_topk_prob", "patch_size", "pooling_type", "hidden_pooling", _TIES,
-))  # fmt: skip
+_FIELDS = frozenset(
+    (
+        # heads: the same matrices cut into other pieces
+        "num_attention_heads",
+        "num_key_value_heads",
+        "head_dim",
+        "num_heads",
+        "n_head",
+        "n_heads",
+        "num_kv_heads",
+        "encoder_attention_heads",
+        "decoder_attention_heads",
+        "multi_query",
+        "new_decoder_architecture",
+        # positions and masks
+        "rope_theta",
+        "rotary_emb_base",
+        "rotary_pct",
+        "rotary_dim",
+        "partial_rotary_factor",
+        "position_embedding_type",
+        "alibi",
+        "sliding_window",
+        "use_sliding_window",
+        "max_window_layers",
+        "layer_types",
+        "is_decoder",
+        "relative_attention_num_buckets",
+        "relative_attention_max_distance",
+        # activations
+        "hidden_act",
+        "hidden_activation",
+        "activation_function",
+        "activation",
+        "feed_forward_proj",
+        "dense_act_fn",
+        # norms and factors
+        "layer_norm_eps",
+        "layer_norm_epsilon",
+        "layernorm_epsilon",
+        "rms_norm_eps",
+        "norm_eps",
+        "norm_epsilon",
+        "pre_norm",
+        "do_layer_norm_before",
+        "use_parallel_residual",
+        "parallel_attn",
+        "scale_attn_weights",
+        "scale_attn_by_inverse_layer_idx",
+        "scale_embedding",
+        "query_pre_attn_scalar",
+        "attn_logit_softcapping",
+        "final_logit_softcapping",
+        "attention_multiplier",
+        "embedding_multiplier",
+        "residual_multiplier",
+        "logits_scaling",
+        # experts, patches and ties
+        "num_experts_per_tok",
+        "norm_topk_prob",
+        "patch_size",
+        "pooling_type",
+        "hidden_pooling",
+        _TIES,
+    )
+)
 _ROPE = ("rope_parameters", "rope_scaling")  # of transformers from 5 on, and before
 
 
@@ -199,15 +224,12 @@ def functions(reference: Source, model: Source) -> Iterator[Problem]:
         if key not in told
     ]
     if differ:
-        yield Problem(
-            "error",
-            "config",
-            None,
-            model.label,
-            model.path / "config.json" if model.path.is_dir() else model.path,
+        yield about(
+            model, "config",
             f"config.json of {model.path} and of {reference.path} make different functions of the same weights: "
             f"{'; '.join(differ)}. Merge models of one configuration; the result takes that of {reference.path}.",
-        )
+            file=model.path / "config.json" if model.path.is_dir() else model.path,
+        )  # fmt: skip
 
 
 def _differing(
@@ -300,11 +322,11 @@ def displacements(base: Source, models: Sequence[Source]) -> tuple[list[Displace
             text = f"{model.path} equals the base {base.path}: it adds nothing to a merge."
             problems.append(_odd("unmoved", model, text))
         elif relative is not None and relative > _FAR and (cosine or 0.0) < _ALIKE:
-            problems.append(_odd(
-                "unrelated", model,
+            text = (
                 f"{model.path} lies {relative:.2f} of the base's norm away from {base.path}, at cosine "
-                f"{cosine or 0.0:.2f}: it is no fine-tuning of it. Name the model that it was trained from as the base.",
-            ))  # fmt: skip
+                f"{cosine or 0.0:.2f}: it is no fine-tuning of it. Name the model that it was trained from as the base."
+            )
+            problems.append(_odd("unrelated", model, text))
     return measured, problems
 
 
@@ -329,11 +351,12 @@ def strangers(base: Source, models: Sequence[Source]) -> Iterator[Problem]:
         cosine = _cosine(float(ours @ theirs), norms, 1.0)
         if cosine is not None and abs(cosine) < _STRANGE:
             yield _odd(
-                "unrelated", model,
+                "unrelated",
+                model,
                 f"{model.path} is read as a model and shares nothing with the base {base.path} (cosine {cosine:.2f} over "
                 f"{len(theirs)} entries): it was trained from another one, or is a displacement whose header is lost. "
                 "Name its own base, or make the vector again with `tauspan vector diff`.",
-            )  # fmt: skip
+            )
 
 
 def _sampled(base: Source) -> dict[str, Tensor]:
@@ -371,4 +394,4 @@ def _cosine(dot: float, first: float, second: float) -> float | None:
 
 
 def _odd(kind: str, model: Source, message: str) -> Problem:
-    return Problem("warning", kind, None, model.label, model.path, message)
+    return about(model, kind, message, severity="warning")

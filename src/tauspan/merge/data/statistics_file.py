@@ -15,7 +15,7 @@ from tauspan.core.errors import BaseMismatchError, MismatchError, StoreError, Us
 from tauspan.core.params import Params
 from tauspan.merge.methods.method import Need
 from tauspan.merge.sources.opening import Files, described
-from tauspan.merge.sources.problems import Problem
+from tauspan.merge.sources.problems import Problem, about
 from tauspan.merge.sources.source import Source
 from tauspan.store import Access, Stored, Values, read_header
 from tauspan.vector import TaskVector
@@ -235,7 +235,7 @@ def unfit(
                     f"the {fact} of {other.path} is {mine[:12]}, and the {need} statistics in {first.path} were gathered "
                     f"from {theirs[:12]}. Gather them anew from what is merged."
                 )
-                yield Problem("error", fact, None, other.label, other.path, message)
+                yield about(other, fact, message)
     shapes = (base or models[0]).tensors
     for one in statistics:
         for name in dict.fromkeys([*first.tensors, *one.tensors]):
@@ -244,7 +244,7 @@ def unfit(
                 message = (
                     f"{one.path} {wrong}: it was gathered from another model. Gather the statistics anew."
                 )
-                yield Problem("error", "shape", name, one.label, one.path, message)
+                yield about(one, "shape", message, tensor=name)
                 break
 
 

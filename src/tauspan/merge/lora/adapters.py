@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 import torch
 from torch import Tensor
@@ -169,7 +169,64 @@ def term_of(
     return Term(_read(values, sides["A"]), _read(values, sides["B"]), scale(a[0]), chosen)
 
 
-class AdapterSource:
+class Products:
+    """A displacement whose factors are kept: a sum of products for each tensor, formed in pieces.
+
+    Attributes:
+        path: the file or directory.
+        label: a short name.
+        low: the products.
+        tensors: by name, the dense tensor that a product stands for.
+        wholes: tensors that are stored whole.
+        spelt: by name, what the file calls it, where the displacement has a model's names.
+        notes: what may not be meant, each as a kind of problem and a sentence.
+    """
+
+    kind: Literal["point", "delta"] = "delta"
+    aliases: Mapping[str, str] = {}
+    header: Header
+
+    def __init__(self, path: Path, low: LowRank, first: Mapping[str, Stored]) -> None:
+        self.path, self.low, self.label = path, low, low.label
+        self.wholes: Mapping[str, Tensor] = {}
+        self.spelt: Mapping[str, str] = {}
+        self.notes: tuple[tuple[str, str], ...] = ()
+        self.tensors = {name: self._dense(name, stored) for name, stored in first.items()}
+
+    def _dense(self, name: str, factor: Stored) -> Stored:
+        """The dense tensor that a product stands for, where its factor A is stored."""
+        shape = self.low.shape(name)
+        return Stored(name, torch.float32, shape, factor.file, factor.offset, shape.numel() * 4)
+
+    @property
+    def identity(self) -> Mapping[str, Any]:
+        """The path, and the weights' size and hash of the header."""
+        name = self.path.name if self.path.suffix == ".safetensors" else WEIGHTS
+        file = {"name": name, "bytes": self.header.nbytes, "header_sha256": self.header.sha256}
+        return {"path": str(self.path), "files": [file]}
+
+    def read(self, name: str, start: int, stop: int) -> Tensor:
+        """The entries `start` to `stop` of the flattened displacement, float32: products in float64, rounded once."""
+        if name not in self.tensors:
+            raise StoreError(f"{self.path} has no tensor {name!r}; it has {listed(self.tensors)}.")
+        return self.low.block(name, start, stop)
+
+    def renamed(self, names: Mapping[str, str]) -> Self:
+        """The same displacement under other names of the weights, each with the one that the file has."""
+        made = copy.copy(self)
+        made.low = replace(self.low, terms={names.get(n, n): own for n, own in self.low.terms.items()})
+        made.spelt = {names.get(name, name): name for name in self.low.terms}
+        made.wholes = {names.get(name, name): tensor for name, tensor in self.wholes.items()}
+        made.tensors = {
+            names.get(n, n): replace(one, name=names.get(n, n)) for n, one in self.tensors.items()
+        }
+        return made
+
+    def close(self) -> None:
+        """The factors are let go with the source."""
+
+
+class AdapterSource(Products):
     """The displacement of a LoRA adapter as merges read it: scale * B A, formed in pieces.
 
     Args:
@@ -182,58 +239,25 @@ class AdapterSource:
             known without the base.
     """
 
-    kind: Literal["point", "delta"] = "delta"
-    aliases: Mapping[str, str] = {}
-
     def __init__(
         self, path: str | Path, *, access: Access = "pread", label: str | None = None, whole: bool = False
     ) -> None:
         self.adapter = read_adapter(path, access=access, label=label)
-        self.wholes = self.adapter.replaced
-        if self.wholes and not whole:
+        self.header, wholes = self.adapter.header, self.adapter.replaced
+        if wholes and not whole:
             raise UsageError(
-                f"the adapter {path} also holds whole tensors ({listed(self.wholes)}), and how far they moved cannot be "
+                f"the adapter {path} also holds whole tensors ({listed(wholes)}), and how far they moved cannot be "
                 f"known without the base. Name both, 'BASE+{path}', or make a vector of it and merge that: "
                 f"`tauspan vector from-adapter BASE {path} -o FILE.safetensors`, in Python "
                 f"`tauspan.adapter_vector({str(path)!r}, BASE).save_pretrained(FILE)`."
             )
-        self.path, self.low = self.adapter.path, self.adapter.low
-        self.spelt: Mapping[str, str] = {}  # of a renamed one: by name, the adapter's own
-        self.label = self.low.label
-        self.tensors: Mapping[str, Stored] = {
-            name: Stored(name, torch.float32, shape, stored.file, stored.offset, shape.numel() * 4)
-            for name, stored in self.adapter.first.items()
-            for shape in (self.low.shape(name),)
-        }
+        super().__init__(self.adapter.path, self.adapter.low, self.adapter.first)
+        self.wholes = wholes
 
     @property
     def identity(self) -> Mapping[str, Any]:
-        """The directory, and its weights' size and hash of the header."""
-        header = self.adapter.header
-        file = {"name": WEIGHTS, "bytes": header.nbytes, "header_sha256": header.sha256}
-        return {"path": str(self.path), "files": [file], "adapter": dict(self.adapter.config.content)}
-
-    def read(self, name: str, start: int, stop: int) -> Tensor:
-        """The entries `start` to `stop` of the flattened displacement, float32: products in float64, rounded once."""
-        if name not in self.tensors:
-            raise StoreError(f"{self.path} has no tensor {name!r}; it has {listed(self.tensors)}.")
-        return self.low.block(name, start, stop)
-
-    def renamed(self, names: Mapping[str, str]) -> "AdapterSource":
-        """The same displacement under other names of the weights, each with the one that the adapter's file has."""
-        made = copy.copy(self)
-        terms = {names.get(name, name): own for name, own in self.low.terms.items()}
-        made.low = replace(self.low, terms=terms)
-        made.spelt = {names.get(name, name): name for name in self.low.terms}
-        made.wholes = {names.get(name, name): tensor for name, tensor in self.wholes.items()}
-        made.tensors = {
-            names.get(name, name): replace(stored, name=names.get(name, name))
-            for name, stored in self.tensors.items()
-        }
-        return made
-
-    def close(self) -> None:
-        """The factors are let go with the source."""
+        """The directory, its weights' size and hash of the header, and the settings."""
+        return {**super().identity, "adapter": dict(self.adapter.config.content)}
 
 
 def combine_adapters(

@@ -9,8 +9,7 @@ import torch
 from torch import Tensor
 
 from tauspan.core.errors import MismatchError, MissingExtraError, ModelError, StoreError, listed
-from tauspan.merge.lora.adapters import AdapterSource
-from tauspan.merge.lora.lora_files import LoraFile
+from tauspan.merge.lora.adapters import Products
 from tauspan.merge.sources.respelt import respelt
 from tauspan.merge.sources.source import Kind, Source, config_of, model_folder
 from tauspan.models import has_config
@@ -96,7 +95,7 @@ def adapted(model: Source, change: Source, label: str) -> Sum:
         MismatchError: it changes a tensor that the model lacks, or one of another shape.
     """
     change = respelt(change, model)
-    wholes = dict(change.wholes) if isinstance(change, AdapterSource) else {}
+    wholes = dict(change.wholes) if isinstance(change, Products) else {}
     tied = {alias: kept for alias, kept in model.aliases.items() if kept in model.tensors}
     products: dict[str, list[str]] = {}
     for name in change.tensors:
@@ -104,7 +103,7 @@ def adapted(model: Source, change: Source, label: str) -> Sum:
     under = {name: wholes.pop(name) for name in list(wholes) if name in change.tensors}  # `base_layer`
     origins = _untied(model, tied, wholes)
     aliases = {name: kept for name, kept in model.aliases.items() if kept not in origins.values()}
-    notes = list(change.notes) if isinstance(change, LoraFile) else []
+    notes = list(change.notes) if isinstance(change, Products) else []
     for name, tensor in under.items():
         wholes.setdefault(tied.get(name, name) if name in aliases else name, tensor)
     for alias, kept in tied.items():

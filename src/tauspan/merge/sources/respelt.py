@@ -9,7 +9,7 @@ import torch
 from torch import Size, Tensor
 
 from tauspan.core.errors import MissingExtraError, ModelError
-from tauspan.merge.lora.adapters import AdapterSource
+from tauspan.merge.lora.adapters import AdapterSource, Products
 from tauspan.merge.lora.lora_files import LoraFile
 from tauspan.merge.sources.source import Source, View, config_of, model_folder
 from tauspan.models import Names, directory_names, has_config
@@ -86,7 +86,7 @@ def best_names(
 
 
 def _names(source: Source) -> list[str]:
-    return [*source.tensors, *(source.wholes if isinstance(source, AdapterSource) else ())]
+    return [*source.tensors, *(source.wholes if isinstance(source, Products) else ())]
 
 
 def _renamings(source: Source, theirs: Names, ours: Names) -> dict[str, str]:
@@ -100,7 +100,7 @@ def _renamings(source: Source, theirs: Names, ours: Names) -> dict[str, str]:
 
 def spelt_in_memory(names: Iterable[str], models: Sequence[Source], base: Source | None) -> dict[str, str]:
     """What adapters call tensors of the files: as those among the models do, else as the base's class does."""
-    adapters = (model for model in models if isinstance(model, AdapterSource | LoraFile))
+    adapters = (model for model in models if isinstance(model, Products))
     known = {name: own for adapter in adapters for name, own in adapter.spelt.items()}
     rest = [name for name in names if name not in known]
     folder = None if base is None or not rest else model_folder(base.path)

@@ -10,14 +10,14 @@ from torch import Tensor
 
 from tauspan.core.report import provenance
 from tauspan.merge.engine.engine import Engine, ordered_pool
-from tauspan.merge.lora.adapters import AdapterSource, save_adapter
+from tauspan.merge.lora.adapters import AdapterSource, Products, save_adapter
 from tauspan.merge.lora.lora_files import LoraFile, save_lora
 from tauspan.merge.lora.lowrank import FactorLayout, LowRank, from_dense
 from tauspan.merge.methods.method import Block
 from tauspan.merge.sources.respelt import spelt_in_memory
 from tauspan.merge.stream import card
 from tauspan.merge.stream.blocks import Reader
-from tauspan.merge.stream.plan import PRODUCTS, Plan
+from tauspan.merge.stream.plan import Plan
 from tauspan.merge.stream.result import CutTensor, MergeResult
 
 
@@ -46,7 +46,7 @@ def merged(plan: Plan) -> LowRank:
 def _side_by_side(plan: Plan) -> LowRank:
     """Sum_t c_t tau_t by factors, with the numbers c_t that the method itself gives unit displacements."""
     opened = plan.opened
-    lows = [model.low for model in opened.models if isinstance(model, PRODUCTS)]
+    lows = [model.low for model in opened.models if isinstance(model, Products)]
     total = LowRank({})
     for spec in plan.specs:
         units = torch.eye(len(lows), dtype=torch.float64)

@@ -20,8 +20,7 @@ from tauspan.merge.checks.origins import fingerprint_of
 from tauspan.merge.engine.engine import BLOCK
 from tauspan.merge.engine.own import source_hash
 from tauspan.merge.engine.settings import depths
-from tauspan.merge.lora.adapters import AdapterSource
-from tauspan.merge.lora.lora_files import LoraFile
+from tauspan.merge.lora.adapters import Products
 from tauspan.merge.lora.lowrank import LowRank
 from tauspan.merge.methods import METHODS, sums
 from tauspan.merge.methods.method import Method, Spec
@@ -40,7 +39,6 @@ MARK = "tauspan.merge"
 """The key under which the header of a merged single file holds its recipe."""
 _FORMAT = "tauspan-merge-file/1"
 _STATUS = Path("/proc/self/status")
-PRODUCTS = (AdapterSource, LoraFile)  # sources whose displacement is kept as factors
 # Their result is sum_t c_t tau_t with one c_t for each tensor, so that factors can be kept.
 LINEAR = (sums.LINEAR, sums.TASK_ARITHMETIC, sums.LINES, sums.PASSTHROUGH)
 
@@ -119,7 +117,7 @@ class Plan:
     @property
     def factored(self) -> bool:
         """Whether an adapter keeps its inputs' factors, side by side; else displacements are cut by SVD."""
-        only = all(isinstance(model, PRODUCTS) for model in self.opened.models)
+        only = all(isinstance(model, Products) for model in self.opened.models)
         return only and self.method in LINEAR
 
     def ranks(self) -> dict[str, int]:
@@ -225,7 +223,7 @@ def _planned(opened: Opened, block: int, workers: int, single: bool) -> Plan:
     method.require_count(len(opened.models))
     _require_start(opened)
     adapter = recipe.output == "adapter"
-    lows = [model.low for model in opened.models if isinstance(model, PRODUCTS)] if adapter else []
+    lows = [model.low for model in opened.models if isinstance(model, Products)] if adapter else []
     problems = check(opened.base, opened.models, allow=recipe.allow)
     if len(lows) < len(opened.models) or opened.base is not None:
         require_none(problems)

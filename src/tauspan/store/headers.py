@@ -1,4 +1,4 @@
-"""Safetensors headers: where each tensor's bytes lie, parsed here because merging needs the offsets.
+"""Safetensors headers: where each tensor's bytes are, parsed here because merging needs the offsets.
 
 A file is eight bytes N (little-endian), N bytes of JSON, then the tensors' bytes without gaps. A header is hostile
 until every number in it was compared with the file.

@@ -146,8 +146,8 @@ class Writer:
     """The output's files, open; blocks are written at their offsets, from several threads.
 
     Args:
-        folder: where the files lie.
-        layout: what lies in them.
+        folder: where the files are made.
+        layout: what they hold.
     """
 
     def __init__(self, folder: Path, layout: Layout) -> None:

@@ -42,7 +42,7 @@ def check(
 
     Names, shapes, dtypes and ties are compared by headers, with the base or else with the first model; integer
     buffers up to 65,536 entries and some entries of the largest tensors by value; configurations and tokenizers where
-    they lie beside the weights.
+    they are beside the weights.
 
     Args:
         base: theta0; None where weights are merged without one.
@@ -54,7 +54,7 @@ def check(
         No problem, or some; `problems.require_none` raises them.
 
     Cost: no values beside small buffers and 2^14 entries of each model; with `fingerprint` one SHA-256 pass over the
-    base, about 4 s a GB.
+    base, about 4 s per GB.
 
     Example:
         >>> import tempfile

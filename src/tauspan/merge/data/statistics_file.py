@@ -151,10 +151,10 @@ def parse_header(text: str | None, file: Path) -> dict[str, Any]:
 def statistics_of(
     vectors: Sequence[TaskVector], statistics: Sequence[Statistics]
 ) -> dict[Need, Sequence[Params]]:
-    """Statistics, one a vector and in the vectors' order, as `merge` takes them.
+    """Statistics, one for each vector and in the vectors' order, as `merge` takes them.
 
     Raises:
-        UsageError: not one a vector.
+        UsageError: there is not one for each vector.
         BaseMismatchError: statistics of another base.
         MismatchError: several kinds or regimes, other tensors, or the statistics of another vector.
 

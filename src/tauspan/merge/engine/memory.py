@@ -57,9 +57,9 @@ def merge(
     Args:
         vectors: from one base and in one regime, over the same tensors.
         method: a name of `METHODS`, or a `Method` of your own.
-        options: the method's options; a list gives one number a vector where an option is per model.
+        options: the method's options; a list gives one number for each vector where an option is per model.
         base: theta0, for the methods that need it, and for those of the space `point` to merge points.
-        statistics: for methods that need them: by need, one mapping a vector.
+        statistics: for methods that need them: for each need, one mapping per vector.
         seed: of random masks; they are keyed by seed, tensor name and the vector's label.
 
     Returns:

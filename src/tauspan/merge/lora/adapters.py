@@ -38,7 +38,7 @@ class Adapter:
         config: the settings that the displacement depends on.
         header: of the weights' file.
         low: the displacement scale * B A, by the names of the weights it goes to.
-        first: where each A lies, by the same names.
+        first: where each factor A is stored, by the same names.
         replaced: tensors that are stored whole and take the place of the base's: biases, `modules_to_save`, embeddings of
             a grown vocabulary, and the weights under some products (`base_layer`).
     """
@@ -144,7 +144,7 @@ def term_of(
 
     Args:
         module: its name.
-        sides: where A and B lie.
+        sides: where A and B are stored.
         scale: of the product, by its rank.
         layout: unless the factors have kernels, which makes it a convolution.
         values: reads them.
@@ -176,7 +176,7 @@ class Products:
         path: the file or directory.
         label: a short name.
         low: the products.
-        tensors: by name, the dense tensor that a product stands for.
+        tensors: by name, the dense tensor that the products make.
         wholes: tensors that are stored whole.
         spelt: by name, what the file calls it, where the displacement has a model's names.
         notes: what may not be meant, each as a kind of problem and a sentence.
@@ -194,7 +194,7 @@ class Products:
         self.tensors = {name: self._dense(name, stored) for name, stored in first.items()}
 
     def _dense(self, name: str, factor: Stored) -> Stored:
-        """The dense tensor that a product stands for, where its factor A is stored."""
+        """The dense tensor that products make, with the place of their factor A."""
         shape = self.low.shape(name)
         return Stored(name, torch.float32, shape, factor.file, factor.offset, shape.numel() * 4)
 
@@ -298,7 +298,7 @@ def save_adapter(
         like: an adapter over the same base, whose base id and task type are taken over. If the displacement is that
             adapter's own, its settings and factors are written as they are.
         spelt: what PEFT calls a tensor, where the displacement has the names of files: PEFT knows those in memory.
-        overwrite: replace what lies at `path`.
+        overwrite: replace what is at `path`.
         finish: adds files to the directory before it gets its name; called with where it is made.
 
     Raises:

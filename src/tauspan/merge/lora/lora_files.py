@@ -224,7 +224,7 @@ def save_lora(
         path: the file or directory.
         like: the file whose spelling and header are taken over.
         spelt: what the file calls a tensor, where the displacement has a model's names.
-        overwrite: replace what lies at `path`.
+        overwrite: replace what is at `path`.
         finish: adds files to a directory before it gets its name.
 
     Raises:

@@ -13,7 +13,7 @@ DENSITY = Option("density", 0.2, "share of the entries kept", per_model=True, lo
 
 
 def column(numbers: Tensor, values: Tensor) -> Tensor:
-    """One number a model, as a factor of `values`: shape (T, 1, ...)."""
+    """One number per model, as a factor of `values`: shape (T, 1, ...)."""
     return numbers.to(values).view(-1, *[1] * (values.dim() - 1))
 
 

@@ -70,13 +70,13 @@ Need: TypeAlias = Literal["base", "fisher", "gram"]
 
 @dataclass(frozen=True)
 class Option:
-    """One named setting of a method, the same for all models or one number a model.
+    """One named setting of a method, the same for all models or one number for each model.
 
     Args:
         name: how recipes and calls spell it.
         default: the authors' value; None where it has to be given.
         doc: one line, with its unit and range.
-        per_model: one number a model: blocks then see a tuple of T numbers.
+        per_model: one number for each model: blocks then see a tuple of T numbers.
         low, high: the closed range of a number.
         choices: the allowed texts.
     """

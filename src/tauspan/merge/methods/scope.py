@@ -25,7 +25,7 @@ from tauspan.merge.methods.method import Block, Grain, Method, Need, Reach, Spec
 
 T = TypeVar("T")
 
-_SAMPLE = 1 << 16  # entries a row that a first guess at an order statistic reads, or more:
+_SAMPLE = 1 << 16  # entries per row that a first guess at an order statistic reads, or more:
 _RUN = 1 << 10  # so many from each piece
 _GOLDEN = 0.618033988749895  # its multiples, modulo 1, spread the runs evenly over the pieces
 

@@ -1,6 +1,6 @@
 """Methods in the subspaces that the task matrices span: KnOTS and WUDI.
 
-Both stand on a Gram matrix of the D_t = w_t tau_t, in float64: exact to working precision for float32 values, whose
+Both use a Gram matrix of the D_t = w_t tau_t, in float64: exact to working precision for float32 values, whose
 singular values it resolves below their own rounding. Of float64 values it loses half the digits: singular values below
 1e-7 of the largest, about, count as zero.
 """

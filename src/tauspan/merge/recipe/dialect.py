@@ -208,7 +208,7 @@ class Parameter:
     Args:
         ours: the option's name; None for one that changes no value.
         default: mergekit's; None where it has to be given.
-        per_model: one number a model.
+        per_model: one number for each model.
         kind: what mergekit reads it as.
         texts: what false and true are called in ours; None where they keep their names.
     """

@@ -130,7 +130,7 @@ class Series:
     def placed(self, out: Path) -> list[tuple[Path, MergeRecipe]]:
         """Where each merge is written, and its recipe with the others' results as inputs.
 
-        The unnamed merge makes `out`, and the named ones lie beside it in `NAME.parts`; where all have names, they lie
+        The unnamed merge makes `out`, and the named ones are beside it in `NAME.parts`; where all have names, they are
         in `out`.
         """
         folder = out.with_name(f"{out.name}.parts") if None in self.merges else out

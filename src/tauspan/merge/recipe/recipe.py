@@ -59,7 +59,7 @@ class MergeRecipe:
         own: the method itself where `method` is `module:function`; no file can set it.
         notes: what is to be warned of when it is carried out: what a mergekit file says and mergekit does not read.
         loose: whether filters may fit nothing, as in mergekit's files.
-        places: by key, where it stands in the file that was read, for errors that only the inputs show.
+        places: for each key, its line in the file that was read, for errors that only the inputs show.
 
     Raises:
         RecipeError: it does not fit together.

@@ -15,7 +15,7 @@ from tauspan.merge.recipe.towers import Towers, common, number
 from tauspan.merge.sources.source import Kind, Source
 from tauspan.store import Stored
 
-_FIRST = ("emb", "wte", "wpe", "tok")  # in names of what stands before the layers; all else stands after them
+_FIRST = ("emb", "wte", "wpe", "tok")  # in names of tensors before the layers; all others come after them
 
 
 @dataclass(frozen=True, eq=False)
@@ -89,7 +89,7 @@ class Group:
 class Stacked:
     """All slices of a merge, by stack: which slice each tensor of the output belongs to.
 
-    What stands before the layers belongs to the first slice, what stands after them to the last one. Other stacks of the
+    Tensors before the layers belong to the first slice, tensors after them to the last one. Other stacks of the
     model, such as the tower of images where layers of text are stacked, belong whole to the first slice.
 
     Args:
@@ -128,9 +128,7 @@ class Stacked:
             near = [stack for stack, length in shared.items() if length == most]
             own = (index for index, group in enumerate(self.groups) if group.stack in near)
             return next(own, None)
-        return (
-            0 if name.count(".") < 2 else None
-        )  # a head beside the stacks, or what stands between two of them
+        return 0 if name.count(".") < 2 else None  # a head beside the stacks, or a tensor between two of them
 
 
 def stacked(slices: Sequence[Slice], opened: Mapping[str, Source]) -> Stacked:

@@ -53,12 +53,12 @@ class Sum:
 
     @property
     def path(self) -> Path:
-        """The model's."""
+        """The path of the model."""
         return self.model.path
 
     @property
     def identity(self) -> Mapping[str, Any]:
-        """Both parts'."""
+        """The identities of model and adapter."""
         parts = {"model": self.model.identity, "adapter": self.adapter.identity}
         return {"path": "+".join(part["path"] for part in parts.values()), **parts}
 

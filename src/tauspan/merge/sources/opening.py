@@ -66,7 +66,7 @@ def open_source(path: str | Path, *, access: Access = "pread", label: str | None
     Args:
         path: a safetensors file; a directory with one, or with shards and their index, of several sets the one that its
             library loads; a task vector's file or directory; a PEFT adapter's directory, or its `adapter_config.json`
-            where whole weights lie beside it; `"minilm"`; an id `org/name@revision` on the hub, or one file or folder of
+            where whole weights are beside it; `"minilm"`; an id `org/name@revision` on the hub, or one file or folder of
             it, `org/name@revision:PATH`; or `"MODEL+ADAPTER"`, the model with the adapter's displacement added.
         access: `mmap` shares the file's pages, `pread` copies; see `Values`.
         label: a short name; the vector's own, else the last part of the path, when None.
@@ -76,7 +76,7 @@ def open_source(path: str | Path, *, access: Access = "pread", label: str | None
         PickleRefusedError: a pickle.
         ModelError: GGUF or quantised weights, or an id that cannot be fetched.
 
-    Cost: one open and one JSON parse a file.
+    Cost: one open and one JSON parse per file.
 
     Example:
         >>> import tempfile

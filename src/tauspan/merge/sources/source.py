@@ -22,7 +22,7 @@ Kind: TypeAlias = Literal["point", "delta"]
 class Source(Protocol):
     """Named tensors of one model, or of one displacement, whose values are read in pieces.
 
-    `tensors` stand in file order. `aliases` maps names that are not stored, because they are tied, to the stored
+    `tensors` are in file order. `aliases` maps names that are not stored, because they are tied, to the stored
     name. `identity` is JSON: what was read and how to recognise it.
     """
 
@@ -105,22 +105,22 @@ class View:
 
     @property
     def label(self) -> str:
-        """The source's."""
+        """The label of the inner source."""
         return self.inner.label
 
     @property
     def path(self) -> Path:
-        """The source's."""
+        """The path of the inner source."""
         return self.inner.path
 
     @property
     def kind(self) -> Kind:
-        """The source's."""
+        """The kind of the inner source."""
         return self.inner.kind
 
     @property
     def identity(self) -> Mapping[str, Any]:
-        """The source's."""
+        """The identity of the inner source."""
         return self.inner.identity
 
     def close(self) -> None:

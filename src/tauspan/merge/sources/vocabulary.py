@@ -209,7 +209,7 @@ class Aligned(View):
 
     @property
     def aliases(self) -> Mapping[str, str]:
-        """The source's."""
+        """The aliases of the inner source."""
         return self.inner.aliases
 
     def _shown(self, stored: Stored) -> Stored:

@@ -39,7 +39,7 @@ class Card:
         inputs: identity of each source: the base first, if there is one.
         versions: of what the numbers depend on.
         files: of the result, so that an output is told from a folder that holds something else too.
-        places: of what lay in local files, by the path as given, the absolute one.
+        places: for each local file, by its path as given, the absolute path.
     """
 
     recipe: MergeRecipe

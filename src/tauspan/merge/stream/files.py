@@ -49,7 +49,7 @@ def merge_files(
         `warnings` all that was let pass, which is logged too and is in the card. For several merges it is the last one's.
 
     Raises:
-        UsageError: `resume` for an adapter; `out` and an input lie in one another.
+        UsageError: `resume` for an adapter; one of `out` and an input is inside the other.
         RecipeError: the recipe does not fit together.
         MismatchError, StoreError, ModelError, NonFiniteError: see `plan.plan` and `stream.execute`.
 

@@ -174,7 +174,7 @@ def execute(
         finish: adds files to the result (configuration, card) before it gets its name; called with the result's path
             and the report.
         resume: go on with what a killed run of the same plan left.
-        overwrite: replace what lies at `out`.
+        overwrite: replace what is at `out`.
 
     Returns:
         What rounding kept, and digests: of a tensor, SHA-256 over the SHA-256 of its blocks, in order.
@@ -182,7 +182,7 @@ def execute(
     Raises:
         NonFiniteError: NaN or infinity in an input, or beyond the output dtype's range.
         MismatchError: an integer tensor differs between models.
-        StoreError: `out` is taken, the disk is full, or an unfinished merge lies there.
+        StoreError: `out` is taken, the disk is full, or an unfinished merge is there.
     """
     out = Path(out)
     if out.suffix == ".safetensors" and plan.recipe.output == "model" and not plan.single:

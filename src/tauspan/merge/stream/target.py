@@ -82,11 +82,11 @@ def require_target(out: Path, sources: Iterable[Source], overwrite: bool) -> Non
     Args:
         out: the merge's output.
         sources: all that the merge reads.
-        overwrite: replace what lies there.
+        overwrite: replace what is there.
 
     Raises:
-        UsageError: `out` is an input, lies in one or holds one; links are followed.
-        StoreError: something lies there and `overwrite` is false, or it is not the result of a merge and nothing else.
+        UsageError: `out` is an input, is inside one or holds one; links are followed.
+        StoreError: something is there and `overwrite` is false, or it is not the result of a merge and nothing else.
     """
     target = out.resolve()
     for source in sources:

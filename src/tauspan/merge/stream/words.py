@@ -38,7 +38,7 @@ def chosen(
 ) -> Words:
     """The tokenizer that a recipe asks for, and the alignment that it takes.
 
-    Rows are aligned by token where `tokenizer_source`, `tokens` or `pad_to_multiple_of` stand in the recipe and the
+    Rows are aligned by token where `tokenizer_source`, `tokens` or `pad_to_multiple_of` are in the recipe and the
     vocabularies, or the numbers of rows, differ; `allow: [tokenizer]` leaves them in the order of their ids.
 
     Args:

@@ -28,10 +28,8 @@ from tauspan.merge.checks.origins import (
 from tauspan.merge.sources.opening import open_source
 from tauspan.merge.sources.problems import LENIENT, Problem, about, lenient
 from tauspan.merge.sources.respelt import respelt
-from tauspan.merge.sources.source import EMBEDDINGS, Source, spelled_before
+from tauspan.merge.sources.source import EMBEDDINGS, Source, ranges, spelled_before
 from tauspan.merge.sources.vocabulary import Aligned, tokenizers
-
-_BLOCK = 1 << 20  # entries looked at together
 
 
 @checked
@@ -267,8 +265,8 @@ def nonfinite(source: Source) -> Iterator[Problem]:
         if not stored.dtype.is_floating_point:
             continue
         size, bad, first, nans = stored.shape.numel(), 0, 0, 0
-        for start in range(0, size, _BLOCK):
-            block = source.read(name, start, min(start + _BLOCK, size))
+        for start, stop in ranges(size):
+            block = source.read(name, start, stop)
             # torch has no isfinite for eight bits
             wrong = ~torch.isfinite(block.float() if block.dtype.itemsize == 1 else block)
             if bool(wrong.any()):

@@ -9,12 +9,11 @@ import torch
 from tauspan.core.errors import listed
 from tauspan.merge.recipe.slices import View
 from tauspan.merge.sources.problems import Problem, about
-from tauspan.merge.sources.source import Source, computed, counts, of_the_run
+from tauspan.merge.sources.source import Source, computed, counts, of_the_run, same_values
 from tauspan.merge.sources.vocabulary import Aligned
 from tauspan.store import Stored
 
 _WRAPPERS = {"module.": "DistributedDataParallel", "_orig_mod.": "torch.compile"}
-_BLOCK = 1 << 20  # entries compared together
 _SMALL = 1 << 16  # entries of an integer buffer that is compared by value
 _ROWS = ("embed", "wte", "lm_head", "shared", "decoder", "projector", "embed_out")  # rows are tokens
 
@@ -182,12 +181,7 @@ def _repeats(source: Source, name: str, kept: str) -> bool:
     one, two = source.tensors[name], source.tensors.get(kept)
     if two is None or (one.shape, one.dtype) != (two.shape, two.dtype):
         return False
-    size = one.shape.numel()
-    cuts = ((start, min(start + _BLOCK, size)) for start in range(0, size, _BLOCK))
-    return all(
-        torch.equal(source.read(name, *cut).view(torch.uint8), source.read(kept, *cut).view(torch.uint8))
-        for cut in cuts
-    )
+    return same_values(source, name, source, kept)
 
 
 def _count(names: Sequence[str]) -> str:

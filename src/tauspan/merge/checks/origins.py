@@ -12,7 +12,7 @@ from tauspan.core import params
 from tauspan.core.errors import listed
 from tauspan.core.results import ratio
 from tauspan.merge.sources.problems import Problem, Severity, about
-from tauspan.merge.sources.source import Source, config_of, found
+from tauspan.merge.sources.source import Source, config_of, found, ranges
 
 _SPACES = {"point": "a model's weights", "delta": "a displacement"}
 
@@ -262,7 +262,6 @@ def _rope(config: Mapping[str, Any]) -> dict[str, Any]:
     return found
 
 
-_BLOCK = 1 << 20  # entries looked at together
 _SAMPLES, _SAMPLE, _ENOUGH = 4, 1 << 12, 1 << 10  # tensors, entries of each, and how many say something
 _STRANGE = 0.2  # the cosine of a fine-tuned model with its base is near 1
 _FAR, _ALIKE = (
@@ -376,9 +375,7 @@ def _blocks(base: Source, models: Sequence[Source]) -> Iterator[Tensor]:
         wrong = [one is not None and one.shape != stored.shape for one in fitting]
         if not stored.dtype.is_floating_point or any(lacks) or any(wrong):
             continue
-        size = stored.shape.numel()
-        for start in range(0, size, _BLOCK):
-            stop = min(start + _BLOCK, size)
+        for start, stop in ranges(stored.shape.numel()):
             point = base.read(name, start, stop).double()
             values = torch.zeros(1 + len(models), stop - start, dtype=torch.float64)
             values[0] = point

@@ -5,10 +5,11 @@ known here are the usual pairs of input and output embeddings, and what safetens
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal, Protocol, TypeAlias
 
+import torch
 from torch import Tensor
 
 from tauspan import store
@@ -16,6 +17,7 @@ from tauspan.core.errors import StoreError, listed
 from tauspan.models import folders
 from tauspan.store import Stored
 
+LOOK = 1 << 20  # entries; larger than a merge's block, since nothing of it has to stay in a core's cache
 Kind: TypeAlias = Literal["point", "delta"]
 
 
@@ -55,6 +57,19 @@ class Source(Protocol):
 
     def close(self) -> None:
         """Let go of the files."""
+
+
+def ranges(entries: int) -> Iterator[tuple[int, int]]:
+    """The ranges in which a tensor is looked at that is not merged; no more of it is in memory at once."""
+    return ((start, min(start + LOOK, entries)) for start in range(0, entries, LOOK))
+
+
+def same_values(one: Source, name: str, two: Source, other: str) -> bool:
+    """Whether two tensors of one size hold the same bits."""
+    return all(
+        torch.equal(one.read(name, *cut).view(torch.uint8), two.read(other, *cut).view(torch.uint8))
+        for cut in ranges(one.tensors[name].shape.numel())
+    )
 
 
 def found(source: Source, name: str) -> Stored:

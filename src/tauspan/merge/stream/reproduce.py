@@ -5,22 +5,18 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from tauspan import store
 from tauspan.core.errors import MismatchError, listed
 from tauspan.core.report import versions
 from tauspan.merge.methods.method import Method
 from tauspan.merge.recipe.recipe import MergeRecipe, relocated
 from tauspan.merge.sources.opening import open_source
-from tauspan.merge.sources.source import Source
+from tauspan.merge.sources.source import Source, same_values
 from tauspan.merge.stream.card import Card
 from tauspan.merge.stream.files import merge_files
 from tauspan.merge.stream.opened import open_recipe
 from tauspan.merge.stream.result import MergeResult
 from tauspan.store import Access
-
-_BLOCK = 1 << 22  # entries compared at once
 
 
 def reproduce(
@@ -119,11 +115,4 @@ def _same(mine: Source, other: Source, name: str) -> bool:
     first, second = mine.tensors[name], other.tensors[name]
     if (first.dtype, first.shape) != (second.dtype, second.shape):
         return False
-    size = first.shape.numel()
-    return all(
-        torch.equal(
-            mine.read(name, start, min(start + _BLOCK, size)).view(torch.uint8),
-            other.read(name, start, min(start + _BLOCK, size)).view(torch.uint8),
-        )
-        for start in range(0, size, _BLOCK)
-    )
+    return same_values(mine, name, other, name)

@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 
 from tauspan.core.errors import listed
-from tauspan.merge.recipe.slices import View
+from tauspan.merge.recipe.slices import LayerView
 from tauspan.merge.sources.problems import Problem, about
 from tauspan.merge.sources.source import Source, computed, counts, of_the_run, same_values
 from tauspan.merge.sources.vocabulary import Aligned
@@ -27,7 +27,7 @@ def compared(reference: Source, other: Source) -> Iterator[Problem]:
 
 def _named(reference: Source, other: Source) -> Iterator[Problem]:
     inner = other.inner if isinstance(other, Aligned) else other
-    beyond = inner.beyond if isinstance(inner, View) else ()
+    beyond = inner.beyond if isinstance(inner, LayerView) else ()
     missing = [name for name in reference.tensors if name not in other.tensors and name not in beyond]
     extra = [name for name in other.tensors if name not in reference.tensors]
     yield from _aside(reference, other, missing, extra)

@@ -14,7 +14,7 @@ from tauspan.core.arguments import checked
 from tauspan.core.errors import BaseMismatchError, MismatchError, StoreError, UsageError, listed, nearest
 from tauspan.core.params import Params
 from tauspan.merge.methods.method import Need
-from tauspan.merge.sources.opening import Files, described
+from tauspan.merge.sources.opening import FileSource, described
 from tauspan.merge.sources.problems import Problem, about
 from tauspan.merge.sources.source import Source
 from tauspan.store import Access, Stored, Values, read_header
@@ -193,7 +193,7 @@ def statistics_of(
     return {first.kind: [known.tensors for known in statistics]}
 
 
-def open_statistics(path: str | Path, need: Need, *, access: Access = "pread") -> Files:
+def open_statistics(path: str | Path, need: Need, *, access: Access = "pread") -> FileSource:
     """Open what `Statistics.save` wrote; no values are read.
 
     Args:
@@ -214,7 +214,7 @@ def open_statistics(path: str | Path, need: Need, *, access: Access = "pread") -
         )
     kept = ("base", "regime", "vector", "task", "split", "rows")
     identity = {**described(str(path), {file: header}), **{name: facts[name] for name in kept}}
-    return Files(facts["vector"], file, "delta", header.tensors, {}, identity, Values(access))
+    return FileSource(facts["vector"], file, "delta", header.tensors, {}, identity, Values(access))
 
 
 def unfit(

@@ -249,7 +249,7 @@ class Engine:
             done = self.piece(spec, start, stop, ready)
             yield start, stop, done.block, done.result
 
-    def piece(self, spec: Spec, start: int, stop: int, ready: Any) -> "Merged":
+    def piece(self, spec: Spec, start: int, stop: int, ready: Any) -> "MergedBlock":
         """One merged block."""
         block = self.read(spec, start, stop)
         chosen = block
@@ -262,10 +262,10 @@ class Engine:
                 f"{tuple(block.values.shape[1:])}: `combine` returns one merged tensor without the models' axis."
             )
         kept = () if self.method.count is None else self.method.count(chosen, ready)
-        return Merged(block, result.reshape(-1), kept)
+        return MergedBlock(block, result.reshape(-1), kept)
 
 
-class Merged(NamedTuple):
+class MergedBlock(NamedTuple):
     """What was read for one block, its merged values, flat, and of a sparse method the entries kept of each model."""
 
     block: Block

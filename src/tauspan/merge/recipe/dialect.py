@@ -202,7 +202,7 @@ Role: TypeAlias = Literal["origin", "first", "last", "none"]
 
 
 @dataclass(frozen=True)
-class Parameter:
+class MergekitParameter:
     """One parameter of a mergekit method.
 
     Args:
@@ -221,7 +221,7 @@ class Parameter:
 
 
 @dataclass(frozen=True)
-class Row:
+class MergekitMethod:
     """One mergekit method.
 
     Args:
@@ -234,45 +234,47 @@ class Row:
     """
 
     ours: str
-    parameters: Mapping[str, Parameter] = field(default_factory=dict)
+    parameters: Mapping[str, MergekitParameter] = field(default_factory=dict)
     role: Role = "origin"
     without: str | None = None
     fixed: Mapping[str, Value] = field(default_factory=dict)
     lone: bool = False
 
 
-_WEIGHT = {"weight": Parameter("weight", None, per_model=True)}
-_T = {"t": Parameter("t", None)}
+_WEIGHT = {"weight": MergekitParameter("weight", None, per_model=True)}
+_T = {"t": MergekitParameter("t", None)}
 _ALONG = {  # together they choose one option, see `mergekit.along`
-    "nuslerp_flatten": Parameter("along", True, kind=bool),
-    "nuslerp_row_wise": Parameter("along", False, kind=bool),
+    "nuslerp_flatten": MergekitParameter("along", True, kind=bool),
+    "nuslerp_row_wise": MergekitParameter("along", False, kind=bool),
 }
-_EPSILON = {"epsilon": Parameter("epsilon", 1e-5)}
+_EPSILON = {"epsilon": MergekitParameter("epsilon", 1e-5)}
 _RESCALE = ("none", "l1")
-_MASK = {"int8_mask": Parameter(None, False, kind=bool)}
+_MASK = {"int8_mask": MergekitParameter(None, False, kind=bool)}
 
 
-def _sum(ours: str, normalize: bool, rescale: bool | None = None, **own: float) -> Row:
+def _sum(ours: str, normalize: bool, rescale: bool | None = None, **own: float) -> MergekitMethod:
     """A row of the task-arithmetic family: `own` are the defaults of its per-model parameters besides the weight."""
     parameters = {
         **_WEIGHT,
         **_MASK,
-        "normalize": Parameter("normalize", normalize, kind=bool),
-        "lambda": Parameter("scale", 1.0),
+        "normalize": MergekitParameter("normalize", normalize, kind=bool),
+        "lambda": MergekitParameter("scale", 1.0),
         # without a trim there is nothing to rescale, and no option for it
-        "density": Parameter("density" if own else None, 1.0, per_model=True),
-        "rescale": Parameter(
+        "density": MergekitParameter("density" if own else None, 1.0, per_model=True),
+        "rescale": MergekitParameter(
             None if rescale is None else "rescale", bool(rescale), kind=bool, texts=_RESCALE
         ),
     }
-    return Row(ours, parameters | {name: Parameter(name, value, True) for name, value in own.items()})
+    return MergekitMethod(
+        ours, parameters | {name: MergekitParameter(name, value, True) for name, value in own.items()}
+    )
 
 
-DIALECT: Mapping[str, Row] = MappingProxyType(
+DIALECT: Mapping[str, MergekitMethod] = MappingProxyType(
     {
-        "linear": Row(
+        "linear": MergekitMethod(
             "linear",
-            {**_WEIGHT, "normalize": Parameter("normalize", True, kind=bool)},
+            {**_WEIGHT, "normalize": MergekitParameter("normalize", True, kind=bool)},
             role="last",
             without="linear",
         ),
@@ -284,37 +286,42 @@ DIALECT: Mapping[str, Row] = MappingProxyType(
         "della_linear": _sum("della_linear", False, True, density=1.0, epsilon=0.15),
         "breadcrumbs": _sum("breadcrumbs", False, False, density=1.0, gamma=0.01),
         "breadcrumbs_ties": _sum("breadcrumbs_ties", False, False, density=1.0, gamma=0.01),
-        "slerp": Row("slerp", _T, role="first", fixed={"dot_threshold": 0.9995}),
-        "nuslerp": Row("nuslerp", {**_WEIGHT, **_ALONG}, without="nuslerp_point"),
-        "multislerp": Row(
+        "slerp": MergekitMethod("slerp", _T, role="first", fixed={"dot_threshold": 0.9995}),
+        "nuslerp": MergekitMethod("nuslerp", {**_WEIGHT, **_ALONG}, without="nuslerp_point"),
+        "multislerp": MergekitMethod(
             "multislerp",
             {
                 **_WEIGHT,
-                "normalize_weights": Parameter("normalize", True, kind=bool),
-                "eps": Parameter(None, 1e-8),
+                "normalize_weights": MergekitParameter("normalize", True, kind=bool),
+                "eps": MergekitParameter(None, 1e-8),
             },
             without="multislerp_point",
         ),
-        "karcher": Row(
+        "karcher": MergekitMethod(
             "karcher",
-            {"max_iter": Parameter("max_iter", 10, kind=int), "tol": Parameter("tol", 1e-5)},
+            {"max_iter": MergekitParameter("max_iter", 10, kind=int), "tol": MergekitParameter("tol", 1e-5)},
             role="last",
             without="karcher",
         ),
-        "nearswap": Row("nearswap", _T),
-        "arcee_fusion": Row("arcee_fusion"),
-        "model_stock": Row(
-            "model_stock", {"filter_wise": Parameter("filter_wise", False, kind=bool)}, fixed={"floor": 1e-6}
+        "nearswap": MergekitMethod("nearswap", _T),
+        "arcee_fusion": MergekitMethod("arcee_fusion"),
+        "model_stock": MergekitMethod(
+            "model_stock",
+            {"filter_wise": MergekitParameter("filter_wise", False, kind=bool)},
+            fixed={"floor": 1e-6},
         ),
-        "sce": Row(
-            "sce", {**_MASK, "select_topk": Parameter("select_topk", 1.0)}, fixed={"equal_below": 1e-6}
+        "sce": MergekitMethod(
+            "sce",
+            {**_MASK, "select_topk": MergekitParameter("select_topk", 1.0)},
+            fixed={"equal_below": 1e-6},
         ),
-        "ram": Row("ram", _EPSILON),
-        "ramplus_tl": Row(
-            "ramplus_tl", {**_EPSILON, "r": Parameter("r", 0.1), "alpha": Parameter("alpha", 0.2)}
+        "ram": MergekitMethod("ram", _EPSILON),
+        "ramplus_tl": MergekitMethod(
+            "ramplus_tl",
+            {**_EPSILON, "r": MergekitParameter("r", 0.1), "alpha": MergekitParameter("alpha", 0.2)},
         ),
-        "passthrough": Row(
-            "passthrough", {"scale": Parameter("scale", 1.0, True)}, "last", "passthrough", lone=True
+        "passthrough": MergekitMethod(
+            "passthrough", {"scale": MergekitParameter("scale", 1.0, True)}, "last", "passthrough", lone=True
         ),
     }
 )
@@ -338,7 +345,7 @@ def total(given: Setting) -> bool:
     return given is not None
 
 
-def as_setting(value: Any, parameter: Parameter, place: str, notes: list[str]) -> Setting:
+def as_setting(value: Any, parameter: MergekitParameter, place: str, notes: list[str]) -> Setting:
     """A value of mergekit's file as a setting of ours; None for an empty list, which says nothing.
 
     mergekit takes the first entry that fits and leaves out what it does not know; `notes` collects what that is.
@@ -381,7 +388,7 @@ def _reached(value: Any, place: str, notes: list[str]) -> Any:
     return value
 
 
-def _numbers(value: Any, parameter: Parameter) -> Any:
+def _numbers(value: Any, parameter: MergekitParameter) -> Any:
     """The same with texts such as 1e-4 as numbers, and `yes` and 1 as truths, which is how mergekit reads them."""
     if isinstance(value, Mapping):
         return {key: _numbers(item, parameter) if key == "value" else item for key, item in value.items()}
@@ -403,7 +410,7 @@ _TRUTHS = dict.fromkeys(("true", "t", "yes", "y", "on", "1", "1.0"), True)
 _TRUTHS |= dict.fromkeys(("false", "f", "no", "n", "off", "0", "0.0"), False)
 
 
-def converted(value: Any, parameter: Parameter, place: str) -> Any:
+def converted(value: Any, parameter: MergekitParameter, place: str) -> Any:
     """A value as mergekit's type for it, then as ours."""
     if parameter.kind is bool:
         if isinstance(value, Steps):

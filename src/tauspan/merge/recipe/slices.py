@@ -19,7 +19,7 @@ _FIRST = ("emb", "wte", "wpe", "tok")  # in names of tensors before the layers; 
 
 
 @dataclass(frozen=True, eq=False)
-class View:
+class LayerView:
     """Layers of several sources as one source: a point whose tensors have the output's names.
 
     `beyond` are tensors of the output that belong to slices with fewer sources, so that this one has no part in them.
@@ -203,7 +203,7 @@ def sliced(method: Method, stacked: Stacked, parameters: Mapping[str, Setting]) 
     return Sliced(stacked, each)
 
 
-def views(stacked: Stacked, opened: Mapping[str, Source]) -> tuple[tuple[View, ...], View | None]:
+def views(stacked: Stacked, opened: Mapping[str, Source]) -> tuple[tuple[LayerView, ...], LayerView | None]:
     """The models of a merge by slices, and what their displacements start from.
 
     The n-th model is made of the n-th source of every slice that has so many; one of fewer slices lacks the others'
@@ -220,7 +220,7 @@ def views(stacked: Stacked, opened: Mapping[str, Source]) -> tuple[tuple[View, .
     return models, base
 
 
-def _beyond(stacked: Stacked, first: View, place: int) -> frozenset[str]:
+def _beyond(stacked: Stacked, first: LayerView, place: int) -> frozenset[str]:
     """The tensors whose slice has no source at a place."""
 
     def has(name: str) -> bool:
@@ -230,7 +230,7 @@ def _beyond(stacked: Stacked, first: View, place: int) -> frozenset[str]:
     return frozenset(name for name in first.tensors if not has(name))
 
 
-def _view(stacked: Stacked, opened: Mapping[str, Source], place: int | None, label: str) -> View:
+def _view(stacked: Stacked, opened: Mapping[str, Source], place: int | None, label: str) -> LayerView:
     """One source made of layers of several: the sources at one place of all slices, or at None their bases."""
 
     def chosen(part: Slice) -> Layers | None:
@@ -263,14 +263,14 @@ def _view(stacked: Stacked, opened: Mapping[str, Source], place: int | None, lab
 
 def _made(
     label: str, parts: Mapping[str, tuple[Source, str]], sources: Sequence[Source], stacked: Stacked
-) -> View:
+) -> LayerView:
     tensors = {name: replace(source.tensors[inner], name=name) for name, (source, inner) in parts.items()}
     aliases = {
         name: kept
         for name, kept in sources[-1].aliases.items()
         if name not in tensors and kept in tensors and not _numbered(name, stacked)
     }
-    return View(label, tensors, aliases, parts, tuple(sources))
+    return LayerView(label, tensors, aliases, parts, tuple(sources))
 
 
 def _numbered(name: str, stacked: Stacked) -> bool:

@@ -19,7 +19,7 @@ from tauspan.store import Stored
 
 
 @dataclass(frozen=True, eq=False)
-class Sum:
+class SumSource:
     """A model with a displacement added: theta = theta0 + tau, a point.
 
     `tensors` are the model's own, with the shapes and the names of what an adapter stores whole. Where the displacement
@@ -84,7 +84,7 @@ class Sum:
         self.adapter.close()
 
 
-def adapted(model: Source, change: Source, label: str) -> Sum:
+def adapted(model: Source, change: Source, label: str) -> SumSource:
     """The model with a displacement added, under the names of the model's files.
 
     Whole tensors of an adapter (biases, norms, `modules_to_save`, embeddings of a grown vocabulary) take the place of
@@ -119,7 +119,7 @@ def adapted(model: Source, change: Source, label: str) -> Sum:
     for name, part in ((name, part) for name, parts in products.items() for part in parts):
         own = tensors.get(name)
         _require(own is not None and own.shape == change.tensors[part].shape, change, model, part, own)
-    return Sum(
+    return SumSource(
         model, change, label, tensors, aliases, wholes, origins, {n: tuple(p) for n, p in products.items()},
         _settings(model, tensors, untied=bool(origins)), tuple(notes),
     )  # fmt: skip

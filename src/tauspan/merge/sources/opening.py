@@ -39,7 +39,7 @@ _INTEGERS = (torch.int8, torch.uint8, torch.int16, torch.uint16, torch.int32, to
 
 
 @dataclass(frozen=True, eq=False)
-class Files:
+class FileSource:
     """A source whose tensors lie in safetensors files: a model's weights, or a task vector."""
 
     label: str
@@ -184,12 +184,12 @@ def _files(place: Path, given: str, access: Access, label: str | None) -> Source
         identity |= {"base": vector["base"], "regime": vector["regime"]}
         if vector["regime"] == "linear" and isinstance(vector["info"].get("point"), str):
             identity["point"] = vector["info"]["point"]
-        return Files(label or vector["label"], place, "delta", tensors, {}, identity, Values(access))
+        return FileSource(label or vector["label"], place, "delta", tensors, {}, identity, Values(access))
     config = config_of(place)
     refuse_quantised(place, tensors, config)
     name = label or (model_folder(place) or place.with_suffix("")).absolute().name
     aliases = aliases_of(tensors, metadata, config)
-    return Files(name, place, "point", tensors, aliases, identity, Values(access), metadata)
+    return FileSource(name, place, "point", tensors, aliases, identity, Values(access), metadata)
 
 
 def _peft_file(place: Path, access: Access, label: str | None) -> Source:

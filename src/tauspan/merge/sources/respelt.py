@@ -11,7 +11,7 @@ from torch import Size, Tensor
 from tauspan.core.errors import MissingExtraError, ModelError
 from tauspan.merge.lora.adapters import AdapterSource, Products
 from tauspan.merge.lora.lora_files import LoraFile
-from tauspan.merge.sources.source import Source, View, config_of, model_folder
+from tauspan.merge.sources.source import Source, SourceView, config_of, model_folder
 from tauspan.models import Names, directory_names, has_config
 from tauspan.models.skeleton import TASKS
 from tauspan.store import Stored
@@ -114,7 +114,7 @@ def spelt_in_memory(names: Iterable[str], models: Sequence[Source], base: Source
 
 
 @dataclass(frozen=True, eq=False)
-class Spelt(View):
+class Spelt(SourceView):
     """A source under other names; what is one tensor there and several here is rearranged as it is read.
 
     Args:

@@ -109,7 +109,7 @@ def model_folder(place: Path) -> Path | None:
     return place.parent if usual else None
 
 
-class View:
+class SourceView:
     """Passes on what a source says of itself; a subclass shows other tensors.
 
     Attributes:

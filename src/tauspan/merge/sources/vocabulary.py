@@ -16,7 +16,7 @@ from torch import Tensor
 
 from tauspan.core.errors import RecipeError, listed
 from tauspan.merge.sources.problems import Problem, Severity
-from tauspan.merge.sources.source import EMBEDDINGS, Source, View, model_folder
+from tauspan.merge.sources.source import EMBEDDINGS, Source, SourceView, model_folder
 from tauspan.store import Stored, read_json
 
 # the first that both models have is compared; a sentencepiece model is not parsed, only compared byte by byte
@@ -194,7 +194,7 @@ class _Order:
     dtype: torch.dtype
 
 
-class Aligned(View):
+class Aligned(SourceView):
     """A source whose embeddings have the rows of another vocabulary.
 
     `path`, `identity` and all other tensors are the source's own.

@@ -13,8 +13,8 @@ from tauspan.merge.data.statistics_file import open_statistics, unfit
 from tauspan.merge.lora.adapters import AdapterSource, holds_whole
 from tauspan.merge.methods.method import Method, Need
 from tauspan.merge.recipe.recipe import BASE, UNION, MergeRecipe
-from tauspan.merge.recipe.slices import Stacked, View, sliced, stacked, views
-from tauspan.merge.sources.adapted import Sum, adapted
+from tauspan.merge.recipe.slices import LayerView, Stacked, sliced, stacked, views
+from tauspan.merge.sources.adapted import SumSource, adapted
 from tauspan.merge.sources.opening import adapter_folder, open_source
 from tauspan.merge.sources.problems import lenient, require_none
 from tauspan.merge.sources.respelt import Spelt, respelt
@@ -178,9 +178,9 @@ def open_recipe(recipe: MergeRecipe, access: Access = "pread") -> Opened:
 def leaves(source: Source) -> list[Source]:
     """The sources in files that a source is made of; one by itself."""
     inner: Sequence[Source] = ()
-    if isinstance(source, View):
+    if isinstance(source, LayerView):
         inner = source.sources
-    elif isinstance(source, Sum):
+    elif isinstance(source, SumSource):
         inner = (source.model, source.adapter)
     elif isinstance(source, Aligned | Spelt):
         inner = (source.inner,)

@@ -13,7 +13,7 @@ from tauspan.core.errors import ModelError, RecipeError, listed, nearest
 from tauspan.editing.saved import EDITED, REFERENCE, Reference
 from tauspan.merge.lora.adapter_config import CONFIG as ADAPTER
 from tauspan.merge.recipe.slices import Stacked
-from tauspan.merge.sources.adapted import Sum, with_settings
+from tauspan.merge.sources.adapted import SumSource, with_settings
 from tauspan.merge.sources.source import config_of, model_folder
 from tauspan.merge.stream.opened import Opened, leaves
 from tauspan.merge.stream.words import with_rows, with_tokens
@@ -164,7 +164,7 @@ def _template(opened: Opened) -> str | None:
 
 def _config(opened: Opened, dtypes: Iterable[torch.dtype]) -> dict[str, Any]:
     config = {key: value for key, value in config_of(opened.home.path).items() if key != _LEFT}
-    if isinstance(opened.home, Sum):
+    if isinstance(opened.home, SumSource):
         config = with_settings(config, opened.home.settings)
     if not config:
         return {}

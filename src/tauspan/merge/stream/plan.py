@@ -27,7 +27,7 @@ from tauspan.merge.methods.method import Method, Spec
 from tauspan.merge.methods.scope import specs_of
 from tauspan.merge.recipe.parts import size
 from tauspan.merge.recipe.recipe import MergeRecipe
-from tauspan.merge.sources.opening import Files
+from tauspan.merge.sources.opening import FileSource
 from tauspan.merge.sources.problems import folded, require_none
 from tauspan.merge.sources.source import Source
 from tauspan.merge.stream import output
@@ -335,7 +335,7 @@ def stem_of(opened: Opened) -> str:
 def _metadata(opened: Opened, single: bool) -> dict[str, str]:
     """What the reference's header says, without hashes of its values; in a single file with the recipe."""
     home = leaves(opened.home)[0]
-    given = home.metadata if isinstance(home, Files) else {}
+    given = home.metadata if isinstance(home, FileSource) else {}
     kept = {key: value for key, value in given.items() if "hash" not in key.lower()}
     made = {MARK: json.dumps({"format": _FORMAT, "recipe": opened.recipe.as_dict()})} if single else {}
     return {**kept, **made, "format": "pt"}  # transformers refuses files without a format

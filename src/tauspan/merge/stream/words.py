@@ -10,7 +10,7 @@ from tauspan import store
 from tauspan.core.errors import RecipeError, StoreError, listed
 from tauspan.merge.recipe.parts import Token
 from tauspan.merge.recipe.recipe import UNION, MergeRecipe
-from tauspan.merge.recipe.slices import View
+from tauspan.merge.recipe.slices import LayerView
 from tauspan.merge.sources.source import Source, model_folder
 from tauspan.merge.sources.vocabulary import Alignment, Donor, Tokens, has_tokenizer, rows_of, vocabulary
 from tauspan.models.extras import require_extra
@@ -137,7 +137,7 @@ class _Reader:
 
         def own_tokens(place: int, name: str) -> Tokens:
             source = self.sources[place]
-            leaf = source.parts[name][0] if isinstance(source, View) and name in source.parts else source
+            leaf = source.parts[name][0] if isinstance(source, LayerView) and name in source.parts else source
             return known[_leaves(leaf)[0].path]
 
         alignment = Alignment(tokens, rows, own_tokens, self.sources, self.based, self._donors())
@@ -233,7 +233,7 @@ def _is(source: Source, name: str) -> bool:
 
 def _leaves(source: Source) -> list[Source]:
     """The sources that a view is made of; a source by itself."""
-    return list(source.sources) if isinstance(source, View) else [source]
+    return list(source.sources) if isinstance(source, LayerView) else [source]
 
 
 def _next(tokens: Tokens) -> int:

@@ -51,7 +51,7 @@ def merge_files(
     Raises:
         UsageError: `resume` for an adapter; one of `out` and an input is inside the other.
         RecipeError: the recipe does not fit together.
-        MismatchError, StoreError, ModelError, NonFiniteError: see `plan.plan` and `stream.execute`.
+        MismatchError, StoreError, ModelError, NonFiniteError: see `plan.planned` and `stream.execute`.
 
     Example:
         >>> import tempfile, torch

@@ -57,7 +57,7 @@ def recipe(
     own = None if METHODS.get(row.name) is row else row
     settings = Settings.of(row, options or {}, len(models))
     inputs = tuple(Input(model, given) for model, given in zip(models, settings.each, strict=True))
-    name = row.name if own is None else f"own:{row.name}"
+    name = row.name if row.name in METHODS else f"own:{row.name}"
     return MergeRecipe(name, inputs, base, settings.common, own=own, **more)
 
 

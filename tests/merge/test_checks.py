@@ -11,6 +11,7 @@ from tauspan.core import params
 from tauspan.core.errors import BaseMismatchError, MismatchError, NonFiniteError, StoreError, UsageError
 from tauspan.merge.checks.checks import check, doctor, nonfinite
 from tauspan.merge.lora.adapters import CONFIG, WEIGHTS
+from tauspan.merge.sources import source as inside
 from tauspan.merge.sources.opening import open_source
 from tauspan.merge.sources.problems import LENIENT, Problem, require_none
 
@@ -421,7 +422,7 @@ def test_the_doctor_is_content_with_what_fits(made):
     "dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16, torch.float8_e4m3fn]
 )
 def test_values_that_are_not_finite_are_found_when_asked(made, monkeypatch, dtype):
-    monkeypatch.setattr("tauspan.merge.sources.source.LOOK", 4)
+    monkeypatch.setattr(inside, "LOOK", 4)
     bad = torch.ones(3, 4)
     bad[1, 3] = bad[2, 0] = float("nan")
     a = made("a", {"ids": torch.arange(5), "w": bad.to(dtype), "empty": torch.ones(0)})

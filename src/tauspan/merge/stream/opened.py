@@ -75,9 +75,9 @@ class Opened:
         return (*self.points, *(one for given in self.statistics.values() for one in given))
 
     @property
-    def sources(self) -> set[Source]:
-        """All that is opened."""
-        return {*self.read, self.home, self.tokenizer}
+    def sources(self) -> tuple[Source, ...]:
+        """All that is opened, each once."""
+        return tuple(dict.fromkeys((*self.read, self.home, self.tokenizer)))
 
     @property
     def reference(self) -> Source:

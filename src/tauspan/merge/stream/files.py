@@ -30,7 +30,7 @@ def merge_files(
     access: Access = "pread",
     block: int = BLOCK,
 ) -> MergeResult:
-    r"""Merge models in files into a model, a task vector or an adapter, in memory bounded by blocks.
+    """Merge models in files into a model, a task vector or an adapter, in memory bounded by blocks.
 
     Args:
         recipe: a `MergeRecipe`, its YAML file, ours or mergekit's, or a mapping of what such a file holds. A file of
@@ -59,10 +59,10 @@ def merge_files(
         >>> folder = Path(tempfile.mkdtemp())
         >>> for name, value in (("a", 1.0), ("b", 3.0)):
         ...     store.write_tensors(folder / f"{name}.safetensors", {"w": torch.full((2,), value)})
-        >>> text = f"method: linear\nmodels: [{{model: {folder}/a.safetensors}}, {{model: {folder}/b.safetensors}}]"
-        >>> done = merge_files(parse_recipe(text), folder / "out")
-        >>> store.Checkpoint(folder / "out")["w"]
-        tensor([2., 2.])
+        >>> recipe = {"method": "linear", "models": [folder / "a.safetensors", folder / "b.safetensors"]}
+        >>> result = merge_files(recipe, folder / "out")
+        >>> result.loss, store.Checkpoint(folder / "out")["w"]
+        (0.0, tensor([2., 2.]))
     """
     if isinstance(recipe, str | Path):
         series = Series.read(recipe)

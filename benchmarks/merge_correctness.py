@@ -14,9 +14,8 @@ from torch import Tensor
 
 import tauspan as ts
 from tauspan.core.report import Cell, Table
-from tauspan.merge import merge
+from tauspan.merge import merge, read_recipe
 from tauspan.merge.lora.adapters import AdapterSource, combine_adapters
-from tauspan.merge.recipe.recipe import MergeRecipe
 from tauspan.merge.stream.adapter_vector import adapter_vector
 from tauspan.merge.stream.files import merge_files
 from tauspan.store import Checkpoint
@@ -112,7 +111,7 @@ def correctness(work: Path, mergekit: Path | None) -> Table:
         if name in failed:
             rows.append(_shown(f"{case.method}", "mergekit", case.settings, None, failed[name]))
             continue
-        recipe = MergeRecipe.read(folder / f"{name}.yaml")
+        recipe = read_recipe(folder / f"{name}.yaml")
         merge_files(
             recipe,
             folder / f"ours-{name}",

@@ -28,6 +28,7 @@ from torch import Tensor
 
 from tauspan.core.errors import TauspanError
 from tauspan.core.report import Cell, Report, Table, provenance
+from tauspan.merge import read_recipe
 from tauspan.merge.recipe.recipe import MergeRecipe
 from tauspan.merge.stream.files import merge_files
 from tauspan.store import Checkpoint
@@ -61,7 +62,7 @@ def run(name: str, file: Path, out: Path) -> Ours:
     allow = _ALLOW.get(name.removesuffix("-double"))
     try:
         if allow is not None:
-            given = replace(MergeRecipe.read(file), allow=allow)
+            given = replace(read_recipe(file), allow=allow)
         report = merge_files(
             given,
             out,

@@ -9,8 +9,8 @@ import torch
 from benchmarks import merge_correctness, merge_inputs, merging
 from benchmarks.merging import Watched
 
-from tauspan.merge.recipe.recipe import MergeRecipe
-from tauspan.merge.sources.inputs import open_source
+from tauspan.merge import read_recipe
+from tauspan.merge.sources.opening import open_source
 from tauspan.store import Checkpoint
 
 
@@ -63,7 +63,7 @@ def test_sharded_models_have_about_the_size_that_was_asked_for(tmp_path, monkeyp
 def test_recipes_are_read_by_ours(tmp_path):
     files = [tmp_path / "base.safetensors", tmp_path / "one.safetensors"]
     for method, each in merging.METHODS.values():
-        recipe = MergeRecipe.read(merge_inputs.recipe(tmp_path / "r.yaml", method, files, each))
+        recipe = read_recipe(merge_inputs.recipe(tmp_path / "r.yaml", method, files, each))
         assert recipe.base_model == str(files[0])
         assert [one.model for one in recipe.models] == [str(files[1])]
 

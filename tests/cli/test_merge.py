@@ -17,8 +17,8 @@ from helpers.program import contents
 from tauspan.cli.main import main
 from tauspan.merge.lora.adapters import save_adapter
 from tauspan.merge.lora.lowrank import LowRank, Term
-from tauspan.merge.recipe.json_schema import json_schema
-from tauspan.merge.sources.inputs import open_source
+from tauspan.merge.recipe.reading import json_schema
+from tauspan.merge.sources.opening import open_source
 from tauspan.merge.stream.card import Card
 from tauspan.vector import TaskVector
 

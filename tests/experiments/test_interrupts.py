@@ -17,7 +17,7 @@ from tauspan.cli.shared import interrupted
 from tauspan.experiments import figures
 from tauspan.experiments.sweep.driver import _Sweep
 from tauspan.merge.stream import stream
-from tauspan.merge.stream.merging import Merging
+from tauspan.merge.stream.blocks import Merging
 from tauspan.store import Checkpoint
 from tauspan.train.loop import Run
 from tauspan.vector import TaskVector

@@ -4,9 +4,9 @@ import torch
 
 from tauspan.merge.engine.engine import Engine
 from tauspan.merge.engine.settings import Settings
+from tauspan.merge.methods import METHODS
 from tauspan.merge.methods.method import Block
 from tauspan.merge.methods.scope import shaped, specs_of
-from tauspan.merge.methods.table import METHODS
 
 
 def merged(name, values, options=None, *, base=None, size=1 << 18):

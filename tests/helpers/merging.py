@@ -1,4 +1,4 @@
-"""What the tests of merging files share: small checkpoints on disk, and jobs over them."""
+"""What the tests of merging files share: small checkpoints on disk, and recipes and plans over them."""
 
 import hashlib
 from collections.abc import Mapping
@@ -9,11 +9,12 @@ import torch
 from torch import Tensor
 
 from helpers import tiny
-from tauspan.merge import METHODS
+from tauspan.merge import METHODS, MergeRecipe
+from tauspan.merge.engine.engine import BLOCK
 from tauspan.merge.engine.settings import Settings
 from tauspan.merge.methods.method import Method
-from tauspan.merge.sources.inputs import open_source
-from tauspan.merge.stream.job import Job
+from tauspan.merge.recipe.parts import Input
+from tauspan.merge.stream.plan import Plan, planned
 from tauspan.store import Checkpoint, write_tensors
 
 SHAPES = {"emb.weight": (11, 6), "h.0.w": (6, 7), "h.0.b": (7,), "h.1.w": (6, 7), "h.1.b": (7,), "s": ()}
@@ -40,17 +41,30 @@ def checkpoints(
     return paths
 
 
-def job(
+def recipe(
     paths: list[Path],
     method: str | Method = "task_arithmetic",
     options: Mapping[str, Any] | None = None,
-    access: Any = "mmap",
-    **settings: Any,
-) -> Job:
-    """A job over a base and models."""
-    base, *models = [open_source(path, access=access) for path in paths]
-    chosen = METHODS[method] if isinstance(method, str) else method
-    return Job(chosen, Settings.of(chosen, options or {}, len(models)), base, tuple(models), **settings)
+    based: bool = True,
+    **more: Any,
+) -> MergeRecipe:
+    """A merge of models with their base, the first of the paths; a list of options is one for each model.
+
+    `more` are further keys of the recipe.
+    """
+    base, *models = [None, *map(str, paths)][based:]
+    row = METHODS[method] if isinstance(method, str) else method
+    own = None if METHODS.get(row.name) is row else row
+    settings = Settings.of(row, options or {}, len(models))
+    inputs = tuple(Input(model, given) for model, given in zip(models, settings.each, strict=True))
+    name = row.name if row.name in METHODS else f"own:{row.name}"
+    return MergeRecipe(name, inputs, base, settings.common, own=own, **more)
+
+
+def plan(chosen: MergeRecipe, block: int = BLOCK, workers: int | None = 2, access: Any = "mmap") -> Plan:
+    """The plan of a merge; its inputs are opened again when they are read."""
+    with planned(chosen, block=block, workers=workers, access=access) as made:
+        return made
 
 
 def read(out: Path) -> dict[str, Tensor]:

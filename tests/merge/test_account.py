@@ -7,7 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tauspan.merge.engine.account import Account, account, restore, rounded
+from tauspan.merge.engine.engine import Account, account, restore, rounded
 
 HALVES = [torch.bfloat16, torch.float16]
 

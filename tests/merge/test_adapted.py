@@ -19,7 +19,7 @@ from tauspan.core.errors import MismatchError, StoreError, TauspanError, UsageEr
 from tauspan.editing.model.edit_files import apply_files
 from tauspan.merge import merge_files
 from tauspan.merge.lora.adapters import AdapterSource
-from tauspan.merge.sources.inputs import open_source
+from tauspan.merge.sources.opening import open_source
 from tauspan.models.extras import quiet
 
 Changes = Mapping[str, Any]
@@ -89,10 +89,7 @@ def whole_of(model: nn.Module, *names: str, by: float = 0.5) -> dict[str, Tensor
 
 
 def merged(base: Path, ad: Path, out: Path, **more: Any) -> Path:
-    merge_files(
-        {"method": "passthrough", "models": [f"{base}+{ad}"], **more},
-        out,
-    )
+    merge_files({"method": "passthrough", "models": [f"{base}+{ad}"], **more}, out)
     return out
 
 
@@ -154,10 +151,7 @@ def test_a_base_with_an_adapter_is_what_the_class_gives(case: str, tmp_path: Pat
     apply_files(base, tauspan.adapter_vector(ad, base), tmp_path / "applied")
     assert same(tmp_path / "applied", want)
     recipe = {"method": "task_arithmetic", "base_model": str(base), "models": [str(ad)]}
-    merge_files(
-        recipe,
-        tmp_path / "delta",
-    )
+    merge_files(recipe, tmp_path / "delta")
     assert same(tmp_path / "delta", want)
     vector = tauspan.adapter_vector(ad, model)  # the same from the module in memory
     assert vector.base == tauspan.adapter_vector(ad, base).base
@@ -228,10 +222,7 @@ def test_a_head_that_the_base_lacks_is_left_out_by_the_command_that_the_error_pr
         "base_model": str(base),
         "models": [str(tmp_path / "v.safetensors")],
     }
-    merge_files(
-        recipe,
-        tmp_path / "out",
-    )
+    merge_files(recipe, tmp_path / "out")
     assert same(tmp_path / "out", expected(tmp_path / "want", base, [Q], {}))
     for wrong in ("scor", "classifier"):
         assert (
@@ -283,10 +274,7 @@ def test_an_adapter_of_memory_names_keeps_them_when_it_is_merged_into_an_adapter
         "models": [str(one), str(two)],
         "output": "adapter",
     }
-    merge_files(
-        recipe,
-        tmp_path / "out",
-    )
+    merge_files(recipe, tmp_path / "out")
     names = load_file(tmp_path / "out" / "adapter_model.safetensors")
     assert set(names) == set(load_file(one / "adapter_model.safetensors"))
     assert same(merged(base, tmp_path / "out", tmp_path / "both"), merged_twice(base, one, two, tmp_path))
@@ -294,10 +282,7 @@ def test_an_adapter_of_memory_names_keeps_them_when_it_is_merged_into_an_adapter
 
 def merged_twice(base: Path, one: Path, two: Path, folder: Path) -> Path:
     recipe = {"method": "task_arithmetic", "base_model": str(base), "models": [str(one), str(two)]}
-    merge_files(
-        recipe,
-        folder / "twice",
-    )
+    merge_files(recipe, folder / "twice")
     return folder / "twice"
 
 

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from helpers import merging
 from helpers.tiny import same_bits
 from tauspan.core import params
 from tauspan.core.errors import (
@@ -24,13 +25,12 @@ from tauspan.core.errors import (
     UsageError,
 )
 from tauspan.merge import METHODS
-from tauspan.merge.engine.settings import Settings
 from tauspan.merge.lora.adapters import WEIGHTS, AdapterSource, combine_adapters, save_adapter
 from tauspan.merge.lora.lowrank import LowRank, Term, from_dense
-from tauspan.merge.sources.inputs import open_source
-from tauspan.merge.stream.adapter_merge import LINEAR, plan_adapter
+from tauspan.merge.sources.opening import open_source
+from tauspan.merge.stream.adapter import merged
 from tauspan.merge.stream.adapter_vector import adapter_vector
-from tauspan.merge.stream.job import Job
+from tauspan.merge.stream.plan import LINEAR
 
 CONFIG = "adapter_config.json"
 PLAIN = {"peft_type": "LORA", "r": 3, "lora_alpha": 6, "target_modules": ["q"], "bias": "none"}
@@ -457,9 +457,14 @@ def test_a_base_that_does_not_fit_is_an_error(tmp_path: Path) -> None:
 # -- merging into an adapter ---------------------------------------------------------------------------------------
 
 
-def job(method: str, models: list[Any], base: Any = None, **options: Any) -> Job:
-    row = METHODS[method]
-    return Job(row, Settings.of(row, options, len(models)), base, tuple(models), output="adapter")
+def low_rank(
+    method: str, models: list[Path], rank: int | None = None, base: Path | None = None, **options: Any
+) -> LowRank:
+    """The displacement of an adapter that is merged of others, or of models."""
+    paths = models if base is None else [base, *models]
+    based = base is not None
+    recipe = merging.recipe(paths, method, options, based, output="adapter", rank=rank)
+    return merged(merging.plan(recipe))
 
 
 @pytest.mark.parametrize(
@@ -478,13 +483,13 @@ def test_linear_methods_keep_the_factors_of_adapters(
         AdapterSource(linear(tmp_path / "a", *modules)),
         AdapterSource(linear(tmp_path / "b", *modules, seed=9)),
     ]
-    low = plan_adapter(job(method, models, **options), None).merged()
+    low = low_rank(method, [one.path for one in models], **options)
     for layer, (one, two) in factors.items():
         name = f"h.{layer}.q.weight"
         dense = [model.low.dense(name, torch.float64) for model in models]
         assert low.rank(name) == 6
         assert close(low.dense(name, torch.float64), one * dense[0] + two * dense[1])
-    cut = plan_adapter(job(method, models, **options), 4).merged()
+    cut = low_rank(method, [one.path for one in models], 4, **options)
     assert {cut.rank(name) for name in cut.terms} == {4}
     assert all(lost > 0 for lost in cut.lost.values())
 
@@ -496,7 +501,7 @@ def test_every_linear_method_is_linear() -> None:
 
 def test_one_adapter_merged_alone_comes_back(tmp_path: Path) -> None:
     one = AdapterSource(linear(tmp_path / "a", "q", "v"))
-    save_adapter(plan_adapter(job("task_arithmetic", [one]), 3).merged(), tmp_path / "b", like=one)
+    save_adapter(low_rank("task_arithmetic", [one.path], 3), tmp_path / "b", like=one)
     for name in (WEIGHTS, CONFIG):
         assert (tmp_path / "b" / name).read_bytes() == (tmp_path / "a" / name).read_bytes()
 
@@ -504,15 +509,15 @@ def test_one_adapter_merged_alone_comes_back(tmp_path: Path) -> None:
 def test_other_methods_go_through_the_dense_displacement(tmp_path: Path) -> None:
     models = [AdapterSource(linear(tmp_path / name, seed=seed)) for name, seed in (("a", 0), ("b", 9))]
     with pytest.raises(UsageError, match="'magmax' does not keep these inputs' ranks"):
-        plan_adapter(job("magmax", models), None).merged()
-    low = plan_adapter(job("magmax", models), 4).merged()
+        low_rank("magmax", [one.path for one in models])
+    low = low_rank("magmax", [one.path for one in models], 4)
     one, two = (model.low.dense("q.weight") for model in models)
     expected = torch.where(two.abs() > one.abs(), two, one)
     missed = low.dense("q.weight").double() - expected.double()
     assert low.rank("q.weight") == 4
     assert 0.01 < low.lost["q.weight"] < float(expected.norm())
     assert float(missed.norm()) == pytest.approx(low.lost["q.weight"], rel=1e-5)
-    whole = plan_adapter(job("magmax", models), 7).merged()
+    whole = low_rank("magmax", [one.path for one in models], 7)
     assert torch.allclose(whole.dense("q.weight"), expected, atol=1e-5)
 
 
@@ -521,8 +526,8 @@ def test_an_adapter_can_be_made_of_models(tmp_path: Path) -> None:
     moved = normal((9, 2), 3) @ normal((2, 7), 4)
     save_file(base, tmp_path / "base.safetensors")
     save_file({**base, "q.weight": base["q.weight"] + moved}, tmp_path / "tuned.safetensors")
-    tuned, origin = (open_source(tmp_path / f"{name}.safetensors") for name in ("tuned", "base"))
+    tuned, origin = (tmp_path / f"{name}.safetensors" for name in ("tuned", "base"))
     for method in ("task_arithmetic", "linear"):
-        low = plan_adapter(job(method, [tuned], origin), 2).merged()
+        low = low_rank(method, [tuned], 2, origin)
         assert list(low.terms) == ["q.weight"]
         assert torch.allclose(low.dense("q.weight"), moved, atol=1e-5)

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from tauspan.core.errors import MismatchError, NonFiniteError
 from tauspan.core.report import Report
 from tauspan.merge import merge_files
-from tauspan.merge.checks import compare
+from tauspan.merge.checks import contents
 from tauspan.store import Checkpoint, write_json, write_tensors
 
 INF = float("inf")
@@ -25,10 +25,7 @@ def merged(
         write_tensors(paths[-1], tensors, {"format": "pt"})
     start = {"base_model": paths[0]} if base else {}
     made = {"method": "task_arithmetic" if base else "linear", **start, "models": paths[base:], **recipe}
-    report = merge_files(
-        made,
-        tmp_path / "out",
-    )
+    report = merge_files(made, tmp_path / "out")
     return report, Checkpoint(tmp_path / "out")
 
 
@@ -73,7 +70,7 @@ def test_whole_numbers_that_mean_something_must_be_equal_or_be_allowed(tmp_path:
 def test_large_whole_numbers_are_compared_while_they_are_copied(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(compare, "_SMALL", 2)
+    monkeypatch.setattr(contents, "_SMALL", 2)
     pair = [
         {"w": torch.ones(2), "ids": torch.arange(3)},
         {"w": torch.zeros(2), "ids": torch.tensor([0, 1, 5])},
@@ -147,10 +144,7 @@ def test_a_stored_copy_of_a_tied_tensor_is_that_tensor(first: bool, tmp_path: Pa
         tied(tmp_path / "a", same if first else None, 1),
         tied(tmp_path / "b", None if first else same, 2),
     )
-    report = merge_files(
-        {"method": "linear", "models": [one, two]},
-        tmp_path / "out",
-    )
+    report = merge_files({"method": "linear", "models": [one, two]}, tmp_path / "out")
     (warning,) = report.warnings
     assert "'lm_head.weight'" in warning
     assert "is a copy of 'model.embed_tokens.weight', bit for bit" in warning
@@ -167,15 +161,9 @@ def test_a_trained_head_of_a_tied_model_is_told(tmp_path: Path) -> None:
     with pytest.raises(
         MismatchError, match=r"'lm_head.weight' .* tied to .* on one side only(.|\n)*--allow tied"
     ):
-        merge_files(
-            {"method": "linear", "models": [one, two]},
-            tmp_path / "out",
-        )
+        merge_files({"method": "linear", "models": [one, two]}, tmp_path / "out")
     recipe = {"method": "linear", "models": [one, two], "allow": ["tied"]}
-    report = merge_files(
-        recipe,
-        tmp_path / "out",
-    )
+    report = merge_files(recipe, tmp_path / "out")
     assert "a second copy is left out" in report.warnings[0]
 
 

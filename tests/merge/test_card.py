@@ -8,7 +8,7 @@ import torch
 import yaml
 
 from tauspan.core.errors import MismatchError, RecipeError, StoreError
-from tauspan.merge.recipe.recipe import MergeRecipe
+from tauspan.merge import parse_recipe
 from tauspan.merge.stream.card import FILE, Card
 from tauspan.merge.stream.files import merge_files
 from tauspan.merge.stream.reproduce import reproduce
@@ -34,10 +34,7 @@ def merged(folder: Path, *licences: str | None, more: str = "") -> Path:
     base, a, b = (model(folder, n, v, c) for n, v, c in zip("bac", (1.0, 2.0, 3.0), stated, strict=True))
     text = f"method: ties\nbase_model: {base}\nmodels:\n- {{model: {a}, parameters: {{weight: 0.3}}}}\n"
     text += f"- {{model: {b}}}\n{more}"
-    merge_files(
-        MergeRecipe.parse(text),
-        folder / "out",
-    )
+    merge_files(parse_recipe(text), folder / "out")
     return folder / "out"
 
 
@@ -86,10 +83,7 @@ def test_licences_that_differ_are_listed(
 )
 def test_a_parents_odd_card_states_no_licence(tmp_path: Path, text: str) -> None:
     a = model(tmp_path, "a", 1.0, text=text)
-    merge_files(
-        MergeRecipe.parse(f"method: linear\nmodels: [{{model: {a}}}]\n"),
-        tmp_path / "out",
-    )
+    merge_files(parse_recipe(f"method: linear\nmodels: [{{model: {a}}}]\n"), tmp_path / "out")
     assert "| a | merged | not stated |" in (tmp_path / "out" / FILE).read_text()
 
 
@@ -102,11 +96,8 @@ def test_hub_ids_stand_in_the_front_matter_and_are_pinned_to_commits(
     snapshots.mkdir(parents=True)
     model(snapshots, commit, 2.0)
     monkeypatch.setattr("tauspan.models.sources._from_hub", lambda *_: snapshots / commit)
-    recipe = MergeRecipe.parse("method: linear\nmodels: [{model: org/name}]\n")
-    merge_files(
-        recipe,
-        tmp_path / "out",
-    )
+    recipe = parse_recipe("method: linear\nmodels: [{model: org/name}]\n")
+    merge_files(recipe, tmp_path / "out")
     assert front(tmp_path / "out")["base_model"] == ["org/name"]
     assert front(tmp_path / "out")["base_model_relation"] == "merge"
     assert Card.read(tmp_path / "out").recipe.models[0].model == f"org/name@{commit}"
@@ -124,21 +115,13 @@ def test_a_card_is_read_back(tmp_path: Path) -> None:
 def test_a_merge_is_made_again_bit_for_bit(tmp_path: Path) -> None:
     out = merged(tmp_path)
     for path, target in ((out, None), (out / FILE, None), (out, tmp_path / "again")):
-        report = reproduce(
-            path,
-            target,
-            workers=1,
-            access="pread",
-        )
-        assert report.result["digest"] == Card.read(out).digest
+        report = reproduce(path, target, workers=1, access="pread")
+        assert report.digest == Card.read(out).digest
     weights = [(folder / "model.safetensors").read_bytes() for folder in (out, tmp_path / "again")]
     assert weights[0] == weights[1]
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a", "again", "b", "c", "out"]
     with pytest.raises(StoreError, match="again"):
-        reproduce(
-            out,
-            tmp_path / "again",
-        )
+        reproduce(out, tmp_path / "again")
 
 
 def test_a_difference_is_named(tmp_path: Path) -> None:
@@ -146,15 +129,11 @@ def test_a_difference_is_named(tmp_path: Path) -> None:
     original = (out / "model.safetensors").read_bytes()
     (out / "model.safetensors").write_bytes(original[:-4] + b"\0\0\0\x40")
     with pytest.raises(MismatchError, match=r"as the card says.*: w\. The files of .*out were altered after"):
-        reproduce(
-            out,
-        )
+        reproduce(out)
     (out / "model.safetensors").write_bytes(original)
     write_tensors(tmp_path / "a" / "model.safetensors", {"w": torch.full((2, 3), 9.0), "b": torch.ones(2)})
     with pytest.raises(MismatchError, match=r"are the same.*an input's values changed, or the program did"):
-        reproduce(
-            out / FILE,
-        )
+        reproduce(out / FILE)
     other = {"w": torch.full((2, 3), 9.0), "b": torch.ones(2)}
     write_tensors(tmp_path / "a" / "model.safetensors", other, {"format": "pt", "more": "x"})
     text = (out / FILE).read_text()
@@ -162,9 +141,7 @@ def test_a_difference_is_named(tmp_path: Path) -> None:
     with pytest.raises(
         MismatchError, match=rf"Inputs that changed: {tmp_path}/a\..*Versions that changed: numpy 0\.\d"
     ):
-        reproduce(
-            out / FILE,
-        )
+        reproduce(out / FILE)
 
 
 SPOILT = {
@@ -186,9 +163,7 @@ def test_what_is_no_card_is_an_error(tmp_path: Path, case: str) -> None:
     with pytest.raises(
         StoreError, match=r"README\.md is no card of a merge .*Take the card that the merge wrote"
     ):
-        reproduce(
-            out,
-        )
+        reproduce(out)
 
 
 def test_cards_that_cannot_be_read_or_hold_a_bad_recipe(tmp_path: Path) -> None:

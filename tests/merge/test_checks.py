@@ -9,10 +9,10 @@ from helpers import tiny
 from tauspan import store
 from tauspan.core import params
 from tauspan.core.errors import BaseMismatchError, MismatchError, NonFiniteError, StoreError, UsageError
-from tauspan.merge.checks import checks
 from tauspan.merge.checks.checks import check, doctor, nonfinite
 from tauspan.merge.lora.adapters import CONFIG, WEIGHTS
-from tauspan.merge.sources.inputs import open_source
+from tauspan.merge.sources import source as inside
+from tauspan.merge.sources.opening import open_source
 from tauspan.merge.sources.problems import LENIENT, Problem, require_none
 
 PLAIN = {
@@ -361,7 +361,8 @@ def test_each_kind_is_raised_as_its_error(kind, error):
 def test_the_doctor_shows_models_and_problems(made):
     a = made("a", PLAIN | {"ids": torch.arange(3)}, {"tie_word_embeddings": True})
     b = made("b", PLAIN)
-    report = doctor([b.path], a.path)
+    found = doctor([b.path], a.path)
+    report = found.report()
     models, problems = report.tables
     assert [row["model"] for row in models.rows] == ["a", "b"]
     assert models.rows[0] | {"path": ""} == {
@@ -386,7 +387,7 @@ def test_the_doctor_shows_models_and_problems(made):
     assert (report.result["errors"], report.result["warnings"]) == (1, 0)
     verdict = "These models cannot be merged as they are: 1 error (missing_tensors). They can with "
     verdict += "--allow missing_tensors."
-    assert report.result["verdict"] == verdict
+    assert report.result["verdict"] == found.verdict == verdict
     assert report.provenance["inputs"][0]["path"] == str(a.path)
     assert "missing_tensors" in report.to_markdown()
     assert type(report).from_json(report.to_json()).result == report.result
@@ -395,25 +396,24 @@ def test_the_doctor_shows_models_and_problems(made):
 def test_the_doctor_goes_on_after_what_it_cannot_read(made, tmp_path):
     a, b = made("a"), made("b", {"w": torch.ones(1)})
     (tmp_path / "broken.safetensors").write_bytes(b"x" * 20)
-    report = doctor([tmp_path / "broken.safetensors", a.path, b.path])
-    rows = report.tables[-1].rows
-    assert {(row["kind"], row["model"]) for row in rows} == {
+    found = doctor([tmp_path / "broken.safetensors", a.path, b.path])
+    assert {(problem.kind, problem.model) for problem in found.problems} == {
         ("unreadable", str(tmp_path / "broken.safetensors")),
         ("missing_tensors", "b"),
         ("extra_tensors", "b"),
     }
     for name in "ab":
         (tmp_path / name / "vocab.json").write_text("{" + name)
-    assert any(
-        "vocab.json cannot be read" in row["message"] for row in doctor([a.path, b.path]).tables[-1].rows
-    )
+    assert any("vocab.json cannot be read" in one.message for one in doctor([a.path, b.path]).problems)
     alone = doctor([tmp_path / "broken.safetensors"])
-    assert (len(alone.tables), alone.result["errors"]) == (1, 1)
+    assert (len(alone.report().tables), len(alone.errors)) == (1, 1)
 
 
 def test_the_doctor_is_content_with_what_fits(made):
     moved = {name: tensor + 0.5 if tensor.is_floating_point() else tensor for name, tensor in PLAIN.items()}
-    report = doctor([made("a").path], made("b", moved).path, values=True)
+    found = doctor([made("a").path], made("b", moved).path, values=True)
+    report = found.report()
+    assert (found.problems, found.errors) == ([], [])
     assert report.result == {"verdict": "These models can be merged: no errors.", "errors": 0, "warnings": 0}
     assert (report.tables[-1].rows, report.tables[-1].note) == ([], "none")
 
@@ -422,19 +422,19 @@ def test_the_doctor_is_content_with_what_fits(made):
     "dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16, torch.float8_e4m3fn]
 )
 def test_values_that_are_not_finite_are_found_when_asked(made, monkeypatch, dtype):
-    monkeypatch.setattr(checks, "_BLOCK", 4)
+    monkeypatch.setattr(inside, "LOOK", 4)
     bad = torch.ones(3, 4)
     bad[1, 3] = bad[2, 0] = float("nan")
     a = made("a", {"ids": torch.arange(5), "w": bad.to(dtype), "empty": torch.ones(0)})
-    assert doctor([a.path]).result["errors"] == 0
-    (row,) = doctor([a.path], values=True).tables[-1].rows
-    assert (row["kind"], row["model"], row["tensor"], row["file"]) == (
+    assert not doctor([a.path]).errors
+    (one,) = doctor([a.path], values=True).problems
+    assert (one.kind, one.model, one.tensor, str(one.file)) == (
         "values",
         "a",
         "w",
         str(a.path / "model.safetensors"),
     )
-    assert "has 2 of 12 values that are not finite, the first at entry 7" in row["message"]
+    assert "has 2 of 12 values that are not finite, the first at entry 7" in one.message
     (problem,) = nonfinite(a)
     with pytest.raises(NonFiniteError, match="train again"):
         require_none([problem])
@@ -442,8 +442,8 @@ def test_values_that_are_not_finite_are_found_when_asked(made, monkeypatch, dtyp
 
 def test_the_doctor_compares_fingerprints_with_values(made, vector):
     a, x = made("a"), vector("x", **{"norm.bias": [1, 2]})
-    assert doctor([x.path], a.path).result["errors"] == 0
-    assert doctor([x.path], a.path, values=True).tables[-1].rows[0]["kind"] == "base"
+    assert not doctor([x.path], a.path).errors
+    assert doctor([x.path], a.path, values=True).problems[0].kind == "base"
 
 
 def test_a_hundred_gigabytes_of_headers_are_checked_without_their_values(tmp_path):

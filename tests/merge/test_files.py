@@ -21,14 +21,13 @@ from tauspan.core.errors import (
     TauspanError,
     UsageError,
 )
-from tauspan.merge import MergeRecipe, Statistics, merge, merge_files, own_method, statistics_of
+from tauspan.merge import MergeRecipe, Statistics, merge, merge_files, own_method, parse_recipe, statistics_of
 from tauspan.merge.engine.settings import depths
 from tauspan.merge.lora.adapters import WEIGHTS, AdapterSource, save_adapter
 from tauspan.merge.lora.lowrank import LowRank, Term
 from tauspan.merge.recipe.recipe import Input
 from tauspan.merge.stream.card import FILE, Card
 from tauspan.merge.stream.files import planned
-from tauspan.merge.stream.plan import plan
 from tauspan.merge.stream.reproduce import reproduce
 from tauspan.store import Checkpoint, write_tensors
 from tauspan.vector import TaskVector
@@ -50,7 +49,7 @@ def adapter(folder: Path, layout: Any, seed: int) -> AdapterSource:
 
 
 def files(text: str, out: Path, **options: Any) -> Any:
-    return merge_files(MergeRecipe.parse(text), out, **options)
+    return merge_files(parse_recipe(text), out, **options)
 
 
 def of(paths: list[Path], method: str, more: str = "", base: Path | None = None) -> str:
@@ -78,17 +77,15 @@ def test_adapters_become_an_adapter_with_a_card(
     assert got.terms["h.0.q.weight"][0].layout == layout
     left = float((got.dense("h.0.q.weight", torch.float64) - wanted).norm())
     norm = float(wanted.norm())
-    assert report.result["norm"] == pytest.approx(norm, rel=1e-6)
-    assert report.result["loss"] == pytest.approx(left / norm, abs=1e-6)
-    assert (report.result["loss"] < 1e-6) == (rank is None or (layout == "embedding" and rank == 3))
+    assert report.norm == pytest.approx(norm, rel=1e-6)
+    assert report.loss == pytest.approx(left / norm, abs=1e-6)
+    assert (report.loss < 1e-6) == (rank is None or (layout == "embedding" and rank == 3))
     card = Card.read(tmp_path / "out")
-    assert card.digest == report.result["digest"]
+    assert card.digest == report.digest
     assert card.recipe.rank == rank
     assert "library_name: peft" in (tmp_path / "out" / FILE).read_text()
     assert "that the SVD cut off" in (tmp_path / "out" / FILE).read_text()
-    reproduce(
-        tmp_path / "out",
-    )
+    reproduce(tmp_path / "out")
     files(text, tmp_path / "again", workers=3)
     assert (tmp_path / "again" / WEIGHTS).read_bytes() == (tmp_path / "out" / WEIGHTS).read_bytes()
 
@@ -99,9 +96,7 @@ def test_a_change_of_an_adapter_shows_when_it_is_made_again(tmp_path: Path) -> N
     adapter(tmp_path / "other", "linear", 5)
     (tmp_path / "other" / WEIGHTS).replace(tmp_path / "a" / WEIGHTS)
     with pytest.raises(MismatchError, match=r"Tensors that differ.*h\.0\.q\.weight"):
-        reproduce(
-            tmp_path / "out",
-        )
+        reproduce(tmp_path / "out")
 
 
 def test_an_adapters_plan_says_ranks_and_moves_nothing(tmp_path: Path) -> None:
@@ -111,15 +106,15 @@ def test_an_adapters_plan_says_ranks_and_moves_nothing(tmp_path: Path) -> None:
         ("", "factors side by side, exactly", 4, 4 * 9),
         ("rank: 3\n", "factors side by side, cut by SVD", 3, 3 * 9),
     ):
-        recipe = MergeRecipe.parse(of(paths, "task_arithmetic", "output: adapter\n" + more))
-        with planned(recipe) as (_, made):
+        recipe = parse_recipe(of(paths, "task_arithmetic", "output: adapter\n" + more))
+        with planned(recipe) as made:
             found = made.report().result
         assert (found["how"], found["rank at most"], found["entries to write at most"]) == (
             how,
             rank,
             entries,
         )
-    with planned(MergeRecipe.parse(of(paths, "magmax", "output: adapter\nrank: 9\n"))) as (_, made):
+    with planned(parse_recipe(of(paths, "magmax", "output: adapter\nrank: 9\n"))) as made:
         assert made.report().result["rank at most"] == 4
         assert made.report().result["how"] == "displacements, cut by SVD"
     assert sorted(tmp_path.rglob("*")) == before
@@ -167,10 +162,7 @@ def test_the_bytes_do_not_depend_on_the_hash_seed(tmp_path: Path) -> None:
     )  # this process has a random one, or the variable's
     words = [sys.executable, "-c", code, str(tmp_path / "m.yaml"), str(tmp_path / "there")]
     subprocess.run(words, check=True, env={**os.environ, "PYTHONHASHSEED": other})
-    merge_files(
-        tmp_path / "m.yaml",
-        tmp_path / "here",
-    )
+    merge_files(tmp_path / "m.yaml", tmp_path / "here")
     first, second = (tmp_path / name / "model.safetensors" for name in ("here", "there"))
     assert first.read_bytes() == second.read_bytes()
 
@@ -299,11 +291,11 @@ def test_statistics_that_do_not_belong_are_refused_by_their_headers(case: str, t
             vector.save_pretrained(tmp_path / f"v{path.stem[1:]}.safetensors")
             text = text.replace(str(path), str(tmp_path / f"v{path.stem[1:]}.safetensors"))
     error, words = WRONG[case]
-    with pytest.raises(error, match=words), planned(MergeRecipe.parse(text)):
+    with pytest.raises(error, match=words), planned(parse_recipe(text)):
         pass
     if case in ("base", "regime"):
-        with planned(MergeRecipe.parse(text + f"allow: [{case}]\n")) as (_, made):
-            assert made.job.method.name == "fisher"
+        with planned(parse_recipe(text + f"allow: [{case}]\n")) as made:
+            assert made.method.name == "fisher"
 
 
 # -- before anything is read -----------------------------------------------------------------------------------
@@ -323,10 +315,7 @@ def test_options_that_do_not_fit_together_fail_at_planning(
     method: str, more: str, words: str, tmp_path: Path
 ) -> None:
     base, *models = merging.checkpoints(tmp_path, 2)
-    with (
-        pytest.raises(UsageError, match=words),
-        planned(MergeRecipe.parse(of(models, method, more, base))),
-    ):
+    with pytest.raises(UsageError, match=words), planned(parse_recipe(of(models, method, more, base))):
         pass
 
 
@@ -341,10 +330,7 @@ def test_without_embeddings_there_is_nothing_to_align(text: str, tmp_path: Path)
     recipe = f"{kind}: linear\nmodels: [{{model: {tmp_path}/0}}, {{model: {tmp_path}/1}}]\n"
     recipe += f"parameters: {{weight: 1.0}}\n\n{text}"
     with pytest.raises(MismatchError, match=r"id 0 is 'y'.*(.|\n)*`--allow tokenizer`"):
-        merge_files(
-            MergeRecipe.parse(recipe, "m.yaml"),
-            tmp_path / "out",
-        )
+        merge_files(parse_recipe(recipe, "m.yaml"), tmp_path / "out")
 
 
 def test_a_vector_in_one_file_has_its_recipe_and_no_card(tmp_path: Path) -> None:
@@ -352,16 +338,12 @@ def test_a_vector_in_one_file_has_its_recipe_and_no_card(tmp_path: Path) -> None
     text = of(models, "ties", "output: vector\n", base)
     files(text, tmp_path / "v.safetensors")
     info = TaskVector.from_pretrained(tmp_path / "v.safetensors").info
-    assert MergeRecipe.parse(json.dumps(info["merge"]["recipe"])) == MergeRecipe.parse(text)
+    assert parse_recipe(json.dumps(info["merge"]["recipe"])) == parse_recipe(text)
     with pytest.raises(StoreError, match=r"only a directory has a card.*info\.merge\.recipe"):
-        reproduce(
-            tmp_path / "v.safetensors",
-        )
+        reproduce(tmp_path / "v.safetensors")
     files(text, tmp_path / "folder")
     assert Card.read(tmp_path / "folder").recipe.method == "ties"
-    reproduce(
-        tmp_path / "folder",
-    )
+    reproduce(tmp_path / "folder")
 
 
 # -- code of one's own -------------------------------------------------------------------------------------------
@@ -376,10 +358,11 @@ def test_other_code_under_the_same_name_is_another_plan(tmp_path: Path) -> None:
 
     paths = merging.checkpoints(tmp_path, 2)
     keys = {
-        name: plan(merging.job(paths, own_method(f, "m:f"))).key for name, f in (("a", first), ("b", last))
+        name: merging.plan(merging.recipe(paths, own_method(f, "m:f"))).key
+        for name, f in (("a", first), ("b", last))
     }
     assert keys["a"] != keys["b"]
-    assert keys["a"] == plan(merging.job(paths, own_method(first, "m:f"))).key
+    assert keys["a"] == merging.plan(merging.recipe(paths, own_method(first, "m:f"))).key
 
 
 def test_a_card_says_that_code_is_needed_and_which(tmp_path: Path) -> None:
@@ -388,22 +371,14 @@ def test_a_card_says_that_code_is_needed_and_which(tmp_path: Path) -> None:
 
     base, *models = merging.checkpoints(tmp_path, 2)
     recipe = MergeRecipe("mine:first", tuple(Input(str(path)) for path in models), str(base))
-    merge_files(
-        recipe.with_method(own_method(first)),
-        tmp_path / "out",
-    )
+    merge_files(recipe.with_method(own_method(first)), tmp_path / "out")
     text = (tmp_path / "out" / FILE).read_text()
     assert "`mine:first`, which this card does not hold" in text
     assert "--code mine:first" in text
     assert '"sha256"' in text.partition('"code"')[2]
     with pytest.raises(RecipeError, match="Allow it with `--code mine:first`"):
-        reproduce(
-            tmp_path / "out",
-        )
-    reproduce(
-        tmp_path / "out",
-        own=own_method(first),
-    )
+        reproduce(tmp_path / "out")
+    reproduce(tmp_path / "out", own=own_method(first))
     with pytest.raises(RecipeError, match="'ties', a name of the table, and 'first' shall run"):
         MergeRecipe("ties", (Input("a"),), "b").with_method(own_method(first))
 

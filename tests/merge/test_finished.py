@@ -10,7 +10,7 @@ from helpers import merging
 from tauspan.cli.main import main
 from tauspan.core.errors import StoreError
 from tauspan.merge import merge_files
-from tauspan.merge.stream.journal import work_folder
+from tauspan.merge.stream.stream import work_folder
 from tauspan.store import Checkpoint, write_json, write_tensors
 
 KINDS = ("model", "vector", "file", "adapter")
@@ -78,11 +78,7 @@ def test_an_input_that_changed_or_a_file_that_is_gone_is_no_finished_merge(tmp_p
         "models": [tmp_path / "a", tmp_path / "b"],
     }
     with pytest.raises(StoreError, match="not as the result of this merge"):
-        merge_files(
-            recipe,
-            out,
-            resume=True,
-        )
+        merge_files(recipe, out, resume=True)
 
 
 def test_a_folder_that_no_merge_wrote_is_left_alone(tmp_path: Path) -> None:

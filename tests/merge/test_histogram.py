@@ -9,9 +9,8 @@ from hypothesis import strategies as st
 from helpers.blocks import drawn
 from tauspan.core.errors import UsageError
 from tauspan.merge.methods import histogram
-from tauspan.merge.methods.method import Block
-from tauspan.merge.methods.randomness import uniform
-from tauspan.merge.methods.scope import Blocks, Spec
+from tauspan.merge.methods.method import Block, Spec, uniform
+from tauspan.merge.methods.scope import Blocks
 
 FLOATS = st.floats(-100, 100, width=32) | st.sampled_from([0.0, -0.0, 1.0, -1.0, 2.0**-149, float("inf")])
 

@@ -25,10 +25,10 @@ from tauspan.core.errors import (
     UsageError,
 )
 from tauspan.merge.lora.adapters import CONFIG, WEIGHTS
-from tauspan.merge.sources import inputs
-from tauspan.merge.sources.inputs import open_source
-from tauspan.merge.sources.ties import aliases_of
-from tauspan.store.headers import read_header
+from tauspan.merge.sources import opening
+from tauspan.merge.sources.opening import open_source
+from tauspan.merge.sources.source import aliases_of
+from tauspan.store import read_header
 from tauspan.store.values import _OPEN, ACCESS, Values
 
 INDEX = "model.safetensors.index.json"
@@ -357,7 +357,7 @@ def test_the_packaged_model_opens_by_its_name():
 
 def test_ids_go_to_the_hub_and_the_commit_is_noted(tmp_path, monkeypatch):
     snapshot = model(tmp_path / "snapshots" / "c0ffee", {})
-    monkeypatch.setattr(inputs, "model_directory", {"org/name@main": snapshot}.__getitem__)
+    monkeypatch.setattr(opening, "model_directory", {"org/name@main": snapshot}.__getitem__)
     source = open_source("org/name@main")
     assert (source.label, source.identity["commit"]) == ("name", "c0ffee")
     assert source.identity["path"] == "org/name@main"

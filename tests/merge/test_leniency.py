@@ -185,10 +185,7 @@ def test_without_a_base_a_tensor_is_merged_from_the_models_that_have_it(
             "parameters": POINTS[method],
             "allow": ["missing_tensors"],
         }
-        merge_files(
-            recipe,
-            tmp_path / name,
-        )
+        merge_files(recipe, tmp_path / name)
         return Checkpoint(tmp_path / name).read()
 
     weights = [0.5, 0.3, 0.9][:most]
@@ -216,10 +213,7 @@ def test_a_plain_sum_keeps_the_sum_of_its_weights(tmp_path: Path) -> None:
         "parameters": {"normalize": False},
         "allow": ["missing_tensors"],
     }
-    merge_files(
-        recipe,
-        tmp_path / "out",
-    )
+    merge_files(recipe, tmp_path / "out")
     out = Checkpoint(tmp_path / "out")
     assert (out["x"].tolist(), out["vae"].tolist()) == ([4.0, 4.0], [7.0, 7.0])
 
@@ -235,10 +229,7 @@ def test_weights_that_cancel_cannot_take_over(tmp_path: Path) -> None:
     with pytest.raises(
         Exception, match=r"the weights of the models that have 'vae' are \(1, -1\) and sum to 0"
     ):
-        merge_files(
-            {"method": "linear", "models": models, "allow": ["missing_tensors"]},
-            tmp_path / "out",
-        )
+        merge_files({"method": "linear", "models": models, "allow": ["missing_tensors"]}, tmp_path / "out")
 
 
 # -- what is told ---------------------------------------------------------------------------------------------------
@@ -251,19 +242,13 @@ def test_old_names_of_norms_are_the_same_tensors(tmp_path: Path) -> None:
     base, tune = model(tmp_path / "b", old), model(tmp_path / "m", moved(new))
     for method, first in (("task_arithmetic", {"base_model": base}), ("linear", {})):
         models = [tune] if first else [base, tune]
-        report = merge_files(
-            {"method": method, **first, "models": models},
-            tmp_path / method,
-        )
+        report = merge_files({"method": method, **first, "models": models}, tmp_path / method)
         assert not report.warnings
         out, share = Checkpoint(tmp_path / method), 1.0 if first else 0.5
         for name, tensor in old.items():
             torch.testing.assert_close(out[name], tensor + share)
     third = model(tmp_path / "n", new)
-    merge_files(
-        {"method": "linear", "models": [third, base]},
-        tmp_path / "turned",
-    )
+    merge_files({"method": "linear", "models": [third, base]}, tmp_path / "turned")
     assert set(Checkpoint(tmp_path / "turned")) == set(new)
 
 
@@ -271,10 +256,7 @@ def test_errors_of_one_kind_are_one_line_that_names_the_models(tmp_path: Path) -
     base = model(tmp_path / "base", PLAIN)
     tunes = [model(tmp_path / f"tune{n}", without("model.norm.weight")) for n in range(4)]
     with pytest.raises(MismatchError) as caught:
-        merge_files(
-            {"method": "ties", "base_model": base, "models": tunes},
-            tmp_path / "out",
-        )
+        merge_files({"method": "ties", "base_model": base, "models": tunes}, tmp_path / "out")
     line, hint = str(caught.value).splitlines()
     assert "'model.norm.weight'" in line
     assert "The same holds for 3 more: tune1, tune2, tune3." in line
@@ -291,10 +273,7 @@ def test_warnings_of_an_adapter_are_told_too(tmp_path: Path, caplog: pytest.LogC
         "output": "adapter",
         "rank": 4,
     }
-    report = merge_files(
-        recipe,
-        tmp_path / "out",
-    )
+    report = merge_files(recipe, tmp_path / "out")
     assert "float16" in report.warnings[0]
     assert "float16" in caplog.text
     assert "float16" in (tmp_path / "out" / "README.md").read_text()
@@ -308,6 +287,6 @@ def test_the_doctor_says_its_verdict_first(tmp_path: Path, capsys: pytest.Captur
     assert first.endswith("They can with --allow config.")
     assert main(["doctor", str(tune), "--base", str(base), "--allow", "config"]) == 0
     assert capsys.readouterr().out.splitlines()[0] == "These models can be merged: no errors, 1 warning."
-    assert doctor([tune], base).result["verdict"] == first
+    assert doctor([tune], base).verdict == first
     assert main(["doctor", str(tune), "--allow", "confg"]) == 2
     assert "Did you mean 'config'?" in capsys.readouterr().err

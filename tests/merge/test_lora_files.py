@@ -14,7 +14,7 @@ from tauspan.core.errors import MismatchError, ModelError, StoreError, UsageErro
 from tauspan.merge import merge_files
 from tauspan.merge.checks.checks import check
 from tauspan.merge.lora.lora_files import LoraFile
-from tauspan.merge.sources.inputs import open_source
+from tauspan.merge.sources.opening import open_source
 
 ATTENTION = "down_blocks.0.attentions.0.transformer_blocks.0.attn1.to_q"
 CONV = "down_blocks.0.resnets.0.conv1"
@@ -96,10 +96,7 @@ def moved(base: Path, out: Path, outer: str = "") -> dict[str, Tensor]:
 
 
 def merged(out: Path, **recipe: Any) -> Path:
-    merge_files(
-        recipe,
-        out,
-    )
+    merge_files(recipe, out)
     return out
 
 

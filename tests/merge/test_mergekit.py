@@ -7,11 +7,11 @@ import pytest
 import torch
 
 from tauspan.core.errors import RecipeError
-from tauspan.merge import METHODS
+from tauspan.merge import METHODS, parse_recipe
 from tauspan.merge.engine.settings import Filtered, Gradient
 from tauspan.merge.recipe.dialect import DIALECT
 from tauspan.merge.recipe.recipe import UNION, MergeRecipe
-from tauspan.merge.sources.inputs import open_source
+from tauspan.merge.sources.opening import open_source
 from tauspan.merge.stream.files import merge_files
 from tauspan.store import write_tensors
 
@@ -89,13 +89,13 @@ TRANSLATED: dict[str, tuple[str, str, list[str], dict[str, Any]]] = {
 @pytest.mark.parametrize("case", TRANSLATED)
 def test_a_file_becomes_the_recipe_it_stands_for(case: str) -> None:
     text, method, models, parameters = TRANSLATED[case]
-    recipe = MergeRecipe.parse(text)
+    recipe = parse_recipe(text)
     assert (recipe.method, names(recipe), dict(recipe.parameters)) == (method, models, parameters)
-    assert MergeRecipe.parse(recipe.to_yaml()) == recipe
+    assert parse_recipe(recipe.to_yaml()) == recipe
 
 
 def test_filters_and_gradients_hold_as_in_mergekit() -> None:
-    recipe = MergeRecipe.parse(
+    recipe = parse_recipe(
         "merge_method: ties\n" + BASED + "models:\n- model: a\n  parameters:\n"
         "    weight: [{filter: mlp, value: [0, 1e0, '4']}, {filter: '*', value: 0.25}]\n"
         "    density: [{filter: attn, value: 0.1}]\n- model: c\nparameters: {weight: 3, density: [1, 0.5]}\n"
@@ -121,21 +121,21 @@ def test_dtypes_and_tokenizers() -> None:
         ("dtype: float64\nout_dtype: torch.float16\n", "float64", "float16"),
         ("dtype: float32\n", "float32", "float32"),
     ):
-        recipe = MergeRecipe.parse(start + text)
+        recipe = parse_recipe(start + text)
         assert (recipe.dtype, recipe.out_dtype) == (arithmetic, out)
     based = start + "base_model: b\nparameters: {weight: 1}\n"
-    assert MergeRecipe.parse(based + "tokenizer_source: base\n").tokenizer_source == "b"
-    assert MergeRecipe.parse(based + "tokenizer_source: union\n").tokenizer_source == UNION
-    assert MergeRecipe.parse(based + "tokenizer: {source: a}\n").tokenizer_source == "a"
+    assert parse_recipe(based + "tokenizer_source: base\n").tokenizer_source == "b"
+    assert parse_recipe(based + "tokenizer_source: union\n").tokenizer_source == UNION
+    assert parse_recipe(based + "tokenizer: {source: a}\n").tokenizer_source == "a"
 
 
 def test_slices_take_the_base_out_where_it_is_subtracted() -> None:
     two = "[{model: b, layer_range: [0, 2]}, {model: a, layer_range: [1, 3], parameters: {weight: 1}}]"
-    recipe = MergeRecipe.parse(f"merge_method: ties\nbase_model: b\nslices: [{{sources: {two}}}]\n")
+    recipe = parse_recipe(f"merge_method: ties\nbase_model: b\nslices: [{{sources: {two}}}]\n")
     (part,) = recipe.slices
     assert part.base is not None
     assert (part.base.model, [one.model for one in part.sources]) == ("b", ["a"])
-    turned = MergeRecipe.parse(
+    turned = parse_recipe(
         f"{SLERP}slices: [{{sources: [{two[1:-1].split(', {')[0]}, {{model: a, layer_range: [0, 2]}}]}}]\n"
     )
     assert [one.model for one in turned.slices[0].sources] == ["b", "a"]
@@ -213,14 +213,14 @@ REFUSED = {
 def test_what_is_not_supported_is_named_with_its_line(case: str) -> None:
     text, words = REFUSED[case]
     with pytest.raises(RecipeError) as caught:
-        MergeRecipe.parse(text, "m.yml")
+        parse_recipe(text, "m.yml")
     assert "m.yml" in str(caught.value)
     assert words in str(caught.value)
 
 
 def test_a_parameter_that_mergekit_does_not_read_is_left_out_with_a_warning() -> None:
     text = "merge_method: linear\n" + TWO.replace("weight: 2", "weight: 2, density: 1, normalize: false")
-    recipe = MergeRecipe.parse(text, "m.yml")
+    recipe = parse_recipe(text, "m.yml")
     assert recipe.models[1].parameters == {"weight": 2.0}
     ends = ": mergekit leaves it out here, and so does this merge."
     assert recipe.notes == (
@@ -239,10 +239,7 @@ def test_a_file_is_merged_by_the_numbers(tmp_path: Path) -> None:
     text += "- {{model: {0}/c.safetensors, parameters: {{weight: 2}}}}\n"
     file = tmp_path / "m.yml"
     file.write_text(text.format(tmp_path))
-    merge_files(
-        file,
-        tmp_path / "out",
-    )
+    merge_files(file, tmp_path / "out")
     source = open_source(tmp_path / "out")
     expected = [1 + (0.5 * 2 + 2 * 1) / 2.5, 1 + (2 * 4) / 2, 1.0]
     assert source.read("w", 0, 3).tolist() == pytest.approx(expected)
@@ -250,5 +247,5 @@ def test_a_file_is_merged_by_the_numbers(tmp_path: Path) -> None:
 
 
 def test_gradients_are_kept_as_they_are() -> None:
-    recipe = MergeRecipe.parse(SLERP.replace("0.5", "[0, 0.5, 1]") + "models: [{model: a}]\n")
+    recipe = parse_recipe(SLERP.replace("0.5", "[0, 0.5, 1]") + "models: [{model: a}]\n")
     assert recipe.parameters["t"] == Gradient((0.0, 0.5, 1.0))

@@ -11,14 +11,15 @@ import yaml
 
 from tauspan.cli.main import main
 from tauspan.core.errors import MismatchError, RecipeError, StoreError, UsageError
+from tauspan.merge import parse_recipe
 from tauspan.merge.checks.checks import check, doctor
 from tauspan.merge.engine.memory import merge
 from tauspan.merge.engine.settings import depths
 from tauspan.merge.lora.adapters import save_adapter
 from tauspan.merge.lora.lowrank import LowRank, Term
-from tauspan.merge.methods.table import METHODS
+from tauspan.merge.methods import METHODS
 from tauspan.merge.recipe.recipe import Input, MergeRecipe
-from tauspan.merge.sources.inputs import open_source
+from tauspan.merge.sources.opening import open_source
 from tauspan.merge.stream.card import Card
 from tauspan.merge.stream.files import merge_files
 from tauspan.merge.stream.reproduce import reproduce
@@ -52,11 +53,7 @@ def of(three: dict[str, str], **more: Any) -> dict[str, Any]:
 
 
 def made(three: dict[str, str], out: Path, overwrite: bool = False, **more: Any) -> Path:
-    merge_files(
-        of(three, **more),
-        out,
-        overwrite=overwrite,
-    )
+    merge_files(of(three, **more), out, overwrite=overwrite)
     return out
 
 
@@ -214,10 +211,7 @@ def test_a_mapping_is_a_recipe(three: dict[str, str], tmp_path: Path) -> None:
         **of(three),
         "models": (Path(three["a"]), {"model": Path(three["b"]), "parameters": {"weight": 1e-5}}),
     }
-    merge_files(
-        given,
-        tmp_path / "out",
-    )
+    merge_files(given, tmp_path / "out")
     expected = torch.full((2, 3), 1.25) + 1e-5 * 0.5
     torch.testing.assert_close(Checkpoint(tmp_path / "out")["h.0.w"], expected, rtol=0, atol=1e-7)
     with pytest.raises(RecipeError, match=r"the mapping, as YAML, line \d: unknown key 'modells'"):
@@ -231,7 +225,7 @@ def test_a_mapping_is_a_recipe(three: dict[str, str], tmp_path: Path) -> None:
 
 
 def test_models_may_be_plain_texts() -> None:
-    short = MergeRecipe.parse("method: linear\nmodels: [a, {model: b}]\n")
+    short = parse_recipe("method: linear\nmodels: [a, {model: b}]\n")
     assert [one.model for one in short.models] == ["a", "b"]
 
 
@@ -253,7 +247,7 @@ def test_models_may_be_plain_texts() -> None:
 )  # fmt: skip
 def test_a_wrong_spelling_is_answered_with_the_right_one(text: str, said: str) -> None:
     with pytest.raises(RecipeError) as caught:
-        MergeRecipe.parse(f"method: task_arithmetic\nmodels: [a]\n{text}\n", "m.yaml")
+        parse_recipe(f"method: task_arithmetic\nmodels: [a]\n{text}\n", "m.yaml")
     assert said in str(caught.value)
     assert "m.yaml" in str(caught.value)
 
@@ -262,7 +256,7 @@ def test_an_unknown_method_is_named_with_its_line() -> None:
     with pytest.raises(
         RecipeError, match=r"m\.yaml, line 2: method: no merging method 'tie'\. Did you mean 'ties'"
     ):
-        MergeRecipe.parse("models: [a]\nmethod: tie\n", "m.yaml")
+        parse_recipe("models: [a]\nmethod: tie\n", "m.yaml")
 
 
 @pytest.mark.parametrize(
@@ -276,7 +270,7 @@ def test_an_unknown_method_is_named_with_its_line() -> None:
     ],
 )
 def test_short_names_of_dtypes_are_read(short: str, name: str) -> None:
-    assert MergeRecipe.parse(f"method: linear\nmodels: [a]\nout_dtype: {short}\n").out_dtype == name
+    assert parse_recipe(f"method: linear\nmodels: [a]\nout_dtype: {short}\n").out_dtype == name
     if short != name:
         with pytest.raises(RecipeError, match=f"out_dtype is '{short}': write '{name}'"):
             MergeRecipe("linear", (Input("a"),), out_dtype=short)  # type: ignore[arg-type]
@@ -284,17 +278,11 @@ def test_short_names_of_dtypes_are_read(short: str, name: str) -> None:
 
 def test_a_filter_that_fits_no_tensor_is_named(three: dict[str, str], tmp_path: Path) -> None:
     text = yaml.safe_dump(of(three)) + "parameters:\n  weight:\n  - {filter: h.0, value: 1}\n"
-    merge_files(
-        MergeRecipe.parse(text, "m.yaml"),
-        tmp_path / "out",
-    )
+    merge_files(parse_recipe(text, "m.yaml"), tmp_path / "out")
     text += "  - {filter: attn, value: 2}\n"
     said = r"m\.yaml, line \d: parameters\.weight\[1\]: the filter 'attn' fits no tensor.*'h\.0\.w'"
     with pytest.raises(RecipeError, match=said):
-        merge_files(
-            MergeRecipe.parse(text, "m.yaml"),
-            tmp_path / "no",
-        )
+        merge_files(parse_recipe(text, "m.yaml"), tmp_path / "no")
 
 
 def test_vectors_in_memory_are_not_files() -> None:
@@ -336,8 +324,8 @@ def test_doctor_measures_displacements(tmp_path: Path) -> None:
     others = [base + moves[0], base + moves[1], base, torch.randn(2, 3)]
     for path, values in zip(paths, [base, *others], strict=True):
         write_tensors(path / "model.safetensors", {"h.0.w": values})
-    report = doctor(paths[1:], paths[0], values=True)
-    (table,) = (table for table in report.tables if table.title == "displacements")
+    found = doctor(paths[1:], paths[0], values=True)
+    (table,) = (table for table in found.report().tables if table.title == "displacements")
     theta0, tau = base.double().flatten(), [(one.double() - base.double()).flatten() for one in others]
     for row, own in zip(table.rows, tau, strict=True):
         assert float(str(row["displacement"])) == pytest.approx(float(own.norm() / theta0.norm()), rel=6e-3)
@@ -347,9 +335,8 @@ def test_doctor_measures_displacements(tmp_path: Path) -> None:
     assert table.rows[0]["cos b"] == pytest.approx(
         float(torch.cosine_similarity(tau[0], tau[1], 0)), abs=1e-9
     )
-    (problems,) = (table.rows for table in report.tables if table.title == "problems")
-    assert [(row["kind"], row["model"]) for row in problems] == [("unmoved", "same"), ("unrelated", "other")]
-    assert not [table for table in doctor(paths[1:], paths[0]).tables if table.title == "displacements"]
+    assert [(one.kind, one.model) for one in found.problems] == [("unmoved", "same"), ("unrelated", "other")]
+    assert not doctor(paths[1:], paths[0]).displacements
 
 
 def test_an_adapter_of_another_base_is_told(tmp_path: Path) -> None:
@@ -387,28 +374,19 @@ def test_a_card_is_reproduced_from_elsewhere(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     recipe = of({"base": "base", "a": "a", "b": "b"}, tokenizer_source="a")
-    merge_files(
-        recipe,
-        "out",
-    )
+    merge_files(recipe, "out")
     assert Card.read("out").recipe.base_model == "base"
     (tmp_path / "away").mkdir()
     monkeypatch.chdir(tmp_path / "away")
-    reproduce(
-        tmp_path / "out",
-    )
+    reproduce(tmp_path / "out")
     Path(three["a"]).rename(tmp_path / "away" / "a")  # as given, from here
-    reproduce(
-        tmp_path / "out",
-    )
+    reproduce(tmp_path / "out")
     Path("a").rename("moved")
     said = (
         rf"the input 'a' of {tmp_path}/out is neither at {tmp_path}/a nor at {tmp_path}/away/a\. Put it back"
     )
     with pytest.raises(StoreError, match=said):
-        reproduce(
-            tmp_path / "out",
-        )
+        reproduce(tmp_path / "out")
 
 
 def test_a_card_tells_an_altered_result_from_altered_inputs(three: dict[str, str], tmp_path: Path) -> None:
@@ -418,15 +396,11 @@ def test_a_card_tells_an_altered_result_from_altered_inputs(three: dict[str, str
     with pytest.raises(
         MismatchError, match=f"as the card says.* h.0.w. The files of {out} were altered after the merge"
     ):
-        reproduce(
-            out,
-        )
+        reproduce(out)
     (out / "model.safetensors").write_bytes(whole)
     write_tensors(Path(three["a"]) / "model.safetensors", {"h.0.w": torch.full((2, 3), 7.0)})
     with pytest.raises(MismatchError, match="keeps no hash of values: an input's values changed"):
-        reproduce(
-            out,
-        )
+        reproduce(out)
 
 
 # what the terminal shows
@@ -465,10 +439,7 @@ def test_the_methods_are_listed(capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_a_merge_without_base_speaks_of_weights(three: dict[str, str], tmp_path: Path) -> None:
     recipe = {"method": "linear", "models": [three["a"], three["b"]]}
-    (table,) = merge_files(
-        recipe,
-        tmp_path / "out",
-    ).tables
+    (table,) = merge_files(recipe, tmp_path / "out").report().tables
     assert [row["tensor"] for row in table.rows] == ["all"]  # nothing was lost
     assert set(table.rows[0]) == {"tensor", "entries", "norm", "loss"}
     assert ("weights" in table.note, "displacement" in table.note, "lost most" in table.note) == (
@@ -486,8 +457,5 @@ def test_a_merge_without_base_speaks_of_weights(three: dict[str, str], tmp_path:
         {"h.0.w": torch.full((2, 3), 1.002), "x": torch.full((1,), 0.1)},
     )
     recipe["out_dtype"] = "bf16"
-    (table,) = merge_files(
-        recipe,
-        tmp_path / "half",
-    ).tables
+    (table,) = merge_files(recipe, tmp_path / "half").report().tables
     assert (len(table.rows), "The 2 tensors that lost most" in table.note) == (3, True)

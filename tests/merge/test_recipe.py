@@ -8,14 +8,13 @@ import torch
 
 from helpers.tiny import vector
 from tauspan.core.errors import MismatchError, ModelError, RecipeError, UsageError
-from tauspan.merge import METHODS, merge
+from tauspan.merge import METHODS, merge, parse_recipe
 from tauspan.merge.engine.own import imported, own_method
 from tauspan.merge.engine.settings import Filtered, Gradient
-from tauspan.merge.recipe.fields import size
-from tauspan.merge.recipe.json_schema import json_schema
+from tauspan.merge.recipe.parts import size, within
+from tauspan.merge.recipe.reading import json_schema
 from tauspan.merge.recipe.recipe import Input, MergeRecipe
-from tauspan.merge.recipe.spelling import within
-from tauspan.merge.sources.inputs import open_source
+from tauspan.merge.sources.opening import open_source
 from tauspan.merge.stream.files import merge_files
 from tauspan.store import write_tensors
 
@@ -121,7 +120,7 @@ REFUSED = {
 def test_a_refusal_names_the_line_and_the_repair(case: str) -> None:
     text, words = REFUSED[case]
     with pytest.raises(RecipeError) as caught:
-        MergeRecipe.parse(text, "m.yaml")
+        parse_recipe(text, "m.yaml")
     assert "m.yaml" in str(caught.value)
     assert words in str(caught.value)
 
@@ -130,31 +129,31 @@ def test_a_value_of_nested_aliases_makes_a_short_message() -> None:
     bomb = "a0: &a0 [x, x, x, x, x, x, x, x, x]\n"
     bomb += "".join(f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 9)}]\n" for n in range(1, 30))
     with pytest.raises(RecipeError, match="line 1: unknown key 'a0'"):
-        MergeRecipe.parse(bomb)
+        parse_recipe(bomb)
     with pytest.raises(RecipeError, match="seed is") as caught:
-        MergeRecipe.parse("seed: &a [x]\n".replace("&a [x]", bomb.splitlines()[0][4:]))
+        parse_recipe("seed: &a [x]\n".replace("&a [x]", bomb.splitlines()[0][4:]))
     assert len(str(caught.value)) < 1000
 
 
 def test_a_recipe_reads_back_as_it_was_written() -> None:
-    recipe = MergeRecipe.parse(
+    recipe = parse_recipe(
         LEAST + "models:\n- model: a\n  parameters: {weight: [{filter: x, value: [0, 1]}, {value: 2}]}\n"
         "- {model: 'c: d'}\nparameters: {weight: {filter: '*', value: 3}, scale: 0.5}\n"
         "dtype: float64\nout_dtype: bfloat16\nrounding: stochastic\nseed: 3\nallow: [extra_tensors]\n"
     )
     assert recipe.models[0].parameters["weight"] == (Filtered("x", Gradient((0.0, 1.0))), Filtered(None, 2))
     assert recipe.parameters["weight"] == (Filtered(None, 3),)
-    assert MergeRecipe.parse(recipe.to_yaml()) == recipe
-    sliced = MergeRecipe.parse(
+    assert parse_recipe(recipe.to_yaml()) == recipe
+    sliced = parse_recipe(
         "method: task_arithmetic\nslices:\n- sources: [{model: a, layer_range: [0, 2], parameters: {weight: 2}}]\n"
         "  base: {model: b, layer_range: [1, 3]}\n  parameters: {scale: 2}\n"
     )
-    assert MergeRecipe.parse(sliced.to_yaml()) == sliced
+    assert parse_recipe(sliced.to_yaml()) == sliced
     assert sliced.slices[0].base is not None
 
 
 def test_a_resolved_recipe_has_every_option() -> None:
-    recipe = MergeRecipe.parse(
+    recipe = parse_recipe(
         LEAST + "models: [{model: a}]\nparameters: {weight: [{filter: x, value: 2}], scale: 3}\n"
     )
     resolved = recipe.resolved()
@@ -209,14 +208,11 @@ def values(folder: Path) -> dict[str, float]:
 
 def test_slices_stack_layers_of_several_models(tmp_path: Path) -> None:
     a, b = stack(tmp_path, "a", 100), stack(tmp_path, "b", 200)
-    recipe = MergeRecipe.parse(
+    recipe = parse_recipe(
         f"method: passthrough\nslices:\n- sources: [{{model: {a}, layer_range: [0, 2]}}]\n"
         f"- sources: [{{model: {b}, layer_range: [1, 3]}}]\n"
     )
-    merge_files(
-        recipe,
-        tmp_path / "out",
-    )
+    merge_files(recipe, tmp_path / "out")
     assert values(tmp_path / "out") == {
         "model.embed.weight": 100.0,
         "model.layers.0.w": 100.0,
@@ -232,17 +228,14 @@ def test_each_slice_has_its_own_options_and_gradients(tmp_path: Path) -> None:
     for name, by in (("a", 1.0), ("b", 10.0)):
         tensors = {key: torch.tensor([value + by]) for key, value in values(Path(base)).items()}
         write_tensors(tmp_path / f"{name}.safetensors", tensors)
-    recipe = MergeRecipe.parse(
+    recipe = parse_recipe(
         f"method: task_arithmetic\nparameters: {{weight: [{{filter: embed, value: 7}}, {{value: 3}}]}}\nslices:\n"
         f"- sources: [{{model: {a}, layer_range: [0, 2], parameters: {{weight: [{{filter: layers, value: [0, 1]}}]}}}}]\n"
         f"  base: {{model: {base}, layer_range: [0, 2]}}\n"
         f"- sources: [{{model: {b}, layer_range: [2, 3]}}]\n  parameters: {{weight: [0.25, 0.5]}}\n"
         f"  base: {{model: {base}, layer_range: [2, 3]}}\n"
     )
-    merge_files(
-        recipe,
-        tmp_path / "out",
-    )
+    merge_files(recipe, tmp_path / "out")
     found = values(tmp_path / "out")
     assert found["model.embed.weight"] == 0 + 7 * 1  # no filter of the source fits: the common one
     assert found["model.layers.0.w"] == 0 + 0 * 1
@@ -263,10 +256,7 @@ def test_slices_name_what_they_cannot_take(tmp_path: Path) -> None:
     for (model, end), (kind, words) in cases.items():
         text = f"method: passthrough\nslices: [{{sources: [{{model: {model}, layer_range: [0, {end}]}}]}}]\n"
         with pytest.raises(kind, match=words):
-            merge_files(
-                MergeRecipe.parse(text),
-                tmp_path / "out",
-            )
+            merge_files(parse_recipe(text), tmp_path / "out")
 
 
 # -- the user's own methods ----------------------------------------------------------------------------------

@@ -18,22 +18,20 @@ import torch
 
 from helpers import merging
 from tauspan.core.errors import StoreError
-from tauspan.merge.engine.account import Account
+from tauspan.merge.engine.engine import Account
 from tauspan.merge.stream import stream
-from tauspan.merge.stream.journal import Finished, Journal
-from tauspan.merge.stream.plan import plan
-from tauspan.merge.stream.stream import execute
+from tauspan.merge.stream.stream import Journal, WrittenTensor, execute
 from tauspan.store import locked, write_tensors
 
 BLOCK = 8
 SERVER = """
 import os, sys, time
 sys.path.insert(0, {tests!r})
-import dataclasses, merging
+import dataclasses
+from helpers import merging
 from pathlib import Path
 from tauspan.merge import METHODS
 from tauspan.merge.stream import stream
-from tauspan.merge.stream.plan import plan
 given = METHODS["task_arithmetic"]
 stream.FLUSH = 0.0
 for line in sys.stdin:
@@ -48,7 +46,7 @@ for line in sys.stdin:
         time.sleep(float(pause))
         return given.combine(block, ready)
     method = dataclasses.replace(given, combine=combine)
-    made = plan(merging.job([Path(path.strip()) for path in paths], method), block={block}, workers=2)
+    made = merging.plan(merging.recipe([Path(path.strip()) for path in paths], method), {block})
     stream.execute(made, Path(out), resume=bool(resume))
     os._exit(0)
 """
@@ -100,7 +98,7 @@ def out(half, tmp_path):
 
 def run(paths, out, block=BLOCK, **options):
     settings = {"options": options.pop("settings", {})}
-    return execute(plan(merging.job(paths, **settings), block=block, workers=2), out, **options)
+    return execute(merging.plan(merging.recipe(paths, **settings), block), out, **options)
 
 
 def work(out):
@@ -136,9 +134,9 @@ def test_a_killed_merge_resumes_to_the_same_bytes(lines, server, paths, whole, t
         assert count <= len(journal(out)) < 32
         assert not out.exists()
     report = run(paths, out, resume=True)
-    assert report.result["resumed"] >= lines[-1] - 1
-    assert report.result["digest"] == whole[1].result["digest"]
-    assert report.series == whole[1].series  # the account too
+    assert report.resumed >= lines[-1] - 1
+    assert report.digest == whole[1].digest
+    assert report.tensors == whole[1].tensors  # the account too
     assert merging.sha(out) == merging.sha(whole[0])
     assert not work(out).exists()
 
@@ -177,7 +175,7 @@ def test_a_torn_last_line_does_not_count(torn, paths, out, whole):
 
 def test_lines_after_a_torn_one_stand_alone(tmp_path):
     file, key = tmp_path / "journal.jsonl", "k"
-    one, two = (Finished(name, "d", Account(1)) for name in "ab")
+    one, two = (WrittenTensor(name, "d", Account(1)) for name in "ab")
     Journal.start(file, key).add([one])
     with file.open("ab") as torn:
         torn.write(b'{"name": "x')
@@ -282,7 +280,6 @@ import re, sys, threading, time
 from pathlib import Path
 sys.path.insert(0, {tests!r})
 from helpers import merging
-from tauspan.merge.stream.plan import plan
 from tauspan.merge.stream.stream import execute
 peak, status, over = [0], Path("/proc/self/status"), threading.Event()
 def watch():
@@ -290,7 +287,7 @@ def watch():
         peak[0] = max(peak[0], int(re.search(r"RssAnon:\\s+(\\d+)", status.read_text())[1]))
 watcher = threading.Thread(target=watch)
 watcher.start()
-execute(plan(merging.job([Path(p) for p in sys.argv[2:]]), workers=2), Path(sys.argv[1]))
+execute(merging.plan(merging.recipe([Path(p) for p in sys.argv[2:]])), Path(sys.argv[1]))
 over.set()
 watcher.join()
 print(peak[0])

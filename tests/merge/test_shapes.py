@@ -13,8 +13,8 @@ from benchmarks.merge_shapes import SHAPES, inside, run
 from benchmarks.shape_models import CHAT, ROWS, make
 from safetensors.torch import load_file
 
-from tauspan.merge.recipe.recipe import MergeRecipe
-from tauspan.merge.recipe.series import Series
+from tauspan.merge import parse_recipe, read_recipe
+from tauspan.merge.recipe.reading import Series
 
 EMBEDDING = "model.embed_tokens.weight"
 NAMES = sorted(file.stem for file in SHAPES.glob("*.yml"))
@@ -65,8 +65,8 @@ def test_a_shape_runs_or_is_refused_by_name(name: str, models: Path, tmp_path: P
 def test_a_card_of_a_shape_makes_it_again(name: str, models: Path) -> None:
     """The recipe that a shape stands for reads back as itself."""
     with inside(models):
-        recipe = MergeRecipe.read(SHAPES / f"{name}.yml")
-    assert MergeRecipe.parse(recipe.resolved().to_yaml()) == recipe.resolved()
+        recipe = read_recipe(SHAPES / f"{name}.yml")
+    assert parse_recipe(recipe.resolved().to_yaml()) == recipe.resolved()
 
 
 WARNED = {

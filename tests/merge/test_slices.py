@@ -12,7 +12,7 @@ from torch import Tensor
 from tauspan.core.errors import ModelError, RecipeError, UsageError
 from tauspan.merge import merge_files
 from tauspan.merge.recipe.towers import Towers
-from tauspan.merge.sources.inputs import open_source
+from tauspan.merge.sources.opening import open_source
 from tauspan.store import Checkpoint, write_json, write_tensors
 
 GEMMA = {
@@ -71,10 +71,7 @@ def stack(
         return {**part, "sources": sources}
 
     recipe = {"method": method, "slices": [placed(part) for part in slices], **more}
-    merge_files(
-        recipe,
-        tmp_path / "out",
-    )
+    merge_files(recipe, tmp_path / "out")
     return tmp_path / "out"
 
 

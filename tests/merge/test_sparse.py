@@ -11,26 +11,15 @@ from helpers.blocks import all_merged, drawn, merged
 from tauspan.core.errors import UsageError
 from tauspan.merge.engine.engine import Engine
 from tauspan.merge.engine.memory import merge
+from tauspan.merge.methods import METHODS
 from tauspan.merge.methods.election import kept_ranks
-from tauspan.merge.methods.scope import Spec
-from tauspan.merge.methods.table import METHODS
+from tauspan.merge.methods.method import Spec
 from tauspan.vector import TaskVector
 
 SIGNED = ("ties", "ties_peft", "ties_mergekit")
 DROPS = ("dare_linear", "dare_ties", "della", "della_linear")
 CRUMBS = ("breadcrumbs", "breadcrumbs_ties")
-ALL = (
-    "linear",
-    "task_arithmetic",
-    "lines",
-    *SIGNED,
-    *DROPS,
-    *CRUMBS,
-    "magmax",
-    "consensus",
-    "emr",
-    "pcb",
-)
+ALL = ("linear", "task_arithmetic", "lines", *SIGNED, *DROPS, *CRUMBS, "magmax", "consensus", "emr", "pcb")
 WHOLE = {  # options with which one vector, or several equal ones at weights 1 / T, come back
     **{method: {"density": 1.0} for method in (*SIGNED, *DROPS, *CRUMBS)},
     **{method: {} for method in ("linear", "task_arithmetic", "lines", "magmax", "emr")},

@@ -11,9 +11,8 @@ from hypothesis import strategies as st
 
 from tauspan.core.errors import NonFiniteError, UsageError
 from tauspan.merge import merge
-from tauspan.merge.methods.matrices import polar, support, svd
 from tauspan.merge.methods.method import Block
-from tauspan.merge.methods.spectral import ISO_C, ISO_CTS, SVD, TSV_M, kept_rank
+from tauspan.merge.methods.spectral import ISO_C, ISO_CTS, SVD, TSV_M, kept_rank, polar, support, svd
 from tauspan.vector import TaskVector
 
 METHODS = (TSV_M, ISO_C, ISO_CTS)

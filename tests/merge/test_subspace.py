@@ -9,8 +9,7 @@ from tauspan.core.errors import NonFiniteError, UsageError
 from tauspan.merge import merge
 from tauspan.merge.engine.engine import Engine
 from tauspan.merge.engine.settings import Filtered, Settings
-from tauspan.merge.methods.method import Block
-from tauspan.merge.methods.scope import Spec
+from tauspan.merge.methods.method import Block, Spec
 from tauspan.merge.methods.subspace import KNOTS, WUDI
 from tauspan.vector import TaskVector
 

@@ -11,7 +11,7 @@ from tauspan.core.params import fingerprint
 from tauspan.merge.engine import memory
 from tauspan.merge.engine.engine import Engine
 from tauspan.merge.engine.memory import merge
-from tauspan.merge.methods.table import _ROWS, METHODS
+from tauspan.merge.methods import _ROWS, METHODS
 from tauspan.vector import TaskVector
 
 CHOSEN = {"svd": {"rank": 2}}  # options without a default

@@ -13,11 +13,10 @@ from torch import Tensor
 
 from helpers import tiny
 from tauspan.core.errors import RecipeError, StoreError
-from tauspan.merge import merge_files
-from tauspan.merge.recipe.recipe import MergeRecipe
-from tauspan.merge.sources.alignment import Alignment, Donor, is_vocabulary, rows_of
-from tauspan.merge.sources.inputs import open_source
-from tauspan.merge.stream.assembly import assemble
+from tauspan.merge import merge_files, parse_recipe
+from tauspan.merge.sources.opening import open_source
+from tauspan.merge.sources.vocabulary import Alignment, Donor, is_vocabulary, rows_of
+from tauspan.merge.stream.opened import open_recipe
 from tauspan.store import Checkpoint, write_json, write_tensors
 
 EMB, HEAD = "model.embed_tokens.weight", "lm_head.weight"
@@ -60,10 +59,7 @@ def tokenizer(folder: Path, words: Sequence[str], special: Sequence[str] = ()) -
 
 
 def merged(tmp_path: Path, **recipe: Any) -> Checkpoint:
-    merge_files(
-        recipe,
-        tmp_path / "out",
-    )
+    merge_files(recipe, tmp_path / "out")
     return Checkpoint(tmp_path / "out")
 
 
@@ -120,15 +116,9 @@ def test_padding_rows_are_no_tokens_and_equal_vocabularies_keep_them(tmp_path: P
     recipe = {"method": "linear", "models": [base, tune], "tokenizer_source": "base"}
     assert merged(tmp_path, **recipe)[EMB].shape == (5, 3)  # nothing has to be aligned
     other = model(tmp_path / "other", "abc", 1.0, padding=5)
-    merge_files(
-        {**recipe, "models": [base, other]},
-        tmp_path / "rows",
-    )
+    merge_files({**recipe, "models": [base, other]}, tmp_path / "rows")
     assert Checkpoint(tmp_path / "rows")[EMB].shape == (3, 3)
-    merge_files(
-        {**recipe, "models": [base, other], "pad_to_multiple_of": 8},
-        tmp_path / "pad",
-    )
+    merge_files({**recipe, "models": [base, other], "pad_to_multiple_of": 8}, tmp_path / "pad")
     padded = Checkpoint(tmp_path / "pad")[EMB]
     assert padded.shape == (8, 3)
     torch.testing.assert_close(padded[3:], padded[:3].mean(0).expand(5, 3))
@@ -194,7 +184,7 @@ def test_any_part_of_an_aligned_tensor_is_that_part_of_the_whole(
         kind, label, path, aliases, identity = "point", "m", Path("m"), {}, {}
 
         def __init__(self, words: Sequence[str], offset: float) -> None:
-            from tauspan.store.headers import Stored
+            from tauspan.store import Stored
 
             self.table = rows(words, offset)
             self.tensors = {EMB: Stored(EMB, torch.float32, self.table.shape, Path("m"), 0, 0)}
@@ -226,7 +216,7 @@ def test_any_part_of_an_aligned_tensor_is_that_part_of_the_whole(
 
 
 def test_names_over_words() -> None:
-    from tauspan.store.headers import Stored
+    from tauspan.store import Stored
 
     def stored(name: str, *shape: int) -> Stored:
         return Stored(name, torch.float32, torch.Size(shape), Path("m"), 0, 0)
@@ -252,19 +242,13 @@ def test_names_over_words() -> None:
 def test_how_rows_were_aligned_is_told(tmp_path: Path) -> None:
     base, tune = model(tmp_path / "base", "abc", 0.0), model(tmp_path / "tune", "abcd", 1.0)
     recipe = {"method": "linear", "models": [base, tune], "tokenizer_source": "union"}
-    report = merge_files(
-        recipe,
-        tmp_path / "out",
-    )
+    report = merge_files(recipe, tmp_path / "out")
     assert list(report.warnings) == [
         "rows of embeddings are aligned by token with the union of all vocabularies: 4 tokens, 4 rows (before: 3, 4)."
     ]
     (base / "tokenizer.json").unlink()
     recipe["tokenizer_source"] = str(tune)
-    report = merge_files(
-        recipe,
-        tmp_path / "again",
-    )
+    report = merge_files(recipe, tmp_path / "again")
     assert f"{base} has no tokenizer: its rows are taken to mean" in report.warnings[0]
 
 
@@ -274,10 +258,7 @@ def test_without_a_tokenizer_source_nothing_is_aligned(allow: list[str], tmp_pat
     recipe = {"method": "task_arithmetic", "base_model": base, "models": [tune], "allow": allow}
     if not allow:
         with pytest.raises(Exception, match=r"has 4 rows .* and 3 .*`tokenizer_source`"):
-            merge_files(
-                recipe,
-                tmp_path / "out",
-            )
+            merge_files(recipe, tmp_path / "out")
         return
     out = merged(tmp_path, **recipe)  # the base's embeddings, and the rest merged
     assert torch.equal(out[EMB], Checkpoint(base)[EMB])
@@ -304,10 +285,7 @@ def test_what_cannot_be_aligned_is_refused_with_the_reason(case: str, tmp_path: 
     (model(tmp_path / "bare", "abc", 0.0) / "tokenizer.json").unlink()
     placed = json.loads(json.dumps(more).replace("{0}", str(tmp_path)))
     with pytest.raises(RecipeError, match=words):
-        merge_files(
-            {"method": "linear", "models": [base, tune], **placed},
-            tmp_path / "out",
-        )
+        merge_files({"method": "linear", "models": [base, tune], **placed}, tmp_path / "out")
 
 
 def test_a_sentencepiece_model_alone_is_refused_with_the_way_out(tmp_path: Path) -> None:
@@ -316,19 +294,10 @@ def test_a_sentencepiece_model_alone_is_refused_with_the_way_out(tmp_path: Path)
     (tune / "tokenizer.model").write_bytes(b"\0")
     recipe = {"method": "linear", "models": [base, tune], "tokenizer_source": "base"}
     with pytest.raises(RecipeError, match=r"AutoTokenizer.from_pretrained\(.*--allow tokenizer"):
-        merge_files(
-            recipe,
-            tmp_path / "out",
-        )
+        merge_files(recipe, tmp_path / "out")
     with pytest.raises(Exception, match="rows"):  # by ids, the numbers of rows have to agree
-        merge_files(
-            {**recipe, "allow": ["tokenizer"]},
-            tmp_path / "out",
-        )
-    merge_files(
-        {**recipe, "allow": ["tokenizer", "vocabulary"]},
-        tmp_path / "out",
-    )
+        merge_files({**recipe, "allow": ["tokenizer"]}, tmp_path / "out")
+    merge_files({**recipe, "allow": ["tokenizer", "vocabulary"]}, tmp_path / "out")
 
 
 def test_a_vocabulary_with_gaps_cannot_take_new_words(tmp_path: Path) -> None:
@@ -338,8 +307,7 @@ def test_a_vocabulary_with_gaps_cannot_take_new_words(tmp_path: Path) -> None:
     (base / "tokenizer.json").write_text(json.dumps(content))
     with pytest.raises(StoreError, match="the vocabulary has gaps"):
         merge_files(
-            {"method": "linear", "models": [base, tune], "tokenizer_source": "union"},
-            tmp_path / "out",
+            {"method": "linear", "models": [base, tune], "tokenizer_source": "union"}, tmp_path / "out"
         )
     assert not (tmp_path / "out").exists()
 
@@ -360,9 +328,7 @@ def test_a_model_without_embeddings_has_nothing_to_align(tmp_path: Path) -> None
     for name in "ab":
         write_tensors(tmp_path / name / "model.safetensors", {"w": torch.ones(2)}, {"format": "pt"})
         tokenizer(tmp_path / name, "abc")
-    recipe = MergeRecipe.parse(
-        f"method: linear\nmodels: [{tmp_path}/a, {tmp_path}/b]\ntokenizer_source: union\n"
-    )
-    assembly = assemble(recipe)
-    assert assembly.words.alignment is None
-    assembly.close()
+    recipe = parse_recipe(f"method: linear\nmodels: [{tmp_path}/a, {tmp_path}/b]\ntokenizer_source: union\n")
+    opened = open_recipe(recipe)
+    assert opened.words.alignment is None
+    opened.close()

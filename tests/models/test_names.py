@@ -429,7 +429,7 @@ def test_the_repair_of_a_prefix_keeps_what_a_file_is(
 ) -> None:
     import tauspan
     from tauspan.merge.checks.checks import check
-    from tauspan.merge.sources.inputs import open_source
+    from tauspan.merge.sources.opening import open_source
     from tauspan.store import Checkpoint, stream_shards, write_tensors
 
     monkeypatch.chdir(tmp_path)

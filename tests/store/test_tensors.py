@@ -270,7 +270,9 @@ OVERLAP = {name: {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]} for name
 )
 def test_a_damaged_file_is_refused(tmp_path, content):
     (tmp_path / "w.safetensors").write_bytes(content)
-    with pytest.raises(StoreError, match=r"w\.safetensors is not a whole safetensors file"):
+    with pytest.raises(
+        StoreError, match=r"w\.safetensors (is not a whole safetensors file|has the dtype 'F99')"
+    ):
         Checkpoint(tmp_path / "w.safetensors")
 
 

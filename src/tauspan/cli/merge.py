@@ -134,7 +134,7 @@ def _add_merge(verbs: Any, verb: Verb) -> argparse.ArgumentParser:
 def merge(options: argparse.Namespace) -> None:
     """Merge, or say what would be done."""
     if options.schema:
-        from tauspan.merge.recipe.json_schema import json_schema
+        from tauspan.merge.recipe.reading import json_schema
 
         sys.stdout.write(json.dumps(json_schema(), indent=1) + "\n")
         return
@@ -156,7 +156,7 @@ def merge(options: argparse.Namespace) -> None:
 
 def _waits(recipe: "MergeRecipe", others: list[str]) -> bool:
     """Whether a merge reads the result of another one that is not there yet."""
-    from tauspan.merge.recipe.locations import named
+    from tauspan.merge.recipe.recipe import named
 
     return any(one.partition("+")[0] in others and not Path(one).exists() for one in named(recipe))
 
@@ -164,28 +164,30 @@ def _waits(recipe: "MergeRecipe", others: list[str]) -> bool:
 def _merge_one(recipe: "MergeRecipe", out: str, options: argparse.Namespace) -> None:
     """One merge, or what it would do."""
     from tauspan.core.notices import tell
-    from tauspan.merge.stream.files import merge_files, planned
+    from tauspan.merge import merge_files
+    from tauspan.merge.stream.plan import planned
 
     if options.plan:
-        with planned(recipe, access=options.access, workers=options.workers) as (_, plan):
+        with planned(recipe, access=options.access, workers=options.workers) as plan:
             for note in plan.warnings:
                 tell(note)
             show(plan.report(), options)
         return
-    report = merge_files(
+    result = merge_files(
         recipe, out, resume=options.resume, overwrite=options.overwrite, workers=options.workers,
         access=options.access, )  # fmt: skip
-    if report.result.get("finished"):
+    report = result.report()
+    if result.finished:
         show(report if options.json else dataclasses.replace(report, tables=[]), options)
         say(f"{out} is finished already: nothing was left to do", options)
         return
     show(report, options)
-    say(f"wrote {out}, digest {report.result['digest'][:12]}", options)
+    say(f"wrote {out}, digest {str(result.digest)[:12]}", options)
 
 
 def _unfinished(options: argparse.Namespace) -> bool:
     """Whether an interrupted merge left something that `--resume` goes on with."""
-    from tauspan.merge.stream.journal import work_folder
+    from tauspan.merge.stream.stream import work_folder
 
     given = [*(options.inputs if options.method is None else ()), options.out]
     out = next((one for one in reversed(given) if one is not None), None)
@@ -195,7 +197,7 @@ def _unfinished(options: argparse.Namespace) -> bool:
 def _list_methods(options: argparse.Namespace) -> None:
     """The rows of METHODS as a table."""
     from tauspan.core.report import Report, Table
-    from tauspan.merge.methods.table import METHODS
+    from tauspan.merge.methods import METHODS
 
     rows: list[dict[str, Cell]] = [
         {"name": name, "title": method.title, "options": ", ".join(option.name for option in method.options)}
@@ -206,7 +208,7 @@ def _list_methods(options: argparse.Namespace) -> None:
 
 def _read(options: argparse.Namespace) -> "list[tuple[MergeRecipe, str]]":
     """The recipes in a file, each with its output."""
-    from tauspan.merge.recipe.series import Series
+    from tauspan.merge.recipe.reading import Series
 
     for name in ("base", "weight", "set"):
         if getattr(options, name) is not None:
@@ -265,7 +267,7 @@ def _settings(given: list[str]) -> dict[str, Any]:
     """Options as `--set` gives them, each value read as a recipe's."""
     import yaml
 
-    from tauspan.merge.recipe.spelling import setting
+    from tauspan.merge.recipe.parts import setting
 
     found: dict[str, Any] = {}
     for text in given:
@@ -283,15 +285,15 @@ def doctor(options: argparse.Namespace) -> None:
     """Check before merging."""
     from tauspan.merge.checks.checks import doctor as examine
 
-    report = examine(options.models, options.base, values=options.values, allow=options.allow)
-    verdict = str(report.result["verdict"])
-    say(verdict, options)
-    *shown, problems = report.tables  # the problems' messages are whole sentences, and a table would cut them
-    for row in problems.rows:
-        say(f"{row['severity']}: {row['message']}", options)
+    found = examine(options.models, options.base, values=options.values, allow=options.allow)
+    say(found.verdict, options)
+    report = found.report()
+    *shown, _ = report.tables  # the problems' messages are whole sentences, and a table would cut them
+    for problem in found.problems:
+        say(f"{problem.severity}: {problem.message}", options)
     show(report if options.json else dataclasses.replace(report, tables=shown), options)
-    if report.result["errors"]:
-        raise MismatchError(verdict)
+    if found.errors:
+        raise MismatchError(found.verdict)
 
 
 def reproduce_card(options: argparse.Namespace) -> None:
@@ -302,12 +304,12 @@ def reproduce_card(options: argparse.Namespace) -> None:
     own = _imported(options.code) if options.code else None
     if options.out is not None and options.named_out is not None:
         raise UsageError(f"two outputs: {options.out} and -o {options.named_out}. Give one.")
-    report = reproduce(
+    result = reproduce(
         options.card, options.out or options.named_out, own=own, workers=options.workers, access=options.access,
         )  # fmt: skip
     if options.json:
-        show(report, options)
-    say(f"the same bits: digest {report.result['digest'][:12]}", options)
+        show(result.report(), options)
+    say(f"the same bits: digest {str(result.digest)[:12]}", options)
 
 
 def _require_workers(options: argparse.Namespace) -> None:

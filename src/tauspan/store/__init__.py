@@ -4,6 +4,15 @@ Only safetensors is read. A file appears under its final name complete or not at
 to a temporary neighbour, flushed to the disk and renamed.
 """
 
+from tauspan.store.headers import (
+    PICKLE_SUFFIXES,
+    Header,
+    Stored,
+    damaged,
+    read_header,
+    refuse_gguf,
+    refuse_pickle,
+)
 from tauspan.store.places import (
     atomic,
     locked,
@@ -14,28 +23,25 @@ from tauspan.store.places import (
     write_json,
     write_text,
 )
-from tauspan.store.reading import (
-    PICKLE_SUFFIXES,
-    STEMS,
-    Checkpoint,
-    damaged,
-    located,
-    read_json,
-    refuse_gguf,
-    refuse_pickle,
-)
-from tauspan.store.tensors import (
-    DTYPES,
-    INDEX_SUFFIX,
-    LONGEST_HEADER,
+from tauspan.store.reading import STEMS, Checkpoint, located, read_json
+from tauspan.store.tensors import DTYPES, INDEX_SUFFIX, LONGEST_HEADER, tensor_header, write_tensors
+from tauspan.store.values import ACCESS, Access, Values
+from tauspan.store.writer import (
+    MODEL,
+    Entry,
+    Layout,
+    Writer,
+    full,
+    is_full,
+    layout,
     stream_shards,
     stream_tensors,
-    tensor_header,
-    write_tensors,
 )
 
 __all__ = [
-    "DTYPES", "INDEX_SUFFIX", "LONGEST_HEADER", "PICKLE_SUFFIXES", "STEMS", "Checkpoint", "atomic", "damaged", "located",
-    "locked", "publish", "read_json", "refuse_gguf", "refuse_pickle", "require_apart", "require_folder", "require_free",
-    "stream_shards", "stream_tensors", "tensor_header", "write_json", "write_tensors", "write_text",
+    "ACCESS", "DTYPES", "INDEX_SUFFIX", "LONGEST_HEADER", "MODEL", "PICKLE_SUFFIXES", "STEMS", "Access",
+    "Checkpoint", "Entry", "Header", "Layout", "Stored", "Values", "Writer", "atomic", "damaged", "full",
+    "is_full", "layout", "located", "locked", "publish", "read_header", "read_json", "refuse_gguf",
+    "refuse_pickle", "require_apart", "require_folder", "require_free", "stream_shards", "stream_tensors",
+    "tensor_header", "write_json", "write_tensors", "write_text",
 ]  # fmt: skip

@@ -1,4 +1,4 @@
-"""Safetensors headers: where each tensor's bytes lie, parsed here because merging needs the offsets.
+"""Safetensors headers: where each tensor's bytes are, parsed here because merging needs the offsets.
 
 A file is eight bytes N (little-endian), N bytes of JSON, then the tensors' bytes without gaps. A header is hostile
 until every number in it was compared with the file.
@@ -15,13 +15,14 @@ from typing import Any
 
 import torch
 
-from tauspan.core.errors import StoreError, nearest
-from tauspan.store import DTYPES, LONGEST_HEADER, damaged, refuse_gguf, refuse_pickle
+from tauspan.core.errors import ModelError, PickleRefusedError, StoreError, nearest
+from tauspan.store.tensors import DTYPES, LONGEST_HEADER
 
 _PREFIX = 8  # bytes that hold the header's length
 _MOST = 1 << 63  # torch counts entries in signed 64 bits
 _AXES = 64  # torch has no more
 _METADATA = "__metadata__"
+PICKLE_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle", ".mar")
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,3 +167,46 @@ def _require_cover(found: list[Stored], file: Path, start: int, size: int) -> No
         end += stored.nbytes
     if end != size:
         raise damaged(file, f"its tensors end at byte {end:,}")
+
+
+def damaged(file: Path, reason: str) -> StoreError:
+    """The error for a file that is not what safetensors writes."""
+    return StoreError(
+        f"{file} is not a whole safetensors file ({reason}; {file.stat().st_size} bytes on disk). "
+        "It was cut short or damaged: copy or create it again."
+    )
+
+
+def refuse_pickle(path: Path) -> None:
+    """Raise `PickleRefusedError` if the file's name or first bytes say that it is a pickle."""
+    looks = path.suffix.lower() in PICKLE_SUFFIXES
+    if not looks and path.is_file():
+        with path.open("rb") as file:
+            looks = _starts_like_pickle(file.read(9))
+    if looks:
+        raise PickleRefusedError(
+            f"{path} is a pickle, and opening a pickle can run any code its author put there. Convert it where "
+            "you trust it: `model.save_pretrained(dir)` in transformers writes safetensors, or "
+            "`safetensors.torch.save_file(torch.load(path, weights_only=True), 'model.safetensors')`."
+        )
+
+
+def _starts_like_pickle(head: bytes) -> bool:
+    # a safetensors file starts with the length of its header, and 640 is spelt like a pickle's first bytes
+    if head[8:] == b"{" and int.from_bytes(head[:8], "little") <= LONGEST_HEADER:
+        return False
+    return head[:4] == b"PK\x03\x04" or (head[:1] == b"\x80" and head[1:2] in (b"\2", b"\3", b"\4", b"\5"))
+
+
+def refuse_gguf(path: Path) -> None:
+    """Raise `ModelError` if the file's name or first bytes say that it is GGUF, the format of llama.cpp."""
+    looks = path.suffix.lower() == ".gguf"
+    if not looks and path.is_file():
+        with path.open("rb") as file:
+            looks = file.read(4) == b"GGUF"
+    if looks:
+        raise ModelError(
+            f"{path} is a GGUF file: its weights are quantised and laid out for llama.cpp. Take the model's original "
+            "safetensors weights, or dequantise: `AutoModelForCausalLM.from_pretrained(dir, gguf_file=name)` in "
+            "transformers, then `save_pretrained(out)`."
+        )

@@ -3,16 +3,16 @@
 import json
 import re
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from tauspan.core.errors import ModelError, PickleRefusedError, StoreError, listed
-from tauspan.store.tensors import DTYPES, INDEX_SUFFIX, LONGEST_HEADER
+from tauspan.core.errors import StoreError, listed
+from tauspan.store.headers import PICKLE_SUFFIXES, Stored, read_header, refuse_gguf, refuse_pickle
+from tauspan.store.tensors import INDEX_SUFFIX
+from tauspan.store.values import Values
 
 STEMS = ("model", "diffusion_pytorch_model", "open_clip_model")
 """What transformers, diffusers and open_clip call a model's weights, in the order in which a folder is looked at."""
@@ -21,42 +21,6 @@ _BESIDE = (
     "adapter_model.safetensors",
 )  # what an edit or an adapter keeps beside a model
 _SHARD = re.compile(r"(.+)-(\d{5})-of-(\d{5})\.safetensors")
-PICKLE_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle", ".mar")
-
-
-def refuse_pickle(path: Path) -> None:
-    """Raise `PickleRefusedError` if the file's name or first bytes say that it is a pickle."""
-    looks = path.suffix.lower() in PICKLE_SUFFIXES
-    if not looks and path.is_file():
-        with path.open("rb") as file:
-            looks = _starts_like_pickle(file.read(9))
-    if looks:
-        raise PickleRefusedError(
-            f"{path} is a pickle, and opening a pickle can run any code its author put there. Convert it where "
-            "you trust it: `model.save_pretrained(dir)` in transformers writes safetensors, or "
-            "`safetensors.torch.save_file(torch.load(path, weights_only=True), 'model.safetensors')`."
-        )
-
-
-def _starts_like_pickle(head: bytes) -> bool:
-    # a safetensors file starts with the length of its header, and 640 is spelt like a pickle's first bytes
-    if head[8:] == b"{" and int.from_bytes(head[:8], "little") <= LONGEST_HEADER:
-        return False
-    return head[:4] == b"PK\x03\x04" or (head[:1] == b"\x80" and head[1:2] in (b"\2", b"\3", b"\4", b"\5"))
-
-
-def refuse_gguf(path: Path) -> None:
-    """Raise `ModelError` if the file's name or first bytes say that it is GGUF, the format of llama.cpp."""
-    looks = path.suffix.lower() == ".gguf"
-    if not looks and path.is_file():
-        with path.open("rb") as file:
-            looks = file.read(4) == b"GGUF"
-    if looks:
-        raise ModelError(
-            f"{path} is a GGUF file: its weights are quantised and laid out for llama.cpp. Take the model's original "
-            "safetensors weights, or dequantise: `AutoModelForCausalLM.from_pretrained(dir, gguf_file=name)` in "
-            "transformers, then `save_pretrained(out)`."
-        )
 
 
 class Checkpoint:
@@ -77,88 +41,54 @@ class Checkpoint:
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
         self.metadata: dict[str, str] = {}
-        self._file_of = located(self.path, self._names)
+        self.stored: dict[str, Stored] = {}
+        self._values = Values()
+        located(self.path, self._names)
 
     def _names(self, file: Path) -> list[str]:
-        with _opened(file) as handle:
-            self.metadata.update(handle.metadata() or {})
-            return list(handle.keys())
+        header = read_header(file)
+        self.metadata.update(header.metadata)
+        names = sorted(header.tensors)
+        self.stored.update((name, header.tensors[name]) for name in names)
+        return names
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self._file_of)
+        return iter(self.stored)
 
     def __len__(self) -> int:
-        return len(self._file_of)
+        return len(self.stored)
 
     def __contains__(self, name: object) -> bool:
-        return name in self._file_of
+        return name in self.stored
 
     def __getitem__(self, name: str) -> Tensor:
-        if name not in self._file_of:
-            raise StoreError(f"{self.path} has no tensor {name!r}; it has {listed(self._file_of)}.")
-        with _opened(self._file_of[name]) as handle:
-            tensor: Tensor = handle.get_tensor(name)
-        return tensor
+        return self.read([name])[name]
 
     def read(self, names: Iterable[str] | None = None) -> dict[str, Tensor]:
-        """All tensors at once, or some, each file opened once."""
-        wanted = list(self._file_of) if names is None else list(names)
-        tensors: dict[str, Tensor] = {}
-        for file, inside in self._by_file(wanted).items():
-            with _opened(file) as handle:
-                tensors.update({name: handle.get_tensor(name) for name in inside})
-        return {name: tensors[name] for name in wanted}
+        """All tensors at once, or some."""
+        wanted = [self._found(name) for name in (self.stored if names is None else names)]
+        try:
+            return {one.name: self._values.read(one, 0, one.shape.numel()).view(one.shape) for one in wanted}
+        finally:
+            self._values.close()
 
     def first(self, name: str) -> Tensor:
         """The first row of a tensor, or all of a scalar; nothing else of it is read."""
-        with _opened(self._file_of[name]) as handle:
-            part = handle.get_slice(name)
-            tensor: Tensor = part[:1] if part.get_shape() else handle.get_tensor(name)
-        return tensor
+        one = self._found(name)
+        shape = torch.Size([min(1, one.shape[0]), *one.shape[1:]]) if one.shape else one.shape
+        try:
+            return self._values.read(one, 0, shape.numel()).view(shape)
+        finally:
+            self._values.close()
 
     def kinds(self) -> dict[str, tuple[torch.dtype, torch.Size]]:
         """Dtype and shape of every tensor; no value is read."""
-        found: dict[str, tuple[torch.dtype, torch.Size]] = {}
-        for file, inside in self._by_file(self._file_of).items():
-            with _opened(file) as handle:
-                for name in inside:
-                    part = handle.get_slice(name)
-                    dtype, shape = part.get_dtype(), torch.Size(part.get_shape())
-                    if dtype not in DTYPES:
-                        raise StoreError(
-                            f"tensor {name!r} of {file} has the dtype {dtype!r}, which this version does not read."
-                        )
-                    found[name] = DTYPES[dtype], shape
-        return {name: found[name] for name in self._file_of}
+        return {name: (one.dtype, one.shape) for name, one in self.stored.items()}
 
-    def _by_file(self, names: Iterable[str]) -> dict[Path, list[str]]:
-        inside: dict[Path, list[str]] = {}
-        for name in names:
-            if name not in self._file_of:
-                raise StoreError(f"{self.path} has no tensor {name!r}; it has {listed(self._file_of)}.")
-            inside.setdefault(self._file_of[name], []).append(name)
-        return inside
-
-
-@contextmanager
-def _opened(file: Path) -> Iterator[Any]:
-    try:
-        with safe_open(file, framework="pt") as handle:
-            yield handle
-    except StoreError:
-        raise
-    except SafetensorError as error:
-        raise damaged(file, str(error)) from error
-    except OSError as error:
-        raise StoreError(f"{file} cannot be read: {error}.") from error
-
-
-def damaged(file: Path, reason: str) -> StoreError:
-    """The error for a file that is not what safetensors writes."""
-    return StoreError(
-        f"{file} is not a whole safetensors file ({reason}; {file.stat().st_size} bytes on disk). "
-        "It was cut short or damaged: copy or create it again."
-    )
+    def _found(self, name: str) -> Stored:
+        if name not in self.stored:
+            raise StoreError(f"{self.path} has no tensor {name!r}; it has {listed(self.stored)}.")
+        return self.stored[name]
 
 
 def located(path: Path, names: Callable[[Path], Iterable[str]]) -> dict[str, Path]:

@@ -1,18 +1,16 @@
 """safetensors files: their dtypes and headers, written whole or tensor by tensor."""
 
-import itertools
 import json
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors.torch import save_file
-from torch import Tensor
 
 from tauspan.core.params import Params
-from tauspan.store.places import atomic, write_json
+from tauspan.store.places import atomic
 
 INDEX_SUFFIX = ".safetensors.index.json"
 LONGEST_HEADER = 100_000_000  # bytes; safetensors refuses more
@@ -70,60 +68,3 @@ def tensor_header(
     text += b" " * (-len(text) % _ALIGNED)
     first = len(text).to_bytes(8, "little") + text
     return first, {name: len(first) + start for name, start in starts.items()}
-
-
-def stream_tensors(
-    path: str | Path,
-    kinds: Mapping[str, tuple[torch.dtype, Sequence[int]]],
-    tensors: Iterable[Tensor],
-    metadata: Mapping[str, str] | None = None,
-) -> None:
-    """`write_tensors` of tensors that come one by one, in the order of `kinds`; one at a time is held.
-
-    Args:
-        path: the file; an older one is replaced.
-        kinds: dtype and shape of each tensor by name.
-        tensors: their values, on any device.
-        metadata: text by text.
-    """
-    header, starts = tensor_header(kinds, metadata)
-    with atomic(path) as temporary, temporary.open("wb") as file:
-        file.write(header)
-        for start, tensor in zip((starts[name] for name in kinds), tensors, strict=True):
-            file.seek(start)
-            file.write(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
-
-
-def stream_shards(
-    directory: Path,
-    kinds: Mapping[str, tuple[torch.dtype, Sequence[int]]],
-    tensors: Iterable[Tensor],
-    largest: int = 5 * 10**9,
-) -> None:
-    """A model's weights as transformers names them: `model.safetensors`, or shards of limited size with an index.
-
-    Args:
-        directory: is there already.
-        kinds: dtype and shape of each tensor by name.
-        tensors: their values in that order; one at a time is held.
-        largest: bytes of a shard; a single tensor may be larger.
-    """
-    shards: list[dict[str, tuple[torch.dtype, Sequence[int]]]] = [{}]
-    filled = 0
-    for name, (dtype, shape) in kinds.items():
-        size = math.prod(shape) * dtype.itemsize
-        if filled and filled + size > largest:
-            shards, filled = [*shards, {}], 0
-        shards[-1][name], filled = (dtype, shape), filled + size
-    values = iter(tensors)
-    if len(shards) == 1:
-        stream_tensors(directory / "model.safetensors", shards[0], values, {"format": "pt"})
-        return
-    weight_map: dict[str, str] = {}
-    for number, shard in enumerate(shards, 1):
-        file = f"model-{number:05}-of-{len(shards):05}.safetensors"
-        stream_tensors(directory / file, shard, itertools.islice(values, len(shard)), {"format": "pt"})
-        weight_map |= dict.fromkeys(shard, file)
-    total = sum(math.prod(shape) * dtype.itemsize for dtype, shape in kinds.values())
-    content = {"metadata": {"total_size": total}, "weight_map": weight_map}
-    write_json(directory / f"model{INDEX_SUFFIX}", content)

@@ -13,8 +13,7 @@ import torch
 from torch import Tensor
 
 from tauspan.core.errors import StoreError, UsageError, nearest
-from tauspan.store import damaged
-from tauspan.store.headers import Stored
+from tauspan.store.headers import Stored, damaged
 
 Access: TypeAlias = Literal["mmap", "pread"]
 ACCESS: tuple[Access, ...] = ("mmap", "pread")

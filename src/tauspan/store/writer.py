@@ -3,17 +3,18 @@
 import errno
 import os
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from math import prod
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
 
 from tauspan.core.errors import StoreError
-from tauspan.store import tensor_header
+from tauspan.store.places import atomic, write_json
+from tauspan.store.tensors import INDEX_SUFFIX, tensor_header
 
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 MODEL = "model"
@@ -145,8 +146,8 @@ class Writer:
     """The output's files, open; blocks are written at their offsets, from several threads.
 
     Args:
-        folder: where the files lie.
-        layout: what lies in them.
+        folder: where the files are made.
+        layout: what they hold.
     """
 
     def __init__(self, folder: Path, layout: Layout) -> None:
@@ -202,6 +203,54 @@ class Writer:
         """Close the files."""
         while self._descriptors:
             os.close(self._descriptors.popitem()[1])
+
+
+Kinds: TypeAlias = Mapping[str, tuple[torch.dtype, Sequence[int]]]
+
+
+def _entries(kinds: Kinds) -> list[Entry]:
+    return [Entry(name, dtype, torch.Size(shape)) for name, (dtype, shape) in kinds.items()]
+
+
+def _stream(folder: Path, layout: Layout, tensors: Iterable[Tensor]) -> None:
+    writer = Writer(folder, layout)
+    try:
+        writer.create()
+        for name, tensor in zip(layout.entries, tensors, strict=True):
+            writer.write(name, 0, tensor.detach().cpu().contiguous().flatten())
+    finally:
+        writer.close()
+
+
+def stream_tensors(
+    path: str | Path, kinds: Kinds, tensors: Iterable[Tensor], metadata: Mapping[str, str] | None = None
+) -> None:
+    """`write_tensors` of tensors that come one by one, in the order of `kinds`; one at a time is held.
+
+    Args:
+        path: the file; an older one is replaced.
+        kinds: dtype and shape of each tensor by name.
+        tensors: their values, on any device.
+        metadata: text by text.
+    """
+    with atomic(path) as temporary:
+        _stream(temporary.parent, layout(_entries(kinds), 0, metadata or {}, temporary.name), tensors)
+
+
+def stream_shards(directory: Path, kinds: Kinds, tensors: Iterable[Tensor], largest: int = 5 * 10**9) -> None:
+    """A model's weights as transformers names them: `model.safetensors`, or shards of limited size with an index.
+
+    Args:
+        directory: is there already, and gets its name when it is whole.
+        kinds: dtype and shape of each tensor by name.
+        tensors: their values in that order; one at a time is held.
+        largest: bytes of a shard; a single tensor may be larger.
+    """
+    made = layout(_entries(kinds), largest, {"format": "pt"})
+    _stream(directory, made, tensors)
+    if made.index is not None:
+        total = {"total_size": made.index["metadata"]["total_size"]}
+        write_json(directory / f"{MODEL}{INDEX_SUFFIX}", {**made.index, "metadata": total})
 
 
 _sync = getattr(os, "fdatasync", os.fsync)  # macOS has only fsync

@@ -1,8 +1,9 @@
 """Whether models can be merged: everything that does not fit, found before any byte is moved."""
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -10,33 +11,36 @@ import torch
 from tauspan.core.arguments import checked
 from tauspan.core.errors import TauspanError
 from tauspan.core.report import Cell, Report, Table, provenance
-from tauspan.merge.checks.compare import compared
-from tauspan.merge.checks.configs import functions
-from tauspan.merge.checks.displacements import displacements, strangers
-from tauspan.merge.checks.origins import architecture, fingerprints, made_for, spaces, tied, vectors
-from tauspan.merge.sources.alignment import Aligned
-from tauspan.merge.sources.inputs import Source, open_source
-from tauspan.merge.sources.problems import LENIENT, Problem, lenient
+from tauspan.core.results import Result
+from tauspan.merge.checks.contents import compared
+from tauspan.merge.checks.origins import (
+    Displacement,
+    architecture,
+    displacements,
+    fingerprints,
+    functions,
+    made_for,
+    spaces,
+    strangers,
+    tied,
+    vectors,
+)
+from tauspan.merge.sources.opening import open_source
+from tauspan.merge.sources.problems import LENIENT, Problem, about, lenient
 from tauspan.merge.sources.respelt import respelt
-from tauspan.merge.sources.ties import EMBEDDINGS, spelled_before
-from tauspan.merge.sources.vocabulary import tokenizers
-
-_BLOCK = 1 << 20  # entries looked at together
+from tauspan.merge.sources.source import EMBEDDINGS, Source, ranges, spelled_before
+from tauspan.merge.sources.vocabulary import Aligned, tokenizers
 
 
 @checked
 def check(
-    base: Source | None,
-    models: Sequence[Source],
-    *,
-    allow: Sequence[str] = (),
-    fingerprint: bool = False,
+    base: Source | None, models: Sequence[Source], *, allow: Sequence[str] = (), fingerprint: bool = False
 ) -> tuple[Problem, ...]:
     """Everything that keeps the models from being merged, errors first.
 
     Names, shapes, dtypes and ties are compared by headers, with the base or else with the first model; integer
     buffers up to 65,536 entries and some entries of the largest tensors by value; configurations and tokenizers where
-    they lie beside the weights.
+    they are beside the weights.
 
     Args:
         base: theta0; None where weights are merged without one.
@@ -48,7 +52,7 @@ def check(
         No problem, or some; `problems.require_none` raises them.
 
     Cost: no values beside small buffers and 2^14 entries of each model; with `fingerprint` one SHA-256 pass over the
-    base, about 4 s a GB.
+    base, about 4 s per GB.
 
     Example:
         >>> import tempfile
@@ -81,6 +85,114 @@ def check(
     return lenient(problems, allow)
 
 
+@dataclass(frozen=True)
+class ModelFacts:
+    """What a model or a displacement holds, by its headers.
+
+    Args:
+        model: its label.
+        path: the file or directory.
+        kind: weights, or a displacement.
+        files: how many files.
+        tensors: how many tensors.
+        parameters: entries of its floating-point tensors.
+        nbytes: size of all tensors.
+        dtypes: how many tensors have each dtype, the commonest first.
+        tied: names that are not stored, because they are tied.
+        vocabulary: rows of its input embeddings; None where none is known by its name.
+    """
+
+    model: str
+    path: Path
+    kind: str
+    files: int
+    tensors: int
+    parameters: int
+    nbytes: int
+    dtypes: Mapping[str, int]
+    tied: Sequence[str]
+    vocabulary: int | None
+
+    @staticmethod
+    def of(source: Source) -> "ModelFacts":
+        """The facts of an opened source."""
+        stored = list(source.tensors.values())
+        dtypes = Counter(str(tensor.dtype).removeprefix("torch.") for tensor in stored)
+        rows = [tensor.shape[0] for tensor in stored if tensor.name.endswith(EMBEDDINGS) and tensor.shape]
+        return ModelFacts(
+            source.label, source.path, source.kind, len({tensor.file for tensor in stored}), len(stored),
+            sum(t.shape.numel() for t in stored if t.dtype.is_floating_point), sum(tensor.nbytes for tensor in stored),
+            dict(dtypes.most_common()), [name for name in source.aliases if spelled_before(name) is None],
+            rows[0] if rows else None,
+        )  # fmt: skip
+
+    def row(self) -> dict[str, Cell]:
+        """The facts as a row of a table."""
+        dtypes = ", ".join(f"{dtype} ({count})" for dtype, count in self.dtypes.items())
+        return {
+            "model": self.model, "path": str(self.path), "kind": self.kind, "files": self.files,
+            "tensors": self.tensors, "parameters": self.parameters, "bytes": self.nbytes, "dtypes": dtypes,
+            "tied": ", ".join(self.tied), "vocabulary": self.vocabulary,
+        }  # fmt: skip
+
+
+@dataclass(frozen=True, kw_only=True)
+class Examination(Result):
+    """What `doctor` learned of models.
+
+    Args:
+        models: what each holds.
+        problems: what keeps them from being merged, and what is odd.
+        displacements: how far each is from the base; empty unless values were read.
+    """
+
+    models: Sequence[ModelFacts] = ()
+    problems: Sequence[Problem] = ()
+    displacements: Sequence[Displacement] = ()
+
+    @property
+    def errors(self) -> Sequence[Problem]:
+        """The problems that stop a merge."""
+        return [problem for problem in self.problems if problem.severity == "error"]
+
+    @property
+    def verdict(self) -> str:
+        """Whether the models can be merged, in one line."""
+        errors = len(self.errors)
+        count = len(self.problems) - errors
+        more = f", {_counted(count, 'warning')}" if count else ""
+        if not errors:
+            return f"These models can be merged: no errors{more}."
+        kinds = sorted({problem.kind for problem in self.errors})
+        able = [kind for kind in kinds if kind in LENIENT]
+        way = (
+            f" They can with {' '.join(f'--allow {kind}' for kind in able)}."
+            if len(able) == len(kinds)
+            else ""
+        )
+        what = f"{_counted(errors, 'error')} ({', '.join(kinds)}){more}"
+        return f"These models cannot be merged as they are: {what}.{way}"
+
+    def report(self) -> Report:
+        """Tables `models` and `problems`, and where they were measured `displacements`."""
+        tables = [Table("models", [one.row() for one in self.models])] if self.models else []
+        if self.displacements:
+            rows: list[dict[str, Cell]] = [
+                {
+                    "model": one.model, "displacement": None if one.relative is None else f"{one.relative:.2e}",
+                    "cos base": one.base, **{f"cos {other}": cosine for other, cosine in one.others.items()},
+                }
+                for one in self.displacements
+            ]  # fmt: skip
+            note = "displacement: |tau| / |theta0|; cosines: of theta with theta0, and of tau with each model's tau."
+            tables.append(Table("displacements", rows, note))
+        shown = [_shown(problem) for problem in self.problems]
+        tables.append(Table("problems", shown, "" if self.problems else "none"))
+        counts = {"errors": len(self.errors), "warnings": len(self.problems) - len(self.errors)}
+        result = {"verdict": self.verdict, **counts}
+        return Report("tauspan doctor", tables, dict(self.provenance), result=result)
+
+
 @checked
 def doctor(
     paths: Sequence[str | Path],
@@ -88,8 +200,8 @@ def doctor(
     *,
     values: bool = False,
     allow: Sequence[str] = (),
-) -> Report:
-    """What the models hold and whether they can be merged, as tables; nothing is raised for what they hold.
+) -> Examination:
+    """What the models hold and whether they can be merged; nothing is raised for what they hold.
 
     Args:
         paths: as for `open_source`.
@@ -97,10 +209,6 @@ def doctor(
         values: also look for NaN and infinity, compare fingerprints, and measure how far models are from the base
             (reads everything, twice).
         allow: kinds of errors that shall be warnings; see `problems.LENIENT`.
-
-    Returns:
-        Tables `models` and `problems`, with `values` and a base `displacements` too; `result` has the `verdict` in
-        one line, and counts `errors` and `warnings`.
 
     Cost: opening and `check`; with `values` two reads of all files.
     """
@@ -117,41 +225,22 @@ def doctor(
     models = [source for source in sources[base is not None :] if source is not None]
     if models:
         models = [respelt(model, theta0 or models[0]) for model in models]
-    if models:
         with _noted(problems, base or paths[0]):
             problems += check(theta0, models, allow=allow, fingerprint=values)
     for source in opened if values else []:
         with _noted(problems, source.path):
             problems += nonfinite(source)
-    distances = []
+    distances: list[Displacement] = []
     if values and theta0 is not None and models and not any(one.kind == "values" for one in problems):
         with _noted(problems, theta0.path):
-            table, odd = displacements(theta0, models)
+            distances, odd = displacements(theta0, models)
             known = {(one.kind, one.model) for one in problems}
-            distances = [table]
             problems += [one for one in odd if (one.kind, one.model) not in known]
-    counts = Counter(problem.severity for problem in problems)
-    tables = [Table("models", [_row(source) for source in opened])] if opened else []
-    tables += distances
-    tables.append(Table("problems", [_shown(problem) for problem in problems], "" if problems else "none"))
+    facts = provenance(inputs=[dict(source.identity) for source in opened], values=values)
+    examined = [ModelFacts.of(source) for source in opened]
     for source in opened:
         source.close()
-    facts = provenance(inputs=[dict(source.identity) for source in opened], values=values)
-    result = {"verdict": _verdict(problems), "errors": counts["error"], "warnings": counts["warning"]}
-    return Report("tauspan doctor", tables, facts, result=result)
-
-
-def _verdict(problems: Sequence[Problem]) -> str:
-    """Whether the models can be merged, in one line."""
-    errors = [problem for problem in problems if problem.severity == "error"]
-    warnings = len(problems) - len(errors)
-    more = f", {_counted(warnings, 'warning')}" if warnings else ""
-    if not errors:
-        return f"These models can be merged: no errors{more}."
-    kinds = sorted({problem.kind for problem in errors})
-    able = [kind for kind in kinds if kind in LENIENT]
-    way = f" They can with {' '.join(f'--allow {kind}' for kind in able)}." if len(able) == len(kinds) else ""
-    return f"These models cannot be merged as they are: {_counted(len(errors), 'error')} ({', '.join(kinds)}){more}.{way}"
+    return Examination(models=examined, problems=problems, displacements=distances, provenance=facts)
 
 
 def _counted(count: int, what: str) -> str:
@@ -176,8 +265,8 @@ def nonfinite(source: Source) -> Iterator[Problem]:
         if not stored.dtype.is_floating_point:
             continue
         size, bad, first, nans = stored.shape.numel(), 0, 0, 0
-        for start in range(0, size, _BLOCK):
-            block = source.read(name, start, min(start + _BLOCK, size))
+        for start, stop in ranges(size):
+            block = source.read(name, start, stop)
             # torch has no isfinite for eight bits
             wrong = ~torch.isfinite(block.float() if block.dtype.itemsize == 1 else block)
             if bool(wrong.any()):
@@ -190,29 +279,12 @@ def nonfinite(source: Source) -> Iterator[Problem]:
                 if nans
                 else "They are infinities, as masks hold: a merge keeps them where all models have the same."
             )
-            yield Problem(
-                "error" if nans else "warning", "values", name, source.label, stored.file,
+            yield about(
+                source, "values",
                 f"tensor {name!r} of {stored.file} has {bad} of {size} values that are not finite, the first at entry "
                 f"{first}. {advice}",
+                severity="error" if nans else "warning", tensor=name, file=stored.file,
             )  # fmt: skip
-
-
-def _row(source: Source) -> dict[str, Cell]:
-    stored = list(source.tensors.values())
-    dtypes = Counter(str(tensor.dtype).removeprefix("torch.") for tensor in stored)
-    rows = [tensor.shape[0] for tensor in stored if tensor.name.endswith(EMBEDDINGS) and tensor.shape]
-    return {
-        "model": source.label,
-        "path": str(source.path),
-        "kind": source.kind,
-        "files": len({tensor.file for tensor in stored}),
-        "tensors": len(stored),
-        "parameters": sum(t.shape.numel() for t in stored if t.dtype.is_floating_point),
-        "bytes": sum(tensor.nbytes for tensor in stored),
-        "dtypes": ", ".join(f"{dtype} ({count})" for dtype, count in dtypes.most_common()),
-        "tied": ", ".join(name for name in source.aliases if spelled_before(name) is None),
-        "vocabulary": rows[0] if rows else None,
-    }
 
 
 def _shown(problem: Problem) -> dict[str, Cell]:

@@ -1,13 +1,18 @@
-"""Whole models against each other: weights or displacements, configuration, base and regime."""
+"""Whole models compared: configuration, base and regime, and how far they are from their base."""
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from math import sqrt
+from typing import Any
 
+import torch
 from torch import Tensor
 
 from tauspan.core import params
 from tauspan.core.errors import listed
-from tauspan.merge.sources.inputs import Source, config_of, found
-from tauspan.merge.sources.problems import Problem, Severity
+from tauspan.core.results import ratio
+from tauspan.merge.sources.problems import Problem, Severity, about
+from tauspan.merge.sources.source import Source, config_of, found, ranges
 
 _SPACES = {"point": "a model's weights", "delta": "a displacement"}
 
@@ -15,26 +20,19 @@ _SPACES = {"point": "a model's weights", "delta": "a displacement"}
 def spaces(base: Source | None, models: Sequence[Source]) -> Iterator[Problem]:
     """Whether weights and displacements meet only where there is a base."""
     if base is not None and base.kind != "point":
-        yield Problem(
-            "error",
+        yield about(
+            base,
             "spaces",
-            None,
-            base.label,
-            base.path,
             f"the base {base.path} is a displacement, not a model. Name the pre-trained model as the base.",
         )
     first = models[0]
     other = next((model for model in models if model.kind != first.kind), None)
     if base is None and other is not None:
-        yield Problem(
-            "error",
-            "spaces",
-            None,
-            other.label,
-            other.path,
+        yield about(
+            other, "spaces",
             f"{first.path} holds {_SPACES[first.kind]} and {other.path} {_SPACES[other.kind]}: they meet only at a base. "
             "Name it: `base_model`.",
-        )
+        )  # fmt: skip
 
 
 def architecture(reference: Source, model: Source) -> Iterator[Problem]:
@@ -46,15 +44,12 @@ def architecture(reference: Source, model: Source) -> Iterator[Problem]:
     )
     for key, severity, meaning in rules:
         if ours.get(key) and theirs.get(key) and ours[key] != theirs[key]:
-            yield Problem(
-                severity,
-                "architecture",
-                None,
-                model.label,
-                model.path / "config.json" if model.path.is_dir() else model.path,
+            yield about(
+                model, "architecture",
                 f"{key} is {ours[key]!r} in {model.path} and {theirs[key]!r} in {reference.path}: {meaning}. Merge "
                 "models of one architecture, saved from one class.",
-            )
+                severity=severity, file=model.path / "config.json" if model.path.is_dir() else model.path,
+            )  # fmt: skip
 
 
 def vectors(displacements: Sequence[Source]) -> Iterator[Problem]:
@@ -72,27 +67,21 @@ def vectors(displacements: Sequence[Source]) -> Iterator[Problem]:
         for vector in saved[1:]:
             mine, theirs = vector.identity.get(key, ""), saved[0].identity.get(key, "")
             if mine != theirs and (key != "point" or (mine and theirs)):
-                yield Problem(
-                    "error",
+                yield about(
+                    vector,
                     kind,
-                    None,
-                    vector.label,
-                    vector.path,
                     f"the {key} of {vector.path} is {mine[:12]} and of {saved[0].path} {theirs[:12]}: {rule}.",
                 )
     names = dict.fromkeys(name for vector in saved for name in vector.tensors)
     for vector in saved:
         absent = [name for name in names if name not in vector.tensors]
         if absent:
-            yield Problem(
-                "error",
-                "missing_tensors",
-                absent[0],
-                vector.label,
-                vector.path,
+            yield about(
+                vector, "missing_tensors",
                 f"{vector.path} lacks {listed(map(repr, absent))}, which other vectors have. Choose the same parameters, "
                 "or say that it does not move them: `vector.filled_like(other)`.",
-            )
+                tensor=absent[0],
+            )  # fmt: skip
 
 
 def made_for(base: Source | None, models: Sequence[Source]) -> Iterator[Problem]:
@@ -105,22 +94,19 @@ def made_for(base: Source | None, models: Sequence[Source]) -> Iterator[Problem]
     for model in models:
         stated = model.identity.get("adapter", {}).get("base_model_name_or_path")
         if isinstance(stated, str) and stated and stated.rstrip("/").rpartition("/")[2] not in ends:
-            yield Problem(
-                "warning",
-                "base",
-                None,
-                model.label,
-                model.path,
+            yield about(
+                model, "base",
                 f"the adapter {model.path} was trained on {stated!r}, and the base is {given}: on other weights it is "
                 "not what was trained. Name that model as the base, or go on if they are the same weights.",
-            )
+                severity="warning",
+            )  # fmt: skip
 
 
 def tied(models: Sequence[Source]) -> Iterator[Problem]:
     """What adapters and sums with them do that may not be meant: both ends of a tie, parts of a pipeline left out."""
     for model in models:
         for kind, note in getattr(model, "notes", ()):
-            yield Problem("warning", kind, None, model.label, model.path, f"{note}.")
+            yield about(model, kind, f"{note}.", severity="warning")
 
 
 class _Tensors(Mapping[str, Tensor]):
@@ -151,12 +137,258 @@ def fingerprints(base: Source, models: Sequence[Source]) -> Iterator[Problem]:
     own = fingerprint_of(base) if saved else ""
     for vector in saved:
         if vector.identity["base"] != own:
-            yield Problem(
-                "error",
-                "base",
-                None,
-                vector.label,
-                vector.path,
+            yield about(
+                vector, "base",
                 f"{vector.path} starts from base {vector.identity['base'][:12]}, and {base.path} is {own[:12]}. Take the "
                 "model that it was made from, or re-label it: `vector.rebased(model)`.",
+            )  # fmt: skip
+
+
+_TIES = "tie_word_embeddings"
+_FIELDS = frozenset(
+    (
+        # heads: the same matrices cut into other pieces
+        "num_attention_heads",
+        "num_key_value_heads",
+        "head_dim",
+        "num_heads",
+        "n_head",
+        "n_heads",
+        "num_kv_heads",
+        "encoder_attention_heads",
+        "decoder_attention_heads",
+        "multi_query",
+        "new_decoder_architecture",
+        # positions and masks
+        "rope_theta",
+        "rotary_emb_base",
+        "rotary_pct",
+        "rotary_dim",
+        "partial_rotary_factor",
+        "position_embedding_type",
+        "alibi",
+        "sliding_window",
+        "use_sliding_window",
+        "max_window_layers",
+        "layer_types",
+        "is_decoder",
+        "relative_attention_num_buckets",
+        "relative_attention_max_distance",
+        # activations
+        "hidden_act",
+        "hidden_activation",
+        "activation_function",
+        "activation",
+        "feed_forward_proj",
+        "dense_act_fn",
+        # norms and factors
+        "layer_norm_eps",
+        "layer_norm_epsilon",
+        "layernorm_epsilon",
+        "rms_norm_eps",
+        "norm_eps",
+        "norm_epsilon",
+        "pre_norm",
+        "do_layer_norm_before",
+        "use_parallel_residual",
+        "parallel_attn",
+        "scale_attn_weights",
+        "scale_attn_by_inverse_layer_idx",
+        "scale_embedding",
+        "query_pre_attn_scalar",
+        "attn_logit_softcapping",
+        "final_logit_softcapping",
+        "attention_multiplier",
+        "embedding_multiplier",
+        "residual_multiplier",
+        "logits_scaling",
+        # experts, patches and ties
+        "num_experts_per_tok",
+        "norm_topk_prob",
+        "patch_size",
+        "pooling_type",
+        "hidden_pooling",
+        _TIES,
+    )
+)
+_ROPE = ("rope_parameters", "rope_scaling")  # of transformers from 5 on, and before
+
+
+def functions(reference: Source, model: Source) -> Iterator[Problem]:
+    """Whether both configurations make one function of the same weights; what only one of them states is not compared."""
+    theirs, mine = config_of(reference.path), config_of(model.path)
+    told = {_TIES} if set(reference.tensors) != set(model.tensors) else set()  # the names show it
+    differ = [
+        f"{key} is {own!r} and {other!r}"
+        for key, own, other in _differing(mine, theirs, "")
+        if key not in told
+    ]
+    if differ:
+        yield about(
+            model, "config",
+            f"config.json of {model.path} and of {reference.path} make different functions of the same weights: "
+            f"{'; '.join(differ)}. Merge models of one configuration; the result takes that of {reference.path}.",
+            file=model.path / "config.json" if model.path.is_dir() else model.path,
+        )  # fmt: skip
+
+
+def _differing(
+    mine: Mapping[str, Any], theirs: Mapping[str, Any], above: str
+) -> Iterator[tuple[str, Any, Any]]:
+    """Names and both values of what differs, in the parts of a model of several too."""
+    for key in mine:
+        own, other = mine[key], theirs.get(key)
+        if key.endswith("_config") and isinstance(own, Mapping) and isinstance(other, Mapping):
+            yield from _differing(own, other, f"{above}{key}.")
+        elif key in _FIELDS and key != "rope_theta" and key in theirs and own != other:
+            yield f"{above}{key}", own, other
+    first, second = _rope(mine), _rope(theirs)
+    if first and second:
+        for key in sorted({*first, *second}):
+            one, two = (rope.get(key, "default" if key == "rope_type" else None) for rope in (first, second))
+            if one != two and (key == "rope_type" or None not in (one, two)):
+                yield f"{above}{key}", one, two
+
+
+def _rope(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Rotary settings under one spelling; empty where the configuration states none."""
+    found = {"rope_theta": config["rope_theta"]} if config.get("rope_theta") is not None else {}
+    for key in _ROPE:
+        stated = config.get(key)
+        if isinstance(stated, Mapping):
+            found |= {"rope_type" if name == "type" else str(name): value for name, value in stated.items()}
+        elif key in config:
+            found.setdefault("rope_type", "default")
+    return found
+
+
+_SAMPLES, _SAMPLE, _ENOUGH = 4, 1 << 12, 1 << 10  # tensors, entries of each, and how many say something
+_STRANGE = 0.2  # the cosine of a fine-tuned model with its base is near 1
+_FAR, _ALIKE = (
+    0.9,
+    0.5,
+)  # |tau| / |theta0| beyond the first with a cosine below the second: another model's weights
+
+
+@dataclass(frozen=True)
+class Displacement:
+    """How far a model is from its base: |tau| / |theta0|, and cosines; None where a vector is 0.
+
+    Args:
+        model: its label.
+        relative: |tau| / |theta0|.
+        base: the cosine of theta with theta0.
+        others: the cosine of tau with each model's tau, by label.
+    """
+
+    model: str
+    relative: float | None
+    base: float | None
+    others: Mapping[str, float | None]
+
+
+def displacements(base: Source, models: Sequence[Source]) -> tuple[list[Displacement], list[Problem]]:
+    """The displacement of each model, and what is odd about it.
+
+    Over the floating-point tensors that all of them have in one shape; a displacement that lacks one does not move it.
+    Sums are in float64.
+
+    Args:
+        base: theta0.
+        models: weights theta_t, or displacements tau_t = theta_t - theta0.
+
+    Returns:
+        One entry for each model, and warnings: it equals the base, or it is no fine-tuning of it.
+
+    Cost: one read of all files, and 8 bytes times 2^20 times the number of models of memory.
+    """
+    products = torch.zeros(len(models) + 1, len(models) + 1, dtype=torch.float64)
+    for values in _blocks(base, models):
+        products += values @ values.T
+    own = sqrt(products[0, 0])
+    moved = products.diagonal()[1:].sqrt().tolist()
+    measured, problems = [], []
+    for place, model in enumerate(models):
+        dot, norm = float(products[0, place + 1]), moved[place]
+        point = sqrt(max(own**2 + 2 * dot + norm**2, 0.0))  # |theta0 + tau|
+        relative, cosine = ratio(norm, own), _cosine(own**2 + dot, own, point)
+        others = {
+            other.label: _cosine(float(products[place + 1, at + 1]), norm, moved[at])
+            for at, other in enumerate(models)
+        }
+        measured.append(Displacement(model.label, relative, cosine, others))
+        if not norm:
+            text = f"{model.path} equals the base {base.path}: it adds nothing to a merge."
+            problems.append(_odd("unmoved", model, text))
+        elif relative is not None and relative > _FAR and (cosine or 0.0) < _ALIKE:
+            text = (
+                f"{model.path} lies {relative:.2f} of the base's norm away from {base.path}, at cosine "
+                f"{cosine or 0.0:.2f}: it is no fine-tuning of it. Name the model that it was trained from as the base."
             )
+            problems.append(_odd("unrelated", model, text))
+    return measured, problems
+
+
+def strangers(base: Source, models: Sequence[Source]) -> Iterator[Problem]:
+    """Warnings of weights that share nothing with the base: another model's, or a displacement that lost its header.
+
+    Some entries of the largest matrices decide; too few of them, as in toys, decide nothing.
+
+    Cost: reads at most 2^14 entries of each.
+    """
+    sampled = _sampled(base)
+    for model in models:
+        if model.kind != "point":
+            continue
+        shapes = {name: stored.shape for name, stored in model.tensors.items()}
+        own = [name for name in sampled if shapes.get(name) == base.tensors[name].shape]
+        if sum(len(sampled[name]) for name in own) < _ENOUGH:
+            continue
+        theirs = torch.cat([model.read(name, 0, len(sampled[name])).double() for name in own])
+        ours = torch.cat([sampled[name] for name in own])
+        norms = float(ours.norm() * theirs.norm())
+        cosine = _cosine(float(ours @ theirs), norms, 1.0)
+        if cosine is not None and abs(cosine) < _STRANGE:
+            yield _odd(
+                "unrelated",
+                model,
+                f"{model.path} is read as a model and shares nothing with the base {base.path} (cosine {cosine:.2f} over "
+                f"{len(theirs)} entries): it was trained from another one, or is a displacement whose header is lost. "
+                "Name its own base, or make the vector again with `tauspan vector diff`.",
+            )
+
+
+def _sampled(base: Source) -> dict[str, Tensor]:
+    """The first entries of the base's largest matrices; the scales of norms are alike in all models."""
+    every = base.tensors.items()
+    real = [name for name, own in every if own.dtype.is_floating_point and len(own.shape) > 1]
+    real.sort(key=lambda name: -base.tensors[name].shape.numel())
+    sizes = {name: min(_SAMPLE, base.tensors[name].shape.numel()) for name in real[:_SAMPLES]}
+    return {name: base.read(name, 0, size).double() for name, size in sizes.items()}
+
+
+def _blocks(base: Source, models: Sequence[Source]) -> Iterator[Tensor]:
+    """Blocks of theta0 and all tau_t, shape (1 + T, entries)."""
+    for name, stored in base.tensors.items():
+        fitting = [model.tensors.get(model.aliases.get(name, name)) for model in models]
+        lacks = [one is None and model.kind == "point" for one, model in zip(fitting, models, strict=True)]
+        wrong = [one is not None and one.shape != stored.shape for one in fitting]
+        if not stored.dtype.is_floating_point or any(lacks) or any(wrong):
+            continue
+        for start, stop in ranges(stored.shape.numel()):
+            point = base.read(name, start, stop).double()
+            values = torch.zeros(1 + len(models), stop - start, dtype=torch.float64)
+            values[0] = point
+            for into, one, model in zip(values[1:], fitting, models, strict=True):
+                if one is not None:
+                    into += model.read(one.name, start, stop).double()
+                    into -= point if model.kind == "point" else 0
+            yield values
+
+
+def _cosine(dot: float, first: float, second: float) -> float | None:
+    return dot / (first * second) if first and second else None
+
+
+def _odd(kind: str, model: Source, message: str) -> Problem:
+    return about(model, kind, message, severity="warning")

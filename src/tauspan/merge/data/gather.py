@@ -81,10 +81,7 @@ def fisher_information(
     classifier = Classifier(encoder, build_head(task, encoder, max_tokens=reading.max_tokens))
     logits, leaves = _differentiable(classifier, own, chosen, point_of([vector], reading.point))
     total = {name: torch.zeros_like(leaf) for name, leaf in leaves.items()}
-    with (
-        models.eval_mode(encoder),
-        progress(f"Fisher information of {task.name}", len(drawn)) as advance,
-    ):
+    with models.eval_mode(encoder), progress(f"Fisher information of {task.name}", len(drawn)) as advance:
         for places, batch in batches(encoder, drawn, task.tokens(reading.max_tokens), 1):
             logp = F.log_softmax(logits(batch)[0], -1)
             classes = range(len(logp)) if over == "model" else drawn.labels[places].tolist()

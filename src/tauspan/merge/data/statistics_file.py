@@ -1,10 +1,12 @@
 """`Statistics`: what merging methods know of a model's data, as a safetensors file with its provenance."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, get_args
+
+import torch
 
 from tauspan import store
 from tauspan.core import params
@@ -12,6 +14,10 @@ from tauspan.core.arguments import checked
 from tauspan.core.errors import BaseMismatchError, MismatchError, StoreError, UsageError, listed, nearest
 from tauspan.core.params import Params
 from tauspan.merge.methods.method import Need
+from tauspan.merge.sources.opening import FileSource, described
+from tauspan.merge.sources.problems import Problem, about
+from tauspan.merge.sources.source import Source
+from tauspan.store import Access, Stored, Values, read_header
 from tauspan.vector import TaskVector
 
 FORMAT = "tauspan-statistics/1"
@@ -145,10 +151,10 @@ def parse_header(text: str | None, file: Path) -> dict[str, Any]:
 def statistics_of(
     vectors: Sequence[TaskVector], statistics: Sequence[Statistics]
 ) -> dict[Need, Sequence[Params]]:
-    """Statistics, one a vector and in the vectors' order, as `merge` takes them.
+    """Statistics, one for each vector and in the vectors' order, as `merge` takes them.
 
     Raises:
-        UsageError: not one a vector.
+        UsageError: there is not one for each vector.
         BaseMismatchError: statistics of another base.
         MismatchError: several kinds or regimes, other tensors, or the statistics of another vector.
 
@@ -185,3 +191,71 @@ def statistics_of(
         if extra:
             raise MismatchError(f"{known!r} knows {listed(extra)}, which {vector.label!r} does not hold.")
     return {first.kind: [known.tensors for known in statistics]}
+
+
+def open_statistics(path: str | Path, need: Need, *, access: Access = "pread") -> FileSource:
+    """Open what `Statistics.save` wrote; no values are read.
+
+    Args:
+        path: a safetensors file.
+        need: the kind that the method asks for.
+        access: see `Values`.
+
+    Raises:
+        StoreError, PickleRefusedError: not a whole file of statistics.
+        MismatchError: it holds statistics of another kind.
+    """
+    file = Path(path)
+    header = read_header(file)
+    facts = parse_header(header.metadata.get("tauspan"), file)
+    if facts["kind"] != need:
+        raise MismatchError(
+            f"{file} holds {facts['kind']!r} statistics, and the method needs {need!r} ones: name the file of those."
+        )
+    kept = ("base", "regime", "vector", "task", "split", "rows")
+    identity = {**described(str(path), {file: header}), **{name: facts[name] for name in kept}}
+    return FileSource(facts["vector"], file, "delta", header.tensors, {}, identity, Values(access))
+
+
+def unfit(
+    need: Need, statistics: Sequence[Source], models: Sequence[Source], base: Source | None
+) -> Iterator[Problem]:
+    """What keeps statistics from being used: another base, regime, set of tensors or shape; by headers alone.
+
+    The base's own content is not hashed, which would read all of it: statistics are compared with each other, and with
+    the vectors that say which base they start from.
+    """
+    first = statistics[0]
+    origins = [first, *(model for model in models if "base" in model.identity)]
+    for other in [*statistics[1:], *origins[1:]]:
+        for fact in ("base", "regime"):
+            mine, theirs = other.identity[fact], first.identity[fact]
+            if mine != theirs:
+                message = (
+                    f"the {fact} of {other.path} is {mine[:12]}, and the {need} statistics in {first.path} were gathered "
+                    f"from {theirs[:12]}. Gather them anew from what is merged."
+                )
+                yield about(other, fact, message)
+    shapes = (base or models[0]).tensors
+    for one in statistics:
+        for name in dict.fromkeys([*first.tensors, *one.tensors]):
+            wrong = _wrong(need, name, one.tensors, shapes)
+            if wrong is not None:
+                message = (
+                    f"{one.path} {wrong}: it was gathered from another model. Gather the statistics anew."
+                )
+                yield about(one, "shape", message, tensor=name)
+                break
+
+
+def _wrong(need: Need, name: str, own: Mapping[str, Stored], models: Mapping[str, Stored]) -> str | None:
+    """What is wrong with one tensor of statistics; None if it is there and fits."""
+    if name not in own:
+        return f"lacks {name!r}, which the other statistics have"
+    if name not in models:
+        return f"knows {name!r}, which the models lack"
+    shape = models[name].shape
+    wanted = torch.Size([shape[-1], shape[-1]]) if need == "gram" and shape else shape
+    if own[name].shape != wanted:
+        return f"has {name!r} with shape {tuple(own[name].shape)}, and {tuple(wanted)} is wanted"
+    return None

@@ -1,6 +1,6 @@
 """`merge`: task vectors in memory, by any method of the table."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -11,12 +11,11 @@ from tauspan.core import params
 from tauspan.core.arguments import checked
 from tauspan.core.errors import UsageError, nearest
 from tauspan.core.params import Params
-from tauspan.merge.engine.account import Account
-from tauspan.merge.engine.engine import Engine
+from tauspan.merge.engine.engine import Account, Engine
 from tauspan.merge.engine.settings import Settings, depths
-from tauspan.merge.methods.method import Block, Method, Need
-from tauspan.merge.methods.scope import Read, Spec, pieces, shaped, specs_of
-from tauspan.merge.methods.table import METHODS
+from tauspan.merge.methods import METHODS
+from tauspan.merge.methods.method import Block, Method, Need, Spec
+from tauspan.merge.methods.scope import Read, pieces, shaped, specs_of, stacked
 from tauspan.models import stored_state
 from tauspan.vector import TaskVector
 
@@ -58,9 +57,9 @@ def merge(
     Args:
         vectors: from one base and in one regime, over the same tensors.
         method: a name of `METHODS`, or a `Method` of your own.
-        options: the method's options; a list gives one number a vector where an option is per model.
+        options: the method's options; a list gives one number for each vector where an option is per model.
         base: theta0, for the methods that need it, and for those of the space `point` to merge points.
-        statistics: for methods that need them: by need, one mapping a vector.
+        statistics: for methods that need them: for each need, one mapping per vector.
         seed: of random masks; they are keyed by seed, tensor name and the vector's label.
 
     Returns:
@@ -84,7 +83,7 @@ def merge(
         raise UsageError(
             f"options={options!r}: it is a mapping by name, for example options={{'density': 0.1}}."
         )
-    require_count(chosen, len(vectors))
+    chosen.require_count(len(vectors))
     first = _compatible(vectors)
     kind = torch.float64 if any(d.dtype == torch.float64 for d in first.deltas.values()) else torch.float32
     theta0 = None if base is None else _point(base, first)
@@ -150,22 +149,6 @@ def _reader(
         )
 
     return read
-
-
-def require_count(method: Method, models: int) -> None:
-    """Raise `UsageError` unless the method takes so many models."""
-    if models < method.fewest or (method.most is not None and models > method.most):
-        wanted = f"exactly {method.most}" if method.fewest == method.most else f"at least {method.fewest}"
-        raise UsageError(f"the method {method.name!r} merges {wanted} models, and {models} were given.")
-
-
-def stacked(need: Need, tensors: Sequence[Tensor], cut: Callable[[Tensor], Tensor]) -> Tensor:
-    """Statistics of all models for one block: cut like the values, or whole Gram matrices."""
-    if need == "gram":
-        return torch.stack(
-            [tensor.detach().to(torch.promote_types(tensor.dtype, torch.float32)) for tensor in tensors]
-        )
-    return torch.stack([cut(tensor) for tensor in tensors])
 
 
 def _compatible(vectors: Sequence[TaskVector]) -> TaskVector:

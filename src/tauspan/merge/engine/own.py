@@ -24,7 +24,7 @@ def own_method(function: Callable[..., Tensor] | Method, name: str | None = None
         function: `function(values, base, *, option=default, ...)`. `values` has shape (T, *shape): the models'
             displacements, float32 or float64; `base` is theta0, shape `shape`, or None. It returns the merged
             displacement, shape `shape`. Keyword-only arguments are the options, with their defaults; a default that is
-            a tuple of one number makes an option of one number a model, which arrives as a tuple of T. A `Method` is
+            a tuple of one number makes an option of one number per model, which arrives as a tuple of T. A `Method` is
             taken as it is.
         name: in tables and cards; the function's own by default.
 

@@ -143,7 +143,7 @@ class Settings:
 
     @staticmethod
     def of(method: Method, options: Mapping[str, Any], models: int) -> "Settings":
-        """Options as a call gives them: a list is one number a model."""
+        """Options as a call gives them: a list is one number for each model."""
         common: dict[str, Setting] = {}
         each: list[dict[str, Setting]] = [{} for _ in range(models)]
         for name, value in options.items():

@@ -36,7 +36,7 @@ class AdapterConfig:
     """The settings of a LoRA adapter that its displacement depends on.
 
     Args:
-        file: where they stand.
+        file: the file that holds them.
         rank, alpha: r and lora_alpha, where no pattern fits.
         ranks, alphas: rank_pattern and alpha_pattern: by pattern of module names; the first that fits counts.
         stabilised: rsLoRA: the product is scaled by alpha / sqrt(r), otherwise by alpha / r.

@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 import torch
 from torch import Tensor
@@ -16,9 +16,8 @@ from tauspan import store
 from tauspan.core import params
 from tauspan.core.errors import StoreError, UsageError, listed
 from tauspan.merge.lora.adapter_config import CONFIG, AdapterConfig, read_config, refused
-from tauspan.merge.lora.lowrank import Layout, LowRank, Term
-from tauspan.store.headers import Header, Stored, read_header
-from tauspan.store.values import Access, Values
+from tauspan.merge.lora.lowrank import FactorLayout, LowRank, Term
+from tauspan.store import Access, Header, Stored, Values, read_header
 
 WEIGHTS = "adapter_model.safetensors"
 _PREFIX = "base_model.model."
@@ -39,7 +38,7 @@ class Adapter:
         config: the settings that the displacement depends on.
         header: of the weights' file.
         low: the displacement scale * B A, by the names of the weights it goes to.
-        first: where each A lies, by the same names.
+        first: where each factor A is stored, by the same names.
         replaced: tensors that are stored whole and take the place of the base's: biases, `modules_to_save`, embeddings of
             a grown vocabulary, and the weights under some products (`base_layer`).
     """
@@ -130,18 +129,22 @@ def _term(
     a, b = sides["A"].shape, sides["B"].shape
     if len(a) > 2 and len(b) == len(a) and b[1] != a[0]:
         raise refused(f"{config.file.parent} adapts the grouped convolution {module!r}", config.file.parent)
-    layout: Layout = "embedding" if embedding else "transposed" if config.transposed else "linear"
+    layout: FactorLayout = "embedding" if embedding else "transposed" if config.transposed else "linear"
     return term_of(module, sides, lambda rank: config.scale(module, rank), layout, values)
 
 
 def term_of(
-    module: str, sides: Mapping[str, Stored], scale: Callable[[int], float], layout: Layout, values: Values
+    module: str,
+    sides: Mapping[str, Stored],
+    scale: Callable[[int], float],
+    layout: FactorLayout,
+    values: Values,
 ) -> Term:
     """The product of a module's two factors.
 
     Args:
         module: its name.
-        sides: where A and B lie.
+        sides: where A and B are stored.
         scale: of the product, by its rank.
         layout: unless the factors have kernels, which makes it a convolution.
         values: reads them.
@@ -162,11 +165,68 @@ def term_of(
             raise StoreError(
                 f"{stored.file}: {stored.name!r} is {stored.dtype}, not floating point. Save it again."
             )
-    chosen: Layout = "convolution" if kernel else layout
+    chosen: FactorLayout = "convolution" if kernel else layout
     return Term(_read(values, sides["A"]), _read(values, sides["B"]), scale(a[0]), chosen)
 
 
-class AdapterSource:
+class Products:
+    """A displacement whose factors are kept: a sum of products for each tensor, formed in pieces.
+
+    Attributes:
+        path: the file or directory.
+        label: a short name.
+        low: the products.
+        tensors: by name, the dense tensor that the products make.
+        wholes: tensors that are stored whole.
+        spelt: by name, what the file calls it, where the displacement has a model's names.
+        notes: what may not be meant, each as a kind of problem and a sentence.
+    """
+
+    kind: Literal["point", "delta"] = "delta"
+    aliases: Mapping[str, str] = {}
+    header: Header
+
+    def __init__(self, path: Path, low: LowRank, first: Mapping[str, Stored]) -> None:
+        self.path, self.low, self.label = path, low, low.label
+        self.wholes: Mapping[str, Tensor] = {}
+        self.spelt: Mapping[str, str] = {}
+        self.notes: tuple[tuple[str, str], ...] = ()
+        self.tensors = {name: self._dense(name, stored) for name, stored in first.items()}
+
+    def _dense(self, name: str, factor: Stored) -> Stored:
+        """The dense tensor that products make, with the place of their factor A."""
+        shape = self.low.shape(name)
+        return Stored(name, torch.float32, shape, factor.file, factor.offset, shape.numel() * 4)
+
+    @property
+    def identity(self) -> Mapping[str, Any]:
+        """The path, and the weights' size and hash of the header."""
+        name = self.path.name if self.path.suffix == ".safetensors" else WEIGHTS
+        file = {"name": name, "bytes": self.header.nbytes, "header_sha256": self.header.sha256}
+        return {"path": str(self.path), "files": [file]}
+
+    def read(self, name: str, start: int, stop: int) -> Tensor:
+        """The entries `start` to `stop` of the flattened displacement, float32: products in float64, rounded once."""
+        if name not in self.tensors:
+            raise StoreError(f"{self.path} has no tensor {name!r}; it has {listed(self.tensors)}.")
+        return self.low.block(name, start, stop)
+
+    def renamed(self, names: Mapping[str, str]) -> Self:
+        """The same displacement under other names of the weights, each with the one that the file has."""
+        made = copy.copy(self)
+        made.low = replace(self.low, terms={names.get(n, n): own for n, own in self.low.terms.items()})
+        made.spelt = {names.get(name, name): name for name in self.low.terms}
+        made.wholes = {names.get(name, name): tensor for name, tensor in self.wholes.items()}
+        made.tensors = {
+            names.get(n, n): replace(one, name=names.get(n, n)) for n, one in self.tensors.items()
+        }
+        return made
+
+    def close(self) -> None:
+        """The factors are let go with the source."""
+
+
+class AdapterSource(Products):
     """The displacement of a LoRA adapter as merges read it: scale * B A, formed in pieces.
 
     Args:
@@ -179,58 +239,25 @@ class AdapterSource:
             known without the base.
     """
 
-    kind: Literal["point", "delta"] = "delta"
-    aliases: Mapping[str, str] = {}
-
     def __init__(
         self, path: str | Path, *, access: Access = "pread", label: str | None = None, whole: bool = False
     ) -> None:
         self.adapter = read_adapter(path, access=access, label=label)
-        self.wholes = self.adapter.replaced
-        if self.wholes and not whole:
+        self.header, wholes = self.adapter.header, self.adapter.replaced
+        if wholes and not whole:
             raise UsageError(
-                f"the adapter {path} also holds whole tensors ({listed(self.wholes)}), and how far they moved cannot be "
+                f"the adapter {path} also holds whole tensors ({listed(wholes)}), and how far they moved cannot be "
                 f"known without the base. Name both, 'BASE+{path}', or make a vector of it and merge that: "
                 f"`tauspan vector from-adapter BASE {path} -o FILE.safetensors`, in Python "
                 f"`tauspan.adapter_vector({str(path)!r}, BASE).save_pretrained(FILE)`."
             )
-        self.path, self.low = self.adapter.path, self.adapter.low
-        self.spelt: Mapping[str, str] = {}  # of a renamed one: by name, the adapter's own
-        self.label = self.low.label
-        self.tensors: Mapping[str, Stored] = {
-            name: Stored(name, torch.float32, shape, stored.file, stored.offset, shape.numel() * 4)
-            for name, stored in self.adapter.first.items()
-            for shape in (self.low.shape(name),)
-        }
+        super().__init__(self.adapter.path, self.adapter.low, self.adapter.first)
+        self.wholes = wholes
 
     @property
     def identity(self) -> Mapping[str, Any]:
-        """The directory, and its weights' size and hash of the header."""
-        header = self.adapter.header
-        file = {"name": WEIGHTS, "bytes": header.nbytes, "header_sha256": header.sha256}
-        return {"path": str(self.path), "files": [file], "adapter": dict(self.adapter.config.content)}
-
-    def read(self, name: str, start: int, stop: int) -> Tensor:
-        """The entries `start` to `stop` of the flattened displacement, float32: products in float64, rounded once."""
-        if name not in self.tensors:
-            raise StoreError(f"{self.path} has no tensor {name!r}; it has {listed(self.tensors)}.")
-        return self.low.block(name, start, stop)
-
-    def renamed(self, names: Mapping[str, str]) -> "AdapterSource":
-        """The same displacement under other names of the weights, each with the one that the adapter's file has."""
-        made = copy.copy(self)
-        terms = {names.get(name, name): own for name, own in self.low.terms.items()}
-        made.low = replace(self.low, terms=terms)
-        made.spelt = {names.get(name, name): name for name in self.low.terms}
-        made.wholes = {names.get(name, name): tensor for name, tensor in self.wholes.items()}
-        made.tensors = {
-            names.get(name, name): replace(stored, name=names.get(name, name))
-            for name, stored in self.tensors.items()
-        }
-        return made
-
-    def close(self) -> None:
-        """The factors are let go with the source."""
+        """The directory, its weights' size and hash of the header, and the settings."""
+        return {**super().identity, "adapter": dict(self.adapter.config.content)}
 
 
 def combine_adapters(
@@ -271,7 +298,7 @@ def save_adapter(
         like: an adapter over the same base, whose base id and task type are taken over. If the displacement is that
             adapter's own, its settings and factors are written as they are.
         spelt: what PEFT calls a tensor, where the displacement has the names of files: PEFT knows those in memory.
-        overwrite: replace what lies at `path`.
+        overwrite: replace what is at `path`.
         finish: adds files to the directory before it gets its name; called with where it is made.
 
     Raises:
@@ -321,7 +348,7 @@ def _module(name: str) -> str:
     return name.removesuffix(".weight")
 
 
-def _scales(terms: Mapping[str, Term]) -> dict[str, tuple[int, float, Layout]]:
+def _scales(terms: Mapping[str, Term]) -> dict[str, tuple[int, float, FactorLayout]]:
     return {_module(name): (term.rank, term.scale, term.layout) for name, term in terms.items()}
 
 

@@ -6,7 +6,6 @@ import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
 
 import torch
 from torch import Size, Tensor
@@ -15,10 +14,9 @@ from tauspan import store
 from tauspan.core import params
 from tauspan.core.errors import MismatchError, ModelError, StoreError, listed
 from tauspan.merge.lora.adapter_config import AdapterConfig, parse_config
-from tauspan.merge.lora.adapters import term_of
+from tauspan.merge.lora.adapters import Products, term_of
 from tauspan.merge.lora.lowrank import LowRank, Term
-from tauspan.store.headers import Header, Stored
-from tauspan.store.values import Access, Values
+from tauspan.store import Access, Header, Stored, Values
 
 WEIGHTS = "pytorch_lora_weights.safetensors"  # where diffusers looks in a directory
 _SIDES = {"A": "A", "B": "B", "down": "A", "up": "B"}
@@ -63,7 +61,7 @@ def _factor(name: str) -> tuple[str, str] | None:
     return None
 
 
-class LoraFile:
+class LoraFile(Products):
     """The displacement of a LoRA file as merges read it: alpha / r * B A, formed in pieces.
 
     Args:
@@ -77,43 +75,12 @@ class LoraFile:
         StoreError: factors that make no product.
     """
 
-    kind: Literal["point", "delta"] = "delta"
-    aliases: Mapping[str, str] = {}
-
     def __init__(
         self, place: Path, header: Header, access: Access = "pread", label: str | None = None
     ) -> None:
-        self.path, self.header = place, header
-        self.label = label or place.stem
-        self.wholes: Mapping[str, Tensor] = {}
-        self.spelt: Mapping[str, str] = {}
-        self.notes: tuple[tuple[str, str], ...] = ()
-        self.low, first, self.kohya = _read(place, header, Values(access), self.label)
-        self.tensors: Mapping[str, Stored] = {
-            name: _dense(name, self.low.shape(name), one) for name, one in first.items()
-        }
-
-    @property
-    def identity(self) -> Mapping[str, Any]:
-        """The file with its size and hash of the header."""
-        file = {"name": self.path.name, "bytes": self.header.nbytes, "header_sha256": self.header.sha256}
-        return {"path": str(self.path), "files": [file]}
-
-    def read(self, name: str, start: int, stop: int) -> Tensor:
-        """The entries `start` to `stop` of the flattened displacement, float32: products in float64, rounded once."""
-        if name not in self.tensors:
-            raise StoreError(f"{self.path} has no tensor {name!r}; it has {listed(self.tensors)}.")
-        return self.low.block(name, start, stop)
-
-    def renamed(self, names: Mapping[str, str]) -> "LoraFile":
-        """The same displacement under other names of the weights."""
-        made = copy.copy(self)
-        made.low = replace(self.low, terms={names.get(n, n): own for n, own in self.low.terms.items()})
-        made.spelt = {names.get(name, name): name for name in self.low.terms}
-        made.tensors = {
-            names.get(n, n): replace(one, name=names.get(n, n)) for n, one in self.tensors.items()
-        }
-        return made
+        self.header = header
+        low, first, self.kohya = _read(place, header, Values(access), label or place.stem)
+        super().__init__(place, low, first)
 
     def on(self, stored: Mapping[str, Stored], where: Path) -> "LoraFile":
         """The displacement of one model's weights, under their names.
@@ -143,9 +110,7 @@ class LoraFile:
             for name in kept
         }
         made.low, made.spelt = replace(self.low, terms=terms), {own: name for name, own in kept.items()}
-        made.tensors = {
-            own: _dense(own, made.low.shape(own), self.tensors[name]) for name, own in kept.items()
-        }
+        made.tensors = {own: made._dense(own, self.tensors[name]) for name, own in kept.items()}
         left = [part.strip("._") for part in parts if part not in whole]
         if left:
             text = (
@@ -154,13 +119,6 @@ class LoraFile:
             )
             made.notes = (("extra_tensors", text),)
         return made
-
-    def close(self) -> None:
-        """The factors are let go with the source."""
-
-
-def _dense(name: str, shape: Size, like: Stored) -> Stored:
-    return Stored(name, torch.float32, shape, like.file, like.offset, shape.numel() * 4)
 
 
 def _read(place: Path, header: Header, values: Values, label: str) -> tuple[LowRank, dict[str, Stored], bool]:
@@ -266,7 +224,7 @@ def save_lora(
         path: the file or directory.
         like: the file whose spelling and header are taken over.
         spelt: what the file calls a tensor, where the displacement has a model's names.
-        overwrite: replace what lies at `path`.
+        overwrite: replace what is at `path`.
         finish: adds files to a directory before it gets its name.
 
     Raises:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from tauspan.core.errors import MismatchError, NonFiniteError, UsageError
 
-Layout: TypeAlias = Literal["linear", "transposed", "embedding", "convolution"]
+FactorLayout: TypeAlias = Literal["linear", "transposed", "embedding", "convolution"]
 
 # Products are formed in pieces of so many rows, counted from the first row of the matrix: the same sizes however a
 # tensor is read, and so the same bits.
@@ -32,7 +32,7 @@ class Term:
     a: Tensor
     b: Tensor
     scale: float
-    layout: Layout = "linear"
+    layout: FactorLayout = "linear"
 
     @property
     def rank(self) -> int:
@@ -201,7 +201,7 @@ def from_dense(
     displacements: Iterable[tuple[str, Tensor]],
     rank: int,
     *,
-    like: Mapping[str, Layout] | None = None,
+    like: Mapping[str, FactorLayout] | None = None,
     label: str = "low rank",
     dtype: torch.dtype = torch.float32,
 ) -> tuple[LowRank, dict[str, float]]:
@@ -256,7 +256,7 @@ def _balanced(
     right: Tensor,
     rank: int,
     dtype: torch.dtype,
-    like: Term | tuple[Layout, torch.Size],
+    like: Term | tuple[FactorLayout, torch.Size],
 ) -> Term:
     """Singular values shared evenly by both factors, laid out as the weight needs it."""
     layout, shape = (like.layout, like.shape) if isinstance(like, Term) else like

@@ -1,19 +1,19 @@
-"""Methods that settle conflicts of sign entry by entry: TIES, its variants, and MagMax."""
+"""Methods that settle conflicts between models entry by entry: TIES and its variants, MagMax, masks and PCB."""
 
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from tauspan.merge.methods.addition import added
-from tauspan.merge.methods.method import Block, Method, Option, Reach, Scope
+from tauspan.core.errors import UsageError
+from tauspan.merge.methods.method import Block, Method, Option, Reach, Scope, Spec, added
 from tauspan.merge.methods.sums import SCALE, WEIGHT
 
 DENSITY = Option("density", 0.2, "share of the entries kept", per_model=True, low=0.0, high=1.0)
 
 
 def column(numbers: Tensor, values: Tensor) -> Tensor:
-    """One number a model, as a factor of `values`: shape (T, 1, ...)."""
+    """One number per model, as a factor of `values`: shape (T, 1, ...)."""
     return numbers.to(values).view(-1, *[1] * (values.dim() - 1))
 
 
@@ -173,4 +173,166 @@ MAGMAX = Method(
     "lambda w_t tau_t of the t with the largest |w_t tau_t|, entry by entry",
     magmax,
     options=(WEIGHT, SCALE),
+)
+
+
+def consensus(block: Block, _: Any) -> Tensor:
+    """The sum, where enough tasks find their own displacement in it."""
+    values = block.weights() * block.values
+    total = added(values)
+    others = (total - values).abs_().mul_(block.options["threshold"])
+    uses = torch.gt(values.abs(), others, out=others).sum(0)  # 0 or 1 each: sums of booleans are slow
+    scale: float = block.options["scale"]
+    return scale * total * torch.ge(uses, block.options["least"], out=uses)
+
+
+def _unified(values: Tensor) -> tuple[Tensor, Tensor]:
+    """EMR's elected vector, and 1 where an entry of a model agrees with it, 0 elsewhere."""
+    sign = torch.where(added(values) > 0, 1.0, -1.0).to(values)
+    kept = agreeing(values, sign)
+    return sign * kept.amax(0), kept.sign()
+
+
+def rescalers(scope: Scope) -> Tensor | None:
+    """Each model's mean magnitude over that of its masked unified vector, both summed over tensors; shape (T,)."""
+    if scope.option("task") is None:
+        return None
+
+    def magnitudes(block: Block) -> Tensor:
+        unified, mask = _unified(block.values)
+        both = torch.stack([block.values.abs(), (unified * mask).abs()]).flatten(2)
+        return both.sum(2, dtype=torch.float64) / block.shape.numel()
+
+    own, masked = scope.total(magnitudes)
+    return torch.where(masked > 0, own / masked, 1.0)
+
+
+def emr(block: Block, factors: Tensor | None) -> Tensor:
+    """The unified vector, or one task's part of it at that task's size."""
+    unified, mask = _unified(block.values)
+    scale: float = block.options["scale"]
+    if factors is None:
+        return scale * unified
+    task = int(block.options["task"])
+    return (scale * float(factors[task])) * (unified * mask[task])
+
+
+def _require_a_task(spec: Spec, models: tuple[str, ...]) -> None:
+    task = spec.options["task"]
+    if task is not None and task >= len(models):
+        raise UsageError(
+            f"option 'task' of 'emr' is {task}, and there are {len(models)} models: choose one from 0 to "
+            f"{len(models) - 1}."
+        )
+
+
+CONSENSUS = Method(
+    "consensus",
+    "Consensus of TALL masks",
+    "Wang et al. 2024, arXiv:2405.07813",
+    "lambda sum_t w_t tau_t where at least k tasks have |tau_t| > threshold |sum_s tau_s - tau_t|",
+    consensus,
+    options=(
+        WEIGHT,
+        SCALE,
+        Option(
+            "threshold",
+            0.4,
+            "the masks' lambda; the authors choose it from 0.2 to 0.6 on validation",
+            low=0.0,
+        ),
+        Option("least", 2, "k, the tasks that must use an entry", low=0),
+    ),
+    fewest=2,
+    temporaries=6,
+)
+
+EMR = Method(
+    "emr",
+    "EMR: elect, mask, rescale",
+    "Huang et al. 2024, arXiv:2405.17461",
+    "unified: sign of sum_t tau_t times the largest agreeing |tau_t|; for a task s: rescaler_s mask_s unified",
+    emr,
+    prepare=rescalers,
+    require=_require_a_task,
+    over="model",
+    options=(
+        SCALE,
+        Option(
+            "task", None, "number of the model, from 0, whose own vector is wanted; unset: unified", low=0
+        ),
+    ),
+    temporaries=8,
+)
+
+
+_OUTLIERS = 1e-4  # share of the magnitudes clamped at each end
+
+
+class Competition(NamedTuple):
+    """What PCB knows of the whole model, shape (T,) each: clamps of magnitudes; the score that wins, the best score."""
+
+    low: Tensor
+    high: Tensor
+    least: Tensor
+    best: Tensor
+
+
+def _magnitudes(block: Block, low: Tensor, high: Tensor) -> Tensor:
+    values = block.values
+    return values.abs().clamp(column(low, values), column(high, values))
+
+
+def _part(values: Tensor, low: Tensor, high: Tensor) -> Tensor:
+    """Where values lie from low to high, in [0, 1]; 1 where both are equal."""
+    low, high = column(low, values), column(high, values)
+    wide = high - low
+    return torch.where(wide > 0, (values.clamp(min=low) - low) / torch.where(wide > 0, wide, 1.0), 1.0)
+
+
+def scores(block: Block, low: Tensor, high: Tensor) -> Tensor:
+    """exp(T part^2) tanh(tau_t sum_s tau_s): the balance within a task times the one between tasks."""
+    values = block.values
+    own = _part(_magnitudes(block, low, high), low, high).square()
+    return (len(values) * own).exp() * (values * added(values)).tanh()
+
+
+def compete(scope: Scope) -> Competition:
+    """Quantiles of the magnitudes and of the scores over the whole model."""
+    entries, models = scope.entries, len(scope.first.models)
+    ends = [int(entries * _OUTLIERS), max(int(entries * (1 - _OUTLIERS) - 1), 0)]  # places in ascending order
+    ranks = [entries - end for end in ends for _ in range(models)]
+    low, high = scope.kth_largest(lambda block: block.values.flatten(1).repeat(2, 1), ranks).chunk(2)
+    rank = entries - min(int(entries * (1 - scope.option("ratio"))), entries - 1)
+
+    def sides(block: Block) -> Tensor:
+        """Scores above and below 0: the wanted one is on one side, and the other side then gives 0."""
+        score = scores(block, low, high).flatten(1)
+        return torch.cat([score.clamp(min=0), score.clamp(max=0)])
+
+    ranks = [rank] * models + [entries - rank + 1] * models
+    above, below = scope.kth_largest(sides, ranks).chunk(2)
+    best = scope.highest(lambda block: scores(block, low, high).flatten(1).amax(1))
+    return Competition(low, high, above - below, best)
+
+
+def pcb(block: Block, found: Competition) -> Tensor:
+    """The mean of clamped displacements, weighted by how far a score is above the least that wins."""
+    share = _part(scores(block, found.low, found.high), found.least, found.best)
+    clamped = block.values.sign() * _magnitudes(block, found.low, found.high)
+    scale: float = block.options["scale"]
+    return scale * added(share * clamped) / added(share).clamp(min=1e-12)
+
+
+PCB = Method(
+    "pcb",
+    "PCB-merging: parameter competition balancing",
+    "Du et al. 2024, arXiv:2410.02396",
+    "lambda sum_t s_t tau_t / sum_t s_t; s_t from exp(T |tau_t|^2) tanh(tau_t sum_s tau_s), magnitudes and s_t scaled to "
+    "[0, 1], all but the best share 0",
+    pcb,
+    prepare=compete,
+    over="model",
+    options=(SCALE, Option("ratio", 0.1, "share of the entries that win", low=0.0, high=1.0)),
+    temporaries=10,
 )

@@ -32,15 +32,13 @@ import torch
 from torch import Tensor
 
 from tauspan.core.errors import UsageError
-from tauspan.merge.methods.addition import added
-from tauspan.merge.methods.method import Block, Method, Option, Scope
-from tauspan.merge.methods.scope import Spec
+from tauspan.merge.methods.method import Block, Method, Option, Scope, Spec, added
 from tauspan.merge.methods.sums import SCALE, WEIGHT
 
 Rule: TypeAlias = Callable[[Tensor, Block], Tensor]
 """From Gram matrices, shape (..., T, T), and the options of a block to coefficients, shape (..., T)."""
 
-_CHUNK = 1 << 14  # entries a model that are widened to float64 at once
+_CHUNK = 1 << 14  # entries per model that are widened to float64 at once
 _OPPOSITE = 1e-12  # 1 + cosine below which two vectors count as opposite: float64 cannot tell their plane
 _CANCELLED = 1e-7  # length below which a sum of unit vectors counts as 0: the root of float64's rounding
 

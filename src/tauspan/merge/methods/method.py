@@ -1,18 +1,67 @@
 """What a merging method is: a pure function over blocks of values, and a row of the table `METHODS`."""
 
-from collections.abc import Callable, Mapping
+import hashlib
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeAlias
+from typing import Any, Literal, Protocol, TypeAlias, TypeVar
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from tauspan.core.errors import UsageError, nearest
-from tauspan.merge.methods.randomness import uniform
 
-if TYPE_CHECKING:
-    from tauspan.merge.methods.scope import Spec
 
+def added(terms: Iterable[Tensor]) -> Tensor:
+    """The sum of at least one tensor, in their order; the first may be a view and is not written to.
+
+    A term 1 v beside terms 0 w is v bit for bit.
+
+    Example:
+        >>> import torch
+        >>> added(torch.tensor([[1.0, 2.0], [3.0, 4.0]]))
+        tensor([4., 6.])
+    """
+    rest = iter(terms)
+    total = next(rest).clone()
+    for term in rest:
+        total += term
+    return total
+
+
+_KEPT = 24  # bits that float32 holds below 1
+
+
+def uniform(key: tuple[object, ...], start: int, count: int) -> Tensor:
+    """The numbers `start` to `start + count` of the stream named by `key`, in [0, 1), float32.
+
+    The stream is PCG64-DXSM, seeded by the SHA-256 of the key; every 64 random bits give two numbers, and jumping to
+    `start` takes a time that grows with its logarithm.
+
+    Args:
+        key: what the stream belongs to, for example (seed, tensor name, model).
+        start: offset of the first number.
+        count: how many.
+
+    Example:
+        >>> bool((uniform((0, "w", "a"), 5, 3) == uniform((0, "w", "a"), 0, 8)[5:]).all())
+        True
+    """
+    digest = hashlib.sha256(repr(key).encode()).digest()
+    bits = np.random.PCG64DXSM(int.from_bytes(digest, "little"))
+    pair, skip = divmod(start, 2)
+    bits.advance(pair)
+    words = bits.random_raw((skip + count + 1) // 2).astype("<u8", copy=False).view("<u4")
+    words = words[skip : skip + count]
+    words >>= 32 - _KEPT
+    numbers = words.view(np.int32).astype(
+        np.float32
+    )  # from int32: the processor converts signed words faster
+    numbers *= np.float32(2.0**-_KEPT)
+    return torch.from_numpy(numbers)
+
+
+T = TypeVar("T")
 Value: TypeAlias = float | int | bool | str | None
 Grain: TypeAlias = Literal["entry", "row", "tensor"]
 Space: TypeAlias = Literal["delta", "point"]
@@ -21,13 +70,13 @@ Need: TypeAlias = Literal["base", "fisher", "gram"]
 
 @dataclass(frozen=True)
 class Option:
-    """One named setting of a method, the same for all models or one number a model.
+    """One named setting of a method, the same for all models or one number for each model.
 
     Args:
         name: how recipes and calls spell it.
         default: the authors' value; None where it has to be given.
         doc: one line, with its unit and range.
-        per_model: one number a model: blocks then see a tuple of T numbers.
+        per_model: one number for each model: blocks then see a tuple of T numbers.
         low, high: the closed range of a number.
         choices: the allowed texts.
     """
@@ -106,6 +155,29 @@ class Block:
 
 
 @dataclass(frozen=True)
+class Spec:
+    """One tensor to merge: what is known before its values are read.
+
+    Args:
+        name: the tensor's.
+        shape: its shape.
+        options: the method's, as they hold for it; one number for each model that takes part, where they are per model.
+        depth: place of its layer; see `Block`.
+        models: places of the models that take part; None for all.
+    """
+
+    name: str
+    shape: torch.Size
+    options: Mapping[str, Any]
+    depth: float | None = None
+    models: tuple[int, ...] | None = None
+
+    def of(self, every: Sequence[T]) -> tuple[T, ...]:
+        """What belongs to the models that take part, of what all models have."""
+        return tuple(every if self.models is None else (every[place] for place in self.models))
+
+
+@dataclass(frozen=True)
 class Reach:
     """How far a selection of R rows by magnitude reaches; of equal magnitudes the lower place comes first.
 
@@ -168,7 +240,7 @@ Combine: TypeAlias = Callable[[Block, Any], Tensor]
 Select: TypeAlias = Callable[[Block, Any], Tensor]
 Count: TypeAlias = Callable[[Block, Any], tuple[int, ...]]
 Prepare: TypeAlias = Callable[[Scope], Any]
-Require: TypeAlias = Callable[["Spec", tuple[str, ...]], None]
+Require: TypeAlias = Callable[[Spec, tuple[str, ...]], None]
 
 
 @dataclass(frozen=True)
@@ -215,6 +287,12 @@ class Method:
     fewest: int = 1
     most: int | None = None
     temporaries: int = 2
+
+    def require_count(self, models: int) -> None:
+        """Raise `UsageError` unless the method takes so many models."""
+        if models < self.fewest or (self.most is not None and models > self.most):
+            wanted = f"exactly {self.most}" if self.fewest == self.most else f"at least {self.fewest}"
+            raise UsageError(f"the method {self.name!r} merges {wanted} models, and {models} were given.")
 
     def __str__(self) -> str:
         return f"Method({self.name}: {self.formula})"

@@ -3,7 +3,6 @@
 import itertools
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from math import prod
 from typing import Any, Protocol, TypeVar
 
@@ -12,7 +11,6 @@ import torch
 from torch import Tensor
 
 from tauspan.core.errors import UsageError
-from tauspan.merge.methods.addition import added
 from tauspan.merge.methods.histogram import (
     Found,
     Interval,
@@ -23,36 +21,13 @@ from tauspan.merge.methods.histogram import (
     magnitude,
     patterns,
 )
-from tauspan.merge.methods.method import Block, Grain, Method, Reach
+from tauspan.merge.methods.method import Block, Grain, Method, Need, Reach, Spec, added
 
 T = TypeVar("T")
 
-_SAMPLE = 1 << 16  # entries a row that a first guess at an order statistic reads, or more:
+_SAMPLE = 1 << 16  # entries per row that a first guess at an order statistic reads, or more:
 _RUN = 1 << 10  # so many from each piece
 _GOLDEN = 0.618033988749895  # its multiples, modulo 1, spread the runs evenly over the pieces
-
-
-@dataclass(frozen=True)
-class Spec:
-    """One tensor to merge: what is known before its values are read.
-
-    Args:
-        name: the tensor's.
-        shape: its shape.
-        options: the method's, as they hold for it; one number for each model that takes part, where they are per model.
-        depth: place of its layer; see `Block`.
-        models: places of the models that take part; None for all.
-    """
-
-    name: str
-    shape: torch.Size
-    options: Mapping[str, Any]
-    depth: float | None = None
-    models: tuple[int, ...] | None = None
-
-    def of(self, every: Sequence[T]) -> tuple[T, ...]:
-        """What belongs to the models that take part, of what all models have."""
-        return tuple(every if self.models is None else (every[place] for place in self.models))
 
 
 def specs_of(
@@ -154,6 +129,15 @@ def shaped(flat: Tensor, shape: torch.Size, grain: Grain) -> Tensor:
     if grain == "row":
         return flat.view(*lead, -1, prod(shape[1:]) if len(shape) > 1 else flat.shape[-1])
     return flat
+
+
+def stacked(need: Need, tensors: Sequence[Tensor], cut: Callable[[Tensor], Tensor]) -> Tensor:
+    """Statistics of all models for one block: cut like the values, or whole Gram matrices."""
+    if need == "gram":
+        return torch.stack(
+            [tensor.detach().to(torch.promote_types(tensor.dtype, torch.float32)) for tensor in tensors]
+        )
+    return torch.stack([cut(tensor) for tensor in tensors])
 
 
 class Blocks:

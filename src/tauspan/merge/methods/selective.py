@@ -17,9 +17,8 @@ import torch
 from torch import Tensor
 
 from tauspan.core.errors import UsageError
-from tauspan.merge.methods.addition import added
 from tauspan.merge.methods.election import counted
-from tauspan.merge.methods.method import Block, Method, Option, Reach, Scope
+from tauspan.merge.methods.method import Block, Method, Option, Reach, Scope, added
 from tauspan.merge.methods.sums import SCALE
 
 

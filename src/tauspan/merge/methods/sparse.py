@@ -12,10 +12,19 @@ import torch
 from torch import Tensor
 
 from tauspan.core.errors import UsageError
-from tauspan.merge.methods.addition import added
 from tauspan.merge.methods.election import agreeing, column, counted, kept_ranks, plus_or_minus, reaching
-from tauspan.merge.methods.method import Block, Count, Method, Option, Prepare, Reach, Scope, Select
-from tauspan.merge.methods.scope import Spec
+from tauspan.merge.methods.method import (
+    Block,
+    Count,
+    Method,
+    Option,
+    Prepare,
+    Reach,
+    Scope,
+    Select,
+    Spec,
+    added,
+)
 from tauspan.merge.methods.sums import NORMALIZE, SCALE, WEIGHT, task_arithmetic
 
 _NONE = 1e-7  # a sum of magnitudes below this is not rescaled

@@ -1,6 +1,6 @@
 """Methods in the subspaces that the task matrices span: KnOTS and WUDI.
 
-Both stand on a Gram matrix of the D_t = w_t tau_t, in float64: exact to working precision for float32 values, whose
+Both use a Gram matrix of the D_t = w_t tau_t, in float64: exact to working precision for float32 values, whose
 singular values it resolves below their own rounding. Of float64 values it loses half the digits: singular values below
 1e-7 of the largest, about, count as zero.
 """
@@ -11,10 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tauspan.merge.methods.addition import added
 from tauspan.merge.methods.election import DENSITY, disjoint_mean, kept_ranks, trimmed
-from tauspan.merge.methods.matrices import MATRICES, deltas, eigen, is_matrix, matrix_sum, matrixwise, others
-from tauspan.merge.methods.method import Block, Method, Option, Scope
+from tauspan.merge.methods.method import Block, Method, Option, Scope, added
+from tauspan.merge.methods.spectral import MATRICES, deltas, eigen, is_matrix, matrix_sum, matrixwise, others
 from tauspan.merge.methods.sums import SCALE, WEIGHT
 
 # -- KnOTS -------------------------------------------------------------------------------------------------------

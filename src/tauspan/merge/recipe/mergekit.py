@@ -7,14 +7,22 @@ from typing import Any
 from tauspan.core.errors import RecipeError, nearest
 from tauspan.core.schema import Document, shown
 from tauspan.merge.engine.settings import Setting
+from tauspan.merge.methods import METHODS
 from tauspan.merge.methods.method import Value
-from tauspan.merge.methods.table import METHODS
-from tauspan.merge.recipe import mergekit_file as theirs
-from tauspan.merge.recipe.dialect import DIALECT, Row, as_setting, converted, total
-from tauspan.merge.recipe.fields import RESULT, canonical
-from tauspan.merge.recipe.parts import Input, Layers, Slice, Token
+from tauspan.merge.recipe import dialect as theirs
+from tauspan.merge.recipe.dialect import DIALECT, MergekitMethod, as_setting, converted, total
+from tauspan.merge.recipe.parts import (
+    RESULT,
+    Input,
+    Layers,
+    Slice,
+    Token,
+    canonical,
+    completed,
+    require_option,
+    within,
+)
 from tauspan.merge.recipe.recipe import BASE, UNION, MergeRecipe
-from tauspan.merge.recipe.spelling import completed, require_option, within
 
 _DEFAULT = "default"  # mergekit's name of the module of a model that has one
 
@@ -28,7 +36,7 @@ def translated(document: Document) -> MergeRecipe:
     Raises:
         RecipeError: it is no mergekit file, or asks for what is not supported; with the line.
     """
-    file, notes = theirs.read(document)
+    file, notes = theirs.read_file(document)
     if file.merge_method not in DIALECT:
         raise RecipeError(
             f"{document.place('merge_method')}: no mergekit method {file.merge_method!r}. "
@@ -48,8 +56,8 @@ class _Reader:
     """One file on its way to a recipe; `notes` collects what is to be warned of."""
 
     document: Document
-    file: theirs.File
-    row: Row
+    file: theirs.MergekitFile
+    row: MergekitMethod
     notes: list[str]
 
     def recipe(self) -> MergeRecipe:
@@ -192,7 +200,7 @@ class _Reader:
 
     def _whole(
         self,
-        models: Sequence[theirs.Model],
+        models: Sequence[theirs.MergekitModel],
         stack: str | None,
         outer: Mapping[str, Setting],
         *path: str | int,
@@ -207,7 +215,7 @@ class _Reader:
         return Slice(tuple(self._roles(sources, Layers)), dict(outer), origin, stack)
 
     def _slice(
-        self, part: theirs.Slice, stack: str | None, outer: Mapping[str, Setting], *path: str | int
+        self, part: theirs.MergekitSlice, stack: str | None, outer: Mapping[str, Setting], *path: str | int
     ) -> Slice:
         if part.residual_weight is not None:
             self.notes.append(
@@ -239,7 +247,7 @@ class _Reader:
             return Slice((replace(sources[0], parameters={}),), inner, None, stack)
         return Slice(tuple(own + others if role == "first" else sources), common, None, stack)
 
-    def _range(self, source: theirs.Source, *path: str | int) -> tuple[int, ...]:
+    def _range(self, source: theirs.MergekitSource, *path: str | int) -> tuple[int, ...]:
         if not source.layer_range:
             raise RecipeError(f"{self.document.place(*path)}: `layer_range` is missing.")
         return source.layer_range

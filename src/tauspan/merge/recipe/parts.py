@@ -1,12 +1,192 @@
-"""What a merge's recipe is made of: models, slices of layers, and where rows of tokens come from."""
+"""The parts of a recipe and their values, as its files spell them."""
 
+import itertools
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from tauspan.core.errors import RecipeError
-from tauspan.merge.engine.settings import Setting
-from tauspan.merge.recipe.spelling import setting, written
+from tauspan.core.errors import RecipeError, UsageError, nearest
+from tauspan.core.schema import shown
+from tauspan.merge.engine.settings import Filtered, Gradient, Setting, Settings, Steps
+from tauspan.merge.methods import METHODS
+from tauspan.merge.methods.method import Method, Value
+
+
+def setting(value: Any, place: str) -> Setting:
+    """A number, text or truth; a list of them, which runs over the layers; or a list of `filter` and `value`."""
+    if isinstance(value, list) and value and all(isinstance(entry, Mapping) for entry in value):
+        entries = tuple(_filtered(entry, f"{place}[{index}]") for index, entry in enumerate(value))
+        return _reachable(entries)
+    if isinstance(value, Mapping):
+        return (_filtered(value, place),)
+    result: Value | Gradient | Steps = _plain(value, place)
+    return result
+
+
+def _reachable(entries: tuple[Filtered, ...]) -> tuple[Filtered, ...]:
+    """The entries, of which the first that fits holds; an error if one stands after one that fits everything."""
+    for entry, later in itertools.pairwise(entries):
+        if entry.pattern is None:
+            raise RecipeError(
+                f"{later.place} is never reached: the entry before it fits every tensor. Put it first, or give that "
+                "entry a `filter`."
+            )
+    return entries
+
+
+def _plain(value: Any, place: str) -> Any:
+    if isinstance(value, list):
+        if value and all(isinstance(entry, int | float) and type(entry) is not bool for entry in value):
+            return Gradient(tuple(float(entry) for entry in value))
+        if value and any(all(type(entry) is kind for entry in value) for kind in (bool, str)):
+            return Steps(tuple(value))
+        raise RecipeError(
+            f"{place} is {shown(value)}: a list holds numbers, or truths, from the first layer to the last, or entries "
+            "with `filter` and `value`."
+        )
+    if value is None or isinstance(value, Mapping):
+        raise RecipeError(f"{place} is {shown(value)}, and needs a value; leave the key out for the default.")
+    return value
+
+
+def _filtered(entry: Mapping[str, Any], place: str) -> Filtered:
+    known = ("filter", "value")
+    for key in entry:
+        if key not in known:
+            raise RecipeError(f"{place}: unknown key {str(key)!r}. {nearest(str(key), known)}")
+    if "value" not in entry:
+        raise RecipeError(f"{place}: `value` is missing.")
+    pattern = entry.get("filter")
+    if pattern is not None and not isinstance(pattern, str):
+        raise RecipeError(f"{place}.filter is {shown(pattern)}, and must be a part of tensor names.")
+    return Filtered(None if pattern == "*" else pattern, _plain(entry["value"], f"{place}.value"), place)
+
+
+def written(parameters: Mapping[str, Setting]) -> dict[str, Any]:
+    """Settings as a recipe's file spells them."""
+    return {name: _written(value) for name, value in parameters.items()}
+
+
+def _written(value: Setting) -> Any:
+    if isinstance(value, tuple):
+        return [{"filter": entry.pattern, "value": _written(entry.value)} for entry in value]
+    return list(value.points) if isinstance(value, Gradient | Steps) else value
+
+
+def completed(given: Mapping[str, Setting], defaults: Mapping[str, Setting]) -> dict[str, Setting]:
+    """Settings that hold for every tensor: where none is given, or no filter fits, the default."""
+    done = dict(given)
+    for name, default in defaults.items():
+        before = done.get(name)
+        if isinstance(before, tuple) and all(entry.pattern is not None for entry in before):
+            done[name] = (*before, *chained(default))
+        elif before is None:
+            done[name] = default
+    return done
+
+
+def within(inner: Mapping[str, Setting], outer: Mapping[str, Setting]) -> dict[str, Setting]:
+    """Settings of two scopes as one: where the inner one has none, or no filter of it fits, the outer one holds."""
+    return {**outer, **completed(inner, {name: outer[name] for name in inner if name in outer})}
+
+
+def chained(setting: Setting) -> tuple[Filtered, ...]:
+    """A setting as a list of filters."""
+    return setting if isinstance(setting, tuple) else (Filtered(None, setting),)
+
+
+def require_option(method: Method, name: str, value: Setting, single: bool, place: str) -> None:
+    """Raise, with its place, for an option that the method lacks or that is not one model's, or for a bad value."""
+    one = {name: value}
+    try:
+        Settings(method, 1, {} if single else one, [one] if single else ())
+    except UsageError as error:
+        raise RecipeError(f"{place}: {error}") from error
+
+
+ARITHMETIC = ("float32", "float64")
+RESULT = ("float64", "float32", "float16", "bfloat16")
+_SHORT = {"bf16": "bfloat16", "fp16": "float16", "half": "float16", "fp32": "float32", "float": "float32"}
+_SHORT |= {"fp64": "float64", "double": "float64"}
+_UNITS = {"KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
+_UNITS |= {"KIB": 1 << 10, "MIB": 1 << 20, "GIB": 1 << 30, "TIB": 1 << 40}
+_UNITS |= {"K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12, "B": 10**9}  # B is mergekit's, of billion
+_SIZE = re.compile(r"\s*(\d+(?:\.\d+)?)\s*([A-Za-z]+)\s*")
+
+
+def method(name: Any, place: str) -> str:
+    """The name of a method of the table, or of code of the user's."""
+    if not isinstance(name, str) or (name not in METHODS and ":" not in name):
+        raise RecipeError(f"{place}: no merging method {name!r}. {nearest(str(name), METHODS)}")
+    return name
+
+
+def canonical(dtype: str) -> str:
+    """The name that torch gives a dtype that people spell in several ways.
+
+    Example:
+        >>> canonical("bf16"), canonical("torch.float16"), canonical("int7")
+        ('bfloat16', 'float16', 'int7')
+    """
+    plain = dtype.removeprefix("torch.")
+    return _SHORT.get(plain, plain)
+
+
+def arithmetic(name: Any, place: str) -> str:
+    """The dtype of the arithmetic, by its plain name."""
+    plain = canonical(str(name))
+    if plain in ARITHMETIC:
+        return plain
+    hint = nearest(plain, ARITHMETIC)
+    if plain in RESULT:
+        hint = (
+            f"It is the arithmetic's: float32 or float64. For the result's dtype write `out_dtype: {plain}`."
+        )
+    raise RecipeError(f"{place} is {name!r}. {hint}")
+
+
+def result(name: Any, place: str) -> str | None:
+    """The dtype of the result, by its plain name; None for the base's."""
+    plain = None if name is None else canonical(str(name))
+    if plain is not None and plain not in RESULT:
+        raise RecipeError(f"{place} is {name!r}. {nearest(plain, RESULT)}")
+    return plain
+
+
+def require_plain(dtype: str, out_dtype: str | None) -> None:
+    """Raise unless both dtypes, given in Python, have their plain names."""
+    for key, given, plain in (
+        ("dtype", dtype, arithmetic(dtype, "dtype")),
+        ("out_dtype", out_dtype, result(out_dtype, "out_dtype")),
+    ):
+        if given != plain:
+            raise RecipeError(f"{key} is {given!r}: write {plain!r}.")
+
+
+def size_text(text: Any, place: str) -> str:
+    """The text of a size, such as `5GB`."""
+    if not isinstance(text, str):
+        raise RecipeError(f"{place} is {text!r}: write a text such as 5GB.")
+    size(text, place)
+    return text
+
+
+def size(text: str, place: str = "shard_size") -> int:
+    """Bytes of a size such as `5GB` (in powers of 1000), `2GiB` (of 1024) or mergekit's `5B`, billions of bytes.
+
+    Example:
+        >>> size("5GB"), size("5B"), size("1.5 MiB")
+        (5000000000, 5000000000, 1572864)
+    """
+    found = _SIZE.fullmatch(text)
+    unit = _UNITS.get(found[2].upper()) if found else None
+    nbytes = int(float(found[1]) * unit) if found and unit else 0
+    if not nbytes:
+        raise RecipeError(
+            f"{place} is {text!r}: it is a number with KB, MB, GB or TB, or KiB, MiB, GiB or TiB, for example 5GB."
+        )
+    return nbytes
 
 
 @dataclass(frozen=True)

@@ -1,23 +1,29 @@
-"""`MergeRecipe`: which models are merged, how and into what, as strict YAML."""
+"""`MergeRecipe`: which models are merged, how and into what."""
 
-import json
-import os
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
 import yaml
 
-from tauspan.core.errors import RecipeError, UsageError, listed, nearest
-from tauspan.core.schema import Document
+from tauspan.core.errors import RecipeError, StoreError, listed, nearest
 from tauspan.merge.engine.settings import Setting, Settings
+from tauspan.merge.methods import METHODS
 from tauspan.merge.methods.method import Method
-from tauspan.merge.methods.table import METHODS
-from tauspan.merge.recipe import fields
-from tauspan.merge.recipe.dialect import spelled_here
-from tauspan.merge.recipe.parts import Input, Slice, Token, written_model, written_slice, written_token
-from tauspan.merge.recipe.spelling import completed, require_option, setting, written
+from tauspan.merge.recipe import parts as fields
+from tauspan.merge.recipe.parts import (
+    Input,
+    Layers,
+    Slice,
+    Token,
+    completed,
+    setting,
+    written,
+    written_model,
+    written_slice,
+    written_token,
+)
 from tauspan.merge.sources.problems import LENIENT
 
 BASE = "base"  # as `tokenizer_source`: the base's, or else the first model's
@@ -53,15 +59,14 @@ class MergeRecipe:
         own: the method itself where `method` is `module:function`; no file can set it.
         notes: what is to be warned of when it is carried out: what a mergekit file says and mergekit does not read.
         loose: whether filters may fit nothing, as in mergekit's files.
-        places: by key, where it stands in the file that was read, for errors that only the inputs show.
+        places: for each key, its line in the file that was read, for errors that only the inputs show.
 
     Raises:
         RecipeError: it does not fit together.
 
     Example:
-        >>> recipe = MergeRecipe.parse("method: task_arithmetic\nbase_model: b\nmodels: [{model: a}]\n")
-        >>> recipe.models[0].model
-        'a'
+        >>> MergeRecipe("task_arithmetic", (Input("tuned"),), "base").as_dict()["models"]
+        [{'model': 'tuned'}]
     """
 
     method: str = field(metadata={"parse": fields.method})
@@ -115,31 +120,6 @@ class MergeRecipe:
         fields.size(self.shard_size)
         if ":" not in self.method or self.own is not None:
             self.row()
-
-    @staticmethod
-    def read(path: str | Path) -> "MergeRecipe":
-        """The recipe in a YAML file: ours, or mergekit's where it says `merge_method`."""
-        return MergeRecipe.of(Document.read(path))
-
-    @staticmethod
-    def parse(text: str, where: str = "recipe") -> "MergeRecipe":
-        """The recipe in a YAML text; errors name `where`, the line and the key."""
-        return MergeRecipe.of(Document(text, where))
-
-    @staticmethod
-    def of(document: Document) -> "MergeRecipe":
-        """The recipe in a document."""
-        if "merge_method" in document.plain or "experts" in document.plain or "genome" in document.plain:
-            from tauspan.merge.recipe.mergekit import (
-                translated,  # it makes recipes, so it stands above this module
-            )
-
-            recipe = translated(document)
-        else:
-            recipe = document.build(MergeRecipe)
-            if ":" not in recipe.method:
-                _check_options(document, recipe)
-        return replace(recipe, places={str(key): document.place(key) for key in document.plain})
 
     def place(self, *keys: str) -> str:
         """The place in the recipe's file of the first of these keys that it has, to begin a message; else empty."""
@@ -230,32 +210,89 @@ class MergeRecipe:
         return yaml.safe_dump(self.as_dict(), sort_keys=False, allow_unicode=True, width=1 << 20)
 
 
-def recipe_of(given: "MergeRecipe | Mapping[str, Any] | str | Path") -> MergeRecipe:
-    """A recipe as it is, from a mapping of what its file would hold, or from the file."""
-    if isinstance(given, MergeRecipe):
-        return given
-    if isinstance(given, str | Path):
-        return MergeRecipe.read(given)
-    if not isinstance(given, Mapping):
-        raise UsageError(
-            f"a recipe is a MergeRecipe, a mapping such as {{'method': ..., 'models': [...]}}, or a YAML file, not "
-            f"{type(given).__name__}. For vectors in memory call `merge`."
+def named(recipe: MergeRecipe) -> list[str]:
+    """The models that a recipe names, each once: the base first."""
+    layers = [one for part in recipe.slices for one in (*part.sources, part.base) if one is not None]
+    names = [recipe.base_model, *(one.model for one in recipe.models), *(one.model for one in layers)]
+    return list(dict.fromkeys(name for name in names if name is not None))
+
+
+def renamed(recipe: MergeRecipe, name: Callable[[str], str]) -> MergeRecipe:
+    """The same recipe with every model, tokenizer and file of statistics under another name."""
+
+    def layers(one: Layers) -> Layers:
+        return replace(one, model=name(one.model))
+
+    models = tuple(
+        replace(one, model=name(one.model), statistics={n: name(file) for n, file in one.statistics.items()})
+        for one in recipe.models
+    )
+    slices = tuple(
+        replace(
+            part,
+            sources=tuple(map(layers, part.sources)),
+            base=None if part.base is None else layers(part.base),
         )
-    try:  # JSON first, which writes paths as texts and tuples as lists
-        text = yaml.safe_dump(json.loads(json.dumps(dict(given), default=os.fspath)), sort_keys=False)
-    except (TypeError, ValueError, RecursionError) as error:
-        raise RecipeError(f"the recipe holds what no YAML file can: {error}.") from error
-    return MergeRecipe.parse(text, "the mapping, as YAML")
+        for part in recipe.slices
+    )
+    words, base = recipe.tokenizer_source, recipe.base_model
+    return replace(
+        recipe,
+        models=models,
+        slices=slices,
+        base_model=None if base is None else name(base),
+        tokenizer_source=words if words in (None, UNION, BASE) else name(str(words)),
+        tokens={token: replace(how, source=_token(how, name)) for token, how in recipe.tokens.items()},
+    )
 
 
-def _check_options(document: Document, recipe: MergeRecipe) -> None:
-    """Raise, with its line, for an option that the method does not have or a value outside its range."""
-    method = recipe.row()
-    for path, parameters in recipe.scopes():
-        single = path[0] == "models" or "sources" in path
-        for name, value in parameters.items():
-            place = document.place(*path, name)
-            known = [option.name for option in method.options]
-            if name not in known and (ours := spelled_here(name)) in known:
-                raise RecipeError(f"{place}: mergekit's `{name}` is `{ours}` here.")
-            require_option(method, name, value, single, place)
+def _token(how: Token, name: Callable[[str], str]) -> str | None:
+    return how.source if how.source in (None, "zero") else name(str(how.source))
+
+
+def places(recipe: MergeRecipe) -> dict[str, str]:
+    """By the path as the recipe gives it, the absolute path of each input that lies in local files."""
+    found: dict[str, str] = {}
+
+    def noted(name: str) -> str:
+        found.update((part, str(Path(part).absolute())) for part in _parts(name) if Path(part).exists())
+        return name
+
+    renamed(recipe, noted)
+    return found
+
+
+def relocated(recipe: MergeRecipe, places: Mapping[str, str], card: Path) -> MergeRecipe:
+    """The same recipe with each local input where it lies: at its absolute path, else at the path as given.
+
+    Args:
+        recipe: a card's.
+        places: as `places` gave them when the card was written.
+        card: named by errors.
+
+    Raises:
+        StoreError: an input is at neither; the hub is not asked for what was a local file.
+    """
+
+    def found(part: str) -> str:
+        if part not in places:
+            return part
+        for place in (places[part], part):
+            if Path(place).exists():
+                return place
+        raise StoreError(
+            f"the input {part!r} of {card} is neither at {places[part]} nor at {Path(part).absolute()}. Put it back at "
+            "one of them, or change its path in the card's recipe."
+        )
+
+    return renamed(recipe, lambda name: "+".join(map(found, _parts(name))))
+
+
+def _parts(name: str) -> Iterator[str]:
+    """The name itself, or the model and the adapter of `MODEL+ADAPTER`, as `open_source` splits it."""
+    model, plus, adapter = name.rpartition("+")
+    if plus and not Path(name).exists():
+        yield from _parts(model)
+        yield adapter
+    else:
+        yield name

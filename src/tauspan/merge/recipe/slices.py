@@ -10,17 +10,16 @@ from torch import Tensor
 from tauspan.core.errors import MismatchError
 from tauspan.merge.engine.settings import Setting, Settings, stacks
 from tauspan.merge.methods.method import Method
-from tauspan.merge.recipe.parts import Layers, Slice
-from tauspan.merge.recipe.spelling import within
+from tauspan.merge.recipe.parts import Layers, Slice, within
 from tauspan.merge.recipe.towers import Towers, common, number
-from tauspan.merge.sources.inputs import Kind, Source
-from tauspan.store.headers import Stored
+from tauspan.merge.sources.source import Kind, Source
+from tauspan.store import Stored
 
-_FIRST = ("emb", "wte", "wpe", "tok")  # in names of what stands before the layers; all else stands after them
+_FIRST = ("emb", "wte", "wpe", "tok")  # in names of tensors before the layers; all others come after them
 
 
 @dataclass(frozen=True, eq=False)
-class View:
+class LayerView:
     """Layers of several sources as one source: a point whose tensors have the output's names.
 
     `beyond` are tensors of the output that belong to slices with fewer sources, so that this one has no part in them.
@@ -90,7 +89,7 @@ class Group:
 class Stacked:
     """All slices of a merge, by stack: which slice each tensor of the output belongs to.
 
-    What stands before the layers belongs to the first slice, what stands after them to the last one. Other stacks of the
+    Tensors before the layers belong to the first slice, tensors after them to the last one. Other stacks of the
     model, such as the tower of images where layers of text are stacked, belong whole to the first slice.
 
     Args:
@@ -129,9 +128,7 @@ class Stacked:
             near = [stack for stack, length in shared.items() if length == most]
             own = (index for index, group in enumerate(self.groups) if group.stack in near)
             return next(own, None)
-        return (
-            0 if name.count(".") < 2 else None
-        )  # a head beside the stacks, or what stands between two of them
+        return 0 if name.count(".") < 2 else None  # a head beside the stacks, or a tensor between two of them
 
 
 def stacked(slices: Sequence[Slice], opened: Mapping[str, Source]) -> Stacked:
@@ -206,7 +203,7 @@ def sliced(method: Method, stacked: Stacked, parameters: Mapping[str, Setting]) 
     return Sliced(stacked, each)
 
 
-def views(stacked: Stacked, opened: Mapping[str, Source]) -> tuple[tuple[View, ...], View | None]:
+def views(stacked: Stacked, opened: Mapping[str, Source]) -> tuple[tuple[LayerView, ...], LayerView | None]:
     """The models of a merge by slices, and what their displacements start from.
 
     The n-th model is made of the n-th source of every slice that has so many; one of fewer slices lacks the others'
@@ -223,7 +220,7 @@ def views(stacked: Stacked, opened: Mapping[str, Source]) -> tuple[tuple[View, .
     return models, base
 
 
-def _beyond(stacked: Stacked, first: View, place: int) -> frozenset[str]:
+def _beyond(stacked: Stacked, first: LayerView, place: int) -> frozenset[str]:
     """The tensors whose slice has no source at a place."""
 
     def has(name: str) -> bool:
@@ -233,7 +230,7 @@ def _beyond(stacked: Stacked, first: View, place: int) -> frozenset[str]:
     return frozenset(name for name in first.tensors if not has(name))
 
 
-def _view(stacked: Stacked, opened: Mapping[str, Source], place: int | None, label: str) -> View:
+def _view(stacked: Stacked, opened: Mapping[str, Source], place: int | None, label: str) -> LayerView:
     """One source made of layers of several: the sources at one place of all slices, or at None their bases."""
 
     def chosen(part: Slice) -> Layers | None:
@@ -266,14 +263,14 @@ def _view(stacked: Stacked, opened: Mapping[str, Source], place: int | None, lab
 
 def _made(
     label: str, parts: Mapping[str, tuple[Source, str]], sources: Sequence[Source], stacked: Stacked
-) -> View:
+) -> LayerView:
     tensors = {name: replace(source.tensors[inner], name=name) for name, (source, inner) in parts.items()}
     aliases = {
         name: kept
         for name, kept in sources[-1].aliases.items()
         if name not in tensors and kept in tensors and not _numbered(name, stacked)
     }
-    return View(label, tensors, aliases, parts, tuple(sources))
+    return LayerView(label, tensors, aliases, parts, tuple(sources))
 
 
 def _numbered(name: str, stacked: Stacked) -> bool:

@@ -6,7 +6,7 @@ from typing import Any
 
 from tauspan.core.errors import ModelError, listed
 from tauspan.merge.engine.settings import outermost, stacks
-from tauspan.merge.sources.inputs import Source, config_of
+from tauspan.merge.sources.source import Source, config_of
 
 TEXT = ("text_config", "llm_config", "language_config", "thinker_config")
 _IMAGES = ("vision_config", "visual_config", "vit_config")

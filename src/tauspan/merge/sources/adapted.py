@@ -9,19 +9,17 @@ import torch
 from torch import Tensor
 
 from tauspan.core.errors import MismatchError, MissingExtraError, ModelError, StoreError, listed
-from tauspan.merge.lora.adapters import AdapterSource
-from tauspan.merge.lora.lora_files import LoraFile
-from tauspan.merge.sources.inputs import Kind, Source, config_of, model_folder
+from tauspan.merge.lora.adapters import Products
 from tauspan.merge.sources.respelt import respelt
-from tauspan.merge.sources.ties import spellings_in
+from tauspan.merge.sources.source import Kind, Source, config_of, model_folder, spellings_in
 from tauspan.models import has_config
 from tauspan.models.names import names_between, saved_names
 from tauspan.models.skeleton import skeleton
-from tauspan.store.headers import Stored
+from tauspan.store import Stored
 
 
 @dataclass(frozen=True, eq=False)
-class Sum:
+class SumSource:
     """A model with a displacement added: theta = theta0 + tau, a point.
 
     `tensors` are the model's own, with the shapes and the names of what an adapter stores whole. Where the displacement
@@ -55,12 +53,12 @@ class Sum:
 
     @property
     def path(self) -> Path:
-        """The model's."""
+        """The path of the model."""
         return self.model.path
 
     @property
     def identity(self) -> Mapping[str, Any]:
-        """Both parts'."""
+        """The identities of model and adapter."""
         parts = {"model": self.model.identity, "adapter": self.adapter.identity}
         return {"path": "+".join(part["path"] for part in parts.values()), **parts}
 
@@ -86,7 +84,7 @@ class Sum:
         self.adapter.close()
 
 
-def adapted(model: Source, change: Source, label: str) -> Sum:
+def adapted(model: Source, change: Source, label: str) -> SumSource:
     """The model with a displacement added, under the names of the model's files.
 
     Whole tensors of an adapter (biases, norms, `modules_to_save`, embeddings of a grown vocabulary) take the place of
@@ -98,7 +96,7 @@ def adapted(model: Source, change: Source, label: str) -> Sum:
     """
     change = respelt(change, model)
     spelt = spellings_in(model.aliases)
-    given = change.wholes if isinstance(change, AdapterSource) else {}
+    given = change.wholes if isinstance(change, Products) else {}
     wholes = {spelt.get(name, name): tensor for name, tensor in given.items()}
     tied = {
         alias: kept for alias, kept in model.aliases.items() if kept in model.tensors and alias not in spelt
@@ -109,7 +107,7 @@ def adapted(model: Source, change: Source, label: str) -> Sum:
     under = {name: wholes.pop(name) for name in list(wholes) if name in change.tensors}  # `base_layer`
     origins = _untied(model, tied, wholes)
     aliases = {name: kept for name, kept in model.aliases.items() if kept not in origins.values()}
-    notes = list(change.notes) if isinstance(change, LoraFile) else []
+    notes = list(change.notes) if isinstance(change, Products) else []
     for name, tensor in under.items():
         wholes.setdefault(tied.get(name, name) if name in aliases else name, tensor)
     for alias, kept in tied.items():
@@ -125,7 +123,7 @@ def adapted(model: Source, change: Source, label: str) -> Sum:
     for name, part in ((name, part) for name, parts in products.items() for part in parts):
         own = tensors.get(name)
         _require(own is not None and own.shape == change.tensors[part].shape, change, model, part, own)
-    return Sum(
+    return SumSource(
         model, change, label, tensors, aliases, wholes, origins, {n: tuple(p) for n, p in products.items()},
         _settings(model, tensors, untied=bool(origins)), tuple(notes),
     )  # fmt: skip

@@ -15,6 +15,7 @@ from tauspan.core.errors import (
     listed,
     nearest,
 )
+from tauspan.merge.sources.source import Source
 
 Severity: TypeAlias = Literal["error", "warning"]
 
@@ -68,6 +69,19 @@ class Problem:
 
     def __str__(self) -> str:
         return f"{self.severity} ({self.kind}): {self.message}"
+
+
+def about(
+    source: Source,
+    kind: str,
+    message: str,
+    *,
+    severity: Severity = "error",
+    tensor: str | None = None,
+    file: Path | None = None,
+) -> Problem:
+    """A problem with one source; its own path is where to look unless `file` is given."""
+    return Problem(severity, kind, tensor, source.label, source.path if file is None else file, message)
 
 
 def lenient(problems: Iterable[Problem], allow: Sequence[str]) -> tuple[Problem, ...]:

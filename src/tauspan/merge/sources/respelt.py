@@ -9,13 +9,12 @@ import torch
 from torch import Size, Tensor
 
 from tauspan.core.errors import MissingExtraError, ModelError
-from tauspan.merge.lora.adapters import AdapterSource
+from tauspan.merge.lora.adapters import AdapterSource, Products
 from tauspan.merge.lora.lora_files import LoraFile
-from tauspan.merge.sources.inputs import Source, config_of, model_folder
-from tauspan.merge.sources.view import View
+from tauspan.merge.sources.source import Source, SourceView, config_of, model_folder
 from tauspan.models import Names, directory_names, has_config
 from tauspan.models.skeleton import TASKS
-from tauspan.store.headers import Stored
+from tauspan.store import Stored
 
 
 def respelt(source: Source, reference: Source) -> Source:
@@ -87,7 +86,7 @@ def best_names(
 
 
 def _names(source: Source) -> list[str]:
-    return [*source.tensors, *(source.wholes if isinstance(source, AdapterSource) else ())]
+    return [*source.tensors, *(source.wholes if isinstance(source, Products) else ())]
 
 
 def _renamings(source: Source, theirs: Names, ours: Names) -> dict[str, str]:
@@ -101,7 +100,7 @@ def _renamings(source: Source, theirs: Names, ours: Names) -> dict[str, str]:
 
 def spelt_in_memory(names: Iterable[str], models: Sequence[Source], base: Source | None) -> dict[str, str]:
     """What adapters call tensors of the files: as those among the models do, else as the base's class does."""
-    adapters = (model for model in models if isinstance(model, AdapterSource | LoraFile))
+    adapters = (model for model in models if isinstance(model, Products))
     known = {name: own for adapter in adapters for name, own in adapter.spelt.items()}
     rest = [name for name in names if name not in known]
     folder = None if base is None or not rest else model_folder(base.path)
@@ -115,7 +114,7 @@ def spelt_in_memory(names: Iterable[str], models: Sequence[Source], base: Source
 
 
 @dataclass(frozen=True, eq=False)
-class Spelt(View):
+class Spelt(SourceView):
     """A source under other names; what is one tensor there and several here is rearranged as it is read.
 
     Args:

@@ -15,9 +15,8 @@ from tauspan.core.params import Params
 from tauspan.core.report import versions
 from tauspan.editing.model.edit_files import Base
 from tauspan.merge.lora.adapters import Adapter, read_adapter
-from tauspan.merge.sources.inputs import config_of, model_folder
 from tauspan.merge.sources.respelt import best_names
-from tauspan.merge.sources.ties import aliases_of, spellings_in
+from tauspan.merge.sources.source import aliases_of, config_of, model_folder, spellings_in
 from tauspan.models import Names
 from tauspan.vector import TaskVector
 

@@ -11,14 +11,15 @@ import yaml
 
 from tauspan import store
 from tauspan.core.errors import RecipeError, StoreError
-from tauspan.core.report import Report, Table, bulleted, versions
-from tauspan.merge.engine.account import meaning
+from tauspan.core.report import Table, bulleted, versions
+from tauspan.merge.engine.engine import meaning
 from tauspan.merge.engine.own import source_hash
 from tauspan.merge.methods.method import Method
-from tauspan.merge.recipe.locations import named, places, renamed
-from tauspan.merge.recipe.recipe import MergeRecipe
-from tauspan.merge.sources.inputs import Source, model_folder
-from tauspan.merge.stream.assembly import Assembly
+from tauspan.merge.recipe.reading import parse_recipe
+from tauspan.merge.recipe.recipe import MergeRecipe, named, places, renamed
+from tauspan.merge.sources.source import Source, model_folder
+from tauspan.merge.stream.opened import Opened
+from tauspan.merge.stream.result import MergeResult
 
 FILE = "README.md"
 FORMAT = "tauspan-merge-card/1"
@@ -38,7 +39,7 @@ class Card:
         inputs: identity of each source: the base first, if there is one.
         versions: of what the numbers depend on.
         files: of the result, so that an output is told from a folder that holds something else too.
-        places: of what lay in local files, by the path as given, the absolute one.
+        places: for each local file, by its path as given, the absolute path.
     """
 
     recipe: MergeRecipe
@@ -74,7 +75,7 @@ class Card:
             if kept["format"] != FORMAT or recipe is None:
                 raise ValueError(f"its format is {kept['format']!r}, and must be {FORMAT!r}")
             return Card(
-                MergeRecipe.parse(recipe, f"the recipe in {file}"),
+                parse_recipe(recipe, f"the recipe in {file}"),
                 str(kept["digest"]),
                 int(kept["block"]),
                 tuple(map(dict, kept["inputs"])),
@@ -92,33 +93,27 @@ class Card:
 
 
 def write(
-    folder: Path, recipe: MergeRecipe, assembly: Assembly, report: Report, block: int, title: str,
+    folder: Path, opened: Opened, result: MergeResult, block: int, title: str | None = None,
     results: Table | None = None,
 ) -> Card:  # fmt: skip
     """Write the card `README.md` of a merge and return what it keeps.
 
     Args:
         folder: where the result is made.
-        recipe: the merge's.
-        assembly: its sources.
-        report: the merge's, with `digest`, `norm` and `loss` in its result, and `changed` and `swallowed` where values
-            were rounded.
+        opened: the merge's recipe with its sources.
+        result: what the merge wrote.
         block: entries of a block, which the digest depends on.
-        title: of the card.
+        title: of the card; the name of the output when None.
         results: accuracies, if there are any.
     """
-    sources = [*([] if assembly.base is None else [assembly.base]), *assembly.models]
-    inputs = [dict(source.identity) for source in sources]
+    recipe, sources, inputs = opened.recipe, opened.points, opened.identities()
     files = sorted({FILE, *(str(file.relative_to(folder)) for file in folder.rglob("*") if file.is_file())})
     card = Card(
-        pinned(recipe.resolved(), sources), str(report.result["digest"]), block, inputs, files=files,
+        pinned(recipe.resolved(), sources), str(result.digest), block, inputs, files=files,
         places=places(recipe),
     )  # fmt: skip
     licences = {source.label: _licence(source) for source in sources}
-    displaced = assembly.base is not None or sources[0].kind == "delta"
-    known = ("changed", "norm", "loss", "swallowed") if displaced else ("norm", "loss")
-    precision = {name: report.result[name] for name in known if name in report.result}
-    note = _CUT if recipe.output == "adapter" else meaning(displaced)
+    note = _CUT if recipe.output == "adapter" else meaning(result.displaced)
     facts = {
         "format": FORMAT,
         "digest": card.digest,
@@ -130,13 +125,13 @@ def write(
     } | ({} if recipe.own is None else {"code": {"name": recipe.method, "sha256": source_hash(recipe.own)}})
     parts = [
         f"---\n{_front(recipe, licences)}---",
-        f"# {title}",
-        _origin(card, assembly.method),
-        _models(assembly, licences).to_markdown(),
+        f"# {title or result.out.name}",
+        _origin(card, opened.method),
+        _models(opened, licences).to_markdown(),
         f"## Recipe\n\n```yaml\n{card.recipe.to_yaml()}```",
-        Table("Precision", [precision], note).to_markdown(),
-        *(table.to_markdown() for table in report.tables if table.title == "kept"),
-        *([bulleted(report.warnings)] if report.warnings else []),
+        Table("Precision", [result.precision()], note).to_markdown(),
+        *(table.to_markdown() for table in result.kept_table()),
+        *([bulleted(result.warnings)] if result.warnings else []),
         *([] if results is None else [results.to_markdown()]),
         f"## Reproduction\n\n{_needs_code(recipe) or _REPRODUCTION}\n\n```json\n{json.dumps(facts, indent=1)}\n```\n",
     ]
@@ -184,9 +179,8 @@ def _origin(card: Card, method: Method) -> str:
     return f"{made}: {method.title} ({method.paper}), {method.formula}."
 
 
-def _models(assembly: Assembly, licences: Mapping[str, str | None]) -> Table:
-    sources = [] if assembly.base is None else [(assembly.base, "base")]
-    sources += [(source, "merged") for source in assembly.models]
+def _models(opened: Opened, licences: Mapping[str, str | None]) -> Table:
+    sources = [(source, "base" if source is opened.base else "merged") for source in opened.points]
     return Table("Models", [
         {"model": source.label, "role": role, "licence": licences[source.label] or "not stated"}
         for source, role in sources

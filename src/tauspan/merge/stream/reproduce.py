@@ -5,21 +5,18 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from tauspan import store
 from tauspan.core.errors import MismatchError, listed
-from tauspan.core.report import Report, versions
+from tauspan.core.report import versions
 from tauspan.merge.methods.method import Method
-from tauspan.merge.recipe.locations import relocated
-from tauspan.merge.recipe.recipe import MergeRecipe
-from tauspan.merge.sources.inputs import Source, open_source
-from tauspan.merge.stream.assembly import assemble
+from tauspan.merge.recipe.recipe import MergeRecipe, relocated
+from tauspan.merge.sources.opening import open_source
+from tauspan.merge.sources.source import Source, same_values
 from tauspan.merge.stream.card import Card
 from tauspan.merge.stream.files import merge_files
-from tauspan.store.values import Access
-
-_BLOCK = 1 << 22  # entries compared at once
+from tauspan.merge.stream.opened import open_recipe
+from tauspan.merge.stream.result import MergeResult
+from tauspan.store import Access
 
 
 def reproduce(
@@ -29,7 +26,7 @@ def reproduce(
     own: Method | None = None,
     workers: int | None = None,
     access: Access = "pread",
-) -> Report:
+) -> MergeResult:
     """Make a merge again from its card, and compare.
 
     Args:
@@ -40,7 +37,7 @@ def reproduce(
         access: how files are read.
 
     Returns:
-        The new merge's report.
+        The new merge's result.
 
     Raises:
         MismatchError: the results differ; the message names inputs, versions and tensors that do.
@@ -53,18 +50,12 @@ def reproduce(
         store.require_free(Path(out), False)
     with tempfile.TemporaryDirectory(dir=Path(out or path).resolve().parent, prefix=".reproduced.") as folder:
         target = Path(out) if out is not None else Path(folder) / "again"
-        report = merge_files(
-            recipe,
-            target,
-            workers=workers,
-            access=access,
-            block=card.block,
-        )
+        result = merge_files(recipe, target, workers=workers, access=access, block=card.block)
         differ = _differing(Path(path), target) if Path(path).is_dir() else []
-    if report.result["digest"] == card.digest and not differ:
-        return report
-    again = f"the merge made again has digest {report.result['digest'][:12]}"
-    if report.result["digest"] == card.digest:
+    if str(result.digest) == card.digest and not differ:
+        return result
+    again = f"the merge made again has digest {str(result.digest)[:12]}"
+    if str(result.digest) == card.digest:
         raise MismatchError(
             f"{again}, as the card says, and other tensors than {path}: {listed(differ)}. The files of {path} were "
             "altered after the merge. `tauspan reproduce-card CARD OUT` makes them anew."
@@ -76,12 +67,11 @@ def reproduce(
 
 def recipe_inputs(recipe: MergeRecipe, access: Access) -> list[dict[str, Any]]:
     """The identities of a recipe's inputs as they are now: the base first, if there is one."""
-    assembly = assemble(recipe, access)
+    opened = open_recipe(recipe, access)
     try:
-        sources = [*([] if assembly.base is None else [assembly.base]), *assembly.models]
-        return [dict(source.identity) for source in sources]
+        return opened.identities()
     finally:
-        assembly.close()
+        opened.close()
 
 
 def _why(card: Card, now: Sequence[Mapping[str, Any]], differ: Sequence[str]) -> str:
@@ -125,11 +115,4 @@ def _same(mine: Source, other: Source, name: str) -> bool:
     first, second = mine.tensors[name], other.tensors[name]
     if (first.dtype, first.shape) != (second.dtype, second.shape):
         return False
-    size = first.shape.numel()
-    return all(
-        torch.equal(
-            mine.read(name, start, min(start + _BLOCK, size)).view(torch.uint8),
-            other.read(name, start, min(start + _BLOCK, size)).view(torch.uint8),
-        )
-        for start in range(0, size, _BLOCK)
-    )
+    return same_values(mine, name, other, name)

@@ -2,35 +2,165 @@
 
 import hashlib
 import json
+import os
+import shutil
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from tauspan import store
 from tauspan.core.errors import MismatchError, NonFiniteError, StoreError, UsageError
 from tauspan.core.measure import Cost, measured, progress
-from tauspan.core.report import Cell, Report, Table, provenance
-from tauspan.merge.engine.account import Account, meaning
-from tauspan.merge.stream.journal import Desk, Finished, desk
-from tauspan.merge.stream.merging import Merging
-from tauspan.merge.stream.plan import Plan, settled
-from tauspan.store.writer import Writer, full, is_full
+from tauspan.core.report import provenance
+from tauspan.merge.engine.engine import Account
+from tauspan.merge.stream.blocks import Merging
+from tauspan.merge.stream.plan import Plan, settled, stem_of
+from tauspan.merge.stream.result import MergeResult, WrittenTensor
+from tauspan.store import Layout, Writer, full, is_full, locked
+
+FILE = "journal.jsonl"
+FORMAT = "tauspan-merge-journal/1"
+
+
+class Journal:
+    """A file of lines: what is merged first, then a line for each finished tensor.
+
+    Lines are only added, after the tensors' data were flushed. A last line that a kill cut short does not count.
+    """
+
+    def __init__(self, file: Path, finished: Sequence[WrittenTensor]) -> None:
+        self.file = file
+        self.finished = tuple(finished)
+
+    @staticmethod
+    def start(file: Path, key: str) -> "Journal":
+        """A new journal of the plan with that key."""
+        journal = Journal(file, ())
+        journal._append([{"format": FORMAT, "plan": key}])
+        return journal
+
+    @staticmethod
+    def read(file: Path, key: str) -> "Journal":
+        """The journal of an earlier run of the same plan.
+
+        Raises:
+            StoreError: of another plan, or damaged.
+        """
+        lines = _whole_lines(file)
+        head = lines[0] if lines else {}
+        if head.get("format") != FORMAT or head.get("plan") != key:
+            raise StoreError(
+                f"{file.parent} holds an unfinished merge of another plan ({str(head.get('plan'))[:12]}, and this one is "
+                f"{key[:12]}): the recipe, an input, the block size or the version changed. {over(file.parent)}"
+            )
+        return Journal(file, [_finished(line, file) for line in lines[1:]])
+
+    def add(self, finished: Sequence[WrittenTensor]) -> None:
+        """Write down tensors whose data were flushed."""
+        self._append([asdict(one) for one in finished])
+
+    def _append(self, lines: Sequence[dict[str, Any]]) -> None:
+        with self.file.open("a", encoding="utf-8") as file:
+            file.writelines(json.dumps(line) + "\n" for line in lines)
+            file.flush()
+            os.fsync(file.fileno())
+
+
+def _whole_lines(file: Path) -> list[dict[str, Any]]:
+    """The lines that end and are objects; what a kill left of the last one is cut off, in the file too."""
+    content = file.read_bytes()
+    whole = content[: content.rfind(b"\n") + 1]
+    if len(whole) < len(content):
+        os.truncate(file, len(whole))
+    try:
+        lines = [json.loads(line) for line in whole.splitlines()]
+    except ValueError as error:
+        raise _damaged(file, str(error)) from error
+    if not all(isinstance(line, dict) for line in lines):
+        raise _damaged(file, "a line is not an object")
+    return lines
+
+
+def _finished(line: dict[str, Any], file: Path) -> WrittenTensor:
+    try:
+        account = Account(**{**line["account"], "kept": tuple(line["account"]["kept"])})
+        return WrittenTensor(str(line["name"]), str(line["digest"]), account)
+    except (KeyError, TypeError) as error:
+        raise _damaged(file, f"a line lacks {error}") from error
+
+
+def _damaged(file: Path, why: str) -> StoreError:
+    return StoreError(f"{file} is damaged ({why}). {over(file.parent)}")
+
+
+def over(folder: Path) -> str:
+    """How to start over."""
+    return f"To start over, remove that folder: rm -r {folder}"
+
+
+@dataclass(frozen=True)
+class WorkFolder:
+    """Where a merge works: a locked folder with the journal, and the result under its own name."""
+
+    folder: Path
+    result: Path
+    journal: Journal
+
+    def clear(self) -> None:
+        """Remove everything."""
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+
+def work_folder(out: Path) -> Path:
+    """Where a merge into `out` works until it is whole."""
+    return out.parent / f".{out.name}.merging"
+
+
+@contextmanager
+def working(out: Path, key: str, resume: bool) -> Iterator[WorkFolder]:
+    """The work folder of a merge into `out`, new or, with `resume`, as an earlier run left it.
+
+    Raises:
+        StoreError: another process works there; there is an unfinished merge and `resume` is false; with `resume`,
+            the merge there is another one.
+    """
+    folder = work_folder(out)
+    folder.mkdir(parents=True, exist_ok=True)
+    with locked(folder) as free:
+        if not free:
+            raise StoreError(
+                f"another process is merging into {out}: it works in {folder}. Wait until it ends."
+            )
+        file = folder / FILE
+        result = folder / out.name
+        begun = file.is_file() and bool(_whole_lines(file)) and result.exists()
+        if begun and not resume:
+            raise StoreError(
+                f"{folder} holds an unfinished merge into {out}. Continue it with `resume` (--resume). {over(folder)}"
+            )
+        if begun:
+            yield WorkFolder(folder, result, Journal.read(file, key))
+            return
+        for left in folder.iterdir():  # of a run that was killed before its first byte, or after its last
+            shutil.rmtree(left) if left.is_dir() else left.unlink()
+        yield WorkFolder(folder, result, Journal.start(file, key))
+
 
 FLUSH = 2.0  # seconds between flushes, and so the work that a kill can cost
-_WORST = 10  # rows of the report's table of tensors
 
 
 def execute(
     plan: Plan,
     out: str | Path,
     *,
-    finish: Callable[[Path, Report], None] | None = None,
+    finish: Callable[[Path, MergeResult], None] | None = None,
     resume: bool = False,
     overwrite: bool = False,
-) -> Report:
+) -> MergeResult:
     """Carry out a plan: read each input once (more often where the method measures first), write the output once.
 
     The result is made in the folder `.NAME.merging` beside `out` and gets its name when it is whole. Its bytes depend
@@ -44,7 +174,7 @@ def execute(
         finish: adds files to the result (configuration, card) before it gets its name; called with the result's path
             and the report.
         resume: go on with what a killed run of the same plan left.
-        overwrite: replace what lies at `out`.
+        overwrite: replace what is at `out`.
 
     Returns:
         What rounding kept, and digests: of a tensor, SHA-256 over the SHA-256 of its blocks, in order.
@@ -52,19 +182,22 @@ def execute(
     Raises:
         NonFiniteError: NaN or infinity in an input, or beyond the output dtype's range.
         MismatchError: an integer tensor differs between models.
-        StoreError: `out` is taken, the disk is full, or an unfinished merge lies there.
+        StoreError: `out` is taken, the disk is full, or an unfinished merge is there.
     """
     out = Path(out)
-    if out.suffix == ".safetensors" and plan.job.output == "model" and not plan.job.single:
+    if out.suffix == ".safetensors" and plan.recipe.output == "model" and not plan.single:
         raise UsageError(f"{out} names a file, and this plan makes a directory: leave out the suffix.")
+    layout = plan.layout
+    if layout is None:
+        raise UsageError("the plan is an adapter's, which is made at once: `merge_files` writes it.")
     store.require_free(out, overwrite)
-    with _told(plan, out), desk(out, plan.key, resume) as work:
+    with _told(layout, out), working(out, plan.key, resume) as work:
         try:
             with measured() as cost:
                 finished = _written(settled(plan), work)
-            report = _report(plan, out, finished, cost, len(work.journal.finished))
+            result = _result(plan, out, finished, cost, len(work.journal.finished))
             if finish is not None:
-                finish(work.result, report)
+                finish(work.result, result)
             store.publish(work.result, out, overwrite=overwrite)
         except (OSError, NonFiniteError, MismatchError, UsageError) as error:
             # a file that cannot be read now may be read later; anything else needs other inputs, and their tensors anew
@@ -72,37 +205,35 @@ def execute(
                 work.clear()
             raise
         work.clear()
-    return report
+    return result
 
 
 @contextmanager
-def _told(plan: Plan, out: Path) -> Iterator[None]:
+def _told(layout: Layout, out: Path) -> Iterator[None]:
     """Turn the system's errors into a `StoreError` that names the output."""
     try:
         yield
     except OSError as error:
         if is_full(error):
-            raise full(out.parent, plan.layout.nbytes, error) from error
+            raise full(out.parent, layout.nbytes, error) from error
         if isinstance(error, StoreError):
             raise
         raise StoreError(f"{out} could not be written: {error}.") from error
 
 
-def _written(
-    plan: Plan,
-    work: Desk,
-) -> list[Finished]:
+def _written(plan: Plan, work: WorkFolder) -> list[WrittenTensor]:
     """Write all tensors; the journal's and the new ones, in the output's order."""
-    single = work.result.suffix == ".safetensors"
-    layout = plan.layout.renamed(work.result.name) if single else plan.layout
+    single, layout = work.result.suffix == ".safetensors", plan.layout
+    assert layout is not None  # noqa: S101 - an adapter has no stream
+    layout = layout.renamed(work.result.name) if single else layout
     writer = Writer(work.folder if single else work.result, layout)
     known = {one.name: one for one in work.journal.finished}
     try:
         writer.reopen() if known else writer.create()
-        left = [name for name in plan.layout.entries if name not in known]
-        pending: list[Finished] = []
+        left = [name for name in layout.entries if name not in known]
+        pending: list[WrittenTensor] = []
         flushed = time.monotonic()
-        with progress("merge", len(plan.layout.entries)) as advance:
+        with progress("merge", len(layout.entries)) as advance:
             advance(len(known), "")
             for one in Merging(plan, writer).run(left):
                 known[one.name] = one
@@ -116,58 +247,41 @@ def _written(
         work.journal.add(pending)
     finally:
         writer.close()
-    if plan.layout.index is not None:
-        text = json.dumps(plan.layout.index, indent=2, sort_keys=True) + "\n"
-        (work.result / (plan.job.stem + store.INDEX_SUFFIX)).write_text(text, encoding="utf-8")
-    return [known[name] for name in plan.layout.entries]
+    if layout.index is not None:
+        text = json.dumps(layout.index, indent=2, sort_keys=True) + "\n"
+        (work.result / (stem_of(plan.opened) + store.INDEX_SUFFIX)).write_text(text, encoding="utf-8")
+    return [known[name] for name in layout.entries]
 
 
-def _report(plan: Plan, out: Path, finished: Sequence[Finished], cost: Cost, resumed: int) -> Report:
+def _result(
+    plan: Plan, out: Path, finished: Sequence[WrittenTensor], cost: Cost, resumed: int
+) -> MergeResult:
     total = sum((one.account for one in finished), Account())
-    lossy = [one for one in finished if one.account.lost]
-    worst = sorted(lossy, key=lambda one: -one.account.lost)[:_WORST]
-    displaced = plan.job.base is not None or plan.job.reference.kind == "delta"
-    rows = [{"tensor": "all", **total.row(displaced)}]
-    rows += [{"tensor": one.name, **one.account.row(displaced)} for one in worst]
-    moved = plan.bytes_read + plan.layout.nbytes
-    result: dict[str, Any] = {
-        "out": str(out), "digest": digest(finished), "tensors": len(finished), "resumed": resumed,
-        "bytes": plan.layout.nbytes, "seconds": cost.seconds, "bytes_per_second": moved / max(cost.seconds, 1e-3),
-        **{key: value for key, value in total.row().items() if key != "entries"},
-    }  # fmt: skip
-    tables = _kept(plan, total)
-    if total.kept:
-        result["kept"] = {str(row["model"]): row["kept"] for row in tables[0].rows}
-    most = f" The {len(worst)} tensors that lost most." if len(worst) > 1 else ""
-    series = [{"tensor": one.name, "digest": one.digest, **one.account.row()} for one in finished]
-    facts = provenance(plan=plan.key, block=plan.block, workers=plan.workers, **plan.job.facts)
-    return Report(
-        f"merge by {plan.job.method.name}",
-        [Table("precision", rows, meaning(displaced) + most), *tables],
-        facts,
-        series,
-        result,
-        plan.warnings,
-    )
+    displaced = plan.opened.base is not None or plan.opened.reference.kind == "delta"
+    return MergeResult(
+        out=out, method=plan.method.name, digest=digest(finished), tensors=finished, resumed=resumed,
+        nbytes=None if plan.layout is None else plan.layout.nbytes, bytes_read=plan.bytes_read, seconds=cost.seconds,
+        kept=_kept(plan, total), warnings=plan.warnings,
+        provenance=provenance(plan=plan.key, block=plan.block, workers=plan.workers, **plan.facts),
+        norm=total.norm, loss=total.loss, changed=total.changed if displaced else None,
+        swallowed=total.swallowed_share if displaced else None,
+    )  # fmt: skip
 
 
-def _kept(plan: Plan, total: Account) -> list[Table]:
-    """Of a sparse method, the share of each model's entries that it kept, beside the share it was asked for."""
+def _kept(plan: Plan, total: Account) -> dict[str, float]:
+    """For a sparse method, the share of each model's entries that it kept."""
     entries: Counter[int] = Counter()
     for spec in plan.specs:
-        for place in spec.of(range(len(plan.job.models))):
+        for place in spec.of(range(len(plan.opened.models))):
             entries[place] += spec.shape.numel()
-    rows: list[dict[str, Cell]] = [
-        {"model": plan.job.models[place].label, "kept": count / entries[place]}
+    return {
+        plan.opened.labels[place]: count / entries[place]
         for place, count in enumerate(total.kept)
         if entries[place]
-    ]
-    if not rows:
-        return []
-    return [Table("kept", rows, "kept: the share of a model's entries that the method did not leave out.")]
+    }
 
 
-def digest(finished: Sequence[Finished]) -> str:
+def digest(finished: Sequence[WrittenTensor]) -> str:
     """SHA-256 over the tensors' names and digests, in the output's order."""
     whole = hashlib.sha256()
     for one in finished:

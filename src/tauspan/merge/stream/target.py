@@ -1,15 +1,79 @@
-"""Where a merge may write: never over what it reads, and over nothing that a merge did not write."""
+"""Where a merge may write: never over what it reads, and only over what a merge wrote; or that it is finished."""
 
-from collections.abc import Iterable, Iterator
+import json
+import shutil
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 from tauspan import store
 from tauspan.core.errors import RecipeError, StoreError, TauspanError, UsageError, listed
-from tauspan.merge.sources.inputs import Source
-from tauspan.merge.stream.assembly import leaves
-from tauspan.merge.stream.card import Card
-from tauspan.store.headers import read_header
+from tauspan.core.report import provenance
+from tauspan.merge.sources.source import Source
+from tauspan.merge.stream.card import FILE as CARD
+from tauspan.merge.stream.card import Card, pinned
+from tauspan.merge.stream.opened import Opened, leaves
+from tauspan.merge.stream.plan import MARK
+from tauspan.merge.stream.result import MergeResult
+from tauspan.merge.stream.stream import work_folder
+from tauspan.store import locked, read_header
 from tauspan.vector import FILE
+
+
+def finished(out: Path, opened: Opened, block: int) -> MergeResult | None:
+    """The result of a merge whose result is at `out` already; None if nothing is there.
+
+    What a process that was killed just after the end left beside it is removed.
+
+    Raises:
+        StoreError: the result of another merge is there.
+    """
+    if not out.exists() or (work_folder(out) / out.name).exists():
+        return None
+    recipe = opened.recipe
+    if out.is_file():
+        same, digest = _recipe_in(out) == recipe.as_dict(), None
+    else:
+        try:
+            card = Card.read(out)
+        except (StoreError, RecipeError):
+            return None  # no merge's result: the writer says so
+        now = pinned(recipe.resolved(), opened.points).as_dict()
+        inputs = [json.loads(json.dumps(dict(source.identity))) for source in opened.points]
+        whole = all((out / file).exists() for file in card.files)
+        same = whole and card.recipe.as_dict() == now and list(card.inputs) == inputs and card.block == block
+        digest = card.digest
+    made = (out if out.is_file() else out / CARD).stat().st_mtime_ns
+    files = {stored.file for source in opened.points for stored in source.tensors.values()}
+    same = same and all(file.stat().st_mtime_ns <= made for file in files)
+    if not same:
+        raise StoreError(
+            f"{out} is there already, and not as the result of this merge: the recipe, the block size or an input is "
+            "another, or an input changed since. Choose another output, or say `overwrite` (--overwrite)."
+        )
+    _clear(work_folder(out))
+    return MergeResult(
+        out=out, method=opened.method.name, digest=digest, finished=True, provenance=provenance(recipe=recipe.as_dict())
+    )  # fmt: skip
+
+
+def _recipe_in(file: Path) -> Mapping[str, Any] | None:
+    """The recipe in the header of a vector or of a merged single file."""
+    try:
+        metadata = read_header(file).metadata
+        if MARK in metadata:
+            return dict(json.loads(metadata[MARK])["recipe"])
+        return dict(json.loads(metadata["tauspan"])["info"]["merge"]["recipe"])
+    except (TauspanError, ValueError, KeyError, TypeError):
+        return None
+
+
+def _clear(folder: Path) -> None:
+    """Remove a work folder that no living process holds."""
+    if folder.is_dir():
+        with locked(folder) as free:
+            if free:
+                shutil.rmtree(folder, ignore_errors=True)
 
 
 def require_target(out: Path, sources: Iterable[Source], overwrite: bool) -> None:
@@ -18,11 +82,11 @@ def require_target(out: Path, sources: Iterable[Source], overwrite: bool) -> Non
     Args:
         out: the merge's output.
         sources: all that the merge reads.
-        overwrite: replace what lies there.
+        overwrite: replace what is there.
 
     Raises:
-        UsageError: `out` is an input, lies in one or holds one; links are followed.
-        StoreError: something lies there and `overwrite` is false, or it is not the result of a merge and nothing else.
+        UsageError: `out` is an input, is inside one or holds one; links are followed.
+        StoreError: something is there and `overwrite` is false, or it is not the result of a merge and nothing else.
     """
     target = out.resolve()
     for source in sources:

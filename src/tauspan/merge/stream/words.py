@@ -10,10 +10,9 @@ from tauspan import store
 from tauspan.core.errors import RecipeError, StoreError, listed
 from tauspan.merge.recipe.parts import Token
 from tauspan.merge.recipe.recipe import UNION, MergeRecipe
-from tauspan.merge.recipe.slices import View
-from tauspan.merge.sources.alignment import Alignment, Donor, Tokens, rows_of
-from tauspan.merge.sources.inputs import Source, model_folder
-from tauspan.merge.sources.vocabulary import has_tokenizer, vocabulary
+from tauspan.merge.recipe.slices import LayerView
+from tauspan.merge.sources.source import Source, model_folder
+from tauspan.merge.sources.vocabulary import Alignment, Donor, Tokens, has_tokenizer, rows_of, vocabulary
 from tauspan.models.extras import require_extra
 
 
@@ -39,7 +38,7 @@ def chosen(
 ) -> Words:
     """The tokenizer that a recipe asks for, and the alignment that it takes.
 
-    Rows are aligned by token where `tokenizer_source`, `tokens` or `pad_to_multiple_of` stand in the recipe and the
+    Rows are aligned by token where `tokenizer_source`, `tokens` or `pad_to_multiple_of` are in the recipe and the
     vocabularies, or the numbers of rows, differ; `allow: [tokenizer]` leaves them in the order of their ids.
 
     Args:
@@ -138,7 +137,7 @@ class _Reader:
 
         def own_tokens(place: int, name: str) -> Tokens:
             source = self.sources[place]
-            leaf = source.parts[name][0] if isinstance(source, View) and name in source.parts else source
+            leaf = source.parts[name][0] if isinstance(source, LayerView) and name in source.parts else source
             return known[_leaves(leaf)[0].path]
 
         alignment = Alignment(tokens, rows, own_tokens, self.sources, self.based, self._donors())
@@ -234,7 +233,7 @@ def _is(source: Source, name: str) -> bool:
 
 def _leaves(source: Source) -> list[Source]:
     """The sources that a view is made of; a source by itself."""
-    return list(source.sources) if isinstance(source, View) else [source]
+    return list(source.sources) if isinstance(source, LayerView) else [source]
 
 
 def _next(tokens: Tokens) -> int:

@@ -1,4 +1,4 @@
-"""From a recipe to opened sources: what a merge reads, under the output's names."""
+"""`Opened`: a recipe with its inputs opened, under the names of the output; no values are read."""
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -6,20 +6,22 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
+import torch
+
 from tauspan.core.errors import RecipeError
-from tauspan.merge.engine.memory import require_count
+from tauspan.merge.data.statistics_file import open_statistics, unfit
 from tauspan.merge.lora.adapters import AdapterSource, holds_whole
 from tauspan.merge.methods.method import Method, Need
 from tauspan.merge.recipe.recipe import BASE, UNION, MergeRecipe
-from tauspan.merge.recipe.slices import Stacked, View, sliced, stacked, views
-from tauspan.merge.sources.adapted import Sum, adapted
-from tauspan.merge.sources.alignment import Aligned
-from tauspan.merge.sources.inputs import Source, adapter_folder, open_source
+from tauspan.merge.recipe.slices import LayerView, Stacked, sliced, stacked, views
+from tauspan.merge.sources.adapted import SumSource, adapted
+from tauspan.merge.sources.opening import adapter_folder, open_source
 from tauspan.merge.sources.problems import lenient, require_none
 from tauspan.merge.sources.respelt import Spelt, respelt
-from tauspan.merge.stream.statistics_source import open_statistics, unfit
+from tauspan.merge.sources.source import Source, computed, counts, model_folder
+from tauspan.merge.sources.vocabulary import Aligned
 from tauspan.merge.stream.words import Words, chosen
-from tauspan.store.values import Access
+from tauspan.store import Access, Stored
 
 
 class Options(Protocol):
@@ -33,22 +35,24 @@ class Options(Protocol):
 
 
 @dataclass(frozen=True)
-class Assembly:
-    """What a merge reads.
+class Opened:
+    """A recipe with its inputs opened, and which of their tensors belong together.
 
     Args:
+        recipe: what is asked for.
         method: the row of the table, or the user's own.
-        settings: the options, tensor by tensor.
+        settings: the options for each tensor.
         base: theta0; None where there is none.
         models: what is merged, in the recipe's order, with labels that differ.
-        statistics: by need, one source a model.
+        statistics: for each need, one source per model.
         home: the source whose configuration the result takes.
         tokenizer: the source whose tokenizer it takes.
         words: the tokenizer, and how rows were aligned with it.
-        stacked: of a merge by slices, its stacks.
-        notes: what is to be warned of.
+        stacked: the stacks of a merge by slices.
+        notes: sentences to warn of.
     """
 
+    recipe: MergeRecipe
     method: Method
     settings: Options
     base: Source | None
@@ -61,10 +65,83 @@ class Assembly:
     notes: tuple[str, ...] = ()
 
     @property
-    def sources(self) -> set[Source]:
-        """All that is opened."""
-        base = () if self.base is None else (self.base,)
-        return {*base, self.home, self.tokenizer, *self.models, *sum(self.statistics.values(), ())}
+    def points(self) -> tuple[Source, ...]:
+        """The base, if there is one, and the models."""
+        return self.models if self.base is None else (self.base, *self.models)
+
+    @property
+    def read(self) -> tuple[Source, ...]:
+        """All whose values are read: base, models and statistics."""
+        return (*self.points, *(one for given in self.statistics.values() for one in given))
+
+    @property
+    def sources(self) -> tuple[Source, ...]:
+        """All that is opened, each once."""
+        return tuple(dict.fromkeys((*self.read, self.home, self.tokenizer)))
+
+    @property
+    def reference(self) -> Source:
+        """The source whose names, shapes, dtypes and order the output has: the base, or else the first model."""
+        return self.points[0]
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """The models' labels."""
+        return tuple(model.label for model in self.models)
+
+    @property
+    def arithmetic(self) -> torch.dtype:
+        """The dtype of the arithmetic."""
+        chosen: torch.dtype = getattr(torch, self.recipe.dtype)
+        return chosen
+
+    @property
+    def folder(self) -> Path | None:
+        """The folder of the model whose configuration the result takes; None for a bare file."""
+        return model_folder(self.home.path)
+
+    def identities(self) -> list[dict[str, Any]]:
+        """What was read and how to recognise it: the base first, if there is one."""
+        return [dict(source.identity) for source in self.points]
+
+    def known_base(self) -> str | None:
+        """The fingerprint of the base that a displacement names; None where none does."""
+        return next((model.identity["base"] for model in self.models if "base" in model.identity), None)
+
+    def taking(self) -> dict[str, tuple[int, ...]]:
+        """For each tensor that not all models take part in, the places of those that do.
+
+        A slice may have fewer models than another. Where there is a base, a model that lacks a tensor counts as unchanged
+        there; without one, the tensor is merged from the models that have it.
+        """
+        found = {}
+        for name in self.reference.tensors:
+            scope = range(self.settings.count(name))
+            own = tuple(place for place in scope if self.base is not None or self._has(place, name))
+            if len(own) < len(self.models):
+                found[name] = own
+        return found
+
+    def _has(self, place: int, name: str) -> bool:
+        model = self.models[place]
+        return model.kind == "delta" or self.stored(model, name) is not None
+
+    def held(self, name: str) -> bool:
+        """Whether a model stores a tensor of the output."""
+        return any(self.stored(model, name) is not None for model in self.models)
+
+    def stored(self, source: Source, name: str) -> Stored | None:
+        """Where a source keeps a tensor of the output; None if it lacks it, or has it in another shape.
+
+        The checks let another shape pass only where it is allowed.
+        """
+        own, wanted = stored_of(source, name, self.reference), self.reference.tensors.get(name)
+        return own if own is None or wanted is None or own.shape == wanted.shape else None
+
+    def taken(self, name: str) -> bool:
+        """Whether the output has the reference's own tensor, whatever the models store: counters and constants."""
+        stored = self.reference.tensors[name]
+        return computed(stored) or counts(stored) or ("buffers" in self.recipe.allow and not merges(stored))
 
     def close(self) -> None:
         """Let go of all files."""
@@ -72,7 +149,7 @@ class Assembly:
             source.close()
 
 
-def assemble(recipe: MergeRecipe, access: Access = "pread") -> Assembly:
+def open_recipe(recipe: MergeRecipe, access: Access = "pread") -> Opened:
     """Open everything that a recipe names; headers only.
 
     Raises:
@@ -88,31 +165,22 @@ def assemble(recipe: MergeRecipe, access: Access = "pread") -> Assembly:
     points = [source for source in (base, *models) if source is not None and source.kind == "point"]
     home = (points or list(models))[0]
     models = tuple(_tied_in(respelt(model, home), base) for model in models)
-    notes = recipe.require_fitting(_names(base, *models))
+    notes: tuple[str, ...] = tuple(recipe.require_fitting(_names(base, *models)))
     statistics = _statistics(recipe, method, models, base, access)
     tokenizer = _tokenizer(recipe, home, access)
     words = chosen(recipe, home, tokenizer, base, models)
     base, models = _aligned(words, base, models)
-    return Assembly(
-        method,
-        recipe.settings(),
-        base,
-        models,
-        statistics,
-        home,
-        tokenizer,
-        words,
-        None,
-        (*notes, *words.notes),
-    )
+    notes = (*notes, *words.notes)
+    settings = recipe.settings()
+    return Opened(recipe, method, settings, base, models, statistics, home, tokenizer, words, None, notes)
 
 
 def leaves(source: Source) -> list[Source]:
     """The sources in files that a source is made of; one by itself."""
     inner: Sequence[Source] = ()
-    if isinstance(source, View):
+    if isinstance(source, LayerView):
         inner = source.sources
-    elif isinstance(source, Sum):
+    elif isinstance(source, SumSource):
         inner = (source.model, source.adapter)
     elif isinstance(source, Aligned | Spelt):
         inner = (source.inner,)
@@ -192,17 +260,32 @@ def _statistics(
     return found
 
 
-def _of_slices(recipe: MergeRecipe, method: Method, base: Source | None, access: Access) -> Assembly:
+def _of_slices(recipe: MergeRecipe, method: Method, base: Source | None, access: Access) -> Opened:
     layers = [one for part in recipe.slices for one in (*part.sources, part.base) if one is not None]
     named = {one.model: open_source(one.model, access=access) for one in layers}
     made = stacked(recipe.slices, named)
     for part in recipe.slices:
-        require_count(method, len(part.sources))
+        method.require_count(len(part.sources))
     models, point = views(made, named)
-    notes = recipe.require_fitting(_names(point, *models))
+    notes: tuple[str, ...] = tuple(recipe.require_fitting(_names(point, *models)))
     home = base or models[0].sources[0]
     tokenizer = _tokenizer(recipe, home, access)
     words = chosen(recipe, home, tokenizer, point, models)
     start, merged = _aligned(words, point, models)
     settings = sliced(method, made, recipe.parameters)
-    return Assembly(method, settings, start, merged, {}, home, tokenizer, words, made, (*notes, *words.notes))
+    notes = (*notes, *words.notes)
+    return Opened(recipe, method, settings, start, merged, {}, home, tokenizer, words, made, notes)
+
+
+def merges(stored: Stored) -> bool:
+    """Whether a tensor is merged, and not copied: weights are, whole numbers and what a model computes again are not."""
+    return stored.dtype.is_floating_point and not computed(stored)
+
+
+def stored_of(source: Source, name: str, reference: Source) -> Stored | None:
+    """Where a source keeps a tensor of the output: under its name, or one that it or the reference says is the same."""
+    own = source.tensors.get(source.aliases.get(name, name))
+    if own is not None:
+        return own
+    others = (alias for alias, kept in reference.aliases.items() if kept == name)
+    return next((source.tensors[alias] for alias in others if alias in source.tensors), None)

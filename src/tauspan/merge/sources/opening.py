@@ -1,27 +1,26 @@
-"""What a merge reads: models and displacements in files, opened by their headers, read entry by entry."""
+"""Models and displacements in files, opened by their headers and read entry by entry."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal, Protocol, TypeAlias
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from tauspan import store
-from tauspan.core.errors import ModelError, StoreError, UsageError, listed
+from tauspan.core.errors import ModelError, StoreError, UsageError
 from tauspan.merge.lora.adapter_config import CONFIG
 from tauspan.merge.lora.adapters import WEIGHTS as ADAPTER
 from tauspan.merge.lora.adapters import AdapterSource
 from tauspan.merge.lora.lora_files import LoraFile, is_lora
-from tauspan.merge.sources.ties import aliases_of
+from tauspan.merge.sources.adapted import adapted
+from tauspan.merge.sources.source import Kind, Source, aliases_of, config_of, found, model_folder
 from tauspan.models import folders
 from tauspan.models.sources import model_directory
-from tauspan.store.headers import Header, Stored, read_header
-from tauspan.store.values import Access, Values
+from tauspan.store import Access, Header, Stored, Values, read_header
 from tauspan.vector import FILE, parse_header
 
-Kind: TypeAlias = Literal["point", "delta"]
 _QUANTISED = (
     ".qweight",
     ".qzeros",
@@ -34,49 +33,13 @@ _QUANTISED = (
     ".weight_packed",
     ".input_scale",
 )
+
+
 _INTEGERS = (torch.int8, torch.uint8, torch.int16, torch.uint16, torch.int32, torch.uint32, torch.int64)
 
 
-class Source(Protocol):
-    """Named tensors of one model, or of one displacement, whose values are read in pieces.
-
-    `tensors` stand in file order. `aliases` maps names that are not stored, because they are tied, to the stored
-    name. `identity` is JSON: what was read and how to recognise it.
-    """
-
-    @property
-    def label(self) -> str:
-        """A short name for tables, errors and the keys of random masks."""
-
-    @property
-    def path(self) -> Path:
-        """The file or directory."""
-
-    @property
-    def kind(self) -> Kind:
-        """Whether the values are weights or displacements."""
-
-    @property
-    def tensors(self) -> Mapping[str, Stored]:
-        """Where each tensor lies; for a low-rank displacement, the dense tensor it stands for."""
-
-    @property
-    def aliases(self) -> Mapping[str, str]:
-        """Tied names that are not stored, each with the stored name, as far as known."""
-
-    @property
-    def identity(self) -> Mapping[str, Any]:
-        """Path, files with size and hash of the header; of displacements the base and the regime."""
-
-    def read(self, name: str, start: int, stop: int) -> Tensor:
-        """The entries `start` to `stop` of the flattened tensor; threads may read at once."""
-
-    def close(self) -> None:
-        """Let go of the files."""
-
-
 @dataclass(frozen=True, eq=False)
-class Files:
+class FileSource:
     """A source whose tensors lie in safetensors files: a model's weights, or a task vector."""
 
     label: str
@@ -97,21 +60,13 @@ class Files:
         self.values.close()
 
 
-def found(source: Source, name: str) -> Stored:
-    """Where the tensor lies, under its own name or the one it is tied to; a `StoreError` if it does not."""
-    stored = source.tensors.get(source.aliases.get(name, name))
-    if stored is None:
-        raise StoreError(f"{source.path} has no tensor {name!r}; it has {listed(source.tensors)}.")
-    return stored
-
-
 def open_source(path: str | Path, *, access: Access = "pread", label: str | None = None) -> Source:
     """Open a model or a displacement by its headers; no values are read.
 
     Args:
         path: a safetensors file; a directory with one, or with shards and their index, of several sets the one that its
             library loads; a task vector's file or directory; a PEFT adapter's directory, or its `adapter_config.json`
-            where whole weights lie beside it; `"minilm"`; an id `org/name@revision` on the hub, or one file or folder of
+            where whole weights are beside it; `"minilm"`; an id `org/name@revision` on the hub, or one file or folder of
             it, `org/name@revision:PATH`; or `"MODEL+ADAPTER"`, the model with the adapter's displacement added.
         access: `mmap` shares the file's pages, `pread` copies; see `Values`.
         label: a short name; the vector's own, else the last part of the path, when None.
@@ -121,7 +76,7 @@ def open_source(path: str | Path, *, access: Access = "pread", label: str | None
         PickleRefusedError: a pickle.
         ModelError: GGUF or quantised weights, or an id that cannot be fetched.
 
-    Cost: one open and one JSON parse a file.
+    Cost: one open and one JSON parse per file.
 
     Example:
         >>> import tempfile
@@ -184,8 +139,6 @@ def _has_weights(directory: Path) -> bool:
 
 
 def _sum(model: str, change: str, access: Access, label: str | None) -> Source:
-    from tauspan.merge.sources.adapted import adapted  # which opens sources
-
     factors = adapter_folder(Path(change))
     point = open_source(model, access=access)
     moved: Source
@@ -231,12 +184,12 @@ def _files(place: Path, given: str, access: Access, label: str | None) -> Source
         identity |= {"base": vector["base"], "regime": vector["regime"]}
         if vector["regime"] == "linear" and isinstance(vector["info"].get("point"), str):
             identity["point"] = vector["info"]["point"]
-        return Files(label or vector["label"], place, "delta", tensors, {}, identity, Values(access))
+        return FileSource(label or vector["label"], place, "delta", tensors, {}, identity, Values(access))
     config = config_of(place)
     refuse_quantised(place, tensors, config)
     name = label or (model_folder(place) or place.with_suffix("")).absolute().name
     aliases = aliases_of(tensors, metadata, config)
-    return Files(name, place, "point", tensors, aliases, identity, Values(access), metadata)
+    return FileSource(name, place, "point", tensors, aliases, identity, Values(access), metadata)
 
 
 def _peft_file(place: Path, access: Access, label: str | None) -> Source:
@@ -257,35 +210,6 @@ def described(given: str, headers: Mapping[Path, Header]) -> dict[str, Any]:
         for file, header in headers.items()
     ]
     return {"path": given, "files": files}
-
-
-def config_of(place: Path) -> Mapping[str, Any]:
-    """The model's `config.json`, of a directory or beside a file of its usual name; empty if there is none."""
-    folder = model_folder(place)
-    folder = None if folder is None else folders.main_folder(folder)
-    if folder is None or not (folder / "config.json").is_file():
-        return {}
-    if not folders.inside(folder, folder / "config.json"):
-        raise StoreError(
-            f"{folder / 'config.json'} is a link to {(folder / 'config.json').resolve()}, outside its folder, and no "
-            "such link is followed: put a copy of the file there."
-        )
-    content = store.read_json(folder / "config.json")
-    if not isinstance(content, dict):
-        raise StoreError(
-            f"{folder / 'config.json'} is not a JSON object; save the model's configuration again."
-        )
-    return content
-
-
-def model_folder(place: Path) -> Path | None:
-    """The directory whose configuration and tokenizer belong to the weights; None for a file on its own."""
-    if place.is_dir():
-        return place
-    usual = place.name.startswith(tuple(f"{stem}." for stem in store.STEMS)) or place.name.endswith(
-        store.INDEX_SUFFIX
-    )
-    return place.parent if usual else None
 
 
 def refuse_quantised(place: Path, tensors: Mapping[str, Stored], config: Mapping[str, Any]) -> None:

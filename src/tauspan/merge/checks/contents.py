@@ -7,15 +7,13 @@ from pathlib import Path
 import torch
 
 from tauspan.core.errors import listed
-from tauspan.merge.recipe.slices import View
-from tauspan.merge.sources.alignment import Aligned
-from tauspan.merge.sources.buffers import computed, counts, of_the_run
-from tauspan.merge.sources.inputs import Source
-from tauspan.merge.sources.problems import Problem
-from tauspan.store.headers import Stored
+from tauspan.merge.recipe.slices import LayerView
+from tauspan.merge.sources.problems import Problem, about
+from tauspan.merge.sources.source import Source, computed, counts, of_the_run, same_values
+from tauspan.merge.sources.vocabulary import Aligned
+from tauspan.store import Stored
 
 _WRAPPERS = {"module.": "DistributedDataParallel", "_orig_mod.": "torch.compile"}
-_BLOCK = 1 << 20  # entries compared together
 _SMALL = 1 << 16  # entries of an integer buffer that is compared by value
 _ROWS = ("embed", "wte", "lm_head", "shared", "decoder", "projector", "embed_out")  # rows are tokens
 
@@ -29,7 +27,7 @@ def compared(reference: Source, other: Source) -> Iterator[Problem]:
 
 def _named(reference: Source, other: Source) -> Iterator[Problem]:
     inner = other.inner if isinstance(other, Aligned) else other
-    beyond = inner.beyond if isinstance(inner, View) else ()
+    beyond = inner.beyond if isinstance(inner, LayerView) else ()
     missing = [name for name in reference.tensors if name not in other.tensors and name not in beyond]
     extra = [name for name in other.tensors if name not in reference.tensors]
     yield from _aside(reference, other, missing, extra)
@@ -63,10 +61,11 @@ def _aside(
             ([one.name for one in stored if of_the_run(one.name)], "which belongs to the training run"),
         ):
             if found and (has is other or lacks.kind == "point"):
-                yield Problem(
-                    "warning", "constants", found[0], other.label, where(has, found[0]),
+                yield about(
+                    other, "constants",
                     f"{where(has, found[0])} has {_count(found)}, {what} and {lacks.path} lacks: "
                     f"{then.format('them' if len(found) > 1 else 'it')}.",
+                    severity="warning", tensor=found[0], file=where(has, found[0]),
                 )  # fmt: skip
 
 
@@ -96,15 +95,12 @@ def _prefixed(reference: Source, other: Source, prefix: str, adds: bool, names: 
         else "Save both from one class, for example the one that `architectures` of config.json names, or rename the "
         f"tensors {_renaming(other, renamed)}."
     )
-    return Problem(
-        "error",
-        "prefix",
-        name,
-        other.label,
-        where(other, name),
+    return about(
+        other, "prefix",
         f"names differ by the prefix {prefix!r}: {name!r} in {has.path} is {name.removeprefix(prefix)!r} in "
         f"{lacks.path}. {repair}",
-    )
+        tensor=name, file=where(other, name),
+    )  # fmt: skip
 
 
 def _renaming(source: Source, renamed: str) -> str:
@@ -147,45 +143,37 @@ def _names(
     for names, tied, apart in ((lacked, other, reference), (copied, reference, other)):
         copies = [name for name in names if _repeats(apart, name, tied.aliases[name])]
         if copies:
-            yield Problem(
-                "warning", "tied", copies[0], other.label, where(apart, copies[0]),
+            yield about(
+                other, "tied",
                 f"{_count(copies)} in {where(apart, copies[0])} is a copy of {tied.aliases[copies[0]]!r}, bit for bit, "
                 f"and tied to it in {tied.path}: "
                 + ("the result stores it too." if apart is reference else "the result does not store it."),
+                severity="warning", tensor=copies[0], file=where(apart, copies[0]),
             )  # fmt: skip
         names = [name for name in names if name not in copies]
         if names:
             name = names[0]
-            yield Problem(
-                "error",
-                "tied",
-                name,
-                other.label,
-                where(apart, name),
+            yield about(
+                other, "tied",
                 f"{_count(names)} in {where(apart, name)}, and tied to {tied.aliases[name]!r} in {tied.path}: the tie "
                 "holds on one side only. Save both with the same `tie_word_embeddings`.",
-            )
+                tensor=name, file=where(apart, name),
+            )  # fmt: skip
     absent = [name for name in missing if name not in lacked and name not in same]
     if absent and other.kind == "point":
-        yield Problem(
-            "error",
-            "missing_tensors",
-            absent[0],
-            other.label,
-            other.path,
+        yield about(
+            other, "missing_tensors",
             f"{other.path} lacks {_count(absent)} of {reference.path}. Merge models of one architecture, saved whole.",
-        )
+            tensor=absent[0],
+        )  # fmt: skip
     over = [name for name in extra if name not in copied and name not in same]
     if over:
-        yield Problem(
-            "error",
-            "extra_tensors",
-            over[0],
-            other.label,
-            where(other, over[0]),
+        yield about(
+            other, "extra_tensors",
             f"{where(other, over[0])} has {_count(over)}, which {reference.path} lacks. Save both from one class "
             "(a task's head belongs to the task and is not merged).",
-        )
+            tensor=over[0], file=where(other, over[0]),
+        )  # fmt: skip
 
 
 def _repeats(source: Source, name: str, kept: str) -> bool:
@@ -193,12 +181,7 @@ def _repeats(source: Source, name: str, kept: str) -> bool:
     one, two = source.tensors[name], source.tensors.get(kept)
     if two is None or (one.shape, one.dtype) != (two.shape, two.dtype):
         return False
-    size = one.shape.numel()
-    cuts = ((start, min(start + _BLOCK, size)) for start in range(0, size, _BLOCK))
-    return all(
-        torch.equal(source.read(name, *cut).view(torch.uint8), source.read(kept, *cut).view(torch.uint8))
-        for cut in cuts
-    )
+    return same_values(source, name, source, kept)
 
 
 def _count(names: Sequence[str]) -> str:
@@ -219,16 +202,13 @@ def _contents(reference: Source, other: Source) -> Iterator[Problem]:
     if rows:
         a, b = rows[0]
         most = max(a.shape[0], b.shape[0])
-        yield Problem(
-            "error",
-            "vocabulary",
-            b.name,
-            other.label,
-            b.file,
+        yield about(
+            other, "vocabulary",
             f"{_count([b.name for _, b in rows])} has {b.shape[0]} rows in {b.file} and {a.shape[0]} in {a.file}: the "
             "vocabularies differ. Align them by token with `tokenizer_source`: base, union or a model; or give both the "
             f"same tokens: `model.resize_token_embeddings({most})` with one tokenizer, then `save_pretrained`.",
-        )
+            tensor=b.name, file=b.file,
+        )  # fmt: skip
     if other.kind == "point" and reference.kind == "point":
         alike = [(a, b) for a, b in shared if a.shape == b.shape]
         yield from _dtypes(other, alike)
@@ -243,15 +223,12 @@ def _rows_differ(a: Stored, b: Stored) -> bool:
 def _shapes(reference: Source, other: Source, pairs: Sequence[tuple[Stored, Stored]]) -> Iterator[Problem]:
     if pairs:
         a, b = pairs[0]
-        yield Problem(
-            "error",
-            "shape",
-            b.name,
-            other.label,
-            b.file,
+        yield about(
+            other, "shape",
             f"{_count([b.name for _, b in pairs])} has shape {tuple(b.shape)} in {b.file} and {tuple(a.shape)} in "
             f"{a.file}. Merge models of one size and architecture.",
-        )
+            tensor=b.name, file=b.file,
+        )  # fmt: skip
 
 
 def _dtypes(other: Source, pairs: Iterable[tuple[Stored, Stored]]) -> Iterator[Problem]:
@@ -263,19 +240,16 @@ def _dtypes(other: Source, pairs: Iterable[tuple[Stored, Stored]]) -> Iterator[P
             kinds.setdefault((rounded, _short(b.dtype), _short(a.dtype)), []).append((a, b))
     for (rounded, mine, theirs), found in kinds.items():
         a, b = found[0]
-        yield Problem(
-            "warning" if rounded else "error",
-            "dtypes",
-            b.name,
-            other.label,
-            b.file,
+        yield about(
+            other, "dtypes",
             f"{_count([b.name for _, b in found])} is {mine} in {b.file} and {theirs} in {a.file}. "
             + (
                 "The arithmetic is the same; a narrower dtype has already rounded its weights."
                 if rounded
                 else "Save both in one dtype."
             ),
-        )
+            severity="warning" if rounded else "error", tensor=b.name, file=b.file,
+        )  # fmt: skip
 
 
 def _short(dtype: torch.dtype) -> str:
@@ -298,15 +272,17 @@ def _buffers(reference: Source, other: Source, pairs: Iterable[tuple[Stored, Sto
         a, b, what = found_[0]
         names = _count([two.name for _, two, _ in found_])
         if counters:
-            yield Problem(
-                "warning", "buffers", b.name, other.label, b.file,
+            yield about(
+                other, "buffers",
                 f"{names} counts batches and differs ({what}): the result has those of {reference.path}. Running "
                 "statistics are merged like weights; a pass over data in training mode makes them the merged "
                 "model's own.",
+                severity="warning", tensor=b.name, file=b.file,
             )  # fmt: skip
         else:
-            yield Problem(
-                "error", "buffers", b.name, other.label, b.file,
+            yield about(
+                other, "buffers",
                 f"the {_short(b.dtype)} {names} differs: {what}. Whole numbers are copied, not averaged: save one of "
                 "them in both.",
+                tensor=b.name, file=b.file,
             )  # fmt: skip

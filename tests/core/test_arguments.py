@@ -150,7 +150,7 @@ WRONG: dict[str, tuple[Callable[[], object], str, str]] = {
     ),
     "a list for a tensor": (
         lambda: ts.TangentKernel(NET, X).solve([1.0] * 8),
-        "`y` is a list",
+        "`residual` is a list",
         "write torch.tensor(values)",
     ),
     "a kernel of something else": (

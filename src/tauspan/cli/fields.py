@@ -42,8 +42,9 @@ def add_fields(
         )
         if not choices and plain and plain[0] is not str:
             more["type"] = plain[0] if float not in kinds else float
-        shown = f" (default: {default})" if default is not None else ""
-        text = f"{helps.get(one.name, '')}{shown}".replace("%", "%%")
+        help_text, _, otherwise = helps.get(one.name, "").partition("; None takes ")
+        shown = default if default is not None else otherwise or "none"
+        text = f"{help_text} (default: {shown})".replace("%", "%%")
         parser.add_argument(f"--{one.name.replace('_', '-')}", default=default, help=text, **more)
 
 

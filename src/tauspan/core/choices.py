@@ -12,6 +12,7 @@ CacheKind: TypeAlias = Literal["none", "features", "primal", "factors"]  # what 
 Precision: TypeAlias = Literal["float32", "tf32", "bfloat16"]  # of matrix products
 Augment: TypeAlias = Literal["none", "crop"]
 DecayTarget: TypeAlias = Literal["base", "zero"]
+HeadFrom: TypeAlias = Literal["auto", "prompts", "prototypes", "probe"]  # what a frozen head is made of
 
 REGIMES: tuple[Regime, ...] = get_args(Regime)
 EDIT_REGIMES: tuple[EditRegime, ...] = get_args(EditRegime)

@@ -5,13 +5,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
 import torch
 from torch import Tensor
 
 from tauspan import store
 from tauspan.core.arguments import checked
+from tauspan.core.choices import HeadFrom
 from tauspan.core.errors import DataError, nearest
 from tauspan.models import Head
 from tauspan.tasks.assembly import Gathered, gathered, told
@@ -23,8 +24,6 @@ from tauspan.tasks.rows import fault_of, tensor_rows
 from tauspan.tasks.split import SPLITS, Split, array_bytes, completed, permutation
 from tauspan.tasks.tables import Dialect, Quotes
 from tauspan.tasks.writing import write_directory
-
-HeadFrom = Literal["auto", "prompts", "prototypes", "probe"]
 
 
 @dataclass(frozen=True, eq=False)

@@ -12,8 +12,23 @@ carry_out   all parts, one report
 ```
 """
 
-from tauspan.experiments.reproduce.carry_out import reproduce
+import importlib
+from typing import TYPE_CHECKING, Any
+
 from tauspan.experiments.reproduce.experiment import Changes, experiment, names, recipes
-from tauspan.experiments.reproduce.planning import Plan, plan
+
+if TYPE_CHECKING:
+    from tauspan.experiments.reproduce.carry_out import reproduce
+    from tauspan.experiments.reproduce.planning import Plan, plan
+
+_HOME = {"Plan": "planning", "plan": "planning", "reproduce": "carry_out"}
 
 __all__ = ["Changes", "Plan", "experiment", "names", "plan", "recipes", "reproduce"]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module 'tauspan.experiments.reproduce' has no attribute {name!r}")
+    value = getattr(importlib.import_module(f"tauspan.experiments.reproduce.{_HOME[name]}"), name)
+    globals()[name] = value
+    return value

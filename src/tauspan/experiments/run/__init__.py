@@ -1,5 +1,8 @@
 """`run`: a recipe from data to report, stage by stage; a finished stage is reused, never done twice."""
 
+import importlib
+from typing import TYPE_CHECKING, Any
+
 from tauspan.experiments.run.addition import Addition
 from tauspan.experiments.run.energy import Energies
 from tauspan.experiments.run.maps import Maps
@@ -9,9 +12,19 @@ from tauspan.experiments.run.part import Evaluation, Findings, Part
 from tauspan.experiments.run.parts import PARTS
 from tauspan.experiments.run.recipe import Recipe, Rows, Training
 from tauspan.experiments.run.references import References
-from tauspan.experiments.run.runner import plan, run
+
+if TYPE_CHECKING:
+    from tauspan.experiments.run.runner import plan, run
 
 __all__ = [
     "PARTS", "Addition", "Energies", "Evaluation", "Findings", "Maps", "Merging", "Negation", "Part", "Recipe",
     "References", "Rows", "Training", "plan", "run",
 ]  # fmt: skip
+
+
+def __getattr__(name: str) -> Any:  # what runs a recipe needs torch; what reads one does not
+    if name not in ("plan", "run"):
+        raise AttributeError(f"module 'tauspan.experiments.run' has no attribute {name!r}")
+    value = getattr(importlib.import_module("tauspan.experiments.run.runner"), name)
+    globals()[name] = value
+    return value

@@ -9,8 +9,6 @@ from tauspan.core.reading import Reading
 from tauspan.core.report import Table
 from tauspan.experiments.run.part import Evaluation, Findings, Part
 from tauspan.experiments.run.spread import Row, in_words, means, over_seeds
-from tauspan.kernel.diagnose import KernelSettings, task_energies, task_kernels
-from tauspan.models import fingerprint_of, reinitialised
 
 if TYPE_CHECKING:
     from tauspan.experiments.run.context import RunContext
@@ -60,6 +58,9 @@ class Energies(Part):
 
     def measure(self, run: "RunContext", which: Evaluation) -> dict[str, Any]:
         """Numbers and histograms of all tasks at one start; the seed draws the rows, and random weights."""
+        from tauspan.kernel.diagnose import KernelSettings, task_energies, task_kernels
+        from tauspan.models import fingerprint_of, reinitialised
+
         start = _STARTS[which.about[0]]
         params = run.recipe.finetune.params if self.params is None else self.params
         reading = Reading(32, run.recipe.max_tokens)

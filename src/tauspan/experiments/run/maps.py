@@ -6,12 +6,11 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self, cast
 
+from tauspan import editing
 from tauspan.core.choices import EditRegime
 from tauspan.core.errors import RecipeError
 from tauspan.core.report import Cell, Report, Table
 from tauspan.core.results import Result
-from tauspan.editing import disentanglement
-from tauspan.editing.maps.asked import GRID
 from tauspan.experiments.run.part import Evaluation, Findings, Part
 from tauspan.experiments.run.vectors import kind_of
 
@@ -102,7 +101,7 @@ class Maps(Part):
         pairs = None
         if self.pairs != "all":
             pairs = [(run.task(first).name, run.task(second).name) for first, second in self.pairs]
-        shared: dict[str, Any] = {"distance": self.distance, "grid": self.grid or GRID}
+        shared: dict[str, Any] = {"distance": self.distance, "grid": self.grid or editing.GRID}
         if drift:  # the keys of maps without it are those of the first version
             shared["drift"] = drift
         vectors = run.vectors(kind_of(regime), which.seed)
@@ -110,7 +109,7 @@ class Maps(Part):
 
         def work() -> Result:
             encoder = run.encoder(which.seed)
-            return disentanglement(encoder, few, regime, pairs=pairs, reading=run.reading, **shared)
+            return editing.disentanglement(encoder, few, regime, pairs=pairs, reading=run.reading, **shared)
 
         facts = {"point": run.recipe.point, "max_tokens": run.recipe.max_tokens, **shared}
         return run.stages.report(regime, "disentangle", which.name, run.key(few, regime, pairs, facts), work)

@@ -12,7 +12,6 @@ from tauspan.experiments.run.addition import COLUMNS
 from tauspan.experiments.run.part import Evaluation, Findings, Part
 from tauspan.experiments.run.spread import in_words, spread
 from tauspan.experiments.run.vectors import kind_of
-from tauspan.merge.data import compare as comparing
 
 if TYPE_CHECKING:
     from tauspan.experiments.run.context import RunContext
@@ -50,6 +49,8 @@ class Merging(Part):
         """The methods side by side, for one regime and seed."""
         regime, seed = cast(EditRegime, which.about[0]), which.seed
         vectors = run.vectors(kind_of(regime), seed)
+        from tauspan.merge.data import compare as comparing
+
         shared: dict[str, Any] = {"grid": self.grid or comparing.WIDE_GRID, "seed": seed}
         methods: comparing.Methods = {name: (name, {}) for name in self.methods}
 

@@ -12,11 +12,11 @@ from tauspan.core.results import Result
 from tauspan.experiments.run.part import Evaluation, Findings, Part, refuse_twice
 from tauspan.experiments.run.spread import in_words, spread
 from tauspan.experiments.run.vectors import kind_of
-from tauspan.tasks import Task
 
 if TYPE_CHECKING:
     from tauspan.experiments.run.context import RunContext
     from tauspan.experiments.run.recipe import Recipe
+    from tauspan.tasks import Task
 
 _COLUMNS = ("alpha", "target", "control", "control kept")
 _MODELS = ("pre-trained", "negated", "alpha = 1")
@@ -116,7 +116,7 @@ class Negation(Part):
         result = {"negation": found, "negation_control": control}
         return Findings([Table("Negation, test accuracy", rows, note)], series, result)
 
-    def _tasks(self, run: "RunContext") -> list[Task]:
+    def _tasks(self, run: "RunContext") -> "list[Task]":
         """The targets, in the recipe's order of tasks."""
         return [run.task(name) for name in run.recipe.tasks if name in self.targets]
 
@@ -128,7 +128,7 @@ class Negation(Part):
         return mean + ", ".join(_described(run.task(name)) for name in self.controls)
 
 
-def _described(task: Task) -> str:
+def _described(task: "Task") -> str:
     """A control with its source, which published splits it has, and its numbers of rows."""
     facts = [task.extra.get("title") or task.source, task.extra.get("control_split")]
     rows = f"{len(task.split('validation'))} validation and {len(task.split('test'))} test rows"

@@ -8,14 +8,13 @@ from typing import Any, Literal, TypeAlias, TypeVar
 
 import yaml
 
-from tauspan.core.choices import EditRegime, Point, Regime
+from tauspan.core.choices import EditRegime, HeadFrom, Point, Regime
 from tauspan.core.errors import RecipeError, UsageError, listed, nearest
 from tauspan.core.schema import Document, visible
 from tauspan.experiments.run.addition import Addition
 from tauspan.experiments.run.part import Part
 from tauspan.experiments.run.parts import PARTS
 from tauspan.experiments.run.vectors import Finetuning
-from tauspan.tasks.task import HeadFrom
 from tauspan.train import Settings
 
 P = TypeVar("P", bound=Part)

@@ -4,19 +4,19 @@ import dataclasses
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeAlias
 
+from tauspan import editing
 from tauspan.core.reading import Reading
 from tauspan.core.report import Table
 from tauspan.core.results import ratio
-from tauspan.editing import evaluate
 from tauspan.experiments.run.addition import add, added, rows_of
 from tauspan.experiments.run.part import Evaluation, Findings, Part, refuse_twice
 from tauspan.experiments.run.spread import Row, in_words, listed_alphas, means, over_seeds
 from tauspan.experiments.run.vectors import Finetuning, one_per_task
-from tauspan.vector import TaskVector
 
 if TYPE_CHECKING:
     from tauspan.experiments.run.context import RunContext
     from tauspan.experiments.run.recipe import Recipe
+    from tauspan.vector import TaskVector
 
 Reference: TypeAlias = Literal["joint", "attention"]
 _COLUMNS = ("zero shot", "single", "one model", "norm.", "alpha 1", "alpha 1 norm.")
@@ -100,12 +100,14 @@ def _stage(name: Reference, seed: int) -> Evaluation:
 
 def _joint(run: "RunContext", which: Evaluation) -> dict[str, Any]:
     """Each task's accuracy before and after the joint fine-tuning."""
+    from tauspan.vector import TaskVector
+
     made = Finetuning("joint", None, which.seed)
     folder = run.finetune(made)
     reading = Reading(max_tokens=run.recipe.max_tokens)
 
-    def accuracy(vector: TaskVector | None) -> Any:
-        return evaluate(run.encoder(which.seed), run.tasks, vector, reading=reading).accuracy
+    def accuracy(vector: "TaskVector | None") -> Any:
+        return editing.evaluate(run.encoder(which.seed), run.tasks, vector, reading=reading).accuracy
 
     def work() -> dict[str, Any]:
         return {"before": accuracy(None), "after": accuracy(TaskVector.from_pretrained(folder))}

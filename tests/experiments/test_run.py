@@ -34,13 +34,13 @@ def done(recipe: Recipe, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path
 def trainings(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The folders that are trained into."""
     folders: list[str] = []
-    original = context.train
+    original = context.finetune
 
     def spy(encoder: Any, task: Any, settings: Any, out: Path, **options: Any) -> Any:
         folders.append(Path(out).name)
-        return original(encoder, task, settings, out, **options)
+        return original(encoder, task, settings, out=out, **options)
 
-    monkeypatch.setattr(context, "train", spy)
+    monkeypatch.setattr(context, "finetune", spy)
     return folders
 
 

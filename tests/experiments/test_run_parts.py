@@ -70,7 +70,6 @@ def accuracy(model: Any, on: list[Task], *edit: Any) -> list[float]:
             reading=Reading(max_tokens=8),
         )
         .report()
-        .report()
         .result["accuracy"]
     )
     return [found[task.name] for task in on]

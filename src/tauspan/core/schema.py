@@ -7,7 +7,7 @@ import re
 import reprlib
 import types
 import typing
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, TypeAlias, TypeVar
 
@@ -239,7 +239,7 @@ def _value(hint: Any, value: Any, spot: _Spot) -> Any:
         origin, args = typing.get_origin(option), typing.get_args(option)
         if origin is Literal and value in args and not isinstance(value, list):
             return value
-        if origin is tuple and isinstance(value, list):
+        if origin in (tuple, Sequence) and isinstance(value, list):
             return tuple(
                 _value(args[0], item, spot.inside(index, f"[{index}]")) for index, item in enumerate(value)
             )

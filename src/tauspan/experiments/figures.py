@@ -7,9 +7,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
-from tauspan import store
 from tauspan.core.report import Report
-from tauspan.models.extras import require_extra
 
 _COLOURS = {"standard": "#9a6324", "posthoc": "#7f7f7f", "linear": "#1f5fa8"}
 Series: TypeAlias = Mapping[str, Any]
@@ -64,6 +62,8 @@ def draw(
     Raises:
         MissingExtraError: matplotlib is not installed.
     """
+    from tauspan.models.extras import require_extra
+
     require_extra("matplotlib", "plot", "drawing figures")
     from matplotlib.figure import Figure
 
@@ -258,6 +258,8 @@ def _edges(points: Sequence[float]) -> list[float]:
 
 
 def _save(figure: Any, path: Path) -> Path:
+    from tauspan import store
+
     with store.atomic(path) as temporary:
         figure.savefig(temporary, format="png")
     return path

@@ -26,6 +26,10 @@ from tauspan.core.computing import computing
 from tauspan.core.errors import TauspanError
 from tauspan.core.measure import quiet, underway
 
+FAMILIES: tuple[Callable[..., None], ...] = (
+    verbs_train.add, verbs_vector.add, verbs_models.add, verbs_edit.add, verbs_data.add, verbs_kernel.add,
+    verbs_merge.add, verbs_reproduce.add,
+)  # fmt: skip
 _EXITS = (
     "exit codes: 0 done, 2 usage, 3 model, 4 tensors do not fit, 5 file, 6 data, 7 not finite, "
     "8 missing package, 130 interrupted"
@@ -63,8 +67,8 @@ def _common() -> argparse.ArgumentParser:
     return common
 
 
-def parser() -> argparse.ArgumentParser:
-    """The whole command line."""
+def parser(families: Sequence[Callable[..., None]] = FAMILIES) -> argparse.ArgumentParser:
+    """The whole command line: each family adds its verbs to it."""
     common = _common()
     top = _Parser(prog="tauspan", epilog=_EXITS,
                   description="Edit a pre-trained model by adding, negating and scaling task vectors.")  # fmt: skip
@@ -80,14 +84,8 @@ def parser() -> argparse.ArgumentParser:
         made.set_defaults(function=function)
         return made
 
-    verbs_train.add(verbs, verb)
-    verbs_vector.add(verbs, verb)
-    verbs_models.add(verbs, verb)
-    verbs_edit.add(verbs, verb)
-    verbs_data.add(verbs, verb)
-    verbs_kernel.add(verbs, verb)
-    verbs_merge.add(verbs, verb)
-    verbs_reproduce.add(verbs, verb)
+    for family in families:
+        family(verbs, verb)
     return top
 
 

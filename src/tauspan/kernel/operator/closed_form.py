@@ -120,6 +120,7 @@ def closed_form(
         >>> fitted.vector.regime, fitted.solution.exact
         ('linear', True)
     """
+    reading.require_no_point("closed_form")
     strength = _strength(task, loss, ridge)
     classifier, encoder = _classifier(encoder, task, reading.max_tokens)
     with measured() as cost:

@@ -24,7 +24,7 @@ from tauspan.merge import merge, own_method
 from tauspan.train import Settings
 
 PAGE = (Path(__file__).resolve().parents[2] / "CONTRIBUTING.md").read_text(encoding="utf-8")
-KINDS = re.findall(r"^\| ([^|]+?) \| `", PAGE.partition("## What an addition touches")[2], re.MULTILINE)
+KINDS = re.findall(r"^\| (an? [^|]+?) \|", PAGE.partition("## What an addition touches")[2], re.MULTILINE)
 
 
 def add_a_merge_method() -> None:

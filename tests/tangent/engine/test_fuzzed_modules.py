@@ -220,6 +220,7 @@ def test_short_programs(steps: list[Step]) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)  # 300 modules; minutes, on a busy machine many
 @settings(max_examples=200, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
 @given(programs(30, mixing=False))
 def test_programs_whose_rows_are_their_own(steps: list[Step]) -> None:
@@ -227,6 +228,7 @@ def test_programs_whose_rows_are_their_own(steps: list[Step]) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)  # 300 modules; minutes, on a busy machine many
 @settings(max_examples=100, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
 @given(programs(30, mixing=True))
 def test_programs_whose_rows_may_mix(steps: list[Step]) -> None:

@@ -31,11 +31,15 @@ env-real: .venv/ready-real
 demo: env
 	$(BIN)/tauspan demo --out out/demo
 
+# Several processes of one thread each: tests wait less for one another than threads do.
+PARALLEL := OMP_NUM_THREADS=1
+WORKERS := -n auto --maxprocesses 4
+
 test: env
-	$(BIN)/python -m pytest --cov --cov-report=term --cov-fail-under=95
+	$(PARALLEL) $(BIN)/python -m pytest $(WORKERS) --cov --cov-report=term --cov-fail-under=95
 
 test-slow: env-real
-	$(BIN)/python -m pytest -m slow
+	$(PARALLEL) $(BIN)/python -m pytest $(WORKERS) -m slow
 
 # SHORT=1: one round on one shape, within minutes. More options: python -m benchmarks.run --help
 bench: env

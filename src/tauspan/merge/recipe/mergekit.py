@@ -9,7 +9,7 @@ from tauspan.core.schema import Document, shown
 from tauspan.merge.engine.settings import Setting
 from tauspan.merge.methods import METHODS
 from tauspan.merge.methods.method import Value
-from tauspan.merge.recipe import dialect as theirs
+from tauspan.merge.recipe import mergekit_keys as theirs
 from tauspan.merge.recipe.mergekit_keys import DIALECT, MergekitMethod, as_setting, converted, total
 from tauspan.merge.recipe.parts import (
     RESULT,

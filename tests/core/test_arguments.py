@@ -122,9 +122,9 @@ WRONG: dict[str, tuple[Callable[[], object], str, str]] = {
         "`vectors` is a TaskVector",
         "write [vector]",
     ),
-    "a fraction of epochs": (
-        lambda: ts.finetune(E, T, ts.Settings(epochs=1.5)),
-        "`epochs` is the number 1.5, and a whole number is wanted",
+    "a fraction of steps": (
+        lambda: ts.fit(E, T, max_steps=1.5),
+        "`max_steps` is the number 1.5, and a whole number is wanted",
         "write int(1.5)",
     ),
     "a regime for settings": (

@@ -16,7 +16,7 @@ from tauspan.core import measure
 from tauspan.core.measure import Work, in_hours, progress, quiet, underway
 from tauspan.experiments.sweep.table import JobTable
 from tauspan.store.stages import Stages
-from tauspan.train import finetune
+from tauspan.train import Settings, finetune
 from tauspan.train.loop import Run
 
 
@@ -153,7 +153,7 @@ def test_a_fine_tuning_is_told_of(
         return whole(self, epoch, place)
 
     monkeypatch.setattr(Run, "one_step", slow)
-    finetune(encoder(), points(), epochs=1, batch_size=8, lr=0.01)
+    finetune(encoder(), points(), Settings(epochs=1, batch_size=8, lr=0.01))
 
 
 def test_a_stage_and_a_sweep_are_told_of(

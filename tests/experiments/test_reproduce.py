@@ -42,7 +42,7 @@ def short(monkeypatch: pytest.MonkeyPatch) -> None:
     planning = importlib.import_module("tauspan.experiments.reproduce.planning")
     monkeypatch.setattr(planning, "step_time", lambda encoder, settings: StepTime(0.1, 8, 100.0))
     monkeypatch.setattr(importlib.import_module("tauspan.editing.search.grid"), "PAPER_GRID", (0.0, 1.0))
-    monkeypatch.setattr(importlib.import_module("tauspan.experiments.run.maps"), "GRID", (0.0, 1.0))
+    monkeypatch.setattr(importlib.import_module("tauspan.editing"), "GRID", (0.0, 1.0))
     monkeypatch.setattr(figures, "draw", lambda *given: [])
 
 

@@ -7,7 +7,6 @@ import math
 from collections.abc import Sequence
 from typing import Any, Literal, get_args
 
-from tauspan.core.arguments import checked
 from tauspan.core.choices import POINTS, REGIMES, Augment, CacheKind, DecayTarget, Point, Precision, Regime
 from tauspan.core.computing import Check, Engine, Way, way
 from tauspan.core.errors import UsageError, nearest
@@ -15,7 +14,6 @@ from tauspan.core.errors import UsageError, nearest
 DEFAULT_LR: dict[Regime, float] = {"standard": 2e-4, "linear": 3e-4}
 
 
-@checked
 @dataclasses.dataclass(frozen=True)
 class Settings:
     """Everything that decides the resulting task vector, besides the encoder and the task.

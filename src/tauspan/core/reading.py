@@ -42,5 +42,5 @@ class Reading:
         """Raise `UsageError` if a point is given to a function that linearises at the logits alone."""
         if self.point is not None:
             raise UsageError(
-                f"point={self.point!r}: {function} linearises encoder and head together. Leave `point` out of the reading."
+                f"point={self.point!r}: {function} linearises encoder and head together. Leave `point` out of `Reading`."
             )

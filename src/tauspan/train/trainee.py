@@ -19,7 +19,7 @@ from tauspan.models import Batch, Classifier, Encoder, Head
 from tauspan.models.intact import Intact
 from tauspan.tangent import Linearized, linearize
 from tauspan.tangent.engine.call import Call
-from tauspan.tangent.engine.check import require_function
+from tauspan.tangent.engine.determinism import require_function
 from tauspan.train.settings import Settings
 from tauspan.vector import TaskVector
 

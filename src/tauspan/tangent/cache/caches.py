@@ -29,7 +29,7 @@ from tauspan.core.params import Params
 from tauspan.tangent.cache import factors, features
 from tauspan.tangent.cache.room import Room, free_memory, require_room
 from tauspan.tangent.cache.tape import Tape, gradients, hold, record, release
-from tauspan.tangent.engine import check
+from tauspan.tangent.engine import check, precision
 from tauspan.tangent.engine.call import leaves
 from tauspan.tangent.engine.dual import NoRuleError, Trace
 from tauspan.tangent.engine.maps import applied
@@ -237,7 +237,7 @@ def _recorded(
 
 def _probe(theta0: Params) -> dict[str, Tensor]:
     """A fixed direction with something in every entry."""
-    return {name: check.random_like(theta, number) for number, (name, theta) in enumerate(theta0.items())}
+    return {name: precision.random_like(theta, number) for number, (name, theta) in enumerate(theta0.items())}
 
 
 def _require_features(linearized: "Linearized", batch: Any, cell: features.FeatureCell) -> None:
@@ -246,20 +246,20 @@ def _require_features(linearized: "Linearized", batch: Any, cell: features.Featu
     probe = _probe(linearized.theta0())
     value, tangents = linearized.tangent(*args, vectors=[probe], **kwargs)
     _require_tangent(cell.push(probe), tangents[0], "features")
-    weights = check.random_like(value, 1)
+    weights = precision.random_like(value, 1)
     with torch.enable_grad():
         whole = gradients(linearized.tangent(*args, **kwargs)[1], linearized.tau, weights)
     _require_gradients(cell.pull(weights), whole, value, "features")
 
 
 def _require_tangent(found: Tensor, expected: Tensor, kind: CacheKind) -> None:
-    if check.far(found, expected, check.rounding(expected.dtype)):
+    if precision.far(found, expected, precision.rounding(expected.dtype)):
         scale, gap = float(expected.abs().max()), float((found - expected).abs().max())
         raise _inexact(kind, f"its J tau differs by {gap:g} of {scale:g}")
 
 
 def _require_gradients(found: Params, expected: Params, value: Tensor, kind: CacheKind) -> None:
-    fault = check.wrong_gradient(found, expected, *check.scales(value, expected))
+    fault = precision.wrong_gradient(found, expected, *precision.scales(value, expected))
     if fault:
         raise _inexact(kind, fault)
 

@@ -17,9 +17,9 @@ from tauspan.core.params import Params
 from tauspan.tangent.cache.room import Held, Room
 from tauspan.tangent.cache.tape import Tape, gradients, run
 from tauspan.tangent.engine import table
-from tauspan.tangent.engine.check import noise, rounding
 from tauspan.tangent.engine.dual import Entry, Slot, mapped
 from tauspan.tangent.engine.maps import dense
+from tauspan.tangent.engine.precision import noise, rounding
 
 # Operations whose output is, in each entry, a known number times an entry of the (broadcast) parameter.
 _DIAGONAL = frozenset({"layer_norm", "rms_norm", "group_norm", "batch_norm", "add", "sub", "mul"})

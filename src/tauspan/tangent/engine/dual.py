@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from tauspan.core.errors import ModelError
 from tauspan.tangent.engine import rules, table
+from tauspan.tangent.engine.fallback import by_forward_mode
 
 Push: TypeAlias = rules.Push
 
@@ -170,7 +171,7 @@ def _dispatch(func: Any, args: Any, kwargs: Any) -> Any:
             if opened is not None:
                 return opened(*args, **kwargs)
             _first(args, kwargs).run.require_rule(name)
-        rule = rules.by_forward_mode
+        rule = by_forward_mode
     return _lifted(name, rule, func, args, kwargs)
 
 
@@ -200,7 +201,7 @@ def custom_function(
     if not torch.is_grad_enabled():
         return _plain(apply, args, {})
     trace.require_rule(name)
-    return _lifted(name, rules.by_forward_mode, apply, args, {})
+    return _lifted(name, by_forward_mode, apply, args, {})
 
 
 def _share(values: Sequence[Any], duals: Sequence[Dual]) -> bool:
@@ -216,7 +217,7 @@ def _lifted(name: str, rule: rules.Rule, func: Any, args: Any, kwargs: Any) -> A
     """The rule's primal output with the tangents its push gives; plain if no input that matters is dual."""
     fitting = table.bound(rule, args, kwargs)
     if fitting is None:
-        rule = rules.by_forward_mode
+        rule = by_forward_mode
     else:
         args, kwargs = fitting
     out, push = rule(func, *mapped(args, _primal), **mapped(kwargs, _primal))

@@ -1,16 +1,14 @@
 """A module is given back as it was: what a forward pass keeps in it is taken out again."""
 
-import copy
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import Any, TypeAlias, TypeVar
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
 
-from tauspan.core.errors import ModelError
 from tauspan.models.reach import (
     Container,
     Remembering,
@@ -18,12 +16,10 @@ from tauspan.models.reach import (
     differ,
     items_of,
     put_back,
-    reached,
     remembering,
 )
 
 _Place: TypeAlias = tuple[dict[str, Tensor | None], str]  # a registry of buffers, and a name in it
-_AnyModule = TypeVar("_AnyModule", bound=nn.Module)
 _SINGLE = 64  # kept tensors that are tried one by one
 
 
@@ -217,86 +213,6 @@ class Intact:
         return found
 
 
-def working_copy(module: _AnyModule) -> _AnyModule:
-    """A deep copy for other weights: without tensors that were made from the module's present ones.
-
-    Modules that keep such tensors in eval mode drop them in `train()`, by convention; a tensor with an autograd graph
-    was made from something and cannot be copied anyway.
-
-    Raises:
-        ModelError: a function that the module keeps holds one of its parameters, which a copy would go on to use; or the
-            module keeps a view of a parameter, which a copy would lack.
-    """
-    intact = Intact(module)
-    kept = [memo for memo in intact.kept() if _was_made(memo.container[memo.key])]
-    _require_no_views(module, kept)
-    with intact(kept):
-        made = copy.deepcopy(module)
-    _require_own(made, module)
-    modes = [(layer, layer.training) for layer in made.modules()]
-    for layer, mode in modes:
-        if not mode and type(layer).train is not nn.Module.train:
-            layer.train(True)
-    for layer, mode in modes:
-        layer.training = mode
-    return made
-
-
-def _require_no_views(module: nn.Module, kept: Sequence[Memo]) -> None:
-    """Raise if a kept tensor is a view of a parameter: no pass makes it again."""
-    names = {id(parameter): name for name, parameter in module.named_parameters()}
-    for memo in kept:
-        base = getattr(memo.container[memo.key], "_base", None)
-        if id(base) in names:
-            raise ModelError(
-                f"{type(module).__name__} keeps a view of the parameter {names[id(base)]!r} at {memo.where!r}, which a "
-                "copy with other weights would lack. Take it from the parameter in the forward pass "
-                "(`self.weight[:2]` where it is used)."
-            )
-
-
-def kept_outside(module: nn.Module) -> list[str]:
-    """The places of floating-point tensors that a module keeps outside its parameters and buffers."""
-    buffers = {id(buffer) for buffer in module.buffers()}
-    found = [(memo.where, memo.container[memo.key]) for memo in Intact(module).kept()]
-    return [where for where, item in found if id(item) not in buffers and _has_fractions(item)]
-
-
-def _has_fractions(item: Any) -> bool:
-    if isinstance(item, tuple):
-        return any(map(_has_fractions, item))
-    return isinstance(item, Tensor) and item.is_floating_point() and not isinstance(item, nn.Parameter)
-
-
-def _require_own(made: nn.Module, module: nn.Module) -> None:
-    """Raise if a copy still reaches parameters of the module that it was made from."""
-    names = {id(parameter): name for name, parameter in module.named_parameters()}
-    for item, where, _ in reached(made):
-        inside = (
-            item.values() if isinstance(item, dict) else item if isinstance(item, list | deque) else (item,)
-        )
-        for tensor in inside:
-            if isinstance(tensor, Tensor) and id(tensor) in names:
-                raise ModelError(
-                    f"{type(module).__name__} keeps a function at {where.removesuffix('.')!r} that holds the parameter "
-                    f"{names[id(tensor)]!r} (a closure or a default), and a copy with other weights would go on to use "
-                    f"this one. {_own_way(module)}"
-                )
-
-
-def _own_way(module: nn.Module) -> str:
-    """What to do about a function that a copy shares with the module."""
-    if any(hasattr(part, "_hf_hook") for part in module.modules()):
-        return (
-            "accelerate put it there, to spread the model over devices: have the whole model on one of them, and take "
-            "its hooks off, `accelerate.hooks.remove_hook_from_submodules(MODEL)`."
-        )
-    return (
-        "Take it from the module when it is called (`self.layer.weight`), or keep it in a `functools.partial` or a list, "
-        "which are copied with the module."
-    )
-
-
 def _saved_buffers(module: nn.Module) -> Iterator[Tensor]:
     """The buffers that are saved with a module, and those of whole numbers, which are made from no parameter."""
     for part in module.modules():
@@ -323,10 +239,3 @@ def _copied(places: Sequence[_Place]) -> list[tuple[_Place, Tensor]]:
 def _is_kept(item: Any) -> bool:
     """Whether this is a tensor, or a tuple that holds one."""
     return isinstance(item, Tensor) or (isinstance(item, tuple) and any(map(_is_kept, item)))
-
-
-def _was_made(item: Any) -> bool:
-    """Whether a kept tensor has an autograd graph, and so was made from something."""
-    return (
-        any(map(_was_made, item)) if isinstance(item, tuple) else getattr(item, "grad_fn", None) is not None
-    )

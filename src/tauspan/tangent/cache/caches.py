@@ -35,7 +35,7 @@ from tauspan.tangent.engine.dual import NoRuleError, Trace
 from tauspan.tangent.engine.maps import applied
 
 if TYPE_CHECKING:
-    from tauspan.tangent.linearized import Linearized
+    from tauspan.tangent.taylor import Linearized
 
 log = logging.getLogger(__name__)
 _READ = 256  # numbers of each tensor that are read to see whether the base has changed

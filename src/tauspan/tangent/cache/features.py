@@ -17,7 +17,7 @@ from tauspan.tangent.engine.checkpointing import replaced
 from tauspan.tangent.engine.dual import mapped
 
 if TYPE_CHECKING:
-    from tauspan.tangent.linearized import Linearized
+    from tauspan.tangent.taylor import Linearized
 
 
 class FeatureCell:

@@ -15,8 +15,8 @@ class Reading:
     Args:
         batch_size: rows per forward pass.
         max_tokens: where texts are cut; None takes each task's own value.
-        point: what is linearised in the tangent regimes: the `"encoder"` alone, or the `"logits"`, encoder and head
-            together. None takes the vectors' own, else `"logits"`.
+        point: what is linearised in the tangent regimes: `"encoder"` (without the head), or `"logits"` (encoder and head
+            together). None takes the point of the vectors, else `"logits"`.
 
     Raises:
         UsageError: a number below 1, or an unknown point.

@@ -180,7 +180,7 @@ class Work:
 
 
 def in_hours(seconds: float) -> str:
-    """A duration in words.
+    """A duration as text.
 
     Example:
         >>> in_hours(3723.4)

@@ -1,6 +1,6 @@
-"""Safetensors headers: where each tensor's bytes lie, parsed here because merging needs the offsets.
+"""Safetensors headers: the offset of each tensor's bytes, parsed here because merging needs it.
 
-A file is eight bytes N (little-endian), N bytes of JSON, then the tensors' bytes without gaps. A header is hostile
+A file is eight bytes N (little-endian), N bytes of JSON, then the tensors' bytes without gaps. A header is not trusted
 until every number in it was compared with the file.
 """
 
@@ -26,7 +26,7 @@ _METADATA = "__metadata__"
 
 @dataclass(frozen=True, slots=True)
 class Stored:
-    """Where one tensor lies: `nbytes` bytes from `offset` of `file`, in row-major order."""
+    """A tensor in a file: `nbytes` bytes from `offset` of `file`, in row-major order."""
 
     name: str
     dtype: torch.dtype
@@ -38,13 +38,13 @@ class Stored:
 
 @dataclass(frozen=True)
 class Header:
-    """What a safetensors file says of itself.
+    """The header of a safetensors file.
 
     Args:
         tensors: by name, in the order of their bytes.
-        metadata: text by text.
+        metadata: texts by their keys.
         nbytes: the file's size.
-        sha256: of the header's bytes, the length included; names, shapes, dtypes and offsets, not values.
+        sha256: hash of the header with its length; it covers names, shapes, dtypes and offsets, not values.
     """
 
     tensors: Mapping[str, Stored]
@@ -57,7 +57,7 @@ def read_header(file: Path) -> Header:
     """The header of one safetensors file; no other byte is read.
 
     Raises:
-        StoreError: not there, cut short, or a header that does not fit the file: the message says what.
+        StoreError: a missing or truncated file, or a header that does not fit the file.
         PickleRefusedError, ModelError: a pickle, or a GGUF file.
 
     Example:
@@ -72,7 +72,7 @@ def read_header(file: Path) -> Header:
         head, text, size = _first_bytes(file)
         entries = _parsed(text, file)
     except StoreError:
-        refuse_pickle(file)  # says better what it is
+        refuse_pickle(file)  # raises an error that says what it is
         refuse_gguf(file)
         raise
     metadata = _metadata(entries.pop(_METADATA, {}), file)
@@ -152,7 +152,7 @@ def _stored(name: str, entry: Any, file: Path, start: int) -> Stored:
 
 
 def _counts(values: Any) -> bool:
-    """Whether it is a list of whole numbers that torch could count; True is no number."""
+    """Whether this is a list of whole numbers in torch's range; True is not a number."""
     return isinstance(values, list) and all(type(value) is int and 0 <= value < _MOST for value in values)
 
 

@@ -1,4 +1,4 @@
-"""Reading named tensors lazily, and JSON; what could run code is refused unread."""
+"""Reading JSON, and named tensors lazily; files that could run code are refused without being read."""
 
 import json
 import re
@@ -19,7 +19,7 @@ STEMS = ("model", "diffusion_pytorch_model", "open_clip_model")
 _BESIDE = (
     "vector.safetensors",
     "adapter_model.safetensors",
-)  # what an edit or an adapter keeps beside a model
+)  # files that an edit or an adapter adds to a model's folder
 _SHARD = re.compile(r"(.+)-(\d{5})-of-(\d{5})\.safetensors")
 PICKLE_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle", ".mar")
 
@@ -39,7 +39,7 @@ def refuse_pickle(path: Path) -> None:
 
 
 def _starts_like_pickle(head: bytes) -> bool:
-    # a safetensors file starts with the length of its header, and 640 is spelt like a pickle's first bytes
+    # a safetensors file starts with its header's length, and a length of 640 has the same bytes as a pickle's start
     if head[8:] == b"{" and int.from_bytes(head[:8], "little") <= LONGEST_HEADER:
         return False
     return head[:4] == b"PK\x03\x04" or (head[:1] == b"\x80" and head[1:2] in (b"\2", b"\3", b"\4", b"\5"))
@@ -101,7 +101,7 @@ class Checkpoint:
         return tensor
 
     def read(self, names: Iterable[str] | None = None) -> dict[str, Tensor]:
-        """All tensors at once, or some, each file opened once."""
+        """All tensors, or those with the given names; each file is opened once."""
         wanted = list(self._file_of) if names is None else list(names)
         tensors: dict[str, Tensor] = {}
         for file, inside in self._by_file(wanted).items():
@@ -110,14 +110,14 @@ class Checkpoint:
         return {name: tensors[name] for name in wanted}
 
     def first(self, name: str) -> Tensor:
-        """The first row of a tensor, or all of a scalar; nothing else of it is read."""
+        """The first row of a tensor, or a scalar; only that row is read."""
         with _opened(self._file_of[name]) as handle:
             part = handle.get_slice(name)
             tensor: Tensor = part[:1] if part.get_shape() else handle.get_tensor(name)
         return tensor
 
     def kinds(self) -> dict[str, tuple[torch.dtype, torch.Size]]:
-        """Dtype and shape of every tensor; no value is read."""
+        """Dtype and shape of every tensor; only headers are read."""
         found: dict[str, tuple[torch.dtype, torch.Size]] = {}
         for file, inside in self._by_file(self._file_of).items():
             with _opened(file) as handle:
@@ -154,7 +154,7 @@ def _opened(file: Path) -> Iterator[Any]:
 
 
 def damaged(file: Path, reason: str) -> StoreError:
-    """The error for a file that is not what safetensors writes."""
+    """The error of a damaged safetensors file, to be raised."""
     return StoreError(
         f"{file} is not a whole safetensors file ({reason}; {file.stat().st_size} bytes on disk). "
         "It was cut short or damaged: copy or create it again."
@@ -162,15 +162,14 @@ def damaged(file: Path, reason: str) -> StoreError:
 
 
 def located(path: Path, names: Callable[[Path], Iterable[str]]) -> dict[str, Path]:
-    """Where each tensor lies: one file, or the shards of a directory or an index.
+    """The file of each tensor: one file, or the shards of a directory or an index.
 
     Args:
         path: a `.safetensors` file, an `.index.json`, or a directory that holds one of them.
-        names: opens one file and gives the names of its tensors; called once a file.
+        names: returns the names of the tensors in a file; called once per file.
 
     Raises:
-        StoreError: nothing there, several sets of weights, an index that does not fit its shards, or a tensor in
-            two of them.
+        StoreError: no weights, several sets of weights, an index that does not fit its shards, or a tensor in two shards.
         PickleRefusedError: the weights are there only as a pickle.
         ModelError: the weights are there only as GGUF.
     """
@@ -191,9 +190,9 @@ def located(path: Path, names: Callable[[Path], Iterable[str]]) -> dict[str, Pat
 
 
 def _weight_files(path: Path) -> dict[Path, list[str]]:
-    """The files with weights, each with the tensors that an index promises there."""
+    """The files with weights, each with the tensors that an index lists for it."""
     if path.is_dir():
-        for stem in STEMS:  # as the libraries decide: the single file first, then the index
+        for stem in STEMS:  # in the order of the libraries: the single file first, then the index
             if (path / f"{stem}.safetensors").is_file():
                 return {path / f"{stem}.safetensors": []}
             if (path / (stem + INDEX_SUFFIX)).is_file():
@@ -230,7 +229,7 @@ def _weight_files(path: Path) -> dict[Path, list[str]]:
 
 
 def _complete(path: Path, files: list[Path]) -> list[Path]:
-    """The shards of a save whose index is not there, if the files are all of one; none if they are no shards.
+    """All shards of a model that was saved without an index; empty if the files are not shards.
 
     Raises:
         StoreError: some are missing.
@@ -282,5 +281,5 @@ def read_json(path: Path) -> Any:
         OSError,
         ValueError,
         RecursionError,
-    ) as error:  # bytes that are no UTF-8, too deep, too many digits
+    ) as error:  # not UTF-8, nested too deeply, or a number with too many digits
         raise StoreError(f"{path} cannot be read as JSON: {error}.") from error

@@ -1,4 +1,4 @@
-"""safetensors files: their dtypes and headers, written whole or tensor by tensor."""
+"""Writing safetensors files, whole or tensor by tensor."""
 
 import itertools
 import json
@@ -15,8 +15,8 @@ from tauspan.core.params import Params
 from tauspan.store.places import atomic, write_json
 
 INDEX_SUFFIX = ".safetensors.index.json"
-LONGEST_HEADER = 100_000_000  # bytes; safetensors refuses more
-_ALIGNED = 8  # the header is padded to this, as safetensors does
+LONGEST_HEADER = 100_000_000  # bytes; safetensors refuses a longer header
+_ALIGNED = 8  # the header is padded to a multiple of this, as safetensors does
 DTYPES: Mapping[str, torch.dtype] = {
     "F64": torch.float64,
     "F32": torch.float32,
@@ -58,7 +58,7 @@ def write_tensors(
 def tensor_header(
     kinds: Mapping[str, tuple[torch.dtype, Sequence[int]]], metadata: Mapping[str, str] | None = None
 ) -> tuple[bytes, dict[str, int]]:
-    """The first bytes of a safetensors file, with the header's length, and where in the file each tensor starts."""
+    """The first bytes of a safetensors file (length and header), and the offset of each tensor in the file."""
     codes = {dtype: code for code, dtype in DTYPES.items()}
     content: dict[str, Any] = {"__metadata__": dict(metadata)} if metadata else {}
     starts, end = {}, 0
@@ -78,7 +78,7 @@ def stream_tensors(
     tensors: Iterable[Tensor],
     metadata: Mapping[str, str] | None = None,
 ) -> None:
-    """`write_tensors` of tensors that come one by one, in the order of `kinds`; one at a time is held.
+    """`write_tensors` for tensors that come one by one, in the order of `kinds`; only one is in memory at a time.
 
     Args:
         path: the file; an older one is replaced.
@@ -100,13 +100,13 @@ def stream_shards(
     tensors: Iterable[Tensor],
     largest: int = 5 * 10**9,
 ) -> None:
-    """A model's weights as transformers names them: `model.safetensors`, or shards of limited size with an index.
+    """Write a model's weights under transformers' names: `model.safetensors`, or shards of limited size with an index.
 
     Args:
-        directory: is there already.
+        directory: an existing directory.
         kinds: dtype and shape of each tensor by name.
-        tensors: their values in that order; one at a time is held.
-        largest: bytes of a shard; a single tensor may be larger.
+        tensors: their values in that order; only one is in memory at a time.
+        largest: the most bytes of a shard; a single tensor may be larger.
     """
     shards: list[dict[str, tuple[torch.dtype, Sequence[int]]]] = [{}]
     filled = 0

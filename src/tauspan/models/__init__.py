@@ -1,4 +1,4 @@
-"""Where a model comes from, what of it is trainable, and how it is wrapped for tasks."""
+"""Models: where they come from, which parameters are trainable, and how they are wrapped for tasks."""
 
 from tauspan.models.copying import kept_outside, working_copy
 from tauspan.models.encoder import Batch, Classifier, Encoder, Head

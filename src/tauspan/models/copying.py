@@ -15,14 +15,14 @@ _AnyModule = TypeVar("_AnyModule", bound=nn.Module)
 
 
 def working_copy(module: _AnyModule) -> _AnyModule:
-    """A deep copy for other weights: without tensors that were made from the module's present ones.
+    """A deep copy that may get other weights: without tensors computed from the module's current weights.
 
-    Modules that keep such tensors in eval mode drop them in `train()`, by convention; a tensor with an autograd graph
-    was made from something and cannot be copied anyway.
+    Modules that keep such tensors in eval mode drop them in `train()`, by convention; tensors with an autograd graph are
+    dropped too.
 
     Raises:
-        ModelError: a function that the module keeps holds one of its parameters, which a copy would go on to use; or the
-            module keeps a view of a parameter, which a copy would lack.
+        ModelError: the module keeps a function that holds one of its parameters, which the copy would still use; or it
+            keeps a view of a parameter, which the copy would lack.
     """
     intact = Intact(module)
     kept = [memo for memo in intact.kept() if _was_made(memo.container[memo.key])]
@@ -40,7 +40,7 @@ def working_copy(module: _AnyModule) -> _AnyModule:
 
 
 def _require_no_views(module: nn.Module, kept: Sequence[Memo]) -> None:
-    """Raise if a kept tensor is a view of a parameter: no pass makes it again."""
+    """Raise if a kept tensor is a view of a parameter, since no forward pass computes it again."""
     names = {id(parameter): name for name, parameter in module.named_parameters()}
     for memo in kept:
         base = getattr(memo.container[memo.key], "_base", None)
@@ -53,7 +53,7 @@ def _require_no_views(module: nn.Module, kept: Sequence[Memo]) -> None:
 
 
 def kept_outside(module: nn.Module) -> list[str]:
-    """The places of floating-point tensors that a module keeps outside its parameters and buffers."""
+    """The paths of floating-point tensors that a module keeps outside its parameters and buffers."""
     buffers = {id(buffer) for buffer in module.buffers()}
     found = [(memo.where, memo.container[memo.key]) for memo in Intact(module).kept()]
     return [where for where, item in found if id(item) not in buffers and _has_fractions(item)]
@@ -82,7 +82,7 @@ def _require_own(made: nn.Module, module: nn.Module) -> None:
 
 
 def _own_way(module: nn.Module) -> str:
-    """What to do about a function that a copy shares with the module."""
+    """The repair for a function that a copy shares with the module."""
     if any(hasattr(part, "_hf_hook") for part in module.modules()):
         return (
             "accelerate put it there, to spread the model over devices: have the whole model on one of them, and take "
@@ -95,7 +95,7 @@ def _own_way(module: nn.Module) -> str:
 
 
 def _was_made(item: Any) -> bool:
-    """Whether a kept tensor has an autograd graph, and so was made from something."""
+    """Whether a kept tensor has an autograd graph, so that it was computed from others."""
     return (
         any(map(_was_made, item)) if isinstance(item, tuple) else getattr(item, "grad_fn", None) is not None
     )

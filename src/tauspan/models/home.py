@@ -142,7 +142,7 @@ def _beyond(names: Names, memory: Params) -> list[str]:
 
 
 def _with_copies(names: Names, checkpoint: store.Checkpoint, memory: Params, model: Any) -> Names:
-    """The names, where a carried tensor that the configuration ties to an embedding and equals it is its second copy."""
+    """The names, with carried tensors that equal the tied embedding as further stored copies of it."""
     config = getattr(model, "config", None)
     text = config.get_text_config() if config is not None and hasattr(config, "get_text_config") else config
     if not getattr(text, "tie_word_embeddings", False):

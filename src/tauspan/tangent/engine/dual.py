@@ -1,7 +1,7 @@
 """Dual tensors: a value that records the ordinary autograd graph, and tangents that do not.
 
-A `Dual` wraps the *primal*, an ordinary tensor, and carries T tangents beside it. Every operation on a `Dual` comes to
-`Dual.__torch_function__`: the operation's rule (`tauspan.tangent.engine.rules`) computes the primal as always, so
+A `Dual` wraps the *primal*, an ordinary tensor, and carries T tangents beside it. `Dual.__torch_function__` receives
+every operation on a `Dual`: its rule (`tauspan.tangent.engine.rules`) computes the primal in the ordinary way, so that
 autograd records it, and returns a *push*, the linear map from input tangents to the output's tangent, which is applied
 T times without a graph. Autograd saves primals and never a `Dual`, so a tangent is freed as soon as the module drops it.
 """
@@ -27,8 +27,8 @@ class Dual(Tensor):
     Attributes:
         primal: the value, with its autograd graph.
         tangents: one per direction.
-        run: the pass this belongs to.
-        slot: the place of its tangent on the trace's tape.
+        run: the pass to which it belongs.
+        slot: the number of its tangent on the trace's tape.
         shared: whether another dual tensor may be a view of the same memory.
     """
 
@@ -57,19 +57,19 @@ class Dual(Tensor):
 
     @classmethod
     def __torch_function__(cls, func: Any, kinds: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """Carry out an operation of which some argument is dual."""
+        """Run an operation with some dual argument."""
         return _dispatch(func, args, kwargs or {})
 
     @classmethod
     def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:  # type: ignore[override]
-        """Nothing may get here: it would have gone past the rules."""
+        """Always raise: an operation that arrives here has bypassed the rules."""
         raise NoRuleError(f"{func} reached a dual tensor past its rules.")
 
 
 def _dispatch(func: Any, args: Any, kwargs: Any) -> Any:
     name = table.name_of(func)
     _first(args, kwargs).run.met.add(name)
-    if name == "requires_grad_":  # gradients are recorded anyway, or not wanted
+    if name == "requires_grad_":  # gradients are recorded already, or not needed
         return args[0]
     if name in table.READS:
         return func(*mapped(args, _detached), **mapped(kwargs, _detached))
@@ -95,7 +95,7 @@ def _dispatch(func: Any, args: Any, kwargs: Any) -> Any:
 
 
 def _plain(func: Any, args: Any, kwargs: Any) -> Any:
-    """The answer for the primals alone: what autograd takes for a constant, as everything under no_grad."""
+    """The result for the primals alone, for operations that autograd treats as constants, as under no_grad."""
     name = getattr(func, "__name__", "")
     if not torch.is_grad_enabled() and (
         (name.endswith("_") and not name.endswith("__")) or name == "__setitem__"
@@ -111,7 +111,7 @@ def _plain(func: Any, args: Any, kwargs: Any) -> Any:
 def custom_function(
     function: type[torch.autograd.Function], apply: Callable[..., Any], args: tuple[Any, ...]
 ) -> Any:
-    """A `torch.autograd.Function` on dual tensors; NotImplemented if none of its arguments is one."""
+    """Run a `torch.autograd.Function` on dual tensors; NotImplemented if no argument is dual."""
     duals = list(_duals(args))
     if not duals:
         return NotImplemented
@@ -124,7 +124,7 @@ def custom_function(
 
 
 def _share(values: Sequence[Any], duals: Sequence[Dual]) -> bool:
-    """Note which duals have an output in their own memory; whether there are any."""
+    """Mark the duals that share memory with an output; returns whether there are any."""
     memory = {value.untyped_storage().data_ptr() for value in values if isinstance(value, Tensor)}
     sharing = [dual for dual in duals if dual.primal.untyped_storage().data_ptr() in memory]
     for dual in sharing:
@@ -133,7 +133,7 @@ def _share(values: Sequence[Any], duals: Sequence[Dual]) -> bool:
 
 
 def _lifted(name: str, rule: rules.Rule, func: Any, args: Any, kwargs: Any) -> Any:
-    """The rule's primal output with the tangents its push gives; plain if no input that matters is dual."""
+    """The rule's output with the tangents of its push; an ordinary tensor where no tangent reaches it."""
     fitting = table.bound(rule, args, kwargs)
     if fitting is None:
         rule = by_forward_mode
@@ -142,7 +142,7 @@ def _lifted(name: str, rule: rules.Rule, func: Any, args: Any, kwargs: Any) -> A
     out, push = rule(func, *mapped(args, _primal), **mapped(kwargs, _primal))
     duals = list(_duals((args, kwargs)))
     same = next((dual for dual in duals if dual.primal is out), None)
-    if same is not None:  # the tensor itself, and no view of it: `to` its own dtype, dropout in eval mode
+    if same is not None:  # the input itself, not a view of it: `to` its own dtype, or dropout in eval mode
         return same
     trace = duals[0].run
     several = isinstance(out, tuple | list)
@@ -182,7 +182,7 @@ def _lifted(name: str, rule: rules.Rule, func: Any, args: Any, kwargs: Any) -> A
 
 
 def _in_place(out_of_place: Any, name: str, args: Any, kwargs: Any) -> Any:
-    """An in-place operation as an out-of-place one whose result takes the tensor's name."""
+    """Run an in-place operation out of place and store the result in the same dual tensor."""
     target = args[0] if args else None
     if not isinstance(target, Dual) or target.shared:
         raise NoRuleError(f"{name} writes into a tensor that others may see")
@@ -200,7 +200,7 @@ def _in_place(out_of_place: Any, name: str, args: Any, kwargs: Any) -> Any:
 
 
 def mapped(item: Any, change: Callable[[Any], Any]) -> Any:
-    """The same nesting of tuples, lists and dicts with each leaf changed."""
+    """The same nesting of tuples, lists and dicts with `change` applied to each leaf."""
     kind = type(item)
     if kind is list:
         return [mapped(part, change) for part in item]
@@ -253,9 +253,9 @@ def _first(args: Any, kwargs: Any) -> Dual:
 
 @lru_cache(maxsize=256)
 def _opened(func: Any) -> Any:
-    """The body of a function that torch writes in Python, so that each operation inside meets its own rule.
+    """A copy of a torch function written in Python, in which each operation inside uses its own rule.
 
-    Such a function asks first whether an argument overrides it. In this copy the answer is always no.
+    Such a function first checks whether an argument overrides it; in the copy this check is always false.
     """
     if not isinstance(func, types.FunctionType) or not (func.__module__ or "").startswith("torch"):
         return None

@@ -1,4 +1,4 @@
-"""One pass of a module on dual tensors: its tape, and what is said of operations without a tangent rule."""
+"""One pass of a module on dual tensors: its tape, and messages about operations without a tangent rule."""
 
 import inspect
 import warnings
@@ -13,20 +13,20 @@ from tauspan.tangent.engine.rules import Push
 
 
 class NoRuleError(Exception):
-    """An operation that cannot be carried out on dual tensors; the caller turns to the reference engine."""
+    """An operation is not possible on dual tensors; the caller uses the reference engine instead."""
 
 
 class Slot(int):
-    """The place of a dual tensor's tangent on a tape."""
+    """The number of a dual tensor's tangent on a tape."""
 
 
 @dataclass(frozen=True)
 class Entry:
-    """One operation on a tape: how its output tangents follow from those at earlier places.
+    """One operation on a tape: how its output tangents follow from earlier ones.
 
-    `inputs` and `named` have the shape of the operation's arguments, a `Slot` where a dual tensor stood and None
-    elsewhere; `outputs` holds the place of each output, `kinds` its shape and dtype, `values` the primal outputs
-    for as long as they are wanted.
+    `inputs` and `named` have the structure of the operation's arguments, with a `Slot` for each dual tensor and None
+    elsewhere; `outputs` holds the slot of each output, `kinds` its shape and dtype, and `values` the primal outputs
+    while they are needed.
     """
 
     name: str
@@ -41,10 +41,10 @@ class Entry:
 
 @dataclass
 class Trace:
-    """One pass of a module on dual tensors: what to do about missing rules, and the tape if one is kept.
+    """One pass of a module on dual tensors: how to treat missing rules, and the tape if one is recorded.
 
-    `keep` names the operations whose primal arguments stay on the tape, in the order of their rules; `met` names all
-    operations that came by.
+    `keep` names the operations whose primal arguments are stored on the tape, in the order of their rules; `met` names
+    all operations of the pass.
     """
 
     module: nn.Module
@@ -56,7 +56,7 @@ class Trace:
     met: set[str] = field(default_factory=set)
 
     def place(self) -> Slot:
-        """A new place on the tape."""
+        """A new slot on the tape."""
         self.slots += 1
         return Slot(self.slots - 1)
 
@@ -72,7 +72,7 @@ class Trace:
         return type(self.module).__name__
 
     def require_rule(self, name: str) -> None:
-        """Raise where the caller wants to know that an operation has no rule."""
+        """Raise if `strict` is set, since an operation has no rule."""
         if self.strict:
             raise ModelError(
                 f"{self.where()} uses {name!r}, which has no tangent rule. Without strict=True torch's forward mode "
@@ -80,7 +80,7 @@ class Trace:
             )
 
     def tell(self, name: str, how: str) -> None:
-        """Say once what has computed the tangent of an operation without a rule."""
+        """Warn once per operation without a rule, with the way in which its tangent was computed."""
         if name not in self.told:
             self.told.add(name)
             warnings.warn(

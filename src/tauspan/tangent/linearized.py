@@ -26,7 +26,7 @@ def linearize(
     checkpointing: bool = False,
     check: Check | None = None,
 ) -> Linearized:
-    """The tangent model of a module at the point it stands at.
+    """The tangent model of a module at its current parameters.
 
     Args:
         module: any `nn.Module` whose layers are deterministic in eval mode; an `Encoder` or a `Classifier`
@@ -35,22 +35,22 @@ def linearize(
             leave out what is frozen (`requires_grad=False`); where everything is, tau is empty, with a warning.
         point: where the model is linearised. `"logits"`: after the frozen head, so that logits are exactly
             affine in tau (default for a `Classifier`). `"encoder"`: at the features, before any
-            normalisation, as the paper's code does. `"output"`: whatever a plain module returns.
-        engine: what computes tangents first: `"onepass"`; `"reference"`, `torch.func.jvp`, slower, differentiable more
-            than once and in the inputs; or `"backward"`, ordinary backward passes, slower still, for any module that
-            ordinary autograd takes. All give the same numbers. Where one fails, or fails the check, the next is taken.
-            None is what `tauspan.computing` says, and the first of these outside of it.
+            normalisation, as the paper's code does. `"output"`: the output of a plain module.
+        engine: which engine is tried first: `"onepass"`; `"reference"` (`torch.func.jvp`; slower, differentiable more
+            than once and in the inputs); or `"backward"` (ordinary backward passes; slower still, for any module that
+            ordinary autograd supports). All give the same numbers. If one fails, or fails the check, the next is tried.
+            None takes the engine of `tauspan.computing`, else `"onepass"`.
         strict: raise where an operation has no tangent rule, instead of computing it by torch's forward mode with a
             warning.
         checkpointing: keep only each block's input for the backward and compute the rest again: less memory, one
             more forward, the same numbers. One-pass engine only.
         check: `"auto"` compares the first batch of each kind with ordinary autograd on the module itself (see
-            `tauspan.tangent.engine.check`), on two rows where the module takes them; `"off"` trusts. None as for
+            `tauspan.tangent.engine.check`), on two rows if the module accepts them; `"off"` does not check. None as for
             `engine`.
 
     Raises:
         ModelError: active dropout, batch norm in training mode, tied memory that cannot be kept.
-        UsageError: a choice that picks nothing, a point that the module does not have, or an unknown engine.
+        UsageError: a choice that selects nothing, a point that the module does not have, or an unknown engine.
 
     Cost:
         Forward about 3 times the module's, a training step 5/3 of ordinary fine-tuning.
@@ -85,7 +85,7 @@ def linearize(
 
 
 def _require_there(module: nn.Module) -> None:
-    """Raise if parameters have no values yet, or none that autograd may use."""
+    """Raise if parameters have no values yet, or values that autograd must not use."""
     for name, parameter in module.named_parameters():
         if isinstance(parameter, nn.parameter.UninitializedParameter):
             raise ModelError(

@@ -37,13 +37,13 @@ class _Names(nn.Module):
 
 
 class Linearized(nn.Module):
-    """The first-order Taylor expansion of a module in its parameters, around the point it stands at.
+    """The first-order Taylor expansion of a module in its parameters, around its current point.
 
     f_lin(x; tau) = f(x; theta0) + J(x) tau, J = df/dtheta at theta0 (eq. 5 of arXiv 2305.12827).
 
     Its only parameters are tau, under the base's own names and starting at zero, so the state dict *is* the
     task vector. theta0 is shared with the base module, never copied, and never requires grad; moving this
-    module moves the base too. It is evaluated in eval mode, whatever mode either is in, and no buffer is touched.
+    module to a device moves the base too. It always runs in eval mode, and no buffer is changed.
 
     Use `linearize` to make one.
     """
@@ -61,21 +61,21 @@ class Linearized(nn.Module):
         load_rules()
         inner, prefix = models.core(base)
         known = models.named_unique(inner)
-        object.__setattr__(self, "base", base)  # not a submodule: its parameters are not ours
+        object.__setattr__(self, "base", base)  # not a submodule: its parameters do not belong to this module
         self.base: nn.Module
         self.point = point
         self.strict = strict
         blocks = tuple(models.blocks(inner, names)[1].values()) if checkpointing else ()
-        self.told: set[str] = set()  # operations without a rule, of which it has been said so
+        self.told: set[str] = set()  # operations without a rule for which a warning was given
         self._way = way
         self._plan = Plan(base, way.engine, strict, blocks, way.check, self.told)
         self._prefix = prefix
         self._cut = point == "encoder" and isinstance(base, models.Classifier)
         self._intact = Intact(cast(models.Classifier, base).encoder if self._cut else base)
         self._names = tuple(names)
-        self.label = "tau"  # of the vector that was loaded
+        self.label = "tau"  # the label of the loaded vector
         self.head_point: Literal["encoder", "logits"] | None = None  # where a head put on it is linearised
-        self._beyond: dict[str, Tensor] = {}  # of a loaded vector: what moves and does not reach the output
+        self._beyond: dict[str, Tensor] = {}  # tensors of a loaded vector that do not affect the output
         for name in names:
             theta = known[name]
             wide = torch.promote_types(theta.dtype, torch.float32)
@@ -86,7 +86,7 @@ class Linearized(nn.Module):
         node: nn.Module = self
         for part in path:
             node = cast(nn.Module, node._modules.setdefault(part, _Names()))
-        node._parameters[last] = tau  # past register_parameter, which would refuse names of our own methods
+        node._parameters[last] = tau  # register_parameter would refuse the names of this class's methods
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "Linearized":
         self.base._apply(fn, recurse)  # type: ignore[no-untyped-call]
@@ -117,10 +117,10 @@ class Linearized(nn.Module):
         room: int | None = None,
         folder: str | Path | None = None,
     ) -> caches.Cache:
-        """Compute what depends on theta0 alone once for these batches, and keep it across epochs; exact.
+        """Compute everything that depends on theta0 alone once for these batches, and keep it across epochs; exact.
 
         Args:
-            batches: what the module would be called with, one entry each.
+            batches: the inputs of the module, one entry per batch.
             kind: `"factors"` (a step costs 2/3 of ordinary fine-tuning; few outputs), `"primal"` (4/3),
                 `"features"` (the blocks below the first that trains are skipped; for `last:k`), `"none"`, or
                 `"auto"`: the first of these that fits `room`, factors only up to 8 outputs.
@@ -128,11 +128,11 @@ class Linearized(nn.Module):
             folder: keep it in memory-mapped files there, which vanish with the process.
 
         Raises:
-            UsageError: it would not fit; told after one batch was measured.
+            UsageError: it would not fit, as estimated from one batch.
             ModelError: the model cannot be cached in this way.
 
         Cost:
-            One forward, and for factors as many backwards as there are outputs, for each batch.
+            One forward per batch; for factors also one backward per output.
 
         Example:
             >>> import torch
@@ -146,7 +146,7 @@ class Linearized(nn.Module):
 
     @property
     def engine(self) -> Name:
-        """The engine of the last pass; before the first one, that which is tried first."""
+        """The engine of the last pass; before the first pass, the engine that is tried first."""
         return self._plan.engine
 
     @property
@@ -163,7 +163,7 @@ class Linearized(nn.Module):
         return self._looked(self._call(*self.inputs_of(batch)))
 
     def verified(self, batch: Any) -> Name:
-        """The engine that is right for a batch, after a check if there was none for its kind."""
+        """The engine for a batch; the first batch of a kind is checked."""
         return self._plan.engine_for(self.function(batch), self.theta0()).name
 
     def inputs_of(self, batch: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
@@ -171,7 +171,7 @@ class Linearized(nn.Module):
         return inputs_of(self.base, batch)
 
     def _traceable(self, args: Sequence[Any], kwargs: dict[str, Any]) -> reference.Function:
-        """The base as `torch.compile` can trace it; what is compiled is not checked, so call it once without."""
+        """The base in a form that `torch.compile` can trace; compiled code is not checked, so call it uncompiled once."""
         call = self._call(args, kwargs)
         frozen = {name: tensor.detach() for name, tensor in call.module.named_parameters()}
 
@@ -191,7 +191,7 @@ class Linearized(nn.Module):
 
     @staticmethod
     def _looked(call: Call) -> Call:
-        """The same call, after a look at what the module keeps: anybody may have called it meanwhile."""
+        """The same call, after finding the tensors that the module keeps, since a user may have called it meanwhile."""
         call.intact.look(call.bare)
         return call
 
@@ -201,7 +201,7 @@ class Linearized(nn.Module):
         """The two parts at the linearisation point, before any head.
 
         Args:
-            *inputs: what the base module is called with.
+            *inputs: positional inputs of the base module.
             vectors: several directions at once instead of this module's own tau; computed without a graph.
             **kwargs: keyword inputs of the base module.
 
@@ -221,12 +221,12 @@ class Linearized(nn.Module):
         if vectors is not None:
             directions = [self.direction(vector) for vector in vectors]
             return self._plan.run(call, theta0, lambda engine: engine.jvps(call, theta0, directions))
-        if depends_on_inputs((list(inputs), kwargs)):  # J tau is to be derived in the inputs
+        if depends_on_inputs((list(inputs), kwargs)):  # J tau will be differentiated in the inputs
             return Reference().jvp(call, theta0, self.tau)
         return self._plan.run(call, theta0, lambda engine: engine.jvp(call, theta0, self.tau))
 
     def direction(self, vector: TaskVector | params.Params) -> dict[str, Tensor]:
-        """A vector's tensors under this module's names and on its device; a base is not compared.
+        """A vector's tensors under this module's names and on its device; fingerprints are not compared.
 
         Raises:
             MismatchError: it holds other tensors than this module's trainable ones.
@@ -242,30 +242,29 @@ class Linearized(nn.Module):
         return {name: deltas[name].to(theta0[name].device) for name in theta0}
 
     def under(self, head: models.Head, point: Literal["encoder", "logits"] | None = None) -> "Linearized":
-        """This tangent encoder with another head on it.
+        """This tangent encoder with another head.
 
-        It shares theta0 and what was checked so far: heads of one form are one kind of call. tau is copied. At the point
-        `"logits"` the new model is f(x; theta0) + J(x) tau of the logits f, which is not the head of the tangent features
-        where the head normalises.
+        It shares theta0 and the results of earlier checks; tau is copied. At the point `"logits"` the new model is
+        f(x; theta0) + J(x) tau of the logits f. If the head normalises, this is not the head of the tangent features.
 
         Args:
-            head: frozen.
-            point: where the new model is linearised; None takes the point that tau was made for, else this model's.
+            head: a frozen head.
+            point: where the new model is linearised; None takes the point for which tau was made, else this model's.
 
         Raises:
-            UsageError: this is no tangent model of an encoder.
+            UsageError: this is not a tangent model of an encoder.
         """
         base = models.encoder_in(self.base)
         if base is None:
             raise UsageError(f"a linearised {type(self.base).__name__} takes no head: it has no encoder.")
         own = self.head_point or ("logits" if self.point == "output" else self.point)
-        made = Linearized(models.Classifier(base, head), self._names, point or own, self._way, self.strict)
+        tangent = Linearized(models.Classifier(base, head), self._names, point or own, self._way, self.strict)
         with torch.no_grad():
-            for name, tau in made.tau.items():
+            for name, tau in tangent.tau.items():
                 tau.copy_(self.tau[name])
-        made.head_point, made.label, made._beyond = self.head_point, self.label, dict(self._beyond)
-        made._plan, made.told = self._plan, self.told
-        return made
+        tangent.head_point, tangent.label, tangent._beyond = self.head_point, self.label, dict(self._beyond)
+        tangent._plan, tangent.told = self._plan, self.told
+        return tangent
 
     def predict(
         self, rows: Sequence[Any], task: str | None = None, *, batch_size: int = 64
@@ -275,23 +274,23 @@ class Linearized(nn.Module):
         if base is None:
             raise UsageError(f"a linearised {type(self.base).__name__} has no encoder that reads rows.")
         frozen = models.chosen_head(base.frozen, task, base.source)
-        place = next(iter(self.tau.values())).device
-        tangent = self.under(copy.deepcopy(frozen.head).to(place))
+        device = next(iter(self.tau.values())).device
+        tangent = self.under(copy.deepcopy(frozen.head).to(device))
         return models.predicted(base, tangent, rows, frozen, batch_size)
 
     def finish(self, output: Tensor) -> Tensor:
-        """What follows the linearisation point: the frozen head, if the point lies before it."""
+        """The logits from an output at the linearisation point: the frozen head is applied if the point is before it."""
         return cast(Tensor, cast(models.Classifier, self.base).head(output)) if self._cut else output
 
     def forward(self, *inputs: Any, **kwargs: Any) -> Tensor:
-        """f(x; theta0) + J(x) tau, then the head if the point lies before it."""
+        """f(x; theta0) + J(x) tau, then the head if the point is before it."""
         value, tangent = self.tangent(*inputs, **kwargs)
         return self.finish(value + tangent)
 
     def task_vector(self, label: str = "tau", **info: Any) -> TaskVector:
         """This tau as a `TaskVector` of regime `linear`, with copies of its tensors, under the names of files.
 
-        What a loaded vector moves beyond the features (a head that the files hold) is in it too.
+        It includes the tensors of a loaded vector that do not affect the features, such as a head in the files.
         """
         tau = {name: tau.detach().cpu().clone() for name, tau in self.tau.items()}
         deltas = {**models.names_of(self.base).to_files(tau), **self._beyond}

@@ -1,4 +1,4 @@
-"""Rows from files, folders and tables, as they stand there."""
+"""Rows from files, folders and tables, unchanged."""
 
 import warnings
 import zipfile
@@ -24,7 +24,11 @@ from tauspan.tasks.rows import Rows
 from tauspan.tasks.split import SPLITS
 from tauspan.tasks.tables import SUFFIXES, Dialect, read_columns, suffix
 
-_ALSO = {"val": "validation", "valid": "validation", "dev": "validation"}  # what others call it
+_ALSO = {
+    "val": "validation",
+    "valid": "validation",
+    "dev": "validation",
+}  # other names of the validation split
 
 
 @dataclass(frozen=True)
@@ -74,7 +78,7 @@ def saved_by_datasets(path: Path) -> bool:
 
 
 def by_split(path: Path, reading: Reading) -> dict[str, list[Rows]]:
-    """The rows of a table by what its column `reading.split` says.
+    """The rows of a table by the value of its column `reading.split`.
 
     Raises:
         DataError: a value that names no split.
@@ -124,7 +128,7 @@ def _shards(folder: Path) -> list[Path]:
 
 
 def _require_one_split(folder: Path, shards: Sequence[Path]) -> None:
-    """Raise where files are called after different splits: they are no shards of one."""
+    """Raise if files have the names of different splits, since they are not shards of one split."""
     names = {word for file in shards for word in (*SPLITS, *_ALSO) if file.name.lower().startswith(word)}
     if len({_ALSO.get(name, name) for name in names}) > 1:
         raise DataError(
@@ -202,7 +206,7 @@ def image_rows(
 
 
 def require_apart(name: str, files: Mapping[str, Path], split: str | None) -> None:
-    """Raise where a column and files both say which rows are test rows; warn where one file is two splits."""
+    """Raise if both a column and files define the splits; warn if one file is used for two splits."""
     if split is not None and len(files) > 1:
         raise UsageError(
             f"task {name!r}: the column {split!r} says which split a row belongs to, and so does the file for "

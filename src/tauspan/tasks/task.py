@@ -94,7 +94,7 @@ class Task:
         return replace(self, splits=splits)
 
     def checksum(self) -> str:
-        """A hash of everything that training and evaluation read from this task, made once: rows do not change."""
+        """A hash of everything that training and evaluation read from this task; computed once, since rows are fixed."""
         return self._checksum
 
     @cached_property
@@ -155,8 +155,8 @@ class Task:
         Args:
             name: of the task.
             train: a file or folder.
-            test: another one.
-            validation: another one.
+            test: a file or folder.
+            validation: a file or folder.
             split: instead of `test` and `validation`, the column of `train` that says train, validation (val, valid,
                 dev) or test of each row.
             label_names: the classes, in order.
@@ -164,7 +164,7 @@ class Task:
             text: the column of texts, or of images in parquet files.
             label: the column of labels.
             labels: `"names"`, `"from_0"` or `"from_1"` where `"auto"` says that it cannot tell.
-            clean: leave rows without text or label out, and spaces around labels; a warning counts them, and
+            clean: drop rows without text or label, and spaces around labels; a warning counts them, and
                 `Task.extra["left_out"]` keeps the counts.
             encoding: of a file of lines; None takes a byte order mark's, else UTF-8.
             delimiter: of CSV; None takes that of comma, semicolon, tab and bar which the first line has.

@@ -32,7 +32,7 @@ _ALSO = {
 
 
 @dataclass(frozen=True)
-class Reading:
+class TableOptions:
     """Which columns of a table are read, and how its file is written.
 
     Args:
@@ -48,7 +48,7 @@ class Reading:
     dialect: Dialect = field(default_factory=Dialect)
 
 
-def read_rows(path: Path, reading: Reading | None = None) -> list[Rows]:
+def read_rows(path: Path, reading: TableOptions | None = None) -> list[Rows]:
     """The rows of a CSV, TSV, JSON, parquet or npz file, of a folder of such tables, or of a folder of images.
 
     In a parquet file the column of inputs may hold images: encoded bytes, or structs with `bytes` as the hub has them.
@@ -58,7 +58,7 @@ def read_rows(path: Path, reading: Reading | None = None) -> list[Rows]:
     Raises:
         DataError: the path does not exist, cannot be read or lacks a column.
     """
-    reading = reading or Reading()
+    reading = reading or TableOptions()
     if saved_by_datasets(path):
         raise DataError(
             f"{path} is what `save_to_disk` of the `datasets` library wrote. Its splits together are read by "
@@ -77,7 +77,7 @@ def saved_by_datasets(path: Path) -> bool:
     return (path / "dataset_dict.json").is_file() or (path / "state.json").is_file()
 
 
-def by_split(path: Path, reading: Reading) -> dict[str, list[Rows]]:
+def by_split(path: Path, reading: TableOptions) -> dict[str, list[Rows]]:
     """The rows of a table by the value of its column `reading.split`.
 
     Raises:
@@ -136,14 +136,14 @@ def _require_one_split(folder: Path, shards: Sequence[Path]) -> None:
         )
 
 
-def _tables(files: Sequence[Path], reading: Reading, where: Path) -> list[Rows]:
+def _tables(files: Sequence[Path], reading: TableOptions, where: Path) -> list[Rows]:
     """The rows of the tables that make up one split; images of several files are one table, which stays on disk."""
     if suffix(files[0]) in (".parquet", ".pq") and holds_images(files[0], reading.text):
         return [image_rows(parquet_table(files), reading.text, reading.label, str(where), reading.split)]
     return [_table(file, reading) for file in files]
 
 
-def _table(file: Path, reading: Reading) -> Rows:
+def _table(file: Path, reading: TableOptions) -> Rows:
     own = (
         parquet_classes(parquet_schema(file), reading.label) if suffix(file) in (".parquet", ".pq") else None
     )

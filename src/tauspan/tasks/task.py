@@ -14,7 +14,7 @@ from tauspan.models import Head
 from tauspan.tasks.assembly import Gathered, gathered, told
 from tauspan.tasks.hub import hub_rows
 from tauspan.tasks.labels import Meaning
-from tauspan.tasks.readers import Reading, by_split, read_rows, require_apart
+from tauspan.tasks.readers import TableOptions, by_split, read_rows, require_apart
 from tauspan.tasks.rows import tensor_rows
 from tauspan.tasks.split import SPLITS, Split, completed, permutation
 from tauspan.tasks.tables import Dialect, Quotes
@@ -40,6 +40,7 @@ class Task:
             `tauspan.tasks.build_head`.
 
     Example:
+        >>> import torch
         >>> rows = Split(["a", "b"], torch.tensor([0, 1]))
         >>> Task("ab", ["x", "y"], {"train": rows, "validation": rows, "test": rows})
         Task('ab', 2 classes, train 2, validation 2, test 2)
@@ -176,7 +177,7 @@ class Task:
             DataError: with the file and the row or line: a missing column, a row without text or label, a label that
                 is no class, a damaged file.
         """
-        reading = Reading(text, label, split, Dialect(encoding, delimiter, quotes))
+        reading = TableOptions(text, label, split, Dialect(encoding, delimiter, quotes))
         files = {"train": Path(train)}
         files |= {
             key: Path(file) for key, file in (("validation", validation), ("test", test)) if file is not None

@@ -23,7 +23,7 @@ from tauspan.models import Batch, Encoder
 from tauspan.tasks import Task
 from tauspan.train import checkpoint
 from tauspan.train.layout import Layout
-from tauspan.train.rows import Part, Rows
+from tauspan.train.rows import Part, TrainingRows
 from tauspan.train.settings import Settings
 from tauspan.train.trainee import Trainee, as_parameters, decay
 
@@ -49,7 +49,7 @@ class Run:
         self.processes = processes
         self.out = out
         self.every = checkpoint_every
-        self.rows = Rows(tasks, settings, processes, layout.together)
+        self.rows = TrainingRows(tasks, settings, processes, layout.together)
         self.total = settings.steps(self.rows.size)
         self.step = 0
         self.whole = True

@@ -11,7 +11,7 @@ from tauspan.train.settings import Settings
 Part = tuple[int, tuple[int, ...]]
 
 
-class Rows:
+class TrainingRows:
     """The rows of all tasks, numbered in the order of the tasks; an epoch has every row once.
 
     Each step draws from all tasks together, so the weight of a task is its number of rows. A forward pass has rows of

@@ -22,7 +22,7 @@ from tauspan.editing.evaluation import evaluate
 from tauspan.models import Encoder, Head
 from tauspan.tasks import Task, permutation
 from tauspan.train import Finetuned, Settings, finetune, loop
-from tauspan.train.rows import Rows
+from tauspan.train.rows import TrainingRows
 
 BASIC = Settings("standard", seed=1, epochs=3, batch_size=8, lr=0.05)
 
@@ -160,7 +160,7 @@ def test_an_epoch_has_every_row_of_every_task_once() -> None:
         [points(22), signs(14), points(9)],
         dataclasses.replace(BASIC, batch_size=4, accumulation=2),
     )
-    rows = Rows(tasks, settings, World())
+    rows = TrainingRows(tasks, settings, World())
     assert (rows.size, rows.per_epoch) == (45, 6)
     steps = [rows.step(1, place) for place in range(6)]
     assert [size for _, size in steps] == [8, 8, 8, 8, 8, 5]
@@ -172,7 +172,10 @@ def test_an_epoch_has_every_row_of_every_task_once() -> None:
 
 def test_processes_share_the_rows_of_every_step() -> None:
     tasks, settings = [points(22), signs(14)], dataclasses.replace(BASIC, batch_size=5, accumulation=2)
-    alone, pair = Rows(tasks, settings, World()), [Rows(tasks, settings, World(rank, 2)) for rank in range(2)]
+    alone, pair = (
+        TrainingRows(tasks, settings, World()),
+        [TrainingRows(tasks, settings, World(rank, 2)) for rank in range(2)],
+    )
     for epoch, place in itertools.product(range(2), range(alone.per_epoch)):
         whole, size = alone.step(epoch, place)
         shares = [rows.step(epoch, place) for rows in pair]

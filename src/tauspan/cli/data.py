@@ -1,4 +1,4 @@
-"""The verbs of data sets: what there is, whether splits leak, which rows they have, a task from files."""
+"""The verbs of data sets: list them, check splits for leaks, write their rows, make a task from files."""
 
 import argparse
 import json
@@ -101,7 +101,7 @@ def _add_make(made: argparse.ArgumentParser) -> None:
 
 
 def list_sets(options: argparse.Namespace) -> None:
-    """The catalog as tables."""
+    """List the catalog as tables."""
     from tauspan.core.report import Report, Table
     from tauspan.tasks.data import catalog
 
@@ -126,7 +126,7 @@ def list_sets(options: argparse.Namespace) -> None:
 
 
 def check(options: argparse.Namespace) -> None:
-    """Splits and leaks of some tasks; every task is looked at before an error ends the verb."""
+    """Check some tasks for leaks between splits; all tasks are checked before an error ends the verb."""
     from tauspan.core.report import Report, Table
     from tauspan.tasks.data import check_manifest, find_leaks
     from tauspan.tasks.data.suite import find_task
@@ -165,7 +165,7 @@ def check(options: argparse.Namespace) -> None:
 
 
 def write(options: argparse.Namespace) -> None:
-    """A task's manifest, to a file or to stdout."""
+    """Write a task's manifest to a file or to stdout."""
     from tauspan.tasks.data import manifest, write_manifest
     from tauspan.tasks.data.suite import find_task
 
@@ -178,7 +178,7 @@ def write(options: argparse.Namespace) -> None:
 
 
 def make(options: argparse.Namespace) -> None:
-    """A task directory from files, and whether rows of it stand in two splits."""
+    """Make a task directory from files, and report rows that are in two splits."""
     from tauspan.core.report import Report, Table
     from tauspan.store import require_apart, require_free
     from tauspan.tasks import Task

@@ -44,7 +44,7 @@ def add(verbs: Any, verb: Verb) -> None:
 
 
 def _add_searches(edit: Any, verb: Verb) -> list[argparse.ArgumentParser]:
-    """One coefficient, from a grid."""
+    """Add the verbs that choose one coefficient from a grid."""
     added = verb(edit, "add", "one model for all tasks: theta0 + alpha * sum of vectors", edit_add)
     negated = verb(edit, "negate", "forget a task, keep the controls: theta0 - alpha * vector", edit_negate)
     _add_pairs(added)
@@ -58,7 +58,7 @@ def _add_searches(edit: Any, verb: Verb) -> list[argparse.ArgumentParser]:
 
 
 def _add_solves(edit: Any, verb: Verb) -> list[argparse.ArgumentParser]:
-    """Many coefficients, from a solver."""
+    """Add the verbs that choose many coefficients with a solver."""
     solved = verb(
         edit,
         "solve",
@@ -99,7 +99,7 @@ def _add_solves(edit: Any, verb: Verb) -> list[argparse.ArgumentParser]:
 
 
 def _add_maps(verbs: Any, verb: Verb) -> argparse.ArgumentParser:
-    """Maps over two coefficients."""
+    """Add the verbs that map two coefficients."""
     mapped = verb(
         verbs,
         "disentangle",
@@ -214,7 +214,7 @@ def edit_front(options: argparse.Namespace) -> None:
 
 
 def _require_free(options: argparse.Namespace) -> None:
-    """Refuse a vector file that is already there before any work."""
+    """Refuse an existing output file of a vector before any work."""
     if options.vector:
         from tauspan.store import require_free
         from tauspan.vector import vector_file
@@ -223,7 +223,7 @@ def _require_free(options: argparse.Namespace) -> None:
 
 
 def _combined(result: "ChosenEdit", options: argparse.Namespace) -> None:
-    """Write the vector at the chosen coefficients, if one is wanted, and the report."""
+    """Write the report and, if asked for, the vector at the chosen coefficients."""
     if options.vector and first():
         result.vector.save_pretrained(options.vector)
     write_report(result.report(), options)

@@ -1,4 +1,4 @@
-"""Options made of a dataclass: one for each field, with the help of its docstring."""
+"""Options from a dataclass: one per field, with the help text from its docstring."""
 
 import argparse
 import dataclasses
@@ -65,7 +65,7 @@ def read_fields(options: argparse.Namespace, into: type[T], **given: Any) -> T:
 
 
 def described(options: type[Any]) -> dict[str, str]:
-    """What the docstring of a dataclass says of each field, in one sentence without code marks."""
+    """The description of each field in a dataclass's docstring: its first sentence, without code marks."""
     lines = (options.__doc__ or "").partition("Args:\n")[2]
     entries = re.findall(r"^        (\w+): (.*(?:\n {12,}.*)*)", lines, re.MULTILINE)
     if not entries:

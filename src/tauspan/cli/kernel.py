@@ -95,7 +95,7 @@ def _shared(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def _which(text: str) -> int | float:
-    """A whole number as a count, any other as a share."""
+    """A number from text: whole numbers are counts, others shares."""
     for kind in (int, float):
         try:
             return kind(text)

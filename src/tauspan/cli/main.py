@@ -37,7 +37,7 @@ _EXITS = (
 
 
 class _Help(argparse.HelpFormatter):
-    """Every option's help ends with its default, where it has one and the sentence does not say it."""
+    """Adds its default to the help of each option, unless the text contains it."""
 
     def _get_help_string(self, action: argparse.Action) -> str | None:
         shown = action.help or ""
@@ -111,13 +111,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         sys.stderr.write(f"tauspan: {error}\n")
         return error.exit_code
     except BrokenPipeError:
-        sys.stderr.close()  # the reader of a pipe went away; there is nobody to tell
+        sys.stderr.close()  # the reader of the pipe has gone
         return 0
     return 0
 
 
 def _named(options: argparse.Namespace) -> str:
-    """The verb, with its action where it has some."""
+    """The verb, with its action if it has one."""
     return " ".join(filter(None, ("tauspan", options.verb, getattr(options, "action", None))))
 
 

@@ -132,7 +132,7 @@ def _add_merge(verbs: Any, verb: Verb) -> argparse.ArgumentParser:
 
 
 def merge(options: argparse.Namespace) -> None:
-    """Merge, or say what would be done."""
+    """Run the merges of a recipe or of the command line, or show what they would do."""
     if options.schema:
         from tauspan.merge.recipe.reading import json_schema
 
@@ -155,14 +155,14 @@ def merge(options: argparse.Namespace) -> None:
 
 
 def _waits(recipe: "MergeRecipe", others: list[str]) -> bool:
-    """Whether a merge reads the result of another one that is not there yet."""
+    """Whether a merge reads the result of another merge that has not run yet."""
     from tauspan.merge.recipe.recipe import named
 
     return any(one.partition("+")[0] in others and not Path(one).exists() for one in named(recipe))
 
 
 def _merge_one(recipe: "MergeRecipe", out: str, options: argparse.Namespace) -> None:
-    """One merge, or what it would do."""
+    """Run one merge, or show what it would do."""
     from tauspan.core.notices import tell
     from tauspan.merge import merge_files
     from tauspan.merge.stream.plan import planned
@@ -186,7 +186,7 @@ def _merge_one(recipe: "MergeRecipe", out: str, options: argparse.Namespace) -> 
 
 
 def _unfinished(options: argparse.Namespace) -> bool:
-    """Whether an interrupted merge left something that `--resume` goes on with."""
+    """Whether an interrupted merge left files with which `--resume` can continue."""
     from tauspan.merge.stream.stream import work_folder
 
     given = [*(options.inputs if options.method is None else ()), options.out]
@@ -228,7 +228,7 @@ def _read(options: argparse.Namespace) -> "list[tuple[MergeRecipe, str]]":
 
 
 def _given(recipe: "MergeRecipe", options: argparse.Namespace) -> "MergeRecipe":
-    """A recipe of mergekit's with what its file cannot hold; another recipe says it itself."""
+    """A recipe with the settings that a mergekit file cannot hold; other recipes have their own."""
     found = {name: getattr(options, name) for name in _SHARED if getattr(options, name) is not None}
     if found and not recipe.loose:
         name = next(iter(found)).replace("_", "-")
@@ -239,7 +239,7 @@ def _given(recipe: "MergeRecipe", options: argparse.Namespace) -> "MergeRecipe":
 
 
 def _short(options: argparse.Namespace) -> "tuple[MergeRecipe, str]":
-    """The recipe that the command line spells, and the output."""
+    """The recipe and the output that the command line describes."""
     from tauspan.merge.recipe.parts import Input
     from tauspan.merge.recipe.recipe import MergeRecipe
 
@@ -264,7 +264,7 @@ def _short(options: argparse.Namespace) -> "tuple[MergeRecipe, str]":
 
 
 def _settings(given: list[str]) -> dict[str, Any]:
-    """Options as `--set` gives them, each value read as a recipe's."""
+    """The options given with `--set`; values are parsed as in a recipe."""
     import yaml
 
     from tauspan.merge.recipe.parts import setting

@@ -1,4 +1,4 @@
-"""The verbs of models: written, measured, asked for classes; the library is imported in them."""
+"""The verbs of models: write, evaluate, predict; the library is imported when one runs."""
 
 import argparse
 import json
@@ -136,7 +136,7 @@ def apply(options: argparse.Namespace) -> None:
 
 
 def evaluate(options: argparse.Namespace) -> None:
-    """Accuracy on tasks."""
+    """Measure accuracy on tasks."""
     from tauspan.editing.evaluation import evaluate as measure
     from tauspan.editing.model.edit import load
     from tauspan.editing.model.regime import edit_regime
@@ -156,7 +156,7 @@ def evaluate(options: argparse.Namespace) -> None:
 
 
 def _require_read(options: argparse.Namespace, regime: str | None) -> None:
-    """Refuse options of an edit that nothing would read: without one (None), or in the standard regime."""
+    """Refuse options of an edit that would have no effect: without an edit (None), or in the standard regime."""
     if regime is None:
         given = {"--scale": options.scale != 1.0, "--regime": options.regime, "--point": options.point}
         for name in (name for name, value in given.items() if value):
@@ -171,7 +171,7 @@ def _require_read(options: argparse.Namespace, regime: str | None) -> None:
 
 
 def predict(options: argparse.Namespace) -> None:
-    """Classes of rows."""
+    """Predict the classes of rows."""
     from tauspan.core.report import Cell, Report, Table, provenance
     from tauspan.editing.model.edit import apply as edited
     from tauspan.editing.model.edit import load

@@ -59,13 +59,13 @@ def add(verbs: Any, verb: Verb) -> None:
 
 
 def reproduce(options: argparse.Namespace) -> None:
-    """List what there is, plan one, or carry it out."""
+    """List the experiments, plan one, or run it."""
     if options.name == "list":
         _list(options)
         return
     from tauspan.experiments import reproduce as paper
 
-    if not launch().first:  # of several processes the first one speaks
+    if not launch().first:  # of several processes only the first one prints
         options.quiet, options.json = True, False
     changes = paper.Changes(
         model=options.model, seeds=_seeds(options), data=options.data, rows=_positive(options, "rows"),
@@ -115,10 +115,10 @@ def _positive(options: argparse.Namespace, name: str) -> int | None:
 
 
 def _agree(planned: "Plan", options: argparse.Namespace) -> None:
-    """Go on only if nothing has to be downloaded, or somebody said yes.
+    """Continue only if nothing has to be downloaded, or the user agrees.
 
     Raises:
-        UsageError: there is something to download and nobody agreed.
+        UsageError: something has to be downloaded and the user did not agree.
     """
     missing = planned.missing_gb()
     if not missing or options.yes:

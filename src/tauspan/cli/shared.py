@@ -1,4 +1,4 @@
-"""What the verbs share: the models, tasks and vectors that options name, and how results are told."""
+"""Shared by the verbs: the models, tasks and vectors that options name, and printing results."""
 
 import argparse
 import shlex
@@ -31,12 +31,12 @@ Verb: TypeAlias = Callable[
 
 
 def first() -> bool:
-    """Whether this process speaks and writes: the only one, or the first of several under a launcher."""
+    """Whether this process prints and writes: it is the only one, or the first of several under a launcher."""
     return launch().first
 
 
 def show(report: "Report", options: argparse.Namespace) -> None:
-    """Print a report as the options ask: tables, JSON, or nothing."""
+    """Print a report as tables, as JSON or not at all, as the options say."""
     if options.json:
         sys.stdout.write(report.to_json())
     elif not options.quiet:
@@ -46,20 +46,20 @@ def show(report: "Report", options: argparse.Namespace) -> None:
 
 
 def say(text: str, options: argparse.Namespace) -> None:
-    """A line for people on stdout, unless they asked for silence or for JSON."""
+    """Print a line on stdout, unless the options ask for silence or for JSON."""
     if not options.quiet and not options.json:
         sys.stdout.write(text + "\n")
 
 
 def interrupted(words: Sequence[str], options: argparse.Namespace) -> str:
-    """What to tell after Ctrl-C: the command that goes on, exactly, or that nothing was kept.
+    """The message after Ctrl-C: the exact command that continues, or that nothing was kept.
 
-    A verb goes on by itself where its parser says `resumes`, and with `--resume` where it has that option. A function
-    under `resumes` is asked whether there is something to go on with.
+    A verb continues by itself if its parser has `resumes`, and with `--resume` if it has that option. A function in
+    `resumes` says whether there is something to continue.
 
     Args:
         words: the command line after the program's name.
-        options: what was read from it.
+        options: the parsed command line.
     """
     by_option, resumes = hasattr(options, "resume"), getattr(options, "resumes", None)
     goes_on = resumes(options) if callable(resumes) else bool(resumes) or by_option
@@ -71,7 +71,7 @@ def interrupted(words: Sequence[str], options: argparse.Namespace) -> str:
 
 
 def _program() -> list[str]:
-    """How this program was called."""
+    """The command by which this program was called."""
     by_module = Path(sys.argv[0]).parts[-2:] == ("tauspan", "__main__.py")
     return [sys.executable, "-m", "tauspan"] if by_module else ["tauspan"]
 
@@ -95,7 +95,7 @@ def add_device(parser: argparse.ArgumentParser) -> None:
 
 
 def add_regime(parser: argparse.ArgumentParser) -> None:
-    """How a vector edits."""
+    """Add the option of the regime in which a vector edits."""
     parser.add_argument(
         "--regime", choices=REGIMES,
         help="how the vector edits; posthoc: a standard vector in the tangent model (default: the vector's own)",
@@ -103,7 +103,7 @@ def add_regime(parser: argparse.ArgumentParser) -> None:
 
 
 def add_rows(parser: argparse.ArgumentParser) -> None:
-    """Which rows of tasks are read, and where they are cut."""
+    """Add the options of which rows of tasks are read, and where texts are cut."""
     parser.add_argument(
         "--rows", type=int, metavar="N", help="use at most so many rows of each split (default: all of them)"
     )
@@ -111,13 +111,13 @@ def add_rows(parser: argparse.ArgumentParser) -> None:
 
 
 def add_passes(parser: argparse.ArgumentParser) -> None:
-    """How the edited model runs over rows."""
+    """Add the options of how the edited model runs over rows."""
     add_fields(parser, Reading, skip=("max_tokens",))
     add_device(parser)
 
 
 def reading(options: argparse.Namespace) -> Reading:
-    """What `add_rows` and `add_passes` ask for."""
+    """The `Reading` from the options of `add_rows` and `add_passes`."""
     return read_fields(options, Reading)
 
 

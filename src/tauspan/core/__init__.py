@@ -1,1 +1,1 @@
-"""What every other room builds on: errors, named tensors, strict YAML, reports, progress, processes."""
+"""The base of every other room: errors, named tensors, strict YAML, reports, progress, processes."""

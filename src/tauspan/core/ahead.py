@@ -1,4 +1,4 @@
-"""Work that is begun before it is asked for: reading and decoding go on in threads while something else computes."""
+"""Work done in advance: threads read and decode while something else computes."""
 
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Sequence
@@ -26,10 +26,10 @@ def in_threads(make: Callable[[Item], Made], items: Sequence[Item]) -> list[Made
 
 
 def ahead(make: Callable[[Item], Made], items: Iterable[Item], depth: int) -> Generator[Made]:
-    """`make` of every item, in order, up to `depth` of them made before they are asked for; 0 makes each when asked.
+    """`make` of every item, in order, up to `depth` of them in advance; with 0 each is made on request.
 
-    They are made one after the other in one thread, which ends with the iterator; what `make` raises is raised where
-    its item is asked for.
+    One thread makes them one after the other and ends with the iterator; an error of `make` is raised when its item is
+    requested.
 
     Example:
         >>> list(ahead(abs, [-1, 2, -3], depth=2))

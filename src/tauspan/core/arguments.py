@@ -1,7 +1,7 @@
-"""What public functions are called with: an argument of another type is refused with a sentence that repairs it.
+"""Arguments of public functions: an argument of a wrong type is refused with a message that says how to repair it.
 
-`checked` reads a function's annotations; nothing else says which types it takes. Types are known by name here, so that
-checking imports nothing.
+`checked` reads the types from a function's annotations. Types are compared by name here, so that checking imports
+nothing.
 """
 
 import collections.abc
@@ -23,8 +23,8 @@ R = TypeVar("R")
 _GENERAL = (
     "builtins",
     "collections.abc",
-)  # of lists and the like; classes of others are asked for by themselves
-_LOOKED_AT = 1000  # items of a list or mapping; what comes after them is what comes before
+)  # lists and the like; other containers are compared by their class alone
+_LOOKED_AT = 1000  # the number of items of a list or mapping that are checked
 
 
 C = TypeVar("C", bound=type)
@@ -39,9 +39,9 @@ def checked(function: Callable[P, R]) -> Callable[P, R]: ...
 
 
 def checked(function: Any) -> Any:
-    """Refuses arguments of types that the annotations do not allow, before the function does anything.
+    """Decorate a function so that it refuses arguments of wrong types before it does anything.
 
-    Of a class it is the making of an object that is checked.
+    On a class, the arguments of its constructor are checked.
 
     Raises, when the function is called:
         ArgumentError: an argument of a wrong type, or a name that the function does not take.
@@ -120,7 +120,7 @@ def _named(function: Callable[..., Any]) -> str:
 
 
 def _call(function: Callable[..., Any]) -> str:
-    """The function with its first arguments, in their order."""
+    """A call of the function with its first arguments, as text."""
     named = [name for name in inspect.signature(function).parameters if name not in ("self", "cls")]
     return f"{_named(function)}({', '.join(named[:4])}{', ...' if len(named) > 4 else ''})"
 
@@ -129,7 +129,7 @@ def _call(function: Callable[..., Any]) -> str:
 
 
 def misfit(value: Any, hint: Any, where: str) -> tuple[str, Any, Any] | None:
-    """The first thing that does not fit: where it is, the thing, and the type wanted there; None if all fits."""
+    """The first part of a value that has a wrong type: where it is, the part, and the type expected; None if all fits."""
     origin, inner = get_origin(hint), get_args(hint)
     if origin in (Union, types.UnionType):
         return _misfit_of_all(value, hint, inner, where)
@@ -151,7 +151,7 @@ def misfit(value: Any, hint: Any, where: str) -> tuple[str, Any, Any] | None:
 
 
 def _misfit_of_all(value: Any, hint: Any, choices: Sequence[Any], where: str) -> tuple[str, Any, Any] | None:
-    """Of a union: nothing if one choice fits, and what is nearest to fitting if none does."""
+    """The misfit with a union: None if one of its types fits, else the misfit with the closest type."""
     wrong = [misfit(value, choice, where) for choice in choices]
     if any(one is None for one in wrong):
         return None
@@ -159,7 +159,7 @@ def _misfit_of_all(value: Any, hint: Any, choices: Sequence[Any], where: str) ->
         literals = [choice for choice in choices if choice is not type(None)]
         return (
             (where, value, literals[0]) if len(literals) == 1 else None
-        )  # a text that the function itself reads
+        )  # a text: the function itself checks it
     deeper = [one for one in wrong if one is not None and one[0] != where]
     return deeper[0] if deeper else (where, value, hint)
 
@@ -171,7 +171,7 @@ def _misfit_in_list(value: Any, hint: Any, where: str) -> tuple[str, Any, Any] |
         listlike = listlike and hasattr(value, "__len__") and hasattr(value, "__getitem__")
     if not listlike:
         return where, value, hint
-    if isinstance(value, list | tuple) and inner:  # others may compute their items when they are asked for
+    if isinstance(value, list | tuple) and inner:  # other sequences may compute their items on access
         for place, item in enumerate(value[:_LOOKED_AT]):
             wrong = misfit(item, inner[0], f"{where}[{place}]")
             if wrong is not None:
@@ -193,7 +193,7 @@ def _misfit_in_mapping(value: Any, hint: Any, where: str) -> tuple[str, Any, Any
 
 
 def _is(value: Any, hint: Any) -> bool:
-    """Whether a value is of a plain type; what is no class cannot be told, and fits."""
+    """Whether a value is of a plain type; a hint that is not a class fits every value."""
     if hint is Any:
         return True
     if hint is None or hint is type(None):
@@ -212,7 +212,7 @@ def _is(value: Any, hint: Any) -> bool:
 
 
 def is_literal(hint: Any) -> bool:
-    """Whether a type is a choice of values."""
+    """Whether a type is a choice of values, `Literal`."""
     return get_origin(hint) is Literal
 
 
@@ -220,7 +220,7 @@ def is_literal(hint: Any) -> bool:
 
 
 def described(value: Any) -> str:
-    """A value as a message names it."""
+    """A value, in the words of a message."""
     if value is None or isinstance(value, bool):
         return str(value)
     if isinstance(value, str):
@@ -237,7 +237,7 @@ def described(value: Any) -> str:
 
 
 def in_words(hint: Any) -> str:
-    """A type as a message names it.
+    """A type, in the words of a message.
 
     Example:
         >>> in_words(Sequence[int] | None), in_words(Literal["a", "b"]), in_words(Mapping[str, float])
@@ -247,7 +247,7 @@ def in_words(hint: Any) -> str:
     if origin in (Union, types.UnionType):
         words = dict.fromkeys(map(in_words, inner))
         if "a path" in words:
-            words.pop("a text", None)  # a path as a text is one
+            words.pop("a text", None)  # a path may be given as a text
         return " or ".join(words)
     if is_literal(hint):
         return " or ".join(map(repr, inner))

@@ -1,14 +1,14 @@
-"""The words that options take, each defined once; importing them imports nothing else."""
+"""The values that options take, each defined once; importing them imports nothing else."""
 
 from typing import Literal, TypeAlias, get_args
 
-Regime: TypeAlias = Literal["standard", "linear"]  # what a vector was fine-tuned in
-EditRegime: TypeAlias = Literal["standard", "posthoc", "linear"]  # what a vector edits in
+Regime: TypeAlias = Literal["standard", "linear"]  # the regime in which a vector was fine-tuned
+EditRegime: TypeAlias = Literal["standard", "posthoc", "linear"]  # the regime in which a vector edits a model
 Point: TypeAlias = Literal[
     "encoder", "logits"
 ]  # what is linearised: the encoder, or encoder and head together
 SplitName: TypeAlias = Literal["train", "validation", "test"]
-CacheKind: TypeAlias = Literal["none", "features", "primal", "factors"]  # what is kept of fixed batches
+CacheKind: TypeAlias = Literal["none", "features", "primal", "factors"]  # what is stored of fixed batches
 Precision: TypeAlias = Literal["float32", "tf32", "bfloat16"]  # of matrix products
 Augment: TypeAlias = Literal["none", "crop"]
 DecayTarget: TypeAlias = Literal["base", "zero"]

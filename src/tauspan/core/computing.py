@@ -16,13 +16,13 @@ CHECKS: tuple[Check, ...] = get_args(Check)
 
 @dataclass(frozen=True)
 class Way:
-    """What `linearize` and everything that calls it does where nothing else is said.
+    """How `linearize`, and everything that calls it, computes tangents by default.
 
     Args:
         engine: what computes tangents first: `"onepass"`; `"reference"`, `torch.func.jvp`; or `"backward"`, ordinary
             backward passes. All give the same numbers. Where one fails, or fails the check, the next is taken.
         check: `"auto"` compares each answer that claims to be exact with ordinary autograd on the module itself, on the
-            first batch of each kind; `"off"` trusts, and reports say so.
+            first batch of each kind; `"off"` does not check, and reports say so.
 
     Raises:
         UsageError: an unknown word.
@@ -41,7 +41,7 @@ _way: ContextVar[Way] = ContextVar("tauspan_way", default=Way())  # noqa: B039 -
 
 
 def way(engine: Engine | None = None, check: Check | None = None) -> Way:
-    """What holds here, with what is given instead.
+    """The settings of the innermost `computing` block, with those that are given instead.
 
     Raises:
         UsageError: an unknown word.
@@ -52,7 +52,7 @@ def way(engine: Engine | None = None, check: Check | None = None) -> Way:
 
 @contextmanager
 def computing(engine: Engine | None = None, check: Check | None = None) -> Iterator[Way]:
-    """Inside, every function computes tangents in this way; see `Way`.
+    """Compute tangents in this way everywhere inside the block; see `Way`.
 
     Args:
         engine: None leaves it as it is.

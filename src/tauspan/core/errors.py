@@ -24,7 +24,7 @@ from collections.abc import Iterable
 
 
 class TauspanError(Exception):
-    """The root: `except tauspan.TauspanError` catches whatever tauspan raises on purpose."""
+    """The base class: `except tauspan.TauspanError` catches every error that tauspan raises on purpose."""
 
     exit_code = 1
 
@@ -88,7 +88,7 @@ class MissingExtraError(TauspanError, ImportError):
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
-    """The ` Did you mean ...?` tail of a message about an unknown name, or the choices there are.
+    """The end of a message about an unknown name: `Did you mean ...?`, or the possible names.
 
     Example:
         >>> nearest("lerning_rate", ["learning_rate", "epochs"])
@@ -102,7 +102,7 @@ def nearest(name: str, known: Iterable[str]) -> str:
 
 
 def listed(names: Iterable[str], most: int = 5) -> str:
-    """At most `most` names in a row, and how many were left out.
+    """At most `most` names, separated by commas, and how many were left out.
 
     Example:
         >>> listed(["a", "b", "c"], most=2)

@@ -6,12 +6,12 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Launch:
-    """This process's place among those that `torchrun` or `accelerate launch` started.
+    """The position of this process among those that `torchrun` or `accelerate launch` started.
 
     Args:
         size: how many processes there are (`WORLD_SIZE`); 1 without a launcher.
-        rank: which of them this is (`RANK`).
-        local: which of those on this machine (`LOCAL_RANK`); None without a launcher.
+        rank: the number of this process (`RANK`).
+        local: its number on this machine (`LOCAL_RANK`); None without a launcher.
     """
 
     size: int = 1
@@ -20,12 +20,12 @@ class Launch:
 
     @property
     def first(self) -> bool:
-        """Whether this process speaks and writes."""
+        """Whether this process prints messages and writes files."""
         return self.size == 1 or self.rank == 0
 
 
 def launch() -> Launch:
-    """What the environment says now."""
+    """The values in the environment now."""
     local = os.environ.get("LOCAL_RANK")
     size, rank = int(os.environ.get("WORLD_SIZE", "1")), int(os.environ.get("RANK", "0"))
     return Launch(size, rank, None if local is None else int(local))

@@ -1,4 +1,4 @@
-"""What a piece of work took: seconds and peak memory; and how far it is, for people who wait."""
+"""Seconds and peak memory of a piece of work, and its progress."""
 
 import logging
 import resource
@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 Advance: TypeAlias = Callable[[int, str], None]
-SILENCE = 15.0  # seconds after which a line says how far the work is, where there is no terminal
-_BLINK = 0.5  # seconds between two pictures of a bar in a notebook
+SILENCE = 15.0  # seconds between two lines of progress where there is no terminal
+_BLINK = 0.5  # seconds between two drawings of a bar in a notebook
 _log = logging.getLogger(__name__)
 
 _STATUS = Path("/proc/self/status")
@@ -31,7 +31,7 @@ class Cost:
 
 @contextmanager
 def measured() -> Iterator[Cost]:
-    """Measure a block. On Linux the peak is the block's own; elsewhere it is the process's so far."""
+    """Measure a block. On Linux the peak is that of the block; elsewhere that of the whole process so far."""
     cost = Cost()
     _reset_peak()
     started = time.perf_counter()
@@ -43,7 +43,7 @@ def measured() -> Iterator[Cost]:
 
 
 def _cuda() -> Any:
-    """Torch's CUDA, or None; where nothing has imported torch yet, nothing uses a device."""
+    """`torch.cuda` if CUDA is in use, else None; torch is not imported for this."""
     torch = sys.modules.get("torch")
     return torch.cuda if torch is not None and torch.cuda.is_available() else None
 
@@ -53,7 +53,7 @@ def _reset_peak() -> None:
     if cuda is not None:
         cuda.reset_peak_memory_stats()
     try:
-        _CLEAR.write_text("5")  # Linux: forget the highest resident size so far
+        _CLEAR.write_text("5")  # Linux: reset the peak of the resident size
     except OSError:
         return
 
@@ -74,12 +74,14 @@ def _peak_mb() -> float:
 
 
 _QUIET = ContextVar("quiet", default=False)
-_DRAWN = ContextVar("drawn", default=False)  # a bar is on the screen; work inside it draws no other
+_DRAWN = ContextVar(
+    "drawn", default=False
+)  # whether a bar is on the screen; work inside it draws no second one
 
 
 @contextmanager
 def quiet(on: bool = True) -> Iterator[None]:
-    """Show no progress inside this block (per thread and task, as context variables are).
+    """Show no progress inside this block, for this thread and its tasks only.
 
     Args:
         on: False shows progress again inside a quiet block.
@@ -102,16 +104,16 @@ def shown() -> bool:
 
 @contextmanager
 def progress(description: str, total: int, show: bool = True) -> Iterator[Advance]:
-    """Say how far a piece of work is; yields `advance(steps, note)`.
+    """Show the progress of a piece of work; yields `advance(steps, note)`.
 
-    On a terminal a bar, in a notebook a bar below the cell, and elsewhere (a pipe, a file, a job's log) a plain line
-    on stderr at least every `SILENCE` seconds: what is done, how far it is, how long it took so far. Where logging is
-    set up to show INFO, the lines go to the logger `tauspan.core.measure` instead. Inside `quiet()` nothing is said.
+    On a terminal it is a bar, in a notebook a bar below the cell, and elsewhere (a pipe, a file, a job's log) a plain
+    line on stderr at least every `SILENCE` seconds: what is done, how much of it, and the time so far. If logging shows
+    INFO, the lines go to the logger `tauspan.core.measure` instead. Inside `quiet()` nothing is shown.
 
     Args:
-        description: what is being done.
+        description: the work, in words.
         total: how many steps there are.
-        show: False for processes that leave telling to another.
+        show: False for processes other than the first.
     """
     with _told(Work(description, total), show) as advance:
         yield advance
@@ -127,7 +129,7 @@ def _told(work: "Work", show: bool) -> AbstractContextManager[Advance]:
 
 @contextmanager
 def underway(description: str, show: bool = True, total: int | None = None) -> Iterator[Advance]:
-    """Work around other work, such as a whole run: named in the lines where no terminal is; draws no bar."""
+    """Progress of work that contains other work, such as a whole run: named in the lines, and never drawn as a bar."""
     lines = show and shown() and not on_terminal() and not in_notebook()
     work = Work(description, total)
     with _LINES.telling(work) if lines else _LINES.passing(work) as advance:
@@ -145,7 +147,7 @@ def _drawing() -> Iterator[None]:
 
 @dataclass(eq=False)
 class Work:
-    """A piece of work under way: how much of it is done, since when, and a word about the last step."""
+    """A piece of work in progress: the steps done, the time it began, and a note on the last step."""
 
     description: str
     total: int | None = None
@@ -155,17 +157,17 @@ class Work:
     _first: tuple[float, int] | None = None
 
     def advance(self, steps: int, note: str) -> None:
-        """So many steps more are done."""
+        """Count further steps as done."""
         self.done, self.note = self.done + steps, note
-        if self._first is None:  # a resumed run begins by saying what was done before
+        if self._first is None:  # a resumed run first counts the steps of the earlier run
             self._first = time.monotonic(), self.done
 
     def so_far(self) -> str:
-        """What is done of what."""
+        """The work and the share of its steps that is done, in words."""
         return self.description if self.total is None else f"{self.description}: {self.done} of {self.total}"
 
     def left(self, now: float) -> float | None:
-        """Seconds that the rest takes at the pace since the first step; None where no pace is known."""
+        """Seconds left at the pace since the first step; None where the pace is not known yet."""
         if self._first is None or self.total is None or not self._first[1] < self.done < self.total:
             return None
         return (now - self._first[0]) / (self.done - self._first[1]) * (self.total - self.done)
@@ -178,7 +180,7 @@ class Work:
 
 
 def in_hours(seconds: float) -> str:
-    """A duration as people read it.
+    """A duration as text.
 
     Example:
         >>> in_hours(3723.4)
@@ -189,7 +191,7 @@ def in_hours(seconds: float) -> str:
 
 
 class _Lines:
-    """The lines of this process: one thread says where the innermost work is, whenever nothing was said for long."""
+    """The lines of progress of this process: one thread writes one for the innermost work every `SILENCE` seconds."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -199,12 +201,12 @@ class _Lines:
 
     @contextmanager
     def passing(self, work: Work) -> Iterator[Advance]:
-        """Work that nobody is told of."""
+        """Progress that is not shown."""
         yield work.advance
 
     @contextmanager
     def telling(self, work: Work) -> Iterator[Advance]:
-        """Work that lines tell of."""
+        """Progress that is shown as lines."""
         with self._lock:
             self._works.append(work)
             if len(self._works) == 1:
@@ -229,7 +231,7 @@ class _Lines:
                 _say(line)
 
 
-_LINES = _Lines()  # stderr is one for the whole process, and so is its voice
+_LINES = _Lines()  # one for the whole process, as stderr is
 
 
 def _line(works: list[Work], now: float) -> str:
@@ -245,12 +247,12 @@ def _say(line: str) -> None:
     try:
         sys.stderr.write(line + "\n")
         sys.stderr.flush()
-    except (OSError, ValueError):  # the reader went away; the work goes on
+    except (OSError, ValueError):  # the reader of stderr has gone; the work continues
         return
 
 
 def on_terminal() -> bool:
-    """Whether a person watches stderr on a terminal that can redraw a line."""
+    """Whether stderr is a terminal that can redraw a line."""
     if not sys.stderr.isatty():
         return False
     from rich.console import Console
@@ -261,7 +263,7 @@ def on_terminal() -> bool:
 
 @contextmanager
 def _bar(work: Work) -> Iterator[Advance]:
-    """A bar on the terminal."""
+    """Progress as a bar on the terminal."""
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
@@ -279,14 +281,14 @@ def _bar(work: Work) -> Iterator[Advance]:
 
 
 def in_notebook() -> bool:
-    """Whether this process is a notebook's kernel, which shows pictures below the cell."""
+    """Whether this process is the kernel of a notebook, which can show a bar below the cell."""
     ipython = sys.modules.get("IPython")
     shell = ipython.get_ipython() if ipython is not None else None
     return getattr(shell, "kernel", None) is not None
 
 
 class _Cell:
-    """How a notebook shows a piece of work."""
+    """A piece of work as a notebook displays it."""
 
     def __init__(self, work: Work) -> None:
         self._work = work
@@ -304,7 +306,7 @@ class _Cell:
 
 @contextmanager
 def _cell(work: Work) -> Iterator[Advance]:
-    """A bar below the notebook's cell, by IPython's own means: no widgets are needed."""
+    """Progress as a bar below the notebook's cell; IPython is enough, without widgets."""
     display: Any = sys.modules["IPython"].display
     handle = display.display(_Cell(work), display_id=True)
     shown = time.monotonic()

@@ -1,7 +1,7 @@
-"""Warnings of ours: how the program prints them, and how they are kept for the report of the work that warned.
+"""Warnings of tauspan: how the program prints them, and how they get into the report of the work that gave them.
 
-A warning is either a record of the logger `tauspan` (or of one below it) or a Python warning that code of this package
-raised. Those of other libraries are theirs and are not heard.
+A warning is a record of the logger `tauspan` (or of one below it), or a Python warning raised by code of this package.
+Warnings of other libraries are not collected.
 """
 
 import logging
@@ -16,15 +16,15 @@ LOGGER = logging.getLogger("tauspan")
 
 
 def tell(text: str) -> None:
-    """Warn: a line on stderr (or wherever the program's log goes) and in the report of the work under way."""
+    """Warn: on stderr (or in the program's log) and in the report of the work in progress."""
     LOGGER.warning("%s", text)
 
 
 @contextmanager
 def heard() -> Iterator[list[str]]:
-    """Inside, warnings of ours are gathered into the list as well as printed, each text once.
+    """Collect tauspan's warnings inside the block into a list, each text once; they are printed as well.
 
-    What other threads warn of in the meantime is heard too.
+    Warnings of other threads during the block are collected too.
 
     Example:
         >>> with heard() as found:
@@ -55,7 +55,7 @@ def heard() -> Iterator[list[str]]:
 
 @contextmanager
 def program(verbose: bool) -> Iterator[None]:
-    """How the program speaks on stderr: each warning of ours in a line, and of other libraries' only with `verbose`."""
+    """Set up the program's stderr: a line for each warning of tauspan; those of other libraries only with `verbose`."""
     root, handler = logging.getLogger(), _Stderr()
     levels, shown = (root.level, LOGGER.level), warnings.showwarning
 
@@ -68,7 +68,7 @@ def program(verbose: bool) -> Iterator[None]:
         elif verbose:
             shown(message, category, filename, lineno, file, line)
 
-    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # it has handlers and levels of its own
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # transformers has its own handlers and levels
     root.setLevel(root.level if verbose else logging.ERROR)
     LOGGER.setLevel(logging.INFO if verbose else logging.WARNING)
     LOGGER.addHandler(handler)
@@ -83,9 +83,9 @@ def program(verbose: bool) -> Iterator[None]:
 
 
 def raised_here() -> bool:
-    """Whether the Python warning that is being shown was raised by code of this package; asked while it is shown.
+    """Whether the Python warning that is being shown was raised by code of this package.
 
-    Its file name does not say so, because `stacklevel` points at the code of whoever called us.
+    The stack is read, because with `stacklevel` the warning's file name is that of the caller.
     """
     frame = sys._getframe(1)
     while frame.f_back is not None and frame.f_globals.get("__name__") in (__name__, "warnings"):
@@ -94,12 +94,12 @@ def raised_here() -> bool:
 
 
 def once(*groups: Iterable[str]) -> tuple[str, ...]:
-    """Texts of several sources in their order, each once."""
+    """The texts of several lists in their order, without repetitions."""
     return tuple(dict.fromkeys(text for group in groups for text in group))
 
 
 def in_one_line(text: str) -> str:
-    """A message without line breaks, as a log shows it."""
+    """A message without line breaks, for a log."""
     return " ".join(text.split())
 
 
@@ -109,7 +109,7 @@ def _add(found: list[str], text: str) -> None:
 
 
 class _Stderr(logging.StreamHandler[TextIO]):
-    """Whatever stderr is when a line is written; warnings and errors by the program's name."""
+    """Writes to the stderr of the moment; warnings and errors begin with the program's name."""
 
     def __init__(self) -> None:
         logging.Handler.__init__(self)  # the stream is looked up each time
@@ -124,7 +124,7 @@ class _Stderr(logging.StreamHandler[TextIO]):
 
 
 class _Listener(logging.Handler):
-    """Keeps the texts of warnings and errors."""
+    """Stores the texts of warnings and errors."""
 
     def __init__(self, found: list[str]) -> None:
         super().__init__(logging.WARNING)
@@ -135,11 +135,13 @@ class _Listener(logging.Handler):
         others = [one for one in _handlers(logging.getLogger(record.name)) if not isinstance(one, _Listener)]
         first = next(one for one in LOGGER.handlers if isinstance(one, _Listener))
         if self is first and not others and logging.lastResort is not None:
-            logging.lastResort.handle(record)  # it speaks where no handler is, and listening is no handling
+            logging.lastResort.handle(
+                record
+            )  # this listener must not hide what Python prints when there is no handler
 
 
 def _handlers(logger: logging.Logger | None) -> Iterator[logging.Handler]:
-    """All that a logger's records come to."""
+    """All handlers that receive a logger's records."""
     while logger is not None:
         yield from logger.handlers
         logger = logger.parent if logger.propagate else None

@@ -15,7 +15,7 @@ from torch import Tensor
 from tauspan.core.errors import MismatchError, NonFiniteError, listed
 
 Params: TypeAlias = Mapping[str, Tensor]
-_PIECE = 1 << 20  # entries that a fingerprint holds as float32 or float64 at once
+_PIECE = 1 << 20  # the number of entries that a fingerprint converts at once
 
 
 def require_same(first: Params, second: Params, first_name: str, second_name: str) -> None:
@@ -61,12 +61,12 @@ def require_finite(params: Params, what: str) -> None:
 
 
 def require_finite_rows(values: Tensor, what: str, axis: int = 0) -> None:
-    """Raise `NonFiniteError` naming the rows that hold NaN or infinity, so that none counts as a class.
+    """Raise `NonFiniteError` naming the rows that hold NaN or infinity, so that no class is read from them.
 
     Args:
-        values: one slice of them for each row.
+        values: numbers with one slice for each row.
         what: the values, in words, such as "the logits of 'email_spam' on test".
-        axis: that of the rows.
+        axis: the axis of the rows.
     """
     places = broken_rows(values, axis)
     if places:
@@ -79,7 +79,7 @@ def require_finite_rows(values: Tensor, what: str, axis: int = 0) -> None:
 
 
 def broken_rows(values: Tensor, axis: int = 0) -> list[int]:
-    """The places along an axis where NaN or infinity is."""
+    """The indices along an axis whose slices hold NaN or infinity."""
     if bool(torch.isfinite(values).all()):
         return []
     wrong = ~torch.isfinite(values).movedim(axis, 0).reshape(values.shape[axis], -1)
@@ -88,7 +88,7 @@ def broken_rows(values: Tensor, axis: int = 0) -> list[int]:
 
 
 def combine(terms: Sequence[tuple[float, Params]], labels: Sequence[str]) -> dict[str, Tensor]:
-    """The linear combination sum_i c_i P_i, formed in the terms' own dtype.
+    """The linear combination sum_i c_i P_i, computed in the terms' own dtype.
 
     Args:
         terms: pairs of a coefficient and a mapping; all mappings hold the same names and shapes.
@@ -130,7 +130,7 @@ def _pieces(tensor: Tensor) -> Iterator[Tensor]:
 
 
 def _canonical(tensor: Tensor) -> torch.dtype:
-    """The narrowest of float32 and float64 that holds the values exactly: one value, one fingerprint."""
+    """The values in float32 if that holds them exactly, else in float64, so that equal values have equal fingerprints."""
     wide = tensor.dtype == torch.float64
     exact = not wide or all(torch.equal(piece.float().double(), piece) for piece in _pieces(tensor))
     return torch.float32 if exact else torch.float64

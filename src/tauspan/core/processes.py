@@ -1,8 +1,8 @@
 """Several processes as one: gradients are summed over them, files are written by the first.
 
-Works under `torchrun` and `accelerate launch`, which both set RANK and WORLD_SIZE. Gradients are summed here,
-not averaged by DistributedDataParallel, so that a last batch which does not divide evenly weighs the same
-on one process and on many.
+Works under `torchrun` and `accelerate launch`, which both set RANK and WORLD_SIZE. Gradients are summed here instead
+of being averaged by DistributedDataParallel, so that each row has the same weight on one process and on many, also in
+a last batch that does not divide evenly.
 """
 
 import functools
@@ -22,12 +22,12 @@ from torch.distributed.rendezvous import rendezvous
 from tauspan.core.errors import MismatchError
 from tauspan.core.launch import launch
 
-_GROUPS = itertools.count()  # every process makes the same groups in the same order
+_GROUPS = itertools.count()  # numbers the groups; every process makes the same groups in the same order
 
 
 @dataclass(frozen=True)
 class World:
-    """This process's place among all of them."""
+    """The position of this process among all processes."""
 
     rank: int = 0
     size: int = 1
@@ -38,7 +38,7 @@ class World:
         return self.rank == 0
 
     def sum(self, tensors: Sequence[Tensor]) -> None:
-        """Replace each tensor by its sum over all processes, in one exchange per dtype on the first's device."""
+        """Replace each tensor by its sum over all processes; one exchange per dtype, on the first tensor's device."""
         if self.size == 1:
             return
         for dtype in dict.fromkeys(tensor.dtype for tensor in tensors):
@@ -49,7 +49,7 @@ class World:
                 tensor.copy_(part.view_as(tensor))
 
     def require_same(self, facts: Mapping[str, str]) -> None:
-        """Raise `MismatchError`, the same one in every process, unless all processes hold the same facts."""
+        """Raise the same `MismatchError` in every process unless all of them hold the same facts."""
         if self.size == 1:
             return
         gathered: list[Any] = [None] * self.size
@@ -66,7 +66,7 @@ class World:
             )
 
     def gathered(self, mine: Sequence[Any]) -> list[Any]:
-        """The items of all processes, the first process's first; tensors among them must lie on the CPU."""
+        """The items of all processes, in the order of their ranks; tensors among them must be on the CPU."""
         if self.size == 1:
             return list(mine)
         found: list[Any] = [None] * self.size
@@ -74,29 +74,29 @@ class World:
         return [item for items in found for item in items]
 
     def wait(self) -> None:
-        """Wait until every process is here."""
+        """Wait until every process has called this."""
         if self.size > 1:
             dist.barrier()
 
 
 def own_device(name: str) -> str:
-    """`"cuda"` is this process's own GPU under a launcher; any other device is the one it names."""
+    """The device of this process: `"cuda"` becomes its own GPU under a launcher, other names stay."""
     local = launch().local
     return f"cuda:{local}" if name == "cuda" and local is not None else name
 
 
 @functools.cache
 def _rendezvous() -> tuple[Store, int]:
-    """The launcher's store and this process's rank, kept for every later group: a store serves a port only once."""
+    """The launcher's store and this process's rank, computed once: only one store can listen on a port."""
     store, rank, _ = next(rendezvous("env://"))
     return store, rank
 
 
 @contextmanager
 def world() -> Iterator[World]:
-    """The group this process was launched in, ended with the block; a group of one without a launcher.
+    """The group of processes launched together; it ends with the block. Without a launcher it holds one process.
 
-    Each group has a prefix of its own in the store: a second one must not read the addresses of the first.
+    Each group has its own prefix in the store, so that a second group does not read the addresses of the first.
     """
     here = launch()
     if here.size == 1:

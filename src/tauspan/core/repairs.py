@@ -1,10 +1,10 @@
-"""How a wrong argument is put right, in one line of code, for the wrong arguments that people give."""
+"""Repairs of common wrong arguments, each in one line of code."""
 
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, get_args, get_origin
 
 _SHAPE = ("Sequence", "Mapping", "Iterable")
-# what was given, what was wanted, what to write; the first that fits counts. Names of classes, or of their bases.
+# the given type, the expected type, what to write; the first match counts. Names of classes or of their bases.
 _RULES: tuple[tuple[str, str, str], ...] = (
     ("Task", "Sequence[Task]", "write [task]"),
     ("TaskVector", "Sequence[TaskVector]", "write [vector]"),
@@ -47,13 +47,13 @@ _RULES: tuple[tuple[str, str, str], ...] = (
 
 
 def repair(value: Any, hint: Any, found: Any, wanted: Any) -> str | None:
-    """What to write instead of a wrong argument; None if nothing is known.
+    """What to write instead of a wrong argument; None if no repair is known.
 
     Args:
         value: the whole argument.
-        hint: its type.
-        found: the part of it that is wrong, which may be all of it.
-        wanted: the type of that part.
+        hint: the type that the annotation gives.
+        found: the part of the argument that is wrong, or all of it.
+        wanted: the type expected for that part.
     """
     for one, of in ((value, hint), (found, wanted)):
         given, asked = _kinds(one), set(_types(of))
@@ -64,7 +64,7 @@ def repair(value: Any, hint: Any, found: Any, wanted: Any) -> str | None:
 
 
 def _kinds(value: Any) -> set[str]:
-    """Names of a value's class and its bases, and of what it behaves as."""
+    """Names of a value's class, of its bases, and of the abstract types that it fits."""
     kinds = {one.__name__ for one in type(value).__mro__}
     behaves = {
         "path": isinstance(value, str) or "PurePath" in kinds,
@@ -77,7 +77,7 @@ def _kinds(value: Any) -> set[str]:
 
 
 def _types(hint: Any) -> Iterable[str]:
-    """A type and its choices by name: of `Sequence[Task] | None` these are `Sequence[Task]`, `Sequence` and `None`."""
+    """The names of a type and its choices: for `Sequence[Task] | None`, `Sequence[Task]`, `Sequence` and `None`."""
     origin, inner = get_origin(hint), get_args(hint)
     name = getattr(origin, "__name__", "")
     if name in _SHAPE:

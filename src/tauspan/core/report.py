@@ -22,7 +22,7 @@ P = ParamSpec("P")
 Cell = str | int | float | bool | None
 WARNINGS = "Warnings: what was let pass"
 _UNBOUNDED = 1 << 16
-_ROOMS = (_UNBOUNDED, *range(72, 19, -4))  # characters of a folded text; with less, lines are easier to read
+_ROOMS = (_UNBOUNDED, *range(72, 19, -4))  # widths of a folded text that are tried, in characters
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ class Table:
 
     @property
     def columns(self) -> list[str]:
-        """Column names, in the order of the rows; a column that only some rows have still counts."""
+        """Column names, in the order of the rows, including columns that only some rows have."""
         return list(dict.fromkeys(name for row in self.rows for name in row))
 
     def __repr__(self) -> str:
@@ -57,17 +57,17 @@ class Table:
 
 @dataclass(frozen=True)
 class Report:
-    """What a run found: tables, series for the figures, and where the numbers come from.
+    """The result of a run: tables, series for the figures, and provenance.
 
-    Fractions (accuracies, shares) are kept as fractions; renderings show them as such with three decimals.
+    Accuracies and shares are fractions between 0 and 1; they are shown with three decimals.
 
     Args:
-        title: of the whole.
+        title: of the report.
         tables: what people read.
         provenance: where the numbers come from.
         series: points for the figures.
         result: the numbers for programs.
-        warnings: what the work warned of, and what leniency let pass, each in a sentence.
+        warnings: warnings of the work, and what a lenient option allowed, one sentence each.
 
     Example:
         >>> Report("demo", [Table("accuracy", [{"task": "a", "accuracy": 0.5}])]).to_markdown().splitlines()[0]
@@ -123,8 +123,8 @@ class Report:
     def renderable(self) -> "Group":
         """The tables for a terminal, as an object that `rich.print` shows.
 
-        Where cells hold a spread, zeros before the point are left out and a first column that repeats itself becomes
-        headings between the rows, so that seven tasks of six such columns stand within 80 characters, a line a row.
+        In a table with spreads, `0.5` is written `.5`, and a first column with repeated values becomes headings between
+        the rows. So a table of seven tasks and six columns fits into 80 characters, with one line per row.
         """
         from rich.console import Group
 
@@ -138,7 +138,7 @@ class Report:
 
 @dataclass(frozen=True)
 class _Fitted:
-    """A table that never cuts a cell: texts are folded where it is too wide, or each row becomes lines of its own."""
+    """A table that never cuts a cell: if it is too wide, texts are folded, or each cell gets its own line."""
 
     table: Table
 
@@ -192,7 +192,7 @@ def _grid(table: Table, room: int) -> Any:
 
 
 def _stacked(table: Table) -> Any:
-    """The table with one line a cell."""
+    """The table with one line per cell."""
     from rich.table import Table as Grid
     from rich.text import Text
 
@@ -212,7 +212,7 @@ def _is_spread(cell: Cell) -> bool:
 
 
 def _folded(cell: Cell) -> str:
-    """A cell as `shown`, a mean with its spread on nine characters; from 1 on it may break before the sign."""
+    """A cell as `shown`; a mean with its spread takes nine characters, and from 1 on may break before the sign."""
     if not _is_spread(cell):
         return shown(cell)
     short = re.sub(r"\b0\.", ".", shown(cell)).replace(" ± ", "±")
@@ -220,7 +220,7 @@ def _folded(cell: Cell) -> str:
 
 
 def shown(value: Cell) -> str:
-    """A cell as people read it: three decimals, no `None`.
+    """A cell as text: three decimals, and nothing for None.
 
     Example:
         >>> shown(0.97249), shown(None), shown("a"), shown(12)
@@ -234,18 +234,18 @@ def shown(value: Cell) -> str:
 
 
 class _Warned(Protocol):
-    """A frozen dataclass that holds the warnings of the work behind it."""
+    """A frozen dataclass with a field `warnings`."""
 
     @property
     def warnings(self) -> Sequence[str]:
-        """Each in a sentence."""
+        """The warnings of the work, one sentence each."""
 
 
 R = TypeVar("R", bound=_Warned)
 
 
 def noted(function: Callable[P, R]) -> Callable[P, R]:
-    """Puts what a function warned of into the report or result that it returns."""
+    """Decorate a function so that its warnings are added to the report or result that it returns."""
 
     @functools.wraps(function)
     def listening(*args: P.args, **kwargs: P.kwargs) -> R:
@@ -267,7 +267,7 @@ def _inline(value: Any) -> str:
 
 
 def in_words(size: int) -> str:
-    """A number of bytes as people read it, in powers of 1000.
+    """A number of bytes in words, in powers of 1000.
 
     Example:
         >>> in_words(512), in_words(7496), in_words(4_980_000_000)
@@ -280,7 +280,7 @@ def in_words(size: int) -> str:
 
 
 def versions() -> dict[str, str]:
-    """The versions a number depends on; a package that is not installed is left out."""
+    """The versions of the packages that results depend on, as far as they are installed."""
     found = {"python": platform.python_version()}
     for package in ("tauspan", "torch", "transformers", "safetensors", "numpy", "scipy"):
         try:

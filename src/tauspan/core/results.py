@@ -1,4 +1,4 @@
-"""`Result`: what a function measured or chose, as named fields; tables and pictures are made of it at the edge."""
+"""`Result`: what a function measured or chose, as named fields; tables and figures are made from it."""
 
 import importlib
 from abc import ABC, abstractmethod
@@ -19,7 +19,7 @@ class Result(ABC):
 
     Args:
         provenance: where the numbers come from: versions, fingerprints, seeds.
-        warnings: what the work warned of, and what leniency let pass, each in a sentence.
+        warnings: warnings of the work, and what a lenient option allowed, one sentence each.
     """
 
     provenance: Mapping[str, Any] = field(default_factory=dict, repr=False)
@@ -30,7 +30,7 @@ class Result(ABC):
         """The numbers as tables and series for people, files and figures."""
 
     def rows(self) -> Sequence[Mapping[str, Cell]]:
-        """The main table, a row per entry."""
+        """The rows of the main table."""
         return self.report().tables[0].rows
 
     def to_pandas(self) -> "pandas.DataFrame":
@@ -53,7 +53,7 @@ class Result(ABC):
 
 
 def mean(numbers: Sequence[float | None]) -> float | None:
-    """The mean, or None where a number is missing or there is none.
+    """The mean; None if a number is missing or there are none.
 
     Example:
         >>> mean([0.5, 1.0]), mean([0.5, None]), mean([])
@@ -64,7 +64,7 @@ def mean(numbers: Sequence[float | None]) -> float | None:
 
 
 def ratio(part: float | None, whole: float | None) -> float | None:
-    """Part / whole; None where one of them is missing or the whole is 0.
+    """The ratio part / whole; None if one of them is missing or the whole is 0.
 
     Example:
         >>> ratio(0.5, 0.8), ratio(0.5, 0.0), ratio(None, 1.0)

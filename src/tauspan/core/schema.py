@@ -1,4 +1,4 @@
-"""Strict YAML: a frozen dataclass from a text. Every refusal names the file, the line, the key and the repair."""
+"""Strict YAML: a frozen dataclass from a text. Every error names the file, the line, the key and the repair."""
 
 import copy
 import dataclasses
@@ -20,8 +20,8 @@ T = TypeVar("T")
 Parse: TypeAlias = Callable[[Any, str], Any]
 
 _MERGE = "tag:yaml.org,2002:merge"  # of the key `<<`
-_PROLOGUE = re.compile(r"(\s*([%#][^\n]*)?\n)*\s*")  # what may stand above `---`: directives and comments
-_SHORT = reprlib.Repr()  # a value in a message stays short, however many times its aliases nest
+_PROLOGUE = re.compile(r"(\s*([%#][^\n]*)?\n)*\s*")  # what may come before `---`: directives and comments
+_SHORT = reprlib.Repr()  # keeps values in messages short, even with nested aliases
 _SHORT.maxstring = _SHORT.maxother = _SHORT.maxlong = 200
 _SHORT.maxlist = _SHORT.maxdict = 20
 
@@ -34,7 +34,7 @@ class Document:
         where: the file's name, for errors.
 
     Raises:
-        RecipeError: no YAML, no mapping, or a key that stands twice.
+        RecipeError: not YAML, not a mapping, or a repeated key.
 
     Example:
         >>> Document("a: 1\nb: {c: 2}\n", "x.yaml").place("b", "c")
@@ -60,13 +60,13 @@ class Document:
         return Document(_text(path), str(path))
 
     def with_plain(self, plain: Mapping[str, Any]) -> "Document":
-        """The same document with other values at the same places: fewer keys."""
+        """The same document with other values, which may lack keys but add none; line numbers stay."""
         changed = copy.copy(self)
         changed.plain = plain
         return changed
 
     def place(self, *path: str | int) -> str:
-        """The file and the line of a key or an item, or of what is nearest above it."""
+        """The file and the line of a key or an item, or of the closest level above it that has one."""
         node, line = self.node, self.node.start_mark.line + 1
         for step in path:
             found = _below(node, step)
@@ -76,10 +76,10 @@ class Document:
         return f"{self.where}, line {line}"
 
     def build(self, kind: type[T]) -> T:
-        """The dataclass, its keys and values checked against its annotations.
+        """The dataclass of this document; keys and values are checked against its annotations.
 
-        A field's metadata may hold `parse(value, place)`, which makes its value, or each value of its mapping;
-        `hidden`, for a field that no file can set; and `alone`, for the one that a text in place of a mapping sets.
+        A field's metadata may hold `parse(value, place)`, which makes the field's value, or each value of a mapping;
+        `hidden`, for a field that no file can set; and `alone`, for the field that a text in place of a mapping sets.
         """
         try:
             return _build(kind, self.plain, self.node, self.where, "")
@@ -88,7 +88,7 @@ class Document:
 
 
 def documents(path: str | Path) -> list[Document]:
-    """The documents in a file, which `---` parts, each with the lines that they have there; at least one."""
+    """The documents of a file, which are separated by `---`, with their line numbers in the file; at least one."""
     text = _text(path)
     try:
         starts = [
@@ -97,19 +97,19 @@ def documents(path: str | Path) -> list[Document]:
             if isinstance(token, yaml.DocumentStartToken)
         ]
     except (yaml.YAMLError, RecursionError, ValueError):
-        return [Document(text, str(path))]  # which says what is wrong
+        return [Document(text, str(path))]  # raises an error that says what is wrong
     cuts = [0, *(start for start in starts if not _PROLOGUE.fullmatch(text[:start])), len(text)]
     found = []
     for start, stop in itertools.pairwise(cuts):
         part = text[start:stop].removesuffix("...\n")
         if part.strip().removeprefix("---").strip():
-            # empty lines stand for what was cut off before it, so that lines are numbered as in the file
+            # empty lines replace the documents before it, so that line numbers are those of the file
             found.append(Document("\n" * text.count("\n", 0, start) + part, str(path)))
     return found or [Document(text, str(path))]
 
 
 def _text(path: str | Path) -> str:
-    """A recipe's text."""
+    """The text of a recipe file."""
     try:
         return Path(path).read_text(encoding="utf-8")
     except FileNotFoundError as error:
@@ -124,21 +124,21 @@ def _below(node: Any, step: str | int) -> tuple[int, Any] | None:
     """The line and the node of a key of a mapping or of an item of a list."""
     if isinstance(node, yaml.MappingNode):
         found = [(key.start_mark.line + 1, inner) for key, inner in node.value if key.value == step]
-        return found[-1] if found else None  # what `<<` brings in stands before what overrides it
+        return found[-1] if found else None  # the keys that `<<` adds come before those that override them
     if isinstance(node, yaml.SequenceNode) and isinstance(step, int) and step < len(node.value):
         return node.value[step].start_mark.line + 1, node.value[step]
     return None
 
 
 def shown(value: Any) -> str:
-    """A value as a message shows it: long ones are cut."""
+    """A value as text for a message, shortened if it is long."""
     return _SHORT.repr(value)
 
 
 def _refuse_twice(node: Any, where: str, path: str, seen: set[int]) -> None:
-    """Raise if a key of a mapping, at any depth, stands twice."""
+    """Raise if a mapping, at any depth, has a key twice."""
     if id(node) in seen:
-        return  # an alias: it was looked at, and may hold itself
+        return  # an alias that was checked already, and may contain itself
     seen.add(id(node))
     if isinstance(node, yaml.SequenceNode):
         for index, item in enumerate(node.value):
@@ -184,7 +184,7 @@ def _build(kind: type[T], plain: Mapping[str, Any], node: Any, where: str, path:
 
 
 def _alone(kind: Any) -> str | None:
-    """The field that a text in place of the dataclass's mapping sets; None if there is none."""
+    """The field that is set by a text in place of the dataclass's mapping; None if there is none."""
     fields = dataclasses.fields(kind) if dataclasses.is_dataclass(kind) else ()
     return next((field.name for field in fields if field.metadata.get("alone")), None)
 
@@ -196,7 +196,7 @@ def visible(kind: Any) -> list["dataclasses.Field[Any]"]:
 
 @dataclasses.dataclass(frozen=True)
 class _Spot:
-    """Where a value stands, and how it is read where an annotation does not say it."""
+    """The position of a value, and how to parse it where the annotation is not enough."""
 
     node: Any
     where: str
@@ -218,7 +218,7 @@ def alternatives(hint: Any) -> tuple[Any, ...]:
 
 
 def _value(hint: Any, value: Any, spot: _Spot) -> Any:
-    """A YAML value as its annotation says, or a `RecipeError`."""
+    """A YAML value converted to its annotation, or a `RecipeError`."""
     if dataclasses.is_dataclass(hint) or typing.get_origin(hint) is Mapping:
         short = _alone(hint) if isinstance(value, str) else None
         if short is not None:
@@ -254,7 +254,7 @@ def _value(hint: Any, value: Any, spot: _Spot) -> Any:
 
 
 def _in_words(hint: Any) -> str:
-    """A type in the words of a message; a list of dataclasses is described by the keys that a file may set."""
+    """A type, in the words of a message; a list of dataclasses is described by the keys that a file may set."""
     items = next(iter(typing.get_args(hint)), None)
     if typing.get_origin(hint) is tuple and dataclasses.is_dataclass(items):
         short = "texts or " if _alone(items) else ""

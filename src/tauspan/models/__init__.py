@@ -1,10 +1,10 @@
-"""Where a model comes from, what of it is trainable, and how it is wrapped for tasks."""
+"""Models: where they come from, which parameters are trainable, and how they are wrapped for tasks."""
 
+from tauspan.models.copying import kept_outside, working_copy
 from tauspan.models.encoder import Batch, Classifier, Encoder, Head
 from tauspan.models.fresh import reinitialised
 from tauspan.models.frozen import Frozen, Origin, Prediction, chosen_head, predicted
 from tauspan.models.home import encoder_in, fingerprint_of, names_of, stored_state
-from tauspan.models.intact import kept_outside, working_copy
 from tauspan.models.names import Names
 from tauspan.models.points import Beyond, aligned, differing, in_memory, point_of
 from tauspan.models.select import (

@@ -1,4 +1,4 @@
-"""A module evaluated at other parameters than its own, without touching the module."""
+"""Evaluating a module at other parameters than its own, without changing the module."""
 
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -17,14 +17,14 @@ _active: ContextVar[tuple["At | None", ...]] = ContextVar("tauspan_at", default=
 
 
 class At(TorchFunctionMode):
-    """Inside, every operation on one of a module's parameters gets another tensor in its place.
+    """Inside the block, every operation on a parameter of the module gets another tensor instead.
 
-    A parameter is recognised by identity, wherever the module keeps it: under several names, in a list, a dict or a
+    Parameters are recognised by identity, wherever the module keeps them: under several names, in a list, a dict or a
     closure. `torch.func.functional_call` exchanges the module's attributes instead, which misses those places and
     leaves its tensors in a module that is reachable under two names.
 
     Args:
-        module: whose parameters are meant.
+        module: the module with the parameters.
         point: tensors by parameter name. A tied parameter has one entry, under any of its names; every parameter without
             an entry is constant.
         custom: what to do with a `torch.autograd.Function`, which torch does not let a mode see.
@@ -36,7 +36,7 @@ class At(TorchFunctionMode):
     def __init__(self, module: nn.Module, point: Mapping[str, Tensor], custom: Custom | None = None) -> None:
         super().__init__()
         known = dict(module.named_parameters(remove_duplicate=False))
-        # the parameters themselves are kept, since an id is only good for as long as its object lives
+        # the parameters themselves are stored too, since an id is valid only while its object exists
         self._kept = [parameter for parameter in known.values() if parameter is not None]
         self._others = {id(parameter): parameter.detach() for parameter in self._kept}
         self._others |= {id(known[name]): tensor for name, tensor in point.items()}
@@ -55,7 +55,7 @@ class At(TorchFunctionMode):
         self._watching.__exit__(*error)
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """The operation on the other tensors."""
+        """Run the operation on the other tensors."""
         return func(*self.replaced(args), **(self.replaced(kwargs) if kwargs else {}))
 
     def replaced(self, item: Any) -> Any:
@@ -102,10 +102,10 @@ def current() -> At | None:
 def call_at(
     module: nn.Module, point: Mapping[str, Tensor], args: Sequence[Any], kwargs: Mapping[str, Any]
 ) -> Any:
-    """What the module returns at other parameters; those without an entry in `point` are constant.
+    """The module's output at other parameters; those without an entry in `point` are constant.
 
     Args:
-        module: any module; nothing of it is changed.
+        module: any module; it is not changed.
         point: tensors by parameter name.
         args: what to call it with.
         kwargs: keyword inputs.
@@ -141,14 +141,14 @@ def _apply(cls: Any, *args: Any, **kwargs: Any) -> Any:
 
 @contextmanager
 def unchecked() -> Iterator[None]:
-    """Inside, `checkpoint(use_reentrant=True)` keeps its activations: the same numbers, with a graph that can be used."""
+    """Inside the block, `checkpoint(use_reentrant=True)` keeps its activations: equal numbers, and a usable graph."""
     with _watched(None):
         yield
 
 
 @contextmanager
 def _watched(at: At | None) -> Iterator[None]:
-    """Inside, `Function.apply` of this thread goes by `at`."""
+    """Inside the block, `Function.apply` in this thread uses `at`."""
     global _watchers
     with _lock:
         _watchers += 1

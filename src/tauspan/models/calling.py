@@ -1,4 +1,4 @@
-"""A batch as a module is called with it: one tensor, several, or some by name."""
+"""From a batch (one tensor, several, or some by name) to the arguments of a module."""
 
 import inspect
 from collections.abc import Mapping
@@ -19,7 +19,7 @@ def inputs_of(module: nn.Module, batch: Any) -> tuple[tuple[Any, ...], dict[str,
     names, and is one input otherwise, as for an `Encoder` and a `Classifier`. Arrays of NumPy become tensors.
 
     Raises:
-        MismatchError: more inputs than the forward takes, as a batch that holds labels too has.
+        MismatchError: more inputs than the forward takes, for instance a batch with labels.
 
     Example:
         >>> inputs_of(nn.Linear(2, 1), torch.ones(1, 2))
@@ -41,7 +41,7 @@ def inputs_of(module: nn.Module, batch: Any) -> tuple[tuple[Any, ...], dict[str,
 
 
 def positional(module: nn.Module) -> int | None:
-    """How many positional inputs the forward takes at most; None for any number."""
+    """The largest number of positional inputs that the forward takes; None for any number."""
     parameters = _parameters(module)
     if any(p.kind is p.VAR_POSITIONAL for p in parameters):
         return None
@@ -74,7 +74,7 @@ def _parameters(module: nn.Module) -> list[inspect.Parameter]:
 
 
 def is_batch(module: nn.Module, item: Any) -> bool:
-    """Whether a tuple is one batch of several inputs, and no sequence of batches."""
+    """Whether a tuple is one batch of several inputs, not a sequence of batches."""
     if not isinstance(item, tuple) or not item:
         return False
     most = positional(module)

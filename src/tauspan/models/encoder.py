@@ -20,12 +20,12 @@ if TYPE_CHECKING:
 
 __all__ = ["OUTPUT_FIELDS", "Batch", "Classifier", "Encoder", "Head", "Inputs", "Whole", "call", "positions",
            "single_tensor", "to_device"]  # fmt: skip
-_PROMPTS = 256  # that go through a text tower at once
+_PROMPTS = 256  # the batch size of prompts in a text tower
 
 
 @dataclass(frozen=True)
 class Whole:
-    """What a trimmed encoder was part of: the whole's fingerprint, and the part's own at that time."""
+    """The whole encoder of a trimmed one: its fingerprint, and the trimmed encoder's own when it was made."""
 
     fingerprint: str
     part: str
@@ -43,18 +43,18 @@ class Encoder(nn.Module):
             None where there is no text tower.
         logit_scale: the factor on cosine similarities in a zero-shot head (20 for sentence encoders,
             exp(logit_scale) for CLIP).
-        prefixes: parameter-name prefixes that lie on the path to the features; () means all.
-        save_extras: writes what else belongs into a saved directory (tokenizer, pooling), or None.
-        pooling: what a feature is, in words; None takes what `features` says of itself.
-        home: the files that the backbone came from, with all that it lacks of them; None where it came from none.
+        prefixes: name prefixes of the parameters on the path to the features; () means all.
+        save_extras: writes the other files of a saved directory (tokenizer, pooling), or None.
+        pooling: what a feature is, in words; None takes the description of `features`.
+        home: the files that the backbone came from, with tensors that it lacks; None if it came from no files.
 
     Attributes:
-        heads: frozen heads that took long to build, by what they are made of; kept by `tauspan.tasks.build_head`.
-        frozen: the frozen head of each task that one was built for, by the task's name; what `predict` uses and
-            `tauspan.save` writes.
-        origin: of an edited encoder, the pre-trained one that its heads are made from; else None.
-        edit: how it was edited, in words.
-        whole: what this is a part of, if `trimmed` made it; else None.
+        heads: frozen heads that took long to build, by a key of their content; filled by `tauspan.tasks.build_head`.
+        frozen: the frozen heads that were built, by the name of their task; `predict` uses them and `tauspan.save`
+            writes them.
+        origin: for an edited encoder, the pre-trained one from which its heads are made; else None.
+        edit: how the encoder was edited, in words.
+        whole: the whole encoder, if `trimmed` made this one; else None.
     """
 
     @checked
@@ -74,7 +74,7 @@ class Encoder(nn.Module):
     ) -> None:
         super().__init__()
         self.backbone = backbone
-        self.training = backbone.training  # in the mode of what it wraps
+        self.training = backbone.training  # in the mode of the backbone
         self.features = features or call
         self.inputs = inputs or Inputs()
         self.source = source or type(backbone).__name__
@@ -103,11 +103,11 @@ class Encoder(nn.Module):
     def predict(
         self, rows: Sequence[Any], task: str | None = None, *, batch_size: int = 64
     ) -> "list[Prediction]":
-        """Classes and their probabilities, under a frozen head that this encoder keeps.
+        """Classes and their probabilities, with a frozen head of this encoder.
 
         Args:
             rows: raw texts, images or tensors.
-            task: whose head; may be left out if there is only one.
+            task: the task of the head; optional if there is only one head.
             batch_size: rows per forward pass.
 
         Raises:
@@ -129,9 +129,9 @@ class Encoder(nn.Module):
         return predicted(self, Classifier(self, head), rows, frozen, batch_size)
 
     def describe(self) -> str:
-        """What decides features and heads besides the weights: pooling, label tower, logit scale, preprocessing.
+        """What determines features and heads besides the weights: pooling, label tower, logit scale, preprocessing.
 
-        Functions count by name, so that two processes, and a run that is resumed, say the same.
+        Functions are described by their names, so that the text is equal in all processes and in a resumed run.
         """
         towers = f"{_named(self.features)}|{_named(self.label_features)}"
         return f"{towers}|{self.logit_scale!r}|{self.inputs.describe()}"
@@ -141,7 +141,7 @@ class Encoder(nn.Module):
     ) -> Batch:
         """A batch on the backbone's device from raw texts, images or tensors; see `Inputs.encode`.
 
-        Tensors of floats become the backbone's dtype, since NumPy's are float64 and most models float32.
+        Floating-point tensors are converted to the backbone's dtype, since NumPy's are float64 and most models float32.
         """
         first = next(self.backbone.parameters(), None)
         most = {"positions": positions(self.backbone)} if self.inputs.modality == "text" else {}
@@ -155,7 +155,7 @@ class Encoder(nn.Module):
 
     @torch.no_grad()
     def embed_labels(self, prompts: Sequence[str]) -> Tensor:
-        """Unit-norm features of label prompts, shape (K, d); a prompt is cut where the text tower ends, as CLIP does."""
+        """Unit-norm features of label prompts, shape (K, d); prompts are cut at the text tower's limit, as CLIP does."""
         if self.label_features is None:
             raise ModelError(
                 f"{self.source} has no text tower to embed prompts with: take class prototypes, a linear probe "
@@ -183,9 +183,10 @@ class Encoder(nn.Module):
 
 
 def positions(backbone: nn.Module) -> int | None:
-    """How many tokens of a text a transformers model has positions for; None where it has no end, or says none.
+    """The largest number of tokens for which a transformers model has positions; None if it has no limit or gives none.
 
-    RoBERTa and its like count positions from behind the padding's, so their tables hold fewer texts than rows.
+    RoBERTa and similar models number positions after the padding index, so fewer positions are usable than their table
+    has rows.
     """
     config = getattr(backbone, "config", None)
     most = getattr(getattr(config, "text_config", None) or config, "max_position_embeddings", None)
@@ -207,7 +208,7 @@ def _named(function: Any) -> str:
 
 
 def _said(function: Any) -> str:
-    """A pooling in words; a function of one's own by its name."""
+    """A pooling in words; a user's function by its name."""
     if function is call:
         return "the module's output"
     return getattr(function, "__name__", None) or str(function)
@@ -222,7 +223,7 @@ OUTPUT_FIELDS = ("logits", "image_embeds", "text_embeds", "pooler_output", "last
 
 
 def single_tensor(output: Any) -> Tensor:
-    """The one tensor that a model's output stands for: itself, or the first of `OUTPUT_FIELDS` it has.
+    """The tensor of a model's output: the output itself, or its first field of `OUTPUT_FIELDS`.
 
     Raises:
         ModelError: no such tensor; wrap the model so that it returns one.
@@ -281,7 +282,7 @@ class Head(nn.Module):
 
 
 class Classifier(nn.Module):
-    """An encoder under a frozen head; linearised at the encoder's output or at the logits."""
+    """An encoder with a frozen head; it can be linearised at the encoder's output or at the logits."""
 
     @checked
     def __init__(self, encoder: Encoder, head: Head) -> None:

@@ -1,4 +1,4 @@
-"""Optional packages: imported where they are used, or named with the command that installs them; and kept silent."""
+"""Optional packages: importing them where they are used, with an error that names the install command."""
 
 import importlib
 from collections.abc import Iterator
@@ -20,7 +20,7 @@ def require_extra(package: str, extra: str, what: str) -> Any:
 
 @contextmanager
 def quiet(transformers: Any) -> Iterator[None]:
-    """Inside, transformers draws no progress bar and gives no notice; afterwards it is as it was."""
+    """Inside the block, transformers shows neither progress bars nor notices."""
     log = transformers.utils.logging
     had_bar, level = log.is_progress_bar_enabled(), log.get_verbosity()
     log.disable_progress_bar()

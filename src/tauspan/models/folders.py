@@ -1,4 +1,4 @@
-"""A model's folder: which of its files are weights, which belong beside them, and what is left where it is."""
+"""A model's folder: which of its files are weights, which are copied with them, and which are not."""
 
 import re
 import shutil
@@ -33,7 +33,7 @@ _MODULE = (CONFIG, "sentence_*_config.json")  # of a module of sentence-transfor
 
 @dataclass(frozen=True)
 class Module:
-    """One step of a sentence-transformers model: a folder of its own, or the model's.
+    """One step of a sentence-transformers model, in a subfolder or in the model's folder.
 
     Args:
         path: relative to the model's folder; empty for the model itself.
@@ -48,7 +48,7 @@ def modules(folder: Path) -> tuple[Module, ...]:
     """The steps that `modules.json` lists; none where there is no such file.
 
     Raises:
-        StoreError: it is no list of modules, or one lies outside the folder.
+        StoreError: the file is not a list of modules, or a module is outside the folder.
     """
     file = folder / MODULES
     if not file.is_file():
@@ -71,7 +71,7 @@ def modules(folder: Path) -> tuple[Module, ...]:
 
 
 def main_folder(folder: Path) -> Path:
-    """Where the model's own weights and configuration lie: the folder, or its first module's."""
+    """The folder of the model's own weights and configuration: the folder itself, or that of its first module."""
     if (folder / CONFIG).is_file():
         return folder
     return next((folder / one.path for one in modules(folder)[:1] if one.path), folder)
@@ -96,7 +96,7 @@ def parts(folder: Path) -> dict[str, Path]:
 
 
 def inside(folder: Path, file: Path) -> bool:
-    """Whether a file, all links followed, lies in the folder, or in the hub's cache that the folder belongs to."""
+    """Whether a file, with all links followed, is in the folder, or in the hub cache of which the folder is part."""
     root, real = folder.resolve(), file.resolve()
     # files of a snapshot are links to the blobs beside it
     cache = next((one.parent.parent for one in (root, *root.parents) if one.parent.name == "snapshots"), root)
@@ -104,7 +104,7 @@ def inside(folder: Path, file: Path) -> bool:
 
 
 def beside(folder: Path) -> list[Path]:
-    """The files that a loader reads beside the weights, relative to the folder; links that lead out of it too."""
+    """The files that a loader reads besides the weights, relative to the folder, including links out of it."""
     patterns = [*_BESIDE, *TOKENIZER]
     for one in modules(folder):
         patterns += [f"{one.path}/{pattern}" for pattern in (*_BESIDE, *TOKENIZER, *_MODULE) if one.path]
@@ -112,7 +112,7 @@ def beside(folder: Path) -> list[Path]:
 
 
 def copied(folder: Path, target: Path, files: Iterable[Path]) -> None:
-    """Copy some files of a folder, given relative to it; a link that leads out of the folder is left where it is."""
+    """Copy some files of a folder, given relative to it; links out of the folder are not copied."""
     for file in files:
         if inside(folder, folder / file):
             (target / file).parent.mkdir(parents=True, exist_ok=True)
@@ -138,7 +138,7 @@ def _matching(folder: Path, patterns: list[str] | tuple[str, ...]) -> Iterator[P
 
 
 def unread(folder: Path, read: Mapping[Path, Any]) -> str | None:
-    """What is said of weights that lie in a folder and are not read; None if there are none."""
+    """A message about weights in a folder that are not read; None if there are none."""
     others = [
         file.name
         for file in sorted(folder.iterdir())

@@ -1,4 +1,4 @@
-"""The same architecture without its pre-training: fresh weights, drawn as the model's own library draws them."""
+"""The same architecture without pre-training: random weights, initialised as the model's own library does it."""
 
 import copy
 from typing import Any
@@ -14,7 +14,7 @@ from tauspan.models.select import state_of
 
 @checked
 def reinitialised(encoder: Encoder, seed: int = 0) -> Encoder:
-    """A copy of an encoder with fresh random weights, to compare with what pre-training gives.
+    """A copy of an encoder with new random weights, as a comparison without pre-training.
 
     A transformers model is built anew from its configuration; in any other model every submodule that owns
     parameters draws them by its own `reset_parameters`. The input is not changed, and neither is torch's global
@@ -22,13 +22,13 @@ def reinitialised(encoder: Encoder, seed: int = 0) -> Encoder:
 
     Args:
         encoder: the pre-trained encoder.
-        seed: of the draw.
+        seed: of the random weights.
 
     Raises:
         ModelError: a submodule owns parameters and has no `reset_parameters`.
 
     Cost:
-        Two copies of the weights for a moment.
+        Memory for two copies of the weights.
 
     Example:
         >>> encoder = Encoder(nn.Linear(2, 3))
@@ -53,7 +53,7 @@ def reinitialised(encoder: Encoder, seed: int = 0) -> Encoder:
 def _draw_from_config(backbone: Any) -> None:
     """Copy the weights of a model that transformers builds from the configuration.
 
-    Its `init_weights` would not do: it leaves tensors alone that were loaded from a file.
+    `init_weights` is not enough: it does not change tensors that were loaded from a file.
     """
     fresh = state_of(type(backbone)._from_config(copy.deepcopy(backbone.config)))
     for name, tensor in state_of(backbone).items():

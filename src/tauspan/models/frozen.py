@@ -1,4 +1,4 @@
-"""Frozen heads that an encoder keeps: of which pre-trained encoder they were made, in files, and what they predict."""
+"""Frozen heads of an encoder: the pre-trained encoder they were made from, their files, and their predictions."""
 
 import hashlib
 import json
@@ -35,14 +35,14 @@ FORMAT = "tauspan-head/1"
 
 @dataclass(frozen=True, eq=False)
 class Frozen:
-    """The frozen head of one task: enough to name classes, and to know the head again.
+    """The frozen head of one task, with what is needed to name classes and to recognise the head.
 
     Args:
         task: the task's name.
         label_names: the K classes, in the order of the logits.
         head: features to logits.
         max_tokens: where texts are cut; None leaves it to the tokenizer.
-        made_of: all that the head was made of besides the encoder, as JSON; empty for a task's own head.
+        made_of: everything the head was made from besides the encoder, as JSON; empty for a head that the task brings.
     """
 
     task: str
@@ -54,11 +54,11 @@ class Frozen:
 
 @dataclass(frozen=True)
 class Prediction:
-    """What a classifier says of one row.
+    """A classifier's prediction for one row.
 
     Args:
         label: the class with the largest probability.
-        probabilities: by class, softmax of the logits.
+        probabilities: the softmax of the logits, by class.
     """
 
     label: str
@@ -66,21 +66,21 @@ class Prediction:
 
     @property
     def probability(self) -> float:
-        """Of the class that is named."""
+        """The probability of the predicted class."""
         return self.probabilities[self.label]
 
 
 class Origin:
-    """The pre-trained encoder that an edited one was made from. Its frozen heads are the edited one's too.
+    """The pre-trained encoder that an edited one was made from; the edited encoder uses its frozen heads.
 
-    Heads made anew from an edited encoder would be other heads.
+    A head built from the edited encoder's features would be a different head.
 
     Args:
         source: the pre-trained encoder's id or path, as it was given.
         path: where its directory was, if it was one.
-        fingerprint: its own.
-        reading: what else decides its heads: `Encoder.describe()` and its dtype.
-        encoder: the encoder, while it is in memory; one that no file holds is kept.
+        fingerprint: the pre-trained encoder's fingerprint.
+        reading: what else determines its heads: `Encoder.describe()` and its dtype.
+        encoder: the encoder, while it is in memory; an encoder without files is always kept.
     """
 
     def __init__(
@@ -96,7 +96,7 @@ class Origin:
 
     @staticmethod
     def of(encoder: Encoder) -> "Origin":
-        """Of an encoder that is about to be edited: its own origin, if it was edited before."""
+        """The origin for edits of an encoder: the encoder itself, or its origin if it was edited before."""
         if encoder.origin is not None:
             return encoder.origin
         path = None if encoder.home is None else str(encoder.home.directory.resolve())
@@ -106,7 +106,7 @@ class Origin:
         """The pre-trained encoder, from memory or loaded again.
 
         Raises:
-            ModelError: it is not there any more, or it is another one now.
+            ModelError: it no longer exists, or it has changed.
         """
         held = self._kept or self._seen()
         if held is not None:
@@ -125,13 +125,13 @@ class Origin:
 def base_of(
     source: str, path: str | None, fingerprint: str, beside: Path | None = None
 ) -> tuple[Encoder | None, str]:
-    """The encoder with a fingerprint, looked for where it was; or None, and what was found instead.
+    """The encoder with a given fingerprint, searched at its former location; or None, and a message about what is there.
 
     Args:
         source: its id or path as it was given.
         path: its absolute path, if it is a directory.
-        fingerprint: what it must have; empty where it was never computed.
-        beside: a directory that relative paths may be meant from.
+        fingerprint: the expected fingerprint; empty if it was never computed.
+        beside: a directory to which relative paths may refer.
     """
     places = [source, *([path] if path else []), *([str(beside / source)] if beside is not None else [])]
     failed = []
@@ -149,13 +149,13 @@ def base_of(
 
 
 def reading(encoder: Encoder) -> str:
-    """What decides an encoder's heads besides its weights."""
+    """What determines an encoder's heads besides its weights."""
     first = next(encoder.parameters(), None)
     return f"{None if first is None else first.dtype}|{encoder.describe()}"
 
 
 def key_of(fingerprint: str, reading: str, made_of: Sequence[Any]) -> str:
-    """A hash of an encoder and of what a head of it is made of."""
+    """A hash of an encoder and of everything else that one of its heads is made from."""
     return hashlib.sha256(json.dumps([fingerprint, reading, *made_of]).encode()).hexdigest()
 
 
@@ -163,7 +163,7 @@ def key_of(fingerprint: str, reading: str, made_of: Sequence[Any]) -> str:
 
 
 def save_heads(directory: Path, heads: Mapping[str, Frozen]) -> None:
-    """Write each head as `heads/TASK.safetensors` of a directory."""
+    """Write each head as `heads/TASK.safetensors` in a directory."""
     for name, one in heads.items():
         facts = {
             "format": FORMAT, "task": one.task, "label_names": list(one.label_names), "scale": one.head.scale,
@@ -179,7 +179,7 @@ def read_heads(directory: Path) -> dict[str, Frozen]:
     """The heads in a directory by task.
 
     Raises:
-        StoreError: a file that is no head, or whose tensors are not those that were saved for its task.
+        StoreError: a file that is not a head, or with other tensors than were saved for its task.
     """
     found = {}
     for file in sorted((directory / FOLDER).glob("*.safetensors")):
@@ -209,10 +209,10 @@ def read_heads(directory: Path) -> dict[str, Frozen]:
 
 
 def chosen_head(heads: Mapping[str, Frozen], task: str | None, source: str) -> Frozen:
-    """The head of a task, or the only one there is.
+    """The head of a task, or the only head.
 
     Raises:
-        UsageError: there is none, none of that name, or several and no name.
+        UsageError: there is no head, none of that name, or several and no name is given.
     """
     if not heads:
         raise UsageError(

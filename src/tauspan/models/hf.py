@@ -1,4 +1,4 @@
-"""Encoders from directories that transformers wrote."""
+"""Encoders from directories in transformers' format."""
 
 import dataclasses
 from collections.abc import Callable, Mapping
@@ -58,7 +58,7 @@ def load(directory: Path, source: str) -> Encoder:
     """
     transformers = require_extra("transformers", "transformers", f"loading {source!r}")
     if not (directory / "config.json").is_file():
-        sentences(directory)  # says where sentence-transformers keeps it
+        sentences(directory)  # raises an error that says where sentence-transformers keeps it
         raise ModelError(f"{directory} has no config.json: it is not a directory that transformers wrote.")
     weights = weights_of(directory)
     config = store.read_json(directory / "config.json")
@@ -125,7 +125,7 @@ def _towers(
 
 
 def _usual(model: Any, kind: str) -> Callable[[nn.Module, Batch], Tensor]:
-    """How a text model is pooled where no file says it."""
+    """The default pooling of a text model, where no file gives one."""
     if type(model).__name__.endswith("WithProjection"):
         return projected_text
     if kind.endswith("_text_model"):
@@ -137,7 +137,7 @@ def _usual(model: Any, kind: str) -> Callable[[nn.Module, Batch], Tensor]:
 
 
 def _family(transformers: Any, config: Mapping[str, Any]) -> Any:
-    """What reads a directory: an encoder that was saved alone, a tower with its projection, else the base model."""
+    """The class to load a directory with: an encoder saved alone, a tower with its projection, or the base model."""
     architecture = str((config.get("architectures") or [""])[0])
     if architecture.endswith("WithProjection") and hasattr(transformers, architecture):
         return getattr(transformers, architecture)
@@ -149,7 +149,7 @@ def _family(transformers: Any, config: Mapping[str, Any]) -> Any:
 
 
 def _require_unmasked(kind: str, directory: Path) -> None:
-    """Raise for models that hide random parts of an image at each call: their encoder alone is another class."""
+    """Raise for models that mask random parts of an image at each call; their encoder without masks is another class."""
     if kind in _MASKED:
         raise ModelError(
             f"{directory} is a {kind}, which hides a random part of each image, so its features are random. Load its "
@@ -158,10 +158,10 @@ def _require_unmasked(kind: str, directory: Path) -> None:
 
 
 def _pretrained(transformers: Any, family: Any, directory: Path) -> nn.Module:
-    """The model in float32; missing or misshapen weights are an error, never re-drawn.
+    """The model in float32; missing weights or weights of another shape are an error, never random.
 
-    Attention is fused where the model has that, which is transformers' default; to ask for it by name is refused for
-    models without attention. A pooler that the checkpoint does not hold is left out.
+    Attention is fused if the model supports it, which is transformers' default; the option itself is not set because
+    models without attention refuse it. A pooler that the checkpoint lacks is left out.
     """
     try:
         with quiet(transformers):
@@ -185,7 +185,7 @@ def _pretrained(transformers: Any, family: Any, directory: Path) -> nn.Module:
 
 
 def _tokenizer(transformers: Any, directory: Path, lower: bool = False) -> Any:
-    """The tokenizer, padding on the right; `lower` lowers the case of texts, as sentence-transformers may ask."""
+    """The tokenizer, padding on the right; with `lower` texts are lower-cased, as sentence-transformers can require."""
     try:
         tokenizer = transformers.AutoTokenizer.from_pretrained(
             directory, local_files_only=True, trust_remote_code=False
@@ -217,9 +217,9 @@ def _lower(tokenizer: Any) -> None:
 
 
 def copies(directory: Path) -> Callable[[Any], None]:
-    """Copy the files that a loader reads beside weights (tokenizer, pooling, preprocessing), and no others.
+    """Copy the files that a loader reads besides the weights: tokenizer, pooling, preprocessing.
 
-    `config.json` is not among them: what writes the weights writes it.
+    `config.json` is not among them; it is written with the weights.
     """
 
     def copy(target: Path) -> None:

@@ -1,4 +1,4 @@
-"""The files that a model came from: what they hold beyond the module, and an edited model written like them."""
+"""The files that a model came from: the tensors that the module lacks, and writing an edited model like them."""
 
 import sys
 from collections.abc import Iterable, Mapping
@@ -23,14 +23,15 @@ Kinds = Mapping[str, tuple[torch.dtype, Size]]
 
 @dataclass(frozen=True, eq=False)
 class Home:
-    """Where an encoder's weights lie in files, and everything there that the module lacks.
+    """The files of an encoder's weights, and the tensors in them that the module lacks.
 
     Args:
-        directory: holds configuration and weights.
-        names: between the files and the module.
-        carried: by stored name, what the module lacks (a head, old buffers) and whole numbers; saved again with it.
-        unstored: tensors of the module that no file holds because its library computes them, each with its
-            fingerprint as it was loaded; they are saved if they were changed.
+        directory: the directory with configuration and weights.
+        names: the translation of names between the files and the module.
+        carried: tensors that the module lacks (a head, old buffers) and tensors of whole numbers, by their names in the
+            files; they are saved again with the model.
+        unstored: fingerprints, when loaded, of tensors that no file holds because the model's library computes them;
+            such a tensor is saved if it was changed.
     """
 
     directory: Path
@@ -39,10 +40,10 @@ class Home:
     unstored: Mapping[str, str] = field(default_factory=dict)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "Home":
-        return self  # nothing in it is ever changed
+        return self  # immutable, so it can be shared
 
     def stored(self, memory: Params) -> dict[str, Tensor]:
-        """The whole checkpoint as it would be written, by the names of the files, from the tensors in memory."""
+        """All tensors of the checkpoint as it would be written, under the names of the files, from those in memory."""
         inside = set(self.names.in_memory)
         made = self.names.to_files({name: tensor for name, tensor in memory.items() if name in inside})
         whole = {name: made[name] if name in made else self.carried[name] for name in self.names.shapes}
@@ -52,7 +53,7 @@ class Home:
         return whole | {name: memory[name] for name in changed}
 
     def moved(self, deltas: Params, scale: float) -> "Home":
-        """The same with what is carried moved too, as far as a displacement holds it; float32 or wider."""
+        """The same home with its carried tensors moved by a displacement that holds them, in float32 or wider."""
         moved = {
             name: params.moved(tensor, deltas[name], scale)
             for name, tensor in self.carried.items()
@@ -61,7 +62,7 @@ class Home:
         return replace(self, carried={**self.carried, **moved})
 
     def write(self, target: Path, memory: Params) -> None:
-        """Weights and configuration as the files had them: names, architecture and all that the module lacks.
+        """Write weights and configuration like the original files, with the tensors that the module lacks.
 
         Raises:
             ModelError: the module no longer has the shapes of its files.
@@ -79,13 +80,13 @@ class Home:
 
 
 def write_checkpoint(target: Path, source: Path, kinds: Kinds, tensors: Iterable[Tensor]) -> None:
-    """Weights in a directory, with the configuration of another that says their dtype.
+    """Write weights into a directory, with the configuration of another directory adjusted to their dtype.
 
     Args:
         target: the directory to write into.
-        source: whose `config.json` is taken over, if it has one.
+        source: the directory from which `config.json` is taken, if it has one.
         kinds: dtype and shape of each tensor.
-        tensors: in that order; one at a time is held.
+        tensors: the tensors in that order; only one is in memory at a time.
     """
     store.stream_shards(target, kinds, tensors)
     if (source / CONFIG).is_file():
@@ -98,7 +99,7 @@ def write_checkpoint(target: Path, source: Path, kinds: Kinds, tensors: Iterable
 
 
 def with_dtype(config: Mapping[str, Any], dtype: torch.dtype) -> dict[str, Any]:
-    """A configuration that names another dtype, as transformers 5 spells it, in the parts of a model of several too."""
+    """A configuration with another dtype, as transformers 5 writes it, also in the parts of a composite model."""
     changed: dict[str, Any] = {}
     for key, value in config.items():
         if key not in ("dtype", "torch_dtype"):
@@ -110,8 +111,8 @@ def with_dtype(config: Mapping[str, Any], dtype: torch.dtype) -> dict[str, Any]:
 def home_of(directory: Path, weights: Path, model: nn.Module) -> Home | None:
     """The home of a transformers model that was just loaded from a directory.
 
-    None, with the old way of saving, where the module does not hold what the names say: then its library changes values
-    while it loads.
+    None if the module's values differ from those in the files, because its library changes values while it loads;
+    such a model is saved by its library.
     """
     checkpoint = store.Checkpoint(weights)
     kinds = checkpoint.kinds()
@@ -126,7 +127,7 @@ def home_of(directory: Path, weights: Path, model: nn.Module) -> Home | None:
 
 
 def same_names(directory: Path, weights: Path, model: nn.Module) -> Home:
-    """The home of a model whose library keeps its names in files, with whatever more the files hold."""
+    """The home of a model with the same names in files and in memory, and of any further tensors in the files."""
     checkpoint = store.Checkpoint(weights)
     shapes = {name: shape for name, (_, shape) in checkpoint.kinds().items()}
     inside = set(state_of(model)) & set(shapes)
@@ -135,13 +136,13 @@ def same_names(directory: Path, weights: Path, model: nn.Module) -> Home:
 
 
 def _beyond(names: Names, memory: Params) -> list[str]:
-    """What is carried: stored tensors that the module lacks, or keeps as whole numbers, which no edit changes."""
+    """The carried tensors: those that the module lacks, and those of whole numbers, which no edit changes."""
     whole = (stored for stored, name in names.renamed.items() if name not in memory)
     return [*names.carried, *whole]
 
 
 def _with_copies(names: Names, checkpoint: store.Checkpoint, memory: Params, model: Any) -> Names:
-    """A carried tensor that repeats an embedding to which the configuration ties it is that tensor, stored twice."""
+    """The names, with carried tensors that equal the tied embedding as further stored copies of it."""
     config = getattr(model, "config", None)
     text = config.get_text_config() if config is not None and hasattr(config, "get_text_config") else config
     if not getattr(text, "tie_word_embeddings", False):
@@ -167,7 +168,7 @@ def _with_copies(names: Names, checkpoint: store.Checkpoint, memory: Params, mod
 
 
 def _fits(names: Names, checkpoint: store.Checkpoint, memory: Params) -> bool:
-    """Whether the module holds the stored values: some of each renamed tensor, one whole group of each kind moved."""
+    """Whether the module has the stored values, checked on parts of renamed tensors and on one group per rule."""
     for stored, name in names.renamed.items():
         if name not in memory:
             continue  # not floating point
@@ -182,25 +183,25 @@ def _fits(names: Names, checkpoint: store.Checkpoint, memory: Params) -> bool:
 
 
 def encoder_in(module: nn.Module) -> Encoder | None:
-    """The encoder that the module is or holds."""
+    """The encoder that a module is or contains, or None."""
     inside = module.encoder if isinstance(module, Classifier) else module
     return inside if isinstance(inside, Encoder) else None
 
 
 def names_of(module: nn.Module) -> Names:
-    """How the module's tensors are called in files: those it came from, or those that its library would write."""
+    """The names of a module's tensors in files: in those it came from, or in those that its library would write."""
     encoder = encoder_in(module)
     if encoder is not None and encoder.home is not None:
         return encoder.home.names
     inner, _ = core(module)
-    transformers = sys.modules.get("transformers")  # a module of its kind was made with it
+    transformers = sys.modules.get("transformers")  # a transformers model cannot exist without this import
     if transformers is not None and isinstance(inner, transformers.PreTrainedModel):
         return saved_names(inner)
     return Names()
 
 
 def stored_state(module: nn.Module) -> dict[str, Tensor]:
-    """The whole point in weight space as files hold it: by their names, with what the module lacks."""
+    """All tensors of a model as files hold them: under the names of the files, with those that the module lacks."""
     encoder = encoder_in(module)
     if encoder is not None and encoder.home is not None and encoder.whole is None:
         return encoder.home.stored(state_of(module))
@@ -208,10 +209,9 @@ def stored_state(module: nn.Module) -> dict[str, Tensor]:
 
 
 def fingerprint_of(module: nn.Module) -> str:
-    """The content fingerprint of a module's core with all that its files hold; equal for its saved and re-loaded copy.
+    """The content fingerprint of a module's core and of everything in its files; saving and loading does not change it.
 
-    It is the fingerprint of the files themselves. A trimmed encoder has that of the whole one for as long as its own
-    weights are those that were trimmed.
+    It is the fingerprint of the files themselves. A trimmed encoder has that of the whole one until its weights change.
     """
     encoder = encoder_in(module)
     whole = None if encoder is None else encoder.whole

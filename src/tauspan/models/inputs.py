@@ -20,8 +20,8 @@ Modality = Literal["text", "image", "tensor"]
 Interpolation = Literal["nearest-exact", "bilinear", "bicubic"]
 Centre = Literal["transformers", "torchvision"]
 Batch: TypeAlias = Tensor | Mapping[str, Tensor]
-_PILLOW: dict[Interpolation, int] = {"nearest-exact": 0, "bilinear": 2, "bicubic": 3}  # its own numbers
-_NO_LIMIT = 10**6  # tokenizers that were saved without their limit have one above this
+_PILLOW: dict[Interpolation, int] = {"nearest-exact": 0, "bilinear": 2, "bicubic": 3}  # Pillow's own numbers
+_NO_LIMIT = 10**6  # tokenizers that were saved without a limit have a limit above this
 
 
 @dataclass(frozen=True)
@@ -31,17 +31,17 @@ class Inputs:
     Args:
         modality: `"text"`, `"image"` or `"tensor"`.
         tokenizer: called on a list of texts; only for text and for the prompts of an image model.
-        size: side in pixels of the centre crop that the model reads.
+        size: side of the centre crop that the model reads, in pixels.
         mean: per channel, of pixels in [0, 1].
         std: per channel.
         resize: before the crop; a number is the shorter side (proportions are kept), a pair is height and width.
             None takes `size` as the shorter side.
         interpolation: `"bicubic"`, `"bilinear"` or `"nearest-exact"`, each as Pillow does it.
-        centre: whose central crop, where one pixel more lies on one side: `"transformers"` or `"torchvision"`.
-        processor: the model's own way from a picture (uint8 of shape (H, W, 3)) to its input, instead of all that;
-            `tauspan.models.processing` says when it is taken.
-        limit: where texts are cut unless the caller says it; None takes the tokenizer's own limit.
-        prompt: put before every text.
+        centre: on which side a central crop has the odd pixel: as in `"transformers"` or in `"torchvision"`.
+        processor: the model's own conversion of a picture (uint8 of shape (H, W, 3)) to its input, instead of all this;
+            see `tauspan.models.processing`.
+        limit: where texts are cut by default; None takes the tokenizer's own limit.
+        prompt: a text put before every text.
     """
 
     modality: Modality = "tensor"
@@ -106,7 +106,7 @@ class Inputs:
     def tokens(
         self, texts: Sequence[str], max_tokens: int | None, positions: int | None
     ) -> dict[str, Tensor]:
-        """Texts as the tokenizer's tensors, no longer than the caller, the model and the tokenizer allow."""
+        """The tokenizer's tensors of texts, cut at the limits of the caller, the model and the tokenizer."""
         if max_tokens is not None and (type(max_tokens) is not int or max_tokens < 1):
             raise UsageError(f"max_tokens={max_tokens!r}: it must be a whole number, at least 1.")
         own = getattr(self.tokenizer, "model_max_length", None)
@@ -120,14 +120,14 @@ class Inputs:
 
     @property
     def ahead(self) -> int:
-        """How many batches are worth preparing before they are asked for: images take long to decode."""
+        """The number of batches that are worth preparing in advance, since images take long to decode."""
         return 2 if self.modality == "image" else 0
 
     def _text(self) -> DataError:
         return DataError(f"this encoder reads {self.modality} inputs, and the task holds text.")
 
     def _images(self, raw: Sequence[Any], crops: Sequence[random.Random] | None) -> Tensor:
-        """Each image looked at once, since a lazy sequence decodes it whenever it is; several at a time."""
+        """A batch of images; each is read once, since a lazy sequence decodes at every access, and several at a time."""
 
         def read(place: int) -> Tensor:
             image = raw[place]
@@ -138,7 +138,7 @@ class Inputs:
         return torch.stack(in_threads(read, range(len(raw))))
 
     def describe(self) -> str:
-        """What decides the batch besides the raw inputs and the tokenizer, as one line."""
+        """What determines the batch besides the raw inputs and the tokenizer, in one line."""
         if self.processor is not None:
             return repr((self.modality, self.processor))
         facts: tuple[Any, ...] = (
@@ -156,7 +156,7 @@ class Inputs:
         return repr(facts if self.modality == "image" else self.modality)
 
     def told(self) -> str:
-        """The same for people."""
+        """The same in words, for people."""
         if self.modality == "text":
             cut = "" if self.limit is None else f", cut at {self.limit} tokens"
             return f"text{cut}{f', after {self.prompt!r}' if self.prompt else ''}"
@@ -194,7 +194,7 @@ class Inputs:
         return (scaled - mean) / std
 
     def _central(self, pixels: Tensor) -> Tensor:
-        """Resized, then cropped at the centre: what evaluation reads."""
+        """The image resized, then cropped at the centre, as in evaluation."""
         height, width = pixels.shape[1:]
         wanted = self.size if self.resize is None else self.resize
         if isinstance(wanted, int):
@@ -207,13 +207,13 @@ class Inputs:
         return F.pad(pixels, (-left, -right, -top, -bottom))
 
     def _anywhere(self, pixels: Tensor, draw: random.Random) -> Tensor:
-        """A random part, resized."""
+        """A random part of the image, resized."""
         box = random_box(pixels.shape[1], pixels.shape[2], draw)
         part = pixels[:, box.top : box.top + box.height, box.left : box.left + box.width]
         return self._resized(part, (self.size, self.size))
 
     def _resized(self, pixels: Tensor, wanted: tuple[int, int]) -> Tensor:
-        """Bytes as Pillow resizes them, rounding after each direction; floats, which lie in [0, 1], by torch."""
+        """Resized pixels: bytes as by Pillow, which rounds after each direction; floats in [0, 1] by torch."""
         if tuple(pixels.shape[1:]) == tuple(wanted):
             return pixels
         if pixels.dtype == torch.uint8:
@@ -225,7 +225,7 @@ class Inputs:
 
 
 def _require_scale(image: Tensor) -> None:
-    """Raise unless the scale of pixels is known: bytes, or floats in [0, 1]."""
+    """Raise unless pixels are bytes, or floats in [0, 1]."""
     if image.dtype == torch.uint8:
         return
     kind = str(image.dtype).removeprefix("torch.")
@@ -240,7 +240,7 @@ def _require_scale(image: Tensor) -> None:
 
 
 def _begin(over: int, centre: Centre) -> int:
-    """Where a central crop begins, so many pixels before it in all; negative where a border is added."""
+    """The first pixel of a central crop, from the number of pixels to remove; negative if a border is added."""
     if centre == "transformers":
         return over // 2
     return -(-over // 2) if over < 0 else round(over / 2)  # torchvision's, half to even
@@ -257,7 +257,7 @@ def _by_pillow(pixels: Tensor, wanted: tuple[int, int], interpolation: Interpola
 
 
 def _require_tokens(tokens: Mapping[str, Tensor], texts: Sequence[str]) -> None:
-    """Raise where a text has no token: nothing could be pooled, and padding would stand for it."""
+    """Raise if a text has no token: its feature would be that of padding."""
     ids, mask = tokens.get("input_ids"), tokens.get("attention_mask")
     if ids is None or (ids.numel() and mask is None):
         return

@@ -1,16 +1,14 @@
-"""A module is given back as it was: what a forward pass keeps in it is taken out again."""
+"""Running a module so that it is unchanged afterwards: what a forward pass keeps in it is removed again."""
 
-import copy
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import Any, TypeAlias, TypeVar
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
 
-from tauspan.core.errors import ModelError
 from tauspan.models.reach import (
     Container,
     Remembering,
@@ -18,12 +16,10 @@ from tauspan.models.reach import (
     differ,
     items_of,
     put_back,
-    reached,
     remembering,
 )
 
-_Place: TypeAlias = tuple[dict[str, Tensor | None], str]  # a registry of buffers, and a name in it
-_AnyModule = TypeVar("_AnyModule", bound=nn.Module)
+_Place: TypeAlias = tuple[dict[str, Tensor | None], str]  # a module's dict of buffers, and a name in it
 _SINGLE = 64  # kept tensors that are tried one by one
 
 
@@ -33,9 +29,9 @@ class Memo:
 
     Args:
         container: the dict, list or deque that holds it; an object's attributes are a dict too.
-        key: its key or place there.
+        key: its key or index there.
         where: the same as a path, for messages.
-        gone: set it aside by removing the entry; otherwise None takes its place.
+        gone: whether it is set aside by removing the entry; else it is replaced by None.
     """
 
     container: dict[Any, Any] | list[Any] | deque[Any]
@@ -50,10 +46,10 @@ class Memo:
         return self.key < len(self.container) and _is_kept(self.container[self.key])
 
     def made_again(self, before: Sequence[int]) -> bool:
-        """Whether the module has filled the place again, or another one beside it: a memo for inputs of another shape.
+        """Whether the module has stored a tensor again, under this key or another (for inputs of another shape).
 
         Args:
-            before: the ids of what the container held before.
+            before: the ids of the container's items before.
         """
         if self.present():
             return True
@@ -62,7 +58,7 @@ class Memo:
         )
 
     def set_aside(self) -> None:
-        """Take the tensor out."""
+        """Remove the tensor from its container."""
         if self.gone and self.present():
             del self.container[self.key]
         else:
@@ -70,19 +66,19 @@ class Memo:
 
 
 class Intact:
-    """Runs a module so that nothing of the run remains in it.
+    """Runs a module without leaving anything of the run in it.
 
     Attributes, registered tensors, and the contents of dicts, lists, sets, deques and closures that belong to the module
-    or to its submodules are compared by identity after a run and put back, also after an exception. What
-    `functools.lru_cache` remembers of its methods and attributes is forgotten before a run and after it. Buffers that the
-    first run writes to in place (statistics, counters) are replaced by copies during each run; other tensors that are
-    written to in place are not put back.
+    or to its submodules are compared by identity after a run and restored, also after an exception. Caches
+    of `functools.lru_cache` on its methods and attributes are cleared before and after a run. Buffers that the first run
+    writes to in place (statistics, counters) are replaced by copies during each run; other tensors that are
+    written to in place are not restored.
 
     Args:
         module: the module.
 
     Attributes:
-        memos: what is set aside during a run; see `look`.
+        memos: the kept tensors that are set aside during a run; see `look`.
 
     Example:
         >>> net = nn.Linear(2, 1)
@@ -98,20 +94,20 @@ class Intact:
         self._held: list[tuple[Container, Container]] = []  # each container with its contents
         self._remembering: tuple[Remembering, ...] = ()
         self._looked = self._fresh = False
-        self._written: list[_Place] | None = None  # buffers that runs write to; None before the first
+        self._written: list[_Place] | None = None  # buffers that runs write to; None before the first run
 
     @contextmanager
     def __call__(self, memos: Sequence[Memo] | None = None) -> Iterator[None]:
-        """Inside, the module may be called; afterwards it is as it was before.
+        """Inside the block the module may be called; afterwards it is as before.
 
         Args:
-            memos: what to set aside; None for this object's own.
+            memos: the kept tensors to set aside; None for those of this object.
         """
         if not self._fresh:
             self._hold()
         held, self._fresh = self._held, False
         places = self._places() if self._written is None else self._written
-        if torch.is_inference_mode_enabled():  # whose tensors do not count what is written to them
+        if torch.is_inference_mode_enabled():  # inference tensors do not count writes
             places = []
         try:
             self._forget()
@@ -128,14 +124,14 @@ class Intact:
             self._forget()
 
     def _hold(self) -> None:
-        """See whether the module holds other things than before."""
+        """Record what the module's containers hold, if that has changed."""
         if not self._held or any(differ(container, before) for container, before in self._held):
             self._held = [(container, container.copy()) for container, _, _ in containers(self.module)]
             self._remembering = tuple(remembering(self.module))
             self._looked = False
 
     def _places(self) -> list[_Place]:
-        """Where the buffers are registered."""
+        """The dict and the name of each buffer."""
         return [
             (part._buffers, name)
             for part in self.module.modules()
@@ -148,7 +144,7 @@ class Intact:
             function.cache_clear()
 
     def look(self, run: Callable[[], Tensor]) -> None:
-        """Find the memos, unless the module holds what it held when they were looked for; anybody may call it meanwhile.
+        """Find the memos again if the module has changed since the last time, as a user may have called it.
 
         Args:
             run: calls the module on some rows and returns the output.
@@ -161,10 +157,10 @@ class Intact:
         self._fresh = True
 
     def find_memos(self, run: Callable[[], Tensor]) -> None:
-        """Find the kept tensors that the module makes again by itself, with the same output, when they are not there.
+        """Find the kept tensors that the module computes again, with the same output, when they are removed.
 
-        Such a tensor may have been made from parameters at an earlier call (transformers' LeViT keeps its attention
-        biases in eval mode), and then hides their derivative, or is out of date once parameters move.
+        Such a tensor may have been computed from parameters in an earlier call (transformers' LeViT keeps its attention
+        biases in eval mode). It then hides their derivative, or is out of date once parameters change.
 
         Args:
             run: calls the module on some rows and returns the output.
@@ -193,7 +189,7 @@ class Intact:
             with self(memos):
                 found = run()
                 refilled = all(memo.made_again(before[id(memo.container)]) for memo in memos)
-        except Exception:  # a constant that the module cannot do without
+        except Exception:  # a constant that the module needs
             return False
         return (
             refilled and found.shape == wanted.shape and bool(torch.allclose(found, wanted, equal_nan=True))
@@ -202,7 +198,7 @@ class Intact:
     def kept(self) -> list[Memo]:
         """Every tensor that the module keeps outside its parameters and the buffers that are saved with it."""
         registered = {id(tensor) for tensor in (*self.module.parameters(), *_saved_buffers(self.module))}
-        attributes = {id(part._buffers) for part in self.module.modules()}  # read as if they were
+        attributes = {id(part._buffers) for part in self.module.modules()}  # treated like attributes
         found = []
         for container, where, of_object in containers(self.module):
             if of_object:
@@ -217,86 +213,6 @@ class Intact:
         return found
 
 
-def working_copy(module: _AnyModule) -> _AnyModule:
-    """A deep copy for other weights: without tensors that were made from the module's present ones.
-
-    Modules that keep such tensors in eval mode drop them in `train()`, by convention; a tensor with an autograd graph
-    was made from something and cannot be copied anyway.
-
-    Raises:
-        ModelError: a function that the module keeps holds one of its parameters, which a copy would go on to use; or the
-            module keeps a view of a parameter, which a copy would lack.
-    """
-    intact = Intact(module)
-    kept = [memo for memo in intact.kept() if _was_made(memo.container[memo.key])]
-    _require_no_views(module, kept)
-    with intact(kept):
-        made = copy.deepcopy(module)
-    _require_own(made, module)
-    modes = [(layer, layer.training) for layer in made.modules()]
-    for layer, mode in modes:
-        if not mode and type(layer).train is not nn.Module.train:
-            layer.train(True)
-    for layer, mode in modes:
-        layer.training = mode
-    return made
-
-
-def _require_no_views(module: nn.Module, kept: Sequence[Memo]) -> None:
-    """Raise if a kept tensor is a view of a parameter: no pass makes it again."""
-    names = {id(parameter): name for name, parameter in module.named_parameters()}
-    for memo in kept:
-        base = getattr(memo.container[memo.key], "_base", None)
-        if id(base) in names:
-            raise ModelError(
-                f"{type(module).__name__} keeps a view of the parameter {names[id(base)]!r} at {memo.where!r}, which a "
-                "copy with other weights would lack. Take it from the parameter in the forward pass "
-                "(`self.weight[:2]` where it is used)."
-            )
-
-
-def kept_outside(module: nn.Module) -> list[str]:
-    """The places of floating-point tensors that a module keeps outside its parameters and buffers."""
-    buffers = {id(buffer) for buffer in module.buffers()}
-    found = [(memo.where, memo.container[memo.key]) for memo in Intact(module).kept()]
-    return [where for where, item in found if id(item) not in buffers and _has_fractions(item)]
-
-
-def _has_fractions(item: Any) -> bool:
-    if isinstance(item, tuple):
-        return any(map(_has_fractions, item))
-    return isinstance(item, Tensor) and item.is_floating_point() and not isinstance(item, nn.Parameter)
-
-
-def _require_own(made: nn.Module, module: nn.Module) -> None:
-    """Raise if a copy still reaches parameters of the module that it was made from."""
-    names = {id(parameter): name for name, parameter in module.named_parameters()}
-    for item, where, _ in reached(made):
-        inside = (
-            item.values() if isinstance(item, dict) else item if isinstance(item, list | deque) else (item,)
-        )
-        for tensor in inside:
-            if isinstance(tensor, Tensor) and id(tensor) in names:
-                raise ModelError(
-                    f"{type(module).__name__} keeps a function at {where.removesuffix('.')!r} that holds the parameter "
-                    f"{names[id(tensor)]!r} (a closure or a default), and a copy with other weights would go on to use "
-                    f"this one. {_own_way(module)}"
-                )
-
-
-def _own_way(module: nn.Module) -> str:
-    """What to do about a function that a copy shares with the module."""
-    if any(hasattr(part, "_hf_hook") for part in module.modules()):
-        return (
-            "accelerate put it there, to spread the model over devices: have the whole model on one of them, and take "
-            "its hooks off, `accelerate.hooks.remove_hook_from_submodules(MODEL)`."
-        )
-    return (
-        "Take it from the module when it is called (`self.layer.weight`), or keep it in a `functools.partial` or a list, "
-        "which are copied with the module."
-    )
-
-
 def _saved_buffers(module: nn.Module) -> Iterator[Tensor]:
     """The buffers that are saved with a module, and those of whole numbers, which are made from no parameter."""
     for part in module.modules():
@@ -308,12 +224,12 @@ def _saved_buffers(module: nn.Module) -> Iterator[Tensor]:
 
 
 def _copied(places: Sequence[_Place]) -> list[tuple[_Place, Tensor]]:
-    """Copies of buffers, which take their places; one copy for each tensor."""
+    """Replace buffers by copies, one copy per tensor."""
     copies: dict[int, Tensor] = {}
     found: list[tuple[_Place, Tensor]] = []
     for registry, name in places:
         buffer = registry.get(name)
-        if buffer is None:  # it was one when the places were found
+        if buffer is None:  # it existed when the places were collected
             continue
         registry[name] = copies.setdefault(id(buffer), buffer.detach().clone())
         found.append(((registry, name), copies[id(buffer)]))
@@ -323,10 +239,3 @@ def _copied(places: Sequence[_Place]) -> list[tuple[_Place, Tensor]]:
 def _is_kept(item: Any) -> bool:
     """Whether this is a tensor, or a tuple that holds one."""
     return isinstance(item, Tensor) or (isinstance(item, tuple) and any(map(_is_kept, item)))
-
-
-def _was_made(item: Any) -> bool:
-    """Whether a kept tensor has an autograd graph, and so was made from something."""
-    return (
-        any(map(_was_made, item)) if isinstance(item, tuple) else getattr(item, "grad_fn", None) is not None
-    )

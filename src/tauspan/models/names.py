@@ -1,13 +1,13 @@
-"""The two languages of tensor names, and the way between them: names in files, and names in memory.
+"""Names of tensors in files and in memory, and the translation between the two.
 
 A checkpoint's *files* keep the names that the model had when it was published (`bert.encoder...`,
 `model.layers.0.block_sparse_moe.experts.1.w2.weight`, `language_model.model.layers...`). A module *in memory* has the
 names of today's code and of the class it was loaded as (`encoder...`, `layers.0.mlp.experts.down_proj`,
-`model.language_model.layers...`). transformers translates while it loads and while it saves, by rules of its own, which
-are asked here; a task vector and a fingerprint speak the language of the files (docs/formats.md).
+`model.language_model.layers...`). transformers translates by its own rules when it loads and saves, and these rules are
+used here; task vectors and fingerprints use the names of files (docs/formats.md).
 
-Every rule is a renaming or moves entries without changing them (experts are stacked, projections joined), so that
-displacements translate as weights do, exactly, both ways.
+Every rule renames tensors, or moves entries without changing them (experts are stacked, projections joined), so that
+displacements are translated exactly, in both directions, like weights.
 """
 
 import copy
@@ -25,14 +25,14 @@ from tauspan.core.params import Params
 
 @dataclass(frozen=True, eq=False)
 class Rearrangement:
-    """Several stored tensors that become one or more in memory, entry by entry: experts stacked, projections joined.
+    """Stored tensors whose entries are rearranged into tensors in memory: experts are stacked, projections joined.
 
     Args:
-        rule: transformers' own `WeightConverter`, never used up: each call copies it.
-        first: the first name in memory, which the rule spells the others after.
-        sources: the stored names in the order in which the rule collects them, each with the pattern it fits.
-        shapes: of the stored tensors.
-        memory: what the rule may look up of the module: its configuration, and shapes by name.
+        rule: transformers' own `WeightConverter`; each call uses a copy, since a converter can be used once only.
+        first: the first name in memory, from which the rule derives the others.
+        sources: the stored names in the order in which the rule collects them, each with the pattern it matches.
+        shapes: the shapes of the stored tensors.
+        memory: what the rule may read of the module: its configuration, and shapes by name.
     """
 
     rule: Any
@@ -47,7 +47,7 @@ class Rearrangement:
         return tuple(self({name: torch.empty(shape, device="meta") for name, shape in self.shapes.items()}))
 
     def __call__(self, stored: Params) -> dict[str, Tensor]:
-        """The tensors in memory from all of the stored ones.
+        """The tensors in memory, from all of the stored tensors.
 
         Raises:
             ModelError: transformers' rule does not fit the model's configuration.
@@ -57,7 +57,7 @@ class Rearrangement:
             rule.add_tensor(self.first, name, pattern, stored[name])
         try:
             made = rule.convert(self.first, model=self.memory, config=self.memory.config)
-        except Exception as error:  # it is transformers' own, and reads the configuration
+        except Exception as error:  # the rule is transformers' and may raise anything
             raise ModelError(
                 f"transformers' own rule that makes {self.first!r} of the tensors in files does not fit this model "
                 f"({error}), so transformers could not load it either: look at the numbers of heads in its configuration."
@@ -65,12 +65,12 @@ class Rearrangement:
         return {name: one[0] if isinstance(one, list) else one for name, one in made.items()}
 
     def back(self, memory: Params) -> dict[str, Tensor]:
-        """The stored tensors from those in memory; what is missing there counts as zero.
+        """The stored tensors, from those in memory; missing ones count as zero.
 
-        Which entry goes where is read off the rule itself, by moving the entries' numbers.
+        The position of each entry is found by applying the rule to tensors of entry numbers.
 
         Raises:
-            ModelError: the rule does more than move entries.
+            ModelError: the rule changes entries instead of only moving them.
         """
         numbers, start = {}, 0
         for name, shape in self.shapes.items():
@@ -98,7 +98,7 @@ class Rearrangement:
 
 @dataclass(frozen=True)
 class _Shapes:
-    """What a rule asks of a module, without the module."""
+    """What a rule reads of a module, without the module."""
 
     config: Any
     shapes: Mapping[str, Size]
@@ -109,12 +109,13 @@ class _Shapes:
 
 @dataclass(frozen=True, eq=False)
 class Names:
-    """How the tensors of one checkpoint are called in its files and in one module.
+    """The names of one checkpoint's tensors in its files and in one module.
 
     Args:
-        renamed: the name in memory of each stored tensor that is one there too; two stored ones may be one in memory.
-        moved: what is rearranged.
-        shapes: of all stored tensors.
+        renamed: from stored names to names in memory, for tensors that are not rearranged; two stored tensors may be one
+            tensor in memory.
+        moved: the groups of tensors that are rearranged.
+        shapes: the shapes of all stored tensors.
     """
 
     renamed: Mapping[str, str] = field(default_factory=dict)
@@ -126,25 +127,25 @@ class Names:
 
     @property
     def plain(self) -> bool:
-        """Whether both languages are one, as far as is known: what is asked comes back as it is."""
+        """Whether no name is known to differ, so that names are returned unchanged."""
         return not self.moved and all(stored == name for stored, name in self.renamed.items())
 
     @property
     def carried(self) -> tuple[str, ...]:
-        """Stored tensors that the module lacks, such as a head beside a backbone."""
+        """The stored tensors that the module lacks, such as a head."""
         inside = {name for one in self.moved for name in one.shapes}
         return tuple(name for name in self.shapes if name not in self.renamed and name not in inside)
 
     @property
     def in_memory(self) -> tuple[str, ...]:
-        """The names in memory of everything that is stored."""
+        """The names in memory of all stored tensors."""
         moved = (name for group in self.moved for name in group.made)
         return tuple(dict.fromkeys([*self.renamed.values(), *moved]))
 
     def to_memory(self, stored: Params) -> dict[str, Tensor]:
-        """Tensors under the names of files, by their names in memory; others are passed on under their own.
+        """Translate names of files to names in memory; unknown names stay.
 
-        Of a rearranged group some may be missing, which count as zero: for displacements.
+        Missing tensors of a rearranged group count as zero, as suits displacements.
 
         Raises:
             MismatchError: two stored tensors are one in memory, and differ.
@@ -176,7 +177,7 @@ class Names:
         made[name] = tensor
 
     def to_files(self, memory: Params) -> dict[str, Tensor]:
-        """Tensors under the names of memory, by the names of the files; others are passed on under their own.
+        """Translate names in memory to names of files; unknown names stay.
 
         Raises:
             ModelError: a rearrangement that cannot be undone.
@@ -210,12 +211,12 @@ class Names:
         return made
 
     def memory_of(self, stored: Iterable[str]) -> dict[str, str]:
-        """By stored name, the name in memory: of several, the first; of what the module lacks, the stored one."""
+        """From stored names to names in memory: the first of several, or the stored name if the module lacks it."""
         first = {name: group.first for group in self.moved for name in group.shapes}
         return {name: self.renamed.get(name, first.get(name, name)) for name in stored}
 
     def files_of(self, names: Iterable[str]) -> tuple[str, ...]:
-        """The stored names behind some names in memory, each once, in order."""
+        """The stored names of some names in memory, each once, in order."""
         behind: dict[str, list[str]] = {}
         for stored, name in self.renamed.items():
             behind.setdefault(name, []).append(stored)
@@ -226,15 +227,15 @@ class Names:
 
 
 def names_between(model: nn.Module, stored: Mapping[str, Size], *, ties: bool = True) -> Names:
-    """How a checkpoint's tensors are called in a transformers model, by transformers' own rules.
+    """The names of a checkpoint's tensors in a transformers model, by transformers' own rules.
 
     Args:
         model: loaded, or on the meta device.
         stored: names and shapes in the files.
-        ties: whether a tied tensor has one name in memory, its first; else each keeps its own.
+        ties: whether a tied tensor has only its first name in memory; else each of its names.
 
     Raises:
-        ModelError: a version of transformers that does not give its rules in a way known here.
+        ModelError: a version of transformers whose rules cannot be read.
     """
     known = _canonical(model) if ties else {}
     shapes = {name: tensor.shape for name, tensor in model.state_dict(keep_vars=True).items()}
@@ -259,7 +260,7 @@ def names_between(model: nn.Module, stored: Mapping[str, Size], *, ties: bool = 
 
 
 def _canonical(model: nn.Module) -> dict[str, str]:
-    """Each name of a tensor that has several, with the first: a tied one counts once."""
+    """From each name of a tied tensor to its first name."""
     first: dict[int, str] = {}
     every = [*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False)]
     return {name: first.setdefault(id(tensor), name) for name, tensor in every}
@@ -268,7 +269,7 @@ def _canonical(model: nn.Module) -> dict[str, str]:
 def _spelt(
     model: Any, stored: Mapping[str, Size], shapes: Mapping[str, Size]
 ) -> Sequence[tuple[str, str, str, Any]]:
-    """Of each stored name: the name in memory, the pattern of the rule that moves it, and that rule, or None."""
+    """For each stored name: the name in memory, and the pattern and the rule that move the tensor, or None."""
     try:
         from transformers.conversion_mapping import get_model_conversion_mapping
         from transformers.core_model_loading import (
@@ -300,7 +301,7 @@ def _spelt(
 
 
 def saved_names(model: Any) -> Names:
-    """How a transformers model that no directory is known for names its tensors in the files it would write."""
+    """The names in the files that a transformers model without a known directory would write."""
     try:
         from transformers.core_model_loading import revert_weight_conversion
     except ImportError as error:

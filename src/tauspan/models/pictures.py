@@ -1,4 +1,4 @@
-"""From a picture of Pillow to RGB pixels: the one way, for every door through which pictures come."""
+"""From a Pillow picture to RGB pixels, in the same way for every source of pictures."""
 
 from typing import Any
 
@@ -9,11 +9,11 @@ from tauspan.core.errors import DataError
 from tauspan.models.extras import require_extra
 
 _ORIENTATION = 0x0112  # the EXIF tag
-_WIDE = ("I", "F", "I;16", "I;16L", "I;16B", "I;16N")  # converting these to 8 bits would cut values off
+_WIDE = ("I", "F", "I;16", "I;16L", "I;16B", "I;16N")  # converting these modes to 8 bits would clip values
 
 
 def is_picture(raw: Any) -> bool:
-    """Whether this is an image of Pillow, told without importing it."""
+    """Whether this is a Pillow image; Pillow is not imported."""
     return type(raw).__module__.startswith("PIL.") and hasattr(raw, "convert")
 
 
@@ -24,11 +24,11 @@ def rgb(picture: Any, name: str) -> NDArray[np.uint8]:
     and transparency is left out (the colours below it stay), as transformers and torchvision do it.
 
     Args:
-        picture: of Pillow, decoded or not; of an animation the first one is taken.
+        picture: a Pillow image, decoded or not; of an animation the first frame is taken.
         name: of the file or row, for errors.
 
     Raises:
-        DataError: pixels of 16 bits or floats, whose scale is not said.
+        DataError: pixels of 16 bits or floats, whose scale is unknown.
     """
     if picture.mode in _WIDE:
         raise DataError(
@@ -43,7 +43,7 @@ def rgb(picture: Any, name: str) -> NDArray[np.uint8]:
 
 
 def _turned(picture: Any) -> bool:
-    """Whether the EXIF data say that the picture is shown turned; where they are damaged they say nothing."""
+    """Whether the EXIF data contain a rotation; damaged EXIF data count as none."""
     try:
         return bool(picture.getexif().get(_ORIENTATION, 1) != 1)
     except Exception:  # damaged EXIF data raise many kinds; no program turns such a picture

@@ -1,4 +1,4 @@
-"""Points in weight space from whatever holds one, under the names of files, and two of them side by side."""
+"""Points in weight space from modules, directories and files, under the names of files, and comparing two of them."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -19,13 +19,13 @@ from tauspan.models.sources import checkpoint_of
 
 @dataclass(frozen=True, eq=False)
 class Point:
-    """Named tensors of one model.
+    """The named tensors of one model.
 
     Args:
-        tensors: the floating-point ones, by the names that its files have or would have.
-        others: the rest: whole numbers, which are copied and never moved.
-        path: those known to lie on the path to the features; None where that cannot be known.
-        directory: where they were read, if that is a model's directory.
+        tensors: the floating-point tensors, by the names that its files have or would have.
+        others: tensors of whole numbers, which edits copy unchanged.
+        path: the names of the tensors on the path to the features; None if unknown.
+        directory: the model's directory, if they were read from one.
     """
 
     tensors: Params
@@ -35,9 +35,9 @@ class Point:
 
 
 def point_of(source: "str | Path | nn.Module | Params") -> Point:
-    """The point that a module, a directory, an id, a safetensors file or a mapping of tensors holds.
+    """The point of a module, a directory, an id, a safetensors file or a mapping of tensors.
 
-    Of directories and files every tensor is read, and neither a tokenizer nor the model's class is needed.
+    From directories and files every tensor is read; neither a tokenizer nor the model's class is needed.
     """
     if isinstance(source, nn.Module):
         chosen = names_of(source).files_of(movable(source))
@@ -63,10 +63,10 @@ def _floats(tensors: Params) -> dict[str, Tensor]:
 
 
 def differing(base: Point, tuned: Point) -> list[str]:
-    """Whole numbers in which two points differ, but for counters of batches, which no output depends on.
+    """The tensors of whole numbers in which two points differ, except counters of batches, which affect no output.
 
     Raises:
-        ModelError: they are the codes of quantised weights.
+        ModelError: such a tensor holds codes of quantised weights.
     """
     shared = (
         name for name in base.others if name in tuned.others and not name.endswith("num_batches_tracked")
@@ -84,11 +84,11 @@ def differing(base: Point, tuned: Point) -> list[str]:
 
 @dataclass(frozen=True)
 class Beyond:
-    """Tensors of heads that only one of two checkpoints has, so that no displacement between them can hold them.
+    """Head tensors that only one of two checkpoints has, or that differ in shape; a displacement cannot hold them.
 
     Args:
-        base: only the base has them, or has them in this shape: the fine-tuned model was saved without.
-        tuned: only the fine-tuned model has them, or has them in this shape: they were made for its task.
+        base: head tensors of the base.
+        tuned: head tensors of the fine-tuned model.
     """
 
     base: tuple[str, ...] = ()
@@ -99,12 +99,11 @@ class Beyond:
 
 
 def aligned(base: Point, tuned: Point) -> tuple[Point, Point, Beyond]:
-    """Two points of one model under the names of the base's files, and what is no part of both.
+    """Two points of one model under the names of the base's files, and the head tensors that they do not share.
 
-    Where the names of two directories differ, because they were saved from other classes or by another version,
-    transformers' own rules translate. A tensor that only one of them has, or that has another shape in either (other
-    numbers of labels), is told as a head if it lies beside the backbone; anything else comes back as it is, for the
-    caller to refuse.
+    If the names of two directories differ, because they were saved from other classes or by another version,
+    transformers' own rules translate them. A tensor outside the backbone that only one point has, or that differs in
+    shape (another number of labels), is reported as part of a head; other differences are left for the caller to refuse.
     """
     alike = _shapes(base) == _shapes(tuned)
     if alike or base.directory is None or tuned.directory is None:
@@ -148,12 +147,12 @@ def _class_named(directory: Path) -> object:
 
 
 def in_memory(deltas: Params, module: nn.Module) -> dict[str, Tensor]:
-    """A displacement under the names of a module, from those of its files, or as it is if it has them already.
+    """A displacement under the names of a module instead of those of its files; names of the module stay.
 
-    What the module lacks and its files hold keeps its name there.
+    A tensor that the module lacks and its files hold keeps its name in the files.
 
     Raises:
-        MismatchError: a tensor that neither the module nor its files have, or of another shape.
+        MismatchError: a tensor that neither the module nor its files have, or one of another shape.
     """
     names, known = names_of(module), state_of(module)
     stored = names.shapes or {}

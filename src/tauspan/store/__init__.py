@@ -1,4 +1,4 @@
-"""Files: reading named tensors lazily, writing atomically, refusing what could harm.
+"""Files: named tensors are read lazily, files are written atomically, and pickles are refused.
 
 Only safetensors is read. A file appears under its final name complete or not at all: everything is written
 to a temporary neighbour, flushed to the disk and renamed.

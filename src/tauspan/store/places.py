@@ -1,4 +1,4 @@
-"""Files that appear complete or not at all, and locks: a temporary neighbour, flushed to the disk, then renamed."""
+"""Files that appear complete or not at all (written to a temporary neighbour, then renamed), and locks."""
 
 import fcntl
 import json
@@ -20,13 +20,13 @@ _REPLACED = ".old"
 
 
 def require_free(path: Path, overwrite: bool) -> None:
-    """Raise `StoreError` if something lies at `path` and `overwrite` is false."""
+    """Raise `StoreError` if `path` exists and `overwrite` is false."""
     if path.exists() and not overwrite:
         raise StoreError(f"{path} is already there. Choose another output, or say `overwrite` (--overwrite).")
 
 
 def require_folder(out: str | Path) -> None:
-    """Raise `UsageError` if a name is that of a file of weights: what is called so is read as one file."""
+    """Raise `UsageError` if the name of an output folder ends as a file of weights does: it would be read as a file."""
     if Path(out).suffix in (".safetensors", ".json"):
         raise UsageError(
             f"{out}: a model is written as a directory. Give its name, {Path(out).with_suffix('')}."
@@ -34,7 +34,7 @@ def require_folder(out: str | Path) -> None:
 
 
 def require_apart(out: str | Path, inputs: Iterable[str | Path | None]) -> None:
-    """Raise unless what is read stays when `out` is replaced. Ids, which no file has, are passed over.
+    """Raise if replacing `out` would remove an input. Inputs that are ids, not paths, are ignored.
 
     Raises:
         UsageError: `out` is an input or a folder that holds one; links are followed.
@@ -53,10 +53,10 @@ def require_apart(out: str | Path, inputs: Iterable[str | Path | None]) -> None:
 
 @contextmanager
 def atomic(path: str | Path, *, overwrite: bool = True) -> Iterator[Path]:
-    """Yield a temporary neighbour of `path`; when the block ends well it becomes `path`, else it is removed.
+    """Yield a temporary path beside `path`; it is renamed to `path` after the block, or removed if the block raises.
 
-    The block may make the temporary path a file or a directory. A directory replaces an older one whole. What a
-    killed process left while it wrote the same path is removed.
+    The block may create a file or a directory there. A directory replaces the older directory completely. What killed
+    processes left while they wrote the same path is removed.
 
     Raises:
         StoreError: something is already there and `overwrite` is false, or writing failed (a full disk, a
@@ -83,10 +83,10 @@ def atomic(path: str | Path, *, overwrite: bool = True) -> Iterator[Path]:
 
 
 def publish(inner: Path, path: Path, *, overwrite: bool) -> None:
-    """Give a finished file or directory its final name; its folder must be on the same disk and has room beside it.
+    """Rename a finished file or directory to its final name, on the same disk.
 
     Raises:
-        StoreError: something is already there and `overwrite` is false: another process may have been faster.
+        StoreError: the path exists and `overwrite` is false; another process may have been faster.
     """
     require_free(path, overwrite)
     _settle(inner, inner.with_name(f"{path.name}.mode"))
@@ -96,16 +96,16 @@ def publish(inner: Path, path: Path, *, overwrite: bool) -> None:
 
 @contextmanager
 def locked(path: Path, wait: bool = False) -> Iterator[bool]:
-    """Hold the lock of a folder or file, which the system frees when the process dies.
+    """Lock a folder or file during the block; the system frees the lock when the process dies.
 
-    Yields whether it was had: at once, or with `wait` after any others that held it.
+    Yields whether the lock was obtained. With `wait` it waits until other holders have released it.
     """
     descriptor = os.open(path, os.O_RDONLY)
     try:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
             free = True
-        except OSError:  # held by a living process, or the file system knows no locks
+        except OSError:  # another process holds it, or the file system has no locks
             free = False
         yield free
     finally:
@@ -113,11 +113,11 @@ def locked(path: Path, wait: bool = False) -> Iterator[bool]:
 
 
 def _remove_leftovers(path: Path) -> None:
-    """Remove what killed processes left while they wrote this very path.
+    """Remove the temporary folders that killed processes left while they wrote this path.
 
-    A folder is theirs if it has the name that `atomic` gives, holds something and is not locked: a living writer
-    locks its folder before it writes there. One that still holds both the new and the replaced output is kept,
-    since the process ended between two renames and nothing else may hold the old one.
+    These are folders with a name of `atomic`'s that hold something and are not locked; a living writer locks its folder
+    before it writes there. A folder with both the new and the replaced output is kept: the process ended between two
+    renames, and this may be the only copy of the old output.
     """
     ours = re.compile(rf"\.{re.escape(path.name)}\.\w+{re.escape(_TEMPORARY)}")
     for folder in path.parent.iterdir():
@@ -130,7 +130,7 @@ def _remove_leftovers(path: Path) -> None:
 
 
 def _settle(path: Path, probe: Path) -> None:
-    """Flush every file, with the permissions a plain new file gets: safetensors lets only the owner read."""
+    """Flush every file and give it the permissions of a new file; safetensors would let only the owner read it."""
     probe.touch()
     mode = probe.stat().st_mode
     inside = [path] if path.is_file() else path.rglob("*")
@@ -141,7 +141,7 @@ def _settle(path: Path, probe: Path) -> None:
 
 
 def _move(inner: Path, path: Path, old: Path) -> None:
-    """Rename; an older directory makes way first, and comes back if nothing could take its place."""
+    """Rename; an older directory is moved away first, and is moved back if the rename fails."""
     if not path.is_dir():
         inner.replace(path)
         return
@@ -168,7 +168,7 @@ def write_text(path: str | Path, text: str, *, overwrite: bool = True) -> None:
 
 
 def write_json(path: str | Path, content: Any, *, overwrite: bool = True) -> None:
-    """Write JSON atomically, keys in the order given."""
+    """Write a JSON file atomically, with keys in the order given."""
     write_text(
         path, json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False) + "\n", overwrite=overwrite
     )

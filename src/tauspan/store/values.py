@@ -1,4 +1,4 @@
-"""Reading ranges of stored tensors: from mapped files, or by positional reads."""
+"""Reading ranges of stored tensors, from memory-mapped files or by positional reads."""
 
 import mmap
 import os
@@ -17,7 +17,7 @@ from tauspan.store.headers import Stored, damaged
 
 Access: TypeAlias = Literal["mmap", "pread"]
 ACCESS: tuple[Access, ...] = ("mmap", "pread")
-_OPEN = 16  # files of one model held open: a stream visits shards one after another
+_OPEN = 16  # how many files of one model stay open
 # the mapping is private and never written, so the system need not set memory aside for a copy of a whole model
 _FLAGS = mmap.MAP_PRIVATE | (
     0x4000 if sys.platform == "linux" else 0
@@ -25,7 +25,7 @@ _FLAGS = mmap.MAP_PRIVATE | (
 
 
 class _Opened:
-    """One open file; closed when nothing refers to it, so a thread that still reads it is never cut off."""
+    """An open file; it is closed when nothing refers to it any more, so no thread loses it while reading."""
 
     def __init__(self, file: Path, access: Access) -> None:
         self.descriptor = os.open(file, os.O_RDONLY | os.O_CLOEXEC)
@@ -40,9 +40,9 @@ class Values:
     """Entries of stored tensors, in their own dtype, bit for bit. Several threads may read at once.
 
     Args:
-        access: `mmap`: tensors that share the file's pages, nothing is copied; a write to one goes to a private copy.
-            A file that another process cuts short meanwhile ends this one, as with every mapping. `pread`: new
-            memory; better on network disks, and a file cut short is an error.
+        access: `mmap`: tensors share the file's pages without a copy; a write to one goes to a private copy. If another
+            process truncates the file, this process is killed, as with every mapping. `pread`: tensors are copied to new
+            memory; better on network disks, and a truncated file is an error.
     """
 
     def __init__(self, access: Access = "pread") -> None:
@@ -82,7 +82,7 @@ class Values:
             return opened
 
     def close(self) -> None:
-        """Let go of the files; a later read opens them again."""
+        """Close the files; a later read opens them again."""
         with self._lock:
             self._open.clear()
 

@@ -1,4 +1,4 @@
-"""Safetensors files written at known offsets: headers come first, so blocks may come in any order."""
+"""Safetensors files written at known offsets: headers are written first, so blocks may come in any order."""
 
 import errno
 import os
@@ -22,7 +22,7 @@ MODEL = "model"
 
 @dataclass(frozen=True)
 class Entry:
-    """One tensor of the output: its bytes lie from `offset` of the file `file`."""
+    """One tensor of the output: its bytes begin at `offset` of the file `file`."""
 
     name: str
     dtype: torch.dtype
@@ -38,7 +38,7 @@ class Entry:
 
 @dataclass(frozen=True)
 class Shard:
-    """One file: its name, its header with the length before it, and its whole size."""
+    """One output file: its name, its header (with its length), and its size."""
 
     file: str
     header: bytes
@@ -47,19 +47,19 @@ class Shard:
 
 @dataclass(frozen=True)
 class Layout:
-    """All files of the output, and where each tensor lies."""
+    """All files of the output, and the position of each tensor."""
 
     shards: tuple[Shard, ...]
     entries: Mapping[str, Entry]
 
     @property
     def nbytes(self) -> int:
-        """Bytes of all files, headers included."""
+        """The size of all files in bytes, with headers."""
         return sum(shard.nbytes for shard in self.shards)
 
     @property
     def index(self) -> dict[str, Any] | None:
-        """The content of the index beside the shards; None for a single file."""
+        """The content of the index file of the shards; None for a single file."""
         own = {name: entry for name, entry in self.entries.items() if "/" not in entry.file}
         if len({entry.file for entry in own.values()}) < 2:
             return None
@@ -70,7 +70,7 @@ class Layout:
         return {"metadata": sizes, "weight_map": {name: entry.file for name, entry in own.items()}}
 
     def renamed(self, file: str) -> "Layout":
-        """The same for a single file with another name."""
+        """The same layout with another name for its single file."""
         (shard,) = self.shards
         entries = {name: replace(entry, file=file) for name, entry in self.entries.items()}
         return Layout((replace(shard, file=file),), entries)
@@ -84,15 +84,15 @@ def layout(
     stem: str = MODEL,
     parts: Sequence[str] = (),
 ) -> Layout:
-    """Entries cut into files of at most `limit` bytes, in their order, named as their library names them.
+    """The layout of tensors, in their order, in files of at most `limit` bytes with the names that libraries expect.
 
     Args:
         entries: name, dtype and shape of each tensor.
-        limit: bytes of a file's tensors; one larger tensor has a file of its own.
-        metadata: text by text, in every header.
-        file: the name of the only file, whatever its size.
-        stem: how the files' names begin.
-        parts: folders with files of their own: `2_Dense/linear.weight` is `linear.weight` of `2_Dense/model.safetensors`.
+        limit: the most bytes of tensors in a file; a larger tensor gets its own file.
+        metadata: texts by their keys, written into every header.
+        file: the name of a single file for everything, whatever its size.
+        stem: the beginning of the files' names.
+        parts: folders with their own files: `2_Dense/linear.weight` is `linear.weight` of `2_Dense/model.safetensors`.
 
     Example:
         >>> pair = [Entry(name, torch.float32, torch.Size([2])) for name in "ab"]
@@ -143,11 +143,11 @@ def _shard(file: str, group: Sequence[Entry], metadata: Mapping[str, str]) -> tu
 
 
 class Writer:
-    """The output's files, open; blocks are written at their offsets, from several threads.
+    """The open files of the output; several threads may write blocks at their offsets.
 
     Args:
-        folder: where the files are made.
-        layout: what they hold.
+        folder: the folder of the files.
+        layout: the files and the positions of the tensors.
     """
 
     def __init__(self, folder: Path, layout: Layout) -> None:
@@ -155,10 +155,10 @@ class Writer:
         self._descriptors: dict[str, int] = {}
 
     def create(self) -> None:
-        """Make the files: their whole size is taken from the disk, and their headers are written.
+        """Create the files: reserve their size on the disk and write their headers.
 
         Raises:
-            OSError: the disk has no room; `is_full` tells.
+            OSError: the disk is full, as `is_full` tells, or not writable.
         """
         self.folder.mkdir(exist_ok=True)
         for shard in self.layout.shards:
@@ -169,10 +169,10 @@ class Writer:
             _put(descriptor, memoryview(shard.header), 0)
 
     def reopen(self) -> None:
-        """Open the files that an earlier run made.
+        """Open the files of an earlier run.
 
         Raises:
-            StoreError: one of them is not as that run left it.
+            StoreError: a file has changed since that run.
         """
         for shard in self.layout.shards:
             file = self.folder / shard.file
@@ -188,14 +188,14 @@ class Writer:
                 )
 
     def write(self, name: str, start: int, values: Tensor) -> memoryview:
-        """Write a flat block that begins at entry `start` of a tensor; what was written."""
+        """Write a flat block from entry `start` of a tensor on, and return what was written."""
         entry = self.layout.entries[name]
         data = values.view(torch.uint8).numpy().data
         _put(self._descriptors[entry.file], data, entry.offset + start * entry.dtype.itemsize)
         return data
 
     def flush(self) -> None:
-        """Wait until everything written so far lies on the disk."""
+        """Wait until everything written so far is on the disk."""
         for descriptor in self._descriptors.values():
             _sync(descriptor)
 
@@ -257,7 +257,7 @@ _sync = getattr(os, "fdatasync", os.fsync)  # macOS has only fsync
 
 
 def _take(descriptor: int, nbytes: int) -> None:
-    """Reserve room on the disk, so that a full disk shows before the work."""
+    """Reserve space on the disk, so that a full disk is noticed before the work begins."""
     if hasattr(os, "posix_fallocate"):
         try:
             os.posix_fallocate(descriptor, 0, nbytes)
@@ -275,7 +275,7 @@ def _put(descriptor: int, data: memoryview, offset: int) -> None:
 
 
 def is_full(error: BaseException | None) -> bool:
-    """Whether the system said, here or in the error's cause, that a disk, a quota or a file-size limit is full."""
+    """Whether an error, or its cause, means that a disk, a quota or a file-size limit is exhausted."""
     while error is not None:
         if isinstance(error, OSError) and error.errno in _FULL:
             return True
@@ -284,7 +284,7 @@ def is_full(error: BaseException | None) -> bool:
 
 
 def full(folder: Path, needed: int, error: Exception) -> StoreError:
-    """The error for a result that has no room."""
+    """The error of a result that is too large for the disk, to be raised."""
     free = shutil.disk_usage(folder).free
     return StoreError(
         f"{folder} has no room for the result: it takes {needed:,} bytes and {free:,} are free ({error}). Free some "

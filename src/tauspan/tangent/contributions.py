@@ -17,7 +17,7 @@ from tauspan.core.params import require_finite_rows
 from tauspan.core.processes import world
 from tauspan.models import Batch, Classifier, Head
 from tauspan.tangent import Linearized
-from tauspan.tangent.engine.check import far, rounding
+from tauspan.tangent.engine.precision import far, rounding
 from tauspan.tasks.batches import Batches, Prepared
 from tauspan.vector import TaskVector
 

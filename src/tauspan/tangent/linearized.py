@@ -1,322 +1,18 @@
-"""`Linearized`: a module whose only parameters are tau."""
+"""`linearize`: the tangent model of a module."""
 
-import copy
 import warnings
-from collections.abc import Callable, Sequence
-from pathlib import Path
-from typing import Any, Literal, cast
+from collections.abc import Sequence
 
-import torch
-from torch import Tensor, nn
-from torch.func import functional_call
+from torch import nn
 
 from tauspan import models
-from tauspan.core import params
 from tauspan.core.arguments import checked
-from tauspan.core.choices import CacheKind
-from tauspan.core.computing import Check, Way, way
+from tauspan.core.computing import Check, way
 from tauspan.core.computing import Engine as Name
 from tauspan.core.errors import MismatchError, ModelError, UsageError, nearest
-from tauspan.core.report import versions
-from tauspan.models.calling import inputs_of
-from tauspan.models.encoder import single_tensor
-from tauspan.models.intact import Intact
-from tauspan.tangent.cache import caches
-from tauspan.tangent.engine import reference
-from tauspan.tangent.engine.call import Call
-from tauspan.tangent.engine.engines import Reference
-from tauspan.tangent.engine.forward_mode import load_rules
-from tauspan.tangent.engine.onepass import depends_on_inputs
-from tauspan.tangent.engine.plan import Plan
-from tauspan.vector import TaskVector
+from tauspan.tangent.taylor import Linearized, Point
 
-Point = Literal["encoder", "logits", "output"]
-
-
-class _Names(nn.Module):
-    """One level of the original parameter names; it only holds the levels below and their taus."""
-
-
-class Linearized(nn.Module):
-    """The first-order Taylor expansion of a module in its parameters, around the point it stands at.
-
-    f_lin(x; tau) = f(x; theta0) + J(x) tau, J = df/dtheta at theta0 (eq. 5 of arXiv 2305.12827).
-
-    Its only parameters are tau, under the base's own names and starting at zero, so the state dict *is* the
-    task vector. theta0 is shared with the base module, never copied, and never requires grad; moving this
-    module moves the base too. It is evaluated in eval mode, whatever mode either is in, and no buffer is touched.
-
-    Use `linearize` to make one.
-    """
-
-    def __init__(
-        self,
-        base: nn.Module,
-        names: Sequence[str],
-        point: Point,
-        way: Way,
-        strict: bool = False,
-        checkpointing: bool = False,
-    ) -> None:
-        super().__init__()
-        load_rules()
-        inner, prefix = models.core(base)
-        known = models.named_unique(inner)
-        object.__setattr__(self, "base", base)  # not a submodule: its parameters are not ours
-        self.base: nn.Module
-        self.point = point
-        self.strict = strict
-        blocks = tuple(models.blocks(inner, names)[1].values()) if checkpointing else ()
-        self.told: set[str] = set()  # operations without a rule, of which it has been said so
-        self._way = way
-        self._plan = Plan(base, way.engine, strict, blocks, way.check, self.told)
-        self._prefix = prefix
-        self._cut = point == "encoder" and isinstance(base, models.Classifier)
-        self._intact = Intact(cast(models.Classifier, base).encoder if self._cut else base)
-        self._names = tuple(names)
-        self.label = "tau"  # of the vector that was loaded
-        self.head_point: Literal["encoder", "logits"] | None = None  # where a head put on it is linearised
-        self._beyond: dict[str, Tensor] = {}  # of a loaded vector: what moves and does not reach the output
-        for name in names:
-            theta = known[name]
-            wide = torch.promote_types(theta.dtype, torch.float32)
-            self._place(name, nn.Parameter(torch.zeros_like(theta, dtype=wide)))
-
-    def _place(self, name: str, tau: nn.Parameter) -> None:
-        *path, last = name.split(".")
-        node: nn.Module = self
-        for part in path:
-            node = cast(nn.Module, node._modules.setdefault(part, _Names()))
-        node._parameters[last] = tau  # past register_parameter, which would refuse names of our own methods
-
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "Linearized":
-        self.base._apply(fn, recurse)  # type: ignore[no-untyped-call]
-        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
-        return self
-
-    def __repr__(self) -> str:
-        """One line; print `base` for the layers."""
-        name = type(self.base).__name__
-        return f"Linearized({name}, point={self.point!r}, {len(self._names)} tensors, engine={self.engine!r})"
-
-    @property
-    def tau(self) -> dict[str, Tensor]:
-        """The displacement by original name; these are the parameters themselves."""
-        found = dict(self.named_parameters())
-        return {name: found[name] for name in self._names}
-
-    def theta0(self) -> dict[str, Tensor]:
-        """The trainable part of the point, shared with the base and detached from every graph."""
-        known = dict(models.core(self.base)[0].named_parameters())
-        return {name: known[name].detach() for name in self._names}
-
-    def cache(
-        self,
-        batches: Sequence[Any],
-        kind: CacheKind | Literal["auto"] = "auto",
-        *,
-        room: int | None = None,
-        folder: str | Path | None = None,
-    ) -> caches.Cache:
-        """Compute what depends on theta0 alone once for these batches, and keep it across epochs; exact.
-
-        Args:
-            batches: what the module would be called with, one entry each.
-            kind: `"factors"` (a step costs 2/3 of ordinary fine-tuning; few outputs), `"primal"` (4/3),
-                `"features"` (the blocks below the first that trains are skipped; for `last:k`), `"none"`, or
-                `"auto"`: the first of these that fits `room`, factors only up to 8 outputs.
-            room: the most bytes it may hold; None is half of the free memory, or with `folder` what its disk has free.
-            folder: keep it in memory-mapped files there, which vanish with the process.
-
-        Raises:
-            UsageError: it would not fit; told after one batch was measured.
-            ModelError: the model cannot be cached in this way.
-
-        Cost:
-            One forward, and for factors as many backwards as there are outputs, for each batch.
-
-        Example:
-            >>> import torch
-            >>> lin = linearize(nn.Linear(2, 1))
-            >>> cached = lin.cache([torch.ones(3, 2)], "factors")
-            >>> bool(torch.equal(cached[0](), lin(torch.ones(3, 2))))
-            True
-        """
-        return caches.build(self, batches, kind, room, None if folder is None else Path(folder))
-
-    @property
-    def engine(self) -> Name:
-        """The engine of the last pass; before the first one, that which is tried first."""
-        return self._plan.engine
-
-    @property
-    def check(self) -> Check:
-        """Whether answers are checked against ordinary autograd."""
-        return self._plan.check
-
-    def function(self, batch: Any) -> Call:
-        """The base at one batch as a function of its trainable parameters, up to the linearisation point.
-
-        Args:
-            batch: a tensor, a tuple of several inputs, or a mapping of them by name; see `tauspan.models.calling`.
-        """
-        return self._looked(self._call(*self.inputs_of(batch)))
-
-    def verified(self, batch: Any) -> Name:
-        """The engine that is right for a batch, after a check if there was none for its kind."""
-        return self._plan.engine_for(self.function(batch), self.theta0()).name
-
-    def inputs_of(self, batch: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        """The inputs of a call on one batch."""
-        return inputs_of(self.base, batch)
-
-    def _traceable(self, args: Sequence[Any], kwargs: dict[str, Any]) -> reference.Function:
-        """The base as `torch.compile` can trace it; what is compiled is not checked, so call it once without."""
-        call = self._call(args, kwargs)
-        frozen = {name: tensor.detach() for name, tensor in call.module.named_parameters()}
-
-        def function(theta: dict[str, Tensor]) -> Tensor:
-            point = frozen | {call.prefix + name: tensor for name, tensor in theta.items()}
-            with models.eval_mode(call.module):
-                return single_tensor(functional_call(call.module, point, call.args, kwargs))
-
-        return function
-
-    def _call(self, args: Sequence[Any], kwargs: dict[str, Any]) -> Call:
-        inner, _ = models.core(self.base)
-        prefix = self._prefix.removeprefix("encoder.") if self._cut else self._prefix
-        known = dict(inner.named_parameters())
-        parameters = {name: known[name] for name in self._names}
-        return Call(self._intact.module, tuple(args), kwargs, parameters, prefix, self._intact)
-
-    @staticmethod
-    def _looked(call: Call) -> Call:
-        """The same call, after a look at what the module keeps: anybody may have called it meanwhile."""
-        call.intact.look(call.bare)
-        return call
-
-    def tangent(
-        self, *inputs: Any, vectors: Sequence[TaskVector | params.Params] | None = None, **kwargs: Any
-    ) -> tuple[Tensor, Tensor]:
-        """The two parts at the linearisation point, before any head.
-
-        Args:
-            *inputs: what the base module is called with.
-            vectors: several directions at once instead of this module's own tau; computed without a graph.
-            **kwargs: keyword inputs of the base module.
-
-        Returns:
-            `(f, J tau)` of one shape, differentiable in tau; with `vectors`, `(f, [J tau_1, ..., J tau_T])`
-            with the T tangents stacked in front.
-
-        Raises:
-            UsageError: `vectors` is empty.
-            MismatchError: a vector holds other tensors than this module's trainable ones.
-        """
-        if vectors is not None and not vectors:
-            raise UsageError("`vectors` is empty: give at least one, or None for this module's own tau.")
-        if torch.compiler.is_compiling() and vectors is None:
-            return reference.jvp(self._traceable(inputs, kwargs), self.theta0(), self.tau)
-        call, theta0 = self._looked(self._call(inputs, kwargs)), self.theta0()
-        if vectors is not None:
-            directions = [self.direction(vector) for vector in vectors]
-            return self._plan.run(call, theta0, lambda engine: engine.jvps(call, theta0, directions))
-        if depends_on_inputs((list(inputs), kwargs)):  # J tau is to be derived in the inputs
-            return Reference().jvp(call, theta0, self.tau)
-        return self._plan.run(call, theta0, lambda engine: engine.jvp(call, theta0, self.tau))
-
-    def direction(self, vector: TaskVector | params.Params) -> dict[str, Tensor]:
-        """A vector's tensors under this module's names and on its device; a base is not compared.
-
-        Raises:
-            MismatchError: it holds other tensors than this module's trainable ones.
-        """
-        theta0 = self.theta0()
-        label = vector.label if isinstance(vector, TaskVector) else "the direction"
-        deltas = vector.deltas if isinstance(vector, TaskVector) else vector
-        if (
-            isinstance(vector, TaskVector) and deltas.keys() != theta0.keys()
-        ):  # names of files, or more tensors
-            deltas = vector.fitted(self.base, tangent=True, base=vector.base).deltas
-        params.require_same(theta0, deltas, "the linearised module", label)
-        return {name: deltas[name].to(theta0[name].device) for name in theta0}
-
-    def under(self, head: models.Head, point: Literal["encoder", "logits"] | None = None) -> "Linearized":
-        """This tangent encoder with another head on it.
-
-        It shares theta0 and what was checked so far: heads of one form are one kind of call. tau is copied. At the point
-        `"logits"` the new model is f(x; theta0) + J(x) tau of the logits f, which is not the head of the tangent features
-        where the head normalises.
-
-        Args:
-            head: frozen.
-            point: where the new model is linearised; None takes the point that tau was made for, else this model's.
-
-        Raises:
-            UsageError: this is no tangent model of an encoder.
-        """
-        base = models.encoder_in(self.base)
-        if base is None:
-            raise UsageError(f"a linearised {type(self.base).__name__} takes no head: it has no encoder.")
-        own = self.head_point or ("logits" if self.point == "output" else self.point)
-        made = Linearized(models.Classifier(base, head), self._names, point or own, self._way, self.strict)
-        with torch.no_grad():
-            for name, tau in made.tau.items():
-                tau.copy_(self.tau[name])
-        made.head_point, made.label, made._beyond = self.head_point, self.label, dict(self._beyond)
-        made._plan, made.told = self._plan, self.told
-        return made
-
-    def predict(
-        self, rows: Sequence[Any], task: str | None = None, *, batch_size: int = 64
-    ) -> "list[models.Prediction]":
-        """Classes and their probabilities, under a frozen head that the encoder keeps; see `Encoder.predict`."""
-        base = models.encoder_in(self.base)
-        if base is None:
-            raise UsageError(f"a linearised {type(self.base).__name__} has no encoder that reads rows.")
-        frozen = models.chosen_head(base.frozen, task, base.source)
-        place = next(iter(self.tau.values())).device
-        tangent = self.under(copy.deepcopy(frozen.head).to(place))
-        return models.predicted(base, tangent, rows, frozen, batch_size)
-
-    def finish(self, output: Tensor) -> Tensor:
-        """What follows the linearisation point: the frozen head, if the point lies before it."""
-        return cast(Tensor, cast(models.Classifier, self.base).head(output)) if self._cut else output
-
-    def forward(self, *inputs: Any, **kwargs: Any) -> Tensor:
-        """f(x; theta0) + J(x) tau, then the head if the point lies before it."""
-        value, tangent = self.tangent(*inputs, **kwargs)
-        return self.finish(value + tangent)
-
-    def task_vector(self, label: str = "tau", **info: Any) -> TaskVector:
-        """This tau as a `TaskVector` of regime `linear`, with copies of its tensors, under the names of files.
-
-        What a loaded vector moves beyond the features (a head that the files hold) is in it too.
-        """
-        tau = {name: tau.detach().cpu().clone() for name, tau in self.tau.items()}
-        deltas = {**models.names_of(self.base).to_files(tau), **self._beyond}
-        source = getattr(getattr(self.base, "encoder", self.base), "source", type(self.base).__name__)
-        facts = {"base_id": source, "point": self.head_point or self.point, "versions": versions(), **info}
-        return TaskVector(deltas, models.fingerprint_of(self.base), "linear", label, facts)
-
-    @torch.no_grad()
-    @checked
-    def load_task_vector(self, vector: TaskVector, *, check_base: bool = True) -> None:
-        """Set tau; a standard vector is accepted too (post-hoc linearisation).
-
-        Raises:
-            BaseMismatchError: the vector starts from another model.
-            MismatchError: it holds other tensors than this module's trainable ones.
-        """
-        params.require_finite(vector.deltas, vector.label)
-        own = vector.fitted(self.base, tangent=True, base=None if check_base else vector.base)
-        for _, tau, delta in params.zip_strict(self.tau, own.deltas, "the linearised module", vector.label):
-            tau.copy_(delta)
-        inside = set(models.names_of(self.base).files_of(self.tau)) | set(self.tau)
-        self.label, made_at = vector.label, vector.info.get("point")
-        if made_at in ("encoder", "logits") and vector.regime == "linear":
-            self.head_point = made_at
-        self._beyond = {name: delta for name, delta in vector.deltas.items() if name not in inside}
+__all__ = ["Linearized", "Point", "linearize"]
 
 
 @checked
@@ -330,7 +26,7 @@ def linearize(
     checkpointing: bool = False,
     check: Check | None = None,
 ) -> Linearized:
-    """The tangent model of a module at the point it stands at.
+    """The tangent model of a module at its current parameters.
 
     Args:
         module: any `nn.Module` whose layers are deterministic in eval mode; an `Encoder` or a `Classifier`
@@ -339,22 +35,22 @@ def linearize(
             leave out what is frozen (`requires_grad=False`); where everything is, tau is empty, with a warning.
         point: where the model is linearised. `"logits"`: after the frozen head, so that logits are exactly
             affine in tau (default for a `Classifier`). `"encoder"`: at the features, before any
-            normalisation, as the paper's code does. `"output"`: whatever a plain module returns.
-        engine: what computes tangents first: `"onepass"`; `"reference"`, `torch.func.jvp`, slower, differentiable more
-            than once and in the inputs; or `"backward"`, ordinary backward passes, slower still, for any module that
-            ordinary autograd takes. All give the same numbers. Where one fails, or fails the check, the next is taken.
-            None is what `tauspan.computing` says, and the first of these outside of it.
+            normalisation, as the paper's code does. `"output"`: the output of a plain module.
+        engine: which engine is tried first: `"onepass"`; `"reference"` (`torch.func.jvp`; slower, differentiable more
+            than once and in the inputs); or `"backward"` (ordinary backward passes; slower still, for any module that
+            ordinary autograd supports). All give the same numbers. If one fails, or fails the check, the next is tried.
+            None takes the engine of `tauspan.computing`, else `"onepass"`.
         strict: raise where an operation has no tangent rule, instead of computing it by torch's forward mode with a
             warning.
         checkpointing: keep only each block's input for the backward and compute the rest again: less memory, one
             more forward, the same numbers. One-pass engine only.
         check: `"auto"` compares the first batch of each kind with ordinary autograd on the module itself (see
-            `tauspan.tangent.engine.check`), on two rows where the module takes them; `"off"` trusts. None as for
+            `tauspan.tangent.engine.check`), on two rows if the module accepts them; `"off"` does not check. None as for
             `engine`.
 
     Raises:
         ModelError: active dropout, batch norm in training mode, tied memory that cannot be kept.
-        UsageError: a choice that picks nothing, a point that the module does not have, or an unknown engine.
+        UsageError: a choice that selects nothing, a point that the module does not have, or an unknown engine.
 
     Cost:
         Forward about 3 times the module's, a training step 5/3 of ordinary fine-tuning.
@@ -389,7 +85,7 @@ def linearize(
 
 
 def _require_there(module: nn.Module) -> None:
-    """Raise if parameters have no values yet, or none that autograd may use."""
+    """Raise if parameters have no values yet, or values that autograd must not use."""
     for name, parameter in module.named_parameters():
         if isinstance(parameter, nn.parameter.UninitializedParameter):
             raise ModelError(

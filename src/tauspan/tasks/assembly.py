@@ -1,4 +1,4 @@
-"""How rows become the splits of a task: nothing is repaired unless that was asked for, and then it is told."""
+"""From rows to the splits of a task: nothing is repaired unless asked for, and repairs are reported."""
 
 import warnings
 from collections import Counter
@@ -24,7 +24,7 @@ from tauspan.tasks.labels import (
 from tauspan.tasks.rows import UNLABELLED, Rows, fault_of
 from tauspan.tasks.split import SPLITS, Split
 
-_DISTINCT = 20  # so many rows, each with a label of its own, are an identifier or a text
+_DISTINCT = 20  # if this many rows have different labels, the column is an identifier or a text
 
 
 @dataclass(frozen=True)
@@ -43,17 +43,17 @@ def gathered(
     clean: bool = False,
     what: str = "",
 ) -> Gathered:
-    """The splits of a task from rows as they were found.
+    """The splits of a task from the rows of its files.
 
     Args:
-        found: by split the files or tables that make it up, in order; `train` is among them.
+        found: the rows of each split, one item per file or table, in order; `train` is required.
         names: the classes; None takes those of the source, else the labels of the training rows.
-        meaning: what labels are, see `tauspan.tasks.labels.places`.
-        clean: leave rows without text or label out, and white space around labels, instead of raising.
-        what: the task, for the warning that says what was left out.
+        meaning: how labels are read, see `tauspan.tasks.labels.places`.
+        clean: drop rows without text or label, and white space around labels, instead of raising.
+        what: the task's name, for the warning about dropped rows.
 
     Raises:
-        DataError: a row without text or label, a label that is no class; it names the file and the row.
+        DataError: a row without text or label, or a label that is not a class; it names the file and the row.
     """
     require_meaning(meaning)
     given = _names(names)
@@ -71,7 +71,7 @@ def gathered(
 
 @dataclass
 class _Part:
-    """Some rows on their way into a split, with their labels as texts."""
+    """Some rows of a split, with their labels as texts."""
 
     split: str
     rows: Rows
@@ -91,7 +91,7 @@ def _names(names: Sequence[Any] | None) -> list[str] | None:
 
 
 def _texts(rows: Rows) -> list[str | None]:
-    """Every label as text; an index into the source's own names becomes that name."""
+    """The labels as texts; an index into the source's own names becomes that name."""
     known: dict[tuple[type, Any], str | None] = {}
     found = []
     for row, value in enumerate(rows.labels):
@@ -100,7 +100,7 @@ def _texts(rows: Rows) -> list[str | None]:
             if key not in known:
                 known[key] = _own(written(value), rows.names)
             found.append(known[key])
-        except TypeError:  # it cannot be a key: a list, a mapping, an array
+        except TypeError:  # not hashable: a list, a mapping, an array
             found.append(_said(rows, row, value))
         except DataError as error:
             raise DataError(f"{rows.place(row)}: {error}") from None
@@ -125,7 +125,7 @@ def _own(text: str | None, names: Sequence[str] | None) -> str | None:
 
 
 def _spell(parts: Sequence[_Part], names: Sequence[str] | None) -> None:
-    """Whole numbers are spelled alike, unless class names are given that spell them otherwise."""
+    """Write whole numbers in one form, unless the given class names have another."""
     distinct = {text for part in parts if part.rows.names is None for text in part.known()}
     if names is not None and distinct <= set(names):
         return
@@ -136,7 +136,7 @@ def _spell(parts: Sequence[_Part], names: Sequence[str] | None) -> None:
 
 
 def _strip(parts: Sequence[_Part], clean: bool) -> None:
-    """White space and invisible characters around labels are taken off, and counted, where that was asked for."""
+    """With `clean`, remove and count white space and invisible characters around labels."""
     count = sum(text != trimmed(text) for part in parts for text in part.known())
     if count and not clean:
         part, row = next(
@@ -157,7 +157,7 @@ def _strip(parts: Sequence[_Part], clean: bool) -> None:
 
 
 def _complete(part: _Part, clean: bool, names: Sequence[str], files: int) -> _Part:
-    """The rows that have a text and a label; the others are an error, or are counted and left out."""
+    """The rows with a text and a label; other rows are an error, or with `clean` are counted and dropped."""
     faults: dict[int, str] = {}
     unlabelled = {NO_LABEL} - set(names) if names else set()
     for row, label in enumerate(part.labels):
@@ -222,7 +222,7 @@ def _implied(parts: Sequence[_Part]) -> list[str]:
 
 
 def _places(parts: Sequence[_Part], names: Sequence[str], meaning: Meaning) -> dict[str, int]:
-    """The class of each label; an unknown one is told with its row."""
+    """The class index of each label; an unknown label is an error with its row."""
     index: dict[str, int] = {}
     for own in {tuple(part.rows.names) for part in parts if part.rows.names is not None}:
         index |= _renamed(own, names, parts)
@@ -235,7 +235,7 @@ def _places(parts: Sequence[_Part], names: Sequence[str], meaning: Meaning) -> d
 
 
 def _renamed(own: Sequence[str], names: Sequence[str], parts: Sequence[_Part]) -> dict[str, int]:
-    """The places of a source's own class names: by name, or in order where other names were given for them."""
+    """The class indices of a source's own names: by name, or in order if other names were given for them."""
     where = next(
         part.rows.where for part in parts if part.rows.names is not None and tuple(part.rows.names) == own
     )
@@ -259,7 +259,7 @@ def _counted(parts: Sequence[_Part], split: str) -> dict[str, int]:
 
 
 def told(left_out: Mapping[str, Mapping[str, int]]) -> str:
-    """What was left out, as words."""
+    """What was left out, in words."""
     return "; ".join(
         f"{split}: " + ", ".join(f"{count} {what}" for what, count in left_out[split].items())
         for split in sorted(left_out, key=lambda name: SPLITS.index(name) if name in SPLITS else len(SPLITS))

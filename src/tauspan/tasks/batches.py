@@ -12,10 +12,10 @@ Batches: TypeAlias = Sequence[tuple[list[int], Batch]]
 
 
 class Prepared(Sequence[tuple[list[int], Batch]]):
-    """Batches with the places of their rows, encoded when they are asked for.
+    """Batches with the indices of their rows, encoded on access.
 
-    Texts and tensors are kept once encoded, so that a second pass costs nothing; images are not, since those of one
-    split can outgrow the memory. Whoever goes through them finds the next images decoded in the meantime.
+    Encoded texts and tensors are kept for a second pass; images are not, since those of one split may not fit into
+    memory. While a batch is used, the images of the next ones are decoded.
     """
 
     def __init__(
@@ -42,12 +42,12 @@ class Prepared(Sequence[tuple[list[int], Batch]]):
         return self.share(0, 1)
 
     def share(self, first: int, step: int) -> Iterator[tuple[list[int], Batch]]:
-        """Every `step`-th batch, from the one numbered `first` on."""
+        """Every `step`-th batch, beginning with batch number `first`."""
         return ahead(self.__getitem__, range(first, len(self), step), self._encoder.inputs.ahead)
 
 
 def batches(encoder: Encoder, rows: Split, max_tokens: int | None, batch_size: int) -> Prepared:
-    """The rows in batches of similar length (less padding), with the places they had."""
+    """The rows in batches of similar length (for less padding), with their indices in the split."""
     for name, value in (("batch_size", batch_size), ("max_tokens", max_tokens)):
         if value is not None and value < 1:
             raise UsageError(f"{name}={value}: it must be at least 1.")

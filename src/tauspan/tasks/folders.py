@@ -15,7 +15,7 @@ _SUFFIXES = (
     ".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".pjpeg", ".bmp", ".dib", ".webp", ".gif", ".tif", ".tiff", ".ppm", ".pgm",
     ".pbm", ".pnm", ".apng",
 )  # fmt: skip
-_UNREAD = (  # images too, of formats that are not decoded here
+_UNREAD = (  # image formats that are not decoded here
     ".avif", ".heic", ".heif", ".svg", ".jp2", ".j2k", ".jxl", ".tga", ".ico", ".psd", ".dng", ".cr2", ".nef", ".exr",
     ".hdr", ".dcm", ".eps", ".pcx",
 )  # fmt: skip
@@ -25,14 +25,14 @@ HIDDEN, OTHER_FORMAT = "images in hidden folders", "images of a format that is n
 
 
 def image_folder(folder: Path) -> Rows:
-    """The images below a folder: the folder that lies in it directly is an image's class, however deep it lies there.
+    """The images below a folder, at any depth; the first subfolder on an image's path is its class.
 
-    Hidden files and folders and those that systems add (`.ipynb_checkpoints`, `__MACOSX`, `Thumbs.db`) are no classes
-    and no images; `left_out` counts the images among them, and those of formats that are not read.
+    Hidden files and folders, and those that systems add (`.ipynb_checkpoints`, `__MACOSX`, `Thumbs.db`), are ignored;
+    `left_out` counts the images among them, and images in formats that are not read.
 
     Raises:
-        DataError: images outside of any class, a class without images, folders that are splits and no classes, or a
-            link that leads out of the folder.
+        DataError: images outside of any class, a class without images, folders named like splits, or a link that leads
+            out of the folder.
     """
     inside = folder.resolve()
     files: list[str] = []
@@ -56,10 +56,10 @@ def image_folder(folder: Path) -> Rows:
 
 
 def class_folders(folder: Path) -> list[str]:
-    """The names of the folders that are classes, in the order of classes.
+    """The names of the class folders, in the order of classes.
 
     Raises:
-        DataError: there is none, images lie beside them, or they are called like splits.
+        DataError: no class folder, images beside the folders, or folders named like splits.
     """
     names, loose = [], []
     for entry in folder.iterdir():

@@ -23,9 +23,9 @@ _BATCH = 64
 
 @checked
 def build_head(task: Task, encoder: Encoder, *, shots: int = 10, max_tokens: int | None = None) -> Head:
-    """The task's frozen head, built from the pre-trained encoder and shared by all regimes.
+    """The task's frozen head, built from the pre-trained encoder and used in all regimes.
 
-    The user's own head if the task has one; else what `task.head_from` says:
+    It is the user's own head if the task has one, else a head as `task.head_from` says:
 
     - `"prompts"`: CLIP's zero-shot head. With templates the weight of class k is w_k = m_k / |m_k|, where m_k is the
       mean over templates of e / |e| and e embeds the template with the class name in it; with `label_prompts` it is
@@ -36,15 +36,15 @@ def build_head(task: Task, encoder: Encoder, *, shots: int = 10, max_tokens: int
     - `"probe"`: a linear head W z + b on the features as they are, fitted to all training rows (`tauspan.tasks.probe`).
     - `"auto"`: prompts where the task has some and the encoder a text tower, else prototypes.
 
-    An edited encoder keeps the heads of the pre-trained one that it was made from (`Encoder.origin`): they are found in
-    `encoder.heads`, or built from that one, and never from the edited features.
+    An edited encoder uses the heads of its pre-trained encoder (`Encoder.origin`): they are taken from `encoder.heads`,
+    or built from the pre-trained encoder, never from the edited features.
 
     Args:
-        task: whose head.
-        encoder: the pre-trained encoder, or one that `tauspan.apply` or `tauspan.load` made of it.
-        shots: training rows a class for prototypes.
-        max_tokens: where the texts of training rows are cut (None takes the task's own value), as the rows that the
-            head will see.
+        task: the task of the head.
+        encoder: the pre-trained encoder, or an edited one from `tauspan.apply` or `tauspan.load`.
+        shots: training rows per class for prototypes.
+        max_tokens: where the texts of training rows are cut (None takes the task's own value); use the same value for
+            the rows that the head will read.
 
     Raises:
         DataError: a head or a list of prompts of another size than the classes, a class without training rows, or
@@ -52,8 +52,8 @@ def build_head(task: Task, encoder: Encoder, *, shots: int = 10, max_tokens: int
         ModelError: `"prompts"` for an encoder without a text tower, or one that was trimmed too early.
 
     Cost:
-        Prototypes: `shots` rows a class. Templates: as many texts as classes times templates. A probe: all training
-        rows. The last two are made once for an encoder and task, and kept in `encoder.heads`.
+        Prototypes: `shots` rows per class. Templates: classes times templates texts. A probe: all training rows. The last
+        two are built once per encoder and task, and kept in `encoder.heads`.
     """
     tokens = task.tokens(max_tokens)
     facts = [] if task.head is not None else _made_of(task, encoder, shots, tokens)
@@ -63,7 +63,7 @@ def build_head(task: Task, encoder: Encoder, *, shots: int = 10, max_tokens: int
 
 
 def _made_of(task: Task, encoder: Encoder, shots: int, tokens: int | None) -> list[Any]:
-    """What decides the head besides the encoder; the first says the way it is made."""
+    """What determines the head besides the encoder; the first entry says how it is built."""
     source = _source(task, encoder)
     if source == "prompts":
         return ["prompts", max(len(task.templates), 1), _prompts(task)]
@@ -75,7 +75,7 @@ def _made_of(task: Task, encoder: Encoder, shots: int, tokens: int | None) -> li
 
 
 def _built(task: Task, encoder: Encoder, facts: list[Any], tokens: int | None) -> Head:
-    """The head made from the pre-trained encoder, kept where it took long."""
+    """The head built from the pre-trained encoder; it is kept if building takes long."""
     origin = encoder.origin
     if origin is not None:
         key = key_of(origin.fingerprint, origin.reading, facts)
@@ -84,7 +84,7 @@ def _built(task: Task, encoder: Encoder, facts: list[Any], tokens: int | None) -
     if facts[0] == "prototypes":
         return _cosine(encoder, _prototypes(task, encoder, facts[1], tokens))
     if facts[0] == "prompts" and not task.templates and encoder.label_features is encoder.features:
-        return _prompted(task, encoder)  # a few texts through the encoder itself cost less than a key
+        return _prompted(task, encoder)  # encoding a few texts costs less than computing the key
     key = key_of(fingerprint_of(encoder), reading(encoder), facts)
     if facts[0] == "probe":
         return _kept(encoder, key, lambda: _probe(task, encoder, task.split("train"), tokens))
@@ -112,7 +112,7 @@ def _source(task: Task, encoder: Encoder) -> Literal["prompts", "prototypes", "p
 
 
 def _prompts(task: Task) -> list[str]:
-    """What the text tower reads, class by class."""
+    """The prompts of each class."""
     if task.templates:
         return [template.replace("{}", name) for name in task.label_names for template in task.templates]
     if not task.label_prompts:
@@ -124,10 +124,10 @@ def _prompts(task: Task) -> list[str]:
 
 
 def _averaged(encoder: Encoder, prompts: list[str], templates: int) -> Tensor:
-    """Unit rows, one a class, from the unit embeddings of its prompts."""
+    """One unit vector per class, from the unit embeddings of its prompts, shape (K, d)."""
     with eval_mode(encoder):
         unit = encoder.embed_labels(prompts)
-    if templates == 1:  # a unit row already: dividing it by its rounded length would only change bits
+    if templates == 1:  # it has unit length already: dividing by its rounded length would only change bits
         return unit
     return F.normalize(unit.view(-1, templates, unit.shape[-1]).mean(1), dim=-1)
 
@@ -137,7 +137,7 @@ def _cosine(encoder: Encoder, weight: Tensor) -> Head:
 
 
 def _kept(encoder: Encoder, key: str, build: Callable[[], Head]) -> Head:
-    """A copy of the head of this key, on the encoder's device; built if the encoder does not keep it yet."""
+    """A copy of the head with this key, on the encoder's device; it is built if the encoder does not have it yet."""
     if key not in encoder.heads:
         encoder.heads[key] = build()
     return copy.deepcopy(encoder.heads[key]).to(next(encoder.parameters()).device)

@@ -21,19 +21,19 @@ def hub_rows(
     revision: str | None,
     splits: Mapping[str, str | None],
 ) -> dict[str, list[Rows]]:
-    """The rows of the splits that a task is made of; no remote code is run.
+    """The rows of a task's splits; no remote code is run.
 
     Args:
         source: a hub id, a local directory, or what `save_to_disk` of the library wrote.
         text: the column of texts or images.
         label: the column of classes.
-        config: of a data set that has several.
+        config: the name of the configuration, for a data set with several.
         revision: a commit, tag or branch.
-        splits: `train`, `test` and `validation` to the name that each has there; where `validation` is None, it is
-            the split of that name, if there is one that is not taken for another.
+        splits: the names of the splits `train`, `test` and `validation` in the data set; if `validation` is None, the
+            split with that name is used, if it exists and has no other role.
 
     Raises:
-        DataError: the data set cannot be loaded, or lacks a split or a column; it says what there is.
+        DataError: the data set cannot be loaded, or lacks a split or a column; it says which it has.
     """
     datasets = require_extra("datasets", "data", f"the data set {source!r}")
     saved = saved_by_datasets(Path(source))
@@ -66,7 +66,7 @@ def hub_rows(
 
 
 def _require_apart(source: str, chosen: Mapping[str, str]) -> None:
-    """Raise where one split stands for two: figures on the second would be figures on the first."""
+    """Raise if one split is used twice, for instance for training and test."""
     for split, name in chosen.items():
         other = next((one for one in chosen if one != split and chosen[one] == name), None)
         if other is not None:
@@ -94,7 +94,7 @@ def _rows(table: Any, text: str, label: str, where: str, folder: Path) -> Rows:
 
 
 def _input(item: Any, column: str, where: str, row: int) -> Any:
-    """A cell as a text (numbers as in a CSV file) or, where it holds numbers in lists, as an array."""
+    """A cell as a text (numbers as in a CSV file), or as an array if it holds lists of numbers."""
     if item is None or isinstance(item, str):
         return item
     if isinstance(item, bool | int | float):

@@ -1,4 +1,4 @@
-"""Images that stay encoded until they are looked at."""
+"""Images that stay encoded until they are accessed."""
 
 import io
 from collections.abc import Iterator, Sequence
@@ -13,12 +13,12 @@ from tauspan.core.errors import DataError
 from tauspan.models.extras import require_extra
 from tauspan.models.pictures import rgb
 
-# what Pillow may open: its readers of vector formats start other programs
+# the formats that Pillow may open: its readers of vector formats start other programs
 _FORMATS = ("PNG", "JPEG", "BMP", "WEBP", "GIF", "TIFF", "PPM")
 
 
 class Encoded(Protocol):
-    """The encoded bytes of some images, and what each is called in an error."""
+    """The encoded bytes of some images, and the name of each for errors."""
 
     def __len__(self) -> int: ...
 
@@ -27,13 +27,13 @@ class Encoded(Protocol):
         ...
 
     def name(self, index: int) -> str:
-        """Where that image is: a file, or a table and a row."""
+        """The origin of one image: a file, or a table and a row."""
         ...
 
 
 @dataclass(frozen=True)
 class Files:
-    """Image files below a folder; names are kept short, for there may be millions."""
+    """Image files below a folder; only short names are stored, since there may be millions."""
 
     folder: Path
     names: Sequence[str]
@@ -49,7 +49,7 @@ class Files:
             raise DataError(f"{self.name(index)} cannot be read: {error.strerror or error}.") from error
 
     def name(self, index: int) -> str:
-        """The file's path, printable whatever bytes it has."""
+        """The file's path, with unprintable bytes escaped."""
         return str(self.folder / self.names[index]).encode(errors="backslashreplace").decode()
 
 
@@ -73,7 +73,7 @@ class Column:
         return len(self.table)
 
     def read(self, index: int) -> bytes:
-        """The bytes of one cell; a path in a cell is followed only into the folder that the table was made of."""
+        """The bytes of one cell; a path in a cell is read only if it is inside the folder of the table."""
         cell = self.table[index][self.column]
         data = cell.get("bytes") if isinstance(cell, dict) else cell
         path = cell.get("path") if isinstance(cell, dict) and data is None else None
@@ -92,7 +92,7 @@ class Column:
 
 
 class Images(Sequence[NDArray[np.uint8]]):
-    """A sequence of images that are decoded when they are asked for, and not kept.
+    """A sequence of images that are decoded on access, and not kept.
 
     An item is RGB, uint8 of shape (H, W, 3); a slice or `take` is another such sequence over the same bytes.
     Memory: what `encoded` keeps, which is a name per file and nothing per row of a mapped table.
@@ -133,11 +133,11 @@ class Images(Sequence[NDArray[np.uint8]]):
         return decoded(self.encoded.read(place), self.encoded.name(place))
 
     def take(self, indices: Sequence[int]) -> "Images":
-        """The images at the given places, still encoded."""
+        """The images with the given indices, still encoded."""
         return Images(self.encoded, [self.places[index] for index in indices])
 
     def contents(self) -> Iterator[bytes]:
-        """The encoded bytes of each image, in order: what a checksum reads."""
+        """The encoded bytes of each image, in order, for checksums."""
         return (self.encoded.read(place) for place in self.places)
 
 

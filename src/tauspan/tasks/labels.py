@@ -1,4 +1,4 @@
-"""What a label means: one rule, whatever format it was written in."""
+"""The meaning of labels: one rule for all file formats."""
 
 import math
 import re
@@ -26,7 +26,7 @@ _NO_NUMBER = {
 
 
 class UnknownLabelError(DataError):
-    """A label that is no class: its text, and why it is none. Whoever knows the row adds it."""
+    """A label that is not a class, with its text and the reason; the caller adds the row."""
 
     def __init__(self, text: str, why: str) -> None:
         super().__init__(f"{text!r} {why}")
@@ -82,9 +82,9 @@ def _unseen(character: str) -> bool:
 
 
 def numbers_alike(texts: Iterable[str]) -> dict[str, str | None]:
-    """How the labels of all splits are spelled where every one is a whole number; empty where they are not.
+    """The common form of labels that are all whole numbers; empty if some label is not.
 
-    Programs write a column of whole numbers with gaps as 1.0, and a gap as nan: both are undone here.
+    Programs write a column of whole numbers with gaps as 1.0, and a gap as nan; both are undone here.
 
     Example:
         >>> numbers_alike(["1.0", "2", "nan"])
@@ -131,8 +131,8 @@ def class_names(labels: Iterable[str], where: str) -> list[str]:
 def places(labels: Sequence[str], names: Sequence[str], meaning: Meaning = "auto") -> dict[str, int]:
     """The class index of each distinct label, by one rule for all rows of a task.
 
-    All labels are names of classes, or all are whole numbers (`False` and `True` count as 0 and 1). Where both
-    readings are possible and differ, and where no label is 0, the caller has to say which holds.
+    All labels are names of classes, or all are whole numbers (`False` and `True` count as 0 and 1). If both readings are
+    possible and differ, or if no label is 0, the caller has to choose the meaning.
 
     Args:
         labels: the distinct labels of all splits, as `written` gives them.
@@ -207,7 +207,7 @@ def _number(text: str, truths: bool = True) -> int | None:
 def _whole(
     found: dict[str, int], labels: Sequence[str], names: Sequence[str], meaning: Meaning
 ) -> dict[str, int]:
-    """The mapping, if it holds every label."""
+    """The mapping, if it has every label; else an error."""
     for text in labels:
         if text not in found:
             raise UnknownLabelError(text, _why(text, labels, names, meaning))
@@ -231,7 +231,7 @@ def _why(text: str, labels: Sequence[str], names: Sequence[str], meaning: Meanin
 
 
 def require_names(names: Sequence[Any], task: str) -> None:
-    """Raise unless class names are texts that people and files can tell apart.
+    """Raise unless class names are distinct texts that files can hold.
 
     Raises:
         DataError: an empty name, one that is no text or cannot be written in UTF-8, or two that look alike.

@@ -1,4 +1,4 @@
-"""Rows from files, folders and tables, as they stand there."""
+"""Rows from files, folders and tables, unchanged."""
 
 import warnings
 import zipfile
@@ -24,11 +24,15 @@ from tauspan.tasks.rows import Rows
 from tauspan.tasks.split import SPLITS
 from tauspan.tasks.tables import SUFFIXES, Dialect, read_columns, suffix
 
-_ALSO = {"val": "validation", "valid": "validation", "dev": "validation"}  # what others call it
+_ALSO = {
+    "val": "validation",
+    "valid": "validation",
+    "dev": "validation",
+}  # other names of the validation split
 
 
 @dataclass(frozen=True)
-class Reading:
+class TableOptions:
     """Which columns of a table are read, and how its file is written.
 
     Args:
@@ -44,7 +48,7 @@ class Reading:
     dialect: Dialect = field(default_factory=Dialect)
 
 
-def read_rows(path: Path, reading: Reading | None = None) -> list[Rows]:
+def read_rows(path: Path, reading: TableOptions | None = None) -> list[Rows]:
     """The rows of a CSV, TSV, JSON, parquet or npz file, of a folder of such tables, or of a folder of images.
 
     In a parquet file the column of inputs may hold images: encoded bytes, or structs with `bytes` as the hub has them.
@@ -54,7 +58,7 @@ def read_rows(path: Path, reading: Reading | None = None) -> list[Rows]:
     Raises:
         DataError: the path does not exist, cannot be read or lacks a column.
     """
-    reading = reading or Reading()
+    reading = reading or TableOptions()
     if saved_by_datasets(path):
         raise DataError(
             f"{path} is what `save_to_disk` of the `datasets` library wrote. Its splits together are read by "
@@ -73,8 +77,8 @@ def saved_by_datasets(path: Path) -> bool:
     return (path / "dataset_dict.json").is_file() or (path / "state.json").is_file()
 
 
-def by_split(path: Path, reading: Reading) -> dict[str, list[Rows]]:
-    """The rows of a table by what its column `reading.split` says.
+def by_split(path: Path, reading: TableOptions) -> dict[str, list[Rows]]:
+    """The rows of a table by the value of its column `reading.split`.
 
     Raises:
         DataError: a value that names no split.
@@ -124,7 +128,7 @@ def _shards(folder: Path) -> list[Path]:
 
 
 def _require_one_split(folder: Path, shards: Sequence[Path]) -> None:
-    """Raise where files are called after different splits: they are no shards of one."""
+    """Raise if files have the names of different splits, since they are not shards of one split."""
     names = {word for file in shards for word in (*SPLITS, *_ALSO) if file.name.lower().startswith(word)}
     if len({_ALSO.get(name, name) for name in names}) > 1:
         raise DataError(
@@ -132,14 +136,14 @@ def _require_one_split(folder: Path, shards: Sequence[Path]) -> None:
         )
 
 
-def _tables(files: Sequence[Path], reading: Reading, where: Path) -> list[Rows]:
+def _tables(files: Sequence[Path], reading: TableOptions, where: Path) -> list[Rows]:
     """The rows of the tables that make up one split; images of several files are one table, which stays on disk."""
     if suffix(files[0]) in (".parquet", ".pq") and holds_images(files[0], reading.text):
         return [image_rows(parquet_table(files), reading.text, reading.label, str(where), reading.split)]
     return [_table(file, reading) for file in files]
 
 
-def _table(file: Path, reading: Reading) -> Rows:
+def _table(file: Path, reading: TableOptions) -> Rows:
     own = (
         parquet_classes(parquet_schema(file), reading.label) if suffix(file) in (".parquet", ".pq") else None
     )
@@ -202,7 +206,7 @@ def image_rows(
 
 
 def require_apart(name: str, files: Mapping[str, Path], split: str | None) -> None:
-    """Raise where a column and files both say which rows are test rows; warn where one file is two splits."""
+    """Raise if both a column and files define the splits; warn if one file is used for two splits."""
     if split is not None and len(files) > 1:
         raise UsageError(
             f"task {name!r}: the column {split!r} says which split a row belongs to, and so does the file for "

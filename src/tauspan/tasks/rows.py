@@ -1,4 +1,4 @@
-"""Rows as they were found, before anything is decided about them."""
+"""Rows as read from their source, before they are checked."""
 
 from collections.abc import Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, field
@@ -19,16 +19,16 @@ BROKEN, STRANGE = "with half a surrogate pair in the text", "whose input is neit
 
 @dataclass(frozen=True)
 class Rows:
-    """Inputs and labels as they were found in one file, folder or table.
+    """Inputs and labels as read from one file, folder or table.
 
     Args:
         inputs: texts, arrays or `Images`.
-        labels: names or numbers, as they were written.
+        labels: names or numbers, as written in the source.
         where: the file or table, for errors.
-        lines: the line of the file where each row begins; None where there are no lines.
-        names: class names that the source itself gives; its labels are indices into them.
-        left_out: what else was there and is no row, with counts.
-        splits: the split that each row says it belongs to, where that was asked for.
+        lines: the line of the file where each row begins; None without lines.
+        names: class names given by the source; its labels are indices into them.
+        left_out: counts of items in the source that are not rows.
+        splits: the split of each row, if a column gives it.
     """
 
     inputs: Sequence[Any]
@@ -40,7 +40,7 @@ class Rows:
     splits: Sequence[Any] | None = None
 
     def place(self, row: int) -> str:
-        """What a row is called in an error."""
+        """The name of a row for errors."""
         if isinstance(self.inputs, Images):
             return self.inputs.encoded.name(self.inputs.places[row])
         return f"{self.where}, row {row}" + ("" if self.lines is None else f" (line {self.lines[row]})")
@@ -70,7 +70,7 @@ def fault_of(item: Any) -> str | None:
 
 
 def tensor_rows(name: str, split: str, given: Any) -> Rows:
-    """Inputs and labels of one split, their shapes compared before anything is read of them."""
+    """Inputs and labels of one split; their lengths are compared before they are read."""
     if not isinstance(given, tuple | list) or len(given) != 2:
         raise DataError(f"{split} of {name!r}: give a pair of inputs and labels, not {type(given).__name__}.")
     inputs, labels = given

@@ -1,4 +1,4 @@
-"""`Split`: the rows of one split, and the one rule by which rows are shuffled and held out."""
+"""`Split`: the rows of one split, and the rule by which rows are shuffled and held out."""
 
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
@@ -41,7 +41,7 @@ class Split:
         return f"Split({len(self)} {kind}; rows of each class: {listed(found, 8) or 'none'})"
 
     def take(self, indices: Sequence[int]) -> "Split":
-        """The rows at the given places, in that order; encoded images stay encoded."""
+        """The rows with the given indices, in that order; encoded images stay encoded."""
         rows = self.inputs
         taken = rows.take(indices) if isinstance(rows, Images) else [rows[i] for i in indices]
         return Split(taken, self.labels[torch.as_tensor(indices, dtype=torch.long)])
@@ -82,7 +82,7 @@ def held_out(
 
 
 def completed(splits: Mapping[str, Split], seed: int, test: bool) -> tuple[dict[str, Split], dict[str, Any]]:
-    """The splits, with those that are not there held out of train, and where each comes from.
+    """The splits, with missing ones held out from train, and the origin of each split.
 
     Args:
         splits: `train` and perhaps others.

@@ -1,28 +1,25 @@
 """`Task`: labelled inputs in three splits, from cards, files, tensors or the hub."""
 
-import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
-import torch
 from torch import Tensor
 
-from tauspan import store
 from tauspan.core.arguments import checked
 from tauspan.core.choices import HeadFrom
 from tauspan.core.errors import DataError, nearest
 from tauspan.models import Head
 from tauspan.tasks.assembly import Gathered, gathered, told
 from tauspan.tasks.hub import hub_rows
-from tauspan.tasks.images import Images
-from tauspan.tasks.labels import Meaning, require_names
-from tauspan.tasks.readers import Reading, by_split, read_rows, require_apart
-from tauspan.tasks.rows import fault_of, tensor_rows
-from tauspan.tasks.split import SPLITS, Split, array_bytes, completed, permutation
+from tauspan.tasks.labels import Meaning
+from tauspan.tasks.readers import TableOptions, by_split, read_rows, require_apart
+from tauspan.tasks.rows import tensor_rows
+from tauspan.tasks.split import SPLITS, Split, completed, permutation
 from tauspan.tasks.tables import Dialect, Quotes
+from tauspan.tasks.valid import content_hash, read_card, require_valid
 from tauspan.tasks.writing import write_directory
 
 
@@ -44,6 +41,7 @@ class Task:
             `tauspan.tasks.build_head`.
 
     Example:
+        >>> import torch
         >>> rows = Split(["a", "b"], torch.tensor([0, 1]))
         >>> Task("ab", ["x", "y"], {"train": rows, "validation": rows, "test": rows})
         Task('ab', 2 classes, train 2, validation 2, test 2)
@@ -61,75 +59,7 @@ class Task:
     head_from: HeadFrom = "auto"
 
     def __post_init__(self) -> None:
-        require_names(self.label_names, self.name)
-        classes = len(self.label_names)
-        self._check_head(classes)
-        self._check_tokens()
-        for split in SPLITS:
-            if split not in self.splits or len(self.splits[split]) == 0:
-                raise DataError(f"task {self.name!r} has no rows in its {split} split.")
-            self._check_rows(split, self.splits[split], classes)
-
-    def _check_rows(self, split: str, rows: Split, classes: int) -> None:
-        labels = rows.labels
-        if not isinstance(labels, Tensor) or labels.ndim != 1 or labels.dtype != torch.long:
-            kind = str(getattr(labels, "dtype", type(labels).__name__)).removeprefix("torch.")
-            found = f"{kind} of shape {tuple(getattr(labels, 'shape', (len(labels),)))}"
-            raise DataError(
-                f"{split} of {self.name!r}: labels are int64 of shape (N,), not {found}. `Task.from_tensors` makes them "
-                "of lists and arrays."
-            )
-        if len(rows.inputs) != len(labels):
-            raise DataError(f"{split} of {self.name!r}: {len(rows.inputs)} inputs and {len(labels)} labels.")
-        outside = ((labels < 0) | (labels >= classes)).nonzero().flatten()
-        if len(outside):
-            row = int(outside[0])
-            raise DataError(
-                f"{split} of task {self.name!r}, row {row}: label {int(labels[row])} lies outside "
-                f"0..{classes - 1} ({classes} classes). Give one class name for every label value."
-            )
-        for row, item in enumerate(() if isinstance(rows.inputs, Images | Tensor) else rows.inputs):
-            fault = fault_of(item)
-            if fault is not None:
-                raise DataError(
-                    f"{split} of task {self.name!r}, row {row}, is a row {fault}: take it out; `Task.from_files`, "
-                    "`from_hub` and `from_tensors` do so with clean=True."
-                )
-
-    def _check_tokens(self) -> None:
-        most = self.max_tokens
-        if most is not None and (type(most) is not int or most < 1):
-            raise DataError(
-                f"task {self.name!r} cuts texts at {most!r} tokens: give a whole number, at least 1 (`max_tokens`, in a "
-                "card `suggested_max_tokens`), or leave it out."
-            )
-
-    def _check_head(self, classes: int) -> None:
-        if self.label_prompts and len(self.label_prompts) != classes:
-            raise DataError(
-                f"task {self.name!r} has {classes} classes and {len(self.label_prompts)} label prompts. Give one "
-                "prompt a class, in the order of the class names."
-            )
-        for template in self.templates:
-            if template.count("{}") != 1:
-                raise DataError(
-                    f"template {template!r} of task {self.name!r} has {template.count('{}')} places for a class name. "
-                    "Write {} once, where the name goes."
-                )
-        if self.templates and self.label_prompts:
-            raise DataError(
-                f"task {self.name!r} has {len(self.templates)} templates and {len(self.label_prompts)} label prompts, "
-                "which are two descriptions of one head. Keep one of them."
-            )
-        if self.head_from not in get_args(HeadFrom):
-            raise DataError(
-                f"task {self.name!r} has head_from={self.head_from!r}. {nearest(self.head_from, get_args(HeadFrom))}"
-            )
-        if self.head is not None and self.head_from != "auto":
-            raise DataError(
-                f"task {self.name!r} has a head of its own and head_from={self.head_from!r}. Set head=None to have one "
-                'built, or head_from="auto" to keep yours.'
-            )
+        require_valid(self)
 
     def __repr__(self) -> str:
         sizes = ", ".join(f"{split} {len(self.splits[split])}" for split in SPLITS)
@@ -166,27 +96,12 @@ class Task:
         return replace(self, splits=splits)
 
     def checksum(self) -> str:
-        """A hash of everything that training and evaluation read from this task, made once: rows do not change."""
+        """A hash of everything that training and evaluation read from this task; computed once, since rows are fixed."""
         return self._checksum
 
     @cached_property
     def _checksum(self) -> str:
-        texts = (self.name, list(self.label_names), list(self.label_prompts), self.max_tokens)
-        digest = hashlib.sha256(repr(texts).encode())
-        if self.templates:  # what has its default leaves the sum of older tasks as it was
-            digest.update(repr(("templates", list(self.templates))).encode())
-        if self.head_from != "auto":
-            digest.update(repr(("head_from", self.head_from)).encode())
-        for name in SPLITS:
-            rows = self.splits[name]
-            for content in rows.contents():
-                digest.update(content + b"\0")
-            digest.update(rows.labels.numpy().tobytes())
-        if self.head is not None:
-            digest.update(f"{self.head.scale}|{self.head.normalize}|".encode())
-            for name, tensor in self.head.state_dict().items():
-                digest.update(name.encode() + array_bytes(tensor.double().cpu().numpy()))
-        return digest.hexdigest()
+        return content_hash(self)
 
     # -- readers ---------------------------------------------------------------------------------------------
 
@@ -198,31 +113,13 @@ class Task:
         Raises:
             DataError: a checksum differs, a column is missing, a label is outside its range.
         """
-        path = Path(path)
-        card = store.read_json(path / "card.json")
-        for key in ("name", "label_names", "splits"):
-            if key not in card:
-                raise DataError(f"{path / 'card.json'} lacks {key!r}.")
-        splits = {}
-        for split, entry in card["splits"].items():
-            for key in ("file", "sha256"):
-                if key not in entry:
-                    raise DataError(f"{path / 'card.json'} lacks {key!r} of its split {split!r}.")
-            file = path / Path(entry["file"]).name
-            if not file.is_file():
-                raise DataError(f"{path / 'card.json'} names {file.name!r}, which is not there.")
-            found = hashlib.sha256(file.read_bytes()).hexdigest()
-            if found != entry["sha256"]:
-                raise DataError(
-                    f"{file} has SHA-256 {found[:12]}, its card says {entry['sha256'][:12]}: it was changed."
-                )
-            splits[split] = read_rows(file)
-        made = gathered(splits, card["label_names"], card.get("labels", "auto"), what=card["name"])
+        card, splits = read_card(Path(path))
+        gathered_rows = gathered(splits, card["label_names"], card.get("labels", "auto"), what=card["name"])
         about = {
             key: card[key] for key in ("seed", "test", "validation") if isinstance(card.get(key), str | int)
         }
         return Task(
-            card["name"], made.names, made.splits, card.get("label_prompts", ()),
+            card["name"], gathered_rows.names, gathered_rows.splits, card.get("label_prompts", ()),
             card.get("suggested_max_tokens"), source=card.get("source", str(path)), extra=about,
         )  # fmt: skip
 
@@ -260,8 +157,8 @@ class Task:
         Args:
             name: of the task.
             train: a file or folder.
-            test: another one.
-            validation: another one.
+            test: a file or folder.
+            validation: a file or folder.
             split: instead of `test` and `validation`, the column of `train` that says train, validation (val, valid,
                 dev) or test of each row.
             label_names: the classes, in order.
@@ -269,7 +166,7 @@ class Task:
             text: the column of texts, or of images in parquet files.
             label: the column of labels.
             labels: `"names"`, `"from_0"` or `"from_1"` where `"auto"` says that it cannot tell.
-            clean: leave rows without text or label out, and spaces around labels; a warning counts them, and
+            clean: drop rows without text or label, and spaces around labels; a warning counts them, and
                 `Task.extra["left_out"]` keeps the counts.
             encoding: of a file of lines; None takes a byte order mark's, else UTF-8.
             delimiter: of CSV; None takes that of comma, semicolon, tab and bar which the first line has.
@@ -281,7 +178,7 @@ class Task:
             DataError: with the file and the row or line: a missing column, a row without text or label, a label that
                 is no class, a damaged file.
         """
-        reading = Reading(text, label, split, Dialect(encoding, delimiter, quotes))
+        reading = TableOptions(text, label, split, Dialect(encoding, delimiter, quotes))
         files = {"train": Path(train)}
         files |= {
             key: Path(file) for key, file in (("validation", validation), ("test", test)) if file is not None

@@ -1,9 +1,10 @@
 """A model in shards: each process keeps 1/P of every tensor, and a block's tensors are whole only while it runs.
 
 FSDP2 (`torch.distributed.fsdp.fully_shard`) gathers before a forward, frees after it, gathers again for the backward and
-scatters the summed gradient. It is applied to *cells*: modules of ours that hold the tensors of one block, theta0 and tau
-alike. The block stays as it is and borrows them for its forward, so the caller's model gets neither hooks nor another
-class, and both regimes go the same way. Between cells a dual tensor travels as a plain `_Pair`, because FSDP passes
+scatters the summed gradient. It is applied to *cells*: separate modules that hold the tensors of one block, both theta0
+and tau. The block itself is not wrapped: it uses the cell's tensors in its forward, so the caller's model gets neither
+hooks nor another class, and both regimes work in the same way.
+Between cells a dual tensor travels as a plain `_Pair`, because FSDP passes
 activations through autograd functions, which would go past the tangent rules.
 """
 
@@ -40,14 +41,14 @@ class _Pair(NamedTuple):
 
 @dataclass
 class _Pass:
-    """What the cells of one forward pass share; there is no trace in the standard regime."""
+    """State shared by the cells in one forward pass; without a trace in the standard regime."""
 
     trace: Trace | None = None
     tracked: bool = False
 
 
 class _Held(nn.Module):
-    """Tensors by name; the names may hold dots. FSDP cannot cut a number, so it is kept as a row of one."""
+    """Tensors by name; names may contain dots. FSDP cannot split a scalar, so it is stored with shape (1,)."""
 
     def __init__(self, tensors: Mapping[str, Tensor], trains: Collection[str]) -> None:
         super().__init__()
@@ -56,12 +57,12 @@ class _Held(nn.Module):
             self._parameters[name] = nn.Parameter(rows, requires_grad=name in trains)
 
     def now(self) -> dict[str, Tensor]:
-        """Whole tensors while FSDP has gathered them, else this process's parts."""
+        """The whole tensors while FSDP has gathered them, else the parts of this process."""
         return {name: tensor for name, tensor in self._parameters.items() if tensor is not None}
 
 
 class _Cell(nn.Module):
-    """The tensors of one block, gathered together, and the block that borrows them."""
+    """The tensors of one block, which are gathered together, and the block that uses them."""
 
     def __init__(
         self, block: nn.Module, theta: Mapping[str, Tensor], trains: Collection[str], linear: bool, run: _Pass
@@ -76,11 +77,13 @@ class _Cell(nn.Module):
         self.tau = _Held(wide if linear else {}, trains)
         self.shapes = {name: tensor.shape for name, tensor in theta.items()}
         self.run = run
-        object.__setattr__(self, "borrower", Shell(block))  # not a submodule: its parameters are not ours
+        object.__setattr__(
+            self, "borrower", Shell(block)
+        )  # not a submodule: its parameters do not belong to the cell
         self.borrower: Shell
 
     def point(self) -> dict[str, Tensor]:
-        """What the block runs at: theta, or theta0 with the direction tau."""
+        """The parameters of the block's forward: theta, or theta0 with the direction tau."""
         theta, tau, run = self.theta.now(), self.tau.now(), self.run
         found = {name: tensor.view(self.shapes[name]) for name, tensor in theta.items()}
         if run.trace is not None:
@@ -91,14 +94,14 @@ class _Cell(nn.Module):
         return found
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        """The block's forward; dual tensors come and go as pairs."""
+        """The block's forward; dual tensors enter and leave as pairs."""
         given, named = _unpacked((args, kwargs), self.run, shared=True)
         point = {f"block.{name}": tensor for name, tensor in self.point().items()}
         return _packed(functional_call(self.borrower, point, given, named))
 
 
 class _Root(_Cell):
-    """What lies outside all blocks, and the way through them from a batch to logits."""
+    """The tensors outside all blocks, and the forward of the whole model from a batch to logits."""
 
     def __init__(self, encoder: Encoder, cells: Mapping[nn.Module, _Cell], *rest: Any) -> None:
         super().__init__(encoder, *rest)
@@ -117,18 +120,18 @@ class _Root(_Cell):
 
 
 class Shards:
-    """An encoder taken apart, its parameters in shards until `restore` puts them back.
+    """An encoder whose parameters are in shards until `restore` puts them back.
 
     Args:
-        encoder: its parameters are replaced by stand-ins of the same shape that hold no memory.
-        trains: the names that train.
+        encoder: its parameters are replaced by placeholders of the same shape without memory.
+        trains: the names of the parameters that train.
         regime: `"linear"` keeps a tau beside each theta0 that trains; in `"standard"` theta itself trains.
         mesh: the processes.
 
     Attributes:
-        shapes: of every whole parameter by name.
-        theta: every parameter's shards by name.
-        trained: the shards that train by name, theta or tau.
+        shapes: the shape of each whole parameter, by name.
+        theta: the shards of each parameter, by name.
+        trained: the shards that train (of theta or tau), by name.
     """
 
     def __init__(self, encoder: Encoder, trains: Collection[str], regime: Regime, mesh: DeviceMesh) -> None:
@@ -172,7 +175,7 @@ class Shards:
         return cell
 
     def __call__(self, batch: Batch, head: Head, at_logits: bool) -> Tensor:
-        """Logits of shape (N, K); in the linear regime of the tangent model at the logits or at the features."""
+        """Logits of shape (N, K); in the linear regime those of the model linearised at the logits or at the features."""
         through = {block: _through(cell, self._run) for block, cell in self._cells.items()}
         with models.eval_mode(self.encoder), open_attention(), replaced(through):
             if not self._linear:
@@ -188,10 +191,10 @@ class Shards:
 
     @torch.no_grad()
     def restore(self, parts: Mapping[str, Tensor]) -> None:
-        """Gather every parameter, one after the other, and put it back where it was; every process calls this.
+        """Gather the parameters one after the other and put them back into the encoder; every process calls this.
 
         Args:
-            parts: this process's parts of what moved, as they were in the beginning.
+            parts: this process's parts of the trained parameters, with their values before training.
         """
         for name, shards in self.theta.items():
             part = held(shards)
@@ -203,7 +206,7 @@ class Shards:
 
     @torch.no_grad()
     def whole(self, name: str, part: Tensor) -> Tensor:
-        """A tensor from every process's part of it, on this process's device; every process calls this."""
+        """The whole tensor from the parts of all processes, on this process's device; every process calls this."""
         shape = self.shapes[name] or torch.Size([1])
         stride = torch.empty(shape, device="meta").stride()
         spread = DTensor.from_local(part, self.mesh, SHARDED, run_check=False, shape=shape, stride=stride)
@@ -217,9 +220,9 @@ class Shards:
 
 
 def blocks(inner: nn.Module) -> Iterator[tuple[str, nn.Module]]:
-    """What is gathered apart: members of outermost stacks, and embeddings; with the prefix of their parameters' names.
+    """The modules that are gathered separately (blocks of outermost stacks, and embeddings), by their name prefixes.
 
-    A module that shares a parameter with another place is none of them: its tensors are needed there too.
+    A module that shares a parameter with another module is not among them, since both need its tensors.
     """
     places: dict[int, list[str]] = {}
     for name, tensor in inner.named_parameters(remove_duplicate=False):
@@ -240,14 +243,14 @@ def _candidates(module: nn.Module, prefix: str) -> Iterator[tuple[str, nn.Module
 
 
 def held(shards: Tensor | None) -> Tensor:
-    """This process's part of a sharded tensor, in the memory that FSDP gathers from."""
+    """This process's part of a sharded tensor, in the memory from which FSDP gathers."""
     assert isinstance(shards, DTensor)  # noqa: S101 - FSDP made it
     part: Tensor = shards.to_local()
     return part.detach()
 
 
 def _stand_in(tensor: Tensor, device: torch.device) -> Tensor:
-    """A tensor of the same shape with one entry in memory, which spoils whatever reads it."""
+    """A placeholder: a tensor of the same shape with one NaN in memory, so that reading it by mistake is noticed."""
     fill = torch.nan if tensor.is_floating_point() else 0
     return torch.full((), fill, dtype=tensor.dtype, device=device).expand(tensor.shape)
 
@@ -257,7 +260,7 @@ def _packed(item: Any) -> Any:
 
 
 def _unpacked(item: Any, run: _Pass, shared: bool = False) -> Any:
-    """Dual tensors again; inside a block they are views of what its caller holds."""
+    """Dual tensors from pairs; inside a block they are views of the caller's tensors."""
     if run.trace is None:
         return item
     trace = run.trace
@@ -273,7 +276,7 @@ def _unpacked(item: Any, run: _Pass, shared: bool = False) -> Any:
 
 
 def _through(cell: _Cell, run: _Pass) -> Callable[..., Any]:
-    """A block's forward by way of its cell."""
+    """A forward of a block that runs its cell instead."""
 
     def forward(*args: Any, **kwargs: Any) -> Any:
         given, named = _packed((args, kwargs))

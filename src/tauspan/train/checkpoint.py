@@ -1,4 +1,4 @@
-"""Where a run stands, in one safetensors file: parameters, optimiser moments, step and history."""
+"""The state of a run in one safetensors file: parameters, optimiser moments, step and history."""
 
 import json
 from pathlib import Path
@@ -19,7 +19,7 @@ _MOMENTS = ("exp_avg", "exp_avg_sq")
 def save(
     file: Path, parameters: Params, optimiser: torch.optim.Optimizer, state: dict[str, Any], layout: Layout
 ) -> None:
-    """Write parameters, their moments and the plain values of `state` atomically, once; every process calls this.
+    """Write parameters, their moments and the plain values of `state` to one file; every process calls this.
 
     The file holds whole tensors, so a run goes on with any number of processes, in shards or not.
     """

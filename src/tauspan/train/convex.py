@@ -1,4 +1,4 @@
-"""Convex fitting: the tangent model's loss is convex in tau, so a solver ends where the gradient does."""
+"""Convex fitting: the tangent model's loss is convex in tau, so a solver finds the minimum, where the gradient is 0."""
 
 import logging
 import math
@@ -42,7 +42,7 @@ def fit(
     room: int | None = None,
     folder: str | Path | None = None,
 ) -> Finetuned:
-    """Fit tau in the tangent space to a stated gradient norm; there is no learning rate.
+    """Fit tau in the tangent space down to a given gradient norm, without a learning rate.
 
     Minimises mean_n CE(f(x_n; theta0) + J(x_n) tau, y_n) + ridge/2 |tau|^2 over all training rows, which is convex
     because the model is linearised at the logits; ridge pulls to the base and makes the minimum unique.
@@ -50,14 +50,14 @@ def fit(
     Args:
         encoder: what `tauspan.load` returned.
         task: rows, classes and head.
-        solver: `"lbfgs"` (torch, strong Wolfe line search, which compares losses and so ends near the square root
-            of the numbers' precision), or `"newton-cg"` (scipy, exact Hessian products
+        solver: `"lbfgs"` (torch, strong Wolfe line search, which compares losses and so stops near the square root
+            of the machine precision), or `"newton-cg"` (scipy, exact Hessian products
             J^T (diag p - p p^T) J v + ridge v, in float64 outside the model).
         ridge: strength of the pull to the base, above 0.
-        tolerance: end where the Euclidean norm of the gradient is at most this.
-        max_steps: end after so many iterations; the history says whether the tolerance was met.
+        tolerance: stop when the Euclidean norm of the gradient is at most this.
+        max_steps: stop after this many iterations; the history says whether the tolerance was met.
         params: which parameters move.
-        reading: batches (all rows enter each step), and where texts are cut; see `tauspan.Reading`.
+        reading: batch size (each step uses all rows), and where texts are cut; see `tauspan.Reading`.
         cache: what is kept of each batch; see `Linearized.cache`.
         room: the most bytes the cache may hold.
         folder: keep the cache in memory-mapped files there.
@@ -140,7 +140,7 @@ class _Loss:
         self._rows = sum(map(len, labels))
 
     def backward(self) -> float:
-        """The loss at the present tau; its gradient is left in the parameters."""
+        """The loss at the current tau; its gradient is accumulated in the parameters."""
         total = 0.0
         taus = list(self.tangent.tau.values())
         for tau in taus:
@@ -160,14 +160,14 @@ class _Loss:
         return total
 
     def gradient(self) -> dict[str, Tensor]:
-        """What `backward` left."""
+        """The gradient that `backward` computed."""
         found = {name: tau.grad for name, tau in self.tangent.tau.items() if tau.grad is not None}
         require_finite(found, "the gradient")
         return found
 
     @torch.no_grad()
     def probabilities(self) -> list[Tensor]:
-        """The softmax at the present tau, which the Hessian is made of."""
+        """The softmax at the current tau, from which the Hessian is computed."""
         return [batch().softmax(-1) for batch in self._cached]
 
     def hessian(self, probabilities: Sequence[Tensor], direction: Params) -> dict[str, Tensor]:
@@ -203,7 +203,7 @@ def _lbfgs(loss: _Loss, tolerance: float, max_steps: int, advance: Advance) -> l
         advance(1, f"loss {value:.4f}, gradient {norm:.1e}")
         idle = 0 if norm < least else idle + 1
         least = min(norm, least)
-        if norm <= tolerance or idle == _IDLE:  # at the precision of the numbers nothing improves any more
+        if norm <= tolerance or idle == _IDLE:  # at machine precision nothing improves any more
             break
     return history
 

@@ -1,4 +1,4 @@
-"""Fine-tuning as it is called: one task or several, from the start, from a checkpoint, or found finished."""
+"""`finetune`: one task or several, from the start, from a checkpoint, or a finished run that is reused."""
 
 import hashlib
 import json
@@ -50,8 +50,8 @@ def finetune(
 ) -> Finetuned:
     """Fine-tune an encoder on a task under its frozen head, and return the task vector.
 
-    Both regimes share everything but what is trained: theta of a copy (`"standard"`), or tau of the tangent model
-    (`"linear"`). The encoder is never changed.
+    The regimes differ only in what is trained: theta of a copy (`"standard"`), or tau of the tangent model (`"linear"`).
+    The encoder is never changed.
 
     Several tasks give one vector, the ceiling that sums of vectors are measured against. It minimises
     sum_t sum_n CE(h_t(f(x_tn)), y_tn) / sum_t N_t: the rows of a step are drawn from all tasks, each row counts under
@@ -59,15 +59,15 @@ def finetune(
 
     Args:
         encoder: what `tauspan.load` returned.
-        task: rows, classes and head; or several tasks, each with a name of its own, in the order that numbers the rows.
+        task: rows, classes and head; or several tasks with different names, whose order numbers the rows.
         settings: everything that decides the vector; see `tauspan.Settings`.
         out: folder for the vector, a JSON-lines log and checkpoints; nothing is written without it.
         checkpoint_every: steps between checkpoints.
         resume: continue from the checkpoint in `out`, or reuse its finished vector; bit-identical to a run
             that was never interrupted.
         cache_folder: keep the cache in memory-mapped files there instead of in memory.
-        shard: under several processes, each keeps its part of every tensor, theta0 and tau alike, on its own GPU if there
-            are any; only one block is whole at a time. The vector is the same. The encoder is taken apart for the run,
+        shard: with several processes, each keeps its part of every tensor (theta0 and tau), on its own GPU if there are
+            any; only one block is whole at a time. The vector is the same. The encoder is taken apart for the run,
             and lost if the run ends in an error: load it again then.
 
     Returns:
@@ -144,7 +144,7 @@ def _require_together(tasks: Sequence[Task], settings: Settings) -> None:
 
 
 def _checksum(tasks: Sequence[Task]) -> str:
-    """The task's own checksum, or one hash of several in their order, which numbers the rows."""
+    """The checksum of the task, or one hash of several tasks in their order."""
     sums = [task.checksum() for task in tasks]
     return sums[0] if len(sums) == 1 else hashlib.sha256("".join(sums).encode()).hexdigest()
 

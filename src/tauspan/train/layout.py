@@ -1,4 +1,4 @@
-"""How the trained tensors lie over the processes: each holds them whole, or each holds its part (`sharded`)."""
+"""How trained tensors are distributed over processes: each holds whole tensors, or its part (`sharded`)."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -18,29 +18,29 @@ from tauspan.vector import TaskVector
 
 
 class Layout(Protocol):
-    """What the loop asks of several processes.
+    """The operations of the loop that involve all processes.
 
     Attributes:
-        together: whether every process must make as many forward passes as the others, with no rows if need be.
+        together: whether all processes must run the same number of forward passes, some of them without rows.
     """
 
     together: bool
 
     def exchange(self, parameters: Params, loss: Tensor) -> tuple[list[Tensor], Tensor]:
-        """Sum gradients and loss over all processes; the gradients held here, and the norm of all of them."""
+        """Sum gradients and loss over all processes; returns this process's gradients, and the norm over all."""
 
     def write(self, file: Path, parts: Mapping[str, tuple[str, Tensor]], metadata: Mapping[str, str]) -> None:
-        """Write tensors once, each given with the name of the parameter it is shaped like. All processes call this."""
+        """Write tensors to a file, each with the name of the parameter whose shape it has. All processes call this."""
 
     def part(self, whole: Tensor) -> Tensor:
-        """What this process holds of a whole tensor."""
+        """The part of a whole tensor that this process holds."""
 
     def finished(self, trainee: Trainee, label: str, info: dict[str, Any], file: Path | None) -> TaskVector:
-        """What was learned, in every process; written once if there is a file. All processes call this."""
+        """The task vector, in every process; written to `file` if that is given. All processes call this."""
 
 
 class Whole:
-    """Every process holds every tensor whole."""
+    """Every process holds whole tensors."""
 
     together = False
 
@@ -48,7 +48,7 @@ class Whole:
         self.processes = processes
 
     def exchange(self, parameters: Params, loss: Tensor) -> tuple[list[Tensor], Tensor]:
-        """One sum over all gradients; a parameter that the features do not depend on has zeros."""
+        """Sum all gradients in one exchange; they are zeros for parameters that the features do not depend on."""
         for parameter in parameters.values():
             if parameter.grad is None:
                 parameter.grad = torch.zeros_like(parameter)
@@ -57,12 +57,12 @@ class Whole:
         return gradients, torch.nn.utils.get_total_norm(gradients)
 
     def write(self, file: Path, parts: Mapping[str, tuple[str, Tensor]], metadata: Mapping[str, str]) -> None:
-        """By the first process."""
+        """Write the tensors, in the first process."""
         if self.processes.first:
             store.write_tensors(file, {key: tensor for key, (_, tensor) in parts.items()}, metadata)
 
     def part(self, whole: Tensor) -> Tensor:
-        """All of it."""
+        """The whole tensor."""
         return whole
 
     def finished(self, trainee: Trainee, label: str, info: dict[str, Any], file: Path | None) -> TaskVector:
@@ -77,10 +77,10 @@ class Whole:
 def laid_out(
     encoder: Encoder, heads: Sequence[Head], settings: Settings, processes: World, shard: bool
 ) -> Iterator[tuple[Trainee, Layout]]:
-    """What trains, and how it lies over the processes; one process has nothing to share.
+    """The trainee and its layout; with a single process tensors are whole.
 
-    With `shard` the encoder is taken apart inside and is whole again after a block that ended well. After an error it
-    is lost, because processes that failed cannot gather: load it again.
+    With `shard` the encoder's parameters are in shards inside the block, and are put back at its end. After an error
+    they are lost, because processes that failed cannot gather them: load the encoder again.
     """
     if not shard or processes.size == 1:
         yield trainee(encoder, heads, settings), Whole(processes)

@@ -1,4 +1,4 @@
-"""The loop: AdamW, warm-up and cosine, clipping, accumulation, validation, log, checkpoint, exact resume."""
+"""The training loop: AdamW, warm-up and cosine, clipping, accumulation, validation, log, checkpoint, exact resume."""
 
 import json
 import logging
@@ -23,17 +23,17 @@ from tauspan.models import Batch, Encoder
 from tauspan.tasks import Task
 from tauspan.train import checkpoint
 from tauspan.train.layout import Layout
-from tauspan.train.rows import Part, Rows
+from tauspan.train.rows import Part, TrainingRows
 from tauspan.train.settings import Settings
 from tauspan.train.trainee import Trainee, as_parameters, decay
 
 log = logging.getLogger(__name__)
 LOG = "log.jsonl"
-_NONE = -100  # the label of a row that counts for nothing
+_NONE = -100  # the label of rows that the loss ignores
 
 
 class Run:
-    """One run in progress; `step` counts finished optimiser steps, `whole` is false in the middle of an update."""
+    """A run in progress; `step` counts finished optimiser steps, `whole` is false during an update."""
 
     def __init__(
         self, what: Trainee, layout: Layout, encoder: Encoder, tasks: Sequence[Task], settings: Settings, key: str,
@@ -49,7 +49,7 @@ class Run:
         self.processes = processes
         self.out = out
         self.every = checkpoint_every
-        self.rows = Rows(tasks, settings, processes, layout.together)
+        self.rows = TrainingRows(tasks, settings, processes, layout.together)
         self.total = settings.steps(self.rows.size)
         self.step = 0
         self.whole = True
@@ -64,7 +64,7 @@ class Run:
     # -- state on disk ---------------------------------------------------------------------------------------
 
     def start(self, resume: bool) -> None:
-        """Begin, from the checkpoint if there is one and it is wanted."""
+        """Begin; with `resume`, from the checkpoint if there is one."""
         if self.out is None:
             return
         file = self.out / checkpoint.NAME
@@ -76,14 +76,14 @@ class Run:
             self._write_log()
 
     def save(self) -> None:
-        """Write a checkpoint, where there is a folder for it."""
+        """Write a checkpoint, if the run has a folder."""
         if self.out is not None:
             state = {"key": self.key, "step": self.step, "history": self.history}
             file = self.out / checkpoint.NAME
             checkpoint.save(file, self.trainee.parameters, self.optimiser, state, self.layout)
 
     def _write_log(self) -> None:
-        """Write the log anew from the history: after a resume it holds each step once."""
+        """Write the log again from the history, so that after a resume it holds each step once."""
         assert self.out is not None  # noqa: S101 - callers checked
         store.write_text(self.out / LOG, "".join(json.dumps(entry) + "\n" for entry in self.history))
 
@@ -97,7 +97,7 @@ class Run:
     # -- steps -----------------------------------------------------------------------------------------------
 
     def loop(self, show: bool) -> None:
-        """Every step that is left, with validation and checkpoints between them."""
+        """Run the remaining steps, with validation and checkpoints between them."""
         per_epoch = self.rows.per_epoch
 
         def validate_if_due() -> None:
@@ -123,7 +123,7 @@ class Run:
                     if self.step % self.every == 0 and self.step < self.total:
                         self.save()
             except KeyboardInterrupt:
-                # in the middle of an update, or where the processes would have to meet, the checkpoint before stands
+                # during an update, or where all processes would have to write together, the last checkpoint remains
                 if self.whole and not self.layout.together:
                     self.save()
                 raise
@@ -152,7 +152,7 @@ class Run:
         return float(loss)
 
     def cache(self, folder: Path | None) -> None:
-        """Keep what theta0 alone decides of every batch, if the settings ask for it."""
+        """Cache what depends on theta0 alone for every batch, if the settings ask for it."""
         if self.settings.cache == "none":
             return
         mine = [part for place in range(self.rows.per_epoch) for part in self.rows.step(0, place)[0]]
@@ -160,19 +160,19 @@ class Run:
         self.cached = dict(zip(mine, self.trainee.cache(encoded, self.settings.cache, folder), strict=True))
 
     def _batch(self, part: Part, split: str = "train", epoch: int = 0) -> tuple[Batch, Tensor]:
-        """Inputs and labels of one forward pass; one without rows reads the first row, and no label."""
+        """Inputs and labels of one forward pass; a pass without rows reads the first row, with an ignored label."""
         task, places = self.tasks[part[0]], part[1]
         rows = task.split(split).take(places or (0,))
         crops = None
         if split == "train" and self.settings.augment == "crop":
-            # by seed, epoch and row, so that processes, batch sizes and resumed runs draw alike
+            # by seed, epoch and row, so that crops do not depend on processes, batch size or interruptions
             about = f"{self.settings.seed}/{epoch}/{part[0]}"
             crops = [random.Random(f"{about}/{place}/crop") for place in places or (0,)]
         batch = self.encoder.encode(rows.inputs, task.tokens(self.settings.max_tokens), crops)
         return batch, rows.labels if places else torch.full_like(rows.labels, _NONE)
 
     def _to_come(self) -> Generator[tuple[Batch, Tensor]]:
-        """What the steps that are left read, images decoded while the steps before compute."""
+        """The batches of the remaining steps; images are decoded while earlier steps compute."""
         per_epoch = self.rows.per_epoch
         places = (divmod(step, per_epoch) for step in range(self.step, self.total))
         parts = (
@@ -199,7 +199,7 @@ class Run:
         )
         loss.backward()  # type: ignore[no-untyped-call]
         found = loss.detach().cpu()
-        if not torch.isfinite(found):  # told when all processes know
+        if not torch.isfinite(found):  # raised when all processes know it
             task = self.tasks[part[0]].name
             rows = [str(part[1][row]) for row in broken_rows(logits.detach()) if row < len(part[1])]
             self.wrong = (
@@ -208,7 +208,7 @@ class Run:
         return found
 
     def _broken(self) -> str:
-        """Where NaN or infinity was first seen: rows, or else the first tensor whose gradient holds one."""
+        """Where NaN or infinity appeared first: in which rows, or else in the gradient of which tensor."""
         known = self.trainee.parameters.items()
         tensors = (name for name, p in known if p.grad is not None and broken_rows(p.grad.flatten()))
         first = next(tensors, None)
@@ -226,7 +226,7 @@ class Run:
 
     @torch.no_grad()
     def validate(self) -> None:
-        """Note loss and accuracy on validation; of several tasks the means, with each task's own under `tasks`."""
+        """Log loss and accuracy on validation; for several tasks the means, and each task's values under `tasks`."""
         found = {task.name: self._validated(place) for place, task in enumerate(self.tasks)}
         means = {key: sum(one[key] for one in found.values()) / len(found) for key in ("loss", "accuracy")}
         own = {} if len(found) == 1 else {"tasks": found}
@@ -234,7 +234,9 @@ class Run:
 
     def _validated(self, task: int) -> dict[str, float]:
         size = len(self.tasks[task].split("validation"))
-        device = next(iter(self.trainee.parameters.values())).device  # NCCL exchanges nothing on the CPU
+        device = next(
+            iter(self.trainee.parameters.values())
+        ).device  # NCCL does not exchange tensors on the CPU
         right, loss, broken = torch.zeros((), device=device), torch.zeros((), device=device), False
         shares = (((task, places), "validation") for places in self._shares(size))
         for batch, labels in ahead(lambda what: self._batch(*what), shares, self.encoder.inputs.ahead):
@@ -253,5 +255,5 @@ class Run:
 
     def _shares(self, size: int) -> Iterator[tuple[int, ...]]:
         mine = tuple(range(size))[self.processes.rank :: self.processes.size]
-        for begin in range(0, -(-size // self.processes.size), 64):  # as many in every process
+        for begin in range(0, -(-size // self.processes.size), 64):  # the same number in every process
             yield mine[begin : begin + 64]

@@ -1,4 +1,4 @@
-"""The training rows of one or several tasks as one sequence, and which of them make up each step."""
+"""The training rows of one or several tasks as one sequence, and the rows of each step."""
 
 import math
 from collections.abc import Iterator, Sequence
@@ -7,18 +7,18 @@ from tauspan.core.processes import World
 from tauspan.tasks import Task, permutation
 from tauspan.train.settings import Settings
 
-# rows of one forward pass: the task's number, and places in its training split
+# rows of one forward pass: the task's number, and indices into its training split
 Part = tuple[int, tuple[int, ...]]
 
 
-class Rows:
-    """Rows are numbered through the tasks in the order given; an epoch has every row of every task once.
+class TrainingRows:
+    """The rows of all tasks, numbered in the order of the tasks; an epoch has every row once.
 
-    Each step draws from all tasks together, so that a task weighs as many rows as it has. A forward pass holds rows
-    of one task, because tasks differ in head and in where texts are cut.
+    Each step draws from all tasks together, so the weight of a task is its number of rows. A forward pass has rows of
+    one task only, because tasks differ in their heads and in where texts are cut.
 
     Args:
-        together: every process makes as many forward passes as the others, some of them with no rows.
+        together: all processes run the same number of forward passes, some of them without rows.
     """
 
     def __init__(
@@ -29,12 +29,12 @@ class Rows:
         self._step = settings.batch_size * settings.accumulation
         self.size = sum(self._sizes)
         self.per_epoch = math.ceil(self.size / self._step)
-        self._order: tuple[int, list[int]] = (-1, [])  # of the epoch that was asked for last
+        self._order: tuple[int, list[int]] = (-1, [])  # of the last epoch that was used
 
     def step(self, epoch: int, place: int) -> tuple[list[Part], int]:
-        """This process's forward passes of one step, and how many rows the step has over all processes.
+        """This process's forward passes of one step, and the number of rows of the step over all processes.
 
-        With a cache each step's rows are those of the first epoch, in another order of steps.
+        With a cache, steps have the same rows as in the first epoch, and only the order of steps changes.
         """
         seed = self._settings.seed
         if self._settings.cache != "none" and epoch:

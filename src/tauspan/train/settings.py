@@ -1,4 +1,4 @@
-"""What a fine-tuning run depends on, checked once."""
+"""`Settings` of a fine-tuning run, checked when they are made."""
 
 import dataclasses
 import hashlib
@@ -16,7 +16,7 @@ DEFAULT_LR: dict[Regime, float] = {"standard": 2e-4, "linear": 3e-4}
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
-    """Everything that decides the resulting task vector, besides the encoder and the task.
+    """Everything that determines the task vector, besides the encoder and the task.
 
     Args:
         regime: `"linear"` trains tau of the tangent model, where tasks disturb each other less, and `apply` makes a model
@@ -124,7 +124,7 @@ class Settings:
         return DEFAULT_LR[self.regime] if self.lr is None else self.lr
 
     def steps(self, rows: int) -> int:
-        """Optimiser steps over a training split of so many rows."""
+        """The number of optimiser steps for a training split of `rows` rows."""
         every = self.epochs * math.ceil(rows / (self.batch_size * self.accumulation))
         return every if self.max_steps is None else min(every, self.max_steps)
 
@@ -137,16 +137,16 @@ class Settings:
         return self.peak_lr * 0.5 * (1 + math.cos(math.pi * share))
 
     def as_dict(self) -> dict[str, Any]:
-        """Plain values, the learning rate spelled out; engine and check only where they are not the usual ones."""
+        """Plain values, with the learning rate in numbers; engine and check only where they are not the defaults."""
         plain = {**dataclasses.asdict(self), "lr": self.peak_lr}
         chosen = vars(way(plain.pop("engine"), plain.pop("check")))
         return plain | {name: value for name, value in chosen.items() if value != getattr(Way(), name)}
 
     def key(self, base: str, task: str) -> str:
-        """One hash of all that decides a vector: equal keys give the same vector.
+        """A hash of everything that determines a vector: equal keys give the same vector.
 
         Args:
-            base: the encoder's fingerprint and its `describe()`; the weights alone leave pooling and heads open.
+            base: the encoder's fingerprint and its `describe()`, since weights alone do not determine pooling and heads.
             task: the task's checksum.
         """
         facts = {name: value for name, value in self.as_dict().items() if name != "check"}

@@ -1,4 +1,4 @@
-"""Fine-tuning of what one device cannot hold: theta0, tau, gradients and moments in shards, one block whole at a time."""
+"""Fine-tuning of models that one device cannot hold: all tensors are in shards, and one block is whole at a time."""
 
 import copy
 import gc
@@ -27,13 +27,13 @@ from tauspan.vector import TaskVector, header
 
 
 class ShardedTrainee:
-    """Both regimes on shards: a trainee and its layout in one, since only it knows where a tensor's parts lie.
+    """Training on shards, in both regimes: a trainee that is also its own layout.
 
-    Its parameters are plain tensors, this process's parts in the memory that FSDP gathers from.
+    Its parameters are plain tensors: this process's parts, in the memory from which FSDP gathers.
 
     Raises:
         UsageError: a cache, or autocast, which would keep a copy of every weight until the backward.
-        ModelError: an operation that tangents cannot be carried through.
+        ModelError: an operation without a tangent rule.
     """
 
     together = True
@@ -54,7 +54,7 @@ class ShardedTrainee:
         self.processes, self._settings = processes, settings
         self._base, self._source = models.fingerprint_of(encoder), encoder.source
         self._names = models.names_of(encoder)
-        gc.collect()  # FSDP's hooks refer to one another, so the shards of an earlier run may still lie here
+        gc.collect()  # FSDP's hooks refer to one another, so the shards of an earlier run may still be in memory
         kind = "cuda" if torch.cuda.is_available() else "cpu"
         self._shards = Shards(encoder, names, settings.regime, init_device_mesh(kind, (processes.size,)))
         self._heads = [copy.deepcopy(head).to(self._shards.device) for head in heads]
@@ -70,7 +70,7 @@ class ShardedTrainee:
         self._point = "encoder" if settings.point == "encoder" and linear else "logits"
 
     def restore(self) -> None:
-        """Put the encoder together again, as it was."""
+        """Put the encoder's own parameters back."""
         self._shards.restore(self._start)
 
     # -- a trainee -------------------------------------------------------------------------------------------
@@ -89,11 +89,11 @@ class ShardedTrainee:
     def cache(
         self, batches: Sequence[Batch], kind: CacheKind | Literal["auto"], folder: Path | None
     ) -> NoReturn:
-        """Nothing is kept; the constructor refuses it."""
+        """Not available: the constructor refuses a cache."""
         raise UsageError("what a cache keeps is not sharded.")
 
     def anchor(self) -> Params | None:
-        """What weight decay pulls this process's parts to; None stands for zero."""
+        """The values to which weight decay pulls this process's parts; None means zero."""
         if self._settings.regime == "standard":
             return self._start if self._settings.decay_toward == "base" else None
         if self._settings.decay_toward == "base":
@@ -101,7 +101,7 @@ class ShardedTrainee:
         return {name: -held(self._shards.theta[name]) for name in self.parameters}
 
     def task_vector(self, label: str, info: dict[str, Any]) -> TaskVector:
-        """What was learned, gathered tensor by tensor into every process's memory."""
+        """The task vector, gathered tensor by tensor into the memory of every process."""
         deltas = {name: self._shards.whole(name, part).cpu() for name, part in self._deltas().items()}
         stored = self._names.to_files(deltas)
         return TaskVector(stored, self._base, self._settings.regime, label, self._facts(info))
@@ -111,7 +111,7 @@ class ShardedTrainee:
         return {"base_id": self._source, **point, "versions": versions(), **info}
 
     def _deltas(self) -> dict[str, Tensor]:
-        """This process's parts of the vector; in the standard regime formed in float64 and rounded once."""
+        """This process's parts of the vector; in the standard regime computed in float64 and rounded once."""
         if self._settings.regime == "linear":
             return {name: part.detach() for name, part in self.parameters.items()}
         return {
@@ -124,7 +124,7 @@ class ShardedTrainee:
     # -- its layout ------------------------------------------------------------------------------------------
 
     def exchange(self, parameters: Params, loss: Tensor) -> tuple[list[Tensor], Tensor]:
-        """FSDP has summed the gradients; what is left are loss and norm."""
+        """Sum the loss and compute the norm; FSDP has summed the gradients already."""
         gradients = []
         for name, parameter in parameters.items():
             shards = self._shards.trained[name]
@@ -137,7 +137,7 @@ class ShardedTrainee:
         return gradients, square.sqrt()
 
     def write(self, file: Path, parts: Mapping[str, tuple[str, Tensor]], metadata: Mapping[str, str]) -> None:
-        """Gathered and written tensor by tensor: the first process holds one whole tensor at a time."""
+        """Gather and write tensor by tensor, so that the first process holds one whole tensor at a time."""
         kinds = {key: (part.dtype, self._shards.shapes[name]) for key, (name, part) in parts.items()}
         whole = (self._shards.whole(name, part).cpu() for name, part in parts.values())
         if self.processes.first:
@@ -147,14 +147,14 @@ class ShardedTrainee:
                 pass
 
     def part(self, whole: Tensor) -> Tensor:
-        """What this process holds of a whole tensor."""
+        """The part of a whole tensor that this process holds."""
         return self._shards.part(whole)
 
     def finished(self, trainee: Trainee, label: str, info: dict[str, Any], file: Path | None) -> TaskVector:
-        """With a file the vector is read back from it, in mapped memory: no process holds it whole.
+        """The task vector; with a file it is mapped from that file, so that no process holds it in memory.
 
         Raises:
-            NonFiniteError: NaN or infinity in the vector, told by all processes alike.
+            NonFiniteError: NaN or infinity in the vector, raised in all processes.
         """
         if file is None:
             return self.task_vector(label, info)

@@ -1,4 +1,4 @@
-"""The two things that can be trained, behind one face: theta of a copy, or tau of the tangent model."""
+"""What is trained, with one interface: theta of a copy, or tau of the tangent model."""
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -19,13 +19,13 @@ from tauspan.models import Batch, Classifier, Encoder, Head
 from tauspan.models.intact import Intact
 from tauspan.tangent import Linearized, linearize
 from tauspan.tangent.engine.call import Call
-from tauspan.tangent.engine.check import require_function
+from tauspan.tangent.engine.determinism import require_function
 from tauspan.train.settings import Settings
 from tauspan.vector import TaskVector
 
 
 class Trainee(Protocol):
-    """What the loop needs: a module to call, its trainable tensors by name, and what decay pulls them to."""
+    """A model to call, its trainable tensors by name, and the values to which weight decay pulls them."""
 
     parameters: dict[str, Tensor]
 
@@ -35,13 +35,13 @@ class Trainee(Protocol):
     def cache(
         self, batches: Sequence[Batch], kind: CacheKind | Literal["auto"], folder: Path | None
     ) -> Sequence[Callable[[], Tensor]]:
-        """The logits of each batch at the present parameters, from what a cache keeps."""
+        """The logits of each batch at the current parameters, computed from a cache."""
 
     def anchor(self) -> Params | None:
-        """The values that weight decay pulls to; None stands for zero."""
+        """The values to which weight decay pulls; None means zero."""
 
     def task_vector(self, label: str, info: dict[str, Any]) -> TaskVector:
-        """What was learned so far."""
+        """The task vector at the current parameters."""
 
 
 class StandardTrainee:
@@ -75,7 +75,7 @@ class StandardTrainee:
             return precisely(self._precision, self._device, lambda: self._model(batch))
 
     def _require_function(self, batch: Batch) -> None:
-        """Raise if the model gives another output when it is called again; find what it keeps between calls."""
+        """Raise if the model gives another output when it is called again; find the tensors it keeps between calls."""
         call = Call(self._model, (batch,), {}, self.parameters, "encoder.backbone.", self._intact).sample()
         with torch.no_grad():
             call.intact.find_memos(call.bare)
@@ -85,15 +85,15 @@ class StandardTrainee:
     def cache(
         self, batches: Sequence[Batch], kind: CacheKind | Literal["auto"], folder: Path | None
     ) -> NoReturn:
-        """Nothing can be kept while theta moves; `Settings` refuses it."""
+        """Not available, since theta changes; `Settings` refuses a cache."""
         raise UsageError("ordinary fine-tuning moves theta, so nothing can be kept.")
 
     def anchor(self) -> Params | None:
-        """What weight decay pulls to; None stands for zero."""
+        """The values to which weight decay pulls; None means zero."""
         return self._theta0 if self._toward == "base" else None
 
     def task_vector(self, label: str, info: dict[str, Any]) -> TaskVector:
-        """The difference theta - theta0, formed in float64 and rounded once."""
+        """The difference theta - theta0, computed in float64 and rounded once."""
         deltas = {}
         for name, theta in self.parameters.items():
             wide = torch.promote_types(theta.dtype, torch.float32)
@@ -128,23 +128,23 @@ class LinearTrainee:
     def cache(
         self, batches: Sequence[Batch], kind: CacheKind | Literal["auto"], folder: Path | None
     ) -> Sequence[Callable[[], Tensor]]:
-        """The logits of each batch at the present tau, from what the tangent model keeps."""
+        """The logits of each batch at the current tau, computed from the tangent model's cache."""
         with in_precision(self._precision, self._device):
             cached = self._model.cache(batches, kind, folder=folder)
         return [partial(precisely, self._precision, self._device, batch) for batch in cached]
 
     def anchor(self) -> Params | None:
-        """What weight decay pulls to; None stands for zero."""
+        """The values to which weight decay pulls; None means zero."""
         return None if self._toward == "base" else {n: -theta for n, theta in self._model.theta0().items()}
 
     def task_vector(self, label: str, info: dict[str, Any]) -> TaskVector:
-        """The tangent model's own parameters."""
+        """The tangent model's tau as a task vector."""
         return self._model.task_vector(label, **info)
 
 
 @contextmanager
 def in_precision(precision: Precision, device: torch.device) -> Iterator[None]:
-    """Inside, matrix products are made in the chosen precision."""
+    """Compute matrix products in the chosen precision inside the block."""
     before = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision("high" if precision == "tf32" else before)
     try:
@@ -155,14 +155,14 @@ def in_precision(precision: Precision, device: torch.device) -> Iterator[None]:
 
 
 def precisely(precision: Precision, device: torch.device, run: Callable[[], Tensor]) -> Tensor:
-    """Logits whose matrix products were made in the chosen precision."""
+    """The logits of `run`, with matrix products in the chosen precision."""
     with in_precision(precision, device):
         logits = run()
     return logits.float() if precision == "bfloat16" else logits
 
 
 def trainee(encoder: Encoder, heads: Sequence[Head], settings: Settings) -> Trainee:
-    """The trainee of the settings' regime, for as many tasks as there are heads."""
+    """The trainee of the settings' regime, for one task per head."""
     kind = LinearTrainee if settings.regime == "linear" else StandardTrainee
     return kind(encoder, heads, settings)
 
@@ -177,5 +177,5 @@ def decay(parameters: Params, anchor: Params, amount: float) -> None:
 
 
 def as_parameters(tensors: Params) -> list[nn.Parameter]:
-    """The tensors as the optimiser takes them."""
+    """The tensors as parameters for the optimiser."""
     return [tensor for tensor in tensors.values() if isinstance(tensor, nn.Parameter)]

@@ -28,7 +28,7 @@ from tauspan.models.at import At
 from tauspan.store import Checkpoint
 from tauspan.tangent import contributions as contributions_module
 from tauspan.tangent import linearize
-from tauspan.tangent.cache import factors
+from tauspan.tangent.cache import factors, sensitivities
 from tauspan.tangent.engine import backward, engines, onepass, table
 from tauspan.tangent.engine import maps as maps_module
 from tauspan.tasks import Task, build_head
@@ -208,9 +208,9 @@ def test_without_the_check_a_planted_fault_goes_through(monkeypatch: pytest.Monk
 
 
 def shifted_rows(patch: pytest.MonkeyPatch) -> None:
-    of = factors._Sensitivities.of
+    of = sensitivities.Sensitivities.of
     patch.setattr(
-        factors._Sensitivities,
+        sensitivities.Sensitivities,
         "of",
         lambda self, place: None if of(self, place) is None else of(self, place).roll(1, 0),
     )
@@ -225,7 +225,7 @@ def lost_part(patch: pytest.MonkeyPatch) -> None:
 
 def early(patch: pytest.MonkeyPatch) -> None:
     """Rows are never looked at, so that operations on parameters alone are taken for rows of the batch."""
-    patch.setattr(factors._Sensitivities, "by_rows", lambda self, place: True)
+    patch.setattr(sensitivities.Sensitivities, "by_rows", lambda self, place: True)
 
 
 CACHES: dict[str, Plant] = {

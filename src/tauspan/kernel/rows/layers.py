@@ -16,6 +16,7 @@ from tauspan.kernel.rows.data import AnyBatch
 from tauspan.kernel.rows.jacobian import Jacobian
 from tauspan.kernel.rows.pieces import PART, Lookup, Piece, Pieces, Product, Written, pulled_back, written
 from tauspan.tangent.cache import factors
+from tauspan.tangent.cache.operations import slots_of
 from tauspan.tangent.cache.room import Room
 from tauspan.tangent.cache.tape import Tape, record, run
 from tauspan.tangent.engine import table
@@ -134,7 +135,7 @@ def disjoint_views(cell: factors.FactorCell) -> dict[Slot, str]:
     }
     owners = {slot: {name} for name, slot in cell.leaves.items()}
     for entry in cell.before:
-        read = factors.slots_of(entry)
+        read = slots_of(entry)
         made = [slot for slot in entry.outputs if slot is not None]
         owners |= {slot: set().union(*(owners[one] for one in read)) for slot in made}
         if entry.name in table.VIEWS and len(read) == 1 and read[0] in places:
@@ -154,7 +155,7 @@ def disjoint_views(cell: factors.FactorCell) -> dict[Slot, str]:
 
 
 def _used(part: factors.Dense | factors.Touch) -> list[Slot]:
-    return [part.slot] if isinstance(part, factors.Dense) else factors.slots_of(part.entry)
+    return [part.slot] if isinstance(part, factors.Dense) else slots_of(part.entry)
 
 
 def _of_part(

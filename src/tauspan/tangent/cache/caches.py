@@ -1,4 +1,4 @@
-"""Caches across epochs: what of a batch's pass depends on theta0 alone is computed once and kept.
+"""Caches across epochs: the parts of a batch's pass that depend on theta0 alone are computed once and kept.
 
 All are exact. What they save, in matrix products of the size of the model's own forward (5 in a training step without
 a cache, 3 in ordinary fine-tuning):
@@ -10,7 +10,7 @@ a cache, 3 in ordinary fine-tuning):
 | `primal`   | f's graph and the tangent rules           | 4      | all activations   |
 | `factors`  | each layer's input and output gradients   | 2      | (1 + C) times the layers' inputs |
 
-Batches are fixed when the cache is built: inputs, and which rows stand together.
+Batches are fixed when the cache is built: their inputs, and which rows form a batch.
 """
 
 import logging
@@ -29,17 +29,17 @@ from tauspan.core.params import Params
 from tauspan.tangent.cache import factors, features
 from tauspan.tangent.cache.room import Room, free_memory, require_room
 from tauspan.tangent.cache.tape import Tape, gradients, hold, record, release
-from tauspan.tangent.engine import check
+from tauspan.tangent.engine import check, precision
 from tauspan.tangent.engine.call import leaves
 from tauspan.tangent.engine.dual import NoRuleError, Trace
 from tauspan.tangent.engine.maps import applied
 
 if TYPE_CHECKING:
-    from tauspan.tangent.linearized import Linearized
+    from tauspan.tangent.taylor import Linearized
 
 log = logging.getLogger(__name__)
-_READ = 256  # numbers of each tensor that are read to see whether the base has changed
-_FEW = 8  # outputs up to which `auto` takes factors
+_READ = 256  # entries of each tensor that are read to see whether the base has changed
+_FEW = 8  # the largest number of outputs for which `auto` uses factors
 
 
 # One batch: the linear map tau -> J tau (`push`, without a graph) and its adjoint (`pull`), at fixed inputs.
@@ -70,15 +70,15 @@ class CachedBatch:
         return self.cell.value.detach(), applied(self.cell, tau)
 
     def __call__(self) -> Tensor:
-        """f(x; theta0) + J(x) tau, then the head if the point lies before it."""
+        """f(x; theta0) + J(x) tau, then the head if the point is before it."""
         value, tangent = self.tangent()
         return self._linearized.finish(value + tangent)
 
 
 def _state(linearized: "Linearized") -> tuple[Any, ...]:
-    """Where the base's tensors are, how often they were written to, and some of what is in them.
+    """For each tensor of the base: its address, how often it was written to, and the sum of some entries.
 
-    Writing through `.data` leaves no trace but in the numbers, so a few of each tensor are read.
+    A write through `.data` is visible in the numbers only, so some entries are read.
     """
     tensors = [*linearized.base.parameters(), *linearized.base.buffers()]
     with torch.no_grad():
@@ -101,7 +101,7 @@ class Cache(Sequence[CachedBatch]):
 
     Attributes:
         kind: `"factors"`, `"primal"`, `"features"` or `"none"`.
-        bytes: what it holds.
+        bytes: the size of the cache.
     """
 
     def __init__(self, linearized: "Linearized", kind: CacheKind, cells: Sequence[Cell], size: int) -> None:
@@ -128,7 +128,7 @@ def build(
     room: int | None = None,
     folder: Path | None = None,
 ) -> Cache:
-    """See `Linearized.cache`; the size is measured on the largest batch and scaled by the number of input elements."""
+    """Build the cache of `Linearized.cache`; its size is measured on the largest batch and scaled by input elements."""
     if kind != "auto" and kind not in get_args(CacheKind):
         raise UsageError(f"kind={kind!r}. {nearest(str(kind), (*get_args(CacheKind), 'auto'))}")
     if not batches:
@@ -169,7 +169,7 @@ def _preferred(linearized: "Linearized", batch: Any) -> tuple[CacheKind, ...]:
 
 
 def _elements(batch: Any) -> int:
-    """How much input a batch holds, which its cache grows with."""
+    """The number of input elements of a batch, to which the size of its cache is proportional."""
     sizes = [leaf.numel() for leaf in leaves(batch) if isinstance(leaf, Tensor)]
     return sum(sizes) if sizes else 1
 
@@ -236,8 +236,8 @@ def _recorded(
 
 
 def _probe(theta0: Params) -> dict[str, Tensor]:
-    """A fixed direction with something in every entry."""
-    return {name: check.random_like(theta, number) for number, (name, theta) in enumerate(theta0.items())}
+    """A fixed direction without zeros."""
+    return {name: precision.random_like(theta, number) for number, (name, theta) in enumerate(theta0.items())}
 
 
 def _require_features(linearized: "Linearized", batch: Any, cell: features.FeatureCell) -> None:
@@ -246,20 +246,20 @@ def _require_features(linearized: "Linearized", batch: Any, cell: features.Featu
     probe = _probe(linearized.theta0())
     value, tangents = linearized.tangent(*args, vectors=[probe], **kwargs)
     _require_tangent(cell.push(probe), tangents[0], "features")
-    weights = check.random_like(value, 1)
+    weights = precision.random_like(value, 1)
     with torch.enable_grad():
         whole = gradients(linearized.tangent(*args, **kwargs)[1], linearized.tau, weights)
     _require_gradients(cell.pull(weights), whole, value, "features")
 
 
 def _require_tangent(found: Tensor, expected: Tensor, kind: CacheKind) -> None:
-    if check.far(found, expected, check.rounding(expected.dtype)):
+    if precision.far(found, expected, precision.rounding(expected.dtype)):
         scale, gap = float(expected.abs().max()), float((found - expected).abs().max())
         raise _inexact(kind, f"its J tau differs by {gap:g} of {scale:g}")
 
 
 def _require_gradients(found: Params, expected: Params, value: Tensor, kind: CacheKind) -> None:
-    fault = check.wrong_gradient(found, expected, *check.scales(value, expected))
+    fault = precision.wrong_gradient(found, expected, *precision.scales(value, expected))
     if fault:
         raise _inexact(kind, fault)
 

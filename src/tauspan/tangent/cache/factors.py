@@ -1,4 +1,4 @@
-"""Jacobian factors: J tau as a sum over the operations that meet a parameter, without the network between them.
+"""Jacobian factors: J tau as a sum over the operations that use a parameter, without the network between them.
 
 Where a parameter p enters an operation with output y, its part of J tau is <dout_c/dy, push(tau_p)> for each output c:
 the first factor and everything inside `push` (a layer's input) depend on theta0 alone. A linear layer costs one matrix
@@ -14,12 +14,11 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from tauspan.core.params import Params
+from tauspan.tangent.cache.operations import on_parameters_alone, parameters_of, slots_of, sorted_entries
 from tauspan.tangent.cache.room import Held, Room
+from tauspan.tangent.cache.sensitivities import Sensitivities
 from tauspan.tangent.cache.tape import Tape, gradients, run
-from tauspan.tangent.engine import table
-from tauspan.tangent.engine.check import noise, rounding
-from tauspan.tangent.engine.dual import Entry, Slot, mapped
-from tauspan.tangent.engine.maps import dense
+from tauspan.tangent.engine.dual import Entry, Slot
 
 # Operations whose output is, in each entry, a known number times an entry of the (broadcast) parameter.
 _DIAGONAL = frozenset({"layer_norm", "rms_norm", "group_norm", "batch_norm", "add", "sub", "mul"})
@@ -35,21 +34,21 @@ class Dense:
 
 @dataclass(frozen=True)
 class Touch:
-    """An operation that meets parameters, with dout_c/dy of shape (N, C, entries of y) for each row."""
+    """An operation that uses parameters, with dout_c/dy of shape (N, C, entries of y)."""
 
     entry: Entry
     sensitivity: Held
 
 
-_WIDE = 4096  # from here on a product per row reads memory faster on a CPU than one batched product
+_WIDE = 4096  # from this width on, one product per row is faster on a CPU than a batched product
 
 
 class _Contract(torch.autograd.Function):
-    """sum_k S[n, c, k] t[n, k], differentiable in t; autograd's own backward reads S against its layout."""
+    """sum_k S[n, c, k] t[n, k], differentiable in t; autograd's own backward would read S against its memory layout."""
 
     @staticmethod
     def forward(ctx: Any, sensitivity: Tensor, tangent: Tensor) -> Tensor:
-        """Shape (N, C)."""
+        """The sum over k, shape (N, C)."""
         ctx.save_for_backward(sensitivity)
         if sensitivity.is_cuda or sensitivity.shape[-1] < _WIDE:
             return torch.bmm(sensitivity, tangent.unsqueeze(-1)).squeeze(-1)
@@ -58,22 +57,22 @@ class _Contract(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[None, Tensor]:
-        """sum_c g[n, c] S[n, c, k]."""
+        """The gradient in t, sum_c g[n, c] S[n, c, k], shape (N, K)."""
         (sensitivity,) = ctx.saved_tensors
         return None, torch.bmm(gradient.unsqueeze(1), sensitivity).squeeze(1)
 
 
 @dataclass
 class FactorCell:
-    """One batch: the few operations on parameters alone, then the factors.
+    """The factors of one batch, and the few operations on parameters alone that come before them.
 
     Attributes:
         value: f(x; theta0), shape (N, C).
-        leaves: the place of each parameter.
-        shapes: name to shape and dtype.
-        before: operations that reshape parameters before they meet the batch.
+        leaves: the slot of each parameter.
+        shapes: shape, dtype and device of each parameter.
+        before: operations on parameters alone, such as a reshaping.
         parts: the factors.
-        probe: a random g and autograd's own J^T g, for checks; None if the cell was made without.
+        probe: a random g and autograd's own J^T g, for checks; None without checks.
     """
 
     value: Tensor
@@ -91,7 +90,7 @@ class FactorCell:
         return (*self.before, *(part.entry for part in self.parts if isinstance(part, Touch)))
 
     def connect(self) -> None:
-        """Build the graph of tau -> J tau once; it is linear, so it serves J^T g for good."""
+        """Build the graph of tau -> J tau once; the map is linear, so every J^T g can use this graph."""
         self._points = {
             name: torch.zeros((), dtype=dtype, device=device).expand(shape).requires_grad_()
             for name, (shape, dtype, device) in self.shapes.items()
@@ -119,12 +118,12 @@ class FactorCell:
                 jacobian = part.jacobian.tensor  # of the operation's dtype, which need not be the parameter's
                 total = total + jacobian @ at[part.slot].flatten().to(jacobian.dtype)
             else:
-                moved = dict(at)
-                run(part.entry, moved)
+                tangents = dict(at)
+                run(part.entry, tangents)
                 slot = next(slot for slot in part.entry.outputs if slot is not None)
-                if slot not in moved:  # the parameter gives a shape alone, as in expand_as
+                if slot not in tangents:  # only the parameter's shape is used, as in expand_as
                     continue
-                flat = moved[slot].reshape(len(total), -1)
+                flat = tangents[slot].reshape(len(total), -1)
                 total = total + _Contract.apply(part.sensitivity.tensor, flat)  # type: ignore[no-untyped-call]
         return total
 
@@ -141,10 +140,10 @@ def cell(
     Args:
         tape: the batch's pass.
         room: what keeps the tensors.
-        known: filled with what was found of batches of one kind, so that it need not be found again.
-        most: entries of parameters whose operations may come before all factors, because the rows of what they give are
-            not those of the batch; None for any number.
-        check: take `probe`, and look in each batch whether rows stay apart; without, only in the first of a kind.
+        known: results of the analysis for each kind of batch; it is filled here and used for later batches.
+        most: the largest number of parameter entries in operations that come before all factors because the rows of their
+            results are not those of the batch; None for no limit.
+        check: compute `probe`, and check in each batch that rows are independent; else only in the first of a kind.
 
     Raises:
         NotImplementedError: an operation on parameters with several outputs, or whose rows are not those of the batch.
@@ -161,16 +160,16 @@ def cell(
     apart = known.get(kind, frozenset())
     mixing: Literal["all", "rows", "none"] = "all" if check else "none" if kind in known else "rows"
     while True:
-        before, touches = _sorted_entries(tape, rows, apart)
+        before, touches = sorted_entries(tape, rows, apart)
         if tape.result is not None and any(tape.result in entry.outputs for entry in before):
             raise NotImplementedError("rows of the batch change places between the parameters and the output")
-        found = _Sensitivities(tape, [entry.values[0] for entry in touches], mixing)
-        mixed = [entry for place, entry in enumerate(touches) if not found.by_rows(place)]
+        sensitivities = Sensitivities(tape, [entry.values[0] for entry in touches], mixing)
+        mixed = [entry for index, entry in enumerate(touches) if not sensitivities.by_rows(index)]
         if not mixed:
             break
-        alone = _alone(tape, mixed)
-        met = {name for place in alone for name in _parameters(tape, tape.entries[place])}
-        if not alone or (most is not None and sum(shapes[name][0].numel() for name in met) > most):
+        alone = on_parameters_alone(tape, mixed)
+        used = {name for index in alone for name in parameters_of(tape, tape.entries[index])}
+        if not alone or (most is not None and sum(shapes[name][0].numel() for name in used) > most):
             raise NotImplementedError(
                 f"rows of the batch depend on one another, or change places, in {mixed[0].name!r}"
             )
@@ -179,164 +178,20 @@ def cell(
     for entry in before:
         sizes |= {s: k[0] for s, k in zip(entry.outputs, entry.kinds, strict=True) if s is not None and k}
     parts: list[Dense | Touch] = []
-    for place, entry in enumerate(touches):
-        sensitivity = found.of(place)
+    for index, entry in enumerate(touches):
+        sensitivity = sensitivities.of(index)
         if sensitivity is not None:
             parts += _parts(entry, sensitivity, sizes, room)
-    kept = tuple(replace(entry, values=()) for entry in before)
-    made = FactorCell(tape.value.detach(), dict(tape.leaves), shapes, kept, tuple(parts))
-    made.probe = (found.weights, found.pulled) if check else None
-    return made
-
-
-class _Sensitivities:
-    """The derivatives of a batch's outputs in what some operations give, row by row, and whether they are that.
-
-    One backward pass gives the derivatives of the sum over rows of an output, which are those of each row where every
-    slice of an operation's result belongs to one row. The rows have random signs in that sum; one more pass, with
-    random weights of rows and outputs, tells whether it is so: then it equals the weighted slices.
-
-    Args:
-        tape: the batch's pass.
-        results: what the operations give.
-        mixing: what the pass with random weights is for: `"all"` (rows, and the gradient of each parameter in
-            `pulled`), `"rows"`, or `"none"`, no such pass.
-    """
-
-    def __init__(self, tape: Tape, results: list[Tensor], mixing: Literal["all", "rows", "none"]) -> None:
-        value = tape.value
-        generator = torch.Generator().manual_seed(0)
-        signs = torch.randint(0, 2, value.shape, generator=generator) * 2 - 1
-        self._signs = signs.to(value)
-        self.weights = torch.randn(value.shape, generator=generator, dtype=torch.float64).to(value)
-        self._columns: list[tuple[Tensor | None, ...]] = []
-        self.pulled = {name: torch.zeros_like(point) for name, point in tape.points.items()}
-        self._mixed: tuple[Tensor | None, ...] = (None,) * len(results)
-        self._noise = 0.0
-        if not value.requires_grad:
-            return
-        if results:
-            for c in range(value.shape[1]):
-                self._columns.append(_derived(value[:, c] * self._signs[:, c], results))
-        inputs = [*results, *(tape.points.values() if mixing == "all" else ())]
-        if mixing == "none" or not inputs:
-            return
-        found = _derived(value * self.weights, inputs)
-        self._mixed = found[: len(results)]
-        for name, gradient in zip(tape.points, found[len(results) :], strict=mixing == "all"):
-            if gradient is not None:
-                self.pulled[name] = dense(gradient)
-        self._noise = max(
-            (float(g.abs().max()) for g in self._mixed if g is not None and g.numel()), default=0.0
-        )
-
-    def of(self, place: int) -> Tensor | None:
-        """Shape (N, C, entries of a slice); None where no output depends on that result."""
-        slices = [column[place] for column in self._columns]
-        if not slices or slices[0] is None:
-            return None
-        rows = len(self._signs)
-        flat = [
-            g.reshape(rows, 1, -1) * self._signs[:, c].view(rows, 1, 1)
-            for c, g in enumerate(slices)
-            if g is not None
-        ]
-        return flat[0] if len(flat) == 1 else torch.cat(flat, 1)
-
-    def by_rows(self, place: int) -> bool:
-        """Whether each slice belongs to one row."""
-        rows, mixed = len(self._signs), self._mixed[place]
-        if rows == 1 or mixed is None:
-            return True
-        sensitivity = self.of(place)
-        assert sensitivity is not None  # noqa: S101 - both come from one graph
-        expected = torch.einsum("nck,nc->nk", sensitivity, self.weights)
-        gap = float((expected - mixed.reshape(rows, -1)).abs().max())
-        dtype = mixed.dtype
-        return gap <= max(rounding(dtype) * float(mixed.abs().max()), noise(dtype) * self._noise)
-
-
-def _derived(weighted: Tensor, inputs: list[Tensor]) -> tuple[Tensor | None, ...]:
-    return torch.autograd.grad(weighted.sum(), inputs, retain_graph=True, allow_unused=True)
-
-
-def _sorted_entries(
-    tape: Tape, rows: int, apart: frozenset[int] = frozenset()
-) -> tuple[list[Entry], list[Entry]]:
-    """Operations on parameters alone, and those where parameters meet the batch.
-
-    Args:
-        tape: the pass.
-        rows: of the batch.
-        apart: places on the tape of operations on parameters alone whose results look like rows, and are not.
-    """
-    alone = set(tape.leaves.values())
-    before, touches = [], []
-    for place, entry in enumerate(tape.entries):
-        slots = slots_of(entry)
-        mine = [slot for slot in slots if slot in alone]
-        if not mine:
-            continue
-        shape: Sequence[int] = () if entry.kinds[0] is None else entry.kinds[0][0]
-        least = 2 if entry.name == "linear" else 1  # a layer of one vector gives features, and no rows
-        # (N, ...), or (N L, ...) where a layer flattens its input
-        batched = len(shape) >= least and shape[0] > 0 and shape[0] % rows == 0
-        if len(mine) == len(slots) and (entry.name in table.VIEWS or not batched or place in apart):
-            before.append(entry)
-            alone |= {slot for slot in entry.outputs if slot is not None}
-            continue
-        if len(entry.outputs) != 1 or not batched:
-            raise NotImplementedError(
-                f"factors of {entry.name!r}, whose output is not one row for each input"
-            )
-        touches.append(_restricted(entry, frozenset(mine)))
-    return before, touches
-
-
-def _alone(tape: Tape, mixed: Sequence[Entry]) -> frozenset[int]:
-    """The places of those operations that depend on parameters alone, as far as tangents go."""
-    outputs = {entry.outputs[0]: len(slots_of(entry)) for entry in mixed}
-    return frozenset(
-        place
-        for place, entry in enumerate(tape.entries)
-        if entry.outputs and entry.outputs[0] in outputs and len(slots_of(entry)) == outputs[entry.outputs[0]]
-    )
-
-
-def _parameters(tape: Tape, entry: Entry) -> set[str]:
-    """The parameters that an operation on parameters alone goes back to."""
-    made = {slot: earlier for earlier in tape.entries for slot in earlier.outputs if slot is not None}
-    leaves = {slot: name for name, slot in tape.leaves.items()}
-    found, stack = set(), slots_of(entry)
-    while stack:
-        slot = stack.pop()
-        if slot in leaves:
-            found.add(leaves[slot])
-        elif slot in made:
-            stack += slots_of(made[slot])
-    return found
-
-
-def _restricted(entry: Entry, mine: frozenset[Slot]) -> Entry:
-    """The operation with the tangents of activations left out."""
-
-    def keep(item: Any) -> Any:
-        return item if item in mine else None
-
-    return replace(entry, inputs=mapped(entry.inputs, keep), named=mapped(entry.named, keep))
-
-
-def slots_of(entry: Entry) -> list[Slot]:
-    """The slots among the arguments of an operation."""
-    found: list[Slot] = []
-    mapped((entry.inputs, entry.named), lambda item: found.append(item) if isinstance(item, Slot) else None)
-    return found
+    light = tuple(replace(entry, values=()) for entry in before)
+    built = FactorCell(tape.value.detach(), dict(tape.leaves), shapes, light, tuple(parts))
+    built.probe = (sensitivities.weights, sensitivities.pulled) if check else None
+    return built
 
 
 def _parts(
     entry: Entry, sensitivity: Tensor, sizes: Mapping[Slot, torch.Size], room: Room
 ) -> Sequence[Dense | Touch]:
-    """One operation's factors; a diagonal one is written out, which is smaller and needs no input."""
+    """The factors of one operation; the Jacobian of a diagonal one is written out, which is smaller."""
     slots = slots_of(entry)
     targets = {slot: _target(entry, sizes[slot], len(sensitivity)) for slot in slots}
     if entry.name not in _DIAGONAL or any(target is None for target in targets.values()):
@@ -345,7 +200,7 @@ def _parts(
 
 
 def _target(entry: Entry, size: torch.Size, rows: int) -> list[int] | None:
-    """A parameter's shape as it is broadcast against the output; None if that is not one row for each input."""
+    """A parameter's shape as it is broadcast against the output; None if the output is not one row for each input."""
     kind = entry.kinds[0]
     if kind is None or kind[0][0] != rows:
         return None
@@ -356,7 +211,7 @@ def _target(entry: Entry, size: torch.Size, rows: int) -> list[int] | None:
 
 
 def _written_out(entry: Entry, slot: Slot, size: torch.Size, sensitivity: Tensor) -> Tensor:
-    """The Jacobian of a diagonal operation in one parameter, summed over the places the parameter is used at."""
+    """The Jacobian of a diagonal operation in one parameter, summed over the positions where it is used."""
     rows, outputs = sensitivity.shape[:2]
     target = _target(entry, size, rows) or []
     at: dict[int, Any] = {slot: torch.ones(size, dtype=sensitivity.dtype, device=sensitivity.device)}
@@ -367,4 +222,4 @@ def _written_out(entry: Entry, slot: Slot, size: torch.Size, sensitivity: Tensor
     product = sensitivity.view(rows, outputs, *unit.shape[2:]) * unit
     axes = [axis + 1 for axis in range(1, len(target)) if target[axis] == 1]
     summed: Tensor = product.sum(axes) if axes else product
-    return summed.reshape(rows, outputs, -1)  # a parameter of one number leaves no axis of its own
+    return summed.reshape(rows, outputs, -1)  # a parameter of one number has no axis

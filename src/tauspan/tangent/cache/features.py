@@ -1,4 +1,4 @@
-"""Cached features: where only late blocks train, the blocks below them are run once for each batch."""
+"""Cached features: if only late blocks train, the blocks below them run once per batch."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,21 +17,21 @@ from tauspan.tangent.engine.checkpointing import replaced
 from tauspan.tangent.engine.dual import mapped
 
 if TYPE_CHECKING:
-    from tauspan.tangent.linearized import Linearized
+    from tauspan.tangent.taylor import Linearized
 
 
 class FeatureCell:
-    """One batch with the output of the last block below the first that trains."""
+    """One batch with the output of the last block before the first block that trains."""
 
     def __init__(self, linearized: "Linearized", batch: Any, skipped: list[nn.Module], kept: Any) -> None:
         self._linearized, self._batch, self._skipped, self._kept = linearized, batch, skipped, kept
 
     def settle(self) -> None:
-        """Take the kept tensors from where the room has put them."""
+        """Use the tensors at the location to which the room has moved them, in memory or in a mapped file."""
         self._kept = mapped(self._kept, lambda item: item.tensor if isinstance(item, Held) else item)
 
     def tangent(self) -> tuple[Tensor, Tensor]:
-        """`(f, J tau)`, differentiable in tau, by the trained blocks alone."""
+        """`(f, J tau)`, differentiable in tau; only the trained blocks run."""
         with _skipping(self._skipped, self._kept):
             args, kwargs = self._linearized.inputs_of(self._batch)
             return self._linearized.tangent(*args, **kwargs)
@@ -51,7 +51,7 @@ class FeatureCell:
 
 @contextmanager
 def _skipping(skipped: list[nn.Module], output: Any) -> Iterator[None]:
-    """Inside, these blocks return a known output instead of running."""
+    """Inside the block, these modules return a stored output instead of running."""
     with replaced({block: lambda *_, **__: output for block in skipped}):
         yield
 
@@ -60,7 +60,7 @@ def cell(linearized: "Linearized", batch: Any, folder: Path | None) -> tuple[Fea
     """One batch's cell and the bytes it holds.
 
     Raises:
-        ModelError: there are no blocks below the first that trains.
+        ModelError: there are no blocks before the first block that trains.
     """
     skipped = _below(linearized)
     caught: list[Any] = []
@@ -81,7 +81,7 @@ def cell(linearized: "Linearized", batch: Any, folder: Path | None) -> tuple[Fea
 
 
 def _below(linearized: "Linearized") -> list[nn.Module]:
-    """The blocks of the longest stack below the first one that trains."""
+    """The blocks of the longest stack before the first block that trains."""
     inner, _ = models.core(linearized.base)
     try:
         prefix, stack = models.blocks(inner, list(linearized.tau))

@@ -1,4 +1,4 @@
-"""Where caches keep their tensors: in memory, or in files mapped into memory that vanish with the process."""
+"""The storage of caches: memory, or memory-mapped files that vanish with the process."""
 
 import os
 import shutil
@@ -19,17 +19,17 @@ _MEMORY = Path("/proc/meminfo")
 
 @dataclass
 class Held:
-    """A tensor in a cache's care; it moves from memory to a mapped file when its batch is complete."""
+    """A tensor of a cache; it moves from memory to a mapped file when its batch is complete."""
 
     tensor: Tensor
 
 
 class Room:
-    """Keeps the tensors of one batch, each memory once, apart from those that are there anyway.
+    """Stores the tensors of one batch; shared memory is stored once.
 
     Args:
-        anyway: tensors whose memory is not the cache's (parameters, buffers).
-        folder: where to put mapped files; None keeps everything in memory.
+        anyway: tensors that exist without the cache (parameters, buffers) and are not stored.
+        folder: the folder for mapped files; None keeps everything in memory.
     """
 
     def __init__(self, anyway: Iterable[Tensor], folder: Path | None = None) -> None:
@@ -38,13 +38,13 @@ class Room:
         self._held: list[Held] = []
 
     def hold(self, tensor: Tensor) -> Held:
-        """Take a tensor into care."""
+        """Store a tensor."""
         held = Held(tensor.detach())
         self._held.append(held)
         return held
 
     def bytes(self) -> int:
-        """Bytes in care, each memory once."""
+        """The size of the stored tensors in bytes; shared memory counts once."""
         return sum(self._storages().values())
 
     def _storages(self) -> dict[int, int]:
@@ -56,10 +56,10 @@ class Room:
         return sizes
 
     def settle(self) -> int:
-        """Move everything in care to a mapped file, if there is a folder; return the bytes in care.
+        """Move all stored tensors to a mapped file, if there is a folder; return their size in bytes.
 
-        The file is unlinked at once: it goes with the process, however that ends, and nobody can mistake it
-        for a complete cache.
+        The file is unlinked at once: it disappears with the process, however that ends, and cannot be mistaken for a
+        complete cache.
         """
         sizes = self._storages()
         total = sum(-(-size // _ALIGN) * _ALIGN for size in sizes.values())
@@ -74,7 +74,10 @@ class Room:
             if address in self._anyway:
                 continue
             if address not in starts:
-                starts[address], seen[address] = begin, storage  # `seen` keeps the address taken
+                starts[address], seen[address] = (
+                    begin,
+                    storage,
+                )  # `seen` keeps the storage alive, so that its address is not used again
                 whole = torch.empty(0, dtype=torch.uint8).set_(mapped, begin, (storage.nbytes(),), (1,))
                 whole.copy_(torch.empty(0, dtype=torch.uint8, device=storage.device).set_(storage))
                 begin += -(-storage.nbytes() // _ALIGN) * _ALIGN
@@ -84,7 +87,7 @@ class Room:
 
 
 def _moved(tensor: Tensor, storage: Any, begin: int) -> Tensor:
-    """The same view, into a storage that holds the tensor's own from a place on."""
+    """The same view of a storage into which the tensor's own storage was copied at an offset."""
     offset = begin // tensor.element_size() + tensor.storage_offset()
     found: Tensor = torch.empty(0, dtype=tensor.dtype).set_(storage, offset, tensor.shape, tensor.stride())
     return found
@@ -105,7 +108,7 @@ def _mapped_file(folder: Path, size: int) -> Any:
 
 
 def free_memory() -> int:
-    """Bytes of memory that can be had now, the system's own caches of files included; all of it where none tells."""
+    """The free memory in bytes, with the system's file caches; the total memory if the free part is unknown."""
     if _MEMORY.exists():
         for line in _MEMORY.read_text().splitlines():
             if line.startswith("MemAvailable:"):

@@ -1,4 +1,4 @@
-"""A tape: one batch's pass through the module, kept so that J tau and J^T g need no forward at theta0 again."""
+"""A tape: the recorded pass of one batch, with which J tau and J^T g need no further forward at theta0."""
 
 import types
 from collections.abc import Callable, Mapping, Sequence
@@ -18,14 +18,14 @@ from tauspan.tangent.engine.rules import like
 
 @dataclass(frozen=True)
 class Tape:
-    """The operations that a tangent goes through on one batch, and f's own graph.
+    """The operations on the tangents of one batch, and the autograd graph of f.
 
     Attributes:
         value: f(x; theta0) with its autograd graph, of which `points` are the leaves.
         points: the trainable tensors of theta0 as leaves, by name.
-        leaves: the place of each parameter's tangent.
-        entries: what happens to tangents, in order.
-        result: the place of the output's tangent; None if the output does not depend on the parameters.
+        leaves: the slot of each parameter's tangent.
+        entries: the operations on tangents, in order.
+        result: the slot of the output's tangent; None if the output does not depend on the parameters.
     """
 
     value: Tensor
@@ -60,7 +60,7 @@ class Tape:
 
 
 def run(entry: Entry, at: dict[int, Any]) -> None:
-    """Carry out one operation of a tape: read its input tangents from `at`, and put the output's there."""
+    """Run one operation of a tape: read its input tangents from `at`, and store the output's tangents there."""
 
     def known(item: Any) -> Any:
         return at.get(item) if isinstance(item, Slot) else item
@@ -84,7 +84,7 @@ def gradients(value: Tensor, points: Mapping[str, Tensor], gradient: Tensor) -> 
 
 
 def _last_uses(entries: tuple[Entry, ...]) -> dict[int, list[Slot]]:
-    """The places that are read for the last time by each entry."""
+    """The slots that each entry is the last to read."""
     last: dict[Slot, int] = {}
 
     def note(place: int) -> Callable[[Any], None]:
@@ -103,16 +103,16 @@ def _last_uses(entries: tuple[Entry, ...]) -> dict[int, list[Slot]]:
 
 
 def record(function: Function, theta0: Params, probe: Params | None, trace: Trace) -> tuple[Tape, Tensor]:
-    """Run the module once at theta0 and keep what `Tape` holds.
+    """Run the module once at theta0 and record its tape.
 
     Args:
         function: the module as a function of its named parameters, at fixed inputs.
         theta0: the point.
-        probe: a direction to carry along, for checks against the tape; None carries none, for half the work.
-        trace: what to do about operations without a rule.
+        probe: a direction whose J probe is computed in the same pass, for checks; None saves half the work.
+        trace: how to treat operations without a rule.
 
     Returns:
-        The tape, and J probe as the one-pass engine has it; zeros without a probe.
+        The tape, and J probe by the one-pass engine; zeros without a probe.
     """
     trace.tape = []
     points = {name: theta.detach().requires_grad_() for name, theta in theta0.items()}
@@ -130,9 +130,9 @@ def record(function: Function, theta0: Params, probe: Params | None, trace: Trac
 
 
 def hold(entries: Sequence[Entry], room: Room) -> list[tuple[types.CellType, Any]]:
-    """Put the tensors inside the pushes into the room's care; `release` puts them back once it has settled.
+    """Move the tensors inside the pushes to the room; `release` puts them back after `Room.settle`.
 
-    A push is a closure, and its tensors live in the closure's cells.
+    A push is a closure, and its tensors are in the closure's cells.
     """
     found: list[tuple[types.CellType, Any]] = []
     seen: set[int] = set()
@@ -159,6 +159,6 @@ def hold(entries: Sequence[Entry], room: Room) -> list[tuple[types.CellType, Any
 
 
 def release(held: Sequence[tuple[types.CellType, Any]]) -> None:
-    """Give the pushes the tensors that the room keeps for them."""
+    """Put the room's tensors back into the closures of the pushes."""
     for cell, content in held:
         cell.cell_contents = mapped(content, lambda item: item.tensor if isinstance(item, Held) else item)

@@ -1,8 +1,8 @@
-"""The tangent model by ordinary autograd alone: for modules that no forward mode and no tangent rule goes through.
+"""The tangent model by ordinary autograd alone, for modules without tangent rules or forward mode.
 
 J^T g is the ordinary backward. J tau is the derivative in u of <J^T u, tau>, a backward through that backward; where
-torch cannot derive an operation twice, each output's gradient is multiplied by tau. The module runs as it is, at its own
-parameters, so whatever ordinary fine-tuning reaches is reached here.
+torch cannot derive an operation twice, each output's gradient is multiplied by tau. The module runs unchanged at its own
+parameters, so this engine reaches every parameter that ordinary fine-tuning reaches.
 """
 
 from collections.abc import Sequence
@@ -17,7 +17,7 @@ from tauspan.tangent.engine.call import Call
 from tauspan.tangent.engine.maps import applied, dense, ramp, turned
 from tauspan.tangent.engine.reference import forward_mode
 
-_ROWS = 4096  # outputs whose gradients are formed one by one at most
+_ROWS = 4096  # the largest number of outputs whose gradients are computed one by one
 
 
 class Graph:
@@ -25,8 +25,8 @@ class Graph:
 
     Args:
         call: the module at the batch.
-        singly: form J tau from each output's gradient, and not from a backward through the backward.
-        twice: take operations whose backward can be derived again where torch has a choice, as it has for attention.
+        singly: compute J tau from each output's gradient instead of a backward through the backward.
+        twice: use operations whose backward can be derived again where torch has a choice, as for attention.
     """
 
     def __init__(self, call: Call, singly: bool = False, twice: bool = False) -> None:
@@ -56,7 +56,7 @@ class Graph:
                 )  # fmt: skip
             except RuntimeError:  # torch's own: of memory, or of a graph that was freed
                 raise
-            except Exception as error:  # a backward of somebody's own raises what it likes
+            except Exception as error:  # a user's own backward may raise anything
                 raise ModelError(
                     f"ordinary autograd has no gradient of {type(self._call.module).__name__} in eval mode: "
                     f"{str(error).rstrip('.')}. What cannot be fine-tuned so has no tangents."

@@ -23,13 +23,13 @@ class Call:
     """A module at fixed inputs, up to the linearisation point.
 
     Args:
-        module: what is called; it is given back as it was, in its own mode.
+        module: the module that is called; it is unchanged afterwards, in its own mode.
         args: positional inputs.
         kwargs: keyword inputs.
         parameters: the trainable parameters, under the names that a task vector has for them.
-        prefix: what stands before those names in the module's own.
-        intact: gives the module back as it was.
-        used: the trainable parameters that calls of this object have met.
+        prefix: the prefix of those names in the module.
+        intact: restores the module after a call.
+        used: the trainable parameters that calls of this object have used.
     """
 
     module: nn.Module
@@ -49,30 +49,30 @@ class Call:
         return found
 
     def plain(self) -> Tensor:
-        """The output at the module's own parameters, as anybody calls it, with ordinary autograd's graph."""
+        """The output of an ordinary call at the module's own parameters, with autograd's graph."""
         with self.intact():
             return self.bare()
 
     def again(self) -> Tensor:
-        """The output of a second call, which meets what the first one has left in the module."""
+        """The output of a second call, which uses what the first call has left in the module."""
         with self.intact():
             self.bare()
             return self.bare()
 
     def bare(self) -> Tensor:
-        """The same, with what the module keeps left in it."""
-        with self._mode(), open_attention():  # its fused path refuses a frozen layer
+        """The output of an ordinary call; what the module keeps of the call is not removed."""
+        with self._mode(), open_attention():  # the fused path refuses a frozen layer
             return single_tensor(self.module(*self.args, **self.kwargs))
 
     @contextmanager
     def _mode(self) -> Iterator[None]:
-        """Inside, the module is in eval mode, and what was compiled in it runs as it is written."""
+        """Inside the block, the module is in eval mode and compiled parts run uncompiled."""
         with models.eval_mode(self.module), _as_written(), unchecked():
             yield
 
     @contextmanager
     def training(self) -> Iterator[None]:
-        """Inside, the module's own trainable parameters, and no others, require a gradient."""
+        """Inside the block, exactly the trainable parameters of the module require a gradient."""
         wanted = {id(parameter) for parameter in self.parameters.values()}
         before = [(parameter, parameter.requires_grad) for parameter in self.module.parameters()]
         try:
@@ -84,24 +84,24 @@ class Call:
                 parameter.requires_grad_(flag)
 
     def fewer(self) -> "Call":
-        """The same call with two of its rows, the first and the last, whether the module takes them or not."""
+        """The same call with its first and last row only; the module may refuse them."""
         count = self.rows()
         return self if count is None or count <= 2 else self.some([0, count - 1])
 
     def sample(self) -> "Call":
-        """The same call with two of its rows, the first and the last; the whole where the module does not take them."""
+        """The same call with its first and last row only, or with all rows if the module refuses those."""
         fewer = self.fewer()
         if fewer is self:
             return self
         try:
             with torch.no_grad():
                 fewer.plain()
-        except Exception:  # whatever it says of two rows, it may take them all
+        except Exception:  # a module that refuses two rows may accept all
             return self
         return fewer
 
     def rows(self) -> int | None:
-        """How many rows the inputs have: the leading size that all of their tensors share; None if there is none."""
+        """The number of rows: the first size, if all input tensors have the same one; else None."""
         sizes = {
             None if tensor.is_nested or tensor.ndim == 0 else tensor.shape[0]
             for tensor in leaves((self.args, self.kwargs))
@@ -109,25 +109,25 @@ class Call:
         }
         return sizes.pop() if len(sizes) == 1 else None
 
-    def some(self, places: list[int]) -> "Call":
-        """The same call with some rows of every input."""
-        args, kwargs = _each((self.args, self.kwargs), lambda tensor: tensor[places])
+    def some(self, rows: list[int]) -> "Call":
+        """The same call with only some rows of every input."""
+        args, kwargs = _each((self.args, self.kwargs), lambda tensor: tensor[rows])
         return replace(self, args=args, kwargs=kwargs)
 
 
 def _as_written() -> AbstractContextManager[Any]:
-    """Inside, what `torch.compile` has compiled runs as it is written."""
+    """Inside the block, code that `torch.compile` has compiled runs uncompiled."""
     if "torch._dynamo" not in sys.modules:  # nothing is compiled, and the import takes seconds
         return nullcontext()
     try:
         stance: AbstractContextManager[Any] = torch.compiler.set_stance("force_eager")
         return stance
-    except RuntimeError:  # all of this runs inside something compiled
+    except RuntimeError:  # this code is itself being compiled
         return nullcontext()
 
 
 def leaves(item: Any) -> list[Any]:
-    """Everything among a call's inputs that is no container, in order."""
+    """Everything in a call's inputs that is not a container, in order."""
     if isinstance(item, Mapping):
         return [leaf for part in item.values() for leaf in leaves(part)]
     if isinstance(item, tuple | list):
@@ -136,7 +136,7 @@ def leaves(item: Any) -> list[Any]:
 
 
 def _each(item: Any, change: Callable[[Tensor], Tensor]) -> Any:
-    """The same nesting with each tensor changed."""
+    """The same nesting with `change` applied to each tensor."""
     if isinstance(item, Tensor):
         return change(item)
     if isinstance(item, Mapping):

@@ -14,7 +14,7 @@ from tauspan.tangent.engine.dual import Dual, NoRuleError, custom_function, mapp
 
 
 class Shell(nn.Module):
-    """Runs a block's own forward, past the one that stands in for it."""
+    """Runs a block's own forward instead of its replacement."""
 
     def __init__(self, block: nn.Module) -> None:
         super().__init__()
@@ -28,7 +28,7 @@ class Shell(nn.Module):
 
 @contextmanager
 def checkpointed(blocks: Sequence[nn.Module]) -> Iterator[None]:
-    """Inside, these blocks keep only their inputs for the backward.
+    """Inside the block, these modules keep only their inputs for the backward.
 
     The second forward of a block runs at the parameters of the first one and carries no tangents.
     """
@@ -38,7 +38,7 @@ def checkpointed(blocks: Sequence[nn.Module]) -> Iterator[None]:
 
 @contextmanager
 def replaced(forwards: Mapping[nn.Module, Callable[..., Any]]) -> Iterator[None]:
-    """Inside, each of these modules has another forward; `Shell` gets past it."""
+    """Inside the block, each of these modules has another forward; `Shell` still runs the original."""
     with ExitStack() as stack:
         for block, forward in forwards.items():
             own = block.__dict__.get("forward")  # one that somebody else has put there

@@ -1,104 +1,24 @@
 """Dual tensors: a value that records the ordinary autograd graph, and tangents that do not.
 
-A `Dual` wraps the *primal*, an ordinary tensor, and carries T tangents beside it. Every operation on a `Dual` comes to
-`Dual.__torch_function__`: the operation's rule (`tauspan.tangent.engine.rules`) computes the primal as always, so
+A `Dual` wraps the *primal*, an ordinary tensor, and carries T tangents beside it. `Dual.__torch_function__` receives
+every operation on a `Dual`: its rule (`tauspan.tangent.engine.rules`) computes the primal in the ordinary way, so that
 autograd records it, and returns a *push*, the linear map from input tangents to the output's tangent, which is applied
 T times without a graph. Autograd saves primals and never a `Dual`, so a tangent is freed as soon as the module drops it.
 """
 
-import inspect
 import types
-import warnings
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
 from functools import lru_cache
-from typing import Any, TypeAlias
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from tauspan.core.errors import ModelError
 from tauspan.tangent.engine import rules, table
+from tauspan.tangent.engine.fallback import by_forward_mode
+from tauspan.tangent.engine.trace import Entry, NoRuleError, Slot, Trace
 
-Push: TypeAlias = rules.Push
-
-
-class NoRuleError(Exception):
-    """An operation that cannot be carried out on dual tensors; the caller turns to the reference engine."""
-
-
-class Slot(int):
-    """The place of a dual tensor's tangent on a tape."""
-
-
-@dataclass(frozen=True)
-class Entry:
-    """One operation on a tape: how its output tangents follow from those at earlier places.
-
-    `inputs` and `named` have the shape of the operation's arguments, a `Slot` where a dual tensor stood and None
-    elsewhere; `outputs` holds the place of each output, `kinds` its shape and dtype, `values` the primal outputs
-    for as long as they are wanted.
-    """
-
-    name: str
-    push: Push
-    inputs: Any
-    named: Any
-    outputs: tuple[Slot | None, ...]
-    kinds: tuple[tuple[torch.Size, torch.dtype] | None, ...]
-    values: tuple[Any, ...] = ()
-    arguments: tuple[Any, ...] = ()
-
-
-@dataclass
-class Trace:
-    """One pass of a module on dual tensors: what to do about missing rules, and the tape if one is kept.
-
-    `keep` names the operations whose primal arguments stay on the tape, in the order of their rules; `met` names all
-    operations that came by.
-    """
-
-    module: nn.Module
-    strict: bool = False
-    told: set[str] = field(default_factory=set)
-    tape: list[Entry] | None = None
-    slots: int = 0
-    keep: frozenset[str] = frozenset()
-    met: set[str] = field(default_factory=set)
-
-    def place(self) -> Slot:
-        """A new place on the tape."""
-        self.slots += 1
-        return Slot(self.slots - 1)
-
-    def where(self) -> str:
-        """The name of the submodule whose forward is running, for messages."""
-        names = {id(module): name for name, module in self.module.named_modules()}
-        frame = inspect.currentframe()
-        while frame is not None:
-            owner = frame.f_locals.get("self")
-            if isinstance(owner, nn.Module) and names.get(id(owner)):
-                return f"{names[id(owner)]!r} ({type(owner).__name__})"
-            frame = frame.f_back
-        return type(self.module).__name__
-
-    def require_rule(self, name: str) -> None:
-        """Raise where the caller wants to know that an operation has no rule."""
-        if self.strict:
-            raise ModelError(
-                f"{self.where()} uses {name!r}, which has no tangent rule. Without strict=True torch's forward mode "
-                "computes it, more slowly."
-            )
-
-    def tell(self, name: str, how: str) -> None:
-        """Say once what has computed the tangent of an operation without a rule."""
-        if name not in self.told:
-            self.told.add(name)
-            warnings.warn(
-                f"{self.where()} uses {name!r}, which has no tangent rule: {how} computes it, more slowly.",
-                RuntimeWarning,
-                stacklevel=2,
-            )
+__all__ = ["Dual", "Entry", "NoRuleError", "Slot", "Trace", "custom_function", "mapped"]
 
 
 class Dual(Tensor):
@@ -107,8 +27,8 @@ class Dual(Tensor):
     Attributes:
         primal: the value, with its autograd graph.
         tangents: one per direction.
-        run: the pass this belongs to.
-        slot: the place of its tangent on the trace's tape.
+        run: the pass to which it belongs.
+        slot: the number of its tangent on the trace's tape.
         shared: whether another dual tensor may be a view of the same memory.
     """
 
@@ -137,19 +57,19 @@ class Dual(Tensor):
 
     @classmethod
     def __torch_function__(cls, func: Any, kinds: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """Carry out an operation of which some argument is dual."""
+        """Run an operation with some dual argument."""
         return _dispatch(func, args, kwargs or {})
 
     @classmethod
     def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:  # type: ignore[override]
-        """Nothing may get here: it would have gone past the rules."""
+        """Always raise: an operation that arrives here has bypassed the rules."""
         raise NoRuleError(f"{func} reached a dual tensor past its rules.")
 
 
 def _dispatch(func: Any, args: Any, kwargs: Any) -> Any:
     name = table.name_of(func)
     _first(args, kwargs).run.met.add(name)
-    if name == "requires_grad_":  # gradients are recorded anyway, or not wanted
+    if name == "requires_grad_":  # gradients are recorded already, or not needed
         return args[0]
     if name in table.READS:
         return func(*mapped(args, _detached), **mapped(kwargs, _detached))
@@ -170,12 +90,12 @@ def _dispatch(func: Any, args: Any, kwargs: Any) -> Any:
             if opened is not None:
                 return opened(*args, **kwargs)
             _first(args, kwargs).run.require_rule(name)
-        rule = rules.by_forward_mode
+        rule = by_forward_mode
     return _lifted(name, rule, func, args, kwargs)
 
 
 def _plain(func: Any, args: Any, kwargs: Any) -> Any:
-    """The answer for the primals alone: what autograd takes for a constant, as everything under no_grad."""
+    """The result for the primals alone, for operations that autograd treats as constants, as under no_grad."""
     name = getattr(func, "__name__", "")
     if not torch.is_grad_enabled() and (
         (name.endswith("_") and not name.endswith("__")) or name == "__setitem__"
@@ -191,7 +111,7 @@ def _plain(func: Any, args: Any, kwargs: Any) -> Any:
 def custom_function(
     function: type[torch.autograd.Function], apply: Callable[..., Any], args: tuple[Any, ...]
 ) -> Any:
-    """A `torch.autograd.Function` on dual tensors; NotImplemented if none of its arguments is one."""
+    """Run a `torch.autograd.Function` on dual tensors; NotImplemented if no argument is dual."""
     duals = list(_duals(args))
     if not duals:
         return NotImplemented
@@ -200,11 +120,11 @@ def custom_function(
     if not torch.is_grad_enabled():
         return _plain(apply, args, {})
     trace.require_rule(name)
-    return _lifted(name, rules.by_forward_mode, apply, args, {})
+    return _lifted(name, by_forward_mode, apply, args, {})
 
 
 def _share(values: Sequence[Any], duals: Sequence[Dual]) -> bool:
-    """Note which duals have an output in their own memory; whether there are any."""
+    """Mark the duals that share memory with an output; returns whether there are any."""
     memory = {value.untyped_storage().data_ptr() for value in values if isinstance(value, Tensor)}
     sharing = [dual for dual in duals if dual.primal.untyped_storage().data_ptr() in memory]
     for dual in sharing:
@@ -213,16 +133,16 @@ def _share(values: Sequence[Any], duals: Sequence[Dual]) -> bool:
 
 
 def _lifted(name: str, rule: rules.Rule, func: Any, args: Any, kwargs: Any) -> Any:
-    """The rule's primal output with the tangents its push gives; plain if no input that matters is dual."""
+    """The rule's output with the tangents of its push; an ordinary tensor where no tangent reaches it."""
     fitting = table.bound(rule, args, kwargs)
     if fitting is None:
-        rule = rules.by_forward_mode
+        rule = by_forward_mode
     else:
         args, kwargs = fitting
     out, push = rule(func, *mapped(args, _primal), **mapped(kwargs, _primal))
     duals = list(_duals((args, kwargs)))
     same = next((dual for dual in duals if dual.primal is out), None)
-    if same is not None:  # the tensor itself, and no view of it: `to` its own dtype, dropout in eval mode
+    if same is not None:  # the input itself, not a view of it: `to` its own dtype, or dropout in eval mode
         return same
     trace = duals[0].run
     several = isinstance(out, tuple | list)
@@ -262,7 +182,7 @@ def _lifted(name: str, rule: rules.Rule, func: Any, args: Any, kwargs: Any) -> A
 
 
 def _in_place(out_of_place: Any, name: str, args: Any, kwargs: Any) -> Any:
-    """An in-place operation as an out-of-place one whose result takes the tensor's name."""
+    """Run an in-place operation out of place and store the result in the same dual tensor."""
     target = args[0] if args else None
     if not isinstance(target, Dual) or target.shared:
         raise NoRuleError(f"{name} writes into a tensor that others may see")
@@ -280,7 +200,7 @@ def _in_place(out_of_place: Any, name: str, args: Any, kwargs: Any) -> Any:
 
 
 def mapped(item: Any, change: Callable[[Any], Any]) -> Any:
-    """The same nesting of tuples, lists and dicts with each leaf changed."""
+    """The same nesting of tuples, lists and dicts with `change` applied to each leaf."""
     kind = type(item)
     if kind is list:
         return [mapped(part, change) for part in item]
@@ -333,9 +253,9 @@ def _first(args: Any, kwargs: Any) -> Dual:
 
 @lru_cache(maxsize=256)
 def _opened(func: Any) -> Any:
-    """The body of a function that torch writes in Python, so that each operation inside meets its own rule.
+    """A copy of a torch function written in Python, in which each operation inside uses its own rule.
 
-    Such a function asks first whether an argument overrides it. In this copy the answer is always no.
+    Such a function first checks whether an argument overrides it; in the copy this check is always false.
     """
     if not isinstance(func, types.FunctionType) or not (func.__module__ or "").startswith("torch"):
         return None

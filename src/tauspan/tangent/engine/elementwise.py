@@ -10,7 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from tauspan.tangent.engine.rules import Push, Rule, aten, by_forward_mode
+from tauspan.tangent.engine.fallback import by_forward_mode
+from tauspan.tangent.engine.rules import Push, Rule, aten
 
 # f'(x) from x and f(x).
 DERIVATIVES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {

@@ -17,15 +17,15 @@ from tauspan.tangent.engine.dual import Trace
 
 
 class Engine(Protocol):
-    """Computes f and J tau of a call."""
+    """A way to compute f and J tau of a call."""
 
     @property
     def name(self) -> Name:
-        """What `linearize(engine=...)` calls it."""
+        """The engine's name in `linearize(engine=...)`."""
 
     @property
     def met(self) -> frozenset[str]:
-        """Operations and parameters that the last pass went through, where this engine sees them."""
+        """Operations and parameters used in the last pass, if this engine can see them."""
 
     def jvp(self, call: Call, theta0: Params, tau: Params) -> tuple[Tensor, Tensor]:
         """`(f, J tau)`, differentiable in tau."""
@@ -39,10 +39,10 @@ class OnePass:
     """Tangents beside the ordinary forward; see `tauspan.tangent.engine.onepass`.
 
     Args:
-        base: names submodules in messages.
+        base: the module, for names of submodules in messages.
         strict: raise where an operation has no tangent rule.
-        blocks: whose activations are computed again in the backward.
-        told: operations without a rule, of which it has been said so.
+        blocks: blocks whose activations are computed again in the backward.
+        told: operations without a rule for which a warning was given.
     """
 
     base: nn.Module
@@ -97,7 +97,7 @@ class Backward:
     """Ordinary autograd; see `tauspan.tangent.engine.backward`.
 
     Args:
-        singly: form each output's gradient, for operations that cannot be derived twice.
+        singly: compute the gradient of each output separately, for operations that cannot be derived twice.
     """
 
     singly: bool = False
@@ -117,7 +117,7 @@ class Backward:
 def in_order(
     first: Name, base: nn.Module, strict: bool, blocks: tuple[nn.Module, ...], told: set[str]
 ) -> tuple[Engine, ...]:
-    """The engines from the wanted one on."""
+    """The engines in the order in which they are tried, from `first` on."""
     every: tuple[Engine, ...] = (
         OnePass(base, strict, blocks, told),
         Reference(),

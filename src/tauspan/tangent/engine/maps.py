@@ -1,4 +1,4 @@
-"""The linear map tau -> J tau as an autograd function, whatever computes J tau and J^T g."""
+"""The linear map tau -> J tau as an autograd function, from any way to compute J tau and J^T g."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
@@ -43,9 +43,9 @@ class _Apply(torch.autograd.Function):
 
 
 class _Once(torch.autograd.Function):
-    """J^T g, which must not be derived again: that would give f's own curvature, which the tangent model lacks.
+    """J^T g, which must not be derived again: that would give the curvature of f, which the tangent model lacks.
 
-    tau is an input so that a second derivative in it comes by here, and not round the error.
+    tau is an input, so that a second derivative in tau raises the error too.
     """
 
     @staticmethod
@@ -55,7 +55,7 @@ class _Once(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *_: Tensor) -> None:
-        """No second derivative."""
+        """Raise: there is no second derivative."""
         raise ModelError(
             "the gradient of this tangent model cannot be derived again. "
             "For second derivatives use linearize(..., engine='reference')."
@@ -90,12 +90,12 @@ def nodes_of(tensor: Tensor) -> list[Any]:
 
 
 def dtypes_of(nodes: Sequence[Any]) -> set[torch.dtype]:
-    """The dtypes that a graph goes through: float64 modules may have float32 inside."""
-    return {made.dtype for node in nodes for made in getattr(node, "_input_metadata", ())}
+    """The dtypes used in a graph: float64 modules may use float32 inside."""
+    return {output.dtype for node in nodes for output in getattr(node, "_input_metadata", ())}
 
 
 def ramp(tensor: Tensor) -> Tensor:
-    """A leaf of the tensor's shape with a number other than 0 in every entry."""
+    """A leaf of the tensor's shape with no entry equal to 0."""
     numbers = torch.linspace(1, 2, max(tensor.numel(), 1), dtype=torch.float64, device=tensor.device)
     return numbers[: tensor.numel()].view(tensor.shape).to(tensor.dtype).requires_grad_()
 
@@ -109,7 +109,7 @@ def turned(pulled: Sequence[Tensor | None], deltas: Sequence[Tensor], us: Sequen
         us: u for each output, from `ramp`.
 
     Raises:
-        NotImplementedError: a backward that cannot be derived, since it has left the graph.
+        NotImplementedError: a backward that cannot be derived, because it is not recorded in the graph.
     """
     graded = [(g, v.to(g)) for g, v in zip(pulled, deltas, strict=True) if g is not None]
     terms = [(g * v).sum() for g, v in graded if g.requires_grad]
@@ -121,7 +121,7 @@ def turned(pulled: Sequence[Tensor | None], deltas: Sequence[Tensor], us: Sequen
         torch.zeros_like(u) if v is None else v if graph else v.detach()
         for u, v in zip(us, found, strict=True)
     ]
-    # <J v, u> = <J^T u, v>, unless a backward has left the graph
+    # <J v, u> = <J^T u, v>, unless some backward is not recorded in the graph
     products = [(g.detach() * v.detach()).double() for g, v in graded]
     expected = sum(float(product.sum()) for product in products)
     scale = sum(float(product.abs().sum()) for product in products)

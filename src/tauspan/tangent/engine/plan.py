@@ -16,7 +16,7 @@ from tauspan.tangent.engine import check
 from tauspan.tangent.engine.call import Call, leaves
 from tauspan.tangent.engine.engines import Engine, in_order
 
-_Found = TypeVar("_Found")
+_Result = TypeVar("_Result")
 _WAYS = {
     "onepass": "in one pass",
     "reference": "by torch.func.jvp",
@@ -29,20 +29,20 @@ _INSTEAD = {
 
 
 class Plan:
-    """The engines of one module in the order in which they are tried, and the one that each kind of call takes.
+    """The engines of one module in the order in which they are tried, and the engine chosen for each kind of call.
 
-    A kind is everything about the inputs that may change the way through the module: dtypes, devices, which sizes are
-    equal, one or zero, the order of magnitude, and values that are no tensors. The first call of a kind is checked on two
-    of its rows, or on all where the module does not take fewer; a call that meets an operation for the first time is
-    checked whole.
+    A kind is everything about the inputs that may change what the module computes: dtypes, devices, which sizes are
+    equal, one or zero, their order of magnitude, and arguments that are not tensors. The first call of a kind is checked
+    on two of its rows, or on all if the module does not accept two. A call with an operation that was not met before is
+    checked on all rows.
 
     Args:
         base: the module, for messages.
-        first: the engine to begin with.
-        strict: raise instead of going on to another engine.
-        blocks: whose activations are computed again in the backward.
-        check: `"off"` goes on to another engine only when one raises.
-        told: operations without a rule, of which it has been said so.
+        first: the engine that is tried first.
+        strict: raise instead of trying another engine.
+        blocks: blocks whose activations are computed again in the backward.
+        check: with `"off"`, another engine is tried only when one raises.
+        told: operations without a rule for which a warning was given.
     """
 
     def __init__(
@@ -63,39 +63,39 @@ class Plan:
         self.engine: Name = first
 
     def engine_for(self, call: Call, theta0: Params) -> Engine:
-        """The engine that is right for a call, after a check if there was none for its kind."""
+        """The engine for a call; the first call of a kind is checked."""
         kind = _kind(call)
         return self._chosen.get(kind) or self._choose(call, theta0, kind, self._engines)
 
-    def run(self, call: Call, theta0: Params, go: Callable[[Engine], _Found]) -> _Found:
-        """What `go` makes of the engine that is right for a call.
+    def run(self, call: Call, theta0: Params, go: Callable[[Engine], _Result]) -> _Result:
+        """The result of `go` with the engine for a call.
 
         Raises:
-            ModelError: the module is random in eval mode, or no engine is right; errors of the module itself are its own.
+            ModelError: the module is random in eval mode, or every engine fails; the module's own errors are passed on.
         """
         kind, engine = _kind(call), self.engine_for(call, theta0)
         while True:
             try:
-                found = go(engine)
+                result = go(engine)
             except torch.OutOfMemoryError:
                 raise
             except Exception as error:
                 engine = self._after(engine, error, call, theta0, kind)
                 continue
             if self.check == "off" or engine.met <= self._met:
-                return found
+                return result
             chosen = self._choose(call, theta0, kind, self._from(engine), whole=True)
             if chosen is engine:
-                return found
+                return result
             engine = chosen
 
     def _from(self, engine: Engine) -> tuple[Engine, ...]:
-        return self._engines[next(n for n, one in enumerate(self._engines) if one is engine) :]
+        return self._engines[next(n for n, other in enumerate(self._engines) if other is engine) :]
 
     def _after(self, engine: Engine, error: Exception, call: Call, theta0: Params, kind: Hashable) -> Engine:
-        """The engine that takes over from one that raised; the error itself if it is the module's own."""
+        """The engine that replaces one that raised; raises the error if it is the module's own."""
         with torch.no_grad():
-            call.plain()  # raises what the module itself says of such inputs
+            call.plain()  # raises the module's own error for such inputs
         rest = self._from(engine)[1:]
         if not rest or (self._strict and engine is self._engines[0]):
             raise self._refusal([(engine, check.reason(error))]) from error
@@ -129,7 +129,7 @@ class Plan:
                     self._begun = True
                 self._met |= engine.met
                 return self._take(kind, engine, failures)
-            if not begun:  # what is random cannot be right
+            if not begun:  # a random module fails every check
                 check.require_function(measure.call, measure.value)
             failures.append((engine, fault))
             if self._strict:
@@ -137,14 +137,14 @@ class Plan:
         raise self._refusal(failures)
 
     def _measured(self, call: Call, whole: bool) -> check.Measure:
-        """What ordinary autograd says of two rows of a call, or of the whole."""
+        """The result of ordinary autograd for two rows of a call, or for all."""
         fewer = call if whole else call.fewer()
         if fewer is not call:
             try:
                 return self._measured(fewer, True)
             except torch.OutOfMemoryError:
                 raise
-            except Exception:  # whatever it says of two rows, it may take them all
+            except Exception:  # a module that refuses two rows may accept all
                 return self._measured(call, True)
         return check.Measure.of(call)
 
@@ -209,7 +209,7 @@ def _kind(call: Call) -> Hashable:
 
 
 def _form(head: Any) -> Hashable:
-    """What a frozen head computes, whatever its numbers; any other head is itself."""
+    """The structure of a frozen head, without its numbers; other heads are compared by identity."""
     if type(head) is models.Head:
         return head.normalize, head.bias is None, head.weight.dtype
     return id(head)

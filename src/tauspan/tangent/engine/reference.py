@@ -20,7 +20,7 @@ Function: TypeAlias = Callable[[dict[str, Tensor]], Tensor]
 
 @contextmanager
 def open_attention() -> Iterator[None]:
-    """Inside, `nn.MultiheadAttention` and `nn.TransformerEncoder` run their ordinary operations, not one fused one."""
+    """Inside the block, `nn.MultiheadAttention` and `nn.TransformerEncoder` do not use their fused operation."""
     fast = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
     try:
@@ -31,7 +31,7 @@ def open_attention() -> Iterator[None]:
 
 @contextmanager
 def forward_mode() -> Iterator[None]:
-    """Inside, attention takes a path that has a forward-mode rule, which its fused kernels lack on every device.
+    """Inside the block, attention uses a kernel with a forward-mode rule, which fused kernels lack on every device.
 
     Only the forward needs this; the backward may run outside.
     """

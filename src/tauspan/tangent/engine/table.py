@@ -6,24 +6,24 @@ from typing import Any
 
 from torch import Tensor
 
-from tauspan.tangent.engine import elementwise, norms, rules
+from tauspan.tangent.engine import elementwise, norms, products, rules
 from tauspan.tangent.engine.attention import scaled_dot_product_attention
 from tauspan.tangent.engine.rules import Rule
 
 
 @lru_cache(maxsize=256)
 def _signature(rule: Rule) -> tuple[tuple[inspect.Parameter, ...], frozenset[str], bool, bool]:
-    """The places that a rule spells out, its keyword-only names, and whether it takes further places or names."""
+    """The positional parameters of a rule, its keyword-only names, and whether it takes *args or **kwargs."""
     known = list(inspect.signature(rule).parameters.values())[1:]
     return (
-        tuple(one for one in known if one.kind in (one.POSITIONAL_ONLY, one.POSITIONAL_OR_KEYWORD)),
-        frozenset(one.name for one in known if one.kind is one.KEYWORD_ONLY),
-        any(one.kind is one.VAR_POSITIONAL for one in known),
-        any(one.kind is one.VAR_KEYWORD for one in known),
+        tuple(p for p in known if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)),
+        frozenset(p.name for p in known if p.kind is p.KEYWORD_ONLY),
+        any(p.kind is p.VAR_POSITIONAL for p in known),
+        any(p.kind is p.VAR_KEYWORD for p in known),
     )
 
 
-# torch's own names for the first two arguments, where a rule calls them otherwise.
+# torch's own names for the first two arguments, where a rule has other names for them.
 _TORCH_NAMES = ("input", "other")
 
 
@@ -31,30 +31,30 @@ def bound(
     rule: Rule, args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
     """The arguments in the rule's own order; None if the rule does not know one, or misses one."""
-    places, options, more_places, more_names = _signature(rule)
-    found, named = list(args), dict(kwargs)
-    if len(found) > len(places) and not more_places:
+    parameters, options, more_positional, more_names = _signature(rule)
+    positional, named = list(args), dict(kwargs)
+    if len(positional) > len(parameters) and not more_positional:
         return None
-    for place, one in list(enumerate(places))[len(found) :]:
-        name = one.name if one.name in named or place > 1 else _TORCH_NAMES[place]
-        if name in named and one.kind is not one.POSITIONAL_ONLY:
-            found.append(named.pop(name))
-        elif one.default is not one.empty:
-            found.append(one.default)
+    for index, parameter in list(enumerate(parameters))[len(positional) :]:
+        name = parameter.name if parameter.name in named or index > 1 else _TORCH_NAMES[index]
+        if name in named and parameter.kind is not parameter.POSITIONAL_ONLY:
+            positional.append(named.pop(name))
+        elif parameter.default is not parameter.empty:
+            positional.append(parameter.default)
         else:
             return None
     if not more_names and not named.keys() <= options:
         return None
-    return tuple(found), named
+    return tuple(positional), named
 
 
 def asks(name: str) -> bool:
-    """Whether this reads a property that does not move with the tensor: every one without a rule."""
+    """Whether this reads a property without a tangent: any property without a rule."""
     return name.startswith("get ") and name not in RULES
 
 
 def moves(value: Any) -> bool:
-    """Whether an output can have a tangent: integers and what is not a tensor cannot."""
+    """Whether an output can have a tangent: only floating-point and complex tensors can."""
     return isinstance(value, Tensor) and (value.is_floating_point() or value.is_complex())
 
 
@@ -102,7 +102,7 @@ RULES: dict[str, Rule] = {
     **dict.fromkeys(_SAME, rules.same),
     **{name: elementwise.derived(name) for name in elementwise.DERIVATIVES},
     **{name: elementwise.kernel(name) for name in elementwise.KERNELS},
-    **{f"conv{kind}{n}d": rules.convolution for kind in ("", "_transpose") for n in (1, 2, 3)},
+    **{f"conv{kind}{n}d": products.convolution for kind in ("", "_transpose") for n in (1, 2, 3)},
     "view_as_complex": rules.as_complex,
     "cat": rules.concatenated,
     "stack": rules.concatenated,
@@ -114,26 +114,26 @@ RULES: dict[str, Rule] = {
     "dropout": rules.dropout,
     "feature_dropout": rules.dropout,
     "alpha_dropout": rules.dropout,
-    "add": rules.added,
-    "sub": rules.subtracted,
-    "rsub": rules.subtracted_from,
-    "mul": rules.product,
-    "matmul": rules.product,
-    "mm": rules.product,
-    "bmm": rules.product,
-    "mv": rules.product,
-    "dot": rules.product,
-    "div": rules.divided,
-    "rdiv": rules.divided_by,
-    "pow": rules.power,
-    "einsum": rules.einsum,
-    "addmm": rules.with_addend,
-    "baddbmm": rules.with_addend,
-    "linear": rules.linear,
-    "_grouped_mm": rules.grouped,
-    "embedding": rules.embedding,
-    "embedding_bag": rules.embedding_bag,
-    "cdist": rules.distances,
+    "add": products.added,
+    "sub": products.subtracted,
+    "rsub": products.subtracted_from,
+    "mul": products.product,
+    "matmul": products.product,
+    "mm": products.product,
+    "bmm": products.product,
+    "mv": products.product,
+    "dot": products.product,
+    "div": products.divided,
+    "rdiv": products.divided_by,
+    "pow": products.power,
+    "einsum": products.einsum,
+    "addmm": products.with_addend,
+    "baddbmm": products.with_addend,
+    "linear": products.linear,
+    "_grouped_mm": products.grouped,
+    "embedding": products.embedding,
+    "embedding_bag": products.embedding_bag,
+    "cdist": products.distances,
     "gelu": elementwise.gelu,
     "softmax": elementwise.softmax,
     "log_softmax": elementwise.log_softmax,
@@ -156,7 +156,7 @@ BY_FORWARD_MODE = frozenset({
     "broadcast_tensors", "meshgrid", "tensordot", "index_put", "selu", "celu", "relu6",
 })  # fmt: skip
 
-# What does not depend on the values, or only in steps: the answer is that of the primal.
+# Operations that do not depend on the values, or only in steps: their result is that of the primal.
 WITHOUT_TANGENT = frozenset({
     "size", "dim", "ndimension", "numel", "nelement", "stride", "storage_offset", "element_size", "is_contiguous",
     "is_floating_point", "is_complex", "is_signed", "get_device", "__len__", "__hash__", "__repr__", "__format__",

@@ -18,15 +18,15 @@ from tauspan.tasks.readers import image_rows, read_rows
 
 
 @dataclass(frozen=True)
-class Rows:
-    """Splits as they were found: labels are places in `names`, or numbers of their own where that is None."""
+class SourceSplits:
+    """Splits as read from a source: labels are indices into `names`, or arbitrary numbers if `names` is None."""
 
     splits: Mapping[str, Split]
     names: Sequence[str] | None
     where: str
 
 
-def from_folder(dataset: DataSet, folder: Path) -> Rows:
+def from_folder(dataset: DataSet, folder: Path) -> SourceSplits:
     """The splits in a folder.
 
     A directory with a `card.json`; parquet files as the hub has them (`train-00000-of-00001.parquet`, also in `data/`
@@ -38,7 +38,7 @@ def from_folder(dataset: DataSet, folder: Path) -> Rows:
     """
     if (folder / "card.json").is_file():
         task = Task.from_directory(folder)
-        return Rows(task.splits, task.label_names, str(folder))
+        return SourceSplits(task.splits, task.label_names, str(folder))
     tables = _hub_layout(dataset, folder)
     if tables:
         return _from_tables({split: parquet_table(files) for split, files in tables.items()}, dataset, folder)
@@ -59,10 +59,10 @@ def from_folder(dataset: DataSet, folder: Path) -> Rows:
     names = class_folders(found["train"]) if found["train"].is_dir() else None
     most = names or [str(number) for number in range(dataset.class_count)]
     made = gathered({split: read_rows(path) for split, path in found.items()}, most, what=dataset.name)
-    return Rows(made.splits, names, str(folder))
+    return SourceSplits(made.splits, names, str(folder))
 
 
-def from_hub(dataset: DataSet) -> Rows:
+def from_hub(dataset: DataSet) -> SourceSplits:
     """The splits at the hub, through the `datasets` library; no remote code is run.
 
     Raises:
@@ -139,7 +139,7 @@ def _require_splits(
             )
 
 
-def _from_tables(tables: Mapping[str, Any], dataset: DataSet, where: Path | str) -> Rows:
+def _from_tables(tables: Mapping[str, Any], dataset: DataSet, where: Path | str) -> SourceSplits:
     columns, splits, own = dataset.columns, {}, {}
     for split, table in tables.items():
         place = f"{where}:{split}"
@@ -156,7 +156,9 @@ def _from_tables(tables: Mapping[str, Any], dataset: DataSet, where: Path | str)
                 f"{where}: the {split} split has other class names than train: {listed(names or [])} against "
                 f"{listed(own['train'] or [])}."
             )
-    return Rows({split: splits[split] for split in SPLITS if split in splits}, own["train"], str(where))
+    return SourceSplits(
+        {split: splits[split] for split in SPLITS if split in splits}, own["train"], str(where)
+    )
 
 
 def _numbered(labels: Sequence[Any], names: Sequence[str] | None, where: str) -> torch.Tensor:

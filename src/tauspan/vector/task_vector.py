@@ -1,12 +1,11 @@
-"""`TaskVector`: a displacement in weight space that knows the point it starts from."""
+"""`TaskVector`: a displacement in weight space with the fingerprint of the point it starts from."""
 
 import json
 import math
-import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -17,19 +16,16 @@ from tauspan.core.arguments import checked
 from tauspan.core.choices import REGIMES, Regime
 from tauspan.core.errors import (
     BaseMismatchError,
-    MismatchError,
     NonFiniteError,
-    StoreError,
     UsageError,
-    listed,
     nearest,
 )
 from tauspan.core.params import Params
-from tauspan.core.report import Table, versions
-
-Key = TypeVar("Key")
-FORMAT = "tauspan-vector/1"
-FILE = "vector.safetensors"
+from tauspan.core.report import Table
+from tauspan.vector.compatible import on_feature_path, require_compatible
+from tauspan.vector.difference import difference
+from tauspan.vector.files import header, parse_header, vector_file
+from tauspan.vector.measures import rows_of
 
 
 @checked
@@ -117,7 +113,7 @@ class TaskVector:
         return self._with({name: -delta for name, delta in self.deltas.items()}, f"-{self.label}")
 
     def _finite(self, deltas: Params, change: str, label: str) -> "TaskVector":
-        """This vector with changed deltas, unless a finite value became one that its dtype cannot hold."""
+        """This vector with other deltas; an error if a finite value became infinite or NaN."""
         for name, delta in deltas.items():
             lost = torch.isfinite(self.deltas[name]) & ~torch.isfinite(delta)
             if bool(lost.any()):
@@ -140,24 +136,13 @@ class TaskVector:
         return replace(self, deltas=deltas, label=f"({self.label} {symbol} {other.label})", info=info)
 
     def require_compatible(self, other: "TaskVector") -> None:
-        """Raise unless both start from the same base, in the same regime, over the same tensors."""
-        if self.base != other.base:
-            raise BaseMismatchError(
-                f"{self.label!r} starts from base {self.base[:12]} and {other.label!r} from {other.base[:12]}: "
-                "displacements from different points do not add. Fine-tune both from one pre-trained model."
-            )
-        if self.regime != other.regime:
-            raise MismatchError(
-                f"{self.label!r} is a {self.regime} vector and {other.label!r} a {other.regime} one; they edit "
-                "different functions. Fine-tune both in one regime, or say so: `vector.as_regime(...)`."
-            )
-        points = (self.info.get("point"), other.info.get("point"))
-        if self.regime == "linear" and None not in points and points[0] != points[1]:
-            raise MismatchError(
-                f"{self.label!r} was made at the linearisation point {points[0]!r} and {other.label!r} at {points[1]!r}; "
-                "they edit different functions. Fine-tune both at one point, or say so: `vector.at_point(...)`."
-            )
-        params.require_same(self.deltas, other.deltas, repr(self.label), repr(other.label))
+        """Raise unless both have the same base, regime, linearisation point and tensors.
+
+        Raises:
+            BaseMismatchError: different bases.
+            MismatchError: another difference.
+        """
+        require_compatible(self, other)
 
     # -- measures --------------------------------------------------------------------------------------------
 
@@ -171,23 +156,8 @@ class TaskVector:
         return params.dot(self.deltas, other.deltas)
 
     def table(self) -> Table:
-        """One row a tensor: shape, dtype, norm, root mean square, largest value, share of |tau|^2."""
-        whole = self.norm() ** 2 or 1.0
-        rows: list[dict[str, Any]] = []
-        for name, delta in self.deltas.items():
-            size = float(torch.linalg.vector_norm(delta, dtype=torch.float64))
-            rows.append(
-                {
-                    "tensor": name,
-                    "shape": "x".join(map(str, delta.shape)) or "scalar",
-                    "dtype": str(delta.dtype).removeprefix("torch."),
-                    "norm": size,
-                    "rms": size / max(delta.numel(), 1) ** 0.5,
-                    "largest": float(delta.abs().max()) if delta.numel() else 0.0,
-                    "share": size**2 / whole,
-                }
-            )
-        return Table(str(self), rows)
+        """One row per tensor: shape, dtype, norm, root mean square, largest value, share of |tau|^2."""
+        return Table(str(self), rows_of(self.deltas))
 
     # -- other views -----------------------------------------------------------------------------------------
 
@@ -200,10 +170,10 @@ class TaskVector:
         return replace(self, info={**self.info, "point": point})
 
     def to(self, dtype: torch.dtype) -> "TaskVector":
-        """The deltas in another floating-point type.
+        """The same vector with its deltas in another floating-point type.
 
         Raises:
-            NonFiniteError: a value lies beyond the type's range.
+            NonFiniteError: a value is outside the type's range.
             UsageError: not a floating-point type.
         """
         if not dtype.is_floating_point:
@@ -216,10 +186,10 @@ class TaskVector:
         return replace(self, label=label)
 
     def renamed(self, name: Callable[[str], str]) -> "TaskVector":
-        """The same displacement with its tensors under other names; the base it starts from stays what it was.
+        """The same displacement with its tensors under other names; the base stays the same.
 
         Raises:
-            UsageError: two tensors get one name.
+            UsageError: two tensors would get the same name.
         """
         deltas = {name(own): delta for own, delta in self.deltas.items()}
         if len(deltas) < len(self.deltas):
@@ -227,7 +197,7 @@ class TaskVector:
         return replace(self, deltas=deltas)
 
     def filled_like(self, other: "TaskVector") -> "TaskVector":
-        """This vector with zeros for the tensors that only `other` has, so that the two add."""
+        """This vector with zeros for tensors that only `other` has, so that the two can be added."""
         missing = {
             name: torch.zeros_like(delta) for name, delta in other.deltas.items() if name not in self.deltas
         }
@@ -248,50 +218,26 @@ class TaskVector:
     ) -> "TaskVector":
         """The difference tuned - base, from modules, directories, model ids, safetensors files or mappings of tensors.
 
-        The difference is formed in float64 and rounded once to `dtype`, under the names that the base's files have or
-        would have. Of directories and files it holds every floating-point tensor, and neither a tokenizer nor the
-        model's class is needed. Of a module it holds the parameters on the path to the features, and any other tensor
-        that changed (a buffer, a text tower). So nothing is lost: a head that only one of two directories has is no
-        displacement, is named in a warning and in `info["beyond"]`, and stays in the directory that has it.
+        It is computed in float64 and rounded once to `dtype`, under the names that the base's files have or would have.
+        From directories and files it takes every floating-point tensor, and needs neither a tokenizer nor the model's
+        class. From a module it takes the parameters on the path to the features, and any other tensor that changed (a
+        buffer, a text tower). A head that only one of two directories has is not part of the displacement: a warning and
+        `info["beyond"]` name it, and it stays in its directory.
 
         Raises:
             MismatchError: names or shapes differ.
             NonFiniteError: either side holds NaN or infinity.
         """
-        before, after = models.point_of(base), models.point_of(tuned)
-        params.require_finite(before.tensors, "the base")
-        params.require_finite(after.tensors, "the fine-tuned model")
-        start = params.fingerprint(before.tensors)
-        whole = models.differing(before, after)
-        before, after, beyond = models.aligned(before, after)
-        deltas = {
-            name: (new.double() - old.double()).to(dtype).detach()
-            for name, old, new in params.zip_strict(
-                before.tensors, after.tensors, "the base", "the fine-tuned model"
-            )
-        }
-        named = base if isinstance(base, str | Path) else type(base).__name__
-        info: dict[str, Any] = {"base_id": str(named), "versions": versions()}
-        if whole:
-            warnings.warn(
-                f"{len(whole)} tensors of whole numbers differ ({listed(whole)}): they are no displacement and are not "
-                "in the vector; an edited model has the base's.",
-                stacklevel=2,
-            )
-        if beyond:
-            info["beyond"] = {"base": list(beyond.base), "tuned": list(beyond.tuned)}
-            _tell(beyond, base, tuned)
-        path = before.path
-        chosen = {n: d for n, d in deltas.items() if path is None or n in path or bool(d.any())}
-        return TaskVector(chosen, start, "standard", label, info)
+        deltas, start, info = difference(base, tuned, dtype)
+        return TaskVector(deltas, start, "standard", label, info)
 
     def apply(self, point: Params, scale: float = 1.0) -> dict[str, Tensor]:
-        """theta0 + scale * tau as new tensors; tensors that the vector does not hold are passed on as they are.
+        """theta0 + scale * tau as new tensors; tensors that the vector does not hold are returned unchanged.
 
-        Sums are formed in float32 (float64 for float64 points) and rounded once to each tensor's dtype.
+        Sums are computed in float32 (float64 for float64 points) and rounded once to each tensor's dtype.
 
         Raises:
-            BaseMismatchError: the point is not the one this vector starts from.
+            BaseMismatchError: this vector starts from another point.
         """
         self.require_base(params.fingerprint(point))
         for name, delta in self.deltas.items():
@@ -302,7 +248,7 @@ class TaskVector:
         return {name: self.moved(name, tensor, scale) for name, tensor in point.items()}
 
     def moved(self, name: str, tensor: Tensor, scale: float) -> Tensor:
-        """One tensor of the point, moved: theta0 + scale * tau, summed in float32 or wider and rounded once."""
+        """theta0 + scale * tau for one tensor, summed in float32 or wider and rounded once to its dtype."""
         if name not in self.deltas:
             return tensor
         return params.moved(tensor, self.deltas[name], scale).to(tensor.dtype)
@@ -318,42 +264,29 @@ class TaskVector:
             )
 
     def fitted(self, module: nn.Module, *, tangent: bool = False, base: str | None = None) -> "TaskVector":
-        """This vector as one module can use it: checked against its base, under the names of its memory.
+        """This vector for one module: checked against its base, under the module's own parameter names.
 
-        A vector's own names are those of files. What the module lacks and its files hold keeps its name there, so that
-        an edited model that is saved has it too.
+        A vector has the names of files. A tensor that the module lacks and its files hold keeps its name in the files,
+        so that an edited model that is saved includes it.
 
         Args:
             module: the module that the vector starts from, or an encoder or classifier around it.
-            tangent: only the parameters that J(x) tau depends on; the rest does not reach the features.
-            base: the module's fingerprint, if it is known.
+            tangent: keep only the parameters that J(x) tau depends on.
+            base: the module's fingerprint; None computes it.
 
         Raises:
-            BaseMismatchError: it starts from another model.
-            MismatchError: it moves a tensor that the module and its files lack.
-            UsageError: with `tangent`, it moves a buffer, which a tangent model holds fixed.
+            BaseMismatchError: the vector starts from another model.
+            MismatchError: it holds a tensor that neither the module nor its files have.
+            UsageError: with `tangent`, it changes a buffer, which a tangent model keeps fixed.
         """
         known = models.fingerprint_of(module) if base is None else base
-        # until 0.1 the fingerprint was of the tensors in memory, by their names there
+        # before 0.1 the fingerprint was of the tensors in memory, by their names in memory
         if self.base != known and self.base != params.fingerprint(models.state_of(module)):
             self.require_base(known)
         deltas = models.in_memory(self.deltas, module)
         if tangent:
-            deltas = self._trained(deltas, module)
+            deltas = on_feature_path(deltas, module, self.label)
         return replace(self, deltas=deltas, base=known)
-
-    def _trained(self, deltas: Params, module: nn.Module) -> dict[str, Tensor]:
-        """Of tensors by their names in memory, the parameters on the path to the features."""
-        inner, _ = models.core(module)
-        known = models.named_unique(inner)
-        buffers = set(models.state_of(module)) - set(known)
-        for name in buffers & set(deltas):
-            if bool(deltas[name].any()):
-                raise UsageError(
-                    f"{self.label!r} moves the buffer {name!r}, and the tangent model is an expansion in parameters "
-                    "alone. Edit in the standard regime, or make the vector from models with the same buffers."
-                )
-        return {name: d for name, d in deltas.items() if name in known and models.on_path(module, name)}
 
     def rebased(self, base: "nn.Module | str") -> "TaskVector":
         """The same displacement, declared to start from another model (given as a module or a fingerprint)."""
@@ -386,85 +319,7 @@ class TaskVector:
         """
         file = vector_file(path)
         checkpoint = store.Checkpoint(file)
-        found = parse_header(checkpoint.metadata.get("tauspan"), file)
+        facts = parse_header(checkpoint.metadata.get("tauspan"), file)
         deltas = checkpoint.read()
         params.require_finite(deltas, str(file))
-        return TaskVector(deltas, found["base"], found["regime"], found["label"], found["info"])
-
-
-def header(base: str, regime: Regime, label: str, info: Mapping[str, Any]) -> dict[str, str]:
-    """The metadata of a task-vector file; `parse_header` reads it back."""
-    content = {"format": FORMAT, "base": base, "regime": regime, "label": label, "info": info}
-    return {"tauspan": json.dumps(content, sort_keys=True)}
-
-
-def parse_header(text: str | None, file: Path) -> dict[str, Any]:
-    """The checked header of a task-vector file."""
-    if text is None:
-        raise StoreError(
-            f"{file} is a safetensors file without a task vector's header. If it holds a model's weights, make a "
-            f"vector of it: `tauspan vector diff BASE {file} -o OUT`."
-        )
-    try:
-        header = json.loads(text)
-    except json.JSONDecodeError as error:
-        raise StoreError(f"the header of {file} is not JSON: {error}.") from error
-    wanted: dict[str, Callable[[Any], bool]] = {
-        "format": lambda value: value == FORMAT,
-        "base": lambda value: isinstance(value, str),
-        "regime": lambda value: value in REGIMES,
-        "label": lambda value: isinstance(value, str),
-        "info": lambda value: isinstance(value, dict),
-    }
-    for key, fits in wanted.items():
-        if not isinstance(header, dict) or key not in header or not fits(header[key]):
-            found = header.get(key) if isinstance(header, dict) else header
-            raise StoreError(f"the header of {file} has {key}={found!r}; this version reads {FORMAT!r}.")
-    result: dict[str, Any] = header
-    return result
-
-
-def vector_file(path: str | Path) -> Path:
-    """The file behind a vector's path: itself, or `vector.safetensors` inside a directory."""
-    path = Path(path)
-    store.refuse_pickle(path)
-    return path if path.suffix == ".safetensors" else path / FILE
-
-
-def fitted(
-    vectors: Mapping[Key, TaskVector], module: nn.Module, *, tangent: bool = False
-) -> dict[Key, TaskVector]:
-    """`TaskVector.fitted` of several vectors, with one fingerprint of the module."""
-    base = models.fingerprint_of(module)
-    return {key: vector.fitted(module, tangent=tangent, base=base) for key, vector in vectors.items()}
-
-
-def _tell(beyond: models.Beyond, base: object, tuned: object) -> None:
-    """Warn of heads that a difference leaves where they are."""
-    wayout = f" `tauspan apply BASE VECTOR OUT --head-from {tuned}` writes an edited model with this head."
-    for one, other, names, more in ((base, tuned, beyond.base, ""), (tuned, base, beyond.tuned, wayout)):
-        if names:
-            warnings.warn(
-                f"{one} has {len(names)} tensors of a head that {other} lacks or has in another shape ({listed(names)}): "
-                f"they are no displacement, are not in the vector, and stay where they are.{more}",
-                stacklevel=3,
-            )
-
-
-@checked
-def cosine_matrix(vectors: Sequence[TaskVector]) -> Tensor:
-    """Cosines <tau_i, tau_j> / (|tau_i| |tau_j|), shape (T, T); 0 where a vector is zero.
-
-    Example:
-        >>> a = TaskVector({"w": torch.tensor([1.0, 0.0])}, "b", "standard")
-        >>> b = TaskVector({"w": torch.tensor([1.0, 1.0])}, "b", "standard")
-        >>> cosine_matrix([a, b])[0, 1].item()  # doctest: +ELLIPSIS
-        0.707...
-    """
-    norms = [vector.norm() for vector in vectors]
-    matrix = torch.zeros(len(vectors), len(vectors), dtype=torch.float64)
-    for i, first in enumerate(vectors):
-        for j, second in enumerate(vectors[: i + 1]):
-            scale = norms[i] * norms[j]
-            matrix[i, j] = matrix[j, i] = first.dot(second) / scale if scale else 0.0
-    return matrix
+        return TaskVector(deltas, facts["base"], facts["regime"], facts["label"], facts["info"])

@@ -1,0 +1,56 @@
+"""The file of a task vector: its header and its path."""
+
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from tauspan import store
+from tauspan.core.choices import REGIMES, Regime
+from tauspan.core.errors import StoreError
+
+FORMAT = "tauspan-vector/1"
+FILE = "vector.safetensors"
+
+
+def header(base: str, regime: Regime, label: str, info: Mapping[str, Any]) -> dict[str, str]:
+    """The metadata of a task-vector file, which `parse_header` reads."""
+    content = {"format": FORMAT, "base": base, "regime": regime, "label": label, "info": info}
+    return {"tauspan": json.dumps(content, sort_keys=True)}
+
+
+def parse_header(text: str | None, file: Path) -> dict[str, Any]:
+    """The header of a task-vector file, checked.
+
+    Raises:
+        StoreError: no header, or one that is not of this format.
+    """
+    if text is None:
+        raise StoreError(
+            f"{file} is a safetensors file without a task vector's header. If it holds a model's weights, make a "
+            f"vector of it: `tauspan vector diff BASE {file} -o OUT`."
+        )
+    try:
+        header = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise StoreError(f"the header of {file} is not JSON: {error}.") from error
+    wanted: dict[str, Callable[[Any], bool]] = {
+        "format": lambda value: value == FORMAT,
+        "base": lambda value: isinstance(value, str),
+        "regime": lambda value: value in REGIMES,
+        "label": lambda value: isinstance(value, str),
+        "info": lambda value: isinstance(value, dict),
+    }
+    for key, fits in wanted.items():
+        if not isinstance(header, dict) or key not in header or not fits(header[key]):
+            value = header.get(key) if isinstance(header, dict) else header
+            raise StoreError(f"the header of {file} has {key}={value!r}; this version reads {FORMAT!r}.")
+    result: dict[str, Any] = header
+    return result
+
+
+def vector_file(path: str | Path) -> Path:
+    """The file of a vector's path: the path itself, or `vector.safetensors` in that directory."""
+    path = Path(path)
+    store.refuse_pickle(path)
+    return path if path.suffix == ".safetensors" else path / FILE

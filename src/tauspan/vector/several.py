@@ -1,0 +1,40 @@
+"""Functions of several task vectors."""
+
+from collections.abc import Mapping, Sequence
+from typing import TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from tauspan import models
+from tauspan.core.arguments import checked
+from tauspan.vector.task_vector import TaskVector
+
+Key = TypeVar("Key")
+
+
+def fitted(
+    vectors: Mapping[Key, TaskVector], module: nn.Module, *, tangent: bool = False
+) -> dict[Key, TaskVector]:
+    """`TaskVector.fitted` of several vectors; the module's fingerprint is computed once."""
+    base = models.fingerprint_of(module)
+    return {key: vector.fitted(module, tangent=tangent, base=base) for key, vector in vectors.items()}
+
+
+@checked
+def cosine_matrix(vectors: Sequence[TaskVector]) -> Tensor:
+    """Cosines <tau_i, tau_j> / (|tau_i| |tau_j|), shape (T, T); 0 where a vector is zero.
+
+    Example:
+        >>> a = TaskVector({"w": torch.tensor([1.0, 0.0])}, "b", "standard")
+        >>> b = TaskVector({"w": torch.tensor([1.0, 1.0])}, "b", "standard")
+        >>> cosine_matrix([a, b])[0, 1].item()  # doctest: +ELLIPSIS
+        0.707...
+    """
+    norms = [vector.norm() for vector in vectors]
+    matrix = torch.zeros(len(vectors), len(vectors), dtype=torch.float64)
+    for i, first in enumerate(vectors):
+        for j, second in enumerate(vectors[: i + 1]):
+            scale = norms[i] * norms[j]
+            matrix[i, j] = matrix[j, i] = first.dot(second) / scale if scale else 0.0
+    return matrix

@@ -118,7 +118,7 @@ REFUSED = {
 
 WEIGHT = "method: linear\nmodels:\n- model: a\n  parameters:\n    weight: {}\n- model: b\n"
 SEED = "method: linear\nmodels: [a, b]\n\n\nseed: {}\n"
-MERGEKIT = "merge_method: linear\nmodels:\n- model: a\n  parameters:\n    weight: {}\n- model: b\n  parameters: {{weight: 1}}\n"
+MERGEKIT = WEIGHT.replace("method", "merge_method") + "  parameters: {{weight: 1}}\n"
 
 
 @pytest.mark.parametrize(

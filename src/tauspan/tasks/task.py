@@ -1,7 +1,7 @@
 """`Task`: labelled inputs in three splits, from cards, files, tensors or the hub."""
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from tauspan import store
-from tauspan.core.arguments import checked
+from tauspan.core.arguments import checked, described
 from tauspan.core.choices import HeadFrom
 from tauspan.core.errors import DataError, nearest
 from tauspan.models import Head
@@ -61,6 +61,13 @@ class Task:
     head_from: HeadFrom = "auto"
 
     def __post_init__(self) -> None:
+        for what in ("label_names", "label_prompts", "templates"):
+            given = getattr(self, what)
+            if isinstance(given, str | bytes | Mapping | Set) or not hasattr(given, "__getitem__"):
+                raise DataError(
+                    f"task {self.name!r}: {what} is {described(given)}, and a list of texts is wanted, since a label is "
+                    "the place of its class in it: put them into a list, in order."
+                )
         require_names(self.label_names, self.name)
         classes = len(self.label_names)
         self._check_head(classes)

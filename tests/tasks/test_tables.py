@@ -503,3 +503,20 @@ def test_a_space_or_a_line_between_columns_is_named(tmp_path, delimiter, named):
     with pytest.raises(DataError, match=f"pass delimiter={named}"):
         one(file)
     assert one(file, delimiter=delimiter).label_names == ["x", "y"]
+
+
+@pytest.mark.parametrize("label", ["inf", "-inf", "Infinity", "+INF"])
+def test_an_infinite_label_among_numbers_is_no_class_in_csv_either(tmp_path, label):
+    file = write(tmp_path, content([(f"a{i}", (label, "1", "0")[i % 3]) for i in range(30)]))
+    with pytest.raises(DataError, match="infinite, and no class"):
+        one(file)
+    assert one(file, label_names=["0", "1", label]).label_names[2] == label
+    words = write(tmp_path, content([(f"a{i}", (label, "sup")[i % 2]) for i in range(30)]))
+    assert set(one(words).label_names) == {label, "sup"}
+
+
+@pytest.mark.parametrize("label", ["-nan", "+NaN", "nan"])
+def test_a_label_that_is_no_number_among_numbers_is_none(tmp_path, label):
+    file = write(tmp_path, content([(f"a{i}", (label, "1", "0")[i % 3]) for i in range(30)]))
+    with pytest.raises(DataError, match="without a label"):
+        one(file)

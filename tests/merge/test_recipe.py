@@ -116,6 +116,61 @@ REFUSED = {
 }
 
 
+WEIGHT = "method: linear\nmodels:\n- model: a\n  parameters:\n    weight: {}\n- model: b\n"
+SEED = "method: linear\nmodels: [a, b]\n\n\nseed: {}\n"
+MERGEKIT = WEIGHT.replace("method", "merge_method") + "  parameters: {{weight: 1}}\n"
+
+
+@pytest.mark.parametrize(
+    ("value", "words"),
+    [
+        ("!!int ''", "'' is no whole number (!!int)"),
+        ("!!bool maybe", "'maybe' is no truth (!!bool)"),
+        ("!!timestamp x", "'x' is no timestamp (!!timestamp)"),
+        ("2024-13-45", "'2024-13-45' is no timestamp (!!timestamp)"),
+        ("!!float x", "'x' is no number (!!float)"),
+        ("!!null x", "'x' is not null (!!null)"),
+        ("9" * 400, "beyond 1.8e308"),
+        ("9" * 5000, "beyond 1.8e308"),
+        ("-0x" + "f" * 300, "beyond 1.8e308"),
+        ("010", "YAML 1.1 reads 010 in base 8, as 8: write 8"),
+        ("1:30", "YAML 1.1 reads 1:30 in base 60, as 90: write 90"),
+        ("1:30.5", "YAML 1.1 reads 1:30.5 in base 60, as 90.5"),
+    ],
+)
+@pytest.mark.parametrize("text", [WEIGHT, SEED, MERGEKIT])
+def test_a_value_that_is_not_what_yaml_says_is_refused_where_it_stands(
+    text: str, value: str, words: str
+) -> None:
+    with pytest.raises(RecipeError) as caught:
+        parse_recipe(text.format(value), "m.yaml")
+    assert str(caught.value).startswith("m.yaml, line 5: ")
+    assert words in str(caught.value)
+    parse_recipe(text.format("0"), "m.yaml")
+
+
+@pytest.mark.parametrize("text", [WEIGHT, MERGEKIT])
+@pytest.mark.parametrize("value", [".inf", "-.inf", ".nan", "1.0e+400"])
+def test_a_weight_that_is_not_finite_is_told_so(text: str, value: str) -> None:
+    with pytest.raises(RecipeError, match=r"must be a finite number\."):
+        parse_recipe(text.format(value))
+
+
+@pytest.mark.parametrize("key", ["~", "null", "yes", "off", ".nan", "1_0", "1.50"])
+def test_a_key_that_yaml_reads_as_no_name_is_refused_in_its_line(key: str) -> None:
+    with pytest.raises(RecipeError, match=r"m\.yaml, line 7: YAML reads the key .* in quotes"):
+        parse_recipe(WEIGHT.format("1") + f"{key}: 3\n", "m.yaml")
+    with pytest.raises(RecipeError, match="line 7: unknown key"):  # which is what the quotes make of it
+        parse_recipe(WEIGHT.format("1") + f"'{key}': 3\n", "m.yaml")
+
+
+def test_one_mapping_is_merged_into_another_once() -> None:
+    text = "method: linear\nmodels:\n- &a {model: a, parameters: {weight: 1}}\n- &b {model: b}\n- {KEYS, model: c}\n"
+    with pytest.raises(RecipeError, match=r"line 5: the key .* stands twice.*`<<: \[\*a, \*b\]`"):
+        parse_recipe(text.replace("KEYS", "<<: *a, <<: *b"))
+    assert parse_recipe(text.replace("KEYS", "<<: [*a, *b]")).models[2].parameters == {"weight": 1}
+
+
 @pytest.mark.parametrize("case", REFUSED)
 def test_a_refusal_names_the_line_and_the_repair(case: str) -> None:
     text, words = REFUSED[case]

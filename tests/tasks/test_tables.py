@@ -3,6 +3,7 @@
 import csv
 import gzip
 import json
+import re
 
 import numpy as np
 import pandas
@@ -12,6 +13,7 @@ from pyarrow import parquet
 
 from tauspan.core.errors import DataError, UsageError
 from tauspan.tasks import Task
+from tauspan.tasks.tables import Dialect
 from tauspan.tasks.unlabelled import rows_of
 
 ROWS = [(f"caf\u00e9 {i}, \u201cgood\u201d; a|b\tc", "yes" if i % 2 else "no") for i in range(30)]
@@ -431,3 +433,90 @@ def test_rows_for_predictions_are_refused_where_those_of_tasks_are(tmp_path, con
     (tmp_path / "a.csv").write_text(content)
     with pytest.raises(DataError):
         rows_of(tmp_path / "a.csv")
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "options", "wanted"),
+    [
+        ("a.csv", "text\né\n".encode("latin-1"), {"encoding": "latin-1"}, ["é"]),
+        ("a.txt", "é\n".encode("utf-16"), {}, ["é"]),
+        ("a.csv", b"text^label\na^1\n", {"delimiter": "^"}, ["a"]),
+        ("a.csv", b'text,x\n"a \\" b",1\n', {"quotes": "escaped"}, ['a " b']),
+        ("a.jsonl", b'{"text": 5}\n{"text": true}\n', {}, ["5", "True"]),
+        ("a.json", b'[{"text": "a"}, "b"]', {}, ["a", "b"]),
+        ("a.csv.gz", b"text\na\n", {}, ["a"]),
+    ],
+)
+def test_rows_for_predictions_are_read_by_the_reader_of_tasks(tmp_path, name, content, options, wanted):
+    assert rows_of(write(tmp_path, content, name), dialect=Dialect(**options))[1] == wanted
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "said"),
+    [
+        ("a.csv", "text\né\n".encode("latin-1"), "--encoding cp1252"),
+        ("a.csv", b"text^label\na^1\n", "--delimiter '\\^'"),
+        ("a.csv", b'text,x\n"a \\" b",1\n', "--quotes escaped"),
+        ("a.csv", b"5,6\n7,8\n", r"columns are meant \(text=...; --text\)"),
+        ("a.jsonl", b'{"text": "\\ud83d"}\n', "line 1, is a row with half a surrogate pair"),
+        ("a.jsonl", b"[" * 100_000 + b"\n", "cannot be read as JSON: line 1"),
+        ("a.jsonl", b'{"text": "abc", "text": "xyz"}\n', "the key 'text' stands twice"),
+        ("a.jsonl", b'{"text": "a"}\r{"text": "b"}\r', "cannot be read as JSON: line 1"),
+        (
+            "a.jsonl",
+            b'{"text": "a"}\n{"text": " "}\n',
+            "line 2, is a row without a text; .* 1 row .*--clean",
+        ),
+        ("a.jsonl", b'{"text": ["a"]}\n', "holds a list"),
+        ("a.csv", b"text,b\na,1\n,2\n ,3\n", "line 3, is a row without a text; the file has 2 rows"),
+    ],
+)
+def test_rows_for_predictions_are_refused_with_options_that_predict_has(tmp_path, name, content, said):
+    with pytest.raises(DataError, match=said):
+        rows_of(write(tmp_path, content, name))
+    options = {line.split()[0] for line in re.findall(r"--\w+", said)}
+    assert options <= set(_predict_options())
+
+
+def _predict_options():
+    from tauspan.cli.main import parser
+
+    verbs = next(action for action in parser()._actions if action.dest == "verb" or action.choices)
+    return verbs.choices["predict"]._option_string_actions
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "rows"),
+    [
+        ("a.csv", b"text,b\na,1\n,2\n ,3\nb,4\n", ["1", "4"]),
+        ("a.jsonl", b'{"text": "a"}\n{"text": null}\n{"text": "\\ud83d"}\n"b"\n', ["1", "4"]),
+    ],
+)
+def test_rows_without_a_text_are_left_out_of_predictions_when_asked(tmp_path, name, content, rows):
+    with pytest.warns(UserWarning, match="left out"):
+        assert rows_of(write(tmp_path, content, name), clean=True) == (rows, ["a", "b"])
+
+
+@pytest.mark.parametrize(("delimiter", "named"), [(" ", "' '"), ("_", "'_'")])
+def test_a_space_or_a_line_between_columns_is_named(tmp_path, delimiter, named):
+    file = write(tmp_path, content([(f"a{i}", "xy"[i % 2]) for i in range(20)], delimiter))
+    with pytest.raises(DataError, match=f"pass delimiter={named}"):
+        one(file)
+    assert one(file, delimiter=delimiter).label_names == ["x", "y"]
+
+
+@pytest.mark.parametrize("label", ["inf", "-inf", "Infinity", "+INF"])
+def test_an_infinite_label_among_numbers_is_no_class_in_csv_either(tmp_path, label):
+    file = write(tmp_path, content([(f"a{i}", (label, "1", "0")[i % 3]) for i in range(30)]))
+    with pytest.raises(DataError, match="infinite, and no class"):
+        one(file)
+    assert one(file, label_names=["0", "1", label]).label_names[2] == label
+    words = write(tmp_path, content([(f"a{i}", (label, "sup")[i % 2]) for i in range(30)]))
+    assert set(one(words).label_names) == {label, "sup"}
+
+
+@pytest.mark.parametrize("label", ["-nan", "+NaN", "nan"])
+def test_a_label_that_is_no_number_among_numbers_is_none(tmp_path, label):
+    file = write(tmp_path, content([(f"a{i}", (label, "1", "0")[i % 3]) for i in range(30)]))
+    with pytest.raises(DataError, match="without a label"):
+        one(file)

@@ -90,14 +90,7 @@ def _add_make(made: argparse.ArgumentParser) -> None:
         action="store_true",
         help="leave out rows without text or label, and spaces around labels; counted",
     )
-    made.add_argument(
-        "--encoding", help="of the file, such as cp1252 (default: its byte order mark's, else UTF-8)"
-    )
-    made.add_argument("--delimiter", metavar="C", help=r"such as ';' or '\t' (default: the first line's)")
-    made.add_argument(
-        "--quotes", choices=("doubled", "escaped", "none"), default="doubled",
-        help="how a quote stands in a quoted field (default: doubled)",
-    )  # fmt: skip
+    commands.add_dialect(made)
 
 
 def list_sets(options: argparse.Namespace) -> None:
@@ -199,7 +192,7 @@ def make(options: argparse.Namespace) -> None:
         labels=options.labels,
         clean=options.clean,
         encoding=options.encoding,
-        delimiter="\t" if options.delimiter == r"\t" else options.delimiter,
+        delimiter=commands.delimiter(options),
         quotes=options.quotes,
         max_tokens=options.max_tokens,
         seed=options.seed or 0,

@@ -265,8 +265,7 @@ def _short(options: argparse.Namespace) -> "tuple[MergeRecipe, str]":
 
 def _settings(given: list[str]) -> dict[str, Any]:
     """The options given with `--set`; values are parsed as in a recipe."""
-    import yaml
-
+    from tauspan.core.schema import value_of
     from tauspan.merge.recipe.parts import setting
 
     found: dict[str, Any] = {}
@@ -274,10 +273,7 @@ def _settings(given: list[str]) -> dict[str, Any]:
         name, equals, value = text.partition("=")
         if not equals or not name or name in found:
             raise UsageError(f"--set {text}: write OPTION=VALUE, each option once.")
-        try:
-            found[name] = setting(yaml.safe_load(value), f"--set {name}")
-        except (yaml.YAMLError, RecursionError, ValueError) as error:
-            raise UsageError(f"--set {text}: the value is no YAML: {error}") from error
+        found[name] = setting(value_of(value, f"--set {text}"), f"--set {name}")
     return found
 
 

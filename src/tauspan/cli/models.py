@@ -95,12 +95,16 @@ def _add_evaluate(score: argparse.ArgumentParser) -> None:
 
 def _add_predict(guess: argparse.ArgumentParser) -> None:
     guess.add_argument("model", help="an edited model, or with --vector a pre-trained one")
-    guess.add_argument("rows", help="a .txt, .csv, .tsv or .jsonl file, an image, or a folder of images")
+    guess.add_argument(
+        "rows", help="a .txt, .csv, .tsv, .jsonl or .parquet file, an image, or a folder of images"
+    )
     guess.add_argument(
         "--task",
         help="whose head: a name that is saved with the model, or a task that one is made of (default: the only one)",
     )
     guess.add_argument("--text", default="text", metavar="COLUMN", help="column or key of texts")
+    guess.add_argument("--clean", action="store_true", help="leave out rows without a text; counted")
+    commands.add_dialect(guess)
     guess.add_argument("--vector", help="edit the model with it first (default: the model as it is)")
     guess.add_argument("--scale", type=float, default=1.0, help="the edit's coefficient")
 
@@ -179,6 +183,7 @@ def predict(options: argparse.Namespace) -> None:
     from tauspan.models import encoder_in
     from tauspan.tangent import Linearized
     from tauspan.tasks import build_head
+    from tauspan.tasks.tables import Dialect
     from tauspan.tasks.unlabelled import rows_of
 
     model = load(options.model, options.device, base=options.base)
@@ -201,7 +206,8 @@ def predict(options: argparse.Namespace) -> None:
         )
     else:
         _require_read(options, None)
-    names, rows = rows_of(options.rows, options.text)
+    dialect = Dialect(options.encoding, commands.delimiter(options), options.quotes)
+    names, rows = rows_of(options.rows, options.text, dialect, options.clean)
     found = model.predict(rows, name, batch_size=options.batch_size)
     table: list[dict[str, Cell]] = [
         {"row": row, "class": one.label, "probability": one.probability}

@@ -176,3 +176,20 @@ def write_report(report: "Report", options: argparse.Namespace) -> None:
         store.write_text(folder / "report.md", report.to_markdown())
         draw(report, folder)
     show(report, options)
+
+
+def add_dialect(made: argparse.ArgumentParser) -> None:
+    """How files of lines are written: the options of `Dialect`."""
+    made.add_argument(
+        "--encoding", help="of the file, such as cp1252 (default: its byte order mark's, else UTF-8)"
+    )
+    made.add_argument("--delimiter", metavar="C", help=r"such as ';' or '\t' (default: the first line's)")
+    made.add_argument(
+        "--quotes", choices=("doubled", "escaped", "none"), default="doubled",
+        help="how a quote stands in a quoted field (default: doubled)",
+    )  # fmt: skip
+
+
+def delimiter(options: argparse.Namespace) -> str | None:
+    """The delimiter, a tab as shells spell it too."""
+    return "\t" if options.delimiter == r"\t" else options.delimiter

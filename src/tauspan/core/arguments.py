@@ -211,6 +211,33 @@ def _is(value: Any, hint: Any) -> bool:
     return isinstance(value, hint)
 
 
+def no_rows(value: Any) -> str | None:
+    """What a value is that holds no rows in an order of their own, and what to write instead; None if it does.
+
+    Example:
+        >>> no_rows({"b": 1})
+        'a dict, whose order is that of its keys: write list(rows.values())'
+        >>> no_rows(["b", "a"])
+    """
+    if isinstance(value, str | bytes | bytearray):
+        return f"{described(value)}, which is one row: write [row]"
+    if isinstance(value, Mapping):
+        return f"{described(value)}, whose order is that of its keys: write list(rows.values())"
+    if isinstance(value, collections.abc.Set):
+        return f"{described(value)}, which has no order: put the rows into a list, in the order that is meant"
+    if isinstance(value, memoryview):
+        return f"{described(value)}: write numpy.asarray(rows)"
+    if hasattr(value, "columns") and hasattr(value, "iloc"):  # its list is the names of its columns
+        return f"{described(value)}, whose items are columns: write rows.to_numpy()"
+    if not hasattr(value, "__len__") or not hasattr(value, "__getitem__"):
+        return (
+            f"{described(value)}: write {'list(rows)' if isinstance(value, Iterable) else 'a list of rows'}"
+        )
+    if getattr(value, "ndim", 1) == 0:
+        return f"{described(value)}, which is one number: write rows[None]"
+    return None
+
+
 def is_literal(hint: Any) -> bool:
     """Whether a type is a choice of values, `Literal`."""
     return get_origin(hint) is Literal

@@ -42,6 +42,7 @@ _RULES: tuple[tuple[str, str, str], ...] = (
     ("float", "int", "write int({value})"),
     ("Iterator", "Sequence", "write list(...)"),
     ("Real", "Sequence", "write [{value}]"),
+    ("set", "Tensor", "write torch.tensor(sorted(...))"),
     ("set", "Sequence", "write sorted(...)"),
 )  # fmt: skip
 

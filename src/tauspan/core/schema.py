@@ -20,6 +20,8 @@ T = TypeVar("T")
 Parse: TypeAlias = Callable[[Any, str], Any]
 
 _MERGE = "tag:yaml.org,2002:merge"  # of the key `<<`
+_NUMBERS = {f"tag:yaml.org,2002:{kind}" for kind in ("int", "float")}
+_OCTAL = re.compile(r"[-+]?0[0-7_]+")
 _PROLOGUE = re.compile(r"(\s*([%#][^\n]*)?\n)*\s*")  # what may come before `---`: directives and comments
 _SHORT = reprlib.Repr()  # keeps values in messages short, even with nested aliases
 _SHORT.maxstring = _SHORT.maxother = _SHORT.maxlong = 200
@@ -43,14 +45,7 @@ class Document:
 
     def __init__(self, text: str, where: str) -> None:
         self.where = where
-        try:
-            loader = yaml.SafeLoader(text)  # which reads the first characters
-            self.node: Any = loader.get_single_node()
-            _refuse_twice(self.node, where, "", set())  # before `<<` is written out
-            self.plain: Any = None if self.node is None else loader.construct_document(self.node)
-            loader.dispose()
-        except (yaml.YAMLError, RecursionError, ValueError) as error:
-            raise RecipeError(f"{where} is not YAML: {error}") from error
+        self.node, self.plain = _loaded(text, where)
         if not isinstance(self.plain, Mapping):
             raise RecipeError(f"{where} holds {described(self.plain)}, not a mapping of keys to values.")
 
@@ -108,6 +103,27 @@ def documents(path: str | Path) -> list[Document]:
     return found or [Document(text, str(path))]
 
 
+def value_of(text: str, where: str) -> Any:
+    """One value, such as a word of the command line gives, as strictly as those of documents are read."""
+    return _loaded(text, where)[1]
+
+
+def _loaded(text: str, where: str) -> tuple[Any, Any]:
+    """The node of a YAML text and its value."""
+    try:
+        loader = yaml.SafeLoader(text)  # which reads the first characters
+        node: Any = loader.get_single_node()
+        _refuse_twice(node, where, "", set())  # before `<<` is written out
+        _refuse_scalars(loader, node, where, set())
+        plain: Any = None if node is None else loader.construct_document(node)
+        loader.dispose()
+    except RecipeError:  # a ValueError too
+        raise
+    except (yaml.YAMLError, RecursionError, ValueError) as error:
+        raise RecipeError(f"{where} is not YAML: {error}") from error
+    return node, plain
+
+
 def _text(path: str | Path) -> str:
     """The text of a recipe file."""
     try:
@@ -151,12 +167,67 @@ def _refuse_twice(node: Any, where: str, path: str, seen: set[int]) -> None:
                     f"{where}, line {key.start_mark.line + 1}: a key is a name, not a list or a mapping."
                 )
             line, name = key.start_mark.line + 1, f"{path}.{key.value}".lstrip(".")
-            if key.value in first and key.tag != _MERGE:
+            if key.value in first:
+                both = " Write one, of a list: `<<: [*a, *b]`." if key.tag == _MERGE else ""
                 raise RecipeError(
-                    f"{where}, line {line}: the key {name!r} stands twice, first in line {first[key.value]}."
+                    f"{where}, line {line}: the key {name!r} stands twice, first in line {first[key.value]}.{both}"
                 )
             first[key.value] = line
             _refuse_twice(inner, where, name, seen)
+
+
+def _refuse_scalars(loader: yaml.SafeLoader, node: Any, where: str, seen: set[int]) -> None:
+    """Raise, with its line, for a value that is not what its tag says or that people and YAML 1.1 read differently."""
+    if id(node) in seen:
+        return
+    seen.add(id(node))
+    if isinstance(node, yaml.ScalarNode):
+        _scalar(loader, node, f"{where}, line {node.start_mark.line + 1}")
+    for inner in node.value if isinstance(node, yaml.SequenceNode) else ():
+        _refuse_scalars(loader, inner, where, seen)
+    for key, inner in node.value if isinstance(node, yaml.MappingNode) else ():
+        _key(loader, key, f"{where}, line {key.start_mark.line + 1}")
+        _refuse_scalars(loader, inner, where, seen)
+
+
+def _scalar(loader: yaml.SafeLoader, node: yaml.ScalarNode, place: str) -> Any:
+    """The value of a scalar of YAML; its text where its tag belongs to no scalar, which the loader refuses itself."""
+    kind, text = node.tag.rpartition(":")[2], shown(node.value)
+    if node.tag not in loader.yaml_constructors or kind in ("seq", "map", "set", "omap", "pairs"):
+        return node.value
+    try:
+        made = loader.construct_object(node)
+        if kind == "int":
+            float(made)
+    except Exception as error:  # the library's constructors raise many kinds on a text that is none of theirs
+        if kind == "int" and (isinstance(error, OverflowError) or "digits" in str(error)):
+            raise RecipeError(
+                f"{place}: {text} is beyond 1.8e308, the largest number that is computed with: write a smaller one."
+            ) from None
+        quoted = (
+            f", or '{node.value}' in quotes and without a tag if it is a text" if len(node.value) < 40 else ""
+        )
+        what = {"int": "whole number", "float": "number", "bool": "truth"}.get(kind, kind)
+        raise RecipeError(f"{place}: {text} is no {what} (!!{kind}): write one{quoted}.") from error
+    if kind == "null" and node.value not in ("", "~", "null", "Null", "NULL"):
+        raise RecipeError(f"{place}: {text} is not null (!!null): write null, or the text without !!null.")
+    if node.tag in _NUMBERS and (":" in node.value or (kind == "int" and _OCTAL.fullmatch(node.value))):
+        base = "in base 60" if ":" in node.value else "in base 8"
+        raise RecipeError(
+            f"{place}: YAML 1.1 reads {node.value} {base}, as {made}: write {made} if that is meant, else the number "
+            f"without {'colons' if ':' in node.value else 'zeros before it'}, or '{node.value}' in quotes for a text."
+        )
+    return made
+
+
+def _key(loader: yaml.SafeLoader, key: yaml.ScalarNode, place: str) -> None:
+    """Raise unless a key is read as it is written: `yes` is a truth, and `~` nothing."""
+    made = key.value if key.tag == _MERGE else _scalar(loader, key, place)
+    if str(made) != key.value:
+        raise RecipeError(
+            f"{place}: YAML reads the key {key.value or 'of no characters'} as {made!r}, and a key is a name: write "
+            f"it in quotes, '{key.value}', if that is its name."
+        )
 
 
 def _build(kind: type[T], plain: Mapping[str, Any], node: Any, where: str, path: str) -> T:

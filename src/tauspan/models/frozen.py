@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from tauspan import store
+from tauspan.core.arguments import no_rows
 from tauspan.core.errors import (
     ModelError,
     NonFiniteError,
@@ -242,8 +243,9 @@ def predicted(
     """
     if batch_size < 1:
         raise UsageError(f"batch_size={batch_size}: it must be at least 1.")
-    if isinstance(rows, str):
-        raise UsageError("predict reads a list of rows, and this is one text: put it into a list.")
+    wrong = no_rows(rows)
+    if wrong is not None:
+        raise UsageError(f"predict reads a list of rows, and this is {wrong}.")
     found = []
     with Intact(encoder.backbone)(), eval_mode(encoder):
         for start in range(0, len(rows), batch_size):

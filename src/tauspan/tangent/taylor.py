@@ -1,7 +1,7 @@
 """`Linearized`: a module whose only parameters are tau."""
 
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence, Set
 from pathlib import Path
 from typing import Any, Literal, cast
 
@@ -11,7 +11,7 @@ from torch.func import functional_call
 
 from tauspan import models
 from tauspan.core import params
-from tauspan.core.arguments import checked
+from tauspan.core.arguments import checked, described
 from tauspan.core.choices import CacheKind
 from tauspan.core.computing import Check, Way
 from tauspan.core.computing import Engine as Name
@@ -183,6 +183,12 @@ class Linearized(nn.Module):
         return function
 
     def _call(self, args: Sequence[Any], kwargs: dict[str, Any]) -> Call:
+        for item in (*args, *kwargs.values()):
+            if isinstance(item, Set | Iterator):
+                raise UsageError(
+                    f"an input of {type(self.base).__name__} is {described(item)}, which no module reads: give a tensor, "
+                    "such as torch.tensor(list(rows))."
+                )
         inner, _ = models.core(self.base)
         prefix = self._prefix.removeprefix("encoder.") if self._cut else self._prefix
         known = dict(inner.named_parameters())

@@ -152,10 +152,11 @@ def _features(encoder: Encoder, rows: Split, max_tokens: int | None) -> Tensor:
         except RuntimeError as error:
             if not isinstance(batch, Tensor) or isinstance(error, torch.OutOfMemoryError):
                 raise
+            way = "abs(row)" if batch.is_complex() else "torch.as_tensor(row).float()"
             raise MismatchError(
                 f"{encoder.source} does not take the task's rows, a batch of shape {tuple(batch.shape)} and dtype "
                 f"{batch.dtype}: {error}. Give rows as the model takes them, one entry of the first axis for each, such "
-                "as `torch.tensor(rows, dtype=torch.float32)`."
+                f"as `[{way} for row in rows]`."
             ) from error
     if found.ndim != 2:
         raise ModelError(

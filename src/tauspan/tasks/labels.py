@@ -15,8 +15,11 @@ _MOST_CLASSES = 100_000  # a stray identifier in the label column must not fill 
 _WHOLE = re.compile(r"(-?(?:0|[1-9][0-9]*))(?:\.0*)?")
 _NUMBER = re.compile(r"[-+]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][-+]?[0-9]+)?")
 _TRUTHS = {"false": 0, "true": 1}
+_INFINITE = re.compile(r"[-+]?inf(?:inity)?", re.IGNORECASE)
 _NO_NUMBER = {
     "nan",
+    "-nan",
+    "+nan",
     "none",
     "null",
     "na",
@@ -86,12 +89,23 @@ def numbers_alike(texts: Iterable[str]) -> dict[str, str | None]:
 
     Programs write a column of whole numbers with gaps as 1.0, and a gap as nan; both are undone here.
 
+    Raises:
+        DataError: numbers, and an infinite one among them.
+
     Example:
         >>> numbers_alike(["1.0", "2", "nan"])
         {'1.0': '1', '2': '2', 'nan': None}
         >>> numbers_alike(["1.0", "2.5"])
         {}
     """
+    texts = list(texts)
+    infinite = next((text for text in texts if _INFINITE.fullmatch(text)), None)
+    numbers = [text for text in texts if not _INFINITE.fullmatch(text) and text.casefold() not in _NO_NUMBER]
+    if infinite is not None and all(map(_NUMBER.fullmatch, numbers)):
+        raise DataError(
+            f"the label {infinite} is infinite, and no class. If it is the name of one, give all names as `label_names` "
+            "(--label-names)."
+        )
     found: dict[str, str | None] = {}
     for text in texts:
         whole = _WHOLE.fullmatch(text)

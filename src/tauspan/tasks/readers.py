@@ -149,12 +149,12 @@ def _table(file: Path, reading: TableOptions) -> Rows:
     )
     wanted = dict.fromkeys([reading.text, reading.label, *([reading.split] if reading.split else [])])
     columns = read_columns(file, list(wanted), reading.dialect)
-    inputs = [_text(item, reading.text, file, row) for row, item in enumerate(columns.values[reading.text])]
+    inputs = [as_text(item, reading.text, file, row) for row, item in enumerate(columns.values[reading.text])]
     splits = columns.values[reading.split] if reading.split else None
     return Rows(inputs, columns.values[reading.label], str(file), columns.lines, own, splits=splits)
 
 
-def _text(item: Any, column: str, file: Path, row: int) -> Any:
+def as_text(item: Any, column: str, file: Path, row: int) -> Any:
     """A cell as text: numbers and truths are what they are in a CSV file."""
     if item is None or isinstance(item, str):
         return item

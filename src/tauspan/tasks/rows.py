@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from tauspan.core.arguments import no_rows
 from tauspan.core.errors import DataError, listed
 from tauspan.models.pictures import is_picture
 from tauspan.tasks.images import Images
@@ -66,7 +67,10 @@ def fault_of(item: Any) -> str | None:
         return None if item.isascii() or writable(item) else BROKEN
     if item is None or isinstance(item, Tensor):
         return NO_TEXT if item is None else None
-    return None if is_picture(item) or np.asarray(item).dtype.kind in "biufc" else STRANGE
+    try:
+        return None if is_picture(item) or np.asarray(item).dtype.kind in "biufc" else STRANGE
+    except ValueError:  # lists of several lengths
+        return STRANGE
 
 
 def tensor_rows(name: str, split: str, given: Any) -> Rows:
@@ -82,30 +86,64 @@ def tensor_rows(name: str, split: str, given: Any) -> Rows:
                 f"{split} of {name!r}: its {what} are a {type(value).__name__} ({str(value)[:40]}): give a list, an "
                 "array or a tensor with one entry for each row, in order."
             )
+    inputs, labels = (np.asarray(one) if isinstance(one, memoryview) else one for one in (inputs, labels))
     shape = tuple(labels.shape) if hasattr(labels, "shape") else (len(labels),)
     kind = str(getattr(labels, "dtype", "")).removeprefix("torch.")
-    if len(shape) != 1 or kind.startswith(("float", "bfloat", "complex")):
+    if len(shape) != 1 or kind.startswith(("float", "bfloat", "complex", "q")):
         raise DataError(
             f"{split} of {name!r}: labels are int64 of shape (N,), not {kind or type(labels).__name__} of shape "
             f"{shape}. One whole number for each row is its class."
         )
-    values = labels.tolist() if hasattr(labels, "tolist") else list(labels)
     if hasattr(inputs, "columns") and hasattr(inputs, "iloc"):  # its list is the names of its columns
         raise DataError(
-            f"{split} of {name!r}: its inputs are a data frame with the columns {listed(inputs.columns)}: give a column "
-            "of texts (`frame['text'].tolist()`) or an array of numbers (`frame.to_numpy()`)."
+            f"{split} of {name!r}: its inputs are a data frame with the columns "
+            f"{listed(map(str, inputs.columns))}: give a column of texts (`frame['text'].tolist()`) or an array of "
+            "numbers (`frame.to_numpy()`)."
         )
-    kept = inputs if isinstance(inputs, Images) else [_plain(item) for item in _plain(inputs)]
+    where = f"{split} of {name!r}"
+    wrong = no_rows(inputs)
+    if wrong is not None:
+        raise DataError(f"{where}: its inputs are {wrong}; each row stands at the place of its label.")
+    try:
+        kept = inputs if isinstance(inputs, Images) else [plain(item) for item in plain(inputs)]
+        labels = plain(labels) if isinstance(labels, Tensor) else labels  # what a mask hides is no label
+    except DataError as error:
+        raise DataError(f"{where}: {error}") from None
+    values = labels.tolist() if hasattr(labels, "tolist") else list(labels)
     if len(kept) != len(values):
         raise DataError(f"{split} of {name!r}: {len(kept)} inputs and {len(values)} labels.")
-    return Rows(kept, values, f"{split} of {name!r}")
+    return Rows(kept, values, where)
 
 
-def _plain(item: Any) -> Any:
-    """A tensor or array as numbers that can be written down: dense, without a graph, in this machine's order of bytes."""
+def plain(item: Any) -> Any:
+    """A tensor or array as numbers that can be written down: dense, without a graph, in this machine's order of bytes.
+
+    Raises:
+        DataError: it holds no numbers (`meta`), or a mask says which of them are not meant.
+    """
     if isinstance(item, Tensor):
-        dense = item.detach() if item.layout == torch.strided else item.detach().to_dense()
-        return dense.float() if dense.dtype == torch.bfloat16 else dense
+        return _dense(item.detach())
+    if np.ma.is_masked(item):
+        raise DataError(
+            "a masked array hides some of its numbers, and no model reads a mask: write array.filled(0.0), with the "
+            "number that stands for them, or take these rows out."
+        )
     if isinstance(item, np.ndarray | np.generic) and item.dtype.kind in "iufc" and not item.dtype.isnative:
         return item.astype(item.dtype.newbyteorder("="))
     return item
+
+
+def _dense(item: Tensor) -> Any:
+    """The numbers that a tensor stands for, in a form that NumPy has too."""
+    if item.is_meta:
+        raise DataError(
+            f"a tensor of shape {tuple(item.shape)} on the device meta has no numbers: make it on the device cpu."
+        )
+    if item.is_nested:
+        return list(item.unbind())
+    if item.layout != torch.strided:
+        item = item.to_dense()
+    if item.is_quantized:
+        return item.dequantize()
+    item = item.resolve_conj().resolve_neg()
+    return item.float() if item.dtype == torch.bfloat16 or "float8" in str(item.dtype) else item

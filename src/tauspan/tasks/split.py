@@ -10,8 +10,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from tauspan.core.errors import listed
+from tauspan.core.arguments import no_rows
+from tauspan.core.errors import DataError, listed
 from tauspan.tasks.images import Images
+from tauspan.tasks.rows import plain
 
 SPLITS = ("train", "validation", "test")
 _TEST_SHARE = 0.2  # of the rows of one file, where it holds all there are
@@ -28,6 +30,11 @@ class Split:
 
     inputs: Sequence[Any]
     labels: Tensor
+
+    def __post_init__(self) -> None:
+        wrong = no_rows(self.inputs)
+        if wrong is not None:
+            raise DataError(f"the inputs of a Split are {wrong}; each row stands at the place of its label.")
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -51,7 +58,8 @@ class Split:
         if isinstance(self.inputs, Images):
             return self.inputs.contents()
         return (
-            item.encode() if isinstance(item, str) else array_bytes(np.asarray(item)) for item in self.inputs
+            item.encode() if isinstance(item, str) else array_bytes(np.asarray(plain(item)))
+            for item in self.inputs
         )
 
     @cached_property

@@ -65,8 +65,10 @@ class Columns:
     lines: list[int] | None = None
 
 
-def read_columns(file: Path, wanted: Sequence[str], dialect: Dialect) -> Columns:
+def read_columns(file: Path, wanted: Sequence[str], dialect: Dialect, bare: bool = False) -> Columns:
     """The wanted columns of a CSV, TSV, JSON or parquet file; `.gz` is unpacked.
+
+    With `bare`, a row of JSON may be a text instead of an object: the first column's.
 
     Raises:
         DataError: the file cannot be read, or lacks a column; it names the line where there is one.
@@ -77,7 +79,7 @@ def read_columns(file: Path, wanted: Sequence[str], dialect: Dialect) -> Columns
     if kind in (".parquet", ".pq"):
         return Columns(parquet_columns(file, wanted))
     if kind in (".json", ".jsonl", ".ndjson"):
-        return _json(file, wanted, dialect)
+        return _json(file, wanted, dialect, bare)
     return _csv(file, wanted, dialect)
 
 
@@ -91,7 +93,7 @@ def suffix(file: Path) -> str:
 
 
 @contextmanager
-def _opened(file: Path, dialect: Dialect, form: str) -> Iterator[IO[str]]:
+def opened(file: Path, dialect: Dialect, form: str) -> Iterator[IO[str]]:
     """The file as text, its errors told with the file and the encoding."""
     opener = gzip.open if file.name.lower().endswith(".gz") else open
     encoding = dialect.encoding
@@ -151,7 +153,7 @@ def _long_fields() -> Iterator[None]:
 
 
 def _csv(file: Path, wanted: Sequence[str], dialect: Dialect) -> Columns:
-    with _opened(file, dialect, "CSV") as handle, _long_fields():
+    with opened(file, dialect, "CSV") as handle, _long_fields():
         first, above = handle.readline(), 0
         while first and not first.strip():  # blank lines are no rows, above the header neither
             first, above = handle.readline(), above + 1
@@ -187,7 +189,7 @@ def _require_header(file: Path, wanted: Sequence[str], header: Sequence[str], fi
     if len(header) == 1 and wanted[0] not in header and wanted[0] in header[0]:
         other = next(
             (one for one in header[0].replace(wanted[0], "") if not one.isalnum() and one not in "_ "), None
-        )
+        ) or next((one for one in " _" if set(wanted) <= set(header[0].split(one))), None)
         if other is not None:
             raise DataError(
                 f"{file} has the one column {header[0]!r}. If {other!r} parts its columns, pass delimiter={other!r} "
@@ -195,10 +197,11 @@ def _require_header(file: Path, wanted: Sequence[str], header: Sequence[str], fi
             )
     close = any(nearest(column, header).startswith("Did") for column in wanted)
     if header and not set(wanted) & set(header) and not close:
+        options = "text=..., label=...; --text, --label" if len(wanted) > 1 else "text=...; --text"
         raise DataError(
             f"{file} has no column {wanted[0]!r}: its first line is {first.strip()[:80]!r}. If that is a row already, "
             f"write a first line that names the columns, such as {','.join(wanted)!r}; else say which columns are meant "
-            "(text=..., label=...; --text, --label)."
+            f"({options})."
         )
 
 
@@ -244,13 +247,13 @@ def _records(
         yield begun, row
 
 
-def _json(file: Path, wanted: Sequence[str], dialect: Dialect) -> Columns:
+def _json(file: Path, wanted: Sequence[str], dialect: Dialect, bare: bool) -> Columns:
     """Objects on lines of their own, or one list of objects, or one object of columns."""
-    with _opened(file, dialect, "JSON") as handle:
+    with opened(file, dialect, "JSON") as handle:
         text = handle.read()
     whole = None if suffix(file) in (".jsonl", ".ndjson") else _parsed(text)
     if whole is None:
-        return _json_lines(file, text, wanted)
+        return _json_lines(file, text, wanted, bare)
     if isinstance(whole, dict) and all(isinstance(column, dict | list) for column in whole.values()):
         require_columns(file, wanted, list(whole))
         chosen = {column: whole[column] for column in wanted}
@@ -259,11 +262,11 @@ def _json(file: Path, wanted: Sequence[str], dialect: Dialect) -> Columns:
             raise DataError(f"{file}: the columns {listed(wanted)} have different lengths.")
         return Columns(values)
     if isinstance(whole, list):
-        return Columns(_objects(file, [(f"row {row}", item) for row, item in enumerate(whole)], wanted))
-    return _json_lines(file, text, wanted)
+        return Columns(_objects(file, [(f"row {row}", item) for row, item in enumerate(whole)], wanted, bare))
+    return _json_lines(file, text, wanted, bare)
 
 
-def _json_lines(file: Path, text: str, wanted: Sequence[str]) -> Columns:
+def _json_lines(file: Path, text: str, wanted: Sequence[str], bare: bool) -> Columns:
     found, lines = [], []
     for number, line in enumerate(io.StringIO(text), 1):
         if line.strip():
@@ -272,7 +275,7 @@ def _json_lines(file: Path, text: str, wanted: Sequence[str]) -> Columns:
             except (ValueError, RecursionError) as error:
                 raise DataError(f"{file} cannot be read as JSON: line {number}: {error}") from error
             lines.append(number)
-    return Columns(_objects(file, found, wanted), lines)
+    return Columns(_objects(file, found, wanted, bare), lines)
 
 
 def _parsed(text: str) -> Any:
@@ -291,7 +294,11 @@ def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return made
 
 
-def _objects(file: Path, found: Sequence[tuple[str, Any]], wanted: Sequence[str]) -> dict[str, list[Any]]:
+def _objects(
+    file: Path, found: Sequence[tuple[str, Any]], wanted: Sequence[str], bare: bool
+) -> dict[str, list[Any]]:
+    if bare:
+        found = [(place, {wanted[0]: item} if isinstance(item, str) else item) for place, item in found]
     for place, item in found:
         if not isinstance(item, dict):
             raise DataError(f"{file}, {place}: a row is an object with keys, not {type(item).__name__}.")

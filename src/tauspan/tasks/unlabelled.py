@@ -1,28 +1,36 @@
-"""Rows without labels: a text file, CSV, JSON lines, or a folder of images."""
+"""Rows without labels: a text file, a table, or a folder of images."""
 
-import json
+import warnings
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 from tauspan.core.errors import DataError, listed
 from tauspan.tasks.images import Files, Images
-from tauspan.tasks.tables import Dialect, read_columns
+from tauspan.tasks.readers import as_text
+from tauspan.tasks.rows import fault_of
+from tauspan.tasks.tables import SUFFIXES, Dialect, opened, read_columns, suffix
 
 _PICTURES = (".png", ".jpg", ".jpeg", ".jfif", ".bmp", ".webp", ".gif", ".tif", ".tiff", ".ppm")
+_Row: TypeAlias = tuple[str, str, Any]  # what it is called, where it stands, its text
 
 
-def rows_of(path: str | Path, text: str = "text") -> tuple[list[str], Sequence[Any]]:
-    """What each row is called, and the rows.
+def rows_of(
+    path: str | Path, text: str = "text", dialect: Dialect | None = None, clean: bool = False
+) -> tuple[list[str], Sequence[Any]]:
+    """What each row is called, and the rows; tables are read as a task's files are.
 
     Args:
-        path: `.txt`: each line is a row; `.csv` and `.tsv`: the column `text`, read as a task's files are; `.jsonl`: its
-            key `text`, or each line a text; a folder: its images, sorted by name, those in folders inside it too; or
-            one image.
+        path: `.txt`: each line is a row; `.csv`, `.tsv`, `.parquet`: the column `text`; `.json` and `.jsonl`: the key
+            `text`, or each line a text; those also as `.gz`; a folder: its images, sorted by name, those in folders
+            inside it too; or one image.
         text: the column or key.
+        dialect: of files of lines.
+        clean: leave out rows without a text, and warn of how many, instead of raising.
 
     Raises:
-        DataError: not there, of another kind, without that column, or without a row.
+        DataError: not there, of another kind, without that column, or without a row; a row without a text.
     """
     path = Path(path)
     if path.is_dir():
@@ -32,18 +40,15 @@ def rows_of(path: str | Path, text: str = "text") -> tuple[list[str], Sequence[A
         raise DataError(f"{path} is not there. Name a .txt, .csv or .jsonl file, or a folder of images.")
     if _is_picture(path, path.parent):
         return [path.name], Images(Files(path.parent, [path.name]))
-    readers = {".txt": _lines, ".csv": _table, ".tsv": _table, ".jsonl": _objects}
-    reader = readers.get(path.suffix.lower())
-    if reader is None:
+    kind = suffix(path)
+    if kind not in SUFFIXES:
         raise DataError(
-            f"{path} is not read: rows come from {listed(readers)} files, an image, or a folder of images."
+            f"{path} is not read: rows come from {listed(SUFFIXES, 20)} files, an image, or a folder of images."
         )
-    try:
-        found = reader(path, text)
-    except UnicodeDecodeError as error:
-        raise DataError(f"{path} is not UTF-8 ({error}). Save it as UTF-8.") from error
-    numbers, texts = zip(*_some(found, path), strict=True)
-    return [str(number) for number in numbers], list(texts)
+    read = _lines if kind == ".txt" else _table
+    found = _some(read(path, text, dialect or Dialect()), path)
+    kept = _some(_complete(found, path, clean), path)
+    return [name for name, _, _ in kept], [item for _, _, item in kept]
 
 
 def _some(rows: list[Any], path: Path) -> list[Any]:
@@ -57,28 +62,42 @@ def _is_picture(file: Path, top: Path) -> bool:
     return file.is_file() and file.suffix.lower() in _PICTURES and not hidden
 
 
-def _lines(path: Path, text: str) -> list[tuple[int, str]]:
+def _lines(path: Path, text: str, dialect: Dialect) -> list[_Row]:
     """Blank lines are no rows; the others keep their numbers."""
-    with path.open(
-        encoding="utf-8-sig"
-    ) as lines:  # which end where files of lines end, and not at every separator
-        return [(number, line.rstrip("\n")) for number, line in enumerate(lines, 1) if line.strip()]
+    with opened(path, dialect, "lines of text") as lines:  # which end where files of lines end
+        return [
+            (str(number), f"line {number}", line.rstrip("\r\n"))
+            for number, line in enumerate(lines, 1)
+            if line.strip()
+        ]
 
 
-def _table(path: Path, text: str) -> list[tuple[int, str]]:
-    columns = read_columns(path, [text], Dialect())
-    return [(number, str(value)) for number, value in enumerate(columns.values[text], 1)]
-
-
-def _objects(path: Path, text: str) -> list[tuple[int, str]]:
+def _table(path: Path, text: str, dialect: Dialect) -> list[_Row]:
+    """Rows have the numbers of their lines in JSON, and count from 1 elsewhere."""
+    columns = read_columns(path, [text], dialect, bare=True)
+    lines, by_line = columns.lines, suffix(path) in (".json", ".jsonl", ".ndjson")
     found = []
-    for number, line in _lines(path, text):
-        try:
-            value = json.loads(line)
-        except ValueError as error:
-            raise DataError(f"{path}, line {number}, is not JSON: {error}.") from error
-        value = value.get(text) if isinstance(value, dict) else value
-        if not isinstance(value, str):
-            raise DataError(f"{path}, line {number}, has no text under {text!r}. Name the key: --text.")
-        found.append((number, value))
+    for row, value in enumerate(columns.values[text]):
+        name = str(lines[row] if lines is not None and by_line else row + 1)
+        place = f"line {lines[row]}" if lines is not None else f"row {name}"
+        found.append((name, place, as_text(value, text, path, row)))
     return found
+
+
+def _complete(rows: list[_Row], path: Path, clean: bool) -> list[_Row]:
+    """The rows that have a text; the others are an error, or are counted and left out."""
+    faults = [(place, fault) for _, place, item in rows if (fault := fault_of(item)) is not None]
+    if not faults:
+        return rows
+    told = ", ".join(
+        f"{count} {'row' if count == 1 else 'rows'} {what}"
+        for what, count in Counter(fault for _, fault in faults).items()
+    )
+    if not clean:
+        place, fault = faults[0]
+        raise DataError(
+            f"{path}, {place}, is a row {fault}; the file has {told}. Complete them or take them out, or pass clean=True "
+            "(--clean), which leaves them out and says how many."
+        )
+    warnings.warn(f"{path}: left out {told}.", stacklevel=3)
+    return [row for row in rows if fault_of(row[2]) is None]

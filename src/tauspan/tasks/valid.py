@@ -1,6 +1,7 @@
 """What every task must have, the hash of its content, and the card of a task directory."""
 
 import hashlib
+from collections.abc import Mapping, Set
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
@@ -8,6 +9,7 @@ import torch
 from torch import Tensor
 
 from tauspan import store
+from tauspan.core.arguments import described
 from tauspan.core.choices import HeadFrom
 from tauspan.core.errors import DataError, nearest
 from tauspan.tasks.images import Images
@@ -26,6 +28,13 @@ def require_valid(task: "Task") -> None:
     Raises:
         DataError: an empty split, labels of another type or outside the classes, or two descriptions of one head.
     """
+    for what in ("label_names", "label_prompts", "templates"):
+        given = getattr(task, what)
+        if isinstance(given, str | bytes | Mapping | Set) or not hasattr(given, "__getitem__"):
+            raise DataError(
+                f"task {task.name!r}: {what} is {described(given)}, and a list of texts is wanted, since a label is "
+                "the index of its class in it: put them into a list, in order."
+            )
     require_names(task.label_names, task.name)
     classes = len(task.label_names)
     _check_head(task, classes)

@@ -73,9 +73,10 @@ def rows_of(batch: AnyBatch) -> int:
     """
     first = next((tensor for tensor in tensors_of(batch) if tensor.ndim), None)
     if first is None:
+        way = "torch.stack(rows)" if isinstance(batch, Tensor) else "torch.tensor(rows)"
         raise UsageError(
             f"a batch of type {type(batch).__name__} holds no tensor with rows: a list is a list of batches; give "
-            "`torch.stack(rows)` for a list of single rows."
+            f"`{way}` for a list of single rows."
         )
     return len(first)
 

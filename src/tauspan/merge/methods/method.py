@@ -1,6 +1,7 @@
 """What a merging method is: a pure function over blocks of values, and a row of the table `METHODS`."""
 
 import hashlib
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol, TypeAlias, TypeVar
@@ -10,6 +11,7 @@ import torch
 from torch import Tensor
 
 from tauspan.core.errors import UsageError, nearest
+from tauspan.core.schema import shown
 
 
 def added(terms: Iterable[Tensor]) -> Tensor:
@@ -106,10 +108,20 @@ class Option:
             raise UsageError(f"{place} is {value!r}, and must be a number.")
         below = self.low is not None and not value >= self.low  # `not >=` catches NaN
         above = self.high is not None and not value <= self.high
-        if below or above or value != value or value in (float("inf"), float("-inf")):
+        if not _finite(value):
+            raise UsageError(f"{place} is {shown(value)}, and must be a finite number.")
+        if below or above:
             low, high = ("any number" if bound is None else f"{bound:g}" for bound in (self.low, self.high))
             raise UsageError(f"{place} is {value!r}, outside its range from {low} to {high}.")
         return int(value) if type(self.default) is int and float(value).is_integer() else value
+
+
+def _finite(value: float) -> bool:
+    """Whether a number is one that is computed with; a whole number may be too large for that."""
+    try:
+        return math.isfinite(value)
+    except OverflowError:
+        return False
 
 
 @dataclass(frozen=True)

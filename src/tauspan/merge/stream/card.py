@@ -196,8 +196,8 @@ def _licence(source: Source) -> str | None:
         return None
     try:
         front = yaml.safe_load(found[1])
-    except (yaml.YAMLError, RecursionError, ValueError):
-        return None  # a card that somebody wrote by hand; its licence is then not stated
+    except Exception:  # of many kinds, on a card that somebody wrote by hand; its licence is then not stated
+        return None
     stated = front.get("license") if isinstance(front, Mapping) else None
     return stated if isinstance(stated, str) else None
 

@@ -14,15 +14,17 @@ Batches are fixed when the cache is built: their inputs, and which rows form a b
 """
 
 import logging
-from collections.abc import Hashable, Iterator, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias, get_args
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from tauspan.core.arguments import described, no_rows
 from tauspan.core.choices import CacheKind
 from tauspan.core.errors import BaseMismatchError, ModelError, StoreError, UsageError, nearest
 from tauspan.core.params import Params
@@ -131,6 +133,10 @@ def build(
     """Build the cache of `Linearized.cache`; its size is measured on the largest batch and scaled by input elements."""
     if kind != "auto" and kind not in get_args(CacheKind):
         raise UsageError(f"kind={kind!r}. {nearest(str(kind), (*get_args(CacheKind), 'auto'))}")
+    one = isinstance(batches, Tensor | np.ndarray | Mapping)
+    wrong = f"{described(batches)}, which is one batch: write [batch]" if one else no_rows(batches)
+    if wrong is not None:
+        raise UsageError(f"a cache is of a list of batches, and this is {wrong.replace('rows', 'batches')}.")
     if not batches:
         raise UsageError("a cache needs at least one batch.")
     if room is None and folder is None:

@@ -4,13 +4,14 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 import tauspan as ts
 from helpers.kinds import MIXED, ROWS, X, kind, truth
 from helpers.zoo import all_close, close
-from tauspan.core.errors import MismatchError, ModelError, UsageError
+from tauspan.core.errors import MismatchError, ModelError, NonFiniteError, UsageError
 from tauspan.tangent import linearize
 
 pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning", "ignore::FutureWarning")
@@ -138,6 +139,109 @@ def test_rows_that_mix_in_one_batch_alone_are_noticed_there() -> None:
     assert close(ts.TangentKernel(module, [X[:2], full]).dense(), wanted)
 
 
+# -- rows in the middle of a later batch that depend on others -------------------------------------------------------
+
+
+def capacity(s: Any, x: Tensor) -> Tensor:
+    """An expert that takes one row, the first that asks for it; the others go without."""
+    asking = x[:, :1] > 1
+    return s.o(s.a(x).tanh()) + asking * (asking.cumsum(0) == 1) * s.o(s.w(x).tanh())
+
+
+def repeats(s: Any, x: Tensor) -> Tensor:
+    """A row that has been there before is left out."""
+    before = torch.stack([(row == x[:n]).all(1).any() for n, row in enumerate(x)])
+    return s.o(s.a(x).tanh()) * ~before[:, None]
+
+
+def through(s: Any, x: Tensor) -> Tensor:
+    """The mean of the rows that ask for it, for the gradient alone: no output shows it."""
+    mean = (s.a(x) * (x[:, :1] > 1)).mean(0) * (x[:, :1] > 1)
+    return s.o(s.w(x) + mean - mean.detach())
+
+
+COUPLED: dict[str, Any] = {
+    "the row before": lambda s, x: s.o(s.a(x) + (x[:, :1] > 1) * torch.cat([x[:1] * 0, s.a(x)[:-1].tanh()])),
+    "capacity": capacity,
+    "repeats": repeats,
+    "straight through": through,
+    "a gate of 0": lambda s, x: s.o(s.a(x) + (x[:, :1] > 1) * s.g * s.w(x).mean(0)),
+}
+
+
+def coupled(name: str) -> nn.Module:
+    return kind(COUPLED[name], g=nn.Parameter(torch.zeros(1)))
+
+
+def middle() -> Tensor:
+    """Sixteen rows; 9, 10 and 11 are alike, and the only ones that depend on others."""
+    x = torch.rand(16, 6, generator=torch.Generator().manual_seed(2)).double()
+    x[9:12, 0], x[10] = 2.0, 0.0
+    x[10], x[11] = x[9], x[9]
+    return x
+
+
+@pytest.mark.parametrize("backend", ["auto", "contraction", "products", "structured"])
+@pytest.mark.parametrize("name", COUPLED)
+def test_rows_in_the_middle_of_a_later_batch_have_the_kernel_of_their_batch(name: str, backend: Any) -> None:
+    x = middle()
+    batches = [x[:8], x[8:]]
+    wanted = entries(torch.cat([truth(coupled(name), rows).jacobian for rows in batches]))
+    apart = entries(truth(coupled(name), x[:1]).jacobian)
+    assert close(apart, wanted[:2, :2])
+    kernel = lambda: ts.TangentKernel(coupled(name), batches, backend=backend)  # noqa: E731
+    at = torch.tensor([20, 21, 24, 25])
+    assert close(kernel().block([10, 12], [10, 12]), wanted[at[:, None], at])
+    assert close(kernel().rows([20, 23, 26]), wanted[[20, 23, 26]])
+    assert close(kernel().dense(), wanted)
+    assert close(kernel().diag(), wanted.diagonal())
+    right = ts.TangentKernel(coupled(name), x[:8], batches[1:], backend=backend)
+    assert close(right.dense(), wanted[:16, 16:])
+    alpha = kernel().solve(torch.ones(32), 1.0).alpha
+    assert close(wanted @ alpha + alpha, torch.ones(32, dtype=torch.float64))
+
+
+@pytest.mark.parametrize("backend", ["auto", "products"])
+@pytest.mark.parametrize("size", [8, 5, 4, 2])
+@pytest.mark.parametrize("name", COUPLED)
+def test_a_kernel_that_would_depend_on_the_batch_size_is_refused(name: str, size: int, backend: Any) -> None:
+    with pytest.raises(UsageError, match=r"depend on one another.*batch_size=16.*list of batches"):
+        ts.TangentKernel(coupled(name), middle(), backend=backend, batch_size=size)
+    whole = ts.TangentKernel(coupled(name), middle(), backend=backend, batch_size=16)
+    assert close(whole.dense(), entries(truth(coupled(name), middle()).jacobian))
+
+
+# -- batches that take a parameter apart in different ways ------------------------------------------------------------
+
+PARTED: dict[str, Any] = {
+    "rows of a table": lambda s, x: s.o(x) + s.t[(x[:, 0] > 0).long()],
+    "a slice of a table": lambda s, x: s.o(x) + s.t[int(x[0, 0] > 0)],
+    "a slice of another length": lambda s, x: s.o(x) + s.t[: 1 + int(x[0, 0] > 0)].sum(0),
+    "a slice of another order": lambda s, x: (
+        F.linear(x[:, :2], s.t[:2] if bool(x[0, 0] > 0) else s.t[:2].T) * s.t[2]
+    ),
+}
+
+
+@pytest.mark.parametrize("backend", ["auto", "structured"])
+@pytest.mark.parametrize("name", PARTED)
+def test_batches_may_take_a_parameter_apart_in_different_ways(name: str, backend: Any) -> None:
+    x = torch.randn(9, 6, generator=torch.Generator().manual_seed(1)).double()
+    for size in (1, 4) if name == "rows of a table" else (1,):
+        make = lambda: kind(PARTED[name], t=nn.Parameter(torch.arange(6.0).view(3, 2) + 1))  # noqa: E731
+        batches = [x[low : low + size] for low in range(0, 9, size)]
+        wanted = entries(torch.cat([truth(make(), rows).jacobian for rows in batches]))
+        for check in ("auto", "off"):
+            kernel = lambda **k: ts.TangentKernel(make(), batches, backend=backend, check=check, **k)  # noqa: B023, E731
+            assert close(kernel().dense(), wanted)
+            assert close(kernel(room=1).dense(), wanted)
+            assert close(kernel().diag(), wanted.diagonal())
+            assert close(kernel().rows([1, 16]), wanted[[1, 16]])
+            assert close(kernel().block([0, 8], [1]), wanted[[0, 1, 16, 17], 2:4])
+            right = ts.TangentKernel(make(), batches, batches[:2], backend=backend, check=check)
+            assert close(right.dense(), wanted[:, : 4 * size])
+
+
 @pytest.mark.parametrize("kind_of_cache", ["factors", "primal"])
 @pytest.mark.parametrize("name", [*ROWS, *MIXED])
 def test_caches_give_autograds_tangents_and_gradients(name: str, kind_of_cache: Any) -> None:
@@ -234,6 +338,26 @@ def test_outputs_that_are_no_vector_are_refused_with_the_way_to_one() -> None:
         ts.TangentKernel(Flat(()).double(), X)
     ts.TangentKernel(nn.Sequential(Flat((2, 2)), nn.Flatten()).double(), X).dense()
     ts.TangentKernel(nn.Sequential(Flat(()), nn.Unflatten(0, (-1, 1))).double(), X).dense()
+
+
+# -- outputs that are no numbers -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("number", [float("nan"), float("inf")])
+@pytest.mark.parametrize("check", ["auto", "off"])
+def test_a_row_without_a_finite_output_is_named_and_can_be_left_out(number: float, check: Any) -> None:
+    x = X.clone()
+    x[2, 0] = 9.0
+    module = kind(lambda s, x: s.o(s.a(x)).masked_fill(x[:, :1] > 5, number))
+    rest = [0, 1, 3, 4, 5]
+    wanted = entries(truth(module, x[rest]).jacobian)
+    for backend in ("auto", "contraction", "products", "structured"):
+        for data in (x, [x[:2], x[2:]]):
+            with pytest.raises(NonFiniteError, match=r"row 2 of the data.*leave it out"):
+                ts.TangentKernel(module, data, backend=backend, check=check).dense()
+            with pytest.raises(NonFiniteError, match="row 2 of the data"):
+                ts.TangentKernel(module, data, backend=backend, check=check).diag()
+        assert close(ts.TangentKernel(module, x[rest], backend=backend, check=check).dense(), wanted)
 
 
 # -- closed forms ----------------------------------------------------------------------------------------------------

@@ -181,7 +181,7 @@ def test_forgotten_cross_terms_would_show():
 def test_parts_of_a_fused_weight_stay_factors():
     model, x = zoo.stirred(Attending()), zoo.normal(4, 5, 4)
     kernel = TangentKernel(model, x)
-    found, _ = pieces(kernel.left, [0], x[:1], {})
+    found = pieces(kernel.left, [0], x[:1], {})
     fused = [piece for name, piece in found.items() if name.startswith("attention.in_proj_weight#")]
     assert [type(piece) for piece in fused] == [Product] * 3
     assert zoo.close(kernel.dense(), TangentKernel(model, x, backend="contraction").dense())

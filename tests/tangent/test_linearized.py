@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from typing import Any
 
 import pytest
 import torch
@@ -16,6 +17,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from helpers import zoo
 from helpers.zoo import ZOO, Example, all_close, at, classifier, close, direction, normal
+from tauspan.core.errors import NonFiniteError
 from tauspan.models import Encoder, core, select
 from tauspan.models.pooling import mean_pooled
 from tauspan.tangent import linearize
@@ -293,3 +295,23 @@ def test_a_training_step_costs_five_thirds_of_ordinary_fine_tuning(choice: str) 
     for key, parameter in nn.Module.named_parameters(bert):
         parameter.requires_grad_(key in lin.tau)
     assert tangent_step <= 1.70 * flops(lambda: encoder(batch))
+
+
+@pytest.mark.parametrize("check", ["auto", "off"])
+@pytest.mark.parametrize("number", [float("nan"), float("inf")])
+def test_an_output_that_is_no_number_is_named_wherever_it_is(number: float, check: Any) -> None:
+    """The check looks at the first and the last row alone."""
+
+    class Masked(nn.Linear):
+        def forward(self, x: Tensor) -> Tensor:
+            return super().forward(x).masked_fill(x[:, :1] > 5, number)
+
+    module, x = Masked(3, 2), torch.randn(6, 3)
+    x[2, 0] = 9.0
+    lin = linearize(module, check=check)
+    tau = {name: torch.ones_like(t) for name, t in lin.tau.items()}
+    calls = (lambda: lin(x), lambda: lin.tangent(x), lambda: lin.tangent(x, vectors=[tau]))
+    for call in calls:
+        with pytest.raises(NonFiniteError, match="row 2 of the batch"):
+            call()
+    assert lin(x[[0, 1, 3]]).isfinite().all()

@@ -23,6 +23,7 @@ from tauspan.models.intact import Intact
 from tauspan.tangent.cache import caches
 from tauspan.tangent.engine import reference
 from tauspan.tangent.engine.call import Call
+from tauspan.tangent.engine.check import require_finite_rows
 from tauspan.tangent.engine.engines import Reference
 from tauspan.tangent.engine.forward_mode import load_rules
 from tauspan.tangent.engine.onepass import depends_on_inputs
@@ -216,6 +217,7 @@ class Linearized(nn.Module):
             with the T tangents stacked in front.
 
         Raises:
+            NonFiniteError: an output of the module is NaN or infinite; it names the row.
             UsageError: `vectors` is empty.
             MismatchError: a vector holds other tensors than this module's trainable ones.
         """
@@ -226,10 +228,13 @@ class Linearized(nn.Module):
         call, theta0 = self._looked(self._call(inputs, kwargs)), self.theta0()
         if vectors is not None:
             directions = [self.direction(vector) for vector in vectors]
-            return self._plan.run(call, theta0, lambda engine: engine.jvps(call, theta0, directions))
-        if depends_on_inputs((list(inputs), kwargs)):  # J tau will be differentiated in the inputs
+            outputs = self._plan.run(call, theta0, lambda engine: engine.jvps(call, theta0, directions))
+        elif depends_on_inputs((list(inputs), kwargs)):  # J tau is to be derived in the inputs
             return Reference().jvp(call, theta0, self.tau)
-        return self._plan.run(call, theta0, lambda engine: engine.jvp(call, theta0, self.tau))
+        else:
+            outputs = self._plan.run(call, theta0, lambda engine: engine.jvp(call, theta0, self.tau))
+        require_finite_rows(outputs[0], models.core(self.base)[0])
+        return outputs
 
     def direction(self, vector: TaskVector | params.Params) -> dict[str, Tensor]:
         """A vector's tensors under this module's names and on its device; fingerprints are not compared.

@@ -394,7 +394,7 @@ def test_outputs_at_the_places_of_other_rows_are_caught(shift: int, monkeypatch:
 def test_pieces_are_of_the_kinds_that_the_plants_are_about() -> None:
     """Or the plants above would miss their aim."""
     kernel = ts.TangentKernel(words(), IDS)
-    found, _ = layers.pieces(kernel.left, [0, 1], IDS[:2], {})
+    found = layers.pieces(kernel.left, [0, 1], IDS[:2], {})
     assert isinstance(found["e.weight"], Lookup)
     assert isinstance(found["a.weight"], Product)
     assert isinstance(found["o.bias"], Written)

@@ -1,7 +1,7 @@
 """`TangentKernel`: the kernel of the tangent model as one operator."""
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
@@ -15,7 +15,7 @@ from tauspan.core.params import Params
 from tauspan.core.processes import World
 from tauspan.kernel.rows import blocks
 from tauspan.kernel.rows.compare import require_entries, require_squares
-from tauspan.kernel.rows.contract import product, squares
+from tauspan.kernel.rows.contract import UnlikeError, product, squares
 from tauspan.kernel.rows.data import Data
 from tauspan.kernel.rows.jacobian import Jacobian, identity
 from tauspan.kernel.rows.selector import Outputs
@@ -148,10 +148,21 @@ class TangentKernel(Kernel):
         if self._matrix is not None or self.backend == "products":
             return super()._block(rows, columns)
         length = self._tiles.length(self.left)
-        strips = [self._strip(rows[low : low + length], columns) for low in range(0, len(rows), length)]
+        strips = [
+            self._alike(lambda low=low: self._strip(rows[low : low + length], columns))  # type: ignore[misc]
+            for low in range(0, len(rows), length)
+        ]
         if not strips:
             return torch.zeros(0, len(columns) * self.outputs, dtype=torch.float64)
         return self._checked(torch.cat(strips), rows, columns)
+
+    def _alike(self, multiplied: Callable[[], Tensor]) -> Tensor:
+        """A product of recorded rows; they are recorded once more where batches take parameters apart differently."""
+        try:
+            return multiplied()
+        except UnlikeError:
+            self._tiles.without_views()
+            return multiplied()
 
     def _strip(self, rows: Sequence[int], columns: Sequence[int]) -> Tensor:
         left, tiles, right = self._tiles.some(self.left, rows), self._tiles, self.right
@@ -237,7 +248,11 @@ class TangentKernel(Kernel):
         if self.backend == "products":
             return super()._block(rows, columns)
         tiles = self._tiles
-        return product(tiles.tile(self.left, rows), tiles.tile(self.right, columns), self.traced, tiles.chunk)
+        return self._alike(
+            lambda: product(
+                tiles.tile(self.left, rows), tiles.tile(self.right, columns), self.traced, tiles.chunk
+            )
+        )
 
     # -- products --------------------------------------------------------------------------------------------
 

@@ -29,6 +29,10 @@ _STRIP = 64  # rows of a symmetric product that are formed at a time
 _ELEMENTWISE = 64  # an element-wise multiply-add takes as long as about so many inside a matrix product
 
 
+class UnlikeError(ModelError):
+    """Batches that were recorded as pieces of other names."""
+
+
 def joined(parts: Sequence[Pieces]) -> Tile:
     """The pieces of several batches as those of one stretch of rows.
 
@@ -101,10 +105,10 @@ def product(left: Tile, right: Tile, traced: bool, chunk: int | None = None) -> 
     each side's matrices, `CHUNK` if it is not given, are written out at a time.
 
     Raises:
-        ModelError: the two stretches were recorded as different pieces.
+        UnlikeError: the two stretches were recorded as different pieces.
     """
     if left.keys() != right.keys():
-        raise ModelError(
+        raise UnlikeError(
             "the model's batches go through different operations on the parameters, so that their rows have no common "
             "factors. Use backend='contraction'."
         )

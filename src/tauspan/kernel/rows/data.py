@@ -100,6 +100,22 @@ def taken(batch: AnyBatch, rows: slice | list[int]) -> Any:
     return some(batch)
 
 
+def together(first: AnyBatch, second: AnyBatch) -> Any:
+    """The rows of two batches as one; what has another length belongs to all rows, and is the first one's."""
+    count = rows_of(first)
+
+    def both(one: Any, other: Any) -> Any:
+        if isinstance(one, Tensor):
+            return torch.cat([one, other]) if one.ndim and len(one) == count else one
+        if isinstance(one, Mapping):
+            return {key: both(value, other[key]) for key, value in one.items()}
+        if isinstance(one, tuple | list):
+            return type(one)(both(*pair) for pair in zip(one, other, strict=True))
+        return one
+
+    return both(first, second)
+
+
 def named(batch: AnyBatch) -> dict[str, Tensor]:
     """The tensors of a batch by name or place."""
     items: Any = {"": batch}

@@ -1,6 +1,5 @@
 """`Jacobian`: the Jacobian of the tangent model over rows of data, which makes one side of a kernel."""
 
-import random
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -12,11 +11,30 @@ from tauspan import models
 from tauspan.core import params
 from tauspan.core.errors import MismatchError, UsageError
 from tauspan.core.params import Params
-from tauspan.kernel.rows.data import AnyBatch, Data, batches_of, checksum, described, digest, rows_of, taken
+from tauspan.kernel.rows.data import (
+    AnyBatch,
+    Data,
+    batches_of,
+    checksum,
+    described,
+    digest,
+    rows_of,
+    taken,
+    together,
+)
 from tauspan.kernel.rows.selector import Outputs, Selector, selector
 from tauspan.tangent import Linearized
 from tauspan.tangent.engine.backward import Graph
-from tauspan.tangent.engine.check import far, require_function, rounding, vanishing
+from tauspan.tangent.engine.check import (
+    far,
+    require_finite_rows,
+    require_function,
+    rounding,
+    scales,
+    vanishing,
+    wrong_gradient,
+)
+from tauspan.tangent.engine.precision import random_like
 
 
 @dataclass(frozen=True)
@@ -42,13 +60,14 @@ class Jacobian:
         """A side of some data.
 
         Cost:
-            A forward pass of each batch, of each row of the first one alone, and of three rows of each other one; with
-            `check="off"`, of the first batch and of one row.
+            A forward pass of each batch and of each of its rows alone, and a backward pass of each where batches were
+            cut here; with `check="off"`, a forward pass of the first batch and of one row.
 
         Raises:
             MismatchError: the model does not take the data, or a row's output is no vector.
             UsageError: no rows, or rows that depend on one another and would be cut into batches here.
             RandomError: the model is no function of its inputs.
+            NonFiniteError: a row's output is NaN or infinite.
         """
         batches, cut = batches_of(tangent.base, x, size)
         try:
@@ -72,6 +91,7 @@ class Jacobian:
             )
         chosen = selector(outputs, sum(map(rows_of, batches)), value.shape[1])
         side = Jacobian(tangent, batches, chosen, cut=cut)
+        side.require_finite(value, range(count))
         if side.each_apart(value):
             return side
         if tangent.check != "off":  # what draws random numbers differs from itself, and not from its batch
@@ -79,36 +99,80 @@ class Jacobian:
         return side.joined()
 
     def each_apart(self, first: Tensor) -> bool:
-        """Whether rows have the same outputs alone as in their batch.
+        """Whether every row is the same alone as in its batch; without the check, the last row of the first batch.
 
-        Each row of the first batch, whose outputs are `first`, and three rows of each other one; without the check, the
-        last row of the first batch. A row that happens to agree says little: of texts cut at the longest of their
-        batch, the longest does.
+        Each row is looked at, because one that happens to agree says nothing of the next: of texts cut at the longest of
+        their batch, the longest does. Where batches were cut here, rows are also compared with those of batches that
+        begin in the middle of these. `first` are the outputs of the first batch.
         """
         if self.tangent.check == "off":
-            return self.apart(self.batches[0], first, [len(first) - 1])
-        if not self.apart(self.batches[0], first, range(len(first))):
-            return False
-        draw = random.Random(0)
-        for batch in self.batches[1:]:
-            count = rows_of(batch)
-            with torch.no_grad():
-                value = self.tangent.function(batch)(self.tangent.theta0())
-            if not self.apart(batch, value, sorted({0, draw.randrange(count), count - 1})):
+            last = self.alone(self.batches[0], [len(first) - 1])
+            return last is not None and _same(last, first[-1:])
+        begin, before = 0, None
+        for batch in self.batches:
+            rows = range(rows_of(batch))
+            value = self.value(batch, range(begin, begin + len(rows))) if begin else first
+            alone = self.alone(batch, rows) if len(rows) > 1 else value
+            if alone is None or not _same(alone, value) or (self.cut and not self.derived_apart(batch)):
                 return False
+            if self.cut and before is not None and not self.apart_across(before, (batch, alone)):
+                return False
+            begin, before = begin + len(rows), (batch, alone)
         return True
 
-    def apart(self, batch: AnyBatch, value: Tensor, rows: Sequence[int]) -> bool:
-        """Whether rows have the same outputs alone as in their batch, whose outputs are `value`."""
-        for row in rows if len(value) > 1 else ():
-            try:
-                with torch.no_grad():
-                    alone = self.tangent.function(taken(batch, [row]))(self.tangent.theta0())
-            except Exception:  # the module takes whole batches alone
-                return False
-            if alone.shape[1:] != value.shape[1:] or far(alone, value[row : row + 1], rounding(value.dtype)):
-                return False
-        return True
+    def alone(self, batch: AnyBatch, rows: Sequence[int]) -> Tensor | None:
+        """The outputs of some rows, each alone; None if the module takes whole batches alone."""
+        try:
+            with torch.no_grad():
+                calls = (self.tangent.function(taken(batch, [row])) for row in rows)
+                return torch.cat([call(self.tangent.theta0()) for call in calls])
+        except Exception:  # whatever it says of one row
+            return None
+
+    def apart_across(self, first: tuple[AnyBatch, Tensor], second: tuple[AnyBatch, Tensor]) -> bool:
+        """Whether rows next to a cut are the same alone as in a batch across it; batches with their rows' outputs."""
+        (before, ours), (after, theirs) = first, second
+        left, right = range(len(ours) // 2, len(ours)), range(len(ours) // 2)[: len(theirs)]
+        if not right:  # of one row each, which the user asked for
+            return True
+        try:
+            with torch.no_grad():
+                across = together(taken(before, list(left)), taken(after, list(right)))
+                value = self.tangent.function(across)(self.tangent.theta0())
+        except Exception:  # inputs that belong to all rows of a batch, and not to these
+            return True
+        return _same(torch.cat([ours[left.start :], theirs[: len(right)]]), value)
+
+    def derived_apart(self, batch: AnyBatch) -> bool:
+        """Whether the rows of J are the same alone as in their batch, by a sum of all of them with random weights.
+
+        They may differ where the outputs do not: a mean over the batch behind a gate that is 0, or straight through.
+        """
+        graph = self.graph(batch)
+        weights = random_like(graph.value.detach(), 1)
+        total: dict[str, Tensor] = {}
+        for row in range(len(weights)) if len(weights) > 1 else ():
+            for name, found in self.graph(taken(batch, [row])).pull(weights[row : row + 1]).items():
+                total[name] = total[name].add_(found) if name in total else found.clone()
+        return not total or self.difference(graph, weights, total) is None
+
+    def difference(self, graph: Graph, cotangent: Tensor, found: Params) -> str | None:
+        """Which tensor of `found` is not the gradient of a batch, and by how much; None if all are."""
+        expected = graph.pull(cotangent)
+        tolerance, noise = scales(graph.value, expected)
+        least = vanishing(graph.value * cotangent, self.tangent.theta0())
+        return wrong_gradient(found, expected, tolerance, max(noise, least))
+
+    def value(self, batch: AnyBatch, places: Sequence[int]) -> Tensor:
+        """f(x; theta0), shape (n, C), without a graph."""
+        with torch.no_grad():
+            found = self.tangent.function(batch)(self.tangent.theta0())
+        self.require_finite(found, places)
+        return found
+
+    def require_finite(self, value: Tensor, places: Sequence[int]) -> None:
+        """Raise if an output is NaN or infinite; `places` are those of its rows in the data."""
+        require_finite_rows(value, models.core(self.tangent.base)[0], places)
 
     def joined(self) -> "Jacobian":
         """The same side with J of whole batches.
@@ -158,9 +222,12 @@ class Jacobian:
         """A hash of the rows, the same for batches of any size that are cut from one tensor."""
         return checksum(self.batches)
 
-    def graph(self, batch: AnyBatch) -> Graph:
-        """f(x; theta0), shape (n, C), with ordinary autograd's graph."""
-        return Graph(self.tangent.function(batch))
+    def graph(self, batch: AnyBatch, places: Sequence[int] | None = None) -> Graph:
+        """f(x; theta0), shape (n, C), with ordinary autograd's graph; finite, if the places of its rows are given."""
+        graph = Graph(self.tangent.function(batch))
+        if places is not None:
+            self.require_finite(graph.value, places)
+        return graph
 
     def push(self, taus: Sequence[Params]) -> Tensor:
         """J tau for several directions, shape (T, N I), float64; I outputs per row."""
@@ -177,7 +244,7 @@ class Jacobian:
         total: dict[str, Tensor] = {}
         shaped = alpha.view(self.samples, -1)
         for places, batch in self.parts():
-            graph = self.graph(batch)
+            graph = self.graph(batch, places)
             cotangent = torch.einsum("no,noc->nc", shaped[places].double(), self.select.weights_of(places))
             for name, found in graph.pull(cotangent.to(graph.value)).items():
                 total[name] = total[name] + found.double() if name in total else found.double()
@@ -192,9 +259,9 @@ class Jacobian:
         """
         for begin, numbers, batch in self.spans(places):
             found: list[list[dict[str, Tensor]]] = []
-            whole = self.graph(batch) if self.together else None
+            whole = self.graph(batch, range(begin, begin + rows_of(batch))) if self.together else None
             for number in numbers:
-                graph = whole or self.graph(taken(batch, [number]))
+                graph = whole or self.graph(taken(batch, [number]), [begin + number])
                 weights = self.select.weights_of([begin + number])[0].to(graph.value)
                 cotangent = torch.zeros_like(graph.value)
                 pulled = []
@@ -215,12 +282,20 @@ class Jacobian:
             The row, and the length that rounding would leave of it if it were 0.
         """
         begin, (number, *_), batch = next(iter(self.spans([place])))
-        graph = self.graph(batch)
+        graph = self.graph(batch, range(begin, begin + rows_of(batch)))
         cotangent = torch.zeros_like(graph.value)
         cotangent[number] = self.select.weights_of([begin + number])[0, output].to(cotangent)
         row = {name: found.double().cpu() for name, found in graph.pull(cotangent).items()}
         entries = sum(found.numel() for found in row.values())
         return row, vanishing(graph.value * cotangent, self.tangent.theta0()) * entries**0.5
+
+
+def _same(alone: Tensor, value: Tensor) -> bool:
+    """Whether rows have the same outputs twice, each to rounding."""
+    tolerance = rounding(value.dtype)
+    return alone.shape == value.shape and not any(
+        far(one, other, tolerance) for one, other in zip(alone, value, strict=True)
+    )
 
 
 def identity(sides: Mapping[str, Jacobian], backend: str) -> dict[str, str]:

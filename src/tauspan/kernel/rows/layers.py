@@ -4,7 +4,7 @@ A parameter that is used twice has its uses written out and added, so cross term
 that do not overlap (the three parts of attention's `in_proj_weight`) stay apart, as if each were a parameter.
 """
 
-from collections.abc import Hashable
+from collections.abc import Hashable, Sequence
 from dataclasses import replace
 
 import torch
@@ -12,16 +12,27 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from tauspan.core.errors import ModelError
-from tauspan.kernel.rows.data import AnyBatch
+from tauspan.kernel.rows.data import AnyBatch, rows_of
 from tauspan.kernel.rows.jacobian import Jacobian
-from tauspan.kernel.rows.pieces import PART, Lookup, Piece, Pieces, Product, Written, pulled_back, written
+from tauspan.kernel.rows.pieces import (
+    PART,
+    Lookup,
+    Piece,
+    Pieces,
+    Product,
+    Written,
+    pulled_back,
+    rows_in,
+    written,
+)
 from tauspan.tangent.cache import factors
 from tauspan.tangent.cache.operations import slots_of
 from tauspan.tangent.cache.room import Room
 from tauspan.tangent.cache.tape import Tape, record, run
 from tauspan.tangent.engine import table
-from tauspan.tangent.engine.check import scales, wrong_gradient
+from tauspan.tangent.engine.check import scales, vanishing, wrong_gradient
 from tauspan.tangent.engine.dual import Entry, NoRuleError, Slot, Trace
+from tauspan.tangent.engine.precision import random_like
 
 _KEPT = frozenset({"linear", "embedding", "conv1d", "conv2d", "conv3d", "addmm"})
 _SMALL = 1 << 18  # entries of parameters whose rows of J are written out rather than recorded row by row
@@ -34,8 +45,9 @@ def pieces(
     batch: AnyBatch,
     known: dict[Hashable, frozenset[int]],
     check: bool = True,
-) -> tuple[Pieces, Tensor]:
-    """The Jacobian rows of one batch, by parameter, and f; one forward pass and a backward pass for each output.
+    views: bool = True,
+) -> Pieces:
+    """The Jacobian rows of one batch, by parameter; one forward pass and a backward pass for each output.
 
     Args:
         side: the model and the outputs that count.
@@ -43,8 +55,10 @@ def pieces(
         batch: the rows.
         known: what was found of batches of one kind; see `factors.cell`.
         check: compare J^T g of the pieces with autograd's, tensor by tensor, at the cost of one more backward pass.
+        views: keep disjoint views of a parameter apart; another batch may have others.
 
     Raises:
+        NonFiniteError: a row's output is NaN or infinite.
         ModelError: the model's operations cannot be recorded, a layer does not have the batch's rows in their order, or
             the pieces do not add up to autograd's gradient.
     """
@@ -57,48 +71,90 @@ def pieces(
     trace = Trace(tangent.base, tangent.strict, tangent.told, keep=_KEPT)
     try:
         tape, _ = record(tangent.function(batch), tangent.theta0(), None, trace)
-        found, probe = _sorted(tape, side.select.weights_of(places), known, check)
+        side.require_finite(tape.value, places)
+        found, probe = _sorted(tape, side.select.weights_of(places), known, check, views)
     except (NoRuleError, NotImplementedError) as error:
         raise ModelError(
             f"the model has no layer-wise kernel: {error}. Use backend='contraction'."
         ) from error
     if probe is not None:
         _require_gradients(found, *probe)
-    return found, tape.value.detach()
+    return found
+
+
+def belong(side: Jacobian, begin: int, numbers: list[int], batch: AnyBatch, found: Sequence[Pieces]) -> bool:
+    """Whether rows of J that were recorded without their batch are those of the batch.
+
+    All of them are looked at, by their sum with random weights; one forward and one backward pass of the whole batch.
+
+    Args:
+        side: the model and the outputs that count.
+        begin: the place of the batch's first row on that side.
+        numbers: which of its rows were recorded.
+        batch: the whole batch.
+        found: the rows, in one part or several.
+    """
+    graph = side.graph(batch, range(begin, begin + rows_of(batch)))
+    select = side.select.weights_of([begin + number for number in numbers]).to(graph.value)
+    weights = random_like(select[..., 0], 1)
+    cotangent = torch.zeros_like(graph.value)
+    cotangent.index_add_(0, torch.tensor(numbers), torch.einsum("no,noc->nc", weights, select))
+    total: dict[str, Tensor] = {}
+    low = 0
+    for part in found:
+        rows = rows_in(next(iter(part.values())))
+        for name, piece in part.items():
+            pulled = pulled_back(piece, weights[low : low + rows])
+            if pulled.numel():
+                total[name] = total[name] + pulled if name in total else pulled
+        low += rows
+    expected = graph.pull(cotangent)
+    least = vanishing(graph.value * cotangent, side.tangent.theta0())
+    return _fault(total, weights, expected, least) is None
 
 
 def _require_gradients(found: Pieces, weights: Tensor, expected: dict[str, Tensor]) -> None:
     """Raise unless the pieces give autograd's own J^T g, whatever is between the layers."""
+    fault = _fault({name: pulled_back(piece, weights) for name, piece in found.items()}, weights, expected)
+    if fault:
+        raise ModelError(f"the model has no layer-wise kernel: {fault}. Use backend='contraction'.")
+
+
+def _fault(
+    pulled: dict[str, Tensor], weights: Tensor, expected: dict[str, Tensor], least: float = 0.0
+) -> str | None:
+    """How J^T g, by parameters and their parts, differs from autograd's; parameters that are missing have 0."""
     tolerance, noise = scales(weights, expected)
-    mine: dict[str, Tensor] = {}
+    noise = max(noise, least)
+    mine = {name: torch.zeros_like(whole) for name, whole in expected.items()}
     parted: dict[str, float] = {}
-    for name, piece in found.items():
-        pulled, (owner, part, _) = pulled_back(piece, weights), name.partition(PART)
+    for name, gradient in pulled.items():
+        owner, part, _ = name.partition(PART)
         if part:  # a view of the parameter: its entries lie elsewhere, their squares add up
-            parted[owner] = parted.get(owner, 0.0) + float(pulled.double().square().sum())
-        else:
-            whole = expected[name]
-            mine[name] = pulled.view_as(whole) if pulled.numel() else torch.zeros_like(whole)
-    fault = wrong_gradient(mine, {name: expected[name] for name in mine}, tolerance, noise)
+            parted[owner] = parted.get(owner, 0.0) + float(gradient.double().square().sum())
+        elif gradient.numel():
+            mine[name] = gradient.view_as(mine[name])
+    fault = wrong_gradient(
+        mine, {name: g for name, g in expected.items() if name not in parted}, tolerance, noise
+    )
     for owner, square in parted.items():
         length = float(expected[owner].double().norm())
         if abs(square**0.5 - length) > max(tolerance * length, noise * expected[owner].numel() ** 0.5):
             fault = (
                 f"its gradient of {owner!r} has length {square**0.5:.6g} and ordinary autograd's {length:.6g}"
             )
-    if fault:
-        raise ModelError(f"the model has no layer-wise kernel: {fault}. Use backend='contraction'.")
+    return fault
 
 
 def _sorted(
-    tape: Tape, weights: Tensor, known: dict[Hashable, frozenset[int]], check: bool
+    tape: Tape, weights: Tensor, known: dict[Hashable, frozenset[int]], check: bool, views: bool
 ) -> tuple[Pieces, tuple[Tensor, dict[str, Tensor]] | None]:
     """The pieces of a tape, those of one parameter joined; with `check`, a random g and autograd's own J^T g."""
     value = torch.einsum("nc,noc->no", tape.value, weights.to(tape.value))
     selected = Tape(value, tape.points, tape.leaves, tape.entries, tape.result)
     cell = factors.cell(selected, Room([]), known, _SMALL, check)
     leaves = {slot: name for name, slot in cell.leaves.items()}
-    found = _gathered(cell, leaves | disjoint_views(cell))
+    found = _gathered(cell, leaves | (disjoint_views(cell) if views else {}))
     parted = {name.partition(PART)[0] for name in found if PART in name}
     if parted & found.keys():  # one of the views is met by an operation that has no factors
         found, parted = _gathered(cell, leaves), set()
@@ -146,12 +202,20 @@ def disjoint_views(cell: factors.FactorCell) -> dict[Slot, str]:
         mine = [slot for slot in used if name in owners[slot]]
         if not mine or leaf in mine or any(slot not in places for slot in mine):
             continue
-        labels = {slot: f"{name}{PART}{int(places[slot].min())}" for slot in mine}
+        storage = places[leaf].untyped_storage().data_ptr()
+        if any(places[slot].untyped_storage().data_ptr() != storage for slot in mine):  # which entries?
+            continue
+        labels = {slot: _label(name, places[slot]) for slot in mine}
         parts = {labels[slot]: places[slot].flatten() for slot in mine}
         alike = all(torch.equal(places[slot].flatten(), parts[labels[slot]]) for slot in mine)
         if alike and len(torch.unique(torch.cat(list(parts.values())))) == sum(map(len, parts.values())):
             found |= labels
     return found
+
+
+def _label(name: str, view: Tensor) -> str:
+    """The name of a view, which says exactly which entries it has in which order."""
+    return f"{name}{PART}{view.storage_offset()} {tuple(view.shape)} {view.stride()}"
 
 
 def _used(part: factors.Dense | factors.Touch) -> list[Slot]:

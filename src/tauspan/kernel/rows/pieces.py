@@ -6,7 +6,7 @@ from typing import TypeAlias
 import torch
 from torch import Tensor
 
-PART = "#"  # "name#k": a view of the parameter that starts at its entry k
+PART = "#"  # "name#...": a view of the parameter, with its entries and their order
 
 
 @dataclass(frozen=True)
@@ -44,6 +44,11 @@ class Lookup:
 
 Piece: TypeAlias = Product | Written | Lookup
 Pieces: TypeAlias = dict[str, Piece]
+
+
+def rows_in(piece: Piece) -> int:
+    """How many rows of data a piece has."""
+    return len(piece.jacobian if isinstance(piece, Written) else piece.sensitivity)
 
 
 def written(piece: Piece) -> Tensor:

@@ -5,16 +5,14 @@ from collections import OrderedDict
 from collections.abc import Hashable, Sequence
 from typing import Literal
 
-import torch
-
 from tauspan.core.computing import Check
 from tauspan.core.errors import ModelError
 from tauspan.kernel.rows.contract import CHUNK, Tile, bytes_of, joined
 from tauspan.kernel.rows.data import AnyBatch, rows_of, size_of, taken
 from tauspan.kernel.rows.jacobian import Jacobian
-from tauspan.kernel.rows.layers import pieces
+from tauspan.kernel.rows.layers import belong, pieces
 from tauspan.kernel.rows.pieces import Pieces, Written
-from tauspan.tangent.engine.check import RandomError, far, rounding
+from tauspan.tangent.engine.check import RandomError
 
 log = logging.getLogger(__name__)
 Backend = Literal["auto", "contraction", "products", "structured"]
@@ -36,6 +34,10 @@ class Tiles:
         self._kept: OrderedDict[tuple[int, int, int], tuple[Tile, int]] = OrderedDict()
         self._lengths: dict[int, int] = {}
         self._one_by_one = False
+        self._views = True  # whether disjoint views of a parameter are pieces of their own
+        self._belong: set[tuple[int, int]] = (
+            set()
+        )  # sides and rows that were compared with those of their batch
         self._together: set[int] = set()  # sides some of whose batches have rows that depend on one another
         self._known: dict[Hashable, frozenset[int]] = {}
 
@@ -77,6 +79,11 @@ class Tiles:
         """Drop everything."""
         self._kept.clear()
 
+    def without_views(self) -> None:
+        """From now on a parameter is one piece in every batch, and what was recorded is dropped."""
+        self._views = False
+        self.clear()
+
     def _make_room(self, size: int) -> None:
         while self._kept and sum(kept for _, kept in self._kept.values()) + size > self.room:
             self._kept.popitem(last=False)
@@ -85,42 +92,70 @@ class Tiles:
         while True:
             backend, found = self.backend, []
             for begin, numbers, batch in side.spans(rows):
-                places = [begin + number for number in numbers]
-                found += self._batch(side, places, taken(batch, numbers))
-            if self.backend == backend:  # else what came before has other pieces
-                return found
+                found += self._batch(side, begin, numbers, batch)
+            if self.backend != backend:  # what came before has other pieces
+                continue
+            if self._views and any(part.keys() != found[0].keys() for part in found):
+                self.without_views()
+                continue
+            return found
 
-    def _batch(self, side: Jacobian, places: list[int], batch: AnyBatch) -> list[Pieces]:
-        """A batch's Jacobians by parameter: as layers' factors where the model's operations allow it.
+    def _batch(self, side: Jacobian, begin: int, numbers: list[int], batch: AnyBatch) -> list[Pieces]:
+        """Jacobians of some rows of a batch by parameter: as layers' factors where the model's operations allow it.
 
         Where they do not for several rows at once, row by row; where they do not at all, written out.
         """
-        if self.backend == "contraction" or side.together:
+        places = [begin + number for number in numbers]
+        if self.backend == "contraction" or side.together or id(side) in self._together:
             self.backend = "contraction"
-            return self._written(side, places)
+            return self._written(side, begin, numbers, batch)
         if not (self._one_by_one and len(places) > 1):
             try:
-                return [pieces(side, places, batch, self._known, self.check != "off")[0]]
+                found = [self._pieces(side, places, taken(batch, numbers))]
             except ModelError as error:
                 self._without(error, len(places))
-                return self._batch(side, places, batch)
-        found, values = [], []
+                return self._batch(side, begin, numbers, batch)
+            whole = numbers == list(range(rows_of(batch)))
+            if whole or self._apart(side, begin, numbers, batch, found):
+                return found
+            return self._mixed(side, begin, numbers, batch)
+        found = []
         for number, place in enumerate(places):
             try:
-                piece, value = pieces(side, [place], taken(batch, [number]), self._known, self.check != "off")
+                found.append(self._pieces(side, [place], taken(batch, [numbers[number]])))
             except ModelError as error:
                 self._without(error, 1)
-                return self._written(side, places)
-            found.append(piece)
-            values.append(value)
-        with torch.no_grad():
-            whole = side.tangent.function(batch)(side.tangent.theta0())
-        if far(torch.cat(values), whole, rounding(whole.dtype)):
-            side.joined()  # an error where batches were cut here
-            self._together.add(id(side))
-            self._by_rows()
-            return self._written(side, places)
-        return found
+                return self._written(side, begin, numbers, batch)
+        if self._apart(side, begin, numbers, batch, found, always=True):
+            return found
+        return self._mixed(side, begin, numbers, batch)
+
+    def _pieces(self, side: Jacobian, places: list[int], rows: AnyBatch) -> Pieces:
+        return pieces(side, places, rows, self._known, self.check != "off", self._views)
+
+    def _apart(
+        self, side: Jacobian, begin: int, numbers: list[int], batch: AnyBatch, found: list[Pieces],
+        always: bool = False,
+    ) -> bool:  # fmt: skip
+        """Whether rows that were recorded without their batch are those of the batch; `always` without the check too."""
+        known = {(id(side), begin + number) for number in numbers}
+        if rows_of(batch) == 1 or known <= self._belong:
+            return True
+        if (
+            side.cut if self.check != "off" else not always
+        ):  # what was cut was compared when the side was made
+            return True
+        if not belong(side, begin, numbers, batch, found):
+            return False
+        self._belong |= known
+        return True
+
+    def _mixed(self, side: Jacobian, begin: int, numbers: list[int], batch: AnyBatch) -> list[Pieces]:
+        """The rows of J of whole batches, since some depend on others; an error where batches were cut here."""
+        side.joined()
+        self._together.add(id(side))
+        self._by_rows()
+        return self._written(side, begin, numbers, batch)
 
     def _without(self, error: ModelError, rows: int) -> None:
         """Go on without layers' factors, for one row at a time or at all."""
@@ -138,12 +173,15 @@ class Tiles:
         self.backend = "contraction"
         self.clear()
 
-    def _written(self, side: Jacobian, places: list[int]) -> list[Pieces]:
+    def _written(self, side: Jacobian, begin: int, numbers: list[int], batch: AnyBatch) -> list[Pieces]:
         whole = side.joined() if id(side) in self._together and not side.together else side
-        return [
+        found: list[Pieces] = [
             {
                 name: Written(rows.reshape(*rows.shape[:2], rows[0, 0].numel()))
-                for name, rows in sorted(found.items())
+                for name, rows in sorted(part.items())
             }
-            for _, found in whole.dense_rows(places)
+            for _, part in whole.dense_rows([begin + number for number in numbers])
         ]
+        if whole.together or self._apart(side, begin, numbers, batch, found):
+            return found
+        return self._mixed(side, begin, numbers, batch)

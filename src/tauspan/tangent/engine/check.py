@@ -222,8 +222,13 @@ def _strangers(nodes: Sequence[Any], call: Call) -> Iterator[Tensor]:
     return (leaf for leaf in variables if leaf is not None and id(leaf) not in known)
 
 
-def require_finite_rows(value: Tensor, module: nn.Module) -> None:
+def require_finite_rows(value: Tensor, module: nn.Module, places: Sequence[int] | None = None) -> None:
     """Raise if an output holds NaN or infinity.
+
+    Args:
+        value: outputs, one row each.
+        module: for the message.
+        places: where the rows are in the user's data, if not in this batch alone.
 
     Raises:
         NonFiniteError: with the rows, and with a parameter or buffer that holds such a number.
@@ -231,8 +236,11 @@ def require_finite_rows(value: Tensor, module: nn.Module) -> None:
     bad = ~torch.isfinite(value.detach())
     if not bool(bad.any()):
         return
-    rows = bad.flatten(1).any(1).nonzero().flatten().tolist() if value.ndim > 1 else []
-    if len(rows) == len(bad):
+    rows = bad.reshape(len(bad), -1).any(1).nonzero().flatten().tolist() if value.ndim > 0 else []
+    every = len(rows) == len(bad) > 1 if value.ndim else False
+    if places is not None:
+        rows = [places[row] for row in rows]
+    if every:
         where = " in every row"
     else:
         where = f" in row {rows[0]}" if rows else ""
@@ -242,8 +250,9 @@ def require_finite_rows(value: Tensor, module: nn.Module) -> None:
     cause = (
         f"{broken!r} holds it already: load the weights again"
         if broken
-        else "no weight does, so look at that row's inputs (an empty text has a mean over no tokens)"
+        else "no weight does, so look at that row's inputs (an empty text has a mean over no tokens), or leave it out"
     )
+    whole = "batch" if places is None else "data"
     raise NonFiniteError(
-        f"the output of {type(module).__name__} holds NaN or infinity{where} of the batch; {cause}."
+        f"the output of {type(module).__name__} holds NaN or infinity{where} of the {whole}; {cause}."
     )

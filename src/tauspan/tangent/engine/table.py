@@ -60,16 +60,16 @@ def moves(value: Any) -> bool:
 
 def name_of(func: Any) -> str:
     """One name for a function, its method and its operator: add for torch.add, Tensor.add and `+`."""
-    name: str = getattr(func, "__name__", str(func)).removeprefix(
-        "special_"
-    )  # torch.special has second names
+    name: str = getattr(func, "__name__", str(func))
     if name == "__get__":
         return f"get {func.__self__.__name__}"
     return _OPERATORS.get(name, name)
 
 
 _OPERATORS = {
-    "expit": "sigmoid",
+    # torch.special has second names of these
+    "special_expit": "sigmoid", "special_erf": "erf", "special_softmax": "softmax", "special_log_softmax": "log_softmax",
+    "special_logsumexp": "logsumexp", "special_expm1": "expm1", "special_log1p": "log1p",
     "__add__": "add", "__radd__": "add", "__iadd__": "add_", "__sub__": "sub", "__rsub__": "rsub",
     "__isub__": "sub_",
     "__mul__": "mul", "__rmul__": "mul", "__imul__": "mul_", "__truediv__": "div", "__div__": "div",

@@ -273,9 +273,7 @@ def test_a_loss_that_is_not_finite_names_the_step(regime: Any, tmp_path: Any) ->
     inputs = list(rows.inputs)
     inputs[place] = torch.full_like(inputs[place], math.nan)
     broken = dataclasses.replace(task, splits={**task.splits, "train": Split(inputs, rows.labels)})
-    with pytest.raises(
-        NonFiniteError, match=r"step 2 of 'points': loss nan.*Lower the learning rate|in row \d of the batch"
-    ):
+    with pytest.raises(NonFiniteError, match=r"step 2 of 'points': loss nan.*Lower the learning rate"):
         trained(dataclasses.replace(BASIC, regime=regime), broken, out=tmp_path)
     assert not (tmp_path / "vector.safetensors").exists()
 

@@ -229,7 +229,7 @@ def contributions(
     groups = [taus[begin : begin + together] for begin in range(0, len(taus), together)]
 
     def both(batch: Batch) -> tuple[Tensor, Tensor]:
-        pairs = [tangent.tangent(batch, vectors=group) for group in groups]
+        pairs = [tangent.parts(batch, vectors=group) for group in groups]
         return pairs[0][0].detach().cpu(), torch.cat([directions.detach().cpu() for _, directions in pairs])
 
     found = by_batch(both, prepared, advance)

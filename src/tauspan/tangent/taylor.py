@@ -221,6 +221,16 @@ class Linearized(nn.Module):
             UsageError: `vectors` is empty.
             MismatchError: a vector holds other tensors than this module's trainable ones.
         """
+        outputs = self.parts(*inputs, vectors=vectors, **kwargs)
+        # numbers of a compiled call or of torch's transforms cannot be looked at
+        if not torch.compiler.is_compiling() and not depends_on_inputs((list(inputs), kwargs)):
+            require_finite_rows(outputs[0], models.core(self.base)[0])
+        return outputs
+
+    def parts(
+        self, *inputs: Any, vectors: Sequence[TaskVector | params.Params] | None = None, **kwargs: Any
+    ) -> tuple[Tensor, Tensor]:
+        """`tangent` for callers that check the outputs themselves, since they know whose rows these are."""
         if vectors is not None and not vectors:
             raise UsageError("`vectors` is empty: give at least one, or None for this module's own tau.")
         if torch.compiler.is_compiling() and vectors is None:
@@ -228,13 +238,10 @@ class Linearized(nn.Module):
         call, theta0 = self._looked(self._call(inputs, kwargs)), self.theta0()
         if vectors is not None:
             directions = [self.direction(vector) for vector in vectors]
-            outputs = self._plan.run(call, theta0, lambda engine: engine.jvps(call, theta0, directions))
-        elif depends_on_inputs((list(inputs), kwargs)):  # J tau is to be derived in the inputs
+            return self._plan.run(call, theta0, lambda engine: engine.jvps(call, theta0, directions))
+        if depends_on_inputs((list(inputs), kwargs)):  # J tau is to be derived in the inputs
             return Reference().jvp(call, theta0, self.tau)
-        else:
-            outputs = self._plan.run(call, theta0, lambda engine: engine.jvp(call, theta0, self.tau))
-        require_finite_rows(outputs[0], models.core(self.base)[0])
-        return outputs
+        return self._plan.run(call, theta0, lambda engine: engine.jvp(call, theta0, self.tau))
 
     def direction(self, vector: TaskVector | params.Params) -> dict[str, Tensor]:
         """A vector's tensors under this module's names and on its device; fingerprints are not compared.

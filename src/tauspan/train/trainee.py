@@ -123,7 +123,12 @@ class LinearTrainee:
     def __call__(self, batch: Batch, task: int = 0) -> Tensor:
         """Logits of shape (N, K) under the head of one task."""
         self._classifier.head = self._heads[task]
-        return precisely(self._precision, self._device, lambda: self._model(batch))
+        return precisely(self._precision, self._device, lambda: self._logits(batch))
+
+    def _logits(self, batch: Batch) -> Tensor:
+        """The model's logits; the training loop checks them, and names the step and the rows."""
+        value, tangent = self._model.parts(batch)
+        return self._model.finish(value + tangent)
 
     def cache(
         self, batches: Sequence[Batch], kind: CacheKind | Literal["auto"], folder: Path | None

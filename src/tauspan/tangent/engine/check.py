@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from tauspan.core.errors import NonFiniteError
-from tauspan.core.params import Params
+from tauspan.core.params import Params, broken_rows
 from tauspan.tangent.engine import backward
 from tauspan.tangent.engine.call import Call, leaves
 from tauspan.tangent.engine.determinism import (
@@ -233,11 +233,10 @@ def require_finite_rows(value: Tensor, module: nn.Module, places: Sequence[int] 
     Raises:
         NonFiniteError: with the rows, and with a parameter or buffer that holds such a number.
     """
-    bad = ~torch.isfinite(value.detach())
-    if not bool(bad.any()):
+    if bool(torch.isfinite(value.detach()).all()):
         return
-    rows = bad.reshape(len(bad), -1).any(1).nonzero().flatten().tolist() if value.ndim > 0 else []
-    every = len(rows) == len(bad) > 1 if value.ndim else False
+    rows = broken_rows(value.detach()) if value.ndim else []
+    every = value.ndim > 0 and len(rows) == len(value) > 1
     if places is not None:
         rows = [places[row] for row in rows]
     if every:

@@ -9,7 +9,7 @@ import torch
 from tauspan.core.errors import RecipeError
 from tauspan.merge import METHODS, parse_recipe
 from tauspan.merge.engine.settings import Filtered, Gradient
-from tauspan.merge.recipe.mergekit_keys import DIALECT
+from tauspan.merge.recipe.mergekit_methods import DIALECT
 from tauspan.merge.recipe.recipe import UNION, MergeRecipe
 from tauspan.merge.sources.opening import open_source
 from tauspan.merge.stream.files import merge_files

@@ -17,6 +17,7 @@ from tauspan.cli.shared import (
     task_of,
     write_report,
 )
+from tauspan.core.choices import SPLITS
 from tauspan.core.errors import UsageError
 
 if TYPE_CHECKING:
@@ -116,7 +117,7 @@ def _add_maps(verbs: Any, verb: Verb) -> argparse.ArgumentParser:
         "--distance", choices=("argmax", "probabilities"), default="argmax",
         help="when two outputs differ: another class, or by total variation of the probabilities",
     )  # fmt: skip
-    mapped.add_argument("--split", choices=commands.SPLITS, default="test", help="which rows")
+    mapped.add_argument("--split", choices=SPLITS, default="test", help="which rows")
     return mapped
 
 

@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Any, cast
 
 from tauspan.cli import shared as commands
 from tauspan.cli.shared import (
-    REGIMES,
     Verb,
     add_passes,
     add_regime,
@@ -18,6 +17,7 @@ from tauspan.cli.shared import (
     task_of,
     vector_of,
 )
+from tauspan.core.choices import EDIT_REGIMES, SPLITS
 from tauspan.core.errors import UsageError
 from tauspan.core.notices import tell
 
@@ -50,7 +50,7 @@ def _add_apply(use: argparse.ArgumentParser) -> None:
     use.add_argument("--scale", type=float, default=1.0, help="the coefficient")
     use.add_argument(
         "--regime",
-        choices=REGIMES,
+        choices=EDIT_REGIMES,
         help="standard writes an ordinary model, which its own library loads; linear and posthoc a tangent model, which "
         "tauspan loads (default: the vector's own)",
     )
@@ -89,7 +89,7 @@ def _add_evaluate(score: argparse.ArgumentParser) -> None:
     score.add_argument("tasks", nargs="+", help="shipped tasks, data sets, or directories with card.json")
     score.add_argument("--vector", help="edit the model with it (default: the model as it is)")
     score.add_argument("--scale", type=float, default=1.0, help="what the vector is multiplied by")
-    score.add_argument("--split", choices=commands.SPLITS, default="test", help="which rows")
+    score.add_argument("--split", choices=SPLITS, default="test", help="which rows")
     add_rows(score)
 
 

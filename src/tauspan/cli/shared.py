@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, TypeAlias
 
 from tauspan.cli.fields import add_fields, read_fields
 from tauspan.core.choices import EDIT_REGIMES
-from tauspan.core.choices import SPLITS as SPLIT_NAMES
 from tauspan.core.computing import CHECKS, ENGINES
 from tauspan.core.errors import DataError, UsageError
 from tauspan.core.launch import launch
@@ -24,7 +23,6 @@ if TYPE_CHECKING:
 MODEL = "minilm, a directory or a hub id"
 TASK = "a shipped task, a data set of the catalog, or a directory with card.json"
 PARAMS = "what moves: all, attention, last:K (the last K blocks) or a pattern of names"
-REGIMES, SPLITS = EDIT_REGIMES, SPLIT_NAMES
 Verb: TypeAlias = Callable[
     ..., argparse.ArgumentParser
 ]  # makes a verb's parser of (into, name, does, function)
@@ -97,7 +95,7 @@ def add_device(parser: argparse.ArgumentParser) -> None:
 def add_regime(parser: argparse.ArgumentParser) -> None:
     """Add the option of the regime in which a vector edits."""
     parser.add_argument(
-        "--regime", choices=REGIMES,
+        "--regime", choices=EDIT_REGIMES,
         help="how the vector edits; posthoc: a standard vector in the tangent model (default: the vector's own)",
     )  # fmt: skip
 
@@ -186,7 +184,7 @@ def add_dialect(made: argparse.ArgumentParser) -> None:
     made.add_argument("--delimiter", metavar="C", help=r"such as ';' or '\t' (default: the first line's)")
     made.add_argument(
         "--quotes", choices=("doubled", "escaped", "none"), default="doubled",
-        help="how a quote stands in a quoted field (default: doubled)",
+        help="how a quote is written in a quoted field (default: doubled)",
     )  # fmt: skip
 
 

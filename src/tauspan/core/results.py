@@ -3,14 +3,15 @@
 import importlib
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass, field, fields, replace
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from tauspan.core.errors import MissingExtraError
 from tauspan.core.report import Cell, Report
 
 if TYPE_CHECKING:
     import pandas
+    from _typeshed import DataclassInstance
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,6 +62,31 @@ def mean(numbers: Sequence[float | None]) -> float | None:
     """
     known = [number for number in numbers if number is not None]
     return sum(known) / len(known) if known and len(known) == len(numbers) else None
+
+
+R = TypeVar("R", bound="DataclassInstance")
+
+
+def mean_row(rows: Sequence[R]) -> R:
+    """The row `mean` of several: numbers are averaged (`mean`), texts become `"mean"`, anything else None.
+
+    Example:
+        >>> @dataclass(frozen=True)
+        ... class Row:
+        ...     task: str
+        ...     accuracy: float
+        >>> mean_row([Row("a", 0.5), Row("b", 1.0)]).accuracy
+        0.75
+    """
+    averaged: dict[str, Any] = {}
+    for one in fields(rows[0]):
+        values = [getattr(row, one.name) for row in rows]
+        if all(isinstance(value, str) for value in values):
+            averaged[one.name] = "mean"
+        else:
+            numbers = all(value is None or isinstance(value, int | float) for value in values)
+            averaged[one.name] = mean(values) if numbers else None
+    return replace(rows[0], **averaged)
 
 
 def ratio(part: float | None, whole: float | None) -> float | None:

@@ -1,10 +1,9 @@
 """`Editor`: one place where questions about edits of an encoder are asked, and what one reading of the data gave."""
 
 from collections.abc import Mapping, Sequence
-from typing import Literal
 
 from tauspan.core.arguments import checked
-from tauspan.core.choices import EditRegime
+from tauspan.core.choices import EditRegime, SplitName
 from tauspan.core.errors import DataError, UsageError, listed, nearest
 from tauspan.core.reading import Reading
 from tauspan.core.report import noted
@@ -13,7 +12,7 @@ from tauspan.editing.maps.asked import GRID, Axis
 from tauspan.editing.maps.disturbance import Disturbance, disturbance
 from tauspan.editing.maps.error import Distance
 from tauspan.editing.maps.maps import Maps, drawn, wanted
-from tauspan.editing.model.directions import Coefficients, Directions
+from tauspan.editing.model.directions import Directions
 from tauspan.editing.model.edited import Coefs, EditedModel, edited_model
 from tauspan.editing.model.regime import edit_regime
 from tauspan.editing.search.addition import Addition, addition
@@ -28,8 +27,6 @@ from tauspan.editing.search.unknowns import GroupPatterns, Per, Unknowns, unknow
 from tauspan.models import Encoder
 from tauspan.tasks import Task
 from tauspan.vector import TaskVector
-
-SplitName = Literal["train", "validation", "test"]
 
 
 class Editor:
@@ -283,9 +280,8 @@ class Editor:
         if target is None or target not in self.vectors:
             name = task if isinstance(task, str) else task.name
             raise UsageError(f"there is no vector of the task {name!r}. {nearest(name, list(by_name))}")
-        return target, [one for one in self.vectors if one is not target] if controls is None else list(
-            controls
-        )
+        others = [one for one in self.vectors if one is not target]
+        return target, others if controls is None else list(controls)
 
     def _whole(self, tasks: Sequence[Task]) -> EditedModel:
         """The model whose directions are the whole vectors, with the heads of these tasks."""
@@ -300,13 +296,9 @@ class Editor:
         key = tuple((group, tuple(names)) for group, names in directions.groups.items())
         model = self._models.get(key) if self.ahead else None
         if model is None:
-            ahead = (
-                self.ahead and len(directions.groups) == 1
-            )  # all layers of all vectors would be many tangents
+            # all layers of all vectors would be many tangents
+            ahead = self.ahead and len(directions.groups) == 1
             model = edited_model(self.encoder, directions, self.regime, self.reading, ahead)
             self._models[key] = model
         model.make_heads(tasks)
         return model
-
-
-__all__ = ["Coefficients", "Editor"]

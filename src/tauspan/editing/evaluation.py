@@ -2,16 +2,15 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import Literal, TypeAlias
 
 from tauspan.core.arguments import checked
-from tauspan.core.choices import EditRegime
+from tauspan.core.choices import EditRegime, SplitName
 from tauspan.core.errors import UsageError
 from tauspan.core.measure import progress
 from tauspan.core.processes import world
 from tauspan.core.reading import Reading
 from tauspan.core.report import Cell, Report, Table, noted, provenance
-from tauspan.core.results import Result
+from tauspan.core.results import Result, mean_row
 from tauspan.editing.model.directions import Directions
 from tauspan.editing.model.edited import Coefs, EditedModel, edited_model
 from tauspan.editing.model.outputs import accuracy, cross_entropy
@@ -22,8 +21,6 @@ from tauspan.tangent import Linearized
 from tauspan.tasks import Task
 from tauspan.tasks.assembly import told
 from tauspan.vector import TaskVector
-
-SplitName: TypeAlias = Literal["train", "validation", "test"]
 
 
 @dataclass(frozen=True)
@@ -88,7 +85,7 @@ def evaluate(
     vector: TaskVector | None = None,
     scale: float = 1.0,
     regime: EditRegime | None = None,
-    split: Literal["train", "validation", "test"] = "test",
+    split: SplitName = "test",
     *,
     reading: Reading = Reading(),
 ) -> Evaluation:
@@ -161,17 +158,11 @@ def measured_on(
         base=model.encoder.source, fingerprint=model.fingerprint, split=split,
         **({} if scale is None else {"scale": scale}), **facts(model.encoder),
     )  # fmt: skip
-    return Evaluation(
-        label=label, split=split, tasks=scores, mean=_mean(scores), note=left_out(tasks), provenance=about
-    )
-
-
-def _mean(scores: Sequence[TaskScore]) -> TaskScore | None:
-    if not scores:
-        return None
-    accuracies, losses = ([getattr(score, name) for score in scores] for name in ("accuracy", "loss"))
     rows = sum(score.rows for score in scores)
-    return TaskScore("mean", sum(accuracies) / len(scores), sum(losses) / len(scores), rows)
+    mean = replace(mean_row(scores), rows=rows) if scores else None
+    return Evaluation(
+        label=label, split=split, tasks=scores, mean=mean, note=left_out(tasks), provenance=about
+    )
 
 
 def _unedited(encoder: Encoder) -> str:

@@ -1,10 +1,9 @@
 """The questions of an `Editor`, each as a function that asks one."""
 
 from collections.abc import Mapping, Sequence
-from typing import Literal
 
 from tauspan.core.arguments import checked
-from tauspan.core.choices import EditRegime
+from tauspan.core.choices import EditRegime, SplitName
 from tauspan.core.errors import UsageError
 from tauspan.core.reading import Reading
 from tauspan.editing.editor import Editor
@@ -14,7 +13,7 @@ from tauspan.editing.maps.maps import Maps
 from tauspan.editing.search.addition import Addition
 from tauspan.editing.search.box import Bounds
 from tauspan.editing.search.choose import SolvedCoefficients
-from tauspan.editing.search.entropy import AdaMerged, SplitName
+from tauspan.editing.search.entropy import AdaMerged
 from tauspan.editing.search.grid import Grid
 from tauspan.editing.search.negation import Negation, require_controls
 from tauspan.editing.search.pareto import Front
@@ -105,7 +104,7 @@ def coefficients(
     bounds: Bounds | None = (0.0, 1.0),
     ridge: float = 0.0,
     l1: float = 0.0,
-    split: Literal["train", "validation", "test"] = "validation",  # test is refused, with the reason
+    split: SplitName = "validation",  # test is refused, with the reason
     bootstrap: int = 200,
     seed: int = 0,
     tolerance: float = 1e-8,
@@ -292,7 +291,7 @@ def disentanglement(
     box: tuple[float, float] = (0.0, 1.0),
     drift: bool | float | Mapping[str, float] = False,
     distance: Distance = "argmax",
-    split: Literal["train", "validation", "test"] = "test",
+    split: SplitName = "test",
     reading: Reading = Reading(),
 ) -> Maps:
     """The disentanglement error of pairs of tasks on a grid of coefficients (section 4 of arXiv 2305.12827).
@@ -306,7 +305,7 @@ def disentanglement(
 
     drift_t(a) = mean_x |c(f(x; theta0 + a tau_t)) - c(f(x; theta0))| / mean_x |c(f(x; theta0))|,
 
-    c(.) the logits of a row less their mean. A point (u1, u2) of that map stands for the coefficients whose drifts are
+    c(.) the logits of a row less their mean. A point (u1, u2) of that map is at the coefficients whose drifts are
     |u1| d1 and |u2| d2, with the signs of u1 and u2, where d1 and d2 are the units of drift. Regimes are compared at
     matched drift by giving each the same units: those that one of them had at alpha = 1.
 

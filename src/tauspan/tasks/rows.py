@@ -103,7 +103,7 @@ def tensor_rows(name: str, split: str, given: Any) -> Rows:
     where = f"{split} of {name!r}"
     wrong = no_rows(inputs)
     if wrong is not None:
-        raise DataError(f"{where}: its inputs are {wrong}; each row stands at the place of its label.")
+        raise DataError(f"{where}: its inputs are {wrong}; each row needs the position of its label.")
     try:
         kept = inputs if isinstance(inputs, Images) else [plain(item) for item in plain(inputs)]
         labels = plain(labels) if isinstance(labels, Tensor) else labels  # what a mask hides is no label
@@ -126,7 +126,7 @@ def plain(item: Any) -> Any:
     if np.ma.is_masked(item):
         raise DataError(
             "a masked array hides some of its numbers, and no model reads a mask: write array.filled(0.0), with the "
-            "number that stands for them, or take these rows out."
+            "number that represents them, or take these rows out."
         )
     if isinstance(item, np.ndarray | np.generic) and item.dtype.kind in "iufc" and not item.dtype.isnative:
         return item.astype(item.dtype.newbyteorder("="))

@@ -34,7 +34,7 @@ class Split:
     def __post_init__(self) -> None:
         wrong = no_rows(self.inputs)
         if wrong is not None:
-            raise DataError(f"the inputs of a Split are {wrong}; each row stands at the place of its label.")
+            raise DataError(f"the inputs of a Split are {wrong}; each row needs the position of its label.")
 
     def __len__(self) -> int:
         return len(self.labels)

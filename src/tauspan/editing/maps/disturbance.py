@@ -52,7 +52,7 @@ def disturbance(model: EditedModel, vectors: Mapping[Task, TaskVector], split: s
     names = [task.name for task in tasks]
     model.read(dict.fromkeys(tasks, names), split)
     drift = {task.name: {name: _drift(model, task, split, name) for name in names} for task in tasks}
-    facts = facts_of(model.encoder, vectors.values(), split=split)
+    facts = facts_of(model, vectors.values(), split=split)
     return Disturbance(regime=model.regime, split=split, drift=drift, provenance=facts)
 
 

@@ -3,9 +3,9 @@
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any
 
-from tauspan.core.choices import EditRegime
+from tauspan.core.choices import EditRegime, SplitName
 from tauspan.core.errors import UsageError, nearest
 from tauspan.core.measure import progress
 from tauspan.core.report import Cell, Report, Table
@@ -28,7 +28,6 @@ from tauspan.tasks import Task
 from tauspan.vector import TaskVector
 
 Number = float | None
-SplitName = Literal["train", "validation", "test"]
 
 
 @dataclass(frozen=True)
@@ -212,7 +211,7 @@ def drawn(model: EditedModel, vectors: Mapping[Task, TaskVector], asked: Wanted)
         for name, unit in units.items()
     ]
     facts = facts_of(
-        model.encoder, [vectors[task] for task in asked.tasks], split=asked.split,
+        model, [vectors[task] for task in asked.tasks], split=asked.split,
         rows={task.name: len(task.split(asked.split)) for task in asked.tasks},
     )  # fmt: skip
     return Maps(

@@ -6,12 +6,12 @@ from typing import Any
 
 from torch import nn
 
-from tauspan import models
 from tauspan.core.choices import EditRegime, Point
 from tauspan.core.report import provenance
 from tauspan.core.results import Result
 from tauspan.editing.model.directions import Coefficients, Groups, weighted_sum
 from tauspan.editing.model.edit import apply
+from tauspan.editing.model.edited import EditedModel
 from tauspan.models import Encoder
 from tauspan.vector import TaskVector
 
@@ -46,12 +46,12 @@ class ChosenEdit(Result):
         return apply(self.encoder, self.vector, regime=self.regime, point=self.point)
 
 
-def facts_of(encoder: Encoder, vectors: Iterable[TaskVector], **more: Any) -> dict[str, Any]:
+def facts_of(model: EditedModel, vectors: Iterable[TaskVector], **more: Any) -> dict[str, Any]:
     """Where the numbers of a choice come from: base, vectors, seeds, versions."""
     listed = list(vectors)
     return provenance(
-        base=encoder.source,
-        fingerprint=models.fingerprint_of(encoder),
+        base=model.encoder.source,
+        fingerprint=model.fingerprint,
         vectors=[vector.label for vector in listed],
         seeds=sorted({vector.info["seed"] for vector in listed if "seed" in vector.info}),
         **more,

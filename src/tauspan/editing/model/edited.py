@@ -65,15 +65,21 @@ class EditedModel(ABC):
         self._heads: dict[Task, Head] = {}
         self._prepared: dict[tuple[Task, str], Batches] = {}
         self._accuracies: dict[tuple[Task, str, tuple[tuple[str, float], ...]], float] = {}
+        self._begin()
 
     # -- what regimes define ---------------------------------------------------------------------------------
+
+    @abstractmethod
+    def _begin(self) -> None:
+        """Set up what the regime keeps between questions."""
 
     @abstractmethod
     def affine(self, task: Task) -> bool:
         """Whether the task's logits are affine in the coefficients."""
 
     @abstractmethod
-    def _logits(self, task: Task, split: str, used: Coefs, about: str, advance: Advance) -> Tensor: ...
+    def _logits(self, task: Task, split: str, used: Coefs, about: str, advance: Advance) -> Tensor:
+        """The logits, checked to be finite; `about` says in words whose they are."""
 
     @abstractmethod
     def read(self, needs: Mapping[Task, Sequence[str]], split: str) -> None:
@@ -90,9 +96,7 @@ class EditedModel(ABC):
         used = {name: value for name, value in coefficients.items() if value}
         at = " + ".join(f"{value:g} x {name!r}" for name, value in used.items()) or "theta0"
         about = f"the logits of {task.name!r} on {split} at {at}"
-        logits = self._logits(task, split, used, about, advance)
-        require_finite_rows(logits, about)
-        return logits
+        return self._logits(task, split, used, about, advance)
 
     def accuracy(self, task: Task, split: str, coefficients: Coefs) -> float:
         """Accuracy of one task on one split; computed once for each choice of coefficients."""
@@ -143,15 +147,7 @@ class OrdinaryModel(EditedModel):
     regimes = ("standard",)
     tangent = False
 
-    def __init__(
-        self,
-        encoder: Encoder,
-        directions: Directions,
-        regime: EditRegime,
-        reading: Reading,
-        ahead: bool = False,
-    ) -> None:
-        super().__init__(encoder, directions, regime, reading, ahead)
+    def _begin(self) -> None:
         self._copy: Encoder | None = None
         self._at: Coefs | None = None
 
@@ -188,20 +184,11 @@ class TangentModel(EditedModel):
     regimes = ("linear", "posthoc")
     tangent = True
 
-    def __init__(
-        self,
-        encoder: Encoder,
-        directions: Directions,
-        regime: EditRegime,
-        reading: Reading,
-        ahead: bool = False,
-    ) -> None:
-        super().__init__(encoder, directions, regime, reading, ahead)
+    def _begin(self) -> None:
         self._passes: dict[tuple[Task, str], Contributions] = {}
         self._parts: dict[tuple[Task, str, tuple[str, ...]], Contributions] = {}
-        self._tangents: dict[
-            tuple[str, ...], Linearized
-        ] = {}  # by the tensors that move: they share one check
+        # by the tensors that move: models of the same tensors share one check
+        self._tangents: dict[tuple[str, ...], Linearized] = {}
 
     def affine(self, task: Task) -> bool:
         """Unless a head that normalises follows the linearisation point."""
@@ -246,7 +233,9 @@ class TangentModel(EditedModel):
                 groups = {name: [name] for name in names or passed.names[:1]}
                 self._parts[task, split, names] = passed.summed(groups)
             passed = self._parts[task, split, names]
-        return passed.logits([used.get(name, 0.0) for name in passed.names])
+        logits = passed.logits([used.get(name, 0.0) for name in passed.names])
+        require_finite_rows(logits, about)
+        return logits
 
 
 MODELS: tuple[type[EditedModel], ...] = (OrdinaryModel, TangentModel)

@@ -1,10 +1,10 @@
 """Task addition with one shared coefficient, as in the paper."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from tauspan.core.report import Cell, Report, Table
-from tauspan.core.results import mean, ratio
+from tauspan.core.results import mean_row, ratio
 from tauspan.editing.model.chosen import ChosenEdit, alpha_series, facts_of
 from tauspan.editing.model.edited import Coefs, EditedModel
 from tauspan.editing.search.grid import Grid, Scores, named
@@ -100,7 +100,7 @@ def addition(
         encoder=model.encoder, vectors={task.name: vector for task, vector in vectors.items()},
         regime=model.regime, point=model.point, coefficients={task.name: alpha for task in tasks},
         alpha=alpha, tasks=rows, mean=mean_row(rows), curve=scores.rows, remark=scores.remark(grid, alpha),
-        provenance=facts_of(model.encoder, vectors.values(), grid=named(grid)),
+        provenance=facts_of(model, vectors.values(), grid=named(grid)),
     )  # fmt: skip
 
 
@@ -128,23 +128,6 @@ def added_task(model: EditedModel, task: Task, alpha: float, whole: Coefs, own: 
     added, plain = (model.accuracy(task, "test", scaled(whole, at)) for at in (alpha, 1.0))
     zero_shot = model.accuracy(task, "test", {})
     return AddedTask(task.name, zero_shot, single, added, plain, ratio(added, single), ratio(plain, single))
-
-
-def mean_row(rows: Sequence[AddedTask]) -> AddedTask:
-    """The means over tasks; one that lacks a task's number is missing."""
-
-    def over(values: Iterable[float]) -> float:
-        return sum(values) / len(rows)
-
-    return AddedTask(
-        task="mean",
-        zero_shot=over(row.zero_shot for row in rows),
-        single=over(row.single for row in rows),
-        added=over(row.added for row in rows),
-        at_one=over(row.at_one for row in rows),
-        normalised=mean([row.normalised for row in rows]),
-        at_one_normalised=mean([row.at_one_normalised for row in rows]),
-    )
 
 
 def scaled(coefficients: Coefs, alpha: float) -> Coefs:

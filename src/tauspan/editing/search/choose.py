@@ -1,13 +1,13 @@
 """A coefficient for each task vector, or each layer of each, that minimises validation loss."""
 
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
 from tauspan.core.measure import progress
 from tauspan.core.report import Cell, Report
-from tauspan.core.results import mean, ratio
+from tauspan.core.results import mean_row, ratio
 from tauspan.editing.model.chosen import ChosenEdit, facts_of
 from tauspan.editing.model.edited import EditedModel, TangentModel
 from tauspan.editing.search.blackbox import Memory, descend
@@ -127,7 +127,7 @@ def solved_coefficients(
     alpha = _shared_alpha(model, free, tasks, split)
     model.read(needs, "test")
     rows = _accuracies(model, free, tasks, alpha, outcome.values, bootstrap, seed)
-    facts = facts_of(model.encoder, vectors.values(), split=split, bounds=list(bounds) if bounds else None, ridge=ridge,
+    facts = facts_of(model, vectors.values(), split=split, bounds=list(bounds) if bounds else None, ridge=ridge,
                      l1=l1, bootstrap=bootstrap, bootstrap_seed=seed)  # fmt: skip
     return SolvedCoefficients(
         encoder=model.encoder, vectors=free.directions.vectors, regime=model.regime, point=model.point,
@@ -209,18 +209,4 @@ def _accuracies(
             shared_grid_normalised=ratio(by_grid, single), solved_normalised=ratio(chosen, single),
             interval=intervals[task.name],
         ))  # fmt: skip
-
-    def over(values: Iterable[float]) -> float:
-        return sum(values) / len(rows)
-
-    average = SolvedTask(
-        task="mean",
-        zero_shot=over(row.zero_shot for row in rows),
-        single=over(row.single for row in rows),
-        shared_grid=over(row.shared_grid for row in rows),
-        solved=over(row.solved for row in rows),
-        shared_grid_normalised=mean([row.shared_grid_normalised for row in rows]),
-        solved_normalised=mean([row.solved_normalised for row in rows]),
-        interval=intervals["mean"],
-    )
-    return [*rows, average]
+    return [*rows, replace(mean_row(rows), interval=intervals["mean"])]

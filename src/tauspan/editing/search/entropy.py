@@ -1,18 +1,18 @@
 """Coefficients of least prediction entropy, for data without labels: AdaMerging."""
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal
 
 import torch
 from torch import Tensor
 
 from tauspan import models
+from tauspan.core.choices import SplitName
 from tauspan.core.errors import NonFiniteError
 from tauspan.core.measure import progress
 from tauspan.core.params import Params
 from tauspan.core.report import Cell, Report, Table
-from tauspan.core.results import mean, ratio
+from tauspan.core.results import mean_row, ratio
 from tauspan.editing.model.chosen import ChosenEdit, facts_of
 from tauspan.editing.model.edited import EditedModel, TangentModel
 from tauspan.editing.search.bootstrap import Intervals
@@ -25,7 +25,6 @@ from tauspan.tasks import Task, permutation
 from tauspan.tasks.batches import batches
 from tauspan.vector import TaskVector
 
-SplitName = Literal["train", "validation", "test"]
 Rows = Mapping[Task, Sequence[int]]
 Slope = Callable[[Tensor, Rows], tuple[float, Tensor]]
 
@@ -134,9 +133,9 @@ def least_entropy(
         model.read(needs, "test")
     before, after = free.at(box.clipped(start.numpy())), free.at(values)
     table = [_merged(model, free, task, split, before, after) for task in tasks]
-    average = _mean(table)
+    average = mean_row(table)
     outcome = Outcome(tuple(values), average.entropy, {}, None, Intervals({}, 0, 0), steps)
-    facts = facts_of(model.encoder, vectors.values(), split=split, bounds=list(bounds), steps=steps, lr=lr, prior=prior,
+    facts = facts_of(model, vectors.values(), split=split, bounds=list(bounds), steps=steps, lr=lr, prior=prior,
                      rows=rows, draw_seed=seed)  # fmt: skip
     return AdaMerged(
         encoder=model.encoder, vectors=free.directions.vectors, regime=model.regime, point=model.point,
@@ -274,20 +273,4 @@ def _merged(
         prior=model.accuracy(task, "test", before),
         merged=merged,
         normalised=ratio(merged, single),
-    )
-
-
-def _mean(rows: Sequence[MergedTask]) -> MergedTask:
-    def over(values: Iterable[float]) -> float:
-        return sum(values) / len(rows)
-
-    return MergedTask(
-        task="mean",
-        prior_entropy=over(row.prior_entropy for row in rows),
-        entropy=over(row.entropy for row in rows),
-        zero_shot=over(row.zero_shot for row in rows),
-        single=over(row.single for row in rows),
-        prior=over(row.prior for row in rows),
-        merged=over(row.merged for row in rows),
-        normalised=mean([row.normalised for row in rows]),
     )

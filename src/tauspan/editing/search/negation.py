@@ -123,7 +123,7 @@ def negation(
         encoder=model.encoder, vectors={task.name: vector}, regime=model.regime, point=model.point,
         coefficients={task.name: -alpha}, task=task.name, alpha=alpha, floor=floor,
         pretrained=tested(0.0), negated=tested(alpha), at_one=tested(1.0), curve=scores.rows,
-        remark=scores.remark(grid, alpha), provenance=facts_of(model.encoder, [vector], grid=named(grid)),
+        remark=scores.remark(grid, alpha), provenance=facts_of(model, [vector], grid=named(grid)),
     )  # fmt: skip
 
 

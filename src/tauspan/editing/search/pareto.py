@@ -208,7 +208,7 @@ def traced_front(
         intervals = coefficient_intervals(trade.goal(chosen.price), box, chosen.solution, bootstrap, seed)
     model.read(needs, "test")
     tested = [_tested(trade, spot, before, bootstrap, seed) for spot in (before, by_grid, chosen)]
-    facts = facts_of(model.encoder, [vector], bounds=list(bounds), ridge=ridge, floor=floor, prices=prices,
+    facts = facts_of(model, [vector], bounds=list(bounds), ridge=ridge, floor=floor, prices=prices,
                      bootstrap=bootstrap, bootstrap_seed=seed)  # fmt: skip
     return Front(
         encoder=model.encoder, vectors=free.directions.vectors, regime=model.regime, point=model.point,

@@ -2,7 +2,7 @@
 
 ```text
 recipes/    one file for each table or figure; variants/: the paper's hyper-parameters, and the corrected ones
-experiment  such a file, and the recipes of `tauspan.run` that it stands for; the list of them
+experiment  such a file, and the recipes of `tauspan.run` that it describes; the list of them
 presets     the paper's models
 planning    what will be fetched, trained and paid; timing: seconds of a step here
 rates       a learning rate chosen on validation

@@ -6,6 +6,7 @@ from typing import Any
 
 from tauspan import models
 from tauspan.core.arguments import checked
+from tauspan.core.choices import SplitName
 from tauspan.core.errors import MismatchError, UsageError
 from tauspan.core.measure import measured, progress
 from tauspan.core.reading import Reading
@@ -16,7 +17,7 @@ from tauspan.kernel.diagnose import sections
 from tauspan.kernel.diagnose.energy import Chosen
 from tauspan.kernel.diagnose.kernels import Advance, TaskPairs, TaskSpectrum, task_pairs, task_spectrum
 from tauspan.kernel.diagnose.lazy import SCALES
-from tauspan.kernel.diagnose.rows import KernelOutputs, KernelSettings, SplitName, TaskKernel, task_kernels
+from tauspan.kernel.diagnose.rows import KernelOutputs, KernelSettings, TaskKernel, task_kernels
 from tauspan.kernel.diagnose.vectors import (
     TaskEnergy,
     TaskInterference,

@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from tauspan.core.choices import SplitName
 from tauspan.core.errors import UsageError, listed, nearest
 from tauspan.core.reading import Reading
 from tauspan.core.report import Table
@@ -17,7 +18,6 @@ from tauspan.tasks import Task, build_head
 from tauspan.train.convex import labelled
 
 KernelOutputs: TypeAlias = Literal["contrast", "sum", "all"]
-SplitName: TypeAlias = Literal["train", "validation", "test"]
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from tauspan import models
-from tauspan.core.choices import EditRegime
+from tauspan.core.choices import EditRegime, SplitName
 from tauspan.core.errors import UsageError, listed, nearest
 from tauspan.core.measure import progress
 from tauspan.core.reading import Reading
@@ -23,7 +23,6 @@ from tauspan.tasks import Split, Task, build_head
 from tauspan.tasks.batches import batches
 from tauspan.vector import TaskVector
 
-SplitName = Literal["train", "validation", "test"]
 Over = Literal["model", "labels"]
 
 

@@ -8,12 +8,13 @@ import torch
 from torch import nn
 
 from tauspan import models
+from tauspan.core.choices import SplitName
 from tauspan.core.errors import ModelError, UsageError
 from tauspan.core.measure import progress
 from tauspan.core.params import Params
 from tauspan.core.reading import Reading
 from tauspan.editing.model.regime import edit_regime
-from tauspan.merge.data.gather import Products, SplitName, drawn_rows, gram_matrices, linear_layers
+from tauspan.merge.data.gather import Products, drawn_rows, gram_matrices, linear_layers
 from tauspan.merge.data.statistics_file import statistics_of
 from tauspan.merge.engine.memory import merge
 from tauspan.models import Batch, Encoder

@@ -10,7 +10,7 @@ from tauspan.merge.engine.settings import Setting
 from tauspan.merge.methods import METHODS
 from tauspan.merge.methods.method import Value
 from tauspan.merge.recipe import mergekit_keys as theirs
-from tauspan.merge.recipe.mergekit_keys import DIALECT, MergekitMethod, as_setting, converted, total
+from tauspan.merge.recipe.mergekit_methods import DIALECT, MergekitMethod, as_setting, converted, total
 from tauspan.merge.recipe.parts import (
     RESULT,
     Input,

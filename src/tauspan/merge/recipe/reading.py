@@ -18,7 +18,7 @@ from tauspan.core.schema import Document, alternatives, documents, visible
 from tauspan.merge.methods import METHODS
 from tauspan.merge.methods.method import Method, Option
 from tauspan.merge.recipe.mergekit import translated
-from tauspan.merge.recipe.mergekit_keys import spelled_here
+from tauspan.merge.recipe.mergekit_methods import spelled_here
 from tauspan.merge.recipe.parts import require_option
 from tauspan.merge.recipe.recipe import MergeRecipe, named, renamed
 from tauspan.merge.sources.problems import LENIENT

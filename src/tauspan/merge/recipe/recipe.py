@@ -251,7 +251,7 @@ def _token(how: Token, name: Callable[[str], str]) -> str | None:
 
 
 def places(recipe: MergeRecipe) -> dict[str, str]:
-    """By the path as the recipe gives it, the absolute path of each input that lies in local files."""
+    """By the path as the recipe gives it, the absolute path of each input in local files."""
     found: dict[str, str] = {}
 
     def noted(name: str) -> str:

@@ -42,7 +42,7 @@ class Source(Protocol):
 
     @property
     def tensors(self) -> Mapping[str, Stored]:
-        """Where each tensor lies; for a low-rank displacement, the dense tensor it stands for."""
+        """The position of each tensor in its file; for a low-rank displacement, the dense tensor that it is equal to."""
 
     @property
     def aliases(self) -> Mapping[str, str]:

@@ -25,7 +25,8 @@ def addition(encoder: Encoder, vectors: Vectors, variant: Variant, plan: Plan) -
     total = sum(list(vectors.values())[1:], next(iter(vectors.values())))
     mean = evaluate(encoder, list(vectors), total, 1 / len(vectors), variant.regime, reading=reading)
     made = json.loads(found.report().to_json())
-    rows = {"mean": mean.mean.accuracy if mean.mean else None, "tasks": made["tables"][0]["rows"]}
+    tasks = [row.cells() for row in (*found.tasks, found.mean)]
+    rows = {"mean": mean.mean.accuracy if mean.mean else None, "tasks": tasks}
     return {**made["result"], **rows, "series": made["series"]}
 
 
@@ -39,7 +40,7 @@ def negation(encoder: Encoder, vectors: Vectors, variant: Variant, plan: Plan) -
         reading=plan.reading(variant),
     )  # fmt: skip
     made = json.loads(found.report().to_json())
-    rows = made["tables"][0]["rows"]
+    rows = list(found.cells().values())
     return {**made["result"], "task": target.name, "rows": rows, "series": made["series"]}
 
 

@@ -1,12 +1,16 @@
 """The store of stages: once under a key, one process at a time, and taken over from another folder whole."""
 
 import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
 
 from tauspan.core.measure import Cost
-from tauspan.core.report import Report, Table
+from tauspan.core.records import LIVE
+from tauspan.core.report import Report
+from tauspan.core.results import Result
 from tauspan.store.stages import DeadlineError, Stages
 
 
@@ -70,8 +74,20 @@ def test_a_finished_stage_is_taken_over_with_what_it_made(tmp_path: Path) -> Non
     assert (stage.content, stage.cost.seconds, stage.warnings) == ({"n": 1}, 2.0, ("a warning",))
 
 
-def test_a_report_comes_back_as_it_was(tmp_path: Path) -> None:
-    report = Report("r", [Table("t", [{"a": 1, "b": None}])], result={"n": 0.5})
+@dataclass(frozen=True, kw_only=True)
+class Measured(Result):
+    shares: Mapping[float, float]
+    model: object = field(metadata=LIVE)
+
+    def report(self) -> Report:
+        return Report("r", [])
+
+
+def test_a_result_comes_back_as_it_was(tmp_path: Path) -> None:
+    made = Measured(shares={0.1: 1 / 3}, model=print, warnings=["one"])
     for _ in range(2):
-        assert Stages(tmp_path).report("", "add", "one", 0, lambda: report).to_json() == report.to_json()
-    assert Stages(tmp_path).rows() == []
+        found = Stages(tmp_path).result(Measured, "", "add", "one", 0, lambda: made, model=print)
+        assert found == made
+    assert "print" not in (tmp_path / "one.json").read_text()
+
+

@@ -11,19 +11,21 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, TypeVar
 
 from tauspan import __version__
 from tauspan.core.measure import Advance, Cost, measured, underway
 from tauspan.core.notices import heard, once, tell
 from tauspan.core.processes import world
-from tauspan.core.report import Cell, Report
+from tauspan.core.records import record, restored
+from tauspan.core.report import Cell
 from tauspan.core.results import Result
 from tauspan.store.places import atomic, locked, write_json
 from tauspan.store.reading import read_json
 
 log = logging.getLogger(__name__)
 Content: TypeAlias = dict[str, Any]
+R = TypeVar("R", bound=Result)
 
 
 class DeadlineError(Exception):
@@ -137,16 +139,12 @@ class Stages:
             processes.wait()
         return self._remembered(label, kind, name, stage)
 
-    def report(
-        self, label: str, kind: str, name: str, key: Any, work: Callable[[], Report | Result]
-    ) -> Report:
-        """`do` for work that returns a report, or a result that has one."""
-
-        def plain() -> Content:
-            found = work()
-            return dict(json.loads((found.report() if isinstance(found, Result) else found).to_json()))
-
-        return Report.from_json(json.dumps(self.do(label, kind, name, key, plain).content))
+    def result(
+        self, of: type[R], label: str, kind: str, name: str, key: Any, work: Callable[[], R], **live: Any
+    ) -> R:
+        """`do` for work that returns a result of the class `of`; `live` are its fields that no file holds."""
+        stage = self.do(label, kind, name, [of.__name__, key], lambda: dict(record(work())))
+        return restored(of, stage.content, **live)
 
     @property
     def new(self) -> int:

@@ -217,14 +217,16 @@ class Linearized(nn.Module):
             with the T tangents stacked in front.
 
         Raises:
-            NonFiniteError: an output of the module is NaN or infinite; it names the row.
+            NonFiniteError: an output of the module or its tangent is NaN or infinite; it names the row.
             UsageError: `vectors` is empty.
             MismatchError: a vector holds other tensors than this module's trainable ones.
         """
         outputs = self.parts(*inputs, vectors=vectors, **kwargs)
         # numbers of a compiled call or of torch's transforms cannot be looked at
         if not torch.compiler.is_compiling() and not depends_on_inputs((list(inputs), kwargs)):
-            require_finite_rows(outputs[0], models.core(self.base)[0])
+            value, moved = outputs
+            require_finite_rows(value, models.core(self.base)[0])
+            params.require_finite_rows(moved, "J(x) tau", axis=0 if vectors is None else 1)
         return outputs
 
     def parts(

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 from tauspan.core.choices import EditRegime, SplitName
 from tauspan.core.errors import UsageError, nearest
@@ -110,6 +110,9 @@ class Maps(Result):
     pairs: Sequence[PairMap]
     drift_pairs: Sequence[PairMap] = ()
     drifts: Sequence[DriftUnit] = ()
+    drift_note: ClassVar[str] = (
+        "mean distance of a task's centred logits from the pre-trained ones over the mean size of these, its own rows"
+    )
 
     def report(self) -> Report:
         """A row for each map, the units of drift, and the maps as series of kind `xi`."""
@@ -118,7 +121,7 @@ class Maps(Result):
             maps = [one for both in zip(self.pairs, self.drift_pairs, strict=True) for one in both]
         rows = [self._row(one) for one in maps]
         title = f"Disentanglement error, {self.regime}"
-        tables = [Table(title, rows, self._note(maps))]
+        tables = [Table(title, rows, self.note())]
         result: dict[str, Any] = {
             "regime": self.regime, "distance": self.distance, "box": list(self.box),
             "pairs": [{"tasks": list(one.tasks), **one.means} for one in self.pairs],
@@ -129,24 +132,29 @@ class Maps(Result):
                 "unit": {one.task: one.unit for one in self.drifts},
                 "pairs": [{"tasks": list(one.tasks), **one.means} for one in self.drift_pairs],
             }
-            note = "mean distance of a task's centred logits from the pre-trained ones over the mean size of these, its "
-            note += "own rows"
-            tables.append(Table(f"Drift, {self.regime}", [one.cells() for one in self.drifts], note))
+            drifts = [one.cells() for one in self.drifts]
+            tables.append(Table(f"Drift, {self.regime}", drifts, self.drift_note))
         series = [one.series(self.regime, self.box, self.distance) for one in maps]
         return Report(title, tables, dict(self.provenance), series, result, self.warnings)
 
-    def _row(self, one: PairMap) -> dict[str, Cell]:
-        axes = "equal alpha" if one.unit is None else "matched drift"
-        reading = {"axes": axes} if self.drift_pairs else {}
-        return {"regime": self.regime, "pair": " + ".join(one.tasks), **reading, **one.means}
+    def cells(self, one: PairMap) -> dict[str, Cell]:
+        """The row of one map, without its axes."""
+        return {"regime": self.regime, "pair": " + ".join(one.tasks), **one.means}
 
-    def _note(self, maps: Sequence[PairMap]) -> str:
+    def note(self) -> str:
+        """What the numbers of the maps are."""
         low, high = self.box
         note = f"sum of both tasks' distances ({self.distance}), 0 to 2, on all rows of {self.split}; box [{low:g}, "
         note += f"{high:g}] on both axes; s.e.: standard error over rows, the vectors fixed"
+        maps = (*self.pairs, *self.drift_pairs)
         if any(one.means["box"] is None or one.means["grid"] is None for one in maps):
             note += "; empty: a part with points whose drift a vector never reaches"
         return note
+
+    def _row(self, one: PairMap) -> dict[str, Cell]:
+        regime, pair, *means = self.cells(one).items()
+        axes = {"axes": "equal alpha" if one.unit is None else "matched drift"} if self.drift_pairs else {}
+        return dict([regime, pair]) | axes | dict(means)
 
 
 @dataclass(frozen=True)

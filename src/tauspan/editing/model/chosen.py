@@ -7,6 +7,7 @@ from typing import Any
 from torch import nn
 
 from tauspan.core.choices import EditRegime, Point
+from tauspan.core.records import LIVE
 from tauspan.core.report import provenance
 from tauspan.core.results import Result
 from tauspan.editing.model.directions import Coefficients, Groups, weighted_sum
@@ -29,8 +30,8 @@ class ChosenEdit(Result):
         groups: the tensor names of each group; empty where coefficients are of whole vectors.
     """
 
-    encoder: Encoder = field(repr=False)
-    vectors: Mapping[str, TaskVector] = field(repr=False)
+    encoder: Encoder = field(repr=False, metadata=LIVE)
+    vectors: Mapping[str, TaskVector] = field(repr=False, metadata=LIVE)
     regime: EditRegime
     point: Point
     coefficients: Coefficients

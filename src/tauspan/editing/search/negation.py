@@ -62,13 +62,17 @@ class Negation(ChosenEdit):
     curve: Mapping[float, Mapping[str, float]] = field(repr=False)
     remark: str = ""
 
+    def cells(self) -> dict[str, dict[str, Cell]]:
+        """The rows of the table by their labels."""
+        labelled = {"pre-trained": self.pretrained, "negated": self.negated, "alpha = 1": self.at_one}
+        return {label: model.cells(label) for label, model in labelled.items()}
+
     def report(self) -> Report:
         """One table, and the curve over alpha."""
         title = f"Negation of {self.task}, {self.regime}"
         note = f"alpha = {self.alpha:g}: least target accuracy on validation with control >= {self.floor:g} of the "
         note += f"pre-trained model's{self.remark}"
-        labelled = {"pre-trained": self.pretrained, "negated": self.negated, "alpha = 1": self.at_one}
-        table = Table(title, [model.cells(label) for label, model in labelled.items()], note)
+        table = Table(title, list(self.cells().values()), note)
         result = {
             "alpha": self.alpha, "regime": self.regime, "coefficients": dict(self.coefficients),
             "before": {"target": self.pretrained.target, "control": self.pretrained.control},

@@ -6,8 +6,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from tauspan import editing
 from tauspan.core.choices import EditRegime
-from tauspan.core.report import Report, Table
-from tauspan.core.results import Result
+from tauspan.core.report import Table
 from tauspan.experiments.run.part import Evaluation, Findings, Part
 from tauspan.experiments.run.spread import Row, in_words, listed_alphas, over_seeds
 from tauspan.experiments.run.vectors import Finetuning, VectorKind, kind_of, one_per_task
@@ -32,7 +31,7 @@ class Addition(Part):
         """One addition for each regime and seed."""
         return [added(regime, seed) for regime in run.recipe.regimes for seed in run.recipe.seeds]
 
-    def measure(self, run: "RunContext", which: Evaluation) -> Report:
+    def measure(self, run: "RunContext", which: Evaluation) -> editing.Addition:
         """The addition of one seed's vectors."""
         return add(run, which)
 
@@ -45,7 +44,7 @@ class Addition(Part):
         by_seed: dict[str, Any] = {}
         for regime in run.recipe.regimes:
             done = [add(run, added(regime, seed)) for seed in run.recipe.seeds]
-            alphas[regime] = [one.result["alpha"] for one in done]
+            alphas[regime] = [one.alpha for one in done]
             seeds = [rows_of(one) for one in done]
             more, found[regime] = over_seeds({"regime": regime}, run.names, seeds, COLUMNS)
             rows += more
@@ -53,7 +52,7 @@ class Addition(Part):
                 name: {column: [one[place][column] for one in seeds] for column in COLUMNS}
                 for place, name in enumerate(run.names)
             }
-            series += [{**entry, "group": "alpha-addition"} for entry in done[0].series]
+            series += [{**entry, "group": "alpha-addition"} for entry in done[0].report().series]
         note = (
             f"{in_words(run.recipe.seeds)}; test split; absolute accuracies: zero shot, single (a task's own vector at "
             "alpha 1), added (the sum of all vectors), alpha 1 (the sum at alpha 1); norm.: over single, in the same "
@@ -80,23 +79,26 @@ def added(label: str, seed: int) -> Evaluation:
     return Evaluation("add", (label,), seed)
 
 
-def add(run: "RunContext", which: Evaluation) -> Report:
+def add(run: "RunContext", which: Evaluation) -> editing.Addition:
     """Do one addition, or read it from its file."""
     (label,) = which.about
     regime = cast(EditRegime, "standard" if label == "attention" else label)
     kind: VectorKind = "attention" if label == "attention" else kind_of(regime)
     vectors = run.vectors(kind, which.seed)
 
-    def work() -> Result:
+    def work() -> editing.Addition:
         encoder = run.encoder(which.seed)
         return editing.add(encoder, vectors, regime, grid=run.recipe.grid, reading=run.reading)
 
-    return run.stages.report(label, "add", which.name, run.key(vectors, regime, run.shared()), work)
+    key = run.key(vectors, regime, run.shared())
+    return run.stages.result(
+        editing.Addition, label, "add", which.name, key, work, **run.edited(which.seed, vectors)
+    )
 
 
-def rows_of(report: Report) -> Sequence[Row]:
+def rows_of(addition: editing.Addition) -> Sequence[Row]:
     """The rows of an addition: one for each task, then the mean."""
-    return report.tables[0].rows
+    return [row.cells() for row in (*addition.tasks, addition.mean)]
 
 
 def _short(seeds: str) -> str:

@@ -219,6 +219,13 @@ class RunContext:
         made = [vector.info["key"] for vector in vectors.values()]
         return [made, *more, [task.checksum() for task in vectors]]
 
+    def edited(self, seed: int, vectors: Mapping[Task, TaskVector]) -> dict[str, Any]:
+        """What a chosen edit holds besides numbers: the encoder, and the vectors by name."""
+        return {
+            "encoder": self.encoder(seed),
+            "vectors": {task.name: vector for task, vector in vectors.items()},
+        }
+
     @property
     def reading(self) -> Reading:
         """How the model runs over the rows of tasks."""

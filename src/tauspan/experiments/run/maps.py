@@ -9,16 +9,13 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self, cast
 from tauspan import editing
 from tauspan.core.choices import EditRegime
 from tauspan.core.errors import RecipeError
-from tauspan.core.report import Cell, Report, Table
-from tauspan.core.results import Result
+from tauspan.core.report import Table
 from tauspan.experiments.run.part import Evaluation, Findings, Part
 from tauspan.experiments.run.vectors import kind_of
 
 if TYPE_CHECKING:
     from tauspan.experiments.run.context import RunContext
     from tauspan.experiments.run.recipe import Recipe
-
-Rows = list[dict[str, Cell]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -88,15 +85,15 @@ class Maps(Part):
         """One for each regime that is mapped."""
         return [_stage(run, regime) for regime in self.regimes or run.recipe.regimes]
 
-    def measure(self, run: "RunContext", which: Evaluation) -> Report:
+    def measure(self, run: "RunContext", which: Evaluation) -> editing.Maps:
         """The maps of one regime, in the units of the first one's, which are made before if they are not there."""
         first = self.evaluations(run)[0]
         if not self.drift or which == first:
             return self._map(run, which, self.drift)
-        unit = self._map(run, first, True).result["drift"]["unit"]
-        return self._map(run, which, cast(Mapping[str, float], unit))
+        units = {one.task: one.unit for one in self._map(run, first, True).drifts}
+        return self._map(run, which, units)
 
-    def _map(self, run: "RunContext", which: Evaluation, drift: bool | Mapping[str, float]) -> Report:
+    def _map(self, run: "RunContext", which: Evaluation, drift: bool | Mapping[str, float]) -> editing.Maps:
         regime = cast(EditRegime, which.about[0])
         pairs = None
         if self.pairs != "all":
@@ -107,44 +104,40 @@ class Maps(Part):
         vectors = run.vectors(kind_of(regime), which.seed)
         few = {run.fewer(task, self.rows): vector for task, vector in vectors.items()}
 
-        def work() -> Result:
+        def work() -> editing.Maps:
             encoder = run.encoder(which.seed)
             return editing.disentanglement(encoder, few, regime, pairs=pairs, reading=run.reading, **shared)
 
         facts = {"point": run.recipe.point, "max_tokens": run.recipe.max_tokens, **shared}
-        return run.stages.report(regime, "disentangle", which.name, run.key(few, regime, pairs, facts), work)
+        key = run.key(few, regime, pairs, facts)
+        return run.stages.result(editing.Maps, regime, "disentangle", which.name, key, work)
 
     def findings(self, run: "RunContext") -> Findings:
         """The error of every pair and regime."""
         done = {which.about[0]: self.measure(run, which) for which in self.evaluations(run)}
-        series = [entry for one in done.values() for entry in one.series]
-        result = {"disentanglement": {regime: one.result["pairs"] for regime, one in done.items()}}
+        reports = {regime: one.report() for regime, one in done.items()}
+        series = [entry for one in reports.values() for entry in one.series]
+        result = {"disentanglement": {regime: one.result["pairs"] for regime, one in reports.items()}}
         if self.drift:
-            result["disentanglement_drift"] = {regime: one.result["drift"] for regime, one in done.items()}
+            result["disentanglement_drift"] = {regime: one.result["drift"] for regime, one in reports.items()}
         return Findings(self._tables(run, done), series, result)
 
-    def _tables(self, run: "RunContext", done: Mapping[str, Report]) -> list[Table]:
+    def _tables(self, run: "RunContext", done: Mapping[str, editing.Maps]) -> list[Table]:
         seed, title = f"seed {run.recipe.seeds[0]}", "Disentanglement error"
         first = next(iter(done.values()))
-        rows = [row for one in done.values() for row in one.tables[0].rows]
-        note = f"{seed}; {first.tables[0].note}"
+        note = f"{seed}; {first.note()}"
+        equal = [one.cells(pair) for one in done.values() for pair in one.pairs]
         if not self.drift:
-            return [Table(title, rows, note)]
+            return [Table(title, equal, note)]
         units = f"axes: multiples of each task's unit, the drift that the {next(iter(done))} vectors have at alpha 1"
-        drifts: Rows = [{"regime": key, **row} for key, one in done.items() for row in one.tables[1].rows]
+        matched = [one.cells(pair) for one in done.values() for pair in one.drift_pairs]
+        drifts = [{"regime": key, **row.cells()} for key, one in done.items() for row in one.drifts]
         return [
-            Table(f"{title} at equal alpha", _with_axes(rows, "equal alpha"), note),
-            Table(f"{title} at matched drift", _with_axes(rows, "matched drift"), f"{note}; {units}"),
-            Table("Drift", drifts, f"{seed}; {first.tables[1].note}"),
+            Table(f"{title} at equal alpha", equal, note),
+            Table(f"{title} at matched drift", matched, f"{note}; {units}"),
+            Table("Drift", drifts, f"{seed}; {first.drift_note}"),
         ]
 
 
 def _stage(run: "RunContext", regime: str) -> Evaluation:
     return Evaluation("disentangle", (regime,), run.recipe.seeds[0])
-
-
-def _with_axes(rows: Rows, axes: str) -> Rows:
-    """The rows with these axes, without the column that says so."""
-    return [
-        {name: cell for name, cell in row.items() if name != "axes"} for row in rows if row["axes"] == axes
-    ]

@@ -6,8 +6,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, cast
 
 from tauspan.core.choices import EditRegime
 from tauspan.core.errors import RecipeError
-from tauspan.core.report import Report, Table
-from tauspan.core.results import Result
+from tauspan.core.report import Table
 from tauspan.experiments.run.addition import COLUMNS
 from tauspan.experiments.run.part import Evaluation, Findings, Part
 from tauspan.experiments.run.spread import in_words, spread
@@ -15,6 +14,7 @@ from tauspan.experiments.run.vectors import kind_of
 
 if TYPE_CHECKING:
     from tauspan.experiments.run.context import RunContext
+    from tauspan.merge.data.compare import Comparison
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,7 +45,7 @@ class Merging(Part):
         regimes = self.regimes or run.recipe.regimes
         return [Evaluation("merge", (regime,), seed) for regime in regimes for seed in run.recipe.seeds]
 
-    def measure(self, run: "RunContext", which: Evaluation) -> Report:
+    def measure(self, run: "RunContext", which: Evaluation) -> "Comparison":
         """The methods side by side, for one regime and seed."""
         regime, seed = cast(EditRegime, which.about[0]), which.seed
         vectors = run.vectors(kind_of(regime), seed)
@@ -54,19 +54,19 @@ class Merging(Part):
         shared: dict[str, Any] = {"grid": self.grid or comparing.WIDE_GRID, "seed": seed}
         methods: comparing.Methods = {name: (name, {}) for name in self.methods}
 
-        def work() -> Result:
+        def work() -> comparing.Comparison:
             encoder = run.encoder(seed)
             return comparing.compare(encoder, vectors, methods, regime, reading=run.reading, **shared)
 
         key = run.key(vectors, regime, {**run.shared(), **shared}, list(methods))
-        return run.stages.report(regime, "merge", which.name, key, work)
+        return run.stages.result(comparing.Comparison, regime, "merge", which.name, key, work)
 
     def findings(self, run: "RunContext") -> Findings:
         """One row for each regime and method: means over tasks."""
         rows: list[dict[str, Any]] = []
         for regime in self.regimes or run.recipe.regimes:
             wanted = [which for which in self.evaluations(run) if which.about == (regime,)]
-            done = [self.measure(run, which).tables[0].rows for which in wanted]
+            done = [self.measure(run, which).cells() for which in wanted]
             for place, method in enumerate(self.methods):
                 columns = spread([found[place] for found in done], ("alpha", *COLUMNS[1:]))
                 rows.append({"regime": regime, "method": method, **columns})

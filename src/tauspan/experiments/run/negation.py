@@ -7,8 +7,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Self, cast
 from tauspan import editing
 from tauspan.core.choices import EditRegime
 from tauspan.core.errors import RecipeError
-from tauspan.core.report import Report, Table
-from tauspan.core.results import Result
+from tauspan.core.report import Table
 from tauspan.experiments.run.part import Evaluation, Findings, Part, refuse_twice
 from tauspan.experiments.run.spread import in_words, spread
 from tauspan.experiments.run.vectors import kind_of
@@ -69,7 +68,7 @@ class Negation(Part):
             for target in self._tasks(run)
         ]
 
-    def measure(self, run: "RunContext", which: Evaluation) -> Report:
+    def measure(self, run: "RunContext", which: Evaluation) -> editing.Negation:
         """The negation of one target's vector."""
         target = next(task for task in self._tasks(run) if task.name == which.about[0])
         regime = cast(EditRegime, which.about[1])
@@ -77,7 +76,7 @@ class Negation(Part):
         others = [task for task in run.tasks if task is not target]
         controls = [run.task(name) for name in self.controls] or others
 
-        def work() -> Result:
+        def work() -> editing.Negation:
             return editing.negate(
                 run.encoder(which.seed), target, vectors[target], controls, self.floor, regime,
                 grid=run.recipe.grid, reading=run.reading,
@@ -86,18 +85,19 @@ class Negation(Part):
         key = [*run.key(vectors, regime, run.shared()), self.floor, target.name]
         if self.controls:
             key.append([task.checksum() for task in controls])
-        return run.stages.report(regime, "negate", which.name, key, work)
+        edited = run.edited(which.seed, {target: vectors[target]})
+        return run.stages.result(editing.Negation, regime, "negate", which.name, key, work, **edited)
 
     def findings(self, run: "RunContext") -> Findings:
         """Target and control accuracies for each regime and target."""
         rows: list[dict[str, Any]] = []
         series: list[dict[str, Any]] = []
         found: dict[str, Any] = {regime: {} for regime in run.recipe.regimes}
-        stages: dict[tuple[str, ...], list[Report]] = {}
+        stages: dict[tuple[str, ...], list[editing.Negation]] = {}
         for which in self.evaluations(run):
             stages.setdefault(which.about, []).append(self.measure(run, which))
         for (target, regime), done in stages.items():
-            tables = [dict(zip(_MODELS, one.tables[0].rows, strict=True)) for one in done]
+            tables = [one.cells() for one in done]
             for model in _MODELS:
                 label = "random" if (model, run.recipe.start) == ("pre-trained", "random") else model
                 columns = spread([table[model] for table in tables], _COLUMNS)
@@ -106,7 +106,7 @@ class Negation(Part):
                 {model: {column: row[column] for column in _COLUMNS} for model, row in table.items()}
                 for table in tables
             ]
-            series += [{**entry, "group": f"alpha-negation-{target}"} for entry in done[0].series]
+            series += [{**entry, "group": f"alpha-negation-{target}"} for entry in done[0].report().series]
         control = self._control_in_words(run)
         note = (
             f"{in_words(run.recipe.seeds)}; test split; target and control: absolute accuracies; control: {control}; "

@@ -78,7 +78,7 @@ class References(Part):
             note = _NOTES[name]
             seeds: list[Sequence[Row]]
             if name == "attention":
-                result["alpha"] = {name: [one.result["alpha"] for one in done]}
+                result["alpha"] = {name: [one.alpha for one in done]}
                 note += listed_alphas(result["alpha"])
                 seeds = [
                     [{column: row[_AS_ADDED.get(column, column)] for column in _COLUMNS} for row in rows_of(one)]
@@ -121,7 +121,7 @@ def _beside_single(run: "RunContext", seed: int, found: dict[str, Any]) -> Seque
     """The joint model's accuracies and their mean, beside the single-task accuracies of the standard regime."""
     singles: list[Any] = [None] * len(run.tasks)
     if "standard" in run.recipe.regimes:
-        singles = [row["single"] for row in rows_of(add(run, added("standard", seed)))]
+        singles = [row.single for row in add(run, added("standard", seed)).tasks]
     rows: list[Row] = []
     for task, single in zip(run.tasks, singles, strict=False):
         after = found["after"][task.name]

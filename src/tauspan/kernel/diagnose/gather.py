@@ -122,6 +122,7 @@ def kernel_report(
         >>> spectrum.task, spectrum.rows, 1 <= spectrum.ranks.stable.value <= 4
         ('parity', 4, True)
     """
+    reading.require_no_point("kernel_report")
     settings = KernelSettings(rows, split, outputs, reading, backend, seed)
     with measured() as cost, progress("kernel", len(tasks) + 1) as advance:
         kernels = task_kernels(encoder, tasks, params, settings)
@@ -193,6 +194,7 @@ def diagnose(
         >>> diagnosis.interference.between.table().round(decimals=3).tolist()  # one task twice
         [[1.0, 1.0], [1.0, 1.0]]
     """
+    reading.require_no_point("diagnose")
     settings = KernelSettings(rows, split, outputs, reading, backend, seed)
     names = [task.name for task in vectors]
     require_several(names)

@@ -62,10 +62,7 @@ class Comparison(Result):
     def report(self) -> Report:
         """Means of each method; its accuracy on each task; the curves over alpha."""
         title = f"Merging, {self.regime}"
-        means: list[dict[str, Cell]] = []
-        for one in self.methods:
-            cells = {name: cell for name, cell in one.mean.cells().items() if name != "task"}
-            means.append({"method": one.method, "alpha": one.alpha, **cells})
+        means = self.cells()
         each: list[dict[str, Cell]] = [
             {"method": one.method, **{row.task: row.added for row in one.tasks}} for one in self.methods
         ]
@@ -75,6 +72,14 @@ class Comparison(Result):
         tables = [Table(title, means, note), Table(f"{title}: accuracy by task", each)]
         result = {"regime": self.regime, "methods": means}
         return Report(title, tables, dict(self.provenance), [self._series()], result, self.warnings)
+
+    def cells(self) -> list[dict[str, Cell]]:
+        """The rows of the first table: the means of each method."""
+        rows: list[dict[str, Cell]] = []
+        for one in self.methods:
+            cells = {name: cell for name, cell in one.mean.cells().items() if name != "task"}
+            rows.append({"method": one.method, "alpha": one.alpha, **cells})
+        return rows
 
     def _series(self) -> dict[str, Any]:
         """Mean normalised accuracy over alpha, a line for each method."""

@@ -135,7 +135,7 @@ def gram_matrices(
         split: which rows.
         regime: `"standard"`, `"posthoc"` or `"linear"`; None takes the vector's own.
         seed: of the draw.
-        reading: batches, where texts are cut, and the point of the tangent model; see `tauspan.Reading`.
+        reading: batches, and where texts are cut; the inputs of layers are the same at either point.
 
     Raises:
         UsageError: no rows, or no linear layer is moved.

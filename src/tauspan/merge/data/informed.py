@@ -50,7 +50,7 @@ def regmean_plus_plus(
         rows: at most so many rows a task; no labels are needed.
         split: which rows.
         seed: of the draw.
-        reading: batches, where texts are cut, and the point of the tangent model; see `tauspan.Reading`.
+        reading: batches, and where texts are cut; the inputs of layers are the same at either point.
 
     Raises:
         UsageError: no vector, or an option outside its range.

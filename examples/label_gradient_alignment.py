@@ -29,7 +29,7 @@ from scipy.stats import spearmanr
 from torch import Tensor, nn
 from torch.func import functional_call, stack_module_state, vmap
 
-from tauspan.core.report import Table
+from tauspan import Table
 from tauspan.kernel import DenseKernel, TangentKernel
 from tauspan.kernel.diagnose import label_gradient_alignment
 

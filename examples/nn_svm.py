@@ -23,7 +23,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from tauspan.core.report import Table
+from tauspan import Table
 from tauspan.kernel import Margins, Rate, TangentKernel, dual_steps, margins, primal_steps, solve_hinge
 from tauspan.kernel.analytic import network
 

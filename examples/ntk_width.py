@@ -17,7 +17,7 @@ import numpy as np
 import torch
 
 import tauspan as ts
-from tauspan.core.report import Table
+from tauspan import Table
 from tauspan.kernel import TangentKernel
 from tauspan.kernel.analytic import lr_max, network, ntk
 

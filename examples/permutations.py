@@ -25,7 +25,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from tauspan.core.report import Table
+from tauspan import Table
 from tauspan.kernel.analytic import ensemble, network, ntk, posterior
 
 ZERO = 1e-14  # the zeros of the training rows, after a solve in float64

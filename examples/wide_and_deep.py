@@ -24,7 +24,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from tauspan.core.report import Table
+from tauspan import Table
 from tauspan.kernel.analytic import Activation, depth_limit, dual_activation, limit_kernel, on_sphere
 
 

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     )
     from tauspan.core.measure import quiet
     from tauspan.core.reading import Reading
-    from tauspan.core.report import Report
+    from tauspan.core.report import Report, Table
     from tauspan.editing import (
         Editor,
         add,
@@ -75,6 +75,7 @@ _HOME = {
     "Report": "core.report",
     "Settings": "train",
     "StoreError": "core.errors",
+    "Table": "core.report",
     "TangentKernel": "kernel",
     "Task": "tasks",
     "TaskVector": "vector",
@@ -127,6 +128,7 @@ __all__ = [
     "Report",
     "Settings",
     "StoreError",
+    "Table",
     "TangentKernel",
     "Task",
     "TaskVector",

@@ -89,5 +89,3 @@ def test_a_result_comes_back_as_it_was(tmp_path: Path) -> None:
         found = Stages(tmp_path).result(Measured, "", "add", "one", 0, lambda: made, model=print)
         assert found == made
     assert "print" not in (tmp_path / "one.json").read_text()
-
-

@@ -167,7 +167,7 @@ def _require_certified(kernel: TangentKernel, alpha: Tensor, vector: TaskVector)
     Cost:
         One pass over the rows; nothing where the kernel is no matrix, since K alpha is then J (J^T alpha) itself.
     """
-    if kernel._matrix is None:
+    if not kernel.formed:
         return
     moved, wanted = kernel.push(vector), kernel.matvec(alpha)
     narrow = min(

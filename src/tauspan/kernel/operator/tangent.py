@@ -141,6 +141,11 @@ class TangentKernel(Kernel):
         other._matrix = None if self._matrix is None else self._matrix.T
         return other
 
+    @property
+    def formed(self) -> bool:
+        """Whether products are those of a matrix that was computed."""
+        return self._matrix is not None
+
     # -- entries ---------------------------------------------------------------------------------------------
 
     def _block(self, rows: Sequence[int], columns: Sequence[int]) -> Tensor:

@@ -191,9 +191,9 @@ class Products:
         self.wholes: Mapping[str, Tensor] = {}
         self.spelt: Mapping[str, str] = {}
         self.notes: tuple[tuple[str, str], ...] = ()
-        self.tensors = {name: self._dense(name, stored) for name, stored in first.items()}
+        self.tensors = {name: self.dense(name, stored) for name, stored in first.items()}
 
-    def _dense(self, name: str, factor: Stored) -> Stored:
+    def dense(self, name: str, factor: Stored) -> Stored:
         """The dense tensor that products make, with the place of their factor A."""
         shape = self.low.shape(name)
         return Stored(name, torch.float32, shape, factor.file, factor.offset, shape.numel() * 4)

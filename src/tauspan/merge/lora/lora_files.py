@@ -110,7 +110,7 @@ class LoraFile(Products):
             for name in kept
         }
         made.low, made.spelt = replace(self.low, terms=terms), {own: name for name, own in kept.items()}
-        made.tensors = {own: made._dense(own, self.tensors[name]) for name, own in kept.items()}
+        made.tensors = {own: made.dense(own, self.tensors[name]) for name, own in kept.items()}
         left = [part.strip("._") for part in parts if part not in whole]
         if left:
             text = (

@@ -132,6 +132,7 @@ def test_every_number_is_what_the_library_says(
         assert "curvature" not in cell
 
 
+@pytest.mark.slow
 def test_tables_answer_a_question_each_and_the_picture_is_drawn(tmp_path: Path) -> None:
     plan = dataclasses.replace(
         ONE, seeds=(0, 1), points=("logits", "encoder"), pairs=(("one", "three"),), target="one"
@@ -209,6 +210,7 @@ def numbers(report: ts.Report) -> Any:
     return json.loads(json.dumps(report.result))
 
 
+@pytest.mark.slow
 def test_a_study_that_was_interrupted_goes_on_and_finds_the_same(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -351,6 +353,7 @@ def test_tasks_that_do_not_fit_are_refused(tmp_path: Path) -> None:
 # -- the command ---------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_the_command_studies_a_text_model(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     here = program.make(tmp_path / "world")
     words = ["--model", here["model"], "--tasks", here["one"], here["two"], "--out", str(tmp_path / "out")]

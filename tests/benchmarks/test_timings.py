@@ -127,6 +127,7 @@ def test_growth_sees_memory_that_is_given_back():
     assert 50 < timing.growth(work) < 120
 
 
+@pytest.mark.slow
 def test_a_process_that_fails_says_why():
     with pytest.raises(RuntimeError, match="no-such-shape"):
         timing.in_fresh_process("benchmarks.memory", ["--kind", "paper", "--shape", "no-such-shape"], 1)

@@ -26,6 +26,7 @@ FIRST_USE = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("use", FIRST_USE)
 def test_the_first_use_of_forward_mode_is_silent_and_raises_no_warning(use: str) -> None:
     code = (
@@ -71,6 +72,7 @@ def test_a_run_over_workers_is_silent_too(tmp_path: Path) -> None:
     assert [line for line in told if not line.startswith("[")] == []  # but for how far the work is
 
 
+@pytest.mark.slow
 def test_loading_applying_and_saving_in_python_is_silent(tmp_path: Path) -> None:
     sources = [str(checkpoints.write(tmp_path / kind, kind)) for kind in checkpoints.KINDS]
     with_head = BertForSequenceClassification(BertConfig(

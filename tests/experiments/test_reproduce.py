@@ -98,7 +98,13 @@ def carried_out(
 
 
 @pytest.mark.usefixtures("short")
-@pytest.mark.parametrize("name", sorted(set(EXPECTED) - {"posthoc", "single-task"}))  # those two: below
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=pytest.mark.slow if name in ("text7", "random-init") else ())
+        for name in sorted(set(EXPECTED) - {"posthoc", "single-task"})  # those two: below
+    ],
+)
 def test_a_recipe_runs_from_the_program(
     name: str, toy: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -159,6 +165,7 @@ def test_rates_are_chosen_on_validation_and_their_vectors_used_again(
     assert all(row["reused"] == row["runs"] for row in cost["rows"])
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("short")
 def test_an_interrupted_reproduction_goes_on_to_the_same_numbers(
     toy: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch

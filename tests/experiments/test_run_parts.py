@@ -307,6 +307,7 @@ def test_data_sets_of_the_catalog_are_read_from_a_folder_and_the_control_says_wh
 # -- over workers ---------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_workers_measure_all_that_a_recipe_can_ask_for(
     done: Done, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -185,7 +185,8 @@ def scripted(asked: Recipe, folder: Path, *points: int) -> list[str]:
     return done.stdout.splitlines()
 
 
-@pytest.mark.parametrize("kills", [1, pytest.param(4, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("kills", [1, 4])
 def test_a_run_that_is_killed_at_any_write_goes_on_to_the_same(
     small: Recipe, alone: tuple[Path, Report], tmp_path: Path, kills: int
 ) -> None:

@@ -27,6 +27,7 @@ def _named(text: str) -> set[tuple[str, str]]:
     return {(verb, action) for verb, action in found}
 
 
+@pytest.mark.slow
 def test_the_first_example_prints_what_the_page_says() -> None:
     blocks = re.search(r"```python\n(.*?)```\s+```text\n(.*?)```", README, re.DOTALL)
     assert blocks is not None

@@ -60,6 +60,7 @@ HOMES = {
 }  # fmt: skip
 
 
+@pytest.mark.slow
 def test_a_function_is_not_hidden_by_the_module_of_its_name() -> None:
     codes = [
         code

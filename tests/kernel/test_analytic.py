@@ -208,13 +208,18 @@ def averaged(shape, x, width, seeds, **net):
     return torch.stack(kernels).mean(0)
 
 
-@pytest.mark.parametrize("activation", ALL, ids=named)
+@pytest.mark.parametrize(
+    "activation",
+    [pytest.param(each, marks=pytest.mark.slow if each != "relu" else ()) for each in ALL],
+    ids=named,
+)
 def test_a_wide_net_has_the_analytic_kernel(activation):
     x = torch.nn.functional.normalize(rows(5, 4), dim=1)
     net = {"depth": 2, "activation": activation, **SCALES}
     assert relative(averaged(4, x, 1024, 6, **net), ntk(x, **net)) < 0.05
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("padding", ["circular", "zeros"])
 @pytest.mark.parametrize("readout", ["pool", "flatten"])
 def test_a_wide_convolutional_net_has_the_analytic_kernel(padding, readout):
@@ -345,6 +350,7 @@ def test_both_ways_to_exponentiate_agree_on_a_singular_kernel():
     assert torch.allclose(response(kernel, time=2.0), response(tilted, time=2.0), atol=1e-12)
 
 
+@pytest.mark.slow
 def test_an_ensemble_of_linearised_nets_has_the_closed_forms_mean_and_covariance():
     x, z, y = rows(3, 3), rows(2, 3, seed=1), rows(3, 1, seed=2)
     found = ensemble(

@@ -572,6 +572,7 @@ def test_a_row_that_is_not_finite_is_named():
         )
 
 
+@pytest.mark.slow
 def test_the_example_of_label_gradient_alignment_runs(capsys):
     example = runpy.run_path(str(EXAMPLES / "label_gradient_alignment.py"))
     spaces = {"two widths": [example["Shape"](2, 1), example["Shape"](32, 1)]}
@@ -607,6 +608,7 @@ def test_label_gradient_alignment_ranks_operations_better_after_two_epochs(capsy
 # -- the program ---------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_the_verbs_write_reports_and_figures(tmp_path, capsys):
     world = make(tmp_path / "world")
     model, task, other, vector = (world[name] for name in ("model", "one", "two", "vector"))

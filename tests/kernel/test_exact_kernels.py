@@ -223,7 +223,7 @@ PARTED: dict[str, Any] = {
 }
 
 
-@pytest.mark.parametrize("backend", ["auto", "structured"])
+@pytest.mark.parametrize("backend", ["auto", pytest.param("structured", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("name", PARTED)
 def test_batches_may_take_a_parameter_apart_in_different_ways(name: str, backend: Any) -> None:
     x = torch.randn(9, 6, generator=torch.Generator().manual_seed(1)).double()

@@ -12,6 +12,7 @@ def example(name):
     return runpy.run_path(str(EXAMPLES / f"{name}.py"))["main"]
 
 
+@pytest.mark.slow
 def test_the_kernels_error_falls_with_the_root_of_the_width(capsys):
     slope, gap = example("ntk_width")(widths=(64, 256, 1024), seeds=12)
     assert -0.56 < slope < -0.44
@@ -19,6 +20,7 @@ def test_the_kernels_error_falls_with_the_root_of_the_width(capsys):
     assert "| 1024 |" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_permutations_are_learned_exactly(capsys):
     infinite, ensembles = example("permutations")(members=20, width=1000)
     assert [row["k"] for row in infinite] == [4, 6, 8, 10]
@@ -38,6 +40,7 @@ def test_an_ensemble_of_wide_nets_learns_permutations():
     assert ensembles[-1]["largest deviation"] < 0.1
 
 
+@pytest.mark.slow
 def test_poles_and_deep_classifiers(capsys):
     poles, classes = example("wide_and_deep")()
     for row, alpha in zip(poles, (2.0, 1.5178, 4.5379), strict=True):

@@ -70,7 +70,9 @@ def test_backends_agree(name, outputs):
         assert zoo.close(found, plain), backend
 
 
-@pytest.mark.parametrize("name", LARGE)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.slow if name != "bert" else ()) for name in LARGE]
+)
 def test_backends_agree_on_transformers(name):
     model, x = example(name)
     plain = TangentKernel(model, x, backend="contraction")

@@ -153,6 +153,7 @@ def test_a_displacement_beside_an_adapter_is_merged_whole(tmp_path: Path) -> Non
 # -- the result does not depend on ------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_the_bytes_do_not_depend_on_the_hash_seed(tmp_path: Path) -> None:
     base, *models = merging.checkpoints(tmp_path, 2)
     (tmp_path / "m.yaml").write_text(of(models, "dare_ties", "parameters: {density: 0.5}\nseed: 3\n", base))

@@ -114,6 +114,7 @@ def test_the_way_out_that_an_error_names_works_and_is_told(
         assert all(torch.equal(one[name], other[name]) for name in one)
 
 
+@pytest.mark.slow
 def test_warnings_are_printed_on_stderr_even_where_nothing_else_is(tmp_path: Path) -> None:
     base, tune = CASES["config"](tmp_path)
     command = [

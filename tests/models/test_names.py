@@ -298,7 +298,7 @@ def headed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("regime", ["standard", "linear"])
+@pytest.mark.parametrize("regime", ["standard", pytest.param("linear", marks=pytest.mark.slow)])
 def test_fine_tuning_searching_and_merging_speak_the_names_of_the_files(
     headed: Path, regime: Any, tmp_path: Path
 ) -> None:

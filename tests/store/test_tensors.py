@@ -121,6 +121,7 @@ def test_a_full_disk_is_an_error_that_leaves_nothing(tmp_path):
         subprocess.run(["umount", str(tmp_path)], check=True)
 
 
+@pytest.mark.slow
 def test_a_killed_process_leaves_no_file_under_the_final_name(tmp_path):
     program = (
         "import sys, time; from tauspan import store\n"

@@ -112,6 +112,7 @@ def _add_predict(guess: argparse.ArgumentParser) -> None:
 def apply(options: argparse.Namespace) -> None:
     """Write an edited model."""
     from tauspan.editing.model.edit_files import apply_files
+    from tauspan.editing.model.edited import model_kind
     from tauspan.editing.model.regime import edit_regime
     from tauspan.store import require_apart
 
@@ -132,7 +133,7 @@ def apply(options: argparse.Namespace) -> None:
     if options.json:
         facts = {"model": out, "scale": options.scale, "regime": chosen, "notes": notes}
         sys.stdout.write(json.dumps(facts) + "\n")
-    more = "" if chosen == "standard" else (
+    more = "" if not model_kind(chosen).tangent else (
         "\nIt is a tangent model: `tauspan evaluate`, `tauspan predict` and `tauspan.load` read it, other libraries do "
         "not. They read what --regime standard writes, another function: for a linear vector add --allow regime."
     )  # fmt: skip

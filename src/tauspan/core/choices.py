@@ -1,5 +1,6 @@
 """The values that options take, each defined once; importing them imports nothing else."""
 
+from collections.abc import Mapping
 from typing import Literal, TypeAlias, get_args
 
 Regime: TypeAlias = Literal["standard", "linear"]  # the regime in which a vector was fine-tuned
@@ -16,5 +17,8 @@ HeadFrom: TypeAlias = Literal["auto", "prompts", "prototypes", "probe"]  # what 
 
 REGIMES: tuple[Regime, ...] = get_args(Regime)
 EDIT_REGIMES: tuple[EditRegime, ...] = get_args(EditRegime)
+TRAINED_IN: Mapping[EditRegime, Regime] = {  # whose vectors a regime edits with
+    "standard": "standard", "posthoc": "standard", "linear": "linear",
+}  # fmt: skip
 POINTS: tuple[Point, ...] = get_args(Point)
 SPLITS: tuple[SplitName, ...] = get_args(SplitName)

@@ -89,7 +89,7 @@ def _bars(axes: Any, series: Series) -> None:
     for index, (regime, rows) in enumerate(means.items()):
         places = [place + (index - (len(means) - 1) / 2) * width for place in range(len(tasks))]
         heights = [rows[t][column] for t in tasks]
-        axes.bar(places, heights, width * 0.92, color=_COLOURS[regime], label=regime)
+        axes.bar(places, heights, width * 0.92, color=_COLOURS.get(regime, f"C{index}"), label=regime)
         if column == "added":
             axes.hlines([rows[t]["single"] for t in tasks], [p - width / 2 for p in places],
                         [p + width / 2 for p in places], color="black", lw=0.8,

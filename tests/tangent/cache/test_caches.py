@@ -164,6 +164,7 @@ def test_a_cache_holds_nothing_of_the_parameters() -> None:
     assert pointers  # the base's own memory is shared, not copied: see Room
 
 
+@pytest.mark.slow
 def test_a_killed_build_leaves_no_file(tmp_path: Path) -> None:
     script = textwrap.dedent(
         """

@@ -1,6 +1,5 @@
 """Editing a model: load it, apply a task vector to it, save what came out."""
 
-import warnings
 from pathlib import Path
 
 from torch import nn
@@ -8,8 +7,9 @@ from torch import nn
 from tauspan import models, store
 from tauspan.core.arguments import checked
 from tauspan.core.choices import EditRegime, Point
-from tauspan.core.errors import ModelError, UsageError, listed
+from tauspan.core.errors import ModelError, UsageError
 from tauspan.core.processes import own_device
+from tauspan.editing.model.edited import model_kind
 from tauspan.editing.model.regime import edit_regime, point_of
 from tauspan.editing.model.saved import (
     REFERENCE,
@@ -22,8 +22,8 @@ from tauspan.editing.model.saved import (
     save_edited,
     save_tangent,
 )
-from tauspan.models import Classifier, Encoder, Origin
-from tauspan.tangent import Linearized, linearize
+from tauspan.models import Classifier, Encoder
+from tauspan.tangent import Linearized
 from tauspan.vector import TaskVector
 
 
@@ -126,49 +126,8 @@ def apply(
         >>> torch.allclose(apply(base, tau).weight, tuned.weight)
         True
     """
-    chosen = edit_regime(vector, regime)
-    if chosen != "standard":
-        return _tangent(module, vector * scale, point_of([vector], point))
-    own = vector.fitted(module)
-    edited = models.working_copy(module)
-    _tell_kept(edited)
-    set_weights(edited, module, own, scale)
-    encoder, base = models.encoder_in(edited), models.encoder_in(module)
-    if encoder is not None and base is not None:
-        encoder.origin = Origin.of(base)
-        encoder.edit = " + ".join(filter(None, [base.edit, f"{scale:g} {vector.label}"]))
-        if encoder.home is not None:
-            encoder.home = encoder.home.moved(own.deltas, scale)
-    return edited
-
-
-def _tell_kept(edited: nn.Module) -> None:
-    inner, _ = models.core(edited)
-    kept = models.kept_outside(inner)
-    if kept:
-        warnings.warn(
-            f"{type(inner).__name__} keeps tensors outside its parameters and buffers ({listed(kept)}), and the edited "
-            "copy keeps the same. If an earlier call has made them from weights, they are those of the old "
-            "weights: edit a module that nobody has called yet, or empty these places in the copy.",
-            RuntimeWarning,
-            stacklevel=4,
-        )
-
-
-def _tangent(module: nn.Module, vector: TaskVector, point: Point) -> Linearized:
-    names = list(vector.fitted(module, tangent=True).deltas)
-    tangent = linearize(module, names, point if isinstance(module, Classifier) else None)
-    tangent.load_task_vector(vector)
-    tangent.head_point, tangent.label = point, vector.label
-    return tangent
-
-
-def set_weights(edited: nn.Module, base: nn.Module, vector: TaskVector, scale: float) -> None:
-    """Set a copy's weights to theta0 + scale * tau in place; `base` is only read, and the vector is fitted to it."""
-    origin = models.state_of(base)
-    for name, tensor in models.state_of(edited).items():
-        if name in vector.deltas:
-            tensor.copy_(vector.moved(name, origin[name], scale))
+    kind = model_kind(edit_regime(vector, regime))
+    return kind.applied(module, vector, scale, point_of([vector], point))
 
 
 @checked

@@ -15,6 +15,7 @@ from tauspan.core import params
 from tauspan.core.choices import EditRegime, Point
 from tauspan.core.errors import MismatchError, ModelError, TauspanError, UsageError, listed, nearest
 from tauspan.core.params import Params
+from tauspan.editing.model.edited import model_kind
 from tauspan.editing.model.regime import edit_regime, point_of
 from tauspan.editing.model.saved import EDITED, REFERENCE, TANGENT, Reference
 from tauspan.models import Frozen
@@ -176,9 +177,10 @@ def apply_files(
     store.require_apart(out, [model, head_from])
     store.require_free(Path(out), overwrite)
     chosen = edit_regime(vector, regime, allow)
+    tangent = model_kind(chosen).tangent
     if dtype not in DTYPES:
         raise UsageError(f"unknown dtype {dtype!r}. {nearest(dtype, DTYPES)}")
-    if chosen != "standard" and (head_from is not None or dtype != "float32"):
+    if tangent and (head_from is not None or dtype != "float32"):
         raise UsageError(
             f"{'head_from (--head-from)' if head_from is not None else 'dtype (--out-dtype)'} is of the weights that the "
             f"regime 'standard' writes; {chosen!r} writes a vector and names the model. Leave it out."
@@ -188,7 +190,7 @@ def apply_files(
         raise UsageError(f"{model} is a file of weights; an edited model is made from its directory.")
     deltas = base.deltas(vector)
     notes, edit = [], f"{scale:g} {vector.label}"
-    if chosen == "standard" and vector.regime == "linear":
+    if not tangent and vector.regime == "linear":
         notes.append(
             f"{vector.label!r} was made in the tangent space, and f(x; theta0 + tau) is another function than the "
             "tangent model that it was made for: evaluate the result before you use it"
@@ -198,7 +200,7 @@ def apply_files(
     heads = read_heads(base.directory) | _heads(encoder, tasks)
     with store.atomic(out, overwrite=overwrite) as temporary:
         temporary.mkdir()
-        if chosen == "standard":
+        if not tangent:
             written = _Written()
             source = base.directory if head_from is None else models.model_directory(str(head_from))
             tensors = _moved(base, deltas, scale, DTYPES[dtype], written)

@@ -1,23 +1,24 @@
 """`EditedModel`: f at theta0 and any coefficients of some directions; one class for each way to edit."""
 
+import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from tauspan import models
-from tauspan.core.choices import EditRegime
+from tauspan.core.choices import EditRegime, Point
+from tauspan.core.errors import listed
 from tauspan.core.measure import progress, underway
 from tauspan.core.params import require_finite_rows
 from tauspan.core.reading import Reading
 from tauspan.editing.model.directions import Directions
-from tauspan.editing.model.edit import set_weights
 from tauspan.editing.model.outputs import Targets, accuracy, outputs, target_rows
 from tauspan.editing.model.regime import point_of
-from tauspan.models import Classifier, Encoder, Head
+from tauspan.models import Classifier, Encoder, Head, Origin
 from tauspan.tangent import Linearized, linearize
 from tauspan.tangent.contributions import Advance, Contributions, contributions, silent
 from tauspan.tasks import Task, build_head
@@ -85,6 +86,11 @@ class EditedModel(ABC):
     def read(self, needs: Mapping[Task, Sequence[str]], split: str) -> None:
         """Read a split ahead, in one pass for each task: which directions it needs."""
 
+    @staticmethod
+    @abstractmethod
+    def applied(module: nn.Module, vector: TaskVector, scale: float, point: Point) -> nn.Module:
+        """A module edited by scale * vector, for `tauspan.apply`; `module` is never changed."""
+
     # -- what all of them give -------------------------------------------------------------------------------
 
     def logits(self, task: Task, split: str, coefficients: Coefs, advance: Advance = silent) -> Tensor:
@@ -147,6 +153,21 @@ class OrdinaryModel(EditedModel):
     regimes = ("standard",)
     tangent = False
 
+    @staticmethod
+    def applied(module: nn.Module, vector: TaskVector, scale: float, point: Point) -> nn.Module:
+        """A copy with other weights, of the same class."""
+        own = vector.fitted(module)
+        edited = models.working_copy(module)
+        _tell_kept(edited)
+        _set_weights(edited, module, own, scale)
+        encoder, base = models.encoder_in(edited), models.encoder_in(module)
+        if encoder is not None and base is not None:
+            encoder.origin = Origin.of(base)
+            encoder.edit = " + ".join(filter(None, [base.edit, f"{scale:g} {vector.label}"]))
+            if encoder.home is not None:
+                encoder.home = encoder.home.moved(own.deltas, scale)
+        return edited
+
     def _begin(self) -> None:
         self._copy: Encoder | None = None
         self._at: Coefs | None = None
@@ -169,7 +190,7 @@ class OrdinaryModel(EditedModel):
         if self._copy is None:
             self._copy = models.working_copy(self.encoder).eval()
         if self._at != used:
-            set_weights(self._copy, self.encoder, self.fitted(self.directions.combined(used)), 1.0)
+            _set_weights(self._copy, self.encoder, self.fitted(self.directions.combined(used)), 1.0)
             self._at = dict(used)
         return self._copy
 
@@ -183,6 +204,16 @@ class TangentModel(EditedModel):
 
     regimes = ("linear", "posthoc")
     tangent = True
+
+    @staticmethod
+    def applied(module: nn.Module, vector: TaskVector, scale: float, point: Point) -> nn.Module:
+        """A tangent model with this tau."""
+        tau = vector * scale
+        names = list(tau.fitted(module, tangent=True).deltas)
+        tangent = linearize(module, names, point if isinstance(module, Classifier) else None)
+        tangent.load_task_vector(tau)
+        tangent.head_point, tangent.label = point, tau.label
+        return tangent
 
     def _begin(self) -> None:
         self._passes: dict[tuple[Task, str], Contributions] = {}
@@ -241,6 +272,12 @@ class TangentModel(EditedModel):
 MODELS: tuple[type[EditedModel], ...] = (OrdinaryModel, TangentModel)
 
 
+def model_kind(regime: EditRegime) -> type[EditedModel]:
+    """The class that edits in a regime."""
+    (kind,) = (kind for kind in MODELS if regime in kind.regimes)
+    return kind
+
+
 def edited_model(
     encoder: Encoder,
     directions: Directions,
@@ -249,5 +286,25 @@ def edited_model(
     ahead: bool = False,
 ) -> EditedModel:
     """The edited model of a regime; see `EditedModel`."""
-    (kind,) = (kind for kind in MODELS if regime in kind.regimes)
-    return kind(encoder, directions, regime, reading, ahead)
+    return model_kind(regime)(encoder, directions, regime, reading, ahead)
+
+
+def _tell_kept(edited: nn.Module) -> None:
+    inner, _ = models.core(edited)
+    kept = models.kept_outside(inner)
+    if kept:
+        warnings.warn(
+            f"{type(inner).__name__} keeps tensors outside its parameters and buffers ({listed(kept)}), and the edited "
+            "copy keeps the same. If an earlier call has made them from weights, they are those of the old "
+            "weights: edit a module that nobody has called yet, or empty these places in the copy.",
+            RuntimeWarning,
+            stacklevel=5,
+        )
+
+
+def _set_weights(edited: nn.Module, base: nn.Module, vector: TaskVector, scale: float) -> None:
+    """Set a copy's weights to theta0 + scale * tau in place; `base` is only read, and the vector is fitted to it."""
+    origin = models.state_of(base)
+    for name, tensor in models.state_of(edited).items():
+        if name in vector.deltas:
+            tensor.copy_(vector.moved(name, origin[name], scale))

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from tauspan.core.choices import EDIT_REGIMES, POINTS, EditRegime, Point
+from tauspan.core.choices import EDIT_REGIMES, POINTS, TRAINED_IN, EditRegime, Point
 from tauspan.core.errors import UsageError, nearest
 from tauspan.vector import TaskVector
 
@@ -21,7 +21,7 @@ def edit_regime(vector: TaskVector, regime: str | None, allow: Sequence[str] = (
     chosen = vector.regime if regime is None else regime
     if chosen not in EDIT_REGIMES:
         raise UsageError(f"unknown regime {chosen!r}. {nearest(chosen, EDIT_REGIMES)}")
-    fits = "linear" if chosen == "linear" else "standard"
+    fits = TRAINED_IN[chosen]
     if vector.regime != fits and "regime" not in allow:
         raise UsageError(
             f"{vector.label!r} is a {vector.regime} vector and the regime {chosen!r} takes a {fits} one. If you mean "

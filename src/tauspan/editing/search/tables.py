@@ -3,7 +3,9 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from tauspan.core.choices import EditRegime
 from tauspan.core.report import Cell, Table
+from tauspan.editing.model.edited import model_kind
 from tauspan.editing.search.bootstrap import Intervals
 from tauspan.editing.search.box import Box
 from tauspan.editing.search.solve import Solution
@@ -22,7 +24,7 @@ class Outcome:
     evaluations: int
 
 
-def coefficient_table(free: Unknowns, found: Outcome, box: Box, regime: str) -> Table:
+def coefficient_table(free: Unknowns, found: Outcome, box: Box, regime: EditRegime) -> Table:
     """Each coefficient with its interval."""
     rows: list[dict[str, Cell]] = []
     labels = [(vector, group) for vector in free.directions.vectors for group in free.directions.groups]
@@ -41,7 +43,7 @@ def coefficient_table(free: Unknowns, found: Outcome, box: Box, regime: str) -> 
     if not found.intervals.by_name:
         note = (
             "No intervals: each refit would evaluate the model anew."
-            if regime == "standard"
+            if not model_kind(regime).tangent
             else "No intervals."
         )
     return Table("Coefficients", rows, note)

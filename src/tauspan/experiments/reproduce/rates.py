@@ -6,13 +6,14 @@ import statistics
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from tauspan.core.choices import Regime
 from tauspan.core.processes import world
 from tauspan.core.report import Cell, Table
 from tauspan.experiments.reproduce.experiment import Rates
 from tauspan.experiments.run import Recipe
 from tauspan.experiments.run.context import RunContext
 from tauspan.experiments.run.jobs import in_workers
-from tauspan.experiments.run.vectors import TunedRegime, finetunings
+from tauspan.experiments.run.vectors import finetunings
 from tauspan.train.loop import LOG
 
 FOLDER = "rates"
@@ -22,7 +23,7 @@ FOLDER = "rates"
 class Trial:
     """One learning rate of one regime: a recipe with the subset of tasks and the first seed, and its folder."""
 
-    regime: TunedRegime
+    regime: Regime
     rate: float
     recipe: Recipe
     out: Path
@@ -32,7 +33,7 @@ def trials(recipe: Recipe, rates: Rates, out: Path) -> list[Trial]:
     """Every learning rate that is tried for a recipe; posthoc and the references take the ordinary one's."""
     needed = {which.regime for which in finetunings(recipe)}
     tasks = tuple(name for name in rates.tasks if name in recipe.tasks) or recipe.tasks
-    regimes: tuple[TunedRegime, ...] = ("standard", "linear")
+    regimes: tuple[Regime, ...] = ("standard", "linear")
     return [
         Trial(regime, rate, recipe.alone(regime, rate, tasks), out / f"{regime}-{rate:g}")
         for regime in regimes
@@ -104,7 +105,7 @@ def _adopt(trial: RunContext, target: RunContext) -> None:
         processes.wait()
 
 
-def _note(recipe: Recipe, tried: Sequence[Trial], best: Mapping[TunedRegime, Trial]) -> str:
+def _note(recipe: Recipe, tried: Sequence[Trial], best: Mapping[Regime, Trial]) -> str:
     tasks = tried[0].recipe.tasks
     whose = "all tasks" if set(tasks) == set(recipe.tasks) else ", ".join(tasks)
     note = f"seed {recipe.seeds[0]}, {whose}; the largest mean is taken"

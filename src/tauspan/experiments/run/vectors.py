@@ -3,11 +3,12 @@
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Literal, NamedTuple, TypeAlias
 
+from tauspan.core.choices import TRAINED_IN, EditRegime, Regime
+
 if TYPE_CHECKING:
     from tauspan.experiments.run.recipe import Recipe
 
 VectorKind: TypeAlias = Literal["standard", "linear", "attention", "joint"]
-TunedRegime: TypeAlias = Literal["standard", "linear"]
 
 
 class Finetuning(NamedTuple):
@@ -18,7 +19,7 @@ class Finetuning(NamedTuple):
     seed: int
 
     @property
-    def regime(self) -> TunedRegime:
+    def regime(self) -> Regime:
         """The regime of its fine-tuning."""
         return "linear" if self.kind == "linear" else "standard"
 
@@ -37,6 +38,6 @@ def one_per_task(recipe: "Recipe", kind: VectorKind) -> Iterator[Finetuning]:
     return (Finetuning(kind, name, seed) for seed in recipe.seeds for name in recipe.tasks)
 
 
-def kind_of(regime: Literal["standard", "posthoc", "linear"]) -> TunedRegime:
+def kind_of(regime: EditRegime) -> Regime:
     """The kind of vectors that a regime edits with: posthoc shares the standard ones."""
-    return "linear" if regime == "linear" else "standard"
+    return TRAINED_IN[regime]

@@ -15,6 +15,7 @@ from tauspan.core.errors import UsageError, listed, nearest
 from tauspan.core.measure import progress
 from tauspan.core.reading import Reading
 from tauspan.editing.model.edit import apply
+from tauspan.editing.model.edited import model_kind
 from tauspan.editing.model.regime import edit_regime, point_of
 from tauspan.merge.data.statistics_file import Statistics
 from tauspan.models import Batch, Classifier, Encoder
@@ -102,8 +103,9 @@ def _differentiable(
     classifier: Classifier, vector: TaskVector, regime: EditRegime, point: Any
 ) -> tuple[Callable[[Batch], Tensor], dict[str, Tensor]]:
     """The edited model's logits, and the tensors they are differentiated by."""
-    tangent = linearize(classifier, list(vector.deltas), point if regime != "standard" else "logits")
-    if regime != "standard":
+    edits_tangent = model_kind(regime).tangent
+    tangent = linearize(classifier, list(vector.deltas), point if edits_tangent else "logits")
+    if edits_tangent:
         tangent.load_task_vector(vector)
         return tangent, tangent.tau
     theta = {n: vector.moved(n, base, 1.0).requires_grad_() for n, base in tangent.theta0().items()}
@@ -157,7 +159,7 @@ def gram_matrices(
     chosen = edit_regime(vector, regime)
     own = vector.fitted(encoder)
     drawn = drawn_rows(task, split, rows, seed)
-    edited = apply(encoder, vector) if chosen == "standard" else encoder
+    edited = encoder if model_kind(chosen).tangent else apply(encoder, vector)
     inner, _ = models.core(edited)
     layers = linear_layers(inner, own)
     if not layers:

@@ -3,10 +3,11 @@
 Names are loaded on first use, so that importing `tauspan` (and `tauspan --help`) stays light.
 """
 
-import importlib
 import sys
 import types
 from typing import TYPE_CHECKING, Any
+
+from tauspan.core.lazy import loader
 
 __version__ = "0.1.0"
 
@@ -160,12 +161,7 @@ __all__ = [
 ]
 
 
-def __getattr__(name: str) -> Any:
-    if name not in _HOME:
-        raise AttributeError(f"module 'tauspan' has no attribute {name!r}")
-    value = getattr(importlib.import_module(f"tauspan.{_HOME[name]}"), name)
-    globals()[name] = value
-    return value
+__getattr__ = loader(globals(), _HOME)
 
 
 class _Package(types.ModuleType):

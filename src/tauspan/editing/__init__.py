@@ -3,11 +3,12 @@
 Names are loaded on first use, so that what only lists or parses needs no torch.
 """
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from tauspan.core.choices import EditRegime
+from tauspan.core.lazy import loader
 
 if TYPE_CHECKING:
-    from tauspan.core.choices import EditRegime
     from tauspan.editing.editor import Editor
     from tauspan.editing.evaluation import Evaluation, evaluate
     from tauspan.editing.maps.asked import GRID
@@ -24,30 +25,29 @@ if TYPE_CHECKING:
     from tauspan.editing.search.solve import Solution, minimise
 
 _HOME = {
-    "GRID": "tauspan.editing.maps.asked",
-    "AdaMerged": "tauspan.editing.search.entropy",
-    "Addition": "tauspan.editing.search.addition",
-    "EditRegime": "tauspan.core.choices",
-    "Editor": "tauspan.editing.editor",
-    "Evaluation": "tauspan.editing.evaluation",
-    "Front": "tauspan.editing.search.pareto",
-    "Maps": "tauspan.editing.maps.maps",
-    "Negation": "tauspan.editing.search.negation",
-    "PAPER_GRID": "tauspan.editing.search.grid",
-    "Solution": "tauspan.editing.search.solve",
-    "SolvedCoefficients": "tauspan.editing.search.choose",
-    "adamerging": "tauspan.editing.questions",
-    "add": "tauspan.editing.questions",
-    "apply": "tauspan.editing.model.edit",
-    "coefficients": "tauspan.editing.questions",
-    "combine": "tauspan.editing.model.directions",
-    "disentanglement": "tauspan.editing.questions",
-    "evaluate": "tauspan.editing.evaluation",
-    "front": "tauspan.editing.questions",
-    "load": "tauspan.editing.model.edit",
-    "minimise": "tauspan.editing.search.solve",
-    "negate": "tauspan.editing.questions",
-    "save": "tauspan.editing.model.edit",
+    "GRID": "maps.asked",
+    "AdaMerged": "search.entropy",
+    "Addition": "search.addition",
+    "Editor": "editor",
+    "Evaluation": "evaluation",
+    "Front": "search.pareto",
+    "Maps": "maps.maps",
+    "Negation": "search.negation",
+    "PAPER_GRID": "search.grid",
+    "Solution": "search.solve",
+    "SolvedCoefficients": "search.choose",
+    "adamerging": "questions",
+    "add": "questions",
+    "apply": "model.edit",
+    "coefficients": "questions",
+    "combine": "model.directions",
+    "disentanglement": "questions",
+    "evaluate": "evaluation",
+    "front": "questions",
+    "load": "model.edit",
+    "minimise": "search.solve",
+    "negate": "questions",
+    "save": "model.edit",
 }
 
 __all__ = [
@@ -78,9 +78,4 @@ __all__ = [
 ]
 
 
-def __getattr__(name: str) -> Any:
-    if name not in _HOME:
-        raise AttributeError(f"module 'tauspan.editing' has no attribute {name!r}")
-    value = getattr(importlib.import_module(_HOME[name]), name)
-    globals()[name] = value
-    return value
+__getattr__ = loader(globals(), _HOME)

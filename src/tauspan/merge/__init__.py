@@ -5,8 +5,9 @@
 Names are loaded on first use, so that merging in memory does not load what reads and writes files.
 """
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from tauspan.core.lazy import loader
 
 if TYPE_CHECKING:
     from tauspan.merge.checks.checks import Examination, check, doctor
@@ -88,9 +89,4 @@ __all__ = [
 ]
 
 
-def __getattr__(name: str) -> Any:
-    if name not in _HOME:
-        raise AttributeError(f"module 'tauspan.merge' has no attribute {name!r}")
-    value = getattr(importlib.import_module(f"tauspan.merge.{_HOME[name]}"), name)
-    globals()[name] = value
-    return value
+__getattr__ = loader(globals(), _HOME)

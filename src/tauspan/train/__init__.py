@@ -3,8 +3,9 @@
 Names are loaded on first use, so that the program's parser can read `Settings` without torch.
 """
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from tauspan.core.lazy import loader
 
 if TYPE_CHECKING:
     from tauspan.train.convex import fit
@@ -16,9 +17,4 @@ _HOME = {"Finetuned": "finetuning", "Settings": "settings", "finetune": "finetun
 __all__ = ["Finetuned", "Settings", "finetune", "fit"]
 
 
-def __getattr__(name: str) -> Any:
-    if name not in _HOME:
-        raise AttributeError(f"module 'tauspan.train' has no attribute {name!r}")
-    value = getattr(importlib.import_module(f"tauspan.train.{_HOME[name]}"), name)
-    globals()[name] = value
-    return value
+__getattr__ = loader(globals(), _HOME)

@@ -12,9 +12,9 @@ carry_out   all parts, one report
 ```
 """
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from tauspan.core.lazy import loader
 from tauspan.experiments.reproduce.experiment import Changes, experiment, names, recipes
 
 if TYPE_CHECKING:
@@ -26,9 +26,4 @@ _HOME = {"Plan": "planning", "plan": "planning", "reproduce": "carry_out"}
 __all__ = ["Changes", "Plan", "experiment", "names", "plan", "recipes", "reproduce"]
 
 
-def __getattr__(name: str) -> Any:
-    if name not in _HOME:
-        raise AttributeError(f"module 'tauspan.experiments.reproduce' has no attribute {name!r}")
-    value = getattr(importlib.import_module(f"tauspan.experiments.reproduce.{_HOME[name]}"), name)
-    globals()[name] = value
-    return value
+__getattr__ = loader(globals(), _HOME)

@@ -1,8 +1,8 @@
 """`run`: a recipe from data to report, stage by stage; a finished stage is reused, never done twice."""
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from tauspan.core.lazy import loader
 from tauspan.experiments.run.addition import Addition
 from tauspan.experiments.run.energy import Energies
 from tauspan.experiments.run.maps import Maps
@@ -22,9 +22,6 @@ __all__ = [
 ]  # fmt: skip
 
 
-def __getattr__(name: str) -> Any:  # what runs a recipe needs torch; what reads one does not
-    if name not in ("plan", "run"):
-        raise AttributeError(f"module 'tauspan.experiments.run' has no attribute {name!r}")
-    value = getattr(importlib.import_module("tauspan.experiments.run.runner"), name)
-    globals()[name] = value
-    return value
+__getattr__ = loader(
+    globals(), {"plan": "runner", "run": "runner"}
+)  # what runs a recipe needs torch; what reads one does not

@@ -3,13 +3,13 @@
 import dataclasses
 import functools
 import logging
-import os
 from collections import Counter
 from pathlib import Path
 from typing import Any
 
 from tauspan.core.arguments import checked
 from tauspan.core.errors import UsageError
+from tauspan.core.launch import launch
 from tauspan.core.measure import underway
 from tauspan.core.notices import heard, once
 from tauspan.core.processes import world
@@ -51,9 +51,9 @@ def run(
     """
     if workers < 1:
         raise UsageError(f"workers={workers}: it must be at least 1.")
-    if workers > 1 and int(os.environ.get("WORLD_SIZE", "1")) > 1:
+    if workers > 1 and launch().size > 1:
         raise UsageError(
-            f"workers={workers} in one of {os.environ['WORLD_SIZE']} processes of a launcher: several processes train "
+            f"workers={workers} in one of {launch().size} processes of a launcher: several processes train "
             "one vector together, several workers one each. Choose one of the two."
         )
     report = numbered(measured(recipe, Path(out), workers=workers, device=device))

@@ -315,3 +315,15 @@ def test_an_output_that_is_no_number_is_named_wherever_it_is(number: float, chec
         with pytest.raises(NonFiniteError, match="row 2 of the batch"):
             call()
     assert lin(x[[0, 1, 3]]).isfinite().all()
+
+
+@pytest.mark.parametrize("several", [False, True])
+def test_a_tangent_that_overflows_names_its_row(several: bool) -> None:
+    model = nn.Linear(2, 1, dtype=torch.float64)
+    huge = {name: torch.full_like(theta, 1e300) for name, theta in model.named_parameters()}
+    x = torch.tensor([[1.0, 2.0], [1e10, 1e10]], dtype=torch.float64)
+    lin = linearize(model)
+    for name, tau in lin.tau.items():
+        tau.data.copy_(huge[name])
+    with pytest.raises(NonFiniteError, match=r"J\(x\) tau: infinity in 1 of 2 rows \(1, "):
+        lin.tangent(x, vectors=[huge, huge]) if several else lin(x)

@@ -40,6 +40,6 @@ def test_kernel_reports_take_no_point() -> None:
     ]
     with pytest.raises(TauspanError, match="kernel_report linearises encoder and head together"):
         kernel_report(encoder, tasks, reading=Reading(point="encoder"))
+    vector = TaskVector({"weight": torch.ones(3, 4), "bias": torch.ones(3)}, "b", "linear")
     with pytest.raises(TauspanError, match="diagnose linearises encoder and head together"):
-        vector = TaskVector({"weight": torch.ones(3, 4), "bias": torch.ones(3)}, "b", "linear")
         ts.diagnose(encoder, dict.fromkeys(tasks, vector), reading=Reading(point="logits"))

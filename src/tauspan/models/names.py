@@ -269,7 +269,7 @@ def _canonical(model: nn.Module) -> dict[str, str]:
 def _spelt(
     model: Any, stored: Mapping[str, Size], shapes: Mapping[str, Size]
 ) -> Sequence[tuple[str, str, str, Any]]:
-    """Each stored name, its name in memory, and the pattern and rule that rearrange the tensor; no rule gives None."""
+    """Each stored name, its name in memory, and the pattern and rule that rearrange the tensor, or '' and None."""
     try:
         from transformers.conversion_mapping import get_model_conversion_mapping
         from transformers.core_model_loading import (

@@ -147,7 +147,7 @@ def _class_named(directory: Path) -> object:
 
 
 def in_memory(deltas: Params, module: nn.Module) -> dict[str, Tensor]:
-    """A displacement by the names in a module instead of those in its files; it may have the names in the module already.
+    """A displacement by the names in a module instead of those in its files; names that fit the module are kept.
 
     A tensor that the module lacks and its files hold keeps its name in the files.
 

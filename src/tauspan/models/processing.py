@@ -140,7 +140,7 @@ def _as_written(directory: Path, error: ModelError) -> Inputs:
 
 
 def _unsaid(directory: Path) -> Inputs:
-    """The inputs where no file describes them: a usual guess, with a warning, since training may have differed."""
+    """The inputs if no file describes them: pictures squashed to a square, mean and std 0.5; warns, as it is a guess."""
     config = store.read_json(directory / "config.json")
     config = config.get("vision_config") or config  # CLIP keeps it one level down
     size = config.get("image_size")

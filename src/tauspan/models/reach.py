@@ -1,4 +1,4 @@
-"""The objects that a module refers to: containers in which a forward pass could keep something, and functions."""
+"""What a module refers to: containers in which a forward pass could keep something, and tensors that functions hold."""
 
 import functools
 import operator

@@ -154,7 +154,7 @@ def _require_real(
 
 
 def _spelt(patterns: Sequence[str], module: nn.Module, names: Sequence[str]) -> list[str]:
-    """The patterns by names in memory: one that fits only names in files (as in a task vector) becomes those it fits."""
+    """The patterns; those that fit only names in files (as in a task vector) are replaced by the names in memory."""
     if all(fnmatch.filter(names, pattern) for pattern in patterns):
         return list(patterns)
     from tauspan.models.home import names_of  # it imports this module

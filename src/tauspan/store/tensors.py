@@ -49,7 +49,7 @@ def write_tensors(
         if other != name and tensor.numel():
             ready[name] = tensor.clone(memory_format=torch.contiguous_format)
     with atomic(path, overwrite=overwrite) as temporary:
-        # an empty mapping of both would make safetensors write a file that it cannot read
+        # without tensors, empty metadata would make safetensors write a file that it cannot read
         save_file(ready, temporary, metadata=dict(metadata) if metadata else None)
 
 

@@ -148,7 +148,7 @@ def unchecked() -> Iterator[None]:
 
 @contextmanager
 def _watched(at: At | None) -> Iterator[None]:
-    """Inside the block, `Function.apply` in this thread goes through `at`; None changes nothing except checkpoints."""
+    """Inside the block, `Function.apply` in this thread goes through `at`; with None only checkpoints change."""
     global _watchers
     with _lock:
         _watchers += 1

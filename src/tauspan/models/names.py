@@ -127,7 +127,7 @@ class Names:
 
     @property
     def plain(self) -> bool:
-        """Whether no name is known to differ, so that names are returned unchanged."""
+        """Whether all known names are the same in files and in memory; names are then returned unchanged."""
         return not self.moved and all(stored == name for stored, name in self.renamed.items())
 
     @property

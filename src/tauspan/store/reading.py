@@ -121,7 +121,7 @@ def located(path: Path, names: Callable[[Path], Iterable[str]]) -> dict[str, Pat
 
 
 def _weight_files(path: Path) -> dict[Path, list[str]]:
-    """The files with weights, each with the tensors that an index promises there."""
+    """The files with weights, each with the names of the tensors that an index lists for it."""
     if path.is_dir():
         for stem in STEMS:  # as the libraries decide: the single file first, then the index
             if (path / f"{stem}.safetensors").is_file():

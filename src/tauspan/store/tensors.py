@@ -1,4 +1,4 @@
-"""safetensors files: their dtypes and headers, written whole or tensor by tensor."""
+"""Safetensors files: their dtypes, their headers, and writing tensors that are all in memory."""
 
 import json
 import math

@@ -45,7 +45,7 @@ def hub_rows(
         )
     except Exception as error:  # the library raises many kinds: offline, unknown, gated, malformed
         raise DataError(f"the data set {source!r} could not be loaded: {error}") from error
-    if isinstance(found, datasets.Dataset):  # a table saved alone has no name of a split
+    if isinstance(found, datasets.Dataset):  # a single saved table has no split name
         found = {"train": found}
     chosen = {split: name for split, name in splits.items() if name is not None}
     if splits.get("validation") is None and "validation" in found and "validation" not in chosen.values():

@@ -71,7 +71,7 @@ def holds_images(file: Path, column: str) -> bool:
 
 
 def _first(file: Path, column: str) -> bytes:
-    """The first value of a column of bytes; nothing if there is none."""
+    """The first value of a column of bytes; empty if there is none."""
     parquet = require_extra("pyarrow.parquet", "data", f"reading {file}")
     try:
         for batch in parquet.ParquetFile(file).iter_batches(64, columns=[column]):

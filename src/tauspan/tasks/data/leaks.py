@@ -145,7 +145,7 @@ def _prints(rows: Split, near: bool, advance: Callable[[int, str], None]) -> _Pr
 
 
 def normalised(text: str) -> str:
-    """A text in one case, with punctuation and white space reduced to single spaces; if nothing is left, as it was.
+    """A case-folded text, with punctuation and white space reduced to single spaces; the stripped text if that is empty.
 
     Example:
         >>> normalised("It's  HERE!")

@@ -1,4 +1,4 @@
-"""Evaluating a module at other parameters than its own, without changing the module."""
+"""Run a module with parameters other than its own, without changing the module."""
 
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -17,11 +17,11 @@ _active: ContextVar[tuple["At | None", ...]] = ContextVar("tauspan_at", default=
 
 
 class At(TorchFunctionMode):
-    """Inside the block, every operation on a parameter of the module gets another tensor instead.
+    """Inside the block, every operation that reads a parameter of the module gets the tensor from `point` instead.
 
-    Parameters are recognised by identity, wherever the module keeps them: under several names, in a list, a dict or a
-    closure. `torch.func.functional_call` exchanges the module's attributes instead, which misses those places and
-    leaves its tensors in a module that is reachable under two names.
+    Parameters are recognised by object identity, wherever the module keeps them: under several names, in a list, in a
+    dict or in a closure. `torch.func.functional_call` replaces attributes of the module instead. It misses parameters
+    in lists, dicts and closures, and after the call it leaves its tensors in a submodule that has two names.
 
     Args:
         module: the module with the parameters.
@@ -55,11 +55,11 @@ class At(TorchFunctionMode):
         self._watching.__exit__(*error)
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """Run the operation on the other tensors."""
+        """Run the operation with each parameter replaced by its tensor in `point`."""
         return func(*self.replaced(args), **(self.replaced(kwargs) if kwargs else {}))
 
     def replaced(self, item: Any) -> Any:
-        """The same nesting of tuples, lists and dicts with the other tensors in it; unchanged parts are not copied."""
+        """The item with its parameters replaced, also in nested tuples, lists and dicts; other parts are not copied."""
         if isinstance(item, Tensor):
             return self._other(item)
         kind = type(item)
@@ -94,7 +94,7 @@ class At(TorchFunctionMode):
 
 
 def current() -> At | None:
-    """The innermost `At` that is active here."""
+    """The innermost active `At` of this thread; None if there is none, or if `unchecked` is the innermost block."""
     active = _active.get()
     return active[-1] if active else None
 
@@ -102,7 +102,7 @@ def current() -> At | None:
 def call_at(
     module: nn.Module, point: Mapping[str, Tensor], args: Sequence[Any], kwargs: Mapping[str, Any]
 ) -> Any:
-    """The module's output at other parameters; those without an entry in `point` are constant.
+    """The module's output with the parameters in `point`; parameters without an entry are constants.
 
     Args:
         module: any module; it is not changed.
@@ -119,7 +119,7 @@ def call_at(
         return at.replaced(module(*args, **kwargs))
 
 
-# -- autograd functions, which pass by a TorchFunctionMode ----------------------------------------------------------
+# -- autograd functions, which a TorchFunctionMode does not see -----------------------------------------------------
 
 _lock = threading.Lock()
 _watchers = 0
@@ -133,7 +133,7 @@ def _apply(cls: Any, *args: Any, **kwargs: Any) -> Any:
         return plain(*args, **kwargs)
     if (
         cls is CheckpointFunction
-    ):  # its forward has no graph, and torch gives no gradient of it in some tensors alone
+    ):  # its forward records no graph, so torch cannot differentiate it in chosen tensors alone
         run, _preserve, *rest = args
         return run(*rest)
     return plain(*args) if active[-1] is None else active[-1]._applied(cls, plain, args)
@@ -141,14 +141,14 @@ def _apply(cls: Any, *args: Any, **kwargs: Any) -> Any:
 
 @contextmanager
 def unchecked() -> Iterator[None]:
-    """Inside the block, `checkpoint(use_reentrant=True)` keeps its activations: equal numbers, and a usable graph."""
+    """Inside the block, `checkpoint(use_reentrant=True)` keeps activations: equal values, and a graph for autograd."""
     with _watched(None):
         yield
 
 
 @contextmanager
 def _watched(at: At | None) -> Iterator[None]:
-    """Inside the block, `Function.apply` in this thread uses `at`."""
+    """Inside the block, `Function.apply` in this thread goes through `at`; with None only checkpoints change."""
     global _watchers
     with _lock:
         _watchers += 1

@@ -1,4 +1,4 @@
-"""From a batch (one tensor, several, or some by name) to the arguments of a module."""
+"""Turn a batch (one tensor, a tuple of tensors, or a mapping) into the arguments of a module's forward."""
 
 import inspect
 from collections.abc import Mapping
@@ -13,10 +13,10 @@ from tauspan.models.encoder import Classifier, Encoder
 
 
 def inputs_of(module: nn.Module, batch: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """Positional and keyword inputs of one call.
+    """The positional and keyword arguments with which a batch is passed to a module.
 
     A tuple or list holds positional inputs. A mapping holds keyword inputs where the forward has parameters of these
-    names, and is one input otherwise, as for an `Encoder` and a `Classifier`. Arrays of NumPy become tensors.
+    names, and is one input otherwise, as for an `Encoder` and a `Classifier`. NumPy arrays become tensors.
 
     Raises:
         MismatchError: more inputs than the forward takes, for instance a batch with labels.
@@ -49,7 +49,7 @@ def positional(module: nn.Module) -> int | None:
 
 
 def as_tensors(item: Any) -> Any:
-    """The same nesting with arrays of NumPy as tensors; a mapping of its own class becomes a dict."""
+    """A copy of a nested structure in which NumPy arrays are tensors and every mapping is a dict."""
     if isinstance(item, np.ndarray):
         return torch.from_numpy(item)
     if isinstance(item, Mapping):

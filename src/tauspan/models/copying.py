@@ -1,4 +1,4 @@
-"""Copies of a module for other weights, and the tensors that a module keeps outside its parameters and buffers."""
+"""Copy a module so that the copy can take other weights, and list tensors kept outside its parameters and buffers."""
 
 import copy
 from collections import deque
@@ -15,10 +15,10 @@ _AnyModule = TypeVar("_AnyModule", bound=nn.Module)
 
 
 def working_copy(module: _AnyModule) -> _AnyModule:
-    """A deep copy that may get other weights: without tensors computed from the module's current weights.
+    """A deep copy that can take other weights: tensors computed from the module's current weights are left out.
 
-    Modules that keep such tensors in eval mode drop them in `train()`, by convention; tensors with an autograd graph are
-    dropped too.
+    By convention a module that keeps such tensors in eval mode drops them in `train()`, so this calls `train()` on the
+    copy's layers and then restores their modes. Tensors with an autograd graph are dropped too.
 
     Raises:
         ModelError: the module keeps a function that holds one of its parameters, which the copy would still use; or it
@@ -82,7 +82,7 @@ def _require_own(made: nn.Module, module: nn.Module) -> None:
 
 
 def _own_way(module: nn.Module) -> str:
-    """The repair for a function that a copy shares with the module."""
+    """Advice for the error about a function that a copy shares with the module."""
     if any(hasattr(part, "_hf_hook") for part in module.modules()):
         return (
             "accelerate put it there, to spread the model over devices: have the whole model on one of them, and take "
@@ -95,7 +95,7 @@ def _own_way(module: nn.Module) -> str:
 
 
 def _was_made(item: Any) -> bool:
-    """Whether a kept tensor has an autograd graph, so that it was computed from others."""
+    """Whether a kept tensor has an autograd graph, which shows that it was computed from other tensors."""
     return (
         any(map(_was_made, item)) if isinstance(item, tuple) else getattr(item, "grad_fn", None) is not None
     )

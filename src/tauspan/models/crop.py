@@ -4,7 +4,7 @@ import math
 import random
 from typing import NamedTuple
 
-AREA = (0.9, 1.0)  # open_clip's default share of the image, so that of the paper's training
+AREA = (0.9, 1.0)  # open_clip's default range for the share of the image's area; the paper trains with it
 ASPECT = (3 / 4, 4 / 3)  # width / height of the box, before it is resized to a square
 _ATTEMPTS = 10
 
@@ -19,9 +19,10 @@ class Box(NamedTuple):
 
 
 def random_box(height: int, width: int, draw: random.Random) -> Box:
-    """A box of 0.9 to 1 of the area, its aspect ratio log-uniform in [3/4, 4/3], anywhere in the image.
+    """A random box with 0.9 to 1 of the image's area, and with aspect ratio width / height in [3/4, 4/3].
 
-    A shape that does not fit is drawn again, ten times; then the largest central box of an allowed aspect is taken.
+    The area is uniform, the aspect ratio log-uniform, and the position uniform among those that fit. At most ten shapes
+    are drawn; if none fits, the largest central box with an allowed aspect ratio is taken.
 
     Source: `RandomResizedCrop(size, scale=(0.9, 1.0))` of open_clip's training transform, with torchvision's default
     ratio; the official code of the paper trains with it. The distribution is the same, the drawn numbers are not.

@@ -20,12 +20,12 @@ if TYPE_CHECKING:
 
 __all__ = ["OUTPUT_FIELDS", "Batch", "Classifier", "Encoder", "Head", "Inputs", "Whole", "call", "positions",
            "single_tensor", "to_device"]  # fmt: skip
-_PROMPTS = 256  # the batch size of prompts in a text tower
+_PROMPTS = 256  # prompts per forward pass of a text tower
 
 
 @dataclass(frozen=True)
 class Whole:
-    """The whole encoder of a trimmed one: its fingerprint, and the trimmed encoder's own when it was made."""
+    """The fingerprint of an encoder before it was trimmed, and `part`, the trimmed encoder's own when it was made."""
 
     fingerprint: str
     part: str
@@ -95,7 +95,7 @@ class Encoder(nn.Module):
         return self.features(self.backbone, batch)
 
     def __repr__(self) -> str:
-        """One line; print `encoder.backbone` for the layers."""
+        """One line with source, inputs and features; print `encoder.backbone` to see the layers."""
         model = type(self.backbone).__name__
         source = "" if self.source == model else f"{self.source!r}, "
         return f"Encoder({source}{model}; reads {self.inputs.told()}; features: {self.pooling})"
@@ -129,7 +129,7 @@ class Encoder(nn.Module):
         return predicted(self, Classifier(self, head), rows, frozen, batch_size)
 
     def describe(self) -> str:
-        """What determines features and heads besides the weights: pooling, label tower, logit scale, preprocessing.
+        """What determines features and heads besides weights, in one line: pooling, label tower, scale, preprocessing.
 
         Functions are described by their names, so that the text is equal in all processes and in a resumed run.
         """
@@ -183,7 +183,7 @@ class Encoder(nn.Module):
 
 
 def positions(backbone: nn.Module) -> int | None:
-    """The largest number of tokens for which a transformers model has positions; None if it has no limit or gives none.
+    """The largest number of tokens that a transformers model can read; None if it has no limit or does not state it.
 
     RoBERTa and similar models number positions after the padding index, so fewer positions are usable than their table
     has rows.
@@ -208,7 +208,7 @@ def _named(function: Any) -> str:
 
 
 def _said(function: Any) -> str:
-    """A pooling in words; a user's function by its name."""
+    """A feature function in words; a user's own function is described by its name."""
     if function is call:
         return "the module's output"
     return getattr(function, "__name__", None) or str(function)
@@ -223,7 +223,7 @@ OUTPUT_FIELDS = ("logits", "image_embeds", "text_embeds", "pooler_output", "last
 
 
 def single_tensor(output: Any) -> Tensor:
-    """The tensor of a model's output: the output itself, or its first field of `OUTPUT_FIELDS`.
+    """The tensor in a model's output: the output itself, or the first of `OUTPUT_FIELDS` that it has.
 
     Raises:
         ModelError: no such tensor; wrap the model so that it returns one.

@@ -1,4 +1,4 @@
-"""A model's folder: which of its files are weights, which are copied with them, and which are not."""
+"""The files in a model's folder: which are weights, which are copied with the weights, and which are not read."""
 
 import re
 import shutil
@@ -28,7 +28,7 @@ _BESIDE = (
     MODULES, "1_Pooling/config.json", "config_sentence_transformers.json", "sentence_*_config.json",
     "open_clip_config.json",
 )  # fmt: skip
-_MODULE = (CONFIG, "sentence_*_config.json")  # of a module of sentence-transformers
+_MODULE = (CONFIG, "sentence_*_config.json")  # files of one sentence-transformers module
 
 
 @dataclass(frozen=True)
@@ -78,7 +78,7 @@ def main_folder(folder: Path) -> Path:
 
 
 def parts(folder: Path) -> dict[str, Path]:
-    """Further weights of the model, by the folder's relative path: modules such as a sentence-transformers Dense layer.
+    """Weights besides the main ones, by their folder's relative path: a sentence-transformers Dense layer, for instance.
 
     Raises:
         PickleRefusedError: a module's weights are there only as a pickle.
@@ -98,7 +98,7 @@ def parts(folder: Path) -> dict[str, Path]:
 def inside(folder: Path, file: Path) -> bool:
     """Whether a file, with all links followed, is in the folder, or in the hub cache of which the folder is part."""
     root, real = folder.resolve(), file.resolve()
-    # files of a snapshot are links to the blobs beside it
+    # in the hub cache the files of a snapshot are links to blobs in a folder beside the snapshots
     cache = next((one.parent.parent for one in (root, *root.parents) if one.parent.name == "snapshots"), root)
     return cache in real.parents
 
@@ -125,7 +125,7 @@ def tokenizer_files(folder: Path) -> list[Path]:
 
 
 def _matching(folder: Path, patterns: list[str] | tuple[str, ...]) -> Iterator[Path]:
-    """Files by patterns; only folders that a pattern names are looked into."""
+    """The files that match a pattern, relative to the folder; only subfolders that a pattern names are searched."""
     places = dict.fromkeys(pattern.rpartition("/")[0] for pattern in patterns)
     for place in places:
         inner = folder / place

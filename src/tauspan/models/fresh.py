@@ -51,7 +51,7 @@ def reinitialised(encoder: Encoder, seed: int = 0) -> Encoder:
 
 
 def _draw_from_config(backbone: Any) -> None:
-    """Copy the weights of a model that transformers builds from the configuration.
+    """Give the backbone the weights of a new model that transformers builds from the same configuration.
 
     `init_weights` is not enough: it does not change tensors that were loaded from a file.
     """
@@ -65,7 +65,7 @@ def _draw_in_place(backbone: nn.Module) -> None:
         own = [name for name, _ in layer.named_parameters(recurse=False)]
         reset = getattr(layer, "reset_parameters", None) or getattr(
             layer, "_reset_parameters", None
-        )  # attention's
+        )  # the name in torch's MultiheadAttention
         if own and reset is None:
             place = ".".join(filter(None, [path, own[0]]))
             raise ModelError(

@@ -126,7 +126,7 @@ class Origin:
 def base_of(
     source: str, path: str | None, fingerprint: str, beside: Path | None = None
 ) -> tuple[Encoder | None, str]:
-    """The encoder with a given fingerprint, searched at its former location; or None, and a message about what is there.
+    """The encoder with a given fingerprint, loaded from where it was; else None, and a message about what is there now.
 
     Args:
         source: its id or path as it was given.
@@ -150,7 +150,7 @@ def base_of(
 
 
 def reading(encoder: Encoder) -> str:
-    """What determines an encoder's heads besides its weights."""
+    """A text with what determines an encoder's heads besides its weights: its dtype and `Encoder.describe()`."""
     first = next(encoder.parameters(), None)
     return f"{None if first is None else first.dtype}|{encoder.describe()}"
 
@@ -236,7 +236,7 @@ def chosen_head(heads: Mapping[str, Frozen], task: str | None, source: str) -> F
 def predicted(
     encoder: Encoder, logits: Callable[[Batch], Tensor], rows: Sequence[Any], frozen: Frozen, batch_size: int
 ) -> list[Prediction]:
-    """Classes and probabilities of raw rows, in their order.
+    """The class and the probabilities of each raw row, in the order of the rows.
 
     Raises:
         NonFiniteError: NaN or infinity in the logits of a row.

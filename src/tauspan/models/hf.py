@@ -46,12 +46,14 @@ _WORDS: dict[Any, str] = {
 def load(directory: Path, source: str) -> Encoder:
     """The encoder in a transformers directory: text (BERT, GPT-2, Llama, T5, ...), image-text (CLIP, ...) or vision.
 
-    Texts are pooled, cut and prompted as sentence-transformers' files say where there are some; else the features are the
-    last token's state for decoders and the mean over real tokens for encoders (a text tower's own pooled output, and a
-    projection where the architecture has one). Of an encoder-decoder the encoder reads the text, and the decoder does
-    not train. Image-text models give their projected image embedding. Vision models give a projection, else the pooled
-    output, else the class token, else the mean over positions. Images are made by the model's own processor.
-    `print(encoder)` says which.
+    Texts are pooled, cut and given a prompt as the files of sentence-transformers say, if there are any. Otherwise the
+    features are the last token's state for decoders, and the mean state over real tokens for encoders. A text tower gives
+    its own pooled output, or its projection if the architecture has one. In an encoder-decoder model the encoder reads
+    the text, and the decoder is not trained.
+
+    Image-text models give their projected image embedding. Vision models give the first of these that they have: a
+    projection, the pooled output, the class token, the mean over positions. Images are converted as by the model's own
+    processor. `print(encoder)` shows which features were chosen.
 
     Raises:
         ModelError: the model reads audio or several kinds of input, pools in an unknown way, or draws random numbers.
@@ -137,7 +139,7 @@ def _usual(model: Any, kind: str) -> Callable[[nn.Module, Batch], Tensor]:
 
 
 def _family(transformers: Any, config: Mapping[str, Any]) -> Any:
-    """The class to load a directory with: an encoder saved alone, a tower with its projection, or the base model."""
+    """The transformers class for a directory: an encoder saved alone, a tower with its projection, or the base model."""
     architecture = str((config.get("architectures") or [""])[0])
     if architecture.endswith("WithProjection") and hasattr(transformers, architecture):
         return getattr(transformers, architecture)
@@ -173,7 +175,7 @@ def _pretrained(transformers: Any, family: Any, directory: Path) -> nn.Module:
         raise ModelError(f"transformers could not load {directory}: {error}") from error
     missing = set(info["missing_keys"])
     pooler = {name for name, _ in model.named_parameters() if name.startswith("pooler.")}
-    if pooler and pooler <= missing:  # many checkpoints never had one, and transformers draws it at random
+    if pooler and pooler <= missing:  # many checkpoints lack it, and transformers fills it at random
         model.pooler = None
         missing -= pooler
     if missing:
@@ -194,7 +196,7 @@ def _tokenizer(transformers: Any, directory: Path, lower: bool = False) -> Any:
         raise ModelError(f"{directory} has no usable tokenizer: {error}") from error
     if len(tokenizer) <= len(
         tokenizer.all_special_tokens
-    ):  # transformers makes an empty one where files lack
+    ):  # without the files transformers makes an empty tokenizer
         raise ModelError(f"{directory} has no usable tokenizer: its vocabulary is empty. Add tokenizer.json.")
     if tokenizer.pad_token is None and tokenizer.eos_token is None:
         raise ModelError(
@@ -217,7 +219,7 @@ def _lower(tokenizer: Any) -> None:
 
 
 def copies(directory: Path) -> Callable[[Any], None]:
-    """Copy the files that a loader reads besides the weights: tokenizer, pooling, preprocessing.
+    """A function that copies the files that a loader reads besides the weights: tokenizer, pooling, preprocessing.
 
     `config.json` is not among them; it is written with the weights.
     """

@@ -1,4 +1,4 @@
-"""The files that a model came from: the tensors that the module lacks, and writing an edited model like them."""
+"""The files that a model came from: their tensors that the module lacks, and writing an edited model in their form."""
 
 import sys
 from collections.abc import Iterable, Mapping
@@ -43,7 +43,7 @@ class Home:
         return self  # immutable, so it can be shared
 
     def stored(self, memory: Params) -> dict[str, Tensor]:
-        """All tensors of the checkpoint as it would be written, under the names of the files, from those in memory."""
+        """All tensors of the checkpoint as it would be written, by their names in the files, given those in memory."""
         inside = set(self.names.in_memory)
         made = self.names.to_files({name: tensor for name, tensor in memory.items() if name in inside})
         whole = {name: made[name] if name in made else self.carried[name] for name in self.names.shapes}
@@ -53,7 +53,7 @@ class Home:
         return whole | {name: memory[name] for name in changed}
 
     def moved(self, deltas: Params, scale: float) -> "Home":
-        """The same home with its carried tensors moved by a displacement that holds them, in float32 or wider."""
+        """The same home with `scale * deltas` added to the carried tensors that `deltas` has, in float32 or wider."""
         moved = {
             name: params.moved(tensor, deltas[name], scale)
             for name, tensor in self.carried.items()
@@ -127,7 +127,7 @@ def home_of(directory: Path, weights: Path, model: nn.Module) -> Home | None:
 
 
 def same_names(directory: Path, weights: Path, model: nn.Module) -> Home:
-    """The home of a model with the same names in files and in memory, and of any further tensors in the files."""
+    """The home of a model whose tensors have the same names in files and in memory; other tensors there are carried."""
     checkpoint = store.Checkpoint(weights)
     shapes = {name: shape for name, (_, shape) in checkpoint.kinds().items()}
     inside = set(state_of(model)) & set(shapes)
@@ -142,7 +142,7 @@ def _beyond(names: Names, memory: Params) -> list[str]:
 
 
 def _with_copies(names: Names, checkpoint: store.Checkpoint, memory: Params, model: Any) -> Names:
-    """The names, with carried tensors that equal the tied embedding as further stored copies of it."""
+    """The names, in which each carried tensor that equals the tied embedding counts as another stored copy of it."""
     config = getattr(model, "config", None)
     text = config.get_text_config() if config is not None and hasattr(config, "get_text_config") else config
     if not getattr(text, "tie_word_embeddings", False):
@@ -168,7 +168,7 @@ def _with_copies(names: Names, checkpoint: store.Checkpoint, memory: Params, mod
 
 
 def _fits(names: Names, checkpoint: store.Checkpoint, memory: Params) -> bool:
-    """Whether the module has the stored values, checked on parts of renamed tensors and on one group per rule."""
+    """Whether the module has the stored values; checks the first row of renamed tensors, and one group for each rule."""
     for stored, name in names.renamed.items():
         if name not in memory:
             continue  # not floating point
@@ -189,7 +189,7 @@ def encoder_in(module: nn.Module) -> Encoder | None:
 
 
 def names_of(module: nn.Module) -> Names:
-    """The names of a module's tensors in files: in those it came from, or in those that its library would write."""
+    """How names translate between a module and files: those it came from, else those that its library would write."""
     encoder = encoder_in(module)
     if encoder is not None and encoder.home is not None:
         return encoder.home.names

@@ -21,7 +21,7 @@ Interpolation = Literal["nearest-exact", "bilinear", "bicubic"]
 Centre = Literal["transformers", "torchvision"]
 Batch: TypeAlias = Tensor | Mapping[str, Tensor]
 _PILLOW: dict[Interpolation, int] = {"nearest-exact": 0, "bilinear": 2, "bicubic": 3}  # Pillow's own numbers
-_NO_LIMIT = 10**6  # tokenizers that were saved without a limit have a limit above this
+_NO_LIMIT = 10**6  # a tokenizer that was saved without a limit reports one above this number
 
 
 @dataclass(frozen=True)
@@ -63,11 +63,11 @@ class Inputs:
         crops: Sequence[random.Random] | None = None,
         positions: int | None = None,
     ) -> Batch:
-        """A batch from raw inputs; texts are cut at `max_tokens`, at most at `positions`, and padded to the longest.
+        """A batch from raw inputs; texts are cut at `max_tokens` (at most `positions`) and padded to the longest.
 
-        Images are (H, W), (H, W, C) or (C, H, W) with one or three channels, bytes or floats in [0, 1], or pictures
-        of Pillow, each of its own size; they become (N, 3, size, size). With `crops`, a source of random numbers for
-        each image, a random part of it (`tauspan.models.crop`) is resized to that square; nothing else is read of them.
+        Images are Pillow images, or arrays of shape (H, W), (H, W, C) or (C, H, W) with one or three channels that hold
+        bytes or floats in [0, 1]. Their sizes may differ; the batch has shape (N, 3, size, size). `crops` holds a source
+        of random numbers for each image: a random part of the image (`tauspan.models.crop`) is then resized to that size.
 
         Raises:
             DataError: the inputs are not of this encoder's modality, tensors differ in shape, or a text has no token.
@@ -106,7 +106,7 @@ class Inputs:
     def tokens(
         self, texts: Sequence[str], max_tokens: int | None, positions: int | None
     ) -> dict[str, Tensor]:
-        """The tokenizer's tensors of texts, cut at the limits of the caller, the model and the tokenizer."""
+        """The tokenizer's tensors for texts, cut at `max_tokens` or else the usual limit, and at most at `positions`."""
         if max_tokens is not None and (type(max_tokens) is not int or max_tokens < 1):
             raise UsageError(f"max_tokens={max_tokens!r}: it must be a whole number, at least 1.")
         own = getattr(self.tokenizer, "model_max_length", None)
@@ -127,7 +127,7 @@ class Inputs:
         return DataError(f"this encoder reads {self.modality} inputs, and the task holds text.")
 
     def _images(self, raw: Sequence[Any], crops: Sequence[random.Random] | None) -> Tensor:
-        """A batch of images; each is read once, since a lazy sequence decodes at every access, and several at a time."""
+        """A batch of images, read by several threads; each is accessed once, since every access may decode it."""
 
         def read(place: int) -> Tensor:
             image = raw[place]
@@ -156,7 +156,7 @@ class Inputs:
         return repr(facts if self.modality == "image" else self.modality)
 
     def told(self) -> str:
-        """The same in words, for people."""
+        """What the inputs are, in words, for `print(encoder)`."""
         if self.modality == "text":
             cut = "" if self.limit is None else f", cut at {self.limit} tokens"
             return f"text{cut}{f', after {self.prompt!r}' if self.prompt else ''}"
@@ -170,7 +170,7 @@ class Inputs:
         """One image, resized, cropped at the centre or at random, and normalised."""
         found = rgb(raw, "an image") if is_picture(raw) else raw
         if isinstance(found, np.ndarray) and not found.flags.writeable:
-            found = found.copy()  # torch warns of memory that others must not change
+            found = found.copy()  # torch warns about arrays that are not writeable
         image = torch.as_tensor(found)
         shape = tuple(image.shape)
         if image.ndim == 2:
@@ -213,7 +213,7 @@ class Inputs:
         return self._resized(part, (self.size, self.size))
 
     def _resized(self, pixels: Tensor, wanted: tuple[int, int]) -> Tensor:
-        """Resized pixels: bytes as by Pillow, which rounds after each direction; floats in [0, 1] by torch."""
+        """Resize pixels: bytes with Pillow, which rounds after each direction; floats in [0, 1] with torch."""
         if tuple(pixels.shape[1:]) == tuple(wanted):
             return pixels
         if pixels.dtype == torch.uint8:
@@ -232,7 +232,7 @@ def _require_scale(image: Tensor) -> None:
     if not image.is_floating_point():
         raise DataError(f"an image has {kind} values: give bytes (uint8, 0 to 255) or floats in [0, 1].")
     low, high = (float(bound) for bound in image.aminmax())
-    if not (low >= 0 and high <= 1):  # NaN is neither
+    if not (low >= 0 and high <= 1):  # NaN fails both comparisons
         raise DataError(
             f"an image has {kind} values from {low:g} to {high:g}: floats lie in [0, 1]. Divide by the largest value "
             "there is, or give bytes (uint8, 0 to 255)."
@@ -243,11 +243,11 @@ def _begin(over: int, centre: Centre) -> int:
     """The first pixel of a central crop, from the number of pixels to remove; negative if a border is added."""
     if centre == "transformers":
         return over // 2
-    return -(-over // 2) if over < 0 else round(over / 2)  # torchvision's, half to even
+    return -(-over // 2) if over < 0 else round(over / 2)  # torchvision's rule: round half to even
 
 
 def _by_pillow(pixels: Tensor, wanted: tuple[int, int], interpolation: Interpolation) -> Tensor:
-    """Bytes of shape (1 or 3, H, W), resized to (height, width) to the same bits as by a processor over Pillow."""
+    """Resize bytes of shape (1 or 3, H, W) to (height, width), bit for bit as image processors that use Pillow do."""
     image = require_extra("PIL.Image", "data", "resizing an image")
     grey = len(pixels) == 1
     array = (pixels[0] if grey else pixels.permute(1, 2, 0)).contiguous().numpy()

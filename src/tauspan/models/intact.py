@@ -20,7 +20,7 @@ from tauspan.models.reach import (
 )
 
 _Place: TypeAlias = tuple[dict[str, Tensor | None], str]  # a module's dict of buffers, and a name in it
-_SINGLE = 64  # kept tensors that are tried one by one
+_SINGLE = 64  # the most kept tensors that are tried one by one
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,7 @@ class Memo:
         )
 
     def set_aside(self) -> None:
-        """Remove the tensor from its container."""
+        """Remove the tensor from its container, or replace it by None; see `gone`."""
         if self.gone and self.present():
             del self.container[self.key]
         else:
@@ -144,7 +144,7 @@ class Intact:
             function.cache_clear()
 
     def look(self, run: Callable[[], Tensor]) -> None:
-        """Find the memos again if the module has changed since the last time, as a user may have called it.
+        """Find the memos again if the module has changed since the last time; a user may have called it.
 
         Args:
             run: calls the module on some rows and returns the output.
@@ -189,7 +189,7 @@ class Intact:
             with self(memos):
                 found = run()
                 refilled = all(memo.made_again(before[id(memo.container)]) for memo in memos)
-        except Exception:  # a constant that the module needs
+        except Exception:  # the module cannot run without this tensor
             return False
         return (
             refilled and found.shape == wanted.shape and bool(torch.allclose(found, wanted, equal_nan=True))
@@ -224,12 +224,12 @@ def _saved_buffers(module: nn.Module) -> Iterator[Tensor]:
 
 
 def _copied(places: Sequence[_Place]) -> list[tuple[_Place, Tensor]]:
-    """Replace buffers by copies, one copy per tensor."""
+    """Replace buffers by copies, and return each place with its copy; a buffer in several places has one copy."""
     copies: dict[int, Tensor] = {}
     found: list[tuple[_Place, Tensor]] = []
     for registry, name in places:
         buffer = registry.get(name)
-        if buffer is None:  # it existed when the places were collected
+        if buffer is None:  # it was removed after the places were collected
             continue
         registry[name] = copies.setdefault(id(buffer), buffer.detach().clone())
         found.append(((registry, name), copies[id(buffer)]))

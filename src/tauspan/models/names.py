@@ -43,7 +43,7 @@ class Rearrangement:
 
     @cached_property
     def made(self) -> tuple[str, ...]:
-        """The names in memory."""
+        """The names of the tensors in memory that the rule makes."""
         return tuple(self({name: torch.empty(shape, device="meta") for name, shape in self.shapes.items()}))
 
     def __call__(self, stored: Params) -> dict[str, Tensor]:
@@ -67,7 +67,7 @@ class Rearrangement:
     def back(self, memory: Params) -> dict[str, Tensor]:
         """The stored tensors, from those in memory; missing ones count as zero.
 
-        The position of each entry is found by applying the rule to tensors of entry numbers.
+        The rule is applied to tensors that hold the numbers of their entries, which shows where each entry goes.
 
         Raises:
             ModelError: the rule changes entries instead of only moving them.
@@ -98,7 +98,7 @@ class Rearrangement:
 
 @dataclass(frozen=True)
 class _Shapes:
-    """What a rule reads of a module, without the module."""
+    """A replacement for the module with only what a rule reads: the configuration, and shapes of parameters."""
 
     config: Any
     shapes: Mapping[str, Size]
@@ -127,7 +127,7 @@ class Names:
 
     @property
     def plain(self) -> bool:
-        """Whether no name is known to differ, so that names are returned unchanged."""
+        """Whether all known names are the same in files and in memory; names are then returned unchanged."""
         return not self.moved and all(stored == name for stored, name in self.renamed.items())
 
     @property
@@ -143,9 +143,9 @@ class Names:
         return tuple(dict.fromkeys([*self.renamed.values(), *moved]))
 
     def to_memory(self, stored: Params) -> dict[str, Tensor]:
-        """Translate names of files to names in memory; unknown names stay.
+        """The tensors by their names in memory instead of in files; unknown names are kept.
 
-        Missing tensors of a rearranged group count as zero, as suits displacements.
+        Tensors missing from a rearranged group count as zero, which is right for displacements.
 
         Raises:
             MismatchError: two stored tensors are one in memory, and differ.
@@ -177,7 +177,7 @@ class Names:
         made[name] = tensor
 
     def to_files(self, memory: Params) -> dict[str, Tensor]:
-        """Translate names in memory to names of files; unknown names stay.
+        """The tensors by their names in files instead of in memory; unknown names are kept.
 
         Raises:
             ModelError: a rearrangement that cannot be undone.
@@ -202,7 +202,7 @@ class Names:
         return made
 
     def to_files_shapes(self, memory: Params) -> dict[str, Size]:
-        """The shapes that `to_files` would give, from tensors without values."""
+        """The names and shapes that `to_files` would return; the tensors may be without values."""
         inside = {name: group for group in self.moved for name in group.made}
         made: dict[str, Size] = {}
         for name, tensor in memory.items():
@@ -211,7 +211,7 @@ class Names:
         return made
 
     def memory_of(self, stored: Iterable[str]) -> dict[str, str]:
-        """From stored names to names in memory: the first of several, or the stored name if the module lacks it."""
+        """The name in memory of each stored name: the first of several, or the stored name if the module lacks it."""
         first = {name: group.first for group in self.moved for name in group.shapes}
         return {name: self.renamed.get(name, first.get(name, name)) for name in stored}
 
@@ -269,7 +269,7 @@ def _canonical(model: nn.Module) -> dict[str, str]:
 def _spelt(
     model: Any, stored: Mapping[str, Size], shapes: Mapping[str, Size]
 ) -> Sequence[tuple[str, str, str, Any]]:
-    """For each stored name: the name in memory, and the pattern and the rule that move the tensor, or None."""
+    """Each stored name, its name in memory, and the pattern and rule that rearrange the tensor, or '' and None."""
     try:
         from transformers.conversion_mapping import get_model_conversion_mapping
         from transformers.core_model_loading import (
@@ -301,7 +301,7 @@ def _spelt(
 
 
 def saved_names(model: Any) -> Names:
-    """The names in the files that a transformers model without a known directory would write."""
+    """How names translate between a transformers model of unknown origin and the files that it would write."""
     try:
         from transformers.core_model_loading import revert_weight_conversion
     except ImportError as error:

@@ -37,7 +37,7 @@ def rgb(picture: Any, name: str) -> NDArray[np.uint8]:
         )
     if _turned(picture):
         picture = require_extra("PIL.ImageOps", "data", f"turning {name}").exif_transpose(picture)
-    if "transparency" in picture.info:  # else Pillow warns of palettes that have some
+    if "transparency" in picture.info:  # else Pillow warns about palettes with transparency
         picture = picture.convert("RGBA")
     return np.array(picture.convert("RGB"))
 
@@ -46,5 +46,5 @@ def _turned(picture: Any) -> bool:
     """Whether the EXIF data contain a rotation; damaged EXIF data count as none."""
     try:
         return bool(picture.getexif().get(_ORIENTATION, 1) != 1)
-    except Exception:  # damaged EXIF data raise many kinds; no program turns such a picture
+    except Exception:  # damaged EXIF data raise errors of many kinds; no program turns such a picture
         return False

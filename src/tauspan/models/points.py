@@ -1,4 +1,4 @@
-"""Points in weight space from modules, directories and files, under the names of files, and comparing two of them."""
+"""Points in weight space: read from modules, directories and files, named as in files, and compared in pairs."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -63,7 +63,7 @@ def _floats(tensors: Params) -> dict[str, Tensor]:
 
 
 def differing(base: Point, tuned: Point) -> list[str]:
-    """The tensors of whole numbers in which two points differ, except counters of batches, which affect no output.
+    """The names of integer tensors that differ between two points, except batch counters, which affect no output.
 
     Raises:
         ModelError: such a tensor holds codes of quantised weights.
@@ -138,7 +138,7 @@ def _shapes(point: Point) -> dict[str, Size]:
 
 
 def _names(point: Point, part: str) -> Names:
-    assert point.directory is not None  # noqa: S101 - `aligned` has looked
+    assert point.directory is not None  # noqa: S101 - `aligned` checks it first
     return directory_names(point.directory, _shapes(point), part)
 
 
@@ -147,7 +147,7 @@ def _class_named(directory: Path) -> object:
 
 
 def in_memory(deltas: Params, module: nn.Module) -> dict[str, Tensor]:
-    """A displacement under the names of a module instead of those of its files; names of the module stay.
+    """A displacement by the names in a module instead of those in its files; names that fit the module are kept.
 
     A tensor that the module lacks and its files hold keeps its name in the files.
 
@@ -156,7 +156,7 @@ def in_memory(deltas: Params, module: nn.Module) -> dict[str, Tensor]:
     """
     names, known = names_of(module), state_of(module)
     stored = names.shapes or {}
-    spoken = set(deltas) <= set(known) and not set(deltas) <= set(stored)  # the names of memory, not of files
+    spoken = set(deltas) <= set(known) and not set(deltas) <= set(stored)  # named as in memory, not in files
     made = dict(deltas) if names.plain or spoken else names.to_memory(deltas)
     shapes: Mapping[str, Size] = {name: tensor.shape for name, tensor in known.items()}
     for name, delta in made.items():

@@ -1,4 +1,4 @@
-"""From a text model's states to one vector for each text, and what sentence-transformers' files say of it."""
+"""Pool a text model's states into one vector for each text, as sentence-transformers' files say if there are any."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -14,7 +14,7 @@ from tauspan.models.encoder import Batch
 
 Pooling: TypeAlias = Callable[[nn.Module, Batch], Tensor]
 
-_MODULES_FILE = "modules.json"  # where sentence-transformers says which layers it stacks
+_MODULES_FILE = "modules.json"  # in which sentence-transformers lists its layers
 _POOLING_FOLDER = "1_Pooling"
 _PLAIN = {"Transformer", "Pooling", "Normalize"}
 _OLDER = {
@@ -29,17 +29,20 @@ _SETTINGS = [
 _USUAL = {
     "method": "forward",
     "method_output_name": "last_hidden_state",
-}  # how it reads a text model by default
+}  # how sentence-transformers calls a text model by default
 
 
 def reader(model: Any) -> Any:
-    """What reads the text: the encoder of an encoder-decoder, else the model itself."""
+    """The module that reads the text: the encoder of an encoder-decoder model, else the model itself."""
     config = getattr(model, "config", None)
     return model.get_encoder() if getattr(config, "is_encoder_decoder", False) else model
 
 
 def reading_path(model: nn.Module) -> tuple[str, ...]:
-    """Prefixes of the reader's parameters; one that it shares with the decoder has its first name outside."""
+    """Name prefixes of the parameters of `reader(model)`; () if that is the whole model.
+
+    A parameter that the encoder shares with the decoder may have its first name outside the encoder; that name is added.
+    """
     reads = reader(model)
     if reads is model:
         return ()
@@ -97,7 +100,7 @@ def _last(states: Tensor, mask: Tensor) -> Tensor:
     return states[torch.arange(len(states), device=states.device), positions]
 
 
-# sentence-transformers' names: what each makes of states (N, tokens, d) and a mask (N, tokens, 1), and its meaning
+# by sentence-transformers' names: a function of states (N, tokens, d) and a mask (N, tokens, 1), and what it returns
 POOLINGS: dict[str, tuple[Callable[[Tensor, Tensor], Tensor], str]] = {
     "cls": (_first, "the first token's state"),
     "max": (_max, "the largest value of each entry over tokens"),
@@ -110,7 +113,7 @@ POOLINGS: dict[str, tuple[Callable[[Tensor, Tensor], Tensor], str]] = {
 
 @dataclass(frozen=True)
 class Pooled:
-    """A text model's features: its last states, pooled over a text's real tokens; several ways stand side by side.
+    """A text model's features: its last layer's states pooled over real tokens; several modes are concatenated.
 
     Args:
         modes: names of `POOLINGS`.
@@ -155,7 +158,7 @@ def projected_text(model: nn.Module, batch: Batch) -> Tensor:
 
 @dataclass(frozen=True)
 class Sentences:
-    """What the files of sentence-transformers say beside the transformer itself.
+    """What the files of sentence-transformers say about turning texts into features.
 
     Args:
         pooling: how it pools; None where no file says it.
@@ -200,7 +203,7 @@ def _read(file: Path) -> dict[str, Any]:
 
 
 def _modules(directory: Path) -> dict[str, str]:
-    """The folder of each layer that sentence-transformers stacks; a layer that is left out here is an error."""
+    """The folder of each layer that sentence-transformers stacks, by type; a type that is not supported is an error."""
     file = directory / _MODULES_FILE
     if not file.is_file():
         return {}
@@ -225,12 +228,15 @@ def _modules(directory: Path) -> dict[str, str]:
 
 
 def _pooling(file: Path) -> tuple[Pooled, bool]:
-    """The pooling that a file asks for, in the form of one key or in the older one of a truth for each mode."""
+    """The pooling that a file asks for, and whether prompts are pooled too.
+
+    The file names the modes under one key, or in the older form has a boolean for each mode.
+    """
     content = _read(file)
     chosen = content.get("pooling_mode")
     if (
         chosen is None
-    ):  # the older form; its modes stand side by side in this order, and none of them means the mean
+    ):  # the older form: its modes are concatenated in this order, and if none is set, the mean is taken
         on = [key for key, value in content.items() if key.startswith("pooling_mode_") and value]
         chosen = [mode for key, mode in _OLDER.items() if key in on] + [
             key for key in on if key not in _OLDER

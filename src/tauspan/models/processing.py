@@ -1,4 +1,4 @@
-"""How a model's own image processor makes pictures into its input, and the faster way where that gives the same."""
+"""A model's own image processor, and a faster way to make the same input where the two agree."""
 
 import json
 import warnings
@@ -20,7 +20,7 @@ from tauspan.models.inputs import Inputs, Interpolation
 FILES = ("preprocessor_config.json", "processor_config.json")
 _FILTERS: dict[int, Interpolation] = {0: "nearest-exact", 2: "bilinear", 3: "bicubic"}  # Pillow's numbers
 _SQUASHED = 384  # ConvNeXt's processor crops below this side, and squashes from it on
-_ROUNDING = 1e-4  # of a normalised pixel: float32 against float64
+_ROUNDING = 1e-4  # the largest difference of a normalised pixel: float32 against float64
 _USUAL = 224  # pixels
 _DEFAULTS: dict[str, Any] = {
     "do_resize": True, "do_rescale": True, "do_normalize": True, "rescale_factor": 1 / 255,
@@ -33,7 +33,7 @@ _KNOWN = {
 
 
 class OwnProcessor:
-    """A model's own image processor, one picture at a time.
+    """A model's own image processor, applied to one picture at a time.
 
     Args:
         processor: of transformers.
@@ -44,7 +44,7 @@ class OwnProcessor:
         self.processor, self._where = processor, where
 
     def __call__(self, picture: NDArray[np.uint8]) -> Tensor:
-        """The model's input for one RGB picture of shape (H, W, 3), shape (C, H', W')."""
+        """The model's input, shape (C, H', W'), for one RGB picture of shape (H, W, 3)."""
         if picture.dtype != np.uint8:
             raise DataError(
                 f"the image processor of {self._where} reads bytes, and a picture has {picture.dtype} values. Give it as "
@@ -69,10 +69,10 @@ class OwnProcessor:
 
 
 def image_inputs(directory: Path) -> Inputs:
-    """The inputs of a vision model: as its own processor makes them, by the faster way where that gives the same.
+    """The `Inputs` of a vision model: its own image processor, or a faster way that gives the same.
 
-    The faster way resizes, crops and normalises in torch. It is taken where the settings say no more than that, and
-    where it agrees with the processor on sample pictures, to the rounding of numbers.
+    The faster way resizes, crops and normalises without the processor. It is used if the settings ask for nothing else
+    and both agree on sample pictures up to rounding.
 
     Raises:
         ModelError: the settings cannot be read.
@@ -91,7 +91,7 @@ def image_inputs(directory: Path) -> Inputs:
 
 
 def _processor(directory: Path) -> Any:
-    """The processor by transformers; Pillow's variety, which needs no torchvision."""
+    """The image processor as transformers loads it, in the version for Pillow, which needs no torchvision."""
     transformers = require_extra(
         "transformers", "transformers", f"reading the image processor of {directory}"
     )
@@ -110,7 +110,11 @@ def _processor(directory: Path) -> Any:
 
 
 def _as_written(directory: Path, error: ModelError) -> Inputs:
-    """Where transformers cannot run the processor: what its file says, if that is all there is to say; told."""
+    """The inputs that a processor's file describes, where transformers cannot run the processor; warns of this.
+
+    Raises:
+        ModelError: `error` itself, if the file asks for more than resizing, cropping and normalising.
+    """
     file = next(directory / name for name in FILES if (directory / name).is_file())
     try:
         content = store.read_json(file)
@@ -136,7 +140,7 @@ def _as_written(directory: Path, error: ModelError) -> Inputs:
 
 
 def _unsaid(directory: Path) -> Inputs:
-    """Where no file says how pictures are made: told, since the model may have been trained otherwise."""
+    """The inputs if no file describes them: pictures squashed to a square, mean and std 0.5; warns, as it is a guess."""
     config = store.read_json(directory / "config.json")
     config = config.get("vision_config") or config  # CLIP keeps it one level down
     size = config.get("image_size")
@@ -158,7 +162,7 @@ def _unsaid(directory: Path) -> Inputs:
 
 
 def _fast(processor: Any) -> Inputs | None:
-    """The settings as `Inputs`; None where they say more than resizing, cropping and normalising."""
+    """The settings as `Inputs`; None if they ask for more than resizing, cropping and normalising."""
     on = {
         key: getattr(processor, f"do_{key}", None)
         for key in ("resize", "rescale", "normalize", "center_crop")
@@ -232,7 +236,7 @@ def _samples(size: int) -> list[NDArray[np.uint8]]:
 
 
 def _agree(fast: Inputs, own: OwnProcessor) -> bool:
-    """Whether both make the same of sample pictures, to the rounding of numbers."""
+    """Whether both give the same pixels for the sample pictures, up to rounding."""
     for picture in _samples(fast.size):
         expected = own(picture)
         found = fast.pixels(picture)

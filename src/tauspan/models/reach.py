@@ -1,4 +1,4 @@
-"""What a module reaches: the containers that a forward pass could keep something in, and what functions hold."""
+"""What a module refers to: containers in which a forward pass could keep something, and tensors that functions hold."""
 
 import functools
 import operator
@@ -10,8 +10,8 @@ from typing import Any, TypeAlias
 from torch import Tensor, nn
 
 Container: TypeAlias = dict[Any, Any] | list[Any] | set[Any] | deque[Any]
-_DEPTH = 4  # objects inside objects, from a module's own attributes on
-_LARGE = 1000  # entries from which on a container is a table (a vocabulary), which no forward pass writes to
+_DEPTH = 4  # the most levels of nested objects that are followed, counted from a module
+_LARGE = 1000  # with more entries a container is a table (a vocabulary), which no forward pass writes to
 _LEAVES = (Tensor, str, bytes, int, float, complex, bool, type, type(None))
 _REGISTRIES = ("_parameters", "_buffers", "_modules")
 Remembering: TypeAlias = "functools._lru_cache_wrapper[Any]"
@@ -21,7 +21,7 @@ _OURS = frozenset({"tauspan.models.home", "tauspan.models.frozen"})  # what an e
 
 
 def items_of(container: Any) -> Iterator[Any]:
-    """What a container holds: the values of a dict."""
+    """The items of a container; of a dict, its values."""
     return iter(container.values() if isinstance(container, dict) else container)
 
 
@@ -33,12 +33,12 @@ def remembering(module: nn.Module) -> Iterator[Remembering]:
 
 
 def containers(module: nn.Module) -> Iterator[tuple[Container, str, bool]]:
-    """Every dict, list and set that a forward pass could keep something in, its path, whether it holds attributes."""
+    """Each dict, list, set and deque in which a forward pass could keep something; see `reached`."""
     return (found for found in reached(module) if isinstance(found[0], dict | list | set | deque))
 
 
 def reached(module: nn.Module) -> Iterator[tuple[Any, str, bool]]:
-    """These containers, and the tensors that functions hold."""
+    """Each container, and each tensor that a function holds; its path; whether it holds an object's attributes."""
     seen: set[int] = set()
     stack: list[tuple[Any, str, int]] = [(module, "", 0)]
     while stack:
@@ -94,7 +94,7 @@ def _behind(item: Any) -> Iterator[Any]:
 
 
 def differ(now: Any, before: Any) -> bool:
-    """Whether some entry is another object, or at another place."""
+    """Whether two containers hold different objects, or the same in another order; objects are compared by identity."""
     if len(now) != len(before):
         return True
     if isinstance(now, dict) and not all(map(operator.is_, now.values(), before.values())):
@@ -103,7 +103,7 @@ def differ(now: Any, before: Any) -> bool:
 
 
 def put_back(container: Any, before: Any) -> None:
-    """Give a container the contents of another."""
+    """Replace the contents of a container by those of another."""
     container.clear()
     if isinstance(container, list | deque):
         container.extend(before)

@@ -26,7 +26,7 @@ def core(module: nn.Module) -> tuple[nn.Module, str]:
 
 
 def named_unique(module: nn.Module) -> dict[str, Tensor]:
-    """Parameters by name, tied ones once, under the first name they have.
+    """Parameters by name; a tied parameter is there once, under its first name.
 
     Raises:
         ModelError: two different parameters share memory without being the same object, or some have no values.
@@ -132,7 +132,7 @@ def select(module: nn.Module, choice: Selection = "all") -> tuple[str, ...]:
 
 
 class FrozenError(UsageError):
-    """A choice by kind picks frozen parameters alone."""
+    """A choice such as `"all"` or `"attention"` fits only parameters that are frozen."""
 
 
 def _require_real(
@@ -154,10 +154,10 @@ def _require_real(
 
 
 def _spelt(patterns: Sequence[str], module: nn.Module, names: Sequence[str]) -> list[str]:
-    """Patterns of names in files, as a task vector has them, by the names in memory; all others as they are."""
+    """The patterns; those that fit only names in files (as in a task vector) are replaced by the names in memory."""
     if all(fnmatch.filter(names, pattern) for pattern in patterns):
         return list(patterns)
-    from tauspan.models.home import names_of  # which selects
+    from tauspan.models.home import names_of  # it imports this module
 
     known = names_of(module)
     inside = known.memory_of(known.files_of(names))
@@ -169,7 +169,7 @@ def _spelt(patterns: Sequence[str], module: nn.Module, names: Sequence[str]) -> 
 
 
 def on_path(module: nn.Module, name: str) -> bool:
-    """Whether a parameter of the module's core lies on the path to the features."""
+    """Whether the features use a parameter of the module's core, according to the encoder's `prefixes`."""
     encoder = module.encoder if isinstance(module, Classifier) else module
     prefixes = encoder.prefixes if isinstance(encoder, Encoder) else ()
     return not prefixes or name.startswith(prefixes)

@@ -1,4 +1,4 @@
-"""A transformers model without values: which tensors its classes have, told from its configuration alone."""
+"""A transformers model without weights, built from its configuration alone to learn which tensors it has."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,7 +13,7 @@ from tauspan.models.extras import quiet, require_extra
 from tauspan.models.names import Names, names_between
 
 Part = Literal["architecture", "backbone"]
-# the classes that adapters and checkpoints of a model are made with, beside the one that its configuration names
+# the classes that adapters and checkpoints of a model are made with, besides the one that its configuration names
 TASKS = (
     "AutoModelForCausalLM", "AutoModelForImageTextToText", "AutoModelForSeq2SeqLM", "AutoModelForMaskedLM",
     "AutoModelForSequenceClassification", "AutoModelForTokenClassification", "AutoModelForQuestionAnswering",
@@ -50,7 +50,7 @@ def skeleton(directory: Path, part: str = "architecture") -> nn.Module:
                 return own._from_config(config)  # type: ignore[no-any-return]
             family = getattr(transformers, part if part in TASKS else "AutoModel")
             return family.from_config(config, trust_remote_code=False)  # type: ignore[no-any-return]
-    except Exception as error:  # a configuration can be wrong in as many ways as there are models
+    except Exception as error:  # a wrong configuration can raise any kind of error
         raise ModelError(f"transformers makes no {part} of {directory}/config.json: {error}") from error
 
 
@@ -61,5 +61,5 @@ def _class(transformers: Any, config: Any) -> Any:
 
 
 def directory_names(directory: Path, stored: Mapping[str, Size], part: str = "architecture") -> Names:
-    """How a directory's tensors are called in the module of its configuration; see `skeleton`."""
+    """How names translate between a directory's files and the module of its configuration; see `skeleton`."""
     return names_between(skeleton(directory, part), stored)

@@ -83,7 +83,7 @@ def weights_of(directory: Path) -> Path:
 def model_directory(source: str, cache: str | Path | None = None, only: str | None = None) -> Path:
     """The local directory behind a name: packaged, already local, or fetched from the hub (safetensors only).
 
-    `only` fetches one file or folder of a hub repository.
+    With `only`, just that file or folder of a hub repository is fetched.
     """
     if source in PACKAGED:
         package, folder, extra = PACKAGED[source]
@@ -190,7 +190,7 @@ def write_model(encoder: nn.Module, directory: Path) -> None:
 
 
 def _save_pretrained(backbone: Any, directory: Path) -> None:
-    """The library's own writer; transformers is kept from drawing its progress bar."""
+    """Save with the library's own `save_pretrained`, without transformers' progress bar."""
     transformers = sys.modules.get("transformers")
     if transformers is None:
         backbone.save_pretrained(directory)

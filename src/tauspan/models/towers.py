@@ -1,4 +1,4 @@
-"""Models of images and texts: the tower whose features are meant, or a refusal."""
+"""Image-text models: the features of each tower, and errors for models that read other pairs of inputs."""
 
 import math
 from collections.abc import Callable, Mapping
@@ -10,19 +10,19 @@ from torch import Tensor, nn
 from tauspan.core.errors import ModelError
 from tauspan.models.encoder import Batch, positions
 
-# model types with an image tower whose features answer to their text tower's by cosine: what lies on the images' path
+# by type, for models whose image and text features are compared by cosine: the prefixes of the image tower's parameters
 TOWERS: dict[str, tuple[str, ...]] = {
     "clip": ("vision_model.", "visual_projection."),
     "metaclip_2": ("vision_model.", "visual_projection."),
     "chinese_clip": ("vision_model.", "visual_projection."),
     "siglip": ("vision_model.",),
 }
-_WHOLE_LENGTH = {"siglip"}  # trained on texts padded to the end, without a mask
+_WHOLE_LENGTH = {"siglip"}  # trained on texts padded to the model's full length, without a mask
 _PARTS = ("vision_config", "audio_config", "speech_config", "qformer_config")
 
 
 def require_one_kind(config: Mapping[str, Any], directory: Any) -> None:
-    """Raise for models that read two kinds of input and are not known here: half of them would be read wrongly."""
+    """Raise for models that read several kinds of input, except the image-text models in `TOWERS`."""
     kind = config["model_type"]
     parts = [name.removesuffix("_config") for name in _PARTS if isinstance(config.get(name), Mapping)]
     if parts and kind not in TOWERS:
@@ -52,20 +52,20 @@ def _embedding(output: Any) -> Tensor:
 
 
 def logit_scale(model: nn.Module) -> float:
-    """The factor on cosines; SigLIP's bias is left out, since it moves all classes alike."""
+    """The factor on cosine similarities; SigLIP's bias is left out, since it shifts the logits of all classes equally."""
     scale: Any = model.logit_scale
     return math.exp(scale.item())
 
 
 @dataclass(frozen=True)
 class WholeLength:
-    """A tokenizer that pads every text to the end of the model, and gives no mask."""
+    """A tokenizer that pads every text to the model's full length and returns no attention mask."""
 
     tokenizer: Any
     length: int
 
     def __call__(self, texts: list[str], **_: Any) -> dict[str, Tensor]:
-        """The ids alone."""
+        """The token ids, shape (N, length), under `input_ids`."""
         made = self.tokenizer(
             texts, padding="max_length", truncation=True, max_length=self.length, return_tensors="pt"
         )
@@ -73,6 +73,6 @@ class WholeLength:
 
 
 def tokens_of(kind: str, model: nn.Module, tokenizer: Any) -> Callable[..., Any]:
-    """The tokenizer as the text tower was trained with it."""
+    """The tokenizer, used as in the training of the text tower."""
     length = positions(model)
     return WholeLength(tokenizer, length) if kind in _WHOLE_LENGTH and length is not None else tokenizer

@@ -1,4 +1,4 @@
-"""A loaded model is tried on one input: it must give one finite vector, and the same one twice."""
+"""Try a loaded model on one input: its features must be one finite vector, and the same in two calls."""
 
 from typing import Any
 
@@ -16,7 +16,7 @@ _SAME = 1e-5  # of the largest entry: threads may add in another order
 
 @torch.no_grad()
 def tried(encoder: Encoder) -> Encoder:
-    """The encoder, if its features are what they claim to be on one sample input.
+    """The encoder, if its features for one sample input have the right shape, are finite and do not change.
 
     Cost: two forward passes of one row, a text of a word or a picture of the model's size.
 
@@ -33,7 +33,7 @@ def tried(encoder: Encoder) -> Encoder:
             first, second = encoder(batch), encoder(batch)
         except TauspanError:
             raise
-        except Exception as error:  # models fail on inputs that are not theirs in ways of their own
+        except Exception as error:  # a model can raise any error on an input of the wrong kind
             raise ModelError(
                 f"{encoder.source}: {name} does not turn {encoder.inputs.modality}s alone into features "
                 f"({type(error).__name__}: {error}). {_way_out(encoder, batch)}"
@@ -49,7 +49,7 @@ def tried(encoder: Encoder) -> Encoder:
 
 
 def _way_out(encoder: Encoder, batch: Batch) -> str:
-    """What to do: save another processor where this one makes pictures of another size, else use the model's library."""
+    """Advice for the error: save another processor if this one makes pictures of a wrong size, else use the library."""
     wanted = getattr(getattr(encoder.backbone, "config", None), "image_size", None)
     made = batch.shape[-1] if isinstance(batch, Tensor) else None
     if isinstance(wanted, int) and made not in (None, wanted):

@@ -1,4 +1,4 @@
-"""An encoder without the parts that its features do not pass through: CLIP's text tower, T5's decoder."""
+"""An encoder without the parts that its features do not use: CLIP's text tower, T5's decoder."""
 
 import copy
 
@@ -13,13 +13,14 @@ from tauspan.models.select import state_of
 
 @checked
 def trimmed(encoder: Encoder) -> Encoder:
-    """The encoder without what lies off the path to its features; names and values of the rest are shared with it.
+    """The encoder without the parts that its features do not use; the rest keeps its names and shares its tensors.
 
-    CLIP's text tower is needed for heads alone: build them first (`tauspan.tasks.build_head` keeps them in
-    `encoder.heads`, which the trimmed encoder takes along), trim, and let go of the whole encoder. Task vectors
-    are interchangeable: while its weights are those that were trimmed, the encoder has the fingerprint of the whole
-    one. After an edit it has one of its own, so apply vectors to the whole encoder where the result is to be a base
-    or is to be saved.
+    CLIP's text tower is needed only to build heads. Build them first (`tauspan.tasks.build_head` keeps them in
+    `encoder.heads`, which the trimmed encoder copies), then trim, then delete the whole encoder.
+
+    Task vectors fit both encoders: while its weights are unchanged, the trimmed encoder has the fingerprint of the whole
+    encoder. After an edit it has a fingerprint of its own, so apply vectors to the whole encoder if the result is to be
+    saved or to be the base of other vectors.
 
     Args:
         encoder: any encoder; one whose features need all of it comes back as it is.
@@ -41,7 +42,7 @@ def trimmed(encoder: Encoder) -> Encoder:
         return encoder
     backbone: nn.Module = copy.copy(encoder.backbone)
     kept = {prefix.partition(".")[0] for prefix in encoder.prefixes}
-    for kind in ("_modules", "_parameters"):  # the copy's own, with the same modules and tensors in them
+    for kind in ("_modules", "_parameters"):  # new dicts that hold the same modules and tensors
         held = getattr(encoder.backbone, kind)
         object.__setattr__(backbone, kind, {name: entry for name, entry in held.items() if name in kept})
     made = Encoder(

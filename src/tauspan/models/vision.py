@@ -19,10 +19,10 @@ _WIDTHS = (
 
 
 def vision_features(model: nn.Module, batch: Batch) -> Tensor:
-    """One vector for each image, shape (N, d): the first of these that the model gives.
+    """One vector for each image, shape (N, d).
 
-    Its projected embedding (`image_embeds`); its pooled output (`pooler_output`); its class token, which stands apart or
-    first; the mean state over positions.
+    It is the first of these that the model gives: its projected embedding (`image_embeds`), its pooled output
+    (`pooler_output`), its class token (`cls_token_value` or the first position), the mean state over positions.
 
     Raises:
         ModelError: four-dimensional states of which neither axis is known to hold the channels.
@@ -57,7 +57,7 @@ def _has_class_token(model: nn.Module) -> bool:
 
 
 def _channels_first(model: nn.Module, states: Tensor) -> bool:
-    """Whether (N, C, H, W) or (N, H, W, C): one of the two axes has a width that the configuration names."""
+    """Whether states are (N, C, H, W), not (N, H, W, C): the configuration names the width of the channel axis."""
     config = getattr(model, "config", None)
     widths: set[int] = set()
     for name in _WIDTHS:

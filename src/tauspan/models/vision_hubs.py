@@ -24,11 +24,11 @@ _HALF = (0.5, 0.5, 0.5)
 _IMAGENET = {
     "mean": (0.485, 0.456, 0.406),
     "std": (0.229, 0.224, 0.225),
-}  # what timm takes where none is said
+}  # timm's default
 
 
 def load(directory: Path, source: str) -> Encoder:
-    """The encoder of a timm or open_clip directory; which of the two is read off its configuration file."""
+    """The encoder of a timm or open_clip directory; the configuration file says which of the two it is."""
     of = _open_clip if (directory / OPEN_CLIP_CONFIG).is_file() else _timm
     return of(directory, source, weights_of(directory))
 
@@ -78,7 +78,7 @@ def _square(shape: Sequence[int], directory: Path) -> int:
 def image_inputs(
     settings: Mapping[str, Any], size: int, side: int, mode: str | None, directory: Path
 ) -> Inputs:
-    """The preprocessing that either library's settings ask for: resized to `side`, cropped to `size`.
+    """The preprocessing that settings of timm or open_clip ask for: images are resized to `side`, then cropped to `size`.
 
     Raises:
         ModelError: a way of resizing or interpolating that is not known here.
@@ -107,7 +107,7 @@ def _open_clip(directory: Path, source: str, weights: Path) -> Encoder:
     open_clip = require_extra("open_clip", "open-clip", f"loading {source!r}")
     name = f"local-dir:{directory}"
     file = weights if weights.is_file() else next(weights.glob("*.safetensors"))
-    try:  # its own search for weights would take some pickles before safetensors
+    try:  # open_clip's own search for weights prefers some pickles to safetensors
         with _unwarned():
             model = open_clip.create_model(name, precision="fp32", load_weights=False, pretrained_text=False)
             tokenizer = open_clip.get_tokenizer(name)
@@ -144,7 +144,7 @@ def _open_clip(directory: Path, source: str, weights: Path) -> Encoder:
 
 @contextmanager
 def _unwarned() -> Iterator[None]:
-    """Inside, open_clip's warning on the root logger that the model starts at random is not passed on."""
+    """Inside the block the root logger drops warnings: open_clip warns there that the weights are random."""
     root = logging.getLogger()
 
     def serious(record: logging.LogRecord) -> bool:

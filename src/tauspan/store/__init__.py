@@ -1,7 +1,7 @@
 """Files: named tensors are read lazily, files are written atomically, and pickles are refused.
 
-Only safetensors is read. A file appears under its final name complete or not at all: everything is written
-to a temporary neighbour, flushed to the disk and renamed.
+Only safetensors is read. A file appears under its final name complete or not at all: it is written under a temporary
+name in the same folder, flushed to the disk and renamed.
 """
 
 from tauspan.store.headers import (

@@ -1,7 +1,7 @@
 """Safetensors headers: where each tensor's bytes are, parsed here because merging needs the offsets.
 
-A file is eight bytes N (little-endian), N bytes of JSON, then the tensors' bytes without gaps. A header is hostile
-until every number in it was compared with the file.
+A file is the number N in eight bytes (little-endian), N bytes of JSON, then the tensors' bytes without gaps. A header may
+be malicious, so every number in it is compared with the file.
 """
 
 import hashlib
@@ -20,14 +20,14 @@ from tauspan.store.tensors import DTYPES, LONGEST_HEADER
 
 _PREFIX = 8  # bytes that hold the header's length
 _MOST = 1 << 63  # torch counts entries in signed 64 bits
-_AXES = 64  # torch has no more
+_AXES = 64  # the most axes of a tensor in torch
 _METADATA = "__metadata__"
 PICKLE_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle", ".mar")
 
 
 @dataclass(frozen=True, slots=True)
 class Stored:
-    """Where one tensor lies: `nbytes` bytes from `offset` of `file`, in row-major order."""
+    """Where one tensor is stored: `nbytes` bytes from `offset` of `file`, in row-major order."""
 
     name: str
     dtype: torch.dtype
@@ -39,7 +39,7 @@ class Stored:
 
 @dataclass(frozen=True)
 class Header:
-    """What a safetensors file says of itself.
+    """The header of a safetensors file, parsed and checked.
 
     Args:
         tensors: by name, in the order of their bytes.
@@ -73,7 +73,7 @@ def read_header(file: Path) -> Header:
         head, text, size = _first_bytes(file)
         entries = _parsed(text, file)
     except StoreError:
-        refuse_pickle(file)  # says better what it is
+        refuse_pickle(file)  # a clearer error, if it is a pickle
         refuse_gguf(file)
         raise
     metadata = _metadata(entries.pop(_METADATA, {}), file)
@@ -153,12 +153,12 @@ def _stored(name: str, entry: Any, file: Path, start: int) -> Stored:
 
 
 def _counts(values: Any) -> bool:
-    """Whether it is a list of whole numbers that torch could count; True is no number."""
+    """Whether this is a list of whole numbers from 0 to 2^63 - 1; True and False do not count as numbers."""
     return isinstance(values, list) and all(type(value) is int and 0 <= value < _MOST for value in values)
 
 
 def _require_cover(found: list[Stored], file: Path, start: int, size: int) -> None:
-    """The tensors must follow each other without gaps or overlaps up to the end of the file."""
+    """Raise unless the tensors follow one another without gaps or overlaps up to the end of the file."""
     end = start
     for stored in found:
         if stored.offset != end:
@@ -192,7 +192,7 @@ def refuse_pickle(path: Path) -> None:
 
 
 def _starts_like_pickle(head: bytes) -> bool:
-    # a safetensors file starts with the length of its header, and 640 is spelt like a pickle's first bytes
+    # a safetensors file starts with the length of its header, and a length of 640 has the first bytes of a pickle
     if head[8:] == b"{" and int.from_bytes(head[:8], "little") <= LONGEST_HEADER:
         return False
     return head[:4] == b"PK\x03\x04" or (head[:1] == b"\x80" and head[1:2] in (b"\2", b"\3", b"\4", b"\5"))

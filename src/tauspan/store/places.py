@@ -1,4 +1,4 @@
-"""Files that appear complete or not at all (written to a temporary neighbour, then renamed), and locks."""
+"""Files that appear complete or not at all (written under a temporary name, then renamed), and locks."""
 
 import fcntl
 import json
@@ -55,8 +55,8 @@ def require_apart(out: str | Path, inputs: Iterable[str | Path | None]) -> None:
 def atomic(path: str | Path, *, overwrite: bool = True) -> Iterator[Path]:
     """Yield a temporary path beside `path`; it is renamed to `path` after the block, or removed if the block raises.
 
-    The block may create a file or a directory there. A directory replaces the older directory completely. What killed
-    processes left while they wrote the same path is removed.
+    The block may create a file or a directory there. A directory replaces the older directory completely. Temporary
+    folders that killed processes left behind while they wrote the same path are removed.
 
     Raises:
         StoreError: something is already there and `overwrite` is false, or writing failed (a full disk, a
@@ -115,8 +115,8 @@ def locked(path: Path, wait: bool = False) -> Iterator[bool]:
 def _remove_leftovers(path: Path) -> None:
     """Remove the temporary folders that killed processes left while they wrote this path.
 
-    These are folders with a name of `atomic`'s that hold something and are not locked; a living writer locks its folder
-    before it writes there. A folder with both the new and the replaced output is kept: the process ended between two
+    These are folders named as by `atomic` that are neither empty nor locked; a running writer locks its folder before it
+    writes there. A folder with both the new and the replaced output is kept: the process ended between two
     renames, and this may be the only copy of the old output.
     """
     ours = re.compile(rf"\.{re.escape(path.name)}\.\w+{re.escape(_TEMPORARY)}")

@@ -1,4 +1,4 @@
-"""Reading named tensors lazily, and JSON; what could run code is refused unread."""
+"""Read named tensors lazily, and JSON files; formats that could run code are refused without being read."""
 
 import json
 import re
@@ -65,7 +65,7 @@ class Checkpoint:
         return self.read([name])[name]
 
     def read(self, names: Iterable[str] | None = None) -> dict[str, Tensor]:
-        """All tensors at once, or some."""
+        """The named tensors at once, by name; None reads all of them."""
         wanted = [self._found(name) for name in (self.stored if names is None else names)]
         try:
             return {one.name: self._values.read(one, 0, one.shape.numel()).view(one.shape) for one in wanted}
@@ -92,7 +92,7 @@ class Checkpoint:
 
 
 def located(path: Path, names: Callable[[Path], Iterable[str]]) -> dict[str, Path]:
-    """Where each tensor lies: one file, or the shards of a directory or an index.
+    """The file of each tensor, by name: a single file, or the shards of a directory or an index.
 
     Args:
         path: a `.safetensors` file, an `.index.json`, or a directory that holds one of them.
@@ -121,7 +121,7 @@ def located(path: Path, names: Callable[[Path], Iterable[str]]) -> dict[str, Pat
 
 
 def _weight_files(path: Path) -> dict[Path, list[str]]:
-    """The files with weights, each with the tensors that an index promises there."""
+    """The files with weights, each with the names of the tensors that an index lists for it."""
     if path.is_dir():
         for stem in STEMS:  # as the libraries decide: the single file first, then the index
             if (path / f"{stem}.safetensors").is_file():
@@ -160,7 +160,7 @@ def _weight_files(path: Path) -> dict[Path, list[str]]:
 
 
 def _complete(path: Path, files: list[Path]) -> list[Path]:
-    """The shards of a save whose index is not there, if the files are all of one; none if they are no shards.
+    """All files, if they are the shards of one save whose index is missing; none if they are no such shards.
 
     Raises:
         StoreError: some are missing.

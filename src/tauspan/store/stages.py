@@ -29,7 +29,7 @@ R = TypeVar("R", bound=Result)
 
 
 class DeadlineError(Exception):
-    """A stage is not in its file, and no work may begin any more."""
+    """The result of a stage is not in its file, and the deadline for beginning its work has passed."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,7 +57,7 @@ class Stages:
     def __init__(self, folder: Path, locks: str = ".locks/{}", deadline: float = math.inf) -> None:
         self.folder, self.deadline, self._locks = folder, deadline, locks
         self.warnings: tuple[str, ...] = ()  # of all stages that were asked for, reused ones too
-        self.advance: Advance = lambda steps, note: None  # called once for each stage that is there
+        self.advance: Advance = lambda steps, note: None  # called once for each stage whose result is there
         self.by_workers: set[str] = set()  # the stages that worker processes of this run did
         self._done: dict[tuple[str, str], dict[str, Stage]] = {}
 
@@ -72,7 +72,7 @@ class Stages:
         return self.folder / self._locks.format(name)
 
     def exists(self, name: str) -> bool:
-        """Whether a stage was done, under whatever key."""
+        """Whether a stage was done, under any key."""
         return self.file(name).exists()
 
     def finished(self, name: str, key: Any, made: Path | None = None) -> bool:
@@ -82,7 +82,7 @@ class Stages:
     def write(
         self, name: str, key: Any, content: Any, cost: Cost, warnings: list[str], *, overwrite: bool = True, **more: Any
     ) -> Stage:  # fmt: skip
-        """Keep the result of a finished stage; `more` is written beside it."""
+        """Write the result of a finished stage to its file; `more` are further entries of that file."""
         entry = {"key": _digest(key), **more, "cost": dataclasses.asdict(cost), "content": content}
         write_json(self.file(name), {**entry, "warnings": list(warnings)}, overwrite=overwrite)
         return Stage(content, cost, False, tuple(warnings))
@@ -98,7 +98,7 @@ class Stages:
     def adopt(self, other: "Stages", name: str, source: Path, target: Path) -> None:
         """Take over a stage that another folder has finished, with the folder `source` that it made, as `target`.
 
-        Files are linked where the file system can do that, else copied. `target` appears as a whole.
+        Files are hard-linked where the file system can do that, else copied. `target` appears complete or not at all.
         """
         with atomic(target) as temporary:
             shutil.copytree(source, temporary, copy_function=_link)
@@ -142,7 +142,7 @@ class Stages:
     def result(
         self, of: type[R], label: str, kind: str, name: str, key: Any, work: Callable[[], R], **live: Any
     ) -> R:
-        """`do` for work that returns a result of the class `of`; `live` are its fields that no file holds."""
+        """As `do`, for work that returns a result of class `of`; `live` gives those of its fields that no file holds."""
         stage = self.do(label, kind, name, [of.__name__, key], lambda: dict(record(work())))
         return restored(of, stage.content, **live)
 
@@ -152,7 +152,7 @@ class Stages:
         return sum(not stage.reused for stages in self._done.values() for stage in stages.values())
 
     def rows(self) -> list[dict[str, Cell]]:
-        """What the stages took: one row for each label and kind."""
+        """Time and memory of the stages, as rows of a table: one row for each label and kind."""
         found: list[dict[str, Cell]] = []
         labels = list(dict.fromkeys(label for label, _ in self._done))
         for label, kind in sorted(self._done, key=lambda both: labels.index(both[0])):
@@ -166,9 +166,9 @@ class Stages:
         return found
 
     def _remembered(self, label: str, kind: str, name: str, stage: Stage) -> Stage:
-        """Count a stage for `rows`; the warnings of a stage that an earlier run did are told again."""
+        """Count a stage for `rows`; the warnings of a stage that an earlier run did are given again."""
         known = self._done.setdefault((label, kind), {})
-        by_workers = name in self.by_workers  # the sweep has told what these warned of
+        by_workers = name in self.by_workers  # the sweep has given their warnings already
         if name not in known:
             for text in stage.warnings if stage.reused and not by_workers else ():
                 if text not in self.warnings:
@@ -187,7 +187,7 @@ class Stages:
 
     @contextmanager
     def _alone(self, name: str, first: bool) -> Iterator[None]:
-        """Hold the lock of a stage. Of a group of processes that work together only the first one takes it."""
+        """Hold the lock of a stage; in a group of processes that work together only the first process takes it."""
         lock = self.lock(name) if first else ExitStack()
         if lock is not None:
             with lock:
@@ -207,7 +207,7 @@ def _digest(key: Any) -> str:
 
 
 def _link(source: str | Path, target: str | Path) -> None:
-    """One file under two names where the file system can do that, else a copy."""
+    """Make a hard link, or a copy where the file system cannot link."""
     try:
         os.link(source, target)
     except OSError:

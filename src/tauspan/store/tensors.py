@@ -1,4 +1,4 @@
-"""safetensors files: their dtypes and headers, written whole or tensor by tensor."""
+"""Safetensors files: their dtypes, their headers, and writing tensors that are all in memory."""
 
 import json
 import math
@@ -49,7 +49,7 @@ def write_tensors(
         if other != name and tensor.numel():
             ready[name] = tensor.clone(memory_format=torch.contiguous_format)
     with atomic(path, overwrite=overwrite) as temporary:
-        # an empty mapping of both would make safetensors write a file that it cannot read
+        # without tensors, empty metadata would make safetensors write a file that it cannot read
         save_file(ready, temporary, metadata=dict(metadata) if metadata else None)
 
 

@@ -32,7 +32,7 @@ class _Opened:
         weakref.finalize(self, os.close, self.descriptor)
         self.map: mmap.mmap | None = None
         if access == "mmap":
-            # writable, in private pages: torch warns of buffers that are not
+            # writable, with private pages, since torch warns about buffers that are read-only
             self.map = mmap.mmap(self.descriptor, 0, flags=_FLAGS, prot=mmap.PROT_READ | mmap.PROT_WRITE)
 
 

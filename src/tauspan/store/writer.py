@@ -1,4 +1,4 @@
-"""Safetensors files written at known offsets: headers are written first, so blocks may come in any order."""
+"""Write safetensors files at known offsets: headers are written first, so blocks may come in any order."""
 
 import errno
 import os
@@ -225,7 +225,7 @@ def _stream(folder: Path, layout: Layout, tensors: Iterable[Tensor]) -> None:
 def stream_tensors(
     path: str | Path, kinds: Kinds, tensors: Iterable[Tensor], metadata: Mapping[str, str] | None = None
 ) -> None:
-    """`write_tensors` of tensors that come one by one, in the order of `kinds`; one at a time is held.
+    """As `write_tensors`, for tensors that come one by one in the order of `kinds`; only one is in memory at a time.
 
     Args:
         path: the file; an older one is replaced.
@@ -238,7 +238,7 @@ def stream_tensors(
 
 
 def stream_shards(directory: Path, kinds: Kinds, tensors: Iterable[Tensor], largest: int = 5 * 10**9) -> None:
-    """A model's weights as transformers names them: `model.safetensors`, or shards of limited size with an index.
+    """Write a model's weights as transformers names them: `model.safetensors`, or shards of limited size with an index.
 
     Args:
         directory: is there already, and gets its name when it is whole.
@@ -284,7 +284,7 @@ def is_full(error: BaseException | None) -> bool:
 
 
 def full(folder: Path, needed: int, error: Exception) -> StoreError:
-    """The error of a result that is too large for the disk, to be raised."""
+    """The error for a result that is too large for the disk; the caller raises it."""
     free = shutil.disk_usage(folder).free
     return StoreError(
         f"{folder} has no room for the result: it takes {needed:,} bytes and {free:,} are free ({error}). Free some "

@@ -24,7 +24,7 @@ from tauspan.tasks.labels import (
 from tauspan.tasks.rows import UNLABELLED, Rows, fault_of
 from tauspan.tasks.split import SPLITS, Split
 
-_DISTINCT = 20  # if this many rows have different labels, the column is an identifier or a text
+_DISTINCT = 20  # if more rows than this all have different labels, the column holds identifiers or texts
 
 
 @dataclass(frozen=True)
@@ -71,7 +71,7 @@ def gathered(
 
 @dataclass
 class _Part:
-    """Some rows of a split, with their labels as texts."""
+    """The rows of one file or table of a split, and their labels as texts (None for a row without a label)."""
 
     split: str
     rows: Rows
@@ -125,7 +125,7 @@ def _own(text: str | None, names: Sequence[str] | None) -> str | None:
 
 
 def _spell(parts: Sequence[_Part], names: Sequence[str] | None) -> None:
-    """Write whole numbers in one form, unless the given class names have another."""
+    """Write labels that are whole numbers in one form (1.0 as 1), unless all labels are among the given class names."""
     distinct = {text for part in parts if part.rows.names is None for text in part.known()}
     if names is not None and distinct <= set(names):
         return

@@ -27,8 +27,8 @@ HIDDEN, OTHER_FORMAT = "images in hidden folders", "images of a format that is n
 def image_folder(folder: Path) -> Rows:
     """The images below a folder, at any depth; the first subfolder on an image's path is its class.
 
-    Hidden files and folders, and those that systems add (`.ipynb_checkpoints`, `__MACOSX`, `Thumbs.db`), are ignored;
-    `left_out` counts the images among them, and images in formats that are not read.
+    Ignored are hidden files and folders, and those that operating systems and editors add (`.ipynb_checkpoints`,
+    `__MACOSX`, `Thumbs.db`). `left_out` counts the images among them, and images in formats that are not read.
 
     Raises:
         DataError: images outside of any class, a class without images, folders named like splits, or a link that leads
@@ -91,7 +91,7 @@ def _is_foreign(name: str) -> bool:
 def _below(
     folder: Path, inside: Path, left_out: Counter[str], above: set[Path], prefix: str = ""
 ) -> Iterator[str]:
-    """The image files below a class's folder, as paths in it; a link that leads out of the data is an error."""
+    """The image files below a class's folder, as paths relative to it; a link that leads out of the data is an error."""
     if folder.is_symlink():
         require_inside(folder, inside)
     real = folder.resolve()

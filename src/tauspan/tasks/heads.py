@@ -112,7 +112,7 @@ def _source(task: Task, encoder: Encoder) -> Literal["prompts", "prototypes", "p
 
 
 def _prompts(task: Task) -> list[str]:
-    """The prompts of each class."""
+    """The prompts of all classes, class by class: one for each template, or the class's own prompt."""
     if task.templates:
         return [template.replace("{}", name) for name in task.label_names for template in task.templates]
     if not task.label_prompts:
@@ -168,7 +168,7 @@ def _features(encoder: Encoder, rows: Split, max_tokens: int | None) -> Tensor:
 
 
 def _first_rows(task: Task, shots: int) -> list[list[int]]:
-    """The first training rows of each class.
+    """The indices of the first `shots` training rows of each class.
 
     Raises:
         DataError: a class without one.

@@ -45,7 +45,7 @@ def hub_rows(
         )
     except Exception as error:  # the library raises many kinds: offline, unknown, gated, malformed
         raise DataError(f"the data set {source!r} could not be loaded: {error}") from error
-    if isinstance(found, datasets.Dataset):  # saved alone, it has no split's name
+    if isinstance(found, datasets.Dataset):  # a single saved table has no split name
         found = {"train": found}
     chosen = {split: name for split, name in splits.items() if name is not None}
     if splits.get("validation") is None and "validation" in found and "validation" not in chosen.values():
@@ -79,7 +79,7 @@ def _require_apart(source: str, chosen: Mapping[str, str]) -> None:
 def _rows(table: Any, text: str, label: str, where: str, folder: Path) -> Rows:
     datasets = require_extra("datasets", "data", f"reading {where}")
     require_columns(where, [text, label], list(table.column_names))
-    table = table.with_format(None)  # a saved one may hide columns, and give tensors
+    table = table.with_format(None)  # a saved table may hide columns and return tensors
     kind = table.features[text]
     if isinstance(kind, datasets.Image):
         return image_rows(table, text, label, where, inside=folder)

@@ -54,9 +54,9 @@ def written(value: Any) -> str | None:
     """
     if isinstance(value, str):
         return value if trimmed(value) else None
-    if value is None or type(value).__name__ in ("NAType", "NaTType"):  # pandas has its own kinds of nothing
+    if value is None or type(value).__name__ in ("NAType", "NaTType"):  # pandas' missing values
         return None
-    if hasattr(value, "item") and getattr(value, "ndim", None) == 0:  # a number of numpy's or torch's
+    if hasattr(value, "item") and getattr(value, "ndim", None) == 0:  # a scalar of NumPy or torch
         value = value.item()
     if isinstance(value, float):
         if math.isinf(value):
@@ -87,7 +87,7 @@ def _unseen(character: str) -> bool:
 def numbers_alike(texts: Iterable[str]) -> dict[str, str | None]:
     """The common form of labels that are all whole numbers; empty if some label is not.
 
-    Programs write a column of whole numbers with gaps as 1.0, and a gap as nan; both are undone here.
+    In a column of whole numbers with gaps, many programs write 1 as 1.0 and a gap as nan; both are undone here.
 
     Raises:
         DataError: numbers, and an infinite one among them.
@@ -116,7 +116,7 @@ def numbers_alike(texts: Iterable[str]) -> dict[str, str | None]:
 
 
 def class_names(labels: Iterable[str], where: str) -> list[str]:
-    """The classes that labels imply: the distinct ones, sorted; numbers in the order of numbers.
+    """The classes that labels imply: the distinct labels, sorted; whole numbers are sorted by value.
 
     Raises:
         DataError: numbers that are not whole, or very many classes.
@@ -193,7 +193,7 @@ def places(labels: Sequence[str], names: Sequence[str], meaning: Meaning = "auto
 
 def _by_name(labels: Sequence[str], names: Sequence[str]) -> dict[str, int]:
     known = {name: place for place, name in enumerate(names)}
-    for place, name in enumerate(names):  # 1.0 names the class 1, and true the class True
+    for place, name in enumerate(names):  # the label 1 means a class called 1.0, and true a class called True
         whole = _WHOLE.fullmatch(name)
         known.setdefault(str(int(whole[1])) if whole else name, place)
         if name.casefold() in _TRUTHS:
@@ -260,7 +260,7 @@ def require_names(names: Sequence[Any], task: str) -> None:
             what = "has no name" if not name.strip() else f"is called {name!r}, which UTF-8 cannot write"
             raise DataError(f"class {place} of task {task!r} {what}. Give every class a name of its own.")
         spelled = unicodedata.normalize("NFC", trimmed(name))
-        if spelled.casefold() in _TRUTHS:  # TRUE of a spreadsheet is True of a program
+        if spelled.casefold() in _TRUTHS:  # spreadsheets write TRUE where programs write True
             spelled = spelled.casefold()
         if spelled in seen:
             first = seen[spelled]

@@ -23,7 +23,7 @@ def require_columns(file: Path | str, wanted: Sequence[str], known: Sequence[str
 
 
 def parquet_columns(file: Path, wanted: Sequence[str]) -> dict[str, list[Any]]:
-    """Columns of a parquet file as Python values, whatever their type; bytes are texts in UTF-8."""
+    """Columns of a parquet file as Python values, whatever their type; bytes are read as UTF-8 text."""
     parquet = require_extra("pyarrow.parquet", "data", f"reading {file}")
     require_columns(file, wanted, list(parquet_schema(file).names))
     try:
@@ -71,7 +71,7 @@ def holds_images(file: Path, column: str) -> bool:
 
 
 def _first(file: Path, column: str) -> bytes:
-    """The first value of a column of bytes; nothing if there is none."""
+    """The first value of a column of bytes; empty if there is none."""
     parquet = require_extra("pyarrow.parquet", "data", f"reading {file}")
     try:
         for batch in parquet.ParquetFile(file).iter_batches(64, columns=[column]):
@@ -83,7 +83,7 @@ def _first(file: Path, column: str) -> bytes:
 
 
 def _is_text(data: bytes) -> bool:
-    """Whether bytes are UTF-8 without a zero; every image that is read has other bytes in its header or its pixels."""
+    """Whether bytes are UTF-8 without NUL; an image that can be read has other bytes, in its header or its pixels."""
     try:
         return "\0" not in data.decode()
     except UnicodeDecodeError:
@@ -94,7 +94,7 @@ def parquet_table(files: Sequence[Path]) -> Any:
     """Parquet files as one table of the `datasets` library, mapped from its cache: rows cost no memory."""
     datasets = require_extra("datasets", "data", f"reading {files[0]}")
     shown = not datasets.are_progress_bars_disabled()
-    datasets.disable_progress_bars()  # it is a copy from disk to disk
+    datasets.disable_progress_bars()  # it only copies from disk to disk
     try:
         return datasets.Dataset.from_parquet([str(file) for file in files])
     except Exception as error:  # the library raises many kinds on damaged files

@@ -15,12 +15,12 @@ from tauspan.models import Head
 
 log = logging.getLogger(__name__)
 RIDGE = 1e-3
-_MEMORY = 20  # pairs that L-BFGS keeps: more than its usual ten, because few directions of features are large
+_MEMORY = 20  # pairs of steps that L-BFGS keeps; more than the usual ten, since features vary mostly in few directions
 
 
 @dataclass(frozen=True)
 class Probe:
-    """A fitted head with its certificate: the objective, the Euclidean norm of its gradient, and the steps taken."""
+    """A fitted head, the objective there, the Euclidean norm of the objective's gradient, and the number of steps."""
 
     head: Head
     loss: float
@@ -39,10 +39,10 @@ def probe(
 ) -> Probe:
     """Fit multinomial logistic regression to features, by L-BFGS in float64.
 
-    Minimises mean_n CE(V (z_n - m) / s + c, y_n) + ridge/2 |V|^2 over V and c, where m is the mean feature and s the
-    root of the mean variance of its entries: one number, so that the ridge means the same whatever unit features have.
-    The bias c is free. The objective is convex, and from V = 0, c = 0 its minimum is reached with sum_k c_k = 0. The
-    head returned is the same map of z itself, W = V / s and b = c - W m.
+    Minimises mean_n CE(V (z_n - m) / s + c, y_n) + ridge/2 |V|^2 over V and c. Here m is the mean feature, and s is the
+    square root of the variance of an entry, averaged over entries. Since s is a single number, the ridge has the same
+    effect whatever the scale of the features. The bias c has no penalty. The objective is convex; starting from V = 0
+    and c = 0, the minimum that is reached has sum_k c_k = 0. The head returned reads z itself: W = V / s, b = c - W m.
 
     Args:
         features: shape (N, d).
@@ -108,7 +108,7 @@ def _minimum(
 
     start = np.zeros(classes * (width + 1))
     options = {
-        "gtol": tolerance / math.sqrt(len(start)),  # scipy bounds the largest entry
+        "gtol": tolerance / math.sqrt(len(start)),  # scipy bounds the largest entry of the gradient
         "ftol": 0.0, "maxiter": max_steps, "maxfun": 4 * max_steps, "maxcor": _MEMORY,
     }  # fmt: skip
     result = minimize(value, start, jac=True, method="L-BFGS-B", options=options)

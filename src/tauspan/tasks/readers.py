@@ -1,4 +1,4 @@
-"""Rows from files, folders and tables, unchanged."""
+"""Read rows from files, folders and tables; nothing in them is changed."""
 
 import warnings
 import zipfile
@@ -52,8 +52,8 @@ def read_rows(path: Path, reading: TableOptions | None = None) -> list[Rows]:
     """The rows of a CSV, TSV, JSON, parquet or npz file, of a folder of such tables, or of a folder of images.
 
     In a parquet file the column of inputs may hold images: encoded bytes, or structs with `bytes` as the hub has them.
-    A folder that holds tables is one split in several files, in the order of their names; another holds a folder of
-    images for each class.
+    A folder with tables is one split in several files, read in the order of their names. Any other folder has a
+    subfolder of images for each class.
 
     Raises:
         DataError: the path does not exist, cannot be read or lacks a column.
@@ -73,7 +73,7 @@ def read_rows(path: Path, reading: TableOptions | None = None) -> list[Rows]:
 
 
 def saved_by_datasets(path: Path) -> bool:
-    """Whether `save_to_disk` of the `datasets` library wrote it: several splits, or one table."""
+    """Whether a folder was written by `save_to_disk` of the `datasets` library, as several splits or as one table."""
     return (path / "dataset_dict.json").is_file() or (path / "state.json").is_file()
 
 
@@ -137,7 +137,7 @@ def _require_one_split(folder: Path, shards: Sequence[Path]) -> None:
 
 
 def _tables(files: Sequence[Path], reading: TableOptions, where: Path) -> list[Rows]:
-    """The rows of the tables that make up one split; images of several files are one table, which stays on disk."""
+    """The rows of the tables that make up one split; files of images are joined to one table, which stays on disk."""
     if suffix(files[0]) in (".parquet", ".pq") and holds_images(files[0], reading.text):
         return [image_rows(parquet_table(files), reading.text, reading.label, str(where), reading.split)]
     return [_table(file, reading) for file in files]
@@ -155,7 +155,7 @@ def _table(file: Path, reading: TableOptions) -> Rows:
 
 
 def as_text(item: Any, column: str, file: Path, row: int) -> Any:
-    """A cell as text: numbers and truths are what they are in a CSV file."""
+    """A cell as text: numbers and booleans are written as in a CSV file; NaN and a missing value give None."""
     if item is None or isinstance(item, str):
         return item
     if isinstance(item, bool | int | float):

@@ -60,7 +60,7 @@ class Rows:
 
 
 def fault_of(item: Any) -> str | None:
-    """What is wrong with an input: an empty text, one that cannot be written, or no text and no numbers."""
+    """What is wrong with an input, in words: no text, a text that UTF-8 cannot write, no numbers; None if nothing is."""
     if isinstance(item, str):
         if not item.strip():
             return NO_TEXT
@@ -69,12 +69,12 @@ def fault_of(item: Any) -> str | None:
         return NO_TEXT if item is None else None
     try:
         return None if is_picture(item) or np.asarray(item).dtype.kind in "biufc" else STRANGE
-    except ValueError:  # lists of several lengths
+    except ValueError:  # lists of different lengths
         return STRANGE
 
 
 def tensor_rows(name: str, split: str, given: Any) -> Rows:
-    """Inputs and labels of one split; their lengths are compared before they are read."""
+    """The rows of one split from a pair of inputs and labels; raises `DataError` if it is not such a pair."""
     if not isinstance(given, tuple | list) or len(given) != 2:
         raise DataError(f"{split} of {name!r}: give a pair of inputs and labels, not {type(given).__name__}.")
     inputs, labels = given
@@ -94,7 +94,7 @@ def tensor_rows(name: str, split: str, given: Any) -> Rows:
             f"{split} of {name!r}: labels are int64 of shape (N,), not {kind or type(labels).__name__} of shape "
             f"{shape}. One whole number for each row is its class."
         )
-    if hasattr(inputs, "columns") and hasattr(inputs, "iloc"):  # its list is the names of its columns
+    if hasattr(inputs, "columns") and hasattr(inputs, "iloc"):  # list(frame) gives the names of columns
         raise DataError(
             f"{split} of {name!r}: its inputs are a data frame with the columns "
             f"{listed(map(str, inputs.columns))}: give a column of texts (`frame['text'].tolist()`) or an array of "
@@ -106,7 +106,7 @@ def tensor_rows(name: str, split: str, given: Any) -> Rows:
         raise DataError(f"{where}: its inputs are {wrong}; each row needs the position of its label.")
     try:
         kept = inputs if isinstance(inputs, Images) else [plain(item) for item in plain(inputs)]
-        labels = plain(labels) if isinstance(labels, Tensor) else labels  # what a mask hides is no label
+        labels = plain(labels) if isinstance(labels, Tensor) else labels  # a masked label stays missing
     except DataError as error:
         raise DataError(f"{where}: {error}") from None
     values = labels.tolist() if hasattr(labels, "tolist") else list(labels)
@@ -116,7 +116,7 @@ def tensor_rows(name: str, split: str, given: Any) -> Rows:
 
 
 def plain(item: Any) -> Any:
-    """A tensor or array as numbers that can be written down: dense, without a graph, in this machine's order of bytes.
+    """A tensor or array in a form that can be stored: dense, detached from autograd, in this machine's byte order.
 
     Raises:
         DataError: it holds no numbers (`meta`), or a mask says which of them are not meant.
@@ -134,7 +134,7 @@ def plain(item: Any) -> Any:
 
 
 def _dense(item: Tensor) -> Any:
-    """The numbers that a tensor stands for, in a form that NumPy has too."""
+    """A tensor's values in a layout and dtype that NumPy has too: bfloat16 and float8 become float32."""
     if item.is_meta:
         raise DataError(
             f"a tensor of shape {tuple(item.shape)} on the device meta has no numbers: make it on the device cpu."

@@ -16,7 +16,7 @@ from tauspan.tasks.images import Images
 from tauspan.tasks.rows import plain
 
 SPLITS = ("train", "validation", "test")
-_TEST_SHARE = 0.2  # of the rows of one file, where it holds all there are
+_TEST_SHARE = 0.2  # of the training rows, where no test split is given
 
 
 @dataclass(frozen=True, eq=False)
@@ -73,16 +73,16 @@ class Split:
 
 
 def array_bytes(array: Any) -> bytes:
-    """An array as bytes that tell arrays of other dtypes and shapes apart."""
+    """An array as bytes that begin with dtype and shape, so that arrays which differ in these give different bytes."""
     return f"{array.dtype}|{array.shape}|".encode() + bytes(array.tobytes())
 
 
 def held_out(
     rows: Split, seed: int = 0, split: str = "validation", share: float = 0.1, most: int = 5000
 ) -> dict[str, Split]:
-    """Train and another split from the rows of train, by a permutation keyed by the seed and the split's name.
+    """Split the rows of train in two, by a permutation that depends on the seed and the new split's name.
 
-    Validation is min(10 %, 5000) of them, as the paper has it.
+    The new split gets `share` of the rows, at least 1 and at most `most`; the defaults are the paper's for validation.
     """
     order = permutation(len(rows), f"{seed}/{split}")
     held = min(max(int(len(rows) * share), 1), most)
@@ -109,7 +109,7 @@ def completed(splits: Mapping[str, Split], seed: int, test: bool) -> tuple[dict[
 
 
 def permutation(size: int, key: str) -> list[int]:
-    """An order of `range(size)` that depends on the key alone."""
+    """A pseudo-random permutation of `range(size)` that depends on `size` and the key alone."""
     seed = int.from_bytes(hashlib.sha256(key.encode()).digest()[:7], "big")
     order: list[int] = torch.randperm(size, generator=torch.Generator().manual_seed(seed)).tolist()
     return order

@@ -1,4 +1,4 @@
-"""Columns of CSV, TSV, JSON and parquet files, as people and programs really write them."""
+"""Columns of CSV, TSV, JSON and parquet files, in the variants that people and programs write."""
 
 import csv
 import gzip
@@ -34,7 +34,7 @@ _OTHERS = {".xlsx": "a spreadsheet: export it as CSV", ".xls": "a spreadsheet: e
 
 @dataclass(frozen=True)
 class Dialect:
-    """How a file of lines is written; what is None is found out.
+    """How a text file with a row on each line is written; what is None is detected from the file.
 
     Args:
         encoding: such as `"cp1252"`; None takes a byte order mark's (UTF-8, UTF-16, UTF-32), else UTF-8.
@@ -68,7 +68,7 @@ class Columns:
 def read_columns(file: Path, wanted: Sequence[str], dialect: Dialect, bare: bool = False) -> Columns:
     """The wanted columns of a CSV, TSV, JSON or parquet file; `.gz` is unpacked.
 
-    With `bare`, a row of JSON may be a text instead of an object: the first column's.
+    With `bare`, a row of JSON may be a text instead of an object: the value of the first column.
 
     Raises:
         DataError: the file cannot be read, or lacks a column; it names the line where there is one.
@@ -84,7 +84,7 @@ def read_columns(file: Path, wanted: Sequence[str], dialect: Dialect, bare: bool
 
 
 def suffix(file: Path) -> str:
-    """What the name says of the format, without the compression."""
+    """The suffix of a file's name in lower case, without `.gz`; it names the format."""
     name = file.name.lower().removesuffix(".gz")
     return Path(name).suffix
 
@@ -94,7 +94,7 @@ def suffix(file: Path) -> str:
 
 @contextmanager
 def opened(file: Path, dialect: Dialect, form: str) -> Iterator[IO[str]]:
-    """The file as text, its errors told with the file and the encoding."""
+    """Open a file as text; errors name the file and the encoding."""
     opener = gzip.open if file.name.lower().endswith(".gz") else open
     encoding = dialect.encoding
     try:
@@ -130,7 +130,7 @@ def _marked(file: Path, start: bytes, form: str) -> str:
 
 
 def _undecodable(file: Path, opener: Any, encoding: str) -> str:
-    """The line that is not in an encoding; encodings that are not byte by byte are told by the file alone."""
+    """The first line that cannot be decoded, in words; for UTF-16 and UTF-32 the message names no line."""
     if encoding.startswith(("utf-16", "utf-32")):
         return "its content"
     with opener(file, "rb") as raw:
@@ -144,7 +144,7 @@ def _undecodable(file: Path, opener: Any, encoding: str) -> str:
 
 @contextmanager
 def _long_fields() -> Iterator[None]:
-    """Inside, fields may be as long as they are; Python's limit is there against quotes that are never closed."""
+    """Inside the block CSV fields may have any length; Python's limit is meant for quotes that are never closed."""
     before = csv.field_size_limit(min(sys.maxsize, 2**31 - 1))
     try:
         yield
@@ -155,9 +155,9 @@ def _long_fields() -> Iterator[None]:
 def _csv(file: Path, wanted: Sequence[str], dialect: Dialect) -> Columns:
     with opened(file, dialect, "CSV") as handle, _long_fields():
         first, above = handle.readline(), 0
-        while first and not first.strip():  # blank lines are no rows, above the header neither
+        while first and not first.strip():  # blank lines above the header are skipped
             first, above = handle.readline(), above + 1
-        said = re.fullmatch(r'"?sep=(.)"?\s*', first)  # what Excel reads and writes above a header
+        said = re.fullmatch(r'"?sep=(.)"?\s*', first)  # `sep=;`, which Excel reads and writes above a header
         if said:
             first, above = handle.readline(), above + 1
         delimiter = (
@@ -185,7 +185,7 @@ def _csv(file: Path, wanted: Sequence[str], dialect: Dialect) -> Columns:
 
 
 def _require_header(file: Path, wanted: Sequence[str], header: Sequence[str], first: str) -> None:
-    """Raise, with the way out, if another character separates the columns or the first line names none of them."""
+    """Raise, with advice, if another character separates the columns or the first line names none of them."""
     if len(header) == 1 and wanted[0] not in header and wanted[0] in header[0]:
         other = next(
             (one for one in header[0].replace(wanted[0], "") if not one.isalnum() and one not in "_ "), None
@@ -206,7 +206,7 @@ def _require_header(file: Path, wanted: Sequence[str], header: Sequence[str], fi
 
 
 def _delimiter(first: str, wanted: Sequence[str], kind: str, dialect: Dialect) -> str:
-    """The delimiter under which the first line has the wanted columns; the usual one where none or several do."""
+    """The delimiter that gives the first line the wanted columns; the format's usual one if none or several do."""
     usual = "\t" if kind in (".tsv", ".tab") else ","
     fitting = [one for one in _DELIMITERS if set(wanted) <= set(_fields(first, one, dialect))]
     return fitting[0] if len(fitting) == 1 else usual
@@ -248,7 +248,7 @@ def _records(
 
 
 def _json(file: Path, wanted: Sequence[str], dialect: Dialect, bare: bool) -> Columns:
-    """Objects on lines of their own, or one list of objects, or one object of columns."""
+    """The columns of a file that holds an object on each line, a list of objects, or an object of columns."""
     with opened(file, dialect, "JSON") as handle:
         text = handle.read()
     whole = None if suffix(file) in (".jsonl", ".ndjson") else _parsed(text)
@@ -279,7 +279,7 @@ def _json_lines(file: Path, text: str, wanted: Sequence[str], bare: bool) -> Col
 
 
 def _parsed(text: str) -> Any:
-    """The one value that a text is in JSON; None where it is not one."""
+    """The value of a text that is a single JSON document; None if it is not."""
     try:
         return json.loads(text, object_pairs_hook=_once)
     except (ValueError, RecursionError):

@@ -73,7 +73,7 @@ class Task:
         return self.splits[name]
 
     def tokens(self, asked: int | None) -> int | None:
-        """Where texts of this task are cut: as asked for, else the task's own value."""
+        """The number of tokens at which this task's texts are cut: `asked`, or the task's own value if that is None."""
         return self.max_tokens if asked is None else asked
 
     @checked
@@ -85,7 +85,7 @@ class Task:
         test: int | None = None,
         seed: int = 0,
     ) -> "Task":
-        """At most so many rows of each split, drawn by a permutation keyed by the seed and the split's name."""
+        """At most the given number of rows of each split, by a permutation that depends on seed and split name."""
         wanted = {"train": train, "validation": validation, "test": test}
         for split, count in wanted.items():
             if count is not None and count < 1:
@@ -146,13 +146,14 @@ class Task:
     ) -> "Task":
         """CSV, TSV, JSON, JSON Lines, parquet or npz files (text ones also as .gz), or folders of images by class.
 
-        A folder of tables is one split in several files. The file forms and what is read of them:
-        `docs/formats.md`. Labels have one meaning in all of them, see `tauspan.tasks.labels.places`: 1, 1.0 and "1"
-        are one label; without `label_names` the sorted labels of the training rows are the classes; with them a label
-        is a class name, or counts from 0.
+        A folder of tables is one split in several files. `docs/formats.md` describes the formats. Labels mean the same
+        in all of them (`tauspan.tasks.labels.places`): 1, 1.0 and "1" are the same label. Without `label_names` the
+        classes are the sorted labels of the training rows; with `label_names` a label is a class name, or a class index
+        that counts from 0.
 
-        Without `validation`, min(10 %, 5000) of the training rows become it, drawn with the seed, as the paper does.
-        Without `test` and `split`, 20 % of the rows of `train` become test rows before that, drawn in the same way.
+        Without `validation`, min(10 %, 5000) of the training rows are held out for it, drawn with the seed, as in the
+        paper. Without `test` and `split`, 20 % of the rows of `train` are held out for testing first, drawn in the same
+        way.
 
         Args:
             name: of the task.
@@ -214,11 +215,13 @@ class Task:
     ) -> "Task":
         """A data set by hub id or local directory, through the `datasets` library; no remote code is run.
 
-        A directory may also be what `save_to_disk` wrote: of a `DatasetDict` its splits, of a `Dataset` only `train`.
+        The directory may also be one that `save_to_disk` wrote: a `DatasetDict` gives its splits, a `Dataset` gives only
+        `train`.
 
-        `train`, `test` and `validation` name its splits; without `validation`, the split of that name is taken if it is
-        free, else rows of train are held out. Hidden test splits have no labels: `test="validation"` takes the other.
-        Labels, `clean` and `seed` as for `from_files`; images stay encoded until they are looked at.
+        `train`, `test` and `validation` are the names of its splits. Without `validation`, the split of that name is
+        used if there is one and it has no other role; else rows of train are held out. Where the labels of the test
+        split are hidden, `test="validation"` uses the validation split instead. `labels`, `clean` and `seed` are as in
+        `from_files`. Images stay encoded until they are accessed.
 
         Raises:
             DataError: the data set cannot be loaded, a split or column is missing, a row has no text or label.
@@ -238,8 +241,8 @@ class Task:
     ) -> "Task":  # fmt: skip
         """Splits given as `train=(inputs, labels), validation=..., test=...`.
 
-        Labels are a tensor or array of whole numbers, or a list of numbers or names, with the meaning they have in
-        files; so has `clean`. Without `validation` or `test`, rows of train are held out as by `from_files`.
+        Labels are an integer tensor or array, or a list of numbers or names. `labels` and `clean` are as in
+        `from_files`. Without `validation` or `test`, rows of train are held out as in `from_files`.
 
         Example:
             >>> rows = (["a", "b"], [1, 0])
@@ -266,7 +269,7 @@ class Task:
 def _task(
     name: str, made: Gathered, prompts: Sequence[str], tokens: int | None, source: str, seed: int, test: bool
 ) -> Task:
-    """The task of what was gathered; `extra` says what was held out and what was left out."""
+    """The task made of gathered rows; its `extra` says what was held out and what was left out."""
     splits, extra = completed(made.splits, seed, test)
     if made.left_out:
         extra["left_out"] = made.left_out

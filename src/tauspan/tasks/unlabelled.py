@@ -13,13 +13,13 @@ from tauspan.tasks.rows import fault_of
 from tauspan.tasks.tables import SUFFIXES, Dialect, opened, read_columns, suffix
 
 _PICTURES = (".png", ".jpg", ".jpeg", ".jfif", ".bmp", ".webp", ".gif", ".tif", ".tiff", ".ppm")
-_Row: TypeAlias = tuple[str, str, Any]  # what it is called, where it stands, its text
+_Row: TypeAlias = tuple[str, str, Any]  # its name, its place in the file for errors, its text
 
 
 def rows_of(
     path: str | Path, text: str = "text", dialect: Dialect | None = None, clean: bool = False
 ) -> tuple[list[str], Sequence[Any]]:
-    """What each row is called, and the rows; tables are read as a task's files are.
+    """The names of the rows, and the rows; tables are read as in `Task.from_files`.
 
     Args:
         path: `.txt`: each line is a row; `.csv`, `.tsv`, `.parquet`: the column `text`; `.json` and `.jsonl`: the key
@@ -63,8 +63,8 @@ def _is_picture(file: Path, top: Path) -> bool:
 
 
 def _lines(path: Path, text: str, dialect: Dialect) -> list[_Row]:
-    """Blank lines are no rows; the others keep their numbers."""
-    with opened(path, dialect, "lines of text") as lines:  # which end where files of lines end
+    """The lines of a text file, named by their line numbers; blank lines are skipped."""
+    with opened(path, dialect, "lines of text") as lines:  # which splits lines as in tables
         return [
             (str(number), f"line {number}", line.rstrip("\r\n"))
             for number, line in enumerate(lines, 1)
@@ -73,7 +73,7 @@ def _lines(path: Path, text: str, dialect: Dialect) -> list[_Row]:
 
 
 def _table(path: Path, text: str, dialect: Dialect) -> list[_Row]:
-    """Rows have the numbers of their lines in JSON, and count from 1 elsewhere."""
+    """The rows of a table, named by their line numbers in JSON files, and counted from 1 in others."""
     columns = read_columns(path, [text], dialect, bare=True)
     lines, by_line = columns.lines, suffix(path) in (".json", ".jsonl", ".ndjson")
     found = []

@@ -113,7 +113,7 @@ def content_hash(task: "Task") -> str:
     """SHA-256 of everything that training and evaluation read from a task."""
     texts = (task.name, list(task.label_names), list(task.label_prompts), task.max_tokens)
     digest = hashlib.sha256(repr(texts).encode())
-    if task.templates:  # what has its default leaves the sum of older tasks as it was
+    if task.templates:  # a field at its default is left out, so that hashes of older tasks stay the same
         digest.update(repr(("templates", list(task.templates))).encode())
     if task.head_from != "auto":
         digest.update(repr(("head_from", task.head_from)).encode())

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 def write_directory(task: "Task", path: Path, overwrite: bool) -> Path:
-    """Write `card.json` and `train.csv.gz` and so on; equal tasks give equal bytes."""
+    """Write `card.json`, and a gzipped CSV file for each split; equal tasks give equal bytes."""
     if task.head is not None or task.templates or task.head_from != "auto":
         raise DataError(
             f"task {task.name!r} has a head, templates or head_from of its own, which a card does not hold: write it "
@@ -37,7 +37,7 @@ def write_directory(task: "Task", path: Path, overwrite: bool) -> Path:
 
 
 def _write(rows: Split, task: "Task", file: Path) -> dict[str, Any]:
-    """The file of one split, with class names as labels; its entry in the card."""
+    """Write the file of one split, with class names as labels, and return its entry for the card."""
     text = io.StringIO(newline="")
     writer = csv.writer(text)
     writer.writerow(["text", "label"])

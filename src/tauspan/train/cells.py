@@ -1,11 +1,12 @@
-"""A model in shards: each process keeps 1/P of every tensor, and a block's tensors are whole only while it runs.
+"""A model in shards: each of P processes keeps 1/P of every tensor, and a block's tensors are whole only while it runs.
 
-FSDP2 (`torch.distributed.fsdp.fully_shard`) gathers before a forward, frees after it, gathers again for the backward and
-scatters the summed gradient. It is applied to *cells*: separate modules that hold the tensors of one block, both theta0
-and tau. The block itself is not wrapped: it uses the cell's tensors in its forward, so the caller's model gets neither
-hooks nor another class, and both regimes work in the same way.
-Between cells a dual tensor travels as a plain `_Pair`, because FSDP passes
-activations through autograd functions, which would go past the tangent rules.
+FSDP2 (`torch.distributed.fsdp.fully_shard`) gathers tensors before a forward, frees them after it, gathers them again for
+the backward and scatters the summed gradient. It is applied to *cells*: separate modules that hold the tensors of one
+block, both theta0 and tau. The block itself is not wrapped. It uses the cell's tensors in its forward, so the caller's
+model gets neither hooks nor another class, and both regimes work in the same way.
+
+Between cells a dual tensor is passed as a plain `_Pair`, because FSDP applies autograd functions to activations, and the
+tangent rules do not see those.
 """
 
 from collections.abc import Callable, Collection, Iterator, Mapping
@@ -157,14 +158,14 @@ class Shards:
         self._root = self._cut(encoder, rest, trains)
 
     def _cut(self, block: nn.Module, names: Mapping[str, str], trains: Collection[str]) -> _Cell:
-        """One block's cell in shards; the block's own parameters are given up."""
+        """Make the cell of a block and shard it; the block's own parameters become placeholders."""
         theta = {short: self._known[name].detach().to(self.device) for short, name in names.items()}
         moving = {short for short, name in names.items() if name in trains}
         facts = (theta, moving, self._linear, self._run)
         cell = _Root(block, self._cells, *facts) if isinstance(block, Encoder) else _Cell(block, *facts)
         made: FSDPModule = fully_shard(cell, mesh=self.mesh, reshard_after_forward=True)
         made.set_gradient_divide_factor(1.0)  # sums, not means: the loop divides by the global batch
-        made.set_force_sum_reduction_for_comms(True)  # gloo has no other
+        made.set_force_sum_reduction_for_comms(True)  # gloo has no other reduction
         moved = cell.tau if self._linear else cell.theta
         for short, name in names.items():
             whole = self._known[name]
@@ -183,7 +184,7 @@ class Shards:
                 return out
             self._run.trace, self._run.tracked = Trace(self.encoder, told=self._told), torch.is_grad_enabled()
             try:
-                with torch.enable_grad():  # the rules ask for it; nothing is tracked unless the caller does
+                with torch.enable_grad():  # the rules need it; `tracked` says if the caller does
                     logits: Tensor = self._root(batch, head, at_logits)
                 return logits
             finally:
@@ -276,7 +277,7 @@ def _unpacked(item: Any, run: _Pass, shared: bool = False) -> Any:
 
 
 def _through(cell: _Cell, run: _Pass) -> Callable[..., Any]:
-    """A forward of a block that runs its cell instead."""
+    """A replacement for a block's forward, which runs the block's cell."""
 
     def forward(*args: Any, **kwargs: Any) -> Any:
         given, named = _packed((args, kwargs))

@@ -21,7 +21,7 @@ def save(
 ) -> None:
     """Write parameters, their moments and the plain values of `state` to one file; every process calls this.
 
-    The file holds whole tensors, so a run goes on with any number of processes, in shards or not.
+    The file holds whole tensors, so a run can be resumed with any number of processes, sharded or not.
     """
     tensors: dict[str, tuple[str, Tensor]] = {}
     for name, parameter in parameters.items():
@@ -36,7 +36,7 @@ def save(
 def restore(
     file: Path, key: str, parameters: Params, optimiser: torch.optim.Optimizer, layout: Layout
 ) -> dict[str, Any]:
-    """Put parameters and moments back and return the plain values.
+    """Load parameters and moments from a checkpoint in place, and return the plain values of its `state`.
 
     Raises:
         StoreError: the checkpoint belongs to other settings, another base or other data.

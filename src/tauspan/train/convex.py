@@ -24,7 +24,7 @@ from tauspan.train.finetuning import Finetuned
 
 log = logging.getLogger(__name__)
 Solver = Literal["lbfgs", "newton-cg"]
-_IDLE = 20
+_IDLE = 20  # L-BFGS stops after this many iterations in a row without a smaller gradient norm
 
 
 @checked
@@ -171,7 +171,7 @@ class _Loss:
         return [batch().softmax(-1) for batch in self._cached]
 
     def hessian(self, probabilities: Sequence[Tensor], direction: Params) -> dict[str, Tensor]:
-        """J^T (diag p - p p^T) J v / N + ridge v."""
+        """The Hessian times a direction v: sum_n J_n^T (diag p_n - p_n p_n^T) J_n v / N + ridge v."""
         total = {name: delta * self.ridge for name, delta in direction.items()}
         for batch, p in zip(self._cached, probabilities, strict=True):
             moved = batch.cell.push(direction)

@@ -22,7 +22,7 @@ from tauspan.vector import FILE, TaskVector
 
 @dataclass(frozen=True)
 class Finetuned:
-    """A finished run: the task vector, the history (one entry a step or validation) and what it cost."""
+    """A finished run: the task vector, the history (an entry for each step and each validation) and the cost."""
 
     task_vector: TaskVector
     history: Sequence[dict[str, Any]]
@@ -53,9 +53,9 @@ def finetune(
     The regimes differ only in what is trained: theta of a copy (`"standard"`), or tau of the tangent model (`"linear"`).
     The encoder is never changed.
 
-    Several tasks give one vector, the ceiling that sums of vectors are measured against. It minimises
-    sum_t sum_n CE(h_t(f(x_tn)), y_tn) / sum_t N_t: the rows of a step are drawn from all tasks, each row counts under
-    the frozen head of its own task, and one epoch has every row of every task once.
+    Several tasks give one vector by joint training, with which sums of task vectors are compared. It minimises
+    sum_t sum_n CE(h_t(f(x_tn)), y_tn) / sum_t N_t. The rows of a step are drawn from all tasks, the loss of a row uses
+    the frozen head h_t of its own task, and an epoch has every row of every task once.
 
     Args:
         encoder: what `tauspan.load` returned.

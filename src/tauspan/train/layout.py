@@ -1,4 +1,4 @@
-"""How trained tensors are distributed over processes: each holds whole tensors, or its part (`sharded`)."""
+"""How trained tensors are distributed over processes: each process holds whole tensors, or a part (`sharded`)."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager

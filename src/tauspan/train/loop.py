@@ -33,7 +33,7 @@ _NONE = -100  # the label of rows that the loss ignores
 
 
 class Run:
-    """A run in progress; `step` counts finished optimiser steps, `whole` is false during an update."""
+    """A run in progress; `step` counts finished optimiser steps, and `whole` is false while a step is being applied."""
 
     def __init__(
         self, what: Trainee, layout: Layout, encoder: Encoder, tasks: Sequence[Task], settings: Settings, key: str,
@@ -64,7 +64,7 @@ class Run:
     # -- state on disk ---------------------------------------------------------------------------------------
 
     def start(self, resume: bool) -> None:
-        """Begin; with `resume`, from the checkpoint if there is one."""
+        """Load the checkpoint if `resume` is set and there is one, and write the log; without a folder, do nothing."""
         if self.out is None:
             return
         file = self.out / checkpoint.NAME
@@ -109,7 +109,7 @@ class Run:
         with progress(title, self.total, show) as advance, closing(self._to_come()) as self.incoming:
             advance(self.step, "")
             try:
-                validate_if_due()  # a resumed run may have been interrupted just before
+                validate_if_due()  # a resumed run may have been interrupted just before validation
                 while self.step < self.total:
                     started = time.perf_counter()
                     loss = self.one_step(self.step // per_epoch, self.step % per_epoch)
@@ -123,7 +123,7 @@ class Run:
                     if self.step % self.every == 0 and self.step < self.total:
                         self.save()
             except KeyboardInterrupt:
-                # during an update, or where all processes would have to write together, the last checkpoint remains
+                # no checkpoint is written during an update, or where all processes would have to write it together
                 if self.whole and not self.layout.together:
                     self.save()
                 raise
@@ -199,7 +199,7 @@ class Run:
         )
         loss.backward()  # type: ignore[no-untyped-call]
         found = loss.detach().cpu()
-        if not torch.isfinite(found):  # raised when all processes know it
+        if not torch.isfinite(found):  # the error is raised later, when all processes know of it
             task = self.tasks[part[0]].name
             rows = [str(part[1][row]) for row in broken_rows(logits.detach()) if row < len(part[1])]
             self.wrong = (

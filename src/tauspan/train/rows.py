@@ -29,7 +29,7 @@ class TrainingRows:
         self._step = settings.batch_size * settings.accumulation
         self.size = sum(self._sizes)
         self.per_epoch = math.ceil(self.size / self._step)
-        self._order: tuple[int, list[int]] = (-1, [])  # of the last epoch that was used
+        self._order: tuple[int, list[int]] = (-1, [])  # the last epoch used, and its order of rows
 
     def step(self, epoch: int, place: int) -> tuple[list[Part], int]:
         """This process's forward passes of one step, and the number of rows of the step over all processes.

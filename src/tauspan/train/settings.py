@@ -137,7 +137,7 @@ class Settings:
         return self.peak_lr * 0.5 * (1 + math.cos(math.pi * share))
 
     def as_dict(self) -> dict[str, Any]:
-        """Plain values, with the learning rate in numbers; engine and check only where they are not the defaults."""
+        """The settings as plain values; `lr` is always a number, and engine and check are left out at their defaults."""
         plain = {**dataclasses.asdict(self), "lr": self.peak_lr}
         chosen = vars(way(plain.pop("engine"), plain.pop("check")))
         return plain | {name: value for name, value in chosen.items() if value != getattr(Way(), name)}

@@ -167,7 +167,7 @@ class ShardedTrainee:
                     f"tensor {name!r} of the vector {label!r} has {count} values that are not finite. Train it again "
                     "with a lower learning rate."
                 )
-        if self._names.moved:  # several tensors of the file are one here, so they are made of whole ones
+        if self._names.moved:  # several tensors in the file are one in memory, so it is needed whole
             vector = self.task_vector(label, info)
             if self.processes.first:
                 vector.save_pretrained(file, overwrite=True)

@@ -109,12 +109,12 @@ class LinearTrainee:
 
     def __init__(self, encoder: Encoder, heads: Sequence[Head], settings: Settings) -> None:
         self._heads = heads
-        self._classifier = Classifier(encoder, heads[0])  # whose head is changed from call to call
+        self._classifier = Classifier(encoder, heads[0])  # its head is changed from call to call
         self._model: Linearized = linearize(
             self._classifier, settings.params, settings.point, engine=settings.engine, check=settings.check
         )
         if not self._model.tau:
-            models.select(self._classifier, settings.params)  # says what is frozen
+            models.select(self._classifier, settings.params)  # raises an error that says what is frozen
         self._toward = settings.decay_toward
         self._precision = settings.precision
         self.parameters = self._model.tau

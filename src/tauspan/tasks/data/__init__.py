@@ -1,7 +1,7 @@
 """Data sets of the paper: descriptions, opening as tasks, split manifests and the search for leaks.
 
 Each data set is one YAML file in `sets`; adding one needs no code. `open_task` reads it from the hub or from a
-folder, `manifest` says which rows it has, `find_leaks` which of them stand in two splits.
+folder, `manifest` records which rows it has, and `find_leaks` finds rows that are in two splits.
 """
 
 from tauspan.tasks.data.catalog import CONTROL, EIGHT, FOURTEEN, TWENTY, DataSet, catalog, find_set

@@ -20,7 +20,7 @@ CONTROL = "imagenet"
 
 
 def _word(value: Any, place: str) -> str:
-    """The name of a split or of a folder: one step, which cannot lead elsewhere."""
+    """Check the name of a split or a folder: a single path component, which cannot lead elsewhere."""
     if not isinstance(value, str) or not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.-]*", value):
         raise RecipeError(
             f"{place} is {value!r}: a name of letters, digits, '_', '.' and '-' is needed, no path."
@@ -33,7 +33,7 @@ def _optional_word(value: Any, place: str) -> str | None:
 
 
 def _hub_id(value: Any, place: str) -> str:
-    """OWNER/NAME: `datasets` would also read a local path."""
+    """Check that an id has the form OWNER/NAME, since `datasets` would read a local path too."""
     if not isinstance(value, str) or not re.fullmatch(r"[\w][\w.-]*/[\w][\w.-]*", value):
         raise RecipeError(f"{place} is {value!r}: a hub id has the form OWNER/NAME.")
     return value
@@ -41,7 +41,7 @@ def _hub_id(value: Any, place: str) -> str:
 
 @dataclass(frozen=True)
 class Splits:
-    """What the splits are called; without `validation`, part of train is held out."""
+    """The names of the splits; without `validation`, part of train is held out."""
 
     train: str = field(default="train", metadata={"parse": _word})
     test: str = field(default="test", metadata={"parse": _word})
@@ -68,7 +68,7 @@ class Columns:
 
 @dataclass(frozen=True)
 class Sizes:
-    """Rows of each split, as the protocol has them."""
+    """The number of rows of each split in the benchmark."""
 
     train: int
     validation: int

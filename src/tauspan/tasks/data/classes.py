@@ -1,4 +1,4 @@
-"""The data's own classes beside the class names of a `DataSet`."""
+"""Match the class names in the data to those of a `DataSet`."""
 
 from collections.abc import Sequence
 
@@ -7,7 +7,7 @@ from tauspan.tasks.data.catalog import DataSet
 
 
 def key(name: str) -> str:
-    """What two spellings of a class name share: letters and digits.
+    """The letters and digits of a class name in lower case, which are the same in different spellings.
 
     Example:
         >>> key("polka-dotted") == key("Polka_dotted")
@@ -17,10 +17,10 @@ def key(name: str) -> str:
 
 
 def aligned(dataset: DataSet, own: Sequence[str] | None, where: str) -> tuple[list[str], list[int]]:
-    """The class names in the order of `dataset.classes`, and for each own class its place among them.
+    """The class names in the order of `dataset.classes`, and the index in them of each class of the data.
 
-    The order is the data set's, whatever the copy: alphabetical folders, numbers as names and shuffled class
-    lists give the same labels.
+    The order does not depend on the copy of the data: alphabetical folders, numbers as names and shuffled class lists
+    give the same labels.
 
     Args:
         dataset: gives the class names.
@@ -51,7 +51,7 @@ def aligned(dataset: DataSet, own: Sequence[str] | None, where: str) -> tuple[li
 
 
 def _numbers(own: Sequence[str], wanted: Sequence[str]) -> list[int] | None:
-    """The places that own names say where they are the numbers from 0 or from 1; None where they are not."""
+    """The indices of class names that are the numbers from 0 or from 1; None if they are not."""
     if not all(name.isdecimal() for name in own) or {key(name) for name in own} == {key(n) for n in wanted}:
         return None
     numbers = [int(name) for name in own]

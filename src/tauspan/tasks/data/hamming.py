@@ -27,11 +27,12 @@ def distances(left: Hashes, right: Hashes) -> NDArray[np.int64]:
 
 
 def within(left: Hashes, right: Hashes, distance: int) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any]]:
-    """All pairs (i, j) with at most `distance` bits between `left[i]` and `right[j]`, and those numbers of bits.
+    """All pairs (i, j) for which `left[i]` and `right[j]` differ in at most `distance` bits: i, j and the bits.
 
-    By the pigeonhole principle: of `distance + 1` bands of bits, two such hashes share at least one whole. Only pairs
-    that share a band are compared; exact. Memory: a chunk of pairs and the answer. Time: for hashes that spread, about
-    (distance + 1) n m / 2^(64 / (distance + 1)); equal hashes make it grow to n m.
+    The result is exact. The 64 bits are cut into `distance + 1` bands. By the pigeonhole principle two such hashes agree
+    in at least one whole band, so only pairs that agree in a band are compared. Memory: one chunk of pairs, and the
+    result. Time: about (distance + 1) n m / 2^(64 / (distance + 1)) for evenly spread hashes, up to n m if many are
+    equal.
 
     Args:
         left: hashes of shape (n,), best without repetitions.

@@ -1,4 +1,4 @@
-"""Rows that stand in two splits of a task: equal ones and near-duplicates."""
+"""Find rows that are in two splits of a task: equal rows and near-duplicates."""
 
 import hashlib
 import re
@@ -24,7 +24,7 @@ _EXAMPLES = 5  # of each kind and pair of splits
 
 @dataclass(frozen=True)
 class Leak:
-    """Two rows that are one: `bits` apart in perceptual hash, or equal."""
+    """Two rows that are equal, or whose perceptual hashes differ in `bits` bits."""
 
     kind: Kind
     splits: tuple[str, str]
@@ -39,7 +39,7 @@ class Leak:
 
 @dataclass(frozen=True)
 class Leaks:
-    """What `find_leaks` found: per pair of splits, the rows of the second that stand in the first.
+    """The result of `find_leaks`: for each pair of splits, how many rows of the second are also in the first.
 
     Args:
         task: its name.
@@ -57,7 +57,7 @@ class Leaks:
         return any(self.counts.values())
 
     def require_none(self) -> None:
-        """Raise if there are any.
+        """Raise if there are any leaks.
 
         Raises:
             DataError: with the counts and the first examples, both row numbers each.
@@ -88,12 +88,12 @@ def find_leaks(
     task: Task,
     near: int | None = None,
 ) -> Leaks:
-    """Rows that stand in two splits.
+    """Find rows that are in two splits of a task.
 
-    Equal means: the same decoded pixels, or the same text but for case, punctuation and white space. Two images are
-    near-duplicates if both their perceptual hashes (64 bits of the lowest frequencies, 64 of horizontal gradients;
-    `imagehash`) differ in at most `near` bits: re-encoding and scaling move few bits, and so may a crop, but distinct
-    images that look alike can be that close too.
+    Two rows are equal if they have the same decoded pixels, or the same text apart from case, punctuation and white
+    space. Two images are near-duplicates if each of two perceptual hashes (64 bits of the lowest frequencies, 64 bits of
+    horizontal gradients; `imagehash`) differs in at most `near` bits. Re-encoding and scaling change few bits, and so
+    may a crop, but distinct images that look alike can be that close too.
 
     Args:
         task: its images are decoded once.
@@ -145,7 +145,7 @@ def _prints(rows: Split, near: bool, advance: Callable[[int, str], None]) -> _Pr
 
 
 def normalised(text: str) -> str:
-    """A text without case, punctuation and white space beyond one space; itself where nothing else is in it.
+    """A case-folded text, with punctuation and white space reduced to single spaces; the stripped text if that is empty.
 
     Example:
         >>> normalised("It's  HERE!")
@@ -175,7 +175,7 @@ def _bits(hashed: Any) -> int:
 
 
 def _equal(left: Sequence[bytes], right: Sequence[bytes]) -> list[tuple[int, int]]:
-    """For each row on the right that stands on the left: the first such row, and itself."""
+    """For each row on the right whose content is on the left too: the first such row on the left, and the row itself."""
     first: dict[bytes, int] = {}
     for row, content in enumerate(left):
         first.setdefault(content, row)

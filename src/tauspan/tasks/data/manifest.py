@@ -1,4 +1,4 @@
-"""Split manifests: which rows a task has, as hashes, to be compared with another day's or another machine's."""
+"""Split manifests: hashes of a task's rows, to check that another day or another machine has the same rows."""
 
 import hashlib
 from collections.abc import Mapping
@@ -18,12 +18,13 @@ BLOCK = 256  # rows of one leaf of the hash tree
 
 @checked
 def manifest(task: Task) -> dict[str, Any]:
-    """What a task's splits hold: JSON-able, and small beside the data.
+    """The manifest of a task: a description of its splits that JSON can hold, much smaller than the data.
 
-    Per split: the number of rows, rows per class, and a hash tree of two levels. The leaf of a block of 256 rows is the
-    SHA-256 of its rows' hashes, each of label and content; the root is that of the leaves; `rows_in_any_order` is that of
-    the sorted row hashes. Content is a text in UTF-8, an image as it is encoded, an array after dtype and shape, so
-    nothing is decoded. Cost: one pass over the encoded bytes.
+    For each split it has the number of rows, the number of rows of each class, and a hash tree of two levels. A row is
+    hashed with its label and content. Each leaf is the SHA-256 of the row hashes of a block of 256 rows, `root` is the
+    SHA-256 of the leaves, and `rows_in_any_order` is the SHA-256 of the sorted row hashes. The content is a text in
+    UTF-8, an image as it is encoded, or an array after its dtype and shape, so nothing is decoded. Cost: one pass over
+    the encoded bytes.
 
     Example:
         >>> rows = Split(["a", "b"], torch.tensor([0, 1]))
@@ -55,7 +56,7 @@ def write_manifest(task: Task, path: str | Path) -> dict[str, Any]:
 def check_manifest(task: Task, stored: Mapping[str, Any] | str | Path) -> None:
     """Raise unless a task has the rows of a stored manifest, in its order.
 
-    Where the rows were read from may differ: a folder and the hub can hold the same.
+    The source of the rows may differ: a folder and the hub can hold the same rows.
 
     Raises:
         DataError: with what differs: class names, numbers of rows, rows per class, the order, or which rows.
@@ -101,7 +102,7 @@ def _joined(hashes: list[bytes]) -> str:
 
 
 def _require_shape(known: Any, where: str) -> None:
-    """A manifest comes from a file: nothing in it is believed before it is looked at."""
+    """Raise unless a manifest has the expected keys and types; it comes from a file, which may hold anything."""
     if not isinstance(known, Mapping) or known.get("format") != FORMAT:
         version = known.get("format") if isinstance(known, Mapping) else type(known).__name__
         raise DataError(f"{where} is no split manifest: its format is {version!r}, and {FORMAT!r} is read.")

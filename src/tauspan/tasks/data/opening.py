@@ -19,9 +19,9 @@ OVERRIDE = "set.yaml"
 def open_task(name: str | DataSet, root: str | Path | None = None, *, seed: int = 0) -> Task:
     """A data set as a task: its classes in the published order, its templates, its splits.
 
-    Images stay encoded until they are looked at. Where the data has no validation split of its own, min(10 %, 5000) of
-    the training rows become it, by a permutation keyed by the seed. `Task.extra` says where the rows come from:
-    `dataset`, `title`, `seed`, `validation` (`own` or `held out of train`), `control_split` and `near`.
+    Images stay encoded until they are accessed. If the data has no validation split of its own, min(10 %, 5000) of the
+    training rows are held out for it, by a permutation that depends on the seed. `Task.extra` says where the rows come
+    from: `dataset`, `title`, `seed`, `validation` (`own` or `held out of train`), `control_split` and `near`.
 
     Args:
         name: of a packaged data set (`catalog`), or a `DataSet`.
@@ -95,7 +95,7 @@ def _relabelled(labels: torch.Tensor, places: list[int], where: str) -> torch.Te
 
 
 def _require_every_class(rows: Split, names: list[str], where: str) -> None:
-    """A class without a training row is a class list that does not belong to the data."""
+    """Raise if a class has no training row, since the class list then does not belong to the data."""
     missing = sorted(set(range(len(names))) - set(rows.labels.tolist()))
     if missing:
         raise DataError(

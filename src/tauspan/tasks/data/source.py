@@ -29,9 +29,9 @@ class SourceSplits:
 def from_folder(dataset: DataSet, folder: Path) -> SourceSplits:
     """The splits in a folder.
 
-    A directory with a `card.json`; parquet files as the hub has them (`train-00000-of-00001.parquet`, also in `data/`
-    or in a folder of the configuration's name); or for each split a folder of images or of parquet files, or a file
-    `train.parquet`, `train.npz`.
+    The folder holds a `card.json`; or parquet files as the hub has them (`train-00000-of-00001.parquet`, also in `data/`
+    or in a folder with the configuration's name); or for each split a folder of images or of parquet files, or a file
+    such as `train.parquet` or `train.npz`.
 
     Raises:
         DataError: a split is missing, a file is damaged, a link leads out of the folder.
@@ -88,7 +88,7 @@ def _names(splits: Splits) -> dict[str, str]:
 
 
 def _named(splits: Splits, folder: Path) -> dict[str, str]:
-    """What the splits are called in a folder, where a `validation` of its own counts though none is asked for."""
+    """The names of the splits in a folder; a split called `validation` is used even if none is asked for."""
     names = _names(splits)
     if "validation" not in names and "validation" not in names.values() and _split_path(folder, "validation"):
         names["validation"] = "validation"
@@ -103,7 +103,7 @@ def _split_path(folder: Path, name: str) -> Path | None:
 
 
 def _parquet_files(path: Path) -> list[Path]:
-    """The parquet files that a split's path stands for; none if it holds images."""
+    """The parquet files at a split's path; none if it holds images."""
     if path.suffix == ".parquet":
         return [path]
     files = sorted(path.glob("*.parquet")) if path.is_dir() else []
@@ -162,12 +162,12 @@ def _from_tables(tables: Mapping[str, Any], dataset: DataSet, where: Path | str)
 
 
 def _numbered(labels: Sequence[Any], names: Sequence[str] | None, where: str) -> torch.Tensor:
-    """Labels as places: of names where they are texts, else the whole numbers that they are."""
+    """Labels as class indices: texts are looked up in `names`, and whole numbers are kept."""
     place = {name: index for index, name in enumerate(names or ())}
     numbers = []
     for row, value in enumerate(labels):
         number = place.get(value) if isinstance(value, str) else value
-        if not isinstance(number, int):  # a bool is one, as in data sets of two classes
+        if not isinstance(number, int):  # a bool is an int, as in data sets of two classes
             raise DataError(
                 f"{where}, row {row}: the label {value!r} is no class. {nearest(str(value), place)}"
             )

@@ -34,7 +34,7 @@ def silent(steps: int, note: str) -> None:
 class Contributions:
     """The tangent model's outputs over some rows as an affine function of the coefficients a_1 ... a_T.
 
-    f(x; theta0) + sum_t a_t J(x) tau_t, then the frozen head where the linearisation point lies before it. One
+    f(x; theta0) + sum_t a_t J(x) tau_t, then the frozen head if the linearisation point is before it. One
     pass over the data gives every choice of coefficients by a small contraction.
 
     Args:

@@ -1,4 +1,4 @@
-"""The program of a worker process: it does jobs one after the other, until it is told to end or the sweep is gone.
+"""The program of a worker process: it does jobs one after the other, until the sweep ends it or has itself ended.
 
 The file is run as a program, not as a module of its package, and imports neither torch nor the package's other
 modules: a worker starts at once and holds only what its jobs load.

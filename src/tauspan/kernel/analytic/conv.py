@@ -1,4 +1,4 @@
-"""Convolutions of infinite width: covariances between pairs of pixels, averaged over the window."""
+"""Convolutions in nets of infinite width: covariances between pairs of pixels, averaged over the window."""
 
 from dataclasses import dataclass
 from typing import Literal, get_args

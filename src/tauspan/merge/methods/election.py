@@ -178,7 +178,10 @@ MAGMAX = Method(
 
 
 def consensus(block: Block, _: Any) -> Tensor:
-    """The sum, where enough tasks find their own displacement in it."""
+    """The sum of the displacements at entries that at least `least` tasks use, 0 elsewhere.
+
+    Task t uses an entry if |w_t tau_t| > threshold |sum - w_t tau_t|.
+    """
     values = block.weights() * block.values
     total = added(values)
     others = (total - values).abs_().mul_(block.options["threshold"])

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 def add(verbs: Any, verb: Verb) -> None:
-    """Add the verbs of data sets to a parser; `verb(into, name, does, function)` makes one."""
+    """Add the verbs of data sets to a parser; `verb(into, name, does, function)` makes the parser of each verb."""
     data = verbs.add_parser(
         "data", help="list data sets, check their splits, make tasks of files"
     ).add_subparsers(dest="action", required=True, metavar="ACTION")
@@ -45,7 +45,7 @@ def add(verbs: Any, verb: Verb) -> None:
 
 
 def _add_make(made: argparse.ArgumentParser) -> None:
-    """The options of `data make`: those of `Task.from_files`."""
+    """Add the options of `data make`, which are the arguments of `Task.from_files`."""
     made.add_argument(
         "train", metavar="FILE", help="CSV, TSV, JSON, JSON Lines or parquet, or a folder of one kind"
     )

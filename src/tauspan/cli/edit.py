@@ -1,4 +1,7 @@
-"""The verbs that choose coefficients, and the map: their options and what each does; the library is imported in them."""
+"""The verbs that choose coefficients, and the verb that maps them: their options, and what each does.
+
+The library is imported only when a verb runs.
+"""
 
 import argparse
 from typing import TYPE_CHECKING, Any
@@ -27,7 +30,7 @@ if TYPE_CHECKING:
 
 
 def add(verbs: Any, verb: Verb) -> None:
-    """Add the verbs to a parser; `verb(into, name, does, function)` makes one."""
+    """Add the verbs to a parser; `verb(into, name, does, function)` makes the parser of each verb."""
     edit = verbs.add_parser(
         "edit", help="choose coefficients on validation: add, negate, solve, front"
     ).add_subparsers(dest="action", required=True, metavar="ACTION")
@@ -157,7 +160,7 @@ def _solver(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def edit_add(options: argparse.Namespace) -> None:
-    """Addition with one coefficient."""
+    """Choose one coefficient for the sum of the vectors, and report the accuracies there."""
     from tauspan.editing import add
 
     _require_free(options)
@@ -175,7 +178,7 @@ def _target(options: argparse.Namespace) -> "tuple[Task, TaskVector, list[Task]]
 
 
 def edit_negate(options: argparse.Namespace) -> None:
-    """Negation under a control floor."""
+    """Choose the coefficient that forgets a task while the accuracy on the controls stays above a floor."""
     from tauspan.editing import negate
 
     _require_free(options)
@@ -187,7 +190,7 @@ def edit_negate(options: argparse.Namespace) -> None:
 
 
 def edit_solve(options: argparse.Namespace) -> None:
-    """Coefficients of least loss."""
+    """Choose the coefficients with the smallest loss, by a solver."""
     from tauspan.editing import coefficients
 
     _require_free(options)
@@ -202,7 +205,7 @@ def edit_solve(options: argparse.Namespace) -> None:
 
 
 def edit_front(options: argparse.Namespace) -> None:
-    """Forgetting against keeping."""
+    """Choose coefficients along the trade-off between forgetting a task and keeping the controls."""
     from tauspan.editing import front
 
     _require_free(options)
@@ -215,7 +218,7 @@ def edit_front(options: argparse.Namespace) -> None:
 
 
 def _require_free(options: argparse.Namespace) -> None:
-    """Refuse an existing output file of a vector before any work."""
+    """Raise an error if the vector's output file exists already, before any work is done."""
     if options.vector:
         from tauspan.store import require_free
         from tauspan.vector import vector_file
@@ -231,7 +234,7 @@ def _combined(result: "ChosenEdit", options: argparse.Namespace) -> None:
 
 
 def disentangle(options: argparse.Namespace) -> None:
-    """Maps of the disentanglement error."""
+    """Report the disentanglement error of each pair of tasks as a map over two coefficients."""
     from tauspan.editing import disentanglement
     from tauspan.editing.maps.asked import GRID
 

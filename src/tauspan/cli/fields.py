@@ -76,7 +76,7 @@ def described(options: type[Any]) -> dict[str, str]:
 
 
 def _kinds(annotation: Any) -> tuple[set[type], list[str]]:
-    """The simple types that an annotation allows, and its words."""
+    """The plain types that an annotation allows, and the strings of its `Literal`."""
     origin = get_origin(annotation)
     if origin is Literal:
         return set(), [str(word) for word in get_args(annotation)]

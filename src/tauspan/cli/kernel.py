@@ -1,4 +1,7 @@
-"""The verbs of the tangent kernel: their options, and what each does; the library is imported when one runs."""
+"""The verbs of the tangent kernel: their options, and what each does.
+
+The library is imported only when a verb runs.
+"""
 
 import argparse
 from typing import Any
@@ -9,7 +12,7 @@ from tauspan.core.errors import UsageError
 
 
 def add(verbs: Any, verb: Verb) -> None:
-    """Add the kernel's verbs to a parser; `verb(into, name, does, function)` makes one."""
+    """Add the kernel's verbs to a parser; `verb(into, name, does, function)` makes the parser of each verb."""
     seen = verb(
         verbs,
         "kernel",
@@ -67,7 +70,7 @@ def add(verbs: Any, verb: Verb) -> None:
 
 
 def kernel(options: argparse.Namespace) -> None:
-    """The kernels of some tasks."""
+    """Report what the tangent kernels of some tasks say without any vector."""
     from tauspan.kernel.diagnose import kernel_report
 
     tasks = [commands.task_of(name) for name in options.tasks]
@@ -76,7 +79,7 @@ def kernel(options: argparse.Namespace) -> None:
 
 
 def diagnose(options: argparse.Namespace) -> None:
-    """The kernels and the vectors of some tasks."""
+    """Report what the tangent kernels say about some tasks and their vectors."""
     from tauspan.kernel.diagnose import diagnose as examine
 
     which, pairs = _which(options.eigenfunctions), commands.pairs_of(options.pairs, None)
@@ -95,7 +98,7 @@ def _shared(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def _which(text: str) -> int | float:
-    """A number from text: whole numbers are counts, others shares."""
+    """Read which eigenfunctions are meant: a whole number is a count, any other number a share."""
     for kind in (int, float):
         try:
             return kind(text)

@@ -47,7 +47,7 @@ class _Help(argparse.HelpFormatter):
 
 
 class _Parser(argparse.ArgumentParser):
-    """Long options are never abbreviated: a script keeps its meaning when options are added."""
+    """A parser that accepts no abbreviated options, so that an option that is added never changes a script's meaning."""
 
     def __init__(self, **options: Any) -> None:
         super().__init__(allow_abbrev=False, formatter_class=_Help, **options)
@@ -68,7 +68,7 @@ def _common() -> argparse.ArgumentParser:
 
 
 def parser(families: Sequence[Callable[..., None]] = FAMILIES) -> argparse.ArgumentParser:
-    """The whole command line: each family adds its verbs to it."""
+    """The parser of the whole command line, to which each family adds its verbs."""
     common = _common()
     top = _Parser(prog="tauspan", epilog=_EXITS,
                   description="Edit a pre-trained model by adding, negating and scaling task vectors.")  # fmt: skip
@@ -111,13 +111,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         sys.stderr.write(f"tauspan: {error}\n")
         return error.exit_code
     except BrokenPipeError:
-        sys.stderr.close()  # the reader of the pipe has gone
+        sys.stderr.close()  # the program that read the pipe has ended
         return 0
     return 0
 
 
 def _named(options: argparse.Namespace) -> str:
-    """The verb, with its action if it has one."""
+    """The program's name and the verb, with its action if it has one."""
     return " ".join(filter(None, ("tauspan", options.verb, getattr(options, "action", None))))
 
 

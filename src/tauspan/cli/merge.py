@@ -1,4 +1,7 @@
-"""The verbs that merge: their options, and what each does; the library is imported when one runs."""
+"""The verbs that merge: their options, and what each does.
+
+The library is imported only when a verb runs.
+"""
 
 import argparse
 import dataclasses
@@ -20,7 +23,7 @@ _SHARED = ("output", "rank", "rounding", "shard_size")  # keys of a recipe that 
 
 
 def add(verbs: Any, verb: Verb) -> None:
-    """Add the merging verbs to a parser; `verb(into, name, does, function)` makes one."""
+    """Add the merging verbs to a parser; `verb(into, name, does, function)` makes the parser of each verb."""
     merged = _add_merge(verbs, verb)
     checked = verb(verbs, "doctor", "check whether models can be merged; exit code 4 if not", doctor)
     checked.add_argument("models", nargs="+", metavar="MODEL", help="directories, files or hub ids")
@@ -195,7 +198,7 @@ def _unfinished(options: argparse.Namespace) -> bool:
 
 
 def _list_methods(options: argparse.Namespace) -> None:
-    """The rows of METHODS as a table."""
+    """Print the name, the title and the options of each merging method."""
     from tauspan.core.report import Report, Table
     from tauspan.merge.methods import METHODS
 
@@ -228,7 +231,7 @@ def _read(options: argparse.Namespace) -> "list[tuple[MergeRecipe, str]]":
 
 
 def _given(recipe: "MergeRecipe", options: argparse.Namespace) -> "MergeRecipe":
-    """A recipe with the settings that a mergekit file cannot hold; other recipes have their own."""
+    """The recipe with the options that a mergekit file cannot hold; for a recipe of tauspan's they are an error."""
     found = {name: getattr(options, name) for name in _SHARED if getattr(options, name) is not None}
     if found and not recipe.loose:
         name = next(iter(found)).replace("_", "-")
@@ -239,7 +242,7 @@ def _given(recipe: "MergeRecipe", options: argparse.Namespace) -> "MergeRecipe":
 
 
 def _short(options: argparse.Namespace) -> "tuple[MergeRecipe, str]":
-    """The recipe and the output that the command line describes."""
+    """The recipe and the output that the options of `--method` describe."""
     from tauspan.merge.recipe.parts import Input
     from tauspan.merge.recipe.recipe import MergeRecipe
 
@@ -259,7 +262,7 @@ def _short(options: argparse.Namespace) -> "tuple[MergeRecipe, str]":
         **{name: getattr(options, name) for name in _SHARED if getattr(options, name) is not None},
     )  # fmt: skip
     if made.own is None and ":" not in made.method:
-        made.settings()  # options that the method does not have, before any file is opened
+        made.settings()  # raises for options that the method does not have, before any file is opened
     return made, options.out or ""
 
 
@@ -278,7 +281,7 @@ def _settings(given: list[str]) -> dict[str, Any]:
 
 
 def doctor(options: argparse.Namespace) -> None:
-    """Check before merging."""
+    """Report what models hold and whether they can be merged; raise `MismatchError` if they cannot."""
     from tauspan.merge.checks.checks import doctor as examine
 
     found = examine(options.models, options.base, values=options.values, allow=options.allow)

@@ -1,4 +1,7 @@
-"""The verbs of models: write, evaluate, predict; the library is imported when one runs."""
+"""The verbs of models: write, evaluate, predict.
+
+The library is imported only when a verb runs.
+"""
 
 import argparse
 import json
@@ -26,7 +29,7 @@ if TYPE_CHECKING:
 
 
 def add(verbs: Any, verb: Verb) -> None:
-    """Add the verbs to a parser; `verb(into, name, does, function)` makes one."""
+    """Add the verbs to a parser; `verb(into, name, does, function)` makes the parser of each verb."""
     _add_apply(verb(verbs, "apply", "write MODEL + SCALE * VECTOR as a model", apply))
     score = verb(verbs, "evaluate", "accuracy of a model, edited or not, on tasks", evaluate)
     guess = verb(verbs, "predict", "classes and probabilities of rows, from a model's frozen head", predict)
@@ -152,7 +155,7 @@ def evaluate(options: argparse.Namespace) -> None:
     model = load(options.model, options.device, base=options.base)
     if vector is not None or not isinstance(
         model, Linearized
-    ):  # whose own vector has a scale and a point too
+    ):  # a Linearized holds a vector already, for which --scale and --point have a meaning
         _require_read(options, None if vector is None else edit_regime(vector, options.regime))
     show(measure(
         model, tasks, vector, options.scale, options.regime, options.split,
@@ -161,7 +164,7 @@ def evaluate(options: argparse.Namespace) -> None:
 
 
 def _require_read(options: argparse.Namespace, regime: str | None) -> None:
-    """Refuse options of an edit that would have no effect: without an edit (None), or in the standard regime."""
+    """Raise for options of an edit that have no effect: without a vector (`regime` None), or in the standard regime."""
     if regime is None:
         given = {"--scale": options.scale != 1.0, "--regime": options.regime, "--point": options.point}
         for name in (name for name, value in given.items() if value):

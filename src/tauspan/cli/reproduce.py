@@ -1,4 +1,7 @@
-"""The verb that reproduces the paper: its options, and what it does; the library is imported when it runs."""
+"""The verb that reproduces the paper: its options, and what it does.
+
+The library is imported only when the verb runs.
+"""
 
 import argparse
 import sys
@@ -13,7 +16,7 @@ if TYPE_CHECKING:
 
 
 def add(verbs: Any, verb: Verb) -> None:
-    """Add the verb to a parser; `verb(into, name, does, function)` makes one."""
+    """Add the verb to a parser; `verb(into, name, does, function)` makes its parser."""
     made = verb(
         verbs, "reproduce", "the paper's tables and figures: `list` them, or carry one out", reproduce
     )
@@ -99,7 +102,7 @@ def _list(options: argparse.Namespace) -> None:
 
 
 def _seeds(options: argparse.Namespace) -> tuple[int, ...]:
-    """The seeds asked for; none leaves them to the recipe."""
+    """The seeds that the options give; an empty tuple leaves the choice to the recipe."""
     count = _positive(options, "seeds")
     if count is None:
         return () if options.seed is None else (options.seed,)

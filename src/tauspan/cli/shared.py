@@ -25,7 +25,7 @@ TASK = "a shipped task, a data set of the catalog, or a directory with card.json
 PARAMS = "what moves: all, attention, last:K (the last K blocks) or a pattern of names"
 Verb: TypeAlias = Callable[
     ..., argparse.ArgumentParser
-]  # makes a verb's parser of (into, name, does, function)
+]  # called as (into, name, does, function), it makes the parser of a verb
 
 
 def first() -> bool:
@@ -75,7 +75,7 @@ def _program() -> list[str]:
 
 
 def add_device(parser: argparse.ArgumentParser) -> None:
-    """The option of every verb that computes with a model."""
+    """Add the options of every verb that computes with a model: device, engine and check."""
     parser.add_argument(
         "--device",
         help="cpu, cuda, cuda:1 ...; under torchrun, cuda is each process's own (default: where the model is)",
@@ -120,7 +120,10 @@ def reading(options: argparse.Namespace) -> Reading:
 
 
 def encoder_of(options: argparse.Namespace) -> "Encoder":
-    """The pre-trained encoder asked for, where it was asked for; an edited tangent model is a `UsageError`."""
+    """Load the encoder that the options name, on the device if they name one.
+
+    Only a pre-trained encoder is accepted: an edited tangent model raises a `UsageError`.
+    """
     from tauspan.editing.model.edit import load
     from tauspan.models import Encoder
 
@@ -133,7 +136,7 @@ def encoder_of(options: argparse.Namespace) -> "Encoder":
 
 
 def task_of(name: str, rows: int | None = None) -> "Task":
-    """A task by its name, with at most so many rows of each split."""
+    """A task by its name, with at most `rows` rows of each split."""
     from tauspan.tasks.data.suite import find_task
 
     task = find_task(name)
@@ -156,7 +159,7 @@ def pair_of(text: str, rows: int | None) -> "tuple[Task, TaskVector]":
 
 
 def pairs_of(texts: list[str], rows: int | None) -> "dict[Task, TaskVector]":
-    """Tasks with their vectors from TASK=VECTOR, with at most so many rows of each split."""
+    """Tasks with their vectors from TASK=VECTOR, with at most `rows` rows of each split."""
     pairs = dict(pair_of(text, rows) for text in texts)
     if len({task.name for task in pairs}) < len(pairs):
         raise DataError("a task stands twice among the pairs; give each task one vector.")
@@ -177,7 +180,7 @@ def write_report(report: "Report", options: argparse.Namespace) -> None:
 
 
 def add_dialect(made: argparse.ArgumentParser) -> None:
-    """How files of lines are written: the options of `Dialect`."""
+    """Add the options of `Dialect`: how text files of rows are written."""
     made.add_argument(
         "--encoding", help="of the file, such as cp1252 (default: its byte order mark's, else UTF-8)"
     )
@@ -189,5 +192,5 @@ def add_dialect(made: argparse.ArgumentParser) -> None:
 
 
 def delimiter(options: argparse.Namespace) -> str | None:
-    """The delimiter, a tab as shells spell it too."""
+    """The delimiter that the options give; a backslash followed by t means a tab, as people type it in shells."""
     return "\t" if options.delimiter == r"\t" else options.delimiter

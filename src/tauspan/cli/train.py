@@ -1,4 +1,7 @@
-"""The verbs that train, one vector or a recipe's: their options and what each does; the library is imported in them."""
+"""The verbs that train one vector, or all vectors of a recipe: their options, and what each does.
+
+The library is imported only when a verb runs.
+"""
 
 import argparse
 import json
@@ -21,7 +24,7 @@ if TYPE_CHECKING:
 
 
 def add(verbs: Any, verb: Verb) -> None:
-    """Add the verbs to a parser; `verb(into, name, does, function)` makes one."""
+    """Add the verbs to a parser; `verb(into, name, does, function)` makes the parser of each verb."""
     shown = verb(
         verbs,
         "demo",
@@ -108,7 +111,7 @@ def _begun(options: argparse.Namespace) -> bool:
 
 
 def demo(options: argparse.Namespace) -> None:
-    """The packaged recipe."""
+    """Run the recipe that comes with the package."""
     _recipe(Path(__file__).parent / "demo.yaml", Path(options.out), options)
     out = options.out
     say(
@@ -119,7 +122,7 @@ def demo(options: argparse.Namespace) -> None:
 
 
 def run(options: argparse.Namespace) -> None:
-    """A recipe of the user's."""
+    """Run a recipe of the user's, or show its plan."""
     recipe = Path(options.recipe)
     out = Path(options.out) if options.out else Path("out") / recipe.stem
     _recipe(recipe, out, options, options.workers)
@@ -145,7 +148,7 @@ def _recipe(file: Path, out: Path, options: argparse.Namespace, workers: int = 1
 
 
 def finetune(options: argparse.Namespace) -> None:
-    """Train one vector."""
+    """Fine-tune one vector on a task."""
     from tauspan.train import finetune as run
 
     if options.regime == "standard" and options.point:
@@ -177,7 +180,7 @@ def finetune(options: argparse.Namespace) -> None:
 
 
 def _lead(done: "Finetuned", file: Path, options: argparse.Namespace) -> None:
-    """Say what the vector is for."""
+    """Print the command that applies the vector, and what that command writes."""
     out = f"tauspan apply {options.model} {file} OUT --task {options.task}"
     if done.task_vector.regime == "standard":
         say(f"Next: {out}\n      writes a model that transformers loads.", options)
@@ -214,7 +217,7 @@ def _training(options: argparse.Namespace) -> "Task":
 
 
 def _trained(done: "Finetuned", file: Path, options: argparse.Namespace, **more: Any) -> None:
-    """Say what a finished run made."""
+    """Print what a finished run made: the file, its validation accuracy and its cost."""
     checked = [entry for entry in done.history if entry["split"] == "validation"]
     last = checked[-1] if checked else {}
     facts = {"vector": str(file), "reused": done.reused, **last, **more,

@@ -1,4 +1,7 @@
-"""The verbs of single vectors: their options and what each does; the library is imported in them."""
+"""The verbs of single vectors: their options, and what each does.
+
+The library is imported only when a verb runs.
+"""
 
 import argparse
 import json
@@ -16,7 +19,7 @@ if TYPE_CHECKING:
 
 
 def add(verbs: Any, verb: Verb) -> None:
-    """Add the verbs to a parser; `verb(into, name, does, function)` makes one."""
+    """Add the verbs to a parser; `verb(into, name, does, function)` makes the parser of each verb."""
     vector = verbs.add_parser("vector", help="make, inspect and combine task vectors").add_subparsers(
         dest="action", required=True, metavar="ACTION"
     )
@@ -63,7 +66,7 @@ def add(verbs: Any, verb: Verb) -> None:
 
 
 def place_label(path: str) -> str:
-    """A label from where something lies: its own name, with its folder's where the name alone says little."""
+    """A label for a file or folder: its name, after the folder's name if its own says little, as `best` does."""
     place = Path(path)
     own = place.stem if place.suffix == ".safetensors" else place.name
     says_little = re.fullmatch(
@@ -73,7 +76,7 @@ def place_label(path: str) -> str:
 
 
 def _write(vector: "TaskVector", options: argparse.Namespace, *models: str) -> None:
-    """Write a vector; never over the models that it is made from, which it cannot give back."""
+    """Write a vector; raise an error if that would overwrite a model that the vector is made from."""
     from tauspan.store import require_apart
     from tauspan.vector import vector_file
 
@@ -86,7 +89,7 @@ def _write(vector: "TaskVector", options: argparse.Namespace, *models: str) -> N
 
 
 def diff(options: argparse.Namespace) -> None:
-    """The difference of two models."""
+    """Write the difference of two models as a vector."""
     from tauspan.vector import TaskVector
 
     label = options.label or place_label(options.tuned)
@@ -95,7 +98,7 @@ def diff(options: argparse.Namespace) -> None:
 
 
 def from_adapter(options: argparse.Namespace) -> None:
-    """The displacement of a LoRA adapter."""
+    """Write the displacement of a LoRA adapter as a vector."""
     from tauspan.merge.stream.adapter_vector import adapter_vector
 
     label = options.label or place_label(options.adapter)
@@ -104,7 +107,7 @@ def from_adapter(options: argparse.Namespace) -> None:
 
 
 def inspect(options: argparse.Namespace) -> None:
-    """Provenance, tensors, cosines."""
+    """Show provenance and tensors of vectors, and the cosines between several."""
     from tauspan.core.report import Report, Table, provenance
     from tauspan.vector import cosine_matrix
 
@@ -126,7 +129,7 @@ def inspect(options: argparse.Namespace) -> None:
 
 
 def _cosines(vectors: "Sequence[TaskVector]", matrix: Sequence[Sequence[float]]) -> "Table":
-    """One row and one column a vector, by its place: two vectors may have one label."""
+    """The cosines, with one row and one column per vector, which are numbered because labels may repeat."""
     from tauspan.core.report import Table
 
     heads = [f"{place}" for place in range(1, len(vectors) + 1)]
@@ -138,7 +141,7 @@ def _cosines(vectors: "Sequence[TaskVector]", matrix: Sequence[Sequence[float]])
 
 
 def verify(options: argparse.Namespace) -> None:
-    """Whole, finite, and of that base."""
+    """Check that a vector's file is whole and finite and, if a model is named, that the vector starts from it."""
     from tauspan.editing.model.edit_files import Base
 
     vector = vector_of(options.vector)
@@ -151,22 +154,22 @@ def verify(options: argparse.Namespace) -> None:
 
 
 def total(options: argparse.Namespace) -> None:
-    """The sum."""
+    """Write the sum of vectors."""
     first, *rest = map(vector_of, options.vectors)
     _write(sum(rest, first), options)
 
 
 def scale(options: argparse.Namespace) -> None:
-    """A multiple."""
+    """Write a multiple of a vector."""
     _write(options.factor * vector_of(options.vector), options)
 
 
 def negate(options: argparse.Namespace) -> None:
-    """The opposite."""
+    """Write the negative of a vector."""
     _write(-vector_of(options.vector), options)
 
 
 def analogy(options: argparse.Namespace) -> None:
-    """The analogy c + (b - a)."""
+    """Write the analogy c + (b - a)."""
     a, b, c = map(vector_of, (options.a, options.b, options.c))
     _write(c + (b - a), options)

@@ -26,7 +26,7 @@ Advance = Callable[[int, str], None]
 
 
 def silent(steps: int, note: str) -> None:
-    """The progress of a caller who does not ask for one."""
+    """Report no progress, as the default of `advance`."""
 
 
 @checked
@@ -34,7 +34,7 @@ def silent(steps: int, note: str) -> None:
 class Contributions:
     """The tangent model's outputs over some rows as an affine function of the coefficients a_1 ... a_T.
 
-    f(x; theta0) + sum_t a_t J(x) tau_t, then the frozen head where the linearisation point lies before it. One
+    f(x; theta0) + sum_t a_t J(x) tau_t, then the frozen head if the linearisation point is before it. One
     pass over the data gives every choice of coefficients by a small contraction.
 
     Args:
@@ -92,7 +92,10 @@ class Contributions:
         return Contributions(*parts, self.names, head, self.info)
 
     def folded(self) -> "Contributions":
-        """The head taken into outputs and tangents where it is affine; exact. A normalising head stays."""
+        """The same contributions with the head applied to outputs and tangents, if it is affine; exact.
+
+        A head that normalises is kept.
+        """
         if self.head is None or self.head.normalize:
             return self
         zero = self.head(torch.zeros_like(self.value[:1]))  # the bias alone
@@ -252,7 +255,7 @@ def contributions(
 def _require_in_place(
     tangent: Linearized, taus: Sequence[TaskVector], prepared: Batches, value: Tensor, tangents: Tensor
 ) -> None:
-    """Raise unless two rows of the last batch, run again by themselves, have the outputs at their places.
+    """Raise unless two rows of the last batch, run again by themselves, give the outputs that are at their places.
 
     Raises:
         ModelError: they have not; rows that depend on their batch are compared with the whole of it.
@@ -284,10 +287,10 @@ Found = TypeVar("Found")
 def by_batch(
     run: Callable[[Batch], Found], prepared: Batches, advance: Advance = silent
 ) -> list[tuple[list[int], Found]]:
-    """What `run` gives for each batch, with the places of its rows.
+    """The results of `run` for each batch, with the places of its rows.
 
-    Several processes take every P-th batch each, and all of them get all. Batches are those of one process, so the
-    numbers are too.
+    Of P processes each runs every P-th batch, and every process gets all results. The batches are the same for any P,
+    so the numbers are too.
 
     Raises:
         MismatchError: the processes were given different numbers of batches.
@@ -297,7 +300,7 @@ def by_batch(
         mine = []
         for places, batch in _share(prepared, processes.rank, processes.size):
             mine.append((places, run(batch)))
-            advance(len(places) * processes.size, "")  # the others are about as far
+            advance(len(places) * processes.size, "")  # the other processes are about as far
         return processes.gathered(mine)
 
 
@@ -308,6 +311,6 @@ def _share(prepared: Batches, first: int, step: int) -> Iterator[tuple[list[int]
 
 
 def in_order(parts: Sequence[tuple[list[int], Tensor]], axis: int) -> Tensor:
-    """Batches put back into the rows' order along the axis of the rows."""
+    """The batches' tensors put together along the axis of the rows, in the original order of the rows."""
     places = [place for block, _ in parts for place in block]
     return torch.cat([values for _, values in parts], axis).index_select(axis, torch.tensor(places).argsort())

@@ -1,10 +1,10 @@
-"""The paper, table by table, by one command.
+"""Reproduction of the paper's tables and figures, each by one command.
 
 ```text
 recipes/    one file for each table or figure; variants/: the paper's hyper-parameters, and the corrected ones
 experiment  such a file, and the recipes of `tauspan.run` that it describes; the list of them
 presets     the paper's models
-planning    what will be fetched, trained and paid; timing: seconds of a step here
+planning    what will be fetched and trained, and its cost; timing: seconds of a step on this machine
 rates       a learning rate chosen on validation
 leaks       rows of a data set that are in two of its splits
 published   others' numbers with their certainty

@@ -1,4 +1,4 @@
-"""`reproduce`: every part of an experiment, and one report that sets ours beside what others published."""
+"""`reproduce`: run every part of an experiment, and compare the results with published numbers in one report."""
 
 import dataclasses
 from collections.abc import Mapping, Sequence
@@ -24,8 +24,8 @@ _ADDED = ("added", "added norm.", "alpha 1", "alpha 1 norm.")
 def reproduce(plan: Plan, *, allow_leaks: bool = False) -> Report:
     """Carry a plan out and write `report.json`, `report.md` and figures into its folder.
 
-    Each part is a run of `tauspan.run` in `OUT/PART`, with its recipe beside it as `recipe.yaml`. What is there
-    already is reused, so an interrupted reproduction goes on where it stopped.
+    Each part is a run of `tauspan.run` in `OUT/PART`, with its recipe beside it as `recipe.yaml`. Results that are in
+    the folder already are reused, so an interrupted reproduction continues where it stopped.
 
     Args:
         plan: what `tauspan.experiments.reproduce.plan` prepared.
@@ -86,7 +86,7 @@ def combined(
 
 
 def _beside(plan: Plan, report: Report) -> Table:
-    """The comparison with published numbers; with other tasks only their single-task numbers have counterparts."""
+    """The comparison with published numbers; for a subset of the tasks only single-task numbers are compared."""
     recipe = next(iter(plan.recipes.values()))
     whole = recipe.tasks == tuple(plan.experiment.recipe["tasks"])
     reasons = [] if whole else [f"only the tasks {', '.join(recipe.tasks)}"]
@@ -100,7 +100,7 @@ def _beside(plan: Plan, report: Report) -> Table:
 
 
 def ours(measures: Sequence[str], report: Report) -> list[Ours]:
-    """The numbers of a run that the paper's tables have, as means over seeds with their spread.
+    """The numbers of a run that the paper's tables contain, as means over seeds with their spread.
 
     Args:
         measures: of the experiment.
@@ -133,7 +133,7 @@ def _single(result: Mapping[str, Any]) -> list[Ours]:
 
 
 def _negation(result: Mapping[str, Any]) -> list[Ours]:
-    """Means over targets, seed by seed."""
+    """Target and control accuracies before and after negation: for each seed the mean over targets."""
     found: list[Ours] = []
     for regime, targets in result["negation"].items():
         seeds = list(zip(*targets.values(), strict=True))

@@ -19,11 +19,11 @@ from tauspan.experiments.run.vectors import finetunings
 Measure: TypeAlias = Literal["addition", "negation", "single-task"]
 Plain: TypeAlias = dict[str, Any]
 _HERE = Path(__file__).parent
-_OWN = ("like", "what", "rates")  # the keys of a variant that are no keys of a recipe
+_OWN = ("like", "what", "rates")  # keys of a variant that a recipe does not have
 
 
 def _anything(**default: Plain) -> Any:
-    """A field whose keys and values are checked later, as those of a `Recipe`."""
+    """A field that accepts any keys and values; they are checked later, as those of a `Recipe`."""
     return dataclasses.field(
         default_factory=lambda: dict(default), metadata={"parse": lambda value, _: value}
     )
@@ -31,7 +31,7 @@ def _anything(**default: Plain) -> Any:
 
 @dataclasses.dataclass(frozen=True)
 class Rates:
-    """The learning rates among which validation chooses, for each regime; `tasks` empty takes all of the recipe's."""
+    """For each regime the learning rates that are tried; `tasks`, if empty, means all tasks of the recipe."""
 
     standard: tuple[float, ...]
     linear: tuple[float, ...]
@@ -46,7 +46,7 @@ class Rates:
 
 @dataclasses.dataclass(frozen=True)
 class Experiment:
-    """What a file of `recipes/` says.
+    """A table or figure of the paper, as a file of `recipes/` describes it.
 
     Args:
         title: of the report.
@@ -103,7 +103,7 @@ def names() -> tuple[str, ...]:
 
 @checked
 def experiment(name: str) -> Experiment:
-    """The experiment of a name.
+    """Read the experiment of that name.
 
     Raises:
         UsageError: there is none; the message names the nearest.
@@ -118,7 +118,7 @@ def experiment(name: str) -> Experiment:
 
 
 def variant(found: Experiment, name: str | None) -> tuple[str, Plain, Rates | None]:
-    """A variant's sentence, its keys of a recipe, and the learning rates it chooses among."""
+    """A variant's description, the keys of a recipe that it sets, and the learning rates to choose among."""
     name = name or found.default
     if name not in found.variants:
         raise UsageError(f"no variant {name!r}. {nearest(name, found.variants)}")
@@ -129,7 +129,7 @@ def variant(found: Experiment, name: str | None) -> tuple[str, Plain, Rates | No
 
 
 def _followed(keys: Plain) -> Plain:
-    """A variant laid over the one that it is `like`."""
+    """A variant's keys, merged over those of the variant that its key `like` names."""
     if "like" not in keys:
         return keys
     below = yaml.safe_load((_HERE / "variants" / f"{keys['like']}.yaml").read_text(encoding="utf-8"))
@@ -159,7 +159,7 @@ def recipes(name: str, variant_name: str | None = None, changes: Changes | None 
     made = {}
     for part, own in found.parts.items():
         whole = laid_over(laid_over(found.recipe, keys), own)
-        tuned = whole.get("finetune", {})  # a variant has the epochs of all the paper's tasks
+        tuned = whole.get("finetune", {})  # a variant lists the epochs of all the paper's tasks
         epochs = {
             task: count for task, count in tuned.get("epochs_by_task", {}).items() if task in whole["tasks"]
         }
@@ -171,7 +171,7 @@ def recipes(name: str, variant_name: str | None = None, changes: Changes | None 
 
 
 def with_changes(recipe: Recipe, found: Experiment, changes: Changes) -> Recipe:
-    """A recipe with the user's changes, for the model that is taken."""
+    """A recipe with the user's changes, for the user's model or else the experiment's."""
     model = changes.model or found.model
     tasks = changes.tasks or recipe.tasks
     for name in tasks:

@@ -17,11 +17,13 @@ _FEW = 0.01  # of a split's rows
 
 
 def check_leaks(recipes: Collection[Recipe], out: Path, *, allow: bool = False) -> Table | None:
-    """Look through every data set of the catalog that recipes name, once, and report what was found.
+    """Check every catalog data set that the recipes name for rows that are in two of its splits.
 
-    All rows count, also where the recipe takes fewer; of a control, which nobody trains on, those of validation and test.
-    A data set is refused if test has rows that are equal to earlier ones or more than 1 % nearly equal ones, or if
-    validation has more than 1 % equal ones; the table counts the others.
+    All rows are checked, even if a recipe uses fewer of them. Controls are never trained on, so only their validation
+    and test rows count.
+
+    A data set is refused if a test row equals a row of an earlier split, if more than 1 % of the test rows are nearly
+    equal to earlier ones, or if more than 1 % of the validation rows equal earlier ones. The table counts all cases.
 
     Args:
         recipes: name tasks and controls.
@@ -62,7 +64,7 @@ def check_leaks(recipes: Collection[Recipe], out: Path, *, allow: bool = False) 
 
 
 def _found(task: Task, near: int | None) -> dict[str, Any]:
-    """The counts, and the words that refuse the data set if too many rows leak."""
+    """The counts of leaks, and the message that refuses the data set; None in its place if few enough rows leak."""
     leaks = find_leaks(task, near)
     counts = {f"{second} in {first}, {kind}": count for (kind, first, second), count in leaks.counts.items()}
     refused = any(
@@ -79,10 +81,10 @@ def _found(task: Task, near: int | None) -> dict[str, Any]:
 
 
 def _tolerated(kind: str, second: str, rows: int) -> float:
-    """How many rows may be in an earlier split.
+    """How many rows of the split `second` may also be in an earlier split.
 
-    Public data sets hold some near-duplicates, and frames of one sequence on both sides of a random split, so only equal
-    test rows are never tolerated.
+    Public data sets hold some near-duplicates, and a random split separates frames of one sequence. So only test rows
+    that are exactly equal to earlier rows are never tolerated.
     """
     if second == "test":
         return 0 if kind == "equal" else _FEW * rows

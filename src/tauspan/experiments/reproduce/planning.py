@@ -1,4 +1,4 @@
-"""What a reproduction will fetch, train and cost, before it starts; what is there already is counted."""
+"""What a reproduction will fetch, train and cost, before it starts; what exists already is not counted again."""
 
 import dataclasses
 from collections.abc import Iterator, Mapping, Sequence, Set
@@ -26,7 +26,7 @@ _FLOAT = 4  # bytes
 
 @dataclasses.dataclass(frozen=True)
 class Training:
-    """One fine-tuning: its part, its steps, whether its vector is there, or will be linked from a trial."""
+    """A fine-tuning: its part, its steps, and whether its vector exists or will be linked from a trial."""
 
     part: str
     which: Finetuning
@@ -36,13 +36,16 @@ class Training:
 
     @property
     def left(self) -> bool:
-        """Whether it has to be trained."""
+        """Whether the vector still has to be trained."""
         return not (self.done or self.linked)
 
 
 @dataclasses.dataclass(frozen=True)
 class Fetch:
-    """A model or data set that is needed; `here` None: on this machine only if a cache holds it."""
+    """A model or data set that is needed.
+
+    `here` says whether it is on this machine; None means that a library's cache may hold it.
+    """
 
     what: str
     gb: float | None
@@ -82,7 +85,7 @@ class Plan:
 
     @property
     def model(self) -> str:
-        """What `tauspan.load` takes."""
+        """The model, as `tauspan.load` takes it."""
         return next(iter(self.recipes.values())).model
 
     def fetches(self) -> list[Fetch]:
@@ -227,7 +230,7 @@ def _is_here(source: str) -> bool:
     name, _, revision = source.partition("@")
     try:
         return hub.try_to_load_from_cache(name, "config.json", revision=revision or None) is not None
-    except ValueError:  # not a hub id either: loading it says what is wrong
+    except ValueError:  # not a hub id either; loading the model raises the error
         return False
 
 
@@ -247,7 +250,7 @@ def _data_fetch(name: str, root: str | None) -> Fetch:
 
 
 def _trainings(part: str, recipe: Recipe, out: Path, linked: Set[Finetuning]) -> list[Training]:
-    """A recipe's fine-tunings; `linked` ones are taken from the trials."""
+    """A recipe's fine-tunings; the vectors of those in `linked` come from the trials of learning rates."""
     steps = {name: _steps(recipe, name) for name in recipe.tasks}
     found = []
     for which in finetunings(recipe):
@@ -258,7 +261,7 @@ def _trainings(part: str, recipe: Recipe, out: Path, linked: Set[Finetuning]) ->
 
 
 def _steps(recipe: Recipe, name: str) -> int:
-    """Optimiser steps of one task."""
+    """The number of optimiser steps of fine-tuning on one task."""
     most = recipe.rows.train
     rows = len(find_task(name).split("train")) if name in NAMES else catalog()[name].sizes.train
     return recipe.settings(Finetuning("standard", name, 0)).steps(rows if most is None else min(most, rows))

@@ -1,4 +1,4 @@
-"""Published numbers beside ours: what others found, how sure it is, and never in the place of a measurement."""
+"""Published numbers beside ours, each with how certain it is; they never replace a measurement."""
 
 import dataclasses
 import functools
@@ -30,7 +30,7 @@ class Source:
 
 @dataclasses.dataclass(frozen=True)
 class Published:
-    """`published.yaml`."""
+    """The content of `published.yaml`."""
 
     sources: tuple[Source, ...]
 
@@ -55,7 +55,7 @@ def sources() -> tuple[Source, ...]:
 def beside(
     ours: Sequence[Ours], model: str | None, only: Container[str] | None = None, note: str = ""
 ) -> Table:
-    """Each number of ours, with those published for the same model and quantity; empty cells where there is none.
+    """A table of our numbers, with the published ones for the same model and quantity; empty cells without any.
 
     Args:
         ours: what a run found; fractions, or mean and spread as text.

@@ -21,7 +21,7 @@ FOLDER = "rates"
 
 @dataclasses.dataclass(frozen=True)
 class Trial:
-    """One learning rate of one regime: a recipe with the subset of tasks and the first seed, and its folder."""
+    """One learning rate in one regime: a recipe with a subset of the tasks and the first seed, and its folder."""
 
     regime: Regime
     rate: float
@@ -30,7 +30,10 @@ class Trial:
 
 
 def trials(recipe: Recipe, rates: Rates, out: Path) -> list[Trial]:
-    """Every learning rate that is tried for a recipe; posthoc and the references take the ordinary one's."""
+    """Every learning rate that is tried for a recipe.
+
+    Post-hoc linearisation and the references use the rate that is chosen for the standard regime.
+    """
     needed = {which.regime for which in finetunings(recipe)}
     tasks = tuple(name for name in rates.tasks if name in recipe.tasks) or recipe.tasks
     regimes: tuple[Regime, ...] = ("standard", "linear")
@@ -45,11 +48,11 @@ def trials(recipe: Recipe, rates: Rates, out: Path) -> list[Trial]:
 def chosen(
     recipe: Recipe, rates: Rates, out: Path, *, workers: int = 1, device: str | None = None
 ) -> tuple[Recipe, Table]:
-    """The recipe with the learning rates that validation prefers, and the table of all that were tried.
+    """The recipe with the learning rates that are best on validation, and the table of all that were tried.
 
-    Every rate fine-tunes the subset of tasks once, with the first seed; of each regime the rate with the largest mean
-    validation accuracy at the last step is taken, of equal ones the smallest. The chosen rate's vectors are linked into
-    the run's folder, so that they are not made twice.
+    Each rate fine-tunes the subset of tasks once, with the first seed. For each regime, the rate with the largest mean
+    validation accuracy at the last step is chosen; of equally good rates, the smallest. The vectors of the chosen rate
+    are linked into the run's folder, so that they are not trained again.
 
     Args:
         recipe: of one part.
@@ -98,7 +101,7 @@ def _accuracies(run: RunContext) -> dict[str, float]:
 
 
 def _adopt(trial: RunContext, target: RunContext) -> None:
-    """Link a trial's vectors, and what is known of their making, into the run's folder."""
+    """Link a trial's vectors, and the records of their training, into the run's folder."""
     with world() as processes:
         for which in finetunings(trial.recipe) if processes.first else ():
             target.adopt(trial, which)

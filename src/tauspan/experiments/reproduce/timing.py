@@ -1,4 +1,4 @@
-"""What one step costs here: forward and backward of the real model on made-up rows, for a few seconds."""
+"""The time of one training step on this machine, measured for a few seconds with the real model on random rows."""
 
 import statistics
 import time
@@ -20,7 +20,7 @@ _LINE = "a line of text that is about as long as a short message or a sentence o
 
 @dataclass(frozen=True)
 class StepTime:
-    """Seconds of one optimiser step, scaled to its whole batch from `rows` rows, and the peak memory at these rows."""
+    """Seconds of an optimiser step on a whole batch, scaled from `rows` rows, and the peak memory at these rows."""
 
     seconds: float
     rows: int
@@ -30,9 +30,9 @@ class StepTime:
 def step_time(encoder: Encoder, settings: Settings, budget: float = 3.0) -> StepTime:
     """Time steps of one regime for about `budget` seconds.
 
-    Forward and backward are timed, without the optimiser and without reading data, on random images or on one line of
-    text. Where a whole batch would take longer than the budget, fewer rows are timed and the seconds scaled; that
-    ignores what a large batch gains.
+    Forward and backward are timed, without the optimiser and without reading data, on random images or on copies of one
+    line of text. If a whole batch would take longer than the budget, fewer rows are timed and the seconds are scaled
+    up, although a large batch takes less time per row.
 
     Args:
         encoder: on the device it will train on; it is not changed.
@@ -46,7 +46,7 @@ def step_time(encoder: Encoder, settings: Settings, budget: float = 3.0) -> Step
     head.to(next(encoder.parameters()).device)
     what = trainee(encoder, [head], settings)
     with measured() as cost:
-        first = _seconds(what, encoder, min(_FEWEST, batch), settings)  # also warms caches up
+        first = _seconds(what, encoder, min(_FEWEST, batch), settings)  # this call also warms up caches
         second = _seconds(what, encoder, min(_FEWEST, batch), settings)
         rows = max(1, min(batch, int(_FEWEST * budget / 2 / max(min(first, second), 1e-4))))
         taken: list[float] = []
@@ -77,7 +77,7 @@ def _seconds(what: Trainee, encoder: Encoder, rows: int, settings: Settings) -> 
 
 
 def _clocked(work: Callable[[], None], device: torch.device) -> float:
-    """Wall time; a GPU's queue is emptied before and after."""
+    """Wall-clock seconds of `work`; a GPU's queue is emptied before and after."""
     _wait(device)
     started = time.perf_counter()
     work()

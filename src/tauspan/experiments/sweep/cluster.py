@@ -14,10 +14,11 @@ from tauspan.experiments.sweep.worker import Outcome, perform
 
 
 class Ray:
-    """Ray tasks, each with `threads` CPUs and for `"cuda"` a GPU, on the cluster this program belongs to.
+    """Jobs as Ray tasks, each with `threads` CPUs and, for `"cuda"`, a GPU.
 
-    A program that has called `ray.init` keeps its cluster. Else Ray looks for one (the variable RAY_ADDRESS), and
-    starts one on this machine if there is none. tauspan and the job's module must be installed on every node.
+    A program that has called `ray.init` uses its own cluster. Otherwise Ray looks for a cluster (the variable
+    RAY_ADDRESS), and starts one on this machine if there is none. tauspan and the job's module must be installed on
+    every node.
 
     Raises:
         MissingExtraError: ray is not installed.
@@ -42,7 +43,7 @@ class Ray:
                 f"threads={threads}, and the largest node of the Ray cluster has {most} CPUs: such a job would wait "
                 f"for ever. Give threads={most} or less."
             )
-        # a lost task is started again by the sweep, which counts
+        # Ray must not retry: the sweep itself starts a lost task again, and counts the attempts
         settings = {
             "num_cpus": threads, "num_gpus": int(device == "cuda"), "max_retries": 0,
             "runtime_env": {"env_vars": variables(threads, device)},
@@ -50,12 +51,12 @@ class Ray:
         self._perform = self._ray.remote(**settings)(perform)
 
     def start(self, job: Job, log: Path) -> str:
-        """Hand the job to Ray, which places it."""
+        """Hand the job to Ray, which chooses the node, and return `ray` as the worker's name."""
         self._running[job.name] = self._perform.remote(job.function, dict(job.arguments))
         return "ray"
 
     def wait(self, seconds: float) -> Mapping[str, Outcome | Died]:
-        """Outcomes that arrived, and tasks whose worker or node was lost."""
+        """The outcomes that have arrived, and `Died` for tasks whose worker or node was lost."""
         if not self._running:
             time.sleep(seconds)
             return {}
@@ -69,7 +70,7 @@ class Ray:
         return done
 
     def close(self) -> None:
-        """Cancel what runs; end the cluster if it was started here."""
+        """Cancel the tasks that are running, and end the cluster if it was started here."""
         for task in self._running.values():
             with suppress(self._ray.exceptions.RayError):
                 self._ray.cancel(task, force=True)

@@ -22,7 +22,7 @@ from tauspan.experiments.sweep.worker import Outcome
 BackendName = Literal["processes", "ray"]
 OnErrors = Literal["raise", "return"]
 BACKENDS: dict[str, type[Processes] | type[Ray]] = {"processes": Processes, "ray": Ray}
-TICK = 0.2  # seconds between two looks at workers and at jobs of other sweeps
+TICK = 0.2  # seconds between two checks of the workers and of the jobs of other sweeps
 
 
 @checked
@@ -39,11 +39,11 @@ def sweep(
 ) -> dict[str, Any]:
     """Do every job once, several at a time, and keep each result as a JSON file.
 
-    A job whose file is there is not done again. Sweeps on one folder at the same time share the work: each job is
-    locked while it is done, and one that is locked elsewhere is waited for and its result read. A worker that dies
-    (killed, out of memory) costs its job an attempt; another worker takes the job. When a job fails the others are
-    still done, and the file of each that succeeded stays. Ctrl-C ends the workers; finished results stay. What tauspan
-    warned of in a job is said here too.
+    A job whose result file exists is not done again. Several sweeps may share a folder and its work: each job is locked
+    while it is done; if another sweep holds the lock, this one waits and reads the result. A worker that dies (killed,
+    out of memory) costs its job an attempt, and another worker takes the job. When a job fails, the others are still
+    done, and the files of those that succeeded stay. Ctrl-C ends the workers; finished results stay. Warnings of
+    tauspan in a job are repeated in this process.
 
     Args:
         jobs: what to do, under distinct names.
@@ -109,7 +109,7 @@ def _cores() -> int:
 
 
 class _Sweep:
-    """Jobs under way: each is open, running under a lock, done or failed."""
+    """The state of a sweep: each job is open, running under a lock, done or failed."""
 
     def __init__(self, jobs: Sequence[Job], results: Results, table: JobTable, attempts: int) -> None:
         self.results, self.table, self.attempts = results, table, attempts
@@ -125,7 +125,7 @@ class _Sweep:
         return not self._open and not self._running
 
     def run(self, backend: Backend, workers: int) -> None:
-        """Until every job is done or failed."""
+        """Start jobs and collect their outcomes until every job is done or failed."""
         try:
             while not self.finished:
                 for job in list(self._open):
@@ -147,7 +147,7 @@ class _Sweep:
         return True
 
     def _begin(self, job: Job, backend: Backend) -> None:
-        """Start the job, or move it to the end if another sweep is doing it."""
+        """Start the job, or move it to the end of the queue if another sweep is doing it."""
         self._open.remove(job)
         lock = self.results.stages.lock(job.name)
         if lock is None:
@@ -197,7 +197,7 @@ class _Sweep:
 
 
 def _rebuilt(job: Job, error: dict[str, str], log: Path) -> TauspanError:
-    """The error a job raised: in its own class if `tauspan.core.errors` has one of that name, else in the root."""
+    """The error that a job raised, in its own class of `tauspan.core.errors`, or else as a `TauspanError`."""
     kind = getattr(kinds, error["type"] or "", None)
     if isinstance(kind, type) and issubclass(kind, TauspanError):
         return kind(f"{error['text']} (raised by job {job.name!r}; log: {log})")
@@ -208,7 +208,7 @@ def _rebuilt(job: Job, error: dict[str, str], log: Path) -> TauspanError:
 
 
 def _first_failure(jobs: Sequence[Job], failed: dict[str, TauspanError], results: Results) -> TauspanError:
-    """The first one in the order of the jobs, which says what else failed and where everything is."""
+    """The error of the first failed job, in the order of the jobs, which also lists the others and their logs."""
     lost = [job for job in jobs if job.name in failed]
     first = failed[lost[0].name]
     if len(jobs) == 1:

@@ -59,7 +59,7 @@ class Job:
             raise UsageError(f"job {self.name!r}: {error}") from error
         try:
             signature = inspect.signature(function)
-        except ValueError:  # some functions written in C do not say what they take
+        except ValueError:  # some functions written in C have no signature
             return
         try:
             signature.bind(**self.arguments)

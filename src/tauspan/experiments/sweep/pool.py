@@ -19,18 +19,18 @@ from tauspan.experiments.sweep.worker import Outcome
 GRACE = 5.0  # seconds that the workers have to end by themselves
 _PROGRAM = Path(__file__).with_name("worker.py")
 _LIBRARIES = ("OMP", "MKL", "OPENBLAS", "NUMEXPR")
-DEVICE = "TAUSPAN_DEVICE"  # not an argument of the job: the result is the same piece of work on any device
+DEVICE = "TAUSPAN_DEVICE"  # a variable and no argument of the job: its result may be reused on any device
 _VISIBLE = "CUDA_VISIBLE_DEVICES"
 
 
 def variables(threads: int, device: str | None = None) -> dict[str, str]:
-    """The environment in which torch and the libraries below it use that many threads, and jobs know their device."""
+    """Environment variables that set the number of threads of torch and its libraries, and the device of jobs."""
     found = {f"{library}_NUM_THREADS": str(threads) for library in _LIBRARIES}
     return found if device is None else {**found, DEVICE: device}
 
 
 def visible_gpus() -> list[str]:
-    """The GPUs that this process may use, by the names that the variable CUDA_VISIBLE_DEVICES knows them by."""
+    """The GPUs that this process may use, by the names that CUDA_VISIBLE_DEVICES has for them."""
     listed = os.environ.get(_VISIBLE)
     if listed is not None:
         return [one.strip() for one in listed.split(",") if one.strip()]
@@ -41,22 +41,22 @@ def visible_gpus() -> list[str]:
 
 @dataclass(frozen=True)
 class Died:
-    """How a worker ended that left no outcome."""
+    """The end of a worker that returned no outcome; `how` describes it."""
 
     how: str
 
 
 class Backend(Protocol):
-    """Where jobs are done. The sweep holds the locks and writes the results; a backend only calls functions."""
+    """Runs jobs. The sweep holds the locks and writes the results; a backend only calls functions."""
 
     def start(self, job: Job, log: Path) -> str:
-        """Begin a job, and return the name of who does it."""
+        """Start a job, and return the name of the worker that does it."""
 
     def wait(self, seconds: float) -> Mapping[str, Outcome | Died]:
-        """The outcomes that arrived, by the name of the job; waits at most so many seconds for one."""
+        """The outcomes that have arrived, by the name of the job; waits at most `seconds` for the first."""
 
     def close(self) -> None:
-        """End all workers, in the middle of a job too."""
+        """End all workers, even those that are doing a job."""
 
 
 class Processes:
@@ -86,14 +86,14 @@ class Processes:
             worker.end()  # it died between two jobs
 
     def _own_environment(self) -> dict[str, str]:
-        """The environment of the next worker."""
+        """The environment of the next worker, with the GPU that the fewest workers use."""
         if not self._gpus:
             return self._environment
         taken = [worker.environment[_VISIBLE] for worker in [*self._busy.values(), *self._idle]]
         return {**self._environment, _VISIBLE: min(self._gpus, key=taken.count)}
 
     def wait(self, seconds: float) -> Mapping[str, Outcome | Died]:
-        """Outcomes that arrived, and workers that died."""
+        """The outcomes that have arrived, and `Died` for workers that ended."""
         # a child of a dead worker may keep its connection open, so the processes are asked too
         wait([worker.connection for worker in self._busy.values()], seconds)
         done: dict[str, Outcome | Died] = {}
@@ -108,7 +108,7 @@ class Processes:
         return done
 
     def close(self) -> None:
-        """Workers with a job are interrupted, the others told to end; what does not end in time is killed."""
+        """Interrupt workers with a job and dismiss the others; kill those that do not end within `GRACE` seconds."""
         for worker in self._busy.values():
             worker.interrupt()
         for worker in self._idle:
@@ -133,7 +133,10 @@ class _Worker:
             )  # fmt: skip
 
     def give(self, job: Job, log: Path) -> bool:
-        """Send a job, and return whether the worker took it. If it dies after that, the job has lost an attempt."""
+        """Send a job, and return whether the worker took it.
+
+        If the worker dies later, the job has used up an attempt.
+        """
         if self.process.poll() is not None:
             return False
         message = {"function": job.function, "arguments": job.arguments, "log": str(log.absolute())}
@@ -144,12 +147,12 @@ class _Worker:
         return True
 
     def outcome(self) -> Outcome | Died | None:
-        """The outcome of the job, or that the process died; None while it works."""
-        gone = self.process.poll() is not None  # asked first: what it sent before its end is read below
+        """The outcome of the job, or `Died` if the process has ended; None while the job is running."""
+        gone = self.process.poll() is not None  # asked before reading: its last message is still read
         try:
             if self.connection.poll():
                 return dict(json.loads(self.connection.recv_bytes()))
-        except (EOFError, OSError, ValueError):  # it ended, or something else was written into its connection
+        except (EOFError, OSError, ValueError):  # it ended, or what it sent is no outcome
             gone = True
         if not gone:
             return None
@@ -157,17 +160,17 @@ class _Worker:
         return Died(_death(self.process.returncode))
 
     def interrupt(self) -> None:
-        """As Ctrl-C does: what the job has open is closed, and half-written files are removed."""
+        """Interrupt the process as Ctrl-C does, so that the job closes its files and removes half-written ones."""
         with suppress(ProcessLookupError):
             self.process.send_signal(signal.SIGINT)
 
     def dismiss(self) -> None:
-        """Tell it that no more jobs come."""
+        """Tell the process that there are no more jobs, so that it ends."""
         with suppress(OSError):
             self.connection.send_bytes(b"null")
 
     def end(self, grace: float = 0.0) -> None:
-        """Wait so long for its end, then kill it, and in any case what it started."""
+        """Wait at most `grace` seconds for the process to end, then kill it and everything that it started."""
         with suppress(subprocess.TimeoutExpired):
             self.process.wait(grace)
         with suppress(ProcessLookupError, PermissionError):

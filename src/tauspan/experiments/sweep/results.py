@@ -38,7 +38,7 @@ class Results:
             )
 
     def log(self, job: Job) -> Path:
-        """What the job printed, and why it failed."""
+        """The job's log file: what it printed, and why it failed."""
         return self.stages.lock_file(job.name)
 
     def find(self, job: Job) -> dict[str, Any] | None:

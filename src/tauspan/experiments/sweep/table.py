@@ -76,7 +76,7 @@ class JobTable:
         self._stack.close()
 
     def set(self, name: str, state: State, worker: str = "", seconds: float | None = None) -> None:
-        """A job's new state."""
+        """Set the state of a job and show it."""
         row = _Row(state, worker, seconds, time.monotonic())
         if (row.state, row.worker) == (self._rows[name].state, self._rows[name].worker):
             return
@@ -97,7 +97,7 @@ class JobTable:
         return ", ".join(filter(None, words))
 
     def render(self) -> Table:
-        """All jobs; if the screen has too few lines, those that run or failed."""
+        """The table of all jobs or, if the screen has too few lines, of those that run, failed or are tried again."""
         grid = Table(
             box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False, width=min(_WIDTH, self._console.width),
             caption=Text(self.counts()), caption_justify="left",

@@ -1,4 +1,4 @@
-"""The program of a worker process: it does jobs one after the other, until it is told to end or the sweep is gone.
+"""The program of a worker process: it does jobs one after the other, until the sweep ends it or has itself ended.
 
 The file is run as a program, not as a module of its package, and imports neither torch nor the package's other
 modules: a worker starts at once and holds only what its jobs load.
@@ -114,7 +114,7 @@ def _described(error: BaseException) -> dict[str, str | None]:
     trace = "".join(traceback.format_exception(error))
     line = f"{_last_line(error)} ({os.path.basename(frame.filename)}, line {frame.lineno})"
     made = {"type": kind, "text": str(error), "line": line, "traceback": trace}
-    # what cannot be written to a file or a terminal is shown by its escapes
+    # characters that cannot be encoded become escapes
     return {key: value and value.encode(errors="backslashreplace").decode() for key, value in made.items()}
 
 
@@ -124,7 +124,7 @@ def _last_line(error: BaseException) -> str:
 
 def main(handle: int) -> None:
     """Take jobs from the connection with that file descriptor, and answer each."""
-    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # background jobs of a shell ignore SIGINT
     connection = Connection(handle)
     inbox: queue.SimpleQueue[Any] = queue.SimpleQueue()
     threading.Thread(target=_listen, args=(connection, inbox), daemon=True).start()
@@ -137,7 +137,7 @@ def main(handle: int) -> None:
 
 
 def _listen(connection: Connection, inbox: "queue.SimpleQueue[Any]") -> None:
-    """Pass messages on. When the sweep's process has died, its workers end in the middle of what they do."""
+    """Pass messages on to the inbox; if the sweep's process has ended, kill this worker and what it started."""
     try:
         while True:
             inbox.put(json.loads(connection.recv_bytes()))
@@ -146,7 +146,7 @@ def _listen(connection: Connection, inbox: "queue.SimpleQueue[Any]") -> None:
 
 
 def _redirect(log: str) -> None:
-    """What is printed from now on, by C code and by child processes too, goes to the end of a file."""
+    """From now on, append everything that is printed to a file, also by C code and child processes."""
     file = os.open(log, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
     os.dup2(file, 1)
     os.dup2(file, 2)

@@ -1,4 +1,4 @@
-"""Activations by what infinite width sees of them: second moments of s(u) and s'(u) under a Gaussian."""
+"""Activations as infinitely wide nets use them: second moments of s(u) and s'(u) under a Gaussian."""
 
 import math
 from collections.abc import Callable
@@ -16,7 +16,7 @@ Moment: TypeAlias = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 @dataclass(frozen=True)
 class Activation:
-    """s, with E[s(u) s(v)] and E[s'(u) s'(v)] for (u, v) ~ N(0, [[q_u, q_uv], [q_uv, q_v]]).
+    """An activation s, with E[s(u) s(v)] and E[s'(u) s'(v)] for (u, v) ~ N(0, [[q_u, q_uv], [q_uv, q_v]]).
 
     Args:
         name: as it is asked for.
@@ -41,11 +41,11 @@ class Activation:
 
 
 def angle(q_u: Tensor, q_v: Tensor, q_uv: Tensor) -> tuple[Tensor, Tensor]:
-    """The angle between u and v, in [0, pi], and |u| |v| sin of it.
+    """The angle between u and v, in [0, pi], and |u| |v| times its sine.
 
-    By atan2 of the determinant, because acos loses half of the digits near correlation 1. A determinant within 16 units
-    in the last place of its terms is rounding: the angle is then 0 or pi, so that equal rows have an exact diagonal. With
-    a row of zeros it is pi/2.
+    It is computed by atan2 from the determinant, because acos loses half of the digits near correlation 1. A
+    determinant within 16 units in the last place of its terms counts as rounding: the angle is then 0 or pi, so that
+    equal rows have an exact diagonal. If u or v is zero, the angle is pi/2.
     """
     scale = q_u * q_v
     left = scale - q_uv.square()
@@ -84,7 +84,7 @@ def _one(q_u: Tensor, q_v: Tensor, q_uv: Tensor) -> Tensor:
 
 
 def _erf(q_u: Tensor, q_v: Tensor, q_uv: Tensor) -> Tensor:
-    """Williams 1996."""
+    """E[erf(u) erf(v)] (Williams 1996)."""
     return 2 / math.pi * torch.asin(2 * q_uv / ((1 + 2 * q_u) * (1 + 2 * q_v)).sqrt())
 
 
@@ -155,7 +155,7 @@ ACTIVATIONS = {
 
 
 def find(activation: str | Activation) -> Activation:
-    """An activation by its name, or the one given.
+    """The activation of that name; an `Activation` is returned as it is.
 
     `"sign"` is trained with the derivative of erf in place of its own.
 

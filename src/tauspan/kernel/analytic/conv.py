@@ -1,4 +1,4 @@
-"""Convolution as infinite width sees it: covariances between pairs of pixels, averaged over the window."""
+"""Convolutions in nets of infinite width: covariances between pairs of pixels, averaged over the window."""
 
 from dataclasses import dataclass
 from typing import Literal, get_args
@@ -45,7 +45,7 @@ class Convolution:
                 raise UsageError(f"{what}={value!r}. {nearest(str(value), known)}")
 
     def require_fits(self, height: int, width: int) -> None:
-        """A window reaches at most one image to each side."""
+        """Raise `UsageError` if half of the window is larger than the image."""
         if self.kernel_size // 2 > min(height, width):
             raise UsageError(
                 f"a window of {self.kernel_size} reaches beyond an image of {height} x {width} twice: use a smaller one."
@@ -54,7 +54,7 @@ class Convolution:
 
 @dataclass(frozen=True)
 class Pairs:
-    """The A pairs of pixels (p, q) whose covariance is followed, and where the window takes each.
+    """The A pairs of pixels (p, q) whose covariance is computed, and the pair at each shift of the window.
 
     Args:
         left, right: the pixels p and q, shape (A).
@@ -83,7 +83,7 @@ class Pairs:
         return Pairs(left, right, torch.stack(moved))
 
     def window(self, covariance: Tensor) -> Tensor:
-        """The mean over the window's shifts, of (..., A); pairs that leave the image count as 0."""
+        """The mean of covariances (..., A) over the window's shifts; pairs outside the image count as 0."""
         if len(self.moved) == 1:
             return covariance
         framed = torch.nn.functional.pad(covariance, (0, 1))
@@ -94,7 +94,7 @@ class Pairs:
 
 
 def _shifted(height: int, width: int, down: int, across: int, padding: Padding) -> Tensor:
-    """For each pixel the one at this offset, or -1 outside the image."""
+    """For each pixel, the index of the pixel at this offset; -1 if that is outside the image."""
     row = torch.arange(height)[:, None] + down
     column = torch.arange(width)[None, :] + across
     inside = (row >= 0) & (row < height) & (column >= 0) & (column < width)

@@ -11,7 +11,7 @@ from torch import Tensor
 from tauspan.core.errors import NonFiniteError, UsageError
 from tauspan.kernel.analytic.activation import Activation, Moment
 
-MOST = 100  # beyond, a polynomial's values under rounding stop meaning anything
+MOST = 100  # the highest order: beyond it, rounding dominates the values of a polynomial
 
 
 @dataclass(frozen=True)
@@ -69,7 +69,7 @@ def _moment(a: Sequence[float]) -> Moment:
 
 
 def _rescaled(a: Sequence[float], j: int, q: Tensor) -> Tensor:
-    """c_j(q): h_k(sqrt(q) z) holds q^(j/2) c_j(q) of h_j(z)."""
+    """The numbers c_j(q) of `dual_activation`: q^(j/2) c_j(q) is the coefficient of h_j(z) in s(sqrt(q) z)."""
     total = torch.zeros_like(q)
     for i in reversed(range((len(a) - 1 - j) // 2 + 1)):
         weight = math.sqrt(math.factorial(j + 2 * i) // math.factorial(j)) / (math.factorial(i) * 2**i)
@@ -89,8 +89,9 @@ def _polynomial(a: Sequence[float], u: Tensor) -> Tensor:
 def hermite_coefficients(function: Callable[[Tensor], Tensor], order: int) -> Expansion:
     """The first coefficients a_k = E[s(u) h_k(u)], u ~ N(0, 1), k = 0 to order, of any elementwise function.
 
-    By Gauss-Legendre quadrature on panels of width 1/4 in [-24, 24] with one edge at 0, so a kink there costs no
-    accuracy: absolute error below 1e-12 for a function that is smooth elsewhere and grows like a power.
+    They are computed by Gauss-Legendre quadrature on panels of width 1/4 in [-24, 24] with one edge at 0, so a kink
+    there costs no accuracy. The absolute error is below 1e-12 for a function that is smooth elsewhere and grows like a
+    power.
 
     Raises:
         UsageError: an order outside 0 to 100, or a function that changes the shape.

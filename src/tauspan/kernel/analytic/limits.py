@@ -1,4 +1,4 @@
-"""What an infinitely deep net's kernel classifier becomes."""
+"""The limit of an infinitely wide net's kernel classifier as its depth grows."""
 
 import math
 from dataclasses import dataclass
@@ -129,7 +129,7 @@ def limit_kernel(activation: str | Activation, similarity: Tensor, most: int = 1
             pole = torch.sign(s) * math.inf
             return torch.where(
                 s.abs() > 0.5, pole, found
-            )  # 1, and -1 of an odd activation, stay where they are
+            )  # 1, and for an odd activation also -1, are fixed points
         found = torch.where(moving, found * following / (limit.slope_at_zero * s), found)
         s = torch.where(moving, following, s)
     raise UsageError(f"{act.name}: no limit after {most} layers; p'(1) = {limit.slope_at_one} is close to 1.")
@@ -145,7 +145,10 @@ def _unsurrogated(activation: str | Activation) -> Activation:
 
 
 def _cosines(similarity: Tensor) -> Tensor:
-    """In [-1, 1]; what is 1 up to rounding is 1, because depth takes anything below it away from the pole."""
+    """The cosines in float64; values within rounding of 1 or -1 become exactly 1 or -1.
+
+    Depth would move a value just below 1 away from the pole.
+    """
     s = similarity.double()
     if bool(s.isnan().any()):
         raise NonFiniteError("the similarities hold NaN.")

@@ -1,4 +1,4 @@
-"""Finite nets in the NTK parametrisation, whose kernels the analytic ones are the limits of."""
+"""Finite nets in the NTK parametrisation; as their width grows, their kernels tend to the analytic ones."""
 
 from collections.abc import Callable
 
@@ -51,7 +51,7 @@ class NTKLinear(nn.Module):
 
 
 class NTKConv2d(nn.Module):
-    """The same for a convolution of stride 1 that keeps the image's size: fan_in is C k^2.
+    """`NTKLinear` for a convolution of stride 1 that keeps the image's size: fan_in is C k^2.
 
     Example:
         >>> layer = NTKConv2d(3, 8, Convolution(), generator=torch.Generator().manual_seed(0))

@@ -69,9 +69,9 @@ def ensemble_posterior(
 ) -> Posterior:
     """Mean and covariance of infinitely wide nets trained by gradient flow from random weights (Lee et al. 2019).
 
-    Each starts as a draw f_0 of the process with covariance K = nngp. The loss 1/2 sum (f - y)^2 + ridge/2 |tau|^2 takes
-    it to f_0(z) + R (y - f_0(x)), R = Theta_zx (Theta_xx + ridge I)^-1 (I - exp(-t (Theta_xx + ridge I))). So the mean
-    is R y and the covariance K_zz + R K_xx R^T - R K_xz - K_zx R^T.
+    Each net starts as a draw f_0 of the process with covariance K = nngp. Gradient flow on the loss 1/2 sum (f - y)^2 +
+    ridge/2 |tau|^2 takes it to f_0(z) + R (y - f_0(x)), where R = Theta_zx (Theta_xx + ridge I)^-1 (I - exp(-t
+    (Theta_xx + ridge I))). So the mean is R y and the covariance K_zz + R K_xx R^T - R K_xz - K_zx R^T.
 
     Args:
         ntk_xx: Theta of the training rows, (N, N); need not be symmetric.
@@ -99,9 +99,9 @@ def ensemble_posterior(
 
 
 def response(kernel: Tensor, ridge: float = 0.0, time: float = math.inf) -> Tensor:
-    """(K + ridge I)^-1 (I - exp(-t (K + ridge I))), shape (N, N): from residuals at the start to alpha at time t.
+    """(K + ridge I)^-1 (I - exp(-t (K + ridge I))), shape (N, N), which maps initial residuals to alpha at time t.
 
-    Finite times also take singular kernels. A kernel that is not symmetric is exponentiated as it is.
+    At a finite time a singular kernel is allowed too. A kernel that is not symmetric is exponentiated as it is.
 
     Raises:
         UsageError: a negative ridge or time, or a singular kernel with time infinite and no ridge.

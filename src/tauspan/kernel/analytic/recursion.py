@@ -75,10 +75,10 @@ def ntk(
 ) -> Tensor:
     """The neural tangent kernel of an infinitely wide net, of one output, shape (N, M), float64.
 
-    Theta_1 = S_1, Theta_{l+1} = S_{l+1} + w^2 Theta_l E[s'(u) s'(v)], with S of `nngp` (Jacot et al. 2018). Different
-    outputs have kernel 0 between them. Of a convolutional net, S and Theta are kept for pairs of pixels, and each layer
-    averages them over its window (Arora et al. 2019). With a surrogate derivative (`"sign"`) rows of x are predicted,
-    rows of x2 trained on, and the kernel is not symmetric.
+    Theta_1 = S_1, Theta_{l+1} = S_{l+1} + w^2 Theta_l E[s'(u) s'(v)], with S of `nngp` (Jacot et al. 2018). The kernel
+    between different outputs is 0. For a convolutional net, S and Theta are kept for pairs of pixels, and each layer
+    averages them over its window (Arora et al. 2019). With a surrogate derivative (`"sign"`), x holds the rows that are
+    predicted and x2 those that are trained on, and the kernel is not symmetric.
 
     Args:
         x: rows (N, d), or images (N, C, H, W) with `convolution`.
@@ -144,9 +144,9 @@ def _pixels(name: str, x: Tensor, convolution: Convolution | None) -> Tensor:
 def _between(
     x: Tensor, x2: Tensor, stack: Stack, act: Activation, pairs: Pairs, pixels: Pairs, tangent: bool
 ) -> Tensor:
-    """The kernel of some rows, (n, P, C), with others, (m, P, C): Theta, or S."""
+    """The kernel between rows (n, P, C) and other rows (m, P, C), shape (n, m): Theta, or S without `tangent`."""
     w2, b2, channels = stack.weight_std**2, stack.bias_std**2, x.shape[2]
-    # behind an activation: the variance of every pixel, the covariance of every pair, and what Theta carries forward
+    # after an activation: the variance of every pixel, the covariance of every pair, and Theta's part from earlier layers
     own, others = x.square().sum(2) / channels, x2.square().sum(2) / channels
     after = torch.einsum("nac,mac->nma", x[:, pairs.left], x2[:, pairs.right]) / channels
     carried = torch.zeros_like(after)

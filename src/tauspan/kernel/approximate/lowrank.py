@@ -26,7 +26,9 @@ Process = Literal["k-dpp", "leading"]
 
 @dataclass(frozen=True)
 class Nystrom:
-    """K ~ K_{:S} K_{SS}^-1 K_{S:} from the landmarks S; it never exceeds K, so the trace of the rest is its error.
+    """The approximation K_{:S} K_{SS}^-1 K_{S:} of K from its rows S, the landmarks.
+
+    K less the approximation is positive semi-definite, so the trace of this difference measures the error.
 
     Args:
         kernel: the approximation L L^T, a kernel for every solver, and a preconditioner for `solve_cg`.
@@ -91,7 +93,7 @@ def pivoted_cholesky(
 
 
 def nystrom(kernel: Kernel, landmarks: Sequence[int]) -> Nystrom:
-    """Nystrom from given landmarks: any rows, such as those of `determinantal`.
+    """The Nystrom approximation from given landmarks: any rows, such as those of `determinantal`.
 
     Directions of K_SS below rounding are left out, so landmarks may have equal rows.
 
@@ -161,7 +163,10 @@ def _pivoted(
 
 
 def _accepted(inner: Tensor, proposed: Tensor, floor: Tensor, generator: torch.Generator) -> list[int]:
-    """Proposals that sequential draws would have taken: each with probability (its residual now) / (as proposed)."""
+    """The proposals that draws one after the other would have taken.
+
+    Each is kept with the probability (its residual now) / (its residual when it was proposed).
+    """
     rest, kept = inner.clone(), []
     chances = torch.rand(len(inner), generator=generator, dtype=inner.dtype)
     for i in range(len(inner)):

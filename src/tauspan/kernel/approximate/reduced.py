@@ -1,4 +1,4 @@
-"""How far kernels with one output are from the full one: that of the sum of logits, and the trace over outputs.
+"""The error of two kernels with one output against the full kernel: the sum of logits, and the trace over outputs.
 
 Both are N x M kernels k that approximate K by k (x) I. The sum takes k = (1/O) sum_{o,p} K_{(n,o)(m,p)} and costs as
 little as one output; the trace, k = (1/O) sum_o K_{(n,o)(m,o)}, is the closest kernel of this form. At random weights
@@ -93,7 +93,7 @@ def reduced(kernel: Kernel, rows: int | None = None, seed: int = 0) -> Reduction
 
 
 def _gap(blocks: Tensor, small: Tensor) -> Tensor:
-    """|K - k (x) I|^2 by rows of data."""
+    """|K - k (x) I|^2 for each of the rows of data, summed over outputs and columns; shape (n,)."""
     rest = blocks.clone()
     rest.diagonal(dim1=1, dim2=3).sub_(small[..., None])
     return rest.square().sum((1, 2, 3))

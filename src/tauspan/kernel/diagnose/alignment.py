@@ -52,7 +52,8 @@ def kernel_target_alignment(
 def centred_alignment(kernel: Kernel, targets: Tensor, probes: int | None = None, seed: int = 0) -> Estimate:
     """`kernel_target_alignment` of H K H and H Y (CKA), H = I - 1 1^T / N over the rows, for each output.
 
-    A shift of the targets, or of all tangents, does not count. Arguments and errors as there.
+    Adding a constant to the targets, or one vector to all tangents, does not change it. Arguments and errors are those
+    of `kernel_target_alignment`.
 
     Example:
         >>> from tauspan.kernel import DenseKernel

@@ -1,4 +1,4 @@
-"""Local energy: where the eigenfunctions of a task's kernel live, on its own inputs or elsewhere too."""
+"""Local energy: are the eigenfunctions of a task's kernel large on the task's own inputs only, or elsewhere too?"""
 
 import math
 from collections.abc import Sequence
@@ -35,7 +35,7 @@ class Eigenfunctions:
 
     @staticmethod
     def of(kernel: Kernel) -> "Eigenfunctions":
-        """All of them whose eigenvalue is above rounding.
+        """All eigenfunctions of a kernel whose eigenvalue is above rounding.
 
         Raises:
             UsageError: a kernel that is zero, not symmetric, or too large for a matrix.
@@ -73,7 +73,10 @@ class Eigenfunctions:
         return found
 
     def choose(self, which: Chosen, targets: Tensor | None = None) -> list[int]:
-        """Which r: the first so many (an int), those with |c_r| above a share of the largest (a float), or a list.
+        """The numbers r of the chosen eigenfunctions, from 0.
+
+        `which` is a count of the leading eigenfunctions (an int), a share of the largest |c_r| above which an
+        eigenfunction is chosen (a float), or a list of numbers.
 
         Raises:
             UsageError: none chosen, one that does not exist, or a threshold without targets.
@@ -124,7 +127,7 @@ class LocalEnergy:
 
     @property
     def on_support(self) -> Estimate:
-        """The mean on the support, with its standard error over rows; None for that of one row."""
+        """The mean on the support, with its standard error over rows, which is None if there is one row only."""
         return _mean(self.support)
 
     @property

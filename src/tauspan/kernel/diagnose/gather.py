@@ -34,7 +34,7 @@ from tauspan.vector import TaskVector, fitted
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Diagnosis(Result):
-    """What the tangent kernels of tasks say, and what they say of the tasks' vectors.
+    """Diagnostics of tasks by their tangent kernels and, if vectors were given, of the tasks' vectors.
 
     Args:
         spectra: for each task: effective ranks, power and alignment with the labels.
@@ -89,7 +89,7 @@ def kernel_report(
     backend: Backend = "auto",
     seed: int = 0,
 ) -> Diagnosis:
-    """What the tangent kernels of tasks say before any training: spectra, alignment with labels and between tasks.
+    """Diagnose tasks before any training: kernel spectra, alignment with labels, and alignment between tasks.
 
     Args:
         encoder: the pre-trained encoder; each task is seen under its frozen head, linearised at the logits.
@@ -149,11 +149,11 @@ def diagnose(
     backend: Backend = "auto",
     seed: int = 0,
 ) -> Diagnosis:
-    """Everything the tangent kernel says about tasks and their vectors.
+    """All diagnostics of tasks and their vectors by the tangent kernel.
 
-    What `kernel_report` says, and local energy on the task's support against the other tasks' rows; curvature, linearity
-    error and post-hoc gap along each vector; motion of the kernel from theta0 to theta0 + tau; interference and the
-    accuracies it predicts.
+    These are the diagnostics of `kernel_report`; local energy on the task's support against the other tasks' rows;
+    curvature, linearity error and post-hoc gap along each vector; the change of the kernel from theta0 to theta0 + tau;
+    interference, and the accuracies that it predicts.
 
     Args:
         encoder: the pre-trained encoder that the vectors start from.

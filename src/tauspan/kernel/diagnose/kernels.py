@@ -1,4 +1,4 @@
-"""What the kernels of tasks say without any vector: spectra, alignment with labels, alignment between tasks."""
+"""Diagnostics of tasks that need no vector: spectra, alignment with labels, alignment between tasks."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -106,7 +106,7 @@ def task_pairs(tasks: Sequence[TaskKernel], leading: int, advance: Advance) -> T
 
 
 def _leading(union: UnionKernel, task: str, count: int) -> EigenPairs:
-    """At most so many leading eigenpairs, above rounding, from the matrix."""
+    """The leading eigenpairs of one task's matrix, at most `count`, whose eigenvalues are above rounding."""
     modes = Modes.of(union.own(task))
     values = modes.values.flip(0)
     keep = min(count, int((values > rounding_floor(values)).sum()))

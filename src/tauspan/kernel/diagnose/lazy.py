@@ -1,4 +1,4 @@
-"""Lazy or rich: how good the tangent model is along a task vector."""
+"""Lazy or rich training: how well the tangent model approximates the model along a task vector."""
 
 import math
 from collections.abc import Sequence
@@ -23,7 +23,7 @@ from tauspan.tangent.engine.reference import forward_mode
 from tauspan.vector import TaskVector
 
 SCALES = (1 / 16, 1 / 8, 1 / 4, 1 / 2, 1.0)
-_ROUNDING = 64  # a network's outputs are off by about so many units in the last place
+_ROUNDING = 64  # the rounding error of a network's outputs, in units in the last place
 
 
 @checked
@@ -116,7 +116,7 @@ def _direction(
 
 @dataclass(frozen=True, eq=False)
 class Linearity:
-    """A model and its linearisation along s tau, on some rows.
+    """Outputs of a model and of its linearisation along s tau, on some rows.
 
     Args:
         scales: s, rising.
@@ -150,7 +150,8 @@ class Linearity:
     def slope(self) -> float | None:
         """The slope d log(error) / d log(s) between the two smallest scales whose error is above rounding; 2 for small s.
 
-        None where fewer than two are: the model is affine along tau as far as its dtype can tell.
+        None if fewer than two errors are above rounding: the model is then affine along tau as far as its dtype can
+        tell.
         """
         floor = _ROUNDING * self.precision * max(rms(self.start), rms(self.moved))
         pairs = [(s, e) for s, e in zip(self.scales, self.errors, strict=True) if e > floor]
@@ -215,7 +216,7 @@ def linearity(
 
 @dataclass(frozen=True)
 class PosthocGap:
-    """A model at theta0 + tau against its linearisation, both read as classifiers.
+    """A model at theta0 + tau compared with its linearisation, both as classifiers.
 
     Args:
         relative: |f(theta0 + tau) - f_lin(tau)| / |f(theta0 + tau) - f(theta0)|; 0 where the model is affine along tau.

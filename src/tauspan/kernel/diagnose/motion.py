@@ -49,7 +49,7 @@ def kernel_distance(first: Kernel, second: Kernel, probes: int | None = None, se
 def kernel_velocity(
     first: Kernel, second: Kernel, time: float, probes: int | None = None, seed: int = 0
 ) -> Estimate:
-    """`kernel_distance` over the time between the two points, in whatever unit that has.
+    """`kernel_distance` divided by the time between the two points, in any unit of time.
 
     Raises:
         UsageError: a time that is not above 0.

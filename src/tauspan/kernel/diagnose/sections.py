@@ -86,7 +86,7 @@ def pairs_section(pairs: TaskPairs) -> Findings:
 
 
 def energy_section(energies: Sequence[TaskEnergy], counted: bool) -> Findings:
-    """Local energy, a row per task; `counted` says whether the eigenfunctions are the first so many."""
+    """Local energy, a row per task; `counted` says whether the eigenfunctions are the leading ones or a chosen set."""
     rows: list[Row] = [
         {
             "task": one.task, "first" if counted else "chosen": len(one.own.chosen),

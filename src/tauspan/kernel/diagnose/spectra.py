@@ -1,4 +1,4 @@
-"""What eigenvalues say: how many directions count, how fast they are learned, how much of a target they hold."""
+"""Diagnostics from eigenvalues: how many directions count, how fast they are learned, what part of a target they hold."""
 
 import math
 from dataclasses import dataclass

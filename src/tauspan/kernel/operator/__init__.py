@@ -1,1 +1,1 @@
-"""The tangent kernel as an operator, and what is asked of it between tasks."""
+"""The tangent kernel as a linear operator, and computations with it for one task or between tasks."""

@@ -159,7 +159,7 @@ def task_vector(kernel: TangentKernel, alpha: Tensor, label: str, info: dict[str
 
 
 def _require_certified(kernel: TangentKernel, alpha: Tensor, vector: TaskVector) -> None:
-    """Raise unless the tangent model at the vector gives K alpha, which the certificate is about.
+    """Raise unless J tau of the vector equals K alpha, since the error bounds of the solver are about K alpha.
 
     Raises:
         ModelError: J tau is another one, so that the certificate says nothing of the vector.
@@ -265,7 +265,7 @@ class _Problem:
         return _Answer(solution, facts, choice)
 
     def cross_entropy(self) -> _Answer:
-        """Newton on the loss of `fit`."""
+        """The loss of `fit`, minimised by Newton's method."""
         solution = solve_cross_entropy(
             self.kernel, self.labels, cast(float, self.ridge), self.start,
             tolerance=self.tolerance, max_steps=self.max_steps,
@@ -273,7 +273,7 @@ class _Problem:
         return _Answer(solution, {})
 
     def hinge(self) -> _Answer:
-        """On the one difference of two logits, or on each class's centred logit."""
+        """The hinge loss of the difference of two logits or, for more classes, of each class's centred logit."""
         outputs = self.kernel.outputs
         kernel: Kernel = self.kernel
         start, signs = self.start, 2 * self.labels.double() - 1

@@ -50,7 +50,7 @@ class Projection:
 
     @property
     def dimension(self) -> int:
-        """q, the numbers that stand for each row of J."""
+        """The length q of the sketch of each row of J."""
         return self.kernel.rank
 
     def against(self, other: "Projection") -> Tensor:
@@ -169,7 +169,7 @@ def _add(total: Tensor, piece: Piece, name: str, seed: int) -> None:
 
 
 def _size(piece: Piece) -> tuple[int, int]:
-    """A parameter as a matrix whose rows can be written out apart."""
+    """The shape of a parameter as a matrix whose rows can be written out separately."""
     if isinstance(piece, Written):
         return piece.jacobian.shape[2], 1
     if isinstance(piece, Lookup):
@@ -187,7 +187,7 @@ def _slab(piece: Piece, low: int, high: int) -> Tensor:
             return torch.einsum("nta,nitb->niab", piece.inputs[..., low:high], piece.sensitivity).flatten(2)
         return piece.written(low, high)
     n, inner, t, d = piece.sensitivity.shape
-    # a last row more for what is looked up elsewhere
+    # an additional last row collects the lookups outside `low` to `high`
     table = piece.sensitivity.new_zeros(n, inner, high - low + 1, d)
     inside = (piece.places >= low) & (piece.places < high)
     index = torch.where(inside, piece.places - low, high - low)[:, None, :, None].expand(n, inner, t, d)

@@ -143,13 +143,16 @@ class TangentKernel(Kernel):
 
     @property
     def formed(self) -> bool:
-        """Whether products are those of a matrix that was computed."""
+        """Whether the matrix has been computed, so that products are computed with it."""
         return self._matrix is not None
 
     # -- entries ---------------------------------------------------------------------------------------------
 
     def _block(self, rows: Sequence[int], columns: Sequence[int]) -> Tensor:
-        """Rows are recorded; they are kept for the next call where the columns are all of the right side."""
+        """The block from recorded rows of J.
+
+        The recorded rows are kept for the next call if `columns` are all columns of the right side.
+        """
         if self._matrix is not None or self.backend == "products":
             return super()._block(rows, columns)
         length = self._tiles.length(self.left)
@@ -162,7 +165,10 @@ class TangentKernel(Kernel):
         return self._checked(torch.cat(strips), rows, columns)
 
     def _alike(self, multiplied: Callable[[], Tensor]) -> Tensor:
-        """A product of recorded rows; they are recorded once more where batches take parameters apart differently."""
+        """A product of recorded rows of J.
+
+        If batches were recorded with different views of their parameters, everything is recorded again without views.
+        """
         try:
             return multiplied()
         except UnlikeError:
@@ -178,7 +184,7 @@ class TangentKernel(Kernel):
         return torch.cat(parts, 1) if parts else torch.zeros(len(rows) * self.outputs, 0, dtype=torch.float64)
 
     def _checked(self, block: Tensor, rows: Sequence[int], columns: Sequence[int]) -> Tensor:
-        """The block, after some of its entries were compared with rows of J by ordinary autograd; once per kernel."""
+        """The block; the first time, some of its entries are compared with rows of J by ordinary autograd."""
         if not self._compared and len(rows) and len(columns):
             self._compared = True
             require_entries((self.left, self.right), block, rows, columns, self._tiles.backend)
@@ -245,7 +251,7 @@ class TangentKernel(Kernel):
         half = self.symmetric and not by_products
         wanted = blocks.partition(sizes, fitting, self.outputs, half, parts)
         total = blocks.fill(blocks.agreed(wanted, folder, processes), self._computed, folder, processes)
-        if self.symmetric and by_products:  # exactly so, though sums were formed in another order
+        if self.symmetric and by_products:  # exactly symmetric, whatever the order of sums
             total = (total + total.T) / 2
         return total
 

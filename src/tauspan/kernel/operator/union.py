@@ -92,7 +92,7 @@ class UnionKernel(Kernel):
         return self.dense()[self.spans[on], self.spans[by]]
 
     def _whole(self) -> Tensor:
-        """Blocks of two tasks are computed on one side only."""
+        """The matrix; a block between two tasks is computed once, and transposed for the other side."""
         total = torch.zeros(self.shape, dtype=torch.float64)
         spans, names = self.spans, list(self.kernels)
         for place, on in enumerate(names):

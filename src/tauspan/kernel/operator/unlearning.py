@@ -1,4 +1,4 @@
-"""Exact unlearning: what a fit in the tangent space is without some of its rows, by a downdate and no refit."""
+"""Exact unlearning: the fit in the tangent space without some of its rows, by a downdate and not by a refit."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,7 +14,7 @@ from tauspan.kernel.solvers.solution import cholesky, matrix_of, vector_for
 
 @dataclass(frozen=True, eq=False)
 class RidgeFit:
-    """A kernel ridge fit that rows can leave: G = (K + ridge)^-1 and alpha = G r over the rows that remain.
+    """A kernel ridge fit whose rows can be removed: G = (K + ridge)^-1 and alpha = G r over the remaining rows.
 
     Args:
         inverse: G, shape (n O, n O) for n remaining rows.
@@ -64,9 +64,9 @@ class RidgeFit:
 
     @property
     def alpha(self) -> Tensor:
-        """The coefficients over all rows of the first fit, 0 where a row has left: tau = J^T alpha, shape (N O).
+        """The coefficients over all rows of the first fit, 0 for removed rows: tau = J^T alpha, shape (N O).
 
-        The change of tau is J^T of the difference of two fits' alpha.
+        The change of tau is J^T times the difference of two fits' alpha.
         """
         found = torch.zeros(self.total * self.outputs, dtype=torch.float64)
         found[self._entries(self.samples)] = self.remaining
@@ -76,10 +76,10 @@ class RidgeFit:
         return (torch.tensor(samples)[:, None] * self.outputs + torch.arange(self.outputs)).flatten()
 
     def without(self, forget: Sequence[int]) -> "RidgeFit":
-        """The fit that never saw some rows, with all their outputs; the same as a refit, up to rounding.
+        """The fit on all rows but some, which leave with all their outputs; up to rounding the same as a refit.
 
-        With k the kept entries and d those that leave, G' = G_kk - G_kd G_dd^-1 G_dk and
-        alpha' = alpha_k - G_kd G_dd^-1 alpha_d.
+        With k the kept entries and d the removed ones, G' = G_kk - G_kd G_dd^-1 G_dk and alpha' = alpha_k - G_kd
+        G_dd^-1 alpha_d.
 
         Args:
             forget: rows by their number in the first fit.

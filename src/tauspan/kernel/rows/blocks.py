@@ -60,7 +60,7 @@ def stretches(places: Sequence[int], length: int) -> list[Sequence[int]]: ...
 
 
 def stretches(places: Any, length: int) -> Any:
-    """Consecutive parts of at most so many places."""
+    """Consecutive parts of `places`, each of at most `length` entries."""
     return [places[start : start + length] for start in range(0, len(places), length)]
 
 
@@ -94,7 +94,7 @@ class Folder:
         self.path = path / self.key[:24]
 
     def agreed(self, wanted: Partition) -> Partition:
-        """The partition of the blocks that the folder holds already, or the wanted one, noted for later runs.
+        """The partition of the blocks that the folder holds already; else the wanted one, written down for later runs.
 
         Raises:
             StoreError: the note is damaged.
@@ -143,7 +143,7 @@ class Folder:
 
 
 def agreed(wanted: Partition, folder: Folder | None, processes: World) -> Partition:
-    """The first process's partition, in every process."""
+    """The partition that all processes use, which is that of the first process."""
     lengths = torch.zeros(2, dtype=torch.int64)
     if processes.first:
         found = folder.agreed(wanted) if folder else wanted
@@ -172,7 +172,7 @@ def fill(
     folder: Folder | None,
     processes: World,
 ) -> Tensor:
-    """The matrix, shape (N O, M O): each process computes its share of the blocks, and all of them get all.
+    """The matrix, shape (N O, M O): each process computes its share of the blocks, and every process gets all of them.
 
     Args:
         plan: the blocks.

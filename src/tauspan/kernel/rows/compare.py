@@ -17,8 +17,8 @@ def require_entries(
 ) -> None:
     """Raise unless some entries of a block are the products of two rows of J.
 
-    Looked at are a random row with a random column: the same output of both, and two different ones; and, where the row
-    is among the columns of the same side, the row with itself.
+    A random row is compared with a random column, for the same output of both and for two different outputs. If the row
+    is also among the columns of the same side, its product with itself is compared too.
 
     Args:
         sides: left and right.
@@ -59,7 +59,7 @@ def require_entries(
 def _pairs(
     left: Jacobian, row: int, column: int, itself: bool, draw: random.Random
 ) -> Iterator[tuple[int, int, int]]:
-    """Columns with the two outputs that are compared."""
+    """The columns to compare a row with, each with the output of the row and of the column."""
     if left.select.traced:
         yield column, 0, 0
         return
@@ -74,7 +74,7 @@ def _pairs(
 def _product(
     first: tuple[dict[str, Tensor], float], second: tuple[dict[str, Tensor], float]
 ) -> tuple[float, float, float]:
-    """<g, h>, |g| |h|, and what rounding leaves of the product if either is 0."""
+    """The product <g, h>, the product of the norms |g| |h|, and the largest <g, h> that is only rounding."""
     (g, short), (h, low) = first, second
     value = sum(float((g[name] * h[name]).sum()) for name in g)
     mine, theirs = (math.sqrt(sum(float(part.square().sum()) for part in one.values())) for one in (g, h))

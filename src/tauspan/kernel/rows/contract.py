@@ -30,13 +30,14 @@ _ELEMENTWISE = 64  # an element-wise multiply-add takes as long as about so many
 
 
 class UnlikeError(ModelError):
-    """Batches that were recorded as pieces of other names."""
+    """Batches were recorded as pieces of different names."""
 
 
 def joined(parts: Sequence[Pieces]) -> Tile:
-    """The pieces of several batches as those of one stretch of rows.
+    """The pieces of several batches as pieces of one stretch of rows.
 
-    Batches stay as they were recorded, since copies of them would cost more than they save; single rows are put together.
+    Batches are kept as they were recorded, since copying them would cost more than it saves; single rows are
+    concatenated.
     """
     return {name: _few(part[name] for part in parts) for name in parts[0]}
 
@@ -49,7 +50,7 @@ def _few(pieces: Iterable[Piece]) -> list[Piece]:
 
 
 def _groups(pieces: Iterable[Piece]) -> list[list[Piece]]:
-    """Neighbours that differ in their rows alone."""
+    """Runs of neighbouring pieces of one kind, which differ in their rows alone."""
     groups: list[list[Piece]] = []
     for piece in pieces:
         if groups and _kind(groups[-1][-1]) == _kind(piece):
@@ -60,7 +61,7 @@ def _groups(pieces: Iterable[Piece]) -> list[list[Piece]]:
 
 
 def _kind(piece: Piece) -> tuple[Any, ...]:
-    """What two pieces must share to be one."""
+    """What two pieces must have in common to be concatenated."""
     if isinstance(piece, Product):
         return Product, *piece.inputs.shape[1:], piece.turned
     return (
@@ -69,7 +70,7 @@ def _kind(piece: Piece) -> tuple[Any, ...]:
 
 
 def _one(group: Sequence[Piece]) -> Piece:
-    """Several pieces of one kind as one."""
+    """Several pieces of one kind, concatenated along their rows."""
     first = group[0]
     if len(group) == 1:
         return first
@@ -101,8 +102,8 @@ def bytes_of(tile: Tile) -> int:
 def product(left: Tile, right: Tile, traced: bool, chunk: int | None = None) -> Tensor:
     """J J'^T over all parameters, shape (n O, m O), summed in float64; the mean diagonal block if `traced`.
 
-    Of a tile with itself only the upper triangle counts; the part below it is not complete. At most `chunk` numbers of
-    each side's matrices, `CHUNK` if it is not given, are written out at a time.
+    For a tile with itself only the upper triangle is complete. At most `chunk` numbers of each side's matrices, or
+    `CHUNK` without it, are written out at a time.
 
     Raises:
         UnlikeError: the two stretches were recorded as different pieces.
@@ -142,7 +143,7 @@ def _gram(left: Sequence[Piece], right: Sequence[Piece], chunk: int | None) -> T
 
 
 def _absent(piece: Piece) -> bool:
-    """Whether a piece says that its rows do not reach the parameter: they went to another expert, for example."""
+    """Whether the rows of a piece do not reach the parameter, for example because they went to another expert."""
     return isinstance(piece, Written) and piece.jacobian.shape[2] == 0
 
 
@@ -196,7 +197,7 @@ def _times(x: Tensor, y: Tensor) -> Tensor:
 
 
 def _by_matrices(total: Tensor, left: list[Product], right: list[Product], chunk: int | None = None) -> None:
-    """From the written-out matrices G^T A, some of their rows at a time."""
+    """Add the products to `total`, from the written-out matrices G^T A, some of their rows at a time."""
     a, b = left[0].inputs.shape[2], left[0].sensitivity.shape[3]
     step = max(1, (chunk or CHUNK) // max(a * max(total.shape), 1))
     memory = total.new_empty(len(total), step * a)
@@ -216,7 +217,7 @@ def _written(group: list[Product], low: int, high: int, memory: Tensor) -> Tenso
 
 
 def _by_positions(total: Tensor, left: list[Product], right: list[Product]) -> None:
-    """From the products over positions, some rows with some rows at a time."""
+    """Add the products to `total`, from the products over positions, some rows with some rows at a time."""
     heights, widths = ([_height(piece) for piece in side] for side in (left, right))
     for i, strip in enumerate(torch.split(total, heights)):
         for j, part in enumerate(torch.split(strip, widths, 1)):
@@ -238,7 +239,7 @@ def _over_positions(total: Tensor, left: Product, right: Product) -> None:
 
 
 def _by_places(total: Tensor, left: Lookup, right: Lookup) -> None:
-    """From the rows of the table that both sides look up: for each of them a product of small matrices."""
+    """Add the products to `total`: a product of small matrices for each row of the table that both sides look up."""
     mine, theirs = _by_id(left), _by_id(right)
     for place in mine.keys() & theirs.keys():
         (rows, g), (columns, h) = mine[place], theirs[place]
@@ -247,7 +248,7 @@ def _by_places(total: Tensor, left: Lookup, right: Lookup) -> None:
 
 
 def _by_id(piece: Lookup) -> dict[int, tuple[Tensor, Tensor]]:
-    """For each row of the table that is looked up: which samples do, and their sensitivities (k, I, d) to it."""
+    """For each row of the table that is looked up: the samples that do so, and their sensitivities (k, I, d) to it."""
     ids, samples, summed = coalesced(piece)
     found, counts = torch.unique_consecutive(ids, return_counts=True)
     sizes = counts.tolist()

@@ -18,9 +18,10 @@ Data: TypeAlias = AnyBatch | Sequence[AnyBatch] | DataLoader[Any] | Dataset[Any]
 
 
 def batches_of(module: nn.Module, x: Data, size: int) -> tuple[list[AnyBatch], bool]:
-    """The data in batches of at most `size` rows, and whether it was cut into them here; batches are taken as they are.
+    """The data as batches, and whether they were cut here: from one tensor or data set, to at most `size` rows.
 
-    A list holds batches; a tuple of tensors of one length is a batch of several inputs where the module takes as many.
+    A list or a loader holds batches, which are kept as they are. A tuple of tensors of one length is a batch of several
+    inputs if the module takes that many.
 
     Raises:
         UsageError: no rows, or something that holds none.
@@ -87,7 +88,7 @@ def size_of(batch: AnyBatch) -> int:
 
 
 def taken(batch: AnyBatch, rows: slice | list[int]) -> Any:
-    """Some rows of a batch; what has another length belongs to all rows, and stays whole."""
+    """Some rows of a batch; tensors of another length belong to all rows, and are kept whole."""
     count = rows_of(batch)
 
     def some(item: Any) -> Any:
@@ -101,7 +102,7 @@ def taken(batch: AnyBatch, rows: slice | list[int]) -> Any:
 
 
 def together(first: AnyBatch, second: AnyBatch) -> Any:
-    """The rows of two batches as one; what has another length belongs to all rows, and is the first one's."""
+    """The rows of two batches as one batch; tensors of another length belong to all rows, and are the first batch's."""
     count = rows_of(first)
 
     def both(one: Any, other: Any) -> Any:
@@ -117,7 +118,7 @@ def together(first: AnyBatch, second: AnyBatch) -> Any:
 
 
 def named(batch: AnyBatch) -> dict[str, Tensor]:
-    """The tensors of a batch by name or place."""
+    """The tensors of a batch by name or position."""
     items: Any = {"": batch}
     if isinstance(batch, Mapping):
         items = batch

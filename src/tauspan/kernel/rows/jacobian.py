@@ -57,7 +57,7 @@ class Jacobian:
 
     @staticmethod
     def of(tangent: Linearized, x: Data, size: int, outputs: Outputs) -> "Jacobian":
-        """A side of some data.
+        """The side of a kernel that some data make.
 
         Cost:
             A forward pass of each batch and of each of its rows alone, and a backward pass of each where batches were
@@ -71,7 +71,7 @@ class Jacobian:
         """
         batches, cut = batches_of(tangent.base, x, size)
         try:
-            tangent.verified(batches[0])  # first: a module may keep what it makes at its first call
+            tangent.verified(batches[0])  # first: a module may keep what its first call makes
             with torch.no_grad():
                 value = tangent.function(batches[0])(tangent.theta0())
         except (
@@ -94,16 +94,17 @@ class Jacobian:
         side.require_finite(value, range(count))
         if side.each_apart(value):
             return side
-        if tangent.check != "off":  # what draws random numbers differs from itself, and not from its batch
+        if tangent.check != "off":  # random outputs differ at each call, whatever the batch
             require_function(tangent.function(batches[0]), value)
         return side.joined()
 
     def each_apart(self, first: Tensor) -> bool:
-        """Whether every row is the same alone as in its batch; without the check, the last row of the first batch.
+        """Whether every row has the same outputs alone as in its batch.
 
-        Each row is looked at, because one that happens to agree says nothing of the next: of texts cut at the longest of
-        their batch, the longest does. Where batches were cut here, rows are also compared with those of batches that
-        begin in the middle of these. `first` are the outputs of the first batch.
+        All rows are compared, because one that agrees says nothing about the next: in a batch of texts padded to the
+        longest, the longest always agrees. If batches were cut here, rows are also compared with their outputs in
+        batches that begin in the middle of these. With `check="off"` only the last row of the first batch is compared.
+        `first` holds the outputs of the first batch.
         """
         if self.tangent.check == "off":
             last = self.alone(self.batches[0], [len(first) - 1])
@@ -121,19 +122,22 @@ class Jacobian:
         return True
 
     def alone(self, batch: AnyBatch, rows: Sequence[int]) -> Tensor | None:
-        """The outputs of some rows, each alone; None if the module takes whole batches alone."""
+        """The outputs of some rows, each computed alone; None if the module does not accept single rows."""
         try:
             with torch.no_grad():
                 calls = (self.tangent.function(taken(batch, [row])) for row in rows)
                 return torch.cat([call(self.tangent.theta0()) for call in calls])
-        except Exception:  # whatever it says of one row
+        except Exception:  # any error counts as a refusal of single rows
             return None
 
     def apart_across(self, first: tuple[AnyBatch, Tensor], second: tuple[AnyBatch, Tensor]) -> bool:
-        """Whether rows next to a cut are the same alone as in a batch across it; batches with their rows' outputs."""
+        """Whether the rows on both sides of a cut have the same outputs alone as in a batch across the cut.
+
+        Each argument is a batch with the outputs that its rows have alone.
+        """
         (before, ours), (after, theirs) = first, second
         left, right = range(len(ours) // 2, len(ours)), range(len(ours) // 2)[: len(theirs)]
-        if not right:  # of one row each, which the user asked for
+        if not right:  # batches of one row each, as the user asked for
             return True
         try:
             with torch.no_grad():
@@ -144,9 +148,10 @@ class Jacobian:
         return _same(torch.cat([ours[left.start :], theirs[: len(right)]]), value)
 
     def derived_apart(self, batch: AnyBatch) -> bool:
-        """Whether the rows of J are the same alone as in their batch, by a sum of all of them with random weights.
+        """Whether the rows of J are the same alone as in their batch; their sums with random weights are compared.
 
-        They may differ where the outputs do not: a mean over the batch behind a gate that is 0, or straight through.
+        The rows of J may depend on the batch although the outputs do not: a mean over the batch may be multiplied by a
+        gate that is 0, or be in a straight-through estimator.
         """
         graph = self.graph(batch)
         weights = random_like(graph.value.detach(), 1)
@@ -175,7 +180,7 @@ class Jacobian:
         require_finite_rows(value, models.core(self.tangent.base)[0], places)
 
     def joined(self) -> "Jacobian":
-        """The same side with J of whole batches.
+        """The same side, with J computed for whole batches.
 
         Raises:
             UsageError: the batches were cut here, so that the kernel would depend on where.
@@ -194,7 +199,7 @@ class Jacobian:
         return sum(map(rows_of, self.batches))
 
     def parts(self, places: Sequence[int] | None = None) -> Iterator[tuple[list[int], AnyBatch]]:
-        """The batches with the places of their rows; of `places` only, in their order, where they are given."""
+        """The batches with the places of their rows; if `places` are given, only these rows, in that order."""
         for begin, numbers, batch in self.spans(places):
             yield [begin + number for number in numbers], batch if places is None else taken(batch, numbers)
 
@@ -255,7 +260,8 @@ class Jacobian:
     ) -> Iterator[tuple[list[int], dict[str, Tensor]]]:
         """Rows of J written out, by a backward pass for each row and output: shape (n, I, *parameter), float64.
 
-        The plain way, and the oracle of every other. Each row runs alone, or in its batch if rows depend on one another.
+        It is the plainest way, against which all others are tested. Each row runs alone, or in its batch if rows depend
+        on one another.
         """
         for begin, numbers, batch in self.spans(places):
             found: list[list[dict[str, Tensor]]] = []
@@ -276,7 +282,7 @@ class Jacobian:
             yield [begin + number for number in numbers], stacked
 
     def plain_row(self, place: int, output: int) -> tuple[dict[str, Tensor], float]:
-        """A row of J by ordinary autograd on the module itself, in its whole batch, with none of our own ways.
+        """A row of J by ordinary autograd on the module itself, in its whole batch, without any code of the engines.
 
         Returns:
             The row, and the length that rounding would leave of it if it were 0.
@@ -291,7 +297,7 @@ class Jacobian:
 
 
 def _same(alone: Tensor, value: Tensor) -> bool:
-    """Whether rows have the same outputs twice, each to rounding."""
+    """Whether two computations of the same rows agree, each row up to rounding."""
     tolerance = rounding(value.dtype)
     return alone.shape == value.shape and not any(
         far(one, other, tolerance) for one, other in zip(alone, value, strict=True)

@@ -85,7 +85,7 @@ def pieces(
 def belong(side: Jacobian, begin: int, numbers: list[int], batch: AnyBatch, found: Sequence[Pieces]) -> bool:
     """Whether rows of J that were recorded without their batch are those of the batch.
 
-    All of them are looked at, by their sum with random weights; one forward and one backward pass of the whole batch.
+    Their sums with random weights are compared, by one forward and one backward pass of the whole batch.
 
     Args:
         side: the model and the outputs that count.
@@ -123,14 +123,14 @@ def _require_gradients(found: Pieces, weights: Tensor, expected: dict[str, Tenso
 def _fault(
     pulled: dict[str, Tensor], weights: Tensor, expected: dict[str, Tensor], least: float = 0.0
 ) -> str | None:
-    """How J^T g, by parameters and their parts, differs from autograd's; parameters that are missing have 0."""
+    """How J^T g of the pieces differs from autograd's, in words; None if it agrees. Missing parameters count as 0."""
     tolerance, noise = scales(weights, expected)
     noise = max(noise, least)
     mine = {name: torch.zeros_like(whole) for name, whole in expected.items()}
     parted: dict[str, float] = {}
     for name, gradient in pulled.items():
         owner, part, _ = name.partition(PART)
-        if part:  # a view of the parameter: its entries lie elsewhere, their squares add up
+        if part:  # a view of the parameter: views do not overlap, so their squared norms add up
             parted[owner] = parted.get(owner, 0.0) + float(gradient.double().square().sum())
         elif gradient.numel():
             mine[name] = gradient.view_as(mine[name])
@@ -156,7 +156,7 @@ def _sorted(
     leaves = {slot: name for name, slot in cell.leaves.items()}
     found = _gathered(cell, leaves | (disjoint_views(cell) if views else {}))
     parted = {name.partition(PART)[0] for name in found if PART in name}
-    if parted & found.keys():  # one of the views is met by an operation that has no factors
+    if parted & found.keys():  # an operation that has no factors uses one of the views
         found, parted = _gathered(cell, leaves), set()
     rows, inner = value.shape
     result: Pieces = {}
@@ -181,7 +181,7 @@ def _gathered(cell: factors.FactorCell, names: dict[Slot, str]) -> dict[str, lis
 
 
 def disjoint_views(cell: factors.FactorCell) -> dict[Slot, str]:
-    """Names for the views of parameters that layers use in place of the parameters, where no two overlap."""
+    """Names for the views of parameters that layers use in place of the parameters, if no two views overlap."""
     if not cell.before:
         return {}
     places: dict[int, Tensor] = {
@@ -203,7 +203,7 @@ def disjoint_views(cell: factors.FactorCell) -> dict[Slot, str]:
         if not mine or leaf in mine or any(slot not in places for slot in mine):
             continue
         storage = places[leaf].untyped_storage().data_ptr()
-        if any(places[slot].untyped_storage().data_ptr() != storage for slot in mine):  # which entries?
+        if any(places[slot].untyped_storage().data_ptr() != storage for slot in mine):  # a copy
             continue
         labels = {slot: _label(name, places[slot]) for slot in mine}
         parts = {labels[slot]: places[slot].flatten() for slot in mine}
@@ -246,7 +246,7 @@ def _at(entry: Entry, place: int) -> Slot | None:
 
 
 def _linear(entry: Entry, sensitivity: Tensor, names: dict[Slot, str]) -> list[tuple[str, Piece]]:
-    """The map x W^T + b, or b + x W for `addmm`: whether W is transposed does not change inner products."""
+    """The pieces of x W^T + b or, for `addmm`, of b + x W: whether W is transposed does not change inner products."""
     order = (1, 2, 0) if entry.name == "addmm" else (0, 1, 2)
     x, weight, bias = entry.arguments[order[0]], _at(entry, order[1]), _at(entry, order[2])
     if any(slot is not None and slot not in names for slot in (weight, bias)) or len(entry.arguments) > 3:
@@ -282,7 +282,7 @@ def _lookup(entry: Entry, sensitivity: Tensor, names: dict[Slot, str]) -> list[t
 
 
 def _convolution(entry: Entry, sensitivity: Tensor, names: dict[Slot, str]) -> list[tuple[str, Piece]]:
-    """A convolution in two dimensions as a linear layer over patches."""
+    """The pieces of a convolution in two dimensions, as a linear layer over patches."""
     x, kernel, *rest = entry.arguments
     stride, padding, dilation, groups = [*rest[1:], *(1, 0, 1, 1)[len(rest[1:]) :]] if rest else (1, 0, 1, 1)
     weight, bias = _at(entry, 1), _at(entry, 2)
@@ -309,7 +309,7 @@ _LAYERS = {"linear": _linear, "addmm": _linear, "embedding": _lookup, "conv2d": 
 def _general(
     cell: factors.FactorCell, part: factors.Dense | factors.Touch, names: dict[Slot, str]
 ) -> list[tuple[str, Piece]]:
-    """Any part, by a backward pass of its own few operations; only its parameters' rows."""
+    """The pieces of any part, for the parameters that it depends on, by backward passes through its few operations."""
     points = {
         slot: torch.zeros(cell.shapes[name][0], dtype=cell.shapes[name][1]).requires_grad_()
         for name, slot in cell.leaves.items()

@@ -20,7 +20,7 @@ BACKENDS: tuple[Backend, ...] = ("auto", "contraction", "products", "structured"
 
 
 class Tiles:
-    """The Jacobians of some rows, recorded once as long as they fit.
+    """The Jacobians of rows, recorded once and kept as long as they fit into the room.
 
     Args:
         room: the most bytes that recorded rows may take; one tile takes at most half of it.
@@ -43,11 +43,11 @@ class Tiles:
 
     @property
     def chunk(self) -> int:
-        """Numbers of each side's matrices that a product may write out at a time: small beside the room."""
+        """How many numbers of each side's matrices a product may write out at a time: a small part of the room."""
         return min(CHUNK, max(CHUNK // 16, self.room // 32))
 
     def length(self, side: Jacobian) -> int:
-        """Rows of a tile: what half of the room holds of the widest batch, and few enough for a block of the kernel."""
+        """How many rows a tile has: as many as fit half of the room and one block of the kernel, for the widest batch."""
         if id(side) not in self._lengths:
             first = max(side.parts(), key=lambda part: size_of(part[1]) / rows_of(part[1]))[0][:2]
             tile = joined(self._recorded(side, first))
@@ -101,9 +101,9 @@ class Tiles:
             return found
 
     def _batch(self, side: Jacobian, begin: int, numbers: list[int], batch: AnyBatch) -> list[Pieces]:
-        """Jacobians of some rows of a batch by parameter: as layers' factors where the model's operations allow it.
+        """Jacobians of some rows of a batch by parameter, as layers' factors if the model's operations allow it.
 
-        Where they do not for several rows at once, row by row; where they do not at all, written out.
+        If they do not for several rows at once, the rows are recorded one by one; if they do not at all, written out.
         """
         places = [begin + number for number in numbers]
         if self.backend == "contraction" or side.together or id(side) in self._together:
@@ -137,7 +137,7 @@ class Tiles:
         self, side: Jacobian, begin: int, numbers: list[int], batch: AnyBatch, found: list[Pieces],
         always: bool = False,
     ) -> bool:  # fmt: skip
-        """Whether rows that were recorded without their batch are those of the batch; `always` without the check too."""
+        """Whether rows recorded without their batch are those of the batch; `always` compares without checks too."""
         known = {(id(side), begin + number) for number in numbers}
         if rows_of(batch) == 1 or known <= self._belong:
             return True
@@ -158,8 +158,8 @@ class Tiles:
         return self._written(side, begin, numbers, batch)
 
     def _without(self, error: ModelError, rows: int) -> None:
-        """Go on without layers' factors, for one row at a time or at all."""
-        if isinstance(error, RandomError):  # no other way makes a function of it
+        """Go on with single rows or, if a single row failed, without layers' factors."""
+        if isinstance(error, RandomError):  # a random module fails in every other way too
             raise error
         log.info("%s", error)
         if rows > 1:

@@ -1,1 +1,1 @@
-"""Solvers that know a kernel by its products alone; each answer has its certificate."""
+"""Kernels as linear operators and their solvers; each solution comes with numbers that bound its error."""

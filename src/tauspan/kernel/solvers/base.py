@@ -84,13 +84,13 @@ class Kernel(ABC):
 
     @property
     def dtype(self) -> torch.dtype:
-        """float64."""
+        """The dtype of all results: float64."""
         return torch.float64
 
     # -- products --------------------------------------------------------------------------------------------
 
     def rmatmat(self, vectors: Tensor) -> Tensor:
-        """K^T V for V of shape (N O, k); by the whole matrix unless K is symmetric or the subclass knows better."""
+        """K^T V for V of shape (N O, k); from the whole matrix, unless K is symmetric or the subclass overrides it."""
         return self.matmat(vectors) if self.symmetric else self.dense().T @ self._taken(vectors, 0)
 
     @checked

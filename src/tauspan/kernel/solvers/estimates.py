@@ -17,7 +17,7 @@ from tauspan.kernel.solvers.base import Kernel
 
 Estimator = Literal["hutchinson", "hutch++"]
 EPSILON = float(torch.finfo(torch.float64).eps)
-# single precision leaves a thousandth of these shares
+# rounding in single precision stays a thousand times below these shares
 _UNSYMMETRIC = 1e-3
 _NEGATIVE = 1e-3
 
@@ -79,7 +79,7 @@ def require_symmetric(form: Tensor) -> None:
 
 
 def require_semidefinite(low: float, high: float, what: str) -> None:
-    """Raises `UsageError` where something that J J^T keeps at 0 or above goes further below than rounding does."""
+    """Raises `UsageError` if values that cannot be negative for J J^T go further below 0 than rounding explains."""
     if low < -_NEGATIVE * high:
         raise UsageError(
             f"the kernel is not positive semi-definite: {what} goes down to {low:.3g} beside {high:.3g}, and that of "

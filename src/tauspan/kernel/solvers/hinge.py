@@ -53,9 +53,9 @@ def solve_hinge(
 ) -> DualSolution:
     """The minimum of (1/N) sum max(0, 1 - s f) + ridge/2 |tau|^2, f = f0 + J tau, through its dual.
 
-    tau = J^T alpha with alpha = s b, where b minimises 1/2 b^T Q b - (1 - s f0)^T b over the box [0, 1/(N ridge)],
-    Q_ij = s_i K_ij s_j. A primal-dual interior-point method (Mehrotra's predictor and corrector), which rows that are
-    there twice do not slow down.
+    tau = J^T alpha with alpha = s b, where b minimises 1/2 b^T Q b - (1 - s f0)^T b over the box [0, 1/(N ridge)], Q_ij
+    = s_i K_ij s_j. The solver is a primal-dual interior-point method (Mehrotra's predictor and corrector); duplicate
+    rows do not slow it down.
 
     Args:
         kernel: symmetric, over the training rows; several outputs per row count as one-vs-rest, summed.
@@ -89,7 +89,7 @@ def solve_hinge(
     steps, found, loss, gap = 0, *dual.best(inner, ridge)
     while gap > tolerance * max(loss, 1.0) and steps < max_steps:
         moved = dual.step(inner)
-        if moved is None:  # at the precision of the numbers nothing improves any more
+        if moved is None:  # no further progress is possible at this precision
             break
         inner, steps = moved, steps + 1
         found, loss, gap = dual.best(inner, ridge)
@@ -103,7 +103,7 @@ def solve_hinge(
 
 
 class _Inner(NamedTuple):
-    """A point inside the box, in units of its side: b, 1 - b, and the multipliers of both sides."""
+    """A point inside the box, in units of the box's side: b, 1 - b, and the multipliers of the bounds 0 and 1."""
 
     b: Tensor
     rest: Tensor
@@ -126,14 +126,14 @@ class _Inner(NamedTuple):
 
 @dataclass(frozen=True)
 class _Dual:
-    """min 1/2 b^T Q b - c^T b over [0, top]^n; the problem's own losses are these times the ridge."""
+    """The problem min 1/2 b^T Q b - c^T b over [0, top]^n; the original losses are its losses times the ridge."""
 
     matrix: Tensor
     linear: Tensor
     top: float
 
     def best(self, inner: _Inner, ridge: float) -> tuple[Tensor, float, float]:
-        """The b with what tends to a side put there, the loss, and the duality gap, which is never below 0."""
+        """The point b, with coordinates that tend to a bound set to it, the loss, and the duality gap, never below 0."""
         b = torch.where(inner.b < inner.low, 0.0, inner.b)  # one of the two tends to 0
         b = self.top * torch.where(inner.rest < inner.high, 1.0, b)
         moved = self.matrix @ b
@@ -154,7 +154,7 @@ class _Dual:
         return _Inner(half, half, slope.clamp(min=0) + lift, (-slope).clamp(min=0) + lift)
 
     def step(self, at: _Inner) -> _Inner | None:
-        """One predictor and corrector step; None where rounding leaves no system to solve."""
+        """One predictor and corrector step; None if rounding makes the system singular."""
         system = self.top * self.matrix
         system.diagonal().add_(at.low / at.b + at.high / at.rest)
         factor, failed = torch.linalg.cholesky_ex(system)
@@ -163,7 +163,7 @@ class _Dual:
         unbalanced = self.slope(at) - at.low + at.high
 
         def solved(low: Tensor | float, high: Tensor | float) -> _Inner:
-            """The step that makes b low' and rest high' these, to first order."""
+            """The step that brings b low and rest high to these values, to first order."""
             right = -unbalanced + (low / at.b - at.low) - (high / at.rest - at.high)
             moved = torch.cholesky_solve(right[:, None], factor)[:, 0]
             return _Inner(
@@ -179,7 +179,7 @@ class _Dual:
 
 @dataclass(frozen=True)
 class Margins:
-    """What a soft-margin vector promises; entries are rows and outputs, shape (N O).
+    """Support set and robustness bounds of a soft-margin vector; entries are rows and outputs, shape (N O).
 
     Args:
         support: places with alpha other than 0, which alone make the vector.
@@ -204,9 +204,10 @@ class Margins:
 
     @property
     def safe_edit(self) -> float:
-        """The longest displacement, another task's vector for example, that flips no row which is right now.
+        """The largest norm of a further displacement (another task's vector, say) that cannot flip a correct row.
 
-        By Cauchy and Schwarz, in the tangent model: |J_n delta| <= |J_n| |delta|. It is about these rows only.
+        By the Cauchy-Schwarz inequality in the tangent model, |J_n delta| <= |J_n| |delta|. The bound is about these
+        rows only.
         """
         right = self.edits[self.values > 0]
         return float(right.min()) if len(right) else math.inf

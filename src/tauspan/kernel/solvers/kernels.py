@@ -208,12 +208,12 @@ class CombinedKernel(Kernel):
 
     @property
     def shape(self) -> tuple[int, int]:
-        """That of every term."""
+        """The shape of every term."""
         return self.terms[0][1].shape
 
     @property
     def symmetric(self) -> bool:
-        """Whether every term is."""
+        """Whether every term is symmetric."""
         return all(kernel.symmetric for _, kernel in self.terms)
 
     def matmat(self, vectors: Tensor) -> Tensor:

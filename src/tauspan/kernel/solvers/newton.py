@@ -65,7 +65,7 @@ def solve_cross_entropy(
     alpha, here, steps = zeros, problem.at(zeros), 0
     while here.norm > tolerance and steps < max_steps:
         found = _searched(problem, alpha, here, problem.direction(here))
-        if found is None:  # at the precision of the numbers nothing improves any more
+        if found is None:  # no further progress is possible at this precision
             break
         alpha, here = found
         steps += 1
@@ -97,7 +97,7 @@ def require_labels(kernel: Kernel, labels: Tensor) -> None:
 
 
 class _Here(NamedTuple):
-    """What is known at one alpha: probabilities (N, O), F, K F, the loss, and sqrt(F^T K F), the gradient's norm."""
+    """The values at one alpha: probabilities (N, O), F, K F, the loss, and sqrt(F^T K F), the gradient's norm."""
 
     p: Tensor
     slope: Tensor
@@ -136,7 +136,7 @@ class _Problem:
 def _searched(
     problem: _Problem, alpha: Tensor, here: _Here, direction: Tensor
 ) -> tuple[Tensor, _Here] | None:
-    """The first of the steps 1, 1/2, ... that lowers the loss enough, or, where losses tie, the gradient."""
+    """The first of the step sizes 1, 1/2, ... that lowers the loss enough or, at equal loss, the gradient; else None."""
     falling = float(here.moved @ direction)
     size = 1.0
     for _ in range(40):

@@ -27,9 +27,9 @@ from tauspan.kernel.solvers.estimates import (
 )
 from tauspan.kernel.solvers.solution import cholesky
 
-_COMPLETE = 1e-10  # share of K's size below which what is left of K q is rounding
+_COMPLETE = 1e-10  # share of K's norm below which the remainder of K q is rounding
 _TINY = 1e-300  # keeps a division by 0, whose result is not used, from giving NaN
-_TOGETHER = 8  # Lanczos processes that keep their bases at a time
+_TOGETHER = 8  # Lanczos processes that run at a time; each keeps its basis
 
 
 @checked
@@ -115,7 +115,7 @@ def _quadrature(
 def _rules(
     alpha: Tensor, beta: Tensor, node: float, function: Callable[[Tensor], Tensor]
 ) -> tuple[Tensor, Tensor]:
-    """The Gauss rule of each row's Jacobi matrix, and the Gauss-Radau rule with one more node, given."""
+    """The Gauss rule of each row's Jacobi matrix, and the Gauss-Radau rule with `node` as one more node."""
     inner = torch.diag_embed(alpha)
     inner = inner + torch.diag_embed(beta[:, :-1], offset=1) + torch.diag_embed(beta[:, :-1], offset=-1)
     values, vectors = torch.linalg.eigh(inner)
@@ -133,8 +133,8 @@ def _rules(
 def _lanczos(kernel: Kernel, start: Tensor, steps: int) -> Iterator[tuple[Tensor, Tensor]]:
     """Diagonals (k, steps) and off-diagonals (k, steps) of the Jacobi matrices of k starts, some starts at a time.
 
-    Every vector is orthogonalised twice against all before it, without which eigenvalues would come back as copies. A
-    process whose space is complete goes on with zeros, which have no weight in the rules.
+    Every vector is orthogonalised twice against all before it, since eigenvalues would otherwise be repeated. A process
+    whose space is complete continues with zeros, which have no weight in the rules.
     """
     for some in torch.split(start.T, _TOGETHER):
         current = some / some.norm(dim=1, keepdim=True)

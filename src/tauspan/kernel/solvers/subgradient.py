@@ -36,8 +36,8 @@ def dual_steps(
 ) -> Tensor:
     """Subgradient steps on the hinge loss in function space: a -> (1 - lr ridge) a + (lr/N) [s f < 1] s, from 0.
 
-    The loss is (1/N) sum max(0, 1 - s f) + ridge/2 |tau|^2 with f = f0 + K a. These are the steps of `primal_steps`,
-    tau = J^T a at each, without parameters.
+    The loss is (1/N) sum max(0, 1 - s f) + ridge/2 |tau|^2 with f = f0 + K a. The steps equal those of `primal_steps`,
+    where tau = J^T a, but need no parameters.
 
     Args:
         kernel: symmetric, over the training rows.

@@ -1,1 +1,1 @@
-"""Whether models fit together, said before they are merged."""
+"""Checks whether models fit together, before they are merged."""

@@ -1,4 +1,4 @@
-"""Whether models can be merged: everything that does not fit, found before any byte is moved."""
+"""Whether models can be merged: everything that does not fit, reported before any tensor is written."""
 
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -73,7 +73,7 @@ def check(
         if model.kind == "point":
             problems += architecture(reference, model)
             problems += functions(reference, model)
-            if not isinstance(model, Aligned):  # its rows were brought into one order
+            if not isinstance(model, Aligned):  # whose rows are in one order already
                 problems += tokenizers(reference, model)
     problems += vectors([model for model in models if model.kind == "delta"])
     problems += made_for(base, models)
@@ -138,7 +138,7 @@ class ModelFacts:
 
 @dataclass(frozen=True, kw_only=True)
 class Examination(Result):
-    """What `doctor` learned of models.
+    """The result of `doctor`: what models hold, and whether they can be merged.
 
     Args:
         models: what each holds.
@@ -174,7 +174,7 @@ class Examination(Result):
         return f"These models cannot be merged as they are: {what}.{way}"
 
     def report(self) -> Report:
-        """Tables `models` and `problems`, and where they were measured `displacements`."""
+        """The tables `models` and `problems` and, if displacements were measured, `displacements`."""
         tables = [Table("models", [one.row() for one in self.models])] if self.models else []
         if self.displacements:
             rows: list[dict[str, Cell]] = [
@@ -201,7 +201,7 @@ def doctor(
     values: bool = False,
     allow: Sequence[str] = (),
 ) -> Examination:
-    """What the models hold and whether they can be merged; nothing is raised for what they hold.
+    """Examine what models hold and whether they can be merged; problems are returned and not raised.
 
     Args:
         paths: as for `open_source`.
@@ -212,7 +212,7 @@ def doctor(
 
     Cost: opening and `check`; with `values` two reads of all files.
     """
-    lenient((), allow)  # an unknown name is no problem of the models
+    lenient((), allow)  # raises for unknown names, before any model is opened
     given = [*([base] if base is not None else []), *paths]
     sources: list[Source | None] = []
     problems: list[Problem] = []
@@ -249,7 +249,7 @@ def _counted(count: int, what: str) -> str:
 
 @contextmanager
 def _noted(problems: list[Problem], path: str | Path) -> Iterator[None]:
-    """Make a problem of an error, so that the other models are looked at too."""
+    """Turn an error into a problem, so that the other models are examined too."""
     try:
         yield
     except TauspanError as error:
@@ -259,7 +259,7 @@ def _noted(problems: list[Problem], path: str | Path) -> Iterator[None]:
 def nonfinite(source: Source) -> Iterator[Problem]:
     """Tensors with NaN or infinity; reads every floating-point value, in blocks.
 
-    Infinities alone are a warning: masks hold them, and where all models hold the same they are kept.
+    Infinities without NaN are a warning only: masks hold them, and an infinity that all models share is kept.
     """
     for name, stored in source.tensors.items():
         if not stored.dtype.is_floating_point:

@@ -19,7 +19,7 @@ _ROWS = ("embed", "wte", "lm_head", "shared", "decoder", "projector", "embed_out
 
 
 def compared(reference: Source, other: Source) -> Iterator[Problem]:
-    """Everything in which `other` does not fit `reference`; a displacement need not move every tensor."""
+    """All problems of `other` against `reference`; a displacement need not change every tensor."""
     if reference.kind == "point":
         yield from _named(reference, other)
     yield from _contents(reference, other)
@@ -50,7 +50,7 @@ def _is_aside(stored: Stored) -> bool:
 def _aside(
     reference: Source, other: Source, missing: Sequence[str], extra: Sequence[str]
 ) -> Iterator[Problem]:
-    """Warnings of what one side stores and no merge looks at."""
+    """Warnings of tensors that only one side stores and that no merge uses."""
     for names, has, lacks, then in (
         (missing, reference, other, "the result keeps {}"),
         (extra, other, reference, "the result leaves {} out"),
@@ -70,7 +70,7 @@ def _aside(
 
 
 def _prefix(missing: Sequence[str], extra: Sequence[str]) -> tuple[str, bool]:
-    """What stands before most of the names on one side, and whether it is the extra ones that have it."""
+    """The prefix that most of the names on one side have in addition, and whether that side is `extra`."""
     for longer, shorter, adds in ((extra, missing, True), (missing, extra, False)):
         wanted, votes = set(shorter), Counter[str]()
         for name in longer:
@@ -104,7 +104,7 @@ def _prefixed(reference: Source, other: Source, prefix: str, adds: bool, names: 
 
 
 def _renaming(source: Source, renamed: str) -> str:
-    """Python that writes a copy of a source under other names; a vector stays one, with its header."""
+    """Python code that writes a copy of a source under other names; a vector remains a vector, with its header."""
     place, files = str(source.path), {str(stored.file) for stored in source.tensors.values()}
     if source.kind == "delta":
         return (
@@ -133,7 +133,7 @@ def where(source: Source, name: str) -> Path:
 def _names(
     reference: Source, other: Source, missing: Sequence[str], extra: Sequence[str]
 ) -> Iterator[Problem]:
-    # each file kept another of a tensor's names: one tensor all the same
+    # a tied tensor that each file stores under another of its names: still the same tensor
     same = {name for name in missing if other.aliases.get(name) in extra}
     same |= {other.aliases[name] for name in same}
     same |= {name for name in extra if reference.aliases.get(name) in missing}
@@ -177,7 +177,7 @@ def _names(
 
 
 def _repeats(source: Source, name: str, kept: str) -> bool:
-    """Whether a source stores one tensor twice; values are read, up to the first that differs."""
+    """Whether a source stores one tensor twice; values are read up to the first difference."""
     one, two = source.tensors[name], source.tensors.get(kept)
     if two is None or (one.shape, one.dtype) != (two.shape, two.dtype):
         return False
@@ -185,7 +185,7 @@ def _repeats(source: Source, name: str, kept: str) -> bool:
 
 
 def _count(names: Sequence[str]) -> str:
-    """The first name, and which others share its fate."""
+    """The first name, and how many others have the same problem."""
     rest = names[1:]
     return f"tensor {names[0]!r}" + (f" and {len(rest)} more ({listed(rest, 3)})" if rest else "")
 
@@ -257,7 +257,10 @@ def _short(dtype: torch.dtype) -> str:
 
 
 def _buffers(reference: Source, other: Source, pairs: Iterable[tuple[Stored, Stored]]) -> Iterator[Problem]:
-    """Whole numbers are copied, never averaged, so they must be equal, but for counters; small ones are read here."""
+    """Problems of integer tensors: they are copied, never averaged, so they must be equal, except for counters.
+
+    Only tensors of at most 65,536 entries are compared, since their values are read here.
+    """
     differ: dict[bool, list[tuple[Stored, Stored, str]]] = {}
     for a, b in pairs:
         size = a.shape.numel()

@@ -18,7 +18,7 @@ _SPACES = {"point": "a model's weights", "delta": "a displacement"}
 
 
 def spaces(base: Source | None, models: Sequence[Source]) -> Iterator[Problem]:
-    """Whether weights and displacements meet only where there is a base."""
+    """Problems of mixing weights and displacements: the base must be a model, and mixing needs a base."""
     if base is not None and base.kind != "point":
         yield about(
             base,
@@ -36,7 +36,7 @@ def spaces(base: Source | None, models: Sequence[Source]) -> Iterator[Problem]:
 
 
 def architecture(reference: Source, model: Source) -> Iterator[Problem]:
-    """Whether both configurations name one model type and one class."""
+    """Problems of configurations that name different model types or different classes."""
     ours, theirs = config_of(model.path), config_of(reference.path)
     rules: tuple[tuple[str, Severity, str], ...] = (
         ("model_type", "error", "the same names may mean other functions"),
@@ -53,7 +53,10 @@ def architecture(reference: Source, model: Source) -> Iterator[Problem]:
 
 
 def vectors(displacements: Sequence[Source]) -> Iterator[Problem]:
-    """Displacements among themselves; an adapter is zero beside the modules that it names."""
+    """Problems between displacements: other bases, regimes or points, and tensors that only some of them hold.
+
+    An adapter is zero for all modules that it does not name.
+    """
     saved = [vector for vector in displacements if "base" in vector.identity]
     for key, kind, rule in (
         (
@@ -85,7 +88,7 @@ def vectors(displacements: Sequence[Source]) -> Iterator[Problem]:
 
 
 def made_for(base: Source | None, models: Sequence[Source]) -> Iterator[Problem]:
-    """Whether adapters name the base that they are put on; a warning, since a copy of it has another name."""
+    """Warnings of adapters that were trained on another base; only warnings, since a copy of it has another name."""
     if base is None:
         return
     given = str(base.identity.get("path", base.path))
@@ -103,7 +106,7 @@ def made_for(base: Source | None, models: Sequence[Source]) -> Iterator[Problem]
 
 
 def tied(models: Sequence[Source]) -> Iterator[Problem]:
-    """What adapters and sums with them do that may not be meant: both ends of a tie, parts of a pipeline left out."""
+    """Warnings that sources bring with them: both ends of a tie are changed, or parts of a pipeline are left out."""
     for model in models:
         for kind, note in getattr(model, "notes", ()):
             yield about(model, kind, f"{note}.", severity="warning")
@@ -132,7 +135,7 @@ def fingerprint_of(source: Source) -> str:
 
 
 def fingerprints(base: Source, models: Sequence[Source]) -> Iterator[Problem]:
-    """Whether the vectors start from this base, by content; reads all of the base."""
+    """Problems of vectors that start from another base, by its content; reads all of the base."""
     saved = [model for model in models if "base" in model.identity]
     own = fingerprint_of(base) if saved else ""
     for vector in saved:
@@ -215,9 +218,12 @@ _ROPE = ("rope_parameters", "rope_scaling")  # of transformers from 5 on, and be
 
 
 def functions(reference: Source, model: Source) -> Iterator[Problem]:
-    """Whether both configurations make one function of the same weights; what only one of them states is not compared."""
+    """A problem if two configurations make different functions of the same weights.
+
+    A setting that only one of them states is not compared.
+    """
     theirs, mine = config_of(reference.path), config_of(model.path)
-    told = {_TIES} if set(reference.tensors) != set(model.tensors) else set()  # the names show it
+    told = {_TIES} if set(reference.tensors) != set(model.tensors) else set()  # names show this already
     differ = [
         f"{key} is {own!r} and {other!r}"
         for key, own, other in _differing(mine, theirs, "")
@@ -235,7 +241,7 @@ def functions(reference: Source, model: Source) -> Iterator[Problem]:
 def _differing(
     mine: Mapping[str, Any], theirs: Mapping[str, Any], above: str
 ) -> Iterator[tuple[str, Any, Any]]:
-    """Names and both values of what differs, in the parts of a model of several too."""
+    """The name and both values of each setting that differs, also in the parts of a composite model."""
     for key in mine:
         own, other = mine[key], theirs.get(key)
         if key.endswith("_config") and isinstance(own, Mapping) and isinstance(other, Mapping):
@@ -262,7 +268,7 @@ def _rope(config: Mapping[str, Any]) -> dict[str, Any]:
     return found
 
 
-_SAMPLES, _SAMPLE, _ENOUGH = 4, 1 << 12, 1 << 10  # tensors, entries of each, and how many say something
+_SAMPLES, _SAMPLE, _ENOUGH = 4, 1 << 12, 1 << 10  # tensors, entries of each, fewest entries in all
 _STRANGE = 0.2  # the cosine of a fine-tuned model with its base is near 1
 _FAR, _ALIKE = (
     0.9,
@@ -290,8 +296,8 @@ class Displacement:
 def displacements(base: Source, models: Sequence[Source]) -> tuple[list[Displacement], list[Problem]]:
     """The displacement of each model, and what is odd about it.
 
-    Over the floating-point tensors that all of them have in one shape; a displacement that lacks one does not move it.
-    Sums are in float64.
+    They are computed over the floating-point tensors that all have in one shape; a tensor that a displacement lacks
+    counts as 0. Sums are in float64.
 
     Args:
         base: theta0.
@@ -332,7 +338,7 @@ def displacements(base: Source, models: Sequence[Source]) -> tuple[list[Displace
 def strangers(base: Source, models: Sequence[Source]) -> Iterator[Problem]:
     """Warnings of weights that share nothing with the base: another model's, or a displacement that lost its header.
 
-    Some entries of the largest matrices decide; too few of them, as in toys, decide nothing.
+    Some entries of the largest matrices are compared. With too few of them, as in toy models, nothing is reported.
 
     Cost: reads at most 2^14 entries of each.
     """
@@ -359,7 +365,7 @@ def strangers(base: Source, models: Sequence[Source]) -> Iterator[Problem]:
 
 
 def _sampled(base: Source) -> dict[str, Tensor]:
-    """The first entries of the base's largest matrices; the scales of norms are alike in all models."""
+    """The first entries of the base's largest matrices; not the scales of norms, which are alike in all models."""
     every = base.tensors.items()
     real = [name for name, own in every if own.dtype.is_floating_point and len(own.shape) > 1]
     real.sort(key=lambda name: -base.tensors[name].shape.numel())

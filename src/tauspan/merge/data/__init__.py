@@ -1,1 +1,1 @@
-"""Merges that look at data: statistics, and coefficients."""
+"""Merging with data: statistics of models, and coefficients chosen on validation."""

@@ -1,4 +1,4 @@
-"""Merging methods beside each other: the vector of each method with its own coefficient, chosen on validation."""
+"""Comparison of merging methods: the vector of each, with a coefficient of its own that is chosen on validation."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -21,14 +21,14 @@ from tauspan.models import Encoder
 from tauspan.tasks import Task
 from tauspan.vector import TaskVector
 
-# methods differ in the length of what they make, so that [0, 1] would cut off the best alpha of some
+# the vectors of some methods are so short that their best alpha is above 1
 WIDE_GRID = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0, 1.2, 1.5, 2.0, 2.5, 3.0, 4.0, 5.0, 6.0, 8.0)
 Methods = Mapping[str, tuple[str, Mapping[str, Any]]]
 
 
 @dataclass(frozen=True)
 class ComparedMethod:
-    """One merging method.
+    """The result of one merging method.
 
     Args:
         method: its label.
@@ -49,7 +49,7 @@ class ComparedMethod:
 
 @dataclass(frozen=True, kw_only=True)
 class Comparison(Result):
-    """Merging methods beside each other.
+    """The results of several merging methods.
 
     Args:
         regime: of the edits.

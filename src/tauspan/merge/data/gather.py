@@ -102,7 +102,7 @@ def fisher_information(
 def _differentiable(
     classifier: Classifier, vector: TaskVector, regime: EditRegime, point: Any
 ) -> tuple[Callable[[Batch], Tensor], dict[str, Tensor]]:
-    """The edited model's logits, and the tensors they are differentiated by."""
+    """The edited model's logits, and the tensors with respect to which they are differentiated."""
     edits_tangent = model_kind(regime).tangent
     tangent = linearize(classifier, list(vector.deltas), point if edits_tangent else "logits")
     if edits_tangent:
@@ -125,9 +125,9 @@ def gram_matrices(
 ) -> Statistics:
     """The mean of x x^T over the inputs x of each linear layer of the edited model: X^T X / rows of X.
 
-    Only `nn.Linear` layers whose weight the vector moves; a token is a row of X, padding is none. In the tangent regimes
-    the model is linear in tau at theta0, so the inputs are those of the pre-trained model: a layer's part of
-    J(x) tau is (df/dy) tau_W x0.
+    Only `nn.Linear` layers whose weight the vector changes are included. Each token is a row of X; padding is left out.
+    In the tangent regimes the model is linear in tau at theta0, so the inputs are those of the pre-trained model: a
+    layer's part of J(x) tau is (df/dy) tau_W x0.
 
     Args:
         encoder: the pre-trained encoder.
@@ -214,7 +214,7 @@ class Products:
 
     @contextmanager
     def watching(self, layers: list[tuple[str, nn.Linear]], batch: Batch) -> Iterator[None]:
-        """While the block runs, every call of a layer adds its inputs; those at the batch's padding are left out."""
+        """Inside the block, every call of a layer adds its inputs to the sums, except those at the batch's padding."""
         mask = batch.get("attention_mask") if isinstance(batch, Mapping) else None
         handles: list[RemovableHandle] = []
         try:
@@ -239,13 +239,13 @@ class Products:
         return add
 
     def means(self) -> dict[str, Tensor]:
-        """The sums over the number of their rows."""
+        """The sums divided by the number of rows in each."""
         return {name: total / max(self._rows[name], 1) for name, total in self._sums.items()}
 
 
 def drawn_rows(task: Task, split: SplitName, rows: int, seed: int) -> Split:
     """At most so many rows of a split, drawn by a permutation keyed by the seed."""
-    task.split(split)  # says which there are
+    task.split(split)  # raises for an unknown split
     counts: dict[str, Any] = {split: rows}
     return task.subset(seed=seed, **counts).split(split)
 

@@ -1,4 +1,4 @@
-"""`regmean_plus_plus`: RegMean with each block's inputs as the merged model so far makes them."""
+"""`regmean_plus_plus`: RegMean in which each block's inputs come from the blocks that are merged already."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -37,10 +37,11 @@ def regmean_plus_plus(
 ) -> TaskVector:
     """RegMean++ (arXiv 2508.03121): block by block, with the activations of the merged model so far.
 
-    W = (sum_t w_t W_t G_t) (sum_t w_t G_t)^-1 for the linear layers of block l, as `regmean`, but G_t is gathered where
-    block l with task t's weights reads what the *merged* blocks 0 ... l - 1 make of task t's rows. All else is
-    averaged: biases, norms, and what lies outside the longest stack of blocks. A model without a stack counts as
-    one block, which is RegMean; so is a merge of vectors of the linear regime, where no layer's input depends on tau.
+    W = (sum_t w_t W_t G_t) (sum_t w_t G_t)^-1 for the linear layers of block l, as in `regmean`. But G_t is gathered
+    from block l with task t's weights, whose inputs are the outputs of the *merged* blocks 0 ... l - 1 on task t's
+    rows. All other tensors are averaged: biases, norms, and everything outside the longest stack of blocks. A model
+    without a stack counts as one block, which is RegMean; so is a merge of vectors of the linear regime, where no
+    layer's input depends on tau.
 
     Args:
         encoder: the pre-trained encoder.
@@ -128,12 +129,12 @@ class _Merging:
         self._merged: dict[str, torch.Tensor] = {}
 
     def average(self, names: Sequence[str]) -> None:
-        """Merge tensors without statistics."""
+        """Merge tensors that have no statistics, by the mean."""
         self._set(names, [{}] * len(self._vectors))
 
     @torch.no_grad()
     def block(self, path: str, prepared: Sequence[Sequence[Batch]]) -> None:
-        """Merge one block by the inputs that its layers have behind the merged ones."""
+        """Merge one block, with the inputs that its layers have after the merged blocks before it."""
         inner, _ = models.core(self._model)
         block, start = inner.get_submodule(path), f"{path}."
         names = [name for name in self._vectors[0].deltas if name.startswith(start)]
@@ -152,7 +153,7 @@ class _Merging:
         self._set(names, grams)
 
     def _inputs(self, path: str, block: nn.Module, batch: Batch) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        """What the merged model so far calls the block with; what stands behind it does not run."""
+        """The inputs with which the merged model so far calls the block; later blocks do not run."""
 
         def stop(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             raise _Reached(args, kwargs)
@@ -169,7 +170,7 @@ class _Merging:
         )
 
     def _set(self, names: Sequence[str], grams: Sequence[Params]) -> None:
-        if not names:  # every tensor lies in a block
+        if not names:  # every tensor belongs to a block
             return
         parts = [replace(v, deltas={name: v.deltas[name] for name in names}) for v in self._vectors]
         found = merge(parts, "regmean", self._options, statistics={"gram": grams})

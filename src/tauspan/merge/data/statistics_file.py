@@ -1,4 +1,4 @@
-"""`Statistics`: what merging methods know of a model's data, as a safetensors file with its provenance."""
+"""`Statistics`: statistics of a model on its data, for merging methods, as a safetensors file with its provenance."""
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
@@ -220,7 +220,7 @@ def open_statistics(path: str | Path, need: Need, *, access: Access = "pread") -
 def unfit(
     need: Need, statistics: Sequence[Source], models: Sequence[Source], base: Source | None
 ) -> Iterator[Problem]:
-    """What keeps statistics from being used: another base, regime, set of tensors or shape; by headers alone.
+    """Problems of statistics: another base, regime, set of tensors or shape; decided by headers alone.
 
     The base's own content is not hashed, which would read all of it: statistics are compared with each other, and with
     the vectors that say which base they start from.

@@ -1,1 +1,1 @@
-"""What runs a rule over tensors, block by block, in memory."""
+"""Runs a merging rule over tensors in memory, block by block."""

@@ -23,13 +23,13 @@ T = TypeVar("T")
 
 @contextmanager
 def ordered_pool(workers: int) -> Iterator[OrderedMap]:
-    """An ordered `map` on so many threads; torch computes each operation on one of them while it is open.
+    """An ordered `map` on `workers` threads; while it is open, torch uses one thread for each operation.
 
-    At most three items a worker are begun before their results are taken, so memory stays bounded. Leaving the
-    context waits for what runs and drops what waits.
+    At most three items per worker are begun before their results are taken, so memory stays bounded. Leaving the
+    context waits for running items and cancels those that are waiting.
     """
     before = torch.get_num_threads()
-    torch.set_num_threads(1)  # before the threads start: each takes over what holds then
+    torch.set_num_threads(1)  # before the threads start: each copies the setting
     pool = ThreadPoolExecutor(workers, "merge")
 
     def run(function: Callable[[Any], T], items: Iterable[Any]) -> Iterator[T]:
@@ -195,7 +195,7 @@ def _neighbour(near: Tensor, direction: Tensor) -> Tensor:
 
 
 def restore(stored: Tensor, value: Tensor, where: Mask) -> None:
-    """Put `value`, as the dtype of `stored`, into `stored` at some entries, in place; cheap where it is there already."""
+    """Set some entries of `stored` to `value`, in its dtype and in place; cheap if they have this value already."""
     if not where.any():
         return
     into, own = _bits(stored), _bits(value.to(stored.dtype))
@@ -213,7 +213,7 @@ BLOCK = 1 << 17  # entries: the blocks of a few models stay in a core's caches
 
 @dataclass
 class Engine:
-    """A method over some tensors.
+    """Runs a method over some tensors.
 
     Args:
         method: the row of the table.
@@ -231,7 +231,7 @@ class Engine:
     _shared: Any = field(default=None, init=False)
 
     def measure(self) -> None:
-        """Ask what the method wants to know about the whole model; nothing for most methods."""
+        """Measure what the method needs to know about the whole model; most methods need nothing."""
         filled = [spec for spec in self.specs if spec.shape.numel()]
         if self.method.prepare is not None and self.method.over == "model" and filled:
             scope = Blocks(filled, self.read, self.method.grain, self.size, self.run)

@@ -21,7 +21,7 @@ from tauspan.vector import TaskVector
 
 
 def find(method: object) -> Method:
-    """The row of `METHODS`, or the method itself."""
+    """The method with that name in `METHODS`; a `Method` is returned as it is."""
     if isinstance(method, Method):
         return method
     if not isinstance(method, str):

@@ -107,7 +107,7 @@ def source_hash(method: Method) -> str | None:
 
 
 def _parameters(function: Callable[..., Any], called: str) -> list[inspect.Parameter]:
-    """The keyword-only ones, after two that are not."""
+    """The keyword-only parameters, which follow the two parameters (values, base)."""
     try:
         parameters = list(inspect.signature(function).parameters.values())
     except (TypeError, ValueError) as error:

@@ -1,4 +1,4 @@
-"""A method's options, tensor by tensor: one number, a gradient over the layers, or the first filter that fits."""
+"""A method's options for each tensor: one number, a gradient over the layers, or the first filter that matches."""
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -13,7 +13,7 @@ _LAYER = re.compile(r"(?:^|\.)(\d+)\.")
 
 @dataclass(frozen=True)
 class Gradient:
-    """A number that runs through `points` from the first layer to the last, linearly between them."""
+    """A number that changes from the first layer to the last: `points`, with linear interpolation between them."""
 
     points: tuple[float, ...]
 
@@ -27,7 +27,7 @@ class Gradient:
 
 @dataclass(frozen=True)
 class Steps:
-    """A truth or a text for each part of the layers, from the first to the last; nothing lies between two of them."""
+    """A boolean or a text for each part of the layers, from the first to the last, without interpolation."""
 
     points: tuple["Value", ...]
 
@@ -38,7 +38,7 @@ class Steps:
 
 @dataclass(frozen=True)
 class Filtered:
-    """A number for the tensors whose name contains `pattern`; None fits all. `place` is where a file says so."""
+    """A value for the tensors whose name contains `pattern`; None matches all. `place` is its place in a file."""
 
     pattern: str | None
     value: "Value | Gradient | Steps"
@@ -49,7 +49,7 @@ Setting: TypeAlias = Value | Gradient | Steps | tuple[Filtered, ...]
 
 
 def value_at(setting: Setting, name: str, depth: float | None) -> Value:
-    """What a setting is for one tensor; None where no filter fits."""
+    """The value of a setting for one tensor; None if no filter matches."""
     if isinstance(setting, tuple):
         fitting = (entry.value for entry in setting if entry.pattern is None or entry.pattern in name)
         return value_at(next(fitting, None), name, depth)
@@ -57,7 +57,7 @@ def value_at(setting: Setting, name: str, depth: float | None) -> Value:
 
 
 def stacks(names: Iterable[str]) -> dict[str, set[int]]:
-    """The numbered stacks of a model, nested ones too: what stands before the number, and the numbers.
+    """The numbered stacks of a model, nested ones too: the prefix before the number, and the numbers.
 
     Example:
         >>> stacks(["emb", "h.0.w", "h.1.w"])
@@ -71,7 +71,10 @@ def stacks(names: Iterable[str]) -> dict[str, set[int]]:
 
 
 def outermost(numbered: Mapping[str, set[int]]) -> list[str]:
-    """The stacks that do not lie in a layer of another: experts in layers are none, layers in a wrapper numbered 0 are.
+    """The stacks that are not inside a layer of another stack.
+
+    Experts inside layers are left out. Layers inside a wrapper with the number 0 are kept, because a wrapper with one
+    number is no stack.
 
     Example:
         >>> outermost({"h.": {0, 1}, "h.0.experts.": {0, 1, 2}, "h.1.experts.": {0, 1, 2}})
@@ -112,7 +115,7 @@ def depths(names: Iterable[str]) -> dict[str, float | None]:
 
 @dataclass(frozen=True)
 class Settings:
-    """All options of a merge: `common` for all models, `each` for one model alone, before the common ones.
+    """All options of a merge: `common` for all models; `each` for single models, which take precedence.
 
     Raises:
         UsageError: an unknown option, or a value outside its range; at once, not when a tensor needs it.
@@ -143,7 +146,7 @@ class Settings:
 
     @staticmethod
     def of(method: Method, options: Mapping[str, Any], models: int) -> "Settings":
-        """Options as a call gives them: a list is one number for each model."""
+        """Options as a call gives them: a list has one number for each model."""
         common: dict[str, Setting] = {}
         each: list[dict[str, Setting]] = [{} for _ in range(models)]
         for name, value in options.items():
@@ -163,7 +166,7 @@ class Settings:
         return {option.name: self._one(option, name, depth) for option in self.method.options}
 
     def count(self, name: str) -> int:
-        """How many models there are where the tensor belongs: all."""
+        """How many models take part in the merge of a tensor: all of them."""
         return self.models
 
     def _one(self, option: Option, name: str, depth: float | None) -> Any:

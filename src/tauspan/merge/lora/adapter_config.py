@@ -11,7 +11,7 @@ from tauspan import store
 from tauspan.core.errors import ModelError, StoreError
 
 CONFIG = "adapter_config.json"
-# Say where the adapter goes, how it was trained or who wrote it, and nothing about the displacement of a trained one.
+# Keys that do not affect a trained displacement: where the adapter goes, how it was trained, who wrote it.
 _INERT = frozenset(
     (
         *("auto_mapping", "base_model_name_or_path", "corda_config", "ensure_weight_tying", "eva_config"),
@@ -24,9 +24,9 @@ _INERT = frozenset(
 _USED = frozenset(
     ("r", "lora_alpha", "use_rslora", "rank_pattern", "alpha_pattern", "fan_in_fan_out", "bias")
 )
-# Of the ways to start, these leave the base's weights as they are; the others subtract something from them.
+# Initialisations that leave the base's weights as they are; all others subtract something from them.
 _STARTS = (True, False, None, "gaussian", "eva", "orthogonal", "mica")
-_LONGEST, _REPEATS = 1000, 4  # characters of a pattern, and of them such that repeat something
+_LONGEST, _REPEATS = 1000, 4  # the most characters of a pattern, and repetitions among them
 _NESTED = re.compile(r"\)[*+?{]")  # a repeated group: matching one can take for ever
 _OFF: tuple[Any, ...] = (None, False, [], {}, "")
 
@@ -84,7 +84,7 @@ def read_config(directory: Path) -> AdapterConfig:
 
 
 def parse_config(content: Mapping[str, Any], file: Path) -> AdapterConfig:
-    """Check settings that stand in a file; raises as `read_config`."""
+    """Check the settings of a file that was read; raises as `read_config`."""
     _require_plain(content, file)
     alphas = _pattern(content, "alpha_pattern", file, _number)
     ranks = _pattern(content, "rank_pattern", file, _whole)
@@ -101,7 +101,7 @@ def parse_config(content: Mapping[str, Any], file: Path) -> AdapterConfig:
 
 
 def refused(what: str, directory: Path) -> ModelError:
-    """The error for an adapter that is more than LoRA, with the way out."""
+    """The error for an adapter that is more than LoRA, with the remedy."""
     return ModelError(
         f"{what}, so its displacement is not scale * B A, and no exact sum of adapters exists. Merge it into its base "
         f"first: `PeftModel.from_pretrained(base, {str(directory)!r}).merge_and_unload().save_pretrained(DIR)`; then use "
@@ -158,7 +158,7 @@ def _pattern(
 
 
 def _first(patterns: Mapping[str, Any], module: str, default: Any) -> Any:
-    """The value of the first pattern that fits the end of the module's name, from a dot on."""
+    """The value of the first pattern that matches the module's name, or its end after a dot; else the default."""
     fitting = (value for key, value in patterns.items() if re.match(rf"(.*\.)?({key})$", module))
     return next(fitting, default)
 

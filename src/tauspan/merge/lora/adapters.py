@@ -23,7 +23,7 @@ WEIGHTS = "adapter_model.safetensors"
 _PREFIX = "base_model.model."
 _WRAPPED = re.compile(
     r"\.(?:base_layer|modules_to_save(?:\.default)?)\."
-)  # names of PEFT's own around a module
+)  # parts that PEFT inserts into names
 _FACTOR = re.compile(
     re.escape(_PREFIX) + r"(?P<module>.+)\.lora_(?P<embedding>embedding_)?(?P<side>[AB])(\.weight)?"
 )
@@ -103,7 +103,7 @@ def read_adapter(path: str | Path, *, access: Access = "pread", label: str | Non
 
 
 def holds_whole(path: Path) -> bool:
-    """Whether it is an adapter's directory with tensors beside the products; headers only."""
+    """Whether a path is an adapter's directory that also holds whole tensors; reads headers only."""
     if not (path / CONFIG).is_file() or not (path / WEIGHTS).is_file():
         return False
     return any(_FACTOR.fullmatch(name) is None for name in read_header(path / WEIGHTS).tensors)
@@ -194,7 +194,7 @@ class Products:
         self.tensors = {name: self.dense(name, stored) for name, stored in first.items()}
 
     def dense(self, name: str, factor: Stored) -> Stored:
-        """The dense tensor that products make, with the place of their factor A."""
+        """The dense tensor that the products make, at the place of their factor A in the file."""
         shape = self.low.shape(name)
         return Stored(name, torch.float32, shape, factor.file, factor.offset, shape.numel() * 4)
 
@@ -212,7 +212,7 @@ class Products:
         return self.low.block(name, start, stop)
 
     def renamed(self, names: Mapping[str, str]) -> Self:
-        """The same displacement under other names of the weights, each with the one that the file has."""
+        """The same displacement with other names for its weights; `spelt` keeps the file's names."""
         made = copy.copy(self)
         made.low = replace(self.low, terms={names.get(n, n): own for n, own in self.low.terms.items()})
         made.spelt = {names.get(name, name): name for name in self.low.terms}
@@ -223,7 +223,7 @@ class Products:
         return made
 
     def close(self) -> None:
-        """The factors are let go with the source."""
+        """Nothing has to be closed: the factors are freed with the source."""
 
 
 class AdapterSource(Products):
@@ -263,9 +263,9 @@ class AdapterSource(Products):
 def combine_adapters(
     sources: Sequence[AdapterSource], weights: Sequence[float], rank: int | None = None
 ) -> LowRank:
-    """Sum_t w_t scale_t B_t A_t: exact, with the factors side by side; or cut to `rank`, which `lost` accounts for.
+    """Sum_t w_t scale_t B_t A_t: exact, with the factors side by side; or truncated to `rank`, with the error in `lost`.
 
-    One adapter with weight 1 comes back as it is, bit for bit. Adapters may adapt different modules.
+    One adapter with weight 1 is returned as it is, bit for bit. Adapters may adapt different modules.
 
     Raises:
         UsageError: no adapter, or not one weight an adapter.

@@ -1,4 +1,4 @@
-"""LoRA files of image models: kohya's and diffusers' spellings of the same products, told apart from models."""
+"""LoRA files of image models: the spellings of kohya and diffusers, and how such a file is told from a model."""
 
 import copy
 import json
@@ -39,12 +39,12 @@ _PARTS = re.compile(
     r"(?P<part>lora_unet_|lora_te[12]?_|lora_transformer_|lora_prior_unet_|lycoris_"
     r"|unet\.|transformer\.(?=\w+_blocks\.)|text_encoder(?:_\d)?\.|model\.diffusion_model\.|diffusion_model\.)"
 )
-# what single files of whole pipelines put before the names of each part
+# prefixes of the names of each part, in single files of whole pipelines
 _OUTER = ("model.diffusion_model.", "cond_stage_model.transformer.", "conditioner.embedders.0.transformer.")
 
 
 def is_lora(names: Iterable[str]) -> bool:
-    """Whether tensors of these names are the factors of products, and no model's weights."""
+    """Whether tensors with these names are factors of products, and not the weights of a model."""
     found = [name for name in names if not _ALPHA.fullmatch(name)]
     factors = [name for name in found if _factor(name) or ".hada_" in name or ".lokr_" in name]
     return bool(factors) and all(name in factors or _MORE.fullmatch(name) for name in found)
@@ -85,8 +85,8 @@ class LoraFile(Products):
     def on(self, stored: Mapping[str, Stored], where: Path) -> "LoraFile":
         """The displacement of one model's weights, under their names.
 
-        A file may hold products for several models of a pipeline. Those for which this model has all weights count; if
-        others are left, `notes` says so.
+        A file may hold products for several models of a pipeline. The products of a part are kept if this model has all
+        the weights that they change; `notes` names the parts that are left out.
 
         Raises:
             MismatchError: it has weights for no part of the file, or two for one name.
@@ -122,7 +122,7 @@ class LoraFile(Products):
 
 
 def _read(place: Path, header: Header, values: Values, label: str) -> tuple[LowRank, dict[str, Stored], bool]:
-    """The products by the names of weights, where each A lies, and whether the spelling is kohya's."""
+    """The products by the names of weights, where each factor A is stored, and whether the spelling is kohya's."""
     factors: dict[str, dict[str, Stored]] = {}
     alphas: dict[str, float] = {}
     kohya = False
@@ -132,7 +132,7 @@ def _read(place: Path, header: Header, values: Values, label: str) -> tuple[LowR
             factors.setdefault(found[0], {})[found[1]] = stored
             kohya |= ".lora_down." in name
         elif alpha is not None and stored.shape.numel() == 1:
-            own = _factor(f"{alpha['module']}.down.weight")  # under an attention's processor
+            own = _factor(f"{alpha['module']}.down.weight")  # below an attention processor
             alphas[own[0] if own else alpha["module"]] = float(values.read(stored, 0, 1))
         else:
             raise ModelError(
@@ -177,7 +177,7 @@ def _config(header: Header, place: Path) -> AdapterConfig | None:
 
 
 def _fitting(names: Iterable[str], stored: Mapping[str, Stored], where: Path) -> dict[str, str]:
-    """The model's own name of each weight that it has; kohya writes underscores for dots."""
+    """The model's own name of each weight of the file that the model has; kohya writes underscores for dots."""
     known: dict[str, set[str]] = {}
     for own in (name for name in stored if name.endswith(".weight")):
         inner = own
@@ -238,7 +238,7 @@ def save_lora(
         tensors[f"{module}.{a}.weight"], tensors[f"{module}.{b}.weight"] = term.a, term.b
         if like.kohya:
             tensors[f"{module}.alpha"] = torch.tensor(term.scale * term.rank)
-        elif term.scale != 1:  # diffusers takes alpha for the rank where there are no settings
+        elif term.scale != 1:  # without settings diffusers takes alpha to be the rank
             wide = torch.promote_types(term.b.dtype, torch.float32)
             tensors[f"{module}.{b}.weight"] = (term.b.double() * term.scale).to(wide)
     params.require_finite(tensors, f"the LoRA {low.label!r}")

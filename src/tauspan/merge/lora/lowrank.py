@@ -41,7 +41,7 @@ class Term:
 
     @property
     def shape(self) -> torch.Size:
-        """Of the weight."""
+        """The shape of the weight."""
         if self.layout == "convolution":
             return torch.Size([self.b.shape[0], *self.a.shape[1:]])
         outputs, inputs = self.b.shape[0], self.a.shape[1]
@@ -129,7 +129,7 @@ class LowRank:
         return sum(term.rank for term in self.terms[name])
 
     def shape(self, name: str) -> torch.Size:
-        """Of one tensor."""
+        """The shape of one tensor."""
         return self.terms[name][0].shape
 
     def block(self, name: str, start: int, stop: int, dtype: torch.dtype = torch.float32) -> Tensor:
@@ -151,7 +151,7 @@ class LowRank:
         return torch.cat(parts)[start - first * columns : stop - first * columns]
 
     def dense(self, name: str, dtype: torch.dtype = torch.float32) -> Tensor:
-        """One whole tensor."""
+        """One whole tensor, as the sum of its products."""
         shape = self.shape(name)
         return self.block(name, 0, shape.numel(), dtype).view(shape)
 
@@ -286,7 +286,7 @@ def _wide(tensor: Tensor) -> torch.dtype:
 
 
 def _added(first: Mapping[str, float], second: Mapping[str, float]) -> dict[str, float]:
-    """Norms of sums are at most the sums of norms."""
+    """Bounds of what truncations cut off from a sum: the norm of a sum is at most the sum of the norms."""
     return {name: first.get(name, 0.0) + second.get(name, 0.0) for name in {**first, **second}}
 
 

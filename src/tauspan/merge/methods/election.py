@@ -24,7 +24,7 @@ def plus_or_minus(total: Tensor, zero: float = 1.0) -> Tensor:
 
 
 def agreeing(values: Tensor, sign: Tensor) -> Tensor:
-    """The magnitudes of what has the elected sign, 0 elsewhere: shape of `values`."""
+    """The magnitudes of the values that have the elected sign, 0 elsewhere: shape of `values`."""
     return (values * sign).clamp_(min=0)
 
 
@@ -35,7 +35,7 @@ def disjoint_mean(values: Tensor, sign: Tensor) -> Tensor:
 
 
 def trimmed(values: Tensor, smallest: Tensor) -> Tensor:
-    """The values whose magnitude reaches `smallest`, shape (T,); 0 elsewhere. All of equal magnitude share their fate."""
+    """The values whose magnitude reaches `smallest`, shape (T,); 0 elsewhere. Equal magnitudes are treated alike."""
     below = torch.nextafter(smallest, torch.zeros_like(smallest)).tolist()  # hardshrink keeps |x| > bound
     kept = torch.empty_like(values)
     for row, bound, result in zip(values, below, kept, strict=True):
@@ -44,13 +44,13 @@ def trimmed(values: Tensor, smallest: Tensor) -> Tensor:
 
 
 def reaching(block: Block, reach: Reach) -> Tensor:
-    """The values that a selection from this block's tensor reaches, 0 elsewhere: shape of `values`."""
+    """The values of this block that the selection `reach` includes, 0 elsewhere: shape of `values`."""
     values = block.values.flatten(1)
     above = reach.magnitudes.tolist()
     below = torch.nextafter(reach.magnitudes, torch.zeros_like(reach.magnitudes)).tolist()
     kept = torch.empty_like(values)
     for row, result, place, high, low in zip(values, kept, reach.places, above, below, strict=True):
-        # entries of equal magnitude are in before the place; hardshrink keeps |x| > bound
+        # entries of equal magnitude are included before the place; hardshrink keeps |x| > bound
         cut = min(max(place - block.start, 0), len(row))
         if cut:
             torch.hardshrink(row[:cut], low, out=result[:cut])
@@ -60,7 +60,7 @@ def reaching(block: Block, reach: Reach) -> Tensor:
 
 
 def counted(block: Block, counts: tuple[int, ...], first: str | None = None) -> tuple[int, ...]:
-    """What is known of a whole tensor, or of the whole model, told at its first block only: so counts add up."""
+    """The counts of a whole tensor or model at its first block, 0 at all others: so the blocks' counts add up."""
     here = block.start == 0 and first in (None, block.name)
     return counts if here else (0,) * len(counts)
 
@@ -68,7 +68,8 @@ def counted(block: Block, counts: tuple[int, ...], first: str | None = None) -> 
 def kept_ranks(densities: tuple[float, ...], entries: int, fewest: int = 1) -> list[int]:
     """The rank of the smallest kept magnitude: density times entries, rounded down, and `fewest` at least.
 
-    0 for a density of 0, and for a density of 1 a rank above the entries, which nothing has to be read for.
+    For a density of 0 the rank is 0. For a density of 1 it is above the number of entries, so that nothing has to be
+    read.
     """
 
     def rank(density: float) -> int:
@@ -78,7 +79,7 @@ def kept_ranks(densities: tuple[float, ...], entries: int, fewest: int = 1) -> l
 
 
 class Elected(NamedTuple):
-    """What TIES knows of the whole model: the entries it keeps, the majority's sign, and the first tensor's name."""
+    """What TIES measures on the whole model: the entries it keeps, the majority's sign, the first tensor's name."""
 
     reach: Reach
     majority: float
@@ -177,7 +178,10 @@ MAGMAX = Method(
 
 
 def consensus(block: Block, _: Any) -> Tensor:
-    """The sum, where enough tasks find their own displacement in it."""
+    """The sum of the displacements at entries that at least `least` tasks use, 0 elsewhere.
+
+    Task t uses an entry if |w_t tau_t| > threshold |sum - w_t tau_t|.
+    """
     values = block.weights() * block.values
     total = added(values)
     others = (total - values).abs_().mul_(block.options["threshold"])
@@ -270,7 +274,7 @@ _OUTLIERS = 1e-4  # share of the magnitudes clamped at each end
 
 
 class Competition(NamedTuple):
-    """What PCB knows of the whole model, shape (T,) each: clamps of magnitudes; the score that wins, the best score."""
+    """What PCB measures on the whole model, shape (T,) each: clamps of magnitudes, least winning and best score."""
 
     low: Tensor
     high: Tensor
@@ -284,7 +288,7 @@ def _magnitudes(block: Block, low: Tensor, high: Tensor) -> Tensor:
 
 
 def _part(values: Tensor, low: Tensor, high: Tensor) -> Tensor:
-    """Where values lie from low to high, in [0, 1]; 1 where both are equal."""
+    """The position of values between low and high, from 0 to 1; 1 where low and high are equal."""
     low, high = column(low, values), column(high, values)
     wide = high - low
     return torch.where(wide > 0, (values.clamp(min=low) - low) / torch.where(wide > 0, wide, 1.0), 1.0)
@@ -306,7 +310,7 @@ def compete(scope: Scope) -> Competition:
     rank = entries - min(int(entries * (1 - scope.option("ratio"))), entries - 1)
 
     def sides(block: Block) -> Tensor:
-        """Scores above and below 0: the wanted one is on one side, and the other side then gives 0."""
+        """The scores above 0 and those below 0, as separate rows: the wanted score is in one, and the other gives 0."""
         score = scores(block, low, high).flatten(1)
         return torch.cat([score.clamp(min=0), score.clamp(max=0)])
 

@@ -1,7 +1,7 @@
 """Methods whose result is a linear combination with coefficients from the angles between the models.
 
 Everything they know of the models is the Gram matrix G_st = <v_s, v_t>, measured in float64, block by block: lengths are
-|v_t| = sqrt(G_tt), cosines G_st / |v_s||v_t|. The coefficients are found in the span of the models, T numbers in all, and
+|v_t| = sqrt(G_tt), cosines G_st / |v_s||v_t|. The coefficients, T numbers in all, are computed from G, and
 only then are the values read a second time. v_t are the models themselves, or displacements.
 
 Two rules hold for all of them:
@@ -73,7 +73,7 @@ def _products(equation: str, values: Tensor) -> Tensor:
 
 
 def _along(block: Block) -> str:
-    """What one vector is; a tensor of one axis is one row, and one vector."""
+    """Along what the vectors of a tensor run, as the option `along` says; a tensor of one axis is one vector."""
     along: str = "last_axis" if block.options.get("filter_wise") else block.options.get("along", "tensor")
     return along if len(block.shape) > 1 else "tensor"
 
@@ -86,7 +86,7 @@ def _lines(block: Block) -> Tensor:
 
 
 def _prepare(rule: Rule, scope: Scope) -> Tensor | None:
-    """The coefficients of a tensor, or of its columns; vectors inside a row find theirs in their own block."""
+    """The coefficients of a tensor or of its columns; None if vectors are within rows, whose blocks suffice."""
     first = scope.first
     return rule(scope.total(gram), first) if _along(first) in ("tensor", "columns") else None
 
@@ -104,7 +104,7 @@ def _combine(rule: Rule, block: Block, ready: Tensor | None) -> Tensor:
 def _cosines(products: Tensor) -> tuple[Tensor, Tensor]:
     """Lengths, shape (..., T), and cosines, shape (..., T, T); 0 for zero vectors."""
     lengths = products.diagonal(dim1=-2, dim2=-1).sqrt()
-    # lengths apart: their product would overflow or vanish before they do
+    # divide by one length after the other: their product could overflow or vanish
     per = torch.where(lengths > 0, 1 / lengths, 0.0)
     return lengths, (products * per[..., :, None] * per[..., None, :]).clamp(-1, 1)
 
@@ -174,7 +174,7 @@ def multislerp(products: Tensor, block: Block) -> Tensor:
 
 
 def _scaled(direction: Tensor, weights: Tensor, lengths: Tensor, cosines: Tensor) -> Tensor:
-    """Coefficients of the vector of mean length along sum_t d_t u_t; the weighted sum where that direction is none."""
+    """Coefficients of the vector of mean length along sum_t d_t u_t; those of the weighted sum if that is 0."""
     length = float((direction @ cosines @ direction).clamp(min=0).sqrt())
     if length <= _CANCELLED * float(direction.abs().sum()):
         return weights

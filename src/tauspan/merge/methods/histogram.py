@@ -25,7 +25,7 @@ _ROOM = 1 << 21  # entries of one row that are kept with their places: 24 MB at 
 _MARGIN = (
     0.005  # share of the entries by which a first interval reaches past the sample's quantile, to each side
 )
-_MANY = 0.002  # share of the sample from which equal magnitudes are told apart by place
+_MANY = 0.002  # share of the sample from which equal magnitudes are distinguished by place
 END = 1 << 62  # beyond every place
 _INTEGERS: dict[torch.dtype, np.dtype[np.signedinteger]] = {
     torch.float32: np.dtype(np.int32),
@@ -64,7 +64,7 @@ class Found(NamedTuple):
 
 
 def directly(bits: Bits, ranks: Sequence[int], alike: bool = False) -> list[Found]:
-    """Each row's `rank`-th entry, of rows that are all there; ranks from 1 to n.
+    """Each row's `rank`-th entry, for rows that are wholly in memory; ranks from 1 to n.
 
     Example:
         >>> directly(np.array([[2, 1, 2, 2]]), [2])
@@ -106,8 +106,9 @@ class Sample(NamedTuple):
 class Interval:
     """The entries of the patterns `low` to `high`, both included.
 
-    Of those of the pattern `high` only the ones from the place `first` on, and of the pattern `low` only the ones before
-    the place `last`; blocks that such a place falls into count whole, which makes an interval larger and no less exact.
+    Of the entries with the pattern `high`, only those from the place `first` on belong to it; of those with the pattern
+    `low`, only those before the place `last`. A block that contains such a place counts as a whole, which makes the
+    interval larger but the result no less exact.
     """
 
     low: int
@@ -121,7 +122,7 @@ class Interval:
         return Interval(0, _largest(dtype))
 
     def around(self, sample: Sample, share: float, alike: bool = False) -> "Interval":
-        """The part that probably holds the entry which a share of all reaches; whole patterns where `alike`."""
+        """The part that probably holds the entry at the rank of `share` times all entries; whole patterns if `alike`."""
         count = len(sample.bits)
         margin = _MARGIN + 3 * (share * (1 - share) / count) ** 0.5
         lower, upper = (int((1 - share + way * margin) * count) for way in (-1, 1))
@@ -138,7 +139,7 @@ class Interval:
         return max((self.high - self.low).bit_length() - _BINS.bit_length() + 1, 0)
 
     def located(self, row: Bits, start: int = 0) -> "Located":
-        """What a block, whose first entry is at place `start`, has above the interval and inside."""
+        """What a block holds above the interval and inside it; `start` is the place of the block's first entry."""
         stop = start + row.size
         low, high = self.low + (start >= self.last), self.high - (stop <= self.first)
         above = int(np.count_nonzero(row > high))
@@ -152,7 +153,7 @@ class Interval:
 
 
 class Located(NamedTuple):
-    """What one block has above an interval (a count) and inside (patterns and places), and where it lies."""
+    """What one block holds above an interval (a count) and inside it (patterns and places), and the block's places."""
 
     above: int
     bits: Bits
@@ -163,7 +164,7 @@ class Located(NamedTuple):
 
 @dataclass
 class Search:
-    """One row's rank, and the interval that is left; `add` all blocks in order, then `narrow`, until `found`.
+    """The search for the entry at a rank in one row: `add` all blocks in order, then `narrow`, until `found` is set.
 
     `alike` asks for the magnitude at the rank only, and for the number of entries that reach it.
     """
@@ -192,7 +193,7 @@ class Search:
             self._count()
 
     def _count(self) -> None:
-        """Counts in place of the entries that were kept: by pattern, and by block for a single pattern."""
+        """Replace the entries that were kept by counts: by pattern, and by block for a single pattern."""
         if self._bins is None:
             self._bins = np.zeros(0, np.int64)
         self._blocks += [(len(part.bits), part.start, part.stop) for part in self._kept]
@@ -203,7 +204,7 @@ class Search:
         self._bins, self._kept = longer, []
 
     def narrow(self) -> None:
-        """Find the entry, go on in the part that holds the rank, or on the side on which the interval missed it."""
+        """Settle on the entry, or go on in the part that holds the rank, or beside the interval if that missed it."""
         low, high = self.interval.low, self.interval.high
         rank = self.rank - self._above
         if rank <= 0:

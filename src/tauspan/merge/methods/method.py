@@ -117,7 +117,7 @@ class Option:
 
 
 def _finite(value: float) -> bool:
-    """Whether a number is one that is computed with; a whole number may be too large for that."""
+    """Whether a number is finite as a float; a whole number may be too large to be one."""
     try:
         return math.isfinite(value)
     except OverflowError:
@@ -185,13 +185,13 @@ class Spec:
     models: tuple[int, ...] | None = None
 
     def of(self, every: Sequence[T]) -> tuple[T, ...]:
-        """What belongs to the models that take part, of what all models have."""
+        """The entries that belong to the models that take part, out of one entry for every model."""
         return tuple(every if self.models is None else (every[place] for place in self.models))
 
 
 @dataclass(frozen=True)
 class Reach:
-    """How far a selection of R rows by magnitude reaches; of equal magnitudes the lower place comes first.
+    """The boundary of a selection by magnitude in R rows; of equal magnitudes, lower places are selected first.
 
     Args:
         magnitudes: of the last entry that is in, shape (R,); infinity for none, 0 for all.

@@ -1,4 +1,4 @@
-"""Methods that decide entry by entry which models speak: SCE, RAM, NearSwap and Arcee Fusion.
+"""Methods that decide entry by entry which models count: SCE, RAM, NearSwap and Arcee Fusion.
 
 Example:
     >>> from tauspan import TaskVector
@@ -73,7 +73,7 @@ def variance(block: Block) -> Tensor:
 
 
 class Selected(NamedTuple):
-    """What SCE knows of one tensor: how far the selection by variance reaches, None for all; and the models' weights."""
+    """What SCE measures on one tensor: how far the selection by variance reaches, None for all, and the weights."""
 
     reach: Reach | None
     weights: Tensor
@@ -131,7 +131,7 @@ def sce(block: Block, ready: Selected) -> Tensor:
 
 
 def _sce_count(block: Block, ready: Selected) -> tuple[int, ...]:
-    """One selection for all models."""
+    """The number of selected entries, which is the same for all models."""
     if ready.reach is None:
         return (block.values[0].numel(),) * len(block.values)
     return counted(block, ready.reach.counts * len(block.values))

@@ -31,10 +31,11 @@ _NONE = 1e-7  # a sum of magnitudes below this is not rescaled
 
 
 class Kept(NamedTuple):
-    """What is known of one tensor.
+    """What a sparse method measures on one tensor.
 
-    `reach` says which entries are kept by magnitude, of R T rows: with R = 2 those that the first T reach and the last T
-    do not; None where they are drawn. `factors`, shape (T,), give sparse displacements the l1 norms of the whole ones.
+    `reach` says which entries are kept by magnitude, in R T rows: with R = 2, those that are in the selection of the
+    first T rows and not in that of the last T. It is None if entries are drawn at random. `factors`, shape (T,), give
+    the sparse displacements the l1 norms of the whole ones.
     """
 
     reach: Reach | None = None
@@ -113,7 +114,7 @@ def _known(reach: Reach | None) -> Reach:
 
 
 def _nothing(scope: Scope) -> None:
-    """Entries are drawn: nothing has to be known of the tensor."""
+    """Measure nothing: entries are drawn at random."""
 
 
 def _largest_reach(scope: Scope) -> Reach:
@@ -122,7 +123,7 @@ def _largest_reach(scope: Scope) -> Reach:
 
 
 def _middle_reach(scope: Scope) -> Reach:
-    """The share `gamma` is made smaller where less than `density` would remain."""
+    """The reach of `middle`; the share `gamma` is made smaller if less than `density` would remain."""
     entries = scope.entries
     wanted = [int(density * entries) for density in scope.option("density")]
     shares = zip(scope.option("gamma"), wanted, strict=True)
@@ -132,7 +133,7 @@ def _middle_reach(scope: Scope) -> Reach:
 
 
 def _restoring(scope: Scope, sparsify: Sparsify, reach: Reach | None) -> Kept:
-    """With factors if the method's `rescale` asks for them."""
+    """The reach, with factors if the method's option `rescale` asks for them."""
     if scope.option("rescale") != "l1":
         return Kept(reach)
 
@@ -153,7 +154,7 @@ class _Functions(TypedDict):
 
 
 def _functions(sparsify: Sparsify, reach: Callable[[Scope], Reach | None] = _nothing) -> _Functions:
-    """What is kept, and how many entries that is."""
+    """The functions of a row that follow from what is kept: measure, select, and count the kept entries."""
 
     def prepare(scope: Scope) -> Kept:
         return _restoring(scope, sparsify, reach(scope))

@@ -1,6 +1,6 @@
 """Methods that read a displacement as a matrix and work on its singular values: TSV-M, Iso-C, Iso-CTS and truncation.
 
-All see D_t = w_t tau_t of one matrix of shape (m, n); r = min(m, n). They agree with the authors' code where all D_t have
+All use D_t = w_t tau_t of one matrix of shape (m, n); r = min(m, n). They agree with the authors' code where all D_t have
 full rank. Directions without a singular value (of adapters, or of tensors that did not move) are left out here; the
 authors' code takes whatever basis of them LAPACK returns, and so its answer depends on the machine and the order of
 tasks. The authors also average CLIP's `text_projection`: a filter on the option `matrices` does.
@@ -106,9 +106,9 @@ def _converged(decompose: Callable[[Tensor], Factors], matrix: Tensor, name: str
 
 
 def support(s: Tensor, longest: int, scale: Tensor | None = None) -> int:
-    """How many singular values, largest first, stand above rounding: s_i > eps sqrt(longest) s_1.
+    """How many singular values, largest first, are above rounding: s_i > eps sqrt(longest) s_1.
 
-    The customary eps longest s_1 would drop directions that deltas of wide float32 layers do have.
+    The customary threshold eps longest s_1 would drop directions that deltas of wide float32 layers do have.
 
     Args:
         s: singular values, shape (r,), falling.
@@ -124,9 +124,9 @@ def support(s: Tensor, longest: int, scale: Tensor | None = None) -> int:
 def polar(matrix: Tensor, name: str) -> Tensor:
     """The partial isometry U V^T of the SVD of singular vectors side by side: the nearest one to them.
 
-    Vectors that say the same share one direction: singular values below eps^(2/3) of the largest count as zero, because
-    the vectors themselves are less exact than eps. Null directions stay null, where an arbitrary basis of them would
-    depend on LAPACK and on the order of tasks.
+    Vectors that are parallel up to rounding share one direction: singular values below eps^(2/3) of the largest count
+    as zero, because the vectors themselves are less exact than eps. Null directions remain zero, because an arbitrary
+    basis of them would depend on LAPACK and on the order of tasks.
     """
     u, s, vt = svd(matrix, name)
     rank = int((s > torch.finfo(s.dtype).eps ** (2 / 3) * s[:1]).sum())
@@ -134,7 +134,7 @@ def polar(matrix: Tensor, name: str) -> Tensor:
 
 
 def eigen(gram: Tensor, block: Block, longest: int) -> tuple[Tensor, Tensor]:
-    """The eigenpairs of a float64 Gram matrix that stand above rounding: values (k,), vectors (n, k).
+    """The eigenpairs of a float64 Gram matrix that are above rounding: values (k,), vectors (n, k).
 
     Args:
         gram: of matrices of the block's dtype, shape (n, n).
@@ -157,7 +157,7 @@ def tsv_m(block: Block, _: Any) -> Tensor:
 
 def _tsv_m(block: Block) -> Tensor:
     rank = min(block.shape[0], block.shape[1:].numel())
-    share = max(rank // len(block.models), 1)  # the authors' 0 would lose a small matrix whole
+    share = max(rank // len(block.models), 1)  # with the authors' 0 a small matrix would be lost
     return _joined([_leading(delta, share, block.name) for delta in deltas(block)], block.name)
 
 

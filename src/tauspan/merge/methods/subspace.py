@@ -120,7 +120,7 @@ def _normal(block: Block, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     for delta in deltas(block):
         wide = delta.to(dtype)
         norm = wide.square().sum()
-        if norm != 0:  # NaN goes on, to be found
+        if norm != 0:  # NaN is passed on, so that it is noticed
             own = wide.mT @ wide / norm
             gram += own
             right += wide @ own

@@ -28,7 +28,7 @@ _DEFAULT = "default"  # mergekit's name of the module of a model that has one
 
 
 def translated(document: Document) -> MergeRecipe:
-    """The recipe that a mergekit file stands for.
+    """The recipe that a mergekit file describes.
 
     Arithmetic is in float32 (float64 where the file says so) and rounded once, to `out_dtype` or `dtype`; mergekit
     computes in `dtype`. The key `allow` is ours.
@@ -53,7 +53,7 @@ def translated(document: Document) -> MergeRecipe:
 
 @dataclass(frozen=True)
 class _Reader:
-    """One file on its way to a recipe; `notes` collects what is to be warned of."""
+    """Translates one mergekit file into a recipe; `notes` collects the warnings."""
 
     document: Document
     file: theirs.MergekitFile
@@ -154,7 +154,7 @@ class _Reader:
         return tuple(self._roles(inputs, Input))
 
     def _refuse_shared(self, outer: Mapping[str, Setting], *path: str) -> None:
-        """Parameters of the one module are everyone's, but recipes have no place for them beside the common ones."""
+        """Raise for a parameter of a module that is not per model: a recipe can hold it for the whole file only."""
         for name in outer:
             option = next(one for one in METHODS[self.row.ours].options if one.name == name)
             if not option.per_model:
@@ -164,7 +164,7 @@ class _Reader:
                 )
 
     def _roles(self, inputs: list[Any], make: Any) -> list[Any]:
-        """The models in our order: the base left out, first or last."""
+        """The models in the order of our methods: the base left out, first or last."""
         base, role = self.file.base_model, self.row.role
         if base is None:
             if role == "first":
@@ -279,7 +279,7 @@ class _Reader:
         return found
 
     def _unread(self, name: str, place: str, shared: bool) -> None:
-        """Note that mergekit does not read a parameter where it stands; a slip of the pen is an error."""
+        """Note that mergekit does not read a parameter at this place; a misspelt name is an error."""
         known = {one for row in DIALECT.values() for one in row.parameters}
         if name not in known and theirs.slip(name, known):
             raise RecipeError(f"{place}: no mergekit method has a parameter {name!r}. {nearest(name, known)}")

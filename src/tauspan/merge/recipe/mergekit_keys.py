@@ -1,4 +1,4 @@
-"""The keys of a mergekit 0.1.5 file, and what becomes of others."""
+"""The keys of a mergekit 0.1.5 file, and what happens to other keys."""
 
 import difflib
 from collections.abc import Iterable, Mapping, Sequence
@@ -19,7 +19,7 @@ _OTHERS = {
     "`layer_range`",
 }
 """Keys that belong to other programs of mergekit, each with what that program is."""
-_SIMILAR = 0.8  # from which a key that mergekit does not read is taken for a slip of one that it does
+_SIMILAR = 0.8  # similarity from which an unknown key counts as a known one misspelt
 
 
 def _raw(value: Any, _: str) -> Any:
@@ -130,9 +130,9 @@ _INSIDE: Mapping[str, type] = {
 
 
 def read_file(document: Document) -> tuple[MergekitFile, tuple[str, ...]]:
-    """The file in a document, and what is to be said of keys that mergekit does not read.
+    """The file in a document, and notes about keys that mergekit does not read.
 
-    mergekit leaves out any key that it does not know; one that looks like a slip of the pen is an error here.
+    mergekit ignores any key that it does not know; a key that looks misspelt is an error here.
 
     Raises:
         RecipeError: the file is of another of mergekit's programs, or a key or value is wrong; with the line.
@@ -173,7 +173,7 @@ def _below(value: Any, kind: type, path: KeyPath, document: Document, notes: lis
 
 
 def slip(key: str, names: Iterable[str]) -> str | None:
-    """The known name that a key is probably a slip of; None if it is like none.
+    """The known name that a key is probably meant to be; None if it resembles none of them.
 
     Example:
         >>> slip("dtpye", ["dtype"]), slip("name", ["dtype"])
@@ -183,7 +183,7 @@ def slip(key: str, names: Iterable[str]) -> str | None:
 
 
 def _unknown(key: str, names: Sequence[str], path: KeyPath, document: Document) -> list[str]:
-    """What is said of a key that mergekit does not read."""
+    """A note about a key that mergekit does not read; an error if it looks misspelt."""
     place = document.place(*path, key)
     near = slip(key, names)
     full = ".".join([*map(str, path), key])

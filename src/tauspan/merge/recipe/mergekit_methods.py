@@ -1,4 +1,4 @@
-"""The methods and parameters of mergekit 0.1.5 as ours, and its values as options."""
+"""The methods and parameters of mergekit 0.1.5 as tauspan's, and its values as options."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -141,7 +141,7 @@ DIALECT: Mapping[str, MergekitMethod] = MappingProxyType(
 
 
 def spelled_here(name: str) -> str | None:
-    """What an option is called here that mergekit calls by this name; None if mergekit has no such option.
+    """Our name of the option that mergekit calls by this name; None if mergekit has no such option.
 
     Example:
         >>> spelled_here("lambda"), spelled_here("no_such")
@@ -161,7 +161,7 @@ def total(given: Setting) -> bool:
 def as_setting(value: Any, parameter: MergekitParameter, place: str, notes: list[str]) -> Setting:
     """A value of mergekit's file as a setting of ours; None for an empty list, which says nothing.
 
-    mergekit takes the first entry that fits and leaves out what it does not know; `notes` collects what that is.
+    mergekit takes the first entry that matches and ignores what it does not know; `notes` collects what was ignored.
     """
     if isinstance(value, list) and not value:
         return None
@@ -173,7 +173,7 @@ def as_setting(value: Any, parameter: MergekitParameter, place: str, notes: list
 
 
 def _known(value: Any, place: str, notes: list[str]) -> Any:
-    """Entries without keys that mergekit does not read."""
+    """The value without the keys of its entries that mergekit does not read."""
     if isinstance(value, list):
         return [_known(item, place, notes) for item in value]
     if not isinstance(value, Mapping):
@@ -187,7 +187,7 @@ def _known(value: Any, place: str, notes: list[str]) -> Any:
 
 
 def _reached(value: Any, place: str, notes: list[str]) -> Any:
-    """Entries up to the first that fits every tensor."""
+    """The entries up to the first that matches every tensor."""
     if not isinstance(value, list) or not all(isinstance(item, Mapping) for item in value):
         return value
     ends = [at for at, item in enumerate(value) if item.get("filter") in (None, "*")]
@@ -202,7 +202,7 @@ def _reached(value: Any, place: str, notes: list[str]) -> Any:
 
 
 def _numbers(value: Any, parameter: MergekitParameter) -> Any:
-    """The same with texts such as 1e-4 as numbers, and `yes` and 1 as truths, which is how mergekit reads them."""
+    """The value with texts such as 1e-4 as numbers, and `yes` and 1 as booleans, which is how mergekit reads them."""
     if isinstance(value, Mapping):
         return {key: _numbers(item, parameter) if key == "value" else item for key, item in value.items()}
     if isinstance(value, list):

@@ -14,7 +14,7 @@ from tauspan.merge.methods.method import Method, Value
 
 
 def setting(value: Any, place: str) -> Setting:
-    """A number, text or truth; a list of them, which runs over the layers; or a list of `filter` and `value`."""
+    """A value; a list of values, which runs over the layers; or a list of `filter` and `value`."""
     if isinstance(value, list) and value and all(isinstance(entry, Mapping) for entry in value):
         entries = tuple(_filtered(entry, f"{place}[{index}]") for index, entry in enumerate(value))
         return _reachable(entries)
@@ -25,7 +25,7 @@ def setting(value: Any, place: str) -> Setting:
 
 
 def _reachable(entries: tuple[Filtered, ...]) -> tuple[Filtered, ...]:
-    """The entries, of which the first that fits holds; an error if one stands after one that fits everything."""
+    """The entries, of which the first that matches is used; an error if one follows an entry that matches everything."""
     for entry, later in itertools.pairwise(entries):
         if entry.pattern is None:
             raise RecipeError(
@@ -75,7 +75,7 @@ def _written(value: Setting) -> Any:
 
 
 def completed(given: Mapping[str, Setting], defaults: Mapping[str, Setting]) -> dict[str, Setting]:
-    """Settings that hold for every tensor: where none is given, or no filter fits, the default."""
+    """Settings that have a value for every tensor: the default where none is given or no filter matches."""
     done = dict(given)
     for name, default in defaults.items():
         before = done.get(name)
@@ -87,7 +87,7 @@ def completed(given: Mapping[str, Setting], defaults: Mapping[str, Setting]) -> 
 
 
 def within(inner: Mapping[str, Setting], outer: Mapping[str, Setting]) -> dict[str, Setting]:
-    """Settings of two scopes as one: where the inner one has none, or no filter of it fits, the outer one holds."""
+    """Settings of two scopes as one: the outer one is used if the inner one has none, or no filter of it matches."""
     return {**outer, **completed(inner, {name: outer[name] for name in inner if name in outer})}
 
 
@@ -97,7 +97,7 @@ def chained(setting: Setting) -> tuple[Filtered, ...]:
 
 
 def require_option(method: Method, name: str, value: Setting, single: bool, place: str) -> None:
-    """Raise, with its place, for an option that the method lacks or that is not one model's, or for a bad value."""
+    """Raise, naming the place: for an option that the method lacks or that is not per model, or for a bad value."""
     one = {name: value}
     try:
         Settings(method, 1, {} if single else one, [one] if single else ())
@@ -116,7 +116,7 @@ _SIZE = re.compile(r"\s*(\d+(?:\.\d+)?)\s*([A-Za-z]+)\s*")
 
 
 def method(name: Any, place: str) -> str:
-    """The name of a method of the table, or of code of the user's."""
+    """The name of a method in `METHODS`, or `module:function` for a method of the user's own."""
     if not isinstance(name, str) or (name not in METHODS and ":" not in name):
         raise RecipeError(f"{place}: no merging method {name!r}. {nearest(str(name), METHODS)}")
     return name
@@ -250,7 +250,7 @@ class Slice:
         self.require_equal()
 
     def require_equal(self) -> None:
-        """Raise `RecipeError` if its sources have unequally many layers."""
+        """Raise `RecipeError` if its sources have different numbers of layers."""
         every = (*self.sources, *([] if self.base is None else [self.base]))
         counts = [source.count for source in every if source.count is not None]
         if len(set(counts)) > 1:

@@ -56,7 +56,7 @@ def recipe_in(document: Document) -> MergeRecipe:
 
 
 def recipe_of(given: MergeRecipe | Mapping[str, Any] | str | Path) -> MergeRecipe:
-    """A recipe as it is, from a mapping of what its file would hold, or from the file."""
+    """A recipe from a `MergeRecipe`, from a mapping of what its file would hold, or from the file."""
     if isinstance(given, MergeRecipe):
         return given
     if isinstance(given, str | Path):
@@ -169,7 +169,7 @@ _VALUE = {"anyOf": [{"type": ["number", "boolean", "string"]}, *_LISTS]}
 
 
 def json_schema() -> dict[str, Any]:
-    """The schema, draft 2020-12.
+    """The JSON schema of a recipe's file, draft 2020-12.
 
     Example:
         >>> sorted(json_schema()["required"])
@@ -218,7 +218,7 @@ def _setting() -> dict[str, Any]:
 
 
 def _only(method: Method) -> dict[str, Any]:
-    """What a method's recipe may say under `parameters`."""
+    """What a recipe of this method may have under `parameters`."""
     names = [option.name for option in method.options]
     return {
         "if": {"properties": {"method": {"const": method.name}}},

@@ -143,7 +143,7 @@ class MergeRecipe:
         )
 
     def scopes(self) -> Iterator[tuple[tuple[str | int, ...], Mapping[str, Setting]]]:
-        """Where options stand, as a path of keys, and the options: the common ones, a model's, a slice's, a source's."""
+        """Every place that holds options, as a path of keys, with its options: common, of a model, slice or source."""
         yield ("parameters",), self.parameters
         for index, one in enumerate(self.models):
             yield ("models", index, "parameters"), one.parameters
@@ -153,9 +153,9 @@ class MergeRecipe:
                 yield ("slices", number, "sources", index, "parameters"), source.parameters
 
     def require_fitting(self, names: Collection[str]) -> list[str]:
-        """Raise for a filter that fits none of the tensors' names, so that what it says would never hold.
+        """Raise for a filter that matches none of the tensors' names, and so would have no effect.
 
-        In a file of mergekit's, which does not look at that, it is told instead.
+        mergekit does not check this: for its files a note is returned and nothing is raised.
         """
         notes = []
         for path, parameters in self.scopes():
@@ -186,14 +186,14 @@ class MergeRecipe:
         return replace(self, own=own)
 
     def resolved(self) -> "MergeRecipe":
-        """The same recipe with every option written out, so that it outlives other defaults."""
+        """The same recipe with every option written out, so that it does not change when defaults do."""
         defaults = {
             option.name: option.default for option in self.row().options if option.default is not None
         }
         return replace(self, parameters=completed(self.parameters, defaults))
 
     def as_dict(self) -> dict[str, Any]:
-        """Plain values, complete: what is not written in a file stands here with its default."""
+        """The complete recipe as plain values: a key that the file leaves out has its default."""
         return {
             "method": self.method, "base_model": self.base_model,
             "models": [written_model(one) for one in self.models],
@@ -263,7 +263,7 @@ def places(recipe: MergeRecipe) -> dict[str, str]:
 
 
 def relocated(recipe: MergeRecipe, places: Mapping[str, str], card: Path) -> MergeRecipe:
-    """The same recipe with each local input where it lies: at its absolute path, else at the path as given.
+    """The same recipe with each local input at its absolute path or, if it is not there, at the path as given.
 
     Args:
         recipe: a card's.

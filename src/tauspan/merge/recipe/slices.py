@@ -35,12 +35,12 @@ class LayerView:
 
     @property
     def path(self) -> Path:
-        """The first source's."""
+        """The path of the first source."""
         return self.sources[0].path
 
     @property
     def identity(self) -> Mapping[str, Any]:
-        """All sources', in order."""
+        """The identities of all sources, in order."""
         return {"slices": [source.identity for source in self.sources]}
 
     def read(self, name: str, start: int, stop: int) -> Tensor:
@@ -49,7 +49,7 @@ class LayerView:
         return source.read(inner, start, stop)
 
     def close(self) -> None:
-        """Let go of the files of all sources."""
+        """Close the files of all sources."""
         for source in self.sources:
             source.close()
 
@@ -181,13 +181,13 @@ class Sliced:
         return settings.at(name, layer / (count - 1) if count > 1 else 1.0)
 
     def count(self, name: str) -> int:
-        """How many models the slice of a tensor has."""
+        """How many models take part in the slice of a tensor."""
         group, place, _ = self.stacked.part(name)
         return len(self.stacked.groups[group].parts[place].sources)
 
 
 def sliced(method: Method, stacked: Stacked, parameters: Mapping[str, Setting]) -> Sliced:
-    """The options of a merge by slices: a source's before its slice's, those before the common ones."""
+    """The options of a merge by slices: a source's take precedence over its slice's, and those over the common ones."""
     each = tuple(
         tuple(
             Settings(
@@ -206,8 +206,8 @@ def sliced(method: Method, stacked: Stacked, parameters: Mapping[str, Setting]) 
 def views(stacked: Stacked, opened: Mapping[str, Source]) -> tuple[tuple[LayerView, ...], LayerView | None]:
     """The models of a merge by slices, and what their displacements start from.
 
-    The n-th model is made of the n-th source of every slice that has so many; one of fewer slices lacks the others'
-    layers.
+    The n-th model consists of the n-th source of every slice that has at least n sources. It lacks the layers of slices
+    with fewer.
     """
     parts = [part for group in stacked.groups for part in group.parts]
     most = max(len(part.sources) for part in parts)
@@ -221,7 +221,7 @@ def views(stacked: Stacked, opened: Mapping[str, Source]) -> tuple[tuple[LayerVi
 
 
 def _beyond(stacked: Stacked, first: LayerView, place: int) -> frozenset[str]:
-    """The tensors whose slice has no source at a place."""
+    """The tensors whose slice has no source at that place."""
 
     def has(name: str) -> bool:
         group, at, _ = stacked.part(name)
@@ -274,7 +274,7 @@ def _made(
 
 
 def _numbered(name: str, stacked: Stacked) -> bool:
-    """Whether the tensor lies in a layer of one of the sliced stacks."""
+    """Whether the tensor belongs to a layer of one of the sliced stacks."""
     return any(group.layered and number(name, group.stack) is not None for group in stacked.groups)
 
 

@@ -48,10 +48,10 @@ class Towers:
         return Towers(several, _main(several, config_of(source.path)), str(source.path), outside)
 
     def named(self, wanted: str | None) -> str:
-        """The prefix of what a name means.
+        """The prefix of the part of the model that a name means.
 
-        That is a stack by a part of its prefix or by mergekit's name of the module, or a part of the model without
-        layers, such as a projector.
+        The name is a part of a stack's prefix, mergekit's name of the module, or the name of a part of the model
+        without layers, such as a projector. None means the main stack.
 
         Raises:
             ModelError: nothing has that name, or several stacks have.
@@ -84,7 +84,7 @@ class Towers:
         return found[0]
 
     def _beside(self, part: str) -> list[str]:
-        """The prefix of tensors beside the stacks that have a step of that name."""
+        """The prefixes of tensors outside the stacks whose names have `part` among their steps."""
         marked = (f".{name}".partition(f".{part}.") for name in self.outside)
         return list(
             dict.fromkeys(f"{before}.{part}.".removeprefix(".") for before, found, _ in marked if found)

@@ -1,1 +1,1 @@
-"""What a merge reads: models, task vectors and adapters under one face."""
+"""What a merge reads: models, task vectors and adapters, with one interface."""

@@ -79,7 +79,7 @@ class SumSource:
         return point
 
     def close(self) -> None:
-        """Let go of the files of both."""
+        """Close the files of the model and of the displacement."""
         self.model.close()
         self.adapter.close()
 
@@ -130,7 +130,10 @@ def adapted(model: Source, change: Source, label: str) -> SumSource:
 
 
 def _untied(model: Source, tied: Mapping[str, str], wholes: dict[str, Tensor]) -> dict[str, str]:
-    """Names that get a tensor of their own, with those they were tied to; what stays tied is kept once in `wholes`."""
+    """The names that get a tensor of their own, each with the name that it was tied to.
+
+    A tensor that stays tied is kept once in `wholes`.
+    """
     origins: dict[str, str] = {}
     for kept in dict.fromkeys(tied.values()):
         names = [alias for alias, own in tied.items() if own == kept]
@@ -148,7 +151,7 @@ def _untied(model: Source, tied: Mapping[str, str], wholes: dict[str, Tensor]) -
 
 
 def _written(model: Source, names: Sequence[str], kept: str, given: Mapping[str, Tensor]) -> list[str]:
-    """Of a tied tensor's other names, those under which transformers would write it if it were not tied."""
+    """Of a tied tensor's other names, those under which transformers would store it if it were not tied."""
     folder = model_folder(model.path)
     chosen = [name for name in names if name in given] or [names[-1]]
     if folder is None or not has_config(folder):
@@ -187,7 +190,7 @@ def _tensors(
 
 
 def _grown(name: str, own: Stored, whole: Tensor, model: Source) -> bool:
-    """Whether it is an embedding of another number of tokens."""
+    """Whether `whole` is an embedding of another number of tokens than the model's."""
     rows = _vocabulary(model)
     return (
         rows is not None

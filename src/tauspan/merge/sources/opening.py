@@ -40,7 +40,7 @@ _INTEGERS = (torch.int8, torch.uint8, torch.int16, torch.uint16, torch.int32, to
 
 @dataclass(frozen=True, eq=False)
 class FileSource:
-    """A source whose tensors lie in safetensors files: a model's weights, or a task vector."""
+    """A source whose tensors are in safetensors files: a model's weights, or a task vector."""
 
     label: str
     path: Path
@@ -56,7 +56,7 @@ class FileSource:
         return self.values.read(found(self, name), start, stop)
 
     def close(self) -> None:
-        """Let go of the files; a later read opens them again."""
+        """Close the files; a later read opens them again."""
         self.values.close()
 
 
@@ -109,7 +109,7 @@ def _fetched(text: str) -> Path:
     """
     name, colon, inner = text.partition(":")
     if not colon and text.endswith((".safetensors", ".json")):
-        return Path(text)  # a file that is not there: whoever opens it says so
+        return Path(text)  # a file that does not exist: opening it raises the error
     folder = model_directory(name, only=inner.strip("/")) if colon else model_directory(name)
     place = folder / inner.strip("/")
     if ".." in Path(inner).parts or not place.exists():
@@ -120,9 +120,9 @@ def _fetched(text: str) -> Path:
 
 
 def adapter_folder(place: Path) -> Path | None:
-    """The directory of the PEFT adapter that a path means; None where it means something else.
+    """The directory of the PEFT adapter that a path means; None if it means something else.
 
-    Of a directory with a whole model too, the model is meant, and its `adapter_config.json` names the adapter.
+    A directory that also holds a whole model means the model; its `adapter_config.json` then means the adapter.
     """
     if place.name in (CONFIG, ADAPTER) and (place.parent / CONFIG).is_file():
         return place.parent
@@ -130,7 +130,7 @@ def adapter_folder(place: Path) -> Path | None:
 
 
 def _has_weights(directory: Path) -> bool:
-    """Whether the directory holds a whole model beside what an adapter or a vector keeps there."""
+    """Whether the directory holds a whole model besides the files of an adapter or a vector."""
     others = {FILE, ADAPTER}
     if folders.modules(directory):
         return True
@@ -177,7 +177,7 @@ def _files(place: Path, given: str, access: Access, label: str | None) -> Source
     metadata = {key: value for header in headers.values() for key, value in header.metadata.items()}
     identity = described(given, headers)
     commit = next((one.name for one in (place, *place.parents) if one.parent.name == "snapshots"), None)
-    if commit is not None:  # the hub's cache: the folder is the commit
+    if commit is not None:  # in the hub's cache the folder has the commit's name
         identity["commit"] = commit
     if "tauspan" in metadata:
         vector = parse_header(metadata["tauspan"], place)
@@ -193,7 +193,7 @@ def _files(place: Path, given: str, access: Access, label: str | None) -> Source
 
 
 def _peft_file(place: Path, access: Access, label: str | None) -> Source:
-    """PEFT's factors in a file on their own: the adapter of the directory that it lies in."""
+    """The adapter whose factors are in a file that is opened by its own name."""
     folder = place if place.is_dir() else place.parent
     if not (folder / CONFIG).is_file():
         raise StoreError(

@@ -1,4 +1,4 @@
-"""Inputs under the names of the files that they are merged with: transformers' own renamings, for sources."""
+"""Sources under the names of the files that they are merged with, by transformers' own rules of renaming."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -20,9 +20,9 @@ from tauspan.store import Stored
 def respelt(source: Source, reference: Source) -> Source:
     """The source under the names of the reference's files.
 
-    Where one directory was saved from another class or by another version than the other, or where an adapter or an old
-    vector has the names that the module has in memory, transformers' own rules translate, exactly. A source whose names
-    fit, or that no rule brings closer, comes back as it is.
+    Names differ if the two directories were saved from different classes or by different versions, or if an adapter or
+    an old vector has the names that the module has in memory. transformers' own rules translate them exactly. A source
+    whose names match, or that no rule brings closer, is returned as it is.
     """
     if isinstance(source, LoraFile):
         return source.on(reference.tensors, reference.path) if reference.kind == "point" else source
@@ -44,7 +44,7 @@ def respelt(source: Source, reference: Source) -> Source:
 
 
 def _between(source: Source, reference: Source, folder: Path) -> tuple[Names, Names] | None:
-    """From the source's names to memory, and from memory to the reference's: of the class that explains most of them."""
+    """The names from source to memory and from memory to reference, of the class that explains most of them."""
     shapes = {name: stored.shape for name, stored in reference.tensors.items()}
     own = model_folder(source.path) if source.kind == "point" else None
     if own is not None and has_config(own):
@@ -62,7 +62,9 @@ def _between(source: Source, reference: Source, folder: Path) -> tuple[Names, Na
 def best_names(
     inside: Sequence[str], shapes: Mapping[str, Size], folder: Path, aliases: Iterable[str] = ()
 ) -> Names | None:
-    """Between a directory's files and the class, of those that its configuration has, that explains most of some names.
+    """The names between a directory's files and memory, for the class that explains most of `inside`.
+
+    The classes that are tried are those that the directory's configuration allows; None if none of them can be used.
 
     Args:
         inside: names in memory.
@@ -90,7 +92,7 @@ def _names(source: Source) -> list[str]:
 
 
 def _renamings(source: Source, theirs: Names, ours: Names) -> dict[str, str]:
-    """The reference's name of each tensor that is one there too; others keep theirs."""
+    """The reference's name of each tensor that the reference stores as one tensor too; others keep their names."""
     inside = {name: theirs.renamed.get(name, name) for name in _names(source)}
     stored: dict[str, str] = {}
     for own, name in ours.renamed.items():
@@ -99,7 +101,7 @@ def _renamings(source: Source, theirs: Names, ours: Names) -> dict[str, str]:
 
 
 def spelt_in_memory(names: Iterable[str], models: Sequence[Source], base: Source | None) -> dict[str, str]:
-    """What adapters call tensors of the files: as those among the models do, else as the base's class does."""
+    """What adapters call the tensors of the files: as adapters among the models do, else as the base's class does."""
     adapters = (model for model in models if isinstance(model, Products))
     known = {name: own for adapter in adapters for name, own in adapter.spelt.items()}
     rest = [name for name in names if name not in known]
@@ -115,7 +117,7 @@ def spelt_in_memory(names: Iterable[str], models: Sequence[Source], base: Source
 
 @dataclass(frozen=True, eq=False)
 class Spelt(SourceView):
-    """A source under other names; what is one tensor there and several here is rearranged as it is read.
+    """A source under other names; tensors that are split or joined in these names are rearranged as they are read.
 
     Args:
         inner: the source.
@@ -136,7 +138,7 @@ class Spelt(SourceView):
 
     @staticmethod
     def of(inner: Source, theirs: Names, ours: Names) -> "Spelt":
-        """With the names worked out on tensors without values."""
+        """The source under other names, which are worked out with tensors that have no values."""
         single = _renamings(inner, theirs, ours)
         groups = {name: group for group in ours.moved for name in group.made}
         moved = {name for group in theirs.moved for name in group.shapes}
@@ -175,13 +177,13 @@ class Spelt(SourceView):
         return self.inner.read(name, 0, shape.numel()).view(shape)
 
     def close(self) -> None:
-        """Let go of the files."""
+        """Close the files of the source."""
         self._made.clear()
         super().close()
 
 
 def _together(apart: Sequence[str], theirs: Names, ours: Names) -> Iterator[tuple[str, ...]]:
-    """The source's tensors that have to be rearranged at once."""
+    """The groups of the source's tensors that have to be rearranged together."""
     left = dict.fromkeys(apart)
     groups = {name: group for group in ours.moved for name in group.made}
     there = {name: group for group in theirs.moved for name in group.shapes}

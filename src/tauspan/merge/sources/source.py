@@ -56,11 +56,11 @@ class Source(Protocol):
         """The entries `start` to `stop` of the flattened tensor; threads may read at once."""
 
     def close(self) -> None:
-        """Let go of the files."""
+        """Close the files."""
 
 
 def ranges(entries: int) -> Iterator[tuple[int, int]]:
-    """The ranges in which a tensor is looked at that is not merged; no more of it is in memory at once."""
+    """The ranges in which a tensor is read that is examined and not merged: at most `LOOK` entries at once."""
     return ((start, min(start + LOOK, entries)) for start in range(0, entries, LOOK))
 
 
@@ -73,7 +73,7 @@ def same_values(one: Source, name: str, two: Source, other: str) -> bool:
 
 
 def found(source: Source, name: str) -> Stored:
-    """Where the tensor lies, under its own name or the one it is tied to; a `StoreError` if it does not."""
+    """Where a tensor is stored, under its own name or the one it is tied to; a `StoreError` if it is not."""
     stored = source.tensors.get(source.aliases.get(name, name))
     if stored is None:
         raise StoreError(f"{source.path} has no tensor {name!r}; it has {listed(source.tensors)}.")
@@ -110,7 +110,7 @@ def model_folder(place: Path) -> Path | None:
 
 
 class SourceView:
-    """Passes on what a source says of itself; a subclass shows other tensors.
+    """Another source's properties passed on; a subclass presents other tensors.
 
     Attributes:
         inner: the source.
@@ -139,7 +139,7 @@ class SourceView:
         return self.inner.identity
 
     def close(self) -> None:
-        """Let go of the files."""
+        """Close the files of the inner source."""
         self.inner.close()
 
 
@@ -170,7 +170,7 @@ _SPELLINGS |= {new: old for old, new in _SPELLINGS.items()}
 
 
 def spelled_before(name: str) -> str | None:
-    """The other spelling of a norm's tensor: checkpoints of the first years call it `LayerNorm.gamma` and `.beta`.
+    """The other spelling of a norm's tensor: old checkpoints call its parts `LayerNorm.gamma` and `LayerNorm.beta`.
 
     Example:
         >>> spelled_before("bert.LayerNorm.gamma"), spelled_before("bert.LayerNorm.bias"), spelled_before("norm.gamma")
@@ -181,7 +181,7 @@ def spelled_before(name: str) -> str | None:
 
 
 def spellings_in(aliases: Mapping[str, str]) -> dict[str, str]:
-    """Of some aliases, those that spell one tensor in another way; the others are second tensors that are tied to one."""
+    """The aliases that are another spelling of the same tensor; all others are second tensors that are tied to one."""
     return {alias: kept for alias, kept in aliases.items() if spelled_before(alias) == kept}
 
 
@@ -226,12 +226,12 @@ _RUN = re.compile(r"(?:^|\.)v_head\.")  # the value head that TRL trains beside 
 
 
 def counts(stored: Stored) -> bool:
-    """Whether the tensor counts something: batches that a norm has seen. Another model's count means nothing here."""
+    """Whether the tensor is a counter, such as the batches that a norm has seen, which is not taken from other models."""
     return not stored.dtype.is_floating_point and _COUNTERS.search(stored.name) is not None
 
 
 def computed(stored: Stored) -> bool:
-    """Whether the model computes the tensor again when it is made, so that what is stored is not looked at.
+    """Whether the model computes the tensor again when it is made, so that what is stored is ignored.
 
     Rotary frequencies and tables, positions, and causal masks: older versions of the libraries stored them.
 

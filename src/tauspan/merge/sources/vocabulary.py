@@ -76,7 +76,7 @@ def _digest(file: Path) -> str:
 
 
 def vocabulary(folder: Path) -> dict[str, int] | None:
-    """Ids by token, of the tokenizer in a folder, tokens that were added included; None where no file says them."""
+    """The ids by token of the tokenizer in a folder, including added tokens; None if no file gives them."""
     for name in _FILES[:3]:
         if (folder / name).is_file():
             found = _vocabulary(folder / name)
@@ -138,7 +138,7 @@ _NAMES = (
     "vocab_projector", "cls.predictions", "logits_bias", "output.weight", "output_embed", "backbone.embeddings",
 )  # fmt: skip
 _NUMBERED = re.compile(r"\.\d+\.")
-_ROWS = 4096  # averaged together
+_ROWS = 4096  # rows that are averaged at a time
 
 
 @dataclass(frozen=True)
@@ -187,7 +187,7 @@ Row: TypeAlias = tuple[tuple[int, int], ...]
 
 @dataclass(frozen=True)
 class _Order:
-    """Where the rows of one tensor of one source come from: its own row, or -1 and then `others`."""
+    """Where the rows of one tensor of one source come from: the index of its own row, or -1 and then `others`."""
 
     own: Sequence[int]
     others: Mapping[int, Row]
@@ -310,7 +310,7 @@ class Aligned(SourceView):
     def _default(
         self, name: str, token: str, chosen: Donor | None, holding: Sequence[int], counts: Mapping[int, int]
     ) -> Row:
-        """The row of a token that this source lacks."""
+        """The rows of other sources whose mean becomes the row of a token that this source lacks."""
         alignment = self._alignment
         found = {place: alignment.own(place, name).get(token, -1) for place in holding}
         rows = {place: row for place, row in found.items() if 0 <= row < counts[place]}

@@ -31,7 +31,7 @@ def merged(plan: Plan) -> LowRank:
     opened, rank = plan.opened, plan.recipe.rank
     with ordered_pool(
         plan.workers
-    ) as run:  # one thread for each operation: an SVD's bits depend on their number
+    ) as run:  # one thread for each operation: an SVD's bits depend on the number of threads
         if plan.factored:
             low = _side_by_side(plan)
             return low if rank is None else low.truncated(rank)
@@ -44,7 +44,7 @@ def merged(plan: Plan) -> LowRank:
 
 
 def _side_by_side(plan: Plan) -> LowRank:
-    """Sum_t c_t tau_t by factors, with the numbers c_t that the method itself gives unit displacements."""
+    """Sum_t c_t tau_t with the factors side by side; the c_t are what the method gives for unit displacements."""
     opened = plan.opened
     lows = [model.low for model in opened.models if isinstance(model, Products)]
     total = LowRank({})

@@ -23,7 +23,7 @@ from tauspan.vector import TaskVector
 
 @dataclass(frozen=True)
 class _Start:
-    """The base of a vector: its tensors by the names of its files, their shapes, and what else names them."""
+    """The base of a vector: its tensors by the names of its files, its fingerprint, and other names of the tensors."""
 
     tensors: Params
     fingerprint: str
@@ -32,7 +32,7 @@ class _Start:
 
     @property
     def spellings(self) -> Mapping[str, str]:
-        """Of the aliases, those that are the same tensor's name of other years."""
+        """The aliases that are older spellings of the same tensor."""
         return spellings_in(self.aliases)
 
 
@@ -48,8 +48,8 @@ def adapter_vector(
     """The displacement of an adapter as a task vector of its base; exact also for biases and `modules_to_save`.
 
     Products and differences are formed in float64 and rounded once to `dtype`. The names are those of the base's files,
-    translated from the names in memory that PEFT stores. A product on one of two tied tensors moves the one that both
-    are, as PEFT's `merge_and_unload` does.
+    translated from the names in memory that PEFT stores. A product on one of two tied tensors changes both, because
+    they are one tensor, as in PEFT's `merge_and_unload`.
 
     Args:
         path: the adapter's directory.
@@ -93,7 +93,7 @@ def adapter_vector(
     for name, tensor in whole.items():
         own = _once(name, spelt, whole, start, adapter)
         _require_shape(adapter, name, tensor, start.tensors[own])
-        if spelt[name] == own or name in adapter.low.terms:  # of two tied ones that are equal, one
+        if spelt[name] == own or name in adapter.low.terms:  # only one of two equal tied tensors
             change = tensor.double() - start.tensors[own].detach().cpu().double()
             moved[own] = moved[own] + change if own in moved else change
     deltas = {name: delta.to(dtype) for name, delta in moved.items()}
@@ -107,7 +107,7 @@ def adapter_vector(
 
 
 def _wanted(adapter: Adapter, leave_out: Sequence[str]) -> dict[str, Tensor]:
-    """The whole tensors without those that are not wanted."""
+    """The whole tensors without those that are left out."""
     for unwanted in leave_out:
         if not any(name == unwanted or name.startswith(f"{unwanted}.") for name in adapter.replaced):
             raise UsageError(
@@ -145,7 +145,7 @@ def _start(base: nn.Module | Params | str | Path, names: Sequence[str]) -> _Star
 
 
 def _spelt_as(names: Sequence[str], start: _Start, adapter: Adapter) -> dict[str, str]:
-    """Each name as the base's files spell it, or one that is stored under another name there."""
+    """Each name as the base's files spell it; for an older spelling, the name under which they store the tensor."""
     stored: dict[str, str] = {}
     for own, name in start.names.renamed.items():
         stored.setdefault(name, own)
@@ -160,7 +160,7 @@ def _spelt_as(names: Sequence[str], start: _Start, adapter: Adapter) -> dict[str
 def _once(
     name: str, spelt: Mapping[str, str], whole: Mapping[str, Tensor], start: _Start, adapter: Adapter
 ) -> str:
-    """The stored tensor that a whole one takes the place of; raises if it would untie two that are one in the base."""
+    """The stored tensor that a whole tensor replaces; raises if that would untie two names of one tensor."""
     own = start.aliases.get(spelt[name], spelt[name])
     names = {other for other, kept in start.aliases.items() if kept == own}
     tied = {other for other in names if other not in start.spellings} | {own}

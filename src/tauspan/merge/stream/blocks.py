@@ -114,7 +114,7 @@ class Reader:
         return tensor.to(self.opened.arithmetic)
 
     def require_finite(self, name: str, start: int, stop: int, still: Tensor | None = None) -> None:
-        """Raise `NonFiniteError` for the first source that holds NaN or infinity among these entries but `still`."""
+        """Raise `NonFiniteError` for the first source that holds NaN or infinity here, except where `still` is set."""
         for source in self.opened.points:
             own = self.raw(source, name, start, stop)
             if own is None or not own.is_floating_point():
@@ -157,7 +157,7 @@ class Merging:
             yield from self._gathered(run(lambda portion: self._portion(engine, portion), self._cut(names)))
 
     def _cut(self, names: Sequence[str]) -> Iterator[list[Piece]]:
-        """The work in portions: a tensor where the method measures each first, else about a block."""
+        """The work in portions: whole tensors if the method measures each of them first, else about a block."""
         method = self.opened.method
         whole = method.prepare is not None and method.over == "tensor"
         portion: list[Piece] = []
@@ -223,14 +223,14 @@ class Merging:
         return self._put(spec.name, start, stored), replace(part, kept=self._spread(spec, kept))
 
     def _spread(self, spec: Spec, kept: tuple[int, ...]) -> tuple[int, ...]:
-        """Counts of the models that take part as counts of all."""
+        """The counts of the models that take part, as counts of all models: 0 for the others."""
         if spec.models is None or not kept:
             return kept
         counts = dict(zip(spec.models, kept, strict=True))
         return tuple(counts.get(place, 0) for place in range(len(self.opened.models)))
 
     def _restored(self, stored: Tensor, block: Block, result: Tensor, moved: Tensor) -> Account:
-        """Put back what is exactly a model's or the base's, in place, and account for the rest."""
+        """Restore entries that equal a model's or the base's stored value, in place, and account for all others."""
         if not isinstance(block, StoredBlock):
             raise TypeError(f"the stream's reader gives stored blocks, not {type(block).__name__}")
         merged = result.numpy()
@@ -271,7 +271,7 @@ class Merging:
         return hashlib.sha256(self.writer.write(name, start, stored)).digest()
 
     def _explain(self, spec: Spec, start: int, stop: int, stored: Tensor) -> None:
-        """Raise for values that are not finite, if there are any: the sum of their squares may have been too large."""
+        """Raise if a value is not finite; if all are, only the sum of their squares was too large."""
         self.read.require_finite(spec.name, start, stop)
         bad = ~torch.isfinite(stored)
         if bool(bad.any()):

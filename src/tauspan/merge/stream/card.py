@@ -196,7 +196,7 @@ def _licence(source: Source) -> str | None:
         return None
     try:
         front = yaml.safe_load(found[1])
-    except Exception:  # of many kinds, on a card that somebody wrote by hand; its licence is then not stated
+    except Exception:  # a card written by hand may fail in many ways; its licence is then not stated
         return None
     stated = front.get("license") if isinstance(front, Mapping) else None
     return stated if isinstance(stated, str) else None
@@ -219,7 +219,7 @@ def _fenced(text: str, section: str, language: str) -> str | None:
 
 
 def pinned(recipe: MergeRecipe, sources: Sequence[Source]) -> MergeRecipe:
-    """The same recipe with the hub's commits, which do not move."""
+    """The same recipe with each hub id at its commit, whose content does not change."""
     commits = {
         str(source.identity["path"]): str(source.identity["commit"])
         for source in sources

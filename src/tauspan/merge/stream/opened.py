@@ -31,7 +31,7 @@ class Options(Protocol):
         """The options as they hold for one tensor."""
 
     def count(self, name: str) -> int:
-        """How many models there are where the tensor belongs."""
+        """How many models take part in the merge of a tensor."""
 
 
 @dataclass(frozen=True)
@@ -71,12 +71,12 @@ class Opened:
 
     @property
     def read(self) -> tuple[Source, ...]:
-        """All whose values are read: base, models and statistics."""
+        """All sources whose values are read: base, models and statistics."""
         return (*self.points, *(one for given in self.statistics.values() for one in given))
 
     @property
     def sources(self) -> tuple[Source, ...]:
-        """All that is opened, each once."""
+        """All sources that are opened, each once."""
         return tuple(dict.fromkeys((*self.read, self.home, self.tokenizer)))
 
     @property
@@ -139,12 +139,12 @@ class Opened:
         return own if own is None or wanted is None or own.shape == wanted.shape else None
 
     def taken(self, name: str) -> bool:
-        """Whether the output has the reference's own tensor, whatever the models store: counters and constants."""
+        """Whether the output has the reference's own tensor, whatever the models store: a counter or a constant."""
         stored = self.reference.tensors[name]
         return computed(stored) or counts(stored) or ("buffers" in self.recipe.allow and not merges(stored))
 
     def close(self) -> None:
-        """Let go of all files."""
+        """Close all files."""
         for source in self.sources:
             source.close()
 
@@ -176,7 +176,7 @@ def open_recipe(recipe: MergeRecipe, access: Access = "pread") -> Opened:
 
 
 def leaves(source: Source) -> list[Source]:
-    """The sources in files that a source is made of; one by itself."""
+    """The sources in files that a source is made of; a source in files is its own only leaf."""
     inner: Sequence[Source] = ()
     if isinstance(source, LayerView):
         inner = source.sources
@@ -223,14 +223,17 @@ def _apart(models: list[Source], recipe: MergeRecipe, access: Access) -> tuple[S
 
 
 def _tied_in(model: Source, base: Source | None) -> Source:
-    """An adapter that changes a tied name as the sum of the base and it: the tensor that both names are moves."""
+    """An adapter that changes a tied name becomes the sum of the base and it, since both names are one tensor."""
     if base is None or not isinstance(model, AdapterSource) or not set(model.tensors) & set(base.aliases):
         return model
     return adapted(base, model, model.label)
 
 
 def _opened(model: str, recipe: MergeRecipe, access: Access, label: str | None = None) -> Source:
-    """A model of the recipe; an adapter with whole tensors as the sum of the base and it, since those are points."""
+    """A model of the recipe; an adapter that holds whole tensors becomes the sum of the base and it.
+
+    Whole tensors are points, which have a displacement only with respect to the base.
+    """
     factors = None if recipe.base_model is None else adapter_folder(Path(model))
     if recipe.base_model is not None and factors is not None and holds_whole(factors):
         adapter = AdapterSource(factors, access=access, label=label, whole=True)
@@ -278,12 +281,12 @@ def _of_slices(recipe: MergeRecipe, method: Method, base: Source | None, access:
 
 
 def merges(stored: Stored) -> bool:
-    """Whether a tensor is merged, and not copied: weights are, whole numbers and what a model computes again are not."""
+    """Whether a tensor is merged: weights are; integers, and tensors that a model computes again, are copied."""
     return stored.dtype.is_floating_point and not computed(stored)
 
 
 def stored_of(source: Source, name: str, reference: Source) -> Stored | None:
-    """Where a source keeps a tensor of the output: under its name, or one that it or the reference says is the same."""
+    """Where a source keeps a tensor of the output: under its name, or another that it or the reference has for it."""
     own = source.tensors.get(source.aliases.get(name, name))
     if own is not None:
         return own

@@ -101,7 +101,7 @@ def template_of(folder: Path) -> str | None:
 
 
 def put(target: Path, text: str) -> None:
-    """Make a template that of the tokenizer in a folder, in place of any other."""
+    """Set the chat template of the tokenizer in a folder, in place of any other."""
     for name in ("chat_template.json", "tokenizer_config.json"):
         file = target / name
         content = store.read_json(file) if file.is_file() else {}
@@ -179,12 +179,12 @@ def _config(opened: Opened, dtypes: Iterable[torch.dtype]) -> dict[str, Any]:
 
 
 def _refer(target: Path, opened: Opened) -> None:
-    """Say whose frozen heads are the result's: those of the base, as of any edited model."""
+    """Write which model's frozen heads the result uses: those of the base, as for any edited model."""
     assert opened.recipe.base_model is not None  # noqa: S101 - the caller has looked
     folder = None if opened.base is None else model_folder(opened.base.path)
     if folder is None:
         return
-    if (folder / REFERENCE).is_file():  # the base was edited itself
+    if (folder / REFERENCE).is_file():  # the base is an edited model itself
         folders.copied(folder, target, [Path(REFERENCE)])
         return
     known = (model.identity["base"] for model in opened.models if "base" in model.identity)
@@ -203,7 +203,7 @@ def parts(opened: Opened) -> tuple[str, ...]:
 
 
 def notes(opened: Opened) -> list[str]:
-    """What is to be said of the folders of a merge, before it begins: what is not read, not copied or left out.
+    """Notes about the folders of a merge, before it begins: what is not read, not copied or left out.
 
     Raises:
         RecipeError: a chat template that is none.
@@ -231,7 +231,7 @@ def notes(opened: Opened) -> list[str]:
 
 
 def _of_home(folder: Path, opened: Opened) -> list[str]:
-    """What is said of the folder that the result's files come from."""
+    """Notes about the folder that the result's files come from."""
     said = []
     words = opened.words.folder
     every = {
@@ -264,7 +264,7 @@ def _of_home(folder: Path, opened: Opened) -> list[str]:
 
 
 def _with_layers(config: Mapping[str, Any], stacked: Stacked, where: Path) -> dict[str, Any]:
-    """A configuration with the numbers of the slices' layers, in the parts of a model of several too."""
+    """A configuration with the numbers of the slices' layers, also in the parts of a composite model."""
     changed: dict[str, Any] = json.loads(json.dumps(config))
     for group in (group for group in stacked.groups if group.layered):
         had = stacked.towers.stacks[group.stack]

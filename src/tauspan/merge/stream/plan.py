@@ -227,7 +227,7 @@ def _planned(opened: Opened, block: int, workers: int, single: bool) -> Plan:
     problems = check(opened.base, opened.models, allow=recipe.allow)
     if len(lows) < len(opened.models) or opened.base is not None:
         require_none(problems)
-    together = sum(lows[1:], lows[0]) if lows else LowRank({})  # adapters that do not fit together fail here
+    together = sum(lows[1:], lows[0]) if lows else LowRank({})  # raises if adapters do not fit together
     taking = {} if adapter else opened.taking()
     shapes, copied = _factors(opened) if adapter else _merged(opened, taking)
     places = depths(shapes if adapter and opened.base is None else opened.reference.tensors)
@@ -256,7 +256,7 @@ def _merged(
 
 
 def _factors(opened: Opened) -> tuple[dict[str, torch.Size], tuple[str, ...]]:
-    """The shapes of what is merged into an adapter: all that displacements hold, or a base's tensors that models hold."""
+    """The shapes of what is merged into an adapter: tensors of the displacements or, with a base, of the models."""
     if opened.base is None:
         every = [item for model in opened.models for item in model.tensors.items()]
     else:
@@ -280,7 +280,7 @@ def _dtype(opened: Opened, stored: Stored) -> torch.dtype:
 
 
 def _unmerged(opened: Opened, taking: Mapping[str, tuple[int, ...]]) -> list[str]:
-    """What is said of tensors that too few models have for the method."""
+    """A note about tensors that too few models have for the method."""
     fewest, every = opened.method.fewest, opened.reference.tensors
     few = [name for name, own in taking.items() if len(own) < fewest and merges(every[name])]
     if not few:
@@ -351,7 +351,7 @@ def settled(plan: Plan) -> Plan:
 
 
 def _require_start(opened: Opened) -> None:
-    """Raise `UsageError` for points where displacements are needed, and for displacements where a point is."""
+    """Raise `UsageError` if displacements are needed and there are points, or the other way round."""
     kinds, base, method = {model.kind for model in opened.models}, opened.base, opened.method
     made, first = opened.recipe.output, opened.models[0].label
     if base is not None and base.kind == "point":

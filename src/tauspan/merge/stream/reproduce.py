@@ -75,7 +75,7 @@ def recipe_inputs(recipe: MergeRecipe, access: Access) -> list[dict[str, Any]]:
 
 
 def _why(card: Card, now: Sequence[Mapping[str, Any]], differ: Sequence[str]) -> str:
-    """Why the digest is another: other inputs, other versions, or what neither headers nor versions show."""
+    """Why the digest differs: other inputs, other versions, or what neither headers nor versions show."""
     changed = [
         str(mine.get("path", place))
         for place, (mine, then) in enumerate(zip(now, card.inputs, strict=False))

@@ -75,7 +75,7 @@ class MergeResult(Result):
 
     @property
     def bytes_per_second(self) -> float | None:
-        """Bytes read and written in a second."""
+        """Bytes read and written per second."""
         if self.seconds is None or self.nbytes is None or self.bytes_read is None:
             return None
         return (self.bytes_read + self.nbytes) / max(self.seconds, 1e-3)

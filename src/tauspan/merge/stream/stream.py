@@ -27,7 +27,7 @@ FORMAT = "tauspan-merge-journal/1"
 
 
 class Journal:
-    """A file of lines: what is merged first, then a line for each finished tensor.
+    """A file of lines: first the key of the plan, then one line for each finished tensor.
 
     Lines are only added, after the tensors' data were flushed. A last line that a kill cut short does not count.
     """
@@ -71,7 +71,7 @@ class Journal:
 
 
 def _whole_lines(file: Path) -> list[dict[str, Any]]:
-    """The lines that end and are objects; what a kill left of the last one is cut off, in the file too."""
+    """The complete lines, as objects; what a kill left of the last one is cut off, in the file too."""
     content = file.read_bytes()
     whole = content[: content.rfind(b"\n") + 1]
     if len(whole) < len(content):
@@ -98,7 +98,7 @@ def _damaged(file: Path, why: str) -> StoreError:
 
 
 def over(folder: Path) -> str:
-    """How to start over."""
+    """The sentence that says how to start over."""
     return f"To start over, remove that folder: rm -r {folder}"
 
 
@@ -163,10 +163,10 @@ def execute(
 ) -> MergeResult:
     """Carry out a plan: read each input once (more often where the method measures first), write the output once.
 
-    The result is made in the folder `.NAME.merging` beside `out` and gets its name when it is whole. Its bytes depend
-    on the plan alone: not on workers, order, access or kills in between. An entry whose merged displacement is a
-    model's own takes that model's stored value, and one that does not move takes the base's; where both hold, the base's,
-    so that zeros keep its sign.
+    The result is made in the folder `.NAME.merging` beside `out` and gets its name when it is complete. Its bytes
+    depend on the plan alone: not on workers, order, access or kills in between. An entry whose merged displacement
+    equals that of a model takes that model's stored value, and an entry that does not move takes the base's. Where both
+    apply, the base's is taken, so that zeros keep its sign.
 
     Args:
         plan: from `plan`.
@@ -210,7 +210,7 @@ def execute(
 
 @contextmanager
 def _told(layout: Layout, out: Path) -> Iterator[None]:
-    """Turn the system's errors into a `StoreError` that names the output."""
+    """Turn the system's errors inside the block into a `StoreError` that names the output."""
     try:
         yield
     except OSError as error:

@@ -1,4 +1,4 @@
-"""Where a merge may write: never over what it reads, and only over what a merge wrote; or that it is finished."""
+"""Where a merge may write: never over its inputs, and only over results of merges; and whether it is finished."""
 
 import json
 import shutil
@@ -21,9 +21,9 @@ from tauspan.vector import FILE
 
 
 def finished(out: Path, opened: Opened, block: int) -> MergeResult | None:
-    """The result of a merge whose result is at `out` already; None if nothing is there.
+    """The result of this merge if it is at `out` already; None if nothing is there.
 
-    What a process that was killed just after the end left beside it is removed.
+    A work folder that a process left, because it was killed just after the end, is removed.
 
     Raises:
         StoreError: the result of another merge is there.
@@ -37,7 +37,7 @@ def finished(out: Path, opened: Opened, block: int) -> MergeResult | None:
         try:
             card = Card.read(out)
         except (StoreError, RecipeError):
-            return None  # no merge's result: the writer says so
+            return None  # not the result of a merge: the writer raises the error
         now = pinned(recipe.resolved(), opened.points).as_dict()
         inputs = [json.loads(json.dumps(dict(source.identity))) for source in opened.points]
         whole = all((out / file).exists() for file in card.files)
@@ -102,7 +102,7 @@ def require_target(out: Path, sources: Iterable[Source], overwrite: bool) -> Non
 
 
 def _places(source: Source) -> Iterator[Path]:
-    """The real places of everything that a source reads."""
+    """The resolved paths of everything that a source reads."""
     for leaf in leaves(source):
         yield leaf.path.resolve()
         yield from {stored.file.resolve() for stored in leaf.tensors.values()}

@@ -1,4 +1,4 @@
-"""Which tokenizer a merge has, and how the models' rows are brought to it."""
+"""Which tokenizer the result of a merge has, and how the models' rows are aligned with it."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -36,7 +36,7 @@ class Words:
 def chosen(
     recipe: MergeRecipe, home: Source, words: Source, base: Source | None, models: Sequence[Source]
 ) -> Words:
-    """The tokenizer that a recipe asks for, and the alignment that it takes.
+    """The tokenizer that a recipe asks for, and the alignment that it needs.
 
     Rows are aligned by token where `tokenizer_source`, `tokens` or `pad_to_multiple_of` are in the recipe and the
     vocabularies, or the numbers of rows, differ; `allow: [tokenizer]` leaves them in the order of their ids.
@@ -62,12 +62,12 @@ def chosen(
         return Words(folder, {}, notes=(note,))
     sources = [*([] if base is None else [base]), *models]
     if not any(rows_of(one) for one in sources):
-        return Words(folder, {})  # no embeddings that are known by their names
+        return Words(folder, {})  # no embeddings with a known name
     return _Reader(recipe, home, words, sources, base is not None).made()
 
 
 def _silent(home: Source, sources: Sequence[Source]) -> tuple[str, ...]:
-    """What is said where no tokenizer was asked for: of one that only another model or an adapter has."""
+    """Notes where no tokenizer was asked for: about a tokenizer that only another model or an adapter has."""
     notes = []
     own = model_folder(home.path)
     if not has_tokenizer(own):
@@ -148,7 +148,7 @@ class _Reader:
         return Words(folder, extra, alignment, tuple(notes))
 
     def _require_known(self, tokens: Tokens, known: Sequence[Tokens]) -> list[str]:
-        """What is said of tokens that no model has; more than half of them are an error."""
+        """A note about tokens that no model has; an error if they are more than half of all."""
         strange = [
             token
             for token in tokens
@@ -232,7 +232,7 @@ def _is(source: Source, name: str) -> bool:
 
 
 def _leaves(source: Source) -> list[Source]:
-    """The sources that a view is made of; a source by itself."""
+    """The sources that a view is made of; any other source alone."""
     return list(source.sources) if isinstance(source, LayerView) else [source]
 
 

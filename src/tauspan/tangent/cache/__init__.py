@@ -1,1 +1,1 @@
-"""What of a batch's pass depends on theta0 alone, computed once and kept."""
+"""The parts of a batch's pass that depend on theta0 alone, computed once and kept."""

@@ -54,7 +54,7 @@ KERNELS: dict[str, Callable[[Tensor, Tensor, Tensor], Tensor]] = {
 
 
 def kernel(name: str) -> Rule:
-    """The rule of a function in `KERNELS`; an `inplace` option is not obeyed, so nobody sees the input change."""
+    """The rule of a function in `KERNELS`; an `inplace` option is ignored, so the input does not change."""
     fused = KERNELS[name]
     plain = {"relu": torch.relu, "tanh": torch.tanh, "sigmoid": torch.sigmoid}.get(name) or getattr(F, name)
 

@@ -8,10 +8,10 @@ import torch
 
 @functools.cache
 def load_rules() -> None:
-    """Load them once, before the first use would.
+    """Load torch's rules of forward mode, before their first use would load them.
 
-    Some are written in TorchScript, and from torch 2.13 on importing them prints that TorchScript is deprecated, which
-    nobody who fine-tunes a model can do anything about.
+    Some are written in TorchScript, and from torch 2.13 on importing them prints that TorchScript is deprecated, a
+    notice that users can do nothing about.
     """
     zero = torch.zeros(())
     with warnings.catch_warnings():

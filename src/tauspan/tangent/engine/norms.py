@@ -89,7 +89,7 @@ def batch_norm(
     func: Any, x: Tensor, running_mean: Any, running_var: Any, weight: Any = None, bias: Any = None,
     training: bool = False, momentum: float = 0.1, eps: float = 1e-5, cudnn_enabled: bool = True,
 ) -> tuple[Any, Push]:  # fmt: skip
-    """Batch norm with running statistics: affine."""
+    """Batch norm with running statistics, which is an affine map."""
     if func is not F.batch_norm:
         raise NotImplementedError(
             "torch.batch_norm, whose arguments are in another order than F.batch_norm's"

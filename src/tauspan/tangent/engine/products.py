@@ -40,7 +40,7 @@ def subtracted_from(func: Any, a: Any, b: Any) -> tuple[Any, Push]:
 
 
 def product(func: Any, a: Any, b: Any) -> tuple[Any, Push]:
-    """Bilinear: elementwise and matrix products."""
+    """Bilinear operations: elementwise and matrix products."""
 
     def push(da: Tensor | None, db: Tensor | None) -> Any:
         return total(None if da is None else func(da, b), None if db is None else func(a, db))
@@ -80,7 +80,7 @@ def power(func: Any, x: Any, exponent: Any) -> tuple[Any, Push]:
 
 
 def einsum(func: Any, equation: str, *operands: Any) -> tuple[Any, Push]:
-    """Multilinear: one term for each operand with a tangent."""
+    """Multilinear: the tangent is a sum with one term for each operand that has a tangent."""
     tensors = list(operands[0]) if isinstance(operands[0], list | tuple) else list(operands)
 
     def push(_: None, *tangents: Any) -> Any:

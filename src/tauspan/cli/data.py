@@ -23,9 +23,7 @@ def add(verbs: Any, verb: Verb) -> None:
         "data", help="list data sets, check their splits, make tasks of files"
     ).add_subparsers(dest="action", required=True, metavar="ACTION")
     verb(data, "list", "list the data sets of the catalog", list_sets)
-    checked = verb(
-        data, "check", "look for rows that stand in two splits; exit code 6 if there are any", check
-    )
+    checked = verb(data, "check", "look for rows that are in two splits; exit code 6 if there are any", check)
     written = verb(data, "manifest", "say which rows a task has, as hashes", write)
     _add_make(verb(data, "make", "make a task directory from a file of texts and labels", make))
     checked.add_argument("tasks", nargs="+", metavar="TASK", help="a data set, a shipped task or a directory")

@@ -36,7 +36,7 @@ class OwnProcessor:
     """A model's own image processor, applied to one picture at a time.
 
     Args:
-        processor: of transformers.
+        processor: a processor of transformers.
         where: the directory, for errors.
     """
 

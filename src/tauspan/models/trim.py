@@ -23,7 +23,7 @@ def trimmed(encoder: Encoder) -> Encoder:
     saved or to be the base of other vectors.
 
     Args:
-        encoder: any encoder; one whose features need all of it comes back as it is.
+        encoder: any encoder; if its features need all of its parts, it is returned unchanged.
 
     Cost:
         Two fingerprints, no copy. Of CLIP ViT-B/32 and B/16 it frees 254 MB in float32 once the whole encoder is let

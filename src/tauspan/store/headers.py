@@ -43,7 +43,7 @@ class Header:
 
     Args:
         tensors: by name, in the order of their bytes.
-        metadata: text by text.
+        metadata: texts by name.
         nbytes: the file's size.
         sha256: of the header's bytes, the length included; names, shapes, dtypes and offsets, not values.
     """

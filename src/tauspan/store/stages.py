@@ -115,7 +115,7 @@ class Stages:
         Args:
             label: the regime or reference it belongs to, for `rows`.
             kind: what is done, for `rows`.
-            name: of the stage and its file.
+            name: the name of the stage and its file.
             key: all that decides the result.
             work: returns the result in values that JSON has.
             made: a file that the work leaves; without it the stage is not finished.

@@ -231,7 +231,7 @@ def stream_tensors(
         path: the file; an older one is replaced.
         kinds: dtype and shape of each tensor by name.
         tensors: their values, on any device.
-        metadata: text by text.
+        metadata: texts by name.
     """
     with atomic(path) as temporary:
         _stream(temporary.parent, layout(_entries(kinds), 0, metadata or {}, temporary.name), tensors)
@@ -241,7 +241,7 @@ def stream_shards(directory: Path, kinds: Kinds, tensors: Iterable[Tensor], larg
     """Write a model's weights as transformers names them: `model.safetensors`, or shards of limited size with an index.
 
     Args:
-        directory: is there already, and gets its name when it is whole.
+        directory: an existing folder, which is renamed when it is complete.
         kinds: dtype and shape of each tensor by name.
         tensors: their values in that order; one at a time is held.
         largest: bytes of a shard; a single tensor may be larger.

@@ -58,7 +58,7 @@ class Column:
     """A column of images in a table of the `datasets` library, which keeps it in a mapped file.
 
     Args:
-        table: of the library.
+        table: a table of the `datasets` library.
         column: the images.
         where: the table, for errors.
         inside: a folder whose files a cell may name instead of holding bytes; None follows no path.

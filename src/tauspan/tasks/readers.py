@@ -39,7 +39,7 @@ class TableOptions:
         text: the column of the inputs.
         label: the column of the labels.
         split: the column that says which split a row belongs to; None where files are splits.
-        dialect: of files of lines.
+        dialect: how files of lines are written.
     """
 
     text: str = "text"
@@ -186,7 +186,7 @@ def image_rows(
     """The images and labels of a table of the `datasets` library, with its class names where it has some.
 
     Args:
-        table: of the library.
+        table: a table of the `datasets` library.
         image: the column of images.
         label: the column of labels.
         where: the table, for errors.

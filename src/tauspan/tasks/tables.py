@@ -40,7 +40,7 @@ class Dialect:
         encoding: such as `"cp1252"`; None takes a byte order mark's (UTF-8, UTF-16, UTF-32), else UTF-8.
         delimiter: one character; None takes that of comma, semicolon, tab and bar under which the first line has the
             columns asked for.
-        quotes: `"doubled"` (a quote inside a quoted field is two), `"escaped"` (a backslash stands before it) or
+        quotes: `"doubled"` (a quote inside a quoted field is two), `"escaped"` (a backslash is before it) or
             `"none"` (quotes are characters like others).
     """
 

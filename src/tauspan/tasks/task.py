@@ -156,7 +156,7 @@ class Task:
         way.
 
         Args:
-            name: of the task.
+            name: the task's name.
             train: a file or folder.
             test: a file or folder.
             validation: a file or folder.

@@ -26,7 +26,7 @@ def rows_of(
             `text`, or each line a text; those also as `.gz`; a folder: its images, sorted by name, those in folders
             inside it too; or one image.
         text: the column or key.
-        dialect: of files of lines.
+        dialect: how files of lines are written.
         clean: leave out rows without a text, and warn of how many, instead of raising.
 
     Raises:

@@ -34,7 +34,7 @@ def check_leaks(recipes: Collection[Recipe], out: Path, *, allow: bool = False) 
         Counts for each data set and pair of splits; None where all tasks ship with the package.
 
     Raises:
-        DataError: too many rows stand in two splits, and `allow` is false.
+        DataError: too many rows are in two splits, and `allow` is false.
     """
     stages = Stages(out / "stages")
     rows: list[dict[str, Cell]] = []

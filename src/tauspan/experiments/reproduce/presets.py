@@ -12,7 +12,7 @@ class Preset:
             since their main branch holds a pickle.
         download_gb: the weights' size, text tower included.
         parameters: of the image encoder, which trains.
-        batch_size, accumulation: 128 rows a step, in one forward pass or two.
+        batch_size, accumulation: 128 rows per step, in one forward pass or two.
     """
 
     source: str

@@ -149,7 +149,7 @@ def choose_ridge(kernel: Kernel, residual: Tensor, grid: Sequence[float] | None 
         NonFiniteError: NaN or infinity in the kernel or the residual.
 
     Cost:
-        All eigenpairs once, about 9 (N O)^3 FLOPs, then N^2 O^3 a ridge.
+        All eigenpairs once, about 9 (N O)^3 FLOPs, then N^2 O^3 for each ridge.
 
     Example:
         >>> from tauspan.kernel import DenseKernel

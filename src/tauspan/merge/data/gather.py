@@ -50,7 +50,7 @@ def fisher_information(
         encoder: the pre-trained encoder.
         vector: the task's vector.
         task: whose rows are read.
-        over: `"model"`, or `"labels"` for the empirical variant (d log p_y / d theta)^2, a backward a row.
+        over: `"model"`, or `"labels"` for the empirical variant (d log p_y / d theta)^2, one backward pass per row.
         rows: at most so many rows of the split, drawn by a permutation keyed by `seed`.
         split: which rows.
         regime: `"standard"`, `"posthoc"` or `"linear"`; None takes the vector's own.
@@ -144,7 +144,7 @@ def gram_matrices(
         BaseMismatchError: the vector starts from another model.
 
     Cost:
-        A forward pass of each row, and columns^2 numbers a layer: for wide layers more than the weights.
+        A forward pass of each row, and columns^2 numbers per layer: for wide layers more than the weights.
 
     Example:
         >>> import tauspan as ts

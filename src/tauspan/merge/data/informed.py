@@ -46,9 +46,9 @@ def regmean_plus_plus(
     Args:
         encoder: the pre-trained encoder.
         vectors: one vector per task.
-        alpha: the factor of what stands off the diagonal of G_t; the authors' code has 0.95.
-        weight: w_t, one number or one a vector.
-        rows: at most so many rows a task; no labels are needed.
+        alpha: the factor of the entries off the diagonal of G_t; the authors' code has 0.95.
+        weight: w_t, one number or one for each vector.
+        rows: at most so many rows per task; no labels are needed.
         split: which rows.
         seed: of the draw.
         reading: batches, and where texts are cut; the inputs of layers are the same at either point.

@@ -136,7 +136,7 @@ class LowRank:
         """The entries `start` to `stop` of one flattened tensor, shape (stop - start,).
 
         Products are formed in float64 and rounded once to `dtype`. The values do not depend on how a tensor is cut
-        into blocks. Cost: 2 r multiplications an entry, and memory for the rows that the block touches.
+        into blocks. Cost: 2 r multiplications per entry, and memory for the rows that the block touches.
         """
         terms = self.terms[name]
         right = torch.cat([term.right.double() for term in terms])

@@ -11,7 +11,7 @@ Two rules hold for all of them:
   between them. The result is then the plain weighted sum of the vectors, as on a straight line; for Model Stock, which
   asks how far the base is from their mean, it is the base.
 
-Cost: one pass more over the inputs than a weighted sum, and T^2 multiplications an entry.
+Cost: one pass more over the inputs than a weighted sum, and T^2 multiplications per entry.
 
 Example:
     >>> from tauspan import TaskVector

@@ -90,12 +90,12 @@ class DataSet:
         rename: own class name to the name in `classes`, where they differ.
         templates: sentences with one `{}` for a class name; the head averages over them.
         source: where names and templates are published.
-        licence: of the data.
+        licence: the licence of the data.
         paper_epochs: fine-tuning epochs in the benchmark, about 2000 steps at batch 128; null for a control.
         sizes: rows of each split.
         download_gb: what the hub copy takes, about.
         near: the Hamming distance between 64-bit perceptual hashes up to which two images count as near-duplicates;
-            null where distinct images look alike, such as digits, so that only equal pixels tell.
+            null where distinct images look alike, such as digits, so that only equal pixels count.
         control_split: for a control: which published split is which; reports print it.
         note: what is known of this copy and what is not.
     """

@@ -24,7 +24,7 @@ def open_task(name: str | DataSet, root: str | Path | None = None, *, seed: int 
     from: `dataset`, `title`, `seed`, `validation` (`own` or `held out of train`), `control_split` and `near`.
 
     Args:
-        name: of a packaged data set (`catalog`), or a `DataSet`.
+        name: the name of a packaged data set (`catalog`), or a `DataSet`.
         root: a folder with one sub-folder per data set; None takes the hub. A `set.yaml` in the sub-folder stands for
             the packaged description: for other class names, columns or splits.
         seed: of the validation split.

@@ -36,7 +36,7 @@ def find_task(name: str, root: str | Path | None = None, *, seed: int = 0) -> Ta
     """A task by name.
 
     Args:
-        name: of a shipped task (their licences and checksums lie beside the rows), of a data set of
+        name: the name of a shipped task (licences and checksums are beside the rows) or of a data set of
             `tauspan.tasks.data.catalog`, or the path of a directory with a `card.json`.
         root: where the data sets of the catalog are; None takes them from the hub.
         seed: of the catalog's validation splits.

@@ -70,6 +70,7 @@ EDITS = [("standard", None), ("posthoc", None), ("linear", "encoder"), ("linear"
 # -- the same numbers ------------------------------------------------------------------------------------------
 
 
+@pytest.mark.thinned(3)
 @pytest.mark.parametrize(("regime", "point"), EDITS)
 @pytest.mark.parametrize("head_from", ["prototypes", "probe"])
 def test_apply_evaluate_save_and_load_agree(

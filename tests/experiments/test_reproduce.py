@@ -97,14 +97,9 @@ def carried_out(
     return report
 
 
+@pytest.mark.thinned(3)
 @pytest.mark.usefixtures("short")
-@pytest.mark.parametrize(
-    "name",
-    [
-        pytest.param(name, marks=pytest.mark.slow if name in ("text7", "random-init") else ())
-        for name in sorted(set(EXPECTED) - {"posthoc", "single-task"})  # those two: below
-    ],
-)
+@pytest.mark.parametrize("name", sorted(set(EXPECTED) - {"posthoc", "single-task"}))  # those two: below
 def test_a_recipe_runs_from_the_program(
     name: str, toy: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -326,6 +326,7 @@ def test_the_posterior_is_that_of_conditioning():
     assert float(exact.covariance.abs().max()) < 1e-9
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("activation", ["relu", "sign"])
 def test_gradient_flow_by_small_steps(activation):
     x = rows(4, 3)

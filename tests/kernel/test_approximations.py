@@ -51,6 +51,7 @@ ESTIMATES = {
 }  # fmt: skip
 
 
+@pytest.mark.thinned(2)
 @pytest.mark.parametrize("name", ESTIMATES)
 def test_standard_errors_are_those_of_the_estimates(name):
     estimate, true = ESTIMATES[name]
@@ -212,6 +213,7 @@ def test_one_row():
     assert participation_rank(kernel).value == pytest.approx(1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["k-dpp", "leading"])
 def test_determinantal_draws_have_their_probabilities(kind):
     kernel = with_spectrum([4.0, 2.0, 1.0, 0.3, 0.0], seed=5)
@@ -347,6 +349,7 @@ def test_projections_err_as_their_formula_says(q):
     assert sum(errors) / len(errors) == pytest.approx(stated[0], rel=0.15)
 
 
+@pytest.mark.thinned(5)
 @pytest.mark.parametrize("outputs", ["all", "sum", 1], ids=str)
 @pytest.mark.parametrize("name", ["mlp", "conv", "bert", "gpt2"])
 def test_backends_and_batches_draw_the_same_signs(name, outputs):

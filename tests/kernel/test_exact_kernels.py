@@ -21,6 +21,7 @@ def entries(jacobian: Tensor) -> Tensor:
     return jacobian @ jacobian.T
 
 
+@pytest.mark.thinned(2)
 @pytest.mark.parametrize("name", ROWS)
 def test_kernels_are_those_of_the_rows_of_j(name: str) -> None:
     j = truth(ROWS[name](), X).jacobian
@@ -47,6 +48,7 @@ def test_layers_factors_alone_are_exact_or_refused_with_the_way_out(name: str) -
         assert close(found, wanted)
 
 
+@pytest.mark.thinned(3)
 @pytest.mark.parametrize("backend", ["auto", "contraction", "products"])
 @pytest.mark.parametrize("name", MIXED)
 def test_rows_that_depend_on_one_another_have_the_kernel_of_their_batch(name: str, backend: Any) -> None:
@@ -181,6 +183,7 @@ def middle() -> Tensor:
     return x
 
 
+@pytest.mark.thinned(3)
 @pytest.mark.parametrize("backend", ["auto", "contraction", "products", "structured"])
 @pytest.mark.parametrize("name", COUPLED)
 def test_rows_in_the_middle_of_a_later_batch_have_the_kernel_of_their_batch(name: str, backend: Any) -> None:
@@ -201,6 +204,7 @@ def test_rows_in_the_middle_of_a_later_batch_have_the_kernel_of_their_batch(name
     assert close(wanted @ alpha + alpha, torch.ones(32, dtype=torch.float64))
 
 
+@pytest.mark.thinned(7)
 @pytest.mark.parametrize("backend", ["auto", "products"])
 @pytest.mark.parametrize("size", [8, 5, 4, 2])
 @pytest.mark.parametrize("name", COUPLED)
@@ -223,7 +227,8 @@ PARTED: dict[str, Any] = {
 }
 
 
-@pytest.mark.parametrize("backend", ["auto", pytest.param("structured", marks=pytest.mark.slow)])
+@pytest.mark.thinned(3)
+@pytest.mark.parametrize("backend", ["auto", "structured"])
 @pytest.mark.parametrize("name", PARTED)
 def test_batches_may_take_a_parameter_apart_in_different_ways(name: str, backend: Any) -> None:
     x = torch.randn(9, 6, generator=torch.Generator().manual_seed(1)).double()

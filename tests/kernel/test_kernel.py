@@ -60,6 +60,7 @@ class Attending(nn.Module):
 SMALL, LARGE = ("mlp", "conv", "tied"), ("bert", "gpt2", "llama", "vit", "clip")
 
 
+@pytest.mark.thinned(4)
 @pytest.mark.parametrize("outputs", OUTPUTS, ids=str)
 @pytest.mark.parametrize("name", SMALL)
 def test_backends_agree(name, outputs):
@@ -361,6 +362,7 @@ except MismatchError as error:
 """
 
 
+@pytest.mark.slow
 def test_two_processes_share_the_blocks(tmp_path):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))

@@ -60,6 +60,7 @@ def of(paths: list[Path], method: str, more: str = "", base: Path | None = None)
 # -- adapters --------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.thinned(3)
 @pytest.mark.parametrize("layout", SHAPES)
 @pytest.mark.parametrize(
     ("method", "rank"), [("task_arithmetic", None), ("task_arithmetic", 2), ("magmax", 3)]

@@ -126,9 +126,8 @@ def killed(server, paths, out, lines=None, seconds=60.0, pause=0.003):
 # -- kills ---------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    "lines", [(17,), *(pytest.param(kills, marks=pytest.mark.slow) for kills in ((2,), (5, 12)))]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("lines", [(2,), (17,), (5, 12)])
 def test_a_killed_merge_resumes_to_the_same_bytes(lines, server, paths, whole, tmp_path):
     out = tmp_path / "out"
     for count in lines:

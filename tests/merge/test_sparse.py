@@ -160,6 +160,7 @@ EXACT = {  # how many of n entries each method keeps, and its options
 }
 
 
+@pytest.mark.thinned(3)
 @pytest.mark.parametrize("method", EXACT)
 @pytest.mark.parametrize("size", [100, 4096, 1 << 18])
 @pytest.mark.parametrize("levels", [1, 3, 1000])

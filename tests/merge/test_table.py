@@ -76,6 +76,7 @@ def test_rows_merge_both_kinds_of_vector(method):
     assert any(bool(delta.any()) for delta in standard.deltas.values())
 
 
+@pytest.mark.thinned(3)
 @pytest.mark.parametrize("method", _ROWS, ids=lambda row: row.name)
 def test_blocks_do_not_show(method, monkeypatch):
     whole = done(method, "standard")

@@ -136,6 +136,7 @@ def test_a_difference_of_directories_holds_every_tensor_and_applies_to_a_whole_m
     assert found["architectures"] == wanted["architectures"]
 
 
+@pytest.mark.thinned(2)
 @every
 def test_vectors_of_diff_and_of_merge_fit_merge_apply_and_verify(
     pairs: dict[str, Pair], name: str, tmp_path: Path
@@ -160,6 +161,7 @@ def test_vectors_of_diff_and_of_merge_fit_merge_apply_and_verify(
         assert close(state(tmp_path / out), state(tuned))
 
 
+@pytest.mark.thinned(2)
 @every
 def test_vectors_of_modules_in_memory_fit_the_files(
     pairs: dict[str, Pair], name: str, tmp_path: Path
@@ -182,6 +184,7 @@ def test_vectors_of_modules_in_memory_fit_the_files(
     assert close(state(tmp_path / "merged"), state(tuned))
 
 
+@pytest.mark.thinned(3)
 @every
 @pytest.mark.parametrize("part", ["backbone", "architecture"])
 def test_a_vector_by_the_names_of_memory_is_translated_wherever_it_comes_to_files(

@@ -395,6 +395,7 @@ MODELS: dict[str, tuple[Callable[[], nn.Module], int | None]] = {
 }
 
 
+@pytest.mark.thinned(4)
 @pytest.mark.parametrize("limit", [None, 512, 10])
 @pytest.mark.parametrize("kind", MODELS)
 @torch.no_grad()

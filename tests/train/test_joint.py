@@ -189,6 +189,7 @@ def test_processes_share_the_rows_of_every_step() -> None:
 # -- interrupted ---------------------------------------------------------------------------------------------
 
 
+@pytest.mark.thinned(3)
 @pytest.mark.parametrize("regime", REGIMES)
 @pytest.mark.parametrize(
     ("name", "call"), [("one_step", 3), ("_backward", 9), ("_validated", 3), ("save", 1)]

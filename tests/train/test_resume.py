@@ -56,6 +56,7 @@ def test_an_interrupted_run_continues_to_the_same_bits(
     require_equal(run, settings, tmp_path)
 
 
+@pytest.mark.thinned(4)
 @pytest.mark.parametrize("after", [False, True])
 @pytest.mark.parametrize(
     ("owner", "name", "call"),

@@ -55,6 +55,7 @@ def error_of(*samples: list[float]) -> float:
 # -- against the edited models -------------------------------------------------------------------------------
 
 
+@pytest.mark.thinned(3)
 @pytest.mark.parametrize("distance", ["argmax", "probabilities"])
 @pytest.mark.parametrize(
     ("regime", "point", "normalize"),

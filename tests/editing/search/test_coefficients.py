@@ -40,6 +40,7 @@ def loss(
 # -- coefficients --------------------------------------------------------------------------------------------
 
 
+@pytest.mark.thinned(4)
 @pytest.mark.parametrize("per", ["shared", "task", "layer"])
 @pytest.mark.parametrize("regime", REGIMES)
 def test_the_combined_vector_has_the_reported_loss_and_beats_the_grid(regime: Any, per: Any) -> None:
@@ -256,6 +257,7 @@ def forgotten(model: Any, task: Task, kept: Any, edited: TaskVector, regime: Any
     return float((logits.logsumexp(-1) - (logits * wrong).sum(-1) / wrong.sum(-1)).mean()), control
 
 
+@pytest.mark.thinned(2)
 @pytest.mark.parametrize("per", ["shared", "layer"])
 def test_every_price_is_solved_at_least_as_well_as_by_the_grid(per: Any) -> None:
     model, vectors = world("linear")

@@ -30,6 +30,7 @@ def step(lin: Linearized, example: zoo.Example) -> tuple[Tensor, dict[str, Tenso
     return tangent.detach(), gradients, kept
 
 
+@pytest.mark.thinned(4)
 @pytest.mark.parametrize("choice", ["all", "attention", "last:1"])
 @pytest.mark.parametrize("name", MODELS)
 def test_the_numbers_are_the_same_and_less_is_kept(name: str, choice: str) -> None:

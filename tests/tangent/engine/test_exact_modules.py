@@ -62,6 +62,7 @@ def test_tangents_are_autograds_and_the_module_stays_as_it_is(name: str) -> None
     compare(MODULES[name](), name)
 
 
+@pytest.mark.thinned(3)
 @pytest.mark.parametrize("engine", ["reference", "backward"])
 @pytest.mark.parametrize("name", MODULES)
 def test_the_other_engines_and_what_follows_them(name: str, engine: str) -> None:

@@ -11,7 +11,7 @@ import tauspan as ts
 from tauspan.core.errors import BaseMismatchError, DataError, MismatchError, NonFiniteError, UsageError
 from tauspan.core.reading import Reading
 from tauspan.kernel import TangentKernel
-from tauspan.kernel.operator import closed_form as vectors
+from tauspan.kernel.operator import losses
 from tauspan.kernel.operator.closed_form import closed_form, logits_at_base, task_vector
 from tauspan.kernel.solvers.flow import Modes
 from tauspan.models import Classifier, Encoder, Head
@@ -200,7 +200,7 @@ def test_a_classifier_of_ones_own():
 def test_a_kernel_too_large_for_a_matrix_is_solved_by_products(monkeypatch):
     encoder, task = problem(rows=16)
     exact = closed_form(encoder, task, ridge=0.1)
-    monkeypatch.setattr(vectors, "DENSE", 10)
+    monkeypatch.setattr(losses, "DENSE", 10)
     fitted = closed_form(encoder, task, ridge=0.1, tolerance=1e-11)
     assert fitted.solution.solver == "ridge by conjugate gradients"
     assert not fitted.solution.exact

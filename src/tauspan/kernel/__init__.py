@@ -10,6 +10,7 @@ from tauspan.kernel.approximate.reduced import Reduction, reduced
 from tauspan.kernel.operator.closed_form import ClosedForm, closed_form, logits_at_base, task_vector
 from tauspan.kernel.operator.interference import Interference, interference
 from tauspan.kernel.operator.joint import Joint, joint
+from tauspan.kernel.operator.losses import LOSSES, Loss, LossProblem, LossSolution
 from tauspan.kernel.operator.projection import Projection, project
 from tauspan.kernel.operator.tangent import TangentKernel
 from tauspan.kernel.operator.union import UnionKernel
@@ -30,8 +31,10 @@ from tauspan.kernel.solvers.solution import DualSolution
 from tauspan.kernel.solvers.subgradient import Rate, dual_steps, primal_steps
 
 __all__ = [
+    "LOSSES",
     "Backend", "ClosedForm", "DenseKernel", "DualSolution", "EigenPairs", "Estimate", "Interference", "Joint",
-    "Kernel", "LowRankKernel", "Margins", "Modes", "Nystrom", "Outputs", "Projection", "Rate", "Reduction",
+    "Kernel", "Loss", "LossProblem", "LossSolution", "LowRankKernel", "Margins", "Modes", "Nystrom", "Outputs",
+    "Projection", "Rate", "Reduction",
     "RidgeChoice", "RidgeFit", "TangentKernel", "UnionKernel", "choose_ridge", "closed_form", "determinantal",
     "dual_steps", "effective_dimension", "eigenpairs", "interference", "joint", "leave_one_out", "logdet",
     "logits_at_base", "margins", "nystrom", "one_vs_rest", "participation_rank", "pivoted_cholesky", "primal_steps",

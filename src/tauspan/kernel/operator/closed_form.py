@@ -1,12 +1,10 @@
 """Task vectors in closed form: fine-tuning in the tangent space as one solve with the kernel of the training rows."""
 
-import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
-from typing import Any, Literal, NamedTuple, cast, get_args
+from dataclasses import dataclass, field
+from typing import Any, Literal
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from tauspan.core.arguments import checked
@@ -14,27 +12,19 @@ from tauspan.core.errors import DataError, MismatchError, ModelError, UsageError
 from tauspan.core.measure import Cost, measured
 from tauspan.core.params import require_finite
 from tauspan.core.reading import Reading
-from tauspan.kernel.approximate.lowrank import pivoted_cholesky
+from tauspan.kernel.operator.losses import LOSSES, Loss, LossProblem
 from tauspan.kernel.operator.tangent import TangentKernel
 from tauspan.kernel.rows.selector import Outputs
 from tauspan.kernel.rows.tiles import Backend
-from tauspan.kernel.solvers.base import Kernel
-from tauspan.kernel.solvers.cg import solve_cg
-from tauspan.kernel.solvers.hinge import Margins, margins, one_vs_rest, solve_hinge
-from tauspan.kernel.solvers.kernels import DenseKernel
-from tauspan.kernel.solvers.newton import solve_cross_entropy
-from tauspan.kernel.solvers.regression import RidgeChoice, choose_ridge, solve_ridge
-from tauspan.kernel.solvers.solution import DENSE, DualSolution, matrix_of, vector_for
+from tauspan.kernel.solvers.hinge import Margins
+from tauspan.kernel.solvers.regression import RidgeChoice
+from tauspan.kernel.solvers.solution import DualSolution, vector_for
 from tauspan.models import Classifier, Encoder
 from tauspan.tangent import linearize
 from tauspan.tangent.engine.check import far, rounding
 from tauspan.tasks import Task, build_head
 from tauspan.train.convex import labelled
 from tauspan.vector import TaskVector
-
-Loss = Literal["squared", "cross_entropy", "hinge"]
-_RIDGE = 1e-3  # that of `fit`
-_RANK = 200  # of the preconditioner, where the kernel is no matrix
 
 
 @dataclass(frozen=True)
@@ -62,7 +52,7 @@ class ClosedForm:
 def closed_form(
     encoder: Encoder | Classifier,
     task: Task,
-    loss: Loss = "squared",
+    loss: str | Loss = "squared",
     ridge: float | Literal["loo"] | None = None,
     *,
     gap: float | None = None,
@@ -88,7 +78,7 @@ def closed_form(
     Args:
         encoder: what `tauspan.load` returned, under the task's frozen head; or a `Classifier` of your own.
         task: rows, classes and head. All training rows enter: `task.subset(train=...)` takes fewer.
-        loss: see above.
+        loss: see above; or one of your own, a `Loss`.
         ridge: a number, or `"loo"`: the least leave-one-out error of the squared loss. None is `"loo"` for it, 1e-3
             for the others.
         gap: target distance of the right logit from the others; None is the head's scale.
@@ -121,21 +111,22 @@ def closed_form(
         ('linear', True)
     """
     reading.require_no_point("closed_form")
-    strength = _strength(task, loss, ridge)
+    name, chosen = _loss(loss)
+    strength = _strength(task, name, chosen, ridge)
     classifier, encoder = _classifier(encoder, task, reading.max_tokens)
     with measured() as cost:
         parts = labelled(encoder, task.split("train"), task.tokens(reading.max_tokens), reading.batch_size)
         batches, labels = [batch for batch, _ in parts], torch.cat([part for _, part in parts])
         outputs: Outputs = "all"
-        if loss == "hinge" and len(task.label_names) == 2:
+        if chosen.contrast and len(task.label_names) == 2:
             outputs = torch.tensor([[-1.0, 1.0]], dtype=torch.float64).expand(len(labels), 2)
         kernel = TangentKernel(classifier, batches, params=params, outputs=outputs, backend=backend)
-        problem = _Problem(kernel, logits_at_base(kernel), labels, strength, tolerance, max_steps)
-        if loss == "squared":
-            answer = problem.squared(classifier.head.scale if gap is None else gap, grid)
-        else:
-            answer = problem.cross_entropy() if loss == "cross_entropy" else problem.hinge()
-        facts = {"objective": loss, "rows": kernel.samples, **answer.facts, **answer.solution.facts()}
+        target = classifier.head.scale if gap is None else gap
+        start = logits_at_base(kernel)
+        answer = chosen.solve(
+            LossProblem(kernel, start, labels, strength, target, grid, tolerance, max_steps)
+        )
+        facts = {"objective": name, "rows": kernel.samples, **answer.facts, **answer.solution.facts()}
         vector = task_vector(kernel, answer.solution.alpha, task.name, {"task": task.name, "solver": facts})
         if kernel.check != "off":
             _require_certified(kernel, answer.solution.alpha, vector)
@@ -194,19 +185,24 @@ def logits_at_base(kernel: TangentKernel) -> Tensor:
     return vector_for(kernel, torch.cat(parts), "the model's logits").view(-1, kernel.outputs)
 
 
-def _strength(task: Task, loss: str, ridge: float | str | None) -> float | None:
+def _loss(given: str | Loss) -> tuple[str, Loss]:
+    """A loss with its name."""
+    if isinstance(given, Loss):
+        return given.solve.__name__, given
+    if given not in LOSSES:
+        raise UsageError(f"loss={given!r}. {nearest(given, LOSSES)}")
+    return given, LOSSES[given]
+
+
+def _strength(task: Task, name: str, loss: Loss, ridge: float | str | None) -> float | None:
     """The ridge as a number, None where leave-one-out chooses it."""
-    if loss not in get_args(Loss):
-        raise UsageError(f"loss={loss!r}. {nearest(str(loss), get_args(Loss))}")
     if len(task.label_names) < 2:
         raise DataError(f"task {task.name!r} has one class: there is nothing to tell apart.")
-    if isinstance(ridge, str) and (ridge != "loo" or loss != "squared"):
+    if isinstance(ridge, str) and (ridge != "loo" or loss.ridge is not None):
         raise UsageError(
-            f"ridge={ridge!r} with loss={loss!r}: give a number; 'loo' chooses for the squared loss."
+            f"ridge={ridge!r} with loss={name!r}: give a number; 'loo' chooses for the squared loss."
         )
-    if ridge is None or isinstance(ridge, str):
-        return None if loss == "squared" else _RIDGE
-    return float(ridge)
+    return loss.ridge if ridge is None or isinstance(ridge, str) else float(ridge)
 
 
 def _classifier(
@@ -221,80 +217,3 @@ def _classifier(
             "give the encoder alone, and the task's own head is built."
         )
     return given, given.encoder
-
-
-class _Answer(NamedTuple):
-    """The solution for one loss; `facts` are for provenance."""
-
-    solution: DualSolution
-    facts: dict[str, Any]
-    choice: RidgeChoice | None = None
-    margins: Margins | None = None
-
-
-@dataclass(frozen=True)
-class _Problem:
-    """Kernel, f0 (N, O) and labels of the training rows, and how to solve."""
-
-    kernel: TangentKernel
-    start: Tensor
-    labels: Tensor
-    ridge: float | None
-    tolerance: float
-    max_steps: int
-
-    def squared(self, gap: float, grid: Sequence[float] | None) -> _Answer:
-        """Ridge regression on gap (onehot - 1/C) - (f0 - mean f0)."""
-        if not (math.isfinite(gap) and gap > 0):
-            raise UsageError(f"gap={gap}: it must be above 0.")
-        classes = self.start.shape[1]
-        targets = gap * (F.one_hot(self.labels, classes) - 1 / classes)
-        residual = targets - self._centred_start()
-        facts: dict[str, Any] = {"gap": gap}
-        choice, ridge = None, self.ridge
-        if ridge is None:
-            choice = choose_ridge(self.kernel, residual, grid)
-            ridge = choice.ridge
-            facts["leave_one_out"] = {"grid": list(choice.grid), "errors": list(choice.errors)}
-        if self.kernel.shape[0] <= DENSE:
-            return _Answer(solve_ridge(self.kernel, residual, ridge), facts, choice)
-        near = pivoted_cholesky(self.kernel, min(_RANK, self.kernel.shape[0])).kernel
-        solution = solve_cg(
-            self.kernel, residual, ridge, near, tolerance=self.tolerance, max_steps=self.max_steps
-        )
-        return _Answer(solution, facts, choice)
-
-    def cross_entropy(self) -> _Answer:
-        """The loss of `fit`, minimised by Newton's method."""
-        solution = solve_cross_entropy(
-            self.kernel, self.labels, cast(float, self.ridge), self.start,
-            tolerance=self.tolerance, max_steps=self.max_steps,
-        )  # fmt: skip
-        return _Answer(solution, {})
-
-    def hinge(self) -> _Answer:
-        """The hinge loss of the difference of two logits or, for more classes, of each class's centred logit."""
-        outputs = self.kernel.outputs
-        kernel: Kernel = self.kernel
-        start, signs = self.start, 2 * self.labels.double() - 1
-        if outputs > 1:
-            kernel = DenseKernel(_centred(matrix_of(kernel), outputs), outputs)
-            start, signs = self._centred_start(), one_vs_rest(self.labels, outputs)
-        solution = solve_hinge(
-            kernel, signs, cast(float, self.ridge), start, tolerance=self.tolerance, max_steps=self.max_steps
-        )
-        bounds = margins(kernel, solution, signs, start)
-        if outputs > 1:  # centring is its own transpose
-            alpha = solution.alpha.view_as(start)
-            solution = replace(solution, alpha=(alpha - alpha.mean(1, keepdim=True)).flatten())
-        return _Answer(solution, {"support": len(bounds.support), "norm": bounds.norm}, margins=bounds)
-
-    def _centred_start(self) -> Tensor:
-        return self.start - self.start.mean(1, keepdim=True)
-
-
-def _centred(matrix: Tensor, outputs: int) -> Tensor:
-    """The kernel of each row's outputs less their mean."""
-    cubes = matrix.view(len(matrix) // outputs, outputs, -1, outputs)
-    left = cubes - cubes.mean(1, keepdim=True)
-    return (left - left.mean(3, keepdim=True)).view_as(matrix)

@@ -1,0 +1,145 @@
+"""The losses of closed forms: each is a function that solves for alpha, and a row of `LOSSES`."""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple, cast
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from tauspan.core.errors import UsageError
+from tauspan.kernel.approximate.lowrank import pivoted_cholesky
+from tauspan.kernel.operator.tangent import TangentKernel
+from tauspan.kernel.solvers.base import Kernel
+from tauspan.kernel.solvers.cg import solve_cg
+from tauspan.kernel.solvers.hinge import Margins, margins, one_vs_rest, solve_hinge
+from tauspan.kernel.solvers.kernels import DenseKernel
+from tauspan.kernel.solvers.newton import solve_cross_entropy
+from tauspan.kernel.solvers.regression import RidgeChoice, choose_ridge, solve_ridge
+from tauspan.kernel.solvers.solution import DENSE, DualSolution, matrix_of
+
+_RANK = 200  # of the preconditioner, where the kernel is no matrix
+
+
+@dataclass(frozen=True)
+class LossProblem:
+    """What a loss is minimised on.
+
+    Args:
+        kernel: of the N training rows with O outputs each.
+        start: f0, shape (N, O), float64.
+        labels: classes, shape (N,).
+        ridge: a number; None where leave-one-out is to choose it.
+        gap: target distance of the right logit from the others, for the squared loss.
+        grid: what leave-one-out chooses from.
+        tolerance: of iterative solvers.
+        max_steps: of iterative solvers.
+    """
+
+    kernel: TangentKernel
+    start: Tensor
+    labels: Tensor
+    ridge: float | None
+    gap: float
+    grid: Sequence[float] | None
+    tolerance: float
+    max_steps: int
+
+    @property
+    def strength(self) -> float:
+        """The ridge of a loss that needs a number."""
+        return cast(float, self.ridge)
+
+    def centred_start(self) -> Tensor:
+        """f0 less each row's mean."""
+        return self.start - self.start.mean(1, keepdim=True)
+
+
+class LossSolution(NamedTuple):
+    """The solution for one loss; `facts` are for provenance."""
+
+    solution: DualSolution
+    facts: Mapping[str, Any]
+    choice: RidgeChoice | None = None
+    margins: Margins | None = None
+
+
+@dataclass(frozen=True)
+class Loss:
+    """One loss of `closed_form`.
+
+    Args:
+        solve: minimises it.
+        contrast: of two classes it sees the difference of the two logits alone.
+        ridge: where none is named: a number (that of `tauspan.fit`), or None for leave-one-out, which only a loss with
+            None can do.
+    """
+
+    solve: Callable[[LossProblem], LossSolution]
+    contrast: bool = False
+    ridge: float | None = 1e-3
+
+
+def squared(problem: LossProblem) -> LossSolution:
+    """Ridge regression on gap (onehot - 1/C) - (f0 - mean f0)."""
+    gap = problem.gap
+    if not (math.isfinite(gap) and gap > 0):
+        raise UsageError(f"gap={gap}: it must be above 0.")
+    classes = problem.start.shape[1]
+    targets = gap * (F.one_hot(problem.labels, classes) - 1 / classes)
+    residual = targets - problem.centred_start()
+    facts: dict[str, Any] = {"gap": gap}
+    choice, ridge = None, problem.ridge
+    if ridge is None:
+        choice = choose_ridge(problem.kernel, residual, problem.grid)
+        ridge = choice.ridge
+        facts["leave_one_out"] = {"grid": list(choice.grid), "errors": list(choice.errors)}
+    if problem.kernel.shape[0] <= DENSE:
+        return LossSolution(solve_ridge(problem.kernel, residual, ridge), facts, choice)
+    near = pivoted_cholesky(problem.kernel, min(_RANK, problem.kernel.shape[0])).kernel
+    solution = solve_cg(
+        problem.kernel, residual, ridge, near, tolerance=problem.tolerance, max_steps=problem.max_steps
+    )
+    return LossSolution(solution, facts, choice)
+
+
+def cross_entropy(problem: LossProblem) -> LossSolution:
+    """The loss of `fit`, minimised by Newton's method."""
+    solution = solve_cross_entropy(
+        problem.kernel, problem.labels, problem.strength, problem.start,
+        tolerance=problem.tolerance, max_steps=problem.max_steps,
+    )  # fmt: skip
+    return LossSolution(solution, {})
+
+
+def hinge(problem: LossProblem) -> LossSolution:
+    """The hinge loss of the difference of two logits or, for more classes, of each class's centred logit."""
+    outputs = problem.kernel.outputs
+    kernel: Kernel = problem.kernel
+    start, signs = problem.start, 2 * problem.labels.double() - 1
+    if outputs > 1:
+        kernel = DenseKernel(_centred(matrix_of(kernel), outputs), outputs)
+        start, signs = problem.centred_start(), one_vs_rest(problem.labels, outputs)
+    solution = solve_hinge(
+        kernel, signs, problem.strength, start, tolerance=problem.tolerance, max_steps=problem.max_steps
+    )
+    bounds = margins(kernel, solution, signs, start)
+    if outputs > 1:  # centring is its own transpose
+        alpha = solution.alpha.view_as(start)
+        solution = replace(solution, alpha=(alpha - alpha.mean(1, keepdim=True)).flatten())
+    return LossSolution(solution, {"support": len(bounds.support), "norm": bounds.norm}, margins=bounds)
+
+
+def _centred(matrix: Tensor, outputs: int) -> Tensor:
+    """The kernel of each row's outputs less their mean."""
+    cubes = matrix.view(len(matrix) // outputs, outputs, -1, outputs)
+    left = cubes - cubes.mean(1, keepdim=True)
+    return (left - left.mean(3, keepdim=True)).view_as(matrix)
+
+
+LOSSES: dict[str, Loss] = {
+    "squared": Loss(squared, ridge=None),
+    "cross_entropy": Loss(cross_entropy),
+    "hinge": Loss(hinge, contrast=True),
+}

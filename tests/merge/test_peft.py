@@ -279,7 +279,7 @@ def test_peft_reads_the_directory_that_a_merge_of_files_writes(peft: Any, two: A
         "models": [{"model": str(path), "parameters": {"weight": weight}}
                    for path, weight in zip(paths, (0.7, 1.6), strict=True)],
     }  # fmt: skip
-    merge_files(recipe, tmp_path / "ours", show_progress=False)
+    merge_files(recipe, tmp_path / "ours")
     whole = peft.PeftModel.from_pretrained(fresh(tmp_path), tmp_path / "ours").merge_and_unload()
     whole.save_pretrained(tmp_path / "read")
     low = combine_adapters([AdapterSource(path) for path in paths], [0.7, 1.6])

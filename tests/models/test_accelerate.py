@@ -17,6 +17,7 @@ from tauspan.core.errors import ModelError, PickleRefusedError, TauspanError
 from tauspan.models import Encoder, fingerprint_of
 from tauspan.models.extras import quiet
 from tauspan.tasks import Task
+from tauspan.train import Settings
 from tauspan.vector import TaskVector
 
 pytestmark = pytest.mark.slow
@@ -181,8 +182,7 @@ def test_its_hooks_change_no_answer(how: str, accelerate: Any, home: Path, tmp_p
 def tuned(encoder: Encoder, regime: Any) -> TaskVector:
     rows = (TEXTS * 2, [0, 1, 0, 1] * 2)
     task = Task.from_tensors("t", ["no", "yes"], train=rows, validation=rows, test=rows)
-    options: dict[str, Any] = {"epochs": 1, "batch_size": 4, "lr": 1e-3}
-    return tauspan.finetune(encoder, task, regime=regime, **options).task_vector
+    return tauspan.finetune(encoder, task, Settings(regime, epochs=1, batch_size=4, lr=1e-3)).task_vector
 
 
 @pytest.mark.parametrize("how", HELD)

@@ -11,6 +11,7 @@ from helpers import checkpoints, zoo
 from tauspan.models import Encoder, select
 from tauspan.models.extras import quiet
 from tauspan.tasks import Task
+from tauspan.train import Settings
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore::UserWarning:peft")]  # its own advice
 TEXTS = ["a good film", "bad", "the cat sat", "a b c"]
@@ -80,7 +81,7 @@ def test_fine_tuning_moves_the_adapter_alone(kind: str, regime: Any, plain: Enco
     before = {name: tensor.clone() for name, tensor in encoder.backbone.state_dict().items()}
     rows = (TEXTS * 2, [0, 1, 0, 1] * 2)
     task = Task.from_tensors("t", ["no", "yes"], train=rows, validation=rows, test=rows)
-    vector = tauspan.finetune(encoder, task, regime=regime, epochs=2, batch_size=4, lr=1e-2).task_vector
+    vector = tauspan.finetune(encoder, task, Settings(regime, epochs=2, batch_size=4, lr=1e-2)).task_vector
     assert vector.deltas.keys() == set(select(encoder, "all"))
     assert any(delta.any() for delta in vector.deltas.values())
     assert all(torch.equal(tensor, before[name]) for name, tensor in encoder.backbone.state_dict().items())

@@ -1,7 +1,7 @@
 """Pictures of a report: accuracy per regime and against alpha, disentanglement maps, fronts, and what kernels say."""
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -88,15 +88,15 @@ def _bars(axes: Any, series: Series) -> None:
     width = 0.8 / len(means)
     for index, (regime, rows) in enumerate(means.items()):
         places = [place + (index - (len(means) - 1) / 2) * width for place in range(len(tasks))]
-        heights = [rows[t][column] for t in tasks]
+        heights = _numbers(rows[t][column] for t in tasks)
         axes.bar(places, heights, width * 0.92, color=_COLOURS.get(regime, f"C{index}"), label=regime)
         if column == "added":
-            axes.hlines([rows[t]["single"] for t in tasks], [p - width / 2 for p in places],
+            axes.hlines(_numbers(rows[t]["single"] for t in tasks), [p - width / 2 for p in places],
                         [p + width / 2 for p in places], color="black", lw=0.8,
                         label="single task" if index == 0 else None)  # fmt: skip
     if column == "added":
         zero = next(iter(means.values()))
-        heights = [zero[t]["zero shot"] for t in tasks]
+        heights = _numbers(zero[t]["zero shot"] for t in tasks)
         axes.plot(range(len(tasks)), heights, "o", ms=3, color="black", label="zero-shot")
     axes.set_title(series["title"], fontsize=9)
     axes.set_xticks(range(len(tasks)), [task.replace("_", "\n") for task in tasks], fontsize=6)
@@ -105,7 +105,14 @@ def _bars(axes: Any, series: Series) -> None:
     axes.spines[["top", "right"]].set_visible(False)
     if series["joint"]:
         across = range(len(series["joint"]))
-        axes.plot(across, series["joint"], "x", ms=4, mew=1, color="#c8361d", label="joint training")
+        axes.plot(
+            across, _numbers(series["joint"]), "x", ms=4, mew=1, color="#c8361d", label="joint training"
+        )
+
+
+def _numbers(values: Iterable[float | None]) -> list[float]:
+    """Numbers to draw: a missing one is NaN, which leaves its place empty."""
+    return [math.nan if value is None else value for value in values]
 
 
 def _pair_of_bars(figure: Any, panels: Sequence[Any], members: Sequence[Series]) -> None:
@@ -126,7 +133,7 @@ def _curves(axes: Any, series: Series) -> None:
     points = series["points"]
     for name in points[0]:
         if name not in ("alpha", "mean normalised"):
-            axes.plot([p["alpha"] for p in points], [p[name] for p in points], lw=1.2, label=name)
+            axes.plot([p["alpha"] for p in points], _numbers(p[name] for p in points), lw=1.2, label=name)
     axes.axvline(series["best"], color="black", lw=0.7, ls=":")
     axes.set_title(f"{series['title']}\nchosen alpha {series['best']:g}", fontsize=8)
     axes.set_xlabel("alpha", fontsize=8)
@@ -159,7 +166,7 @@ def _maps(figure: Any, panels: Sequence[Any], members: Sequence[Series]) -> None
     first, second = members[0]["tasks"]
     for axes, series in zip(panels, members, strict=True):
         across, up = ([*_edges(axis)] for axis in series["grid"])
-        values = [[math.nan if value is None else value for value in line] for line in series["xi"]]
+        values = [_numbers(line) for line in series["xi"]]
         lines = list(zip(*values, strict=True))  # pcolormesh wants one line per point of the upward axis
         mesh = axes.pcolormesh(across, up, lines, cmap="YlGnBu", vmin=0, vmax=top, rasterized=True)
         low, high = series["box"]

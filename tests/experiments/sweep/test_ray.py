@@ -42,9 +42,7 @@ def on_ray(jobs, folder, **options) -> dict[str, Any]:
 def kept(folder: Path) -> dict[str, Any]:
     """The files of results without what differs from run to run: how long each job took."""
     found = {file.name: json.loads(file.read_text()) for file in folder.glob("*.json")}
-    return {
-        name: {key: value for key, value in one.items() if key != "seconds"} for name, one in found.items()
-    }
+    return {name: {key: value for key, value in one.items() if key != "cost"} for name, one in found.items()}
 
 
 @pytest.mark.slow
@@ -121,7 +119,7 @@ def test_an_interruption_keeps_what_is_done_ends_what_runs_and_is_resumed(
             on_ray([*done, *long, *rest], tmp_path, workers=1 + len(long))
     until(lambda: not alive(pids[0]), "the end of what ran")
     assert sorted(path.name for path in tmp_path.glob("*.json")) == ["j0.json", "j1.json"]
-    lock = Results(tmp_path).lock(long[0])
+    lock = Results(tmp_path).stages.lock(long[0].name)
     assert lock is not None  # it is free
     lock.close()
     assert on_ray([*done, *rest], tmp_path) == {"j0": "n0", "j1": "n1", "rest": "rest"}

@@ -2,13 +2,13 @@
 .DEFAULT_GOAL := help
 PYTHON ?= python3
 BIN := .venv/bin
-.PHONY: help env env-real demo test test-slow test-zoo bench check lint types clean
+.PHONY: help env env-real demo test test-slow test-long bench check lint types clean
 
 help:
 	@echo "make demo   edit a real model with task vectors: four tables and pictures in out/demo"
 	@echo "make test   the tests, with line coverage"
 	@echo "make check  lint, types, tests        make test-slow  the tests that take longer"
-	@echo "make test-zoo   every family of models through every verb; an hour"
+	@echo "make test-long   every family of models, every recipe with its whole grid; an hour"
 	@echo "make bench  timings and memory against the paper's approach; SHORT=1 within minutes"
 	@echo "make env    only the environment .venv    make env-real  with the libraries of make test-slow"
 
@@ -40,10 +40,10 @@ test: env
 	$(PARALLEL) $(BIN)/python -m pytest $(WORKERS) --cov --cov-report=term --cov-fail-under=95
 
 test-slow: env-real
-	$(PARALLEL) $(BIN)/python -m pytest $(WORKERS) -m slow
+	$(PARALLEL) $(BIN)/python -m pytest $(WORKERS) -m 'slow and not long'
 
-test-zoo: env
-	$(PARALLEL) $(BIN)/python -m pytest $(WORKERS) -m zoo
+test-long: env
+	$(PARALLEL) $(BIN)/python -m pytest $(WORKERS) -m long
 
 # SHORT=1: one round on one shape, within minutes. More options: python -m benchmarks.run --help
 bench: env

@@ -26,14 +26,14 @@ import_torchvision()
 
 @pytest.hookimpl(tryfirst=True)  # before `-m` chooses
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark as slow all but one in n cases of a test that is marked `thinned(n)`."""
+    """Move all but one in n cases of a test that is marked `thinned(n)` to the next set: slow, or long if it is slow."""
     seen: Counter[str] = Counter()
     for item in items:
         marker = item.get_closest_marker("thinned")
         if marker is not None:
             test = item.nodeid.partition("[")[0]
             if seen[test] % marker.args[0]:
-                item.add_marker(pytest.mark.slow)
+                item.add_marker(pytest.mark.long if item.get_closest_marker("slow") else pytest.mark.slow)
             seen[test] += 1
 
 

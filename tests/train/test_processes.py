@@ -120,7 +120,9 @@ def differing(rank: int) -> dict[str, tuple[Settings, Task, Encoder]]:
     }
 
 
-@pytest.fixture(scope="module", params=[pytest.param(n, marks=pytest.mark.slow) for n in (2, 4)])
+@pytest.fixture(
+    scope="module", params=[pytest.param(2, marks=pytest.mark.slow), pytest.param(4, marks=pytest.mark.long)]
+)
 def together(request: Any, tmp_path_factory: Any) -> tuple[Path, int]:
     """A folder with what several processes made, and their number."""
     return launched(tmp_path_factory.getbasetemp(), request.param), request.param

@@ -240,7 +240,7 @@ def errors() -> dict[str, str]:
 # -- what the tests see ------------------------------------------------------------------------------------------
 
 
-@pytest.fixture(scope="module", params=[2, pytest.param(4, marks=pytest.mark.slow)])
+@pytest.fixture(scope="module", params=[2, pytest.param(4, marks=pytest.mark.long)])
 def together(request: Any, tmp_path_factory: Any) -> tuple[Path, int]:
     """A folder with what several processes made in shards, and their number."""
     return launched(tmp_path_factory.getbasetemp(), request.param) / "shards", request.param

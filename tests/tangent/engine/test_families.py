@@ -45,12 +45,13 @@ def test_every_fifth_family(family):
     require_none_fails(make(family))
 
 
-@pytest.mark.zoo
+@pytest.mark.long
 @pytest.mark.parametrize("family", [family for family in OTHERS if family not in OTHERS[::5]])
 def test_all_other_families(family):
     require_none_fails(make(family))
 
 
+@pytest.mark.thinned(3)
 @pytest.mark.slow
 @pytest.mark.parametrize("name", TIMM)
 def test_timm(name):

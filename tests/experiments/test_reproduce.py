@@ -115,7 +115,7 @@ def test_a_recipe_runs_from_the_program(
         assert row["ours"] is not None
 
 
-@pytest.mark.thinned(4)
+@pytest.mark.thinned(9)
 @pytest.mark.slow
 @pytest.mark.parametrize("name", sorted(EXPECTED))
 def test_a_recipe_runs_with_its_whole_grid_and_its_pictures(

@@ -93,6 +93,7 @@ def test_a_finished_vector_is_no_job(
     assert numbers(run(small, alone[0], workers=3)) == numbers(alone[1])
 
 
+@pytest.mark.thinned(2)
 @pytest.mark.slow
 @pytest.mark.parametrize("workers", [2, 3])
 def test_vectors_are_the_same_bits_however_many_workers_there_are(
@@ -185,6 +186,7 @@ def scripted(asked: Recipe, folder: Path, *points: int) -> list[str]:
     return done.stdout.splitlines()
 
 
+@pytest.mark.thinned(2)
 @pytest.mark.slow
 @pytest.mark.parametrize("kills", [1, 4])
 def test_a_run_that_is_killed_at_any_write_goes_on_to_the_same(

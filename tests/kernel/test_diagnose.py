@@ -598,7 +598,7 @@ def test_nets_that_are_trained_at_once_are_trained_as_if_alone():
         assert torch.allclose(mine, its, atol=1e-5)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_label_gradient_alignment_ranks_operations_better_after_two_epochs(capsys):
     example = runpy.run_path(str(EXAMPLES / "label_gradient_alignment.py"))
     found, _ = example["main"]({"operations": example["SPACES"]["operations"]})

@@ -33,7 +33,7 @@ def test_permutations_are_learned_exactly(capsys):
     assert "right by sign" in capsys.readouterr().out
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_an_ensemble_of_wide_nets_learns_permutations():
     _, ensembles = example("permutations")()
     assert [row["right, rounded at half"] for row in ensembles] == [1.0, 1.0, 1.0]

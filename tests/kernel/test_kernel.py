@@ -396,6 +396,7 @@ print(json.dumps([growth(lambda: kernel.dense()), 8 * kernel.shape[0] ** 2 / 2**
 """
 
 
+@pytest.mark.thinned(3)
 @pytest.mark.slow
 @pytest.mark.parametrize("room", [8, 32, 128])
 def test_a_kernel_of_2000_rows_stays_within_its_memory(room):

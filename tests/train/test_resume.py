@@ -129,6 +129,7 @@ def kill_after(entries: int, wait: float, regime: str, out: Path) -> None:
         process.wait()
 
 
+@pytest.mark.thinned(2)
 @pytest.mark.slow
 @pytest.mark.parametrize(("regime", "kills"), [("standard", 2), ("linear", 3)])
 def test_a_run_that_was_killed_continues_to_the_same_bits(regime: Any, kills: int, tmp_path: Path) -> None:

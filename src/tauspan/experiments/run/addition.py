@@ -31,7 +31,7 @@ class Addition(Part):
         """One addition for each regime and seed."""
         return [added(regime, seed) for regime in run.recipe.regimes for seed in run.recipe.seeds]
 
-    def measure(self, run: "RunContext", which: Evaluation) -> editing.Addition:
+    def measure(self, run: "RunContext", which: Evaluation) -> "editing.Addition":
         """The addition of one seed's vectors."""
         return add(run, which)
 
@@ -79,14 +79,14 @@ def added(label: str, seed: int) -> Evaluation:
     return Evaluation("add", (label,), seed)
 
 
-def add(run: "RunContext", which: Evaluation) -> editing.Addition:
+def add(run: "RunContext", which: Evaluation) -> "editing.Addition":
     """Do one addition, or read it from its file."""
     (label,) = which.about
     regime = cast(EditRegime, "standard" if label == "attention" else label)
     kind: VectorKind = "attention" if label == "attention" else kind_of(regime)
     vectors = run.vectors(kind, which.seed)
 
-    def work() -> editing.Addition:
+    def work() -> "editing.Addition":
         encoder = run.encoder(which.seed)
         return editing.add(encoder, vectors, regime, grid=run.recipe.grid, reading=run.reading)
 
@@ -96,7 +96,7 @@ def add(run: "RunContext", which: Evaluation) -> editing.Addition:
     )
 
 
-def rows_of(addition: editing.Addition) -> Sequence[Row]:
+def rows_of(addition: "editing.Addition") -> Sequence[Row]:
     """The rows of an addition: one for each task, then the mean."""
     return [row.cells() for row in (*addition.tasks, addition.mean)]
 

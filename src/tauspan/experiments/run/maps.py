@@ -85,7 +85,7 @@ class Maps(Part):
         """One for each regime that is mapped."""
         return [_stage(run, regime) for regime in self.regimes or run.recipe.regimes]
 
-    def measure(self, run: "RunContext", which: Evaluation) -> editing.Maps:
+    def measure(self, run: "RunContext", which: Evaluation) -> "editing.Maps":
         """The maps of one regime, in the units of the first one's, which are made before if they are not there."""
         first = self.evaluations(run)[0]
         if not self.drift or which == first:
@@ -93,7 +93,7 @@ class Maps(Part):
         units = {one.task: one.unit for one in self._map(run, first, True).drifts}
         return self._map(run, which, units)
 
-    def _map(self, run: "RunContext", which: Evaluation, drift: bool | Mapping[str, float]) -> editing.Maps:
+    def _map(self, run: "RunContext", which: Evaluation, drift: bool | Mapping[str, float]) -> "editing.Maps":
         regime = cast(EditRegime, which.about[0])
         pairs = None
         if self.pairs != "all":
@@ -104,7 +104,7 @@ class Maps(Part):
         vectors = run.vectors(kind_of(regime), which.seed)
         few = {run.fewer(task, self.rows): vector for task, vector in vectors.items()}
 
-        def work() -> editing.Maps:
+        def work() -> "editing.Maps":
             encoder = run.encoder(which.seed)
             return editing.disentanglement(encoder, few, regime, pairs=pairs, reading=run.reading, **shared)
 
@@ -122,7 +122,7 @@ class Maps(Part):
             result["disentanglement_drift"] = {regime: one.result["drift"] for regime, one in reports.items()}
         return Findings(self._tables(run, done), series, result)
 
-    def _tables(self, run: "RunContext", done: Mapping[str, editing.Maps]) -> list[Table]:
+    def _tables(self, run: "RunContext", done: "Mapping[str, editing.Maps]") -> list[Table]:
         seed, title = f"seed {run.recipe.seeds[0]}", "Disentanglement error"
         first = next(iter(done.values()))
         note = f"{seed}; {first.note()}"

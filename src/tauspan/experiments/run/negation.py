@@ -68,7 +68,7 @@ class Negation(Part):
             for target in self._tasks(run)
         ]
 
-    def measure(self, run: "RunContext", which: Evaluation) -> editing.Negation:
+    def measure(self, run: "RunContext", which: Evaluation) -> "editing.Negation":
         """The negation of one target's vector."""
         target = next(task for task in self._tasks(run) if task.name == which.about[0])
         regime = cast(EditRegime, which.about[1])
@@ -76,7 +76,7 @@ class Negation(Part):
         others = [task for task in run.tasks if task is not target]
         controls = [run.task(name) for name in self.controls] or others
 
-        def work() -> editing.Negation:
+        def work() -> "editing.Negation":
             return editing.negate(
                 run.encoder(which.seed), target, vectors[target], controls, self.floor, regime,
                 grid=run.recipe.grid, reading=run.reading,

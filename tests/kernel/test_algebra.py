@@ -165,4 +165,5 @@ def test_the_face_names_what_is_public():
         if name not in {"LOSSES", "Backend", "Outputs", "Rate"}
     )
     classes = [name for name in face.__all__ if name[0].isupper()]
-    assert face.__all__ == [*sorted(classes), *sorted(set(face.__all__) - set(classes))]
+    ordered = sorted(classes, key=lambda name: (not name.isupper(), name))
+    assert face.__all__ == [*ordered, *sorted(set(face.__all__) - set(classes))]

@@ -119,7 +119,7 @@ class Maps(Result):
         maps = list(self.pairs)
         if self.drift_pairs:
             maps = [one for both in zip(self.pairs, self.drift_pairs, strict=True) for one in both]
-        rows = [self._row(one) for one in maps]
+        rows = [self.cells(one, "axes" if self.drift_pairs else "") for one in maps]
         title = f"Disentanglement error, {self.regime}"
         tables = [Table(title, rows, self.note())]
         result: dict[str, Any] = {
@@ -137,9 +137,10 @@ class Maps(Result):
         series = [one.series(self.regime, self.box, self.distance) for one in maps]
         return Report(title, tables, dict(self.provenance), series, result, self.warnings)
 
-    def cells(self, one: PairMap) -> dict[str, Cell]:
-        """The row of one map, without its axes."""
-        return {"regime": self.regime, "pair": " + ".join(one.tasks), **one.means}
+    def cells(self, one: PairMap, axes: str = "") -> dict[str, Cell]:
+        """The row of one map; `axes` is the column that says what its axes are, if there is to be one."""
+        reading = {axes: "equal alpha" if one.unit is None else "matched drift"} if axes else {}
+        return {"regime": self.regime, "pair": " + ".join(one.tasks), **reading, **one.means}
 
     def note(self) -> str:
         """What the numbers of the maps are."""
@@ -150,11 +151,6 @@ class Maps(Result):
         if any(one.means["box"] is None or one.means["grid"] is None for one in maps):
             note += "; empty: a part with points whose drift a vector never reaches"
         return note
-
-    def _row(self, one: PairMap) -> dict[str, Cell]:
-        regime, pair, *means = self.cells(one).items()
-        axes = {"axes": "equal alpha" if one.unit is None else "matched drift"} if self.drift_pairs else {}
-        return dict([regime, pair]) | axes | dict(means)
 
 
 @dataclass(frozen=True)

@@ -51,6 +51,19 @@ class Base:
             self.directory, self.checkpoint = models.checkpoint_of(source)
         self.kinds = self.checkpoint.kinds()
 
+    @property
+    def folder(self) -> Path:
+        """The model's directory.
+
+        Raises:
+            UsageError: the source is a file of weights.
+        """
+        if self.directory is None:
+            raise UsageError(
+                f"{self.source} is a file of weights; an edited model is made from its directory."
+            )
+        return self.directory
+
     @cached_property
     def fingerprint(self) -> str:
         """Of all stored floating-point tensors; one SHA-256 pass."""
@@ -186,8 +199,7 @@ def apply_files(
             f"regime 'standard' writes; {chosen!r} writes a vector and names the model. Leave it out."
         )
     base = Base(model)
-    if base.directory is None:
-        raise UsageError(f"{model} is a file of weights; an edited model is made from its directory.")
+    folder = base.folder
     deltas = base.deltas(vector)
     notes, edit = [], f"{scale:g} {vector.label}"
     if not tangent and vector.regime == "linear":
@@ -197,12 +209,12 @@ def apply_files(
         )
         edit += " (a linear vector in the standard regime)"
     encoder = models.load_model(model) if tasks else None
-    heads = read_heads(base.directory) | _heads(encoder, tasks)
+    heads = read_heads(folder) | _heads(encoder, tasks)
     with store.atomic(out, overwrite=overwrite) as temporary:
         temporary.mkdir()
         if not tangent:
             written = _Written()
-            source = base.directory if head_from is None else models.model_directory(str(head_from))
+            source = folder if head_from is None else models.model_directory(str(head_from))
             tensors = _moved(base, deltas, scale, DTYPES[dtype], written)
             if head_from is None:
                 write_checkpoint(temporary, source, _kinds(base.kinds, deltas, DTYPES[dtype]), tensors)
@@ -237,14 +249,13 @@ def _reference(
     base: Base, encoder: models.Encoder | None, form: str, point: Point | None, edit: str
 ) -> Reference:
     """Where the heads come from: the model itself, or what it was edited from before."""
-    assert base.directory is not None  # noqa: S101 - `apply_files` has looked
-    if (base.directory / REFERENCE).is_file():
-        was = Reference.read(base.directory)
+    if (base.folder / REFERENCE).is_file():
+        was = Reference.read(base.folder)
         if form == EDITED:
             both = " + ".join(filter(None, [was.edit, edit]))
             return Reference(form, was.base, was.path, was.fingerprint, None, was.reading, both)
     said = "" if encoder is None else reading(encoder)
-    return Reference(form, base.source, str(base.directory.resolve()), base.fingerprint, point, said, edit)
+    return Reference(form, base.source, str(base.folder.resolve()), base.fingerprint, point, said, edit)
 
 
 def _kinds(
@@ -285,10 +296,8 @@ def _moved(
 
 def _with_head(base: Base, moved: Params, head: Base) -> dict[str, Tensor]:
     """An edited backbone under the names of a directory that has a head, with that head."""
-    assert base.directory is not None  # noqa: S101
-    assert head.directory is not None  # noqa: S101
     ours, theirs = (
-        models.directory_names(one.directory or Path(), {n: s for n, (_, s) in one.kinds.items()}, "backbone")
+        models.directory_names(one.folder, {n: s for n, (_, s) in one.kinds.items()}, "backbone")
         for one in (base, head)
     )
     inside = {name: tensor for name, tensor in moved.items() if name not in ours.carried}

@@ -27,28 +27,28 @@ def modules(source: Path) -> dict[str, Path]:
 
 
 @functools.cache
-def _tree(file: Path) -> ast.Module:
-    return ast.parse(file.read_text(encoding="utf-8"))
-
-
-def imported(file: Path, known: Mapping[str, Path], types: bool = False) -> Iterator[str]:
-    """The modules of the package that a file imports: at run time, or for types alone."""
-    tree = _tree(file)
+def _imports(file: Path) -> tuple[list[ast.Import | ast.ImportFrom], list[ast.Import | ast.ImportFrom]]:
+    """The imports of a file: those at run time, and those for types alone."""
+    tree = ast.parse(file.read_text(encoding="utf-8"))
     guarded = {
         id(below)
         for node in ast.walk(tree)
         if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test)
         for below in ast.walk(node)
     }
+    found = [node for node in ast.walk(tree) if isinstance(node, ast.Import | ast.ImportFrom)]
+    return [one for one in found if id(one) not in guarded], [one for one in found if id(one) in guarded]
+
+
+def imported(file: Path, known: Mapping[str, Path], types: bool = False) -> Iterator[str]:
+    """The modules of the package that a file imports: at run time, or for types alone."""
     package = next(iter(known)).split(".")[0]
-    for node in ast.walk(tree):
-        if (id(node) in guarded) != types:
-            continue
-        if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == package:
+    for node in _imports(file)[types]:
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names if alias.name.split(".")[0] == package)
+        elif (node.module or "").split(".")[0] == package:
             whole = [f"{node.module}.{alias.name}" for alias in node.names]
             yield from (name if name in known else str(node.module) for name in whole)
-        elif isinstance(node, ast.Import):
-            yield from (alias.name for alias in node.names if alias.name.split(".")[0] == package)
 
 
 def room_of(name: str, known: Mapping[str, Path], deep: bool) -> str:

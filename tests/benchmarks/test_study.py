@@ -84,6 +84,7 @@ def table(report: ts.Report, title: str) -> list[dict[str, Any]]:
 # -- the numbers ---------------------------------------------------------------------------------------------
 
 
+@pytest.mark.thinned(3)
 @pytest.mark.parametrize(
     ("place", "regime", "name"),
     [
@@ -240,6 +241,7 @@ def test_a_study_that_was_interrupted_goes_on_and_finds_the_same(
     assert numbers(studied(tmp_path / "cut", plan, minutes=0)) == numbers(whole)
 
 
+@pytest.mark.slow
 def test_more_lengths_and_seeds_reuse_what_is_there_and_no_time_begins_nothing(
     finished: tuple[Path, ts.Report], out: Path, tmp_path: Path
 ) -> None:
@@ -252,6 +254,7 @@ def test_more_lengths_and_seeds_reuse_what_is_there_and_no_time_begins_nothing(
     assert all(file.stat().st_mtime_ns == stamp for file, stamp in stamps.items())
 
 
+@pytest.mark.slow
 def test_measurements_of_another_plan_are_made_anew_and_vectors_of_other_settings_refused(
     tmp_path: Path,
 ) -> None:

@@ -177,6 +177,7 @@ def check_rows(found):
         assert (row["met"] is None) == (row["goal"] is None)
 
 
+@pytest.mark.slow
 def test_caches_search_and_map_give_rows():
     found = [*caches.caches(tiny()), *search.search(tiny())]
     check_rows([one.as_dict() for one in found])
@@ -200,6 +201,7 @@ def test_the_best_coefficient_is_the_smallest_of_the_best():
 # -- pipeline ----------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_both_pipelines_reach_the_same_validation_accuracy():
     shape, (left, right) = SHAPES["tiny-text"], tasks(2)
     settings = Settings(regime="linear", epochs=2, batch_size=8, lr=1e-2)

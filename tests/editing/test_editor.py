@@ -50,6 +50,7 @@ def by_hand(model: nn.Module, task: Task) -> torch.Tensor:
         return Classifier(model, head.double())(torch.stack(list(task.split("test").inputs)))  # type: ignore[arg-type]
 
 
+@pytest.mark.thinned(3)
 @pytest.mark.parametrize("normalize", [False, True])
 @pytest.mark.parametrize("point", ["logits", "encoder"])
 @pytest.mark.parametrize("regime", REGIMES)

@@ -94,6 +94,7 @@ def test_apply_evaluate_save_and_load_agree(
         assert "pre-trained" not in report.tables[0].title
 
 
+@pytest.mark.thinned(4)
 @pytest.mark.parametrize(("regime", "point"), EDITS)
 def test_the_command_line_gives_the_same_numbers(
     home: Path,
@@ -175,6 +176,7 @@ def test_a_merged_model_keeps_the_heads_of_its_base(home: Path, task: Task, tmp_
     assert numbers(evaluate(load(tmp_path / "merged"), [task]).report()) == pytest.approx(wanted, abs=1e-5)
 
 
+@pytest.mark.thinned(2)
 @pytest.mark.parametrize("regime", ["standard", "posthoc"])
 def test_the_base_is_found_from_another_folder_and_named_when_it_moved(
     home: Path, task: Task, regime: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -308,6 +310,7 @@ def test_a_module_of_ones_own_is_loaded_again_given_the_module(
 # -- predictions -----------------------------------------------------------------------------------------------
 
 
+@pytest.mark.thinned(2)
 @pytest.mark.parametrize(("regime", "point"), EDITS)
 def test_predictions_are_those_of_the_evaluated_model(
     home: Path, task: Task, regime: Any, point: Any, tmp_path: Path

@@ -97,7 +97,7 @@ def carried_out(
     return report
 
 
-@pytest.mark.thinned(3)
+@pytest.mark.thinned(4)
 @pytest.mark.usefixtures("short")
 @pytest.mark.parametrize("name", sorted(set(EXPECTED) - {"posthoc", "single-task"}))  # those two: below
 def test_a_recipe_runs_from_the_program(
@@ -189,6 +189,7 @@ def test_an_interrupted_reproduction_goes_on_to_the_same_numbers(
 # -- beside published numbers --------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("short")
 def test_a_known_model_stands_beside_published_numbers(
     toy: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch

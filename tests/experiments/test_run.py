@@ -120,6 +120,7 @@ def test_a_second_run_does_nothing_anew(
     assert {n: s for n, s in contents(out).items() if n.startswith(("vectors", "stages"))} == before
 
 
+@pytest.mark.slow
 def test_a_lost_stage_is_made_again_and_gives_the_same(
     recipe: Recipe, done: tuple[Path, Report], trainings: list[str]
 ) -> None:
@@ -131,6 +132,7 @@ def test_a_lost_stage_is_made_again_and_gives_the_same(
     assert again.result == first.result
 
 
+@pytest.mark.slow
 def test_another_grid_searches_anew_with_the_same_vectors(
     recipe: Recipe, done: tuple[Path, Report], trainings: list[str]
 ) -> None:
@@ -223,6 +225,7 @@ def test_a_plan_counts_what_is_done_and_does_nothing(
     assert all(row["done"] == 0 for row in other.tables[0].rows if row["stage"] == "fine-tune")
 
 
+@pytest.mark.slow
 def test_what_was_let_pass_is_in_the_report_of_every_later_run_too(
     recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -51,6 +51,7 @@ def vectors(out: Path) -> dict[str, str]:
 # -- workers -------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_jobs_leave_what_a_run_in_one_process_leaves(
     small: Recipe, alone: tuple[Path, Report], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

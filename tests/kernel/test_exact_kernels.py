@@ -21,7 +21,7 @@ def entries(jacobian: Tensor) -> Tensor:
     return jacobian @ jacobian.T
 
 
-@pytest.mark.thinned(2)
+@pytest.mark.thinned(4)
 @pytest.mark.parametrize("name", ROWS)
 def test_kernels_are_those_of_the_rows_of_j(name: str) -> None:
     j = truth(ROWS[name](), X).jacobian
@@ -183,7 +183,7 @@ def middle() -> Tensor:
     return x
 
 
-@pytest.mark.thinned(3)
+@pytest.mark.thinned(9)
 @pytest.mark.parametrize("backend", ["auto", "contraction", "products", "structured"])
 @pytest.mark.parametrize("name", COUPLED)
 def test_rows_in_the_middle_of_a_later_batch_have_the_kernel_of_their_batch(name: str, backend: Any) -> None:
@@ -227,7 +227,7 @@ PARTED: dict[str, Any] = {
 }
 
 
-@pytest.mark.thinned(3)
+@pytest.mark.thinned(9)
 @pytest.mark.parametrize("backend", ["auto", "structured"])
 @pytest.mark.parametrize("name", PARTED)
 def test_batches_may_take_a_parameter_apart_in_different_ways(name: str, backend: Any) -> None:

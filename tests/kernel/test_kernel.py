@@ -71,6 +71,7 @@ def test_backends_agree(name, outputs):
         assert zoo.close(found, plain), backend
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name", [pytest.param(name, marks=pytest.mark.slow if name != "bert" else ()) for name in LARGE]
 )

@@ -163,6 +163,7 @@ def test_the_hinge_loss_is_at_its_minimum(classes):
     assert torch.allclose(torch.cat([part.flatten() for part in pulled.values()]), tau)
 
 
+@pytest.mark.thinned(3)
 @pytest.mark.parametrize("loss", ["squared", "cross_entropy", "hinge"])
 @pytest.mark.parametrize("classes", [2, 3])
 def test_batches_and_backends_do_not_change_the_vector(loss, classes):

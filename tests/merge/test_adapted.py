@@ -135,7 +135,7 @@ CASES: dict[str, tuple[str, list[str], list[str]]] = {
 }
 
 
-@pytest.mark.thinned(3)
+@pytest.mark.thinned(9)
 @pytest.mark.parametrize("case", CASES)
 def test_a_base_with_an_adapter_is_what_the_class_gives(case: str, tmp_path: Path) -> None:
     family, low, names = CASES[case]

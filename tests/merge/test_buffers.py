@@ -93,6 +93,7 @@ CONSTANTS = {
 }
 
 
+@pytest.mark.thinned(4)
 @pytest.mark.parametrize("name", CONSTANTS)
 @pytest.mark.parametrize("base", [True, False])
 def test_constants_that_a_model_computes_again_stop_nothing(name: str, base: bool, tmp_path: Path) -> None:
@@ -182,6 +183,7 @@ METHODS = [
 ]
 
 
+@pytest.mark.thinned(6)
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_an_infinity_that_all_models_hold_stays(method: str, dtype: torch.dtype, tmp_path: Path) -> None:

@@ -50,6 +50,7 @@ def test_a_finished_merge_says_so(kind: str, tmp_path: Path, capsys: pytest.Capt
     assert not folder.exists()
 
 
+@pytest.mark.thinned(3)
 @pytest.mark.parametrize("kind", ["model", "vector", "file"])
 @pytest.mark.parametrize(
     "change", [["--set", "scale=0.5"], ["--seed", "3"], ["--weight", "1", "--weight", "2"]]

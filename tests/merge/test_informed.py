@@ -202,6 +202,7 @@ def by_evaluation(
     return total
 
 
+@pytest.mark.thinned(3)
 @pytest.mark.parametrize("per", ["shared", "task", "layer"])
 @pytest.mark.parametrize("regime", REGIMES)
 def test_adamerging_lowers_the_entropy_that_the_combined_vector_has(regime: Any, per: Any) -> None:

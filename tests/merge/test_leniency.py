@@ -81,6 +81,7 @@ def words(base: Path, *models: Path, out: Path) -> list[str]:
     return ["merge", "--method", "task_arithmetic", "--base", str(base), *map(str, models), "-o", str(out)]
 
 
+@pytest.mark.thinned(2)
 @pytest.mark.parametrize("kind", CASES)
 def test_the_way_out_that_an_error_names_works_and_is_told(
     kind: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
@@ -157,6 +158,7 @@ POINTS = {
 }  # fmt: skip
 
 
+@pytest.mark.thinned(3)
 @pytest.mark.parametrize("method", POINTS)
 @pytest.mark.parametrize("lacking", [[1], [1, 2], []])
 def test_without_a_base_a_tensor_is_merged_from_the_models_that_have_it(

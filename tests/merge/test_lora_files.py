@@ -100,6 +100,7 @@ def merged(out: Path, **recipe: Any) -> Path:
     return out
 
 
+@pytest.mark.thinned(4)
 @pytest.mark.parametrize("spelling", SPELLINGS)
 @pytest.mark.parametrize("alpha", [None, 1.0])
 @pytest.mark.parametrize("how", ["sum", "delta"])

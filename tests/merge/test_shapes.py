@@ -36,7 +36,7 @@ def test_there_are_enough_of_them() -> None:
     assert len(NAMES) >= 36
 
 
-@pytest.mark.thinned(4)
+@pytest.mark.thinned(8)
 @pytest.mark.parametrize("name", NAMES)
 def test_a_shape_runs_or_is_refused_by_name(name: str, models: Path, tmp_path: Path) -> None:
     with inside(models):
@@ -60,6 +60,7 @@ def test_a_shape_runs_or_is_refused_by_name(name: str, models: Path, tmp_path: P
         assert not info["mismatched_keys"]
 
 
+@pytest.mark.thinned(4)
 @pytest.mark.parametrize(
     "name", [name for name in NAMES if not name.startswith("refused") and name != "several"]
 )

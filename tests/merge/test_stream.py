@@ -36,7 +36,7 @@ def required(method):
 # -- the same as in memory -----------------------------------------------------------------------------------
 
 
-@pytest.mark.thinned(3)
+@pytest.mark.thinned(9)
 @pytest.mark.parametrize("method", PLAIN, ids=lambda method: method.name)
 def test_the_stream_is_the_merge_in_memory(method, tmp_path):
     paths = merging.checkpoints(tmp_path, min(3, method.most or 3), WIDE)
@@ -54,7 +54,7 @@ def test_the_stream_is_the_merge_in_memory(method, tmp_path):
     assert (got.base, got.regime) == (wanted.base, "standard")
 
 
-@pytest.mark.thinned(4)
+@pytest.mark.thinned(12)
 @pytest.mark.parametrize("method", PLAIN, ids=lambda method: method.name)
 def test_bytes_do_not_depend_on_threads_cut_or_access(method, tmp_path):
     paths = merging.checkpoints(tmp_path, min(3, method.most or 3), torch.bfloat16)

@@ -75,7 +75,7 @@ def padded(home: Path) -> Path:
     return home
 
 
-@pytest.mark.thinned(5)
+@pytest.mark.thinned(15)
 @pytest.mark.parametrize("kind", ["bert", "gpt2", "llama"])
 @pytest.mark.parametrize(
     "modes", [*MODES, ["cls", "mean"], ["max", "cls", "lasttoken"], ["mean", "mean_sqrt_len_tokens"]]

@@ -134,6 +134,7 @@ POOLED: dict[str, tuple[Callable[[], nn.Module], Callable[[Any], Tensor]]] = {
 }  # fmt: skip
 
 
+@pytest.mark.thinned(2)
 @pytest.mark.parametrize("kind", POOLED)
 @torch.no_grad()
 def test_one_vector_is_taken_of_every_form_of_output(kind: str, tmp_path: Path) -> None:

@@ -181,6 +181,7 @@ def test_any_combination_of_vectors_is_read_off_one_call(alphas: list[float]) ->
     assert torch.allclose(at(lin, mixed)(*example.args), read_off, rtol=0, atol=1e-11)
 
 
+@pytest.mark.thinned(4)
 @pytest.mark.parametrize("choice", ["attention", "last:1", "*bias", ["*.1.*weight", "*0*"]])
 @pytest.mark.parametrize("model", TRANSFORMERS)
 def test_a_choice_of_parameters_restricts_the_gradient_and_nothing_else(model: str, choice: str) -> None:
@@ -282,6 +283,7 @@ def flops(step: Callable[[], Tensor]) -> int:
     return counter.get_total_flops()
 
 
+@pytest.mark.thinned(4)
 @pytest.mark.parametrize("choice", ["all", "last:2", "attention", "*bias"])
 def test_a_training_step_costs_five_thirds_of_ordinary_fine_tuning(choice: str) -> None:
     """Three times, with the same numbers, if theta0 were left requiring grad."""

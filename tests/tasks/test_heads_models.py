@@ -113,6 +113,7 @@ def task(encoder: Encoder) -> Task:
 # -- every kind ----------------------------------------------------------------------------------------------
 
 
+@pytest.mark.thinned(4)
 @pytest.mark.parametrize("kind", MODELS)
 @pytest.mark.parametrize("regime", REGIMES)
 def test_one_step_under_a_probe_moves_the_path_to_the_features_and_lowers_the_loss(

@@ -107,6 +107,7 @@ def by_library(tmp_path, data):
 DOORS = {"folder": by_files, "parquet": by_parquet, "bytes": by_bytes, "hub": by_hub}
 
 
+@pytest.mark.thinned(4)
 @pytest.mark.parametrize("door", DOORS)
 @pytest.mark.parametrize("kind", PICTURES)
 def test_a_picture_is_the_same_by_every_door(tmp_path, kind, door):

@@ -96,6 +96,7 @@ COLUMNS = {
 }
 
 
+@pytest.mark.thinned(3)
 @pytest.mark.parametrize("form", FORMATS)
 @pytest.mark.parametrize("case", COLUMNS)
 def test_a_label_is_its_own_class_where_no_names_are_given(tmp_path, case, form):
@@ -120,6 +121,7 @@ NAMED = {
 }
 
 
+@pytest.mark.thinned(4)
 @pytest.mark.parametrize("form", [*FORMATS, *NUMBERS])
 @pytest.mark.parametrize("case", NAMED)
 def test_labels_under_given_names_mean_the_same_in_every_format(tmp_path, case, form):

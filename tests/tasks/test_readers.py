@@ -209,6 +209,7 @@ def test_damaged_or_incomplete_parquet_and_missing_files_are_named(tmp_path):
 # -- the validation split ------------------------------------------------------------------------------------
 
 
+@pytest.mark.thinned(4)
 @pytest.mark.parametrize(("train", "held"), [(2, 1), (19, 1), (200, 20), (60000, 5000)])
 def test_validation_is_a_tenth_of_train_and_at_most_5000(tmp_path, train, held):
     files = [write_csv(tmp_path / f"{i}.csv", rows(n)) for i, n in enumerate((train, 4))]

@@ -46,7 +46,7 @@ def jacobian(encoder: Encoder, task: Task) -> tuple[Tensor, Tensor, Tensor]:
     return value, torch.stack(columns, -1), rows.labels
 
 
-@pytest.mark.thinned(4)
+@pytest.mark.thinned(8)
 @pytest.mark.parametrize("solver", ["lbfgs", "newton-cg"])
 @pytest.mark.parametrize("cache", ["none", "primal", "factors"])
 def test_a_solver_ends_at_the_minimum_whatever_is_cached(solver: str, cache: str) -> None:

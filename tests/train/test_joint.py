@@ -105,6 +105,7 @@ def by_hand(tasks: list[Task], settings: Settings) -> dict[str, Tensor]:
     return tau
 
 
+@pytest.mark.thinned(2)
 @pytest.mark.parametrize("regime", REGIMES)
 @pytest.mark.parametrize("case", [{}, {"batch_size": 5, "accumulation": 2}])
 def test_two_tasks_equal_the_loop_written_out_by_hand(regime: Any, case: dict[str, Any]) -> None:
@@ -189,7 +190,7 @@ def test_processes_share_the_rows_of_every_step() -> None:
 # -- interrupted ---------------------------------------------------------------------------------------------
 
 
-@pytest.mark.thinned(3)
+@pytest.mark.thinned(9)
 @pytest.mark.parametrize("regime", REGIMES)
 @pytest.mark.parametrize(
     ("name", "call"), [("one_step", 3), ("_backward", 9), ("_validated", 3), ("save", 1)]

@@ -46,6 +46,7 @@ def require_equal(run: Any, settings: Settings, out: Path) -> None:
 # -- interrupted by the user ---------------------------------------------------------------------------------
 
 
+@pytest.mark.thinned(4)
 @pytest.mark.parametrize("regime", REGIMES)
 @pytest.mark.parametrize("step", [0, 1, 5, 6])
 def test_an_interrupted_run_continues_to_the_same_bits(

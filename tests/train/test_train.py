@@ -76,6 +76,7 @@ def expected(task: Task, settings: Settings) -> dict[str, Tensor]:
 # -- the numbers ---------------------------------------------------------------------------------------------
 
 
+@pytest.mark.thinned(4)
 @pytest.mark.parametrize("case", CASES)
 @pytest.mark.parametrize("regime", REGIMES)
 def test_a_run_equals_the_loop_written_out_by_hand(regime: Any, case: str) -> None:

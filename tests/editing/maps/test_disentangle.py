@@ -55,7 +55,7 @@ def error_of(*samples: list[float]) -> float:
 # -- against the edited models -------------------------------------------------------------------------------
 
 
-@pytest.mark.thinned(3)
+@pytest.mark.thinned(9)
 @pytest.mark.parametrize("distance", ["argmax", "probabilities"])
 @pytest.mark.parametrize(
     ("regime", "point", "normalize"),
@@ -87,6 +87,7 @@ def test_the_map_is_what_evaluating_the_edited_model_at_every_point_gives(
     assert len(set(values.flatten().tolist())) > 5  # the map is not flat
 
 
+@pytest.mark.thinned(3)
 @pytest.mark.parametrize("regime", REGIMES)
 def test_the_numbers_are_means_over_the_box_and_the_grid_with_their_standard_errors(regime: Any) -> None:
     model, vectors = world(regime)
@@ -129,6 +130,7 @@ def test_a_box_ends_where_a_computed_grid_point_means_to() -> None:
     )
 
 
+@pytest.mark.slow
 def test_all_pairs_are_the_pairs_one_by_one() -> None:
     for regime in ("standard", "linear"):
         model, vectors = world(regime, tasks=3)
@@ -158,6 +160,7 @@ def test_swapping_the_pair_transposes_the_map(regime: Any) -> None:
     assert back.series[0]["tasks"] == ["two", "one"]
 
 
+@pytest.mark.slow
 @given(power=st.integers(-3, 3), regime=st.sampled_from(["posthoc", "linear"]), sign=st.sampled_from([-1, 1]))
 @settings(max_examples=12)
 def test_a_longer_vector_is_a_wider_grid(power: int, regime: Any, sign: int) -> None:

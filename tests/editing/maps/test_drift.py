@@ -124,6 +124,7 @@ def test_the_map_at_matched_drift_is_the_map_at_those_coefficients(regime: Any) 
 # -- what must not change it ---------------------------------------------------------------------------------
 
 
+@pytest.mark.thinned(3)
 @pytest.mark.parametrize("regime", REGIMES)
 @pytest.mark.parametrize("factor", [0.2, 1.7])
 def test_at_matched_drift_the_length_of_a_vector_changes_nothing(regime: Any, factor: float) -> None:

@@ -40,7 +40,7 @@ def loss(
 # -- coefficients --------------------------------------------------------------------------------------------
 
 
-@pytest.mark.thinned(4)
+@pytest.mark.thinned(12)
 @pytest.mark.parametrize("per", ["shared", "task", "layer"])
 @pytest.mark.parametrize("regime", REGIMES)
 def test_the_combined_vector_has_the_reported_loss_and_beats_the_grid(regime: Any, per: Any) -> None:
@@ -347,6 +347,7 @@ SOLVE = "edit solve {model} {one}={linear} {two}={linear} --bootstrap 4 -q"
 FRONT = "edit front {model} {one}={linear} {two} --bootstrap 4 --prices 3 -q"
 
 
+@pytest.mark.thinned(2)
 @pytest.mark.parametrize(
     "line",
     [

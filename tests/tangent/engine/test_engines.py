@@ -54,7 +54,7 @@ def compare(
     return fast
 
 
-@pytest.mark.thinned(3)
+@pytest.mark.thinned(12)
 @pytest.mark.parametrize("choice", ["all", "attention", "last:1", "*bias"])
 @pytest.mark.parametrize("name", ZOO)
 def test_one_pass_equals_the_reference_without_any_fallback(name: str, choice: str) -> None:

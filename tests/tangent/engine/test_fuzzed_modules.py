@@ -208,7 +208,7 @@ def compare_tangents(module: nn.Module, wanted: Any) -> None:
     assert all_close(pulled, wanted.pulled, 1e-8)
 
 
-@pytest.mark.thinned(2)
+@pytest.mark.thinned(8)
 @pytest.mark.parametrize("name", STEPS)
 def test_each_step_by_itself(name: str) -> None:
     compare([(name, 1, 0, 1), (name, 2, 1, 2)])

@@ -32,9 +32,10 @@ env-real: .venv/ready-real
 demo: env
 	$(BIN)/tauspan demo --out out/demo
 
-# Several processes of one thread each: tests wait less for one another than threads do.
+# Several processes of one thread each: tests wait less for one another than threads do. Each takes files one after the
+# other, so that what the tests of a file share is made once.
 PARALLEL := OMP_NUM_THREADS=1
-WORKERS := -n auto --maxprocesses 4
+WORKERS := -n auto --maxprocesses 4 --dist worksteal
 
 test: env
 	$(PARALLEL) $(BIN)/python -m pytest $(WORKERS) --cov --cov-report=term --cov-fail-under=95

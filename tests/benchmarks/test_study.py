@@ -84,6 +84,7 @@ def table(report: ts.Report, title: str) -> list[dict[str, Any]]:
 # -- the numbers ---------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.thinned(3)
 @pytest.mark.parametrize(
     ("place", "regime", "name"),

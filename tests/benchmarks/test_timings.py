@@ -153,6 +153,7 @@ def test_the_goals_are_those_of_the_house():
     assert rows.GOALS["cuda"] == {"step / paper": 0.75, "memory / paper": 0.4}
 
 
+@pytest.mark.thinned(2)
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_the_command_writes_rows_and_keeps_a_table(tmp_path, monkeypatch, dtype):
     monkeypatch.setattr(run, "ROOT", tmp_path)

@@ -289,6 +289,7 @@ REFUSED: dict[str, tuple[str, int, str]] = {
 }
 
 
+@pytest.mark.thinned(3)
 @pytest.mark.parametrize("case", REFUSED)
 def test_a_refusal_has_its_code_and_words_and_leaves_nothing(
     case: str, world: World, tmp_path: Path, capsys: pytest.CaptureFixture[str]

@@ -570,6 +570,7 @@ def test_help_stays_light_and_names_the_new_options() -> None:
     assert done.stdout.strip() == "False", done.stderr
 
 
+@pytest.mark.thinned(3)
 @pytest.mark.parametrize("regime", ["linear", "posthoc", "standard"])
 def test_an_edit_never_replaces_what_it_is_made_from(
     home: Path, letters: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], regime: str

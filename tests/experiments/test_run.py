@@ -169,6 +169,7 @@ def test_the_maps_are_those_of_the_first_seeds_vectors_on_some_of_the_rows(
         assert alone.series[0] in report.series
 
 
+@pytest.mark.slow
 def test_another_grid_of_the_maps_draws_them_anew(
     recipe: Recipe, done: tuple[Path, Report], trainings: list[str]
 ) -> None:

@@ -189,6 +189,7 @@ def test_everything_is_found_again(done: Done) -> None:
     assert again.result == first.result
 
 
+@pytest.mark.slow
 def test_a_random_start_has_weights_of_its_own_for_every_seed(recipe: Recipe, tmp_path: Path) -> None:
     start = dataclasses.replace(
         recipe,
@@ -220,6 +221,7 @@ def test_two_tasks_of_one_name_are_refused(recipe: Recipe, tmp_path: Path) -> No
         run(changed, tmp_path / "out")
 
 
+@pytest.mark.slow
 def test_a_task_directory_can_be_a_target_and_half_of_a_pair(recipe: Recipe, tmp_path: Path) -> None:
     own = str(write_task(tmp_path / "own"))
     changed = dataclasses.replace(
@@ -275,6 +277,7 @@ templates: ["{{}}"]
 """
 
 
+@pytest.mark.slow
 def test_data_sets_of_the_catalog_are_read_from_a_folder_and_the_control_says_which_split_it_is(
     tmp_path: Path,
 ) -> None:

@@ -74,6 +74,7 @@ def test_jobs_leave_what_a_run_in_one_process_leaves(
     assert done[8:] == ["merge-linear-seed0"]
 
 
+@pytest.mark.slow
 def test_a_stage_of_another_key_is_measured_anew_without_workers(
     small: Recipe, alone: tuple[Path, Report], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

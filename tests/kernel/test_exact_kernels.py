@@ -247,6 +247,7 @@ def test_batches_may_take_a_parameter_apart_in_different_ways(name: str, backend
             assert close(right.dense(), wanted[:, : 4 * size])
 
 
+@pytest.mark.thinned(3)
 @pytest.mark.parametrize("kind_of_cache", ["factors", "primal"])
 @pytest.mark.parametrize("name", [*ROWS, *MIXED])
 def test_caches_give_autograds_tangents_and_gradients(name: str, kind_of_cache: Any) -> None:

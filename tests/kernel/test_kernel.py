@@ -60,7 +60,7 @@ class Attending(nn.Module):
 SMALL, LARGE = ("mlp", "conv", "tied"), ("bert", "gpt2", "llama", "vit", "clip")
 
 
-@pytest.mark.thinned(4)
+@pytest.mark.thinned(12)
 @pytest.mark.parametrize("outputs", OUTPUTS, ids=str)
 @pytest.mark.parametrize("name", SMALL)
 def test_backends_agree(name, outputs):
@@ -118,6 +118,7 @@ def test_a_contrast_is_centred_and_of_two_classes_the_margin(classes, expected):
     torch.testing.assert_close(found, (wanted / wanted.norm()).view(1, 1, classes))
 
 
+@pytest.mark.thinned(3)
 @pytest.mark.parametrize("outputs", ["all", "contrast", "sum", 2, ("signs", 0)], ids=str)
 def test_push_and_pullback_are_adjoint_and_make_the_kernel(outputs):
     model, x = example("bert")
@@ -283,6 +284,7 @@ def test_rows_are_recorded_once_where_they_fit(monkeypatch):
     assert rows == [[0, 1], [0, 1], [2, 3], [4]]  # two rows first, to see how large they are
 
 
+@pytest.mark.thinned(3)
 @pytest.mark.parametrize(("name", "room"), [("mlp", 1), ("mlp", 5_000), ("bert", 20_000)])
 def test_little_room_changes_nothing(name, room):
     model, x = example(name)

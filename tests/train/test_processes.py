@@ -125,7 +125,7 @@ def differing(rank: int) -> dict[str, tuple[Settings, Task, Encoder]]:
 )
 def together(request: Any, tmp_path_factory: Any) -> tuple[Path, int]:
     """A folder with what several processes made, and their number."""
-    return launched(tmp_path_factory.getbasetemp(), request.param, "all"), request.param
+    return launched(tmp_path_factory.getbasetemp(), request.param), request.param
 
 
 @pytest.fixture(scope="module")

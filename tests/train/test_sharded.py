@@ -75,29 +75,24 @@ def stack(width: int = 5, count: int = 3) -> Encoder:
         return Encoder(stirred(Stack(width, count).double(), 0, 0.4))
 
 
-def of_both_regimes(kind: str, settings: Settings, task: Task, model: Encoder) -> dict[str, Run]:
-    """A run in each regime."""
-    return {
-        f"{kind}-{regime}": (dataclasses.replace(settings, regime=regime), task, model) for regime in REGIMES
-    }
-
-
-def stacks() -> dict[str, Run]:
-    """The small runs."""
-    model = stack()
-    few = dataclasses.replace(POINTS, params=("blocks.1.*", "tied.*"), max_steps=4, point="encoder")
-    return of_both_regimes("stack", STACK, points(), model) | {"some-linear": (few, points(), model)}
-
-
 def shared(folder: Path) -> dict[str, Run]:
-    """The other runs that are made whole by one process and in shards by several; an encoder serves both regimes."""
+    """The runs that are made whole by one process and in shards by several; an encoder serves several of them."""
     whose = os.environ.get("RANK", "alone")
     bert, (vision, pictures) = runs.bert(folder / f"bert-{whose}"), runs.clip(folder / f"clip-{whose}")
-    return (
-        of_both_regimes("mlp64", POINTS, points(), encoder())
-        | of_both_regimes("bert", TEXTS, runs.texts(), bert)
-        | of_both_regimes("clip", dataclasses.replace(TEXTS, batch_size=4), pictures, vision)
-    )
+    both: list[tuple[str, Settings, Task, Encoder]] = [
+        ("mlp64", POINTS, points(), encoder()),
+        ("bert", TEXTS, runs.texts(), bert),
+        ("clip", dataclasses.replace(TEXTS, batch_size=4), pictures, vision),
+        ("stack", STACK, points(), stack()),
+    ]  # fmt: skip
+    found = {
+        f"{kind}-{regime}": (dataclasses.replace(settings, regime=regime), task, model)
+        for kind, settings, task, model in both
+        for regime in REGIMES
+    }
+    few = dataclasses.replace(POINTS, params=("blocks.1.*", "tied.*"), max_steps=4, point="encoder")
+    found["some-linear"] = (few, points(), both[-1][3])
+    return found
 
 
 def jointly(regime: Any, **options: Any) -> Finetuned:
@@ -131,29 +126,9 @@ def before(folder: Path) -> None:
 
 
 def as_one_of_several(folder: Path) -> None:
-    """What each process of a long launch does for this file."""
+    """What each process of a launch does for this file."""
     rank, folder = os.environ["RANK"], folder / "shards"
-    in_shards(shared(folder), folder)
-    (folder / f"memory-{rank}.json").write_text(json.dumps({regime: memory(regime) for regime in REGIMES}))
-    (folder / f"errors-{rank}.json").write_text(json.dumps(errors()))
-
-
-def stacks_as_one_of_several(folder: Path) -> None:
-    """What each process of every launch does for this file."""
-    folder = folder / "shards"
-    every = stacks()
-    in_shards(every, folder)
-    for regime in REGIMES:
-        jointly(regime, out=folder / f"joint-{regime}", shard=True)
-    settings, task, model = every["stack-linear"]
-    resumed = trained(settings, task, model, out=folder.parent / "resumed", resume=True, shard=True)
-    assert len(resumed.history) == len(logged(folder.parent / "resumed"))
-    settings, task, model = every["stack-standard"]
-    stopped(settings, task, model, folder / "stopped", shard=True)
-
-
-def in_shards(every: dict[str, Run], folder: Path) -> None:
-    """Each run in shards, into a folder of its name."""
+    every = shared(folder)
     for name, (settings, task, model) in every.items():
         before, out = fingerprint_of(model), folder / name
         run = trained(settings, task, model, out=out, checkpoint_every=2, shard=True)
@@ -162,6 +137,15 @@ def in_shards(every: dict[str, Run], folder: Path) -> None:
         if name == "mlp64-linear":
             alone = trained(settings, task, model, shard=True)
             assert params.norm({n: d - deltas(run)[n] for n, d in deltas(alone).items()}) == 0
+    for regime in REGIMES:
+        jointly(regime, out=folder / f"joint-{regime}", shard=True)
+    settings, task, model = every["stack-linear"]
+    resumed = trained(settings, task, model, out=folder.parent / "resumed", resume=True, shard=True)
+    assert len(resumed.history) == len(logged(folder.parent / "resumed"))
+    settings, task, model = every["stack-standard"]
+    stopped(settings, task, model, folder / "stopped", shard=True)
+    (folder / f"memory-{rank}.json").write_text(json.dumps({regime: memory(regime) for regime in REGIMES}))
+    (folder / f"errors-{rank}.json").write_text(json.dumps(errors()))
 
 
 # -- memory ------------------------------------------------------------------------------------------------------
@@ -256,44 +240,33 @@ def errors() -> dict[str, str]:
 # -- what the tests see ------------------------------------------------------------------------------------------
 
 
-LONG = [
-    pytest.param((2, "all"), marks=pytest.mark.slow),
-    pytest.param((4, "all"), marks=pytest.mark.long),
-]
-
-
-@pytest.fixture(scope="module", params=[(2, "stacks"), *LONG])
+@pytest.fixture(
+    scope="module", params=[pytest.param(2, marks=pytest.mark.slow), pytest.param(4, marks=pytest.mark.long)]
+)
 def together(request: Any, tmp_path_factory: Any) -> tuple[Path, int]:
     """A folder with what several processes made in shards, and their number."""
-    return launched(tmp_path_factory.getbasetemp(), *request.param) / "shards", request.param[0]
+    return launched(tmp_path_factory.getbasetemp(), request.param) / "shards", request.param
 
 
 @pytest.fixture(scope="module")
 def alone(tmp_path_factory: Any) -> dict[str, Run]:
     """The same runs for one process."""
-    return stacks()
+    return shared(tmp_path_factory.mktemp("alone"))
 
 
-@pytest.mark.parametrize("name", ["stack-standard", "stack-linear", "some-linear"])
+NAMES = [
+    *(f"{kind}-{regime}" for kind in ("mlp64", "bert", "clip", "stack") for regime in REGIMES),
+    "some-linear",
+]
+
+
+@pytest.mark.parametrize("name", NAMES)
 def test_shards_learn_what_one_process_learns(
     name: str, together: tuple[Path, int], alone: dict[str, Run]
 ) -> None:
-    require_same(name, together[0], alone[name])
-
-
-@pytest.mark.parametrize("together", LONG, indirect=True)
-def test_shards_of_every_model_learn_what_one_process_learns(
-    together: tuple[Path, int], tmp_path: Path
-) -> None:
-    for name, run in shared(tmp_path).items():
-        require_same(name, together[0], run)
-
-
-def require_same(name: str, folder: Path, run: Run) -> None:
-    """The vector and the losses of a run in shards are those of one process."""
-    settings, task, model = run
+    settings, task, model = alone[name]
     one = trained(settings, task, model)
-    many = TaskVector.from_pretrained(folder / name)
+    many = TaskVector.from_pretrained(together[0] / name)
     gaps = {tensor: delta - many.deltas[tensor] for tensor, delta in deltas(one).items()}
     if name.startswith(("bert", "clip")):
         gaps = {tensor: gap for tensor, gap in gaps.items() if not tensor.endswith(KEY_BIASES)}
@@ -301,7 +274,7 @@ def require_same(name: str, folder: Path, run: Run) -> None:
     assert params.norm(gaps) <= (1e-11 if wide else 1e-5) * one.task_vector.norm()
     assert many.info["key"] == one.task_vector.info["key"], "the key knows nothing of shards"
     assert (many.base, many.regime, many.label) == (one.task_vector.base, one.task_vector.regime, task.name)
-    losses = [entry["loss"] for entry in logged(folder / name)]
+    losses = [entry["loss"] for entry in logged(together[0] / name)]
     assert losses == pytest.approx([entry["loss"] for entry in one.history], rel=1e-5)
 
 
@@ -330,7 +303,6 @@ def test_one_process_goes_on_where_shards_stopped(
     assert params.norm({n: d - whole.deltas[n] for n, d in resumed.deltas.items()}) <= 1e-11 * whole.norm()
 
 
-@pytest.mark.parametrize("together", LONG, indirect=True)
 @pytest.mark.parametrize("regime", REGIMES)
 def test_a_process_holds_its_share_and_a_few_blocks(regime: str, together: tuple[Path, int]) -> None:
     folder, processes = together
@@ -344,7 +316,6 @@ def test_a_process_holds_its_share_and_a_few_blocks(regime: str, together: tuple
         assert size["above"] <= share + 0.8 * size["model"]
 
 
-@pytest.mark.parametrize("together", LONG, indirect=True)
 def test_what_cannot_be_sharded_is_said(together: tuple[Path, int]) -> None:
     folder, processes = together
     said = [json.loads((folder / f"errors-{rank}.json").read_text()) for rank in range(processes)]

@@ -189,6 +189,7 @@ def test_a_longer_vector_is_a_wider_grid(power: int, regime: Any, sign: int) -> 
 # -- where xi must be zero -----------------------------------------------------------------------------------
 
 
+@pytest.mark.thinned(3)
 @pytest.mark.parametrize("distance", ["argmax", "probabilities"])
 @pytest.mark.parametrize("regime", REGIMES)
 def test_on_an_axis_only_the_other_tasks_rows_can_be_disturbed(regime: Any, distance: Any) -> None:
@@ -207,6 +208,7 @@ def test_on_an_axis_only_the_other_tasks_rows_can_be_disturbed(regime: Any, dist
         assert float(values[zero, k]) == pytest.approx(average(one), abs=1e-12)
 
 
+@pytest.mark.thinned(3)
 @pytest.mark.parametrize("distance", ["argmax", "probabilities"])
 @pytest.mark.parametrize("regime", REGIMES)
 def test_disjoint_blocks_on_disjoint_inputs_do_not_interfere(regime: Any, distance: Any) -> None:

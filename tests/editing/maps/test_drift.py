@@ -106,6 +106,7 @@ def test_a_normalising_head_bends_the_drift_and_the_search_follows() -> None:
     assert affine[1] == pytest.approx(affine[2] / 2, rel=1e-12)
 
 
+@pytest.mark.thinned(3)
 @pytest.mark.parametrize("regime", REGIMES)
 def test_the_map_at_matched_drift_is_the_map_at_those_coefficients(regime: Any) -> None:
     model, vectors = world(regime)

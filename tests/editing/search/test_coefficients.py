@@ -61,6 +61,7 @@ def test_the_combined_vector_has_the_reported_loss_and_beats_the_grid(regime: An
         assert optimum.rows[0]["certified"] is True
 
 
+@pytest.mark.thinned(3)
 @pytest.mark.parametrize("regime", REGIMES)
 def test_the_accuracies_are_those_of_the_edited_models_on_test(regime: Any) -> None:
     model, vectors = world(regime)

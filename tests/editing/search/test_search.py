@@ -37,6 +37,7 @@ def test_every_grid_point_is_what_evaluating_the_edited_model_gives(regime: Any,
         assert alone.result["accuracy"] == {task.name: row[task.name] for task in vectors}
 
 
+@pytest.mark.thinned(3)
 @pytest.mark.parametrize("regime", REGIMES)
 def test_alpha_is_the_best_mean_normalised_accuracy_on_validation_and_the_smallest_of_ties(
     regime: Any,

@@ -2,6 +2,7 @@
 
 import shutil
 import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -50,11 +51,29 @@ def opened(running: Any, html: str, **options: Any) -> Iterator[Any]:
         page = context.new_page()
         page.requests, page.complaints = [], []
         page.on("request", lambda request: page.requests.append(request.url))
-        page.on("console", lambda message: page.complaints.append(message.text) if message.type in ("error", "warning") else None)
+        page.on(
+            "console",
+            lambda message: (
+                page.complaints.append(message.text) if message.type in ("error", "warning") else None
+            ),
+        )
         page.on("pageerror", lambda error: page.complaints.append(str(error)))
         page.goto(f"file://{file.name}")
-        page.wait_for_function("performance.getEntriesByName('desk-ready').length > 0")
+        until(page, "performance.getEntriesByName('desk-ready').length > 0")
         try:
             yield page
         finally:
             context.close()
+
+
+def until(page: Any, expression: str, seconds: float = 20.0) -> None:
+    """Wait for something to be true; the driver's own waiting evaluates text inside the page, which its policy forbids.
+
+    Raises:
+        TimeoutError: it did not become true.
+    """
+    end = time.monotonic() + seconds
+    while not page.evaluate(f"() => Boolean({expression})"):
+        if time.monotonic() > end:
+            raise TimeoutError(f"not true within {seconds:g} seconds: {expression}")
+        page.wait_for_timeout(20)

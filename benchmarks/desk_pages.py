@@ -144,7 +144,9 @@ def _normalised(generator: np.random.Generator, logits: Array, labels: Array) ->
     head = generator.normal(0, 1, (classes, size))
     features = logits @ np.linalg.pinv(head).T + 0.1
     packed, labels, scales = _packed(features @ head.T, labels)
-    return MadeSplit(packed, labels, scales, features, generator.normal(0, 0.05, classes).astype(np.float32), 10.0)
+    return MadeSplit(
+        packed, labels, scales, features, generator.normal(0, 0.05, classes).astype(np.float32), 10.0
+    )
 
 
 def stored(task: MadeTask, split: MadeSplit, blob: Blob, grid: Sequence[Sequence[float]]) -> dict[str, Any]:
@@ -248,7 +250,12 @@ def page(
         "tasks": entries,
         "choices": [
             {"name": "zero", "split": None, "coefficients": [0.0] * count, "note": "the pre-trained model"},
-            {"name": "alpha = 1", "split": None, "coefficients": [1.0] * count, "note": "every vector as it was trained"},
+            {
+                "name": "alpha = 1",
+                "split": None,
+                "coefficients": [1.0] * count,
+                "note": "every vector as it was trained",
+            },
         ],
         "interference": None,
         "front": None,

@@ -16,10 +16,7 @@ export function App() {
     <>
       <Head />
       <main>
-        <div class="side">
-          <Mix />
-          <Copies />
-        </div>
+        <Mix />
         <div class="views">
           <Warnings />
           <Scores />
@@ -29,6 +26,7 @@ export function App() {
           <Xi />
           <Interference />
           <FrontView />
+          <Copies />
         </div>
       </main>
       <footer>

@@ -41,7 +41,8 @@ function written(): string {
 /** Keeps the address and the state together. */
 export function bind(): void {
   read(location.hash);
-  window.addEventListener("hashchange", () => read(location.hash));
+  // not `location.hash`: what is written below may have replaced it before the event comes
+  window.addEventListener("hashchange", (event) => read(new URL(event.newURL).hash));
   let waiting = 0;
   effect(() => {
     const now = written();

@@ -57,7 +57,7 @@ interface Props {
   children: (x: Scale, y: Scale, width: number) => ComponentChildren;
 }
 
-const MARGIN = { left: 46, right: 12, top: 10, bottom: 40 };
+const MARGIN = { left: 54, right: 12, top: 10, bottom: 40 };
 /** Where the axis begins and ends, for what lies below it. */
 export const INSET = { left: MARGIN.left, right: MARGIN.right };
 
@@ -73,7 +73,7 @@ export function Plot(props: Props) {
     <div class="drawing" ref={ref}>
       <svg width={width} height={height} viewBox={`0 0 ${width} ${height}`} role="group" aria-label={props.label}>
         <g class="axes" aria-hidden="true">
-          {ticks(props.y, 5).map((value) => (
+          {ticks(props.y, 6).map((value) => (
             <g key={value}>
               <line class="grid" x1={left} x2={right} y1={y(value)} y2={y(value)} />
               <text x={left - 8} y={y(value) + 4} text-anchor="end">{coefficient(value)}</text>
@@ -87,7 +87,7 @@ export function Plot(props: Props) {
           ))}
           <line class="base" x1={left} x2={right} y1={bottom} y2={bottom} />
           <text class="axis" x={(left + right) / 2} y={height - 5} text-anchor="middle">{props.across}</text>
-          <text class="axis" transform={`translate(12 ${(bottom + MARGIN.top) / 2}) rotate(-90)`} text-anchor="middle">{props.up}</text>
+          <text class="axis" transform={`translate(11 ${(bottom + MARGIN.top) / 2}) rotate(-90)`} text-anchor="middle">{props.up}</text>
         </g>
         {props.children(x, y, width)}
       </svg>

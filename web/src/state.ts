@@ -3,7 +3,7 @@
 import { batch, computed, effect, signal } from "@preact/signals";
 
 import { type Changes, changes, outcome, type Outcome } from "./compute/outcome";
-import { type Rows, rowsOf, same, SampledRows } from "./compute/rows";
+import { type Rows, rowsOf } from "./compute/rows";
 import { readDesk, readNumbers, type SplitName, type Task, type Texts } from "./data";
 
 export const desk = readDesk();
@@ -27,21 +27,9 @@ export function rows(task: Task, split: SplitName): Rows | null {
   return found;
 }
 
-/** The sampled points of all tasks together (standard regime). */
-export const GRID: readonly (readonly number[])[] = SAMPLED ? union() : [];
-
-function union(): (readonly number[])[] {
-  const points: (readonly number[])[] = [];
-  for (const task of desk.tasks) {
-    for (const split of ["validation", "test"] as const) {
-      const found = rows(task, split);
-      if (found instanceof SampledRows) {
-        for (const point of found.grid) if (!points.some((one) => same(one, point))) points.push(point);
-      }
-    }
-  }
-  return points;
-}
+/** The sampled points (standard regime), the same for every task and split. */
+export const GRID: readonly (readonly number[])[] =
+  desk.tasks.flatMap((task) => [task.splits.validation?.grid, task.splits.test?.grid]).find((grid) => grid) ?? [];
 
 const start = desk.choices.find((one) => one.split === "validation") ?? desk.choices[0];
 

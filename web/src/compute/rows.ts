@@ -18,12 +18,12 @@ type Numbers = Int16Array | Float32Array;
 
 /** Rows of one split; `vectors` is the number of vectors. */
 export function rowsOf(task: Task, split: Split, vectors: number, exact: boolean, blob: ArrayBuffer): Rows {
-  if (task.kind === "sampled") return new SampledRows(split, blob);
+  const labels = new Uint16Array(blob, split.labels, split.rows);
+  if (task.kind === "sampled") return sampledRows(split, labels, blob);
   const shape = shapeOf(task, split, blob);
   const length = shape.starts[split.rows] * (vectors + 1);
   const numbers = exact ? new Float32Array(blob, split.numbers, length) : new Int16Array(blob, split.numbers, length);
-  const labels = new Uint16Array(blob, split.labels, split.rows);
-  return new AffineRows(labels, numbers, shape, vectors, exact, normOf(task, split, vectors, blob));
+  return affineRows(labels, numbers, shape, vectors + 1, exact, shiftOf(task, split, vectors + 1, blob));
 }
 
 /** Which classes each row has numbers of: row n those at starts[n] to starts[n + 1], or, without names, all. */
@@ -34,56 +34,36 @@ interface Shape {
   readonly most: number;
 }
 
-function shapeOf(task: Task, split: Split, blob: ArrayBuffer): Shape {
-  const classes = task.classes.length;
-  if (!split.kept) {
-    return { starts: Uint32Array.from({ length: split.rows + 1 }, (_, n) => n * classes), names: null, most: classes };
-  }
-  const starts = new Uint32Array(blob, split.kept.starts, split.rows + 1);
-  return { starts, names: new Uint16Array(blob, split.kept.classes, starts[split.rows]), most: classes };
+function shapeOf(task: Task, { kept, rows }: Split, blob: ArrayBuffer): Shape {
+  const most = task.classes.length;
+  if (!kept) return { starts: Uint32Array.from({ length: rows + 1 }, (_, n) => n * most), names: null, most };
+  const starts = new Uint32Array(blob, kept.starts, rows + 1);
+  return { starts, names: new Uint16Array(blob, kept.classes, starts[rows]), most };
 }
 
-function normOf(task: Task, split: Split, vectors: number, blob: ArrayBuffer): Norm | null {
-  if (task.kind !== "gram" || split.gram === undefined || split.bias === null || split.bias === undefined) return null;
-  const pairs = ((vectors + 1) * (vectors + 2)) / 2;
-  const gram = new Float32Array(blob, split.gram, split.rows * pairs);
-  const bias = new Float32Array(blob, split.bias, task.classes.length);
-  const scales = split.scales === null ? null : new Float32Array(blob, split.scales, split.rows);
-  return new Norm(gram, bias, scales, split.logitScale ?? 1, vectors + 1);
-}
+/** The class of the largest v_0 + sum_k a_k v_k, k over the vectors; with a `Shift`, a bias is added first. */
+function affineRows(
+  labels: Uint16Array,
+  numbers: Numbers,
+  { starts, names, most }: Shape,
+  parts: number,
+  exact: boolean,
+  shift: Shift | null,
+): Rows {
+  const count = labels.length;
+  const first = new Float64Array(most);
+  const second = new Float64Array(most);
 
-/** The class of the largest v_0 + sum_k a_k v_k, k over the vectors; with a `Norm`, a bias is added first. */
-class AffineRows implements Rows {
-  readonly count: number;
-  private readonly first: Float64Array;
-  private readonly second: Float64Array;
-
-  constructor(
-    readonly labels: Uint16Array,
-    private readonly numbers: Numbers,
-    private readonly shape: Shape,
-    private readonly vectors: number,
-    private readonly exact: boolean,
-    private readonly norm: Norm | null,
-  ) {
-    this.count = labels.length;
-    this.first = new Float64Array(shape.most);
-    this.second = new Float64Array(shape.most);
-  }
-
-  predict(coefficients: readonly number[], into: Uint16Array): number {
-    const { numbers, first, norm } = this;
-    const { starts, names } = this.shape;
-    const parts = this.vectors + 1;
+  function predict(coefficients: readonly number[], into: Uint16Array): number {
     const sum = weighted(coefficients, 1);
-    const slack = this.exact ? -1 : 1 + coefficients.reduce((total, a) => total + Math.abs(a), 0);
+    const slack = exact ? -1 : 1 + coefficients.reduce((total, a) => total + Math.abs(a), 0);
     const weights = [1, ...coefficients];
     let within = 0;
-    for (let n = 0; n < this.count; n++) {
+    for (let n = 0; n < count; n++) {
       const start = starts[n];
       const classes = starts[n + 1] - start;
       combine(numbers, parts * start, classes, sum, first);
-      const more = norm ? norm.shift(n, weights, first) : 0;
+      const more = shift ? shift(n, weights, first) : 0;
       let best = first[0];
       let next = -Infinity;
       let winner = 0;
@@ -101,41 +81,29 @@ class AffineRows implements Rows {
     return within;
   }
 
-  line(from: readonly number[], along: readonly number[], steps: readonly number[], visit: Visit): boolean {
-    const { numbers, first, second, norm } = this;
-    const { starts, names, most } = this.shape;
-    const parts = this.vectors + 1;
+  function line(from: readonly number[], along: readonly number[], steps: readonly number[], visit: Visit): boolean {
     const base = weighted(from, 1);
     const slope = weighted(along, 0);
-    const points = norm ? steps.map((s) => [1, ...from.map((a, k) => a + s * along[k])]) : [];
-    const shifted = new Float64Array(norm ? most : 0);
-    for (let n = 0; n < this.count; n++) {
+    const points = shift ? steps.map((s) => [1, ...from.map((a, k) => a + s * along[k])]) : [];
+    const sums = new Float64Array(most);
+    for (let n = 0; n < count; n++) {
       const start = starts[n];
       const classes = starts[n + 1] - start;
       combine(numbers, parts * start, classes, base, first);
       combine(numbers, parts * start, classes, slope, second);
       for (let i = 0; i < steps.length; i++) {
         const s = steps[i];
+        for (let c = 0; c < classes; c++) sums[c] = first[c] + s * second[c];
+        if (shift) shift(n, points[i], sums);
         let winner = 0;
-        if (norm) {
-          for (let c = 0; c < classes; c++) shifted[c] = first[c] + s * second[c];
-          norm.shift(n, points[i], shifted);
-          winner = largest(shifted);
-        } else {
-          let best = first[0] + s * second[0];
-          for (let c = 1; c < classes; c++) {
-            const value = first[c] + s * second[c];
-            if (value > best) {
-              best = value;
-              winner = c;
-            }
-          }
-        }
+        for (let c = 1; c < classes; c++) if (sums[c] > sums[winner]) winner = c;
         visit(i, n, names ? names[start + winner] : winner);
       }
     }
     return true;
   }
+
+  return { count, labels, predict, line };
 }
 
 interface Weighted {
@@ -177,69 +145,48 @@ function combine(numbers: Numbers, start: number, classes: number, sum: Weighted
   }
 }
 
-function largest(values: Float64Array): number {
-  let winner = 0;
-  for (let c = 1; c < values.length; c++) if (values[c] > values[winner]) winner = c;
-  return winner;
-}
+/** Adds a bias to the values of row n, in units of its scale; gives how far float32 can have moved a difference. */
+type Shift = (n: number, weights: readonly number[], values: Float64Array) => number;
 
-/** The bias of a head that divides features by their length: (W z + b |z| / s) is ordered as its logits are. */
-class Norm {
-  private readonly spread: number;
-
-  constructor(
-    private readonly gram: Float32Array,
-    private readonly bias: Float32Array,
-    private readonly scales: Float32Array | null,
-    private readonly logitScale: number,
-    private readonly parts: number,
-  ) {
-    this.spread = Math.max(...bias) - Math.min(...bias);
-  }
-
-  /** Adds b |z| / s to the values of row n, in units of its scale; gives how far float32 can have moved a difference. */
-  shift(n: number, weights: readonly number[], values: Float64Array): number {
-    const { gram, bias, parts } = this;
-    let place = n * ((parts * (parts + 1)) / 2);
+/** For a head that divides features by their length: W z + b |z| / s is ordered as its logits are; |z| is from z_k . z_l. */
+function shiftOf(task: Task, split: Split, parts: number, blob: ArrayBuffer): Shift | null {
+  if (task.kind !== "gram" || split.gram === undefined || split.bias === null || split.bias === undefined) return null;
+  const pairs = (parts * (parts + 1)) / 2;
+  const gram = new Float32Array(blob, split.gram, split.rows * pairs);
+  const bias = new Float32Array(blob, split.bias, task.classes.length);
+  const scales = split.scales === null ? null : new Float32Array(blob, split.scales, split.rows);
+  const spread = Math.max(...bias) - Math.min(...bias);
+  return (n, weights, values) => {
+    let place = n * pairs;
     let square = 0;
     let size = 0;
     for (let i = 0; i < parts; i++) {
       size += Math.abs(weights[i]) * Math.sqrt(gram[place]);
       for (let j = i; j < parts; j++, place++) square += weights[i] * weights[j] * gram[place] * (i === j ? 1 : 2);
     }
-    const unit = this.logitScale * (this.scales ? this.scales[n] : 1);
+    const unit = (split.logitScale ?? 1) * (scales ? scales[n] : 1);
     if (unit === 0) return Infinity; // W z is 0 for every class, and nothing is known of what rounding took
     const norm = Math.sqrt(Math.max(square, 0));
     for (let c = 0; c < values.length; c++) values[c] += (bias[c] * norm) / unit;
     const error = 2 ** -22 * size * size;
-    return (this.spread * Math.min(Math.sqrt(error), norm > 0 ? error / norm : Infinity)) / unit;
-  }
+    return (spread * Math.min(Math.sqrt(error), norm > 0 ? error / norm : Infinity)) / unit;
+  };
 }
 
 /** Predictions at stored coefficients alone; nothing lies between them. */
-export class SampledRows implements Rows {
-  readonly count: number;
-  readonly labels: Uint16Array;
-  readonly grid: readonly (readonly number[])[];
-  private readonly predicted: Uint16Array;
-
-  constructor(split: Split, blob: ArrayBuffer) {
-    this.count = split.rows;
-    this.labels = new Uint16Array(blob, split.labels, split.rows);
-    this.grid = split.grid ?? [];
-    this.predicted = new Uint16Array(blob, split.numbers, split.rows * this.grid.length);
-  }
-
-  predict(coefficients: readonly number[], into: Uint16Array): number | null {
-    const at = this.grid.findIndex((point) => same(point, coefficients));
-    if (at < 0) return null;
-    into.set(this.predicted.subarray(at * this.count, (at + 1) * this.count));
-    return 0;
-  }
-
-  line(): boolean {
-    return false;
-  }
+function sampledRows({ rows, numbers, grid = [] }: Split, labels: Uint16Array, blob: ArrayBuffer): Rows {
+  const predicted = new Uint16Array(blob, numbers, rows * grid.length);
+  return {
+    count: rows,
+    labels,
+    predict(coefficients, into) {
+      const at = grid.findIndex((point) => same(point, coefficients));
+      if (at < 0) return null;
+      into.set(predicted.subarray(at * rows, (at + 1) * rows));
+      return 0;
+    },
+    line: () => false,
+  };
 }
 
 export function same(one: readonly number[], other: readonly number[]): boolean {

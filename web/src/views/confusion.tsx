@@ -42,11 +42,11 @@ export function Confusion() {
   return (
     <figure class={size <= FEW ? "confusion few" : "confusion"}>
       <figcaption>
-        <span class="down">true class, down</span> <span class="to">predicted, across; colour: share of the true class</span>
+        True class down, predicted class across; colour: share of the true class
       </figcaption>
       {size <= FEW && <ClassNames names={task.classes} />}
       <div
-        class="matrix" role="img" tabIndex={0} onKeyDown={move} onPointerMove={point} onPointerLeave={() => setCell(null)}
+        class="matrix" role="img" tabIndex={0} style={{ "max-width": `${Math.min(400, 60 + 60 * size)}px` }} onKeyDown={move} onPointerMove={point} onPointerLeave={() => setCell(null)}
         aria-label={`Confusion matrix of ${plain(task.name)}; arrow keys read its cells`}
       >
         <Heat rows={size} columns={size} shares={shares} />

@@ -5,7 +5,7 @@ import { useState } from "preact/hooks";
 import type { CopyKind } from "../data";
 import { exactly, visible } from "../format";
 import { chosenOnTest, desk, point } from "../state";
-import { Switch } from "../ui";
+import { Card, Switch } from "../ui";
 
 const KINDS = [["command", "Command line"], ["recipe", "Recipe"], ["python", "Python"]] as const;
 
@@ -13,8 +13,7 @@ const KINDS = [["command", "Command line"], ["recipe", "Recipe"], ["python", "Py
 export function filled(kind: CopyKind, values: readonly number[], onTest: boolean): string {
   const { text, item, join, names } = desk.copy[kind];
   const items = values.map((a, k) => item.replace(/\{(name|value)\}/g, (_, what) => (what === "name" ? names[k] : exactly(a))));
-  const chosen = onTest ? "chosen on test (revealed)" : "chosen on validation";
-  return text.replace(/\{(items|split)\}/g, (_, what) => (what === "items" ? items.join(join) : chosen));
+  return text.replace(/\{(items|split)\}/g, (_, what) => (what === "items" ? items.join(join) : chosen(onTest)));
 }
 
 export function Copies() {
@@ -26,9 +25,7 @@ export function Copies() {
     window.setTimeout(() => setSaid(""), 4000);
   };
   return (
-    <section class="copy controls" aria-labelledby="copy-title">
-      <h2 id="copy-title">Take it along</h2>
-      <Switch label="Form" options={KINDS} value={kind} onChange={setKind} />
+    <Card id="take" title="Take it along" wide aside={<Switch label="Form" options={KINDS} value={kind} onChange={setKind} />}>
       <pre tabIndex={0} aria-label="What is copied">
         <bdi>{visible(text)}</bdi>
       </pre>
@@ -37,11 +34,15 @@ export function Copies() {
           Copy
         </button>
         <span class="hint" role="status">
-          {said || (chosenOnTest.value ? "chosen on test (revealed)" : "chosen on validation")}
+          {said || `The mix was ${chosen(chosenOnTest.value)}.`}
         </span>
       </p>
-    </section>
+    </Card>
   );
+}
+
+function chosen(onTest: boolean): string {
+  return onTest ? "chosen on test (revealed)" : "chosen on validation";
 }
 
 async function toClipboard(text: string): Promise<boolean> {

@@ -35,7 +35,7 @@ export function FrontView() {
   return (
     <Card id="front" title="Forgetting against keeping">
       <Plot
-        label={`Accuracy of the target against that of the controls, ${front.points.length} points on validation`} height={280}
+        label={`Accuracy of the target against that of the controls, ${front.points.length} points on validation`} height={320}
         x={around(all.map((one) => one.control))} y={around(all.map((one) => one.target))}
         across={`mean accuracy of the controls`} up={`accuracy of ${plain(front.target, 24)}`}
       >
@@ -43,7 +43,7 @@ export function FrontView() {
           <>
             {front.points.map((one, i) => (
               <g
-                key={i} class="spot" role="button" tabIndex={0} onClick={() => mix(one.coefficients)}
+                key={i} class="spot" role="button" tabindex={0} onClick={() => mix(one.coefficients)}
                 onKeyDown={(event) => {
                   if (event.key !== "Enter" && event.key !== " ") return;
                   event.preventDefault();

@@ -3,6 +3,7 @@
 import { computed } from "@preact/signals";
 
 import { sweep } from "../compute/outcome";
+import type { Interval } from "../data";
 import { coefficient, number, plain } from "../format";
 import { useJob } from "../job";
 import { around, INSET, path, Plot, type Scale } from "../plot";
@@ -93,17 +94,19 @@ function Handle({ most }: { most: number }) {
 function Drawing({ curves, most }: { curves: readonly Curve[]; most: number }) {
   const chosen = curves.find((one) => one.place === selected.value);
   const mean = meanOf(curves);
-  const domain = around(curves.flatMap((one) => one.points.map((point) => point[1])).concat(curves.length ? [] : [0, 1]));
+  const limits = chosen ? limitsOf(chosen) : [];
+  const ends = limits.flatMap(([, one]) => [one.low, one.high]);
+  const domain = around(curves.flatMap((one) => one.points.map((point) => point[1])).concat(curves.length ? ends : [0, 1]));
   const now = scale.value;
   return (
     <Plot
-      label={`Accuracy on ${split.value} against the scale of the mix`} height={260} x={[0, most || 1]} y={domain}
+      label={`Accuracy on ${split.value} against the scale of the mix`} height={340} x={[0, most || 1]} y={domain}
       across="times the present mix" up="accuracy"
     >
       {(x, y) => (
         <>
           {curves.map((one) => one !== chosen && <path key={one.place} class="curve other" d={drawn(one, x, y)}><title>{plain(one.name)}</title></path>)}
-          {chosen && <Band curve={chosen} x={x} y={y} />}
+          {chosen && <Band limits={limits} x={x} y={y} />}
           {mean && <path class="curve mean" d={drawn(mean, x, y)} />}
           {chosen && <path class="curve chosen" d={drawn(chosen, x, y)} />}
           {now >= 0 && now <= most + 1e-9 && <Now at={now} x={x} y={y} domain={domain} />}
@@ -126,11 +129,13 @@ function meanOf(curves: readonly Curve[]): Curve | null {
   return { place: -1, name: "mean", points };
 }
 
-/** The exact interval of the selected task's accuracy at each step. */
-function Band({ curve, x, y }: { curve: Curve; x: Scale; y: Scale }) {
-  const data = rows(desk.tasks[curve.place], split.value);
-  if (!data) return null;
-  const limits = curve.points.map(([s, value]) => [s, share(Math.round(value * data.count), data.count)] as const);
+/** The exact interval of a task's accuracy at each step. */
+function limitsOf(curve: Curve): (readonly [number, Interval])[] {
+  const count = rows(desk.tasks[curve.place], split.value)?.count ?? 1;
+  return curve.points.map(([s, value]) => [s, share(Math.round(value * count), count)] as const);
+}
+
+function Band({ limits, x, y }: { limits: readonly (readonly [number, Interval])[]; x: Scale; y: Scale }) {
   const up = limits.map(([s, one]) => [x(s), y(one.high)] as const);
   const down = limits.map(([s, one]) => [x(s), y(one.low)] as const).reverse();
   return <path class="band" d={`${path(up)}${path(down).replace("M", "L")}Z`} />;
@@ -173,7 +178,7 @@ function Sampled() {
   const shares = found.flatMap((one) => one.scored.map((each) => (each ? each.correct / each.rows : NaN))).filter(Number.isFinite);
   return (
     <>
-      <Plot label="Sampled points along the mix" height={260} x={[0, most]} y={around(shares.length ? shares : [0, 1])} across="times the present mix" up="accuracy">
+      <Plot label="Sampled points along the mix" height={340} x={[0, most]} y={around(shares.length ? shares : [0, 1])} across="times the present mix" up="accuracy">
         {(x, y) =>
           found.flatMap(({ s, scored }) =>
             scored.map((one, t) => one && (

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from typing import Any
 
 CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome") or shutil.which("chromium-browser")
+_BAD = ("error", "warning")
 _FLAGS = [
     "--no-sandbox",
     "--disable-gpu",
@@ -43,7 +44,7 @@ def browser() -> Iterator[Any]:
 
 @contextmanager
 def opened(running: Any, html: str, **options: Any) -> Iterator[Any]:
-    """The page, opened from a file; what it asked for and complained about is in `page.requests` and `page.complaints`."""
+    """The page, opened from a file; what it asked for and complained about: `page.requests`, `page.complaints`."""
     context = running.new_context(**options)
     with tempfile.NamedTemporaryFile("w", suffix=".html", encoding="utf-8") as file:
         file.write(html)

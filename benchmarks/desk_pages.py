@@ -41,7 +41,7 @@ class MadeSplit:
     """Rows of one split.
 
     Args:
-        values: contributions of f at theta0 and of each vector, shape (N, K + 1, C), as stored: what the page computes with.
+        values: contributions of f at theta0 and of each vector, shape (N, K + 1, C), as stored.
         labels: shape (N,).
         scales: of int16 rows, shape (N,); None for float32.
         features: z_k of a normalising head, shape (N, K + 1, D).

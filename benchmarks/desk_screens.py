@@ -1,4 +1,4 @@
-"""Screenshots of the mixing desk: a computer and a phone, light and dark, of a page of made-up numbers or of one of yours.
+"""Screenshots of the mixing desk: a computer and a phone, light and dark, of made-up numbers or of a page of yours.
 
     python -m benchmarks.desk_screens OUT [--page desk.html] [--fragment "a=0.4,0.2"]
 

@@ -37,6 +37,10 @@ _READ = """async (fragment) => {
 }"""
 
 
+_TICKS = """() => [...document.querySelectorAll('#sweep .axes g:has(line.grid)')].map((one) =>
+  [one.querySelector('line').getAttribute('y1'), one.querySelector('text').textContent])"""
+
+
 def shown(page: Any, fragment: str | None = None) -> Any:
     """Everything that stands on the page, after the address has been given a fragment."""
     return page.evaluate(_READ, fragment)
@@ -94,7 +98,7 @@ def assert_row(row: Mapping[str, Any], want: Mapping[str, tuple[float, float, fl
 
 
 def _number(text: str) -> float:
-    return float(text.replace("−", "-"))
+    return float(text.replace("\N{MINUS SIGN}", "-"))
 
 
 def assert_page(seen: Mapping[str, Any], made: Made, a: Sequence[float], split: str = "validation") -> None:
@@ -153,10 +157,7 @@ def xi(first: MadeTask, second: MadeTask, a: Sequence[float], split: str = "vali
 
 def curve(page: Any) -> list[float]:
     """Accuracies of the selected task along the sweep, read back from the drawn curve and its axis."""
-    ticks = page.evaluate(
-        """() => [...document.querySelectorAll('#sweep .axes g')].map((one) => [one.querySelector('line.grid')?.getAttribute('y1'),
-             one.querySelector('text').textContent]).filter((one) => one[0] !== null && one[0] !== undefined)"""
-    )
+    ticks = page.evaluate(_TICKS)
     (y0, low), *_, (y1, high) = [(float(y), float(text)) for y, text in ticks]
     points = re.findall(r"[ML][\d.]+ ([\d.]+)", page.locator("#sweep .curve.chosen").get_attribute("d"))
     return [low + (float(y) - y0) * (high - low) / (y1 - y0) for y in points]

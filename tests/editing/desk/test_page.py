@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from benchmarks.desk_browser import opened, until
 from benchmarks.desk_pages import MadeTask, page, rows_of
+
 from helpers.desk_shown import assert_page, curve, fragment, shown, xi
 
 pytestmark = pytest.mark.slow

@@ -15,14 +15,15 @@ const POINTS = 21;
 const AXIS = Array.from({ length: POINTS }, (_, i) => Number((LOW + ((HIGH - LOW) * i) / (POINTS - 1)).toFixed(9)));
 
 const OWN: readonly Task[] = desk.tasks.filter((task) => task.vector !== null);
-export const pair = signal<readonly [number, number]>([0, 1]);
+export const HAS_XI = !SAMPLED && OWN.length > 1;
+const pair = signal<readonly [number, number]>([0, 1]);
 
 function single(vector: number | null, value: number): number[] {
   return Array.from({ length: COUNT }, (_, k) => (k === vector ? value : 0));
 }
 
 /** Both tasks' shares along one line of the map: coefficients of the first vector fixed, of the second along the axis. */
-export function shareAt(own: Task, ownValue: number, other: Task, values: readonly number[]): Float64Array | null {
+function shareAt(own: Task, ownValue: number, other: Task, values: readonly number[]): Float64Array | null {
   const data = rows(own, split.value);
   return data && disturbed(data, single(own.vector, ownValue), single(other.vector, 1), values);
 }
@@ -42,7 +43,7 @@ const here = computed(() => {
 });
 
 export function Xi() {
-  if (SAMPLED || OWN.length < 2) return null;
+  if (!HAS_XI) return null;
   const names = OWN.map((task) => task.name);
   const [first, second] = pair.value;
   return (

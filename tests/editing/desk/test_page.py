@@ -347,10 +347,9 @@ def test_hostile_contents_are_text(chromium):
                  {split: rows_of(generator, 60, 5, len(HOSTILE), place) for split in SPLITS}, 0.95)
         for place, text in enumerate(HOSTILE)
     ]  # fmt: skip
-    texts = {
-        task.name: {split: [HOSTILE[n % len(HOSTILE)] for n in range(60)] for split in SPLITS}
-        for task in tasks
-    }
+    contents = [HOSTILE[n % 6] for n in range(60)]
+    texts = {task.name: dict.fromkeys(SPLITS, contents) for task in tasks}
+    texts[HOSTILE[0]]["validation"] = [HOSTILE[6]] * 5 + contents[5:]
     made = page(tasks, HOSTILE, texts=texts, title=HOSTILE[1], more={"notes": HOSTILE, "model": HOSTILE[0]})
     with opened(chromium, made.html, **DESKTOP) as desk:
         for place in range(len(HOSTILE)):

@@ -1,6 +1,6 @@
 /** How far each vector moves each task's logits, as a table with colours. */
 
-import { number } from "../format";
+import { cut, number } from "../format";
 import { colour, css, dark, onColour } from "../heat";
 import { desk } from "../state";
 import { Card, Name } from "../ui";
@@ -12,7 +12,7 @@ export function Interference() {
   void dark.value;
   const top = Math.max(1e-12, ...matrix.values.flat().filter((value): value is number => value !== null));
   return (
-    <Card id="interference" title={matrix.title || "Interference"} wide={HAS_XI !== (desk.front !== null)}>
+    <Card id="interference" title={cut(matrix.title, 100)} wide={HAS_XI !== (desk.front !== null)}>
       <div class="scroll" tabIndex={0} role="region" aria-label="Interference matrix">
         <table class="grid">
           <thead>
@@ -44,7 +44,7 @@ export function Interference() {
           </tbody>
         </table>
       </div>
-      <p class="note">{matrix.note}</p>
+      <p class="note">{cut(matrix.note, 500)}</p>
     </Card>
   );
 }

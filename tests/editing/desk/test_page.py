@@ -168,6 +168,41 @@ def _with_numbers(html, blob):
     )
 
 
+def test_eleven_vectors(chromium):
+    generator = np.random.default_rng(6)
+    names = [f"vector {k}" for k in range(11)]
+    tasks = [
+        MadeTask(name, ["a", "b", "c"], k, "affine", {"validation": rows_of(generator, 40, 3, 11, k)})
+        for k, name in enumerate(names)
+    ]
+    made = page(tasks, names)
+    with opened(chromium, made.html, **DESKTOP) as desk:
+        for _ in range(10):
+            a = np.round(generator.uniform(0, 1, 11) * (generator.random(11) < 0.8), 2).tolist()
+            assert_page(shown(desk, fragment(a)), made, a)
+
+
+PNG = "data:image/png;base64,iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNkYPhfDwAChwGA60e6kgAAAABJRU5ErkJggg=="
+
+
+def test_thumbnails_are_pictures_and_nothing_else_is(chromium):
+    tasks = tasks_of(2, control=False)
+    contents = [PNG, "data:image/svg+xml;base64,PHN2Zy8+", f"{PNG} and more", "javascript:1"] * 30
+    texts = {task.name: dict.fromkeys(SPLITS, contents) for task in tasks}
+    made = page(tasks, ["first", "second"], texts=texts)
+    data = tasks[0].splits["validation"]
+    changed = np.flatnonzero(data.predicted([0, 0]) != data.predicted([1, 1]))
+    with opened(chromium, made.html, **DESKTOP) as desk:
+        shown(desk, fragment([1, 1], task="first"))
+        desk.wait_for_timeout(400)
+        while desk.locator("text=Show more").count():
+            desk.click("text=Show more")
+        assert desk.locator(".examples li").count() == len(changed)
+        assert desk.locator(".examples img").count() == sum(n % 4 == 0 for n in changed)
+        assert desk.evaluate("[...document.images].every((one) => one.naturalWidth === 1)")
+        assert not desk.complaints
+
+
 def test_only_sampled_points_are_shown_in_the_standard_regime(chromium):
     grid = [[0.0, 0.0], *([a, a] for a in (0.25, 0.5, 1.0)), [0.5, 0.0], [0.0, 0.5]]
     tasks = tasks_of(4, "sampled", exact=True)

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from benchmarks.desk_browser import opened, until
-from benchmarks.desk_pages import MadeTask, page, rows_of
+from benchmarks.desk_pages import MadeSplit, MadeTask, page, rows_of
 
 from helpers.desk_shown import assert_page, curve, fragment, shown, xi
 
@@ -182,7 +182,29 @@ def test_eleven_vectors(chromium):
             assert_page(shown(desk, fragment(a)), made, a)
 
 
-PNG = "data:image/png;base64,iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNkYPhfDwAChwGA60e6kgAAAABJRU5ErkJggg=="
+PNG = (
+    "data:image/png;base64,iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNkYPhf"
+    "DwAChwGA60e6kgAAAABJRU5ErkJggg=="
+)
+
+
+def test_of_equal_logits_the_first_wins(chromium):
+    generator = np.random.default_rng(8)
+
+    def coarse():
+        values = generator.integers(-1, 2, (80, 3, 4)).astype(np.int16)
+        return MadeSplit(values, generator.integers(0, 4, 80), np.ones(80, np.float32))
+
+    names = ["one", "two"]
+    tasks = [
+        MadeTask(name, list("abcd"), k, "affine", {"validation": coarse()}) for k, name in enumerate(names)
+    ]
+    made = page(tasks, names)
+    with opened(chromium, made.html, **DESKTOP) as desk:
+        for a in ([0, 1], [1, 0], [1, 1], [0, 0]):
+            seen = shown(desk, fragment(a))
+            assert_page(seen, made, a)
+            assert "within rounding" in seen["certificate"]
 
 
 def test_thumbnails_are_pictures_and_nothing_else_is(chromium):

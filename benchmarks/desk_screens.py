@@ -1,6 +1,6 @@
 """Screenshots of the mixing desk: a computer and a phone, light and dark, of made-up numbers or of a page of yours.
 
-    python -m benchmarks.desk_screens OUT [--page desk.html] [--fragment "a=0.4,0.2"]
+    python -m benchmarks.desk_screens OUT [--page desk.html] [--fragment "a=0.4,0.2"] [--window]
 
 Needs playwright and chromium.
 """
@@ -88,6 +88,9 @@ def main() -> None:
     parser.add_argument("out", type=Path)
     parser.add_argument("--page", type=Path, help="a page made by `tauspan desk`")
     parser.add_argument("--fragment", help="the state to show, as it stands after # in the address")
+    parser.add_argument(
+        "--window", action="store_true", help="what fits the window, in place of the whole page"
+    )
     options = parser.parse_args()
     reason = missing()
     if reason:
@@ -107,7 +110,7 @@ def main() -> None:
                         shown.evaluate("fragment => { location.hash = fragment }", options.fragment)
                     shown.wait_for_timeout(1500)  # what follows the sliders has followed
                     path = options.out / f"{size}-{scheme}.png"
-                    shown.screenshot(path=path, full_page=True)
+                    shown.screenshot(path=path, full_page=not options.window)
                     print(path)
 
 

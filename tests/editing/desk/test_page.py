@@ -1,5 +1,6 @@
 """The page in a real browser: every number is numpy's, and whatever can be pressed does what it says."""
 
+import html
 import json
 from pathlib import Path
 
@@ -124,9 +125,9 @@ def test_pruned_rows_have_the_classes_that_were_kept(chromium):
     assert all(one["kept"] is None for one in whole)
     blob, entries = _pruned(tasks)
     pruned = made_of(tasks, tasks=entries, exact=True)
-    html = _with_numbers(pruned.html, blob)
+    filled = _with_numbers(pruned.html, blob)
     generator = np.random.default_rng(4)
-    with opened(chromium, html, **DESKTOP) as desk:
+    with opened(chromium, filled, **DESKTOP) as desk:
         for _ in range(20):
             a = np.round(generator.uniform(0, 1, 2), 2).tolist()
             assert_page(shown(desk, fragment(a)), made, a)
@@ -159,10 +160,10 @@ def _pruned(tasks):
     return b"".join(blob.parts), entries
 
 
-def _with_numbers(html, blob):
+def _with_numbers(text, blob):
     import base64
 
-    head, rest = html.split('id="desk-numbers">', 1)
+    head, rest = text.split('id="desk-numbers">', 1)
     return (
         f'{head}id="desk-numbers">{base64.b64encode(blob).decode()}</script>{rest.split("</script>", 1)[1]}'
     )
@@ -459,3 +460,21 @@ def test_the_policy_refuses_what_is_not_the_pages_own(chromium, made):
             )
             == "refused"
         )
+
+
+def test_the_page_works_in_a_notebooks_sandbox(chromium, made):
+    frame = f'<!doctype html><iframe sandbox="allow-scripts" srcdoc="{html.escape(made.html)}" width="1200" height="800"></iframe>'
+    context = chromium.new_context(**DESKTOP)
+    desk = context.new_page()
+    complaints = []
+    desk.on("pageerror", lambda error: complaints.append(str(error)))
+    desk.set_content(frame)
+    inside = desk.frame_locator("iframe")
+    inside.locator(".chips button:has-text('zero')").click()
+    before = made.tasks[0].splits["validation"].correct([0, 0]) / 120
+    value = inside.locator("tr[data-task='0'] td[data-cell='now'] data")
+    assert abs(float(value.get_attribute("value")) - before) < 1e-12
+    inside.locator("#copy").click()
+    desk.wait_for_timeout(400)
+    assert not complaints
+    context.close()

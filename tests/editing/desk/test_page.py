@@ -463,12 +463,12 @@ def test_the_policy_refuses_what_is_not_the_pages_own(chromium, made):
 
 
 def test_the_page_works_in_a_notebooks_sandbox(chromium, made):
-    frame = f'<!doctype html><iframe sandbox="allow-scripts" srcdoc="{html.escape(made.html)}" width="1200" height="800"></iframe>'
+    attributes = f'sandbox="allow-scripts" srcdoc="{html.escape(made.html)}" width="1200" height="800"'
     context = chromium.new_context(**DESKTOP)
     desk = context.new_page()
     complaints = []
     desk.on("pageerror", lambda error: complaints.append(str(error)))
-    desk.set_content(frame)
+    desk.set_content(f"<!doctype html><iframe {attributes}></iframe>")
     inside = desk.frame_locator("iframe")
     inside.locator(".chips button:has-text('zero')").click()
     before = made.tasks[0].splits["validation"].correct([0, 0]) / 120

@@ -152,8 +152,11 @@ class Question:
         }, ""  # fmt: skip
 
     def front(self) -> dict[str, Any] | None:
-        """Forgetting the first task against keeping the others, in the one coefficient of its vector; tangent regimes."""
-        if not self.negates or not isinstance(self.model, TangentModel):
+        """Forgetting the first task against keeping the others, in the one coefficient of its vector.
+
+        None where logits are not affine in it: the front is not convex then, and takes long.
+        """
+        if not (self.negates and all(map(self.model.affine, self.tasks))):
             return None
         task, *others = self.tasks
         free = unknowns(self.model.encoder, {task.name: self.vectors[task]}, "shared", sign=-1.0)

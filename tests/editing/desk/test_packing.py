@@ -84,6 +84,22 @@ def test_rows_made_to_be_changed_are_among_the_unsure_ones() -> None:
     assert found > 100
 
 
+def test_rounding_that_adds_up_over_all_terms_is_within_the_bound() -> None:
+    # the first class is rounded down and the second up in every term, by nearly half a step each
+    values = np.zeros((1, 3, 3))
+    values[0, 0, 2] = -32767.0  # so that a step is 1
+    values[0, :, 0] = np.array([5.0, 5.0, 5.0]) + 0.49
+    values[0, :, 1] = np.array([5.0, 6.0, 6.0]) - 0.49
+    held = rows_of(values, lengths=Lengths(np.ones((1, 6), np.float32), 1.0, None))  # which are not centred
+    assert held.predicted([1.0, 1.0]).tolist() == [1]  # ahead by 2
+    assert summed(values, np.array([1.0, 1.0])).argmax(-1).tolist() == [0]
+    assert held.unsure([1.0, 1.0]).tolist() == [True]  # 2 is less than 1 + 1 + 1
+    assert held.unsure([0.0, 20.0]).tolist() == [True]
+    values[0, 1:, 1] += 3
+    far = rows_of(values, lengths=held.lengths)
+    assert far.unsure([1.0, 1.0]).tolist() == [False]
+
+
 def test_float32_numbers_of_a_float32_model_leave_no_row_unsure_but_ties() -> None:
     values = drawn(2).astype(np.float32).astype(float)
     held = rows_of(values, exact=True)

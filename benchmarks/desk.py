@@ -128,7 +128,7 @@ def sizes(out: Path | None, short: bool) -> list[Size]:
     found = [] if short else [measured("suite", lambda: suite_pages(200), (-1.0, 1.0), out)]
     found.append(measured("random-small", random(rows // 4), (0.0, 1.0), out))
     found.append(measured("random", random(rows), (0.0, 1.0), out))
-    found.append(measured("random-wide", random(rows), (-1.0, 1.0), out))
+    found.append(measured("random-wide", random(rows // 2), (-1.0, 1.0), out))
     return found
 
 

@@ -1,5 +1,6 @@
 /** The page's layout. */
 
+import { cut } from "./format";
 import { desk } from "./state";
 import { Copies } from "./views/copy";
 import { FrontView } from "./views/front";
@@ -31,7 +32,7 @@ export function App() {
       </main>
       <footer>
         {desk.notes.map((note, i) => (
-          <p key={i}>{note}</p>
+          <p key={i}>{cut(note, 1000)}</p>
         ))}
         <p>Made by tauspan {desk.version}.</p>
       </footer>

@@ -32,31 +32,48 @@ export function onColour([r, g, b]: Colour): string {
   return 0.299 * r + 0.587 * g + 0.114 * b > 140 ? "#14161a" : "#ffffff";
 }
 
+const palettes = new Map<boolean, Uint32Array>();
+const GREY = 0x28808080;
+
+/** 256 colours as the canvas keeps them, made once for each scheme. */
+function palette(): Uint32Array {
+  let found = palettes.get(dark.value);
+  if (!found) {
+    found = Uint32Array.from({ length: 256 }, (_, i) => {
+      const [r, g, b] = colour(i / 255);
+      return ((255 << 24) | (b << 16) | (g << 8) | r) >>> 0;
+    });
+    palettes.set(dark.value, found);
+  }
+  return found;
+}
+
 /** `shares` has rows * columns values in [0, 1], or NaN where there is none. */
 export function Heat(props: { rows: number; columns: number; shares: ArrayLike<number> }) {
   const ref = useRef<HTMLCanvasElement>(null);
-  const night = dark.value;
+  const colours = palette();
   useEffect(() => {
     const context = ref.current?.getContext("2d");
     if (!context) return;
     const image = context.createImageData(props.columns, props.rows);
-    for (let i = 0; i < props.rows * props.columns; i++) {
+    const pixels = new Uint32Array(image.data.buffer);
+    for (let i = 0; i < pixels.length; i++) {
       const share = props.shares[i];
-      const [r, g, b] = Number.isNaN(share) ? [128, 128, 128] : colour(share);
-      image.data.set([r, g, b, Number.isNaN(share) ? 40 : 255], 4 * i);
+      pixels[i] = Number.isNaN(share) ? GREY : colours[Math.round(255 * share)];
     }
     context.putImageData(image, 0, 0);
-  }, [props.shares, props.rows, props.columns, night]);
+  }, [props.shares, props.rows, props.columns, colours]);
   return <canvas ref={ref} class="heat" width={props.columns} height={props.rows} aria-hidden="true" />;
 }
 
+const RAMP = Float64Array.from({ length: 32 }, (_, i) => i / 31);
+
 /** The colours from 0 to the largest value, with their numbers. */
 export function Bar({ top, label }: { top: string; label: string }) {
-  const shares = Float64Array.from({ length: 32 }, (_, i) => i / 31);
   return (
     <div class="bar">
       <span>0</span>
-      <Heat rows={1} columns={32} shares={shares} />
+      <Heat rows={1} columns={32} shares={RAMP} />
       <span>{top}</span>
       <span class="of">{label}</span>
     </div>

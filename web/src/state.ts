@@ -145,5 +145,5 @@ effect(() => {
   clearTimeout(waiting);
   waiting = window.setTimeout(() => {
     settled.value = now;
-  }, 80);
+  }, 150);
 });

@@ -5,11 +5,13 @@ import type { ComponentChildren } from "preact";
 import { cut, number, plain, signed } from "./format";
 import type { Interval } from "./data";
 
-/** A name from outside: isolated, so that its characters turn nothing around it, and cut. */
+/** A name from outside: isolated, so that its characters turn nothing around it, and cut; lines break after underscores. */
 export function Name({ text, most = 48 }: { text: string; most?: number }) {
   return (
     <bdi class="name" title={text.length > most ? plain(text, 300) : undefined}>
-      {cut(text, most)}
+      {cut(text, most)
+        .split(/(?<=_)/)
+        .flatMap((part, i) => (i ? [<wbr />, part] : part))}
     </bdi>
   );
 }

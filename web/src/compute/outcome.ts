@@ -94,3 +94,13 @@ export function disturbed(
   });
   return known ? found : null;
 }
+
+/** The share of rows whose class is another one at two mixes. */
+export function differing(rows: Rows, one: readonly number[], other: readonly number[]): number | null {
+  const first = new Uint16Array(rows.count);
+  const second = new Uint16Array(rows.count);
+  if (rows.predict(one, first) === null || rows.predict(other, second) === null) return null;
+  let found = 0;
+  for (let n = 0; n < rows.count; n++) if (first[n] !== second[n]) found++;
+  return found / rows.count;
+}

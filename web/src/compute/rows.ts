@@ -55,19 +55,19 @@ function affineRows(
   const second = new Float64Array(most);
 
   function predict(coefficients: readonly number[], into: Uint16Array): number {
-    const sum = weighted(coefficients, 1);
+    const sum = weighted(coefficients);
     const slack = exact ? -1 : 1 + coefficients.reduce((total, a) => total + Math.abs(a), 0);
     const weights = [1, ...coefficients];
     let within = 0;
     for (let n = 0; n < count; n++) {
       const start = starts[n];
       const classes = starts[n + 1] - start;
-      combine(numbers, parts * start, classes, sum, first);
+      combine(numbers, parts * start, classes, 1, sum, first);
       const more = shift ? shift(n, weights, first) : 0;
-      let best = first[0];
+      let best = -Infinity;
       let next = -Infinity;
       let winner = 0;
-      for (let c = 1; c < classes; c++) {
+      for (let c = 0; c < classes; c++) {
         const value = first[c];
         if (value > best) {
           next = best;
@@ -82,21 +82,30 @@ function affineRows(
   }
 
   function line(from: readonly number[], along: readonly number[], steps: readonly number[], visit: Visit): boolean {
-    const base = weighted(from, 1);
-    const slope = weighted(along, 0);
+    const base = weighted(from);
+    const slope = weighted(along);
     const points = shift ? steps.map((s) => [1, ...from.map((a, k) => a + s * along[k])]) : [];
     const sums = new Float64Array(most);
     for (let n = 0; n < count; n++) {
       const start = starts[n];
       const classes = starts[n + 1] - start;
-      combine(numbers, parts * start, classes, base, first);
-      combine(numbers, parts * start, classes, slope, second);
+      combine(numbers, parts * start, classes, 1, base, first);
+      combine(numbers, parts * start, classes, 0, slope, second);
       for (let i = 0; i < steps.length; i++) {
         const s = steps[i];
-        for (let c = 0; c < classes; c++) sums[c] = first[c] + s * second[c];
-        if (shift) shift(n, points[i], sums);
         let winner = 0;
-        for (let c = 1; c < classes; c++) if (sums[c] > sums[winner]) winner = c;
+        let best = -Infinity;
+        if (shift) {
+          for (let c = 0; c < classes; c++) sums[c] = first[c] + s * second[c];
+          shift(n, points[i], sums);
+        }
+        for (let c = 0; c < classes; c++) {
+          const value = shift ? sums[c] : first[c] + s * second[c];
+          if (value > best) {
+            best = value;
+            winner = c;
+          }
+        }
         visit(i, n, names ? names[start + winner] : winner);
       }
     }
@@ -111,36 +120,47 @@ interface Weighted {
   readonly places: Int32Array;
 }
 
-/** The parts of a row that count, with their weights, padded to a multiple of four by parts of weight 0. */
-function weighted(coefficients: readonly number[], base: number): Weighted {
-  const parts: [number, number][] = [[base, 0]];
+/** The vectors' parts of a row that count, with their weights, filled up to a multiple of eight by parts of weight 0. */
+function weighted(coefficients: readonly number[]): Weighted {
+  const parts: [number, number][] = [];
   coefficients.forEach((a, k) => {
     if (a !== 0) parts.push([a, k + 1]);
   });
-  while (parts.length % 4) parts.push([0, 0]);
+  while (parts.length % 8) parts.push([0, 0]);
   return { weights: Float64Array.from(parts, (one) => one[0]), places: Int32Array.from(parts, (one) => one[1]) };
 }
 
-/** The weighted sum of a row's parts, four in one turn; sums run in the order of the parts. */
-function combine(numbers: Numbers, start: number, classes: number, sum: Weighted, into: Float64Array): void {
-  const { weights, places } = sum;
-  for (let j = 0; j < weights.length; j += 4) {
+/** The weighted sum of a row's parts, eight vectors in one turn; sums run in the order of the parts. */
+function combine(
+  numbers: Numbers,
+  row: number,
+  classes: number,
+  base: number,
+  { weights, places }: Weighted,
+  into: Float64Array,
+): void {
+  for (let c = 0; c < classes; c++) into[c] = base * numbers[row + c];
+  for (let j = 0; j < weights.length; j += 8) {
     const w0 = weights[j];
     const w1 = weights[j + 1];
     const w2 = weights[j + 2];
     const w3 = weights[j + 3];
-    const p0 = start + places[j] * classes;
-    const p1 = start + places[j + 1] * classes;
-    const p2 = start + places[j + 2] * classes;
-    const p3 = start + places[j + 3] * classes;
-    if (j === 0) {
-      for (let c = 0; c < classes; c++) {
-        into[c] = w0 * numbers[p0 + c] + w1 * numbers[p1 + c] + w2 * numbers[p2 + c] + w3 * numbers[p3 + c];
-      }
-    } else {
-      for (let c = 0; c < classes; c++) {
-        into[c] = into[c] + w0 * numbers[p0 + c] + w1 * numbers[p1 + c] + w2 * numbers[p2 + c] + w3 * numbers[p3 + c];
-      }
+    const w4 = weights[j + 4];
+    const w5 = weights[j + 5];
+    const w6 = weights[j + 6];
+    const w7 = weights[j + 7];
+    const p0 = row + places[j] * classes;
+    const p1 = row + places[j + 1] * classes;
+    const p2 = row + places[j + 2] * classes;
+    const p3 = row + places[j + 3] * classes;
+    const p4 = row + places[j + 4] * classes;
+    const p5 = row + places[j + 5] * classes;
+    const p6 = row + places[j + 6] * classes;
+    const p7 = row + places[j + 7] * classes;
+    for (let c = 0; c < classes; c++) {
+      into[c] =
+        into[c] + w0 * numbers[p0 + c] + w1 * numbers[p1 + c] + w2 * numbers[p2 + c] + w3 * numbers[p3 + c] +
+        w4 * numbers[p4 + c] + w5 * numbers[p5 + c] + w6 * numbers[p6 + c] + w7 * numbers[p7 + c];
     }
   }
 }

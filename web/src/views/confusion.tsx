@@ -100,7 +100,7 @@ function Counts({ counts, shares, size }: { counts: Uint32Array; shares: Float64
         count ? (
           <text
             key={i} x={(i % size) + 0.5} y={Math.floor(i / size) + 0.5} fill={onColour(colour(shares[i]))}
-            font-size={size > 6 ? 0.34 : 0.05 * size} text-anchor="middle" dominant-baseline="central"
+            font-size={size > 6 ? 0.32 : 0.22} text-anchor="middle" dominant-baseline="central"
           >
             {count}
           </text>

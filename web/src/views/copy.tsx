@@ -3,7 +3,7 @@
 import { useState } from "preact/hooks";
 
 import type { CopyKind } from "../data";
-import { exactly, visible } from "../format";
+import { cut, exactly, visible } from "../format";
 import { chosenOnTest, desk, point } from "../state";
 import { Card, Switch } from "../ui";
 
@@ -27,7 +27,7 @@ export function Copies() {
   return (
     <Card id="take" title="Take it along" wide aside={<Switch label="Form" options={KINDS} value={kind} onChange={setKind} />}>
       <pre tabIndex={0} aria-label="What is copied">
-        <bdi>{visible(text)}</bdi>
+        <bdi>{visible(cut(text, 5000))}</bdi>
       </pre>
       <p class="row">
         <button type="button" id="copy" onClick={() => void copy()}>

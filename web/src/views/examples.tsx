@@ -7,7 +7,7 @@ import { cut, plural, visible } from "../format";
 import { desk, rows, scores, selected, settled, split, texts, zero } from "../state";
 import { Name, Switch } from "../ui";
 
-const PAGE = 8;
+const PAGE = 5;
 const PICTURE = /^data:image\/png;base64,[A-Za-z0-9+/]+={0,2}$/;
 
 export function Examples() {
@@ -46,7 +46,7 @@ export function Examples() {
       )}
       {found.length === 0 && <p class="note">No row is {kind === "all" ? "classified otherwise" : kind} than without an edit.</p>}
       {found.length > shown && (
-        <button type="button" onClick={() => setShown(shown + 2 * PAGE)}>
+        <button type="button" onClick={() => setShown(shown + 4 * PAGE)}>
           Show more ({(found.length - shown).toLocaleString("en-GB")} left)
         </button>
       )}

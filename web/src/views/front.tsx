@@ -3,7 +3,7 @@
 import { computed } from "@preact/signals";
 
 import type { Front } from "../data";
-import { number, plain } from "../format";
+import { cut, number, plain } from "../format";
 import { around, Plot } from "../plot";
 import { desk, mix, point, score } from "../state";
 import { Card, Name } from "../ui";
@@ -63,7 +63,7 @@ export function FrontView() {
         <span class="chosen">present mix: <Name text={front.target} most={20} /> {number(now?.target)}, controls {number(now?.control)}</span>
         <span class="sampled">solved points, on validation; press one to go there</span>
       </p>
-      {front.note && <p class="note">{front.note}</p>}
+      {front.note && <p class="note">{cut(front.note, 500)}</p>}
     </Card>
   );
 }

@@ -1,9 +1,10 @@
 /** How far each vector moves each task's logits, as a table with colours. */
 
-import { number } from "../format";
+import { cut, number } from "../format";
 import { colour, css, dark, onColour } from "../heat";
 import { desk } from "../state";
 import { Card, Name } from "../ui";
+import { HAS_XI } from "./xi";
 
 export function Interference() {
   const matrix = desk.interference;
@@ -11,7 +12,7 @@ export function Interference() {
   void dark.value;
   const top = Math.max(1e-12, ...matrix.values.flat().filter((value): value is number => value !== null));
   return (
-    <Card id="interference" title={matrix.title || "Interference"}>
+    <Card id="interference" title={cut(matrix.title, 100)} wide={HAS_XI !== (desk.front !== null)}>
       <div class="scroll" tabIndex={0} role="region" aria-label="Interference matrix">
         <table class="grid">
           <thead>
@@ -43,7 +44,7 @@ export function Interference() {
           </tbody>
         </table>
       </div>
-      <p class="note">{matrix.note}</p>
+      <p class="note">{cut(matrix.note, 500)}</p>
     </Card>
   );
 }

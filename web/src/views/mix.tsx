@@ -1,6 +1,6 @@
 /** Where coefficients are set: a slider and a box for each vector, all at once, choices, snapshots. */
 
-import { coefficient, number, plain } from "../format";
+import { coefficient, cut, number, plain } from "../format";
 import { same } from "../compute/rows";
 import { choose, coefficients, COUNT, desk, GRID, HIGH, LOW, mix, point, SAMPLED, setOne, snapshots } from "../state";
 import { Name } from "../ui";
@@ -126,7 +126,7 @@ function Choices() {
         ))}
       </div>
       <p class="hint" aria-live="polite">
-        {now ? now.note || (now.split ? `chosen on ${now.split}` : "") : "Set by hand."}
+        {now ? cut(now.note, 300) || (now.split ? `chosen on ${now.split}` : "") : "Set by hand."}
       </p>
     </div>
   );

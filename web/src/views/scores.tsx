@@ -179,7 +179,7 @@ const at = (x: number) => 6 + (WIDE - 12) * Math.min(1, Math.max(0, x));
 /** Accuracy from 0 to 1: the present one with its interval, between zero-shot and single-task accuracy. */
 function Dots({ now, zero, single, floor, A, B }: Marks) {
   return (
-    <svg class="dots" viewBox={`0 0 ${WIDE} 30`} aria-hidden="true">
+    <svg class="dots" viewBox={`0 0 ${WIDE} 30`} preserveAspectRatio="xMinYMid" aria-hidden="true">
       <line class="track" x1={at(0)} x2={at(1)} y1="15" y2="15" />
       {floor !== null && <path class="floor" d={`M${at(floor)} 22l4 6h-8z`} />}
       {zero && <line class="zero" x1={at(zero.value)} x2={at(zero.value)} y1="8" y2="22" />}

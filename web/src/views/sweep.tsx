@@ -97,7 +97,6 @@ function Drawing({ curves, most }: { curves: readonly Curve[]; most: number }) {
   const limits = chosen ? limitsOf(chosen) : [];
   const ends = limits.flatMap(([, one]) => [one.low, one.high]);
   const domain = around(curves.flatMap((one) => one.points.map((point) => point[1])).concat(curves.length ? ends : [0, 1]));
-  const now = scale.value;
   return (
     <Plot
       label={`Accuracy on ${split.value} against the scale of the mix`} height={340} x={[0, most || 1]} y={domain}
@@ -109,7 +108,7 @@ function Drawing({ curves, most }: { curves: readonly Curve[]; most: number }) {
           {chosen && <Band limits={limits} x={x} y={y} />}
           {mean && <path class="curve mean" d={drawn(mean, x, y)} />}
           {chosen && <path class="curve chosen" d={drawn(chosen, x, y)} />}
-          {now >= 0 && now <= most + 1e-9 && <Now at={now} x={x} y={y} domain={domain} />}
+          <Now most={most} x={x} y={y} domain={domain} />
         </>
       )}
     </Plot>
@@ -141,8 +140,10 @@ function Band({ limits, x, y }: { limits: readonly (readonly [number, Interval])
   return <path class="band" d={`${path(up)}${path(down).replace("M", "L")}Z`} />;
 }
 
-function Now({ at, x, y, domain }: { at: number; x: Scale; y: Scale; domain: readonly [number, number] }) {
+function Now({ most, x, y, domain }: { most: number; x: Scale; y: Scale; domain: readonly [number, number] }) {
+  const at = scale.value;
   const found = scores.value[selected.value];
+  if (!(at >= 0 && at <= most + 1e-9)) return null;
   const value = found && found.correct / found.rows;
   return (
     <g class="present">

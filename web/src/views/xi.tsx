@@ -1,44 +1,49 @@
 /** The disentanglement error of a pair of vectors over their coefficients, with the present point on it. */
 
 import { computed, signal } from "@preact/signals";
+import { useMemo } from "preact/hooks";
 
-import { disturbed } from "../compute/outcome";
+import { differing, disturbed } from "../compute/outcome";
 import { coefficient, number, plain } from "../format";
 import { Bar, Heat } from "../heat";
 import { useJob } from "../job";
 import { coefficients, COUNT, desk, HIGH, LOW, mix, rows, SAMPLED, split } from "../state";
-import { Card, Menu, Name } from "../ui";
+import { Card, Menu, Name, Value } from "../ui";
 import type { Task } from "../data";
 
 const POINTS = 21;
 const AXIS = Array.from({ length: POINTS }, (_, i) => Number((LOW + ((HIGH - LOW) * i) / (POINTS - 1)).toFixed(9)));
 
 const OWN: readonly Task[] = desk.tasks.filter((task) => task.vector !== null);
-export const pair = signal<readonly [number, number]>([0, 1]);
+export const HAS_XI = !SAMPLED && OWN.length > 1;
+const pair = signal<readonly [number, number]>([0, 1]);
 
 function single(vector: number | null, value: number): number[] {
   return Array.from({ length: COUNT }, (_, k) => (k === vector ? value : 0));
 }
 
 /** Both tasks' shares along one line of the map: coefficients of the first vector fixed, of the second along the axis. */
-export function shareAt(own: Task, ownValue: number, other: Task, values: readonly number[]): Float64Array | null {
+function shareAt(own: Task, ownValue: number, other: Task, values: readonly number[]): Float64Array | null {
   const data = rows(own, split.value);
   return data && disturbed(data, single(own.vector, ownValue), single(other.vector, 1), values);
 }
 
 /** The error at the present coefficients of the pair, all others at 0. */
 const here = computed(() => {
-  const [first, second] = pair.value.map((place) => OWN[place]);
-  if (!first || !second || first.vector === null || second.vector === null) return null;
-  const a = coefficients.value[first.vector];
-  const b = coefficients.value[second.vector];
-  const one = shareAt(first, a, second, [b]);
-  const other = shareAt(second, b, first, [a]);
-  return one && other ? one[0] + other[0] : null;
+  const tasks = pair.value.map((place) => OWN[place]);
+  const both = coefficients.value.map((a, k) => (tasks.some((task) => task.vector === k) ? a : 0));
+  let total = 0;
+  for (const task of tasks) {
+    const data = rows(task, split.value);
+    const found = data && differing(data, both.map((a, k) => (k === task.vector ? a : 0)), both);
+    if (found === null) return null;
+    total += found;
+  }
+  return total;
 });
 
 export function Xi() {
-  if (SAMPLED || OWN.length < 2) return null;
+  if (!HAS_XI) return null;
   const names = OWN.map((task) => task.name);
   const [first, second] = pair.value;
   return (
@@ -70,29 +75,35 @@ function Map({ first, second }: { first: Task; second: Task }) {
       yield found.slice();
     }
   });
-  const values = result ?? new Float64Array(POINTS * POINTS).fill(NaN);
-  const top = Math.max(1e-9, ...Array.from(values).filter(Number.isFinite));
-  const known = !busy && Array.from(values).some((value) => value > 0);
+  const values = Array.from(result ?? new Float64Array(POINTS * POINTS).fill(NaN));
+  const top = Math.max(0, ...values.filter(Number.isFinite));
+  const shares = useMemo(() => values.map((value) => value / (top || 1)), [result]);
   return (
     <>
       <div class="map">
         <span class="up"><Name text={second.name} most={24} /></span>
         <div class="ends left" aria-hidden="true"><span>{coefficient(HIGH)}</span><span>{coefficient(LOW)}</span></div>
-        <Field first={first} second={second} shares={values.map((value) => value / top)} />
+        <Field first={first} second={second} shares={shares} />
         <div class="ends below" aria-hidden="true">
           <span>{coefficient(LOW)}</span><Name text={first.name} most={24} /><span>{coefficient(HIGH)}</span>
         </div>
       </div>
-      <Bar top={known ? number(top) : busy ? "\u2026" : "0"} label="share of rows whose class the other vector changes, both tasks" />
-      <p class="readout">
-        At the present coefficients of the two: <strong id="xi-here"><data value={String(here.value)}>{number(here.value)}</data></strong>
-      </p>
+      <Bar top={busy ? "\u2026" : number(top)} label="share of rows whose class the other vector changes, both tasks" />
+      <Here />
     </>
   );
 }
 
+function Here() {
+  return (
+    <p class="readout">
+      At the present coefficients of the two: <strong id="xi-here"><Value of={here.value} /></strong>
+    </p>
+  );
+}
+
 /** The map itself; a press or the arrow keys move the two coefficients. */
-function Field({ first, second, shares }: { first: Task; second: Task; shares: Float64Array }) {
+function Field({ first, second, shares }: { first: Task; second: Task; shares: readonly number[] }) {
   const across = first.vector ?? 0;
   const up = second.vector ?? 0;
   const now = coefficients.value;

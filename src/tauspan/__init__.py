@@ -40,6 +40,7 @@ if TYPE_CHECKING:
         negate,
         save,
     )
+    from tauspan.editing.questions import desk
     from tauspan.experiments.run import run
     from tauspan.experiments.run.recipe import Recipe
     from tauspan.kernel import TangentKernel, closed_form, interference
@@ -89,6 +90,7 @@ _HOME = {
     "coefficients": "editing",
     "computing": "core.computing",
     "cosine_matrix": "vector",
+    "desk": "editing.questions",
     "diagnose": "kernel.diagnose",
     "disentanglement": "editing",
     "evaluate": "editing",
@@ -142,6 +144,7 @@ __all__ = [
     "coefficients",
     "computing",
     "cosine_matrix",
+    "desk",
     "diagnose",
     "disentanglement",
     "evaluate",

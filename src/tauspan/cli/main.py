@@ -13,6 +13,7 @@ from typing import Any
 
 from tauspan import __version__
 from tauspan.cli import data as verbs_data
+from tauspan.cli import desk as verbs_desk
 from tauspan.cli import edit as verbs_edit
 from tauspan.cli import kernel as verbs_kernel
 from tauspan.cli import merge as verbs_merge
@@ -27,8 +28,8 @@ from tauspan.core.errors import TauspanError
 from tauspan.core.measure import quiet, underway
 
 FAMILIES: tuple[Callable[..., None], ...] = (
-    verbs_train.add, verbs_vector.add, verbs_models.add, verbs_edit.add, verbs_data.add, verbs_kernel.add,
-    verbs_merge.add, verbs_reproduce.add,
+    verbs_train.add, verbs_vector.add, verbs_models.add, verbs_edit.add, verbs_desk.add, verbs_data.add,
+    verbs_kernel.add, verbs_merge.add, verbs_reproduce.add,
 )  # fmt: skip
 _EXITS = (
     "exit codes: 0 done, 2 usage, 3 model, 4 tensors do not fit, 5 file, 6 data, 7 not finite, "

@@ -9,6 +9,7 @@ from tauspan.core.choices import EditRegime
 from tauspan.core.lazy import loader
 
 if TYPE_CHECKING:
+    from tauspan.editing.desk.desk import Desk
     from tauspan.editing.editor import Editor
     from tauspan.editing.evaluation import Evaluation, evaluate
     from tauspan.editing.maps.asked import GRID
@@ -28,6 +29,7 @@ _HOME = {
     "GRID": "maps.asked",
     "AdaMerged": "search.entropy",
     "Addition": "search.addition",
+    "Desk": "desk.desk",
     "Editor": "editor",
     "Evaluation": "evaluation",
     "Front": "search.pareto",
@@ -55,6 +57,7 @@ __all__ = [
     "PAPER_GRID",
     "AdaMerged",
     "Addition",
+    "Desk",
     "EditRegime",
     "Editor",
     "Evaluation",

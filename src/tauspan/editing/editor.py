@@ -1,12 +1,15 @@
 """`Editor`: one place where questions about edits of an encoder are asked, and what one reading of the data gave."""
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 from tauspan.core.arguments import checked
 from tauspan.core.choices import EditRegime, SplitName
 from tauspan.core.errors import DataError, UsageError, listed, nearest
 from tauspan.core.reading import Reading
 from tauspan.core.report import noted
+from tauspan.editing.desk.choices import Question
+from tauspan.editing.desk.desk import Desk, made
 from tauspan.editing.evaluation import Evaluation, measured_on
 from tauspan.editing.maps.asked import GRID, Axis
 from tauspan.editing.maps.disturbance import Disturbance, disturbance
@@ -25,6 +28,7 @@ from tauspan.editing.search.numbers import require_at_least
 from tauspan.editing.search.pareto import Front, traced_front
 from tauspan.editing.search.unknowns import GroupPatterns, Per, Unknowns, unknowns
 from tauspan.models import Encoder
+from tauspan.store import require_free
 from tauspan.tasks import Task
 from tauspan.vector import TaskVector
 
@@ -271,6 +275,33 @@ class Editor:
         )
         label = f"{text}, {self.regime}"
         return measured_on(self._whole(measured), measured, given, split, label, edit)
+
+    @noted
+    @checked
+    def desk(
+        self,
+        path: str | Path | None = None,
+        *,
+        range: tuple[float, float] = (0.0, 1.0),  # noqa: A002 - what it is called everywhere
+        rows: int | None = None,
+        examples: bool = True,
+        exact: bool = False,
+        title: str | None = None,
+        controls: Sequence[Task] = (),
+        floor: float = 0.95,
+        files: Mapping[str, str | Path] = {},
+        seed: int = 0,
+        overwrite: bool = False,
+    ) -> Desk:
+        """A page on which coefficients are moved and every accuracy follows; see `tauspan.desk`."""
+        if path is not None:
+            require_free(Path(path), overwrite)
+        model = self._whole([*self.vectors, *controls])
+        question = Question(model, self.vectors, list(controls), *range, floor, seed)
+        page = made(question, rows=rows, examples=examples, exact=exact, title=title, files=files)
+        if path is not None:
+            page.save(path, overwrite=overwrite)
+        return page
 
     # -- models ----------------------------------------------------------------------------------------------
 

@@ -1,11 +1,13 @@
 """The questions of an `Editor`, each as a function that asks one."""
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 from tauspan.core.arguments import checked
 from tauspan.core.choices import EditRegime, SplitName
 from tauspan.core.errors import UsageError
 from tauspan.core.reading import Reading
+from tauspan.editing.desk.desk import Desk
 from tauspan.editing.editor import Editor
 from tauspan.editing.maps.asked import GRID, Axis, tasks_of
 from tauspan.editing.maps.error import Distance
@@ -361,6 +363,88 @@ def disentanglement(
     tasks_of(vectors)  # at least two, of different names
     editor = _alone("disentanglement", encoder, vectors, regime, reading)
     return editor.maps(pairs=pairs, grid=grid, box=box, drift=drift, distance=distance, split=split)
+
+
+@checked
+def desk(
+    encoder: Encoder,
+    vectors: Mapping[Task, TaskVector],
+    path: str | Path | None = None,
+    regime: EditRegime | None = None,
+    *,
+    range: tuple[float, float] = (0.0, 1.0),  # noqa: A002 - what it is called everywhere
+    rows: int | None = None,
+    examples: bool = True,
+    exact: bool = False,
+    title: str | None = None,
+    controls: Sequence[Task] = (),
+    floor: float = 0.95,
+    files: Mapping[str, str | Path] = {},
+    seed: int = 0,
+    overwrite: bool = False,
+    reading: Reading = Reading(),
+) -> Desk:
+    """The mixing desk: one HTML file with a slider for each vector, on which every accuracy follows exactly.
+
+    In the tangent regimes the page holds of each row n the numbers v_nk of f(x_n; theta0) and J(x_n) tau_k: logits
+    v_n0 + sum_k a_k v_nk are known at any coefficients. They are 16-bit integers with one scale s_n for each row: a
+    difference of two logits is off by at most s_n (1 + sum_k |a_k|), and the page counts the rows whose lead is smaller.
+    Of a head that normalises features at `point="encoder"` it holds W z_k and the inner products of the z_k, which are as
+    exact. In the standard regime the model is evaluated at sampled points, and nothing is known between them.
+
+    Beside the sliders are the points that other questions choose on validation: the paper's shared coefficient, the
+    solver's optimum and, where `range` reaches below 0, each task negated. The test split is on the page, behind a
+    button. Accuracies of the pre-trained model and of single vectors carry exact (Clopper-Pearson) 95 % intervals.
+
+    Args:
+        encoder: the pre-trained encoder.
+        vectors: one vector per task.
+        path: where the page is written; None only returns it.
+        regime: `"standard"`, `"posthoc"` or `"linear"`; None takes the vectors' own.
+        range: of every coefficient; it begins at 0 or below and ends at 1 or above.
+        rows: at most so many rows of each split are on the page, drawn with the seed; None takes all. Coefficients are
+            chosen on all rows.
+        examples: also the texts of the rows, cut at 300 characters, or thumbnails of their pictures.
+        exact: numbers as float32, which take twice the room.
+        title: of the page; None makes one of the model and the regime.
+        controls: further tasks without a vector, to be kept.
+        floor: the share of a control's accuracy that it should keep.
+        files: the vectors' files by task name, for the command lines and programs that the page offers.
+        seed: of the rows that are drawn.
+        overwrite: replace a file that is there.
+        reading: batches, where texts are cut, and the point of the tangent model; see `tauspan.Reading`.
+
+    Returns:
+        A `Desk`: `html`, `save(path)`, `size` in bytes, `notes`. In a notebook it shows itself in a frame.
+
+    Raises:
+        UsageError: a range or number of rows that does not fit, or a page of more than 16 MB; the message says what
+            `rows`, `range` and `examples` would give.
+        StoreError: the file is there already.
+
+    Cost:
+        Tangent: one pass of as many tangents as there are vectors, per task and split. Standard: an evaluation of every
+        task and split at each of 20 + K points, and at 20 K more where `range` reaches -1. Size: 8/3 (K + 1) C bytes a
+        row; above 4 MB of numbers the classes of a row that win nowhere in the range are left out, which changes no
+        prediction.
+
+    Example:
+        >>> import torch, tauspan as ts
+        >>> x, y = torch.eye(4).repeat(4, 1), torch.arange(4).repeat(4)
+        >>> rows = dict.fromkeys(["train", "validation", "test"], (x, y % 2))
+        >>> task = ts.Task.from_tensors("parity", ["even", "odd"], **rows)
+        >>> encoder = ts.load(torch.nn.Linear(4, 3))
+        >>> tau = ts.finetune(encoder, task, ts.Settings(lr=0.1, epochs=5)).task_vector
+        >>> page = ts.desk(encoder, {task: tau})
+        >>> page.title, page.html.startswith("<!doctype html>")
+        ('Linear: 1 task, linear', True)
+    """
+    if not vectors:
+        raise UsageError("desk needs at least one task and its vector.")
+    return Editor(encoder, vectors, regime, reading=reading).desk(
+        path, range=range, rows=rows, examples=examples, exact=exact, title=title, controls=controls, floor=floor,
+        files=files, seed=seed, overwrite=overwrite,
+    )  # fmt: skip
 
 
 def _alone(

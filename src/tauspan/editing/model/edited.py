@@ -16,7 +16,7 @@ from tauspan.core.measure import progress, underway
 from tauspan.core.params import require_finite_rows
 from tauspan.core.reading import Reading
 from tauspan.editing.model.directions import Directions
-from tauspan.editing.model.outputs import Targets, accuracy, outputs, target_rows
+from tauspan.editing.model.outputs import Targets, outputs, target_rows
 from tauspan.editing.model.regime import point_of
 from tauspan.models import Classifier, Encoder, Head, Origin
 from tauspan.tangent import Linearized, linearize
@@ -65,7 +65,7 @@ class EditedModel(ABC):
             self.fitted(vector)
         self._heads: dict[Task, Head] = {}
         self._prepared: dict[tuple[Task, str], Batches] = {}
-        self._accuracies: dict[tuple[Task, str, tuple[tuple[str, float], ...]], float] = {}
+        self._classes: dict[tuple[Task, str, tuple[tuple[str, float], ...]], Tensor] = {}
         self._begin()
 
     # -- what regimes define ---------------------------------------------------------------------------------
@@ -104,13 +104,18 @@ class EditedModel(ABC):
         about = f"the logits of {task.name!r} on {split} at {at}"
         return self._logits(task, split, used, about, advance)
 
-    def accuracy(self, task: Task, split: str, coefficients: Coefs) -> float:
-        """Accuracy of one task on one split; computed once for each choice of coefficients."""
+    def classes(self, task: Task, split: str, coefficients: Coefs) -> Tensor:
+        """The class of the largest logit of each row, shape (N,); computed once for each choice of coefficients."""
         used = tuple(sorted((name, value) for name, value in coefficients.items() if value))
         key = (task, split, used)
-        if key not in self._accuracies:
-            self._accuracies[key] = accuracy(self.logits(task, split, dict(used)), task.split(split).labels)
-        return self._accuracies[key]
+        if key not in self._classes:
+            self._classes[key] = self.logits(task, split, dict(used)).argmax(-1).int()
+        return self._classes[key]
+
+    def accuracy(self, task: Task, split: str, coefficients: Coefs) -> float:
+        """Accuracy of one task on one split."""
+        right = self.classes(task, split, coefficients) == task.split(split).labels
+        return float(right.double().mean())
 
     def loss(self, task: Task, split: str, coefficients: Coefs, targets: Targets = "label") -> float:
         """Mean cross-entropy in nats of one task on one split, to its labels or to the wrong classes, in float64."""

@@ -4,6 +4,7 @@ from typing import TYPE_CHECKING
 
 from tauspan.core.lazy import loader
 from tauspan.experiments.run.addition import Addition
+from tauspan.experiments.run.desk import Desk
 from tauspan.experiments.run.energy import Energies
 from tauspan.experiments.run.maps import Maps
 from tauspan.experiments.run.merging import Merging
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
     from tauspan.experiments.run.runner import plan, run
 
 __all__ = [
-    "PARTS", "Addition", "Energies", "Evaluation", "Findings", "Maps", "Merging", "Negation", "Part", "Recipe",
+    "PARTS", "Addition", "Desk", "Energies", "Evaluation", "Findings", "Maps", "Merging", "Negation", "Part", "Recipe",
     "References", "Rows", "Training", "plan", "run",
 ]  # fmt: skip
 

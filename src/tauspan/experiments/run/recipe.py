@@ -109,7 +109,7 @@ class Recipe:
         start: `"pretrained"`, or `"random"`: the vectors of a seed start from `reinitialised(encoder, seed)`.
         head: where every task's frozen head comes from; `"auto"` leaves it to the task.
         parts: what is measured, each a section of the file under its key: `References`, `Negation`, `Maps`, `Energies`,
-            `Merging`, or a `Part` of your own. Addition is always one of them.
+            `Merging`, `Desk`, or a `Part` of your own. Addition is always one of them.
 
     Raises:
         RecipeError: an impossible value, with the nearest possible one where there is one.

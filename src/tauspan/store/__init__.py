@@ -14,6 +14,7 @@ from tauspan.store.headers import (
     refuse_pickle,
 )
 from tauspan.store.places import (
+    LOCK,
     atomic,
     locked,
     publish,
@@ -39,7 +40,7 @@ from tauspan.store.writer import (
 )
 
 __all__ = [
-    "ACCESS", "DTYPES", "INDEX_SUFFIX", "LONGEST_HEADER", "MODEL", "PICKLE_SUFFIXES", "STEMS", "Access",
+    "ACCESS", "DTYPES", "INDEX_SUFFIX", "LOCK", "LONGEST_HEADER", "MODEL", "PICKLE_SUFFIXES", "STEMS", "Access",
     "Checkpoint", "Entry", "Header", "Layout", "Stored", "Values", "Writer", "atomic", "damaged", "full",
     "is_full", "layout", "located", "locked", "publish", "read_header", "read_json", "refuse_gguf",
     "refuse_pickle", "require_apart", "require_folder", "require_free", "stream_shards", "stream_tensors",

@@ -76,7 +76,7 @@ def test_the_block_without_a_tracker(tmp_path: Path) -> None:
 def test_a_tracker_holds_what_the_log_does(title: str, tmp_path: Path) -> None:
     library = LIBRARIES[title]
     if importlib.util.find_spec(library) is None:
-        pytest.skip(f"{library} is not installed: the extra `real`")
+        pytest.skip(f"{library} is not installed; `real` holds only what its pins allow")
     history, kept = (json.loads(line) for line in program(title, tmp_path))
     if title == "Weights & Biases":
         assert list(

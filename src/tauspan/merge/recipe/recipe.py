@@ -35,7 +35,7 @@ class MergeRecipe:
     r"""A merge: every decision besides the values of the tensors.
 
     Args:
-        method: a name of `METHODS`, a name that an installed package gives (see `tauspan.merge.own_method`), or
+        method: a name of `METHODS`, a name that an installed package gives, or
             `module:function` for a method of the user's own (see `own`).
         models: what is merged, in order.
         base_model: theta0, where displacements start.

@@ -31,7 +31,8 @@ median = "its_package.rules:median"
 
 `merge`, recipes and `tauspan merge --method median` find it then, and `tauspan merge --methods` lists it with its
 package. It is imported when it is asked for; one that cannot be is told by name and package, and hinders no other. A
-method of the table below keeps its name. The card of a merge holds the package, its version and a hash of the function's source.
+method of the table below keeps its name. The card of a merge holds the package, its version and a hash of the
+function's source.
 """
 
 

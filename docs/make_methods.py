@@ -20,6 +20,19 @@ The report says which share of each model was kept. Where a tensor is lacking in
 [formats](formats.md#merge-recipe). *Grain* is the smallest piece it takes at once: single entries, rows of a matrix,
 or whole tensors, which decides the memory of a merge. Defaults are the authors' where they give any; a file with
 `merge_method:` gets mergekit's instead.
+
+An installed package adds methods by name with entry points of the group `tauspan.methods`, of functions that
+`tauspan.merge.own_method` takes, or of a `Method`:
+
+```toml
+[project.entry-points."tauspan.methods"]
+median = "its_package.rules:median"
+```
+
+`merge`, recipes and `tauspan merge --method median` find it then, and `tauspan merge --methods` lists it with its
+package. It is imported when it is asked for; one that cannot be is told by name and package, and hinders no other. A
+method of the table below keeps its name. The card of a merge holds the package, its version and a hash of the
+function's source.
 """
 
 

@@ -12,6 +12,7 @@ import pytest
 import torch
 
 import tauspan
+import tauspan.editing
 from helpers import tiny
 from helpers.program import World, contents, make
 from tauspan.cli import models as verbs_models
@@ -178,6 +179,25 @@ def test_chosen_combinations_are_written_as_vectors(world: World, tmp_path: Path
         for name, delta in found.deltas.items():
             torch.testing.assert_close(delta, factor * tau.deltas[name])
         assert call(here, f"{line} --rows 4 -q --vector {file}") == 5  # it is there already
+
+
+@pytest.mark.parametrize("verb", ["solve", "front"])
+def test_solved_combinations_are_written_as_vectors(
+    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, verb: str
+) -> None:
+    name = {"solve": "coefficients", "front": "front"}[verb]
+    given, results = getattr(tauspan.editing, name), []
+
+    def heard(*arguments: Any, **options: Any) -> Any:
+        results.append(given(*arguments, **options))
+        return results[-1]
+
+    monkeypatch.setattr(tauspan.editing, name, heard)
+    more = "{two}={vector} --ridge 0.1" if verb == "solve" else "{two} --prices 2 --floor 0"
+    line = f"edit {verb} {{model}} {{one}}={{vector}} {more} --regime posthoc --bootstrap 2 --rows 4 -q"
+    assert call(world, f"{line} --vector {tmp_path}/chosen") == 0
+    found = TaskVector.from_pretrained(tmp_path / "chosen")
+    assert tiny.same_bits(found.deltas, results[0].vector.deltas)
 
 
 def options_of(made: argparse.ArgumentParser, name: str = "tauspan") -> Iterator[tuple[str, str, Any, str]]:

@@ -49,10 +49,10 @@ def test_after_the_deadline_only_finished_stages_are_read(tmp_path: Path) -> Non
 
 
 def test_a_lock_is_held_by_one(tmp_path: Path) -> None:
-    stages = Stages(tmp_path, "logs/{}.log")
+    stages = Stages(tmp_path, "logs/.{}.lock")
     held = stages.lock("one")
     assert held is not None
-    assert stages.lock_file("one") == tmp_path / "logs" / "one.log"
+    assert stages.lock_file("one") == tmp_path / "logs" / ".one.lock"
     assert stages.lock("one") is None
     held.close()
     again = stages.lock("one")

@@ -62,6 +62,11 @@ def _add_make(made: argparse.ArgumentParser) -> None:
         help="the column that says train, validation or test of each row (default: none, and rows are held "
         "out)",
     )
+    made.add_argument(
+        "--shares", nargs=3, type=float, metavar=("TRAIN", "VALIDATION", "TEST"),
+        help="divide the rows of FILE into three splits, such as 0.7 0.1 0.2: alike in each class, by the seed, and "
+        "equal texts never in two (default: rows are held out by the seed alone)",
+    )  # fmt: skip
     made.add_argument("--text", metavar="COLUMN", default="text", help="the column of texts (default: text)")
     made.add_argument(
         "--label", metavar="COLUMN", default="label", help="the column of labels (default: label)"
@@ -194,14 +199,25 @@ def make(options: argparse.Namespace) -> None:
         quotes=options.quotes,
         max_tokens=options.max_tokens,
         seed=options.seed or 0,
+        shares=options.shares,
     )
     task.to_directory(options.out, overwrite=options.overwrite)
     found = find_leaks(task)
-    tables = [
-        Table("splits", _splits(task), f"Classes: {', '.join(task.label_names)}."),
-        Table("rows that stand in two splits", _leaks(found), _note([found])),
-    ]
     left_out = dict(task.extra.get("left_out", {}))
+    dropped: list[dict[str, Cell]] = [
+        {"from": split, "why": why, "rows": count}
+        for split, counts in left_out.items()
+        for why, count in counts.items()
+    ]
+    together = task.extra.get("together")
+    repeated = f" {together} rows repeat an earlier one, and went where it is." if together else ""
+    tables = [
+        Table("splits", _splits(task), f"Classes: {', '.join(task.label_names)}.{repeated}"),
+        Table("rows that stand in two splits", _leaks(found), _note([found])),
+        *([Table("left out or changed", dropped, "By --clean.")] if dropped else []),
+    ]
+    if found and options.test is None and options.split is None:
+        tell("rows stand in two splits; --shares divides a file so that none does.")
     commands.show(Report(f"task {task.name}", tables, result={"left_out": left_out}), options)
     commands.say(f"Wrote {options.out}: {task}.", options)
 

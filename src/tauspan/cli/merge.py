@@ -100,11 +100,15 @@ def _add_merge(verbs: Any, verb: Verb) -> argparse.ArgumentParser:
         help="replace what an earlier merge wrote there; nothing else is replaced",
     )
     merged.add_argument("--schema", action="store_true", help="print the JSON schema of recipes, for editors")
-    merged.add_argument("--methods", action="store_true", help="list the methods with their options")
+    merged.add_argument(
+        "--methods",
+        action="store_true",
+        help="list the methods with their options, those of installed packages too",
+    )
     merged.set_defaults(resumes=_unfinished)
     short = merged.add_argument_group("without a recipe")
     short.add_argument(
-        "--method", help="a name of METHODS, or MODULE:FUNCTION with --code (default: the recipe's)"
+        "--method", help="a name that --methods lists, or MODULE:FUNCTION with --code (default: the recipe's)"
     )
     short.add_argument(
         "--base", help="theta0, where displacements start: `base_model` of a recipe (default: none)"
@@ -199,14 +203,23 @@ def _unfinished(options: argparse.Namespace) -> bool:
 
 def _list_methods(options: argparse.Namespace) -> None:
     """Print the name, the title and the options of each merging method."""
+    from tauspan.core.notices import tell
     from tauspan.core.report import Report, Table
+    from tauspan.merge.engine.plugins import installed, origin
     from tauspan.merge.methods import METHODS
 
-    rows: list[dict[str, Cell]] = [
-        {"name": name, "title": method.title, "options": ", ".join(option.name for option in method.options)}
-        for name, method in METHODS.items()
-    ]
+    rows = [_method_row(name, method) for name, method in METHODS.items()]
+    for entry, method in installed():
+        if isinstance(method, UsageError):
+            tell(str(method))
+        else:
+            rows.append(_method_row(entry.name, method) | {"title": f"{method.title}; from {origin(entry)}"})
     show(Report("merging methods", [Table("methods", rows, "More of each: docs/methods.md.")]), options)
+
+
+def _method_row(name: str, method: "Method") -> "dict[str, Cell]":
+    options = ", ".join(option.name for option in method.options)
+    return {"name": name, "title": method.title, "options": options}
 
 
 def _read(options: argparse.Namespace) -> "list[tuple[MergeRecipe, str]]":

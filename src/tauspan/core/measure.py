@@ -1,7 +1,7 @@
 """Seconds and peak memory of a piece of work, and its progress."""
 
+import importlib
 import logging
-import resource
 import sys
 import threading
 import time
@@ -31,7 +31,10 @@ class Cost:
 
 @contextmanager
 def measured() -> Iterator[Cost]:
-    """Measure a block. On Linux the peak is that of the block; elsewhere that of the whole process so far."""
+    """Measure a block.
+
+    On Linux the peak is that of the block; elsewhere that of the whole process so far, or 0 where it is not known.
+    """
     cost = Cost()
     _reset_peak()
     started = time.perf_counter()
@@ -66,8 +69,12 @@ def _peak_mb() -> float:
         for line in _STATUS.read_text().splitlines():
             if line.startswith("VmHWM"):  # some sandboxes leave it out
                 return int(line.split()[1]) / 1024
+    try:
+        resource: Any = importlib.import_module("resource")  # POSIX alone has it
+    except ImportError:
+        return 0.0
     unit = 2**20 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit
+    return float(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit)
 
 
 # -- how far it is -----------------------------------------------------------------------------------------------

@@ -8,7 +8,7 @@ import logging
 import os
 import sys
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import TextIO
 
@@ -33,24 +33,35 @@ def heard() -> Iterator[list[str]]:
         ['the cache of x was left out']
     """
     found: list[str] = []
-    listener = _Listener(found)
-    shown = warnings.showwarning
-
-    def also_kept(
-        message: Warning | str, category: type[Warning], filename: str, lineno: int,
-        file: TextIO | None = None, line: str | None = None,
-    ) -> None:  # fmt: skip
-        if raised_here():
-            _add(found, str(message))
-        shown(message, category, filename, lineno, file, line)
-
+    listener, hook = _Listener(found), _Hook(found, warnings.showwarning)
     LOGGER.addHandler(listener)
-    warnings.showwarning = also_kept
+    warnings.showwarning = hook
     try:
         yield found
     finally:
-        warnings.showwarning = shown
+        hook.remove()
         LOGGER.removeHandler(listener)
+
+
+class _Hook:
+    """In the place of `warnings.showwarning`; blocks of several threads may end in another order than they began."""
+
+    def __init__(self, found: list[str], shown: Callable[..., None]) -> None:
+        self.found, self.shown, self.live = found, shown, True
+
+    def __call__(
+        self, message: Warning | str, category: type[Warning], filename: str, lineno: int,
+        file: TextIO | None = None, line: str | None = None,
+    ) -> None:  # fmt: skip
+        if self.live and raised_here():
+            _add(self.found, str(message))
+        self.shown(message, category, filename, lineno, file, line)
+
+    def remove(self) -> None:
+        """Collect no more; the hook goes when those that came after it have gone."""
+        self.live = False
+        while isinstance(hook := warnings.showwarning, _Hook) and not hook.live:
+            warnings.showwarning = hook.shown
 
 
 @contextmanager

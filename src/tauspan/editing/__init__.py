@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from tauspan.editing.maps.maps import Maps
     from tauspan.editing.model.directions import combine
     from tauspan.editing.model.edit import apply, load, save
+    from tauspan.editing.model.published import push_to_hub
     from tauspan.editing.questions import adamerging, add, coefficients, disentanglement, front, negate
     from tauspan.editing.search.addition import Addition
     from tauspan.editing.search.choose import SolvedCoefficients
@@ -49,6 +50,7 @@ _HOME = {
     "load": "model.edit",
     "minimise": "search.solve",
     "negate": "questions",
+    "push_to_hub": "model.published",
     "save": "model.edit",
 }
 
@@ -77,6 +79,7 @@ __all__ = [
     "load",
     "minimise",
     "negate",
+    "push_to_hub",
     "save",
 ]
 

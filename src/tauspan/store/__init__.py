@@ -14,6 +14,7 @@ from tauspan.store.headers import (
     refuse_pickle,
 )
 from tauspan.store.places import (
+    LOCK,
     atomic,
     locked,
     publish,
@@ -25,6 +26,7 @@ from tauspan.store.places import (
 )
 from tauspan.store.reading import STEMS, Checkpoint, located, read_json
 from tauspan.store.tensors import DTYPES, INDEX_SUFFIX, LONGEST_HEADER, tensor_header, write_tensors
+from tauspan.store.uploading import CARD, files_in, is_hub_id, upload
 from tauspan.store.values import ACCESS, Access, Values
 from tauspan.store.writer import (
     MODEL,
@@ -39,9 +41,9 @@ from tauspan.store.writer import (
 )
 
 __all__ = [
-    "ACCESS", "DTYPES", "INDEX_SUFFIX", "LONGEST_HEADER", "MODEL", "PICKLE_SUFFIXES", "STEMS", "Access",
-    "Checkpoint", "Entry", "Header", "Layout", "Stored", "Values", "Writer", "atomic", "damaged", "full",
-    "is_full", "layout", "located", "locked", "publish", "read_header", "read_json", "refuse_gguf",
+    "ACCESS", "CARD", "DTYPES", "INDEX_SUFFIX", "LOCK", "LONGEST_HEADER", "MODEL", "PICKLE_SUFFIXES", "STEMS", "Access",
+    "Checkpoint", "Entry", "Header", "Layout", "Stored", "Values", "Writer", "atomic", "damaged", "files_in", "full",
+    "is_full", "is_hub_id", "layout", "located", "locked", "publish", "read_header", "read_json", "refuse_gguf",
     "refuse_pickle", "require_apart", "require_folder", "require_free", "stream_shards", "stream_tensors",
-    "tensor_header", "write_json", "write_tensors", "write_text",
+    "tensor_header", "upload", "write_json", "write_tensors", "write_text",
 ]  # fmt: skip

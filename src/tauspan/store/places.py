@@ -1,6 +1,6 @@
 """Files that appear complete or not at all (written under a temporary name, then renamed), and locks."""
 
-import fcntl
+import errno
 import json
 import os
 import re
@@ -11,12 +11,15 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock, Timeout
 from safetensors import SafetensorError
 
 from tauspan.core.errors import StoreError, UsageError
 
+LOCK = ".tauspan.lock"  # the file in a folder by which the folder is locked
 _TEMPORARY = ".part"
 _REPLACED = ".old"
+_NO_LOCKS = {getattr(errno, name, None) for name in ("ENOLCK", "ENOSYS", "ENOTSUP", "EOPNOTSUPP")} - {None}
 
 
 def require_free(path: Path, overwrite: bool) -> None:
@@ -96,37 +99,64 @@ def publish(inner: Path, path: Path, *, overwrite: bool) -> None:
 
 @contextmanager
 def locked(path: Path, wait: bool = False) -> Iterator[bool]:
-    """Lock a folder or file during the block; the system frees the lock when the process dies.
+    """Lock a folder, by an empty file in it, or a file during the block; the system frees the lock when the process dies.
 
-    Yields whether the lock was obtained. With `wait` it waits until other holders have released it.
+    A file that is locked holds nothing: some versions of `filelock` empty it. It stays where it is when the lock is
+    freed. Two locks of one path exclude one another within a process too.
+
+    Yields whether the lock was obtained: not while another holds it, nor where the file system has no locks. With `wait`
+    it waits until other holders have released it.
+
+    Raises:
+        OSError: the lock's file cannot be made.
+
+    Example:
+        >>> with tempfile.TemporaryDirectory() as folder, locked(Path(folder)) as mine, locked(Path(folder)) as again:
+        ...     mine, again
+        (True, False)
     """
-    descriptor = os.open(path, os.O_RDONLY)
+    lock = FileLock(path / LOCK if path.is_dir() else path, thread_local=False)
     try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-            free = True
-        except OSError:  # another process holds it, or the file system has no locks
-            free = False
+        lock.acquire(timeout=-1 if wait else 0)
+        free = True
+    except (Timeout, NotImplementedError):
+        free = False
+    except OSError as error:
+        if error.errno not in _NO_LOCKS:
+            raise
+        free = False
+    try:
         yield free
     finally:
-        os.close(descriptor)
+        lock.release()
 
 
 def _remove_leftovers(path: Path) -> None:
     """Remove the temporary folders that killed processes left while they wrote this path.
 
-    These are folders named as by `atomic` that are neither empty nor locked; a running writer locks its folder before it
-    writes there. A folder with both the new and the replaced output is kept: the process ended between two
-    renames, and this may be the only copy of the old output.
+    These are folders named as by `atomic` that hold something and are not locked; a running writer locks its folder
+    before it writes there.
     """
     ours = re.compile(rf"\.{re.escape(path.name)}\.\w+{re.escape(_TEMPORARY)}")
     for folder in path.parent.iterdir():
         if not ours.fullmatch(folder.name) or folder.is_symlink() or not folder.is_dir():
             continue
-        with suppress(OSError), locked(folder) as free:
-            held = {entry.name for entry in folder.iterdir()}
-            if free and held and not {path.name, f"{path.name}{_REPLACED}"} <= held:
-                shutil.rmtree(folder)
+        with suppress(OSError):
+            if not _left_over(folder, path.name):  # a folder that stays gets no lock's file
+                continue
+            with locked(folder) as free:
+                if free and _left_over(folder, path.name):
+                    shutil.rmtree(folder)
+
+
+def _left_over(folder: Path, name: str) -> bool:
+    """Whether a temporary folder holds something that nobody misses.
+
+    A folder with both the new and the replaced output is kept: the process ended between two renames, and this may be
+    the only copy of the old output.
+    """
+    held = {entry.name for entry in folder.iterdir()} - {LOCK}
+    return bool(held) and not {name, f"{name}{_REPLACED}"} <= held
 
 
 def _settle(path: Path, probe: Path) -> None:
@@ -154,6 +184,8 @@ def _move(inner: Path, path: Path, old: Path) -> None:
 
 
 def _flush_directory(path: Path) -> None:
+    if not hasattr(os, "O_DIRECTORY"):  # Windows opens no folder
+        return
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

@@ -10,13 +10,14 @@ from torch import Tensor
 
 from tauspan.core.arguments import checked
 from tauspan.core.choices import HeadFrom
-from tauspan.core.errors import DataError, nearest
+from tauspan.core.errors import DataError, UsageError, nearest
 from tauspan.models import Head
 from tauspan.tasks.assembly import Gathered, gathered, told
 from tauspan.tasks.hub import hub_rows
 from tauspan.tasks.labels import Meaning
 from tauspan.tasks.readers import TableOptions, by_split, read_rows, require_apart
 from tauspan.tasks.rows import tensor_rows
+from tauspan.tasks.shares import require_shares, shared_out
 from tauspan.tasks.split import SPLITS, Split, completed, permutation
 from tauspan.tasks.tables import Dialect, Quotes
 from tauspan.tasks.valid import content_hash, read_card, require_valid
@@ -143,6 +144,7 @@ class Task:
         quotes: Quotes = "doubled",
         max_tokens: int | None = None,
         seed: int = 0,
+        shares: Sequence[float] | None = None,
     ) -> "Task":
         """CSV, TSV, JSON, JSON Lines, parquet or npz files (text ones also as .gz), or folders of images by class.
 
@@ -153,7 +155,8 @@ class Task:
 
         Without `validation`, min(10 %, 5000) of the training rows are held out for it, drawn with the seed, as in the
         paper. Without `test` and `split`, 20 % of the rows of `train` are held out for testing first, drawn in the same
-        way.
+        way. With `shares` all rows of one file are divided into the three splits instead: alike in each class, and equal
+        texts (apart from case, punctuation and white space) never in two splits.
 
         Args:
             name: the task's name.
@@ -173,12 +176,22 @@ class Task:
             delimiter: of CSV; None takes that of comma, semicolon, tab and bar which the first line has.
             quotes: `"doubled"`, `"escaped"` (by a backslash) or `"none"`.
             max_tokens: where texts are cut.
-            seed: of the rows that are held out.
+            seed: of the rows that are held out, or divided.
+            shares: of train, validation and test, such as (0.7, 0.1, 0.2), instead of `test`, `validation` and `split`;
+                a warning names classes that have too few rows to be in every split.
 
         Raises:
+            UsageError: `shares` that are none, or beside other splits.
             DataError: with the file and the row or line: a missing column, a row without text or label, a label that
                 is no class, a damaged file.
         """
+        if shares is not None:
+            require_shares(shares)
+            if test is not None or validation is not None or split is not None:
+                raise UsageError(
+                    f"task {name!r}: shares={list(shares)} divide the rows of {train}, and another argument says which "
+                    "rows are tested: give shares, or test, validation or split."
+                )
         reading = TableOptions(text, label, split, Dialect(encoding, delimiter, quotes))
         files = {"train": Path(train)}
         files |= {
@@ -191,6 +204,9 @@ class Task:
             else {s: read_rows(f, reading) for s, f in files.items()}
         )
         made = gathered(found, label_names, labels, clean, name)
+        if shares is not None:
+            divided = shared_out(made.splits["train"], shares, seed, made.names, name)
+            return _made(name, made, divided, label_prompts, max_tokens, str(train))
         return _task(name, made, label_prompts, max_tokens, str(train), seed, test=split is None)
 
     @staticmethod
@@ -269,8 +285,16 @@ class Task:
 def _task(
     name: str, made: Gathered, prompts: Sequence[str], tokens: int | None, source: str, seed: int, test: bool
 ) -> Task:
-    """The task made of gathered rows; its `extra` says what was held out and what was left out."""
-    splits, extra = completed(made.splits, seed, test)
+    """The task made of gathered rows, with what it lacks held out."""
+    return _made(name, made, completed(made.splits, seed, test), prompts, tokens, source)
+
+
+def _made(
+    name: str, made: Gathered, divided: tuple[dict[str, Split], dict[str, Any]], prompts: Sequence[str],
+    tokens: int | None, source: str,
+) -> Task:  # fmt: skip
+    """The task of these splits; its `extra` says how they were made and what was left out."""
+    splits, extra = divided
     if made.left_out:
         extra["left_out"] = made.left_out
     return Task(name, made.names, splits, prompts, tokens, source=source, extra=extra)

@@ -15,7 +15,7 @@ from tauspan.models import Encoder, fingerprint_of
 from tauspan.tasks import Task, build_head
 from tauspan.train import checkpoint
 from tauspan.train.layout import laid_out
-from tauspan.train.loop import LOG, Run
+from tauspan.train.loop import LOG, OnLog, Run
 from tauspan.train.settings import Settings
 from tauspan.vector import FILE, TaskVector
 
@@ -47,6 +47,7 @@ def finetune(
     resume: bool = False,
     cache_folder: str | Path | None = None,
     shard: bool = False,
+    on_log: OnLog | None = None,
 ) -> Finetuned:
     """Fine-tune an encoder on a task under its frozen head, and return the task vector.
 
@@ -69,6 +70,11 @@ def finetune(
         shard: with several processes, each keeps its part of every tensor (theta0 and tau), on its own GPU if there are
             any; only one block is whole at a time. The vector is the same. The encoder is taken apart for the run,
             and lost if the run ends in an error: load it again then.
+        on_log: called with each record of the log when it is written, as a dictionary of its own: `split`, `step`, `loss`
+            and, of training, `gradient_norm` and `lr`, of validation, `accuracy` (and `tasks`, where there are several).
+            With several processes the first alone calls it. A run that is resumed passes on what it does itself; one
+            that is reused, nothing. It changes nothing of the vector. `docs/tracking.md` has one for TensorBoard, W&B,
+            MLflow and trackio.
 
     Returns:
         The vector, labelled by the task, or `joint` for several; the history; and what it cost. With several tasks the
@@ -79,14 +85,17 @@ def finetune(
         MismatchError: several processes were started with different settings, models or data.
         NonFiniteError: the loss or a gradient is NaN or infinite.
         StoreError: `out` holds another run, or cannot be written.
+        TauspanError: `on_log` raised an error; the run can be resumed from its last checkpoint.
 
     Example:
         >>> import torch, tauspan as ts
         >>> x, y = torch.eye(4).repeat(4, 1), torch.arange(4).repeat(4) % 2
         >>> task = ts.Task.from_tensors("parity", ["even", "odd"], train=(x, y), validation=(x, y), test=(x, y))
-        >>> run = ts.finetune(ts.load(torch.nn.Linear(4, 3)), task, ts.Settings(regime="linear", lr=0.1, epochs=5))
-        >>> run.history[-1]["split"], run.task_vector.regime
-        ('validation', 'linear')
+        >>> seen = []
+        >>> settings = ts.Settings(regime="linear", lr=0.1, epochs=5)
+        >>> run = ts.finetune(ts.load(torch.nn.Linear(4, 3)), task, settings, on_log=seen.append)
+        >>> run.history[-1]["split"], run.task_vector.regime, seen == run.history
+        ('validation', 'linear', True)
     """
     tasks = [task] if isinstance(task, Task) else list(task)
     _require_together(tasks, settings)
@@ -115,7 +124,9 @@ def finetune(
         with underway(f"fine-tuning on {names}", processes.first):
             heads = [build_head(task, encoder, max_tokens=settings.max_tokens) for task in tasks]
         with laid_out(encoder, heads, settings, processes, shard) as (what, layout):
-            run = Run(what, layout, encoder, tasks, settings, key, processes, folder, checkpoint_every)
+            run = Run(
+                what, layout, encoder, tasks, settings, key, processes, folder, checkpoint_every, on_log
+            )
             run.start(resume)
             with underway(f"cache of {names}", processes.first):
                 run.cache(None if cache_folder is None else Path(cache_folder))

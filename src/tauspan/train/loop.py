@@ -1,5 +1,6 @@
 """The training loop: AdamW, warm-up and cosine, clipping, accumulation, validation, log, checkpoint, exact resume."""
 
+import copy
 import json
 import logging
 import random
@@ -7,7 +8,7 @@ import time
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import closing
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 import torch.nn.functional as F
@@ -15,7 +16,7 @@ from torch import Tensor
 
 from tauspan import store
 from tauspan.core.ahead import ahead
-from tauspan.core.errors import NonFiniteError, listed
+from tauspan.core.errors import NonFiniteError, TauspanError, listed
 from tauspan.core.measure import progress
 from tauspan.core.params import broken_rows
 from tauspan.core.processes import World
@@ -29,6 +30,7 @@ from tauspan.train.trainee import Trainee, as_parameters, decay
 
 log = logging.getLogger(__name__)
 LOG = "log.jsonl"
+OnLog: TypeAlias = Callable[[dict[str, Any]], object]
 _NONE = -100  # the label of rows that the loss ignores
 
 
@@ -37,7 +39,7 @@ class Run:
 
     def __init__(
         self, what: Trainee, layout: Layout, encoder: Encoder, tasks: Sequence[Task], settings: Settings, key: str,
-        processes: World, out: Path | None, checkpoint_every: int,
+        processes: World, out: Path | None, checkpoint_every: int, on_log: OnLog | None = None,
     ) -> None:  # fmt: skip
         self.trainee = what
         self.layout = layout
@@ -49,6 +51,7 @@ class Run:
         self.processes = processes
         self.out = out
         self.every = checkpoint_every
+        self.on_log = on_log
         self.rows = TrainingRows(tasks, settings, processes, layout.together)
         self.total = settings.steps(self.rows.size)
         self.step = 0
@@ -88,11 +91,20 @@ class Run:
         store.write_text(self.out / LOG, "".join(json.dumps(entry) + "\n" for entry in self.history))
 
     def note(self, entry: dict[str, Any]) -> None:
-        """Add an entry to the history and the log."""
+        """Add an entry to the history and the log, and tell who listens."""
         self.history.append(entry)
         if self.out is not None and self.processes.first:
             with (self.out / LOG).open("a", encoding="utf-8") as file:
                 file.write(json.dumps(entry) + "\n")
+        if self.on_log is not None and self.processes.first:
+            try:
+                self.on_log(copy.deepcopy(entry))
+            except Exception as error:
+                raise TauspanError(
+                    f"on_log={_called(self.on_log)} raised {type(error).__name__} at step {entry['step']} of "
+                    f"{self.name!r} ({entry['split']}): {error}. Repair it or leave it out; with `out` and a checkpoint "
+                    "there, resume=True goes on."
+                ) from error
 
     # -- steps -----------------------------------------------------------------------------------------------
 
@@ -257,3 +269,8 @@ class Run:
         mine = tuple(range(size))[self.processes.rank :: self.processes.size]
         for begin in range(0, -(-size // self.processes.size), 64):  # the same number in every process
             yield mine[begin : begin + 64]
+
+
+def _called(function: OnLog) -> str:
+    """The name by which a callback is known."""
+    return str(getattr(function, "__qualname__", None) or type(function).__name__)

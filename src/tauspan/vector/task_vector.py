@@ -2,6 +2,7 @@
 
 import json
 import math
+import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -22,9 +23,10 @@ from tauspan.core.errors import (
 )
 from tauspan.core.params import Params
 from tauspan.core.report import Table
+from tauspan.vector.card import vector_card
 from tauspan.vector.compatible import on_feature_path, require_compatible
 from tauspan.vector.difference import difference
-from tauspan.vector.files import header, parse_header, vector_file
+from tauspan.vector.files import FILE, header, parse_header, vector_file
 from tauspan.vector.measures import rows_of
 
 
@@ -307,6 +309,28 @@ class TaskVector:
         metadata = header(self.base, self.regime, self.label, self.info)
         store.write_tensors(file, self.deltas, metadata, overwrite=overwrite)
         return file
+
+    def card(self, repo: str) -> str:
+        """The card of this vector in a repository of the hub: base, regime, task, settings, how to use it; Markdown."""
+        return vector_card(self, repo)
+
+    @checked
+    def push_to_hub(self, repo: str, *, private: bool | None = None, token: str | None = None) -> str:
+        """Upload the vector's file and its card to a model repository of the hub, and return the address of the commit.
+
+        `tauspan.editing.push_to_hub` does so for files, and for edited models and merges too.
+
+        Raises:
+            NonFiniteError: the vector holds NaN or infinity.
+            MissingExtraError: `huggingface_hub` is not installed.
+            StoreError: the hub refuses.
+        """
+        with tempfile.TemporaryDirectory() as folder:
+            files: dict[str, Path | bytes] = {
+                FILE: self.save_pretrained(Path(folder) / FILE),
+                store.CARD: self.card(repo).encode(),
+            }
+            return store.upload(files, repo, private=private, token=token)
 
     @staticmethod
     @checked

@@ -3,6 +3,7 @@
 import json
 import os
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,8 @@ import pytest
 from helpers.sweeps import WHERE, alive, jobs_of, quietly, until
 from tauspan.core.errors import BaseMismatchError, MissingExtraError, TauspanError, UsageError
 from tauspan.experiments.sweep import driver
+from tauspan.experiments.sweep.cluster import Ray
+from tauspan.experiments.sweep.executors import Submitted
 from tauspan.experiments.sweep.results import Results
 
 # Ray's own: files that it leaves open, and what it will change
@@ -88,11 +91,11 @@ def test_a_worker_that_dies_costs_an_attempt(tmp_path, place, cluster):
     jobs = jobs_of("die_first", dies={"place": str(place), "deaths": 1}) + jobs_of("double", {"number": 1})
     assert on_ray(jobs, tmp_path) == {"dies": 1, "j0": 2}
     log = (tmp_path / "logs" / "dies.log").read_text()
-    assert "attempt 1 of 3, worker ray: Ray lost it: " in log
+    assert "attempt 1 of 3, worker Ray: the executor lost it: " in log
     assert "attempt 2" not in log
     never = jobs_of("die_first", never={"place": str(place), "deaths": 9})
     found = on_ray(never, tmp_path, attempts=2, errors="return")
-    with pytest.raises(TauspanError, match="given up after attempt 2 of 2: Ray lost it"):
+    with pytest.raises(TauspanError, match="given up after attempt 2 of 2: the executor lost it"):
         raise found["never"]
 
 
@@ -106,7 +109,7 @@ def test_an_interruption_keeps_what_is_done_ends_what_runs_and_is_resumed(
     rest = jobs_of("count", rest={"place": str(place), "name": "rest"})
     pids: list[int] = []
 
-    class Interrupted(driver.Ray):
+    class Interrupted(Submitted):
         def wait(self, seconds):
             pids[:] = [int(path.suffix[1:]) for path in place.glob("w.[0-9]*")]
             if pids and all((tmp_path / f"j{n}.json").exists() for n in range(2)):
@@ -114,7 +117,8 @@ def test_an_interruption_keeps_what_is_done_ends_what_runs_and_is_resumed(
             return super().wait(seconds)
 
     with monkeypatch.context() as patch:
-        patch.setitem(driver.BACKENDS, "ray", Interrupted)
+        made = lambda threads, device: Interrupted(partial(Ray, threads, device), None)  # noqa: E731
+        patch.setitem(driver.BACKENDS, "ray", made)
         with pytest.raises(KeyboardInterrupt):
             on_ray([*done, *long, *rest], tmp_path, workers=1 + len(long))
     until(lambda: not alive(pids[0]), "the end of what ran")

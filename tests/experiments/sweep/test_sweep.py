@@ -1,5 +1,6 @@
 """Sweeps: results that stay, errors from afar, the table."""
 
+import errno
 import io
 import json
 
@@ -93,11 +94,11 @@ def test_a_folder_that_is_a_file(tmp_path):
 
 
 def test_a_file_system_without_locks(tmp_path, monkeypatch):
-    def refuses(descriptor, operation):
-        raise OSError("no locks here")
+    def refuses(lock, timeout):
+        raise OSError(errno.ENOLCK, "no locks here")
 
-    monkeypatch.setattr("tauspan.store.places.fcntl.flock", refuses)
-    with pytest.raises(StoreError, match=r"knows no locks \(flock\)"):
+    monkeypatch.setattr("tauspan.store.places.FileLock.acquire", refuses)
+    with pytest.raises(StoreError, match=r"knows no locks, so"):
         quietly(jobs_of("double", {"number": 2}), tmp_path)
 
 

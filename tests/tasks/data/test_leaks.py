@@ -12,9 +12,9 @@ from tauspan.core.errors import DataError
 from tauspan.tasks import SPLITS, Split, Task
 from tauspan.tasks.data import find_leaks
 from tauspan.tasks.data.hamming import distances, within
-from tauspan.tasks.data.leaks import normalised
 from tauspan.tasks.data.suite import suite
 from tauspan.tasks.images import Images
+from tauspan.tasks.shares import normalised
 
 PAIRS = (("train", "validation"), ("train", "test"), ("validation", "test"))
 

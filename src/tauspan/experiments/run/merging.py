@@ -22,7 +22,7 @@ class Merging(Part):
     """Which merging methods are compared, with their default options and an alpha each.
 
     Args:
-        methods: names of `tauspan.METHODS`; see `tauspan.merge.data.compare`.
+        methods: names of `tauspan.METHODS`, or those that installed packages give; see `tauspan.merge.data.compare`.
         grid: the coefficients; None takes the default ones.
         regimes: None takes all of the recipe's.
     """

@@ -6,7 +6,8 @@ job        Job: a named call, checked before anything starts
 results    the folder: results, logs, locks
 pool       worker processes of this machine; what a backend is
 worker     the program that a worker process runs; it imports no torch
-cluster    jobs as Ray tasks
+executors  jobs through any executor of `concurrent.futures`
+cluster    Ray as such an executor
 table      the live table
 ```
 """

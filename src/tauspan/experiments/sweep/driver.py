@@ -1,8 +1,9 @@
 """`sweep`: many jobs over several workers, each finished once."""
 
+import functools
 import os
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import Any, Literal
@@ -13,6 +14,7 @@ from tauspan.core.errors import TauspanError, UsageError, listed, nearest
 from tauspan.core.notices import tell
 from tauspan.core.schema import shown
 from tauspan.experiments.sweep.cluster import Ray
+from tauspan.experiments.sweep.executors import Makes, Submits, Submitted, require_executor
 from tauspan.experiments.sweep.job import Job, require_distinct
 from tauspan.experiments.sweep.pool import Backend, Died, Processes
 from tauspan.experiments.sweep.results import Results
@@ -21,7 +23,10 @@ from tauspan.experiments.sweep.worker import Outcome
 
 BackendName = Literal["processes", "ray"]
 OnErrors = Literal["raise", "return"]
-BACKENDS: dict[str, type[Processes] | type[Ray]] = {"processes": Processes, "ray": Ray}
+BACKENDS: dict[str, Callable[[int, str | None], Backend]] = {
+    "processes": Processes,
+    "ray": lambda threads, device: Submitted(functools.partial(Ray, threads, device), None),
+}
 TICK = 0.2  # seconds between two checks of the workers and of the jobs of other sweeps
 
 
@@ -30,7 +35,7 @@ def sweep(
     jobs: Sequence[Job],
     folder: str | Path,
     workers: int = 1,
-    backend: BackendName = "processes",
+    backend: BackendName | Submits | Makes = "processes",
     threads: int | None = None,
     *,
     attempts: int = 3,
@@ -49,13 +54,18 @@ def sweep(
         jobs: what to do, under distinct names.
         folder: results as `NAME.json`, what the jobs printed as `logs/NAME.log`.
         workers: jobs at a time.
-        backend: `processes` on this machine, or `ray` (the extra `ray`) on a cluster.
-        threads: of torch in each worker; None shares this machine's cores among the workers, and is 1 with `ray`.
+        backend: `processes` on this machine, or `ray` (the extra `ray`) on a cluster; or an executor, such as those of
+            `concurrent.futures`, loky, Dask, Parsl and submitit (Slurm), which stays open; or a function that makes one,
+            which is called again when one breaks, as a pool of processes does as a whole with one of its workers. A job
+            of an executor cannot be ended before it is done, and what it prints goes where the executor puts it.
+        threads: of torch in each worker; None shares this machine's cores among the workers, is 1 with `ray`, and leaves
+            it to an executor of yours.
         attempts: how many workers may die of a job before it counts as failed.
         errors: what to do with failed jobs when all are done. `"raise"` raises the first one's error, in the order of the
             jobs, which names all that failed and their logs. `"return"` raises nothing for them: the result of
             a failed job is its error, an object of `TauspanError`.
-        device: what jobs read as the variable `TAUSPAN_DEVICE`; of several GPUs each worker of `"cuda"` sees one.
+        device: what jobs read as the variable `TAUSPAN_DEVICE`; of several GPUs each worker of `"cuda"` sees one. With an
+            executor of threads neither `threads` nor `device` can be told.
 
     Returns:
         Results by name, in the order of the jobs, as JSON gives them back; with `errors="return"` also errors. Results do
@@ -63,11 +73,12 @@ def sweep(
         with another number of threads.
 
     Raises:
-        UsageError: names that collide, a function that is not there or does not take its arguments, workers < 1;
-            before anything starts.
+        UsageError: names that collide, a function that is not there or does not take its arguments, workers < 1, what is
+            no backend; before anything starts.
         StoreError: a file of that name holds another job's result, or is damaged; the folder cannot be written.
         MissingExtraError: `ray` is not installed.
-        TauspanError: what a job raised, in its class if it is one of tauspan's, else in this one; or its workers died.
+        TauspanError: what a job raised, in its class if it is one of tauspan's, else in this one; or its workers died, or
+            the executor takes no more jobs.
 
     Cost: a worker starts within about 0.1 s and loads torch only if a job does; it is kept from job to job.
 
@@ -84,23 +95,31 @@ def sweep(
     for name, value in (("workers", workers), ("attempts", attempts), ("threads", threads)):
         if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < 1):
             raise UsageError(f"{name}={shown(value)}: give a whole number from 1 on.")
-    if backend not in BACKENDS:
+    if not isinstance(backend, str):
+        require_executor(backend)
+    elif backend not in BACKENDS:
         raise UsageError(f"there is no backend {shown(backend)}. {nearest(str(backend), BACKENDS)}")
     require_distinct(jobs)
     for job in jobs:
         job.require_callable()
-    if threads is None:
-        threads = max(1, _cores() // workers) if backend == "processes" else 1
     results = Results(Path(folder))
     with JobTable([job.name for job in jobs]) as table:
         under_way = _Sweep(jobs, results, table, attempts)
         if not under_way.finished:
-            with closing(BACKENDS[backend](threads, device)) as running:
+            with closing(_backend(backend, workers, threads, device)) as running:
                 under_way.run(running, workers)
     if under_way.failed and errors == "raise":
         raise _first_failure(jobs, under_way.failed, results)
     whole = {**under_way.done, **under_way.failed}
     return {job.name: whole[job.name] for job in jobs}
+
+
+def _backend(chosen: str | Submits | Makes, workers: int, threads: int | None, device: str | None) -> Backend:
+    if not isinstance(chosen, str):
+        return Submitted(chosen, threads, device)
+    if threads is None:
+        threads = max(1, _cores() // workers) if chosen == "processes" else 1
+    return BACKENDS[chosen](threads, device)
 
 
 def _cores() -> int:
@@ -165,8 +184,9 @@ class _Sweep:
     def _settle(self, name: str, outcome: Outcome | Died) -> None:
         job, worker, lock = self._running.pop(name)
         with lock:
-            for text in outcome.get("warnings", ()) if isinstance(outcome, dict) else ():
-                tell(text)
+            if isinstance(outcome, dict) and "told" not in outcome:
+                for text in outcome.get("warnings", ()):
+                    tell(text)
             if isinstance(outcome, Died):
                 self._bury(job, worker, outcome)
             elif "error" in outcome:

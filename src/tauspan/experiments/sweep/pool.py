@@ -23,9 +23,9 @@ DEVICE = "TAUSPAN_DEVICE"  # a variable and no argument of the job: its result m
 _VISIBLE = "CUDA_VISIBLE_DEVICES"
 
 
-def variables(threads: int, device: str | None = None) -> dict[str, str]:
+def variables(threads: int | None, device: str | None = None) -> dict[str, str]:
     """Environment variables that set the number of threads of torch and its libraries, and the device of jobs."""
-    found = {f"{library}_NUM_THREADS": str(threads) for library in _LIBRARIES}
+    found = {} if threads is None else {f"{library}_NUM_THREADS": str(threads) for library in _LIBRARIES}
     return found if device is None else {**found, DEVICE: device}
 
 

@@ -1,4 +1,4 @@
-"""The results of a sweep: a stage for each job, with a log that is locked while the job is done."""
+"""The results of a sweep: a stage for each job, with a log, and a lock while the job is done."""
 
 import json
 import tempfile
@@ -23,7 +23,7 @@ class Results:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self.stages = Stages(folder, "logs/{}.log")
+        self.stages = Stages(folder, "logs/.{}.lock")
         try:
             (folder / "logs").mkdir(parents=True, exist_ok=True)
             probe = tempfile.TemporaryDirectory(prefix=".lock", dir=folder)
@@ -33,13 +33,13 @@ class Results:
             raise StoreError(f"{folder} cannot hold results: {error}.") from error
         if not known:
             raise StoreError(
-                f"the file system of {folder} knows no locks (flock), so two sweeps could do the same job at once. "
+                f"the file system of {folder} knows no locks, so two sweeps could do the same job at once. "
                 "Choose a folder on another one."
             )
 
     def log(self, job: Job) -> Path:
         """The job's log file: what it printed, and why it failed."""
-        return self.stages.lock_file(job.name)
+        return self.folder / "logs" / f"{job.name}.log"
 
     def find(self, job: Job) -> dict[str, Any] | None:
         """The content of the job's file; None if there is none yet.

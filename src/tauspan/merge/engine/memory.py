@@ -9,11 +9,11 @@ from torch import Tensor, nn
 
 from tauspan.core import params
 from tauspan.core.arguments import checked
-from tauspan.core.errors import UsageError, nearest
+from tauspan.core.errors import UsageError
 from tauspan.core.params import Params
 from tauspan.merge.engine.engine import Account, Engine
+from tauspan.merge.engine.plugins import named
 from tauspan.merge.engine.settings import Settings, depths
-from tauspan.merge.methods import METHODS
 from tauspan.merge.methods.method import Block, Method, Need, Spec
 from tauspan.merge.methods.scope import Read, pieces, shaped, specs_of, stacked
 from tauspan.models import stored_state
@@ -21,7 +21,7 @@ from tauspan.vector import TaskVector
 
 
 def find(method: object) -> Method:
-    """The method with that name in `METHODS`; a `Method` is returned as it is."""
+    """The method with that name, see `plugins.named`; a `Method` is returned as it is."""
     if isinstance(method, Method):
         return method
     if not isinstance(method, str):
@@ -32,9 +32,7 @@ def find(method: object) -> Method:
             f"the second argument is the method, a name of METHODS or a Method: {given}. Options come third: "
             "merge(vectors, method, options={...})."
         )
-    if method not in METHODS:
-        raise UsageError(f"no merging method {method!r}. {nearest(method, METHODS)}")
-    return METHODS[method]
+    return named(method)
 
 
 @checked
@@ -56,7 +54,8 @@ def merge(
 
     Args:
         vectors: from one base and in one regime, over the same tensors.
-        method: a name of `METHODS`, or a `Method` of your own.
+        method: a name of `METHODS`, a name that an installed package gives in the entry-point group `tauspan.methods`, or
+            a `Method` of your own.
         options: the method's options; a list gives one number for each vector where an option is per model.
         base: theta0, for the methods that need it, and for those of the space `point` to merge points.
         statistics: for methods that need them: for each need, one mapping per vector.

@@ -28,6 +28,10 @@ def own_method(function: Callable[..., Tensor] | Method, name: str | None = None
             taken as it is.
         name: in tables and cards; the function's own by default.
 
+    A package that is installed gives methods by name, to `merge`, recipes and `tauspan merge --methods`, with entry
+    points of the group `tauspan.methods`: `[project.entry-points."tauspan.methods"]` and below it
+    `median = "its_package.rules:median"` in its pyproject.toml. Such a function is imported when its method is asked for.
+
     Raises:
         UsageError: the function does not have that shape.
 

@@ -8,6 +8,7 @@ from typing import Any
 
 from tauspan.core.errors import RecipeError, UsageError, nearest
 from tauspan.core.schema import shown
+from tauspan.merge.engine.plugins import names
 from tauspan.merge.engine.settings import Filtered, Gradient, Setting, Settings, Steps
 from tauspan.merge.methods import METHODS
 from tauspan.merge.methods.method import Method, Value
@@ -116,9 +117,9 @@ _SIZE = re.compile(r"\s*(\d+(?:\.\d+)?)\s*([A-Za-z]+)\s*")
 
 
 def method(name: Any, place: str) -> str:
-    """The name of a method in `METHODS`, or `module:function` for a method of the user's own."""
-    if not isinstance(name, str) or (name not in METHODS and ":" not in name):
-        raise RecipeError(f"{place}: no merging method {name!r}. {nearest(str(name), METHODS)}")
+    """The name of a method, of `METHODS` or of an installed package; or `module:function` for one of the user's own."""
+    if not isinstance(name, str) or (":" not in name and name not in METHODS and name not in names()):
+        raise RecipeError(f"{place}: no merging method {name!r}. {nearest(str(name), names())}")
     return name
 
 

@@ -15,6 +15,7 @@ import yaml
 
 from tauspan.core.errors import RecipeError, UsageError, listed
 from tauspan.core.schema import Document, alternatives, documents, visible
+from tauspan.merge.engine.plugins import names as every_name
 from tauspan.merge.methods import METHODS
 from tauspan.merge.methods.method import Method, Option
 from tauspan.merge.recipe.mergekit import translated
@@ -169,7 +170,7 @@ _VALUE = {"anyOf": [{"type": ["number", "boolean", "string"]}, *_LISTS]}
 
 
 def json_schema() -> dict[str, Any]:
-    """The JSON schema of a recipe's file, draft 2020-12.
+    """The JSON schema of a recipe's file, draft 2020-12, with the names of methods that installed packages give.
 
     Example:
         >>> sorted(json_schema()["required"])
@@ -178,7 +179,7 @@ def json_schema() -> dict[str, Any]:
     made = _object(MergeRecipe)
     names = sorted(METHODS)
     made["properties"]["method"]["anyOf"] = [
-        {"type": "string", "enum": names},
+        {"type": "string", "enum": sorted(every_name())},
         {"type": "string", "pattern": "^[A-Za-z_][\\w.]*:[A-Za-z_]\\w*$"},
     ]
     del made["properties"]["method"]["type"]

@@ -7,9 +7,9 @@ from typing import Any, Literal
 
 import yaml
 
-from tauspan.core.errors import RecipeError, StoreError, listed, nearest
+from tauspan.core.errors import RecipeError, StoreError, UsageError, listed, nearest
+from tauspan.merge.engine.plugins import named as named_method
 from tauspan.merge.engine.settings import Setting, Settings
-from tauspan.merge.methods import METHODS
 from tauspan.merge.methods.method import Method
 from tauspan.merge.recipe import parts as fields
 from tauspan.merge.recipe.parts import (
@@ -35,7 +35,8 @@ class MergeRecipe:
     r"""A merge: every decision besides the values of the tensors.
 
     Args:
-        method: a name of `METHODS`, or `module:function` for a method of the user's own (see `own`).
+        method: a name of `METHODS`, a name that an installed package gives, or
+            `module:function` for a method of the user's own (see `own`).
         models: what is merged, in order.
         base_model: theta0, where displacements start.
         parameters: options for all models, under the method's names: a number, a list of numbers over the layers, or
@@ -126,7 +127,7 @@ class MergeRecipe:
         return next((f"{self.places[key]}: " for key in keys if key in self.places), "")
 
     def row(self) -> Method:
-        """The method: the user's own, or a row of `METHODS`."""
+        """The method: the user's own, a row of `METHODS`, or an installed package's."""
         if self.own is not None:
             return self.own
         if ":" in self.method:
@@ -134,7 +135,12 @@ class MergeRecipe:
                 f"the method {self.method!r} is code of your own, which a recipe alone may not run. Allow it with "
                 f"`--code {self.method}`, or pass the function in Python."
             )
-        return METHODS[fields.method(self.method, "recipe")]
+        try:
+            return named_method(fields.method(self.method, "recipe"))
+        except RecipeError:
+            raise
+        except UsageError as error:
+            raise RecipeError(f"recipe: {error}") from error
 
     def settings(self) -> Settings:
         """The options, tensor by tensor; a merge of slices has its own, `slices.Sliced`."""

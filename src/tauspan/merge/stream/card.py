@@ -14,6 +14,7 @@ from tauspan.core.errors import RecipeError, StoreError
 from tauspan.core.report import Table, bulleted, versions
 from tauspan.merge.engine.engine import meaning
 from tauspan.merge.engine.own import source_hash
+from tauspan.merge.engine.plugins import origin_of
 from tauspan.merge.methods.method import Method
 from tauspan.merge.recipe.reading import parse_recipe
 from tauspan.merge.recipe.recipe import MergeRecipe, named, places, renamed
@@ -122,7 +123,7 @@ def write(
         "versions": card.versions,
         "files": card.files,
         "places": card.places,
-    } | ({} if recipe.own is None else {"code": {"name": recipe.method, "sha256": source_hash(recipe.own)}})
+    } | _code(recipe, opened.method)
     parts = [
         f"---\n{_front(recipe, licences)}---",
         f"# {title or result.out.name}",
@@ -146,13 +147,25 @@ _REPRODUCTION = (
 
 
 def _needs_code(recipe: MergeRecipe) -> str | None:
-    """What to do where the method is code of the user's own, which the card does not hold."""
+    """What to do where the method is code of the user's own or of a package, which the card does not hold."""
+    given = None if recipe.own is not None else origin_of(recipe.method)
+    if given is not None:
+        return (
+            f"The method is of the package {given.get('package')} {given.get('version')}. Where it is installed, "
+            + (_REPRODUCTION)
+        )
     if ":" not in recipe.method:
         return None
     return (
         f"The method is code of its own, `{recipe.method}`, which this card does not hold. Where Python finds it, "
         f"`tauspan reproduce-card DIRECTORY --code {recipe.method}` makes the merge again and compares it bit for bit."
     )
+
+
+def _code(recipe: MergeRecipe, method: Method) -> dict[str, Any]:
+    """Which code the method is, if it is none of `METHODS`."""
+    given = origin_of(recipe.method) if recipe.own is None else {}
+    return {} if given is None else {"code": {"name": recipe.method, **given, "sha256": source_hash(method)}}
 
 
 def _front(recipe: MergeRecipe, licences: Mapping[str, str | None]) -> str:

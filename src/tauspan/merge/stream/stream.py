@@ -20,7 +20,7 @@ from tauspan.merge.engine.engine import Account
 from tauspan.merge.stream.blocks import Merging
 from tauspan.merge.stream.plan import Plan, settled, stem_of
 from tauspan.merge.stream.result import MergeResult, WrittenTensor
-from tauspan.store import Layout, Writer, full, is_full, locked
+from tauspan.store import LOCK, Layout, Writer, full, is_full, locked
 
 FILE = "journal.jsonl"
 FORMAT = "tauspan-merge-journal/1"
@@ -146,7 +146,8 @@ def working(out: Path, key: str, resume: bool) -> Iterator[WorkFolder]:
             yield WorkFolder(folder, result, Journal.read(file, key))
             return
         for left in folder.iterdir():  # of a run that was killed before its first byte, or after its last
-            shutil.rmtree(left) if left.is_dir() else left.unlink()
+            if left.name != LOCK:
+                shutil.rmtree(left) if left.is_dir() else left.unlink()
         yield WorkFolder(folder, result, Journal.start(file, key))
 
 

@@ -1,8 +1,6 @@
 """Find rows that are in two splits of a task: equal rows and near-duplicates."""
 
 import hashlib
-import re
-import unicodedata
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
@@ -16,6 +14,7 @@ from tauspan.core.measure import progress
 from tauspan.models.extras import require_extra
 from tauspan.tasks import SPLITS, Split, Task
 from tauspan.tasks.data.hamming import Hashes, distances, within
+from tauspan.tasks.shares import normalised
 from tauspan.tasks.split import array_bytes
 
 Kind: TypeAlias = Literal["equal", "near"]
@@ -142,17 +141,6 @@ def _prints(rows: Split, near: bool, advance: Callable[[int, str], None]) -> _Pr
             hashes.append(_perceptual(pixels))
     complete = len(hashes) == len(rows) and near
     return _Prints(equal, np.array(hashes, dtype=np.uint64) if complete else None)
-
-
-def normalised(text: str) -> str:
-    """A case-folded text, with punctuation and white space reduced to single spaces; the stripped text if that is empty.
-
-    Example:
-        >>> normalised("It's  HERE!")
-        'it s here'
-    """
-    folded = unicodedata.normalize("NFKC", text).casefold()
-    return " ".join(re.split(r"[\W_]+", folded)).strip() or text.strip()
 
 
 def _is_image(pixels: Any) -> bool:

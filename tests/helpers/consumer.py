@@ -8,6 +8,6 @@ tasks = ts.suite(["email_spam", "debian_section"])
 vectors = {task: ts.finetune(encoder, task, ts.Settings("linear")).task_vector for task in tasks}
 added: Addition = ts.add(encoder, vectors, reading=ts.Reading(max_tokens=16))
 means: list[float | None] = [row.added for row in added.tasks]
-scaled: ts.TaskVector = 0.5 * sum(vectors.values()) - next(iter(vectors.values()))
+scaled: ts.TaskVector = 0.5 * vectors[tasks[0]] - vectors[tasks[1]]
 edited = added.apply()
 report: str = added.report().to_markdown()

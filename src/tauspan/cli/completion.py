@@ -27,7 +27,7 @@ FILES = {
 }  # fmt: skip
 FREE = {
     "allow", "code", "delimiter", "device", "eigenfunctions", "encoding", "grid", "label", "label_names",
-    "label_prompts", "leave_out", "max_tokens", "method", "name", "near", "params", "set", "shard_size", "split", "text",
+    "label_prompts", "leave_out", "method", "name", "near", "params", "set", "shard_size", "split", "text",
 }  # fmt: skip
 
 

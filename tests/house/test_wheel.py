@@ -12,7 +12,7 @@ from tauspan.cli.completion import SHELLS
 from tauspan.experiments.shipped import shipped
 
 ROOT = Path(__file__).resolve().parents[2]
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 SMALL = (
     "tasks=[email_spam, debian_section]", "rows={train: 8, validation: 8, test: 8}", "max_tokens=8", "grid=[0, 1]",
     "finetune.max_steps=1", "finetune.params=last:1", "finetune.lr_linear=1e-4",
@@ -56,7 +56,7 @@ def call(env: Path, folder: Path, *words: str) -> subprocess.CompletedProcess[st
     clean = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
     program, *rest = words
     line = [str(env / program), *rest]
-    return subprocess.run(line, capture_output=True, text=True, cwd=folder, env=clean, timeout=280)
+    return subprocess.run(line, capture_output=True, text=True, cwd=folder, env=clean, timeout=600)
 
 
 def test_the_wheel_holds_the_package_and_nothing_else(wheel: Path) -> None:
@@ -99,10 +99,10 @@ def test_what_a_user_writes_passes_the_strictest_check_of_types(env: Path, tmp_p
     (tmp_path / "consumer.py").write_text((ROOT / "tests" / "helpers" / "consumer.py").read_text())
     words = ["--strict", "--config-file=", "--python-executable", str(env / "python"), "consumer.py"]
     line = [sys.executable, "-m", "mypy", *words]
-    done = subprocess.run(line, capture_output=True, text=True, cwd=tmp_path, timeout=280)
+    done = subprocess.run(line, capture_output=True, text=True, cwd=tmp_path, timeout=600)
     assert done.returncode == 0, done.stdout + done.stderr
     (tmp_path / "consumer.py").write_text("import tauspan\nn: int = tauspan.load('minilm')\n")
-    wrong = subprocess.run(line, capture_output=True, text=True, cwd=tmp_path, timeout=280)
+    wrong = subprocess.run(line, capture_output=True, text=True, cwd=tmp_path, timeout=600)
     assert "Incompatible types in assignment" in wrong.stdout  # and so types are seen at all
 
 

@@ -1,12 +1,11 @@
 """JSON schemas of recipes, made of the dataclasses that read them: editors check and complete files with these."""
 
-import inspect
-import re
 import typing
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import MISSING, Field, is_dataclass
 from typing import Any, Literal, TypeAlias
 
+from tauspan.core.docstrings import documented
 from tauspan.core.schema import alternatives, visible
 
 Plain: TypeAlias = dict[str, Any]
@@ -65,17 +64,3 @@ def type_of(hint: Any, special: Special | None = None) -> Plain:
     if origin is Mapping:
         return {"type": "object", "additionalProperties": type_of(args[1], special)}
     return {"type": _PLAIN[hint]}
-
-
-def documented(kind: Any) -> dict[str, str]:
-    """What docstrings say of each argument: the class's own, else those of its bases."""
-    found: dict[str, str] = {}
-    for one in reversed(inspect.getmro(kind)):
-        found |= _entries(inspect.cleandoc(vars(one).get("__doc__") or ""))
-    return found
-
-
-def _entries(text: str) -> dict[str, str]:
-    section = text.partition("Args:\n")[2].partition("\n\n")[0]
-    entries = re.findall(r"^    (\w+(?:, \w+)*): (.*(?:\n        .*)*)", section, re.MULTILINE)
-    return {name: re.sub(r"\s+", " ", said) for names, said in entries for name in names.split(", ")}

@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any, Literal, TypeAlias, TypeVar
 
 from tauspan.core.choices import EditRegime, HeadFrom, Point, Regime
+from tauspan.core.docstrings import documented
 from tauspan.core.errors import RecipeError, UsageError, listed, nearest
-from tauspan.core.json_schema import DRAFT, documented, schema_of
+from tauspan.core.json_schema import DRAFT, schema_of
 from tauspan.core.schema import Document, visible
 from tauspan.core.strict_yaml import dumped
 from tauspan.experiments.run.addition import Addition

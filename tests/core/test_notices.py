@@ -69,6 +69,19 @@ def test_the_program_prints_ours_in_a_line_and_others_only_when_asked(
     assert len(others) == verbose
 
 
+@pytest.mark.parametrize("verbose", [False, True])
+def test_verbose_is_about_the_loggers_of_tauspan_alone(verbose: bool) -> None:
+    others = logging.getLogger("transformers.models"), logging.getLogger("another")
+    before = logging.getLogger().level, logging.getLogger("tauspan").level
+    with program(verbose):
+        assert LOG.isEnabledFor(logging.INFO) is verbose
+        assert LOG.isEnabledFor(logging.WARNING)
+        assert not any(one.isEnabledFor(logging.INFO) for one in others)
+        assert all(one.level == logging.NOTSET for one in others)
+        assert not verbose or logging.getLogger().level == before[0]
+    assert (logging.getLogger().level, logging.getLogger("tauspan").level) == before
+
+
 def test_once_keeps_the_order() -> None:
     assert once(["b", "a"], ("a", "c")) == ("b", "a", "c")
 

@@ -1,15 +1,17 @@
 """Recipes: what they accept, and that every refusal names the file, the line, the key and the repair."""
 
 import dataclasses
+import json
 import re
+import typing
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
 
-import tauspan
 from tauspan.core.errors import RecipeError, StoreError
-from tauspan.core.schema import documents, visible
+from tauspan.core.schema import Document, documents, visible
 from tauspan.experiments.run import (
     PARTS,
     Addition,
@@ -22,14 +24,12 @@ from tauspan.experiments.run import (
     Rows,
     Training,
 )  # fmt: skip
+from tauspan.experiments.run.recipe import json_schema
 from tauspan.experiments.run.vectors import Finetuning
+from tauspan.experiments.shipped import recipe_file, shipped
 from tauspan.tasks.data.suite import NAMES
 from tauspan.train import Settings
 
-SHIPPED = (
-    Path(tauspan.__file__).parent / "cli" / "demo.yaml",
-    Path(__file__).parents[2] / "recipes" / "text7.yaml",
-)
 LEAST = "model: minilm\ntasks: [email_spam, movie_sentiment]\n"
 
 REFUSED = {
@@ -45,15 +45,39 @@ REFUSED = {
         "line 3: finetune.epochs is 'two', and must be a whole number",
     ),
     "a fraction for a whole number": ("max_tokens: 1.5\n", "line 3: max_tokens is 1.5"),
-    "yes for a number": ("finetune: {epochs: yes}\n", "finetune.epochs is True"),
+    "yes for a number": (
+        "finetune: {epochs: yes}\n",
+        "finetune.epochs is yes, which YAML reads as true, and must be a whole number",
+    ),
     "one name for a list": ("seeds: 3\n", "line 3: seeds is 3"),
     "a wrong entry of a list": ("seeds: [0, one]\n", "line 3: seeds[1] is 'one', and must be a whole number"),
     "an unknown regime": ("regimes: [linear, lineal]\n", "regimes[1] is 'lineal'"),
     "an unknown point": ("point: output\n", "point is 'output'"),
     "an unknown grid": ("grid: fine\n", "grid is 'fine'"),
-    "a number that YAML reads as text": ("finetune: {lr_linear: 1e-4}\n", "write 1.0e-4"),
+    "a truth for a regime": (
+        "regimes: [no]\n",
+        "line 3: regimes[0] is no, which YAML reads as false, and must be 'standard' or 'posthoc' or 'linear'.",
+    ),
+    "a truth for a text": (
+        "title: off\n",
+        "title is off, which YAML reads as false, and must be a text. If it is a text, write "
+        "it in quotes: 'off'.",
+    ),
+    "a date for a text": (
+        "title: 2024-01-31\n",
+        "title is 2024-01-31, which YAML reads as a date, and must be a text.",
+    ),
+    "a number for a text": (
+        "title: 1e5\n",
+        "title is 1e5, and must be a text. If it is a text, write it in quotes: '1e5'.",
+    ),
+    "a large number for a whole one": (
+        "max_tokens: 1e2\n",
+        "max_tokens is 1e2, and must be a whole number or null.",
+    ),
+    "a key that is a truth": ("on: 1\n", "line 3: YAML reads the key on as true"),
     "a value where keys belong": ("rows: 640\n", "line 3: rows needs keys below it, not 640"),
-    "nothing where keys belong": ("rows:\n", "line 3: rows needs keys below it, not None"),
+    "nothing where keys belong": ("rows:\n", "line 3: rows needs keys below it, not null"),
     "an empty list": ("seeds: []\n", "seeds: []: it needs at least one entry"),
     "one seed twice": ("seeds: [1, 1]\n", "seeds: [1, 1]: it needs at least one entry and none twice"),
     "no regime and no energy": ("regimes: []\n", "regimes: []: it needs at least one"),
@@ -138,7 +162,7 @@ REFUSED = {
     "data that are no folder's name": ("data: 3\n", "line 3: data is 3"),
     "a word for the drift": (
         "disentangle: {drift: maybe}\n",
-        "disentangle.drift is 'maybe', and must be True or False",
+        "disentangle.drift is 'maybe', and must be true or false",
     ),
     "an unknown distance": ("disentangle: {distance: cosine}\n", "disentangle.distance is 'cosine'"),
 }
@@ -170,7 +194,8 @@ def test_a_recipe_is_refused_with_its_place(case: str) -> None:
         ("a: \x07\n", "is not YAML"),
         ("model: !!python/object:os.system x\n", "is not YAML"),
         ("- model\n", "holds a list, not a mapping"),
-        ("", "holds None, not a mapping"),
+        ("", "holds nothing, not a mapping"),
+        ("no", "holds no, which YAML reads as false, not a mapping"),
         ("minilm", "holds the text 'minilm', not a mapping"),
         ("a: 1\n---\nb: 2\n", "is not YAML"),
     ],
@@ -249,7 +274,7 @@ def test_a_recipe_survives_being_written_out_and_read_again() -> None:
             return {key: plain(item) for key, item in value.items()}
         return [plain(item) for item in value] if isinstance(value, tuple) else value
 
-    made = Recipe.read(SHIPPED[0])
+    made = Recipe.read(shipped()["demo"])
     assert Recipe.parse(yaml.safe_dump(plain(made.as_dict()))) == made
 
 
@@ -314,16 +339,16 @@ def test_the_page_of_formats_names_every_key_of_a_recipe() -> None:
     assert [key for key in keys if f"`{key}`" not in FORMATS] == []
 
 
-@pytest.mark.parametrize("file", SHIPPED, ids=lambda file: file.stem)
-def test_a_shipped_recipe_is_whole(file: Path) -> None:
-    recipe = Recipe.read(file)
+@pytest.mark.parametrize("name", shipped())
+def test_a_shipped_recipe_is_whole(name: str) -> None:
+    recipe = Recipe.read(recipe_file(name))
     assert recipe.model == "minilm"
     assert set(recipe.tasks) <= set(NAMES)
     assert set((recipe.part(Negation) or Negation()).targets) < set(recipe.tasks)
 
 
 def test_the_demo_maps_the_standard_and_the_linear_regime() -> None:
-    recipe = Recipe.read(SHIPPED[0])
+    recipe = Recipe.read(shipped()["demo"])
     maps = recipe.part(Maps)
     assert maps is not None
     assert (maps.regimes or recipe.regimes) == ("standard", "linear")
@@ -341,3 +366,166 @@ def test_directives_and_comments_may_stand_above_a_document(above: str, tmp_path
 def test_a_key_that_is_a_list_is_refused() -> None:
     with pytest.raises(RecipeError, match="line 1: a key is a name"):
         Recipe.parse("? [a]\n: 2\n")
+
+
+# -- numbers and words as people write them ---------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("text", ["1e-4", "1.0e-4", "1E-4", "0.0001", ".0001", "+1e-4", "1.e-4", "10e-5"])
+def test_a_number_may_be_written_in_any_usual_way(text: str) -> None:
+    assert Recipe.parse(f"{LEAST}finetune: {{lr_linear: {text}}}\n").finetune.lr_linear == pytest.approx(1e-4)
+
+
+@pytest.mark.parametrize("text", ["1e", "e4", "1e-4x", "1-4", "1.2.3", "1e4.5", "-e4", "v1e4"])
+def test_a_text_that_begins_like_a_number_stays_a_text(text: str) -> None:
+    assert Recipe.parse(f"{LEAST}title: {text}\n").title == text
+
+
+@pytest.mark.parametrize("title", ["1e-4", "no", "1.0e5", "null", "2024-01-31", "a: b", "#", "ü", "1_000"])
+def test_a_text_that_looks_like_something_else_is_quoted_where_a_recipe_is_written(title: str) -> None:
+    made = dataclasses.replace(Recipe.parse(LEAST), title=title)
+    assert Recipe.parse(made.to_yaml()) == made
+
+
+def _fields(kind: Any, path: str = "") -> typing.Iterator[str]:
+    """Every key of a recipe's file, with the keys above it."""
+    hints = typing.get_type_hints(kind)
+    for field in visible(kind):
+        hint = hints[field.name]
+        if dataclasses.is_dataclass(hint):
+            yield from _fields(hint, f"{path}{field.name}.")
+        elif field.name != "parts":
+            yield path + field.name
+
+
+KEYS = [
+    *_fields(Recipe),
+    *(key for part in PARTS if part.key and part.hint() is part for key in _fields(part, f"{part.key}.")),
+]
+
+
+@pytest.mark.parametrize("value", ["{a: {b: no}}", "[[[~]]]", "2024-01-31", "yes", "~"])
+@pytest.mark.parametrize("key", KEYS)
+def test_no_message_speaks_of_types_of_python(key: str, value: str) -> None:
+    try:
+        Recipe.of(Document(LEAST, "mine.yaml").with_value(key, value, f"--set {key}={value}"))
+    except RecipeError as error:
+        words = str(error)
+        assert words.startswith(f"--set {key}={value}: {key}")
+        assert not re.search(
+            r"None|True|False|tuple|dict|Mapping|Sequence|Literal|str\b|datetime|NoneType", words
+        ), words
+
+
+# -- values from elsewhere --------------------------------------------------------------------------------------
+
+
+def changed(*sets: str, text: str = LEAST + "rows: {train: 640}\nfinetune: {epochs: 3}\n") -> Recipe:
+    document = Document(text, "mine.yaml")
+    for one in sets:
+        key, _, value = one.partition("=")
+        document = document.with_value(key, value, f"--set {one}")
+    return Recipe.of(document)
+
+
+def test_values_from_elsewhere_take_the_place_of_those_of_the_file() -> None:
+    made = changed(
+        "finetune.epochs=2",
+        "finetune.lr_linear=1e-4",
+        "finetune.epochs_by_task.email_spam=4",
+        "rows.test=5",
+        "seeds=[1, 2]",
+        "regimes=[linear]",
+        "negate.targets=[email_spam]",
+    )
+    assert (made.finetune.epochs, made.rows, made.seeds, made.regimes) == (
+        2,
+        Rows(640, None, 5),
+        (1, 2),
+        ("linear",),
+    )
+    assert made.part(Negation) == Negation(("email_spam",))
+    assert (made.finetune.lr_linear, made.finetune.epochs_by_task) == (1e-4, {"email_spam": 4})
+    assert changed("rows={test: 5}").rows == Rows(test=5)  # a mapping replaces the file's
+
+
+@pytest.mark.parametrize(
+    ("sets", "words"),
+    [
+        (["finetune.epochs=two"], "--set finetune.epochs=two: finetune.epochs is 'two', and must be a whole number."),
+        (["finetune.epoks=2"], "--set finetune.epoks=2: unknown key 'finetune.epoks'. Did you mean 'epochs'?"),
+        (["modle=2"], "--set modle=2: unknown key 'modle'. Did you mean 'model'?"),
+        (["seeds=[0, one]"], "--set seeds=[0, one]: seeds[1] is 'one', and must be a whole number."),
+        (["title.sub=1"], "--set title.sub=1: title is {'sub': 1}, and must be a text."),
+        (["rows=7"], "--set rows=7: rows needs keys below it, not 7."),
+        (["rows.train.x=7"], "--set rows.train.x=7: rows.train is 640, which has no keys below it: set it as a whole."),
+        (["tasks.0=a"], "--set tasks.0=a: tasks is ['email_spam', 'movie_sentiment'], which has no keys below it"),
+        (["seeds=["], "--set seeds=[ is not YAML"),
+        (["rows={test: 1, test: 2}"], "--set rows={test: 1, test: 2}: the key 'test' stands twice"),
+        (["finetune.epochs=010"], "--set finetune.epochs=010: YAML 1.1 reads 010 in base 8"),
+        (["title="], "--set title=: title is null, and must be a text."),
+        (["finetune.epochs=-1"], "mine.yaml, line 4: finetune.epochs=-1: it must be a whole number, at least 1. "
+                                 "Changed by --set finetune.epochs=-1."),
+        (["rows.test=3", "negate.targets=[x]"], "mine.yaml: negate.targets: 'x' is not among the tasks. Known: "
+                        "email_spam, movie_sentiment. Changed by --set rows.test=3, --set negate.targets=[x]."),
+        (["negate.floor=2"], "--set negate.floor=2: negate.floor: 2.0: it is a share, between 0 and 1."),
+    ],
+)  # fmt: skip
+def test_what_is_wrong_with_a_value_from_elsewhere_is_said_of_it(sets: list[str], words: str) -> None:
+    with pytest.raises(RecipeError) as caught:
+        changed(*sets)
+    assert str(caught.value).startswith(words), str(caught.value)
+
+
+def test_a_value_from_elsewhere_changes_no_alias_and_no_other_document() -> None:
+    text = "rows: &r {train: 3}\nfinetune: *r\nmore: {<<: *r, test: 1}\n"
+    document = Document(text, "mine.yaml")
+    other = document.with_value("rows.train", "5", "--set rows.train=5").with_value(
+        "more.train", "6", "--set more.train=6"
+    )
+    assert document.plain == {"rows": {"train": 3}, "finetune": {"train": 3}, "more": {"train": 3, "test": 1}}
+    assert other.plain == {"rows": {"train": 5}, "finetune": {"train": 3}, "more": {"test": 1, "train": 6}}
+    assert other.place("finetune", "train") == "mine.yaml, line 1"
+    assert other.place("rows", "train") == "--set rows.train=5"
+    assert other.place("more", "train") == "--set more.train=6"
+
+
+# -- the schema for editors -------------------------------------------------------------------------------------
+
+SCHEMA = Path(__file__).parents[2] / "docs" / "run.schema.json"
+
+
+def test_the_schema_for_editors_is_current() -> None:
+    """If not: tauspan run --schema > docs/run.schema.json."""
+    assert json.loads(SCHEMA.read_text()) == json.loads(json.dumps(json_schema()))
+
+
+def test_the_schema_has_every_key_with_a_description() -> None:
+    made = json_schema()
+    assert set(made["properties"]) == set(Recipe.parse(LEAST).as_dict()) | {
+        part.key for part in PARTS if part.key
+    }
+    tuned = made["properties"]["finetune"]["properties"]
+    assert set(tuned) == {field.name for field in visible(Training)}
+    assert all(entry.get("description") for entry in (*made["properties"].values(), *tuned.values()))
+
+
+@pytest.mark.slow
+def test_the_schema_takes_what_the_reader_takes_and_refuses_slips() -> None:
+    jsonschema = pytest.importorskip("jsonschema", reason="the extra `real` has it")
+    check = jsonschema.Draft202012Validator(json_schema())
+    for file in shipped().values():
+        assert list(check.iter_errors(Document.read(file).plain)) == []
+    whole = json.loads(
+        json.dumps(changed("negate.targets=[email_spam]", "disentangle.pairs=all", "energy={}").as_dict())
+    )
+    assert list(check.iter_errors(whole)) == []
+    for slip in (
+        "modle: a",
+        "seeds: 3",
+        "regimes: [lineal]",
+        "finetune: {epoks: 1}",
+        "negate: {floor: high}",
+        "rows: 640",
+    ):
+        assert list(check.iter_errors({**Document(LEAST, "x").plain, **Document(slip, "x").plain})), slip

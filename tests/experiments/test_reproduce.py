@@ -22,8 +22,8 @@ from tauspan.experiments.reproduce.presets import PRESETS, Preset
 from tauspan.experiments.reproduce.published import Ours, beside, sources
 from tauspan.experiments.reproduce.timing import StepTime
 from tauspan.experiments.run import Energies, Maps, Negation, Recipe
+from tauspan.experiments.shipped import recipe_file
 
-ROOT = Path(__file__).resolve().parents[2]
 TEXTS = ("movie_sentiment", "debian_section")
 MODELS = {"closed-vocabulary": "vit", "text7": "bert"}
 
@@ -389,8 +389,8 @@ def test_changes_reach_every_part_of_a_recipe() -> None:
 
 
 def test_text7_agrees_with_the_recipe_beside_it() -> None:
-    """The same tasks, rows and rates as `recipes/text7.yaml`, which `tauspan run` takes."""
-    shipped = yaml.safe_load((ROOT / "recipes" / "text7.yaml").read_text())
+    """The same tasks, rows and rates as the recipe `text7` that `tauspan run` takes."""
+    shipped = yaml.safe_load(recipe_file("text7").read_text())
     ours = experiment("text7").recipe
     assert {key: ours[key] for key in ("tasks", "rows", "max_tokens", "finetune")} == {
         key: shipped[key] for key in ("tasks", "rows", "max_tokens", "finetune")

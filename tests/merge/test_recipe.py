@@ -68,7 +68,7 @@ REFUSED = {
         "unknown key 'fliter'. Did you mean 'filter'?",
     ),
     "a filter that is no text": (ONE + "parameters: {weight: {filter: 3, value: 1}}\n", "weight.filter is 3"),
-    "no value": (ONE + "parameters: {weight: }\n", "parameters.weight is None, and needs a value"),
+    "no value": (ONE + "parameters: {weight: }\n", "parameters.weight is null, and needs a value"),
     "a word for keys": (ONE + "parameters: 3\n", "parameters needs keys below it, not 3"),
     "a rank without an adapter": (
         ONE + "rank: 3\n",

@@ -8,6 +8,7 @@ import typing
 from collections.abc import Collection, Mapping
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin
 
+from tauspan.core.docstrings import documented
 from tauspan.core.errors import UsageError
 
 T = TypeVar("T")
@@ -66,12 +67,10 @@ def read_fields(options: argparse.Namespace, into: type[T], **given: Any) -> T:
 
 def described(options: type[Any]) -> dict[str, str]:
     """The description of each field in a dataclass's docstring: its first sentence, without code marks."""
-    lines = (options.__doc__ or "").partition("Args:\n")[2]
-    entries = re.findall(r"^        (\w+): (.*(?:\n {12,}.*)*)", lines, re.MULTILINE)
+    entries = documented(options)
     if not entries:
         raise UsageError(f"{options.__name__} describes no fields under `Args:`.")
-    joined = {name: re.sub(r"\s+", " ", text) for name, text in entries}
-    sentences = {name: re.split(r"\.(?: |$)", text)[0] for name, text in joined.items()}
+    sentences = {name: re.split(r"\.(?: |$)", text)[0] for name, text in entries.items()}
     return {name: re.sub(r"[`\"]", "", text) for name, text in sentences.items()}
 
 

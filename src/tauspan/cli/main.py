@@ -12,6 +12,7 @@ from io import StringIO
 from typing import Any
 
 from tauspan import __version__
+from tauspan.cli import completion as verbs_completion
 from tauspan.cli import data as verbs_data
 from tauspan.cli import desk as verbs_desk
 from tauspan.cli import edit as verbs_edit
@@ -23,6 +24,7 @@ from tauspan.cli import serve as verbs_serve
 from tauspan.cli import shared as commands
 from tauspan.cli import train as verbs_train
 from tauspan.cli import vector as verbs_vector
+from tauspan.cli.parsing import Parser
 from tauspan.core import notices
 from tauspan.core.computing import computing
 from tauspan.core.errors import TauspanError
@@ -30,29 +32,12 @@ from tauspan.core.measure import quiet, underway
 
 FAMILIES: tuple[Callable[..., None], ...] = (
     verbs_train.add, verbs_vector.add, verbs_models.add, verbs_edit.add, verbs_desk.add, verbs_data.add,
-    verbs_kernel.add, verbs_merge.add, verbs_reproduce.add, verbs_serve.add,
+    verbs_kernel.add, verbs_merge.add, verbs_reproduce.add, verbs_serve.add, verbs_completion.add,
 )  # fmt: skip
 _EXITS = (
     "exit codes: 0 done, 2 usage, 3 model, 4 tensors do not fit, 5 file, 6 data, 7 not finite, "
     "8 missing package, 130 interrupted"
 )
-
-
-class _Help(argparse.HelpFormatter):
-    """Adds its default to the help of each option, unless the text contains it."""
-
-    def _get_help_string(self, action: argparse.Action) -> str | None:
-        shown = action.help or ""
-        said = "default" in shown or not action.option_strings
-        none = action.default is None or action.default is False or action.default == argparse.SUPPRESS
-        return shown if said or none else f"{shown} (default: %(default)s)"
-
-
-class _Parser(argparse.ArgumentParser):
-    """A parser that accepts no abbreviated options, so that an option that is added never changes a script's meaning."""
-
-    def __init__(self, **options: Any) -> None:
-        super().__init__(allow_abbrev=False, formatter_class=_Help, **options)
 
 
 def _common() -> argparse.ArgumentParser:
@@ -72,7 +57,7 @@ def _common() -> argparse.ArgumentParser:
 def parser(families: Sequence[Callable[..., None]] = FAMILIES) -> argparse.ArgumentParser:
     """The parser of the whole command line, to which each family adds its verbs."""
     common = _common()
-    top = _Parser(prog="tauspan", epilog=_EXITS,
+    top = Parser(prog="tauspan", epilog=_EXITS,
                   description="Edit a pre-trained model by adding, negating and scaling task vectors.")  # fmt: skip
     top.add_argument("--version", action="version", version=f"tauspan {__version__}")
     verbs = top.add_subparsers(dest="verb", required=True, metavar="VERB")

@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tauspan.cli.shared import Verb, say, show
+from tauspan.cli.shared import Verb, assigned, say, show
 from tauspan.core.errors import MismatchError, UsageError
 
 if TYPE_CHECKING:
@@ -284,13 +284,10 @@ def _settings(given: list[str]) -> dict[str, Any]:
     from tauspan.core.schema import value_of
     from tauspan.merge.recipe.parts import setting
 
-    found: dict[str, Any] = {}
-    for text in given:
-        name, equals, value = text.partition("=")
-        if not equals or not name or name in found:
-            raise UsageError(f"--set {text}: write OPTION=VALUE, each option once.")
-        found[name] = setting(value_of(value, f"--set {text}"), f"--set {name}")
-    return found
+    return {
+        name: setting(value_of(value, f"--set {name}={value}"), f"--set {name}")
+        for name, value in assigned(given, "OPTION=VALUE").items()
+    }
 
 
 def doctor(options: argparse.Namespace) -> None:

@@ -150,6 +150,19 @@ def vector_of(path: str) -> "TaskVector":
     return TaskVector.from_pretrained(path)
 
 
+def assigned(texts: Sequence[str] | None, form: str) -> dict[str, str]:
+    """The values given by `--set NAME=VALUE`, as texts, by their names; `form` is how messages write that."""
+    found: dict[str, str] = {}
+    kind = form.partition("=")[0].lower()
+    for text in texts or ():
+        name, equals, value = text.partition("=")
+        name = name.strip()
+        if not equals or not all(name.split(".")) or name in found:
+            raise UsageError(f"--set {text}: write {form}, each {kind} once.")
+        found[name] = value
+    return found
+
+
 def pair_of(text: str, rows: int | None) -> "tuple[Task, TaskVector]":
     """A task with its vector from TASK=VECTOR."""
     name, equals, path = text.partition("=")

@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING, Any
 
 from tauspan.cli import shared as commands
 from tauspan.cli.fields import add_fields, read_fields
-from tauspan.cli.shared import Verb, add_device, encoder_of, first, say, show, task_of
+from tauspan.cli.shared import Verb, add_device, assigned, encoder_of, first, say, show, task_of
 from tauspan.core.errors import UsageError
 from tauspan.core.reading import Reading
+from tauspan.experiments.shipped import recipe_file, shipped
 from tauspan.train.settings import Settings
 
 CACHES = ("none", "auto", "features", "primal", "factors")
@@ -33,15 +34,23 @@ def add(verbs: Any, verb: Verb) -> None:
     )
     shown.add_argument("--out", default="out/demo", help="output folder")
     recipe = verb(verbs, "run", "carry out a recipe", run)
-    recipe.add_argument("recipe", help="a YAML file; its keys: docs/formats.md")
+    recipe.add_argument(
+        "recipe", nargs="?", help=f"a YAML file, or one that comes with the package: {', '.join(shipped())}"
+    )
     recipe.add_argument("--out", help="output folder (default: out/RECIPE-NAME)")
     recipe.add_argument(
         "--workers", type=int, default=1, metavar="N",
         help="processes that fine-tune and measure at the same time",
     )  # fmt: skip
     recipe.add_argument(
+        "--set", action="append", metavar="KEY=VALUE",
+        help="another value for a key of the recipe, as in the file: finetune.epochs=2, rows.train=64, "
+        "regimes=[linear]; repeatable (default: the recipe's)",
+    )  # fmt: skip
+    recipe.add_argument(
         "--plan", action="store_true", help="say what is to be done and what is done; do nothing"
     )
+    recipe.add_argument("--schema", action="store_true", help="print the JSON schema of recipes, for editors")
     tune = verb(verbs, "finetune", "fine-tune on one task and write the task vector", finetune)
     _add_finetune(tune)
     fitted = verb(
@@ -51,7 +60,7 @@ def add(verbs: Any, verb: Verb) -> None:
         fit,
     )
     _add_fit(fitted)
-    shown.set_defaults(resumes=True, plan=False)
+    shown.set_defaults(resumes=True, plan=False, set=None)
     recipe.set_defaults(resumes=lambda options: not options.plan)
     fitted.add_argument("--params", default="all", help=commands.PARAMS)
     add_fields(fitted, Reading, skip=("point",), defaults={"batch_size": 32})
@@ -111,8 +120,8 @@ def _begun(options: argparse.Namespace) -> bool:
 
 
 def demo(options: argparse.Namespace) -> None:
-    """Run the recipe that comes with the package."""
-    _recipe(Path(__file__).parent / "demo.yaml", Path(options.out), options)
+    """Run the recipe `demo` that comes with the package."""
+    _recipe(shipped()["demo"], Path(options.out), options)
     out = options.out
     say(
         f"Wrote {out}/report.json, report.md, addition.png, alpha-*.png, xi-*.png, and the vectors under {out}/vectors.\n"
@@ -123,8 +132,17 @@ def demo(options: argparse.Namespace) -> None:
 
 
 def run(options: argparse.Namespace) -> None:
-    """Run a recipe of the user's, or show its plan."""
-    recipe = Path(options.recipe)
+    """Run a recipe of the user's or one that comes with the package, or show its plan."""
+    if options.schema:
+        from tauspan.experiments.run.recipe import json_schema
+
+        sys.stdout.write(json.dumps(json_schema(), indent=1) + "\n")
+        return
+    if options.recipe is None:
+        raise UsageError(
+            f"run needs a recipe: a YAML file, or one that comes with the package: {', '.join(shipped())}."
+        )
+    recipe = recipe_file(options.recipe)
     out = Path(options.out) if options.out else Path("out") / recipe.stem
     _recipe(recipe, out, options, options.workers)
     if options.plan:
@@ -135,11 +153,18 @@ def run(options: argparse.Namespace) -> None:
 def _recipe(file: Path, out: Path, options: argparse.Namespace, workers: int = 1) -> None:
     import dataclasses
 
+    from tauspan.core.schema import Document
     from tauspan.experiments.run import plan
     from tauspan.experiments.run import run as carry_out
     from tauspan.experiments.run.recipe import Recipe
 
-    recipe = Recipe.read(file)
+    given = assigned(options.set, "KEY=VALUE")
+    if options.seed is not None and "seeds" in given:
+        raise UsageError(f"--seed {options.seed} and --set seeds={given['seeds']}: give one of them.")
+    document = Document.read(file)
+    for key, value in given.items():
+        document = document.with_value(key, value, f"--set {key}={value}")
+    recipe = Recipe.of(document)
     if options.seed is not None:
         recipe = dataclasses.replace(recipe, seeds=(options.seed,))
     if options.plan:

@@ -1,6 +1,7 @@
 """Editing a model: load it, apply a task vector to it, save what came out."""
 
 from pathlib import Path
+from typing import Literal, overload
 
 from torch import nn
 
@@ -25,6 +26,20 @@ from tauspan.editing.model.saved import (
 from tauspan.models import Classifier, Encoder
 from tauspan.tangent import Linearized
 from tauspan.vector import TaskVector
+
+
+@overload
+def load(source: Literal["minilm"] | nn.Module, device: str | None = None) -> Encoder: ...
+
+
+@overload
+def load(
+    source: str | Path | nn.Module,
+    device: str | None = None,
+    *,
+    base: str | Path | None = None,
+    module: nn.Module | None = None,
+) -> Encoder | Linearized: ...
 
 
 @checked

@@ -5,12 +5,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
-import yaml
-
 from tauspan.core.arguments import checked
 from tauspan.core.errors import RecipeError, UsageError, nearest
 from tauspan.core.report import Cell
 from tauspan.core.schema import Document
+from tauspan.core.strict_yaml import dumped
 from tauspan.experiments.reproduce.presets import PRESETS
 from tauspan.experiments.run import Recipe
 from tauspan.experiments.run.part import laid_over
@@ -124,7 +123,7 @@ def variant(found: Experiment, name: str | None) -> tuple[str, Plain, Rates | No
         raise UsageError(f"no variant {name!r}. {nearest(name, found.variants)}")
     whole = _followed(dict(found.variants[name]))
     listed = whole.get("rates")
-    rates = Document(yaml.safe_dump(listed), f"rates of {name}").build(Rates) if listed else None
+    rates = Document(dumped(listed), f"rates of {name}").build(Rates) if listed else None
     return str(whole["what"]), {key: value for key, value in whole.items() if key not in _OWN}, rates
 
 
@@ -132,7 +131,7 @@ def _followed(keys: Plain) -> Plain:
     """A variant's keys, merged over those of the variant that its key `like` names."""
     if "like" not in keys:
         return keys
-    below = yaml.safe_load((_HERE / "variants" / f"{keys['like']}.yaml").read_text(encoding="utf-8"))
+    below = Document.read(_HERE / "variants" / f"{keys['like']}.yaml").plain
     return laid_over(_followed(below), {key: value for key, value in keys.items() if key != "like"})
 
 
@@ -165,7 +164,7 @@ def recipes(name: str, variant_name: str | None = None, changes: Changes | None 
         }
         whole["finetune"] = {**tuned, "epochs_by_task": epochs}
         title = found.title if len(found.parts) == 1 else f"{found.title}: {part}"
-        text = yaml.safe_dump({"title": title, "model": found.model, **whole}, sort_keys=False)
+        text = dumped({"title": title, "model": found.model, **whole})
         made[part] = with_changes(Recipe.parse(text, f"{name}, {part}"), found, changes)
     return made
 

@@ -1,16 +1,18 @@
 """`Recipe`: a whole experiment as strict YAML. An unknown key is an error that names the nearest one."""
 
 import dataclasses
+import inspect
 import typing
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, TypeAlias, TypeVar
 
-import yaml
-
 from tauspan.core.choices import EditRegime, HeadFrom, Point, Regime
+from tauspan.core.docstrings import documented
 from tauspan.core.errors import RecipeError, UsageError, listed, nearest
+from tauspan.core.json_schema import DRAFT, schema_of
 from tauspan.core.schema import Document, visible
+from tauspan.core.strict_yaml import dumped
 from tauspan.experiments.run.addition import Addition
 from tauspan.experiments.run.part import Part
 from tauspan.experiments.run.parts import PARTS
@@ -216,6 +218,11 @@ class Recipe:
         return _built(Document.read(path), parts)
 
     @staticmethod
+    def of(document: Document, parts: Sequence[type[Part]] = PARTS) -> "Recipe":
+        """The recipe in a document, which `Document.with_value` may have changed."""
+        return _built(document, parts)
+
+    @staticmethod
     def parse(text: str, where: str = "recipe", parts: Sequence[type[Part]] = PARTS) -> "Recipe":
         """The recipe in a YAML text; errors name `where`, the line and the key. `parts` are those that it may have."""
         return _built(Document(text, where), parts)
@@ -229,29 +236,59 @@ class Recipe:
 
     def to_yaml(self) -> str:
         """A text that `parse` reads back as this recipe."""
-        return str(yaml.safe_dump(_listed(self.as_dict()), sort_keys=False))
+        return dumped(_listed(self.as_dict()))
 
 
 def _own_fields() -> list["dataclasses.Field[Any]"]:
     return [field for field in dataclasses.fields(Recipe) if field.name != "parts"]
 
 
-def _built(document: Document, kinds: Sequence[type[Part]]) -> Recipe:
-    """A recipe from a document: its own fields and the sections of parts are the fields of one dataclass."""
+def _sections(kinds: Sequence[type[Part]]) -> dict[str, type[Part]]:
+    """The parts that have a section in a file, by its key."""
+    return {kind.key: kind for kind in kinds if kind.key}
+
+
+def _whole(kinds: Sequence[type[Part]]) -> Any:
+    """A file as one dataclass: the recipe's own fields, and a field for the section of each part."""
     hints = typing.get_type_hints(Recipe)
-    sections = {kind.key: kind for kind in kinds if kind.key}
     own: list[Any] = [
         (field.name, hints[field.name], dataclasses.field(default=field.default)) for field in _own_fields()
     ]
-    own += [(key, kind.hint() | None, dataclasses.field(default=None)) for key, kind in sections.items()]
-    made: Any = document.build(dataclasses.make_dataclass("Recipe", own, frozen=True))
+    own += [
+        (key, kind.hint() | None, dataclasses.field(default=None)) for key, kind in _sections(kinds).items()
+    ]
+    return dataclasses.make_dataclass("Recipe", own, frozen=True)
+
+
+def _built(document: Document, kinds: Sequence[type[Part]]) -> Recipe:
+    """A recipe from a document."""
+    made: Any = document.build(_whole(kinds))
     values = {field.name: getattr(made, field.name) for field in _own_fields()}
+    sections = _sections(kinds)
     present = {key: getattr(made, key) for key in sections}
     try:
         parts = tuple(sections[key].of(value) for key, value in present.items() if value is not None)
         return Recipe(**values, parts=parts)
     except RecipeError as error:
-        raise RecipeError(f"{document.where}: {error}") from error
+        raise RecipeError(document.told(error)) from error
+
+
+def json_schema(parts: Sequence[type[Part]] = PARTS) -> Plain:
+    """The JSON schema of a recipe's file, draft 2020-12, with a section for each of `parts`.
+
+    Example:
+        >>> json_schema()["required"]
+        ['model', 'tasks']
+    """
+    made = schema_of(_whole(parts))
+    told = documented(Recipe) | {key: _first_line(kind) for key, kind in _sections(parts).items()}
+    for name, entry in made["properties"].items():
+        entry["description"] = told[name]
+    return {"$schema": DRAFT, "title": "tauspan recipe", **made}
+
+
+def _first_line(kind: type[Part]) -> str:
+    return (inspect.getdoc(kind) or "").partition("\n")[0]
 
 
 def _listed(value: Any) -> Any:

@@ -5,7 +5,8 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from tauspan.core.errors import RecipeError, nearest
-from tauspan.core.schema import Document, shown
+from tauspan.core.schema import Document
+from tauspan.core.strict_yaml import spelled
 from tauspan.merge.engine.settings import Setting
 from tauspan.merge.methods import METHODS
 from tauspan.merge.methods.method import Value
@@ -119,7 +120,7 @@ class _Reader:
         """Where a token's row comes from: a model, `{kind: model_token, ...}`, `{kind: zero}`."""
         if not isinstance(how, Mapping):
             raise RecipeError(
-                f"{place} is {shown(how)}, and needs keys below it: `source`, and perhaps `force`."
+                f"{place} is {spelled(how)}, and needs keys below it: `source`, and perhaps `force`."
             )
         source, force = how.get("source"), bool(how.get("force", False))
         if isinstance(source, Mapping) and source.get("kind") == "zero":
@@ -258,7 +259,7 @@ class _Reader:
         """Settings under our names; those that mergekit does not read are left out with a warning."""
         if given is not None and not isinstance(given, Mapping):
             raise RecipeError(
-                f"{self.document.place(*path)}: parameters needs keys below it, not {shown(given)}."
+                f"{self.document.place(*path)}: parameters needs keys below it, not {spelled(given)}."
             )
         found: dict[str, Setting] = {}
         for name, value in (given or {}).items():

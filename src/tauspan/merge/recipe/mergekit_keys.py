@@ -6,7 +6,8 @@ from dataclasses import dataclass, field, fields, is_dataclass
 from typing import Any
 
 from tauspan.core.errors import RecipeError
-from tauspan.core.schema import Document, shown
+from tauspan.core.schema import Document
+from tauspan.core.strict_yaml import spelled
 
 KeyPath = tuple[str | int, ...]
 _OTHERS = {
@@ -40,14 +41,14 @@ def reference(value: Any, place: str) -> str | None:
             lora = value.get("lora")
             return text if lora is None else f"{text}+{reference(lora, place)}"
     raise RecipeError(
-        f"{place} is {shown(value)}, and must be a model: a text, or a mapping with `model` or `path`."
+        f"{place} is {spelled(value)}, and must be a model: a text, or a mapping with `model` or `path`."
     )
 
 
 def _source(value: Any, place: str) -> str:
     found = reference(value, place)
     if not found:
-        raise RecipeError(f"{place} is {shown(value)}, and must be a model.")
+        raise RecipeError(f"{place} is {spelled(value)}, and must be a model.")
     return found
 
 
@@ -55,7 +56,7 @@ def _layers(value: Any, place: str) -> tuple[int, ...]:
     numbers = value if isinstance(value, list) else []
     whole = [int(one) for one in numbers if isinstance(one, int | float) and float(one).is_integer()]
     if len(whole) != len(numbers) or len(numbers) != 2:
-        raise RecipeError(f"{place} is {shown(value)}, and must be [FIRST, END].")
+        raise RecipeError(f"{place} is {spelled(value)}, and must be [FIRST, END].")
     return tuple(whole)
 
 

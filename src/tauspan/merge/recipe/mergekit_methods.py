@@ -6,7 +6,7 @@ from types import MappingProxyType
 from typing import Any, Literal, TypeAlias
 
 from tauspan.core.errors import RecipeError, listed
-from tauspan.core.schema import shown
+from tauspan.core.strict_yaml import spelled
 from tauspan.merge.engine.settings import Gradient, Setting, Steps
 from tauspan.merge.methods.method import Value
 from tauspan.merge.recipe.parts import setting
@@ -229,13 +229,13 @@ def converted(value: Any, parameter: MergekitParameter, place: str) -> Any:
         if isinstance(value, Steps):
             return Steps(tuple(converted(point, parameter, place) for point in value.points))
         if isinstance(value, Gradient) or value not in (0, 1):
-            raise RecipeError(f"{place} is {shown(value)}, and must be true or false.")
+            raise RecipeError(f"{place} is {spelled(value)}, and must be true or false.")
         return parameter.texts[bool(value)] if parameter.texts else bool(value)
     if isinstance(value, Gradient):
         return value
     if not isinstance(value, int | float):
-        raise RecipeError(f"{place} is {shown(value)}, and must be a number.")
+        raise RecipeError(f"{place} is {spelled(value)}, and must be a number.")
     try:
         return int(value) if parameter.kind is int else float(value)
     except (OverflowError, ValueError) as error:
-        raise RecipeError(f"{place} is {shown(value)}, and must be a number that float64 holds.") from error
+        raise RecipeError(f"{place} is {spelled(value)}, and must be a number that float64 holds.") from error

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from tauspan.core.errors import RecipeError, UsageError, nearest
-from tauspan.core.schema import shown
+from tauspan.core.strict_yaml import spelled
 from tauspan.merge.engine.plugins import names
 from tauspan.merge.engine.settings import Filtered, Gradient, Setting, Settings, Steps
 from tauspan.merge.methods import METHODS
@@ -43,11 +43,13 @@ def _plain(value: Any, place: str) -> Any:
         if value and any(all(type(entry) is kind for entry in value) for kind in (bool, str)):
             return Steps(tuple(value))
         raise RecipeError(
-            f"{place} is {shown(value)}: a list holds numbers, or truths, from the first layer to the last, or entries "
+            f"{place} is {spelled(value)}: a list holds numbers, or truths, from the first layer to the last, or entries "
             "with `filter` and `value`."
         )
     if value is None or isinstance(value, Mapping):
-        raise RecipeError(f"{place} is {shown(value)}, and needs a value; leave the key out for the default.")
+        raise RecipeError(
+            f"{place} is {spelled(value)}, and needs a value; leave the key out for the default."
+        )
     return value
 
 
@@ -60,7 +62,7 @@ def _filtered(entry: Mapping[str, Any], place: str) -> Filtered:
         raise RecipeError(f"{place}: `value` is missing.")
     pattern = entry.get("filter")
     if pattern is not None and not isinstance(pattern, str):
-        raise RecipeError(f"{place}.filter is {shown(pattern)}, and must be a part of tensor names.")
+        raise RecipeError(f"{place}.filter is {spelled(pattern)}, and must be a part of tensor names.")
     return Filtered(None if pattern == "*" else pattern, _plain(entry["value"], f"{place}.value"), place)
 
 

@@ -1,20 +1,18 @@
 """Recipes in files: which dialect one is in, several merges in one file, and the JSON schema for editors."""
 
 import graphlib
-import inspect
 import json
 import os
-import re
 import typing
 from collections.abc import Mapping, Sequence
-from dataclasses import MISSING, dataclass, is_dataclass, replace
+from dataclasses import Field, dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
-
-import yaml
+from typing import Any
 
 from tauspan.core.errors import RecipeError, UsageError, listed
-from tauspan.core.schema import Document, alternatives, documents, visible
+from tauspan.core.json_schema import DRAFT, schema_of
+from tauspan.core.schema import Document, documents
+from tauspan.core.strict_yaml import dumped
 from tauspan.merge.engine.plugins import names as every_name
 from tauspan.merge.methods import METHODS
 from tauspan.merge.methods.method import Method, Option
@@ -68,7 +66,7 @@ def recipe_of(given: MergeRecipe | Mapping[str, Any] | str | Path) -> MergeRecip
             f"{type(given).__name__}. For vectors in memory call `merge`."
         )
     try:  # JSON first, which writes paths as texts and tuples as lists
-        text = yaml.safe_dump(json.loads(json.dumps(dict(given), default=os.fspath)), sort_keys=False)
+        text = dumped(json.loads(json.dumps(dict(given), default=os.fspath)))
     except (TypeError, ValueError, RecursionError) as error:
         raise RecipeError(f"the recipe holds what no YAML file can: {error}.") from error
     return parse_recipe(text, "the mapping, as YAML")
@@ -162,7 +160,6 @@ def _ordered(found: Mapping[str | None, MergeRecipe], where: str) -> dict[str | 
     return {name: found[name] for name in order}
 
 
-_PLAIN = {str: "string", int: "integer", float: "number", bool: "boolean", type(None): "null"}
 _LISTS = [
     {"type": "array", "items": {"type": kind}, "minItems": 1} for kind in ("number", "boolean", "string")
 ]
@@ -176,7 +173,7 @@ def json_schema() -> dict[str, Any]:
         >>> sorted(json_schema()["required"])
         ['method']
     """
-    made = _object(MergeRecipe)
+    made = schema_of(MergeRecipe, _options_of)
     names = sorted(METHODS)
     made["properties"]["method"]["anyOf"] = [
         {"type": "string", "enum": sorted(every_name())},
@@ -187,7 +184,7 @@ def json_schema() -> dict[str, Any]:
     made["allOf"] = [_only(METHODS[name]) for name in names]
     made["oneOf"] = [{"required": ["models"]}, {"required": ["slices"]}]
     return {
-        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        "$schema": DRAFT,
         "title": "tauspan merge recipe",
         **made,
         "$defs": {"setting": _setting(), "options": {name: _option(name) for name in _options()}},
@@ -227,44 +224,11 @@ def _only(method: Method) -> dict[str, Any]:
     }
 
 
-def _object(kind: Any) -> dict[str, Any]:
-    hints, docs = typing.get_type_hints(kind), _docs(kind)
-    properties = {}
-    for field in visible(kind):
-        if field.metadata.get("parse") and typing.get_origin(hints[field.name]) is Mapping:
-            refs = {name: {"$ref": f"#/$defs/options/{name}"} for name in _options()}
-            made: dict[str, Any] = {"type": "object", "properties": refs}
-        else:
-            made = _type(hints[field.name])
-        if field.name in docs:
-            made["description"] = docs[field.name]
-        if isinstance(field.default, str | int | bool):
-            made["default"] = field.default
-        properties[field.name] = made
-    needed = [field.name for field in visible(kind) if field.default is field.default_factory is MISSING]
-    return {"type": "object", "properties": properties, "required": needed, "additionalProperties": False}
-
-
-def _type(hint: Any) -> dict[str, Any]:
-    origin, args = typing.get_origin(hint), typing.get_args(hint)
-    several = alternatives(hint)
-    if len(several) > 1:
-        return {"anyOf": [_type(one) for one in several]}
-    if is_dataclass(hint):
-        alone = any(field.metadata.get("alone") for field in visible(hint))
-        return {"anyOf": [{"type": "string"}, _object(hint)]} if alone else _object(hint)
-    if origin is Literal:
-        return {"type": "string", "enum": list(args)}
-    if origin is tuple:
-        return {"type": "array", "items": _type(args[0])}
-    if origin is Mapping:
-        return {"type": "object", "additionalProperties": _type(args[1])}
-    return {"type": _PLAIN[hint]}
-
-
-def _docs(kind: Any) -> dict[str, str]:
-    """What a docstring says of each argument."""
-    _, _, section = (inspect.getdoc(kind) or "").partition("Args:\n")
-    section = section.partition("\n\n")[0]
-    entries = re.findall(r"^    (\w+): (.*(?:\n        .*)*)", section, re.MULTILINE)
-    return {name: re.sub(r"\s+", " ", text) for name, text in entries}
+def _options_of(field: "Field[Any]", hint: Any) -> dict[str, Any] | None:
+    """The schema of a mapping of methods' options."""
+    if not field.metadata.get("parse") or typing.get_origin(hint) is not Mapping:
+        return None
+    return {
+        "type": "object",
+        "properties": {name: {"$ref": f"#/$defs/options/{name}"} for name in _options()},
+    }

@@ -5,9 +5,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
-import yaml
-
 from tauspan.core.errors import RecipeError, StoreError, UsageError, listed, nearest
+from tauspan.core.strict_yaml import dumped
 from tauspan.merge.engine.plugins import named as named_method
 from tauspan.merge.engine.settings import Setting, Settings
 from tauspan.merge.methods.method import Method
@@ -213,7 +212,7 @@ class MergeRecipe:
 
     def to_yaml(self) -> str:
         """A YAML text that reads back as this recipe."""
-        return yaml.safe_dump(self.as_dict(), sort_keys=False, allow_unicode=True, width=1 << 20)
+        return dumped(self.as_dict())
 
 
 def named(recipe: MergeRecipe) -> list[str]:

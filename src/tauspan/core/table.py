@@ -55,7 +55,9 @@ class Table:
         headings, then columns go to several tables under the same first column, and rows with a cell too long even for
         that become lists.
         """
-        parts = [f"## {self.title}", "", *_markdown(self.columns, self.rows)]
+        parts = [f"## {self.title}"]
+        if self.columns:
+            parts += ["", *_markdown(self.columns, self.rows)]
         return "\n".join([*parts, *(["", prose(self.note)] if self.note else [])])
 
     def __rich_console__(self, console: "Console", options: "ConsoleOptions") -> Iterator[Any]:
@@ -132,7 +134,7 @@ def _wrapped(text: str, width: int, breaks: bool, hard: bool = False) -> str:
     """A text on lines of at most `width` characters; a longer piece has a line of its own, or is cut if `hard`."""
     lines = [""]
     for number, word in enumerate(text.split(" ")):
-        for place, piece in enumerate(_pieces(word, breaks)):
+        for place, piece in enumerate(_pieces(word, breaks and len(word) > width)):
             gap = " " if number and not place and lines[-1] else ""
             if lines[-1] and len(lines[-1]) + len(gap) + len(piece) > width:
                 lines.append(piece)
@@ -182,7 +184,8 @@ def _grid(table: Table, room: int, breaks: bool) -> Any:
         )
     for place, row in enumerate(table.rows):
         if headings and (place == 0 or first[place] != first[place - 1]):
-            grid.add_row(Text(first[place], style="bold"))
+            texts_only = isinstance(row.get(columns[0]), str)
+            grid.add_row(Text(first[place] if texts_only else f"{columns[0]} {first[place]}", style="bold"))
         texts = [_folded(row.get(name)) for name in columns[headings:]]
         folded = (
             _wrapped(text, widths[name], breaks) if name and name in widths else text

@@ -112,7 +112,7 @@ def disturbance_in_words(found: TaskInterference) -> str:
             return f"{words}; the tangent model predicts no loss of accuracy)."
         return f"{words}): the largest predicted loss is of {_loss(worst)}.{size}"
     named = "; ".join(map(_loss, beyond[:_NAMED]))
-    more = f"; and {len(beyond) - _NAMED} more pairs" if len(beyond) > _NAMED else ""
+    more = f"; and {_counted(len(beyond) - _NAMED, 'more pair')}" if len(beyond) > _NAMED else ""
     words = f"By the tangent model, {_counted(len(beyond), 'ordered pair')} of {len(pairs)} "
     disturb = "is disturbed" if len(beyond) == 1 else "are disturbed"
     return f"{words}{disturb} beyond chance: {named}{more}.{size if len(beyond) == 1 else ''}"

@@ -93,6 +93,9 @@ class Interference(Result):
         if missing:
             raise UsageError(f"the changes of {listed(missing)} are missing: give every pair of tasks.")
 
+    def __repr__(self) -> str:
+        return f"Interference({', '.join(self.tasks)})"
+
     def table(self, over: Literal["by", "on"] = "by") -> Tensor:
         """Root mean squares of the changes over that of an own change, shape (T, T), row `on`, column `by`.
 

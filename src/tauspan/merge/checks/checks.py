@@ -150,6 +150,9 @@ class Examination(Result):
     problems: Sequence[Problem] = ()
     displacements: Sequence[Displacement] = ()
 
+    def __repr__(self) -> str:
+        return f"Examination({self.verdict})"
+
     @property
     def errors(self) -> Sequence[Problem]:
         """The problems that stop a merge."""

@@ -59,6 +59,10 @@ class Comparison(Result):
     regime: EditRegime
     methods: Sequence[ComparedMethod]
 
+    def __repr__(self) -> str:
+        found = (f"{one.method} {one.mean.added:.3f}" for one in self.methods)
+        return f"Comparison({self.regime}, mean accuracy: {', '.join(found)})"
+
     def report(self) -> Report:
         """Means of each method; its accuracy on each task; the curves over alpha."""
         title = f"Merging, {self.regime}"

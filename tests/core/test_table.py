@@ -52,6 +52,15 @@ def require_whole(tables: Sequence[Table]) -> None:
             assert broken == set(), (name, table.title)
 
 
+WRITTEN = sorted((ROOT / "docs" / "results").glob("*/*.json"))
+
+
+@pytest.mark.parametrize("file", WRITTEN, ids=lambda file: f"{file.parent.name}-{file.stem}")
+def test_the_pages_of_results_are_what_their_numbers_give(file: Path) -> None:
+    written = file.with_suffix(".md").read_text("utf-8")
+    assert written == Report.from_json(file.read_text("utf-8")).to_markdown()
+
+
 @pytest.mark.parametrize("name", ["demo", "text7", "text7-merging", "reproduce-text7", "when"])
 def test_reports_of_runs_fit_eighty_columns(name: str) -> None:
     text = (ROOT / "docs" / "results" / name / "report.json").read_text("utf-8")

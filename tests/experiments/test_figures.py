@@ -1,5 +1,6 @@
 """Pictures of reports: what they show, with missing numbers too; axes named, letters readable, one meaning a colour."""
 
+import importlib
 import itertools
 import math
 import statistics
@@ -182,6 +183,16 @@ def test_a_result_is_drawn_like_its_report() -> None:
             return Report("r", [Table("t", [])], series=[alpha("linear")])
 
     assert list(Found().plot()) == ["alpha-addition"]
+
+
+def test_the_pictures_of_the_documents_are_in_their_reports(monkeypatch: pytest.MonkeyPatch) -> None:
+    docs = Path(__file__).resolve().parents[2] / "docs"
+    monkeypatch.syspath_prepend(docs)
+    made = importlib.import_module("make_figures")
+    for picture, (name, drawn_) in made.PICTURES.items():
+        assert drawn_ in {one["group"] for one in made.read(name).series}
+        assert (docs / f"{picture}.png").is_file()
+        assert (docs / f"{picture}.svg").is_file()
 
 
 # -- what the pictures show ----------------------------------------------------------------------------------------

@@ -12,6 +12,14 @@ from tauspan.kernel import DenseKernel, eigenpairs, solve_ridge
 from tauspan.kernel.diagnose import Eigenfunctions, cumulative_power, local_energy
 from tauspan.train import Finetuned
 
+LONGER = (
+    "Report",
+    "Addition",
+    "Maps",
+    "SolvedCoefficients",
+    "Evaluation",
+)  # their numbers or titles are named
+
 
 def made() -> tuple[Any, dict[ts.Task, ts.TaskVector], dict[str, Finetuned]]:
     """A small net, two tasks, and a fine-tuning of each."""
@@ -55,11 +63,7 @@ def test_each_is_shown_in_a_short_line_without_tensors(shown: dict[str, Any]) ->
         assert line.startswith(f"{name}("), line
         assert "tensor(" not in line
         assert "\n" not in line
-        assert (
-            len(line) <= 800
-            if name in ("SolvedCoefficients", "Addition", "Maps", "Evaluation")
-            else len(line) <= 200
-        ), line
+        assert len(line) <= (800 if name in LONGER else 200), line
 
 
 def test_reports_tables_results_and_runs_are_markdown_in_a_notebook(shown: dict[str, Any]) -> None:

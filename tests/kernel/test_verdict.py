@@ -150,6 +150,7 @@ def test_where_it_stops_is_the_last_tested_scale_before_the_first_larger_error()
 def test_the_bound_itself_still_carries_and_scales_above_one_do_not_count() -> None:
     scales = (0.5, 1.0, 2.0)
     assert "carries along the whole" in reach_in_words([path("a", 0.0, CARRIES - 1e-12, 5.0, scales=scales)])
+    assert "carries along the whole" in reach_in_words([path("a", 0.0, 0.05, 0.05, scales=scales)])
     assert "stays within" in reach_in_words([path("a", 0.0, CARRIES + 1e-9, 0.0, scales=scales)])
 
 

@@ -14,7 +14,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, get_args
 
-from tauspan import store
 from tauspan.core.errors import UsageError, nearest
 from tauspan.core.figures import PICTURES, REGIMES, Drawing, Figures, Format, Picture, Series, each, rendered
 from tauspan.core.report import Report
@@ -64,6 +63,8 @@ def draw(
 
 
 def _save(figure: Any, path: Path) -> Path:
+    from tauspan import store  # which needs torch, and a list of recipes does not
+
     form: Any = path.suffix[1:]
     with store.atomic(path) as temporary:
         temporary.write_bytes(rendered(figure, form))

@@ -29,6 +29,7 @@ from tauspan.core.measure import measured
 from tauspan.core.reading import Reading
 from tauspan.core.report import Report, Table, provenance
 from tauspan.editing.model.outputs import accuracy, outputs
+from tauspan.experiments.figures import REGIMES
 from tauspan.kernel import closed_form
 from tauspan.kernel.diagnose import KernelOutputs, KernelSettings, task_energies, task_kernels
 from tauspan.models import Classifier, Encoder
@@ -171,24 +172,28 @@ def energies(encoder: Encoder, tasks: Sequence[Task], options: argparse.Namespac
 
 
 def picture(rows: Sequence[Row], path: Path) -> None:
-    """Predicted interference against lost accuracy, both models side by side."""
+    """Predicted interference against lost accuracy, the tangent model and the ordinary one side by side."""
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(7.2, 3.4), layout="constrained", dpi=150)
+    figure = Figure(figsize=(8.3, 3.9), layout="constrained")
     predicted = np.array([row["predicted"] for row in rows], dtype=float)
-    for axes, column, title in zip(
+    for axes, column, title, regime in zip(
         figure.subplots(1, 2, sharey=True), ("lost, tangent", "lost, ordinary"), ("tangent model", "ordinary model"),
-        strict=True,
+        ("linear", "standard"), strict=True,
     ):  # fmt: skip
         lost = np.array([row[column] for row in rows], dtype=float)
-        axes.scatter(predicted, lost, s=16, color="#1f5fa8")
-        axes.axhline(0, color="#999999", lw=0.6)
-        axes.set_title(f"{title}: r = {pearsonr(predicted, lost).statistic:.2f}", fontsize=9)
-        axes.set_xlabel("predicted interference (change over own change)", fontsize=8)
-        axes.tick_params(labelsize=7)
-    figure.axes[0].set_ylabel("test accuracy lost", fontsize=8)
+        found = pearsonr(predicted, lost)
+        axes.scatter(predicted, lost, s=22, color=REGIMES[regime])
+        axes.axhline(0, color="#8C8C8C", lw=0.8)
+        axes.set_title(
+            f"{title}: r = {found.statistic:.2f}, p = {found.pvalue:.2f}, {len(rows)} pairs", fontsize=9
+        )
+        axes.set_xlabel("predicted interference (change over own change)", fontsize=9)
+        axes.tick_params(labelsize=8)
+        axes.spines[["top", "right"]].set_visible(False)
+    figure.axes[0].set_ylabel("test accuracy lost", fontsize=9)
     with store.atomic(path) as temporary:
-        figure.savefig(temporary, format="png")
+        figure.savefig(temporary, format="png", dpi=200)
 
 
 def of_finetuning(encoder: Encoder, tasks: Sequence[Task], options: argparse.Namespace) -> list[Table]:

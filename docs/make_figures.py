@@ -1,34 +1,77 @@
 """Draw the pictures of the documents from the reports that lie beside them.
 
-`python docs/make_figures.py` reads docs/results/*/report.json and writes docs/figures/*.png.
+`python docs/make_figures.py` reads docs/results/*/*.json and writes docs/figures/*.png with their SVGs, and the pictures
+beside the results. It needs the packages of `make env`.
 """
 
+import dataclasses
+import json
 import sys
-import tempfile
 from pathlib import Path
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # for benchmarks
+
+from benchmarks import kernel_suite
+from benchmarks.study import picture as study
+from benchmarks.study.plan import Cell, Variant
+from benchmarks.study.tables import Found
+
 import tauspan
-from tauspan import figures
+from tauspan import store
+from tauspan.core.figures import rendered
+from tauspan.experiments.run import Addition
 
 DOCS = Path(__file__).resolve().parent
-PICTURES = {  # from which report, which of its pictures
-    "text7-addition.png": ("reproduce-text7", "addition.png"),
-    "demo-xi.png": ("demo", "xi-movie_sentiment-debian_section.png"),
+PICTURES = {  # where it goes below docs: from which report, which of its pictures
+    "figures/text7-addition": ("reproduce-text7", "addition"),
+    "figures/demo-xi": ("demo", "xi-movie_sentiment-debian_section"),
+    "results/reproduce-text7/xi-drift": ("reproduce-text7", "xi-drift-movie_sentiment-debian_section"),
 }
+
+
+def read(name: str) -> tauspan.Report:
+    """A report of docs/results, with the bars of its addition, which older reports do not hold."""
+    report = tauspan.Report.from_json((DOCS / "results" / name / "report.json").read_text(encoding="utf-8"))
+    if any(one["kind"] == "bars" for one in report.series):
+        return report
+    return dataclasses.replace(report, series=[*report.series, *Addition().pictures(report.result)])
+
+
+def numbers(name: str) -> dict:
+    """A JSON file of docs/results."""
+    return json.loads((DOCS / "results" / name).read_text(encoding="utf-8"))
+
+
+def of_benchmarks() -> list[Path]:
+    """The pictures that benchmarks draw, from their reports."""
+    pairs = next(
+        one["rows"]
+        for one in numbers("kernel-suite/interference.json")["tables"]
+        if "predicted" in one["rows"][0]
+    )
+    where = {"rows", "steps", "seed"}
+    known = {"regime", "point", "learning rate", *where}
+    found = [
+        Found(Cell(**{key: cell[key] for key in where}), Variant(cell["regime"], cell["point"]), cell["learning rate"],
+              {key: value for key, value in cell.items() if key not in known})
+        for cell in numbers("when/report.json")["result"]["cells"]
+    ]  # fmt: skip
+    targets = [DOCS / "results" / name for name in ("kernel-suite/interference.png", "when/study.png")]
+    kernel_suite.picture(pairs, targets[0])
+    study.draw(found, targets[1])
+    return targets
 
 
 def main() -> int:
     """Draw all pictures of each report and keep the ones that the documents show."""
+    figures = {name: read(name).plot() for name in dict.fromkeys(name for name, _ in PICTURES.values())}
     for picture, (name, drawn) in PICTURES.items():
-        source, target = DOCS / "results" / name / "report.json", DOCS / "figures" / picture
-        if not source.is_file():
-            print(f"{source} is missing: run the recipe {name!r} and copy its report.json there.")
-            return 1
-        report = tauspan.Report.from_json(source.read_text(encoding="utf-8"))
-        target.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=target.parent) as folder:
-            figures.draw(report, Path(folder))
-            (Path(folder) / drawn).replace(target)
+        for form in ("png", "svg"):
+            target = DOCS / f"{picture}.{form}"
+            with store.atomic(target) as temporary:
+                temporary.write_bytes(rendered(figures[name][drawn], form))
+            print(f"wrote {target.relative_to(DOCS.parent)}")
+    for target in of_benchmarks():
         print(f"wrote {target.relative_to(DOCS.parent)}")
     return 0
 

@@ -142,9 +142,10 @@ def test_a_cost_begins_at_nothing() -> None:
 
 
 def test_a_report_of_one_search_is_drawn(tmp_path: Path) -> None:
-    (picture,) = draw(SMALL, tmp_path)
-    assert picture == tmp_path / "alpha.png"
-    assert picture.read_bytes()[:4] == b"\x89PNG"
+    made = draw(SMALL, tmp_path)
+    assert made == [tmp_path / f"alpha.{form}" for form in ("png", "svg", "pdf")]
+    heads = [picture.read_bytes()[:5] for picture in made]
+    assert heads == [b"\x89PNG\r", b"<?xml", b"%PDF-"]
     assert draw(Report("empty", []), tmp_path / "none") == []
     assert not (tmp_path / "none").exists()
 
@@ -152,9 +153,10 @@ def test_a_report_of_one_search_is_drawn(tmp_path: Path) -> None:
 def test_a_report_of_a_run_is_drawn_with_bars_and_one_picture_a_group(tmp_path: Path) -> None:
     means = {regime: {"one": dict.fromkeys(COLUMNS, 0.5)} for regime in ("standard", "linear")}
     series = [{**SERIES[0], "group": group} for group in ("alpha-addition", "alpha-addition", "other")]
-    report = Report("run", [], {}, series, {"addition": means, "seeds": "one seed"})
-    made = draw(report, tmp_path, Addition().pictures(report.result))
-    assert [file.name for file in made] == ["addition.png", "alpha-addition.png", "other.png"]
+    numbers = {"addition": means, "seeds": "one seed"}
+    report = Report("run", [], {}, [*series, *map(dict, Addition().pictures(numbers))], numbers)
+    made = draw(report, tmp_path, formats=("png",))
+    assert [file.name for file in made] == ["alpha-addition.png", "other.png", "addition.png"]
     assert {file.name for file in tmp_path.iterdir()} == {file.name for file in made}
 
 

@@ -131,8 +131,12 @@ def test_predicted_accuracies_and_classes_by_hand():
     found = Interference(tasks=("a", "b"), changes=changes)
     start, labels = {"a": 0 * one, "b": 0 * one}, {"a": torch.tensor([0, 1]), "b": torch.tensor([0, 1])}
     first, second = found.accuracies(start, labels)
-    assert first == PredictedAccuracy("a", base=0.5, alone=1.0, with_other={"b": 0.5}, together=0.5)
-    assert second == PredictedAccuracy("b", base=0.5, alone=1.0, with_other={"a": 1.0}, together=1.0)
+    assert first == PredictedAccuracy(
+        "a", base=0.5, alone=1.0, with_other={"b": 0.5}, together=0.5, rows=2, changed={"b": (1, 0)}
+    )
+    assert second == PredictedAccuracy(
+        "b", base=0.5, alone=1.0, with_other={"a": 1.0}, together=1.0, rows=2, changed={"a": (0, 0)}
+    )
     rows = found.by_class(labels)
     assert [(row.on, row.label) for row in rows] == [("a", 0), ("a", 1), ("b", 0), ("b", 1)]
     assert rows[0].change == pytest.approx((81 / 2) ** 0.5)

@@ -385,7 +385,7 @@ def test_the_doctor_shows_models_and_problems(made):
         "ids",
     )
     assert (report.result["errors"], report.result["warnings"]) == (1, 0)
-    verdict = "These models cannot be merged as they are: 1 error (missing_tensors). They can with "
+    verdict = "These models cannot be merged as they are: 1 error (missing_tensors in b). They can with "
     verdict += "--allow missing_tensors."
     assert report.result["verdict"] == found.verdict == verdict
     assert report.provenance["inputs"][0]["path"] == str(a.path)

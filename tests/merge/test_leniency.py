@@ -286,7 +286,7 @@ def test_the_doctor_says_its_verdict_first(tmp_path: Path, capsys: pytest.Captur
     base, tune = CASES["config"](tmp_path)
     assert main(["doctor", str(tune), "--base", str(base)]) == 4
     first = capsys.readouterr().out.splitlines()[0]
-    assert first.startswith("These models cannot be merged as they are: 1 error (config).")
+    assert first.startswith("These models cannot be merged as they are: 1 error (config in ")
     assert first.endswith("They can with --allow config.")
     assert main(["doctor", str(tune), "--base", str(base), "--allow", "config"]) == 0
     assert capsys.readouterr().out.splitlines()[0] == "These models can be merged: no errors, 1 warning."

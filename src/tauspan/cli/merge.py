@@ -300,7 +300,7 @@ def doctor(options: argparse.Namespace) -> None:
     *shown, _ = report.tables  # the problems' messages are whole sentences, and a table would cut them
     for problem in found.problems:
         say(f"{problem.severity}: {problem.message}", options)
-    show(report if options.json else dataclasses.replace(report, tables=shown), options)
+    show(report if options.json else dataclasses.replace(report, tables=shown, verdict=""), options)
     if found.errors:
         raise MismatchError(found.verdict)
 

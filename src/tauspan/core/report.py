@@ -3,56 +3,31 @@
 import dataclasses
 import datetime
 import functools
+import importlib.util
 import json
 import math
 import platform
-import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import metadata
 from typing import TYPE_CHECKING, Any, ParamSpec, Protocol, TypeVar
 
 from tauspan.core.computing import Way, way
+from tauspan.core.errors import MissingExtraError, UsageError, listed
 from tauspan.core.notices import heard, once
+from tauspan.core.table import Cell, Table, prose, shown
 
 if TYPE_CHECKING:
-    from rich.console import Console, ConsoleOptions, Group
+    from rich.console import Group
+
+    from tauspan.core.figures import Figures, Picture
+
+__all__ = [
+    "WARNINGS", "Cell", "Report", "Table", "bulleted", "in_words", "noted", "provenance", "shown", "versions",
+]  # fmt: skip
 
 P = ParamSpec("P")
-Cell = str | int | float | bool | None
 WARNINGS = "Warnings: what was let pass"
-_UNBOUNDED = 1 << 16
-_ROOMS = (_UNBOUNDED, *range(72, 19, -4))  # widths of a folded text that are tried, in characters
-
-
-@dataclass(frozen=True)
-class Table:
-    """Rows of one kind; every row has the same columns in the same order."""
-
-    title: str
-    rows: Sequence[dict[str, Cell]]
-    note: str = ""
-
-    @property
-    def columns(self) -> list[str]:
-        """Column names, in the order of the rows, including columns that only some rows have."""
-        return list(dict.fromkeys(name for row in self.rows for name in row))
-
-    def __repr__(self) -> str:
-        return f"Table({self.title!r}, {len(self.rows)} rows)"
-
-    def _repr_markdown_(self) -> str:
-        return self.to_markdown()
-
-    def to_markdown(self) -> str:
-        """The table as GitHub Markdown, under its title."""
-        columns = self.columns
-        lines = [f"## {self.title}", ""]
-        lines += ["| " + " | ".join(columns) + " |", "|" + "---|" * len(columns)]
-        for row in self.rows:
-            cells = (shown(row.get(name)).replace("|", "\\|") for name in columns)
-            lines.append("| " + " | ".join(cells) + " |")
-        return "\n".join([*lines, *(["", self.note] if self.note else [])])
 
 
 @dataclass(frozen=True)
@@ -68,6 +43,7 @@ class Report:
         series: points for the figures.
         result: the numbers for programs.
         warnings: warnings of the work, and what a lenient option allowed, one sentence each.
+        verdict: what the numbers say, in a sentence or two, before all tables; empty where nothing is said.
 
     Example:
         >>> Report("demo", [Table("accuracy", [{"task": "a", "accuracy": 0.5}])]).to_markdown().splitlines()[0]
@@ -80,6 +56,7 @@ class Report:
     series: Sequence[dict[str, Any]] = ()
     result: dict[str, Any] = field(default_factory=dict)
     warnings: Sequence[str] = ()
+    verdict: str = ""
 
     def __repr__(self) -> str:
         return f"Report({self.title!r}: {', '.join(table.title for table in self.tables)})"
@@ -97,6 +74,8 @@ class Report:
             "series": list(self.series),
             "provenance": self.provenance,
         }
+        if self.verdict:
+            content = {"title": self.title, "verdict": self.verdict, **content}
         return json.dumps(content, indent=1, ensure_ascii=False) + "\n"
 
     @staticmethod
@@ -106,12 +85,13 @@ class Report:
         tables = [Table(t["title"], t["rows"], t["note"]) for t in content["tables"]]
         warned = tuple(content.get("warnings", ()))
         return Report(
-            content["title"], tables, content["provenance"], content["series"], content["result"], warned
-        )
+            content["title"], tables, content["provenance"], content["series"], content["result"], warned,
+            content.get("verdict", ""),
+        )  # fmt: skip
 
     def to_markdown(self) -> str:
-        """The tables as GitHub Markdown, provenance last."""
-        lines = [f"# {self.title}", ""]
+        """The verdict and the tables as GitHub Markdown, provenance last; see `Table.to_markdown`."""
+        lines = [f"# {self.title}", "", *([prose(self.verdict), ""] if self.verdict else [])]
         for table in self.tables:
             lines += [table.to_markdown(), ""]
         if self.warnings:
@@ -121,116 +101,55 @@ class Report:
         return "\n".join(lines) + "\n"
 
     def renderable(self) -> "Group":
-        """The tables for a terminal, as an object that `rich.print` shows.
+        """The verdict and the tables for a terminal, as an object that `rich.print` shows.
 
         In a table with spreads, `0.5` is written `.5`, and a first column with repeated values becomes headings between
         the rows. So a table of seven tasks and six columns fits into 80 characters, with one line per row.
         """
         from rich.console import Group
-
-        parts: list[Any] = []
-        for table in self.tables:
-            parts += [_Fitted(table), ""]
-        if self.warnings:
-            parts += [_Fitted(Table(WARNINGS, [{"": text} for text in self.warnings])), ""]
-        return Group(*parts)
-
-
-@dataclass(frozen=True)
-class _Fitted:
-    """A table that never cuts a cell: if it is too wide, texts are folded, or each cell gets its own line."""
-
-    table: Table
-
-    def __rich_console__(self, console: "Console", options: "ConsoleOptions") -> Iterator[Any]:
         from rich.text import Text
 
-        wide = options.update(max_width=_UNBOUNDED)
-        forms = (_grid(self.table, room) for room in _ROOMS)
-        fitting = (form for form in forms if console.measure(form, options=wide).minimum <= options.max_width)
-        yield Text(self.table.title, style="bold")
-        yield next(fitting, None) or _stacked(self.table)
-        if self.table.note:
-            yield Text(self.table.note)
+        parts: list[Any] = [Text(self.verdict), ""] if self.verdict else []
+        for table in self.tables:
+            parts += [table, ""]
+        if self.warnings:
+            parts += [Table(WARNINGS, [{"": text} for text in self.warnings]), ""]
+        return Group(*parts)
 
+    def plot(self, kinds: "Mapping[str, Picture] | None" = None) -> "Figures":
+        """Draw the series: a figure of matplotlib for each `group`, by its name; in a notebook they are shown.
 
-def _grid(table: Table, room: int) -> Any:
-    from rich import box
-    from rich.cells import cell_len
-    from rich.table import Table as Grid
-    from rich.text import Text
+        Nothing is written: `tauspan.experiments.figures.draw` does that, and `figure.savefig` for one of them.
 
-    columns = table.columns
-    first = [shown(row.get(columns[0])) for row in table.rows] if columns else []
-    dense = any(_is_spread(cell) for row in table.rows for cell in row.values())
-    headings = dense and len(set(first)) < len(first)
-    grid = Grid(
-        box=box.SIMPLE_HEAD,
-        collapse_padding=True,
-        pad_edge=False,
-        padding=(0, 0 if dense else 1),
-        show_edge=not dense,
-    )
-    for name in columns[headings:]:
-        cells = [row.get(name) for row in table.rows]
-        numbers = all(not isinstance(cell, str) or _is_spread(cell) for cell in cells)
-        texts = [name, *map(_folded, cells)]
-        words = [word for text in texts for word in text.split()]
-        longest = max(map(cell_len, texts))
-        grid.add_column(
-            Text(name),
-            justify="right" if numbers else "left",
-            overflow="fold",
-            min_width=max(map(len, words), default=0) if numbers else None,
-            width=None if numbers or name == "" else min(longest, room),
-        )
-    for place, row in enumerate(table.rows):
-        if headings and (place == 0 or first[place] != first[place - 1]):
-            grid.add_row(Text(first[place], style="bold"))
-        grid.add_row(*(Text(_folded(row.get(name))) for name in columns[headings:]))
-    return grid
+        Args:
+            kinds: how to draw more kinds of series than those of `tauspan.experiments.figures.PICTURES`.
 
+        Raises:
+            MissingExtraError: matplotlib is not installed.
+            UsageError: a series of a kind that nothing draws.
 
-def _stacked(table: Table) -> Any:
-    """The table with one line per cell."""
-    from rich.table import Table as Grid
-    from rich.text import Text
+        Cost: about a tenth of a second for each panel.
 
-    grid = Grid.grid(padding=(0, 2))
-    grid.add_column(no_wrap=True)
-    grid.add_column(overflow="fold")
-    for place, row in enumerate(table.rows):
-        if place:
-            grid.add_row()
-        for name in table.columns:
-            grid.add_row(Text(name), Text(shown(row.get(name))))
-    return grid
+        Example:
+            >>> curve = [{"alpha": 0.0, "a": 0.5}, {"alpha": 1.0, "a": 0.75}]
+            >>> series = [{"kind": "alpha", "title": "addition", "best": 1.0, "points": curve}]
+            >>> Report("demo", [], series=series).plot()
+            Figures(alpha)
+        """
+        if importlib.util.find_spec("matplotlib") is None:
+            raise MissingExtraError(
+                "drawing figures needs matplotlib. Install it: pip install 'tauspan[plot]'."
+            )
+        from tauspan.core.figures import PICTURES, plotted
 
-
-def _is_spread(cell: Cell) -> bool:
-    return isinstance(cell, str) and "±" in cell
-
-
-def _folded(cell: Cell) -> str:
-    """A cell as `shown`; a mean with its spread takes nine characters, and from 1 on may break before the sign."""
-    if not _is_spread(cell):
-        return shown(cell)
-    short = re.sub(r"\b0\.", ".", shown(cell)).replace(" ± ", "±")
-    return short if len(short) <= len(".772±.012") else short.replace("±", " ±")
-
-
-def shown(value: Cell) -> str:
-    """A cell as text: three decimals, and nothing for None.
-
-    Example:
-        >>> shown(0.97249), shown(None), shown("a"), shown(12)
-        ('0.972', '', 'a', '12')
-    """
-    if value is None:
-        return ""
-    if isinstance(value, bool):
-        return "yes" if value else "no"
-    return f"{value:.3f}" if isinstance(value, float) else str(value)
+        known = {**PICTURES, **(kinds or {})}
+        strange = list(dict.fromkeys(str(one["kind"]) for one in self.series if one["kind"] not in known))
+        if strange:
+            raise UsageError(
+                f"{self.title!r} has series of kind {listed(strange)}, and known are {listed(sorted(known))}: give "
+                "`kinds={kind: Picture(...)}`, which says how they are drawn."
+            )
+        return plotted(self.series, known)
 
 
 class _Warned(Protocol):

@@ -13,6 +13,8 @@ if TYPE_CHECKING:
     import pandas
     from _typeshed import DataclassInstance
 
+    from tauspan.core.figures import Figures
+
 
 @dataclass(frozen=True, kw_only=True)
 class Result(ABC):
@@ -33,6 +35,10 @@ class Result(ABC):
     def rows(self) -> Sequence[Mapping[str, Cell]]:
         """The rows of the main table."""
         return self.report().tables[0].rows
+
+    def plot(self) -> "Figures":
+        """The figures of `report()`, by name; in a notebook they are shown. See `Report.plot`."""
+        return self.report().plot()
 
     def to_pandas(self) -> "pandas.DataFrame":
         """The main table as a data frame.

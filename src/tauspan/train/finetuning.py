@@ -11,6 +11,7 @@ from tauspan.core.arguments import checked
 from tauspan.core.errors import StoreError, UsageError, listed
 from tauspan.core.measure import Cost, measured, underway
 from tauspan.core.processes import world
+from tauspan.core.report import Cell, Table
 from tauspan.models import Encoder, fingerprint_of
 from tauspan.tasks import Task, build_head
 from tauspan.train import checkpoint
@@ -34,6 +35,15 @@ class Finetuned:
         found = "" if last is None else f", validation accuracy {last['accuracy']:.3f}"
         spent = "reused" if self.reused else f"{self.cost.seconds:.1f} s"
         return f"Finetuned({self.task_vector.label!r}, {len(self.history)} entries{found}, {spent})"
+
+    def _repr_markdown_(self) -> str:
+        """One line, and the validations as a table."""
+        rows: list[dict[str, Cell]] = [
+            {name: one.get(name) for name in ("step", "loss", "accuracy")}
+            for one in self.history
+            if one.get("split") == "validation"
+        ]
+        return f"`{self!r}`\n\n{Table('Validation', rows).to_markdown()}" if rows else f"`{self!r}`"
 
 
 @checked

@@ -10,7 +10,6 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from matplotlib.figure import Figure
 from torch import Tensor, nn
 
 import tauspan as ts
@@ -334,24 +333,22 @@ def test_a_grid_on_which_the_model_overflows_is_refused(regime: Any) -> None:
 # -- the picture ---------------------------------------------------------------------------------------------
 
 
-def test_the_regimes_of_a_pair_stand_side_by_side_on_one_colour_scale(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_the_regimes_of_a_pair_stand_side_by_side_on_the_one_colour_scale_of_the_report(
+    tmp_path: Path,
 ) -> None:
-    drawn: dict[str, Figure] = {}
-    save = figures._save
-    monkeypatch.setattr(figures, "_save", lambda f, path: drawn.setdefault(path.name, f) and save(f, path))
     uneven = (-2.0, -0.5, 0.0, 1.0)
     series = []
     for regime in ("standard", "linear"):
         model, vectors = world(regime, tasks=3)
         series += list(ts.disentanglement(model, vectors, grid=(uneven, GRID), **Q).report().series)
-    paths = figures.draw(ts.Report("maps", [], series=series), tmp_path)
+    report = ts.Report("maps", [], series=series)
+    paths = figures.draw(report, tmp_path, formats=("png",))
     assert [path.name for path in paths] == ["xi-one-two.png", "xi-one-three.png", "xi-two-three.png"]
     for path in paths:
         assert path.read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
-    left, right, bar = drawn["xi-one-two.png"].axes
+    left, right, bar = report.plot()["xi-one-two"].axes
     assert [panel.get_title().split("\n")[0] for panel in (left, right)] == ["standard", "linear"]
-    top = max(float(xi(ts.Report("", [], series=[one])).max()) for one in (series[0], series[3]))
+    top = max(float(xi(ts.Report("", [], series=[one])).max()) for one in series)
     for panel, one in ((left, series[0]), (right, series[3])):
         mesh: Any = panel.collections[0]
         assert mesh.get_clim() == (0, top)
@@ -367,7 +364,7 @@ def test_the_regimes_of_a_pair_stand_side_by_side_on_one_colour_scale(
 def test_a_map_of_zeros_on_one_point_is_drawn(tmp_path: Path) -> None:
     model, vectors = blocks("standard")
     found = ts.disentanglement(model, vectors, grid=[0.5], **Q).report()
-    (path,) = figures.draw(found, tmp_path)
+    (path,) = figures.draw(found, tmp_path, formats=("png",))
     assert path.stat().st_size > 5000
 
 

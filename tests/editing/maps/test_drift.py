@@ -245,7 +245,7 @@ def test_points_of_a_drift_out_of_reach_stay_empty(tmp_path: Path) -> None:
     ]
     assert found.tables[1].rows[0]["alpha at the unit"] is None
     assert ts.Report.from_json(found.to_json()).series[1] == last
-    assert len(figures.draw(found, tmp_path)) == 2
+    assert len(figures.draw(found, tmp_path, formats=("png",))) == 2
 
 
 def test_a_model_that_overflows_before_it_drifts_so_far_counts_as_out_of_reach() -> None:

@@ -60,8 +60,9 @@ def facts_of(model: EditedModel, vectors: Iterable[TaskVector], **more: Any) -> 
 
 
 def alpha_series(
-    title: str, best: float, rows: Mapping[float, Mapping[str, float]]
+    title: str, best: float, rows: Mapping[float, Mapping[str, float]], floor: float | None = None
 ) -> Sequence[dict[str, Any]]:
-    """The curves over alpha of a search, for a figure."""
+    """The curves over alpha of a search, for a figure; `floor` is the control accuracy that had to be kept."""
     points = [{"alpha": alpha, **rows[alpha]} for alpha in sorted(rows)]
-    return [{"kind": "alpha", "title": title, "best": best, "points": points}]
+    kept = {} if floor is None else {"floor": floor}
+    return [{"kind": "alpha", "title": title, "best": best, "points": points, **kept}]

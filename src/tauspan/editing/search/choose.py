@@ -70,7 +70,7 @@ class SolvedCoefficients(ChosenEdit):
     """
 
     per: Per
-    outcome: Outcome
+    outcome: Outcome = field(repr=False)
     alpha: float
     tasks: Sequence[SolvedTask] = field(repr=False)
     mean: SolvedTask

@@ -78,7 +78,8 @@ class Negation(ChosenEdit):
             "before": {"target": self.pretrained.target, "control": self.pretrained.control},
             "target": self.negated.target, "control": self.negated.control,
         }  # fmt: skip
-        series = alpha_series(title, self.alpha, self.curve)
+        least = self.floor * self.curve[0.0]["control"] if 0.0 in self.curve else None
+        series = alpha_series(title, self.alpha, self.curve, least)
         return Report(title, [table], dict(self.provenance), series, result, self.warnings)
 
 

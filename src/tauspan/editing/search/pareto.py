@@ -131,6 +131,15 @@ class TestedSpot:
             "control low": least, "control high": most, "control kept": self.control_kept,
         }  # fmt: skip
 
+    def point(self) -> dict[str, object]:
+        """The point with its intervals, for a figure."""
+        ends = {
+            "target_interval": self.target_interval,
+            "control_interval": self.control_interval,
+        }
+        intervals = {name: None if pair is None else list(pair) for name, pair in ends.items()}
+        return {"target": self.target, "control": self.control, **intervals}
+
 
 @dataclass(frozen=True, kw_only=True)
 class Front(ChosenEdit):
@@ -183,6 +192,7 @@ class Front(ChosenEdit):
         series = {
             "kind": "front", "title": title, "floor": self.least, "points": [_point(spot, names) for spot in self.spots],
             "best": _point(self.chosen, names), "grid": [_point(spot, names) for spot in self.gridded],
+            "tested": [self.tested.point()],
         }  # fmt: skip
         return Report(title, tables, dict(self.provenance), [series], result, self.warnings)
 

@@ -71,7 +71,8 @@ def optimum_table(found: Outcome) -> Table:
     row |= {"certified": solution.certified, "convex": solution.convex, "flat": solution.flat}
     row |= {"certificate": f"{solution.certificate:.1e}", "tolerance": f"{solution.tolerance:.0e}"}
     note = (
-        "certificate: the KKT residual in the infinity norm; flat: how many dimensions change no prediction."
+        "certificate: the Karush-Kuhn-Tucker (KKT) residual in the infinity norm; flat: how many dimensions change no "
+        "prediction."
     )
     if not solution.convex:
         note += " Not convex (the head normalises features): a stationary point, found from the best shared coefficient."

@@ -8,7 +8,7 @@ from tauspan import editing
 from tauspan.core.choices import EditRegime
 from tauspan.core.report import Table
 from tauspan.experiments.run.part import Evaluation, Findings, Part
-from tauspan.experiments.run.spread import Row, in_words, listed_alphas, over_seeds
+from tauspan.experiments.run.spread import Row, in_words, listed_alphas, one_series, over_seeds, stems
 from tauspan.experiments.run.vectors import Finetuning, VectorKind, kind_of, one_per_task
 
 if TYPE_CHECKING:
@@ -52,26 +52,36 @@ class Addition(Part):
                 name: {column: [one[place][column] for one in seeds] for column in COLUMNS}
                 for place, name in enumerate(run.names)
             }
-            series += [{**entry, "group": "alpha-addition"} for entry in done[0].report().series]
+            curves = [entry for one in done for entry in one.report().series]
+            series.append({**one_series(curves, run.recipe.seeds), "group": "alpha-addition"})
         note = (
             f"{in_words(run.recipe.seeds)}; test split; absolute accuracies: zero shot, single (a task's own vector at "
             "alpha 1), added (the sum of all vectors), alpha 1 (the sum at alpha 1); norm.: over single, in the same "
             f"regime; alpha chosen on validation by mean normalised accuracy: {listed_alphas(alphas)}"
         )
-        result = {"alpha": alphas, "addition": found, "addition_by_seed": by_seed}
+        counted = {task.name: len(task.split("test")) for task in run.tasks}
+        result = {
+            "alpha": alphas, "addition": found, "addition_by_seed": by_seed, "addition_rows": counted,
+        }  # fmt: skip
         return Findings([Table("Addition, test accuracy", rows, note)] if rows else [], series, result)
 
     def pictures(self, result: Mapping[str, Any]) -> Sequence[dict[str, Any]]:
         """The bars of `addition.png`, with the accuracy of joint training where it was measured."""
+        if not result.get("addition"):
+            return ()
         joint = result.get("references", {}).get("joint", {})
         start = ", random initialisation" if result.get("start") == "random" else ""
-        return [
-            {"kind": "bars", "group": "addition", "title": title, "column": column, "means": result["addition"],
-             "joint": [row["one model"] for row in joint.values()] if column == "added" else [],
-             "caption": f"One model for all tasks: the sum of their vectors ({_short(result['seeds'])}{start})"}
-            for column, title in (("added", "absolute accuracy"), ("added norm.", "normalised accuracy"))
-            if result.get("addition")
-        ]  # fmt: skip
+        by_seed, rows = result.get("addition_by_seed", {}), result.get("addition_rows", {})
+        bars: list[dict[str, Any]] = []
+        for column, title in (("added", "absolute accuracy"), ("added norm.", "normalised accuracy")):
+            spread, words = stems(by_seed, rows, column)
+            bars.append({
+                "kind": "bars", "group": "addition", "title": title, "column": column, "means": result["addition"],
+                "joint": [row["one model"] for row in joint.values()] if column == "added" else [],
+                "spread": spread, "spread_words": words,
+                "caption": f"One model for all tasks: the sum of their vectors ({_short(result['seeds'])}{start})",
+            })  # fmt: skip
+        return bars
 
 
 def added(label: str, seed: int) -> Evaluation:

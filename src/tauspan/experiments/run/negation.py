@@ -9,7 +9,7 @@ from tauspan.core.choices import EditRegime
 from tauspan.core.errors import RecipeError
 from tauspan.core.report import Table
 from tauspan.experiments.run.part import Evaluation, Findings, Part, refuse_twice
-from tauspan.experiments.run.spread import in_words, spread
+from tauspan.experiments.run.spread import in_words, one_series, spread
 from tauspan.experiments.run.vectors import kind_of
 
 if TYPE_CHECKING:
@@ -106,7 +106,8 @@ class Negation(Part):
                 {model: {column: row[column] for column in _COLUMNS} for model, row in table.items()}
                 for table in tables
             ]
-            series += [{**entry, "group": f"alpha-negation-{target}"} for entry in done[0].report().series]
+            curves = [entry for one in done for entry in one.report().series]
+            series.append({**one_series(curves, run.recipe.seeds), "group": f"alpha-negation-{target}"})
         control = self._control_in_words(run)
         note = (
             f"{in_words(run.recipe.seeds)}; test split; target and control: absolute accuracies; control: {control}; "

@@ -104,7 +104,7 @@ class Part(ABC):
         """Its tables, series and numbers; called only where `asked` and after all stages could be made."""
 
     def pictures(self, result: Mapping[str, Any]) -> Sequence[dict[str, Any]]:
-        """More series to draw, made from the numbers of a report."""
+        """More series to draw, made from the numbers of all parts."""
         return ()
 
 

@@ -91,7 +91,9 @@ def _report(context: RunContext) -> Report:
         facts["fingerprint"] = context.base(recipe.seeds[0])
     first: dict[str, Any] = {"seeds": in_words(recipe.seeds), "start": recipe.start, "alpha": {}}
     result = functools.reduce(laid_over, (one.result for one in found), first)
-    return Report(title, tables, provenance(**facts), [s for one in found for s in one.series], result)
+    series = [entry for one in found for entry in one.series]
+    series += [dict(entry) for part in recipe.parts for entry in part.pictures(result)]
+    return Report(title, tables, provenance(**facts), series, result)
 
 
 def numbered(report: Report) -> Report:
@@ -109,9 +111,8 @@ def write(report: Report, recipe: Recipe, folder: Path) -> None:
         if processes.first:
             write_text(folder / "report.json", report.to_json())
             write_text(folder / "report.md", report.to_markdown())
-            more = [series for part in recipe.parts for series in part.pictures(report.result)]
             kinds = {kind: picture for part in recipe.parts for kind, picture in part.drawn.items()}
-            for path in figures.draw(report, folder, more, kinds):
+            for path in figures.draw(report, folder, kinds):
                 log.info("wrote %s", path)
         processes.wait()
 

@@ -1,7 +1,9 @@
-"""Numbers of several seeds as one: their mean with its sample standard deviation."""
+"""Numbers of several seeds as one: their mean with its sample standard deviation, and their curves as one series."""
 
+import math
 import statistics
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from tauspan.core.report import Cell
 
@@ -68,3 +70,63 @@ def listed_alphas(alphas: Mapping[str, Sequence[float]]) -> str:
         'standard 0.3, 0.35; linear 1, 1'
     """
     return "; ".join(f"{name} {', '.join(f'{a:g}' for a in values)}" for name, values in alphas.items())
+
+
+def one_series(series: Sequence[Mapping[str, Any]], seeds: Sequence[int]) -> dict[str, Any]:
+    """The curves over alpha of several seeds as one series: the first seed's, with those of every seed in `seeds`.
+
+    Args:
+        series: of kind `alpha`, one for each seed.
+        seeds: their numbers.
+    """
+    if len(series) == 1:
+        return dict(series[0])
+    runs = [
+        {"seed": seed, "best": one["best"], "points": one["points"]}
+        for seed, one in zip(seeds, series, strict=True)
+    ]
+    floors = [one["floor"] for one in series if one.get("floor") is not None]
+    kept = {"floor": statistics.fmean(floors)} if floors else {}
+    return {**series[0], **kept, "seeds": runs}
+
+
+def stems(
+    by_seed: Mapping[str, Mapping[str, Mapping[str, Sequence[float | None]]]],
+    rows: Mapping[str, int],
+    column: str,
+) -> tuple[dict[str, dict[str, float]], str]:
+    """How far each bar's number spreads, by regime and name, and what that is, in words.
+
+    Of several seeds their sample standard deviation. Of one seed, for accuracies, the binomial standard error
+    sqrt(p (1 - p) / n) over the test rows, and of the mean over tasks sqrt(sum of squares) / T; else nothing.
+
+    Args:
+        by_seed: by regime, name (tasks, then `"mean"`) and column a number for each seed.
+        rows: how many test rows each task has; empty if that is not known.
+        column: which numbers.
+
+    Example:
+        >>> stems({"linear": {"a": {"added": [0.5]}}}, {"a": 100}, "added")
+        ({'linear': {'a': 0.05}}, '± standard error over test rows')
+        >>> stems({"linear": {"a": {"added": [0.5, 0.7]}}}, {}, "added")[1]
+        '± standard deviation over 2 seeds'
+    """
+    found: dict[str, dict[str, float]] = {}
+    counts = set()
+    for regime, names in by_seed.items():
+        for name, columns in names.items():
+            values = columns[column]
+            counts.add(len(values))
+            known = [value for value in values if value is not None]
+            if len(known) == len(values) > 1:
+                found.setdefault(regime, {})[name] = statistics.stdev(known)
+            elif len(known) == len(values) == 1 and column == "added" and name in rows:
+                found.setdefault(regime, {})[name] = math.sqrt(known[0] * (1 - known[0]) / rows[name])
+        own = [value for name, value in found.get(regime, {}).items() if name in rows]
+        if counts == {1} and "mean" in names and len(own) == len(names) - 1 > 0:
+            found[regime]["mean"] = math.sqrt(sum(value**2 for value in own)) / len(own)
+    number = max(counts, default=0)
+    return (
+        found,
+        f"± standard deviation over {number} seeds" if number > 1 else "± standard error over test rows",
+    )

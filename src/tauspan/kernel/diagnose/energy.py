@@ -33,6 +33,9 @@ class Eigenfunctions:
     vectors: Tensor
     outputs: int = 1
 
+    def __repr__(self) -> str:
+        return f"Eigenfunctions({len(self.values)} over {len(self.vectors) // self.outputs} rows)"
+
     @staticmethod
     def of(kernel: Kernel) -> "Eigenfunctions":
         """All eigenfunctions of a kernel whose eigenvalue is above rounding.
@@ -124,6 +127,12 @@ class LocalEnergy:
     chosen: Sequence[int]
     support: Tensor
     control: Tensor
+
+    def __repr__(self) -> str:
+        return (
+            f"LocalEnergy({len(self.chosen)} eigenfunctions: {self.on_support.value:.3g} on {len(self.support)} own "
+            f"rows, {self.on_control.value:.3g} on {len(self.control)} others)"
+        )
 
     @property
     def on_support(self) -> Estimate:

@@ -26,6 +26,7 @@ from tauspan.kernel.diagnose.vectors import (
     task_interference,
     task_paths,
 )
+from tauspan.kernel.diagnose.verdict import disturbance_in_words, kernels_in_words, reach_in_words
 from tauspan.kernel.operator.interference import require_several
 from tauspan.models import Encoder
 from tauspan.tasks import Task
@@ -54,8 +55,22 @@ class Diagnosis(Result):
     ridge: float | None = None
     counted: bool = True
 
+    def __repr__(self) -> str:
+        names = ", ".join(one.task for one in self.spectra)
+        return f"Diagnosis({names}{'; with their vectors' if self.interference else ''})"
+
+    @property
+    def verdict(self) -> str:
+        """What the numbers say, first of all: which tasks disturb each other, and how far the tangent model carries.
+
+        Without vectors: which tasks' features are alike, and where the labels lie. docs/verdicts.md has the rules.
+        """
+        if self.interference:
+            return f"{disturbance_in_words(self.interference)} {reach_in_words(self.paths)}"
+        return kernels_in_words(self.spectra, self.pairs)
+
     def report(self) -> Report:
-        """All numbers as tables, with spectra, heat maps and histograms as series."""
+        """The verdict, then all numbers as tables, with spectra, heat maps and histograms as series."""
         parts = [sections.spectra_section(self.spectra, self.ridge)]
         if self.pairs:
             parts.append(sections.pairs_section(self.pairs))
@@ -70,6 +85,7 @@ class Diagnosis(Result):
             [one for part in parts for one in part.series],
             {name: value for part in parts for name, value in part.result.items()},
             self.warnings,
+            self.verdict,
         )
 
 

@@ -45,6 +45,10 @@ class TaskSpectrum:
     centred_alignment: Estimate | None
     label_alignment: LabelAlignment | None
 
+    def __repr__(self) -> str:
+        ranks = f"stable rank {self.ranks.stable.value:.3g}, KTA {self.target_alignment.value:.3g}"
+        return f"TaskSpectrum({self.task}, {self.rows} rows, {ranks})"
+
 
 def task_spectrum(task: TaskKernel, ridge: float | None = None) -> TaskSpectrum:
     """Effective ranks, power and alignment with the labels; `ridge` as in `effective_ranks`."""
@@ -76,6 +80,9 @@ class TaskPairs:
     alignment: Tensor
     overlap: Tensor
     leading: int
+
+    def __repr__(self) -> str:
+        return f"TaskPairs({', '.join(self.tasks)})"
 
 
 def task_pairs(tasks: Sequence[TaskKernel], leading: int, advance: Advance) -> TaskPairs | None:

@@ -132,6 +132,11 @@ class Linearity:
     moved: Tensor
     precision: float
 
+    def __repr__(self) -> str:
+        last = self.relative[-1]
+        error = "J tau = 0" if last is None else f"relative error {last:.3g} at s = {self.scales[-1]:g}"
+        return f"Linearity({len(self.start)} rows, {len(self.scales)} scales, {error})"
+
     @property
     def errors(self) -> list[float]:
         """The root mean square of f(theta0 + s tau) - f_lin(s tau) for each s, in units of the outputs."""

@@ -10,9 +10,11 @@ from tauspan.kernel import Estimate
 from tauspan.kernel.diagnose.kernels import TaskPairs, TaskSpectrum
 from tauspan.kernel.diagnose.rows import Findings
 from tauspan.kernel.diagnose.vectors import TaskEnergy, TaskInterference, TaskPath
+from tauspan.kernel.diagnose.verdict import disturbances
 from tauspan.kernel.operator.interference import finite_or_none
 
 Row = dict[str, Cell]
+_ROOM = 66  # characters for names of tasks in a table of all pairs
 
 
 def spectra_section(spectra: Sequence[TaskSpectrum], ridge: float | None) -> Findings:
@@ -34,9 +36,10 @@ def spectra_section(spectra: Sequence[TaskSpectrum], ridge: float | None) -> Fin
         "is singular; decay: a of lam_i ~ i^-a. Gradient descent on the summed squared error needs lr < 2 / lam 1."
     )
     about = (
-        "With one-hot labels less 1/C. KTA: <K, YY^T> / (|K||YY^T|); CKA: both centred; LGA: labels as same or other "
-        "class, one output only, all parameters that train (published: the sum, weights alone); half at: smallest r "
-        "whose leading eigenvectors hold half of |Y|^2, learned in time 1 / lam."
+        "With one-hot labels Y less 1/C. KTA, kernel-target alignment: <K, YY^T> / (|K||YY^T|); CKA, centred kernel "
+        "alignment: both centred; LGA, label-gradient alignment: labels as same or other class, one output only, all "
+        "parameters that train (published: the sum, weights alone); half at: smallest r whose leading eigenvectors hold "
+        "half of |Y|^2, learned in time 1 / lam."
     )
     ranks, aligned = list(map(_ranks, spectra)), list(map(_aligned, spectra))
     tables = [Table("Spectrum", ranks, note), Table("Alignment with the labels", aligned, about)]
@@ -77,7 +80,11 @@ def pairs_section(pairs: TaskPairs) -> Findings:
     )
     both = ((title, pairs.alignment, about), (overlap, pairs.overlap, meant))
     tables = [_matrix_table(name, pairs.tasks, values, note) for name, values, note in both]
-    series = [_heat(name, "alignment", pairs.tasks, values) for name, values, _ in both]
+    measures = (r"$|K_{st}|$ over $\sqrt{|K_{ss}||K_{tt}|}$", "mean squared cosine")
+    series = [
+        _heat(name, "alignment", pairs.tasks, values, measure)
+        for (name, values, _), measure in zip(both, measures, strict=True)
+    ]
     result = {
         "tasks": list(pairs.tasks), "cross_task_alignment": pairs.alignment.tolist(),
         "feature_overlap": pairs.overlap.tolist(),
@@ -168,18 +175,31 @@ def interference_section(one: TaskInterference) -> Findings:
         }
         for row in one.accuracies
     ]  # fmt: skip
+    lines, columns = _numbered(names)
+    shown: list[Row] = [
+        {
+            "on": lines[row.on], "base": row.base, "alone": row.alone,
+            **{f"with {columns[by]}": row.with_other.get(by) for by in names}, "all": row.together,
+        }
+        for row in one.accuracies
+    ]  # fmt: skip
+    about = "On these rows; base: without any vector, alone: with its own, with: with another task's too."
     classes: list[Row] = [
         {"on": row.on, "by": row.by, "class": row.label, "change": row.change, "over own": row.over_own}
         for row in one.by_class
     ]
     tables = [
         _matrix_table(title, names, table, note),
-        Table("Predicted accuracy of the tangent model at alpha 1", predicted, "On these rows."),
+        Table("Predicted accuracy of the tangent model at alpha 1", shown, about),
         Table("Interference by class", classes, "Root mean square change; over own: over that by the task's own vector."),
     ]  # fmt: skip
-    lines = list(map(_finite, table.tolist()))
-    result = {"interference": lines, "predicted": predicted, "interference_by_class": classes}
-    return Findings(tables, [_heat(title, "interference", names, table)], result)
+    found = list(map(_finite, table.tolist()))
+    disturbed = [vars(pair) for pair in disturbances(one)]
+    result = {
+        "interference": found, "predicted": predicted, "interference_by_class": classes, "disturbed": disturbed,
+    }  # fmt: skip
+    heat = _heat(title, "interference", names, table, r"change $J\tau$ over that on the vector's own rows")
+    return Findings(tables, [{**heat, "across": "vector of", "upward": "rows of"}], result)
 
 
 def _finite(values: Iterable[float | None]) -> list[float | None]:
@@ -188,12 +208,27 @@ def _finite(values: Iterable[float | None]) -> list[float | None]:
 
 
 def _matrix_table(title: str, names: Sequence[str], values: Tensor, note: str) -> Table:
-    lines = zip(names, values.tolist(), strict=True)
-    return Table(
-        title, [{"": name, **dict(zip(names, _finite(line), strict=True))} for name, line in lines], note
+    """A row and a column for each task; long names stand in the rows alone, and columns have their numbers."""
+    lines, columns = _numbered(names)
+    cells = [
+        {"": lines[name], **dict(zip(columns.values(), _finite(line), strict=True))}
+        for name, line in zip(names, values.tolist(), strict=True)
+    ]
+    return Table(title, cells, note)
+
+
+def _numbered(names: Sequence[str]) -> tuple[dict[str, str], dict[str, str]]:
+    """What lines and columns are called: the names, or numbers where columns of names need more than a terminal has."""
+    if max(map(len, names)) + sum(len(name) + 2 for name in names) <= _ROOM:
+        return dict(zip(names, names, strict=True)), dict(zip(names, names, strict=True))
+    return (
+        {name: f"{number} {name}" for number, name in enumerate(names, 1)},
+        {name: str(number) for number, name in enumerate(names, 1)},
     )
 
 
-def _heat(title: str, group: str, names: Sequence[str], values: Tensor) -> dict[str, Any]:
+def _heat(title: str, group: str, names: Sequence[str], values: Tensor, measure: str) -> dict[str, Any]:
     lines = list(map(_finite, values.tolist()))
-    return {"kind": "heat", "group": group, "title": title, "tasks": list(names), "values": lines}
+    return {
+        "kind": "heat", "group": group, "title": title, "tasks": list(names), "values": lines, "measure": measure,
+    }  # fmt: skip

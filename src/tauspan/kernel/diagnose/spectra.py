@@ -126,6 +126,9 @@ class CumulativePower:
     times: Tensor
     half: int
 
+    def __repr__(self) -> str:
+        return f"CumulativePower({len(self.values)} eigenvalues, half of the target in the first {self.half})"
+
 
 def cumulative_power(kernel: Kernel, targets: Tensor) -> CumulativePower:
     """How much of the targets is in the span of the leading eigenvectors, exact.

@@ -96,6 +96,9 @@ class TaskPath:
     distance: Estimate
     change: Estimate
 
+    def __repr__(self) -> str:
+        return f"TaskPath({self.task}, {self.regime}, q {self.curvature.value:.3g}, {self.path!r})"
+
 
 def task_paths(
     encoder: Encoder,
@@ -136,6 +139,9 @@ class TaskInterference:
     between: Interference
     accuracies: Sequence[PredictedAccuracy]
     by_class: Sequence[ClassChange]
+
+    def __repr__(self) -> str:
+        return f"TaskInterference({', '.join(self.between.tasks)})"
 
 
 def task_interference(

@@ -6,7 +6,7 @@ of their own: J_t is the Jacobian of the encoder under the head of t, in paramet
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 import torch
@@ -53,6 +53,8 @@ class PredictedAccuracy:
         alone: with its own vector.
         with_other: with its own vector and that of one other task, by that task.
         together: with the vectors of all tasks.
+        rows: how many there are; 0 where that is not known.
+        changed: by another task, how many rows are right with the own vector and wrong with both, and the reverse.
     """
 
     on: str
@@ -60,6 +62,8 @@ class PredictedAccuracy:
     alone: float
     with_other: Mapping[str, float]
     together: float
+    rows: int = 0
+    changed: Mapping[str, tuple[int, int]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -88,6 +92,9 @@ class Interference(Result):
         missing = [f"{by} on {on}" for on in self.tasks for by in self.tasks if (on, by) not in self.changes]
         if missing:
             raise UsageError(f"the changes of {listed(missing)} are missing: give every pair of tasks.")
+
+    def __repr__(self) -> str:
+        return f"Interference({', '.join(self.tasks)})"
 
     def table(self, over: Literal["by", "on"] = "by") -> Tensor:
         """Root mean squares of the changes over that of an own change, shape (T, T), row `on`, column `by`.
@@ -138,13 +145,18 @@ class Interference(Result):
         for on in self.tasks:
             of, base = labels_of(labels, on, len(self.changes[on, on])), start[on].double()
             total = alone = base + self.changes[on, on]
-            pairs = {}
+            pairs, changed, right = {}, {}, alone.argmax(-1) == of
             for by in self.tasks:
                 if by != on:
-                    pairs[by] = accuracy(alone + self.changes[on, by], of)
+                    both = alone + self.changes[on, by]
+                    still = both.argmax(-1) == of
+                    pairs[by] = accuracy(both, of)
+                    changed[by] = int((right & ~still).sum()), int((still & ~right).sum())
                     total = total + self.changes[on, by]
             predicted.append(
-                PredictedAccuracy(on, accuracy(base, of), accuracy(alone, of), pairs, accuracy(total, of))
+                PredictedAccuracy(
+                    on, accuracy(base, of), accuracy(alone, of), pairs, accuracy(total, of), len(of), changed
+                )
             )
         return predicted
 

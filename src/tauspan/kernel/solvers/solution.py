@@ -51,6 +51,10 @@ class DualSolution:
     relative_residual: float | None = None
     error_bound: float | None = None
 
+    def __repr__(self) -> str:
+        state = "converged" if self.converged else "NOT converged"
+        return f"{type(self).__name__}({self.solver}, {self.alpha.numel()} numbers, ridge {self.ridge:g}, {state})"
+
     def facts(self) -> dict[str, Any]:
         """Everything that is known but alpha, for a vector's provenance."""
         certificate = {

@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 
 from tauspan.core.arguments import checked
-from tauspan.core.errors import TauspanError
+from tauspan.core.errors import TauspanError, listed
 from tauspan.core.report import Cell, Report, Table, provenance
 from tauspan.core.results import Result
 from tauspan.merge.checks.contents import compared
@@ -150,6 +150,9 @@ class Examination(Result):
     problems: Sequence[Problem] = ()
     displacements: Sequence[Displacement] = ()
 
+    def __repr__(self) -> str:
+        return f"Examination({self.verdict})"
+
     @property
     def errors(self) -> Sequence[Problem]:
         """The problems that stop a merge."""
@@ -157,20 +160,22 @@ class Examination(Result):
 
     @property
     def verdict(self) -> str:
-        """Whether the models can be merged, in one line."""
+        """Whether the models can be merged, and what does not fit in which of them, in one line."""
         errors = len(self.errors)
         count = len(self.problems) - errors
         more = f", {_counted(count, 'warning')}" if count else ""
         if not errors:
             return f"These models can be merged: no errors{more}."
         kinds = sorted({problem.kind for problem in self.errors})
+        where = {kind: dict.fromkeys(one.model for one in self.errors if one.kind == kind) for kind in kinds}
+        unfit = "; ".join(f"{kind} in {listed(models)}" for kind, models in where.items())
         able = [kind for kind in kinds if kind in LENIENT]
         way = (
             f" They can with {' '.join(f'--allow {kind}' for kind in able)}."
             if len(able) == len(kinds)
             else ""
         )
-        what = f"{_counted(errors, 'error')} ({', '.join(kinds)}){more}"
+        what = f"{_counted(errors, 'error')} ({unfit}){more}"
         return f"These models cannot be merged as they are: {what}.{way}"
 
     def report(self) -> Report:
@@ -190,7 +195,7 @@ class Examination(Result):
         tables.append(Table("problems", shown, "" if self.problems else "none"))
         counts = {"errors": len(self.errors), "warnings": len(self.problems) - len(self.errors)}
         result = {"verdict": self.verdict, **counts}
-        return Report("tauspan doctor", tables, dict(self.provenance), result=result)
+        return Report("tauspan doctor", tables, dict(self.provenance), result=result, verdict=self.verdict)
 
 
 @checked

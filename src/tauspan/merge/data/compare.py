@@ -59,6 +59,10 @@ class Comparison(Result):
     regime: EditRegime
     methods: Sequence[ComparedMethod]
 
+    def __repr__(self) -> str:
+        found = (f"{one.method} {one.mean.added:.3f}" for one in self.methods)
+        return f"Comparison({self.regime}, mean accuracy: {', '.join(found)})"
+
     def report(self) -> Report:
         """Means of each method; its accuracy on each task; the curves over alpha."""
         title = f"Merging, {self.regime}"
@@ -88,7 +92,11 @@ class Comparison(Result):
             for alpha, normalised in one.curve.items():
                 points.setdefault(alpha, {"alpha": alpha})[one.method] = normalised
         ordered = [points[alpha] for alpha in sorted(points)]
-        return {"kind": "alpha", "title": f"merging, {self.regime}", "points": ordered}
+        return {
+            "kind": "alpha", "title": f"merging, {self.regime}", "points": ordered,
+            "bests": {one.method: one.alpha for one in self.methods},
+            "upward": "mean normalised accuracy, validation",
+        }  # fmt: skip
 
 
 @noted

@@ -22,7 +22,7 @@ PAGES = WORK / "pages"
 SITE = ROOT / "out" / "site"
 LINK = re.compile(r"(\]\()([^)\s]+)(\))")
 FENCE = re.compile(r"^\s*(```|~~~)")
-SHOWN = {".md", ".png", ".json", ".svg"}  # what a browser shows; other files are copied as text
+SHOWN = {".md", ".png", ".json", ".svg", ".ipynb"}  # what a browser shows; other files are copied as text
 FOREIGN = re.compile(
     r"<(?:script|img|iframe|link)\b[^>]*?(?:src|href)=[\"']?(?:https?:)?//(?!localhost)[^>]*>", re.IGNORECASE
 )

@@ -30,7 +30,9 @@ def test_a_notebook_runs(source: Path) -> None:
     made = MADE["notebook"](source)
     kept = json.loads(source.with_suffix(".ipynb").read_text(encoding="utf-8"))
     for now, then in zip(made["cells"], kept["cells"], strict=True):
-        assert [_words(one) for one in now.get("outputs", [])] == [_words(one) for one in then.get("outputs", [])]
+        assert [_words(one) for one in now.get("outputs", [])] == [
+            _words(one) for one in then.get("outputs", [])
+        ]
 
 
 def _words(output: dict) -> tuple[str, list[str]]:

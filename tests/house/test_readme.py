@@ -48,12 +48,16 @@ def test_the_commands_run(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stdout + done.stderr
 
 
-def test_figures_of_what_was_found_stand_in_the_results() -> None:
-    """Every number with its spread, and every ratio of costs, is in a page of docs/results."""
-    found = README.partition("## What we found")[2].partition("## Compared")[0]
-    figures = re.findall(r"\d+\.\d+ ± \d+\.\d+|\d+\.\d{2,3}(?! ±)(?<! ± 0\.\d{3})", found)
-    assert len(figures) > 15
-    text = "\n".join(page.read_text(encoding="utf-8") for page in RESULTS)
+@pytest.mark.parametrize(
+    ("section", "pages", "least"),
+    [("What we found", ("addition", "study"), 10), ("What it costs", ("costs",), 6)],
+)
+def test_figures_stand_on_the_pages_of_results(section: str, pages: tuple[str, ...], least: int) -> None:
+    """Every number with its spread, and every ratio of costs."""
+    found = README.partition(f"## {section}")[2].partition("\n## ")[0]
+    figures = re.findall(r"\d\.\d{3} ± \d\.\d{3}|\d\.\d{3}|\d\.\d{2}", found)
+    assert len(figures) >= least
+    text = "\n".join((ROOT / "docs" / "results" / f"{page}.md").read_text("utf-8") for page in pages)
     assert [figure for figure in figures if figure not in text] == []
 
 

@@ -157,8 +157,8 @@ def summary() -> str:
                 continue
             text = (PAGES / entry).read_text(encoding="utf-8")
             title = text.partition("\n")[0].lstrip("# ").replace("`", "")
-            first = re.search(r"\n\n([A-Z][^\n]*(?:\n[^\n|#-][^\n]*)*)", text)
-            said = re.split(r"(?<=[.:])\s", " ".join(first[1].split()))[0] if first else ""
+            first = re.search(r"\n\n([A-Z`][^\n]*(?:\n[^\n|#-][^\n]*)*)", text)
+            said = re.split(r"(?<=\.)\s", " ".join(first[1].split()))[0] if first else ""
             said = LINK.sub("", said).replace("[", "").replace(":::", "")
             lines.append(f"- [{title}]({entry})" + (f": {said}" if said else ""))
 

@@ -2,9 +2,9 @@
 
 import os
 import re
+import resource
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -16,15 +16,21 @@ PROGRAM = Path(sys.executable).with_name("zensical")
 @pytest.mark.slow
 @pytest.mark.skipif(not PROGRAM.exists(), reason="zensical is not installed: pip install -e '.[docs]'")
 def test_the_site_builds_without_a_warning_and_asks_nobody() -> None:
-    begun = time.monotonic()
+    begun = _seconds()
     done = subprocess.run(
         [sys.executable, "docs/make_site.py"], cwd=ROOT, capture_output=True, text=True, check=False,
         env={**os.environ, "NO_COLOR": "1"},
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
-    assert time.monotonic() - begun < 120
+    assert _seconds() - begun < 120
     site = ROOT / "out" / "site"
     assert "<h1" in (site / "index.html").read_text(encoding="utf-8")
     listed = re.findall(r"\]\(([^)]+)\)", (site / "llms.txt").read_text(encoding="utf-8"))
     assert len(listed) > 40
     assert all((site / page).is_file() for page in listed)
+
+
+def _seconds() -> float:
+    """CPU time of all children; the clock would also count other tests' work."""
+    spent = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return spent.ru_utime + spent.ru_stime

@@ -2,7 +2,7 @@
 .DEFAULT_GOAL := help
 PYTHON ?= python3
 BIN := .venv/bin
-.PHONY: help env env-real demo test test-slow test-long bench check lint types clean
+.PHONY: help env env-real env-docs docs demo test test-slow test-long bench check lint types clean
 
 help:
 	@echo "make demo   edit a real model with task vectors: four tables and pictures in out/demo"
@@ -10,6 +10,7 @@ help:
 	@echo "make check  lint, types, tests        make test-slow  the tests that take longer"
 	@echo "make test-long   every family of models, every recipe with its whole grid; an hour"
 	@echo "make bench  timings and memory against the paper's approach; SHORT=1 within minutes"
+	@echo "make docs   the documentation site in out/site, offline once its tools are there"
 	@echo "make env    only the environment .venv    make env-real  with the libraries of make test-slow"
 
 env: .venv/ready
@@ -28,6 +29,18 @@ env-real: .venv/ready-real
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[dev,real]"
 	$(BIN)/python -m benchmarks.families.torchvision_alone
 	@touch .venv/ready-real
+
+# The tools of the documentation site.
+env-docs: .venv/ready-docs
+
+.venv/ready-docs: .venv/ready
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[docs]"
+	@touch .venv/ready-docs
+
+docs: env-docs
+	$(BIN)/python docs/make_reference.py
+	$(BIN)/python docs/make_methods.py
+	$(BIN)/python docs/make_site.py
 
 demo: env
 	$(BIN)/tauspan demo --out out/demo

@@ -1,6 +1,5 @@
-"""README: its example prints what it says, its verbs exist, its links lead somewhere."""
+"""README: its example prints what it says, its commands run, its figures stand in the reports, and it stays short."""
 
-import argparse
 import os
 import re
 import subprocess
@@ -9,59 +8,68 @@ from pathlib import Path
 
 import pytest
 
-from tauspan.cli.main import parser
+from helpers.pages import blocks
 
 ROOT = Path(__file__).resolve().parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
-DOCUMENTS = ["README.md", "CONTRIBUTING.md", "CHANGELOG.md", "docs/architecture.md", "docs/formats.md"]
+RESULTS = [*(ROOT / "docs" / "results").rglob("*.md")]
 
 
-def _verbs(of: argparse.ArgumentParser) -> dict[str, argparse.ArgumentParser]:
-    actions = [action for action in of._actions if isinstance(action, argparse._SubParsersAction)]
-    return dict(actions[0].choices) if actions else {}
-
-
-def _named(text: str) -> set[tuple[str, str]]:
-    """`tauspan VERB [ACTION]` in code spans and at the start of lines."""
-    found = re.findall(r"(?:`|^)tauspan ([a-z-]+)(?: ([a-z]+(?:-[a-z]+)*)\b(?![./:=]))?", text, re.MULTILINE)
-    return {(verb, action) for verb, action in found}
+def test_it_is_one_screen() -> None:
+    assert README.count("\n") <= 150
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_the_first_example_prints_what_the_page_says() -> None:
-    blocks = re.search(r"```python\n(.*?)```\s+```text\n(.*?)```", README, re.DOTALL)
-    assert blocks is not None
-    code, printed = blocks.groups()
+    example = next(block for block in blocks(README) if block.kind == "python")
     one_thread = {**os.environ, "OMP_NUM_THREADS": "1"}  # sums in one order on every machine
     done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, timeout=280, env=one_thread
+        [sys.executable, "-c", example.code],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        timeout=800,
+        env=one_thread,
     )
     assert done.returncode == 0, done.stderr
-    assert done.stdout == printed
+    assert done.stdout == example.printed
 
 
-def test_every_verb_on_the_page_exists_and_every_verb_is_on_the_page() -> None:
-    verbs = _verbs(parser())
-    named = _named(README)
-    assert {verb for verb, _ in named} == set(verbs)
-    for verb, inner in ((name, _verbs(made)) for name, made in verbs.items()):
-        if inner:
-            assert {action for first, action in named if first == verb and action} == set(inner)
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_the_commands_run(tmp_path: Path) -> None:
+    commands = next(block for block in blocks(README) if block.code.startswith("tauspan finetune"))
+    page = tmp_path / "commands.md"
+    page.write_text(f"```sh\n{commands.code}```\n", encoding="utf-8")
+    paths = os.pathsep.join([str(ROOT / "src"), str(ROOT / "tests"), os.environ.get("PYTHONPATH", "")])
+    done = subprocess.run(
+        [sys.executable, "-m", "helpers.pages", str(page)], cwd=tmp_path, capture_output=True, text=True, timeout=800,
+        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": paths}, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
 
 
-def _anchors(text: str) -> set[str]:
-    titles = re.findall(r"^#+ (.+)$", text, re.MULTILINE)
-    return {re.sub(r"[^a-z0-9 _-]", "", title.lower()).replace(" ", "-") for title in titles}
+@pytest.mark.parametrize(
+    ("section", "pages", "least"),
+    [("What we found", ("addition", "study"), 10), ("What it costs", ("costs",), 6)],
+)
+def test_figures_stand_on_the_pages_of_results(section: str, pages: tuple[str, ...], least: int) -> None:
+    """Every number with its spread, and every ratio of costs."""
+    found = README.partition(f"## {section}")[2].partition("\n## ")[0]
+    figures = re.findall(r"\d\.\d{3} ± \d\.\d{3}|\d\.\d{3}|\d\.\d{2}", found)
+    assert len(figures) >= least
+    text = "\n".join((ROOT / "docs" / "results" / f"{page}.md").read_text("utf-8") for page in pages)
+    assert [figure for figure in figures if figure not in text] == []
 
 
-@pytest.mark.parametrize("name", DOCUMENTS)
-def test_links_lead_somewhere(name: str) -> None:
-    page = ROOT / name
-    for target in re.findall(r"\]\(([^)\s]+)\)", page.read_text(encoding="utf-8")):
-        if target.startswith(("http://", "https://")):
-            continue
-        path, _, anchor = target.partition("#")
-        file = (page.parent / path).resolve() if path else page
-        assert file.exists(), f"{name} links to {target}"
-        if anchor:
-            assert anchor in _anchors(file.read_text(encoding="utf-8")), f"{name} links to {target}"
+def test_figures_of_the_results_pages_stand_in_their_reports() -> None:
+    """Numbers with a spread on the pages of results are those of the reports beside them."""
+    pages = [ROOT / "docs" / "results" / f"{name}.md" for name in ("addition", "study")]
+    reports = "\n".join(page.read_text(encoding="utf-8") for page in RESULTS if page.name == "report.md")
+    reports = re.sub(
+        r"\| (\d\.\d{3}) \| (\d\.\d{3}) ", r"\g<0> \1 ± \2 ", reports
+    )  # in maps they are two columns
+    figures = [one for page in pages for one in re.findall(r"\d\.\d{3} ± \d\.\d{3}", page.read_text("utf-8"))]
+    assert len(figures) > 30
+    assert [figure for figure in figures if figure not in reports] == []

@@ -231,7 +231,8 @@ class AdapterSource(Products):
 
     Args:
         path: the adapter's directory.
-        access, label: as for `read_adapter`.
+        access: as for `read_adapter`.
+        label: as for `read_adapter`.
         whole: the caller has the base, so whole tensors (`wholes`) beside the products are no error.
 
     Raises:

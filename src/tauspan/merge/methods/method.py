@@ -79,7 +79,8 @@ class Option:
         default: the authors' value; None where it has to be given.
         doc: one line, with its unit and range.
         per_model: one number for each model: blocks then see a tuple of T numbers.
-        low, high: the closed range of a number.
+        low: the least number; None where there is no bound.
+        high: the largest number; None where there is no bound.
         choices: the allowed texts.
     """
 
@@ -277,7 +278,8 @@ class Method:
         space: whether values are displacements from the base or the models' own weights.
         needs: what must be there besides the models.
         options: settings with the authors' defaults.
-        fewest, most: how many models it takes.
+        fewest: how many models it takes at least.
+        most: how many it takes at most; None for any number.
         temporaries: block-sized tensors alive at once inside `combine` or `prepare`, besides the T + 2 of the
             driver; for the grain `tensor` in units of the tensor. The plan's memory bound uses it.
     """

@@ -4,7 +4,6 @@ import { cut, number } from "../format";
 import { colour, css, dark, onColour } from "../heat";
 import { desk } from "../state";
 import { Card, Name } from "../ui";
-import { HAS_XI } from "./xi";
 
 export function Interference() {
   const matrix = desk.interference;
@@ -12,7 +11,7 @@ export function Interference() {
   void dark.value;
   const top = Math.max(1e-12, ...matrix.values.flat().filter((value): value is number => value !== null));
   return (
-    <Card id="interference" title={cut(matrix.title, 100)} wide={HAS_XI !== (desk.front !== null)}>
+    <Card id="interference" title={cut(matrix.title, 100)}>
       <div class="scroll" tabIndex={0} role="region" aria-label="Interference matrix">
         <table class="grid">
           <thead>

@@ -10,12 +10,13 @@ import { around, INSET, path, Plot, type Scale } from "../plot";
 import { coefficients, COUNT, desk, GRID, HIGH, LOW, mix, rows, SAMPLED, score, scores, selected, settled, split } from "../state";
 import { share } from "../stats";
 import { Card, Name } from "../ui";
+import { HAS_XI } from "./xi";
 
 const STEPS = 41;
 const MOST = 4; // times the mix, however small it is
 
 const along = computed<readonly number[]>(() => {
-  const mixed = settled.value.direction;
+  const mixed = SAMPLED ? settled.value.point : settled.value.direction;
   return mixed.some((a) => a !== 0) ? mixed : Array<number>(COUNT).fill(Math.min(1, HIGH));
 });
 
@@ -39,9 +40,12 @@ interface Curve {
   points: (readonly [number, number])[];
 }
 
+/** Cards stand in pairs; this one takes a whole row where one would stand alone. */
+const LEFT_OVER = [true, HAS_XI, desk.interference, desk.front].filter(Boolean).length % 2 > 0;
+
 export function Sweep() {
   return (
-    <Card id="sweep" title="Scale the whole mix">
+    <Card id="sweep" title="Scale the whole mix" wide={LEFT_OVER}>
       {SAMPLED ? <Sampled /> : <Curves />}
     </Card>
   );

@@ -1,4 +1,4 @@
-"""docs/tracking.md: every block runs with the real tracker, and the tracker holds what the log does."""
+"""docs/how-to/tracking.md: every block runs with the real tracker, and the tracker holds what the log does."""
 
 import importlib.util
 import json
@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-PAGE = (Path(__file__).resolve().parents[2] / "docs" / "tracking.md").read_text(encoding="utf-8")
+PAGE = (Path(__file__).resolve().parents[2] / "docs" / "how-to" / "tracking.md").read_text(encoding="utf-8")
 SECTIONS = dict(part.split("\n", 1) for part in PAGE.split("\n## ")[1:])
 BLOCKS = {title: re.findall(r"```python\n(.*?)```", text, re.DOTALL)[0] for title, text in SECTIONS.items()}
 FIRST = re.search(r"```python\n(.*?)```", PAGE, re.DOTALL)

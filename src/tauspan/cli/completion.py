@@ -17,17 +17,18 @@ TASKS = {
     "tasks",
     "pairs",
     "pair",
+    "control",
     "controls",
 }  # arguments whose values are tasks, by their names in the code
 RECIPES = {"recipe"}
 MODELS = {"model", "models", "base", "inputs"}
 FILES = {
-    "a", "adapter", "against", "b", "c", "card", "data", "head_from", "named_out", "out", "output", "root", "rows",
+    "a", "adapter", "against", "b", "c", "card", "data", "head_from", "named_out", "out", "output", "root", "rows", "run",
     "test", "train", "tuned", "validation", "vector", "vectors",
 }  # fmt: skip
 FREE = {
     "allow", "code", "delimiter", "device", "eigenfunctions", "encoding", "grid", "label", "label_names",
-    "label_prompts", "leave_out", "method", "name", "near", "params", "set", "shard_size", "split", "text",
+    "label_prompts", "leave_out", "method", "name", "near", "params", "set", "shard_size", "split", "text", "title",
 }  # fmt: skip
 
 

@@ -83,8 +83,8 @@ def finetune(
         on_log: called with each record of the log when it is written, as a dictionary of its own: `split`, `step`, `loss`
             and, of training, `gradient_norm` and `lr`, of validation, `accuracy` (and `tasks`, where there are several).
             With several processes the first alone calls it. A run that is resumed passes on what it does itself; one
-            that is reused, nothing. It changes nothing of the vector. `docs/how-to/tracking.md` has one for TensorBoard, W&B,
-            MLflow and trackio.
+            that is reused, nothing. It changes nothing of the vector. `docs/how-to/tracking.md` has one for TensorBoard,
+            W&B, MLflow and trackio.
 
     Returns:
         The vector, labelled by the task, or `joint` for several; the history; and what it cost. With several tasks the

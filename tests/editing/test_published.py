@@ -126,7 +126,7 @@ def test_an_edited_model_is_uploaded_without_its_bases_place_here(
     assert "path" not in reference
     card = card_of(server, "me/edited")
     assert card.data.library_name == ("tauspan" if regime == "linear" else "transformers")
-    assert f"| regime | {regime} |" in card.text
+    assert f"- regime: {regime}\n" in card.text
     assert "ts.load(snapshot_download('me/edited'))" in card.text
     assert ("AutoModel.from_pretrained('me/edited')" in card.text) == (regime == "standard")
     back = load(whole(server, "me/edited", tmp_path / "back"), base=tmp_path / "base")

@@ -85,7 +85,7 @@ def test_adapters_become_an_adapter_with_a_card(
     assert card.digest == report.digest
     assert card.recipe.rank == rank
     assert "library_name: peft" in (tmp_path / "out" / FILE).read_text()
-    assert "that the SVD cut off" in (tmp_path / "out" / FILE).read_text()
+    assert "that the SVD cut off" in " ".join((tmp_path / "out" / FILE).read_text().split())
     reproduce(tmp_path / "out")
     files(text, tmp_path / "again", workers=3)
     assert (tmp_path / "again" / WEIGHTS).read_bytes() == (tmp_path / "out" / WEIGHTS).read_bytes()

@@ -229,7 +229,8 @@ def _markdown(columns: Sequence[str], rows: Sequence[dict[str, Cell]]) -> list[s
     if _fits(whole) or len(columns) < 2:
         return whole
     if len(columns) == 2:  # facts by name
-        return [f"- {shown(row.get(columns[0]))}: {shown(row.get(columns[1]))}" for row in rows]
+        first, second = columns
+        return [f"- {_escaped(row.get(first))}: {_escaped(row.get(second))}" for row in rows]
     named = [shown(row.get(columns[0])) for row in rows]
     if len(set(named)) < len(named) and len(columns) > 2:
         lines: list[str] = []

@@ -8,7 +8,7 @@ help:
 	@echo "make demo   edit a real model with task vectors: four tables and pictures in out/demo"
 	@echo "make test   the tests, with line coverage"
 	@echo "make check  lint, types, tests        make test-slow  the tests that take longer"
-	@echo "make test-long   every family of models, every recipe with its whole grid; an hour"
+	@echo "make test-long   every family of models, every recipe with its whole grid; the longest"
 	@echo "make bench  timings and memory against the paper's approach; SHORT=1 within minutes"
 	@echo "make docs   the documentation site in out/site, offline once its tools are there"
 	@echo "make env    only the environment .venv    make env-real  with the libraries of make test-slow"

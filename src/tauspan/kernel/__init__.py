@@ -82,4 +82,4 @@ __all__ = [
     "squared_norm",
     "task_vector",
     "trace",
-]  # fmt: skip
+]

@@ -106,8 +106,11 @@ def work(out):
 
 
 def journal(out):
-    file = work(out) / "journal.jsonl"
-    return file.read_bytes().splitlines(keepends=True) if file.exists() else []
+    """Its lines; none where there is no journal, or none any more."""
+    try:
+        return (work(out) / "journal.jsonl").read_bytes().splitlines(keepends=True)
+    except FileNotFoundError:
+        return []
 
 
 def killed(server, paths, out, lines=None, seconds=60.0, pause=0.003):

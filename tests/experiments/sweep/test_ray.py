@@ -105,14 +105,15 @@ def test_an_interruption_keeps_what_is_done_ends_what_runs_and_is_resumed(
     tmp_path, place, cluster, monkeypatch
 ):
     done = jobs_of("count", *({"place": str(place), "name": f"n{n}"} for n in range(2)))
-    long = jobs_of("wait_here", long={"place": str(place), "name": "w"})
+    # as many as there are workers, so that what comes after them has not begun
+    long = jobs_of("wait_here", **{f"long{n}": {"place": str(place), "name": f"w{n}"} for n in range(CPUS)})
     rest = jobs_of("count", rest={"place": str(place), "name": "rest"})
     pids: list[int] = []
 
     class Interrupted(Submitted):
         def wait(self, seconds):
-            pids[:] = [int(path.suffix[1:]) for path in place.glob("w.[0-9]*")]
-            if pids and all((tmp_path / f"j{n}.json").exists() for n in range(2)):
+            pids[:] = [int(path.suffix[1:]) for path in place.glob("w*.[0-9]*")]
+            if len(pids) == len(long) and all((tmp_path / f"j{n}.json").exists() for n in range(2)):
                 raise KeyboardInterrupt
             return super().wait(seconds)
 
@@ -120,8 +121,8 @@ def test_an_interruption_keeps_what_is_done_ends_what_runs_and_is_resumed(
         made = lambda threads, device: Interrupted(partial(Ray, threads, device), None)  # noqa: E731
         patch.setitem(driver.BACKENDS, "ray", made)
         with pytest.raises(KeyboardInterrupt):
-            on_ray([*done, *long, *rest], tmp_path, workers=1 + len(long))
-    until(lambda: not alive(pids[0]), "the end of what ran")
+            on_ray([*done, *long, *rest], tmp_path, workers=len(long))
+    until(lambda: not any(map(alive, pids)), "the end of what ran")
     assert sorted(path.name for path in tmp_path.glob("*.json")) == ["j0.json", "j1.json"]
     lock = Results(tmp_path).stages.lock(long[0].name)
     assert lock is not None  # it is free

@@ -125,8 +125,8 @@ def demo(options: argparse.Namespace) -> None:
     out = options.out
     say(
         f"Wrote {out}/report.json, report.md, addition.png, alpha-*.png, xi-*.png, and the vectors under {out}/vectors.\n"
-        f"Next: tauspan desk {out}   a page with a slider for each vector, on which every accuracy follows\n"
-        f"      tauspan vector inspect {out}/vectors/linear-*-seed0\n"
+        f"Open {out}/desk.html in a browser: a slider for each vector, and every accuracy follows.\n"
+        f"Next: tauspan vector inspect {out}/vectors/linear-*-seed0\n"
         "      tauspan reproduce text7", options,
     )  # fmt: skip
 

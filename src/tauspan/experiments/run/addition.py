@@ -97,8 +97,7 @@ def add(run: "RunContext", which: Evaluation) -> "editing.Addition":
     vectors = run.vectors(kind, which.seed)
 
     def work() -> "editing.Addition":
-        encoder = run.encoder(which.seed)
-        return editing.add(encoder, vectors, regime, grid=run.recipe.grid, reading=run.reading)
+        return run.editor(kind, regime, which.seed).add(grid=run.recipe.grid)
 
     key = run.key(vectors, regime, run.shared())
     return run.stages.result(

@@ -9,12 +9,14 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from tauspan.core.choices import EditRegime
 from tauspan.core.errors import StoreError, UsageError
 from tauspan.core.reading import Reading
+from tauspan.editing import Editor
 from tauspan.editing.model.edit import load
 from tauspan.experiments.run.part import Evaluation
 from tauspan.experiments.run.recipe import Recipe
-from tauspan.experiments.run.vectors import Finetuning, VectorKind, finetunings
+from tauspan.experiments.run.vectors import Finetuning, VectorKind, finetunings, kind_of
 from tauspan.models import Encoder, fingerprint_of, reinitialised
 from tauspan.store.stages import Content, Stages
 from tauspan.tasks import Task
@@ -64,6 +66,7 @@ class RunContext:
         self._bases: dict[int, str] = {}
         self._tokenizer = _tokenizer_digest(loaded)
         self._vectors: tuple[tuple[VectorKind, int], dict[Task, TaskVector]] | None = None
+        self._editor: tuple[tuple[EditRegime, int], Editor] | None = None
 
     # -- where a run starts ----------------------------------------------------------------------------------
 
@@ -211,6 +214,22 @@ class RunContext:
             )
             steps[which.name] = Step(which.about[-1], which.kind, exists, measure)
         return steps
+
+    def editor(self, kind: VectorKind, regime: EditRegime, seed: int) -> Editor:
+        """Where questions about one seed's vectors are asked.
+
+        Where a part reads every vector on every task, one reading answers the questions of all parts; else each
+        question reads what it needs, which is less.
+        """
+        shared = {which for part in self.recipe.parts if part.asked for which in part.reads_all(self)}
+        if kind != kind_of(regime) or (regime, seed) not in shared:
+            return Editor(
+                self.encoder(seed), self.vectors(kind, seed), regime, reading=self.reading, ahead=False
+            )
+        if self._editor is None or self._editor[0] != (regime, seed):
+            found = Editor(self.encoder(seed), self.vectors(kind, seed), regime, reading=self.reading)
+            self._editor = (regime, seed), found
+        return self._editor[1]
 
     # -- what the stages share -------------------------------------------------------------------------------
 

@@ -79,6 +79,10 @@ class Desk(Part):
         """A page of at most so many rows."""
         return dataclasses.replace(self, rows=min(rows, self.rows or rows))
 
+    def reads_all(self, run: "RunContext") -> list[tuple[EditRegime, int]]:
+        """Those of the page."""
+        return [(self.edits(run), run.recipe.seeds[0])]
+
     def evaluations(self, run: "RunContext") -> list[Evaluation]:
         """One page."""
         return [Evaluation("desk", (self.edits(run),), run.recipe.seeds[0])]
@@ -112,7 +116,6 @@ class Desk(Part):
 
     def page(self, run: "RunContext", regime: EditRegime, seed: int, title: str | None) -> "editing.Desk":
         """The page of a run's vectors."""
-        from tauspan.editing import Editor
         from tauspan.vector import FILE
 
         vectors = run.vectors(kind_of(regime), seed)
@@ -122,7 +125,7 @@ class Desk(Part):
             for task in vectors
         }
         low, high = self.range
-        return Editor(run.encoder(seed), vectors, regime, reading=run.reading).desk(
+        return run.editor(kind_of(regime), regime, seed).desk(
             range=(low, high), rows=self.rows, examples=self.examples, exact=self.exact, title=title,
             controls=[run.task(name) for name in run.recipe.controls if run.task(name) not in vectors],
             files=files, seed=seed,

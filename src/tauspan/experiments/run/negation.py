@@ -77,10 +77,8 @@ class Negation(Part):
         controls = [run.task(name) for name in self.controls] or others
 
         def work() -> "editing.Negation":
-            return editing.negate(
-                run.encoder(which.seed), target, vectors[target], controls, self.floor, regime,
-                grid=run.recipe.grid, reading=run.reading,
-            )  # fmt: skip
+            editor = run.editor(kind_of(regime), regime, which.seed)
+            return editor.negate(target, controls, self.floor, grid=run.recipe.grid)
 
         key = [*run.key(vectors, regime, run.shared()), self.floor, target.name]
         if self.controls:

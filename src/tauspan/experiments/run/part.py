@@ -5,6 +5,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Self
 
+from tauspan.core.choices import EditRegime
 from tauspan.core.errors import RecipeError
 from tauspan.core.report import Table
 from tauspan.experiments.figures import Picture
@@ -89,6 +90,10 @@ class Part(ABC):
 
     def finetunings(self, recipe: "Recipe") -> Iterable[Finetuning]:
         """The vectors that it needs."""
+        return ()
+
+    def reads_all(self, run: "RunContext") -> Iterable[tuple[EditRegime, int]]:
+        """The regimes and seeds of which it reads every vector on every task; other parts then share what was read."""
         return ()
 
     @abstractmethod

@@ -2,6 +2,7 @@
 
     python -m benchmarks.desk_screens OUT [--page desk.html] [--fragment "a=0.4,0.2"] [--window]
 
+OUT is a folder, or a file such as `docs/figures/desk.png` for one picture, that of a computer in the light.
 Needs playwright and chromium.
 """
 
@@ -96,22 +97,32 @@ def main() -> None:
     if reason:
         raise SystemExit(reason)
     html = options.page.read_text(encoding="utf-8") if options.page else example()
-    options.out.mkdir(parents=True, exist_ok=True)
     with browser() as running:
-        for size, viewport in SIZES.items():
-            for scheme in ("light", "dark"):
-                ask = {
-                    "viewport": viewport,
-                    "color_scheme": scheme,
-                    "device_scale_factor": 2 if size == "phone" else 1,
-                }
-                with opened(running, html, **ask) as shown:
-                    if options.fragment:
-                        shown.evaluate("fragment => { location.hash = fragment }", options.fragment)
-                    shown.wait_for_timeout(1500)  # what follows the sliders has followed
-                    path = options.out / f"{size}-{scheme}.png"
-                    shown.screenshot(path=path, full_page=not options.window)
-                    print(path)
+        for path, size, scheme in pictures(options.out):
+            take(running, html, path, size, scheme, options)
+
+
+def pictures(out: Path) -> list[tuple[Path, str, str]]:
+    """The files to write, each with its window and its colours."""
+    if out.suffix == ".png":
+        return [(out, "desktop", "light")]
+    return [(out / f"{size}-{scheme}.png", size, scheme) for size in SIZES for scheme in ("light", "dark")]
+
+
+def take(running: Any, html: str, path: Path, size: str, scheme: str, options: argparse.Namespace) -> None:
+    """Take one picture."""
+    ask = {
+        "viewport": SIZES[size],
+        "color_scheme": scheme,
+        "device_scale_factor": 2 if size == "phone" else 1,
+    }
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with opened(running, html, **ask) as shown:
+        if options.fragment:
+            shown.evaluate("fragment => { location.hash = fragment }", options.fragment)
+        shown.wait_for_timeout(1500)  # what follows the sliders has followed
+        shown.screenshot(path=path, full_page=not options.window)
+        print(path)
 
 
 if __name__ == "__main__":

@@ -1,11 +1,13 @@
 """A run over several workers, two runs on one folder, a run that is killed: always the same vectors and numbers."""
 
 import dataclasses
+import multiprocessing
 import random
 import shutil
 import subprocess
 import sys
 import threading
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -107,6 +109,17 @@ def test_vectors_are_the_same_bits_however_many_workers_there_are(
 
 
 @pytest.mark.slow
+def test_an_executor_of_yours_carries_the_stages_out(
+    small: Recipe, alone: tuple[Path, Report], tmp_path: Path
+) -> None:
+    with ProcessPoolExecutor(2, mp_context=multiprocessing.get_context("spawn")) as executor:
+        report = run(small, tmp_path, workers=2, backend=executor)
+    assert vectors(tmp_path) == vectors(alone[0])
+    assert numbers(report) == numbers(alone[1])
+    assert reused(report) == reused(alone[1])
+
+
+@pytest.mark.slow
 def test_what_a_worker_raises_ends_the_run_as_it_would_without_workers(
     small: Recipe, alone: tuple[Path, Report]
 ) -> None:
@@ -136,6 +149,7 @@ def test_a_recipe_goes_to_a_worker_as_text(small: Recipe) -> None:
 
 SCRIPT = """
 import os, signal, sys, traceback
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from tauspan import store
 from tauspan.experiments import figures

@@ -15,7 +15,7 @@ def numbers(report: Report) -> Any:
 def in_turn(done: list[str]) -> Any:
     """A sweep without processes, the last job first."""
 
-    def sweep(given: list[Job], folder: Path, workers: int, **options: Any) -> dict[str, Any]:
+    def sweep(given: list[Job], folder: Path, workers: int, *more: Any, **options: Any) -> dict[str, Any]:
         done.extend(job.name for job in given)
         return {job.name: function_of(job.function)(**job.arguments) for job in reversed(given)}
 

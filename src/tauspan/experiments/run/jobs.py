@@ -14,13 +14,20 @@ from tauspan.experiments.run.context import RunContext
 from tauspan.experiments.run.part import Part
 from tauspan.experiments.run.parts import PARTS
 from tauspan.experiments.run.recipe import Recipe
-from tauspan.experiments.sweep import Job, sweep
+from tauspan.experiments.sweep import BackendName, Job, Makes, Submits, sweep
 from tauspan.experiments.sweep.pool import DEVICE
 
 FOLDER = "sweep"
 
 
-def in_workers(runs: Iterable[RunContext], out: Path, workers: int, *, vectors: bool) -> None:
+def in_workers(
+    runs: Iterable[RunContext],
+    out: Path,
+    workers: int,
+    *,
+    vectors: bool,
+    backend: BackendName | Submits | Makes = "processes",
+) -> None:
     """Do the stages of some runs that are not done yet, several at a time.
 
     Every worker computes with as many threads as this process, because sums over threads round differently: so the
@@ -32,6 +39,7 @@ def in_workers(runs: Iterable[RunContext], out: Path, workers: int, *, vectors: 
         out: the folder for the sweep's results and logs.
         workers: how many at a time.
         vectors: whether the vectors are made, or all other stages, which need them.
+        backend: where the workers are; see `sweep`.
     """
     runs = list(runs)
     texts = {run.out: run.recipe.to_yaml() for run in runs}
@@ -47,7 +55,7 @@ def in_workers(runs: Iterable[RunContext], out: Path, workers: int, *, vectors: 
                 jobs.append(Job(name, f"{__name__}:do", {**shared, "stage": stage}))
                 run.stages.by_workers.add(stage)
     if jobs:
-        sweep(jobs, folder, workers, threads=torch.get_num_threads(), device=runs[0].device)
+        sweep(jobs, folder, workers, backend, torch.get_num_threads(), device=runs[0].device)
 
 
 def do(recipe: str, out: str, stage: str, parts: Sequence[str] = ()) -> str:

@@ -20,6 +20,7 @@ from tauspan.experiments.run.jobs import in_workers
 from tauspan.experiments.run.part import laid_over
 from tauspan.experiments.run.recipe import Recipe
 from tauspan.experiments.run.spread import in_words
+from tauspan.experiments.sweep import BackendName, Makes, Submits
 from tauspan.store import write_text
 
 log = logging.getLogger(__name__)
@@ -27,7 +28,13 @@ log = logging.getLogger(__name__)
 
 @checked
 def run(
-    recipe: Recipe, out: str | Path, *, workers: int = 1, device: str | None = None, ) -> Report:  # fmt: skip
+    recipe: Recipe,
+    out: str | Path,
+    *,
+    workers: int = 1,
+    device: str | None = None,
+    backend: BackendName | Submits | Makes = "processes",
+) -> Report:
     """Carry a recipe out and write `report.json`, `report.md` and figures into `out`.
 
     Vectors and stage results found in `out` are reused if their keys (settings, base fingerprint, data
@@ -41,6 +48,8 @@ def run(
         workers: processes that fine-tune, and then measure, at the same time, each with this process's number of threads
             (`OMP_NUM_THREADS`); vectors and numbers are the same to the bit however many there are.
         device: where it computes, such as `"cuda"`; of several workers each has a GPU of its own while there are enough.
+        backend: where the workers are, as for `sweep`: an executor, such as submitit's for Slurm, on a folder that all of
+            its machines share. `workers` is then how many jobs it is given at a time.
 
     Returns:
         The tables of the recipe's parts, in the order of `PARTS`, and what each stage took.
@@ -51,23 +60,30 @@ def run(
     """
     if workers < 1:
         raise UsageError(f"workers={workers}: it must be at least 1.")
-    if workers > 1 and launch().size > 1:
+    if (workers > 1 or backend != "processes") and launch().size > 1:
         raise UsageError(
             f"workers={workers} in one of {launch().size} processes of a launcher: several processes train "
             "one vector together, several workers one each. Choose one of the two."
         )
-    report = numbered(measured(recipe, Path(out), workers=workers, device=device))
+    report = numbered(measured(recipe, Path(out), workers=workers, device=device, backend=backend))
     write(report, recipe, Path(out))
     return report
 
 
-def measured(recipe: Recipe, out: Path, *, workers: int = 1, device: str | None = None) -> Report:
+def measured(
+    recipe: Recipe,
+    out: Path,
+    *,
+    workers: int = 1,
+    device: str | None = None,
+    backend: BackendName | Submits | Makes = "processes",
+) -> Report:
     """Carry a recipe out; the report, before its tables are numbered and it is written."""
     with heard() as warned:
         context = RunContext(recipe, out, device)
-        if workers > 1:
-            in_workers([context], out, workers, vectors=True)
-            in_workers([context], out, workers, vectors=False)
+        if workers > 1 or backend != "processes":
+            in_workers([context], out, workers, vectors=True, backend=backend)
+            in_workers([context], out, workers, vectors=False, backend=backend)
         with underway("stages", total=len(context.steps())) as context.stages.advance:
             report = _report(context)
     return dataclasses.replace(report, warnings=once(context.stages.warnings, warned))

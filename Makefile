@@ -46,8 +46,9 @@ demo: env
 	$(BIN)/tauspan demo --out out/demo
 
 # Several processes of one thread each: tests wait less for one another than threads do. Each takes files one after the
-# other, so that what the tests of a file share is made once.
-PARALLEL := OMP_NUM_THREADS=1
+# other, so that what the tests of a file share is made once. Bytecode is kept, also where the surroundings forbid it: every
+# program that a test starts would compile the package anew.
+PARALLEL := PYTHONDONTWRITEBYTECODE= OMP_NUM_THREADS=1
 WORKERS := -n auto --maxprocesses 4 --dist worksteal
 
 test: env

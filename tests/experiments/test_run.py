@@ -16,6 +16,7 @@ from tauspan import editing
 from tauspan.core.errors import StoreError, UsageError
 from tauspan.core.reading import Reading
 from tauspan.core.report import Report
+from tauspan.experiments import figures
 from tauspan.experiments.run import Maps, Recipe, Rows, Training, plan, run
 from tauspan.tasks.data.suite import find_task
 from tauspan.vector import TaskVector
@@ -28,6 +29,12 @@ context = importlib.import_module("tauspan.experiments.run.context")
 def done(recipe: Recipe, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Report]:
     out = tmp_path_factory.mktemp("run") / "out"
     return out, run(recipe, out)
+
+
+@pytest.fixture(autouse=True)
+def no_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
+    """But for those of `done`, which is made before."""
+    monkeypatch.setattr(figures, "draw", lambda *given: [])
 
 
 @pytest.fixture

@@ -1,6 +1,7 @@
 """A run ends with a desk where its recipe asks for one, and a finished run's folder is enough for another."""
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from helpers.small_runs import recipe as recipe
 from tauspan.cli.main import main
 from tauspan.core.errors import RecipeError, StoreError
 from tauspan.core.report import Report
+from tauspan.experiments import figures
 from tauspan.experiments.run import Desk, Recipe, plan, run
 from tauspan.experiments.run.finished import finished_run
 
@@ -55,6 +57,13 @@ def test_a_section_that_cannot_be_right_is_refused(text: str, words: str) -> Non
 def test_fewer_rows_are_fewer_on_the_page() -> None:
     assert Desk(True).fewer(5).rows == 5
     assert Desk(True, rows=3).fewer(5).rows == 3
+
+
+@pytest.fixture(scope="module", autouse=True)
+def no_pictures() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(figures, "draw", lambda *given: [])
+        yield
 
 
 @pytest.fixture(scope="module")

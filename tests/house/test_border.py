@@ -1,6 +1,7 @@
 """The border of docs/architecture.md: what is public is listed and documented; what is private stays in its module."""
 
 import ast
+import functools
 import importlib
 import inspect
 import re
@@ -55,21 +56,24 @@ def _named(tree: ast.AST) -> set[str]:
     return set(filter(_private, names))
 
 
-TREES = {file: ast.parse(file.read_text("utf-8")) for file in FILES}
-NAMED = {file: _named(tree) for file, tree in TREES.items()}
-FOREIGN = {
-    *dir(torch.Tensor),
-    *vars(torch.nn.Module()),
-    *dir(torch.nn.Module),
-}  # torch's, which ours may override
-OURS = set().union(*NAMED.values()) - FOREIGN
+@functools.cache  # not while tests are collected: each worker would wait for it
+def _read() -> tuple[dict[Path, ast.AST], dict[Path, set[str]], set[str]]:
+    """Each module's tree, the private names that it defines, and those of all modules.
+
+    Without torch's, which ours may override.
+    """
+    trees: dict[Path, ast.AST] = {file: ast.parse(file.read_text("utf-8")) for file in FILES}
+    named = {file: _named(tree) for file, tree in trees.items()}
+    foreign = {*dir(torch.Tensor), *vars(torch.nn.Module()), *dir(torch.nn.Module)}
+    return trees, named, set().union(*named.values()) - foreign
 
 
 def _trespasses(file: Path) -> Iterator[str]:
-    for node in ast.walk(TREES[file]):
+    trees, named, ours = _read()
+    for node in ast.walk(trees[file]):
         if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("tauspan"):
             yield from (f"line {node.lineno}: import {one.name}" for one in node.names if _private(one.name))
-        elif isinstance(node, ast.Attribute) and node.attr in OURS - NAMED[file]:
+        elif isinstance(node, ast.Attribute) and node.attr in ours - named[file]:
             own = isinstance(node.value, ast.Name) and node.value.id in ("self", "cls")  # inherited
             if not own and not _of_super(node.value):
                 yield f"line {node.lineno}: {ast.unparse(node)}"

@@ -108,7 +108,7 @@ def test_finetune_stopped_before_its_first_step_left_nothing(
 @pytest.mark.parametrize("workers", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_run(workers: int, world: dict[str, str], tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     line = ["run", world["recipe"], "--out", str(tmp_path / "out"), "--workers", str(workers), "-q"]
-    where: tuple[Any, str] = (editing, "add") if workers == 1 else (_Sweep, "_settle")
+    where: tuple[Any, str] = (editing.Editor, "add") if workers == 1 else (_Sweep, "_settle")
     words = stopped(line, capfd, *where)
     assert words == line
     files = contents(tmp_path / "out" / "vectors")  # with workers, one vector may be half done

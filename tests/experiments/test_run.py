@@ -237,13 +237,13 @@ def test_a_plan_counts_what_is_done_and_does_nothing(
 def test_what_was_let_pass_is_in_the_report_of_every_later_run_too(
     recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    original = editing.add
+    original = editing.Editor.add
 
-    def warning(*args: Any, **options: Any) -> Report:
+    def warning(*args: Any, **options: Any) -> Any:
         logging.getLogger("tauspan.tangent").warning("a layer was taken apart")
         return original(*args, **options)
 
-    monkeypatch.setattr(editing, "add", warning)
+    monkeypatch.setattr(editing.Editor, "add", warning)
     small = dataclasses.replace(recipe, regimes=("linear",), seeds=(0,), parts=())
     for _ in range(2):  # the second time nothing is done
         caplog.clear()

@@ -1,12 +1,14 @@
 """The wheel, installed in an environment of its own and used outside the repository."""
 
 import os
+import shutil
 import subprocess
 import sys
 import zipfile
 from pathlib import Path
 
 import pytest
+from benchmarks.families.torchvision_alone import FILE as TORCHVISION
 
 from tauspan.cli.completion import SHELLS
 from tauspan.experiments.shipped import shipped
@@ -44,6 +46,8 @@ def env(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     here = [path for path in map(Path, sys.path) if path.name == "site-packages"]
     lines = dict.fromkeys(str(path) for path in (*others, *here))
     (packages / "others.pth").write_text("\n".join(lines) + "\n")
+    if TORCHVISION.exists():  # a torchvision of another build imports only with it
+        shutil.copy(TORCHVISION, packages)
     subprocess.run(
         [sys.executable, "-m", "pip", "--python", str(folder / "bin" / "python"), "install", "--quiet", "--no-deps",
          "--no-index", "--ignore-installed", "--disable-pip-version-check", str(wheel)],

@@ -52,7 +52,7 @@ PARALLEL := PYTHONDONTWRITEBYTECODE= OMP_NUM_THREADS=1
 WORKERS := -n auto --maxprocesses 4 --dist worksteal
 
 test: env
-	$(PARALLEL) $(BIN)/python -m pytest $(WORKERS) --cov --cov-report=term --cov-fail-under=95
+	$(PARALLEL) $(BIN)/python -m slipcover --source src --skip-covered --fail-under 95 -m pytest $(WORKERS)
 
 test-slow: env-real
 	$(PARALLEL) $(BIN)/python -m pytest $(WORKERS) -m 'slow and not long'

@@ -159,7 +159,7 @@ def summary() -> str:
             title = text.partition("\n")[0].lstrip("# ").replace("`", "")
             first = re.search(r"\n\n([A-Z`][^\n]*(?:\n[^\n|#-][^\n]*)*)", text)
             said = re.split(r"(?<=\.)\s", " ".join(first[1].split()))[0] if first else ""
-            said = LINK.sub("", said).replace("[", "").replace(":::", "")
+            said = re.sub(r"\[([^\]]*)\]\([^)]*\)", r"\1", said).replace(":::", "")
             lines.append(f"- [{title}]({entry})" + (f": {said}" if said else ""))
 
     add(settings["nav"])

@@ -118,6 +118,7 @@ def test_the_section_of_a_new_part_is_read_as_strictly_as_any_other(asked: Recip
         Recipe.parse(f"model: minilm\ntasks: [email_spam]\n{TEXT}")
 
 
+@pytest.mark.slow
 def test_a_new_part_is_planned_run_by_workers_reported_and_drawn(
     asked: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -97,7 +97,7 @@ def carried_out(
     return report
 
 
-@pytest.mark.thinned(4)
+@pytest.mark.thinned(9)
 @pytest.mark.usefixtures("short")
 @pytest.mark.parametrize("name", sorted(set(EXPECTED) - {"posthoc", "single-task"}))  # those two: below
 def test_a_recipe_runs_from_the_program(

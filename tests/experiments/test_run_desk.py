@@ -1,5 +1,6 @@
 """A run ends with a desk where its recipe asks for one, and a finished run's folder is enough for another."""
 
+import dataclasses
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -69,7 +70,8 @@ def no_pictures() -> Iterator[None]:
 @pytest.fixture(scope="module")
 def done(recipe: Recipe, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Recipe, Report]:
     out = tmp_path_factory.mktemp("run")
-    asked = Recipe.parse(recipe.with_parts().to_yaml() + "desk: {range: [-1, 1]}\n")
+    one = dataclasses.replace(recipe.with_parts(), seeds=(0,))
+    asked = Recipe.parse(one.to_yaml() + "desk: {range: [-1, 1]}\n")
     return out, asked, run(asked, out)
 
 

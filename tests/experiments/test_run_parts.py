@@ -24,6 +24,7 @@ from tauspan.tasks import Task
 from tauspan.tasks.data.suite import find_task
 from tauspan.vector import TaskVector
 
+pytestmark = pytest.mark.slow
 CONTROL = "debian_section"
 Done = tuple[Path, Recipe, Report]
 

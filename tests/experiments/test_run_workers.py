@@ -90,6 +90,7 @@ def test_a_stage_of_another_key_is_measured_anew_without_workers(
     assert (reused(other)["linear", "fine-tune"], reused(other)["linear", "add"]) == ((2, 2), (1, 0))
 
 
+@pytest.mark.slow
 def test_a_finished_vector_is_no_job(
     small: Recipe, alone: tuple[Path, Report], monkeypatch: pytest.MonkeyPatch
 ) -> None:

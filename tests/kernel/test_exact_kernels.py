@@ -21,7 +21,7 @@ def entries(jacobian: Tensor) -> Tensor:
     return jacobian @ jacobian.T
 
 
-@pytest.mark.thinned(4)
+@pytest.mark.thinned(10)
 @pytest.mark.parametrize("name", ROWS)
 def test_kernels_are_those_of_the_rows_of_j(name: str) -> None:
     j = truth(ROWS[name](), X).jacobian

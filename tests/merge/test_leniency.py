@@ -81,7 +81,7 @@ def words(base: Path, *models: Path, out: Path) -> list[str]:
     return ["merge", "--method", "task_arithmetic", "--base", str(base), *map(str, models), "-o", str(out)]
 
 
-@pytest.mark.thinned(2)
+@pytest.mark.thinned(5)
 @pytest.mark.parametrize("kind", CASES)
 def test_the_way_out_that_an_error_names_works_and_is_told(
     kind: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture

@@ -4,6 +4,7 @@ import dataclasses
 import math
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,8 @@ from helpers import checkpoints, tiny
 from helpers.runs import REGIMES, points, trained
 from helpers.runs import encoder as points_encoder
 from helpers.zoo import normal
+from tauspan.cli import train
+from tauspan.cli.shared import task_of
 from tauspan.core.errors import BaseMismatchError, DataError, ModelError, NonFiniteError, UsageError
 from tauspan.editing.evaluation import evaluate
 from tauspan.models import Encoder, Head, fingerprint_of, load_model, save_model, select, trimmed
@@ -487,3 +490,25 @@ def test_a_trimmed_encoder_that_was_changed_is_another_point(homes: dict[str, Pa
         small.backbone.visual_projection.weight.add_(1.0)
     with pytest.raises(BaseMismatchError):
         tangent.load_task_vector(vector)
+
+
+@pytest.mark.parametrize("source", ["probe", "prototypes"])
+def test_fewer_rows_on_the_command_line_are_read_under_the_same_head(
+    source: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else vectors made with `--rows 4` would be evaluated under another head than they were trained with."""
+    x = normal(40, 4, seed=3).float()
+    rows = (x, (x[:, 0] > 0).long())
+    whole = Task.from_tensors("points", ["a", "b"], train=rows, validation=rows, test=rows)
+    whole = dataclasses.replace(whole, head_from=source)
+    monkeypatch.setattr("tauspan.tasks.data.suite.find_task", lambda name: whole)
+    net = load_model(nn.Linear(4, 3))
+    head = build_head(whole, net)
+    for count in (6, 13):
+        fewer = task_of("points", count)
+        assert [len(fewer.split(split)) for split in ("train", "validation", "test")] == [count] * 3
+        assert torch.equal(build_head(fewer, net).weight, head.weight)
+        assert not torch.equal(build_head(whole.subset(train=count), net).weight, head.weight)
+        assert fewer.checksum() != whole.subset(train=count, validation=count, test=count).checksum()
+        trained_on = train._training(SimpleNamespace(task="points", rows=count, seed=0))
+        assert torch.equal(build_head(trained_on, net).weight, head.weight)

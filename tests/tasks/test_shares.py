@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from tauspan.cli.main import main
 from tauspan.core.errors import DataError, UsageError
 from tauspan.tasks import SPLITS, Split, Task
-from tauspan.tasks.data import find_leaks
+from tauspan.tasks.data import find_leaks, seen_elsewhere
 from tauspan.tasks.data.suite import find_task
 from tauspan.tasks.shares import shared_out
 
@@ -136,3 +136,67 @@ def test_rows_in_two_splits_are_told_with_the_option_that_prevents_them(
     assert main(command) == 0
     assert "--shares" in capsys.readouterr().err
     assert main([*command, "--overwrite", "--shares", "2", "1", "1"]) == 2
+
+
+# -- several columns of labels -------------------------------------------------------------------------------
+
+
+def table(path: Path, count: int = 120) -> Path:
+    lines = ["text,team,mood,urgency"]
+    for n in range(count):
+        mood, urgency = ["good", "bad"][n // 3 % 2], ["low", "mid", "high"][n // 5 % 3]
+        team = (
+            "" if n == 7 else ["billing", "login", "shipping"][n % 3]
+        )  # one row that one of the tasks lacks
+        lines.append(f"message number {n},{team},{mood},{urgency}")
+    path.write_text("\n".join([*lines, "Message number 1!,login,good,low"]) + "\n")
+    return path
+
+
+@pytest.mark.filterwarnings("ignore:.*leaves out train. 1 without a label")
+def test_tasks_of_one_file_have_one_division_of_its_rows(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = table(tmp_path / "all.csv")
+    labels = ["team", "mood", "urgency"]
+    line = ["data", "make", str(file), "--label", *labels, "--shares", "0.6", "0.2", "0.2", "--clean", "-o"]
+    assert main([*line, str(tmp_path / "out")]) == 0
+    tasks = [find_task(str(tmp_path / "out" / label)) for label in labels]
+    assert [task.name for task in tasks] == labels
+    assert seen_elsewhere(tasks) == []
+    places = [{text: split for split in SPLITS for text in task.split(split).inputs} for task in tasks]
+    for text, split in places[1].items():
+        assert places[2][text] == split
+        assert places[0].get(text, split) == split
+    assert places[1]["message number 1"] == places[1]["Message number 1!"]
+    for task in tasks:
+        assert [round(len(task.split(split)) / 121, 1) for split in SPLITS] == [0.6, 0.2, 0.2]
+    capsys.readouterr()
+    assert main(["data", "check", *(str(tmp_path / "out" / label) for label in labels)]) == 0
+    assert "training rows of" not in capsys.readouterr().err
+
+
+@pytest.mark.filterwarnings("ignore:.*leaves out train. 1 without a label")
+def test_tasks_divided_one_by_one_are_told_of(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file, places = table(tmp_path / "all.csv"), []
+    for seed, label in enumerate(["team", "mood"]):
+        places.append(str(tmp_path / label))
+        shares = ["--shares", "0.6", "0.2", "0.2", "--clean", "--seed", str(seed)]
+        assert main(["data", "make", str(file), "--label", label, *shares, "-o", places[-1]]) == 0
+    capsys.readouterr()
+    assert main(["data", "check", *places]) == 0
+    told = capsys.readouterr().err
+    assert "test rows of 'team' are training rows of 'mood'" in told
+    assert "--label team mood --shares 0.7 0.1 0.2" in told
+
+
+def test_several_labels_need_shares_and_names_of_their_own(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = str(table(tmp_path / "all.csv"))
+    for more in ([], ["--shares", "0.6", "0.2", "0.2", "--name", "one"]):
+        assert main(["data", "make", file, "--label", "team", "mood", *more, "-o", str(tmp_path / "o")]) == 2
+        assert "give --shares, such as 0.7 0.1 0.2" in capsys.readouterr().err
+    with pytest.raises(UsageError, match="give shares too"):
+        Task.from_files("t", file, label="mood", like=[Task.from_files("u", file, label="urgency")])
+    assert not (tmp_path / "o").exists()

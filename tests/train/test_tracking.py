@@ -66,6 +66,7 @@ def program(title: str, folder: Path) -> list[str]:
     return done.stdout.strip().splitlines()[-2:]
 
 
+@pytest.mark.slow
 def test_the_block_without_a_tracker(tmp_path: Path) -> None:
     history, _ = program("Without any of them", tmp_path)
     assert json.loads(history)[-1]["split"] == "validation"

@@ -12,6 +12,8 @@ from tauspan.core.errors import DataError, UsageError
 from tauspan.core.notices import tell
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from tauspan.core.report import Cell
     from tauspan.tasks import Task
     from tauspan.tasks.data import Leaks
@@ -69,7 +71,12 @@ def _add_make(made: argparse.ArgumentParser) -> None:
     )  # fmt: skip
     made.add_argument("--text", metavar="COLUMN", default="text", help="the column of texts (default: text)")
     made.add_argument(
-        "--label", metavar="COLUMN", default="label", help="the column of labels (default: label)"
+        "--label",
+        nargs="+",
+        metavar="COLUMN",
+        default=["label"],
+        help="the column of labels; of several, with --shares, each becomes a task in OUT/COLUMN, all with one "
+        "division of the rows (default: label)",
     )
     made.add_argument(
         "--label-names", nargs="+", metavar="NAME", help="the classes, in order (default: the sorted labels)"
@@ -133,8 +140,10 @@ def check(options: argparse.Namespace) -> None:
     splits: list[dict[str, Cell]] = []
     leaks: list[dict[str, Cell]] = []
     found: list[Leaks] = []
+    tasks: list[Task] = []
     for name in options.tasks:
         task = find_task(name, options.root, seed=options.seed or 0)
+        tasks.append(task)
         if options.against:
             check_manifest(task, options.against)
         near = task.extra.get("near") if options.near is None else asked
@@ -150,14 +159,30 @@ def check(options: argparse.Namespace) -> None:
         Table("splits", splits, "Benchmark: how many rows the published splits have."),
         Table("rows that stand in two splits", leaks, _note(found)),
     ]
+    _tell_shared(tasks)
     commands.show(Report("data", tables, result={"leaks": any(map(bool, found))}), options)
+    wrong = []
     for one in found:
         try:
             one.require_none()
         except DataError as error:
-            if not options.allow_leaks:
-                raise
-            tell(f"let pass by --allow-leaks: {error}")
+            wrong.append(str(error))
+    if wrong and not options.allow_leaks:
+        raise DataError(" ".join(wrong))
+    for text in wrong:
+        tell(f"let pass by --allow-leaks: {text}")
+
+
+def _tell_shared(tasks: "Sequence[Task]") -> None:
+    """Tell of rows that one task is tested on and another trained on: a sum of their vectors has seen them."""
+    from tauspan.tasks.data import seen_elsewhere
+
+    for tested, trained, count in seen_elsewhere(tasks):
+        tell(
+            f"{count} of the {len(tested.split('test'))} test rows of {tested.name!r} are training rows of "
+            f"{trained.name!r}: a model that holds both vectors was trained on them. `tauspan data make FILE --label "
+            f"{tested.name} {trained.name} --shares 0.7 0.1 0.2` divides one file alike for both."
+        )
 
 
 def write(options: argparse.Namespace) -> None:
@@ -174,16 +199,33 @@ def write(options: argparse.Namespace) -> None:
 
 
 def make(options: argparse.Namespace) -> None:
-    """Make a task directory from files, and report rows that are in two splits."""
-    from tauspan.core.report import Report, Table
+    """Make a task directory from files, or one for each column of labels; report rows that are in two splits."""
     from tauspan.store import require_apart, require_free
-    from tauspan.tasks import Task
-    from tauspan.tasks.data import find_leaks
 
     require_apart(options.out, [options.train, options.test, options.validation])
-    require_free(Path(options.out), options.overwrite)
-    task = Task.from_files(
-        options.name or Path(options.out).name,
+    several = len(options.label) > 1
+    if several and (options.shares is None or options.name or options.label_names or options.label_prompts):
+        raise UsageError(
+            f"--label {' '.join(options.label)} makes {len(options.label)} tasks with one division of the rows: give "
+            "--shares, such as 0.7 0.1 0.2, and no --name, --label-names or --label-prompts."
+        )
+    places = {label: Path(options.out) / label if several else Path(options.out) for label in options.label}
+    for place in places.values():
+        require_free(place, options.overwrite)
+    made: list[Task] = []
+    for label, place in places.items():
+        task = _read(options, options.name or place.name, label, made)
+        task.to_directory(place, overwrite=options.overwrite)
+        _tell_made(task, place, options)
+        made.append(task)
+
+
+def _read(options: argparse.Namespace, name: str, label: str, like: "Sequence[Task]") -> "Task":
+    """The task of one column of labels."""
+    from tauspan.tasks import Task
+
+    return Task.from_files(
+        name,
         options.train,
         options.test,
         options.validation,
@@ -191,7 +233,7 @@ def make(options: argparse.Namespace) -> None:
         label_names=options.label_names,
         label_prompts=options.label_prompts,
         text=options.text,
-        label=options.label,
+        label=label,
         labels=options.labels,
         clean=options.clean,
         encoding=options.encoding,
@@ -200,8 +242,15 @@ def make(options: argparse.Namespace) -> None:
         max_tokens=options.max_tokens,
         seed=options.seed or 0,
         shares=options.shares,
+        like=like,
     )
-    task.to_directory(options.out, overwrite=options.overwrite)
+
+
+def _tell_made(task: "Task", place: Path, options: argparse.Namespace) -> None:
+    """What a task directory holds, what was left out, and rows that are in two splits."""
+    from tauspan.core.report import Report, Table
+    from tauspan.tasks.data import find_leaks
+
     found = find_leaks(task)
     left_out = dict(task.extra.get("left_out", {}))
     dropped: list[dict[str, Cell]] = [
@@ -219,7 +268,7 @@ def make(options: argparse.Namespace) -> None:
     if found and options.test is None and options.split is None:
         tell("rows stand in two splits; --shares divides a file so that none does.")
     commands.show(Report(f"task {task.name}", tables, result={"left_out": left_out}), options)
-    commands.say(f"Wrote {options.out}: {task}.", options)
+    commands.say(f"Wrote {place}: {task}.", options)
 
 
 def _bits(text: str) -> int | None:

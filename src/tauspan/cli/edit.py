@@ -228,9 +228,15 @@ def _require_free(options: argparse.Namespace) -> None:
 
 def _combined(result: "ChosenEdit", options: argparse.Namespace) -> None:
     """Write the report and, if asked for, the vector at the chosen coefficients."""
+    vector = result.vector
     if options.vector and first():
-        result.vector.save_pretrained(options.vector)
+        vector.save_pretrained(options.vector)
     write_report(result.report(), options)
+    if options.vector:
+        commands.say(
+            f"Wrote {options.vector}: {commands.mixed(vector)}. Next: tauspan apply {options.model} {options.vector} OUT",
+            options,
+        )
 
 
 def disentangle(options: argparse.Namespace) -> None:

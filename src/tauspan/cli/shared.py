@@ -1,6 +1,7 @@
 """Shared by the verbs: the models, tasks and vectors that options name, and printing results."""
 
 import argparse
+import dataclasses
 import shlex
 import sys
 from collections.abc import Callable, Sequence
@@ -103,7 +104,10 @@ def add_regime(parser: argparse.ArgumentParser) -> None:
 def add_rows(parser: argparse.ArgumentParser) -> None:
     """Add the options of which rows of tasks are read, and where texts are cut."""
     parser.add_argument(
-        "--rows", type=int, metavar="N", help="use at most so many rows of each split (default: all of them)"
+        "--rows",
+        type=int,
+        metavar="N",
+        help="use at most so many rows of each split (default: all of them); a head is always the whole task's",
     )
     add_fields(parser, Reading, skip=("batch_size", "point"))
 
@@ -136,11 +140,15 @@ def encoder_of(options: argparse.Namespace) -> "Encoder":
 
 
 def task_of(name: str, rows: int | None = None) -> "Task":
-    """A task by its name, with at most `rows` rows of each split."""
+    """A task by its name, with at most `rows` rows of each split and the head of the whole task."""
     from tauspan.tasks.data.suite import find_task
 
     task = find_task(name)
-    return task if rows is None else task.subset(train=rows, validation=rows, test=rows)
+    if rows is None:
+        return task
+    return dataclasses.replace(
+        task.subset(train=rows, validation=rows, test=rows), head_rows=task.split("train")
+    )
 
 
 def vector_of(path: str) -> "TaskVector":
@@ -179,6 +187,18 @@ def pairs_of(texts: list[str], rows: int | None) -> "dict[Task, TaskVector]":
     return pairs
 
 
+def mixed(vector: "TaskVector") -> str:
+    """What a vector was combined from, such as `0.4 email_spam + 1 emotion`; its label where nothing says it."""
+    held = vector.info.get("coefficients")
+    if not isinstance(held, dict) or not held:
+        return vector.label
+    named = {
+        name: f"{value:.3g}" if isinstance(value, int | float) else f"{len(value)} groups of"
+        for name, value in held.items()
+    }
+    return " + ".join(f"{number} {name}" for name, number in named.items()).replace("+ -", "- ")
+
+
 def write_report(report: "Report", options: argparse.Namespace) -> None:
     """Show a report, and with --out write it with its figures."""
     if options.out and first():
@@ -190,6 +210,8 @@ def write_report(report: "Report", options: argparse.Namespace) -> None:
         store.write_text(folder / "report.md", report.to_markdown())
         draw(report, folder)
     show(report, options)
+    if options.out:
+        say(f"Wrote {options.out}: report.json, report.md and its figures.", options)
 
 
 def add_dialect(made: argparse.ArgumentParser) -> None:

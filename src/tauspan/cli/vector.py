@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tauspan.cli.shared import Verb, say, show, vector_of
+from tauspan.cli.shared import Verb, mixed, say, show, vector_of
 
 if TYPE_CHECKING:
     from tauspan.core.report import Table
@@ -114,7 +114,7 @@ def inspect(options: argparse.Namespace) -> None:
     vectors = [vector_of(path) for path in options.vectors]
     rows: list[dict[str, Any]] = []
     for path, vector in zip(options.vectors, vectors, strict=True):
-        rows.append({"vector": path, "label": vector.label, "regime": vector.regime, "base": vector.base[:12],
+        rows.append({"vector": path, "label": mixed(vector), "regime": vector.regime, "base": vector.base[:12],
                      "tensors": len(vector.deltas), "norm": vector.norm(),
                      "made from": vector.info.get("base_id", "")})  # fmt: skip
     tables = [Table("Task vectors", rows)]

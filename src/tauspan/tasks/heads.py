@@ -34,6 +34,7 @@ def build_head(task: Task, encoder: Encoder, *, shots: int = 10, max_tokens: int
     - `"prototypes"`: the normalised mean of unit-norm features of the first `shots` training rows of each class, with
       the same factor.
     - `"probe"`: a linear head W z + b on the features as they are, fitted to all training rows (`tauspan.tasks.probe`).
+      Both take the rows of `task.head_rows` where it is set.
     - `"auto"`: prompts where the task has some and the encoder a text tower, else prototypes.
 
     An edited encoder uses the heads of its pre-trained encoder (`Encoder.origin`): they are taken from `encoder.heads`,
@@ -67,7 +68,7 @@ def _made_of(task: Task, encoder: Encoder, shots: int, tokens: int | None) -> li
     source = _source(task, encoder)
     if source == "prompts":
         return ["prompts", max(len(task.templates), 1), _prompts(task)]
-    rows, classes = task.split("train"), len(task.label_names)
+    rows, classes = _rows(task), len(task.label_names)
     if source == "probe":
         return ["probe", RIDGE, classes, tokens, rows.digest]
     read = [place for places in _first_rows(task, shots) for place in places]
@@ -87,7 +88,7 @@ def _built(task: Task, encoder: Encoder, facts: list[Any], tokens: int | None) -
         return _prompted(task, encoder)  # encoding a few texts costs less than computing the key
     key = key_of(fingerprint_of(encoder), reading(encoder), facts)
     if facts[0] == "probe":
-        return _kept(encoder, key, lambda: _probe(task, encoder, task.split("train"), tokens))
+        return _kept(encoder, key, lambda: _probe(task, encoder, _rows(task), tokens))
     return _kept(encoder, key, lambda: _prompted(task, encoder))
 
 
@@ -167,13 +168,18 @@ def _features(encoder: Encoder, rows: Split, max_tokens: int | None) -> Tensor:
     return found
 
 
+def _rows(task: Task) -> Split:
+    """The labelled rows that prototypes and probes are made from."""
+    return task.split("train") if task.head_rows is None else task.head_rows
+
+
 def _first_rows(task: Task, shots: int) -> list[list[int]]:
     """The indices of the first `shots` training rows of each class.
 
     Raises:
         DataError: a class without one.
     """
-    rows, found = task.splits["train"], []
+    rows, found = _rows(task), []
     for index in range(len(task.label_names)):
         places: list[int] = (rows.labels == index).nonzero().flatten()[:shots].tolist()
         if not places:
@@ -183,7 +189,7 @@ def _first_rows(task: Task, shots: int) -> list[list[int]]:
 
 
 def _prototypes(task: Task, encoder: Encoder, shots: int, max_tokens: int | None) -> Tensor:
-    rows, weights = task.splits["train"], []
+    rows, weights = _rows(task), []
     for places in _first_rows(task, shots):
         features = _features(encoder, rows.take(places), max_tokens)
         weights.append(F.normalize(F.normalize(features, dim=-1).mean(0), dim=-1))

@@ -4,7 +4,7 @@ import math
 import re
 import unicodedata
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from tauspan.core.errors import DataError, UsageError, listed
@@ -33,7 +33,12 @@ def normalised(text: str) -> str:
 
 
 def shared_out(
-    rows: Split, shares: Sequence[float], seed: int, names: Sequence[str], what: str
+    rows: Split,
+    shares: Sequence[float],
+    seed: int,
+    names: Sequence[str],
+    what: str,
+    like: Sequence[Mapping[str, Split]] = (),
 ) -> tuple[dict[str, Split], dict[str, Any]]:
     """The rows in three splits, and what a card says of them.
 
@@ -47,6 +52,7 @@ def shared_out(
         seed: of the order within each class.
         names: the classes.
         what: the task's name, for messages.
+        like: splits of other tasks; an input that stands in one of them goes to the same split.
 
     Raises:
         UsageError: shares that are none.
@@ -60,17 +66,21 @@ def shared_out(
         1
     """
     require_shares(shares)
-    groups = _groups(rows)
+    groups = grouped(rows)
     placed: dict[str, list[int]] = {split: [] for split in SPLITS}
     seen: set[int] = set()
     dealt = 0
-    for group in _in_order(groups, rows.labels.tolist(), seed):
+    known = {key: split for splits in reversed(like) for split in SPLITS for key in grouped(splits[split])}
+    there = {group[0]: known[key] for key, group in groups.items() if key in known}
+    # those that are told come first, so that the others fill up what lacks
+    ordered = _in_order(list(groups.values()), rows.labels.tolist(), seed)
+    for group in sorted(ordered, key=lambda group: group[0] not in there):
         dealt += len(group)
         lack = {
             split: share * dealt - len(placed[split]) for split, share in zip(SPLITS, shares, strict=True)
         }
         label = int(rows.labels[group[0]])
-        chosen = max(SPLITS, key=lack.__getitem__) if label in seen else "train"
+        chosen = there.get(group[0]) or (max(SPLITS, key=lack.__getitem__) if label in seen else "train")
         seen.add(label)
         placed[chosen] += group
     empty = [split for split in SPLITS if not placed[split]]
@@ -87,12 +97,12 @@ def shared_out(
     return made, about
 
 
-def _groups(rows: Split) -> list[list[int]]:
-    """The rows with equal inputs, in the order of the first of each."""
+def grouped(rows: Split) -> dict[bytes, list[int]]:
+    """The rows with equal inputs by what is equal, in the order of the first of each."""
     found: dict[bytes, list[int]] = {}
     for row, (item, content) in enumerate(zip(rows.inputs, rows.contents(), strict=True)):
         found.setdefault(normalised(item).encode() if isinstance(item, str) else content, []).append(row)
-    return list(found.values())
+    return found
 
 
 def _in_order(groups: Sequence[list[int]], labels: Sequence[int], seed: int) -> list[list[int]]:

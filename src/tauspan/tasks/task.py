@@ -40,6 +40,8 @@ class Task:
             the mean over them. Instead of `label_prompts`.
         head_from: what the head is built from: `"prompts"`, `"prototypes"`, `"probe"`, or `"auto"`; see
             `tauspan.tasks.build_head`.
+        head_rows: training rows for prototypes and probes, where they are not those of `train`: of a subset, whose head
+            is otherwise made from its own rows.
 
     Example:
         >>> import torch
@@ -58,6 +60,7 @@ class Task:
     extra: Mapping[str, Any] = field(default_factory=dict)
     templates: Sequence[str] = ()
     head_from: HeadFrom = "auto"
+    head_rows: Split | None = None
 
     def __post_init__(self) -> None:
         require_valid(self)
@@ -86,7 +89,11 @@ class Task:
         test: int | None = None,
         seed: int = 0,
     ) -> "Task":
-        """At most the given number of rows of each split, by a permutation that depends on seed and split name."""
+        """At most the given number of rows of each split, by a permutation that depends on seed and split name.
+
+        Prototypes and probes of the subset are made from its own training rows. `dataclasses.replace(subset,
+        head_rows=task.split("train"))` keeps the head of the whole task.
+        """
         wanted = {"train": train, "validation": validation, "test": test}
         for split, count in wanted.items():
             if count is not None and count < 1:
@@ -145,6 +152,7 @@ class Task:
         max_tokens: int | None = None,
         seed: int = 0,
         shares: Sequence[float] | None = None,
+        like: "Sequence[Task]" = (),
     ) -> "Task":
         """CSV, TSV, JSON, JSON Lines, parquet or npz files (text ones also as .gz), or folders of images by class.
 
@@ -179,6 +187,8 @@ class Task:
             seed: of the rows that are held out, or divided.
             shares: of train, validation and test, such as (0.7, 0.1, 0.2), instead of `test`, `validation` and `split`;
                 a warning names classes that have too few rows to be in every split.
+            like: with `shares`: other tasks, such as of another column of the same file; a row that one of them has goes
+                to the split that it has there, so that no task is tested on what another was trained on.
 
         Raises:
             UsageError: `shares` that are none, or beside other splits.
@@ -192,6 +202,8 @@ class Task:
                     f"task {name!r}: shares={list(shares)} divide the rows of {train}, and another argument says which "
                     "rows are tested: give shares, or test, validation or split."
                 )
+        elif like:
+            raise UsageError(f"task {name!r}: like= tells shares where rows go: give shares too.")
         reading = TableOptions(text, label, split, Dialect(encoding, delimiter, quotes))
         files = {"train": Path(train)}
         files |= {
@@ -205,7 +217,8 @@ class Task:
         )
         made = gathered(found, label_names, labels, clean, name)
         if shares is not None:
-            divided = shared_out(made.splits["train"], shares, seed, made.names, name)
+            others = [task.splits for task in like]
+            divided = shared_out(made.splits["train"], shares, seed, made.names, name, others)
             return _made(name, made, divided, label_prompts, max_tokens, str(train))
         return _task(name, made, label_prompts, max_tokens, str(train), seed, test=split is None)
 

@@ -122,6 +122,8 @@ def content_hash(task: "Task") -> str:
         for content in rows.contents():
             digest.update(content + b"\0")
         digest.update(rows.labels.numpy().tobytes())
+    if task.head_rows is not None:
+        digest.update(repr(("head_rows", task.head_rows.digest)).encode())
     if task.head is not None:
         digest.update(f"{task.head.scale}|{task.head.normalize}|".encode())
         for name, tensor in task.head.state_dict().items():

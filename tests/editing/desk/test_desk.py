@@ -71,6 +71,7 @@ CASES: dict[str, tuple[list[Task], str, str, str]] = {
 }  # fmt: skip
 
 
+@pytest.mark.thinned(3)
 @pytest.mark.parametrize(("name", "exact"), [
     pytest.param(name, exact, marks=pytest.mark.slow if exact and "encoder" in name else ())
     for name in CASES for exact in (False, True)

@@ -1,5 +1,6 @@
 """Addition and negation on linear encoders whose accuracy is a step function of alpha that the test chooses."""
 
+import dataclasses
 from typing import Any
 
 import pytest
@@ -9,6 +10,7 @@ from helpers.searches import REGIMES, Q, eye, steps, turn, world
 from tauspan.core.errors import BaseMismatchError, MismatchError, UsageError
 from tauspan.core.reading import Reading
 from tauspan.editing import PAPER_GRID, add, negate
+from tauspan.editing.search.addition import AddedTask
 from tauspan.models import fingerprint_of
 from tauspan.tasks import Task
 from tauspan.vector import TaskVector
@@ -251,3 +253,23 @@ def test_addition_needs_vectors_of_one_base_and_one_regime() -> None:
         add(model, {task: turn(model).rebased("0" * 64)}, **Q).report()
     with pytest.raises(BaseMismatchError, match="starts from base"):
         negate(model, task, turn(model).rebased("0" * 64), [steps("c", [1.0])], **Q).report()
+
+
+def test_the_verdict_names_the_tasks_that_are_worse_than_before_any_training():
+    def row(task, zero, added):
+        return AddedTask(task, zero, 0.9, added, 0.5, added / 0.9, None)
+
+    model, vectors = world("linear")
+    some = add(model, vectors, **Q)
+    found = dataclasses.replace(
+        some, alpha=0.4, tasks=[row("a", 0.5, 0.8), row("b", 0.85, 0.7)], mean=row("mean", 0.675, 0.75)
+    )
+    assert found.report().verdict == found.verdict
+    assert found.verdict.startswith(
+        "At alpha = 0.4 the sum keeps 83.3% of single-task accuracy on test rows; below"
+    )
+    assert "below the pre-trained model: b (0.700 against 0.850). " in found.verdict
+    better = dataclasses.replace(found, tasks=found.tasks[:1])
+    assert better.verdict.endswith("and no task is below the pre-trained model.")
+    unknown = dataclasses.replace(better, mean=dataclasses.replace(found.mean, normalised=None))
+    assert "the sum has mean accuracy 0.750 on test rows" in unknown.verdict

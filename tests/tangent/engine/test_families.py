@@ -31,7 +31,7 @@ def require_none_fails(example):
     assert any(outcome.state == "right" for outcome in found)
 
 
-@pytest.mark.thinned(3)
+@pytest.mark.thinned(6)
 @pytest.mark.parametrize("family", FEW)
 def test_a_few_families(family):
     require_none_fails(make(family))

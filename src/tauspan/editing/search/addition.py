@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
+from tauspan.core.errors import listed
 from tauspan.core.report import Cell, Report, Table
 from tauspan.core.results import mean_row, ratio
 from tauspan.editing.model.chosen import ChosenEdit, alpha_series, facts_of
@@ -71,7 +72,26 @@ class Addition(ChosenEdit):
             **means,
         }
         series = alpha_series(f"addition, {self.regime}", self.alpha, self.curve)
-        return Report(title, [table], dict(self.provenance), series, result, self.warnings)
+        facts = dict(self.provenance)
+        return Report(title, [table], facts, series, result, self.warnings, verdict=self.verdict)
+
+    @property
+    def verdict(self) -> str:
+        """What of the single accuracies is left, and which tasks are worse than before any training."""
+        kept = (
+            ""
+            if self.mean.normalised is None
+            else f" keeps {self.mean.normalised:.1%} of single-task accuracy"
+        )
+        worse = [row for row in self.tasks if row.added < row.zero_shot]
+        said = f"At alpha = {self.alpha:g} the sum{kept or f' has mean accuracy {self.mean.added:.3f}'} on test rows"
+        if not worse:
+            return f"{said}, and no task is below the pre-trained model."
+        below = listed([f"{row.task} ({row.added:.3f} against {row.zero_shot:.3f})" for row in worse])
+        return (
+            f"{said}; below the pre-trained model: {below}. A coefficient for each vector may do better: "
+            "`Editor.coefficients`, `tauspan edit solve`."
+        )
 
 
 def addition(

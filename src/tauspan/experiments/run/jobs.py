@@ -14,7 +14,9 @@ from tauspan.experiments.run.context import RunContext
 from tauspan.experiments.run.part import Part
 from tauspan.experiments.run.parts import PARTS
 from tauspan.experiments.run.recipe import Recipe
-from tauspan.experiments.sweep import BackendName, Job, Makes, Submits, sweep
+from tauspan.experiments.sweep import Job, sweep
+from tauspan.experiments.sweep.driver import BackendName
+from tauspan.experiments.sweep.executors import Makes, Submits
 from tauspan.experiments.sweep.pool import DEVICE
 
 FOLDER = "sweep"

@@ -20,7 +20,8 @@ from tauspan.experiments.run.jobs import in_workers
 from tauspan.experiments.run.part import laid_over
 from tauspan.experiments.run.recipe import Recipe
 from tauspan.experiments.run.spread import in_words
-from tauspan.experiments.sweep import BackendName, Makes, Submits
+from tauspan.experiments.sweep.driver import BackendName
+from tauspan.experiments.sweep.executors import Makes, Submits
 from tauspan.store import write_text
 
 log = logging.getLogger(__name__)

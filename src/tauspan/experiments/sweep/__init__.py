@@ -12,8 +12,7 @@ table      the live table
 ```
 """
 
-from tauspan.experiments.sweep.driver import BackendName, sweep
-from tauspan.experiments.sweep.executors import Makes, Submits
+from tauspan.experiments.sweep.driver import sweep
 from tauspan.experiments.sweep.job import Job
 
-__all__ = ["BackendName", "Job", "Makes", "Submits", "sweep"]
+__all__ = ["Job", "sweep"]

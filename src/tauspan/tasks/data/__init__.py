@@ -5,11 +5,11 @@ folder, `manifest` records which rows it has, and `find_leaks` finds rows that a
 """
 
 from tauspan.tasks.data.catalog import CONTROL, EIGHT, FOURTEEN, TWENTY, DataSet, catalog, find_set
-from tauspan.tasks.data.leaks import Leak, Leaks, find_leaks
+from tauspan.tasks.data.leaks import Leak, Leaks, find_leaks, seen_elsewhere
 from tauspan.tasks.data.manifest import check_manifest, manifest, write_manifest
 from tauspan.tasks.data.opening import open_task
 
 __all__ = [
     "CONTROL", "EIGHT", "FOURTEEN", "TWENTY", "DataSet", "Leak", "Leaks", "catalog", "check_manifest",
-    "find_leaks", "find_set", "manifest", "open_task", "write_manifest",
+    "find_leaks", "find_set", "manifest", "open_task", "seen_elsewhere", "write_manifest",
 ]  # fmt: skip

@@ -14,7 +14,7 @@ from tauspan.core.measure import progress
 from tauspan.models.extras import require_extra
 from tauspan.tasks import SPLITS, Split, Task
 from tauspan.tasks.data.hamming import Hashes, distances, within
-from tauspan.tasks.shares import normalised
+from tauspan.tasks.shares import grouped, normalised
 from tauspan.tasks.split import array_bytes
 
 Kind: TypeAlias = Literal["equal", "near"]
@@ -80,6 +80,22 @@ class _Prints:
 
     equal: list[bytes]
     near: Hashes | None
+
+
+def seen_elsewhere(tasks: Sequence[Task]) -> list[tuple[Task, Task, int]]:
+    """The pairs of tasks of which the second trains on test rows of the first, and on how many.
+
+    Texts are equal apart from case, punctuation and white space, images if their files are.
+    """
+    test = {task: grouped(task.split("test")) for task in tasks}
+    train = {task: grouped(task.split("train")) for task in tasks}
+    found = [
+        (tested, trained, sum(len(rows) for key, rows in test[tested].items() if key in train[trained]))
+        for tested in tasks
+        for trained in tasks
+        if tested is not trained
+    ]
+    return [entry for entry in found if entry[2]]
 
 
 @checked

@@ -52,7 +52,9 @@ PARALLEL := PYTHONDONTWRITEBYTECODE= OMP_NUM_THREADS=1
 WORKERS := -n auto --maxprocesses 4 --dist worksteal
 
 test: env
-	$(PARALLEL) $(BIN)/python -m slipcover --source src --skip-covered --fail-under 95 -m pytest $(WORKERS)
+	@mkdir -p out
+	$(PARALLEL) $(BIN)/python -m slipcover --source src --json --out out/coverage.json -m pytest $(WORKERS)
+	@$(BIN)/python -m slipcover --merge out/coverage.json --out out/coverage.json --skip-covered --fail-under 95
 
 test-slow: env-real
 	$(PARALLEL) $(BIN)/python -m pytest $(WORKERS) -m 'slow and not long'

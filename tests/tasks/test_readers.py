@@ -155,7 +155,7 @@ def test_an_index_beyond_the_classes_is_an_error(tmp_path):
         ('text,label\n"two\nlines",1\nonly one field\n', "line 4: 1 fields, the header has 2"),
         ("text,label\na,b,1\n", "line 2: 3 fields"),
         ('text,label\n"never closed,1\na,0\n', "cannot be read as CSV"),
-        ("", "has no column 'text'; it has none"),
+        ("", "is empty: it needs a column 'text'"),
         ("text,label\n", "no rows in its train split"),
     ],
     ids=[

@@ -16,10 +16,12 @@ def require_columns(file: Path | str, wanted: Sequence[str], known: Sequence[str
             raise DataError(
                 f"{file} has {known.count(column)} columns called {column!r}: rename all but the one that is meant."
             )
+        if not known:
+            raise DataError(f"{file} is empty: it needs a column {column!r}, and rows.")
         if column not in known:
             near = nearest(column, known)
             hint = f" {near}" if near.startswith("Did") else ""
-            raise DataError(f"{file} has no column {column!r}; it has {listed(known, 12) or 'none'}.{hint}")
+            raise DataError(f"{file} has no column {column!r}; it has {listed(known, 12)}.{hint}")
 
 
 def parquet_columns(file: Path, wanted: Sequence[str]) -> dict[str, list[Any]]:

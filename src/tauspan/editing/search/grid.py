@@ -73,5 +73,6 @@ class Scores:
     def remark(self, grid: Grid, best: float) -> str:
         """What a reader must know about the grid."""
         if best == max(self.rows):
-            return "; the best point is the end of the grid" + ("" if grid == "auto" else ": try grid='auto'")
+            wider = "" if grid == "auto" else ": try grid='auto' (--grid auto)"
+            return f"; the best point is the end of the grid{wider}"
         return "; the grid was widened until the best point was interior" if self.widened else ""

@@ -50,7 +50,9 @@ def find_task(name: str, root: str | Path | None = None, *, seed: int = 0) -> Ta
         return open_task(name, root, seed=seed)
     if (Path(name) / "card.json").is_file():
         return Task.from_directory(name)
+    beside = Path(name).parent
+    here = [str(card.parent) for card in sorted(beside.glob("*/card.json"))]
     raise DataError(
         f"no task {name!r}: not a shipped one, no data set of the catalog, and no directory with a card.json. "
-        f"{nearest(name, [*NAMES, *catalog()])}"
+        f"{nearest(name, [*here, *NAMES, *catalog()])}"
     )

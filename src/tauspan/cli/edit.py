@@ -228,11 +228,11 @@ def _require_free(options: argparse.Namespace) -> None:
 
 def _combined(result: "ChosenEdit", options: argparse.Namespace) -> None:
     """Write the report and, if asked for, the vector at the chosen coefficients."""
-    vector = result.vector
-    if options.vector and first():
+    vector = result.vector if options.vector else None
+    if vector is not None and first():
         vector.save_pretrained(options.vector)
     write_report(result.report(), options)
-    if options.vector:
+    if vector is not None:
         commands.say(
             f"Wrote {options.vector}: {commands.mixed(vector)}. Next: tauspan apply {options.model} {options.vector} OUT",
             options,

@@ -144,11 +144,12 @@ def task_of(name: str, rows: int | None = None) -> "Task":
     from tauspan.tasks.data.suite import find_task
 
     task = find_task(name)
-    if rows is None:
-        return task
-    return dataclasses.replace(
-        task.subset(train=rows, validation=rows, test=rows), head_rows=task.split("train")
-    )
+    return task if rows is None else fewer(task.subset(train=rows, validation=rows, test=rows), task)
+
+
+def fewer(subset: "Task", whole: "Task") -> "Task":
+    """A subset under the head of the whole task: every verb reads a task under one head, whatever its `--rows`."""
+    return dataclasses.replace(subset, head_rows=whole.split("train"))
 
 
 def vector_of(path: str) -> "TaskVector":

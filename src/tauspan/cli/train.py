@@ -4,7 +4,6 @@ The library is imported only when a verb runs.
 """
 
 import argparse
-import dataclasses
 import json
 import sys
 from pathlib import Path
@@ -240,10 +239,8 @@ def fit(options: argparse.Namespace) -> None:
 def _training(options: argparse.Namespace) -> "Task":
     """The task, with as many training rows as were asked for."""
     task = task_of(options.task)
-    if options.rows is None:
-        return task
-    fewer = task.subset(train=options.rows, seed=options.seed or 0)
-    return dataclasses.replace(fewer, head_rows=task.split("train"))  # other verbs know the whole task's head
+    rows, seed = options.rows, options.seed or 0
+    return task if rows is None else commands.fewer(task.subset(train=rows, seed=seed), task)
 
 
 def _trained(done: "Finetuned", file: Path, options: argparse.Namespace, **more: Any) -> None:

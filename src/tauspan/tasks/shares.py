@@ -52,7 +52,7 @@ def shared_out(
         seed: of the order within each class.
         names: the classes.
         what: the task's name, for messages.
-        like: splits of other tasks; an input that stands in one of them goes to the same split.
+        like: the splits of other tasks; a row that another task has too goes to the same split as there.
 
     Raises:
         UsageError: shares that are none.

@@ -3,7 +3,7 @@
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import combinations
+from itertools import combinations, permutations
 from typing import Any, Literal, TypeAlias
 
 import numpy as np
@@ -87,13 +87,12 @@ def seen_elsewhere(tasks: Sequence[Task]) -> list[tuple[Task, Task, int]]:
 
     Texts are equal apart from case, punctuation and white space, images if their files are.
     """
-    test = {task: grouped(task.split("test")) for task in tasks}
-    train = {task: grouped(task.split("train")) for task in tasks}
+    compared = tasks if len(tasks) > 1 else ()
+    test = {task: grouped(task.split("test")) for task in compared}
+    train = {task: grouped(task.split("train")) for task in compared}
     found = [
         (tested, trained, sum(len(rows) for key, rows in test[tested].items() if key in train[trained]))
-        for tested in tasks
-        for trained in tasks
-        if tested is not trained
+        for tested, trained in permutations(compared, 2)
     ]
     return [entry for entry in found if entry[2]]
 

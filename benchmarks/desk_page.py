@@ -6,7 +6,6 @@ Prints, for eight tasks of 1,000 rows and 77 classes with eight vectors: the tim
 compute, the time from the input to the picture, the time until the page is ready, and sizes.
 
 Needs playwright and chromium.
-Needs playwright and chromium.
 """
 
 import argparse

@@ -3,7 +3,7 @@
 import { batch, computed, effect, signal } from "@preact/signals";
 
 import { type Changes, changes, outcome, type Outcome } from "./compute/outcome";
-import { type Rows, rowsOf } from "./compute/rows";
+import { type Line, type Rows, rowsOf } from "./compute/rows";
 import { readDesk, readNumbers, type SplitName, type Task, type Texts } from "./data";
 
 export const desk = readDesk();
@@ -69,8 +69,14 @@ export function choose(values: readonly number[], onTest = false): void {
   });
 }
 
-export function setOne(place: number, value: number): void {
-  mix(coefficients.value.map((a, k) => (k === place ? value : a)));
+/** The line that the last slider moves the mix along. */
+let moving: Line | null = null;
+
+/** Sets the mix by a slider: to at(value), which is affine in the value. */
+export function slide(at: (value: number) => readonly number[], value: number): void {
+  const from = at(0);
+  moving = { from, along: at(1).map((a, k) => a - from[k]) };
+  mix(at(value));
 }
 
 export function reveal(): void {
@@ -99,11 +105,11 @@ function nearest(values: readonly number[]): readonly number[] {
 export interface Scored extends Outcome, Changes {}
 
 /** Each task's outcome on a split; null where there is none. */
-export function score(values: readonly number[], on: SplitName): (Scored | null)[] {
+export function score(values: readonly number[], on: SplitName, along?: Line | null): (Scored | null)[] {
   const before = zero(on);
   return desk.tasks.map((task, t) => {
     const data = rows(task, on);
-    const found = data && outcome(data, values);
+    const found = data && outcome(data, values, along);
     if (!data || !found) return null;
     const base = before[t];
     return { ...found, ...(base ? changes(base.predicted, found.predicted, data.labels) : { fixed: 0, broken: 0 }) };
@@ -131,7 +137,7 @@ export const scores = computed(() => {
   const on = split.value;
   zero(on);
   performance.mark("desk-compute-start");
-  const found = score(values, on);
+  const found = score(values, on, moving);
   performance.measure("desk-compute", "desk-compute-start");
   return found;
 });

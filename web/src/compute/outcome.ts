@@ -1,6 +1,6 @@
 /** What predictions mean: how many are right, which changed, which classes are taken for which. */
 
-import type { Rows } from "./rows";
+import type { Line, Rows } from "./rows";
 
 export interface Outcome {
   readonly predicted: Uint16Array;
@@ -11,9 +11,9 @@ export interface Outcome {
 }
 
 /** Null where the rows have no numbers at these coefficients. */
-export function outcome(rows: Rows, coefficients: readonly number[]): Outcome | null {
+export function outcome(rows: Rows, coefficients: readonly number[], moving?: Line | null): Outcome | null {
   const predicted = new Uint16Array(rows.count);
-  const within = rows.predict(coefficients, predicted);
+  const within = rows.predict(coefficients, predicted, moving);
   if (within === null) return null;
   return { predicted, correct: right(predicted, rows.labels), rows: rows.count, within };
 }

@@ -6,10 +6,26 @@ import type { Split, Task } from "../data";
 export interface Rows {
   readonly count: number;
   readonly labels: Uint16Array;
-  /** Writes each row's class; gives the number of rows that rounding could have turned, or null where no such point is stored. */
-  predict(coefficients: readonly number[], into: Uint16Array): number | null;
+  /**
+   * Writes each row's class; gives the number of rows that rounding could have turned, or null where no such point is stored.
+   * Where the coefficients move along a line, the sums of the line are made once, and a step costs one product a class.
+   */
+  predict(coefficients: readonly number[], into: Uint16Array, moving?: Line | null): number | null;
   /** Classes at from + step * along for each step, a call for each row and step; false where nothing lies between stored points. */
   line(from: readonly number[], along: readonly number[], steps: readonly number[], visit: Visit): boolean;
+}
+
+/** Coefficients from + s * along. */
+export interface Line {
+  readonly from: readonly number[];
+  readonly along: readonly number[];
+}
+
+/** The s of coefficients on a line, or null. */
+function stepOn({ from, along }: Line, coefficients: readonly number[]): number | null {
+  const k = along.findIndex((d) => d);
+  const s = (coefficients[k] - from[k]) / along[k];
+  return coefficients.every((a, i) => Math.abs(from[i] + s * along[i] - a) < 1e-12) ? s : null;
 }
 
 export type Visit = (step: number, row: number, predicted: number) => void;
@@ -52,17 +68,38 @@ function affineRows(
 ): Rows {
   const count = labels.length;
   const first = new Float64Array(most);
-  const second = new Float64Array(most);
+  let held = "";
+  let base = first;
+  let slope = first;
 
-  function predict(coefficients: readonly number[], into: Uint16Array): number {
+  /** Makes `base` and `slope` the sums of a line, for each class of each row. */
+  function hold({ from, along }: Line): void {
+    const key = `${from} ${along}`;
+    if (key === held) return;
+    held = key;
+    [base, slope] = [from, along].map((coefficients, i) => {
+      const sum = weighted(coefficients);
+      const into = new Float64Array(starts[count]);
+      for (let n = 0; n < count; n++) {
+        const start = starts[n];
+        combine(numbers, parts * start, starts[n + 1] - start, 1 - i, sum, into.subarray(start));
+      }
+      return into;
+    });
+  }
+
+  function predict(coefficients: readonly number[], into: Uint16Array, moving?: Line | null): number {
     const sum = weighted(coefficients);
+    const step = moving && stepOn(moving, coefficients);
+    if (moving && step != null) hold(moving);
     const slack = exact ? -1 : 1 + coefficients.reduce((total, a) => total + Math.abs(a), 0);
     const weights = [1, ...coefficients];
     let within = 0;
     for (let n = 0; n < count; n++) {
       const start = starts[n];
       const classes = starts[n + 1] - start;
-      combine(numbers, parts * start, classes, 1, sum, first);
+      if (step == null) combine(numbers, parts * start, classes, 1, sum, first);
+      else for (let c = 0; c < classes; c++) first[c] = base[start + c] + step * slope[start + c];
       const more = shift ? shift(n, weights, first) : 0;
       let best = -Infinity;
       let next = -Infinity;
@@ -82,31 +119,27 @@ function affineRows(
   }
 
   function line(from: readonly number[], along: readonly number[], steps: readonly number[], visit: Visit): boolean {
-    const base = weighted(from);
-    const slope = weighted(along);
+    hold({ from, along });
     const points = shift ? steps.map((s) => [1, ...from.map((a, k) => a + s * along[k])]) : [];
-    const sums = new Float64Array(most);
     for (let n = 0; n < count; n++) {
       const start = starts[n];
-      const classes = starts[n + 1] - start;
-      combine(numbers, parts * start, classes, 1, base, first);
-      combine(numbers, parts * start, classes, 0, slope, second);
+      const end = starts[n + 1];
       for (let i = 0; i < steps.length; i++) {
         const s = steps[i];
-        let winner = 0;
+        let winner = start;
         let best = -Infinity;
         if (shift) {
-          for (let c = 0; c < classes; c++) sums[c] = first[c] + s * second[c];
-          shift(n, points[i], sums);
+          for (let c = start; c < end; c++) first[c - start] = base[c] + s * slope[c];
+          shift(n, points[i], first);
         }
-        for (let c = 0; c < classes; c++) {
-          const value = shift ? sums[c] : first[c] + s * second[c];
+        for (let c = start; c < end; c++) {
+          const value = shift ? first[c - start] : base[c] + s * slope[c];
           if (value > best) {
             best = value;
             winner = c;
           }
         }
-        visit(i, n, names ? names[start + winner] : winner);
+        visit(i, n, names ? names[winner] : winner - start);
       }
     }
     return true;

@@ -2,7 +2,7 @@
 
 import { coefficient, cut, number, plain } from "../format";
 import { same } from "../compute/rows";
-import { choose, coefficients, COUNT, desk, GRID, HIGH, LOW, mix, point, SAMPLED, setOne, snapshots } from "../state";
+import { choose, coefficients, COUNT, desk, GRID, HIGH, LOW, mix, point, SAMPLED, slide, snapshots } from "../state";
 import { Name } from "../ui";
 
 export function Mix() {
@@ -54,12 +54,13 @@ function Pair({ id, label, value, onInput }: Control) {
 
 function Slider({ place, name, norm }: { place: number; name: string; norm: number }) {
   const label = `Coefficient of ${plain(name)}`;
+  const mixed = (a: number) => coefficients.value.map((old, k) => (k === place ? a : old));
   return (
     <div class="slider">
       <span class="of" title={`norm of this vector: ${number(norm)}`}>
         <Name text={name} most={32} />
       </span>
-      <Pair id={`a${place}`} label={label} value={coefficients.value[place]} onInput={(a) => setOne(place, a)} />
+      <Pair id={`a${place}`} label={label} value={coefficients.value[place]} onInput={(a) => slide(mixed, a)} />
       {SAMPLED && <Stops place={place} />}
     </div>
   );
@@ -85,7 +86,7 @@ function Master() {
   return (
     <div class="slider master">
       <span class="of">{equal ? "All vectors" : "All vectors (mean)"}</span>
-      <Pair id="master" label="Coefficient of all vectors" value={mean} onInput={(a) => mix(Array<number>(COUNT).fill(a))} />
+      <Pair id="master" label="Coefficient of all vectors" value={mean} onInput={(a) => slide((b) => Array<number>(COUNT).fill(b), a)} />
     </div>
   );
 }

@@ -28,11 +28,12 @@ from tauspan import store
 from tauspan.core.measure import measured
 from tauspan.core.reading import Reading
 from tauspan.core.report import Report, Table, provenance
-from tauspan.editing.model.outputs import accuracy, outputs
+from tauspan.editing.model.outputs import outputs
 from tauspan.experiments.figures import REGIMES
 from tauspan.kernel import closed_form
 from tauspan.kernel.diagnose import KernelOutputs, KernelSettings, task_energies, task_kernels
 from tauspan.models import Classifier, Encoder
+from tauspan.objectives import Classification
 from tauspan.tangent import linearize
 from tauspan.tangent.contributions import contributions
 from tauspan.tasks import Task, build_head
@@ -105,12 +106,12 @@ def of_pairs(encoder: Encoder, tasks: Sequence[Task], options: argparse.Namespac
         seen, unseen = moved("train"), moved("test")
         place = {name: number for number, name in enumerate(seen.names)}
         own = _rms(seen.tangents[place[on.name]])
-        before = accuracy(unseen.logits(_at(place, on.name)), unseen.labels)
+        before = Classification().value(unseen.logits(_at(place, on.name)), unseen.labels)
         ordinary = _ordinary(encoder, on, vectors[on.name])
         for by in tasks:
             if by is on:
                 continue
-            both = accuracy(unseen.logits(_at(place, on.name, by.name)), unseen.labels)
+            both = Classification().value(unseen.logits(_at(place, on.name, by.name)), unseen.labels)
             together = (vectors[on.name] + vectors[by.name]).as_regime("standard")
             rows.append({
                 "on": on.name, "by": by.name, "predicted": _rms(seen.tangents[place[by.name]]) / own,
@@ -134,7 +135,7 @@ def _ordinary(encoder: Encoder, task: Task, vector: ts.TaskVector) -> float:
     head = build_head(task, encoder, max_tokens=TOKENS)
     prepared = batches(encoder, task.split("test"), TOKENS, 64)
     with torch.inference_mode():
-        return accuracy(outputs(Classifier(edited, head), prepared), task.split("test").labels)  # type: ignore[arg-type]
+        return Classification().value(outputs(Classifier(edited, head), prepared), task.split("test").labels)  # type: ignore[arg-type]
 
 
 def correlations(rows: Sequence[Row]) -> list[Row]:

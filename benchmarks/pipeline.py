@@ -12,8 +12,8 @@ from torch import Tensor
 
 import tauspan as ts
 from tauspan.editing import PAPER_GRID
-from tauspan.editing.model.outputs import accuracy
 from tauspan.models import Classifier, Encoder
+from tauspan.objectives import Classification
 from tauspan.tangent import linearize
 from tauspan.tangent.contributions import contributions
 from tauspan.tasks import Task, build_head, permutation
@@ -88,8 +88,10 @@ def ours(encoder: Encoder, tasks: Sequence[Task], settings: Settings) -> float:
         tangent = linearize(_classifier(encoder, task, settings))
         prepared = batches(encoder, rows, settings.max_tokens, _EVALUATED)
         found = contributions(tangent, {"sum": total, "own": vector}, prepared, rows.labels)
-        single[task] = accuracy(found.logits([0.0, 1.0]), rows.labels)
-        scores[task] = {alpha: accuracy(found.logits([alpha, 0.0]), rows.labels) for alpha in PAPER_GRID}
+        single[task] = Classification().value(found.logits([0.0, 1.0]), rows.labels)
+        scores[task] = {
+            alpha: Classification().value(found.logits([alpha, 0.0]), rows.labels) for alpha in PAPER_GRID
+        }
     return _tuned(scores, single)
 
 

@@ -10,8 +10,8 @@ from torch import Tensor
 
 from tauspan.core.reading import Reading
 from tauspan.editing import PAPER_GRID, disentanglement
-from tauspan.editing.model.outputs import accuracy
 from tauspan.models import Classifier, Encoder, Head, fingerprint_of
+from tauspan.objectives import Classification
 from tauspan.tangent import Linearized, linearize
 from tauspan.tangent.contributions import contributions
 from tauspan.tasks import Task
@@ -64,12 +64,13 @@ def _coefficients(shape: Shape, setting: Setting, rounds: int) -> list[Row]:
 
         def shared() -> None:
             found = contributions(tangent, {"sum": total}, prepared, labels)
-            chosen["fast"] = best({a: accuracy(found.logits([a]), labels) for a in PAPER_GRID})  # noqa: B023
+            chosen["fast"] = best({a: Classification().value(found.logits([a]), labels) for a in PAPER_GRID})  # noqa: B023
 
         def each() -> None:
             taus = {vector.label: vector for vector in vectors}
             found = contributions(tangent, taus, prepared, labels)
-            chosen["each"] = best({a: accuracy(found.logits([a] * VECTORS), labels) for a in PAPER_GRID})  # noqa: B023
+            found_at = {a: Classification().value(found.logits([a] * VECTORS), labels) for a in PAPER_GRID}
+            chosen["each"] = best(found_at)  # noqa: B023
 
         def one_by_one() -> None:
             scores = {}
@@ -77,7 +78,7 @@ def _coefficients(shape: Shape, setting: Setting, rounds: int) -> list[Row]:
                 tangent.load_task_vector(total * alpha, check_base=False)
                 with torch.no_grad():
                     logits = torch.cat([tangent(batch).cpu() for _, batch in prepared])
-                scores[alpha] = accuracy(logits, labels)
+                scores[alpha] = Classification().value(logits, labels)
             chosen["slow"] = best(scores)  # noqa: B023
 
         fast, both, slow = (

@@ -16,9 +16,9 @@ from tauspan.cli.main import main
 from tauspan.core.errors import NonFiniteError
 from tauspan.core.params import broken_rows, require_finite_rows
 from tauspan.editing import adamerging
-from tauspan.editing.model.outputs import accuracy
 from tauspan.merge.data.compare import compare
 from tauspan.models import Encoder, Head, fingerprint_of
+from tauspan.objectives import Classification
 from tauspan.tasks import Task
 from tauspan.train import Settings, finetune
 from tauspan.vector import TaskVector
@@ -142,8 +142,8 @@ def test_infinity_is_an_error_too() -> None:
 def test_accuracy_itself_counts_no_broken_row() -> None:
     logits = torch.tensor([[0.0, 1.0], [float("nan"), float("nan")], [float("inf"), 0.0]])
     with pytest.raises(NonFiniteError, match=r"2 of 3 rows \(1, 2"):
-        accuracy(logits, torch.tensor([1, 0, 0]))
-    assert accuracy(logits[:1], torch.tensor([1])) == 1.0
+        Classification().value(logits, torch.tensor([1, 0, 0]))
+    assert Classification().value(logits[:1], torch.tensor([1])) == 1.0
 
 
 def test_rows_are_found_along_any_axis() -> None:

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 import tauspan as ts
 from tauspan.core.errors import ModelError, NonFiniteError
 from tauspan.editing.evaluation import evaluate
-from tauspan.editing.model.outputs import accuracy
 from tauspan.models import Encoder, Head
+from tauspan.objectives import Classification
 from tauspan.tasks import Task, build_head
 
 BROKEN = [math.nan, math.inf, -math.inf]
@@ -77,8 +77,8 @@ def test_no_place_of_such_a_number_is_overlooked(value: float) -> None:
             logits = torch.zeros(3, 2)
             logits[row, column] = value
             with pytest.raises(NonFiniteError, match=rf"1 of 3 rows \({row}, from 0 on\)"):
-                accuracy(logits, torch.zeros(3, dtype=torch.long))
-    assert accuracy(torch.tensor([[1.0, 2.0]]), torch.tensor([1])) == 1.0
+                Classification().value(logits, torch.zeros(3, dtype=torch.long))
+    assert Classification().value(torch.tensor([[1.0, 2.0]]), torch.tensor([1])) == 1.0
 
 
 def test_features_that_are_no_vectors_are_told() -> None:

@@ -304,7 +304,7 @@ def test_labels_of_another_kind_in_a_split_are_named():
     rows = Split(["x", "y"], torch.tensor([0, 1]))
     for labels in ([0, 1], np.array([0, 1])):
         with pytest.raises(
-            DataError, match=r"test of 't': labels are int64 of shape .*`Task\.from_tensors` makes"
+            DataError, match=r"test of task 't': labels are int64 of shape .*`Task\.from_tensors` makes"
         ):
             Task("t", ["a", "b"], {"train": rows, "validation": rows, "test": Split(["x", "y"], labels)})
 

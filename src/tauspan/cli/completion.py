@@ -28,7 +28,8 @@ FILES = {
 }  # fmt: skip
 FREE = {
     "allow", "code", "delimiter", "device", "eigenfunctions", "encoding", "grid", "label", "label_names",
-    "label_prompts", "leave_out", "method", "name", "near", "params", "set", "shard_size", "split", "text", "title",
+    "label_prompts", "leave_out", "method", "name", "near", "params", "prompt", "set", "shard_size", "split", "text",
+    "title",
 }  # fmt: skip
 
 

@@ -79,6 +79,18 @@ def _add_make(made: argparse.ArgumentParser) -> None:
         "division of the rows (default: label)",
     )
     made.add_argument(
+        "--objective",
+        choices=("classification", "multi-label", "regression", "next-token"),
+        default="classification",
+        help="what the labels are: classes; of the others each column of --label holds the numbers of one output, "
+        "0 and 1 of a label; next-token: none, the texts are continued (default: classification)",
+    )
+    made.add_argument(
+        "--prompt",
+        metavar="COLUMN",
+        help="of next-token tasks, the column of prompts, which do not count (default: none)",
+    )
+    made.add_argument(
         "--label-names", nargs="+", metavar="NAME", help="the classes, in order (default: the sorted labels)"
     )
     made.add_argument(
@@ -203,25 +215,28 @@ def make(options: argparse.Namespace) -> None:
     from tauspan.store import require_apart, require_free
 
     require_apart(options.out, [options.train, options.test, options.validation])
-    several = len(options.label) > 1
+    several = len(options.label) > 1 and options.objective == "classification"
     if several and (options.shares is None or options.name or options.label_names or options.label_prompts):
         raise UsageError(
             f"--label {' '.join(options.label)} makes {len(options.label)} tasks with one division of the rows: give "
             "--shares, such as 0.7 0.1 0.2, and no --name, --label-names or --label-prompts."
         )
-    places = {label: Path(options.out) / label if several else Path(options.out) for label in options.label}
-    for place in places.values():
+    columns: list[str | list[str]] = list(options.label)
+    if options.objective != "classification":
+        columns = [options.label]  # the outputs of one task
+    paths = [Path(options.out) / str(column) if several else Path(options.out) for column in columns]
+    for place in paths:
         require_free(place, options.overwrite)
     made: list[Task] = []
-    for label, place in places.items():
+    for label, place in zip(columns, paths, strict=True):
         task = _read(options, options.name or place.name, label, made)
         task.to_directory(place, overwrite=options.overwrite)
         _tell_made(task, place, options)
         made.append(task)
 
 
-def _read(options: argparse.Namespace, name: str, label: str, like: "Sequence[Task]") -> "Task":
-    """The task of one column of labels."""
+def _read(options: argparse.Namespace, name: str, label: "str | list[str]", like: "Sequence[Task]") -> "Task":
+    """The task of one column of labels, or of the columns of its outputs."""
     from tauspan.tasks import Task
 
     return Task.from_files(
@@ -235,6 +250,8 @@ def _read(options: argparse.Namespace, name: str, label: str, like: "Sequence[Ta
         text=options.text,
         label=label,
         labels=options.labels,
+        objective=options.objective,
+        prompt=options.prompt,
         clean=options.clean,
         encoding=options.encoding,
         delimiter=commands.delimiter(options),
@@ -261,7 +278,7 @@ def _tell_made(task: "Task", place: Path, options: argparse.Namespace) -> None:
     together = task.extra.get("together")
     repeated = f" {together} rows repeat an earlier one, and went where it is." if together else ""
     tables = [
-        Table("splits", _splits(task), f"Classes: {', '.join(task.label_names)}.{repeated}"),
+        Table("splits", _splits(task), f"{_meaning(task)}{repeated}"),
         Table("rows that stand in two splits", _leaks(found), _note([found])),
         *([Table("left out or changed", dropped, "By --clean.")] if dropped else []),
     ]
@@ -269,6 +286,13 @@ def _tell_made(task: "Task", place: Path, options: argparse.Namespace) -> None:
         tell("rows stand in two splits; --shares divides a file so that none does.")
     commands.show(Report(f"task {task.name}", tables, result={"left_out": left_out}), options)
     commands.say(f"Wrote {place}: {task}.", options)
+
+
+def _meaning(task: "Task") -> str:
+    """What the targets are, in a sentence."""
+    if task.objective.headless:
+        return "Texts to be continued."
+    return f"{'Classes' if task.classes else 'Outputs'}: {', '.join(task.label_names)}."
 
 
 def _bits(text: str) -> int | None:
@@ -290,7 +314,11 @@ def _splits(task: "Task") -> "list[dict[str, Cell]]":
             "split": split,
             "rows": len(task.splits[split]),
             "benchmark": getattr(known.sizes, split) if known else None,
-            "classes": len(task.label_names),
+            **(
+                {}
+                if task.objective.headless
+                else {"classes" if task.classes else "outputs": len(task.label_names)}
+            ),
             "made": task.extra.get(split, "own"),
             "from": task.source if split == "train" else None,
         }

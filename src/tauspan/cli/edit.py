@@ -117,8 +117,9 @@ def _add_maps(verbs: Any, verb: Verb) -> argparse.ArgumentParser:
         help="the coefficients used for editing, for the mean (default: 0 1)",
     )  # fmt: skip
     mapped.add_argument(
-        "--distance", choices=("argmax", "probabilities"), default="argmax",
-        help="when two outputs differ: another class, or by total variation of the probabilities",
+        "--distance", choices=("argmax", "probabilities", "labels", "difference"),
+        help="how far two outputs are apart: by another class, by their probabilities, by other labels, or as numbers "
+        "(default: the first that the tasks' objective has)",
     )  # fmt: skip
     mapped.add_argument("--split", choices=SPLITS, default="test", help="which rows")
     return mapped

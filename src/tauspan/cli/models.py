@@ -152,7 +152,7 @@ def evaluate(options: argparse.Namespace) -> None:
 
     vector = vector_of(options.vector) if options.vector else None
     tasks = [task_of(name, options.rows) for name in options.tasks]
-    model = load(options.model, options.device, base=options.base)
+    model = load(options.model, options.device, base=options.base, language=options.language)
     if vector is not None or not isinstance(
         model, Linearized
     ):  # a Linearized holds a vector already, for which --scale and --point have a meaning
@@ -190,7 +190,7 @@ def predict(options: argparse.Namespace) -> None:
     from tauspan.tasks.tables import Dialect
     from tauspan.tasks.unlabelled import rows_of
 
-    model = load(options.model, options.device, base=options.base)
+    model = load(options.model, options.device, base=options.base, language=options.language)
     base = encoder_in(model.base) if isinstance(model, Linearized) else model
     assert base is not None  # noqa: S101 - `load` gives an encoder
     name = options.task
@@ -214,10 +214,19 @@ def predict(options: argparse.Namespace) -> None:
     names, rows = rows_of(options.rows, options.text, dialect, options.clean)
     found = model.predict(rows, name, batch_size=options.batch_size)
     table: list[dict[str, Cell]] = [
-        {"row": row, "class": one.label, "probability": one.probability}
+        {
+            "row": row,
+            **(
+                {"class": one.label, "probability": one.probability}
+                if one.label in one.probabilities
+                else {"labels": one.label}
+                if one.probabilities
+                else dict(one.values)
+            ),
+        }
         for row, one in zip(names, found, strict=True)
     ]
-    result = [{"row": row, "label": one.label, "probabilities": dict(one.probabilities)}
+    result = [{"row": row, "label": one.label, "probabilities": dict(one.probabilities), "values": dict(one.values)}
               for row, one in zip(names, found, strict=True)]  # fmt: skip
     about = provenance(base=base.source, task=name)
     show(Report("Predictions", [Table("Predictions", table)], about, result={"rows": result}), options)

@@ -93,6 +93,17 @@ def add_device(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_language(parser: argparse.ArgumentParser) -> None:
+    """Add the option of verbs that read tasks of texts."""
+    parser.add_argument(
+        "--language",
+        type=int,
+        metavar="L",
+        help="read the model as a causal language model, for tasks of texts of at most L tokens (default: read it for "
+        "features)",
+    )
+
+
 def add_regime(parser: argparse.ArgumentParser) -> None:
     """Add the option of the regime in which a vector edits."""
     parser.add_argument(
@@ -116,6 +127,7 @@ def add_passes(parser: argparse.ArgumentParser) -> None:
     """Add the options of how the edited model runs over rows."""
     add_fields(parser, Reading, skip=("max_tokens",))
     add_device(parser)
+    add_language(parser)
 
 
 def reading(options: argparse.Namespace) -> Reading:
@@ -131,7 +143,7 @@ def encoder_of(options: argparse.Namespace) -> "Encoder":
     from tauspan.editing.model.edit import load
     from tauspan.models import Encoder
 
-    model = load(options.model, getattr(options, "device", None))
+    model = load(options.model, getattr(options, "device", None), language=getattr(options, "language", None))
     if not isinstance(model, Encoder):
         raise UsageError(
             f"{options.model!r} is an edited tangent model; this verb starts from a pre-trained one."

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from tauspan.cli import shared as commands
 from tauspan.cli.fields import add_fields, read_fields
-from tauspan.cli.shared import Verb, add_device, assigned, encoder_of, first, say, show, task_of
+from tauspan.cli.shared import Verb, add_device, add_language, assigned, encoder_of, first, say, show, task_of
 from tauspan.core.errors import UsageError
 from tauspan.core.reading import Reading
 from tauspan.experiments.shipped import recipe_file, shipped
@@ -68,6 +68,7 @@ def add(verbs: Any, verb: Verb) -> None:
         made.add_argument(
             "--label", help="the vector's short name for tables and errors (default: the task's)"
         )
+        add_language(made)
     for made in (shown, recipe, tune, fitted):
         add_device(made)
 

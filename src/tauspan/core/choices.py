@@ -11,9 +11,14 @@ Point: TypeAlias = Literal[
 SplitName: TypeAlias = Literal["train", "validation", "test"]
 CacheKind: TypeAlias = Literal["none", "features", "primal", "factors"]  # what is stored of fixed batches
 Precision: TypeAlias = Literal["float32", "tf32", "bfloat16"]  # of matrix products
+Distance: TypeAlias = Literal[
+    "argmax", "probabilities", "labels", "difference"
+]  # of two outputs, by objective
 Augment: TypeAlias = Literal["none", "crop"]
 DecayTarget: TypeAlias = Literal["base", "zero"]
-HeadFrom: TypeAlias = Literal["auto", "prompts", "prototypes", "probe"]  # what a frozen head is made of
+HeadFrom: TypeAlias = Literal[
+    "auto", "prompts", "prototypes", "probe", "outputs"
+]  # what a frozen head is made of
 
 REGIMES: tuple[Regime, ...] = get_args(Regime)
 EDIT_REGIMES: tuple[EditRegime, ...] = get_args(EditRegime)

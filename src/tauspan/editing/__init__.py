@@ -9,6 +9,7 @@ from tauspan.core.choices import EditRegime
 from tauspan.core.lazy import loader
 
 if TYPE_CHECKING:
+    from tauspan.editing.decoding import Decoder
     from tauspan.editing.desk.desk import Desk
     from tauspan.editing.editor import Editor
     from tauspan.editing.evaluation import Evaluation, evaluate
@@ -30,6 +31,7 @@ _HOME = {
     "GRID": "maps.asked",
     "AdaMerged": "search.entropy",
     "Addition": "search.addition",
+    "Decoder": "decoding",
     "Desk": "desk.desk",
     "Editor": "editor",
     "Evaluation": "evaluation",
@@ -59,6 +61,7 @@ __all__ = [
     "PAPER_GRID",
     "AdaMerged",
     "Addition",
+    "Decoder",
     "Desk",
     "EditRegime",
     "Editor",

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from tauspan.core.arguments import checked
-from tauspan.core.choices import EditRegime, SplitName
+from tauspan.core.choices import Distance, EditRegime, SplitName
 from tauspan.core.errors import DataError, UsageError, listed, nearest
 from tauspan.core.reading import Reading
 from tauspan.core.report import noted
@@ -13,7 +13,6 @@ from tauspan.editing.desk.desk import Desk, made
 from tauspan.editing.evaluation import Evaluation, measured_on
 from tauspan.editing.maps.asked import GRID, Axis
 from tauspan.editing.maps.disturbance import Disturbance, disturbance
-from tauspan.editing.maps.error import Distance
 from tauspan.editing.maps.maps import Maps, drawn, wanted
 from tauspan.editing.model.directions import Directions
 from tauspan.editing.model.edited import Coefs, EditedModel, edited_model
@@ -232,7 +231,7 @@ class Editor:
         grid: Axis | tuple[Axis, Axis] = GRID,
         box: tuple[float, float] = (0.0, 1.0),
         drift: bool | float | Mapping[str, float] = False,
-        distance: Distance = "argmax",
+        distance: Distance | None = None,
         split: SplitName = "test",
     ) -> Maps:
         """Maps of the disentanglement error of pairs of tasks; see `tauspan.disentanglement`."""

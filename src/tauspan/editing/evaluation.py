@@ -1,4 +1,4 @@
-"""`evaluate`: accuracy and loss of a model, edited or not, on tasks."""
+"""`evaluate`: metric and loss of a model, edited or not, on tasks."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -13,10 +13,10 @@ from tauspan.core.report import Cell, Report, Table, noted, provenance
 from tauspan.core.results import Result, mean_row
 from tauspan.editing.model.directions import Directions
 from tauspan.editing.model.edited import Coefs, EditedModel, edited_model
-from tauspan.editing.model.outputs import accuracy, cross_entropy
 from tauspan.editing.model.regime import edit_regime
 from tauspan.editing.model.saved import facts
 from tauspan.models import Classifier, Encoder
+from tauspan.objectives import Classification
 from tauspan.tangent import Linearized
 from tauspan.tasks import Task
 from tauspan.tasks.assembly import told
@@ -29,30 +29,43 @@ class TaskScore:
 
     Args:
         task: its name, or `mean` for the mean over tasks.
-        accuracy: the share of rows whose largest logit is the label's.
-        loss: mean cross-entropy in nats.
+        value: the metric; of classes accuracy, the share of rows whose largest logit is the label's.
+        loss: the mean loss of a row; of classes cross-entropy in nats.
         rows: how many.
+        metric: the metric's name.
     """
 
     task: str
-    accuracy: float
+    value: float
     loss: float
     rows: int
+    metric: str = Classification.metric
+
+    @property
+    def accuracy(self) -> float:
+        """The accuracy.
+
+        Raises:
+            UsageError: the task is measured by another metric.
+        """
+        if self.metric != Classification.metric:
+            raise UsageError(f"{self.task!r} is measured by {self.metric}: its number is `value`.")
+        return self.value
 
     def cells(self) -> dict[str, Cell]:
         """The row of the table."""
-        return {"task": self.task, "accuracy": self.accuracy, "loss": self.loss, "rows": self.rows}
+        return {"task": self.task, self.metric: self.value, "loss": self.loss, "rows": self.rows}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Evaluation(Result):
-    """Accuracy and loss of a model on tasks.
+    """Metric and loss of a model on tasks.
 
     Args:
         label: which model.
         split: which rows.
         tasks: a score for each task.
-        mean: the means over tasks, with the sum of rows; None without tasks.
+        mean: the means over tasks, with the sum of rows; None without tasks, and for tasks of several metrics.
         note: what the tasks' readers left out.
     """
 
@@ -64,16 +77,30 @@ class Evaluation(Result):
 
     @property
     def accuracy(self) -> dict[str, float]:
-        """Accuracies by task name."""
+        """Accuracies by task name.
+
+        Raises:
+            UsageError: a task is measured by another metric; `metrics` holds those.
+        """
         return {score.task: score.accuracy for score in self.tasks}
+
+    @property
+    def metrics(self) -> dict[str, float]:
+        """The metric's value by task name."""
+        return {score.task: score.value for score in self.tasks}
 
     def report(self) -> Report:
         """One table."""
         scores = [*self.tasks, *([self.mean] if self.mean is not None and len(self.tasks) > 1 else [])]
-        means = {} if self.mean is None else {"accuracy": self.mean.accuracy, "loss": self.mean.loss}
+        means = {} if self.mean is None else {self.mean.metric: self.mean.value, "loss": self.mean.loss}
         table = Table(self.label, [score.cells() for score in scores], self.note)
-        result = {"accuracy": self.accuracy, "mean": means}
-        title = f"Accuracy on {self.split}"
+        names = list(dict.fromkeys(score.metric for score in self.tasks))
+        values = {
+            name: {score.task: score.value for score in self.tasks if score.metric == name} for name in names
+        }
+        result = {**(values or {Classification.metric: {}}), "mean": means}
+        named = " and ".join(names or [Classification.metric])
+        title = f"{named[:1].upper()}{named[1:]} on {self.split}"
         return Report(title, [table], dict(self.provenance), result=result, warnings=self.warnings)
 
 
@@ -89,7 +116,9 @@ def evaluate(
     *,
     reading: Reading = Reading(),
 ) -> Evaluation:
-    """Accuracy and cross-entropy on each task, under its frozen head from the pre-trained encoder.
+    """Metric and loss on each task, under its frozen head from the pre-trained encoder.
+
+    Of classes these are accuracy and cross-entropy.
 
     Args:
         encoder: the pre-trained encoder, or an edited one that `apply` or `load` returned, whose heads are those of the
@@ -150,16 +179,16 @@ def measured_on(
             processes.require_same({**compared, "the split": split})
         for task in tasks:
             logits = model.logits(task, split, coefficients, advance)
-            labels = task.split(split).labels
-            scores.append(
-                TaskScore(task.name, accuracy(logits, labels), cross_entropy(logits, labels), len(labels))
-            )
+            labels, by = model.targets(task, split), model.objective(task)
+            loss = float(by.losses(logits, labels).mean())
+            scores.append(TaskScore(task.name, by.value(logits, labels), loss, len(labels), by.metric))
     about = provenance(
         base=model.encoder.source, fingerprint=model.fingerprint, split=split,
         **({} if scale is None else {"scale": scale}), **facts(model.encoder),
     )  # fmt: skip
     rows = sum(score.rows for score in scores)
-    mean = replace(mean_row(scores), rows=rows) if scores else None
+    kinds = {score.metric for score in scores}
+    mean = replace(mean_row(scores), rows=rows, metric=kinds.pop()) if len(kinds) == 1 else None
     return Evaluation(
         label=label, split=split, tasks=scores, mean=mean, note=left_out(tasks), provenance=about
     )

@@ -4,13 +4,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from tauspan.core.arguments import checked
-from tauspan.core.choices import EditRegime, SplitName
+from tauspan.core.choices import Distance, EditRegime, SplitName
 from tauspan.core.errors import UsageError
 from tauspan.core.reading import Reading
 from tauspan.editing.desk.desk import Desk
 from tauspan.editing.editor import Editor
 from tauspan.editing.maps.asked import GRID, Axis, tasks_of
-from tauspan.editing.maps.error import Distance
 from tauspan.editing.maps.maps import Maps
 from tauspan.editing.search.addition import Addition
 from tauspan.editing.search.box import Bounds
@@ -292,7 +291,7 @@ def disentanglement(
     grid: Axis | tuple[Axis, Axis] = GRID,
     box: tuple[float, float] = (0.0, 1.0),
     drift: bool | float | Mapping[str, float] = False,
-    distance: Distance = "argmax",
+    distance: Distance | None = None,
     split: SplitName = "test",
     reading: Reading = Reading(),
 ) -> Maps:
@@ -321,8 +320,10 @@ def disentanglement(
         box: the coefficients that are used for editing; xi is averaged over the grid points in [low, high]^2.
         drift: also the map at matched drift; its units are a number for all tasks, one by task name, or with True
             each vector's own drift at alpha = 1.
-        distance: `"argmax"`, 1 where the predicted classes differ, as in the paper; `"probabilities"`, the
-            total variation of the class probabilities, in [0, 1] as well.
+        distance: of two predictions; None takes the usual one of each task's objective. Of classes `"argmax"`, 1 where
+            the predicted classes differ, as in the paper, or `"probabilities"`, the total variation of their
+            probabilities, in [0, 1] as well. Of several labels `"labels"`, the share that differ, or `"probabilities"`,
+            the mean difference of theirs. Of numbers `"difference"`, the root mean square over outputs, in their units.
         split: whose rows.
         reading: batches, where texts are cut, and the point of the tangent model; see `tauspan.Reading`.
 

@@ -17,8 +17,9 @@ from tauspan.models.inputs import Batch, Inputs
 if TYPE_CHECKING:
     from tauspan.models.frozen import Frozen, Origin, Prediction
     from tauspan.models.home import Home
+    from tauspan.models.language import Language
 
-__all__ = ["OUTPUT_FIELDS", "Batch", "Classifier", "Encoder", "Head", "Inputs", "Whole", "call", "positions",
+__all__ = ["OUTPUT_FIELDS", "Bare", "Batch", "Classifier", "Encoder", "Head", "Inputs", "Whole", "call", "positions",
            "single_tensor", "to_device"]  # fmt: skip
 _PROMPTS = 256  # prompts per forward pass of a text tower
 
@@ -55,6 +56,7 @@ class Encoder(nn.Module):
         origin: for an edited encoder, the pre-trained one from which its heads are made; else None.
         edit: how the encoder was edited, in words.
         whole: the whole encoder, if `trimmed` made this one; else None.
+        language: the token table of a language model, if it was loaded as one; else None.
     """
 
     @checked
@@ -89,6 +91,7 @@ class Encoder(nn.Module):
         self.origin: Origin | None = None
         self.edit = ""
         self.whole: Whole | None = None
+        self.language: Language | None = None
 
     def forward(self, batch: Batch) -> Tensor:
         """Features of shape (N, d)."""
@@ -144,7 +147,7 @@ class Encoder(nn.Module):
         Floating-point tensors are converted to the backbone's dtype, since NumPy's are float64 and most models float32.
         """
         first = next(self.backbone.parameters(), None)
-        most = {"positions": positions(self.backbone)} if self.inputs.modality == "text" else {}
+        most = {"positions": self._positions()} if self.inputs.modality == "text" else {}
         batch = self.inputs.encode(raw, max_tokens, crops, **most)
         if first is None:
             return batch
@@ -152,6 +155,11 @@ class Encoder(nn.Module):
         if floats and first.is_floating_point():
             batch = cast(Tensor, batch).to(first.dtype)
         return to_device(batch, first.device)
+
+    def _positions(self) -> int | None:
+        """The most tokens of a text."""
+        most = [positions(self.backbone), None if self.language is None else self.language.table.length]
+        return min((one for one in most if one is not None), default=None)
 
     @torch.no_grad()
     def embed_labels(self, prompts: Sequence[str]) -> Tensor:
@@ -279,6 +287,17 @@ class Head(nn.Module):
         unit = F.normalize(features, dim=-1) if self.normalize else features
         bias = None if self.bias is None else self.bias.to(unit.dtype)
         return F.linear(unit * self.scale, self.weight.to(unit.dtype), bias)
+
+
+class Bare(Head):
+    """No head: the features are the outputs, whatever their width."""
+
+    def __init__(self) -> None:
+        super().__init__(torch.zeros(0, 0))
+
+    def forward(self, features: Tensor) -> Tensor:
+        """The features."""
+        return features
 
 
 class Classifier(nn.Module):

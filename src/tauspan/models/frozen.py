@@ -4,7 +4,7 @@ import hashlib
 import json
 import weakref
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -29,6 +29,7 @@ from tauspan.models.home import fingerprint_of
 from tauspan.models.intact import Intact
 from tauspan.models.select import eval_mode
 from tauspan.models.sources import load_model
+from tauspan.objectives import Classification, MultiLabel
 
 FOLDER = "heads"
 FORMAT = "tauspan-head/1"
@@ -44,6 +45,7 @@ class Frozen:
         head: features to logits.
         max_tokens: where texts are cut; None leaves it to the tokenizer.
         made_of: everything the head was made from besides the encoder, as JSON; empty for a head that the task brings.
+        kind: the word of the task's objective, which says what the outputs mean.
     """
 
     task: str
@@ -51,19 +53,22 @@ class Frozen:
     head: Head
     max_tokens: int | None = None
     made_of: tuple[Any, ...] = ()
+    kind: str = Classification.word
 
 
 @dataclass(frozen=True)
 class Prediction:
-    """A classifier's prediction for one row.
+    """What a model says of one row.
 
     Args:
-        label: the class with the largest probability.
-        probabilities: the softmax of the logits, by class.
+        label: the class with the largest probability; of several labels, those above one half, joined by commas.
+        probabilities: the softmax of the logits, by class; of several labels, the sigmoid of each; else empty.
+        values: of other objectives than these, the outputs by name.
     """
 
     label: str
     probabilities: Mapping[str, float]
+    values: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def probability(self) -> float:
@@ -171,6 +176,8 @@ def save_heads(directory: Path, heads: Mapping[str, Frozen]) -> None:
             "normalize": one.head.normalize, "max_tokens": one.max_tokens, "made_of": list(one.made_of),
         }  # fmt: skip
         tensors = {key: tensor for key, tensor in one.head.state_dict().items() if tensor is not None}
+        if one.kind != Classification.word:
+            facts["kind"] = one.kind
         facts["fingerprint"] = fingerprint(tensors)
         file = directory / FOLDER / f"{quote(name, safe=' ')}.safetensors"
         store.write_tensors(file, tensors, {"tauspan": json.dumps(facts)})
@@ -199,7 +206,8 @@ def read_heads(directory: Path) -> dict[str, Frozen]:
                 normalize=bool(facts["normalize"]),
             )
             names = tuple(map(str, facts["label_names"]))
-            one = Frozen(str(facts["task"]), names, head, facts["max_tokens"], tuple(facts["made_of"]))
+            kind = str(facts.get("kind", Classification.word))
+            one = Frozen(str(facts["task"]), names, head, facts["max_tokens"], tuple(facts["made_of"]), kind)
         except (KeyError, TypeError, ValueError) as error:
             raise StoreError(f"{file} holds no head of this version ({FORMAT!r}): {error}.") from error
         found[one.task] = one
@@ -257,7 +265,16 @@ def predicted(
                         f"the logits of row {start + place} hold NaN or infinity: it has nothing that the model reads, "
                         "or the weights are broken."
                     )
-                shares = row.softmax(0).tolist()
-                by_class = dict(zip(frozen.label_names, shares, strict=True))
-                found.append(Prediction(frozen.label_names[int(row.argmax())], by_class))
+                found.append(_prediction(frozen, row))
     return found
+
+
+def _prediction(frozen: Frozen, row: Tensor) -> Prediction:
+    """What the outputs of one row mean."""
+    names = frozen.label_names
+    if frozen.kind == Classification.word:
+        return Prediction(names[int(row.argmax())], dict(zip(names, row.softmax(0).tolist(), strict=True)))
+    if frozen.kind == MultiLabel.word:
+        there = [name for name, logit in zip(names, row.tolist(), strict=True) if logit > 0]
+        return Prediction(", ".join(there), dict(zip(names, row.sigmoid().tolist(), strict=True)))
+    return Prediction("", {}, dict(zip(names, row.tolist(), strict=True)))

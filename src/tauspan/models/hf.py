@@ -9,11 +9,12 @@ import torch
 from torch import Tensor, nn
 
 from tauspan import store
-from tauspan.core.errors import ModelError, StoreError, listed
+from tauspan.core.errors import ModelError, StoreError, UsageError, listed
 from tauspan.models import folders
 from tauspan.models.encoder import Batch, Encoder, Inputs
 from tauspan.models.extras import quiet, require_extra
 from tauspan.models.home import Home, home_of
+from tauspan.models.language import States, language_of
 from tauspan.models.pooling import (
     last_token,
     mean_pooled,
@@ -43,7 +44,7 @@ _WORDS: dict[Any, str] = {
 }
 
 
-def load(directory: Path, source: str) -> Encoder:
+def load(directory: Path, source: str, language: int | None = None) -> Encoder:
     """The encoder in a transformers directory: text (BERT, GPT-2, Llama, T5, ...), image-text (CLIP, ...) or vision.
 
     Texts are pooled, cut and given a prompt as the files of sentence-transformers say, if there are any. Otherwise the
@@ -54,6 +55,9 @@ def load(directory: Path, source: str) -> Encoder:
     Image-text models give their projected image embedding. Vision models give the first of these that they have: a
     projection, the pooled output, the class token, the mean over positions. Images are converted as by the model's own
     processor. `print(encoder)` shows which features were chosen.
+
+    With `language` a causal language model is read: its features are the states of that many positions, and
+    `Encoder.language` holds its token table.
 
     Raises:
         ModelError: the model reads audio or several kinds of input, pools in an unknown way, or draws random numbers.
@@ -71,6 +75,8 @@ def load(directory: Path, source: str) -> Encoder:
         )
     require_one_kind(config, directory)
     _require_unmasked(kind, directory)
+    if language is not None:
+        return _language(transformers, kind, directory, weights, source, language)
     model: Any = _pretrained(transformers, _family(transformers, config), directory)
     home = home_of(directory, weights, model)
     if kind in TOWERS:
@@ -106,6 +112,35 @@ def _text(
         pooling=_WORDS.get(features),
         home=home,
     )
+
+
+def _language(
+    transformers: Any, kind: str, directory: Path, weights: Path, source: str, length: int
+) -> Encoder:
+    """A causal language model whose texts have at most `length` tokens."""
+    from transformers.models.auto import modeling_auto as known
+
+    if length < 2:
+        raise UsageError(
+            f"language={length}: a text of a language model has at least 2 tokens, one to predict."
+        )
+    full: Any = None
+    encoders = (
+        known.MODEL_FOR_MASKED_LM_MAPPING_NAMES
+    )  # BERT and its like, of which transformers has decoders too
+    if kind in known.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES and kind not in encoders:
+        full = _pretrained(transformers, transformers.AutoModelForCausalLM, directory)
+    if full is None or full.base_model is full:
+        raise ModelError(f"{source} is no causal language model of transformers: load it without `language`.")
+    model = full.base_model
+    inputs = Inputs("text", _tokenizer(transformers, directory), limit=length)
+    home = home_of(directory, weights, model)
+    encoder = Encoder(
+        model, States(length), inputs, source=source, prefixes=reading_path(model), save_extras=copies(directory),
+        home=home,
+    )  # fmt: skip
+    encoder.language = language_of(full, model, inputs, length, source)
+    return tried(encoder)
 
 
 def _towers(

@@ -104,9 +104,12 @@ class Inputs:
         return torch.stack(tensors)
 
     def tokens(
-        self, texts: Sequence[str], max_tokens: int | None, positions: int | None
+        self, texts: Sequence[str], max_tokens: int | None, positions: int | None, *, spans: bool = False
     ) -> dict[str, Tensor]:
-        """The tokenizer's tensors for texts, cut at `max_tokens` or else the usual limit, and at most at `positions`."""
+        """The tokenizer's tensors for texts, cut at `max_tokens` or else the usual limit, and at most at `positions`.
+
+        With `spans` also `offset_mapping`, the characters of each token.
+        """
         if max_tokens is not None and (type(max_tokens) is not int or max_tokens < 1):
             raise UsageError(f"max_tokens={max_tokens!r}: it must be a whole number, at least 1.")
         own = getattr(self.tokenizer, "model_max_length", None)
@@ -114,7 +117,7 @@ class Inputs:
         allowed = [most for most in (max_tokens or usual, positions) if most is not None]
         made = self.tokenizer(
             list(texts), padding=True, truncation=bool(allowed), max_length=min(allowed, default=None),
-            return_tensors="pt",
+            return_tensors="pt", **({"return_offsets_mapping": True} if spans else {}),
         )  # fmt: skip
         return {name: tensor for name, tensor in made.items() if isinstance(tensor, Tensor)}
 

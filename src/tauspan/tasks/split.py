@@ -21,7 +21,7 @@ _TEST_SHARE = 0.2  # of the training rows, where no test split is given
 
 @dataclass(frozen=True, eq=False)
 class Split:
-    """Raw inputs (texts, arrays, `Images`) and labels of shape (N,), class indices from 0.
+    """Raw inputs (texts, arrays, `Images`) and labels: class indices from 0, shape (N,), or what the objective reads.
 
     Example:
         >>> Split(["a", "b", "c"], torch.tensor([0, 1, 1]))
@@ -41,7 +41,7 @@ class Split:
 
     def __repr__(self) -> str:
         kind = "images" if isinstance(self.inputs, Images) else "rows"
-        if not isinstance(self.labels, Tensor) or self.labels.is_floating_point():
+        if not isinstance(self.labels, Tensor) or self.labels.is_floating_point() or self.labels.ndim != 1:
             return f"Split({len(self)} {kind})"
         labels, counts = torch.unique(self.labels, return_counts=True)
         found = [f"{label}: {count}" for label, count in zip(labels.tolist(), counts.tolist(), strict=True)]

@@ -1,4 +1,4 @@
-"""`Task`: labelled inputs in three splits, from cards, files, tensors or the hub."""
+"""`Task`: inputs with targets in three splits, from cards, files, tensors or the hub."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -12,25 +12,28 @@ from tauspan.core.arguments import checked
 from tauspan.core.choices import HeadFrom
 from tauspan.core.errors import DataError, UsageError, nearest
 from tauspan.models import Head
+from tauspan.objectives import Classification, Objective, objective_of
 from tauspan.tasks.assembly import Gathered, gathered, told
 from tauspan.tasks.hub import hub_rows
 from tauspan.tasks.labels import Meaning
+from tauspan.tasks.numbers import numbered, require_numbers, tensor_targets
 from tauspan.tasks.readers import TableOptions, by_split, read_rows, require_apart
-from tauspan.tasks.rows import tensor_rows
+from tauspan.tasks.rows import Rows, tensor_rows
 from tauspan.tasks.shares import require_shares, shared_out
 from tauspan.tasks.split import SPLITS, Split, completed, permutation
 from tauspan.tasks.tables import Dialect, Quotes
+from tauspan.tasks.texts import continued, text_rows
 from tauspan.tasks.valid import content_hash, read_card, require_valid
 from tauspan.tasks.writing import write_directory
 
 
 @dataclass(frozen=True, eq=False)
 class Task:
-    """A classification task: name, classes, splits, and what its frozen head is built from.
+    """Rows to learn from and to measure on: name, outputs, splits, objective, and what its frozen head is built from.
 
     Args:
         name: short and unique among the tasks of a run.
-        label_names: the K classes; a label is an index into them.
+        label_names: the K classes; a label is an index into them. Of other objectives, the names of the outputs.
         splits: `train`, `validation` and `test`.
         label_prompts: one sentence per class for a zero-shot head; empty where there is no text.
         max_tokens: where texts are cut; None leaves it to the tokenizer.
@@ -42,6 +45,7 @@ class Task:
             `tauspan.tasks.build_head`.
         head_rows: training rows for prototypes and probes, where they are not those of `train`: of a subset, whose head
             is otherwise made from its own rows.
+        objective: the loss and the metric, and what targets are; see `tauspan.objectives`.
 
     Example:
         >>> import torch
@@ -61,6 +65,7 @@ class Task:
     templates: Sequence[str] = ()
     head_from: HeadFrom = "auto"
     head_rows: Split | None = None
+    objective: Objective = Classification()
 
     def __post_init__(self) -> None:
         require_valid(self)
@@ -68,7 +73,20 @@ class Task:
     def __repr__(self) -> str:
         sizes = ", ".join(f"{split} {len(self.splits[split])}" for split in SPLITS)
         out = self.extra.get("left_out")
-        return f"Task({self.name!r}, {len(self.label_names)} classes, {sizes}{f'; left out: {told(out)}' if out else ''})"
+        count = len(self.label_names)
+        kind = (
+            f"{count} classes"
+            if self.classes
+            else self.objective.word
+            if self.objective.headless
+            else f"{self.objective.word} of {count} {'output' if count == 1 else 'outputs'}"
+        )
+        return f"Task({self.name!r}, {kind}, {sizes}{f'; left out: {told(out)}' if out else ''})"
+
+    @property
+    def classes(self) -> bool:
+        """Whether each row has one class."""
+        return isinstance(self.objective, Classification)
 
     def split(self, name: str) -> Split:
         """The rows of one split."""
@@ -121,14 +139,26 @@ class Task:
         Raises:
             DataError: a checksum differs, a column is missing, a label is outside its range.
         """
-        card, splits = read_card(Path(path))
-        gathered_rows = gathered(splits, card["label_names"], card.get("labels", "auto"), what=card["name"])
+        card, files = read_card(Path(path))
+        names, kind = card["label_names"], objective_of(card.get("objective", "classification"))
+        if isinstance(kind, Classification):
+            rows = {split: read_rows(file) for split, file in files.items()}
+            gathered_rows = gathered(rows, names, card.get("labels", "auto"), what=card["name"])
+        elif kind.headless:
+            prompts = {split: read_rows(file, TableOptions(label="prompt")) for split, file in files.items()}
+            gathered_rows = continued(prompts, True, clean=False, what=card["name"])
+        else:
+            found = {
+                name: {split: read_rows(file, TableOptions(label=name)) for split, file in files.items()}
+                for name in names
+            }
+            gathered_rows = numbered(found, kind, clean=False, what=card["name"])
         about = {
             key: card[key] for key in ("seed", "test", "validation") if isinstance(card.get(key), str | int)
         }
         return Task(
             card["name"], gathered_rows.names, gathered_rows.splits, card.get("label_prompts", ()),
-            card.get("suggested_max_tokens"), source=card.get("source", str(path)), extra=about,
+            card.get("suggested_max_tokens"), source=card.get("source", str(path)), extra=about, objective=kind,
         )  # fmt: skip
 
     @staticmethod
@@ -143,8 +173,10 @@ class Task:
         label_names: Sequence[Any] | None = None,
         label_prompts: Sequence[str] = (),
         text: str = "text",
-        label: str = "label",
+        label: str | Sequence[str] = "label",
+        prompt: str | None = None,
         labels: Meaning = "auto",
+        objective: str | Objective = "classification",
         clean: bool = False,
         encoding: str | None = None,
         delimiter: str | None = None,
@@ -176,8 +208,11 @@ class Task:
             label_names: the classes, in order.
             label_prompts: one sentence for each class.
             text: the column of texts, or of images in parquet files.
-            label: the column of labels.
+            label: the column of labels. Of objectives without classes, the column of each output's numbers, or several.
+            prompt: of `"next-token"` tasks, the column of prompts, which go before the texts and do not count.
             labels: `"names"`, `"from_0"` or `"from_1"` where `"auto"` says that it cannot tell.
+            objective: `"classification"`, `"multi-label"`, `"regression"`, `"next-token"`, or one of your own; see
+                `tauspan.objectives`.
             clean: drop rows without text or label, and spaces around labels; a warning counts them, and
                 `Task.extra["left_out"]` keeps the counts.
             encoding: of a file of lines; None takes a byte order mark's, else UTF-8.
@@ -204,23 +239,49 @@ class Task:
                 )
         elif like:
             raise UsageError(f"task {name!r}: like= tells shares where rows go: give shares too.")
-        reading = TableOptions(text, label, split, Dialect(encoding, delimiter, quotes))
+        kind, dialect = objective_of(objective), Dialect(encoding, delimiter, quotes)
+        columns = [label] if isinstance(label, str) else list(label)
+        classes = isinstance(kind, Classification)
+        if prompt is not None and not kind.headless:
+            raise UsageError(
+                f"task {name!r}: prompt={prompt!r} is for next-token tasks, and this is {kind.word}."
+            )
+        if classes and len(columns) != 1:
+            raise UsageError(
+                f"task {name!r}: {len(columns)} columns of labels, and a row has one class: name one, or take "
+                'objective="multi-label" or "regression".'
+            )
         files = {"train": Path(train)}
         files |= {
             key: Path(file) for key, file in (("validation", validation), ("test", test)) if file is not None
         }
         require_apart(name, files, split)
-        found = (
-            by_split(files["train"], reading)
-            if split
-            else {s: read_rows(f, reading) for s, f in files.items()}
-        )
-        made = gathered(found, label_names, labels, clean, name)
+
+        def read(column: str) -> dict[str, list[Rows]]:
+            reading = TableOptions(text, column, split, dialect)
+            if split:
+                return by_split(files["train"], reading)
+            return {s: read_rows(f, reading) for s, f in files.items()}
+
+        if classes:
+            made = gathered(read(columns[0]), label_names, labels, clean, name)
+        elif kind.headless:
+            require_numbers(label_prompts, labels, kind)
+            made = continued(read(prompt or text), prompt is not None, clean, name)
+        else:
+            require_numbers(label_prompts, labels, kind)
+            named = columns if label_names is None else [str(one) for one in label_names]
+            if len(named) != len(columns):
+                raise UsageError(
+                    f"task {name!r}: {len(named)} label names for {len(columns)} columns of numbers."
+                )
+            found = {title: read(column) for title, column in zip(named, columns, strict=True)}
+            made = numbered(found, kind, clean, name)
         if shares is not None:
             others = [task.splits for task in like]
             divided = shared_out(made.splits["train"], shares, seed, made.names, name, others)
-            return _made(name, made, divided, label_prompts, max_tokens, str(train))
-        return _task(name, made, label_prompts, max_tokens, str(train), seed, test=split is None)
+            return _made(name, made, divided, label_prompts, max_tokens, str(train), kind)
+        return _task(name, made, label_prompts, max_tokens, str(train), seed, kind, test=split is None)
 
     @staticmethod
     @checked
@@ -259,19 +320,21 @@ class Task:
         found = hub_rows(source, text, label, config, revision, splits)
         name = name or source.rstrip("/").split("/")[-1]
         made = gathered(found, label_names, labels, clean, name)
-        return _task(name, made, label_prompts, max_tokens, source, seed, test=False)
+        return _task(name, made, label_prompts, max_tokens, source, seed, Classification(), test=False)
 
     @staticmethod
     @checked
     def from_tensors(
         name: str, label_names: Sequence[Any], *, label_prompts: Sequence[str] = (), head: Head | None = None,
-        labels: Meaning = "auto", clean: bool = False, seed: int = 0,
-        **splits: tuple[Sequence[Any] | Tensor, Sequence[Any] | Tensor],
+        labels: Meaning = "auto", objective: str | Objective = "classification", clean: bool = False, seed: int = 0,
+        **splits: tuple[Sequence[Any] | Tensor, Sequence[Any] | Tensor | None],
     ) -> "Task":  # fmt: skip
         """Splits given as `train=(inputs, labels), validation=..., test=...`.
 
         Labels are an integer tensor or array, or a list of numbers or names. `labels` and `clean` are as in
-        `from_files`. Without `validation` or `test`, rows of train are held out as in `from_files`.
+        `from_files`. Of objectives without classes, `label_names` are the names of the outputs, and the second of each
+        pair holds a number for each of them, shape (N, O); of `"next-token"`, how many characters of each text are a
+        prompt, or None. Without `validation` or `test`, rows of train are held out as in `from_files`.
 
         Example:
             >>> rows = (["a", "b"], [1, 0])
@@ -281,9 +344,18 @@ class Task:
         unknown = next((key for key in splits if key not in SPLITS), None)
         if unknown is not None:
             raise DataError(f"task {name!r} is given a split {unknown!r}. {nearest(unknown, SPLITS)}")
-        rows = {key: [tensor_rows(name, key, given)] for key, given in splits.items()}
-        made = gathered(rows, list(label_names), labels, clean, what=name)
-        return replace(_task(name, made, label_prompts, None, "tensors", seed, test=True), head=head)
+        kind = objective_of(objective)
+        if isinstance(kind, Classification):
+            rows = {key: [tensor_rows(name, key, given)] for key, given in splits.items()}
+            made = gathered(rows, list(label_names), labels, clean, what=name)
+        elif kind.headless:
+            require_numbers(label_prompts, labels, kind)
+            made = Gathered([], {key: text_rows(name, key, given) for key, given in splits.items()}, {})
+        else:
+            require_numbers(label_prompts, labels, kind)
+            targets = {key: tensor_targets(name, key, given, kind) for key, given in splits.items()}
+            made = Gathered([str(one) for one in label_names], targets, {})
+        return replace(_task(name, made, label_prompts, None, "tensors", seed, kind, test=True), head=head)
 
     def to_directory(self, path: str | Path, *, overwrite: bool = False) -> Path:
         """Write a task of texts as a directory that `from_directory` reads: `card.json` with checksums, CSV files.
@@ -296,21 +368,22 @@ class Task:
 
 
 def _task(
-    name: str, made: Gathered, prompts: Sequence[str], tokens: int | None, source: str, seed: int, test: bool
-) -> Task:
+    name: str, made: Gathered, prompts: Sequence[str], tokens: int | None, source: str, seed: int,
+    objective: Objective, test: bool,
+) -> Task:  # fmt: skip
     """The task made of gathered rows, with what it lacks held out."""
-    return _made(name, made, completed(made.splits, seed, test), prompts, tokens, source)
+    return _made(name, made, completed(made.splits, seed, test), prompts, tokens, source, objective)
 
 
 def _made(
     name: str, made: Gathered, divided: tuple[dict[str, Split], dict[str, Any]], prompts: Sequence[str],
-    tokens: int | None, source: str,
+    tokens: int | None, source: str, objective: Objective,
 ) -> Task:  # fmt: skip
     """The task of these splits; its `extra` says how they were made and what was left out."""
     splits, extra = divided
     if made.left_out:
         extra["left_out"] = made.left_out
-    return Task(name, made.names, splits, prompts, tokens, source=source, extra=extra)
+    return Task(name, made.names, splits, prompts, tokens, source=source, extra=extra, objective=objective)
 
 
 def _sampled(rows: Split, count: int | None, key: str) -> Split:

@@ -5,16 +5,15 @@ from collections.abc import Mapping, Set
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
-import torch
 from torch import Tensor
 
 from tauspan import store
 from tauspan.core.arguments import described
 from tauspan.core.choices import HeadFrom
 from tauspan.core.errors import DataError, nearest
+from tauspan.objectives import Classification
 from tauspan.tasks.images import Images
 from tauspan.tasks.labels import require_names
-from tauspan.tasks.readers import read_rows
 from tauspan.tasks.rows import fault_of
 from tauspan.tasks.split import SPLITS, Split, array_bytes
 
@@ -35,7 +34,13 @@ def require_valid(task: "Task") -> None:
                 f"task {task.name!r}: {what} is {described(given)}, and a list of texts is wanted, since a label is "
                 "the index of its class in it: put them into a list, in order."
             )
-    require_names(task.label_names, task.name)
+    if task.objective.headless:
+        if task.label_names or task.head is not None or task.label_prompts or task.templates:
+            raise DataError(
+                f"task {task.name!r} is {task.objective.word}: it has no classes, and so no names or head of them."
+            )
+    else:
+        require_names(task.label_names, task.name)
     classes = len(task.label_names)
     _check_head(task, classes)
     _check_tokens(task)
@@ -46,23 +51,9 @@ def require_valid(task: "Task") -> None:
 
 
 def _check_rows(task: "Task", split: str, rows: Split, classes: int) -> None:
-    labels = rows.labels
-    if not isinstance(labels, Tensor) or labels.ndim != 1 or labels.dtype != torch.long:
-        kind = str(getattr(labels, "dtype", type(labels).__name__)).removeprefix("torch.")
-        found = f"{kind} of shape {tuple(getattr(labels, 'shape', (len(labels),)))}"
-        raise DataError(
-            f"{split} of {task.name!r}: labels are int64 of shape (N,), not {found}. `Task.from_tensors` makes them "
-            "of lists and arrays."
-        )
-    if len(rows.inputs) != len(labels):
-        raise DataError(f"{split} of {task.name!r}: {len(rows.inputs)} inputs and {len(labels)} labels.")
-    outside = ((labels < 0) | (labels >= classes)).nonzero().flatten()
-    if len(outside):
-        row = int(outside[0])
-        raise DataError(
-            f"{split} of task {task.name!r}, row {row}: label {int(labels[row])} lies outside "
-            f"0..{classes - 1} ({classes} classes). Give one class name for every label value."
-        )
+    task.objective.require(rows.labels, classes, f"{split} of task {task.name!r}")
+    if len(rows.inputs) != len(rows.labels):
+        raise DataError(f"{split} of {task.name!r}: {len(rows.inputs)} inputs and {len(rows.labels)} labels.")
     for row, item in enumerate(() if isinstance(rows.inputs, Images | Tensor) else rows.inputs):
         fault = fault_of(item)
         if fault is not None:
@@ -107,6 +98,14 @@ def _check_head(task: "Task", classes: int) -> None:
             f"task {task.name!r} has a head of its own and head_from={task.head_from!r}. Set head=None to have one "
             'built, or head_from="auto" to keep yours.'
         )
+    if task.classes or task.objective.headless:
+        return
+    described = "prompts" if task.templates or task.label_prompts else task.head_from
+    if described in ("prompts", "prototypes"):
+        raise DataError(
+            f"task {task.name!r} is {task.objective.word}, and {described} describe classes: take "
+            'head_from="probe" (fitted to the training rows), "outputs" (what the encoder gives), or a head of your own.'
+        )
 
 
 def content_hash(task: "Task") -> str:
@@ -122,6 +121,8 @@ def content_hash(task: "Task") -> str:
         for content in rows.contents():
             digest.update(content + b"\0")
         digest.update(rows.labels.numpy().tobytes())
+    if task.objective != Classification():
+        digest.update(repr(("objective", task.objective)).encode())
     if task.head_rows is not None:
         digest.update(repr(("head_rows", task.head_rows.digest)).encode())
     if task.head is not None:
@@ -131,8 +132,8 @@ def content_hash(task: "Task") -> str:
     return digest.hexdigest()
 
 
-def read_card(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The card of a task directory, and the rows of each split that it names.
+def read_card(path: Path) -> tuple[dict[str, Any], dict[str, Path]]:
+    """The card of a task directory, and the file of each split that it names.
 
     Raises:
         DataError: a key or a file is missing, or a checksum differs.
@@ -141,7 +142,7 @@ def read_card(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     for key in ("name", "label_names", "splits"):
         if key not in card:
             raise DataError(f"{path / 'card.json'} lacks {key!r}.")
-    splits = {}
+    files = {}
     for split, entry in card["splits"].items():
         for key in ("file", "sha256"):
             if key not in entry:
@@ -154,5 +155,5 @@ def read_card(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
             raise DataError(
                 f"{file} has SHA-256 {found[:12]}, its card says {entry['sha256'][:12]}: it was changed."
             )
-        splits[split] = read_rows(file)
-    return card, splits
+        files[split] = file
+    return card, files

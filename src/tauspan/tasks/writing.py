@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from tauspan import store
 from tauspan.core.errors import DataError
+from tauspan.objectives import OBJECTIVES
 from tauspan.tasks.split import SPLITS, Split
 
 if TYPE_CHECKING:
@@ -17,6 +18,12 @@ if TYPE_CHECKING:
 
 def write_directory(task: "Task", path: Path, overwrite: bool) -> Path:
     """Write `card.json`, and a gzipped CSV file for each split; equal tasks give equal bytes."""
+    if not task.classes and (task.objective.word not in OBJECTIVES or "text" in task.label_names):
+        raise DataError(
+            f"task {task.name!r} has "
+            f"{'the objective' if 'text' not in task.label_names else 'an output named text, beside'} "
+            f"{task.objective.word}, which a card does not hold: keep its table, which `Task.from_files` reads."
+        )
     if task.head is not None or task.templates or task.head_from != "auto":
         raise DataError(
             f"task {task.name!r} has a head, templates or head_from of its own, which a card does not hold: write it "
@@ -37,19 +44,23 @@ def write_directory(task: "Task", path: Path, overwrite: bool) -> Path:
 
 
 def _write(rows: Split, task: "Task", file: Path) -> dict[str, Any]:
-    """Write the file of one split, with class names as labels, and return its entry for the card."""
+    """Write the file of one split, with class names or a column for each output; give its entry for the card."""
     text = io.StringIO(newline="")
     writer = csv.writer(text)
-    writer.writerow(["text", "label"])
     names = list(task.label_names)
+    headless = task.objective.headless
+    writer.writerow(["text", *(["label"] if task.classes else ["prompt"] if headless else names)])
     for item, label in zip(rows.inputs, rows.labels.tolist(), strict=True):
-        writer.writerow([item, names[label]])
+        if headless:
+            writer.writerow([item[label:], item[:label]])
+        else:
+            writer.writerow([item, *([names[label]] if task.classes else map(repr, label))])
     content = gzip.compress(text.getvalue().encode(), mtime=0)
     file.write_bytes(content)
     return {
         "file": file.name,
         "rows": len(rows),
-        "classes": len(set(rows.labels.tolist())),
+        **({"classes": len(set(rows.labels.tolist()))} if task.classes else {}),
         "sha256": hashlib.sha256(content).hexdigest(),
     }
 
@@ -59,7 +70,7 @@ def _card(task: "Task", entries: dict[str, Any]) -> dict[str, Any]:
         "name": task.name,
         "source": task.source,
         "label_names": list(task.label_names),
-        "labels": "names",
+        **({"labels": "names"} if task.classes else {"objective": task.objective.word}),
         "splits": entries,
     }
     if task.label_prompts:

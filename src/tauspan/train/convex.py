@@ -8,7 +8,6 @@ from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from tauspan.core.arguments import checked
@@ -18,6 +17,7 @@ from tauspan.core.measure import measured, progress, underway
 from tauspan.core.params import Params, require_finite, require_finite_rows
 from tauspan.core.reading import Reading
 from tauspan.models import Classifier, Encoder
+from tauspan.objectives import Classification, Objective
 from tauspan.tangent import Cache, Linearized, linearize
 from tauspan.tasks import Split, Task, build_head
 from tauspan.train.finetuning import Finetuned
@@ -44,8 +44,9 @@ def fit(
 ) -> Finetuned:
     """Fit tau in the tangent space down to a given gradient norm, without a learning rate.
 
-    Minimises mean_n CE(f(x_n; theta0) + J(x_n) tau, y_n) + ridge/2 |tau|^2 over all training rows, which is convex
-    because the model is linearised at the logits; ridge pulls to the base and makes the minimum unique.
+    Minimises mean_n l(f(x_n; theta0) + J(x_n) tau, y_n) + ridge/2 |tau|^2, l the loss of the task's objective, over all
+    training rows, which is convex because the model is linearised at the logits; ridge pulls to the base and makes the
+    minimum unique.
 
     Args:
         encoder: what `tauspan.load` returned.
@@ -82,14 +83,21 @@ def fit(
         True
     """
     _check(solver, ridge, tolerance, max_steps)
+    if not task.objective.convex:
+        raise UsageError(
+            f"the loss {task.objective.word} of {task.name!r} is not convex, and `fit` finds the minimum of a convex "
+            "one: "
+            "fine-tune in the linear regime."
+        )
     reading.require_no_point("fit")
     classifier = Classifier(encoder, build_head(task, encoder, max_tokens=reading.max_tokens))
     tangent = linearize(classifier, params, "logits")
     tokens = task.tokens(reading.max_tokens)
     with measured() as cost, underway(f"fit of {task.name}"):
-        parts = labelled(encoder, task.split("train"), tokens, reading.batch_size)
+        parts = labelled(encoder, task.split("train"), tokens, reading.batch_size, task.objective)
         cached = tangent.cache([batch for batch, _ in parts], cache, room=room, folder=folder)
-        train = _Loss(tangent, cached, [labels for _, labels in parts], ridge)
+        bound = task.objective.bound(encoder.language)
+        train = _Loss(tangent, cached, [labels for _, labels in parts], ridge, bound)
         with progress(f"{task.name} ({solver})", max_steps) as advance:
             history = _SOLVERS[solver](train, tolerance, max_steps, advance)
         final = history[-1]
@@ -121,23 +129,32 @@ def _check(solver: str, ridge: float, tolerance: float, max_steps: int) -> None:
 Part = tuple[Any, Tensor]
 
 
-def labelled(encoder: Encoder, rows: Split, max_tokens: int | None, batch_size: int) -> list[Part]:
-    """Encoded batches with their labels."""
+def labelled(
+    encoder: Encoder,
+    rows: Split,
+    max_tokens: int | None,
+    batch_size: int,
+    objective: Objective = Classification(),
+) -> list[Part]:
+    """Encoded batches with their targets."""
     parts = []
     for begin in range(0, len(rows), batch_size):
         part = rows.take(list(range(begin, min(begin + batch_size, len(rows)))))
-        parts.append((encoder.encode(part.inputs, max_tokens), part.labels))
+        targets = objective.targets(part.inputs, part.labels, encoder.language, max_tokens)
+        parts.append((encoder.encode(part.inputs, max_tokens), targets))
     return parts
 
 
 class _Loss:
-    """Mean cross-entropy of the tangent model plus ridge/2 |tau|^2, its gradient, and its Hessian products."""
+    """Mean loss of the tangent model plus ridge/2 |tau|^2, its gradient, and its Hessian products."""
 
-    def __init__(self, tangent: Linearized, cached: Cache, labels: Sequence[Tensor], ridge: float) -> None:
+    def __init__(
+        self, tangent: Linearized, cached: Cache, labels: Sequence[Tensor], ridge: float, objective: Objective
+    ) -> None:
         device = next(iter(tangent.tau.values())).device
         self.tangent, self.ridge, self._cached = tangent, ridge, cached
         self._labels = [part.to(device) for part in labels]
-        self._rows = sum(map(len, labels))
+        self._rows, self._objective = sum(map(len, labels)), objective
 
     def backward(self) -> float:
         """The loss at the current tau; its gradient is accumulated in the parameters."""
@@ -148,7 +165,7 @@ class _Loss:
             total += 0.5 * self.ridge * float(tau.detach().double().square().sum())
         for batch, labels in zip(self._cached, self._labels, strict=True):
             logits = batch()
-            loss = F.cross_entropy(logits, labels, reduction="sum") / self._rows
+            loss = self._objective.total(logits, labels) / self._rows
             loss.backward()  # type: ignore[no-untyped-call]
             total += float(loss.detach())
             if not math.isfinite(total):
@@ -166,16 +183,16 @@ class _Loss:
         return found
 
     @torch.no_grad()
-    def probabilities(self) -> list[Tensor]:
-        """The softmax at the current tau, from which the Hessian is computed."""
-        return [batch().softmax(-1) for batch in self._cached]
+    def outputs(self) -> list[Tensor]:
+        """The outputs at the current tau, from which the Hessian is computed."""
+        return [batch() for batch in self._cached]
 
-    def hessian(self, probabilities: Sequence[Tensor], direction: Params) -> dict[str, Tensor]:
-        """The Hessian times a direction v: sum_n J_n^T (diag p_n - p_n p_n^T) J_n v / N + ridge v."""
+    def hessian(self, outputs: Sequence[Tensor], direction: Params) -> dict[str, Tensor]:
+        """The Hessian times v: sum_n J_n^T H_n J_n v / N + ridge v, H_n that of the row's loss in its outputs."""
         total = {name: delta * self.ridge for name, delta in direction.items()}
-        for batch, p in zip(self._cached, probabilities, strict=True):
+        for batch, at, labels in zip(self._cached, outputs, self._labels, strict=True):
             moved = batch.cell.push(direction)
-            curved = p * (moved - (p * moved).sum(-1, keepdim=True)) / self._rows
+            curved = self._objective.curvature(at, labels, moved[None])[0] / self._rows
             for name, part in batch.cell.pull(curved).items():
                 total[name] += part
         return total
@@ -243,7 +260,7 @@ def _newton_cg(loss: _Loss, tolerance: float, max_steps: int, advance: Advance) 
         if key not in kept:
             move(vector)
             kept.clear()
-            kept[key] = loss.probabilities()
+            kept[key] = loss.outputs()
         return flat(loss.hessian(kept[key], named(direction)))
 
     options = {"gtol": tolerance, "maxiter": max_steps}
@@ -266,7 +283,9 @@ def _validation(
     tangent: Linearized, encoder: Encoder, task: Task, max_tokens: int | None, batch_size: int
 ) -> dict[str, Any]:
     rows = task.split("validation")
-    logits = torch.cat([tangent(batch).cpu() for batch, _ in labelled(encoder, rows, max_tokens, batch_size)])
+    parts = labelled(encoder, rows, max_tokens, batch_size, task.objective)
+    logits = torch.cat([tangent(batch).cpu() for batch, _ in parts])
     require_finite_rows(logits, f"the logits of {task.name!r} on validation")
-    right = float((logits.argmax(-1) == rows.labels).double().mean())
-    return {"split": "validation", "loss": float(F.cross_entropy(logits, rows.labels)), "accuracy": right}
+    objective, targets = task.objective.bound(encoder.language), torch.cat([part for _, part in parts])
+    loss = float(objective.losses(logits, targets).mean())
+    return {"split": "validation", "loss": loss, objective.metric: objective.value(logits, targets)}

@@ -11,17 +11,17 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from tauspan import store
 from tauspan.core.ahead import ahead
-from tauspan.core.errors import NonFiniteError, TauspanError, listed
+from tauspan.core.errors import NonFiniteError, TauspanError, UsageError, listed
 from tauspan.core.measure import progress
 from tauspan.core.params import broken_rows
 from tauspan.core.processes import World
 from tauspan.models import Batch, Encoder
-from tauspan.tasks import Task
+from tauspan.objectives import Classification, Objective
+from tauspan.tasks import Split, Task
 from tauspan.train import checkpoint
 from tauspan.train.layout import Layout
 from tauspan.train.rows import Part, TrainingRows
@@ -31,7 +31,6 @@ from tauspan.train.trainee import Trainee, as_parameters, decay
 log = logging.getLogger(__name__)
 LOG = "log.jsonl"
 OnLog: TypeAlias = Callable[[dict[str, Any]], object]
-_NONE = -100  # the label of rows that the loss ignores
 
 
 class Run:
@@ -45,6 +44,7 @@ class Run:
         self.layout = layout
         self.encoder = encoder
         self.tasks = tasks
+        self.objectives = [trained(task, settings.label_smoothing).bound(encoder.language) for task in tasks]
         self.name = tasks[0].name if len(tasks) == 1 else "joint"
         self.settings = settings
         self.key = key
@@ -172,7 +172,7 @@ class Run:
         self.cached = dict(zip(mine, self.trainee.cache(encoded, self.settings.cache, folder), strict=True))
 
     def _batch(self, part: Part, split: str = "train", epoch: int = 0) -> tuple[Batch, Tensor]:
-        """Inputs and labels of one forward pass; a pass without rows reads the first row, with an ignored label."""
+        """Inputs and targets of one forward pass; a pass without rows reads the first row, and has no target."""
         task, places = self.tasks[part[0]], part[1]
         rows = task.split(split).take(places or (0,))
         crops = None
@@ -181,7 +181,11 @@ class Run:
             about = f"{self.settings.seed}/{epoch}/{part[0]}"
             crops = [random.Random(f"{about}/{place}/crop") for place in places or (0,)]
         batch = self.encoder.encode(rows.inputs, task.tokens(self.settings.max_tokens), crops)
-        return batch, rows.labels if places else torch.full_like(rows.labels, _NONE)
+        return batch, self._targets(task, rows)[: len(places)]
+
+    def _targets(self, task: Task, rows: Split) -> Tensor:
+        tokens = task.tokens(self.settings.max_tokens)
+        return task.objective.targets(rows.inputs, rows.labels, self.encoder.language, tokens)
 
     def _to_come(self) -> Generator[tuple[Batch, Tensor]]:
         """The batches of the remaining steps; images are decoded while earlier steps compute."""
@@ -194,21 +198,12 @@ class Run:
 
     def _backward(self, part: Part, size: int) -> Tensor:
         if self.cached:
-            logits, labels = self.cached[part](), self.tasks[part[0]].split("train").labels[list(part[1])]
+            of = self.tasks[part[0]]
+            logits, labels = self.cached[part](), self._targets(of, of.split("train").take(part[1]))
         else:
             batch, labels = next(self.incoming)
             logits = self.trainee(batch, part[0])
-        labels = labels.to(logits.device)
-        loss = (
-            F.cross_entropy(
-                logits,
-                labels,
-                reduction="sum",
-                label_smoothing=self.settings.label_smoothing,
-                ignore_index=_NONE,
-            )
-            / size
-        )
+        loss = self.objectives[part[0]].total(logits[: len(labels)], labels.to(logits.device)) / size
         loss.backward()  # type: ignore[no-untyped-call]
         found = loss.detach().cpu()
         if not torch.isfinite(found):  # the error is raised later, when all processes know of it
@@ -238,9 +233,10 @@ class Run:
 
     @torch.no_grad()
     def validate(self) -> None:
-        """Log loss and accuracy on validation; for several tasks the means, and each task's values under `tasks`."""
+        """Log loss and metric on validation; for several tasks the means, and each task's values under `tasks`."""
         found = {task.name: self._validated(place) for place, task in enumerate(self.tasks)}
-        means = {key: sum(one[key] for one in found.values()) / len(found) for key in ("loss", "accuracy")}
+        shared = [key for key in next(iter(found.values())) if all(key in one for one in found.values())]
+        means = {key: sum(one[key] for one in found.values()) / len(found) for key in shared}
         own = {} if len(found) == 1 else {"tasks": found}
         self.note({"split": "validation", "step": self.step, **means, **own})
 
@@ -249,26 +245,45 @@ class Run:
         device = next(
             iter(self.trainee.parameters.values())
         ).device  # NCCL does not exchange tensors on the CPU
-        right, loss, broken = torch.zeros((), device=device), torch.zeros((), device=device), False
+        scores, loss, broken = torch.zeros((), device=device), torch.zeros((), device=device), False
+        objective = self.tasks[task].objective.bound(self.encoder.language)
         shares = (((task, places), "validation") for places in self._shares(size))
         for batch, labels in ahead(lambda what: self._batch(*what), shares, self.encoder.inputs.ahead):
             logits = self.trainee(batch, task).cpu()
-            broken |= bool(broken_rows(logits[labels != _NONE]))
-            right += (logits.argmax(-1) == labels).sum()
-            loss += F.cross_entropy(logits, labels, reduction="sum", ignore_index=_NONE)
+            logits = logits[: len(labels)]
+            broken |= bool(broken_rows(logits))
+            scores += objective.scores(logits, labels).sum()
+            loss += objective.total(logits, labels)
         count = torch.tensor(float(broken), device=device)
-        self.processes.sum([right, loss, count])
+        self.processes.sum([scores, loss, count])
         if count or not torch.isfinite(loss):
             raise NonFiniteError(
                 f"step {self.step} of {self.name!r}: the logits of {self.tasks[task].name!r} are NaN or infinite on "
                 f"validation rows (loss {float(loss) / size:g}). Lower the learning rate, or look at what the rows hold."
             )
-        return {"loss": float(loss) / size, "accuracy": float(right) / size}
+        return {"loss": float(loss) / size, objective.metric: objective.summary(float(scores) / size)}
 
     def _shares(self, size: int) -> Iterator[tuple[int, ...]]:
         mine = tuple(range(size))[self.processes.rank :: self.processes.size]
         for begin in range(0, -(-size // self.processes.size), 64):  # the same number in every process
             yield mine[begin : begin + 64]
+
+
+def trained(task: Task, smoothing: float) -> Objective:
+    """The objective that a task is trained by.
+
+    Raises:
+        UsageError: label smoothing for a task that has no classes.
+    """
+    if not smoothing:
+        return task.objective
+    if not task.classes:
+        raise UsageError(
+            f"label_smoothing={smoothing:g} moves targets towards all classes, and {task.name!r} is "
+            f"{task.objective.word}: "
+            "set label_smoothing=0."
+        )
+    return Classification(smoothing)
 
 
 def _called(function: OnLog) -> str:

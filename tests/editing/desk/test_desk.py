@@ -114,7 +114,7 @@ def test_every_number_is_the_edited_models(name: str, exact: bool) -> None:
                 second = logits.sort(-1).values
                 near = (second[:, -1] - second[:, -2]) < size * 4 * logits.abs().max()
                 assert bool(((predicted == logits.argmax(-1)) | near).all())
-                accuracy = oracle.accuracy(task, split, dict(zip(names, at, strict=True)))
+                accuracy = oracle.metric(task, split, dict(zip(names, at, strict=True)))
                 assert (
                     abs(page.accuracy(task.name, split, at) - accuracy) <= float(near.double().mean()) + 1e-12
                 )

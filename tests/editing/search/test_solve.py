@@ -17,12 +17,13 @@ from helpers.threads import one_thread  # noqa: F401 - a fixture for every test 
 from helpers.zoo import normal
 from tauspan.core.errors import MismatchError, NonFiniteError, UsageError
 from tauspan.editing import Solution, minimise
-from tauspan.editing.search.bootstrap import accuracy_intervals, coefficient_intervals, counts
+from tauspan.editing.search.bootstrap import coefficient_intervals, counts, metric_intervals
 from tauspan.editing.search.box import Box
 from tauspan.editing.search.objective import objective, term
 from tauspan.editing.search.solve import solve
 from tauspan.models import Head
 from tauspan.tangent.contributions import Contributions
+from tauspan.tasks import Task
 
 TIGHT = 1e-9
 seeds = st.integers(0, 10_000)
@@ -413,15 +414,20 @@ def test_resamples_without_a_minimum_are_counted() -> None:
     assert held.without_minimum == missing > 0
 
 
-def test_accuracy_intervals_are_percentiles_of_resampled_shares() -> None:
-    right = {"a": torch.arange(50) % 5 > 0, "b": torch.ones(10, dtype=torch.bool)}
-    found = accuracy_intervals(right, 300, seed=4)
-    assert found == accuracy_intervals(right, 300, seed=4)
-    assert found["b"] == (1.0, 1.0)
-    low, high = found["a"] or (0.0, 0.0)
+def test_metric_intervals_are_percentiles_of_resampled_means() -> None:
+    def named(name: str, count: int) -> Task:
+        rows = (torch.zeros(count, 1), torch.arange(count) % 2)
+        return Task.from_tensors(name, ["no", "yes"], train=rows, validation=rows, test=rows)
+
+    a, b = named("a", 50), named("b", 10)
+    right = {a: (torch.arange(50) % 5 > 0).double(), b: torch.ones(10).double()}
+    found, whole = metric_intervals(right, 300, seed=4)
+    assert (found, whole) == metric_intervals(right, 300, seed=4)
+    assert found[b] == (1.0, 1.0)
+    low, high = found[a] or (0.0, 0.0)
     spread = 1.96 * math.sqrt(0.8 * 0.2 / 50)
     assert low == pytest.approx(0.8 - spread, abs=0.04)
     assert high == pytest.approx(0.8 + spread, abs=0.04)
-    assert found["mean"] is not None
-    assert found["mean"][0] == pytest.approx((1 + low) / 2, abs=0.02)
-    assert accuracy_intervals(right, 0) == {"a": None, "b": None, "mean": None}
+    assert whole is not None
+    assert whole[0] == pytest.approx((1 + low) / 2, abs=0.02)
+    assert metric_intervals(right, 0) == ({a: None, b: None}, None)

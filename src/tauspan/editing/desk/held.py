@@ -253,8 +253,13 @@ def held(
         exact: float32 instead of int16.
 
     Raises:
-        UsageError: more classes than 16 bits can number.
+        UsageError: more classes than 16 bits can number, or a task without classes.
     """
+    if not task.classes:
+        raise UsageError(
+            f"a page counts right classes, and the task {task.name!r} is {task.objective.word}: leave the task out; "
+            "`Editor.evaluate` gives its metric at any coefficients."
+        )
     if len(task.label_names) > _MOST_CLASSES:
         raise UsageError(
             f"the task {task.name!r} has {len(task.label_names):,} classes, and a page numbers at most "

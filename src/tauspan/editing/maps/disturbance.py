@@ -57,4 +57,6 @@ def disturbance(model: EditedModel, vectors: Mapping[Task, TaskVector], split: s
 
 
 def _drift(model: EditedModel, task: Task, split: str, name: str) -> float:
-    return Drift(task.name, lambda a: model.logits(task, split, {name: a}), affine=False)(1.0)
+    return Drift(
+        task.name, lambda a: model.logits(task, split, {name: a}), affine=False, objective=task.objective
+    )(1.0)

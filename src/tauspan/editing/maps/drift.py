@@ -1,9 +1,10 @@
 """How far a vector moves its own task's logits, and the coefficient at which it moves them so far.
 
 drift_t(a) = mean_x |c(f(x; theta0 + a tau_t)) - c(f(x; theta0))| / mean_x |c(f(x; theta0))|, x from task t's own rows,
-where c takes a row's mean logit from each of its logits and |.| is the Euclidean norm. Logits, since predictions are
-read off them and every regime has them; centred, since a shift of all logits decides nothing; a ratio of means, since
-rows on which the pre-trained model is undecided have |c(f)| near 0 and would rule a mean of ratios.
+where c takes from the logits what the task's objective does not see, for classes the row's mean logit, and |.| is the
+Euclidean norm. Logits, since predictions are read off them and every regime has them; centred, since a shift of all
+logits decides nothing; a ratio of means, since rows on which the pre-trained model is undecided have |c(f)| near 0 and
+would rule a mean of ratios.
 """
 
 import math
@@ -13,15 +14,10 @@ from scipy.optimize import brentq
 from torch import Tensor
 
 from tauspan.core.errors import NonFiniteError, UsageError
+from tauspan.objectives import Classification, Objective
 
 _TOLERANCE = 1e-4  # of a coefficient, relative: the maps' own standard errors are a hundred times that
 _WIDER = 8  # doublings of a coefficient before a drift counts as out of reach
-
-
-def centred(logits: Tensor) -> Tensor:
-    """Logits (N, K) less each row's mean, in float64."""
-    wide = logits.double()
-    return wide - wide.mean(-1, keepdim=True)
 
 
 class Drift:
@@ -31,9 +27,11 @@ class Drift:
         name: of the task, for errors.
         logits: at a coefficient, shape (N, K).
         affine: whether they are affine in it; then drift(a) = |a| drift(1) exactly.
+        objective: it says what of the logits is seen, c.
 
     Raises:
-        UsageError: the pre-trained model gives every class of every row the same logit.
+        UsageError: the pre-trained model gives every class of every row the same logit; or the outputs are states of a
+            language model.
 
     Example:
         >>> import torch
@@ -43,9 +41,20 @@ class Drift:
         (0.3333, 3.0, -3.0)
     """
 
-    def __init__(self, name: str, logits: Callable[[float], Tensor], affine: bool) -> None:
-        self.name, self._logits, self._affine = name, logits, affine
-        self._start = centred(logits(0.0))
+    def __init__(
+        self,
+        name: str,
+        logits: Callable[[float], Tensor],
+        affine: bool,
+        objective: Objective = Classification(),
+    ) -> None:
+        if objective.headless:
+            raise UsageError(
+                f"how far {name!r}, a {objective.word} task, is moved is not measured, since its outputs are states: "
+                "`Editor.evaluate` gives its metric at any coefficients."
+            )
+        self.name, self._logits, self._affine, self._objective = name, logits, affine, objective
+        self._start = objective.seen(logits(0.0).double())
         self._size = float(self._start.norm(dim=-1).mean())
         self._known = {0.0: 0.0}
         if not self._size:
@@ -59,7 +68,7 @@ class Drift:
         if self._affine and abs(alpha) != 1:
             return abs(alpha) * self(1.0)
         if alpha not in self._known:
-            moved = centred(self._logits(alpha)) - self._start
+            moved = self._objective.seen(self._logits(alpha).double()) - self._start
             self._known[alpha] = float(moved.norm(dim=-1).mean()) / self._size
         return self._known[alpha]
 

@@ -2,36 +2,25 @@
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Literal, TypeAlias
+from typing import TypeAlias
 
 import torch
 from torch import Tensor
 
 from tauspan.editing.maps.asked import CLOSE, Axis, Pair, inside
+from tauspan.objectives import Apart
 
-Distance = Literal["argmax", "probabilities"]
 At: TypeAlias = tuple[float, float]  # the coefficients of a pair
 Logits: TypeAlias = Callable[
     [int, At], Tensor
 ]  # on the rows of the first (0) or the second (1) task of a pair
 
 
-def _classes_differ(first: Tensor, second: Tensor) -> Tensor:
-    return (first.argmax(-1) != second.argmax(-1)).double()
-
-
-def _total_variation(first: Tensor, second: Tensor) -> Tensor:
-    return (first.double().softmax(-1) - second.double().softmax(-1)).abs().sum(-1) / 2
-
-
-DISTANCES = {"argmax": _classes_differ, "probabilities": _total_variation}
-
-
 def distances(
     logits: Logits,
     pair: Pair,
     axes: tuple[Axis, Axis],
-    dist: Callable[[Tensor, Tensor], Tensor],
+    kinds: Sequence[Apart],
     advance: Callable[[int, str], None],
 ) -> list[Tensor]:
     """For each task of a pair, the distance of each row at each grid point, shape (G1, G2, N_t), float64.
@@ -50,7 +39,7 @@ def distances(
             for place, own in enumerate(alone):
                 single = own[where[place]]
                 mixed = single if where[1 - place] == 0 else logits(place, where)
-                found[place][i, j] = dist(single, mixed)
+                found[place][i, j] = kinds[place](single, mixed)
         advance(1, " + ".join(task.name for task in pair))
     return found
 

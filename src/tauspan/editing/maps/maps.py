@@ -6,7 +6,6 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 from tauspan.core.choices import EditRegime, SplitName
-from tauspan.core.errors import UsageError, nearest
 from tauspan.core.measure import progress
 from tauspan.core.report import Cell, Report, Table
 from tauspan.core.results import Result
@@ -21,9 +20,10 @@ from tauspan.editing.maps.asked import (
     units_of,
 )
 from tauspan.editing.maps.drift import Drift
-from tauspan.editing.maps.error import DISTANCES, At, Distance, Logits, distances, mean, numbers
+from tauspan.editing.maps.error import At, Logits, distances, mean, numbers
 from tauspan.editing.model.chosen import facts_of
 from tauspan.editing.model.edited import EditedModel
+from tauspan.objectives import Apart
 from tauspan.tasks import Task
 from tauspan.vector import TaskVector
 
@@ -104,7 +104,7 @@ class Maps(Result):
     """
 
     regime: EditRegime
-    distance: Distance
+    distance: str
     box: tuple[float, float]
     split: SplitName
     pairs: Sequence[PairMap]
@@ -160,9 +160,14 @@ class Wanted:
     couples: Sequence[Pair]
     axes: tuple[Axis, Axis]
     box: tuple[float, float]
-    distance: Distance
+    distance: str | None
     split: SplitName
     units: Mapping[str, float | None] | None
+
+    @property
+    def distances(self) -> str:
+        """The names of the distances that are taken."""
+        return " and ".join(dict.fromkeys(task.objective.distance(self.distance)[0] for task in self.tasks))
 
     @property
     def tasks(self) -> list[Task]:
@@ -176,7 +181,7 @@ class Wanted:
 
 def wanted(
     vectors: Mapping[Task, TaskVector], pairs: Sequence[tuple[str, str]] | None, grid: Axis | tuple[Axis, Axis],
-    box: tuple[float, float], drift: bool | float | Mapping[str, float], distance: Distance, split: SplitName,
+    box: tuple[float, float], drift: bool | float | Mapping[str, float], distance: str | None, split: SplitName,
 ) -> Wanted:  # fmt: skip
     """Check what is asked for.
 
@@ -185,9 +190,9 @@ def wanted(
     """
     couples, axes = pairs_of(tasks_of(vectors), pairs), axes_of(grid)
     require_box(box, axes)
-    if distance not in DISTANCES:
-        raise UsageError(f"unknown distance {distance!r}. {nearest(str(distance), DISTANCES)}")
     asked = Wanted(couples, axes, box, distance, split, None)
+    for task in asked.tasks:
+        task.objective.distance(distance)
     require_rows(asked.tasks, split)
     return Wanted(couples, axes, box, distance, split, units_of(drift, asked.tasks))
 
@@ -219,7 +224,7 @@ def drawn(model: EditedModel, vectors: Mapping[Task, TaskVector], asked: Wanted)
         rows={task.name: len(task.split(asked.split)) for task in asked.tasks},
     )  # fmt: skip
     return Maps(
-        regime=model.regime, distance=asked.distance, box=asked.box, split=asked.split, pairs=equal,
+        regime=model.regime, distance=asked.distances, box=asked.box, split=asked.split, pairs=equal,
         drift_pairs=matched, drifts=used, provenance=facts,
     )  # fmt: skip
 
@@ -229,7 +234,8 @@ def _map(
     unit: tuple[float, float] | None = None,
 ) -> PairMap:  # fmt: skip
     """One map whose points are called by the grid and made at the coefficients `alphas`."""
-    apart = distances(_logits(model, pair, asked.split), pair, alphas, DISTANCES[asked.distance], advance)
+    kinds: list[Apart] = [task.objective.distance(asked.distance)[1] for task in pair]
+    apart = distances(_logits(model, pair, asked.split), pair, alphas, kinds, advance)
     xi, stderr = mean(apart)
     behind = None if unit is None else (_known(alphas[0]), _known(alphas[1]))
     return PairMap(
@@ -256,6 +262,11 @@ def _drifts(model: EditedModel, asked: Wanted) -> dict[str, Drift]:
     """Each task's own drift."""
 
     def drift(task: Task) -> Drift:
-        return Drift(task.name, lambda a: model.logits(task, asked.split, {task.name: a}), model.affine(task))
+        return Drift(
+            task.name,
+            lambda a: model.logits(task, asked.split, {task.name: a}),
+            model.affine(task),
+            task.objective,
+        )
 
     return {task.name: drift(task) for task in asked.tasks}

@@ -42,6 +42,17 @@ def load(
 ) -> Encoder | Linearized: ...
 
 
+@overload
+def load(
+    source: str | Path,
+    device: str | None = None,
+    *,
+    base: str | Path | None = None,
+    module: nn.Module | None = None,
+    language: int | None,
+) -> Encoder | Linearized: ...
+
+
 @checked
 def load(
     source: str | Path | nn.Module,
@@ -49,17 +60,20 @@ def load(
     *,
     base: str | Path | None = None,
     module: nn.Module | None = None,
+    language: int | None = None,
 ) -> Encoder | Linearized:
     """A pre-trained model, or an edited one that `save` wrote.
 
     Args:
-        source: `"minilm"` (the packaged encoder), a directory, a hub id such as `org/name@revision`,
-            `hf-hub:org/name` or `local-dir:path` for timm and open_clip, or an `nn.Module`.
+        source: `"minilm"` (the packaged encoder) or `"smollm2"` (a packaged language model), a GGUF file, a directory, a
+            hub id such as `org/name@revision`, `hf-hub:org/name` or `local-dir:path` for timm and open_clip, or an
+            `nn.Module`.
         device: where it goes, such as `"cuda"`, which in a process of a launcher is that process's own; None leaves it
             where it is, and what is read from files is on the CPU.
         base: of an edited model: where the pre-trained one is now, if it was moved.
         module: of a module of your own that `save` wrote: the module, or an `Encoder` around it, whose weights are not
             used for an ordinary model and are the base of a tangent one.
+        language: read a causal language model of transformers, for tasks of texts of at most so many tokens.
 
     Returns:
         An `Encoder` in eval mode; for the directory of an edited tangent model, the `Linearized` encoder with
@@ -75,7 +89,7 @@ def load(
         >>> load(torch.nn.Linear(4, 3)).source
         'Linear'
     """
-    loaded = _loaded(source, None if base is None else str(base), module)
+    loaded = _loaded(source, None if base is None else str(base), module, language)
     if device is None:
         return loaded
     try:
@@ -87,13 +101,13 @@ def load(
 
 
 def _loaded(
-    source: str | Path | nn.Module, base: str | None, module: nn.Module | None
+    source: str | Path | nn.Module, base: str | None, module: nn.Module | None, language: int | None
 ) -> Encoder | Linearized:
     if isinstance(source, nn.Module):
-        return models.load_model(source)
+        return models.load_model(source, language=language)
     directory = Path(source)
     if (directory / REFERENCE).is_file() and Reference.read(directory).format == TANGENT:
-        return load_tangent(directory, module if module is not None else base)
+        return load_tangent(directory, module if module is not None else base, language)
     if module is not None:
         return restore_edited(load_into(module, directory), directory, base)
     own = directory.is_dir() and (directory / "model.safetensors").is_file()
@@ -102,7 +116,7 @@ def _loaded(
             f"{directory} has no config.json, so no library knows its class. If it is a module of your own that "
             f"`tauspan.save` wrote, give that: `tauspan.load({str(directory)!r}, module=MODULE)`."
         )
-    return restore_edited(models.load_model(source), directory, base)
+    return restore_edited(models.load_model(source, language=language), directory, base)
 
 
 @checked

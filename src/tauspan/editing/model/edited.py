@@ -3,10 +3,9 @@
 import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from typing import ClassVar
+from typing import ClassVar, TypeAlias
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tauspan import models
@@ -16,9 +15,10 @@ from tauspan.core.measure import progress, underway
 from tauspan.core.params import require_finite_rows
 from tauspan.core.reading import Reading
 from tauspan.editing.model.directions import Directions
-from tauspan.editing.model.outputs import Targets, outputs, target_rows
+from tauspan.editing.model.outputs import Targets, outputs
 from tauspan.editing.model.regime import point_of
 from tauspan.models import Classifier, Encoder, Head, Origin
+from tauspan.objectives import Objective
 from tauspan.tangent import Linearized, linearize
 from tauspan.tangent.contributions import Advance, Contributions, contributions, silent
 from tauspan.tasks import Task, build_head
@@ -26,6 +26,13 @@ from tauspan.tasks.batches import Batches, batches
 from tauspan.vector import TaskVector
 
 Coefs = Mapping[str, float]  # by direction; a direction that is not named counts as 0
+
+
+_Asked: TypeAlias = tuple[Task, str, tuple[tuple[str, float], ...]]
+
+
+def _used(coefficients: Coefs) -> tuple[tuple[str, float], ...]:
+    return tuple(sorted((name, value) for name, value in coefficients.items() if value))
 
 
 class EditedModel(ABC):
@@ -65,7 +72,10 @@ class EditedModel(ABC):
             self.fitted(vector)
         self._heads: dict[Task, Head] = {}
         self._prepared: dict[tuple[Task, str], Batches] = {}
-        self._classes: dict[tuple[Task, str, tuple[tuple[str, float], ...]], Tensor] = {}
+        self._objectives: dict[Task, Objective] = {}
+        self._targets: dict[tuple[Task, str], Tensor] = {}
+        self._classes: dict[_Asked, Tensor] = {}
+        self._scores: dict[_Asked, Tensor] = {}
         self._begin()
 
     # -- what regimes define ---------------------------------------------------------------------------------
@@ -106,23 +116,60 @@ class EditedModel(ABC):
 
     def classes(self, task: Task, split: str, coefficients: Coefs) -> Tensor:
         """The class of the largest logit of each row, shape (N,); computed once for each choice of coefficients."""
-        used = tuple(sorted((name, value) for name, value in coefficients.items() if value))
-        key = (task, split, used)
+        key = (task, split, _used(coefficients))
         if key not in self._classes:
-            self._classes[key] = self.logits(task, split, dict(used)).argmax(-1).int()
+            self._classes[key] = self.logits(task, split, dict(key[2])).argmax(-1).int()
         return self._classes[key]
 
-    def accuracy(self, task: Task, split: str, coefficients: Coefs) -> float:
-        """Accuracy of one task on one split."""
-        right = self.classes(task, split, coefficients) == task.split(split).labels
-        return float(right.double().mean())
+    def scores(self, task: Task, split: str, coefficients: Coefs) -> Tensor:
+        """What the task's metric is made of, for each row, shape (N,), float64: of classes, whether the row is right."""
+        labels = self.targets(task, split)
+        if task.classes:  # whose classes take a quarter of the memory
+            return (self.classes(task, split, coefficients) == labels).double()
+        key = (task, split, _used(coefficients))
+        if key not in self._scores:
+            self._scores[key] = self.objective(task).scores(self.logits(task, split, dict(key[2])), labels)
+        return self._scores[key]
+
+    def metric(self, task: Task, split: str, coefficients: Coefs) -> float:
+        """The metric of one task on one split: accuracy, where its rows have classes."""
+        return task.objective.summary(float(self.scores(task, split, coefficients).mean()))
 
     def loss(self, task: Task, split: str, coefficients: Coefs, targets: Targets = "label") -> float:
-        """Mean cross-entropy in nats of one task on one split, to its labels or to the wrong classes, in float64."""
-        logits = self.logits(task, split, coefficients).double()
-        return float(
-            F.cross_entropy(logits, target_rows(task.split(split).labels, logits.shape[-1], targets))
-        )
+        """Mean loss of one task on one split, to its targets or to those of a model that has forgotten, in float64."""
+        logits, labels = self.logits(task, split, coefficients).double(), self.targets(task, split)
+        if targets == "wrong":
+            labels = task.objective.forgotten(labels, logits.shape[-1])
+        return float(self.objective(task).losses(logits, labels).mean())
+
+    def objective(self, task: Task) -> Objective:
+        """The task's objective, with what it reads of the model.
+
+        Raises:
+            UsageError: a vector moves what the objective takes to be fixed.
+        """
+        if task not in self._objectives:
+            language = self.encoder.language
+            bound = task.objective.bound(language)
+            if task.objective.headless and language is not None:
+                for name, vector in self.directions.vectors.items():
+                    known = {
+                        **vector.deltas,
+                        **self.fitted(vector).deltas,
+                    }  # under the names of files and of memory
+                    language.require_frozen((key for key, delta in known.items() if bool(delta.any())), name)
+            self._objectives[task] = bound
+        return self._objectives[task]
+
+    def targets(self, task: Task, split: str) -> Tensor:
+        """What the losses of a split's rows read."""
+        if (task, split) not in self._targets:
+            rows, tokens = task.split(split), task.tokens(self.reading.max_tokens)
+            self.objective(task)
+            self._targets[task, split] = task.objective.targets(
+                rows.inputs, rows.labels, self.encoder.language, tokens
+            )
+        return self._targets[task, split]
 
     def head(self, task: Task) -> Head:
         """The task's frozen head."""
@@ -254,8 +301,10 @@ class TangentModel(EditedModel):
             self._tangents[tensors] = linearize(self.encoder, list(tensors))
         tangent = self._tangents[tensors].under(self.head(task), self.point)
         info = {"task": task.name, "split": split, "regime": self.regime}
-        rows, labels = self.batches(task, split), task.split(split).labels
-        self._passes[task, split] = contributions(tangent, vectors, rows, labels, info=info, advance=advance)
+        rows, labels = self.batches(task, split), self.targets(task, split)
+        self._passes[task, split] = contributions(
+            tangent, vectors, rows, labels, info=info, objective=self.objective(task), advance=advance
+        )
         self._parts = {key: part for key, part in self._parts.items() if key[:2] != (task, split)}
 
     def _logits(self, task: Task, split: str, used: Coefs, about: str, advance: Advance) -> Tensor:

@@ -164,7 +164,9 @@ def save_tangent(edited: Linearized, directory: Path) -> None:
     vector.save_pretrained(directory / FILE)
 
 
-def load_tangent(directory: Path, base: str | nn.Module | None = None) -> Linearized:
+def load_tangent(
+    directory: Path, base: str | nn.Module | None = None, language: int | None = None
+) -> Linearized:
     """The tangent model of a directory, on the base that it names or the one that is given.
 
     Raises:
@@ -173,6 +175,8 @@ def load_tangent(directory: Path, base: str | nn.Module | None = None) -> Linear
     reference = Reference.read(directory)
     vector = TaskVector.from_pretrained(directory / FILE)
     encoder = models.load_model(base) if isinstance(base, nn.Module) else _base(reference, base, directory)
+    if language is not None:
+        encoder = models.load_model(encoder.source, language=language)
     encoder.frozen |= read_heads(directory)
     tangent = linearize(encoder, list(vector.fitted(encoder, tangent=True).deltas))
     tangent.load_task_vector(vector)

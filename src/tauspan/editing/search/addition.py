@@ -1,28 +1,35 @@
 """Task addition with one shared coefficient, as in the paper."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 from tauspan.core.errors import listed
 from tauspan.core.report import Cell, Report, Table
-from tauspan.core.results import mean_row, ratio
+from tauspan.core.results import mean_row
 from tauspan.editing.model.chosen import ChosenEdit, alpha_series, facts_of
 from tauspan.editing.model.edited import Coefs, EditedModel
 from tauspan.editing.search.grid import Grid, Scores, named
+from tauspan.editing.search.metrics import normalised_metric
+from tauspan.objectives import Classification
 from tauspan.tasks import Task
 from tauspan.vector import TaskVector
 
 
 @dataclass(frozen=True)
 class AddedTask:
-    """One task on the test split; accuracies as fractions.
+    """One task on the test split, by its metric: accuracy as a fraction, where its rows have classes.
 
     Args:
-        task: its name, or `mean` for the mean over tasks.
+        task: its name, or `mean` for the mean over tasks, which is None of several metrics.
         zero_shot: the pre-trained model.
         single: the task's own vector alone, at alpha = 1.
         added: all vectors at the chosen alpha.
         at_one: all vectors at alpha = 1.
+        normalised: `added` relative to `single`; 1 is as good, more is better.
+        at_one_normalised: `at_one` relative to `single`.
+        metric: the metric's name.
+        higher: whether more of it is better.
     """
 
     task: str
@@ -32,11 +39,19 @@ class AddedTask:
     at_one: float
     normalised: float | None
     at_one_normalised: float | None
+    metric: str = Classification.metric
+    higher: bool = True
+
+    @property
+    def worse(self) -> bool:
+        """Whether the sum is worse than the pre-trained model."""
+        return self.added < self.zero_shot if self.higher else self.added > self.zero_shot
 
     def cells(self) -> dict[str, Cell]:
         """The row of the table."""
+        kind: dict[str, Cell] = {} if self.metric == Classification.metric else {"metric": self.metric}
         return {
-            "task": self.task, "zero shot": self.zero_shot, "single": self.single, "added": self.added,
+            "task": self.task, **kind, "zero shot": self.zero_shot, "single": self.single, "added": self.added,
             "added norm.": self.normalised, "alpha 1": self.at_one, "alpha 1 norm.": self.at_one_normalised,
         }  # fmt: skip
 
@@ -62,7 +77,9 @@ class Addition(ChosenEdit):
     def report(self) -> Report:
         """One table, and the curve over alpha."""
         title = f"Addition, {self.regime}"
-        note = f"alpha = {self.alpha:g}, chosen on validation by mean normalised accuracy{self.remark}"
+        note = (
+            f"alpha = {self.alpha:g}, chosen on validation by mean normalised {self.mean.metric}{self.remark}"
+        )
         table = Table(title, [row.cells() for row in (*self.tasks, self.mean)], note)
         means = {name: cell for name, cell in self.mean.cells().items() if name != "task"}
         result = {
@@ -81,10 +98,11 @@ class Addition(ChosenEdit):
         kept = (
             ""
             if self.mean.normalised is None
-            else f" keeps {self.mean.normalised:.1%} of single-task accuracy"
+            else f" keeps {self.mean.normalised:.1%} of single-task {self.mean.metric}"
         )
-        worse = [row for row in self.tasks if row.added < row.zero_shot]
-        said = f"At alpha = {self.alpha:g} the sum{kept or f' has mean accuracy {self.mean.added:.3f}'} on test rows"
+        worse = [row for row in self.tasks if row.worse]
+        kept = kept or f" has mean {self.mean.metric} {self.mean.added:.3f}"
+        said = f"At alpha = {self.alpha:g} the sum{kept} on test rows"
         if not worse:
             return f"{said}, and no task is below the pre-trained model."
         below = listed([f"{row.task} ({row.added:.3f} against {row.zero_shot:.3f})" for row in worse])
@@ -119,7 +137,7 @@ def addition(
     return Addition(
         encoder=model.encoder, vectors={task.name: vector for task, vector in vectors.items()},
         regime=model.regime, point=model.point, coefficients={task.name: alpha for task in tasks},
-        alpha=alpha, tasks=rows, mean=mean_row(rows), curve=scores.rows, remark=scores.remark(grid, alpha),
+        alpha=alpha, tasks=rows, mean=mean_added(rows), curve=scores.rows, remark=scores.remark(grid, alpha),
         provenance=facts_of(model, vectors.values(), grid=named(grid)),
     )  # fmt: skip
 
@@ -128,12 +146,12 @@ def search_shared(
     model: EditedModel, tasks: Sequence[Task], whole: Coefs, own: Mapping[Task, Coefs], grid: Grid, title: str
 ) -> tuple[float, Scores]:
     """The alpha of theta0 + alpha * whole with the best mean normalised accuracy on validation; ties: the shortest."""
-    single = {task: model.accuracy(task, "validation", own[task]) for task in tasks}
+    single = {task: model.metric(task, "validation", own[task]) for task in tasks}
 
     def at(alpha: float) -> dict[str, float]:
-        accuracies = {task.name: model.accuracy(task, "validation", scaled(whole, alpha)) for task in tasks}
-        normalised = sum(accuracies[task.name] / (single[task] or 1.0) for task in tasks) / len(tasks)
-        return {**accuracies, "mean normalised": normalised}
+        found = {task.name: model.metric(task, "validation", scaled(whole, alpha)) for task in tasks}
+        normalised = [normalised_metric(task, found[task.name], single[task]) for task in tasks]
+        return {**found, "mean normalised": sum(normalised) / len(tasks)}
 
     def choose(rows: Mapping[float, Mapping[str, float]]) -> float:
         return min(rows, key=lambda alpha: (-rows[alpha]["mean normalised"], alpha))
@@ -144,10 +162,24 @@ def search_shared(
 
 def added_task(model: EditedModel, task: Task, alpha: float, whole: Coefs, own: Coefs) -> AddedTask:
     """One task on the test split, at alpha times the sum."""
-    single = model.accuracy(task, "test", own)
-    added, plain = (model.accuracy(task, "test", scaled(whole, at)) for at in (alpha, 1.0))
-    zero_shot = model.accuracy(task, "test", {})
-    return AddedTask(task.name, zero_shot, single, added, plain, ratio(added, single), ratio(plain, single))
+    single = model.metric(task, "test", own)
+    added, plain = (model.metric(task, "test", scaled(whole, at)) for at in (alpha, 1.0))
+    compared = task.objective.compared
+    return AddedTask(
+        task=task.name, zero_shot=model.metric(task, "test", {}), single=single, added=added, at_one=plain,
+        normalised=compared(added, single), at_one_normalised=compared(plain, single), metric=task.objective.metric,
+        higher=task.objective.higher,
+    )  # fmt: skip
+
+
+def mean_added(rows: Sequence[AddedTask]) -> AddedTask:
+    """The mean over tasks; of several metrics the normalised ones alone."""
+    metrics = dict.fromkeys(row.metric for row in rows)
+    mean = replace(mean_row(rows), metric=" and ".join(metrics), higher=rows[0].higher)
+    if len(metrics) == 1:
+        return mean
+    none: Any = None  # a missing number is missing
+    return replace(mean, zero_shot=none, single=none, added=none, at_one=none)
 
 
 def scaled(coefficients: Coefs, alpha: float) -> Coefs:

@@ -1,4 +1,4 @@
-"""Percentile intervals by resampling rows: of chosen coefficients (refitted) and of accuracies."""
+"""Percentile intervals by resampling rows: of chosen coefficients (refitted) and of metrics."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -13,6 +13,7 @@ from tauspan.editing.search.numbers import require_at_least
 from tauspan.editing.search.objective import Objective
 from tauspan.editing.search.solve import Solution, solve
 from tauspan.tangent.contributions import Advance, silent
+from tauspan.tasks import Task
 
 Interval = tuple[float, float]
 _LEVEL = 0.95
@@ -72,28 +73,32 @@ def coefficient_intervals(
     return Intervals(by_name, draws, lost)
 
 
-def accuracy_intervals(
-    correct: Mapping[str, Tensor], draws: int, seed: int = 0
-) -> dict[str, Interval | None]:
-    """95 % intervals of each task's accuracy, and of their `mean`, by resampling each task's rows.
+def metric_intervals(
+    scores: Mapping[Task, Tensor], draws: int, seed: int = 0
+) -> tuple[dict[Task, Interval | None], Interval | None]:
+    """95 % intervals of each task's metric, and of their mean, by resampling each task's rows.
 
     Args:
-        correct: by task, which rows are right, shape (N,).
+        scores: what each task's metric is the mean of, for each row, shape (N,).
         draws: resamples; 0 gives None.
         seed: of the resamples.
+
+    Returns:
+        An interval for each task, and that of the mean: None where the tasks have several metrics.
     """
-    parts = [right.double() for right in correct.values()]
-    resampled = counts([len(right) for right in parts], draws, seed)
+    resampled = counts([len(one) for one in scores.values()], draws, seed)
     if not resampled:
-        return dict.fromkeys([*correct, "mean"])
-    shares = np.array(
-        [
-            [float(n @ right) / len(right) for n, right in zip(drawn, parts, strict=True)]
-            for drawn in resampled
-        ]
+        return dict.fromkeys(scores), None
+    values = np.array([
+        [task.objective.summary(float(n @ one) / len(one)) for n, (task, one) in zip(drawn, scores.items(), strict=True)]
+        for drawn in resampled
+    ])  # fmt: skip
+    whole = (
+        _percentiles(values.mean(1, keepdims=True))[0]
+        if len({t.objective.metric for t in scores}) == 1
+        else None
     )
-    table = np.concatenate([shares, shares.mean(1, keepdims=True)], 1)
-    return dict(zip([*correct, "mean"], _percentiles(table), strict=True))
+    return dict(zip(scores, _percentiles(values), strict=True)), whole
 
 
 def _percentiles(table: "np.ndarray[tuple[int, int], np.dtype[np.float64]]") -> list[Interval]:

@@ -7,13 +7,14 @@ import numpy as np
 
 from tauspan.core.measure import progress
 from tauspan.core.report import Cell, Report
-from tauspan.core.results import mean_row, ratio
+from tauspan.core.results import mean_row
 from tauspan.editing.model.chosen import ChosenEdit, facts_of
 from tauspan.editing.model.edited import EditedModel, TangentModel
 from tauspan.editing.search.blackbox import Memory, descend
-from tauspan.editing.search.bootstrap import Intervals, accuracy_intervals, coefficient_intervals
+from tauspan.editing.search.bootstrap import Intervals, coefficient_intervals, metric_intervals
 from tauspan.editing.search.box import Bounds, Box
 from tauspan.editing.search.grid import PAPER_GRID
+from tauspan.editing.search.metrics import normalised_metric, require_one_objective
 from tauspan.editing.search.objective import objective
 from tauspan.editing.search.solve import solve
 from tauspan.editing.search.tables import Outcome, accuracy_table, coefficient_table, optimum_table
@@ -117,6 +118,7 @@ def solved_coefficients(
 ) -> SolvedCoefficients:  # fmt: skip
     """See `tauspan.coefficients`."""
     tasks = list(vectors)
+    require_one_objective(tasks, "coefficients are chosen by the mean loss")
     box = Box.of(len(free.names), bounds, l1)
     needs = dict.fromkeys(tasks, free.directions.names)
     model.read(needs, split)
@@ -178,11 +180,11 @@ def _evaluated(
 
 def _shared_alpha(model: EditedModel, free: Unknowns, tasks: Sequence[Task], split: str) -> float:
     """The paper's choice, for comparison: most mean normalised accuracy on the grid, ties to the smallest."""
-    single = {task: model.accuracy(task, split, own(free, task)) or 1.0 for task in tasks}
+    single = {task: model.metric(task, split, own(free, task)) for task in tasks}
 
     def normalised(alpha: float) -> float:
         values = free.at([alpha] * len(free.names))
-        return sum(model.accuracy(task, split, values) / single[task] for task in tasks)
+        return sum(normalised_metric(task, model.metric(task, split, values), single[task]) for task in tasks)
 
     return min(PAPER_GRID, key=lambda alpha: (-normalised(alpha), alpha))
 
@@ -198,15 +200,15 @@ def _accuracies(
 ) -> list[SolvedTask]:  # fmt: skip
     """Each task on the test split, and their mean."""
     solved, shared = free.at(values), free.at([alpha] * len(free.names))
-    right = {t.name: model.logits(t, "test", solved).argmax(-1) == t.split("test").labels for t in tasks}
-    intervals = accuracy_intervals(right, draws, seed)
+    scores = {task: model.scores(task, "test", solved) for task in tasks}
+    intervals, whole = metric_intervals(scores, draws, seed)
     rows = []
     for task in tasks:
-        single, by_grid = (model.accuracy(task, "test", at) for at in (own(free, task), shared))
-        chosen = float(right[task.name].double().mean())
+        single, by_grid = (model.metric(task, "test", at) for at in (own(free, task), shared))
+        chosen = model.metric(task, "test", solved)
         rows.append(SolvedTask(
-            task=task.name, zero_shot=model.accuracy(task, "test", {}), single=single, shared_grid=by_grid, solved=chosen,
-            shared_grid_normalised=ratio(by_grid, single), solved_normalised=ratio(chosen, single),
-            interval=intervals[task.name],
+            task=task.name, zero_shot=model.metric(task, "test", {}), single=single, shared_grid=by_grid, solved=chosen,
+            shared_grid_normalised=task.objective.compared(by_grid, single),
+            solved_normalised=task.objective.compared(chosen, single), interval=intervals[task],
         ))  # fmt: skip
-    return [*rows, replace(mean_row(rows), interval=intervals["mean"])]
+    return [*rows, replace(mean_row(rows), interval=whole)]

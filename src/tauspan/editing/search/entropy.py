@@ -1,6 +1,6 @@
 """Coefficients of least prediction entropy, for data without labels: AdaMerging."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -8,7 +8,7 @@ from torch import Tensor
 
 from tauspan import models
 from tauspan.core.choices import SplitName
-from tauspan.core.errors import NonFiniteError
+from tauspan.core.errors import NonFiniteError, UsageError
 from tauspan.core.measure import progress
 from tauspan.core.params import Params
 from tauspan.core.report import Cell, Report, Table
@@ -110,12 +110,23 @@ class AdaMerged(ChosenEdit):
         return Report(title, tables, dict(self.provenance), result=result, warnings=self.warnings)
 
 
+def require_classes(tasks: Iterable[Task]) -> None:
+    """Raise unless every task has classes, whose probabilities have an entropy."""
+    for task in tasks:
+        if not task.classes:
+            raise UsageError(
+                f"AdaMerging lowers the entropy of predicted classes, and {task.name!r} is {task.objective.word}: take "
+                "`coefficients`, which uses its targets."
+            )
+
+
 def least_entropy(
     model: EditedModel, free: Unknowns, vectors: Mapping[Task, TaskVector], *, per: Per, split: SplitName, steps: int,
     lr: float, prior: float, rows: int | None, bounds: Bounds, seed: int,
 ) -> AdaMerged:  # fmt: skip
     """See `tauspan.editing.adamerging`."""
     tasks = list(vectors)
+    require_classes(tasks)
     box = Box.of(len(free.names), bounds)
     needs = dict.fromkeys(tasks, free.directions.names)
     model.read(needs, split)
@@ -263,14 +274,14 @@ def _merged(
 ) -> MergedTask:  # fmt: skip
     """Entropy on the chosen rows at the start and at the end, and accuracy on test."""
     own = dict.fromkeys(free.directions.of(task.name), 1.0)
-    single, merged = (model.accuracy(task, "test", values) for values in (own, after))
+    single, merged = (model.metric(task, "test", values) for values in (own, after))
     return MergedTask(
         task=task.name,
         prior_entropy=float(entropy(model.logits(task, split, before))),
         entropy=float(entropy(model.logits(task, split, after))),
-        zero_shot=model.accuracy(task, "test", {}),
+        zero_shot=model.metric(task, "test", {}),
         single=single,
-        prior=model.accuracy(task, "test", before),
+        prior=model.metric(task, "test", before),
         merged=merged,
         normalised=ratio(merged, single),
     )

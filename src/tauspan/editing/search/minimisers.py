@@ -17,7 +17,7 @@ _FIXING = 1e6  # how much more the minimisers' span weighs than the length, when
 
 def span(goal: Objective) -> tuple[Vector, int]:
     """An orthonormal basis (rows) of the coefficients that predictions depend on, and the dimension of the rest."""
-    gram = sum(torch.tensordot(c, c, ([1, 2], [1, 2])) for c, _ in goal.used())
+    gram = sum(torch.tensordot(c, c, ([1, 2], [1, 2])) for c, _, _ in goal.used())
     assert isinstance(gram, torch.Tensor)  # noqa: S101 - there is at least one term
     sizes = gram.diagonal().sqrt()
     scale = torch.where(sizes > 0, sizes, 1.0)
@@ -62,9 +62,18 @@ def require_minimum(goal: Objective, box: Box) -> None:
     repair = "Give bounds such as (0, 1), or a ridge such as 1e-3."
     if not goal.convex:
         raise UsageError(
-            f"a normalising head leaves the loss flat far out, so coefficients need a hold. {repair}"
+            "a normalising head, or a loss that is not convex, may be flat far out, so coefficients need a hold. "
+            f"{repair}"
         )
-    margins = np.concatenate([_margins(*one) for one in goal.used()])
+    lifts = [loss.lifts(tangents, targets) for tangents, targets, loss in goal.used()]
+    known = [one.T.numpy() for one in lifts if one is not None]
+    if len(known) < len(lifts):
+        raise UsageError(
+            f"it is not known whether a loss of your own has a minimum, so coefficients need a hold. {repair}"
+        )
+    if any(not one.size for one in known):  # a loss that rises wherever an output moves
+        return
+    margins = np.concatenate(known)
     sizes = np.abs(margins).max(0, initial=0.0)
     margins = margins / np.where(sizes > 0, sizes, 1.0)
     ray_lo, ray_hi = np.where(np.isfinite(box.lo), 0.0, -1.0), np.where(np.isfinite(box.hi), 0.0, 1.0)
@@ -80,9 +89,3 @@ def require_minimum(goal: Objective, box: Box) -> None:
             f"the combination of {listed(goal.names)} that separates the rows' classes has no finite best length: "
             f"cross-entropy falls for ever as coefficients grow. {repair}"
         )
-
-
-def _margins(tangents: torch.Tensor, targets: torch.Tensor) -> Vector:
-    """By how much each direction lifts the target over each other class, shape (rows * classes, T)."""
-    lift = (tangents * targets).sum(-1, keepdim=True) - tangents
-    return lift.flatten(1).T.numpy()

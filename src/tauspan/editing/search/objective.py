@@ -1,17 +1,18 @@
-"""What the solvers minimise: cross-entropy as a function of the coefficients, in float64 from cached contributions."""
+"""What the solvers minimise: a loss as a function of the coefficients, in float64 from cached contributions."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 from torch.func import jvp, vmap
 
 from tauspan.core.errors import MismatchError, NonFiniteError, UsageError, listed
-from tauspan.editing.model.outputs import Targets, target_rows
+from tauspan.editing.model.outputs import Targets
 from tauspan.editing.search.numbers import Vector, require_at_least
 from tauspan.models import Head
+from tauspan.objectives import Classification
+from tauspan.objectives import Objective as Loss
 from tauspan.tangent.contributions import Contributions
 from tauspan.tangent.engine.forward_mode import load_rules
 
@@ -20,17 +21,18 @@ _ROUNDING = 1e-6  # the contributions' own, in float32
 
 @dataclass(frozen=True)
 class Term:
-    """sum_n w_n H(q_n, softmax f_n(a)) over the rows of one task, f(a) = V + sum_t a_t J_t and then any head.
+    """sum_n w_n l(f_n(a), y_n) over the rows of one task, f(a) = V + sum_t a_t J_t and then any head.
 
-    Its gradient is sum_n w_n (p_n - q_n)^T df_n/da, and where f is affine in a, its Hessian
-    sum_n w_n J_n^T (diag p_n - p_n p_n^T) J_n is positive semi-definite: the term is convex.
+    Its gradient is sum_n w_n g_n^T df_n/da, g_n that of the row's loss in its outputs, and where f is affine in a, its
+    Hessian is sum_n w_n J_n^T H_n J_n. It is positive semi-definite where the loss is convex: the term is convex.
 
     Args:
         value: V, shape (N, C), float64.
         tangents: J, shape (T, N, C), float64.
-        targets: q, shape (N, K); rows sum to one.
+        targets: y.
         weights: w, shape (N,).
         head: the normalising head between outputs and logits; None where f is affine.
+        loss: l.
     """
 
     value: Tensor
@@ -38,6 +40,12 @@ class Term:
     targets: Tensor
     weights: Tensor
     head: Head | None = None
+    loss: Loss = Classification()
+
+    @property
+    def convex(self) -> bool:
+        """Whether the term is convex in the coefficients."""
+        return self.head is None and self.loss.convex
 
     def _local(self, a: Tensor) -> tuple[Tensor, Tensor]:
         """Logits (N, K) at a, and their derivatives (T, N, K)."""
@@ -51,19 +59,16 @@ class Term:
     def value_and_gradient(self, a: Tensor) -> tuple[float, Tensor]:
         """The term at a, and its gradient of shape (T,)."""
         logits, along = self._local(a)
-        logp = F.log_softmax(logits, -1)
-        error = self.weights[:, None] * (logp.exp() - self.targets)
-        loss = float(-(self.weights * (self.targets * logp).sum(-1)).sum())
-        return loss, torch.tensordot(along, error, 2)
+        error = self.weights[:, None] * self.loss.gradients(logits, self.targets)
+        value = float((self.weights * self.loss.losses(logits, self.targets)).sum())
+        return value, torch.tensordot(along, error, 2)
 
     def hessian(self, a: Tensor) -> Tensor:
         """The exact Hessian, shape (T, T), of an affine term."""
         logits, along = self._local(a)
-        p = logits.softmax(-1)
-        weighted = along * (self.weights[:, None] * p)
-        mean = (along * p).sum(-1)
-        found: Tensor = torch.tensordot(weighted, along, ([1, 2], [1, 2])) - (mean * self.weights) @ mean.T
-        return found
+        curved = self.weights[:, None] * self.loss.curvature(logits, self.targets, along)
+        found: Tensor = torch.tensordot(curved, along, ([1, 2], [1, 2]))
+        return (found + found.T) / 2
 
     def scaled(self, factor: float) -> "Term":
         """The term times a factor."""
@@ -75,17 +80,17 @@ class Term:
 
 
 def term(part: Contributions, weight: float = 1.0, targets: Targets = "label") -> Term:
-    """The mean cross-entropy over contributions' rows, times a weight.
+    """The mean loss over contributions' rows, times a weight.
 
     Args:
         part: the contributions.
         weight: the factor.
-        targets: `"label"`: the rows' classes. `"wrong"`: the uniform distribution over the other classes, which
-            gives logsumexp(f) minus the mean wrong logit; least where the model has forgotten the task.
+        targets: `"label"`: the rows' own. `"wrong"`: those of a model that has forgotten the task; of classes, the
+            uniform distribution over the other classes, which gives logsumexp(f) minus the mean wrong logit.
 
     Raises:
         NonFiniteError: the contributions hold NaN or infinity.
-        UsageError: no rows, or `"wrong"` with one class.
+        UsageError: no rows, or `"wrong"` for an objective that has no such targets.
     """
     part = part.double()
     if not len(part):
@@ -99,19 +104,17 @@ def term(part: Contributions, weight: float = 1.0, targets: Targets = "label") -
     part = part.folded()
     classes = part.value.shape[-1] if part.head is None else len(part.head.weight)
     weights = torch.full((len(part),), weight / len(part), dtype=torch.float64)
-    tangents = part.tangents if part.head else _seen(part.tangents)
-    return Term(part.value, tangents, target_rows(part.labels, classes, targets), weights, part.head)
+    tangents = part.tangents if part.head else _seen(part.tangents, part.objective)
+    of = part.labels if targets == "label" else part.objective.forgotten(part.labels, classes)
+    return Term(part.value, tangents, of, weights, part.head, part.objective)
 
 
-def _seen(tangents: Tensor) -> Tensor:
-    """Logit tangents without what softmax does not see, a shift of all classes of a row.
-
-    A direction that is nothing but such a shift is exactly zero afterwards, not its rounding error.
-    """
-    centred = tangents - tangents.mean(-1, keepdim=True)
-    visible = centred.flatten(1).norm(dim=1) > _ROUNDING * tangents.flatten(1).norm(dim=1)
-    seen: Tensor = centred * visible[:, None, None]
-    return seen
+def _seen(tangents: Tensor, loss: Loss) -> Tensor:
+    """Tangents without what the loss does not see; a direction that is nothing else is 0, not its rounding error."""
+    seen = loss.seen(tangents)
+    kept = seen.flatten(1).norm(dim=1) > _ROUNDING * tangents.flatten(1).norm(dim=1)
+    visible: Tensor = seen * kept[:, None, None]
+    return visible
 
 
 @dataclass(frozen=True)
@@ -123,17 +126,18 @@ class Objective:
     ridge: float
     centre: Tensor
 
-    def used(self) -> list[tuple[Tensor, Tensor]]:
-        """Tangents and targets of each term, over the rows that have a weight."""
+    def used(self) -> list[tuple[Tensor, Tensor, Loss]]:
+        """Tangents, targets and loss of each term, over the rows that have a weight."""
         kept = [one.weights > 0 for one in self.terms]
         return [
-            (one.tangents[:, rows], one.targets[rows]) for one, rows in zip(self.terms, kept, strict=True)
+            (one.tangents[:, rows], one.targets[rows], one.loss)
+            for one, rows in zip(self.terms, kept, strict=True)
         ]
 
     @property
     def convex(self) -> bool:
-        """Whether logits are affine in the coefficients in every term."""
-        return all(one.head is None for one in self.terms)
+        """Whether every term is convex in the coefficients."""
+        return all(one.convex for one in self.terms)
 
     def loss(self, a: Vector) -> float:
         """The terms alone, without ridge."""
@@ -174,7 +178,7 @@ def objective(
     ridge: float = 0.0,
     centre: Sequence[float] | None = None,
 ) -> Objective:
-    """The weighted mean cross-entropy of several tasks that share their directions."""
+    """The weighted mean loss of several tasks that share their directions."""
     if not parts:
         raise UsageError("there is nothing to minimise: give the contributions of at least one task.")
     names = parts[0].names

@@ -7,13 +7,13 @@ import numpy as np
 
 from tauspan.core.measure import progress
 from tauspan.core.report import Cell, Report, Table
-from tauspan.core.results import ratio
 from tauspan.editing.model.chosen import ChosenEdit, facts_of
 from tauspan.editing.model.edited import EditedModel, TangentModel
 from tauspan.editing.search.blackbox import Memory, descend
-from tauspan.editing.search.bootstrap import Intervals, accuracy_intervals, coefficient_intervals
+from tauspan.editing.search.bootstrap import Intervals, coefficient_intervals, metric_intervals
 from tauspan.editing.search.box import Bounds, Box
 from tauspan.editing.search.grid import PAPER_GRID
+from tauspan.editing.search.metrics import keeps, least_kept
 from tauspan.editing.search.objective import Objective, Term, objective, term
 from tauspan.editing.search.solve import Solution, solve
 from tauspan.editing.search.unknowns import Per, Unknowns
@@ -97,13 +97,17 @@ class _Trade:
     def spot(self, a: Sequence[float], price: float | None = None, found: Solution | None = None) -> Spot:
         """The edit at given coefficients, with its numbers on validation."""
         forgetting, kept = self.memory(a)
-        return Spot(tuple(a), price, forgetting, kept, *self.accuracies(a, "validation"), found)
+        return Spot(tuple(a), price, forgetting, kept, *self.metrics(a, "validation"), found)
 
-    def accuracies(self, a: Sequence[float], split: str) -> tuple[float, float]:
-        """Target and mean control accuracy."""
+    def keeps(self, spot: Spot, least: float) -> bool:
+        """Whether an edit keeps the controls."""
+        return keeps(self.controls[0].objective, spot.control, least)
+
+    def metrics(self, a: Sequence[float], split: str) -> tuple[float, float]:
+        """Target and mean control metric."""
         values = self.free.at(a)
-        kept = [self.model.accuracy(control, split, values) for control in self.controls]
-        return self.model.accuracy(self.task, split, values), sum(kept) / len(kept)
+        kept = [self.model.metric(control, split, values) for control in self.controls]
+        return self.model.metric(self.task, split, values), sum(kept) / len(kept)
 
 
 @dataclass(frozen=True)
@@ -208,11 +212,11 @@ def traced_front(
     model.read(needs, "validation")
     trade = _Trade(model, free, task, controls, box, ridge, tolerance, max_evaluations)
     before = trade.spot([0.0] * len(free.names))
-    least = floor * before.control
+    least = least_kept(controls[0].objective, before.control, floor)
     gridded = [trade.spot([alpha] * len(free.names)) for alpha in PAPER_GRID]
     spots = _traced(trade, least, prices)
-    by_grid = _chosen([before, *gridded], least)
-    chosen = _chosen([before, *gridded, *spots], least)
+    by_grid = _chosen(trade, [before, *gridded], least)
+    chosen = _chosen(trade, [before, *gridded, *spots], least)
     intervals = Intervals({}, 0, 0)
     if chosen.solution is not None and chosen.price is not None:
         intervals = coefficient_intervals(trade.goal(chosen.price), box, chosen.solution, bootstrap, seed)
@@ -237,34 +241,35 @@ def _traced(trade: _Trade, least: float, prices: int) -> list[Spot]:
             found.append(trade.best(float(price), start))
             start = found[-1].values
             advance(1, "")
-        crossing = next((i for i, spot in enumerate(found) if spot.control < least), 0)
+        crossing = next((i for i, spot in enumerate(found) if not trade.keeps(spot, least)), 0)
         if crossing:
             kept, lost = found[crossing - 1], found[crossing]
             for _ in range(_REFINEMENTS):
                 between = trade.best(float(np.sqrt((kept.price or 1.0) * (lost.price or 1.0))), kept.values)
                 found.append(between)
-                kept, lost = (between, lost) if between.control >= least else (kept, between)
+                kept, lost = (between, lost) if trade.keeps(between, least) else (kept, between)
                 advance(1, "")
     return sorted(found, key=lambda spot: -(spot.price or 0.0))
 
 
-def _chosen(spots: Sequence[Spot], least: float) -> Spot:
-    """Least target accuracy among those that keep the controls; ties to the shortest edit."""
-    kept = [spot for spot in spots if spot.control >= least]
-    return min(kept, key=lambda spot: (spot.target, float(np.square(spot.values).sum())))
+def _chosen(trade: _Trade, spots: Sequence[Spot], least: float) -> Spot:
+    """The worst target metric among those that keep the controls; ties to the shortest edit."""
+    kept, rank = [spot for spot in spots if trade.keeps(spot, least)], trade.task.objective.rank
+    return min(kept, key=lambda spot: (rank(spot.target), float(np.square(spot.values).sum())))
 
 
 def _tested(trade: _Trade, spot: Spot, before: Spot, draws: int, seed: int) -> TestedSpot:
-    target, control = trade.accuracies(spot.values, "test")
-    _, untouched = trade.accuracies(before.values, "test")
+    target, control = trade.metrics(spot.values, "test")
+    _, untouched = trade.metrics(before.values, "test")
     values = trade.free.at(spot.values)
-    right = {
-        one.name: trade.model.logits(one, "test", values).argmax(-1) == one.split("test").labels
-        for one in (trade.task, *trade.controls)
-    }
-    forgotten = accuracy_intervals({trade.task.name: right.pop(trade.task.name)}, draws, seed)["mean"]
-    kept = accuracy_intervals(right, draws, seed)["mean"]
-    return TestedSpot(target, forgotten, control, kept, ratio(control, untouched))
+    target_scores, *others = (
+        {one: trade.model.scores(one, "test", values)} for one in (trade.task, *trade.controls)
+    )
+    _, forgotten = metric_intervals(target_scores, draws, seed)
+    _, kept = metric_intervals({task: one for each in others for task, one in each.items()}, draws, seed)
+    return TestedSpot(
+        target, forgotten, control, kept, trade.controls[0].objective.compared(control, untouched)
+    )
 
 
 def _coefficients(free: Unknowns, chosen: Spot, intervals: Intervals) -> Table:

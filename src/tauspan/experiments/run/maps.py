@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self, cast
 
 from tauspan import editing
-from tauspan.core.choices import EditRegime
+from tauspan.core.choices import Distance, EditRegime
 from tauspan.core.errors import RecipeError
 from tauspan.core.report import Table
 from tauspan.experiments.run.part import Evaluation, Findings, Part
@@ -27,7 +27,7 @@ class Maps(Part):
         grid: the coefficients of both axes; None takes the default ones.
         regimes: None takes all of the recipe's.
         rows: at most so many test rows of each task; None takes all.
-        distance: between two predictions.
+        distance: between two predictions; None takes the usual one of the tasks' objective.
         drift: also draw maps whose axes are the drift |J tau| / |f| of each vector alone instead of its coefficient,
             in the units of the first regime, so that regimes are compared where they move the outputs equally far.
     """
@@ -36,7 +36,7 @@ class Maps(Part):
     grid: tuple[float, ...] | None = None
     regimes: tuple[EditRegime, ...] | None = None
     rows: int | None = None
-    distance: Literal["argmax", "probabilities"] = "argmax"
+    distance: Distance | None = None
     drift: bool = False
     key: ClassVar[str] = "disentangle"
 

@@ -107,7 +107,7 @@ def _joint(run: "RunContext", which: Evaluation) -> dict[str, Any]:
     reading = Reading(max_tokens=run.recipe.max_tokens)
 
     def accuracy(vector: "TaskVector | None") -> Any:
-        return editing.evaluate(run.encoder(which.seed), run.tasks, vector, reading=reading).accuracy
+        return editing.evaluate(run.encoder(which.seed), run.tasks, vector, reading=reading).metrics
 
     def work() -> dict[str, Any]:
         return {"before": accuracy(None), "after": accuracy(TaskVector.from_pretrained(folder))}

@@ -214,6 +214,12 @@ def diagnose(
     settings = KernelSettings(rows, split, outputs, reading, backend, seed)
     names = [task.name for task in vectors]
     require_several(names)
+    for task in vectors:
+        if not task.classes:
+            raise UsageError(
+                f"`diagnose` counts predicted classes, and {task.name!r} is {task.objective.word}: take `kernel_report`; "
+                "`Editor.interference` says how far each vector moves its outputs."
+            )
     vectors = fitted(vectors, encoder, tangent=True)
     by_name = {task.name: vector for task, vector in vectors.items()}
     chosen = _parameters(vectors)

@@ -53,7 +53,8 @@ class TaskSpectrum:
 def task_spectrum(task: TaskKernel, ridge: float | None = None) -> TaskSpectrum:
     """Effective ranks, power and alignment with the labels; `ridge` as in `effective_ranks`."""
     kernel, targets = task.kernel, task.targets
-    several = len(set(task.labels.tolist())) > 1
+    several = bool((task.labels != task.labels[:1]).any())
+    alike = several and task.task.classes and kernel.outputs == 1
     return TaskSpectrum(
         task.name,
         kernel.samples,
@@ -61,7 +62,7 @@ def task_spectrum(task: TaskKernel, ridge: float | None = None) -> TaskSpectrum:
         cumulative_power(kernel, targets),
         kernel_target_alignment(kernel, targets),
         centred_alignment(kernel, targets) if several else None,
-        label_gradient_alignment(kernel, task.labels) if several and kernel.outputs == 1 else None,
+        label_gradient_alignment(kernel, task.labels) if alike else None,
     )
 
 

@@ -59,7 +59,7 @@ class TaskKernel:
         task: the task.
         classifier: the encoder under the task's frozen head.
         batches: the rows, as the model is called with them.
-        labels: their classes, shape (N,).
+        labels: their classes, shape (N,), or their numbers, shape (N, O).
         kernel: their tangent kernel.
         outputs: which outputs the kernel is about.
         held_out: as many rows of another split.
@@ -80,7 +80,9 @@ class TaskKernel:
 
     @property
     def targets(self) -> Tensor:
-        """One-hot labels less 1/C, shape (N, C)."""
+        """One-hot labels less 1/C, shape (N, C); without classes the numbers less their mean, shape (N, O)."""
+        if not self.task.classes:
+            return self.labels.double() - self.labels.double().mean(0)
         classes = len(self.task.label_names)
         return F.one_hot(self.labels, classes).double() - 1 / classes
 
@@ -115,6 +117,12 @@ def task_kernels(
         raise UsageError(f"tasks {listed(names) or 'none'}: give at least one, and none twice.")
     kernels = []
     for task in tasks:
+        if task.objective.headless:
+            raise UsageError(
+                f"task {task.name!r} is {task.objective.word}, and a kernel of all states of a text has too many "
+                "outputs: give "
+                "a task of classes or numbers on the same texts."
+            )
         other = "test" if settings.split == "validation" else "validation"
         drawn = task.subset(seed=settings.seed, **{settings.split: settings.rows, other: settings.rows})
         if len(drawn.split(settings.split)) < 2:

@@ -20,6 +20,7 @@ from tauspan.kernel.solvers.hinge import Margins
 from tauspan.kernel.solvers.regression import RidgeChoice
 from tauspan.kernel.solvers.solution import DualSolution, vector_for
 from tauspan.models import Classifier, Encoder
+from tauspan.objectives import Regression
 from tauspan.tangent import linearize
 from tauspan.tangent.engine.check import far, rounding
 from tauspan.tasks import Task, build_head
@@ -73,7 +74,8 @@ def closed_form(
     - `"hinge"`: mean max(0, 1 - s (f_1 - f_0)) + ridge/2 |tau|^2 for two classes, s = -1 or 1; for more, one against the
       rest on centred logits, summed over the classes.
 
-    Only the squared loss is a sum over rows, so its ridge is N times that of a mean.
+    Only the squared loss is a sum over rows, so its ridge is N times that of a mean. A regression task takes the squared
+    loss with its own targets, y as they are; tasks of other objectives have no closed form.
 
     Args:
         encoder: what `tauspan.load` returned, under the task's frozen head; or a `Classifier` of your own.
@@ -112,6 +114,7 @@ def closed_form(
     """
     reading.require_no_point("closed_form")
     name, chosen = _loss(loss)
+    _require_loss(task, name)
     strength = _strength(task, name, chosen, ridge)
     classifier, encoder = _classifier(encoder, task, reading.max_tokens)
     with measured() as cost:
@@ -121,7 +124,7 @@ def closed_form(
         if chosen.contrast and len(task.label_names) == 2:
             outputs = torch.tensor([[-1.0, 1.0]], dtype=torch.float64).expand(len(labels), 2)
         kernel = TangentKernel(classifier, batches, params=params, outputs=outputs, backend=backend)
-        target = classifier.head.scale if gap is None else gap
+        target = None if not task.classes else classifier.head.scale if gap is None else gap
         start = logits_at_base(kernel)
         answer = chosen.solve(
             LossProblem(kernel, start, labels, strength, target, grid, tolerance, max_steps)
@@ -194,9 +197,24 @@ def _loss(given: str | Loss) -> tuple[str, Loss]:
     return given, LOSSES[given]
 
 
+def _require_loss(task: Task, name: str) -> None:
+    """Raise unless the loss fits the task's objective."""
+    if task.classes:
+        return
+    if not isinstance(task.objective, Regression):
+        raise UsageError(
+            f"task {task.name!r} is {task.objective.word}, and closed forms are for classes and regression: take `fit`, "
+            "which minimises every convex objective."
+        )
+    if name != "squared":
+        raise UsageError(
+            f"loss={name!r} needs classes, and task {task.name!r} is regression: take 'squared'."
+        )
+
+
 def _strength(task: Task, name: str, loss: Loss, ridge: float | str | None) -> float | None:
     """The ridge as a number, None where leave-one-out chooses it."""
-    if len(task.label_names) < 2:
+    if task.classes and len(task.label_names) < 2:
         raise DataError(f"task {task.name!r} has one class: there is nothing to tell apart.")
     if isinstance(ridge, str) and (ridge != "loo" or loss.ridge is not None):
         raise UsageError(

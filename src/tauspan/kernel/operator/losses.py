@@ -29,9 +29,10 @@ class LossProblem:
     Args:
         kernel: of the N training rows with O outputs each.
         start: f0, shape (N, O), float64.
-        labels: classes, shape (N,).
+        labels: classes, shape (N,); numbers, shape (N, O), of regression.
         ridge: a number; None where leave-one-out is to choose it.
-        gap: target distance of the right logit from the others, for the squared loss.
+        gap: target distance of the right logit from the others, for the squared loss of classes; None where the labels
+            are the targets.
         grid: what leave-one-out chooses from.
         tolerance: of iterative solvers.
         max_steps: of iterative solvers.
@@ -41,7 +42,7 @@ class LossProblem:
     start: Tensor
     labels: Tensor
     ridge: float | None
-    gap: float
+    gap: float | None
     grid: Sequence[float] | None
     tolerance: float
     max_steps: int
@@ -82,14 +83,17 @@ class Loss:
 
 
 def squared(problem: LossProblem) -> LossSolution:
-    """Ridge regression on gap (onehot - 1/C) - (f0 - mean f0)."""
+    """Ridge regression on gap (onehot - 1/C) - (f0 - mean f0) or, where the labels are numbers y, on y - f0."""
     gap = problem.gap
-    if not (math.isfinite(gap) and gap > 0):
-        raise UsageError(f"gap={gap}: it must be above 0.")
-    classes = problem.start.shape[1]
-    targets = gap * (F.one_hot(problem.labels, classes) - 1 / classes)
-    residual = targets - problem.centred_start()
-    facts: dict[str, Any] = {"gap": gap}
+    facts: dict[str, Any] = {}
+    if gap is None:
+        residual = problem.labels.double() - problem.start
+    else:
+        if not (math.isfinite(gap) and gap > 0):
+            raise UsageError(f"gap={gap}: it must be above 0.")
+        classes = problem.start.shape[1]
+        residual = gap * (F.one_hot(problem.labels, classes) - 1 / classes) - problem.centred_start()
+        facts["gap"] = gap
     choice, ridge = None, problem.ridge
     if ridge is None:
         choice = choose_ridge(problem.kernel, residual, problem.grid)

@@ -9,12 +9,12 @@ from tauspan.core.choices import EditRegime
 from tauspan.core.errors import UsageError
 from tauspan.core.reading import Reading
 from tauspan.core.report import Cell, Report, Table, noted
-from tauspan.core.results import Result, mean_row
+from tauspan.core.results import Result
 from tauspan.editing.model.chosen import facts_of
 from tauspan.editing.model.directions import Directions
 from tauspan.editing.model.edited import edited_model
 from tauspan.editing.model.regime import edit_regime
-from tauspan.editing.search.addition import AddedTask, added_task, search_shared
+from tauspan.editing.search.addition import AddedTask, added_task, mean_added, search_shared
 from tauspan.editing.search.grid import Grid, named
 from tauspan.merge import merge
 from tauspan.models import Encoder
@@ -154,7 +154,7 @@ def compare(
         each = [added_task(model, task, alpha, {label: 1.0}, own[task]) for task in tasks]
         last = alpha == max(scores.rows)
         curve = {at: row["mean normalised"] for at, row in scores.rows.items()}
-        rows.append(ComparedMethod(label, alpha, each, mean_row(each), curve, last))
+        rows.append(ComparedMethod(label, alpha, each, mean_added(each), curve, last))
     facts = facts_of(
         model,
         vectors.values(),

@@ -1,0 +1,171 @@
+"""`Decoder`: texts from a language model in the tangent regime, whose coefficients may change from token to token."""
+
+from collections.abc import Callable, Mapping
+
+import torch
+from torch import Tensor
+
+from tauspan.core.arguments import checked
+from tauspan.core.computing import way
+from tauspan.core.errors import UsageError, nearest
+from tauspan.models import Encoder
+from tauspan.models.encoder import positions
+from tauspan.models.home import fingerprint_of
+from tauspan.tangent.cached import CachedTangents
+from tauspan.vector import TaskVector
+
+Mix = Mapping[str, float]
+
+
+class Decoder:
+    """f(x; theta0) + sum_t a_t J(x) tau_t of a causal language model, token by token.
+
+    Keys and values are cached with their tangents in each direction, so a token costs about 1 + 2 T ordinary ones, and
+    what was read holds for any coefficients: they may change between tokens without reading the text again. Logits are
+    those of whole texts to rounding; the first token after a prompt is compared with them.
+
+    Args:
+        encoder: from `tauspan.load(source, language=L)`.
+        vectors: the directions by name, of any regime; a standard vector is taken in the tangent model (post-hoc).
+
+    Raises:
+        UsageError: no language model, no vector, or one that moves the token table.
+        BaseMismatchError: a vector starts from another model.
+
+    Example:
+        Generate at one mix, and at a mix that changes on the way::
+
+            decoder = Decoder(encoder, {"sums": tau})
+            decoder.generate("7 + 1 = ", {"sums": 1.0}, tokens=8)
+            decoder.generate("7 + 1 = ", lambda n: {"sums": min(1.0, n / 4)}, tokens=8)
+    """
+
+    @checked
+    def __init__(self, encoder: Encoder, vectors: Mapping[str, TaskVector]) -> None:
+        if encoder.language is None:
+            raise UsageError(
+                f"{encoder.source} was loaded for features, and texts come from a language model: "
+                "`ts.load(source, language=L)`."
+            )
+        if not vectors:
+            raise UsageError("a decoder needs at least one vector; for none, generate with transformers.")
+        self.encoder, self.vectors = encoder, dict(vectors)
+        self._language, base = encoder.language, fingerprint_of(encoder)
+        moved: dict[str, dict[str, Tensor]] = {}
+        for name, vector in self.vectors.items():
+            fitted = vector.fitted(encoder, tangent=True, base=base).deltas
+            whole = {**vector.deltas, **fitted}
+            self._language.require_frozen((key for key, delta in whole.items() if bool(delta.any())), name)
+            moved[name] = dict(fitted)
+        known = dict(encoder.backbone.named_parameters())
+        every = list(
+            dict.fromkeys(key for deltas in moved.values() for key in deltas if key != self._language.tied)
+        )
+        self._theta0 = {key: known[key] for key in every}
+        self._taus = [
+            {
+                key: deltas[key].to(known[key]) if key in deltas else torch.zeros_like(known[key])
+                for key in every
+            }
+            for deltas in moved.values()
+        ]
+
+    def text(self, prompt: str) -> "Text":
+        """A text that begins with a prompt; its logits are asked for, and tokens are added.
+
+        Raises:
+            UsageError: the prompt has no token.
+        """
+        ids = self._language.inputs.tokenizer(prompt, return_tensors="pt")["input_ids"][0]
+        if not len(ids):
+            raise UsageError("the prompt has no token: write some text, or the model's own beginning.")
+        return Text(self, ids)
+
+    @checked
+    def generate(
+        self,
+        prompt: str,
+        coefficients: Mix | Callable[[int], Mix],
+        *,
+        tokens: int = 64,
+        temperature: float = 0.0,
+        seed: int = 0,
+    ) -> str:
+        """The text that follows a prompt, up to the model's end token.
+
+        Args:
+            prompt: the beginning.
+            coefficients: a_t by name, those that are not named 0; or a function of how many tokens were made.
+            tokens: at most so many.
+            temperature: 0 takes the largest logit; else tokens are drawn from softmax(logits / temperature).
+            seed: of the draws.
+
+        Raises:
+            UsageError: an empty prompt, one that leaves no room, an unknown vector, or a negative temperature.
+
+        Cost:
+            A pass over the prompt with T tangents, then one token's pass for each token.
+        """
+        if tokens < 1 or not temperature >= 0:
+            raise UsageError(f"tokens={tokens}, temperature={temperature}: at least 1, and at least 0.")
+        text, draw = self.text(prompt), torch.Generator().manual_seed(seed)
+        most, made = positions(self.encoder.backbone), []
+        end = self._language.inputs.tokenizer.eos_token_id
+        if most is not None and len(text.ids) + tokens > most:
+            raise UsageError(
+                f"the prompt has {len(text.ids)} tokens, and with {tokens} more it is longer than the model's {most}: "
+                "shorten "
+                "it, or ask for fewer."
+            )
+        for place in range(tokens):
+            mix = coefficients(place) if callable(coefficients) else coefficients
+            logits = text.logits(mix).double().cpu()
+            if temperature:
+                chosen = int(torch.multinomial((logits / temperature).softmax(-1), 1, generator=draw))
+            else:
+                chosen = int(logits.argmax())
+            if chosen == end:
+                break
+            made.append(chosen)
+            if place + 1 < tokens:
+                text.append(chosen)
+        return str(self._language.inputs.tokenizer.decode(made))
+
+    def started(self) -> CachedTangents:
+        """An empty text's cache."""
+        return CachedTangents(self.encoder.backbone, self._theta0, self._taus, way().check != "off")
+
+    def logits(self, state: Tensor, tangents: Tensor, coefficients: Mix) -> Tensor:
+        """W (h + sum_t a_t dh_t) + b, shape (V,)."""
+        for name in coefficients:
+            if name not in self.vectors:
+                raise UsageError(f"coefficients name no vector {name!r}. {nearest(name, list(self.vectors))}")
+        mixed = state.clone()
+        for name, tangent in zip(self.vectors, tangents, strict=True):
+            mixed += coefficients.get(name, 0.0) * tangent
+        table = self._language.table
+        found = table.weight.to(mixed) @ mixed
+        return found if table.bias is None else found + table.bias.to(found)
+
+
+class Text:
+    """A text that is read token by token.
+
+    Args:
+        decoder: whose text.
+        ids: its first tokens.
+    """
+
+    def __init__(self, decoder: Decoder, ids: Tensor) -> None:
+        self._decoder, self._cache = decoder, decoder.started()
+        self.ids: list[int] = ids.tolist()
+        self._last = self._cache.read(ids)
+
+    def logits(self, coefficients: Mix) -> Tensor:
+        """The logits of the next token at any coefficients, shape (V,); nothing is read again."""
+        return self._decoder.logits(*self._last, coefficients)
+
+    def append(self, token: int) -> None:
+        """Read one more token."""
+        self.ids.append(token)
+        self._last = self._cache.read(torch.tensor([token]))

@@ -1,0 +1,86 @@
+"""Texts to be continued: whole ones, or completions of prompts."""
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+
+from tauspan.core.errors import DataError
+from tauspan.core.notices import tell
+from tauspan.tasks.assembly import Gathered, told
+from tauspan.tasks.rows import Rows, fault_of
+from tauspan.tasks.split import Split
+
+
+def continued(found: Mapping[str, Sequence[Rows]], prompts: bool, clean: bool, what: str) -> Gathered:
+    """The splits of a task of texts; a row's label is how many characters of its text are a prompt.
+
+    Args:
+        found: the rows of each split; with `prompts`, their labels are prompts that go before the texts.
+        prompts: whether the labels are prompts.
+        clean: drop rows without a text, instead of raising.
+        what: the task's name.
+
+    Raises:
+        DataError: a row without a text, or whose prompt is no text; it names file and row.
+    """
+    splits, left_out = {}, {}
+    for split, parts in found.items():
+        texts: list[str] = []
+        lengths: list[int] = []
+        counts: Counter[str] = Counter()
+        for rows in parts:
+            for row, (text, label) in enumerate(zip(rows.inputs, rows.labels, strict=True)):
+                prompt = (label or "") if prompts else ""
+                if not isinstance(prompt, str):
+                    raise DataError(f"{rows.place(row)}: the prompt {prompt!r} is no text.")
+                fault = fault_of(text) or (None if isinstance(text, str) else "that is no text")
+                if fault is None:
+                    texts.append(prompt + text)
+                    lengths.append(len(prompt))
+                elif clean:
+                    counts[fault] += 1
+                else:
+                    raise DataError(
+                        f"{rows.place(row)} is a row {fault}. Complete it or take it out, or pass clean=True (--clean), "
+                        "which leaves such rows out and says how many."
+                    )
+        splits[split] = Split(texts, torch.tensor(lengths, dtype=torch.long))
+        if counts:
+            left_out[split] = dict(counts)
+    if left_out:
+        tell(f"task {what!r} leaves out {told(left_out)}.")
+    return Gathered([], splits, left_out)
+
+
+def text_rows(name: str, split: str, given: Any) -> Split:
+    """Texts of one split, and the lengths of their prompts in characters; None for none.
+
+    Raises:
+        DataError: no list of texts, or other lengths than texts.
+    """
+    texts, lengths = given if isinstance(given, tuple) and len(given) == 2 else (given, None)
+    if isinstance(texts, str) or not all(isinstance(text, str) for text in texts):
+        raise DataError(
+            f"{split} of {name!r}: give a list of texts, or a pair of it and the lengths of their prompts in "
+            "characters; not "
+            f"{'one text' if isinstance(texts, str) else 'other things'}."
+        )
+    wanted = (
+        torch.zeros(len(texts), dtype=torch.long)
+        if lengths is None
+        else torch.as_tensor(lengths, dtype=torch.long)
+    )
+    if wanted.shape != (len(texts),):
+        raise DataError(
+            f"{split} of {name!r}: {len(texts)} texts and lengths of shape {tuple(wanted.shape)}."
+        )
+    long = [
+        n for n, (text, length) in enumerate(zip(texts, wanted.tolist(), strict=True)) if length >= len(text)
+    ]
+    if long:
+        raise DataError(
+            f"{split} of {name!r}, row {long[0]}: nothing follows its prompt of {int(wanted[long[0]])} characters."
+        )
+    return Split(list(texts), wanted)

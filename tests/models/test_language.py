@@ -1,0 +1,183 @@
+"""Causal language models: perplexities are transformers' own, one pass scores every mix, and edits stay language "
+"models."""
+
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import transformers
+from torch import Tensor
+
+import tauspan as ts
+from helpers import languages
+from tauspan.core.errors import DataError, ModelError, UsageError
+from tauspan.kernel.diagnose import kernel_report
+from tauspan.tangent import contributions as passes
+from tauspan.tasks import Task
+
+LENGTH = 24
+REGIMES = ("standard", "linear")
+
+
+def texts(seed: int, count: int = 12) -> list[str]:
+    words = ["cats sit", "dogs run", "a bird flew", "the fish", "it rains", "we sing"]
+    draw = torch.Generator().manual_seed(seed)
+    return [" ".join(words[int(n)] for n in torch.randint(6, (2,), generator=draw)) for _ in range(count)]
+
+
+def task(name: str, seed: int) -> Task:
+    splits: dict[str, Any] = {
+        split: (texts(10 * seed + place), None) for place, split in enumerate(("train", "validation", "test"))
+    }
+    return Task.from_tensors(name, [], objective="next-token", **splits)
+
+
+@pytest.fixture(scope="module", params=languages.KINDS)
+def home(request: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return languages.write(tmp_path_factory.mktemp("language") / "model", request.param)
+
+
+def own_losses(folder: Path, rows: list[str], prompts: list[int]) -> Tensor:
+    """The mean loss of each text as transformers computes it from labels."""
+    model = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    words = transformers.AutoTokenizer.from_pretrained(folder)
+    found = []
+    for text, prompt in zip(rows, prompts, strict=True):
+        ids = words(text, return_tensors="pt", truncation=True, max_length=LENGTH)["input_ids"]
+        labels = ids.clone()
+        labels[:, : len(text[:prompt].encode())] = -100  # a token is a byte
+        with torch.no_grad():
+            found.append(model(input_ids=ids, labels=labels).loss.double())
+    return torch.stack(found)
+
+
+def test_perplexities_are_those_of_transformers(home: Path) -> None:
+    encoder, of = ts.load(home, language=LENGTH), task("t", 1)
+    rows = list(of.split("test").inputs)
+    found = ts.evaluate(encoder, [of]).tasks[0]
+    wanted = float(own_losses(home, rows, [0] * len(rows)).mean())
+    assert found.loss == pytest.approx(wanted, rel=1e-5)
+    assert found.value == pytest.approx(math.exp(wanted), rel=1e-5)
+    assert found.metric == "perplexity"
+
+
+def test_prompts_do_not_count(home: Path) -> None:
+    encoder = ts.load(home, language=LENGTH)
+    rows, prompts = ["say: cats sit", "say it: we sing é"], [5, 8]
+    given: Any = (rows, prompts)
+    of = Task.from_tensors("t", [], objective="next-token", train=given, validation=given, test=given)
+    found = ts.evaluate(encoder, [of]).tasks[0].loss
+    assert found == pytest.approx(float(own_losses(home, rows, prompts).mean()), rel=1e-5)
+
+
+@pytest.mark.parametrize("regime", REGIMES)
+def test_training_lowers_perplexity_and_the_edit_is_a_language_model(
+    home: Path, regime: Any, tmp_path: Path
+) -> None:
+    encoder, of = ts.load(home, language=LENGTH), task("t", 2)
+    before = ts.evaluate(encoder, [of], split="train").tasks[0]
+    run = ts.finetune(encoder, of, ts.Settings(regime, lr=3e-3, epochs=4, batch_size=4))
+    after = ts.evaluate(encoder, [of], run.task_vector, split="train").tasks[0]
+    assert after.value < before.value
+    assert not any(
+        "embed" in name or "wte" in name or "lm_head" in name for name in run.task_vector.deltas
+    ) or (encoder.language is not None and encoder.language.tied is None)
+    if regime == "standard":
+        ts.save(ts.apply(encoder, run.task_vector), tmp_path / "edited")
+        rows = list(of.split("train").inputs)
+        wanted = float(own_losses(tmp_path / "edited", rows, [0] * len(rows)).mean())
+        assert after.loss == pytest.approx(wanted, rel=1e-5)
+        again = ts.evaluate(ts.load(tmp_path / "edited", language=LENGTH), [of], split="train")  # type: ignore[arg-type, call-overload]
+        assert again.tasks[0].loss == pytest.approx(after.loss, rel=1e-6)
+
+
+def test_one_pass_scores_every_mix(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Coefficients, additions and evaluations read each task's texts once a split, and the optimum has a certificate."""
+    encoder = ts.load(languages.write(tmp_path / "model", "llama tied"), language=LENGTH)
+    tasks = [task("first", 1), task("second", 2)]
+    settings = ts.Settings("linear", lr=3e-3, epochs=2, batch_size=4)
+    vectors = {of: ts.finetune(encoder, of, settings).task_vector for of in tasks}
+    read: list[str] = []
+    whole = passes.contributions
+
+    def counting(*args: Any, **kwargs: Any) -> Any:
+        read.append("{task} {split}".format(**kwargs["info"]))
+        return whole(*args, **kwargs)
+
+    monkeypatch.setattr("tauspan.editing.model.edited.contributions", counting)
+    editor = ts.Editor(encoder, vectors)
+    solved = editor.coefficients(bootstrap=3)
+    added = editor.add()
+    negated = editor.negate("first")
+    mixes = [
+        editor.evaluate({"first": a, "second": b}, split="validation")
+        for a in (0.0, 0.3, 1.0)
+        for b in (0.2, 0.9)
+    ]
+    assert sorted(read) == sorted(set(read))
+    assert len(read) == 4
+    assert solved.certificate is not None
+    assert solved.certificate <= 1e-8
+    assert solved.loss <= min(sum(one.loss for one in mix.tasks) / 2 for mix in mixes) + 1e-7
+    assert "perplexity" in str(added)
+    assert "perplexity" in str(negated)
+    assert negated.negated.target >= negated.pretrained.target
+
+
+def test_a_vector_that_moves_the_table_is_refused(tmp_path: Path) -> None:
+    for kind, name in (("llama tied", "embed_tokens.weight"), ("llama", "lm_head.weight")):
+        folder = languages.write(tmp_path / kind, kind)
+        encoder = ts.load(folder, language=LENGTH)
+        base = ts.load(folder)
+        moved = ts.finetune(base, pairs(), ts.Settings(lr=1e-2, epochs=1)).task_vector  # type: ignore[arg-type]
+        if kind == "llama":
+            moved = ts.TaskVector({**moved.deltas, name: torch.ones(257, 16)}, moved.base, "standard", "tau")
+        with pytest.raises(UsageError, match="table"):
+            ts.evaluate(encoder, [task("t", 1)], moved)
+
+
+def pairs() -> Task:
+    rows = (texts(5), [0, 1] * 6)
+    return Task.from_tensors("classes", ["a", "b"], train=rows, validation=rows, test=rows)
+
+
+def test_what_cannot_be_said_of_a_language_model_is_told(tmp_path: Path) -> None:
+    folder = languages.write(tmp_path / "model", "gpt2")
+    encoder, of = ts.load(folder, language=LENGTH), task("t", 1)
+    vector = ts.finetune(encoder, of, ts.Settings("linear", lr=1e-3, epochs=1, batch_size=4)).task_vector
+    long: Any = (["x" * 40] * 3, [30] * 3)
+    asked = Task.from_tensors("t", [], objective="next-token", train=long, validation=long, test=long)
+    cases: list[tuple[Any, str, Any]] = [
+        (UsageError, "language=L", lambda: ts.evaluate(ts.load(folder), [of])),
+        (DataError, "nothing is left to predict", lambda: ts.evaluate(encoder, [asked])),
+        (DataError, "one text", lambda: Task.from_tensors("t", [], objective="next-token", train=("abc", None))),
+        (UsageError, "next-token", lambda: ts.closed_form(encoder, of)),
+        (UsageError, "its metric at any coefficients", lambda: ts.Editor(encoder, {of: vector}).interference()),
+        (UsageError, "next-token", lambda: ts.Editor(encoder, {of: vector, task("u", 2): vector}).maps()),
+        (UsageError, "next-token", lambda: kernel_report(encoder, [of])),
+        (UsageError, "leave the task out", lambda: ts.Editor(encoder, {of: vector}).desk()),
+        (UsageError, "at least 2", lambda: ts.load(folder, language=1)),
+        (ModelError, "no causal language model", lambda: ts.load("minilm", language=8)),
+    ]  # fmt: skip
+    for error, said, ask in cases:
+        with pytest.raises(error, match=said):
+            ask()
+
+
+def test_tables_of_texts_and_of_prompts_are_tasks(tmp_path: Path) -> None:
+    file = tmp_path / "rows.jsonl"
+    file.write_text("".join(f'{{"question": "add {n}: ", "answer": "{n + 1}."}}\n' for n in range(20)))
+    of = Task.from_files(
+        "sums", file, text="answer", prompt="question", objective="next-token", shares=(0.6, 0.2, 0.2)
+    )
+    row = of.split("train").inputs[0]
+    assert row.startswith("add ")
+    assert row.endswith(".")
+    assert of.split("train").labels[0] == len(row.split(": ")[0]) + 2
+    again = Task.from_directory(of.to_directory(tmp_path / "dir"))
+    assert again.checksum() == of.checksum()
+    plain = tmp_path / "plain.csv"
+    plain.write_text("text\n" + "".join(f"line {n}\n" for n in range(10)))
+    assert int(Task.from_files("lines", plain, objective="next-token").split("test").labels.sum()) == 0

@@ -13,6 +13,7 @@ from torch import Tensor
 import tauspan as ts
 from helpers import languages
 from tauspan.core.errors import DataError, ModelError, UsageError
+from tauspan.experiments.run import Recipe, run
 from tauspan.kernel.diagnose import kernel_report
 from tauspan.tangent import contributions as passes
 from tauspan.tasks import Task
@@ -124,6 +125,36 @@ def test_one_pass_scores_every_mix(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert "perplexity" in str(added)
     assert "perplexity" in str(negated)
     assert negated.negated.target >= negated.pretrained.target
+
+
+def test_words_make_a_classifier(home: Path) -> None:
+    encoder, plain = ts.load(home, language=LENGTH), ts.load(home)
+    language = encoder.language
+    assert language is not None
+    head = language.head(["n", "y"])
+    rows: Any = (texts(7), [0, 1] * 6)
+    of = Task.from_tensors("words", ["no", "yes"], head=head, train=rows, validation=rows, test=rows)
+    model = transformers.AutoModelForCausalLM.from_pretrained(home, dtype=torch.float32).eval()
+    words = language.inputs.tokenizer
+    ids = [int(words(word, add_special_tokens=False)["input_ids"][0]) for word in ("n", "y")]
+    with torch.no_grad():
+        wanted = [model(**words(text, return_tensors="pt")).logits[0, -1, ids] for text in rows[0]]
+    right = [int(logits.argmax()) == label for logits, label in zip(wanted, rows[1], strict=True)]
+    assert ts.evaluate(plain, [of]).accuracy["words"] == pytest.approx(sum(right) / len(right))  # type: ignore[arg-type]
+    for bad, said in ((["no", "y"], "2 tokens"), (["y", "y"], "same token")):
+        with pytest.raises(DataError, match=said):
+            language.head(bad)
+
+
+def test_a_recipe_of_texts_runs(tmp_path: Path) -> None:
+    folder = languages.write(tmp_path / "model", "llama tied")
+    names = [task(name, seed).to_directory(tmp_path / name) for seed, name in enumerate(("first", "second"))]
+    recipe = Recipe.parse(
+        f"model: {folder}\ntasks: [{names[0]}, {names[1]}]\nregimes: [standard, linear]\nlanguage: {LENGTH}\n"
+        "finetune: {lr_standard: 1e-3, lr_linear: 1e-3, epochs: 1, batch_size: 4}\ngrid: [0, 0.5, 1]\n"
+    )
+    report = run(recipe, tmp_path / "out")
+    assert "perplexity" in report.to_markdown()
 
 
 def test_a_vector_that_moves_the_table_is_refused(tmp_path: Path) -> None:

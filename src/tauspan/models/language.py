@@ -8,8 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tauspan.core.errors import DataError, ModelError, UsageError
-from tauspan.models.encoder import Batch
+from tauspan.core.errors import DataError, ModelError, UsageError, listed
+from tauspan.models.encoder import Batch, Head
 from tauspan.models.inputs import Inputs
 from tauspan.models.pooling import hidden_states
 from tauspan.objectives.tokens import IGNORED, Table
@@ -87,6 +87,33 @@ class Language:
         found = torch.full((len(ids), self.table.length), IGNORED)
         found[:, : ids.shape[1]] = torch.where(counts, ids, IGNORED)
         return found
+
+    def head(self, words: Sequence[str]) -> Head:
+        """A frozen head whose classes are words: logits of the next token, W h + b at their tokens.
+
+        It reads the state of a text's last token, which an encoder of the same model loaded without `language` gives, and
+        makes the language model a classifier (a verbaliser).
+
+        Args:
+            words: one for each class, with the space before it where the text needs one, such as `" yes"`.
+
+        Raises:
+            DataError: a word is not one token, or two words are one.
+        """
+        found = []
+        for word in words:
+            ids = self.inputs.tokenizer(word, add_special_tokens=False)["input_ids"]
+            if len(ids) != 1:
+                raise DataError(
+                    f"the word {word!r} is {len(ids)} tokens of this model, and a class has one: take a shorter word, "
+                    "with or "
+                    "without the space before it."
+                )
+            found += ids
+        if len(set(found)) < len(found):
+            raise DataError(f"two of the words {listed(words)} are the same token: give each class its own.")
+        bias = None if self.table.bias is None else self.table.bias[found]
+        return Head(self.table.weight[found], bias)
 
     def _tokens(self, texts: Sequence[str], max_tokens: int | None, spans: bool) -> dict[str, Tensor]:
         if not spans:

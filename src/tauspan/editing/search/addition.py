@@ -89,6 +89,8 @@ class Addition(ChosenEdit):
             **means,
         }
         series = alpha_series(f"addition, {self.regime}", self.alpha, self.curve)
+        if self.mean.metric != Classification.metric:
+            series = [{**one, "upward": f"validation {self.mean.metric}"} for one in series]
         facts = dict(self.provenance)
         return Report(title, [table], facts, series, result, self.warnings, verdict=self.verdict)
 

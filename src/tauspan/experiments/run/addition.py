@@ -55,15 +55,17 @@ class Addition(Part):
             curves = [entry for one in done for entry in one.report().series]
             series.append({**one_series(curves, run.recipe.seeds), "group": "alpha-addition"})
         note = (
-            f"{in_words(run.recipe.seeds)}; test split; absolute accuracies: zero shot, single (a task's own vector at "
+            f"{in_words(run.recipe.seeds)}; test split; absolute {run.metrics}: zero shot, single (a task's own vector "
+            "at "
             "alpha 1), added (the sum of all vectors), alpha 1 (the sum at alpha 1); norm.: over single, in the same "
-            f"regime; alpha chosen on validation by mean normalised accuracy: {listed_alphas(alphas)}"
+            f"regime; alpha chosen on validation by mean normalised {run.metric}: {listed_alphas(alphas)}"
         )
-        counted = {task.name: len(task.split("test")) for task in run.tasks}
+        counted = {task.name: len(task.split("test")) for task in run.tasks if task.classes}
         result = {
             "alpha": alphas, "addition": found, "addition_by_seed": by_seed, "addition_rows": counted,
+            **run.metric_facts,
         }  # fmt: skip
-        return Findings([Table("Addition, test accuracy", rows, note)] if rows else [], series, result)
+        return Findings([Table(f"Addition, test {run.metric}", rows, note)] if rows else [], series, result)
 
     def pictures(self, result: Mapping[str, Any]) -> Sequence[dict[str, Any]]:
         """The bars of `addition.png`, with the accuracy of joint training where it was measured."""
@@ -73,7 +75,8 @@ class Addition(Part):
         start = ", random initialisation" if result.get("start") == "random" else ""
         by_seed, rows = result.get("addition_by_seed", {}), result.get("addition_rows", {})
         bars: list[dict[str, Any]] = []
-        for column, title in (("added", "absolute accuracy"), ("added norm.", "normalised accuracy")):
+        metric = result.get("metric", "accuracy")
+        for column, title in (("added", f"absolute {metric}"), ("added norm.", f"normalised {metric}")):
             spread, words = stems(by_seed, rows, column)
             bars.append({
                 "kind": "bars", "group": "addition", "title": title, "column": column, "means": result["addition"],

@@ -52,7 +52,7 @@ class RunContext:
     def __init__(
         self, recipe: Recipe, out: Path, device: str | None = None, pretrained: Encoder | None = None
     ) -> None:
-        loaded = pretrained or load(recipe.model, device)
+        loaded = pretrained or load(recipe.model, device, language=recipe.language)
         if not isinstance(loaded, Encoder):
             raise UsageError(
                 f"{recipe.model!r} is an edited tangent model; a recipe starts from a pre-trained one."
@@ -103,6 +103,21 @@ class RunContext:
     def tasks(self) -> list[Task]:
         """The recipe's tasks, in its order."""
         return [self.task(name) for name in self.recipe.tasks]
+
+    @property
+    def metric(self) -> str:
+        """What the tasks are measured by, in words."""
+        return " and ".join(dict.fromkeys(task.objective.metric for task in self.tasks))
+
+    @property
+    def metrics(self) -> str:
+        """The same for several numbers."""
+        return "accuracies" if self.metric == "accuracy" else self.metric
+
+    @property
+    def metric_facts(self) -> dict[str, str]:
+        """What a result says of the metric: nothing where it is accuracy."""
+        return {} if self.metric == "accuracy" else {"metric": self.metric}
 
     @property
     def names(self) -> list[str]:

@@ -72,6 +72,6 @@ class Merging(Part):
                 rows.append({"regime": regime, "method": method, **columns})
         note = (
             f"{in_words(run.recipe.seeds)}; test split; means over tasks, methods with their default options, alpha "
-            "chosen on validation by mean normalised accuracy; norm.: over single, in the same regime"
+            f"chosen on validation by mean normalised {run.metric}; norm.: over single, in the same regime"
         )
-        return Findings([Table("Merging, test accuracy", rows, note)])
+        return Findings([Table(f"Merging, test {run.metric}", rows, note)])

@@ -108,12 +108,13 @@ class Negation(Part):
             series.append({**one_series(curves, run.recipe.seeds), "group": f"alpha-negation-{target}"})
         control = self._control_in_words(run)
         note = (
-            f"{in_words(run.recipe.seeds)}; test split; target and control: absolute accuracies; control: {control}; "
-            f"alpha: least target accuracy with control kept >= {self.floor:g} on validation; control kept: over the "
+            f"{in_words(run.recipe.seeds)}; test split; target and control: absolute {run.metrics}; control: {control}; "
+            f"alpha: {'least' if run.metric == 'accuracy' else 'worst'} target {run.metric} with control kept >= "
+            f"{self.floor:g} on validation; control kept: over the "
             "first row's control"
         )
         result = {"negation": found, "negation_control": control}
-        return Findings([Table("Negation, test accuracy", rows, note)], series, result)
+        return Findings([Table(f"Negation, test {run.metric}", rows, note)], series, result)
 
     def _tasks(self, run: "RunContext") -> "list[Task]":
         """The targets, in the recipe's order of tasks."""

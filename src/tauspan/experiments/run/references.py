@@ -91,7 +91,7 @@ class References(Part):
             more, result["references"][name] = over_seeds({"reference": name}, run.names, seeds, _COLUMNS)
             rows += more
             notes.append(note)
-        return Findings([Table("References, test accuracy", rows, "; ".join(notes))], [], result)
+        return Findings([Table(f"References, test {run.metric}", rows, "; ".join(notes))], [], result)
 
 
 def _stage(name: Reference, seed: int) -> Evaluation:

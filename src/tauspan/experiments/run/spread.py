@@ -102,7 +102,7 @@ def stems(
 
     Args:
         by_seed: by regime, name (tasks, then `"mean"`) and column a number for each seed.
-        rows: how many test rows each task has; empty if that is not known.
+        rows: how many test rows each task has; empty if that is not known, or the numbers are no accuracies.
         column: which numbers.
 
     Example:

@@ -99,6 +99,10 @@ class Objective(ABC):
             free = outputs.detach().requires_grad_()
             return torch.autograd.grad(self.losses(free, targets).sum(), free)[0]
 
+    def with_gradients(self, outputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+        """The losses (N,) and their gradients (N, O), for objectives that make both at once cheaper."""
+        return self.losses(outputs, targets), self.gradients(outputs, targets)
+
     def curvature(self, outputs: Tensor, targets: Tensor, along: Tensor) -> Tensor:
         """The Hessian of each row's loss in its outputs times directions of shape (T, N, O): shape (T, N, O)."""
         with torch.enable_grad():

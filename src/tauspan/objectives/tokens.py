@@ -120,10 +120,15 @@ class NextToken(Objective):
 
     def gradients(self, outputs: Tensor, targets: Tensor) -> Tensor:
         """W^T (p - q) / n at each position that predicts one of n targets."""
+        return self.with_gradients(outputs, targets)[1]
+
+    def with_gradients(self, outputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+        """Both from the same logits."""
         states, wanted, rows = self._found(outputs, targets)
         shares = self._shares(rows, len(outputs), outputs)
-        _, slopes = self._with_slopes(states, wanted)
-        return self._placed(outputs, targets, slopes * shares[:, None])
+        each, slopes = self._with_slopes(states, wanted)
+        losses = torch.zeros_like(outputs[:, 0]).index_add(0, rows, each * shares)
+        return losses, self._placed(outputs, targets, slopes * shares[:, None])
 
     def _placed(self, outputs: Tensor, targets: Tensor, values: Tensor) -> Tensor:
         """Numbers of positions that predict a target at their places among the outputs, else 0."""

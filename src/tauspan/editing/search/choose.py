@@ -148,8 +148,14 @@ def _contracted(
     goal = objective(parts, ridge=ridge)
     size = len(free.names)
     grid = {alpha: goal.loss(np.full(size, alpha)) for alpha in PAPER_GRID}
-    starts = [box.clipped(np.full(size, alpha)) for alpha in PAPER_GRID]
-    start = min(starts, key=lambda a: goal.value_and_gradient(a)[0] + box.penalty(a))
+
+    def total(alpha: float) -> float:
+        at = np.full(size, alpha)
+        inside = box.clipped(at)
+        loss = grid[alpha] if np.array_equal(inside, at) else goal.loss(inside)
+        return loss + ridge / 2 * float(inside @ inside) + box.penalty(inside)
+
+    start = box.clipped(np.full(size, min(PAPER_GRID, key=total)))
     found = solve(goal, box, start.tolist(), tolerance)
     with progress("bootstrap", draws) as advance:
         intervals = coefficient_intervals(goal, box, found, draws, seed, advance)

@@ -59,9 +59,9 @@ class Term:
     def value_and_gradient(self, a: Tensor) -> tuple[float, Tensor]:
         """The term at a, and its gradient of shape (T,)."""
         logits, along = self._local(a)
-        error = self.weights[:, None] * self.loss.gradients(logits, self.targets)
-        value = float((self.weights * self.loss.losses(logits, self.targets)).sum())
-        return value, torch.tensordot(along, error, 2)
+        losses, slopes = self.loss.with_gradients(logits, self.targets)
+        value = float((self.weights * losses).sum())
+        return value, torch.tensordot(along, self.weights[:, None] * slopes, 2)
 
     def hessian(self, a: Tensor) -> Tensor:
         """The exact Hessian, shape (T, T), of an affine term."""

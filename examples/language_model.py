@@ -65,9 +65,10 @@ def main() -> None:
         for label, mix in {"pre-trained": {}, "best mix": best}.items():
             print(f"{label}: {prompt}{decoder.generate(prompt, mix, tokens=16)!r}")
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
-    print(f"\n{rows} training texts of at most {TOKENS} tokens a task, {LAST}: {(time.perf_counter() - begun) / 60:.1f}
-    minutes, "
-          f"{peak:.1f} GiB at most")  # fmt: skip
+    minutes = (time.perf_counter() - begun) / 60
+    print(
+        f"\n{rows} training texts a task, {TOKENS} tokens, {LAST}: {minutes:.1f} minutes, {peak:.1f} GiB at most"
+    )
 
 
 if __name__ == "__main__":

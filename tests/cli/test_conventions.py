@@ -200,3 +200,11 @@ def test_completion_needs_no_torch() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stderr
+
+
+def test_a_wrong_line_is_answered_in_two_lines(capsys: pytest.CaptureFixture[str]) -> None:
+    """What the verb takes, and what is wrong; its options are many, and `--help` has them."""
+    for line in ("edit add minilm a=b --gird 3", "nope", "data make", "merge --output x"):
+        with pytest.raises(SystemExit):
+            parser().parse_args(line.split())
+        assert len(capsys.readouterr().err.strip().splitlines()) == 2

@@ -38,10 +38,12 @@ class Parser(argparse.ArgumentParser):
         return found, unknown
 
     def error(self, message: str) -> Never:
-        """End with the usage and the message; where an option is unknown, also with the nearest."""
+        """End with what the verb takes, in a line, and the message; where an option is unknown, also with the nearest."""
         if message.startswith(("unrecognized arguments", "the following arguments are required")):
             message = " ".join([f"{message}.", *dict.fromkeys(map(self._told, self._unknown()))])
-        super().error(message)
+        usage = self._get_formatter()
+        usage.add_usage(None, self._get_positional_actions(), [])
+        self.exit(2, f"{usage.format_help().strip()} [options]\n{self.prog}: error: {message}\n")
 
     def _check_value(self, action: argparse.Action, value: Any) -> None:
         if action.choices is not None and value not in action.choices:

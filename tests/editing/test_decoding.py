@@ -100,6 +100,9 @@ def test_what_cannot_be_decoded_is_told(tmp_path: Path, monkeypatch: pytest.Monk
         (UsageError, "no token", lambda: decoder.generate("", {})),
         (UsageError, "longer than the model's 64", lambda: decoder.generate("x" * 40, {}, tokens=30)),
         (UsageError, "no vector 'frist'", lambda: decoder.generate("a", {"frist": 1.0}, tokens=2)),
+        (UsageError, "finite number", lambda: decoder.generate("a", {"first": float("nan")}, tokens=2)),
+        (UsageError, "numbers by name", lambda: decoder.generate("a", lambda n: None, tokens=2)),  # type: ignore[arg-type, return-value]
+        (UsageError, "none of the model's", lambda: decoder.text("a").append(9999)),
         (UsageError, "temperature=-1", lambda: decoder.generate("a", {}, tokens=2, temperature=-1.0)),
     ]
     for error, said, ask in cases:

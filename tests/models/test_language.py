@@ -212,3 +212,38 @@ def test_tables_of_texts_and_of_prompts_are_tasks(tmp_path: Path) -> None:
     plain = tmp_path / "plain.csv"
     plain.write_text("text\n" + "".join(f"line {n}\n" for n in range(10)))
     assert int(Task.from_files("lines", plain, objective="next-token").split("test").labels.sum()) == 0
+
+
+def ended(folder: Path) -> Path:
+    """The same model with a tokenizer that puts an end after every text."""
+    from tokenizers.processors import TemplateProcessing
+
+    words = languages.tokenizer()
+    words.backend_tokenizer.post_processor = TemplateProcessing(
+        single=f"$A {languages.END}", special_tokens=[(languages.END, 256)]
+    )
+    words.save_pretrained(folder)
+    return folder
+
+
+def test_an_end_that_the_tokenizer_adds_counts_whatever_else_is_in_the_batch(tmp_path: Path) -> None:
+    encoder = ts.load(ended(languages.write(tmp_path / "model", "llama")), language=LENGTH)
+
+    def loss(*pairs: tuple[str, int]) -> float:
+        given: Any = ([text for text, _ in pairs], [prompt for _, prompt in pairs])
+        of = Task.from_tensors("t", [], objective="next-token", train=given, validation=given, test=given)
+        return ts.evaluate(encoder, [of]).tasks[0].loss
+
+    first, second = ("abc def", 0), ("xyz uvw", 3)
+    assert loss(first, second) == pytest.approx((loss(first) + loss(second)) / 2, rel=1e-6)
+    language = encoder.language
+    assert language is not None
+    targets = language.targets(["xyz uvw"], torch.tensor([3]), None)
+    assert targets[0, :8].tolist()[-1] == 256  # " uvw" and the end
+    assert (
+        language.beginning("ab").tolist()
+        == language.inputs.tokenizer("ab", add_special_tokens=False)["input_ids"]
+    )
+    for bad in ("yes", [], [3, 4]):
+        with pytest.raises(DataError, match="at least two texts"):
+            language.head(bad)  # type: ignore[arg-type]

@@ -323,3 +323,81 @@ def test_wrong_uses_say_what_instead(tmp_path: Path) -> None:
     ):  # fmt: skip
         with pytest.raises(error, match=said):
             ask()
+
+
+# -- found by somebody who tried to break it -------------------------------------------------------------------
+
+
+def likelihood(outputs: Tensor, targets: Tensor) -> Tensor:
+    return -(outputs - targets).square().sum(-1)
+
+
+def square(outputs: Tensor, targets: Tensor) -> Tensor:
+    return (outputs - targets).square().sum(-1)
+
+
+def test_metrics_that_may_be_negative_are_compared_by_differences() -> None:
+    model = encoder()
+    loose, strict = (
+        OwnLoss(square, score=likelihood, metric="likelihood", higher=True, ratio=r) for r in (True, False)
+    )
+    for own in (loose, strict):
+        tasks = [task("regression", name, seed, own) for seed, name in enumerate(("first", "second"))]
+        vectors = {one: ts.finetune(model, one, SETTINGS).task_vector for one in tasks}
+        editor = ts.Editor(model, vectors)
+        if own is loose:
+            with pytest.raises(UsageError, match="ratio=False"):
+                editor.add()
+            continue
+        found = editor.add()
+        curve = {alpha: row["first"] + row["second"] for alpha, row in found.curve.items()}
+        assert found.alpha == min(curve, key=lambda alpha: (-curve[alpha], alpha))
+        assert found.mean.normalised is None
+        with pytest.raises(UsageError, match="may be negative"):
+            editor.negate("first")
+
+
+def test_an_own_loss_is_tried_where_nothing_is_recorded() -> None:
+    x, y = rows("regression", 0)
+    own = OwnLoss(square, convex=True)
+    with torch.inference_mode():
+        assert own.losses(x[:, :2].clone(), y).shape == (40,)
+    assert ts.evaluate(encoder(), [task("regression", objective=OwnLoss(square))]).metrics["t"] > 0
+    assert "0x" not in repr(own)
+
+    def lost(outputs: Tensor, targets: Tensor) -> Tensor:
+        raise KeyError("no such thing")
+
+    with pytest.raises(UsageError, match="raised KeyError"):
+        OwnLoss(lost).losses(x, y)
+
+
+def test_own_targets_stay_as_they_are() -> None:
+    def entropy(outputs: Tensor, targets: Tensor) -> Tensor:
+        return torch.nn.functional.cross_entropy(outputs, targets, reduction="none")
+
+    x, _ = rows("regression", 0)
+    y = torch.arange(40) % 2
+    given: Any = (x, y)
+    of = Task.from_tensors(
+        "own", ["a", "b"], objective=OwnLoss(entropy), train=given, validation=given, test=given
+    )
+    assert of.split("train").labels.dtype == torch.long
+    assert of.split("train").labels.shape == (40,)
+    assert "loss" in repr(ts.finetune(encoder(), of, SETTINGS))
+
+
+def test_odd_targets_are_told_or_kept() -> None:
+    x, y = rows("regression", 0)
+    for odd, said in ((y.to(torch.complex64), "real numbers"), (torch.tensor(1.0), "real numbers")):
+        given: Any = (x, odd)
+        with pytest.raises(DataError, match=said):
+            Task.from_tensors("t", ["a", "b"], objective="regression", train=given)
+    large: Any = (x, torch.full((40, 1), 16777217))
+    exact = Task.from_tensors("t", ["a"], objective="regression", train=large, validation=large, test=large)
+    assert int(exact.split("train").labels[0, 0]) == 16777217
+    narrow: Any = (x, y.bfloat16())
+    assert Task.from_tensors(
+        "t", ["a", "b"], objective="regression", train=narrow, validation=narrow, test=narrow
+    ).checksum()
+    assert "RMSE" in repr(ts.finetune(encoder(), task("regression"), SETTINGS))

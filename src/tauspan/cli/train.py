@@ -245,7 +245,9 @@ def _training(options: argparse.Namespace) -> "Task":
 
 
 def _trained(done: "Finetuned", file: Path, options: argparse.Namespace, **more: Any) -> None:
-    """Print what a finished run made: the file, its validation accuracy and its cost."""
+    """Print what a finished run made: the file, its metric on validation and its cost."""
+    from tauspan.train.finetuning import validated
+
     checked = [entry for entry in done.history if entry["split"] == "validation"]
     last = checked[-1] if checked else {}
     facts = {"vector": str(file), "reused": done.reused, **last, **more,
@@ -254,7 +256,7 @@ def _trained(done: "Finetuned", file: Path, options: argparse.Namespace, **more:
         sys.stdout.write(json.dumps(facts) + "\n")
     ended = f", gradient norm {more['gradient_norm']:.1e} after {more['steps']} steps" if more else ""
     say(
-        f"{done.task_vector}\n{file}: validation accuracy {last.get('accuracy', float('nan')):.3f}{ended}, "
+        f"{done.task_vector}\n{file}: {f'validation {validated(checked[-1])}' if checked else 'no validation'}{ended}, "
         f"{done.cost.seconds:.1f} s, peak {done.cost.peak_mb:.0f} MB{', reused' if done.reused else ''}",
         options,
     )

@@ -1,13 +1,15 @@
 """`Decoder`: texts from a language model in the tangent regime, whose coefficients may change from token to token."""
 
+import math
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from tauspan.core.arguments import checked
 from tauspan.core.computing import way
-from tauspan.core.errors import UsageError, nearest
+from tauspan.core.errors import UsageError, listed, nearest
 from tauspan.models import Encoder
 from tauspan.models.encoder import positions
 from tauspan.models.home import fingerprint_of
@@ -61,6 +63,10 @@ class Decoder:
         every = list(
             dict.fromkeys(key for deltas in moved.values() for key in deltas if key != self._language.tied)
         )
+        if not every:
+            raise UsageError(
+                f"nothing that trains is moved by {listed(self.vectors)}: give vectors of this model."
+            )
         self._theta0 = {key: known[key] for key in every}
         self._taus = [
             {
@@ -70,13 +76,14 @@ class Decoder:
             for deltas in moved.values()
         ]
 
+    @checked
     def text(self, prompt: str) -> "Text":
         """A text that begins with a prompt; its logits are asked for, and tokens are added.
 
         Raises:
             UsageError: the prompt has no token.
         """
-        ids = self._language.inputs.tokenizer(prompt, return_tensors="pt")["input_ids"][0]
+        ids = self._language.beginning(prompt)
         if not len(ids):
             raise UsageError("the prompt has no token: write some text, or the model's own beginning.")
         return Text(self, ids)
@@ -108,7 +115,7 @@ class Decoder:
         """
         if tokens < 1 or not temperature >= 0:
             raise UsageError(f"tokens={tokens}, temperature={temperature}: at least 1, and at least 0.")
-        text, draw = self.text(prompt), torch.Generator().manual_seed(seed)
+        text, draw = self.text(prompt), torch.Generator().manual_seed(seed % 2**63)
         most, made = positions(self.encoder.backbone), []
         end = self._language.inputs.tokenizer.eos_token_id
         if most is not None and len(text.ids) + tokens > most:
@@ -121,7 +128,8 @@ class Decoder:
             mix = coefficients(place) if callable(coefficients) else coefficients
             logits = text.logits(mix).double().cpu()
             if temperature:
-                chosen = int(torch.multinomial((logits / temperature).softmax(-1), 1, generator=draw))
+                shares = ((logits - logits.max()) / temperature).softmax(-1)
+                chosen = int(torch.multinomial(shares, 1, generator=draw))
             else:
                 chosen = int(logits.argmax())
             if chosen == end:
@@ -131,13 +139,24 @@ class Decoder:
                 text.append(chosen)
         return str(self._language.inputs.tokenizer.decode(made))
 
+    @property
+    def table(self) -> Any:
+        """What makes logits of states."""
+        return self._language.table
+
     def started(self) -> CachedTangents:
         """An empty text's cache."""
         return CachedTangents(self.encoder.backbone, self._theta0, self._taus, way().check != "off")
 
     def logits(self, state: Tensor, tangents: Tensor, coefficients: Mix) -> Tensor:
         """W (h + sum_t a_t dh_t) + b, shape (V,)."""
-        for name in coefficients:
+        if not isinstance(coefficients, Mapping):
+            raise UsageError(
+                f"coefficients are {coefficients!r}, and numbers by name are wanted: {{name: number}}."
+            )
+        for name, value in coefficients.items():
+            if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+                raise UsageError(f"the coefficient of {name!r} is {value!r}: a finite number is wanted.")
             if name not in self.vectors:
                 raise UsageError(f"coefficients name no vector {name!r}. {nearest(name, list(self.vectors))}")
         mixed = state.clone()
@@ -166,6 +185,15 @@ class Text:
         return self._decoder.logits(*self._last, coefficients)
 
     def append(self, token: int) -> None:
-        """Read one more token."""
+        """Read one more token.
+
+        Raises:
+            UsageError: no token of the model, or more than it has positions for.
+        """
+        words, most = len(self._decoder.table.weight), positions(self._decoder.encoder.backbone)
+        if not 0 <= token < words:
+            raise UsageError(f"the token {token} is none of the model's, 0 to {words - 1}.")
+        if most is not None and len(self.ids) >= most:
+            raise UsageError(f"the text has {len(self.ids)} tokens, and the model positions for {most}.")
         self.ids.append(token)
         self._last = self._cache.read(torch.tensor([token]))

@@ -73,8 +73,9 @@ class Language:
         counts = mask.clone()
         counts[:, 0] = False
         if spans:
-            ends = made["offset_mapping"][:, :, 1] - len(self.inputs.prompt)
-            counts &= ends > prompts[:, None]
+            # a token that the tokenizer adds, such as an end, has no characters: it ends where the last one did
+            ends = made["offset_mapping"][:, :, 1].cummax(1).values - len(self.inputs.prompt)
+            counts &= (prompts[:, None] == 0) | (ends > prompts[:, None])
         empty = (~counts.any(1)).nonzero().flatten().tolist()
         if empty:
             row = empty[0]
@@ -88,6 +89,16 @@ class Language:
         found[:, : ids.shape[1]] = torch.where(counts, ids, IGNORED)
         return found
 
+    def beginning(self, prompt: str) -> Tensor:
+        """The tokens of a text that goes on: without those that the tokenizer puts at an end, shape (n,)."""
+        made = self.inputs.tokenizer(self.inputs.prompt + prompt, return_special_tokens_mask=True)
+        ids, added = list(made["input_ids"]), list(made["special_tokens_mask"])
+        if not all(added):  # else it is a beginning alone
+            while added[-1] and not prompt.endswith(self.inputs.tokenizer.decode(ids[-1:])):
+                ids.pop()
+                added.pop()
+        return torch.tensor(ids, dtype=torch.long)
+
     def head(self, words: Sequence[str]) -> Head:
         """A frozen head whose classes are words: logits of the next token, W h + b at their tokens.
 
@@ -100,6 +111,8 @@ class Language:
         Raises:
             DataError: a word is not one token, or two words are one.
         """
+        if isinstance(words, str) or len(words) < 2 or not all(isinstance(word, str) for word in words):
+            raise DataError(f"words={words!r}: a list of at least two texts is wanted, one for each class.")
         found = []
         for word in words:
             ids = self.inputs.tokenizer(word, add_special_tokens=False)["input_ids"]

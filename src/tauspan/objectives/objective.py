@@ -36,6 +36,7 @@ class Objective(ABC):
         higher: whether more of it is better.
         convex: whether each loss is convex in the row's outputs. Then it is convex in every coefficient and in tau of a
             tangent model, whose outputs are affine in them.
+        ratio: whether the metric is never negative, so that a ratio of two values means something.
         headless: whether outputs are read off the model's features without a frozen head.
         distances: how far apart two models' outputs are, by name; the first is the usual one.
     """
@@ -44,6 +45,7 @@ class Objective(ABC):
     metric: ClassVar[str]
     higher: ClassVar[bool] = True
     convex: bool = True
+    ratio: bool = True
     headless: ClassVar[bool] = False
     distances: ClassVar[Mapping[str, Apart]]
 
@@ -95,8 +97,8 @@ class Objective(ABC):
 
     def gradients(self, outputs: Tensor, targets: Tensor) -> Tensor:
         """dl_n / df_n, shape (N, O)."""
-        with torch.enable_grad():
-            free = outputs.detach().requires_grad_()
+        with torch.inference_mode(False), torch.enable_grad():
+            free = outputs.detach().clone().requires_grad_()
             return torch.autograd.grad(self.losses(free, targets).sum(), free)[0]
 
     def with_gradients(self, outputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
@@ -105,8 +107,8 @@ class Objective(ABC):
 
     def curvature(self, outputs: Tensor, targets: Tensor, along: Tensor) -> Tensor:
         """The Hessian of each row's loss in its outputs times directions of shape (T, N, O): shape (T, N, O)."""
-        with torch.enable_grad():
-            free = outputs.detach().requires_grad_()
+        with torch.inference_mode(False), torch.enable_grad():
+            free = outputs.detach().clone().requires_grad_()
             (slope,) = torch.autograd.grad(self.losses(free, targets).sum(), free, create_graph=True)
             if not slope.requires_grad:  # the loss is linear
                 return torch.zeros_like(along)
@@ -138,7 +140,18 @@ class Objective(ABC):
         return self.summary(float(self.scores(outputs, targets).double().mean()))
 
     def compared(self, value: float, reference: float) -> float | None:
-        """A value of the metric relative to another: above 1 is better; None where the ratio has no meaning."""
+        """A value of the metric relative to another: above 1 is better; None where the ratio has no meaning.
+
+        Raises:
+            UsageError: a value is negative, and the metric was said not to be.
+        """
+        if not self.ratio:
+            return None
+        if min(value, reference) < 0:
+            raise UsageError(
+                f"the {self.metric} of {self.word} is {min(value, reference):.4g}, and a ratio of negative numbers says "
+                "nothing: say ratio=False of the objective, and differences are compared."
+            )
         above, below = (value, reference) if self.higher else (reference, value)
         return above / below if below else None
 

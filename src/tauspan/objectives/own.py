@@ -33,6 +33,7 @@ class OwnLoss(Objective):
         score: the metric of each row, `score(outputs, targets)` of shape (N,); None takes the loss itself.
         metric: its name.
         higher: whether more of it is better.
+        ratio: whether the metric is never negative. If it may be, differences are compared in place of ratios.
 
     Raises:
         UsageError: the function is not such a loss; the message says what of it is not.
@@ -51,8 +52,14 @@ class OwnLoss(Objective):
     score: Function | None = None
     metric: str = "loss"  # type: ignore[misc]  # a class attribute of the built-in ones
     higher: bool = False  # type: ignore[misc]
-    _tried: list[bool] = field(default_factory=list, repr=False, compare=False)
+    ratio: bool = True
+    _tried: list[bool] = field(default_factory=list, init=False, repr=False, compare=False)
     distances: ClassVar[dict[str, Apart]] = Regression.distances
+
+    def __repr__(self) -> str:
+        """Without the function's address, so that two processes say the same."""
+        score = getattr(self.score, "__qualname__", self.score)
+        return f"OwnLoss({self.word}, convex={self.convex}, score={score}, metric={self.metric!r}, higher={self.higher})"
 
     @property
     def word(self) -> str:  # type: ignore[override]
@@ -64,12 +71,18 @@ class OwnLoss(Objective):
         if not self._tried and len(outputs):
             self._try(outputs.detach()[:_ROWS].double().cpu(), targets[:_ROWS].cpu())
             self._tried.append(True)
-        return self.function(outputs, targets)
+        found: Tensor = self._called(outputs, targets)
+        return found
 
     def scores(self, outputs: Tensor, targets: Tensor) -> Tensor:
         """The metric of each row."""
-        found = (self.score or self.losses)(outputs, targets).detach()
-        if found.shape != (len(outputs),):
+        found = (
+            self.losses(outputs, targets)
+            if self.score is None
+            else self._called(outputs, targets, self.score)
+        )
+        found = found.detach() if isinstance(found, Tensor) else found
+        if not isinstance(found, Tensor) or found.shape != (len(outputs),):
             raise UsageError(
                 f"the metric of {self.word} gives {told(found)} for {len(outputs)} rows: one number for each row is "
                 "wanted."
@@ -129,18 +142,18 @@ class OwnLoss(Objective):
                 "convex=False"
             )
 
-    def _called(self, outputs: Tensor, targets: Tensor) -> Any:
+    def _called(self, outputs: Tensor, targets: Tensor, function: Function | None = None) -> Any:
         try:
-            return self.function(outputs, targets)
-        except (RuntimeError, TypeError, IndexError, ValueError) as error:
+            return (function or self.function)(outputs, targets)
+        except Exception as error:  # a user's function raises what it will
             raise self._wrong(
                 f"raised {type(error).__name__} for outputs of {told(outputs)} and targets of {told(targets)}: {error}"
             ) from error
 
     def _slopes(self, outputs: Tensor, targets: Tensor) -> Tensor:
         """The gradient in the outputs, by autograd."""
-        with torch.enable_grad():
-            free = outputs.detach().requires_grad_()
+        with torch.inference_mode(False), torch.enable_grad():
+            free = outputs.detach().clone().requires_grad_()
             total = self._called(free, targets).sum()
             if not total.requires_grad:
                 raise self._wrong(

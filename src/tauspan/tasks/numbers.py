@@ -10,7 +10,8 @@ from torch import Tensor
 
 from tauspan.core.errors import DataError, UsageError
 from tauspan.core.notices import tell
-from tauspan.objectives import Objective
+from tauspan.objectives import Objective, OwnLoss
+from tauspan.objectives.objective import told as told_of
 from tauspan.tasks.assembly import Gathered, told
 from tauspan.tasks.images import Images
 from tauspan.tasks.rows import UNLABELLED, Rows, fault_of
@@ -64,7 +65,7 @@ def numbered(found: Mapping[str, Found], objective: Objective, clean: bool, what
 
 
 def _narrow(values: Tensor) -> Tensor:
-    """Float32 where it holds every number, as labels of 0 and 1 do; else float64."""
+    """Float32 where it holds every number, as of labels 0 and 1; else float64."""
     narrow = values.float()
     return narrow if torch.equal(narrow.double(), values) else values
 
@@ -75,6 +76,8 @@ def _number(rows: Rows, row: int) -> float | None:
     if value is None or (isinstance(value, str) and not value.strip()):
         return None
     try:
+        if isinstance(value, str) and "_" in value:  # which Python reads as nothing
+            raise ValueError(value)
         number = float(value)
     except (TypeError, ValueError):
         raise DataError(
@@ -111,10 +114,18 @@ def tensor_targets(name: str, split: str, given: Any, objective: Objective) -> S
         targets = values.detach().cpu() if isinstance(values, Tensor) else torch.as_tensor(values)
     except (TypeError, ValueError, RuntimeError) as error:
         raise DataError(f"{split} of {name!r}: its targets are no numbers: {error}.") from error
-    if not targets.is_floating_point():
-        targets = targets.float()
-    targets = targets[:, None] if targets.ndim == 1 else targets
-    if isinstance(inputs, str) or not hasattr(inputs, "__len__"):
+    if targets.is_complex() or not targets.ndim:
+        raise DataError(
+            f"{split} of {name!r}: its targets are {told_of(targets)}: give real numbers of shape (N, outputs)."
+        )
+    if not isinstance(objective, OwnLoss):  # whose targets are the user's own
+        targets = _narrow(targets.double())
+        targets = targets[:, None] if targets.ndim == 1 else targets
+    if (
+        isinstance(inputs, str)
+        or not hasattr(inputs, "__len__")
+        or (isinstance(inputs, Tensor) and not inputs.ndim)
+    ):
         raise DataError(
             f"{split} of {name!r}: its inputs are a {type(inputs).__name__}: give a list, or a tensor."
         )

@@ -38,7 +38,7 @@ def shared_out(
     rows: Split,
     shares: Sequence[float],
     seed: int,
-    names: Sequence[str],
+    names: Sequence[str] | None,
     what: str,
     like: Sequence[Mapping[str, Split]] = (),
 ) -> tuple[dict[str, Split], dict[str, Any]]:
@@ -52,7 +52,7 @@ def shared_out(
         rows: all of them.
         shares: of train, validation and test.
         seed: of the order within each class.
-        names: the classes.
+        names: the classes; None where rows have none, and all are divided alike.
         what: the task's name, for messages.
         like: the splits of other tasks; a row that another task has too goes to the same split as there.
 
@@ -75,7 +75,7 @@ def shared_out(
     known = {key: split for splits in reversed(like) for split in SPLITS for key in grouped(splits[split])}
     there = {group[0]: known[key] for key, group in groups.items() if key in known}
     # those that are told come first, so that the others fill up what lacks
-    labels = rows.labels if rows.labels.ndim == 1 else torch.zeros(len(rows), dtype=torch.long)
+    labels = torch.zeros(len(rows), dtype=torch.long) if names is None else rows.labels
     ordered = _in_order(list(groups.values()), labels.tolist(), seed)
     for group in sorted(ordered, key=lambda group: group[0] not in there):
         dealt += len(group)
@@ -93,11 +93,12 @@ def shared_out(
             f"shares={list(shares)}: nothing is left for {listed(empty)}. Give more rows, or larger shares of those."
         )
     made = {split: rows.take(sorted(places)) for split, places in placed.items()}
-    if labels is rows.labels:
+    if names is not None:
         _tell_lacking(made, names, what)
     about: dict[str, Any] = {"seed": seed, "together": len(rows) - len(groups)}
     for split, share in zip(SPLITS[1:], shares[1:], strict=True):
-        about[split] = f"{share:g} of the rows, alike in each class, equal ones together"
+        alike = "" if names is None else "alike in each class, "
+        about[split] = f"{share:g} of the rows, {alike}equal ones together"
     return made, about
 
 

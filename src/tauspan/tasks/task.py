@@ -246,6 +246,12 @@ class Task:
             raise UsageError(
                 f"task {name!r}: prompt={prompt!r} is for next-token tasks, and this is {kind.word}."
             )
+        if not columns or len(set(columns)) < len(columns):
+            raise UsageError(f"task {name!r}: label={columns}: give at least one column, and none twice.")
+        if kind.headless and label_names:
+            raise UsageError(
+                f"task {name!r}: {kind.word} has no classes, and so no label_names: leave them out."
+            )
         if classes and len(columns) != 1:
             raise UsageError(
                 f"task {name!r}: {len(columns)} columns of labels, and a row has one class: name one, or take "
@@ -279,7 +285,9 @@ class Task:
             made = numbered(found, kind, clean, name)
         if shares is not None:
             others = [task.splits for task in like]
-            divided = shared_out(made.splits["train"], shares, seed, made.names, name, others)
+            divided = shared_out(
+                made.splits["train"], shares, seed, made.names if classes else None, name, others
+            )
             return _made(name, made, divided, label_prompts, max_tokens, str(train), kind)
         return _task(name, made, label_prompts, max_tokens, str(train), seed, kind, test=split is None)
 
@@ -350,6 +358,8 @@ class Task:
             made = gathered(rows, list(label_names), labels, clean, what=name)
         elif kind.headless:
             require_numbers(label_prompts, labels, kind)
+            if label_names:
+                raise UsageError(f"task {name!r}: {kind.word} has no classes: give [] for label_names.")
             made = Gathered([], {key: text_rows(name, key, given) for key, given in splits.items()}, {})
         else:
             require_numbers(label_prompts, labels, kind)

@@ -61,23 +61,28 @@ def text_rows(name: str, split: str, given: Any) -> Split:
         DataError: no list of texts, or other lengths than texts.
     """
     texts, lengths = given if isinstance(given, tuple) and len(given) == 2 else (given, None)
-    if isinstance(texts, str) or not all(isinstance(text, str) for text in texts):
+    listed = not isinstance(texts, str) and hasattr(texts, "__len__") and hasattr(texts, "__iter__")
+    if not listed or not all(isinstance(text, str) for text in texts):
         raise DataError(
             f"{split} of {name!r}: give a list of texts, or a pair of it and the lengths of their prompts in "
             "characters; not "
             f"{'one text' if isinstance(texts, str) else 'other things'}."
         )
-    wanted = (
-        torch.zeros(len(texts), dtype=torch.long)
-        if lengths is None
-        else torch.as_tensor(lengths, dtype=torch.long)
-    )
+    try:
+        wanted = torch.zeros(len(texts), dtype=torch.long) if lengths is None else torch.as_tensor(lengths)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise DataError(f"{split} of {name!r}: the lengths of prompts are no numbers: {error}.") from error
+    if wanted.is_floating_point() or wanted.is_complex() or wanted.dtype == torch.bool:
+        raise DataError(f"{split} of {name!r}: lengths of prompts are whole numbers, not {wanted.dtype}.")
+    wanted = wanted.long()
     if wanted.shape != (len(texts),):
         raise DataError(
             f"{split} of {name!r}: {len(texts)} texts and lengths of shape {tuple(wanted.shape)}."
         )
     long = [
-        n for n, (text, length) in enumerate(zip(texts, wanted.tolist(), strict=True)) if length >= len(text)
+        n
+        for n, (text, length) in enumerate(zip(texts, wanted.tolist(), strict=True))
+        if not text[length:].strip()
     ]
     if long:
         raise DataError(

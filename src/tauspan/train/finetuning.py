@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -32,18 +32,24 @@ class Finetuned:
 
     def __repr__(self) -> str:
         last = next((one for one in reversed(self.history) if one.get("split") == "validation"), None)
-        found = "" if last is None else f", validation accuracy {last['accuracy']:.3f}"
+        found = "" if last is None else f", validation {validated(last)}"
         spent = "reused" if self.reused else f"{self.cost.seconds:.1f} s"
         return f"Finetuned({self.task_vector.label!r}, {len(self.history)} entries{found}, {spent})"
 
     def _repr_markdown_(self) -> str:
         """One line, and the validations as a table."""
         rows: list[dict[str, Cell]] = [
-            {name: one.get(name) for name in ("step", "loss", "accuracy")}
+            {name: value for name, value in one.items() if name not in ("split", "tasks")}
             for one in self.history
             if one.get("split") == "validation"
         ]
         return f"`{self!r}`\n\n{Table('Validation', rows).to_markdown()}" if rows else f"`{self!r}`"
+
+
+def validated(entry: Mapping[str, Any]) -> str:
+    """The metrics of a validation in words, such as `accuracy 0.812`."""
+    found = {name: value for name, value in entry.items() if name not in ("split", "step", "loss", "tasks")}
+    return ", ".join(f"{name} {value:.3f}" for name, value in found.items()) or f"loss {entry['loss']:.3f}"
 
 
 @checked

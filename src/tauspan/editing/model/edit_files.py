@@ -242,7 +242,7 @@ def _heads(encoder: models.Encoder | None, tasks: "Sequence[Task]") -> dict[str,
         return {}
     for task in tasks:
         build_head(task, encoder)
-    return {task.name: encoder.frozen[task.name] for task in tasks}
+    return {task.name: encoder.frozen[task.name] for task in tasks if not task.objective.headless}
 
 
 def _reference(

@@ -80,7 +80,11 @@ class Addition(ChosenEdit):
         note = (
             f"alpha = {self.alpha:g}, chosen on validation by mean normalised {self.mean.metric}{self.remark}"
         )
-        table = Table(title, [row.cells() for row in (*self.tasks, self.mean)], note)
+        rows = [row.cells() for row in (*self.tasks, self.mean)]
+        if self.mean.metric != Classification.metric:  # said of each task, also of those with classes
+            pairs = zip((*self.tasks, self.mean), rows, strict=True)
+            rows = [{"task": one.task, "metric": one.metric, **cells} for one, cells in pairs]
+        table = Table(title, rows, note)
         means = {name: cell for name, cell in self.mean.cells().items() if name != "task"}
         result = {
             "alpha": self.alpha,

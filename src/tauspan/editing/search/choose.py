@@ -19,6 +19,7 @@ from tauspan.editing.search.objective import objective
 from tauspan.editing.search.solve import solve
 from tauspan.editing.search.tables import Outcome, accuracy_table, coefficient_table, optimum_table
 from tauspan.editing.search.unknowns import Per, Unknowns
+from tauspan.objectives import Classification
 from tauspan.tasks import Task
 from tauspan.vector import TaskVector
 
@@ -68,6 +69,7 @@ class SolvedCoefficients(ChosenEdit):
         unknowns: which directions each coefficient scales.
         box: the bounds.
         draws: resamples behind the intervals.
+        metric: what the tasks are measured by.
     """
 
     per: Per
@@ -78,6 +80,7 @@ class SolvedCoefficients(ChosenEdit):
     unknowns: Unknowns = field(repr=False)
     box: Box = field(repr=False)
     draws: int = field(repr=False)
+    metric: str = Classification.metric
 
     @property
     def loss(self) -> float:
@@ -95,7 +98,7 @@ class SolvedCoefficients(ChosenEdit):
         rows = [row.cells() for row in (*self.tasks, self.mean)]
         tables = [
             coefficient_table(self.unknowns, self.outcome, self.box, self.regime),
-            accuracy_table(rows, self.alpha, self.draws),
+            accuracy_table(rows, self.alpha, self.draws, self.metric),
             optimum_table(self.outcome),
         ]
         grid = self.outcome.grid
@@ -135,7 +138,7 @@ def solved_coefficients(
         encoder=model.encoder, vectors=free.directions.vectors, regime=model.regime, point=model.point,
         coefficients=free.directions.nested(free.at(outcome.values)), groups=free.directions.groups,
         per=per, outcome=outcome, alpha=alpha, tasks=rows[:-1], mean=rows[-1], unknowns=free, box=box, draws=bootstrap,
-        provenance=facts,
+        metric=tasks[0].objective.metric, provenance=facts,
     )  # fmt: skip
 
 

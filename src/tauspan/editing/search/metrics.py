@@ -9,9 +9,15 @@ from tauspan.tasks import Task
 
 
 def normalised_metric(task: Task, value: float, single: float) -> float:
-    """A task's metric relative to that of its own vector alone; where the ratio has no meaning, the metric itself."""
+    """A task's metric relative to that of its own vector alone.
+
+    Where the ratio divides by 0 it is the metric itself; where ratios have no meaning, the difference: 0 is as good.
+    """
+    rank = task.objective.rank
+    if not task.objective.ratio:
+        return rank(value) - rank(single)
     found = task.objective.compared(value, single)
-    return task.objective.rank(value) if found is None else found
+    return rank(value) if found is None else found
 
 
 def require_one_objective(tasks: Sequence[Task], why: str) -> None:
@@ -29,13 +35,19 @@ def require_one_objective(tasks: Sequence[Task], why: str) -> None:
 
 
 def least_kept(objective: Objective, before: float, floor: float) -> float:
-    """The worst value of a metric that keeps a share of it: floor * before, or before / floor where less is better.
+    """The worst value of a metric that keeps a share: floor * before, or before / floor where less is better.
 
     Example:
         >>> from tauspan.objectives import Classification, Regression
         >>> least_kept(Classification(), 0.8, 0.5), least_kept(Regression(), 0.8, 0.5)
         (0.4, 1.6)
     """
+    if not objective.ratio:
+        raise UsageError(
+            f"a share of the {objective.metric} of {objective.word} has no meaning, since it may be negative: give "
+            "controls with a metric that is not, such as the loss itself."
+        )
+    objective.compared(before, before)  # raises for a negative one
     if objective.higher:
         return floor * before
     return before / floor if floor else math.inf

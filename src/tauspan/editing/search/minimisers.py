@@ -69,7 +69,7 @@ def require_minimum(goal: Objective, box: Box) -> None:
     known = [one.T.numpy() for one in lifts if one is not None]
     if len(known) < len(lifts):
         raise UsageError(
-            f"it is not known whether a loss of your own has a minimum, so coefficients need a hold. {repair}"
+            f"it is not known whether this loss has a finite minimum, so coefficients need a hold. {repair}"
         )
     if any(not one.size for one in known):  # a loss that rises wherever an output moves
         return

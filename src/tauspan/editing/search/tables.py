@@ -49,12 +49,12 @@ def coefficient_table(free: Unknowns, found: Outcome, box: Box, regime: EditRegi
     return Table("Coefficients", rows, note)
 
 
-def accuracy_table(rows: Sequence[dict[str, Cell]], alpha: float, draws: int) -> Table:
+def accuracy_table(rows: Sequence[dict[str, Cell]], alpha: float, draws: int, metric: str) -> Table:
     """The rows under a note that says what their columns are."""
-    note = f"shared grid: alpha = {alpha:g}, chosen by mean normalised accuracy as in the paper. "
+    note = f"shared grid: alpha = {alpha:g}, chosen by mean normalised {metric} as in the paper. "
     note += "solved: the coefficients above"
     note += f"; low, high: 95 % interval over {draws} resamples of the test rows." if draws else "."
-    return Table("Accuracy on test", rows, note)
+    return Table(f"{metric[:1].upper()}{metric[1:]} on test", rows, note)
 
 
 def optimum_table(found: Outcome) -> Table:

@@ -94,6 +94,18 @@ def test_training_lowers_perplexity_and_the_edit_is_a_language_model(
         assert again.tasks[0].loss == pytest.approx(after.loss, rel=1e-6)
 
 
+def test_features_below_the_last_block_are_cached(home: Path) -> None:
+    """The cache of features gives the same vector; looking for what a module keeps is no run of it that counts."""
+    found = []
+    for cache in ("none", "features"):
+        encoder = ts.load(home, language=LENGTH)
+        settings = ts.Settings("linear", params="last:1", lr=3e-3, epochs=2, batch_size=4, cache=cache)  # type: ignore[arg-type]
+        found.append(ts.finetune(encoder, task("t", 3), settings).task_vector)
+    # with a cache the steps of later epochs come in another order of batches, not with other rows
+    assert found[0].deltas.keys() == found[1].deltas.keys()
+    assert float(ts.cosine_matrix(found)[0, 1]) > 0.9
+
+
 def test_one_pass_scores_every_mix(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Coefficients, additions and evaluations read each task's texts once a split, and the optimum has a certificate."""
     encoder = ts.load(languages.write(tmp_path / "model", "llama tied"), language=LENGTH)

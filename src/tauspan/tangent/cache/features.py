@@ -63,11 +63,12 @@ def cell(linearized: "Linearized", batch: Any, folder: Path | None) -> tuple[Fea
         ModelError: there are no blocks before the first block that trains.
     """
     skipped = _below(linearized)
+    call = linearized.function(batch)  # looking for tensors that the module keeps may run it
     caught: list[Any] = []
     hook = skipped[-1].register_forward_hook(lambda _, __, output: caught.append(output))
     try:
         with torch.no_grad():
-            linearized.function(batch)(linearized.theta0())
+            call(linearized.theta0())
     finally:
         hook.remove()
     if len(caught) != 1:

@@ -62,8 +62,8 @@ def _write(transformers: Any, file: Path, directory: Path) -> None:
             tokenizer = transformers.AutoTokenizer.from_pretrained(file.parent, **where)
     except Exception as error:  # the reader of damaged files raises many kinds
         raise ModelError(
-            f"transformers could not read {file} as a GGUF language model ({error}): get the file again, or take the model's "
-            "own safetensors weights."
+            f"transformers could not read {file} as a GGUF language model ({error}): get the file again, or take the "
+            "model's own safetensors weights."
         ) from error
     config = model.config.to_dict()
     for name in ("quantization_config", "_name_or_path"):

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tauspan.core.errors import DataError, UsageError
+from tauspan.core.errors import DataError
 from tauspan.core.notices import tell
 from tauspan.objectives import Objective, OwnLoss
 from tauspan.objectives.objective import told as told_of
@@ -133,15 +133,3 @@ def tensor_targets(name: str, split: str, given: Any, objective: Objective) -> S
     if len(kept) != len(targets):
         raise DataError(f"{split} of {name!r}: {len(kept)} inputs and {len(targets)} rows of targets.")
     return Split(kept, targets)
-
-
-def require_numbers(label_prompts: Sequence[str], labels: str, objective: Objective) -> None:
-    """Raise unless options of classes are left alone for an objective without classes.
-
-    Raises:
-        UsageError: label prompts, or a meaning of labels.
-    """
-    if label_prompts or labels != "auto":
-        raise UsageError(
-            f"label_prompts and labels= say what classes are, and the objective is {objective.word}: leave them out."
-        )

@@ -16,13 +16,14 @@ from tauspan.objectives import Classification, Objective, objective_of
 from tauspan.tasks.assembly import Gathered, gathered, told
 from tauspan.tasks.hub import hub_rows
 from tauspan.tasks.labels import Meaning
-from tauspan.tasks.numbers import numbered, require_numbers, tensor_targets
+from tauspan.tasks.numbers import tensor_targets
 from tauspan.tasks.readers import TableOptions, by_split, read_rows, require_apart
 from tauspan.tasks.rows import Rows, tensor_rows
 from tauspan.tasks.shares import require_shares, shared_out
 from tauspan.tasks.split import SPLITS, Split, completed, permutation
 from tauspan.tasks.tables import Dialect, Quotes
-from tauspan.tasks.texts import continued, text_rows
+from tauspan.tasks.targets import read_targets, require_no_classes
+from tauspan.tasks.texts import text_rows
 from tauspan.tasks.valid import content_hash, read_card, require_valid
 from tauspan.tasks.writing import write_directory
 
@@ -141,23 +142,20 @@ class Task:
         """
         card, files = read_card(Path(path))
         names, kind = card["label_names"], objective_of(card.get("objective", "classification"))
-        if isinstance(kind, Classification):
-            rows = {split: read_rows(file) for split, file in files.items()}
-            gathered_rows = gathered(rows, names, card.get("labels", "auto"), what=card["name"])
-        elif kind.headless:
-            prompts = {split: read_rows(file, TableOptions(label="prompt")) for split, file in files.items()}
-            gathered_rows = continued(prompts, True, clean=False, what=card["name"])
-        else:
-            found = {
-                name: {split: read_rows(file, TableOptions(label=name)) for split, file in files.items()}
-                for name in names
-            }
-            gathered_rows = numbered(found, kind, clean=False, what=card["name"])
+        classes = isinstance(kind, Classification)
+
+        def read(column: str) -> dict[str, list[Rows]]:
+            return {split: read_rows(file, TableOptions(label=column)) for split, file in files.items()}
+
+        rows = read_targets(
+            read, kind, ["label"] if classes else names, names, prompt="prompt" if kind.headless else None,
+            labels=card.get("labels", "auto"), what=card["name"],
+        )  # fmt: skip
         about = {
             key: card[key] for key in ("seed", "test", "validation") if isinstance(card.get(key), str | int)
         }
         return Task(
-            card["name"], gathered_rows.names, gathered_rows.splits, card.get("label_prompts", ()),
+            card["name"], rows.names, rows.splits, card.get("label_prompts", ()),
             card.get("suggested_max_tokens"), source=card.get("source", str(path)), extra=about, objective=kind,
         )  # fmt: skip
 
@@ -240,23 +238,7 @@ class Task:
         elif like:
             raise UsageError(f"task {name!r}: like= tells shares where rows go: give shares too.")
         kind, dialect = objective_of(objective), Dialect(encoding, delimiter, quotes)
-        columns = [label] if isinstance(label, str) else list(label)
-        classes = isinstance(kind, Classification)
-        if prompt is not None and not kind.headless:
-            raise UsageError(
-                f"task {name!r}: prompt={prompt!r} is for next-token tasks, and this is {kind.word}."
-            )
-        if not columns or len(set(columns)) < len(columns):
-            raise UsageError(f"task {name!r}: label={columns}: give at least one column, and none twice.")
-        if kind.headless and label_names:
-            raise UsageError(
-                f"task {name!r}: {kind.word} has no classes, and so no label_names: leave them out."
-            )
-        if classes and len(columns) != 1:
-            raise UsageError(
-                f"task {name!r}: {len(columns)} columns of labels, and a row has one class: name one, or take "
-                'objective="multi-label" or "regression".'
-            )
+        require_no_classes(label_prompts, labels, kind)
         files = {"train": Path(train)}
         files |= {
             key: Path(file) for key, file in (("validation", validation), ("test", test)) if file is not None
@@ -269,24 +251,19 @@ class Task:
                 return by_split(files["train"], reading)
             return {s: read_rows(f, reading) for s, f in files.items()}
 
-        if classes:
-            made = gathered(read(columns[0]), label_names, labels, clean, name)
-        elif kind.headless:
-            require_numbers(label_prompts, labels, kind)
-            made = continued(read(prompt or text), prompt is not None, clean, name)
-        else:
-            require_numbers(label_prompts, labels, kind)
-            named = columns if label_names is None else [str(one) for one in label_names]
-            if len(named) != len(columns):
-                raise UsageError(
-                    f"task {name!r}: {len(named)} label names for {len(columns)} columns of numbers."
-                )
-            found = {title: read(column) for title, column in zip(named, columns, strict=True)}
-            made = numbered(found, kind, clean, name)
+        columns = [label] if isinstance(label, str) else list(label)
+        made = read_targets(
+            read, kind, columns, label_names, text=text, prompt=prompt, labels=labels, clean=clean, what=name
+        )
         if shares is not None:
             others = [task.splits for task in like]
             divided = shared_out(
-                made.splits["train"], shares, seed, made.names if classes else None, name, others
+                made.splits["train"],
+                shares,
+                seed,
+                made.names if isinstance(kind, Classification) else None,
+                name,
+                others,
             )
             return _made(name, made, divided, label_prompts, max_tokens, str(train), kind)
         return _task(name, made, label_prompts, max_tokens, str(train), seed, kind, test=split is None)
@@ -353,16 +330,15 @@ class Task:
         if unknown is not None:
             raise DataError(f"task {name!r} is given a split {unknown!r}. {nearest(unknown, SPLITS)}")
         kind = objective_of(objective)
+        require_no_classes(label_prompts, labels, kind)
         if isinstance(kind, Classification):
             rows = {key: [tensor_rows(name, key, given)] for key, given in splits.items()}
             made = gathered(rows, list(label_names), labels, clean, what=name)
         elif kind.headless:
-            require_numbers(label_prompts, labels, kind)
-            if label_names:
-                raise UsageError(f"task {name!r}: {kind.word} has no classes: give [] for label_names.")
-            made = Gathered([], {key: text_rows(name, key, given) for key, given in splits.items()}, {})
+            made = Gathered(
+                list(label_names), {key: text_rows(name, key, given) for key, given in splits.items()}, {}
+            )
         else:
-            require_numbers(label_prompts, labels, kind)
             targets = {key: tensor_targets(name, key, given, kind) for key, given in splits.items()}
             made = Gathered([str(one) for one in label_names], targets, {})
         return replace(_task(name, made, label_prompts, None, "tensors", seed, kind, test=True), head=head)

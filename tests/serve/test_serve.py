@@ -313,6 +313,7 @@ def test_a_port_that_is_taken_is_said(client: Client) -> None:
 def test_it_ends_with_its_terminal(folder: Path, how: str) -> None:
     child, terminal = pty.fork()
     if child == 0:
+        signal.signal(signal.SIGHUP, signal.SIG_DFL)  # tests that run under nohup inherit that it is ignored
         os.execv(sys.executable, [sys.executable, "-m", "tauspan", "serve", str(folder)])
     text = b""
     while b"Ctrl-C" not in text:

@@ -66,7 +66,19 @@ class Client:
     def ask(
         self, method: str, path: str, body: Any = None, **changed: str | None
     ) -> tuple[int, dict[str, str], str]:
-        """Status, headers and text; headers are changed by name (`_` for `-`), None leaves one out."""
+        """Status, headers and text; headers are changed by name (`_` for `-`), None leaves one out.
+
+        A server that refuses without reading the body may close before its answer is read, which resets the connection:
+        then the question is asked again.
+        """
+        for _ in range(4):
+            with contextlib.suppress(ConnectionResetError):
+                return self._once(method, path, body, **changed)
+        return self._once(method, path, body, **changed)
+
+    def _once(
+        self, method: str, path: str, body: Any = None, **changed: str | None
+    ) -> tuple[int, dict[str, str], str]:
         own = f"127.0.0.1:{self.port}"
         headers: dict[str, str | None] = {
             "Host": own, "Origin": f"http://{own}", "Authorization": f"Bearer {TOKEN}",

@@ -125,9 +125,8 @@ def _language(
             f"language={length}: a text of a language model has at least 2 tokens, one to predict."
         )
     full: Any = None
-    encoders = (
-        known.MODEL_FOR_MASKED_LM_MAPPING_NAMES
-    )  # BERT and its like, of which transformers has decoders too
+    # BERT and its like, of which transformers has decoders too
+    encoders = known.MODEL_FOR_MASKED_LM_MAPPING_NAMES
     if kind in known.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES and kind not in encoders:
         full = _pretrained(transformers, transformers.AutoModelForCausalLM, directory)
     if full is None or full.base_model is full:

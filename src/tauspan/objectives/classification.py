@@ -48,7 +48,7 @@ class Classification(Objective):
         return F.cross_entropy(outputs, targets, reduction="sum", label_smoothing=self.smoothing)
 
     def gradients(self, outputs: Tensor, targets: Tensor) -> Tensor:
-        """P - q."""
+        """The residual, p - q."""
         return outputs.softmax(-1) - self._distributions(targets, outputs)
 
     def curvature(self, outputs: Tensor, targets: Tensor, along: Tensor) -> Tensor:

@@ -122,8 +122,7 @@ class OwnLoss(Objective):
         if not torch.allclose(slope, wanted, rtol=_FAR, atol=_FAR * max(1.0, float(wanted.abs().max()))):
             raise self._wrong(
                 f"has the slope {float(wanted[0]):.6g} by a central difference and {float(slope[0]):.6g} by autograd: "
-                "compute "
-                "it from `outputs` without detaching"
+                "compute it from `outputs` without detaching"
             )
         if self.convex:
             self._try_convex(outputs, targets, generator)
@@ -138,8 +137,7 @@ class OwnLoss(Objective):
         if bool((above > 1e-9 * (1 + first.abs() + second.abs())).any()):
             raise self._wrong(
                 f"is {float(above.max()):.3g} higher between two points than at both in the mean, so it is not convex: "
-                "say "
-                "convex=False"
+                "say convex=False"
             )
 
     def _called(self, outputs: Tensor, targets: Tensor, function: Function | None = None) -> Any:

@@ -38,7 +38,7 @@ class Regression(Objective):
         return 0.5 * (outputs - targets.to(outputs)).square().sum(-1)
 
     def gradients(self, outputs: Tensor, targets: Tensor) -> Tensor:
-        """F - y."""
+        """The residual, f - y."""
         return outputs - targets.to(outputs)
 
     def curvature(self, outputs: Tensor, targets: Tensor, along: Tensor) -> Tensor:

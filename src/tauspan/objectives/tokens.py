@@ -64,8 +64,7 @@ class NextToken(Objective):
         if model is None:
             raise UsageError(
                 "a task of texts needs a language model, and this one was loaded for features: `ts.load(source, "
-                "language=L)`, "
-                "L the most tokens of a text."
+                "language=L)`, L the most tokens of a text."
             )
         return replace(self, table=model.table)
 
@@ -137,13 +136,15 @@ class NextToken(Objective):
         found[:, :-1][targets[:, 1:].to(outputs.device) != IGNORED] = values
         return found.view_as(outputs)
 
-    def _with_slopes(self, states: Tensor, wanted: Tensor) -> tuple[Tensor, Tensor]:
-        """The loss of each position, and its gradient in the states."""
+    def _with_slopes(self, states: Tensor, wanted: Tensor, needed: bool = True) -> tuple[Tensor, Tensor]:
+        """The loss of each position, and its gradient in the states where it is needed, else nothing of use."""
         weight, bias = self._weights(states)
         losses, slopes = states.new_empty(len(states)), torch.empty_like(states)
         for some in self._chunks(len(states)):
             logp = F.linear(states[some], weight, bias).log_softmax(-1)
             losses[some] = -logp.gather(1, wanted[some, None])[:, 0]
+            if not needed:
+                continue
             error = logp.exp_()
             error.scatter_add_(1, wanted[some, None], error.new_full((len(error), 1), -1.0))
             slopes[some] = error @ weight
@@ -189,7 +190,7 @@ class _Chunked(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, objective: NextToken, states: Tensor, wanted: Tensor) -> Tensor:
-        losses, slopes = objective._with_slopes(states.detach(), wanted)
+        losses, slopes = objective._with_slopes(states.detach(), wanted, ctx.needs_input_grad[1])
         ctx.save_for_backward(slopes)
         return losses
 

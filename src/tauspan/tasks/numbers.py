@@ -14,7 +14,7 @@ from tauspan.objectives import Objective, OwnLoss
 from tauspan.objectives.objective import told as told_of
 from tauspan.tasks.assembly import Gathered, told
 from tauspan.tasks.images import Images
-from tauspan.tasks.rows import UNLABELLED, Rows, fault_of
+from tauspan.tasks.rows import UNLABELLED, Rows, fault_of, incomplete
 from tauspan.tasks.split import Split
 
 Found = Mapping[str, Sequence[Rows]]
@@ -51,10 +51,7 @@ def numbered(found: Mapping[str, Found], objective: Objective, clean: bool, what
                 elif clean:
                     counts[fault] += 1
                 else:
-                    raise DataError(
-                        f"{rows.place(row)} is a row {fault}. Complete it or take it out, or pass clean=True (--clean), "
-                        "which leaves such rows out and says how many."
-                    )
+                    raise incomplete(rows, row, fault)
         values = torch.tensor(targets, dtype=torch.float64).view(-1, len(names))
         splits[split] = Split(inputs, _narrow(values))
         if counts:

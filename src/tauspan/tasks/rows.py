@@ -73,6 +73,14 @@ def fault_of(item: Any) -> str | None:
         return STRANGE
 
 
+def incomplete(rows: Rows, row: int, fault: str) -> DataError:
+    """The error of a row that lacks something."""
+    return DataError(
+        f"{rows.place(row)} is a row {fault}. Complete it or take it out, or pass clean=True (--clean), which leaves "
+        "such rows out and says how many."
+    )
+
+
 def tensor_rows(name: str, split: str, given: Any) -> Rows:
     """The rows of one split from a pair of inputs and labels; raises `DataError` if it is not such a pair."""
     if not isinstance(given, tuple | list) or len(given) != 2:

@@ -9,7 +9,7 @@ import torch
 from tauspan.core.errors import DataError
 from tauspan.core.notices import tell
 from tauspan.tasks.assembly import Gathered, told
-from tauspan.tasks.rows import Rows, fault_of
+from tauspan.tasks.rows import Rows, fault_of, incomplete
 from tauspan.tasks.split import Split
 
 
@@ -42,10 +42,7 @@ def continued(found: Mapping[str, Sequence[Rows]], prompts: bool, clean: bool, w
                 elif clean:
                     counts[fault] += 1
                 else:
-                    raise DataError(
-                        f"{rows.place(row)} is a row {fault}. Complete it or take it out, or pass clean=True (--clean), "
-                        "which leaves such rows out and says how many."
-                    )
+                    raise incomplete(rows, row, fault)
         splits[split] = Split(texts, torch.tensor(lengths, dtype=torch.long))
         if counts:
             left_out[split] = dict(counts)

@@ -2,8 +2,10 @@
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, make_dataclass
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -89,3 +91,14 @@ def test_a_result_comes_back_as_it_was(tmp_path: Path) -> None:
         found = Stages(tmp_path).result(Measured, "", "add", "one", 0, lambda: made, model=print)
         assert found == made
     assert "print" not in (tmp_path / "one.json").read_text()
+
+
+def test_a_result_that_was_kept_with_other_fields_is_made_again(tmp_path: Path) -> None:
+    """Code that has changed since finds no fields missing, however deep they lie."""
+    for names in (["x"], ["x", "y"]):
+        inner = make_dataclass("Inner", [(name, float) for name in names], frozen=True)
+        rows: Any = tuple[inner, ...]  # type: ignore[valid-type]
+        kept: Any = make_dataclass("Kept", [("rows", rows)], bases=(Measured,), frozen=True, kw_only=True)
+        made = partial(kept, shares={}, model=print, rows=(inner(*range(len(names))),))
+        found = Stages(tmp_path).result(kept, "", "add", "one", 0, made, model=print)
+        assert found.rows == made().rows

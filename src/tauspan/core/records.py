@@ -57,6 +57,36 @@ def restored(kind: type[D], plain: Mapping[str, Any], **given: Any) -> D:
     return kind(**kept, **given)
 
 
+def layout(kind: type["DataclassInstance"]) -> dict[str, Any]:
+    """The names of the fields that `record` writes of a dataclass, those of dataclasses inside too.
+
+    A record of another layout was made by other code and cannot be restored.
+
+    Example:
+        >>> from dataclasses import dataclass
+        >>> @dataclass(frozen=True)
+        ... class Point:
+        ...     x: float
+        >>> @dataclass(frozen=True)
+        ... class Line:
+        ...     ends: tuple[Point, ...]
+        >>> layout(Line)
+        {'ends': {'x': {}}}
+    """
+    hints = typing.get_type_hints(kind)
+    return {one.name: _inside(hints[one.name]) for one in fields(kind) if not _is_live(one)}
+
+
+def _inside(hint: Any) -> dict[str, Any]:
+    """The layouts of the dataclasses that an annotation names."""
+    if is_dataclass(hint):
+        return layout(typing.cast("type[DataclassInstance]", hint))
+    found: dict[str, Any] = {}
+    for one in typing.get_args(hint):
+        found |= _inside(one)
+    return found
+
+
 def _is_live(one: Any) -> bool:
     return bool(one.metadata.get("live"))
 

@@ -17,7 +17,7 @@ from tauspan import __version__
 from tauspan.core.measure import Advance, Cost, measured, underway
 from tauspan.core.notices import heard, once, tell
 from tauspan.core.processes import world
-from tauspan.core.records import record, restored
+from tauspan.core.records import layout, record, restored
 from tauspan.core.report import Cell
 from tauspan.core.results import Result
 from tauspan.store.places import atomic, locked, write_json
@@ -143,7 +143,8 @@ class Stages:
         self, of: type[R], label: str, kind: str, name: str, key: Any, work: Callable[[], R], **live: Any
     ) -> R:
         """As `do`, for work that returns a result of class `of`; `live` gives those of its fields that no file holds."""
-        stage = self.do(label, kind, name, [of.__name__, key], lambda: dict(record(work())))
+        made = [of.__name__, layout(of), key]  # a record of another layout was kept by other code: made anew
+        stage = self.do(label, kind, name, made, lambda: dict(record(work())))
         return restored(of, stage.content, **live)
 
     @property

@@ -29,7 +29,7 @@ from tauspan.models.home import fingerprint_of
 from tauspan.models.intact import Intact
 from tauspan.models.select import eval_mode
 from tauspan.models.sources import load_model
-from tauspan.objectives import Classification, MultiLabel
+from tauspan.objectives import OBJECTIVES, Classification, Objective
 
 FOLDER = "heads"
 FORMAT = "tauspan-head/1"
@@ -255,6 +255,7 @@ def predicted(
     if wrong is not None:
         raise UsageError(f"predict reads a list of rows, and this is {wrong}.")
     found = []
+    meaning = OBJECTIVES.get(frozen.kind, Objective)  # a loss of the user's has no row there
     with Intact(encoder.backbone)(), eval_mode(encoder):
         for start in range(0, len(rows), batch_size):
             some = rows[start : start + batch_size]
@@ -265,16 +266,5 @@ def predicted(
                         f"the logits of row {start + place} hold NaN or infinity: it has nothing that the model reads, "
                         "or the weights are broken."
                     )
-                found.append(_prediction(frozen, row))
+                found.append(Prediction(*meaning.said(row, frozen.label_names)))
     return found
-
-
-def _prediction(frozen: Frozen, row: Tensor) -> Prediction:
-    """What the outputs of one row mean."""
-    names = frozen.label_names
-    if frozen.kind == Classification.word:
-        return Prediction(names[int(row.argmax())], dict(zip(names, row.softmax(0).tolist(), strict=True)))
-    if frozen.kind == MultiLabel.word:
-        there = [name for name, logit in zip(names, row.tolist(), strict=True) if logit > 0]
-        return Prediction(", ".join(there), dict(zip(names, row.sigmoid().tolist(), strict=True)))
-    return Prediction("", {}, dict(zip(names, row.tolist(), strict=True)))

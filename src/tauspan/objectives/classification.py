@@ -1,5 +1,6 @@
 """Objectives whose targets are classes: one class for each row, or any number of labels."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -8,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from tauspan.core.errors import UsageError
-from tauspan.objectives.objective import Apart, Objective, numbers_fault, told
+from tauspan.objectives.objective import Apart, Objective, Said, numbers_fault, told
 
 
 def _classes_differ(first: Tensor, second: Tensor) -> Tensor:
@@ -69,6 +70,13 @@ class Classification(Objective):
         """By how much each direction lifts the target over each class."""
         hot = self._distributions(targets, tangents)
         return ((tangents * hot).sum(-1, keepdim=True) - tangents).flatten(1)
+
+    @classmethod
+    def said(cls, outputs: Tensor, names: Sequence[str]) -> Said:
+        """The class of the largest logit, and the softmax."""
+        return Said(
+            names[int(outputs.argmax())], dict(zip(names, outputs.softmax(0).tolist(), strict=True)), {}
+        )
 
     def scores(self, outputs: Tensor, targets: Tensor) -> Tensor:
         """Whether the largest logit is the target's."""
@@ -147,6 +155,12 @@ class MultiLabel(Objective):
         """By how much each direction raises what is there and lowers what is not; a share between is both."""
         up, down = torch.where(targets > 0, tangents, 0), torch.where(targets < 1, -tangents, 0)
         return torch.cat([up.flatten(1), down.flatten(1)], 1)
+
+    @classmethod
+    def said(cls, outputs: Tensor, names: Sequence[str]) -> Said:
+        """The labels whose logits are above 0, and the sigmoid of each."""
+        there = [name for name, logit in zip(names, outputs.tolist(), strict=True) if logit > 0]
+        return Said(", ".join(there), dict(zip(names, outputs.sigmoid().tolist(), strict=True)), {})
 
     def scores(self, outputs: Tensor, targets: Tensor) -> Tensor:
         """F1 of each row."""

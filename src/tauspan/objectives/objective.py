@@ -2,7 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -22,6 +22,20 @@ class Reads(Protocol):
 
     def targets(self, texts: Sequence[str], prompts: Tensor, max_tokens: int | None) -> Tensor:
         """The tokens that count, shape (N, L)."""
+
+
+class Said(NamedTuple):
+    """What a model says of one row: what there is none of is empty.
+
+    Attributes:
+        label: the classes that it predicts, joined by commas.
+        probabilities: of each class.
+        values: of each output that stands for no class.
+    """
+
+    label: str
+    probabilities: Mapping[str, float]
+    values: Mapping[str, float]
 
 
 class Objective(ABC):
@@ -66,6 +80,11 @@ class Objective(ABC):
     def summary(self, mean: float) -> float:
         """The metric of a mean of scores."""
         return mean
+
+    @classmethod
+    def said(cls, outputs: Tensor, names: Sequence[str]) -> "Said":
+        """What the outputs (O,) of one row mean, where output o is called names[o]."""
+        return Said("", {}, dict(zip(names, outputs.tolist(), strict=True)))
 
     def forgotten(self, targets: Tensor, outputs: int) -> Tensor:
         """Targets of a model that has forgotten the task.

@@ -59,7 +59,8 @@ class OwnLoss(Objective):
     def __repr__(self) -> str:
         """Without the function's address, so that two processes say the same."""
         score = getattr(self.score, "__qualname__", self.score)
-        return f"OwnLoss({self.word}, convex={self.convex}, score={score}, metric={self.metric!r}, higher={self.higher})"
+        said = f"convex={self.convex}, score={score}, metric={self.metric!r}, higher={self.higher}, ratio={self.ratio}"
+        return f"OwnLoss({self.word}, {said})"
 
     @property
     def word(self) -> str:  # type: ignore[override]

@@ -5,7 +5,10 @@ the row or the file.
 """
 
 from tauspan.tasks.heads import build_head
+from tauspan.tasks.people import Fact, Person, made_up_people, people_task
 from tauspan.tasks.split import SPLITS, Split, permutation
 from tauspan.tasks.task import Task
 
-__all__ = ["SPLITS", "Split", "Task", "build_head", "permutation"]
+__all__ = [
+    "SPLITS", "Fact", "Person", "Split", "Task", "build_head", "made_up_people", "people_task", "permutation",
+]  # fmt: skip

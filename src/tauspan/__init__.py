@@ -52,7 +52,7 @@ if TYPE_CHECKING:
     from tauspan.tangent.contributions import Contributions
     from tauspan.tasks import Task
     from tauspan.tasks.data.suite import suite
-    from tauspan.train import Finetuned, Settings, finetune, fit
+    from tauspan.train import Finetuned, Settings, finetune, fit, plan
     from tauspan.vector import TaskVector, cosine_matrix
 
 _HOME = {
@@ -102,6 +102,7 @@ _HOME = {
     "merge": "merge",
     "merge_files": "merge",
     "negate": "editing",
+    "plan": "train",
     "quiet": "core.measure",
     "reinitialised": "models",
     "run": "experiments.run",
@@ -156,6 +157,7 @@ __all__ = [
     "merge",
     "merge_files",
     "negate",
+    "plan",
     "quiet",
     "reinitialised",
     "run",

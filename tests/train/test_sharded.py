@@ -5,7 +5,6 @@ import gc
 import json
 import os
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from helpers import runs
+from helpers import peaks, runs
 from helpers.launch import launched
 from helpers.runs import KEY_BIASES, REGIMES, deltas, encoder, logged, points, trained
 from helpers.zoo import normal, stirred
@@ -166,19 +165,6 @@ def lying() -> int:
     return sum(found.values())
 
 
-def highest(work: Callable[[], Any]) -> int:
-    """The most bytes that torch allocates during some work, above what lay there before."""
-    kinds = [torch.profiler.ProfilerActivity.CPU]
-    with torch.profiler.profile(activities=kinds, profile_memory=True) as profile:
-        work()
-    events = [e for e in profile.profiler.kineto_results.events() if e.name() == "[memory]"]
-    now = most = 0
-    for event in sorted(events, key=lambda e: e.start_ns()):
-        now += event.nbytes()
-        most = max(most, now)
-    return most
-
-
 def memory(regime: str) -> dict[str, int]:
     """In bytes: one block, all parameters, and what lies there between steps and, above that, in a step."""
     x, labels = normal(2, 4, seed=3).float(), torch.tensor([0, 1])
@@ -199,7 +185,7 @@ def memory(regime: str) -> dict[str, int]:
             optimiser.zero_grad(set_to_none=True)
 
         step()
-        return sizes | {"between": lying() - others, "above": min(highest(step) for _ in range(3))}
+        return sizes | {"between": lying() - others, "above": min(peaks.highest(step) for _ in range(3))}
 
 
 def weight(module: nn.Module) -> int:

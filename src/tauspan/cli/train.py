@@ -77,7 +77,7 @@ def _add_finetune(tune: argparse.ArgumentParser) -> None:
     tune.set_defaults(resumes=_begun)
     tune.add_argument("model", help=commands.MODEL)
     tune.add_argument("task", help=commands.TASK)
-    tune.add_argument("out", help="folder for the vector, the log and checkpoints")
+    tune.add_argument("out", nargs="?", help="folder for the vector, the log and checkpoints")
     add_fields(tune, Settings, skip=("seed", "engine", "check"))
     tune.add_argument(
         "--rows", type=int, metavar="N", help="train on at most so many rows (default: all of them)"
@@ -91,6 +91,13 @@ def _add_finetune(tune: argparse.ArgumentParser) -> None:
     tune.add_argument(
         "--shard", action="store_true",
         help="under torchrun: every process keeps its part of each tensor, on its own GPU if there are any",
+    )  # fmt: skip
+    tune.add_argument(
+        "--plan", action="store_true", help="say what it will take and whether that fits; train nothing"
+    )
+    tune.add_argument(
+        "--memory", type=float, metavar="GB",
+        help="with --plan: what a process may take (default: what its device has)",
     )  # fmt: skip
 
 
@@ -117,7 +124,7 @@ def _add_fit(fitted: argparse.ArgumentParser) -> None:
 
 def _begun(options: argparse.Namespace) -> bool:
     """Whether an interrupted fine-tuning left a checkpoint, or a finished vector."""
-    return any(Path(options.out).glob("*.safetensors"))
+    return not options.plan and options.out is not None and any(Path(options.out).glob("*.safetensors"))
 
 
 def demo(options: argparse.Namespace) -> None:
@@ -189,7 +196,14 @@ def finetune(options: argparse.Namespace) -> None:
             f"--shard with --device {options.device}: the shards of each process lie on its own GPU, or on the CPU where "
             "there is none. Leave --device out."
         )
+    if options.out is None and not options.plan:
+        raise UsageError("finetune needs OUT, a folder for the vector: `tauspan finetune MODEL TASK OUT`.")
+    if options.memory is not None and not options.plan:
+        raise UsageError(f"--memory {options.memory:g} is for --plan: give both, or neither.")
     task = _training(options)
+    if options.plan:
+        _plan(task, settings, options)
+        return
     done = run(
         encoder_of(options),
         task,
@@ -204,6 +218,15 @@ def finetune(options: argparse.Namespace) -> None:
         named.save_pretrained(Path(options.out) / "vector.safetensors", overwrite=True)
     _trained(done, Path(options.out) / "vector.safetensors", options)
     _lead(done, Path(options.out) / "vector.safetensors", options)
+
+
+def _plan(task: "Task", settings: Settings, options: argparse.Namespace) -> None:
+    from tauspan.train import plan
+
+    memory = None if options.memory is None else round(options.memory * 10**9)
+    found = plan(encoder_of(options), task, settings, shard=options.shard, memory=memory)
+    if first():
+        show(found.report(), options)
 
 
 def _lead(done: "Finetuned", file: Path, options: argparse.Namespace) -> None:

@@ -10,11 +10,15 @@ from tauspan.core.lazy import loader
 if TYPE_CHECKING:
     from tauspan.train.convex import fit
     from tauspan.train.finetuning import Finetuned, finetune
+    from tauspan.train.planning import Plan, plan
     from tauspan.train.settings import Settings
 
-_HOME = {"Finetuned": "finetuning", "Settings": "settings", "finetune": "finetuning", "fit": "convex"}
+_HOME = {
+    "Finetuned": "finetuning", "Plan": "planning", "Settings": "settings", "finetune": "finetuning", "fit": "convex",
+    "plan": "planning",
+}  # fmt: skip
 
-__all__ = ["Finetuned", "Settings", "finetune", "fit"]
+__all__ = ["Finetuned", "Plan", "Settings", "finetune", "fit", "plan"]
 
 
 __getattr__ = loader(globals(), _HOME)

@@ -114,7 +114,7 @@ def finetune(
         ('validation', 'linear', True)
     """
     tasks = [task] if isinstance(task, Task) else list(task)
-    _require_together(tasks, settings)
+    require_together(tasks, settings)
     if checkpoint_every < 1:
         raise UsageError(f"checkpoint_every={checkpoint_every}: it must be at least 1.")
     if settings.augment != "none" and encoder.inputs.modality != "image":
@@ -156,7 +156,7 @@ def finetune(
     return Finetuned(vector, run.history, cost)
 
 
-def _require_together(tasks: Sequence[Task], settings: Settings) -> None:
+def require_together(tasks: Sequence[Task], settings: Settings) -> None:
     """Raise unless there is a task, and several can be trained together."""
     names = [task.name for task in tasks]
     if not tasks:

@@ -30,6 +30,7 @@ from tauspan.train.trainee import Trainee, as_parameters, decay
 
 log = logging.getLogger(__name__)
 LOG = "log.jsonl"
+VALIDATED = 64  # rows of a pass over validation, in each process
 OnLog: TypeAlias = Callable[[dict[str, Any]], object]
 
 
@@ -265,8 +266,8 @@ class Run:
 
     def _shares(self, size: int) -> Iterator[tuple[int, ...]]:
         mine = tuple(range(size))[self.processes.rank :: self.processes.size]
-        for begin in range(0, -(-size // self.processes.size), 64):  # the same number in every process
-            yield mine[begin : begin + 64]
+        for begin in range(0, -(-size // self.processes.size), VALIDATED):  # the same number in every process
+            yield mine[begin : begin + VALIDATED]
 
 
 def trained(task: Task, smoothing: float) -> Objective:

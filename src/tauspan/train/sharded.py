@@ -13,6 +13,7 @@ from torch.distributed.device_mesh import init_device_mesh
 
 from tauspan import models, store
 from tauspan.core.choices import CacheKind
+from tauspan.core.computing import Engine
 from tauspan.core.errors import ModelError, NonFiniteError, UsageError
 from tauspan.core.notices import tell
 from tauspan.core.params import Params
@@ -74,6 +75,11 @@ class ShardedTrainee:
         self._shards.restore(self._start)
 
     # -- a trainee -------------------------------------------------------------------------------------------
+
+    @property
+    def engine(self) -> Engine | None:
+        """What computes tangents; None in the standard regime."""
+        return "onepass" if self._settings.regime == "linear" else None
 
     def __call__(self, batch: Batch, task: int = 0) -> Tensor:
         """Logits of shape (N, K) under the head of one task."""

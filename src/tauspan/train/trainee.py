@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from tauspan import models
 from tauspan.core.choices import CacheKind, Precision
-from tauspan.core.computing import way
+from tauspan.core.computing import Engine, way
 from tauspan.core.errors import UsageError
 from tauspan.core.params import Params
 from tauspan.core.report import versions
@@ -28,6 +28,10 @@ class Trainee(Protocol):
     """A model to call, its trainable tensors by name, and the values to which weight decay pulls them."""
 
     parameters: dict[str, Tensor]
+
+    @property
+    def engine(self) -> Engine | None:
+        """What computed the last tangents, or what is tried first; None in the standard regime."""
 
     def __call__(self, batch: Batch, task: int = 0) -> Tensor:
         """Logits of shape (N, K) under the head of one task."""
@@ -65,6 +69,10 @@ class StandardTrainee:
         origin = models.named_unique(models.core(classifier)[0])
         self.parameters = {name: known[name].requires_grad_() for name in names}
         self._theta0 = {name: origin[name].detach() for name in names}
+
+    @property
+    def engine(self) -> None:
+        """None: there are no tangents."""
 
     def __call__(self, batch: Batch, task: int = 0) -> Tensor:
         """Logits of shape (N, K) under the head of one task."""
@@ -119,6 +127,11 @@ class LinearTrainee:
         self._precision = settings.precision
         self.parameters = self._model.tau
         self._device = next(iter(self.parameters.values())).device
+
+    @property
+    def engine(self) -> Engine:
+        """What computed the last tangents; before the first ones, what is tried first."""
+        return self._model.engine
 
     def __call__(self, batch: Batch, task: int = 0) -> Tensor:
         """Logits of shape (N, K) under the head of one task."""

@@ -1,0 +1,181 @@
+"""Plans of fine-tunings against what the allocator gives out when they are carried out."""
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import transformers as T
+from torch import Tensor, nn
+
+import tauspan as ts
+from helpers import checkpoints, languages, peaks, runs
+from tauspan.cli.main import main
+from tauspan.core.errors import UsageError
+from tauspan.core.records import restored
+from tauspan.models import fingerprint_of
+from tauspan.models.extras import quiet
+from tauspan.tasks.writing import write_directory
+from tauspan.train import Plan
+
+CLOSE = 0.2  # what a plan may be off by
+_MID = {"hidden_size": 96, "num_hidden_layers": 4, "num_attention_heads": 4, "intermediate_size": 384}
+
+
+def cls(model: nn.Module, batch: Any) -> Tensor:
+    """The first token's state."""
+    states: Tensor = model(batch).last_hidden_state[:, 0]
+    return states
+
+
+def classified(encoder: ts.Encoder, inputs: Tensor, validation: int = 4) -> ts.Task:
+    labels = torch.arange(len(inputs)) % 2
+    few = inputs[:validation], labels[:validation]
+    return ts.Task.from_tensors("made", ["a", "b"], train=(inputs, labels), validation=few, test=few)
+
+
+def bert(rows: int, length: int = 48, **sizes: Any) -> tuple[ts.Encoder, ts.Task]:
+    """A BERT of the shape of MiniLM, smaller, on rows of tokens."""
+    with quiet(T):
+        model = T.BertModel(T.BertConfig(**_MID | {"vocab_size": 500} | sizes))
+    encoder = ts.Encoder(model.eval(), cls)
+    return encoder, classified(encoder, torch.randint(1, 100, (rows, length)))
+
+
+def vit(rows: int) -> tuple[ts.Encoder, ts.Task]:
+    with quiet(T):
+        model = T.ViTModel(T.ViTConfig(**_MID, image_size=32, patch_size=4), add_pooling_layer=False)
+    encoder = ts.Encoder(model.eval(), cls)
+    return encoder, classified(encoder, torch.randn(rows, 3, 32, 32))
+
+
+def small(rows: int) -> tuple[ts.Encoder, ts.Task]:
+    return bert(rows, 12, hidden_size=16, num_hidden_layers=2, intermediate_size=32)
+
+
+def llama(rows: int, folder: Path) -> tuple[ts.Encoder, ts.Task]:
+    encoder = ts.load(languages.write(folder / "llama", "llama"), language=40)
+    texts = [("abc defg " * 5)[: 39 - 20 * (place == 0)] for place in range(rows)]
+    prompts = torch.zeros(rows, dtype=torch.long)
+    split = texts, prompts
+    few = texts[:4], prompts[:4]
+    task = ts.Task.from_tensors("texts", [], train=split, validation=few, test=few, objective="next-token")
+    return encoder, task
+
+
+MODELS: dict[str, Callable[[int, Path], tuple[ts.Encoder, ts.Task]]] = {
+    "small": lambda rows, _: small(rows),
+    "bert": lambda rows, _: bert(rows),
+    "vit": lambda rows, _: vit(rows),
+    "llama": llama,
+}
+
+
+def truth(encoder: ts.Encoder, task: ts.Task, settings: ts.Settings) -> int:
+    """Bytes at the highest moment of a real run, the model's own included."""
+    table = encoder.language.table.weight if encoder.language else torch.zeros(0)
+    tensors = [*encoder.parameters(), *encoder.buffers(), table]
+    found = {t.data_ptr(): t.numel() * t.element_size() for t in tensors}
+    ts.finetune(encoder, task, replace(settings, max_steps=1))  # what is made once
+    return sum(found.values()) + peaks.highest(lambda: ts.finetune(encoder, task, settings))
+
+
+CASES = [
+    pytest.param(kind, rows, marks=[pytest.mark.slow] if kind in ("bert", "vit") else [])
+    for kind in MODELS
+    for rows in (1, 6, 24)
+]
+
+
+@pytest.mark.parametrize("regime", runs.REGIMES)
+@pytest.mark.parametrize(("kind", "rows"), CASES)
+def test_a_plan_is_close_to_what_a_run_takes(kind: str, rows: int, regime: Any, tmp_path: Path) -> None:
+    encoder, task = MODELS[kind](max(rows, 6), tmp_path)
+    settings = ts.Settings(regime, batch_size=rows, epochs=3, max_steps=3, check="off")
+    plan, real = ts.plan(encoder, task, settings), truth(encoder, task, settings)
+    assert plan.peak == pytest.approx(real, rel=CLOSE)
+
+
+OTHERS: dict[str, dict[str, Any]] = {
+    "accumulation": {"accumulation": 3},
+    "the last block": {"params": "last:1"},
+    "bfloat16": {"precision": "bfloat16"},
+    "decay to zero": {"decay_toward": "zero", "weight_decay": 0.1},
+}
+
+
+@pytest.mark.parametrize("regime", runs.REGIMES)
+@pytest.mark.parametrize("name", OTHERS)
+def test_settings_count(name: str, regime: Any) -> None:
+    encoder, task = bert(24, 12, hidden_size=32, num_hidden_layers=3, intermediate_size=64, vocab_size=100)
+    settings = ts.Settings(regime, batch_size=8, epochs=2, max_steps=2, check="off", **OTHERS[name])
+    plan, real = ts.plan(encoder, task, settings), truth(encoder, task, settings)
+    assert plan.peak == pytest.approx(real, rel=CLOSE)
+
+
+@pytest.mark.parametrize("regime", runs.REGIMES)
+def test_planning_makes_nothing_as_large_as_the_parameters_and_changes_nothing(regime: Any) -> None:
+    encoder, task = bert(4, 4, hidden_size=64, vocab_size=4000, num_hidden_layers=1)
+    before, modes = fingerprint_of(encoder), [p.requires_grad for p in encoder.parameters()]
+    ts.plan(encoder, task, ts.Settings(regime))
+    largest = 4 * 4000 * 64
+    taken = peaks.highest(lambda: ts.plan(encoder, task, ts.Settings(regime)))
+    assert taken < 3 * largest, "one gradient at a time, and the fingerprint's own"
+    assert fingerprint_of(encoder) == before
+    assert [p.requires_grad for p in encoder.parameters()] == modes
+    assert all(p.grad is None for p in encoder.parameters())
+
+
+def test_numbers_and_steps_are_those_of_the_run() -> None:
+    settings = ts.Settings("linear", batch_size=4, accumulation=2, epochs=3)
+    plan = ts.plan(runs.encoder(), runs.points(), settings, memory=10**9)
+    run = runs.trained(settings)
+    assert plan.moved == sum(delta.numel() for delta in run.task_vector.deltas.values())
+    assert plan.steps == max(entry["step"] for entry in run.history)
+    assert (plan.moved, plan.frozen, plan.training_rows, plan.engine) == (65, 0, 22, "onepass")
+
+
+def test_several_tasks_take_what_the_largest_takes() -> None:
+    tasks = [runs.points(), replace(runs.points(9), name="fewer")]
+    alone = ts.plan(runs.encoder(), tasks[0], ts.Settings(accumulation=2))
+    joint = ts.plan(runs.encoder(), tasks, ts.Settings())
+    assert (joint.peak, joint.tasks, joint.training_rows) == (alone.peak, ["points", "fewer"], 31)
+
+
+def test_the_verdict_compares_with_the_memory() -> None:
+    fits = ts.plan(runs.encoder(), runs.points(), memory=10**6)
+    assert (fits.fits, fits.verdict) == (True, "fits: about 8.59 kB of 1 MB")
+    assert ts.plan(runs.encoder(), runs.points()).memory > 10**8, "what the machine has"
+    tight = ts.plan(runs.encoder(), runs.points(), memory=9000)
+    assert (tight.fits, tight.verdict) == (False, "does not fit: about 8.59 kB of 9 kB")
+
+
+def test_a_plan_is_a_result() -> None:
+    plan = ts.plan(runs.encoder(), runs.points(), memory=10**6)
+    again = restored(Plan, json.loads(plan.report().to_json())["result"])
+    assert again == replace(plan, provenance=again.provenance, warnings=[], repairs=[])
+    assert "the peak" in str(plan)
+
+
+def test_the_command_line_plans(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    folder, task = checkpoints.write(tmp_path / "model", "bert"), tmp_path / "task"
+    write_directory(runs.texts(), task, overwrite=False)
+    line = ["finetune", str(folder), str(task), "--plan", "--memory", "2", "--json"]
+    assert main(line) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["verdict"].startswith("fits: about ")
+    assert found["result"]["memory"] == 2 * 10**9
+    assert main(line[:3]) == 2
+    assert "finetune needs OUT" in capsys.readouterr().err
+    assert main([*line[:3], "out", "--memory", "2"]) == 2
+    assert "--memory 2 is for --plan" in capsys.readouterr().err
+
+
+def test_what_cannot_be_planned_is_said() -> None:
+    with pytest.raises(UsageError, match="processes=0: it must be at least 1"):
+        ts.plan(runs.encoder(), runs.points(), processes=0)
+    with pytest.raises(UsageError, match="no task"):
+        ts.plan(runs.encoder(), [])

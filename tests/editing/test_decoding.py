@@ -86,17 +86,10 @@ def test_what_cannot_be_decoded_is_told(tmp_path: Path, monkeypatch: pytest.Monk
     taus = vectors(model)
     decoder = Decoder(model, taus)
     other = ts.TaskVector(dict(taus["first"].deltas), "0" * 64, "linear", "other")
-    tied = ts.TaskVector(
-        {**taus["first"].deltas, "embed_tokens.weight": torch.ones(257, 16)},
-        taus["first"].base,
-        "linear",
-        "tied",
-    )
     cases: list[tuple[Any, str, Any]] = [
         (UsageError, "language=L", lambda: Decoder(ts.load(folder).double(), taus)),
         (UsageError, "at least one vector", lambda: Decoder(model, {})),
         (BaseMismatchError, "base", lambda: Decoder(model, {"other": other})),
-        (UsageError, "table", lambda: Decoder(model, {"tied": tied})),
         (UsageError, "no token", lambda: decoder.generate("", {})),
         (UsageError, "longer than the model's 64", lambda: decoder.generate("x" * 40, {}, tokens=30)),
         (UsageError, "no vector 'frist'", lambda: decoder.generate("a", {"frist": 1.0}, tokens=2)),

@@ -37,6 +37,8 @@ def model(kind: str) -> Any:
         return T.Qwen3ForCausalLM(T.Qwen3Config(**_SIZES, head_dim=4, tie_word_embeddings=True))
     if kind == "gemma3":
         return T.Gemma3ForCausalLM(T.Gemma3TextConfig(**_SIZES, head_dim=4, sliding_window=8))
+    if kind == "phi":  # its table has a bias
+        return T.PhiForCausalLM(T.PhiConfig(**{**_SIZES, "num_key_value_heads": 4}))
     return T.LlamaForCausalLM(T.LlamaConfig(**_SIZES, tie_word_embeddings=kind.endswith("tied")))
 
 

@@ -169,23 +169,6 @@ def test_a_recipe_of_texts_runs(tmp_path: Path) -> None:
     assert "perplexity" in report.to_markdown()
 
 
-def test_a_vector_that_moves_the_table_is_refused(tmp_path: Path) -> None:
-    for kind, name in (("llama tied", "embed_tokens.weight"), ("llama", "lm_head.weight")):
-        folder = languages.write(tmp_path / kind, kind)
-        encoder = ts.load(folder, language=LENGTH)
-        base = ts.load(folder)
-        moved = ts.finetune(base, pairs(), ts.Settings(lr=1e-2, epochs=1)).task_vector  # type: ignore[arg-type]
-        if kind == "llama":
-            moved = ts.TaskVector({**moved.deltas, name: torch.ones(257, 16)}, moved.base, "standard", "tau")
-        with pytest.raises(UsageError, match="table"):
-            ts.evaluate(encoder, [task("t", 1)], moved)
-
-
-def pairs() -> Task:
-    rows = (texts(5), [0, 1] * 6)
-    return Task.from_tensors("classes", ["a", "b"], train=rows, validation=rows, test=rows)
-
-
 def test_what_cannot_be_said_of_a_language_model_is_told(tmp_path: Path) -> None:
     folder = languages.write(tmp_path / "model", "gpt2")
     encoder, of = ts.load(folder, language=LENGTH), task("t", 1)

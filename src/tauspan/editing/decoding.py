@@ -5,11 +5,13 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from tauspan.core.arguments import checked
 from tauspan.core.computing import way
-from tauspan.core.errors import UsageError, listed, nearest
+from tauspan.core.errors import NonFiniteError, UsageError, listed, nearest
+from tauspan.editing.model.directions import require_numbers
 from tauspan.models import Encoder
 from tauspan.models.encoder import positions
 from tauspan.models.home import fingerprint_of
@@ -31,7 +33,7 @@ class Decoder:
         vectors: the directions by name, of any regime; a standard vector is taken in the tangent model (post-hoc).
 
     Raises:
-        UsageError: no language model, no vector, or one that moves the token table.
+        UsageError: no language model, or no vector.
         BaseMismatchError: a vector starts from another model.
 
     Example:
@@ -53,16 +55,18 @@ class Decoder:
             raise UsageError("a decoder needs at least one vector; for none, generate with transformers.")
         self.encoder, self.vectors = encoder, dict(vectors)
         self._language, base = encoder.language, fingerprint_of(encoder)
-        moved: dict[str, dict[str, Tensor]] = {}
-        for name, vector in self.vectors.items():
-            fitted = vector.fitted(encoder, tangent=True, base=base).deltas
-            whole = {**vector.deltas, **fitted}
-            self._language.require_frozen((key for key, delta in whole.items() if bool(delta.any())), name)
-            moved[name] = dict(fitted)
+        moved = {
+            name: vector.fitted(encoder, tangent=True, base=base).deltas for name, vector in vectors.items()
+        }
+        tables = {
+            name: self._language.move(vector.fitted(encoder, base=base).deltas)
+            for name, vector in vectors.items()
+        }
+        self._tables = {name: table for name, table in tables.items() if table is not None}
         known = dict(encoder.backbone.named_parameters())
-        every = list(
-            dict.fromkeys(key for deltas in moved.values() for key in deltas if key != self._language.tied)
-        )
+        every = list(dict.fromkeys(key for deltas in moved.values() for key in deltas))
+        if self._language.tied in every and not self._tables:
+            every.remove(self._language.tied)
         if not every:
             raise UsageError(
                 f"nothing that trains is moved by {listed(self.vectors)}: give vectors of this model."
@@ -109,12 +113,17 @@ class Decoder:
 
         Raises:
             UsageError: an empty prompt, one that leaves no room, an unknown vector, or a negative temperature.
+            NonFiniteError: the logits are NaN or infinite.
 
         Cost:
             A pass over the prompt with T tangents, then one token's pass for each token.
         """
-        if tokens < 1 or not temperature >= 0:
-            raise UsageError(f"tokens={tokens}, temperature={temperature}: at least 1, and at least 0.")
+        if tokens < 1:
+            raise UsageError(f"tokens={tokens}: ask for at least 1.")
+        if not 0 <= temperature < math.inf:
+            raise UsageError(
+                f"temperature={temperature}: a finite number, at least 0, which takes the likeliest token."
+            )
         text, draw = self.text(prompt), torch.Generator().manual_seed(seed % 2**63)
         most, made = positions(self.encoder.backbone), []
         end = self._language.inputs.tokenizer.eos_token_id
@@ -149,22 +158,30 @@ class Decoder:
         return CachedTangents(self.encoder.backbone, self._theta0, self._taus, way().check != "off")
 
     def logits(self, state: Tensor, tangents: Tensor, coefficients: Mix) -> Tensor:
-        """W (h + sum_t a_t dh_t) + b, shape (V,)."""
+        """W (h + sum_t a_t dh_t) + b + sum_t a_t (dW_t h + db_t), shape (V,)."""
         if not isinstance(coefficients, Mapping):
             raise UsageError(
                 f"coefficients are {coefficients!r}, and numbers by name are wanted: {{name: number}}."
             )
-        for name, value in coefficients.items():
-            if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-                raise UsageError(f"the coefficient of {name!r} is {value!r}: a finite number is wanted.")
+        require_numbers(coefficients)
+        for name in coefficients:
             if name not in self.vectors:
                 raise UsageError(f"coefficients name no vector {name!r}. {nearest(name, list(self.vectors))}")
         mixed = state.clone()
         for name, tangent in zip(self.vectors, tangents, strict=True):
             mixed += coefficients.get(name, 0.0) * tangent
         table = self._language.table
-        found = table.weight.to(mixed) @ mixed
-        return found if table.bias is None else found + table.bias.to(found)
+        found = F.linear(mixed, table.weight.to(mixed), None if table.bias is None else table.bias.to(mixed))
+        one = state if table.bias is None else torch.cat([state, state.new_ones(1)])
+        for name, move in self._tables.items():
+            if coefficients.get(name):
+                found += coefficients[name] * (move.to(one) @ one)
+        if not bool(found.isfinite().all()):
+            raise NonFiniteError(
+                f"the logits at {dict(coefficients)} hold NaN or infinity: take smaller coefficients, or check the "
+                "weights (`tauspan doctor MODEL --values`)."
+            )
+        return found
 
 
 class Text:
@@ -184,6 +201,7 @@ class Text:
         """The logits of the next token at any coefficients, shape (V,); nothing is read again."""
         return self._decoder.logits(*self._last, coefficients)
 
+    @checked
     def append(self, token: int) -> None:
         """Read one more token.
 

@@ -179,7 +179,7 @@ def measured_on(
             processes.require_same({**compared, "the split": split})
         for task in tasks:
             logits = model.logits(task, split, coefficients, advance)
-            labels, by = model.targets(task, split), model.objective(task)
+            labels, by = model.targets(task, split), model.objective(task, coefficients)
             loss = float(by.losses(logits, labels).mean())
             scores.append(TaskScore(task.name, by.value(logits, labels), loss, len(labels), by.metric))
     about = provenance(

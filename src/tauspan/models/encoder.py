@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from tauspan.core.arguments import checked
 from tauspan.core.errors import MismatchError, ModelError, NonFiniteError
-from tauspan.models.inputs import Batch, Inputs
+from tauspan.models.inputs import Batch, Inputs, require_known
 
 if TYPE_CHECKING:
     from tauspan.models.frozen import Frozen, Origin, Prediction
@@ -149,6 +149,9 @@ class Encoder(nn.Module):
         first = next(self.backbone.parameters(), None)
         most = {"positions": self._positions()} if self.inputs.modality == "text" else {}
         batch = self.inputs.encode(raw, max_tokens, crops, **most)
+        words = _words(self.backbone) if self.inputs.modality == "text" else None
+        if words is not None and isinstance(batch, Mapping) and "input_ids" in batch:
+            require_known(batch["input_ids"], words, self.inputs.tokenizer)
         if first is None:
             return batch
         floats = isinstance(batch, Tensor) and self.inputs.modality == "tensor" and batch.is_floating_point()
@@ -188,6 +191,16 @@ class Encoder(nn.Module):
                 f"weights of {self.source} are broken."
             )
         return found
+
+
+def _words(backbone: nn.Module) -> int | None:
+    """How many tokens a transformers model knows; None where it does not say."""
+    try:
+        table = getattr(backbone, "get_input_embeddings", lambda: None)()
+    except (NotImplementedError, AttributeError):  # of a model without one
+        return None
+    known = getattr(table, "num_embeddings", None)
+    return known if isinstance(known, int) else None
 
 
 def positions(backbone: nn.Module) -> int | None:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from tauspan import store
 from tauspan.core.errors import ModelError, StoreError, UsageError, listed
 from tauspan.models import folders
-from tauspan.models.encoder import Batch, Encoder, Inputs
+from tauspan.models.encoder import Batch, Encoder, Inputs, positions
 from tauspan.models.extras import quiet, require_extra
 from tauspan.models.home import Home, home_of
 from tauspan.models.language import States, language_of
@@ -132,6 +132,11 @@ def _language(
     if full is None or full.base_model is full:
         raise ModelError(f"{source} is no causal language model of transformers: load it without `language`.")
     model = full.base_model
+    most = positions(model)
+    if most is not None and length > most:
+        raise UsageError(
+            f"language={length}, and {source} has positions for {most} tokens: say language={most}, or fewer."
+        )
     inputs = Inputs("text", _tokenizer(transformers, directory), limit=length)
     home = home_of(directory, weights, model)
     encoder = Encoder(
@@ -227,7 +232,10 @@ def _tokenizer(transformers: Any, directory: Path, lower: bool = False) -> Any:
             directory, local_files_only=True, trust_remote_code=False
         )
     except (OSError, ValueError, KeyError) as error:
-        raise ModelError(f"{directory} has no usable tokenizer: {error}") from error
+        raise ModelError(
+            f"{directory} has no usable tokenizer ({str(error).partition(chr(10))[0]}): put the files of the model's own "
+            "beside the weights, such as tokenizer.json."
+        ) from error
     if len(tokenizer) <= len(
         tokenizer.all_special_tokens
     ):  # without the files transformers makes an empty tokenizer

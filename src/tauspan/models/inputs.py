@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from tauspan.core.ahead import in_threads
-from tauspan.core.errors import DataError, UsageError
+from tauspan.core.errors import DataError, ModelError, UsageError
 from tauspan.models.crop import random_box
 from tauspan.models.extras import require_extra
 from tauspan.models.pictures import is_picture, rgb
@@ -257,6 +257,20 @@ def _by_pillow(pixels: Tensor, wanted: tuple[int, int], interpolation: Interpola
     resized = image.fromarray(array).resize(wanted[::-1], _PILLOW[interpolation])
     made = torch.from_numpy(np.array(resized))
     return made[None] if grey else made.permute(2, 0, 1)
+
+
+def require_known(ids: Tensor, words: int, tokenizer: Any) -> None:
+    """Raise if a token is none of the model's, which has so many `words`.
+
+    Raises:
+        ModelError: the tokenizer is that of another model.
+    """
+    most = int(ids.max()) if ids.numel() else 0
+    if most >= words:
+        raise ModelError(
+            f"the tokenizer, of {len(tokenizer)} tokens, gives the token {most}, and the model knows {words}: it is that "
+            "of another model. Put the tokenizer's files that belong to the weights beside them."
+        )
 
 
 def _require_tokens(tokens: Mapping[str, Tensor], texts: Sequence[str]) -> None:

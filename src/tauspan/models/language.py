@@ -1,16 +1,17 @@
 """Causal language models: states of every position as features, the token table behind them, and the tokens of texts."""
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tauspan.core.errors import DataError, ModelError, UsageError, listed
+from tauspan.core.errors import DataError, ModelError, NonFiniteError, UsageError, listed
+from tauspan.core.params import Params, moved
 from tauspan.models.encoder import Batch, Head
-from tauspan.models.inputs import Inputs
+from tauspan.models.inputs import Inputs, require_known
 from tauspan.models.pooling import hidden_states
 from tauspan.objectives.tokens import IGNORED, Table
 
@@ -41,7 +42,7 @@ class Language:
     """What a causal language model has besides its states.
 
     Args:
-        table: the frozen table that makes logits of states.
+        table: what makes logits of states; it does not train.
         inputs: how texts become tokens.
         tied: the name of the table among the backbone's parameters, where it is one of them.
         name: the name of the table in the whole model, as files have it.
@@ -70,6 +71,7 @@ class Language:
         spans = bool((prompts > 0).any())
         made = self._tokens(texts, max_tokens, spans)
         ids, mask = made["input_ids"], made["attention_mask"].bool()
+        require_known(ids, len(self.table.weight), self.inputs.tokenizer)
         counts = mask.clone()
         counts[:, 0] = False
         if spans:
@@ -97,7 +99,9 @@ class Language:
             while added[-1] and not prompt.endswith(self.inputs.tokenizer.decode(ids[-1:])):
                 ids.pop()
                 added.pop()
-        return torch.tensor(ids, dtype=torch.long)
+        found = torch.tensor(ids, dtype=torch.long)
+        require_known(found, len(self.table.weight), self.inputs.tokenizer)
+        return found
 
     def head(self, words: Sequence[str]) -> Head:
         """A frozen head whose classes are words: logits of the next token, W h + b at their tokens.
@@ -142,19 +146,50 @@ class Language:
     def _whole(self, texts: Sequence[str]) -> list[str]:
         return [self.inputs.prompt + text for text in texts]
 
-    def require_frozen(self, names: Iterable[str], label: str) -> None:
-        """Raise if a vector moves the token table.
+    def move(self, deltas: Params) -> Tensor | None:
+        """How a displacement moves the table, dW of shape (V, d), or [dW, db] of shape (V, d + 1) of a table with b.
+
+        Args:
+            deltas: by names in memory; a table that the backbone lacks has its name in the files.
+
+        Returns:
+            None if it does not move it.
+        """
+        found = [deltas.get(name) for name in self._names]
+        if not any(delta is not None and bool(delta.any()) for delta in found):
+            return None
+        own = [part for part in (self.table.weight, self.table.bias) if part is not None]
+        known = zip(own, found, strict=True)
+        parts = [torch.zeros_like(part) if delta is None else delta for part, delta in known]
+        return torch.cat([part.view(len(part), -1).to(parts[0]) for part in parts], 1)
+
+    @property
+    def _names(self) -> list[str]:
+        """The names of W, and of b if there is one, in a displacement."""
+        beside = self.name.removesuffix("weight") + "bias"
+        return [self.tied or self.name] + ([] if self.table.bias is None else [beside])
+
+    def moved(self, deltas: Params, scale: float = 1.0) -> "Language":
+        """The language model at theta0 + scale * tau: with its own table."""
+        move = self.move(deltas)
+        if move is None:
+            return self
+        weight, bias = self.table.weight, self.table.bias
+        wide, width = torch.promote_types(weight.dtype, move.dtype), weight.shape[1]
+        new = moved(weight.to(wide), move[:, :width], scale)
+        beside = None if bias is None else moved(bias.to(wide), move[:, width], scale)
+        return replace(self, table=replace(self.table, weight=new, bias=beside))
+
+    def require_untrained(self, names: Collection[str]) -> None:
+        """Raise if the token table is among the parameters that train.
 
         Raises:
-            UsageError: it does; its logits are not those of the frozen table.
+            UsageError: it is; losses of training are computed with the table as it is.
         """
-        moved = [name for name in names if name in (self.tied, self.name)]
-        if moved:
+        if self.tied is not None and self.tied in names:
             raise UsageError(
-                f"the vector {label!r} moves {moved[0]!r}, the table that makes logits of states, and next-token "
-                "losses are "
-                "computed with the pre-trained one. Fine-tune without it (it does not train in a model that "
-                "`ts.load(source, language=L)` gave), or measure the saved model with lm-eval."
+                f"{self.tied!r} is also the table that makes logits of states, which does not train here: name other "
+                "parameters (`params=`), such as 'all', which leaves it out."
             )
 
 
@@ -165,6 +200,7 @@ def language_of(full: Any, backbone: nn.Module, inputs: Inputs, length: int, sou
 
     Raises:
         ModelError: the logits are no affine function of the last states.
+        NonFiniteError: they are NaN or infinite.
     """
     out = full.get_output_embeddings()
     if not isinstance(out, nn.Linear):
@@ -175,6 +211,11 @@ def language_of(full: Any, backbone: nn.Module, inputs: Inputs, length: int, sou
     with torch.no_grad():
         wanted = full(**batch, use_cache=False).logits
         found = F.linear(hidden_states(backbone, batch), table.weight, table.bias)
+    if not bool(wanted.isfinite().all()):
+        raise NonFiniteError(
+            f"{source}: the logits of {type(full).__name__} hold NaN or infinity on a sample text: its weights are "
+            "broken. `tauspan doctor MODEL --values` names the tensor; get the files again."
+        )
     apart = float((found - wanted).abs().max() / wanted.abs().max().clamp(min=1e-30))
     if not apart <= _CLOSE:
         raise ModelError(

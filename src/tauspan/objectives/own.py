@@ -56,6 +56,14 @@ class OwnLoss(Objective):
     _tried: list[bool] = field(default_factory=list, init=False, repr=False, compare=False)
     distances: ClassVar[dict[str, Apart]] = Regression.distances
 
+    def __post_init__(self) -> None:
+        for what, given in (("function", self.function), ("score", self.score)):
+            if not callable(given) and not (what == "score" and given is None):
+                raise UsageError(
+                    f"{what}={given!r} of an own loss is no function: give one of outputs and targets that returns a "
+                    "number for each row."
+                )
+
     def __repr__(self) -> str:
         """Without the function's address, so that two processes say the same."""
         score = getattr(self.score, "__qualname__", self.score)

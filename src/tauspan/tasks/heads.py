@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from tauspan.core.arguments import checked
-from tauspan.core.errors import DataError, MismatchError, ModelError
+from tauspan.core.errors import DataError, MismatchError, ModelError, UsageError
 from tauspan.core.params import require_finite_rows
 from tauspan.models import Encoder, Frozen, Head, eval_mode, fingerprint_of
 from tauspan.models.encoder import Bare
@@ -53,6 +53,7 @@ def build_head(task: Task, encoder: Encoder, *, shots: int = 10, max_tokens: int
     Raises:
         DataError: a head or a list of prompts of another size than the classes, a class without training rows, or
             `"prompts"` for a task without any.
+        UsageError: a head on a model that was loaded for texts.
         ModelError: `"prompts"` for an encoder without a text tower, or one that was trimmed too early.
 
     Cost:
@@ -61,6 +62,12 @@ def build_head(task: Task, encoder: Encoder, *, shots: int = 10, max_tokens: int
     """
     if task.objective.headless:
         return Bare()
+    if encoder.language is not None:
+        raise UsageError(
+            f"task {task.name!r} is {task.objective.word}, whose head reads one vector of a text, and {encoder.source} "
+            f"was loaded for texts (language={encoder.language.table.length}), with states of every position: load it "
+            "without `language` for this task."
+        )
     tokens = task.tokens(max_tokens)
     facts = [] if task.head is not None else _made_of(task, encoder, shots, tokens)
     head = _own(task, task.head) if task.head is not None else _built(task, encoder, facts, tokens)

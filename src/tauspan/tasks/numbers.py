@@ -110,7 +110,10 @@ def tensor_targets(name: str, split: str, given: Any, objective: Objective) -> S
     try:
         targets = values.detach().cpu() if isinstance(values, Tensor) else torch.as_tensor(values)
     except (TypeError, ValueError, RuntimeError) as error:
-        raise DataError(f"{split} of {name!r}: its targets are no numbers: {error}.") from error
+        raise DataError(
+            f"{split} of {name!r}: its targets are no numbers ({error}): give a tensor or lists of floats, of shape "
+            "(N, outputs)."
+        ) from error
     if targets.is_complex() or not targets.ndim:
         raise DataError(
             f"{split} of {name!r}: its targets are {told_of(targets)}: give real numbers of shape (N, outputs)."

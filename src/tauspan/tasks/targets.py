@@ -52,6 +52,11 @@ def read_targets(
             raise UsageError(
                 f"task {what!r}: {kind.word} has no classes, and so no label_names: leave them out."
             )
+        if list(columns) not in ([], ["label"]):
+            raise UsageError(
+                f"task {what!r}: label={list(columns)}, and {kind.word} has no labels: name the columns of the texts and "
+                "of what goes before them, text= (--text) and prompt= (--prompt)."
+            )
         return continued(read(prompt or text), prompt is not None, clean, what)
     if not columns or len(set(columns)) < len(columns):
         raise UsageError(f"task {what!r}: label={list(columns)}: give at least one column, and none twice.")

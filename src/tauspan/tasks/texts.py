@@ -70,11 +70,14 @@ def text_rows(name: str, split: str, given: Any) -> Split:
     except (TypeError, ValueError, RuntimeError) as error:
         raise DataError(f"{split} of {name!r}: the lengths of prompts are no numbers: {error}.") from error
     if wanted.is_floating_point() or wanted.is_complex() or wanted.dtype == torch.bool:
-        raise DataError(f"{split} of {name!r}: lengths of prompts are whole numbers, not {wanted.dtype}.")
+        raise DataError(
+            f"{split} of {name!r}: lengths of prompts are whole numbers of characters, not {wanted.dtype}."
+        )
     wanted = wanted.long()
     if wanted.shape != (len(texts),):
         raise DataError(
-            f"{split} of {name!r}: {len(texts)} texts and lengths of shape {tuple(wanted.shape)}."
+            f"{split} of {name!r}: {len(texts)} texts and lengths of prompts of shape {tuple(wanted.shape)}: give "
+            "one for each text."
         )
     long = [
         n
@@ -83,6 +86,7 @@ def text_rows(name: str, split: str, given: Any) -> Split:
     ]
     if long:
         raise DataError(
-            f"{split} of {name!r}, row {long[0]}: nothing follows its prompt of {int(wanted[long[0]])} characters."
+            f"{split} of {name!r}, row {long[0]}: nothing follows its prompt of {int(wanted[long[0]])} characters. "
+            "Write a text, shorten the prompt, or take the row out."
         )
     return Split(list(texts), wanted)

@@ -92,6 +92,8 @@ def fit(
     reading.require_no_point("fit")
     classifier = Classifier(encoder, build_head(task, encoder, max_tokens=reading.max_tokens))
     tangent = linearize(classifier, params, "logits")
+    if encoder.language is not None:
+        encoder.language.require_untrained(tangent.tau)
     tokens = task.tokens(reading.max_tokens)
     with measured() as cost, underway(f"fit of {task.name}"):
         parts = labelled(encoder, task.split("train"), tokens, reading.batch_size, task.objective)

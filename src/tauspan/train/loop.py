@@ -46,6 +46,8 @@ class Run:
         self.encoder = encoder
         self.tasks = tasks
         self.objectives = [trained(task, settings.label_smoothing).bound(encoder.language) for task in tasks]
+        if encoder.language is not None:
+            encoder.language.require_untrained(what.parameters)
         self.name = tasks[0].name if len(tasks) == 1 else "joint"
         self.settings = settings
         self.key = key

@@ -1,6 +1,7 @@
 """Directions of weight space with a coefficient each: whole task vectors, or their parts by layer group."""
 
 import fnmatch
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -83,6 +84,17 @@ class Directions:
         return sum(scaled[1:], scaled[0]).named(label)
 
 
+def require_numbers(coefficients: Mapping[str, float]) -> None:
+    """Raise unless every coefficient is a finite number.
+
+    Raises:
+        UsageError: one is NaN or infinite, or no number.
+    """
+    for name, value in coefficients.items():
+        if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+            raise UsageError(f"the coefficient of {name!r} is {value!r}: a finite number is wanted.")
+
+
 @checked
 def combine(
     vectors: Mapping[Task, TaskVector], coefficients: Coefficients, groups: Groups | None = None
@@ -129,6 +141,7 @@ def weighted_sum(
             direction: parts[group]
             for direction, group in zip(directions.of(name), directions.groups, strict=True)
         }
+    require_numbers(values)
     total = directions.combined(values, "combination")
     return replace(total, info={**total.info, "coefficients": coefficients})
 

@@ -10,6 +10,7 @@ from tauspan.core.arguments import checked
 from tauspan.core.choices import EditRegime, Point
 from tauspan.core.errors import ModelError, UsageError
 from tauspan.core.processes import own_device
+from tauspan.editing.model.directions import require_numbers
 from tauspan.editing.model.edited import model_kind
 from tauspan.editing.model.regime import edit_regime, point_of
 from tauspan.editing.model.saved import (
@@ -147,6 +148,7 @@ def apply(
     Raises:
         BaseMismatchError: the vector starts from another model.
         MismatchError: it moves a tensor that the module and its files lack.
+        UsageError: the scale is NaN or infinite.
 
     Example:
         >>> import torch
@@ -155,6 +157,7 @@ def apply(
         >>> torch.allclose(apply(base, tau).weight, tuned.weight)
         True
     """
+    require_numbers({vector.label: scale})
     kind = model_kind(edit_regime(vector, regime))
     return kind.applied(module, vector, scale, point_of([vector], point))
 

@@ -14,10 +14,12 @@ from tauspan.core.errors import listed
 from tauspan.core.measure import progress, underway
 from tauspan.core.params import require_finite_rows
 from tauspan.core.reading import Reading
-from tauspan.editing.model.directions import Directions
+from tauspan.editing.model.directions import Directions, require_numbers
 from tauspan.editing.model.outputs import Targets, outputs
 from tauspan.editing.model.regime import point_of
+from tauspan.editing.model.token_tables import Tables
 from tauspan.models import Classifier, Encoder, Head, Origin
+from tauspan.models.language import Language
 from tauspan.objectives import Objective
 from tauspan.tangent import Linearized, linearize
 from tauspan.tangent.contributions import Advance, Contributions, contributions, silent
@@ -72,7 +74,6 @@ class EditedModel(ABC):
             self.fitted(vector)
         self._heads: dict[Task, Head] = {}
         self._prepared: dict[tuple[Task, str], Batches] = {}
-        self._objectives: dict[Task, Objective] = {}
         self._targets: dict[tuple[Task, str], Tensor] = {}
         self._classes: dict[_Asked, Tensor] = {}
         self._scores: dict[_Asked, Tensor] = {}
@@ -93,6 +94,10 @@ class EditedModel(ABC):
         """The logits, checked to be finite; `about` says in words whose they are."""
 
     @abstractmethod
+    def _language(self, used: Coefs) -> Language | None:
+        """What makes losses of the outputs of a language model at these coefficients."""
+
+    @abstractmethod
     def read(self, needs: Mapping[Task, Sequence[str]], split: str) -> None:
         """Read a split ahead, in one pass for each task: which directions it needs."""
 
@@ -107,8 +112,10 @@ class EditedModel(ABC):
         """Logits (N, K) of one task on one split.
 
         Raises:
+            UsageError: a coefficient is no finite number.
             NonFiniteError: a row's logits are NaN or infinite.
         """
+        require_numbers(coefficients)
         used = {name: value for name, value in coefficients.items() if value}
         at = " + ".join(f"{value:g} x {name!r}" for name, value in used.items()) or "theta0"
         about = f"the logits of {task.name!r} on {split} at {at}"
@@ -128,7 +135,8 @@ class EditedModel(ABC):
             return (self.classes(task, split, coefficients) == labels).double()
         key = (task, split, _used(coefficients))
         if key not in self._scores:
-            self._scores[key] = self.objective(task).scores(self.logits(task, split, dict(key[2])), labels)
+            at = dict(key[2])
+            self._scores[key] = self.objective(task, at).scores(self.logits(task, split, at), labels)
         return self._scores[key]
 
     def metric(self, task: Task, split: str, coefficients: Coefs) -> float:
@@ -140,32 +148,19 @@ class EditedModel(ABC):
         logits, labels = self.logits(task, split, coefficients).double(), self.targets(task, split)
         if targets == "wrong":
             labels = task.objective.forgotten(labels, logits.shape[-1])
-        return float(self.objective(task).losses(logits, labels).mean())
+        return float(self.objective(task, coefficients).losses(logits, labels).mean())
 
-    def objective(self, task: Task) -> Objective:
-        """The task's objective, with what it reads of the model.
-
-        Raises:
-            UsageError: a vector moves what the objective takes to be fixed.
-        """
-        if task not in self._objectives:
-            language = self.encoder.language
-            bound = task.objective.bound(language)
-            if task.objective.headless and language is not None:
-                for name, vector in self.directions.vectors.items():
-                    known = {
-                        **vector.deltas,
-                        **self.fitted(vector).deltas,
-                    }  # under the names of files and of memory
-                    language.require_frozen((key for key, delta in known.items() if bool(delta.any())), name)
-            self._objectives[task] = bound
-        return self._objectives[task]
+    def objective(self, task: Task, coefficients: Coefs | None = None) -> Objective:
+        """The task's objective, with what it reads of the model at these coefficients."""
+        if not task.objective.headless:
+            return task.objective
+        return task.objective.bound(self._language(dict(_used(coefficients or {}))))
 
     def targets(self, task: Task, split: str) -> Tensor:
         """What the losses of a split's rows read."""
         if (task, split) not in self._targets:
             rows, tokens = task.split(split), task.tokens(self.reading.max_tokens)
-            self.objective(task)
+            task.objective.bound(self.encoder.language)  # raises for a model that the objective cannot read
             self._targets[task, split] = task.objective.targets(
                 rows.inputs, rows.labels, self.encoder.language, tokens
             )
@@ -218,6 +213,8 @@ class OrdinaryModel(EditedModel):
             encoder.edit = " + ".join(filter(None, [base.edit, f"{scale:g} {vector.label}"]))
             if encoder.home is not None:
                 encoder.home = encoder.home.moved(own.deltas, scale)
+            if encoder.language is not None:
+                encoder.language = encoder.language.moved(own.deltas, scale)
         return edited
 
     def _begin(self) -> None:
@@ -236,13 +233,20 @@ class OrdinaryModel(EditedModel):
         with models.eval_mode(edited), torch.inference_mode():
             return outputs(Classifier(edited, self.head(task)), self.batches(task, split), advance, about)
 
+    def _language(self, used: Coefs) -> Language | None:
+        """With the table of the edited model."""
+        return self._edited(used).language
+
     def _edited(self, used: Coefs) -> Encoder:
         if not self.directions.vectors:
             return self.encoder
         if self._copy is None:
             self._copy = models.working_copy(self.encoder).eval()
         if self._at != used:
-            _set_weights(self._copy, self.encoder, self.fitted(self.directions.combined(used)), 1.0)
+            vector = self.fitted(self.directions.combined(used))
+            _set_weights(self._copy, self.encoder, vector, 1.0)
+            if self.encoder.language is not None:
+                self._copy.language = self.encoder.language.moved(vector.deltas)
             self._at = dict(used)
         return self._copy
 
@@ -272,6 +276,18 @@ class TangentModel(EditedModel):
         self._parts: dict[tuple[Task, str, tuple[str, ...]], Contributions] = {}
         # by the tensors that move: models of the same tensors share one check
         self._tangents: dict[tuple[str, ...], Linearized] = {}
+        self._tables: Tables | None = None
+
+    def _language(self, used: Coefs) -> Language | None:
+        """With the tables of all directions beside one another, the same at any coefficients."""
+        if self._tables is None and self.encoder.language is not None:
+            vectors = {name: self.directions.partial(name) for name in self.directions.names}
+            deltas = {
+                name: vector.fitted(self.encoder, base=self.fingerprint).deltas
+                for name, vector in vectors.items()
+            }
+            self._tables = Tables.of(self.encoder.language, deltas)
+        return None if self._tables is None else self._tables.language
 
     def affine(self, task: Task) -> bool:
         """Unless a head that normalises follows the linearisation point."""
@@ -302,9 +318,11 @@ class TangentModel(EditedModel):
         tangent = self._tangents[tensors].under(self.head(task), self.point)
         info = {"task": task.name, "split": split, "regime": self.regime}
         rows, labels = self.batches(task, split), self.targets(task, split)
-        self._passes[task, split] = contributions(
+        found = contributions(
             tangent, vectors, rows, labels, info=info, objective=self.objective(task), advance=advance
         )
+        tables = self._tables if task.objective.headless else None
+        self._passes[task, split] = found if tables is None else tables.beside(found)
         self._parts = {key: part for key, part in self._parts.items() if key[:2] != (task, split)}
 
     def _logits(self, task: Task, split: str, used: Coefs, about: str, advance: Advance) -> Tensor:

@@ -47,7 +47,7 @@ if TYPE_CHECKING:
     from tauspan.kernel.diagnose import diagnose
     from tauspan.merge import METHODS, merge, merge_files
     from tauspan.merge.stream.adapter_vector import adapter_vector
-    from tauspan.models import Classifier, Encoder, Head, reinitialised
+    from tauspan.models import Classifier, Encoder, Head, reinitialised, restrict
     from tauspan.tangent import Linearized, linearize
     from tauspan.tangent.contributions import Contributions
     from tauspan.tasks import Task
@@ -105,6 +105,7 @@ _HOME = {
     "plan": "train",
     "quiet": "core.measure",
     "reinitialised": "models",
+    "restrict": "models",
     "run": "experiments.run",
     "save": "editing",
     "suite": "tasks.data.suite",
@@ -160,6 +161,7 @@ __all__ = [
     "plan",
     "quiet",
     "reinitialised",
+    "restrict",
     "run",
     "save",
     "suite",

@@ -59,7 +59,17 @@ def add(verbs: Any, verb: Verb) -> None:
     like = verb(vector, "analogy", "OUT = C + (B - A): A is to B as C is to OUT", analogy)
     for name in ("a", "b", "c"):
         like.add_argument(name, help="a vector's file or folder")
-    for made in (between, lora, summed, times, minus, like):
+    whole = verb(vector, "dense", "OUT = VECTOR of a small space, as whole tensors of BASE", dense)
+    whole.add_argument("base", help="minilm, a directory or a hub id: what the vector starts from")
+    whole.add_argument("vector", help="a vector's file or folder")
+    thin = verb(
+        vector, "to-adapter", "write a VECTOR of a small space as an adapter that PEFT loads", to_adapter
+    )
+    thin.add_argument("base", help="minilm, a directory or a hub id: what the vector starts from")
+    thin.add_argument("vector", help="a vector's file or folder")
+    thin.add_argument("-o", "--out", required=True, help="the directory to write")
+    thin.add_argument("--overwrite", action="store_true", help="replace a directory that is there")
+    for made in (between, lora, summed, times, minus, like, whole):
         made.add_argument("--label", help="a short name for tables and errors (default: from the inputs)")
         made.add_argument("-o", "--out", required=True, help="the vector file to write")
         made.add_argument("--overwrite", action="store_true", help="replace a file that is there")
@@ -104,6 +114,28 @@ def from_adapter(options: argparse.Namespace) -> None:
     label = options.label or place_label(options.adapter)
     vector = adapter_vector(options.adapter, options.base, label=label, leave_out=options.leave_out or ())
     _write(vector, options, options.base, options.adapter)
+
+
+def dense(options: argparse.Namespace) -> None:
+    """Write a vector of a small space as whole tensors."""
+    from tauspan.models import load_model
+
+    whole = vector_of(options.vector).dense(load_model(options.base))
+    _write(whole, options, options.base, options.vector)
+
+
+def to_adapter(options: argparse.Namespace) -> None:
+    """Write a vector of a small space as an adapter."""
+    from tauspan.merge.lora.spaces import save_as_adapter
+    from tauspan.models import load_model
+    from tauspan.store import require_apart
+
+    require_apart(options.out, [options.base, options.vector])
+    vector = vector_of(options.vector)
+    path = save_as_adapter(vector, load_model(options.base), options.out, overwrite=options.overwrite)
+    if options.json:
+        sys.stdout.write(json.dumps({"adapter": str(path), "base": vector.base}) + "\n")
+    say(f"{vector}\nwrote {path}", options)
 
 
 def inspect(options: argparse.Namespace) -> None:

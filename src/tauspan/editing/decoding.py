@@ -16,7 +16,7 @@ from tauspan.models import Encoder
 from tauspan.models.encoder import positions
 from tauspan.models.home import fingerprint_of
 from tauspan.tangent.cached import CachedTangents
-from tauspan.vector import TaskVector
+from tauspan.vector import TaskVector, confined
 
 Mix = Mapping[str, float]
 
@@ -24,7 +24,8 @@ Mix = Mapping[str, float]
 class Decoder:
     """f(x; theta0) + sum_t a_t J(x) tau_t of a causal language model, token by token.
 
-    Keys and values are cached with their tangents in each direction, so a token costs about 1 + 2 T ordinary ones, and
+    Keys and values are cached with their tangents in each direction, so a token costs about 1 + 2 T ordinary ones (less
+    where all vectors live in one small space, whose tangents are made of thin products), and
     what was read holds for any coefficients: they may change between tokens without reading the text again. Logits are
     those of whole texts to rounding; the first token after a prompt is compared with them.
 
@@ -53,17 +54,15 @@ class Decoder:
             )
         if not vectors:
             raise UsageError("a decoder needs at least one vector; for none, generate with transformers.")
-        self.encoder, self.vectors = encoder, dict(vectors)
         self._language, base = encoder.language, fingerprint_of(encoder)
+        self.encoder, self.vectors = confined(encoder, vectors.values()), dict(vectors)
         moved = {
-            name: vector.fitted(encoder, tangent=True, base=base).deltas for name, vector in vectors.items()
+            name: vector.fitted(self.encoder, tangent=True, base=base).deltas
+            for name, vector in self.vectors.items()
         }
-        tables = {
-            name: self._language.move(vector.fitted(encoder, base=base).deltas)
-            for name, vector in vectors.items()
-        }
+        tables = {name: self._table_of(vector, encoder, base) for name, vector in self.vectors.items()}
         self._tables = {name: table for name, table in tables.items() if table is not None}
-        known = dict(encoder.backbone.named_parameters())
+        known = dict(self.encoder.backbone.named_parameters())
         every = list(dict.fromkeys(key for deltas in moved.values() for key in deltas))
         if self._language.tied in every and not self._tables:
             every.remove(self._language.tied)
@@ -79,6 +78,12 @@ class Decoder:
             }
             for deltas in moved.values()
         ]
+
+    def _table_of(self, vector: TaskVector, encoder: Encoder, base: str) -> Tensor | None:
+        """How a vector moves the token table; a small one becomes whole only where its space has the table."""
+        if vector.space is not None and not {self._language.tied, self._language.name} & {*vector.space.names}:
+            return None
+        return self._language.move(vector.fitted(encoder, base=base).deltas)
 
     @checked
     def text(self, prompt: str) -> "Text":

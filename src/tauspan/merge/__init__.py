@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from tauspan.merge.engine.memory import merge
     from tauspan.merge.engine.own import own_method
     from tauspan.merge.lora.adapters import AdapterSource, combine_adapters, save_adapter
+    from tauspan.merge.lora.spaces import save_as_adapter
     from tauspan.merge.methods import METHODS
     from tauspan.merge.methods.method import Block, Method, Option
     from tauspan.merge.recipe.reading import json_schema, parse_recipe, read_recipe
@@ -55,6 +56,7 @@ _HOME = {
     "read_recipe": "recipe.reading",
     "reproduce": "stream.reproduce",
     "save_adapter": "lora.adapters",
+    "save_as_adapter": "lora.spaces",
     "statistics_of": "data.statistics_file",
 }
 
@@ -85,6 +87,7 @@ __all__ = [
     "read_recipe",
     "reproduce",
     "save_adapter",
+    "save_as_adapter",
     "statistics_of",
 ]
 

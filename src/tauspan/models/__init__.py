@@ -29,6 +29,7 @@ from tauspan.models.sources import (
     weights_of,
     write_model,
 )
+from tauspan.models.spaces import Space, read_space, restrict, space_of, unrestricted
 from tauspan.models.trim import trimmed
 
 __all__ = [
@@ -42,6 +43,7 @@ __all__ = [
     "Names",
     "Origin",
     "Prediction",
+    "Space",
     "aligned",
     "blocks",
     "checkpoint_of",
@@ -63,14 +65,18 @@ __all__ = [
     "on_path",
     "point_of",
     "predicted",
+    "read_space",
     "reinitialised",
     "require_deterministic",
     "require_values",
+    "restrict",
     "save_model",
     "select",
+    "space_of",
     "state_of",
     "stored_state",
     "trimmed",
+    "unrestricted",
     "weights_of",
     "working_copy",
     "write_model",

@@ -14,11 +14,15 @@ from tauspan.models.reach import reached
 _AnyModule = TypeVar("_AnyModule", bound=nn.Module)
 
 
-def working_copy(module: _AnyModule) -> _AnyModule:
+def working_copy(module: _AnyModule, shared: dict[int, Any] | None = None) -> _AnyModule:
     """A deep copy that can take other weights: tensors computed from the module's current weights are left out.
 
     By convention a module that keeps such tensors in eval mode drops them in `train()`, so this calls `train()` on the
     copy's layers and then restores their modes. Tensors with an autograd graph are dropped too.
+
+    Args:
+        module: what is copied.
+        shared: by the id of an object in the module, what the copy has in its place instead of a copy of it.
 
     Raises:
         ModelError: the module keeps a function that holds one of its parameters, which the copy would still use; or it
@@ -28,7 +32,7 @@ def working_copy(module: _AnyModule) -> _AnyModule:
     kept = [memo for memo in intact.kept() if _was_made(memo.container[memo.key])]
     _require_no_views(module, kept)
     with intact(kept):
-        made = copy.deepcopy(module)
+        made = copy.deepcopy(module, dict(shared or {}))
     _require_own(made, module)
     modes = [(layer, layer.training) for layer in made.modules()]
     for layer, mode in modes:

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from tauspan.models.frozen import Frozen, Origin, Prediction
     from tauspan.models.home import Home
     from tauspan.models.language import Language
+    from tauspan.models.spaces import Space
 
 __all__ = ["OUTPUT_FIELDS", "Bare", "Batch", "Classifier", "Encoder", "Head", "Inputs", "Whole", "call", "positions",
            "single_tensor", "to_device"]  # fmt: skip
@@ -57,6 +58,8 @@ class Encoder(nn.Module):
         edit: how the encoder was edited, in words.
         whole: the whole encoder, if `trimmed` made this one; else None.
         language: the token table of a language model, if it was loaded as one; else None.
+        space: the small space in which it moves, if `restrict` made it; else None.
+        trainable: of an encoder in a space, which parameters of its backbone were trainable before.
     """
 
     @checked
@@ -92,6 +95,8 @@ class Encoder(nn.Module):
         self.edit = ""
         self.whole: Whole | None = None
         self.language: Language | None = None
+        self.space: Space | None = None
+        self.trainable: frozenset[str] = frozenset()
 
     def forward(self, batch: Batch) -> Tensor:
         """Features of shape (N, d)."""

@@ -202,10 +202,21 @@ def names_of(module: nn.Module) -> Names:
 
 def stored_state(module: nn.Module) -> dict[str, Tensor]:
     """All tensors of a model as files hold them: under the names of the files, with those that the module lacks."""
-    encoder = encoder_in(module)
+    encoder, state = encoder_in(module), _without_space(module)
     if encoder is not None and encoder.home is not None and encoder.whole is None:
-        return encoder.home.stored(state_of(module))
-    return names_of(module).to_files(state_of(module))
+        moved = {} if encoder.space is None else {n: state[n] for n in encoder.space.small if n in state}
+        return encoder.home.stored(state) | moved
+    return names_of(module).to_files(state)
+
+
+def _without_space(module: nn.Module) -> dict[str, Tensor]:
+    """The state of a module without the factors of its space, and without the numbers in it where all are 0."""
+    encoder, state = encoder_in(module), state_of(module)
+    if encoder is None or encoder.space is None:
+        return state
+    beside = encoder.space.beside(encoder.backbone)
+    moved = any(bool(state[name].any()) for name in encoder.space.small)
+    return {n: t for n, t in state.items() if n not in beside or (moved and n in encoder.space.small)}
 
 
 def fingerprint_of(module: nn.Module) -> str:
@@ -217,5 +228,5 @@ def fingerprint_of(module: nn.Module) -> str:
     whole = None if encoder is None else encoder.whole
     if whole is None:
         return params.fingerprint(stored_state(module))
-    found = params.fingerprint(state_of(module))
+    found = params.fingerprint(_without_space(module))
     return found if found != whole.part else whole.fingerprint

@@ -169,10 +169,12 @@ def _spelt(patterns: Sequence[str], module: nn.Module, names: Sequence[str]) -> 
 
 
 def on_path(module: nn.Module, name: str) -> bool:
-    """Whether the features use a parameter of the module's core, according to the encoder's `prefixes`."""
+    """Whether a parameter of the module's core can move the features: by the encoder's `prefixes` and its small space."""
     encoder = module.encoder if isinstance(module, Classifier) else module
-    prefixes = encoder.prefixes if isinstance(encoder, Encoder) else ()
-    return not prefixes or name.startswith(prefixes)
+    if not isinstance(encoder, Encoder):
+        return True
+    inside = encoder.space is None or name in encoder.space.small
+    return inside and (not encoder.prefixes or name.startswith(encoder.prefixes))
 
 
 def _attention(inner: nn.Module, names: Sequence[str]) -> list[str]:

@@ -254,9 +254,9 @@ class Linearized(nn.Module):
         theta0 = self.theta0()
         label = vector.label if isinstance(vector, TaskVector) else "the direction"
         deltas = vector.deltas if isinstance(vector, TaskVector) else vector
-        if (
-            isinstance(vector, TaskVector) and deltas.keys() != theta0.keys()
-        ):  # names of files, or more tensors
+        if isinstance(vector, TaskVector) and (
+            deltas.keys() != theta0.keys() or vector.space is not None
+        ):  # names of files, more tensors, or a small space, which is compared
             deltas = vector.fitted(self.base, tangent=True, base=vector.base).deltas
         params.require_same(theta0, deltas, "the linearised module", label)
         return {name: deltas[name].to(theta0[name].device) for name in theta0}
@@ -316,7 +316,8 @@ class Linearized(nn.Module):
         deltas = {**models.names_of(self.base).to_files(tau), **self._beyond}
         source = getattr(getattr(self.base, "encoder", self.base), "source", type(self.base).__name__)
         facts = {"base_id": source, "point": self.head_point or self.point, "versions": versions(), **info}
-        return TaskVector(deltas, models.fingerprint_of(self.base), "linear", label, facts)
+        base, space = models.fingerprint_of(self.base), models.space_of(self.base)
+        return TaskVector(deltas, base, "linear", label, facts, space)
 
     @torch.no_grad()
     @checked
@@ -329,6 +330,7 @@ class Linearized(nn.Module):
         """
         params.require_finite(vector.deltas, vector.label)
         own = vector.fitted(self.base, tangent=True, base=None if check_base else vector.base)
+        vector = vector.suited(self.base)
         for _, tau, delta in params.zip_strict(self.tau, own.deltas, "the linearised module", vector.label):
             tau.copy_(delta)
         inside = set(models.names_of(self.base).files_of(self.tau)) | set(self.tau)

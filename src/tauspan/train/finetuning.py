@@ -3,7 +3,7 @@
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,7 @@ from tauspan.core.errors import StoreError, UsageError, listed
 from tauspan.core.measure import Cost, measured, underway
 from tauspan.core.processes import world
 from tauspan.core.report import Cell, Table
-from tauspan.models import Encoder, fingerprint_of
+from tauspan.models import Encoder, fingerprint_of, restrict
 from tauspan.tasks import Task, build_head
 from tauspan.train import checkpoint
 from tauspan.train.layout import laid_out
@@ -85,7 +85,7 @@ def finetune(
         cache_folder: keep the cache in memory-mapped files there instead of in memory.
         shard: with several processes, each keeps its part of every tensor (theta0 and tau), on its own GPU if there are
             any; only one block is whole at a time. The vector is the same. The encoder is taken apart for the run,
-            and lost if the run ends in an error: load it again then.
+            and lost if the run ends in an error: load it again then. Not in a small space, whose tau needs no parts.
         on_log: called with each record of the log when it is written, as a dictionary of its own: `split`, `step`, `loss`
             and, of training, `gradient_norm` and `lr`, of validation, `accuracy` (and `tasks`, where there are several).
             With several processes the first alone calls it. A run that is resumed passes on what it does itself; one
@@ -139,7 +139,11 @@ def finetune(
         names = ", ".join(task.name for task in tasks)
         with underway(f"fine-tuning on {names}", processes.first):
             heads = [build_head(task, encoder, max_tokens=settings.max_tokens) for task in tasks]
-        with laid_out(encoder, heads, settings, processes, shard) as (what, layout):
+        moving, own = encoder, settings
+        if settings.space is not None:  # what moves is then decided by the space
+            moving = restrict(encoder, settings.space, settings.params)
+            own = replace(settings, space=None, params="all")
+        with laid_out(moving, heads, own, processes, shard) as (what, layout):
             run = Run(
                 what, layout, encoder, tasks, settings, key, processes, folder, checkpoint_every, on_log
             )

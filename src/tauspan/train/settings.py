@@ -10,6 +10,7 @@ from typing import Any, Literal, get_args
 from tauspan.core.choices import POINTS, REGIMES, Augment, CacheKind, DecayTarget, Point, Precision, Regime
 from tauspan.core.computing import Check, Engine, Way, way
 from tauspan.core.errors import UsageError, nearest
+from tauspan.models.bases import spelt
 
 DEFAULT_LR: dict[Regime, float] = {"standard": 2e-4, "linear": 3e-4}
 
@@ -23,6 +24,8 @@ class Settings:
             of it that tauspan loads; `"standard"` trains theta, and `apply` makes a model that transformers loads too.
         seed: order of the rows, and random crops; the only randomness there is.
         params: which parameters train; see `tauspan.models.select`. Several patterns are kept as a tuple.
+        space: a small space in which the matrices among `params` move, such as `lora:8` or `singular:32`; see
+            `tauspan.restrict`. None moves whole tensors.
         point: where the tangent model is linearised; None takes `"logits"`, and the standard regime has none.
         epochs: passes over the training split.
         max_steps: end after so many optimiser steps.
@@ -49,6 +52,7 @@ class Settings:
     regime: Regime = "linear"
     seed: int = 0
     params: str | Sequence[str] = "all"
+    space: str | None = None
     point: Point | None = None
     epochs: int = 1
     max_steps: int | None = None
@@ -114,6 +118,8 @@ class Settings:
                 f"augment={self.augment!r} with cache={self.cache!r}: a cache keeps what a batch gave, and augmented "
                 "batches change. Leave one of them out."
             )
+        if self.space is not None:
+            object.__setattr__(self, "space", spelt(self.space))
         way(self.engine, self.check)  # raises for an unknown word
         if self.point not in (None, *POINTS):
             raise UsageError(f"point={self.point!r}. {nearest(str(self.point), POINTS)}")
@@ -137,8 +143,12 @@ class Settings:
         return self.peak_lr * 0.5 * (1 + math.cos(math.pi * share))
 
     def as_dict(self) -> dict[str, Any]:
-        """The settings as plain values; `lr` is always a number, and engine and check are left out at their defaults."""
+        """The settings as plain values; `lr` is a number, and space, engine and check are left out at their defaults."""
         plain = {**dataclasses.asdict(self), "lr": self.peak_lr}
+        if (
+            self.space is None
+        ):  # so that the keys of vectors that were made before there were spaces stay as they are
+            del plain["space"]
         chosen = vars(way(plain.pop("engine"), plain.pop("check")))
         return plain | {name: value for name, value in chosen.items() if value != getattr(Way(), name)}
 

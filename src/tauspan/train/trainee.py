@@ -109,7 +109,8 @@ class StandardTrainee:
             deltas[name] = delta.to(wide).cpu()
         facts = {"base_id": self._base.encoder.source, "versions": versions(), **info}
         stored = models.names_of(self._base).to_files(deltas)
-        return TaskVector(stored, models.fingerprint_of(self._base), "standard", label, facts)
+        base, space = models.fingerprint_of(self._base), models.space_of(self._base)
+        return TaskVector(stored, base, "standard", label, facts, space)
 
 
 class LinearTrainee:

@@ -30,6 +30,14 @@ def require_compatible(first: "TaskVector", second: "TaskVector") -> None:
             f"{first.label!r} is a {first.regime} vector and {second.label!r} a {second.regime} one; they edit "
             "different functions. Fine-tune both in one regime, or say so: `vector.as_regime(...)`."
         )
+    if first.space is not None and second.space is not None:
+        first.space.require_same(second.space, repr(first.label), repr(second.label))
+    elif first.space is not None or second.space is not None:
+        small, whole = (first, second) if first.space is not None else (second, first)
+        raise MismatchError(
+            f"{small.label!r} holds the few numbers of a small space, and {whole.label!r} whole tensors. Make it whole "
+            "first: `vector.dense(encoder)`."
+        )
     points = (first.info.get("point"), second.info.get("point"))
     if first.regime == "linear" and None not in points and points[0] != points[1]:
         raise MismatchError(

@@ -10,17 +10,26 @@ from tauspan.core.choices import REGIMES, Regime
 from tauspan.core.errors import StoreError
 
 FORMAT = "tauspan-vector/1"
+SMALL = "tauspan-vector/2"  # the numbers of a small space, which are no tensors of the base
 FILE = "vector.safetensors"
 
 
-def header(base: str, regime: Regime, label: str, info: Mapping[str, Any]) -> dict[str, str]:
+def header(
+    base: str, regime: Regime, label: str, info: Mapping[str, Any], space: Mapping[str, Any] | None = None
+) -> dict[str, str]:
     """The metadata of a task-vector file, which `parse_header` reads."""
     content = {"format": FORMAT, "base": base, "regime": regime, "label": label, "info": info}
+    content |= {} if space is None else {"format": SMALL, "space": space}
     return {"tauspan": json.dumps(content, sort_keys=True)}
 
 
-def parse_header(text: str | None, file: Path) -> dict[str, Any]:
+def parse_header(text: str | None, file: Path, small: bool = False) -> dict[str, Any]:
     """The header of a task-vector file, checked.
+
+    Args:
+        text: as the file has it.
+        file: for messages.
+        small: a vector of a small space will do; else it must hold whole tensors.
 
     Raises:
         StoreError: no header, or one that is not of this format.
@@ -35,7 +44,7 @@ def parse_header(text: str | None, file: Path) -> dict[str, Any]:
     except json.JSONDecodeError as error:
         raise StoreError(f"the header of {file} is not JSON: {error}.") from error
     wanted: dict[str, Callable[[Any], bool]] = {
-        "format": lambda value: value == FORMAT,
+        "format": lambda value: value == FORMAT or (value == SMALL and isinstance(header.get("space"), dict)),
         "base": lambda value: isinstance(value, str),
         "regime": lambda value: value in REGIMES,
         "label": lambda value: isinstance(value, str),
@@ -45,6 +54,11 @@ def parse_header(text: str | None, file: Path) -> dict[str, Any]:
         if not isinstance(header, dict) or key not in header or not fits(header[key]):
             value = header.get(key) if isinstance(header, dict) else header
             raise StoreError(f"the header of {file} has {key}={value!r}; this version reads {FORMAT!r}.")
+    if header["format"] == SMALL and not small:
+        raise StoreError(
+            f"{file} holds the few numbers of a small space ({header['space'].get('word')}), and whole tensors are "
+            f"wanted here. Make it whole: `tauspan vector dense BASE {file} -o OUT`."
+        )
     result: dict[str, Any] = header
     return result
 

@@ -1,6 +1,6 @@
 """Functions of several task vectors."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TypeVar
 
 import torch
@@ -19,6 +19,18 @@ def fitted(
     """`TaskVector.fitted` of several vectors; the module's fingerprint is computed once."""
     base = models.fingerprint_of(module)
     return {key: vector.fitted(module, tangent=tangent, base=base) for key, vector in vectors.items()}
+
+
+def confined(encoder: models.Encoder, vectors: Iterable[TaskVector]) -> models.Encoder:
+    """The encoder in the space of the vectors, if all live in one and it is in none; else the encoder itself.
+
+    Small vectors then stay small, and their tangents cost as little.
+    """
+    spaces = {None if vector.space is None else vector.space.key: vector.space for vector in vectors}
+    space = next(iter(spaces.values()), None)
+    if len(spaces) != 1 or space is None or encoder.space is not None:
+        return encoder
+    return models.restrict(encoder, space)
 
 
 @checked

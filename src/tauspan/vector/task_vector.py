@@ -17,6 +17,7 @@ from tauspan.core.arguments import checked
 from tauspan.core.choices import REGIMES, Regime
 from tauspan.core.errors import (
     BaseMismatchError,
+    MismatchError,
     NonFiniteError,
     UsageError,
     nearest,
@@ -45,6 +46,7 @@ class TaskVector:
         regime: `"standard"` (ordinary fine-tuning) or `"linear"` (fine-tuned in the tangent space).
         label: a short name for tables and errors.
         info: provenance: base id, linearisation point, trainable selection, seed, recipe, versions.
+        space: where the deltas are the few numbers of a small space instead of whole tensors; see `tauspan.restrict`.
 
     Example:
         >>> tau = TaskVector({"w": torch.tensor([1.0, 2.0])}, base="b", regime="standard")
@@ -57,6 +59,7 @@ class TaskVector:
     regime: Regime
     label: str = "tau"
     info: Mapping[str, Any] = field(default_factory=dict)
+    space: models.Space | None = None
 
     def __post_init__(self) -> None:
         if self.regime not in REGIMES:
@@ -73,8 +76,9 @@ class TaskVector:
     def __str__(self) -> str:
         values = sum(tensor.numel() for tensor in self.deltas.values())
         plural = "" if len(self.deltas) == 1 else "s"
+        where = "" if self.space is None else f"{self.space.word}, "
         return (
-            f"TaskVector({self.regime}, {len(self.deltas)} tensor{plural}, {values:,} values, "
+            f"TaskVector({self.regime}, {where}{len(self.deltas)} tensor{plural}, {values:,} values, "
             f"norm {self.norm():.4g}, base {self.base[:12]})"
         )
 
@@ -269,7 +273,8 @@ class TaskVector:
         """This vector for one module: checked against its base, under the module's own parameter names.
 
         A vector has the names of files. A tensor that the module lacks and its files hold keeps its name in the files,
-        so that an edited model that is saved includes it.
+        so that an edited model that is saved includes it. A vector of a small space becomes whole, unless the module is
+        in that space.
 
         Args:
             module: the module that the vector starts from, or an encoder or classifier around it.
@@ -285,10 +290,61 @@ class TaskVector:
         # before 0.1 the fingerprint was of the tensors in memory, by their names in memory
         if self.base != known and self.base != params.fingerprint(models.state_of(module)):
             self.require_base(known)
-        deltas = models.in_memory(self.deltas, module)
+        own = self.suited(module)
+        deltas = models.in_memory(own.deltas, module)
         if tangent:
             deltas = on_feature_path(deltas, module, self.label)
-        return replace(self, deltas=deltas, base=known)
+        return replace(own, deltas=deltas, base=known)
+
+    def dense(self, module: nn.Module) -> "TaskVector":
+        """This vector of a small space as an ordinary one, B delta: the same model, which adds to every vector.
+
+        Formed in float64 and rounded once to the dtype of its numbers. A vector of whole tensors is returned unchanged.
+
+        Args:
+            module: the model that it starts from, whose weights may decide the space.
+
+        Raises:
+            BaseMismatchError: it starts from another model.
+            MismatchError: the model has another space.
+
+        Example:
+            >>> encoder = models.Encoder(nn.Linear(4, 3))
+            >>> small = models.restrict(encoder, "lora:2")
+            >>> deltas = {"weight_delta": torch.ones(3, 2)}
+            >>> tau = TaskVector(deltas, models.fingerprint_of(small), "linear", space=small.space)
+            >>> tau.dense(encoder).deltas["weight"].shape
+            torch.Size([3, 4])
+        """
+        if self.space is None:
+            return self
+        self.require_base(models.fingerprint_of(module))
+        return self._whole(self.space, module)
+
+    def _whole(self, space: models.Space, module: nn.Module) -> "TaskVector":
+        """This vector as whole tensors; fingerprints are not compared."""
+        dense = space.dense(self.deltas, module)
+        info = {**self.info, "space": space.word}
+        return replace(self, deltas=models.names_of(module).to_files(dense), info=info, space=None)
+
+    def suited(self, module: nn.Module) -> "TaskVector":
+        """This vector with what the module moves by: itself, or whole where the module is in no space.
+
+        Fingerprints are not compared, as `fitted` does.
+
+        Raises:
+            MismatchError: another space than the module's.
+        """
+        space = models.space_of(module)
+        if space is None:
+            return self if self.space is None else self._whole(self.space, module)
+        if self.space is None:
+            raise MismatchError(
+                f"{self.label!r} moves whole tensors, and this encoder only moves in the space {space.word!r}: use the "
+                "encoder that it came from, which takes vectors of both kinds."
+            )
+        self.space.require_same(space, repr(self.label), "this encoder")
+        return self
 
     def rebased(self, base: "nn.Module | str") -> "TaskVector":
         """The same displacement, declared to start from another model (given as a module or a fingerprint)."""
@@ -306,8 +362,10 @@ class TaskVector:
         """
         params.require_finite(self.deltas, f"the vector {self.label!r}")
         file = vector_file(path)
-        metadata = header(self.base, self.regime, self.label, self.info)
-        store.write_tensors(file, self.deltas, metadata, overwrite=overwrite)
+        space = None if self.space is None else self.space.record()
+        factors = {} if self.space is None else self.space.stored()
+        metadata = header(self.base, self.regime, self.label, self.info, space)
+        store.write_tensors(file, {**self.deltas, **factors}, metadata, overwrite=overwrite)
         return file
 
     def card(self, repo: str) -> str:
@@ -343,7 +401,9 @@ class TaskVector:
         """
         file = vector_file(path)
         checkpoint = store.Checkpoint(file)
-        facts = parse_header(checkpoint.metadata.get("tauspan"), file)
-        deltas = checkpoint.read()
+        facts = parse_header(checkpoint.metadata.get("tauspan"), file, small=True)
+        deltas, space = checkpoint.read(), None
         params.require_finite(deltas, str(file))
-        return TaskVector(deltas, facts["base"], facts["regime"], facts["label"], facts["info"])
+        if "space" in facts:
+            space, deltas = models.read_space(facts["space"], deltas, file)
+        return TaskVector(deltas, facts["base"], facts["regime"], facts["label"], facts["info"], space)

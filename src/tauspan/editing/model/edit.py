@@ -159,6 +159,7 @@ def apply(
     """
     require_numbers({vector.label: scale})
     kind = model_kind(edit_regime(vector, regime))
+    module = models.unrestricted(module)  # so that an edited model is one of whole tensors
     return kind.applied(module, vector, scale, point_of([vector], point))
 
 

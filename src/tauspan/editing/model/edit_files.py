@@ -84,6 +84,9 @@ class Base:
             MismatchError: it moves a tensor that the files lack, or one of another shape.
         """
         shapes = {name: shape for name, (_, shape) in self.kinds.items()}
+        if vector.space is not None:
+            vector.require_base(self.fingerprint)
+            vector = vector.dense(models.load_model(self.source))
         names = None if set(vector.deltas) <= set(shapes) else self._names(vector, shapes)
         spelt = dict(vector.deltas) if names is None else names.to_files(vector.deltas)
         # until 0.1 the fingerprint was of the tensors in memory, by their names there

@@ -25,7 +25,7 @@ from tauspan.tangent import Linearized, linearize
 from tauspan.tangent.contributions import Advance, Contributions, contributions, silent
 from tauspan.tasks import Task, build_head
 from tauspan.tasks.batches import Batches, batches
-from tauspan.vector import TaskVector
+from tauspan.vector import TaskVector, confined
 
 Coefs = Mapping[str, float]  # by direction; a direction that is not named counts as 0
 
@@ -66,7 +66,8 @@ class EditedModel(ABC):
         reading: Reading,
         ahead: bool = False,
     ) -> None:
-        self.encoder, self.directions, self.regime, self.reading = encoder, directions, regime, reading
+        self.directions, self.regime, self.reading = directions, regime, reading
+        self.encoder = confined(encoder, directions.vectors.values())
         self.ahead = ahead
         self.point = point_of(list(directions.vectors.values()), reading.point)
         self.fingerprint = models.fingerprint_of(encoder)

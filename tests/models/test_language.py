@@ -12,9 +12,11 @@ from torch import Tensor
 
 import tauspan as ts
 from helpers import languages
+from helpers.searches import random_vector
 from tauspan.core.errors import DataError, ModelError, UsageError
 from tauspan.experiments.run import Recipe, run
 from tauspan.kernel.diagnose import kernel_report
+from tauspan.models.extras import quiet
 from tauspan.tangent import contributions as passes
 from tauspan.tasks import Task
 
@@ -92,6 +94,25 @@ def test_training_lowers_perplexity_and_the_edit_is_a_language_model(
         assert after.loss == pytest.approx(wanted, rel=1e-5)
         again = ts.evaluate(ts.load(tmp_path / "edited", language=LENGTH), [of], split="train")  # type: ignore[arg-type, call-overload]
         assert again.tasks[0].loss == pytest.approx(after.loss, rel=1e-6)
+
+
+@pytest.mark.parametrize("read", ["texts", "features"])
+def test_transformers_finds_every_key_of_an_edit_and_no_other(home: Path, read: str, tmp_path: Path) -> None:
+    encoder: Any = ts.load(home, language=LENGTH) if read == "texts" else ts.load(home)
+    tau = random_vector(encoder, 0, "standard") * 0.1  # the embedding's rows too
+    ts.save(ts.apply(encoder, tau, 0.5), tmp_path / "edited")
+    kind: Any = transformers.AutoModelForCausalLM
+    with quiet(transformers):
+        model, info = kind.from_pretrained(tmp_path / "edited", output_loading_info=True)
+        base = kind.from_pretrained(home, dtype=torch.float32)
+    assert not any(info.values()), info
+    inside, outside = (dict(one.base_model.named_parameters()) for one in (model, base))
+    for name, theta in inside.items():
+        torch.testing.assert_close(theta, outside[name] + 0.5 * tau.deltas[name].float())
+    tied = [one.get_output_embeddings().weight is one.get_input_embeddings().weight for one in (model, base)]
+    assert tied[0] is tied[1]
+    if not tied[0]:
+        assert torch.equal(model.lm_head.weight, base.lm_head.weight)
 
 
 def test_features_below_the_last_block_are_cached(home: Path) -> None:

@@ -7,11 +7,12 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from helpers import checkpoints
 from helpers.checkpoints import Copy
-from tauspan.core.errors import DataError, ModelError
+from tauspan.core.errors import DataError, ModelError, StoreError
 from tauspan.models import Encoder, load_model
 from tauspan.models.pooling import POOLINGS, Pooled, last_token, mean_pooled
 from tauspan.tangent import linearize
@@ -195,7 +196,7 @@ def test_the_pooling_may_lie_in_another_folder_but_not_outside(library: Any, cop
         load_model(home)
 
 
-@pytest.mark.parametrize("kind", ["Dense", "LayerNorm", "WordWeights", "CNN"])
+@pytest.mark.parametrize("kind", ["LayerNorm", "WordWeights", "CNN"])
 def test_a_layer_behind_the_pooling_is_refused_rather_than_left_out(copy: Copy, kind: str) -> None:
     home = modules(copy("bert"), "Transformer", "Pooling", kind, "Normalize")
     with pytest.raises(ModelError, match=rf"modules\.json.*{kind}"):
@@ -298,3 +299,60 @@ def test_texts_without_a_token_are_refused_by_name(copy: Copy, kind: str, texts:
     checkpoints.edit_json(home / "tokenizer_config.json", lambda c: c.update(add_bos_token=False))
     with pytest.raises(DataError, match=rf"input {texts.index('')} of {len(texts)}, '', has no token"):
         load_model(home).encode(texts)
+
+
+def dense(home: Path, **config: Any) -> Path:
+    """A directory with a dense layer behind the pooling."""
+    modules(home, "Transformer", "Pooling", "Dense")
+    write(home, {"embedding_dimension": 8, "pooling_mode": "mean"})
+    asked = {"in_features": 8, "out_features": 3, "bias": True, "activation_function": TANH, **config}
+    write(home, asked, "2_Dense/config.json")
+    draw = torch.Generator().manual_seed(0)
+    tensors = {
+        "linear.weight": torch.randn(3, 8, generator=draw),
+        "linear.bias": torch.randn(3, generator=draw),
+    }
+    save_file(tensors, home / "2_Dense" / "model.safetensors")
+    return home
+
+
+TANH = "torch.nn.modules.activation.Tanh"
+
+
+def test_a_dense_layer_is_frozen_behind_the_pooling_and_its_tangents_are_exact(copy: Copy) -> None:
+    home = dense(copy("bert"))
+    encoder = load_model(home).double()
+    weight = load_file(home / "2_Dense" / "model.safetensors")
+    plain = Encoder(encoder.backbone, mean_pooled, encoder.inputs)
+    batch = encoder.encode(TEXTS)
+    with torch.no_grad():
+        z = plain(batch) @ weight["linear.weight"].double().T + weight["linear.bias"].double()
+        torch.testing.assert_close(encoder(batch), z.tanh(), rtol=1e-12, atol=1e-12)
+        assert "frozen dense layer" in repr(encoder)
+        tangent, below = linearize(encoder, "*value*"), linearize(plain, "*value*")
+        assert not any("linear" in name for name in tangent.tau)
+        for tau, other in zip(tangent.tau.values(), below.tau.values(), strict=True):
+            other.copy_(tau.copy_(torch.randn(tau.shape, dtype=torch.float64)))
+        moved = below.parts(batch)[1] @ weight["linear.weight"].double().T
+        torch.testing.assert_close(
+            tangent.parts(batch)[1], moved * (1 - z.tanh() ** 2), rtol=1e-10, atol=1e-10
+        )
+
+
+@pytest.mark.parametrize(
+    ("config", "said"),
+    [
+        ({"activation_function": "mine.Activation"}, r"'mine\.Activation'.*pass a module"),
+        ({"module_input_name": "token_embeddings"}, r"token_embeddings.*'sentence_embedding'.*pass a module"),
+    ],
+)
+def test_a_dense_layer_of_another_kind_is_refused(copy: Copy, config: Any, said: str) -> None:
+    with pytest.raises(ModelError, match=said):
+        load_model(dense(copy("bert"), **config))
+
+
+def test_a_dense_layer_without_its_weights_is_refused(copy: Copy) -> None:
+    home = dense(copy("bert"))
+    (home / "2_Dense" / "model.safetensors").unlink()
+    with pytest.raises(StoreError, match=r"2_Dense has no model\.safetensors: save the model"):
+        load_model(home)

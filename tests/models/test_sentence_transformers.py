@@ -1,5 +1,6 @@
 """sentence-transformers itself: what it saves gives its embeddings here, and what is written here gives ours there."""
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -129,15 +130,81 @@ class Embeddings(nn.Module):
 def test_a_layer_behind_the_pooling_is_refused_and_the_way_out_gives_its_embeddings(
     library: Any, tmp_path: Path
 ) -> None:
-    dense = [lambda parts: parts.Dense(8, 5)]
-    home = saved(library, tmp_path, "bert", "mean", behind=dense)
-    with pytest.raises(ModelError, match=r"Dense.*pass a module that returns the features"):
+    norm = [lambda parts: parts.LayerNorm(8)]
+    home = saved(library, tmp_path, "bert", "mean", behind=norm)
+    with pytest.raises(ModelError, match=r"LayerNorm.*pass a module that returns the features"):
         tauspan.load(home)
     model = library.SentenceTransformer(str(home), device="cpu").eval()
     encoder = tauspan.load(Embeddings(model))
     batch = {name: item for name, item in model.preprocess(TEXTS).items() if isinstance(item, Tensor)}
     with torch.no_grad():
         close(encoder(batch), embedded(library, home))
-    lin = tauspan.linearize(encoder, "*linear.weight")
+    lin = tauspan.linearize(encoder, "*.norm.weight")
     lin(batch).sum().backward()
     assert all(tau.grad is not None for tau in lin.tau.values())
+
+
+def tanh(parts: Any) -> Any:
+    return parts.Dense(8, 5)
+
+
+def square(parts: Any) -> Any:
+    return parts.Dense(8, 8, bias=False, activation_function=nn.Identity(), use_residual=True)
+
+
+def narrow(parts: Any) -> Any:
+    return parts.Dense(8, 3, activation_function=nn.GELU(), use_residual=True)
+
+
+def norm(parts: Any) -> Any:
+    return parts.Normalize()
+
+
+@pytest.mark.parametrize(
+    "behind", [[tanh], [square, norm], [square, narrow, norm], [norm, tanh], [norm, square, norm, narrow]]
+)
+@pytest.mark.parametrize("old", [False, True])
+def test_dense_layers_behind_the_pooling_are_frozen_and_kept(
+    behind: Any, old: bool, library: Any, tmp_path: Path
+) -> None:
+    """Its embeddings are ours, before an edit, after one of nothing, and after one that moves the model."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        home = saved(library, tmp_path, "bert", "mean", behind=behind)
+    if old:  # the form of version 5
+        checkpoints.write_json(
+            home / "1_Pooling" / "config.json",
+            {
+                "word_embedding_dimension": 8,
+                "pooling_mode_cls_token": False,
+                "pooling_mode_mean_tokens": True,
+            },
+        )
+    encoder = tauspan.load(home)
+    last = (lambda z: F.normalize(z, dim=-1)) if behind[-1] is norm else (lambda z: z)
+    exactly = {"rtol": 1e-6, "atol": 1e-6}
+    torch.testing.assert_close(last(features(encoder)), embedded(library, home), **exactly)
+    moved = zoo.stirred(tauspan.load(home).backbone, scale=0.1).float()
+    tau = TaskVector.from_checkpoints(encoder.backbone, moved)
+    for scale in (0.0, 0.7):
+        edited: Any = tauspan.apply(encoder, tau, scale)
+        out = tmp_path / f"out{scale}"
+        tauspan.save(edited, out)
+        there = embedded(library, out)
+        torch.testing.assert_close(last(features(edited)), there, **exactly)
+        torch.testing.assert_close(features(tauspan.load(out)), features(edited), rtol=0, atol=0)
+        assert torch.allclose(there, embedded(library, home), **exactly) is (scale == 0.0)
+
+
+def test_a_dense_layer_that_moved_is_told(library: Any, tmp_path: Path) -> None:
+    home = saved(library, tmp_path, "bert", "mean", behind=[tanh])
+    there = tmp_path / "tuned"
+    shutil.copytree(home, there)
+    model = library.SentenceTransformer(str(there), device="cpu")
+    with torch.no_grad():
+        model[2].linear.weight += 1
+    model.save(str(there))
+    with pytest.warns(UserWarning, match=r"2_Dense.*frozen.*tauspan merge"):
+        TaskVector.from_checkpoints(home, there)
+    assert not torch.allclose(features(tauspan.load(home)), features(tauspan.load(there)), atol=1e-3)
+    assert tauspan.load(home).describe() != tauspan.load(there).describe()

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from tauspan import store
 from tauspan.core.errors import ModelError, StoreError, UsageError, listed
 from tauspan.models import folders
+from tauspan.models.dense import Behind, layers
 from tauspan.models.encoder import Batch, Encoder, Inputs, positions
 from tauspan.models.extras import quiet, require_extra
 from tauspan.models.home import Home, home_of
@@ -47,7 +48,8 @@ _WORDS: dict[Any, str] = {
 def load(directory: Path, source: str, language: int | None = None) -> Encoder:
     """The encoder in a transformers directory: text (BERT, GPT-2, Llama, T5, ...), image-text (CLIP, ...) or vision.
 
-    Texts are pooled, cut and given a prompt as the files of sentence-transformers say, if there are any. Otherwise the
+    Texts are pooled, cut and given a prompt as the files of sentence-transformers say, if there are any; dense layers
+    behind the pooling are frozen, as heads are. Otherwise the
     features are the last token's state for decoders, and the mean state over real tokens for encoders. A text tower gives
     its own pooled output, or its projection if the architecture has one. In an encoder-decoder model the encoder reads
     the text, and the decoder is not trained.
@@ -100,6 +102,9 @@ def _text(
     asked = sentences(directory)
     tokenizer = _tokenizer(transformers, directory, asked.lower)
     features = asked.pooling or _usual(model, kind)
+    behind = layers(directory)
+    if behind:
+        features = Behind(features, behind)
     return Encoder(
         model,
         features,
@@ -261,13 +266,14 @@ def _lower(tokenizer: Any) -> None:
 
 
 def copies(directory: Path) -> Callable[[Any], None]:
-    """A function that copies the files that a loader reads besides the weights: tokenizer, pooling, preprocessing.
+    """A function that copies what a loader reads besides the model's weights: tokenizer, pooling and what follows it.
 
     `config.json` is not among them; it is written with the weights.
     """
 
     def copy(target: Path) -> None:
-        files = (file for file in folders.beside(directory) if str(file) != folders.CONFIG)
-        folders.copied(directory, target, files)
+        files = [file for file in folders.beside(directory) if str(file) != folders.CONFIG]
+        frozen = [file.relative_to(directory) for file in folders.parts(directory).values()]
+        folders.copied(directory, target, [*files, *frozen])
 
     return copy

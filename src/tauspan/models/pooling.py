@@ -16,7 +16,7 @@ Pooling: TypeAlias = Callable[[nn.Module, Batch], Tensor]
 
 _MODULES_FILE = "modules.json"  # in which sentence-transformers lists its layers
 _POOLING_FOLDER = "1_Pooling"
-_PLAIN = {"Transformer", "Pooling", "Normalize"}
+_KNOWN = {"Transformer", "Pooling", "Dense", "Normalize"}
 _OLDER = {
     "pooling_mode_cls_token": "cls", "pooling_mode_max_tokens": "max", "pooling_mode_mean_tokens": "mean",
     "pooling_mode_mean_sqrt_len_tokens": "mean_sqrt_len_tokens", "pooling_mode_weightedmean_tokens": "weightedmean",
@@ -210,7 +210,7 @@ def _modules(directory: Path) -> dict[str, str]:
     found = {
         str(entry.get("type")).rpartition(".")[2]: str(entry.get("path")) for entry in store.read_json(file)
     }
-    unknown = [kind for kind in found if kind not in _PLAIN]
+    unknown = [kind for kind in found if kind not in _KNOWN]
     if unknown:
         raise ModelError(
             f"{file} asks for the layers {listed(unknown)}, which are not read from such a directory. Load "

@@ -7,11 +7,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from tauspan import models
+from tauspan import models, store
 from tauspan.core import params
 from tauspan.core.errors import listed
 from tauspan.core.params import Params
 from tauspan.core.report import versions
+from tauspan.models import folders
 
 
 def difference(
@@ -25,6 +26,7 @@ def difference(
     params.require_finite(before.tensors, "the base")
     params.require_finite(after.tensors, "the fine-tuned model")
     start = params.fingerprint(before.tensors)
+    _warn_of_layers(before.directory, after.directory)
     whole = models.differing(before, after)
     before, after, beyond = models.aligned(before, after)
     deltas = {
@@ -47,6 +49,26 @@ def difference(
     path = before.path
     chosen = {n: d for n, d in deltas.items() if path is None or n in path or bool(d.any())}
     return chosen, start, info
+
+
+def _warn_of_layers(base: Path | None, tuned: Path | None) -> None:
+    """Warn of layers of sentence-transformers behind the pooling that differ: they are frozen and in no vector."""
+    ours, theirs = ({} if one is None else folders.parts(one) for one in (base, tuned))
+    moved = [
+        name
+        for name in dict.fromkeys([*ours, *theirs])
+        if not (name in ours and name in theirs) or _hash(ours[name]) != _hash(theirs[name])
+    ]
+    if base is not None and tuned is not None and moved:
+        warnings.warn(
+            f"{base} and {tuned} differ in {listed(moved)} too, layers behind the pooling, which are frozen and in no "
+            "vector: an edited model has the base's. `tauspan merge` merges them.",
+            stacklevel=4,
+        )
+
+
+def _hash(file: Path) -> str:
+    return params.fingerprint(store.Checkpoint(file).read())
 
 
 def _warn_of_heads(beyond: models.Beyond, base: object, tuned: object) -> None:

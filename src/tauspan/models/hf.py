@@ -148,7 +148,7 @@ def _language(
         model, States(length), inputs, source=source, prefixes=reading_path(model), save_extras=copies(directory),
         home=home,
     )  # fmt: skip
-    encoder.language = language_of(full, model, inputs, length, source)
+    encoder.language = language_of(full, model, inputs, length, source, {} if home is None else home.carried)
     return tried(encoder)
 
 

@@ -193,8 +193,12 @@ class Language:
             )
 
 
-def language_of(full: Any, backbone: nn.Module, inputs: Inputs, length: int, source: str) -> Language:
+def language_of(
+    full: Any, backbone: nn.Module, inputs: Inputs, length: int, source: str, carried: Params
+) -> Language:
     """The table of a transformers causal language model, checked against the model's own logits.
+
+    `carried` holds the tensors of its files that the backbone lacks, the table among them unless it is tied.
 
     The table does not train: where the input embedding is the same tensor, that is frozen too.
 
@@ -228,5 +232,11 @@ def language_of(full: Any, backbone: nn.Module, inputs: Inputs, length: int, sou
     )
     if tied is not None:
         backbone.get_parameter(tied).requires_grad_(False)
-    name = next(name for name, p in full.named_parameters(remove_duplicate=False) if p is out.weight)
+    named = (name for name, p in full.named_parameters(remove_duplicate=False) if p is out.weight)
+    stored = (  # the files may call it otherwise
+        name
+        for name, t in carried.items()
+        if t.shape == table.weight.shape and torch.equal(t.to(out.weight), table.weight)
+    )
+    name = next(named) if tied is not None else next(stored, None) or next(named)
     return Language(table, inputs, tied, name)

@@ -34,7 +34,7 @@ def losses(model: nn.Module, encoder: Encoder, rows: Split, batch_size: int = 32
     """
     objective = NextToken().bound(encoder.language)
     found = torch.empty(len(rows), dtype=torch.float64)
-    for places, batch in batches(encoder, rows, None, batch_size):
+    for places, batch in batches(encoder, rows, None, batch_size, objective):
         some = rows.take(places)
         targets = objective.targets(some.inputs, some.labels, encoder.language, None)
         with torch.no_grad():
@@ -105,13 +105,13 @@ def distance(
     table = objective.table
     assert table is not None  # noqa: S101 - bound
     found = torch.empty(len(rows), dtype=torch.float64)
-    for places, batch in batches(encoder, rows, None, batch_size):
+    for places, batch in batches(encoder, rows, None, batch_size, objective):
         some = rows.take(places)
-        there = objective.targets(some.inputs, some.labels, encoder.language, None)[:, 1:] >= 0
+        there = objective.targets(some.inputs, some.labels, encoder.language, None) >= 0
         with torch.no_grad():
             chances = []
             for one in (model, gold):
-                states = one(batch).view(len(places), table.length, -1)[:, :-1][there]
+                states = one(batch).view(len(places), table.length, -1)[there]
                 chances.append(logits(table, states).softmax(-1))
         apart = (chances[0] - chances[1]).abs().sum(-1) / 2
         rows_of = there.nonzero()[:, 0]

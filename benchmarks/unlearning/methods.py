@@ -18,6 +18,7 @@ from tauspan.editing.search.metrics import keeps, least_kept
 from tauspan.models import Encoder, named_unique, select, working_copy
 from tauspan.objectives import NextToken
 from tauspan.tasks import Split, Task
+from tauspan.tasks.batches import encoded
 from tauspan.vector import TaskVector
 
 
@@ -101,7 +102,7 @@ def descended(
             places = next(order)
             some = rows.take(places)
             targets = objective.targets(some.inputs, some.labels, encoder.language, None)
-            value = loss(objective.losses(copy(encoder.encode(some.inputs)), targets), places)
+            value = loss(objective.losses(copy(encoded(encoder, some, objective, None)), targets), places)
             optimiser.zero_grad(set_to_none=True)
             value.backward()
             optimiser.step()

@@ -53,7 +53,7 @@ def _batch(
     language = encoder.language
     assert language is not None  # noqa: S101 - the study's models are language models
     words = language.inputs.tokenizer
-    ids = [language.beginning(prompt).tolist() for prompt in prompts]
+    ids = [language.begun(prompt)[1].tolist() for prompt in prompts]
     made: list[list[int]] = [[] for _ in prompts]
     live = list(range(len(prompts)))
     for _ in range(tokens):

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 import tauspan as ts
 from tauspan.models import Encoder, fingerprint_of
+from tauspan.objectives import NextToken
 from tauspan.tasks import Fact, Person, Split, Task, made_up_people, people_task
 from tauspan.tasks.people import continuations
 from tauspan.vector import TaskVector
@@ -78,7 +79,7 @@ class World:
         reference = measures.losses(self.learned, self.encoder, rows).float()
         language = self.encoder.language
         assert language is not None  # noqa: S101
-        counts = (language.targets(rows.inputs, rows.labels, None) >= 0).sum(1)
+        counts = (NextToken().targets(rows.inputs, rows.labels, language, None) >= 0).sum(1)
         return self.descent("NPO", preference(reference, counts, self.plan.beta), self.forget)
 
     # -- measuring -------------------------------------------------------------------------------------------

@@ -107,14 +107,14 @@ def loss(
 ) -> float:
     language = encoder.language
     assert language is not None
-    targets = language.targets(list(of.split(split).inputs), torch.zeros(3, dtype=torch.long), None)
+    targets = language.targets(list(of.split(split).inputs), None)
     found = []
     for text, wanted in zip(of.split(split).inputs, targets, strict=True):
         ids = language.inputs.tokenizer(text, return_tensors="pt")["input_ids"][:, :LENGTH]
         shares = [mix.get(one.name, 0.0) for one in taus]
         rows = logits(full, ids, list(taus.values()), shares, regime)[0].log_softmax(-1)
         there = [place for place, word in enumerate(wanted.tolist()) if word != IGNORED]
-        found.append(-torch.stack([rows[place - 1, wanted[place]] for place in there]).mean())
+        found.append(-torch.stack([rows[place, wanted[place]] for place in there]).mean())
     return float(torch.stack(found).mean())
 
 

@@ -17,6 +17,7 @@ from tauspan.core.errors import DataError, ModelError, UsageError
 from tauspan.experiments.run import Recipe, run
 from tauspan.kernel.diagnose import kernel_report
 from tauspan.models.extras import quiet
+from tauspan.objectives.passages import Passage
 from tauspan.tangent import contributions as passes
 from tauspan.tasks import Task
 
@@ -64,6 +65,13 @@ def test_perplexities_are_those_of_transformers(home: Path) -> None:
     assert found.loss == pytest.approx(wanted, rel=1e-5)
     assert found.value == pytest.approx(math.exp(wanted), rel=1e-5)
     assert found.metric == "perplexity"
+
+
+def test_a_factor_on_logits_belongs_to_the_states(tmp_path: Path) -> None:
+    folder, of = languages.write(tmp_path / "model", "granite"), task("t", 1)
+    rows = list(of.split("test").inputs)
+    found = ts.evaluate(ts.load(folder, language=LENGTH), [of]).tasks[0].loss
+    assert found == pytest.approx(float(own_losses(folder, rows, [0] * len(rows)).mean()), rel=1e-5)
 
 
 def test_prompts_do_not_count(home: Path) -> None:
@@ -195,6 +203,7 @@ def test_what_cannot_be_said_of_a_language_model_is_told(tmp_path: Path) -> None
     encoder, of = ts.load(folder, language=LENGTH), task("t", 1)
     vector = ts.finetune(encoder, of, ts.Settings("linear", lr=1e-3, epochs=1, batch_size=4)).task_vector
     long: Any = (["x" * 40] * 3, [30] * 3)
+    capped = languages.write(tmp_path / "capped", "gemma2")
     asked = Task.from_tensors("t", [], objective="next-token", train=long, validation=long, test=long)
     cases: list[tuple[Any, str, Any]] = [
         (UsageError, "language=L", lambda: ts.evaluate(ts.load(folder), [of])),
@@ -205,8 +214,10 @@ def test_what_cannot_be_said_of_a_language_model_is_told(tmp_path: Path) -> None
         (UsageError, "next-token", lambda: ts.Editor(encoder, {of: vector, task("u", 2): vector}).maps()),
         (UsageError, "next-token", lambda: kernel_report(encoder, [of])),
         (UsageError, "leave the task out", lambda: ts.Editor(encoder, {of: vector}).desk()),
+        (ModelError, "it caps them", lambda: ts.load(capped, language=LENGTH)),
+        (UsageError, "positions for 64", lambda: ts.load(folder, language=65)),
         (UsageError, "at least 2", lambda: ts.load(folder, language=1)),
-        (ModelError, "no causal language model", lambda: ts.load("minilm", language=8)),
+        (ModelError, "saved with its head", lambda: ts.load("minilm", language=8)),
     ]  # fmt: skip
     for error, said, ask in cases:
         with pytest.raises(error, match=said):
@@ -254,10 +265,10 @@ def test_an_end_that_the_tokenizer_adds_counts_whatever_else_is_in_the_batch(tmp
     assert loss(first, second) == pytest.approx((loss(first) + loss(second)) / 2, rel=1e-6)
     language = encoder.language
     assert language is not None
-    targets = language.targets(["xyz uvw"], torch.tensor([3]), None)
-    assert targets[0, :8].tolist()[-1] == 256  # " uvw" and the end
+    targets = language.targets([Passage.after("xyz uvw", 3)], None)
+    assert targets[0, :7].tolist()[-1] == 256  # " uvw" and the end
     assert (
-        language.beginning("ab").tolist()
+        language.begun("ab")[1].tolist()
         == language.inputs.tokenizer("ab", add_special_tokens=False)["input_ids"]
     )
     for bad in ("yes", [], [3, 4]):

@@ -26,7 +26,7 @@ def texts() -> tuple[Tensor, Tensor]:
     draw = torch.Generator().manual_seed(1)
     states = torch.randn(ROWS, LENGTH * WIDTH, generator=draw, dtype=torch.float64)
     targets = torch.randint(WORDS, (ROWS, LENGTH), generator=draw)
-    targets[:, 0] = IGNORED
+    targets[:, -1] = IGNORED
     targets[1, 3:] = IGNORED  # padding
     targets[2, :3] = IGNORED  # a prompt
     return states, targets
@@ -39,7 +39,7 @@ def plain(one: NextToken, states: Tensor, targets: Tensor) -> Tensor:
     for row, wanted in zip(states.view(ROWS, LENGTH, WIDTH), targets, strict=True):
         logits = F.linear(row, one.table.weight, one.table.bias)
         losses = [
-            -logits[place - 1].log_softmax(-1)[word]
+            -logits[place].log_softmax(-1)[word]
             for place, word in enumerate(wanted.tolist())
             if word != IGNORED
         ]

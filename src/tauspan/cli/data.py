@@ -69,7 +69,11 @@ def _add_make(made: argparse.ArgumentParser) -> None:
         help="divide the rows of FILE into three splits, such as 0.7 0.1 0.2: alike in each class, by the seed, and "
         "equal texts never in two (default: rows are held out by the seed alone)",
     )  # fmt: skip
-    made.add_argument("--text", metavar="COLUMN", default="text", help="the column of texts (default: text)")
+    made.add_argument(
+        "--text",
+        metavar="COLUMN",
+        help="the column of texts (default: text; of chats without --prompt, messages)",
+    )
     made.add_argument(
         "--label",
         nargs="+",
@@ -80,15 +84,17 @@ def _add_make(made: argparse.ArgumentParser) -> None:
     )
     made.add_argument(
         "--objective",
-        choices=("classification", "multi-label", "regression", "next-token"),
+        choices=("classification", "multi-label", "regression", "next-token", "chat", "masked-token"),
         default="classification",
         help="what the labels are: classes; of the others each column of --label holds the numbers of one output, "
-        "0 and 1 of a label; next-token: none, the texts are continued (default: classification)",
+        "0 and 1 of a label; next-token: none, the texts are continued; chat: none, the assistant's answers of "
+        "conversations are learned; masked-token: none, tokens of the texts are hidden (default: classification)",
     )
     made.add_argument(
         "--prompt",
         metavar="COLUMN",
-        help="of next-token tasks, the column of prompts, which do not count (default: none)",
+        help="of next-token tasks, the column of prompts, which do not count; of chats, that of questions, to which the "
+        "texts are the answers (default: none)",
     )
     made.add_argument(
         "--label-names", nargs="+", metavar="NAME", help="the classes, in order (default: the sorted labels)"
@@ -291,7 +297,7 @@ def _tell_made(task: "Task", place: Path, options: argparse.Namespace) -> None:
 def _meaning(task: "Task") -> str:
     """What the targets are, in a sentence."""
     if task.objective.headless:
-        return "Texts to be continued."
+        return task.objective.about
     return f"{'Classes' if task.classes else 'Outputs'}: {', '.join(task.label_names)}."
 
 

@@ -99,7 +99,7 @@ def add_language(parser: argparse.ArgumentParser) -> None:
         "--language",
         type=int,
         metavar="L",
-        help="read the model as a causal language model, for tasks of texts of at most L tokens (default: read it for "
+        help="read the model as a language model, for tasks of texts of at most L tokens (default: read it for "
         "features)",
     )
 

@@ -1,7 +1,7 @@
 """`Decoder`: texts from a language model in the tangent regime, whose coefficients may change from token to token."""
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -22,12 +22,13 @@ Mix = Mapping[str, float]
 
 
 class Decoder:
-    """f(x; theta0) + sum_t a_t J(x) tau_t of a causal language model, token by token.
+    """f(x; theta0) + sum_t a_t J(x) tau_t of a language model, token by token.
 
     Keys and values are cached with their tangents in each direction, so a token costs about 1 + 2 T ordinary ones (less
     where all vectors live in one small space, whose tangents are made of thin products), and
     what was read holds for any coefficients: they may change between tokens without reading the text again. Logits are
-    those of whole texts to rounding; the first token after a prompt is compared with them.
+    those of whole texts to rounding; the first token after a prompt is compared with them. A sequence-to-sequence model
+    reads its prompt, the source, once, and writes a text of its own.
 
     Args:
         encoder: from `tauspan.load(source, language=L)`.
@@ -81,26 +82,32 @@ class Decoder:
 
     def _table_of(self, vector: TaskVector, encoder: Encoder, base: str) -> Tensor | None:
         """How a vector moves the token table; a small one becomes whole only where its space has the table."""
-        if vector.space is not None and not {self._language.tied, self._language.name} & {*vector.space.names}:
+        if vector.space is not None and not {*self._language.names} & {*vector.space.names}:
             return None
         return self._language.move(vector.fitted(encoder, base=base).deltas)
 
     @checked
-    def text(self, prompt: str) -> "Text":
-        """A text that begins with a prompt; its logits are asked for, and tokens are added.
+    def text(self, prompt: str | Sequence[Mapping[str, str]]) -> "Text":
+        """A text that goes on after a prompt, or answers messages; its logits are asked for, and tokens are added.
 
         Raises:
-            UsageError: the prompt has no token.
+            UsageError: the prompt has no token, or more than the model has positions for.
         """
-        ids = self._language.beginning(prompt)
+        fixed, ids = self._language.begun(prompt)
         if not len(ids):
             raise UsageError("the prompt has no token: write some text, or the model's own beginning.")
-        return Text(self, ids)
+        most, read = (
+            positions(self.encoder.backbone),
+            max(len(ids), *(one.shape[1] for one in fixed.values()), 0),
+        )
+        if most is not None and read > most:
+            raise UsageError(f"the prompt has {read} tokens, and the model positions for {most}: shorten it.")
+        return Text(self, fixed, ids)
 
     @checked
     def generate(
         self,
-        prompt: str,
+        prompt: str | Sequence[Mapping[str, str]],
         coefficients: Mix | Callable[[int], Mix],
         *,
         tokens: int = 64,
@@ -110,7 +117,7 @@ class Decoder:
         """The text that follows a prompt, up to the model's end token.
 
         Args:
-            prompt: the beginning.
+            prompt: the beginning; or a list of messages with role and content, which the chat template makes one of.
             coefficients: a_t by name, those that are not named 0; or a function of how many tokens were made.
             tokens: at most so many.
             temperature: 0 takes the largest logit; else tokens are drawn from softmax(logits / temperature).
@@ -151,16 +158,16 @@ class Decoder:
             made.append(chosen)
             if place + 1 < tokens:
                 text.append(chosen)
-        return str(self._language.inputs.tokenizer.decode(made))
+        return self._language.said(made)
 
     @property
     def table(self) -> Any:
         """What makes logits of states."""
         return self._language.table
 
-    def started(self) -> CachedTangents:
-        """An empty text's cache."""
-        return CachedTangents(self.encoder.backbone, self._theta0, self._taus, way().check != "off")
+    def started(self, fixed: Mapping[str, Tensor]) -> CachedTangents:
+        """An empty text's cache, with what stays fixed while it is written."""
+        return CachedTangents(self.encoder.backbone, self._theta0, self._taus, way().check != "off", fixed)
 
     def logits(self, state: Tensor, tangents: Tensor, coefficients: Mix) -> Tensor:
         """W (h + sum_t a_t dh_t) + b + sum_t a_t (dW_t h + db_t), shape (V,)."""
@@ -194,11 +201,12 @@ class Text:
 
     Args:
         decoder: whose text.
+        fixed: what the model reads besides the text: the source of a sequence-to-sequence model.
         ids: its first tokens.
     """
 
-    def __init__(self, decoder: Decoder, ids: Tensor) -> None:
-        self._decoder, self._cache = decoder, decoder.started()
+    def __init__(self, decoder: Decoder, fixed: Mapping[str, Tensor], ids: Tensor) -> None:
+        self._decoder, self._cache = decoder, decoder.started(fixed)
         self.ids: list[int] = ids.tolist()
         self._last = self._cache.read(ids)
 

@@ -149,12 +149,18 @@ class Encoder(nn.Module):
     ) -> Batch:
         """A batch on the backbone's device from raw texts, images or tensors; see `Inputs.encode`.
 
+        A language model reads what the task's objective makes of its rows (`Objective.rows`).
+
         Floating-point tensors are converted to the backbone's dtype, since NumPy's are float64 and most models float32.
         """
         first = next(self.backbone.parameters(), None)
-        most = {"positions": self._positions()} if self.inputs.modality == "text" else {}
-        batch = self.inputs.encode(raw, max_tokens, crops, **most)
+        batch: Batch
         words = _words(self.backbone) if self.inputs.modality == "text" else None
+        if self.language is not None:
+            batch = self.language.batch(raw, max_tokens)
+        else:
+            most = {"positions": positions(self.backbone)} if self.inputs.modality == "text" else {}
+            batch = self.inputs.encode(raw, max_tokens, crops, **most)
         if words is not None and isinstance(batch, Mapping) and "input_ids" in batch:
             require_known(batch["input_ids"], words, self.inputs.tokenizer)
         if first is None:
@@ -163,11 +169,6 @@ class Encoder(nn.Module):
         if floats and first.is_floating_point():
             batch = cast(Tensor, batch).to(first.dtype)
         return to_device(batch, first.device)
-
-    def _positions(self) -> int | None:
-        """The most tokens of a text."""
-        most = [positions(self.backbone), None if self.language is None else self.language.table.length]
-        return min((one for one in most if one is not None), default=None)
 
     @torch.no_grad()
     def embed_labels(self, prompts: Sequence[str]) -> Tensor:

@@ -15,7 +15,8 @@ from tauspan.models.dense import Behind, layers
 from tauspan.models.encoder import Batch, Encoder, Inputs, positions
 from tauspan.models.extras import quiet, require_extra
 from tauspan.models.home import Home, home_of
-from tauspan.models.language import States, language_of
+from tauspan.models.language import States
+from tauspan.models.languages import as_stored, language_kind, language_of
 from tauspan.models.pooling import (
     last_token,
     mean_pooled,
@@ -58,7 +59,7 @@ def load(directory: Path, source: str, language: int | None = None) -> Encoder:
     projection, the pooled output, the class token, the mean over positions. Images are converted as by the model's own
     processor. `print(encoder)` shows which features were chosen.
 
-    With `language` a causal language model is read: its features are the states of that many positions, and
+    With `language` a language model is read: its features are the states of that many positions, and
     `Encoder.language` holds its token table.
 
     Raises:
@@ -78,7 +79,7 @@ def load(directory: Path, source: str, language: int | None = None) -> Encoder:
     require_one_kind(config, directory)
     _require_unmasked(kind, directory)
     if language is not None:
-        return _language(transformers, kind, directory, weights, source, language)
+        return _language(transformers, config, directory, weights, source, language)
     model: Any = _pretrained(transformers, _family(transformers, config), directory)
     home = home_of(directory, weights, model)
     if kind in TOWERS:
@@ -120,35 +121,33 @@ def _text(
 
 
 def _language(
-    transformers: Any, kind: str, directory: Path, weights: Path, source: str, length: int
+    transformers: Any, config: Mapping[str, Any], directory: Path, weights: Path, source: str, length: int
 ) -> Encoder:
-    """A causal language model whose texts have at most `length` tokens."""
-    from transformers.models.auto import modeling_auto as known
-
+    """A language model whose texts have at most `length` tokens."""
     if length < 2:
         raise UsageError(
             f"language={length}: a text of a language model has at least 2 tokens, one to predict."
         )
-    full: Any = None
-    # BERT and its like, of which transformers has decoders too
-    encoders = known.MODEL_FOR_MASKED_LM_MAPPING_NAMES
-    if kind in known.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES and kind not in encoders:
-        full = _pretrained(transformers, transformers.AutoModelForCausalLM, directory)
-    if full is None or full.base_model is full:
-        raise ModelError(f"{source} is no causal language model of transformers: load it without `language`.")
-    model = full.base_model
+    of = language_kind(config, source)
+    try:
+        full = _pretrained(transformers, getattr(transformers, of.family), directory)
+    except StoreError as error:
+        raise ModelError(
+            f"{source} is not the whole of {of.kind}: {error} Load it without `language`, or "
+            "take a checkpoint that was saved with its head."
+        ) from error
+    inputs = Inputs("text", _tokenizer(transformers, directory), limit=length)
+    model, language = language_of(full, of, inputs, length, source)
     most = positions(model)
     if most is not None and length > most:
         raise UsageError(
             f"language={length}, and {source} has positions for {most} tokens: say language={most}, or fewer."
         )
-    inputs = Inputs("text", _tokenizer(transformers, directory), limit=length)
     home = home_of(directory, weights, model)
     encoder = Encoder(
-        model, States(length), inputs, source=source, prefixes=reading_path(model), save_extras=copies(directory),
-        home=home,
-    )  # fmt: skip
-    encoder.language = language_of(full, model, inputs, length, source, {} if home is None else home.carried)
+        model, States(length, of.decoder), inputs, source=source, save_extras=copies(directory), home=home
+    )
+    encoder.language = language if home is None else as_stored(language, home.carried)
     return tried(encoder)
 
 
@@ -237,10 +236,7 @@ def _tokenizer(transformers: Any, directory: Path, lower: bool = False) -> Any:
             directory, local_files_only=True, trust_remote_code=False
         )
     except (OSError, ValueError, KeyError) as error:
-        raise ModelError(
-            f"{directory} has no usable tokenizer ({str(error).partition(chr(10))[0]}): put the files of the model's own "
-            "beside the weights, such as tokenizer.json."
-        ) from error
+        raise ModelError(f"{directory} has no usable tokenizer: {error}") from error
     if len(tokenizer) <= len(
         tokenizer.all_special_tokens
     ):  # without the files transformers makes an empty tokenizer

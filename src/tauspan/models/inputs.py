@@ -81,7 +81,7 @@ class Inputs:
                     f"this encoder reads text, and the task holds {type(raw[0]).__name__} inputs."
                 )
             tokens = self.tokens([self.prompt + text for text in raw], max_tokens, positions)
-            _require_tokens(tokens, raw)
+            require_tokens(tokens, raw)
             return tokens
         if any(isinstance(item, str) for item in raw):
             raise self._text()
@@ -104,11 +104,13 @@ class Inputs:
         return torch.stack(tensors)
 
     def tokens(
-        self, texts: Sequence[str], max_tokens: int | None, positions: int | None, *, spans: bool = False
-    ) -> dict[str, Tensor]:
+        self, texts: Sequence[str], max_tokens: int | None, positions: int | None, *, spans: bool = False,
+        targets: bool = False, marked: bool = False,
+    ) -> dict[str, Tensor]:  # fmt: skip
         """The tokenizer's tensors for texts, cut at `max_tokens` or else the usual limit, and at most at `positions`.
 
-        With `spans` also `offset_mapping`, the characters of each token.
+        With `spans` also `offset_mapping`, the characters of each token. `targets` are what a decoder writes, which some
+        tokenizers read in another language; texts that are `marked` have their special tokens.
         """
         if max_tokens is not None and (type(max_tokens) is not int or max_tokens < 1):
             raise UsageError(f"max_tokens={max_tokens!r}: it must be a whole number, at least 1.")
@@ -116,8 +118,9 @@ class Inputs:
         usual = self.limit or (own if isinstance(own, int) and own < _NO_LIMIT else None)
         allowed = [most for most in (max_tokens or usual, positions) if most is not None]
         made = self.tokenizer(
-            list(texts), padding=True, truncation=bool(allowed), max_length=min(allowed, default=None),
-            return_tensors="pt", **({"return_offsets_mapping": True} if spans else {}),
+            **{"text_target" if targets else "text": list(texts)}, padding=True, truncation=bool(allowed),
+            max_length=min(allowed, default=None), return_tensors="pt", add_special_tokens=not marked,
+            **({"return_offsets_mapping": True} if spans else {}),
         )  # fmt: skip
         return {name: tensor for name, tensor in made.items() if isinstance(tensor, Tensor)}
 
@@ -273,7 +276,7 @@ def require_known(ids: Tensor, words: int, tokenizer: Any) -> None:
         )
 
 
-def _require_tokens(tokens: Mapping[str, Tensor], texts: Sequence[str]) -> None:
+def require_tokens(tokens: Mapping[str, Tensor], texts: Sequence[str]) -> None:
     """Raise if a text has no token: its feature would be that of padding."""
     ids, mask = tokens.get("input_ids"), tokens.get("attention_mask")
     if ids is None or (ids.numel() and mask is None):

@@ -45,7 +45,7 @@ def load_model(
             `"org/name@revision"` on the hub, `"hf-hub:org/name"` or `"local-dir:path"` for timm and open_clip, or an
             `nn.Module` whose call maps a batch to features (N, d).
         cache: folder for downloads; the hub's own default when None.
-        language: read a causal language model, whose texts have at most so many tokens.
+        language: read a language model, whose texts have at most so many tokens.
 
     Raises:
         ModelError, PickleRefusedError, StoreError, MissingExtraError: each names the source and the repair.

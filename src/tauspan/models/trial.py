@@ -83,7 +83,7 @@ def _sample(encoder: Encoder) -> Batch | None:
     """One encoded input; None where no word has a token for the tokenizer."""
     if encoder.inputs.modality == "image":
         return encoder.encode(sample_pictures(encoder))
-    for word in _WORDS:
+    for word in _WORDS if encoder.language is None else (encoder.language.sample,):
         try:
             return encoder.encode([word])
         except DataError:

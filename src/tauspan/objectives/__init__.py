@@ -5,12 +5,14 @@ from tauspan.objectives.classification import Classification, MultiLabel
 from tauspan.objectives.objective import Apart, Objective
 from tauspan.objectives.own import OwnLoss
 from tauspan.objectives.regression import Regression
-from tauspan.objectives.tokens import NextToken
+from tauspan.objectives.tokens import Chat, MaskedToken, NextToken
 
 __all__ = [
     "OBJECTIVES",
     "Apart",
+    "Chat",
     "Classification",
+    "MaskedToken",
     "MultiLabel",
     "NextToken",
     "Objective",
@@ -20,7 +22,7 @@ __all__ = [
 ]
 
 OBJECTIVES: dict[str, type[Objective]] = {
-    one.word: one for one in (Classification, MultiLabel, Regression, NextToken)
+    one.word: one for one in (Classification, MultiLabel, Regression, NextToken, MaskedToken, Chat)
 }
 
 

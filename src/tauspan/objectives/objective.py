@@ -20,8 +20,14 @@ class Reads(Protocol):
     def table(self) -> Any:
         """What makes logits of states."""
 
-    def targets(self, texts: Sequence[str], prompts: Tensor, max_tokens: int | None) -> Tensor:
-        """The tokens that count, shape (N, L)."""
+    def require_kind(self, word: str) -> None:
+        """Raise unless the model has losses of this objective."""
+
+    def chat(self, messages: Sequence[Mapping[str, str]]) -> Any:
+        """A conversation as a text."""
+
+    def targets(self, rows: Sequence[Any], max_tokens: int | None) -> Tensor:
+        """The token that each state is to predict, shape (N, L); -100 where none counts."""
 
 
 class Said(NamedTuple):
@@ -52,6 +58,7 @@ class Objective(ABC):
             tangent model, whose outputs are affine in them.
         ratio: whether the metric is never negative, so that a ratio of two values means something.
         headless: whether outputs are read off the model's features without a frozen head.
+        about: what the rows are, in a sentence, where they have no outputs to name.
         distances: how far apart two models' outputs are, by name; the first is the usual one.
     """
 
@@ -61,6 +68,7 @@ class Objective(ABC):
     convex: bool = True
     ratio: bool = True
     headless: ClassVar[bool] = False
+    about: ClassVar[str] = ""
     distances: ClassVar[Mapping[str, Apart]]
 
     # -- what an objective defines ---------------------------------------------------------------------------
@@ -101,6 +109,10 @@ class Objective(ABC):
     def bound(self, model: "Reads | None") -> "Objective":
         """The objective with what it reads of a model, such as a table of tokens."""
         return self
+
+    def rows(self, inputs: Sequence[Any], labels: Tensor, model: "Reads | None") -> Sequence[Any]:
+        """What the model reads, from the rows' inputs and labels; without more ado the inputs."""
+        return inputs
 
     def targets(
         self, inputs: Sequence[Any], labels: Tensor, model: "Reads | None", max_tokens: int | None

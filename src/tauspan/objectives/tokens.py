@@ -1,4 +1,4 @@
-"""Next-token prediction: the objective of causal language models, without ever holding all logits."""
+"""Tokens: the objectives of language models, without ever holding all logits."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
@@ -9,7 +9,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from tauspan.core.errors import UsageError
+from tauspan.objectives.conversations import messages_of
 from tauspan.objectives.objective import Apart, Objective, Reads, told
+from tauspan.objectives.passages import Cloze, Passage
 
 IGNORED = -100  # the target of a position that does not count
 LOGITS = 2**24  # that are held at a time: 64 MiB in float32
@@ -36,9 +38,9 @@ class NextToken(Objective):
 
     The outputs of a row are the model's last states h before its table of tokens, shape (N, L d); the table is frozen,
     and logits are affine in h. So the loss is convex in the outputs, and with states that are affine in tau or in
-    coefficients, in these too. Its targets are token ids, shape (N, L), of which the first of a text, its padding and
-    its prompt are -100. The metric is the perplexity of a text, exp of the mean loss: the geometric mean over texts.
-    Every text weighs the same.
+    coefficients, in these too. Its targets are token ids, shape (N, L): at each position the one that its state is to
+    predict, and -100 where none counts: before tokens of a prompt, and in padding. The metric is the perplexity of a
+    text, exp of the mean loss: the geometric mean over texts. Every text weighs the same.
 
     At most `logits` numbers of logits are held at a time, whatever the vocabulary and the batch.
 
@@ -53,6 +55,7 @@ class NextToken(Objective):
     metric: ClassVar[str] = "perplexity"
     higher: ClassVar[bool] = False
     headless: ClassVar[bool] = True
+    about: ClassVar[str] = "Texts to be continued."
     distances: ClassVar[dict[str, Apart]] = {}
 
     def bound(self, model: Reads | None) -> "NextToken":
@@ -61,27 +64,35 @@ class NextToken(Objective):
         Raises:
             UsageError: it is none.
         """
+        return replace(self, table=self._read(model).table)
+
+    def _read(self, model: Reads | None) -> Reads:
         if model is None:
             raise UsageError(
                 "a task of texts needs a language model, and this one was loaded for features: `ts.load(source, "
                 "language=L)`, L the most tokens of a text."
             )
-        return replace(self, table=model.table)
+        model.require_kind(self.word)
+        return model
+
+    def rows(self, inputs: Sequence[Any], labels: Tensor, model: Reads | None) -> list[Any]:
+        """Texts with the places where their prompts end."""
+        self._read(model)
+        return [Passage.after(text, prompt) for text, prompt in zip(inputs, labels.tolist(), strict=True)]
 
     def targets(
         self, inputs: Sequence[Any], labels: Tensor, model: Reads | None, max_tokens: int | None
     ) -> Tensor:
-        """The ids of the tokens that count, shape (N, L)."""
-        assert model is not None  # noqa: S101 - `bound` was asked first
-        return model.targets(list(inputs), labels, max_tokens)
+        """The token that each state is to predict, shape (N, L)."""
+        return self._read(model).targets(self.rows(inputs, labels, model), max_tokens)
 
     # -- positions -------------------------------------------------------------------------------------------
 
     def _found(self, outputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """The states (M, d) that predict a target, the targets (M,), and the row of each (M,)."""
         table = self._table()
-        states = outputs.view(len(outputs), table.length, -1)[:, :-1]
-        wanted = targets[:, 1:].to(outputs.device)
+        states = outputs.view(len(outputs), table.length, -1)
+        wanted = targets.to(outputs.device)
         there = wanted != IGNORED
         rows = there.nonzero()[:, 0]
         return states[there], wanted[there], rows
@@ -133,7 +144,7 @@ class NextToken(Objective):
         """Numbers of positions that predict a target at their places among the outputs, else 0."""
         table = self._table()
         found = torch.zeros_like(outputs).view(len(outputs), table.length, -1)
-        found[:, :-1][targets[:, 1:].to(outputs.device) != IGNORED] = values
+        found[targets.to(outputs.device) != IGNORED] = values
         return found.view_as(outputs)
 
     def _with_slopes(self, states: Tensor, wanted: Tensor, needed: bool = True) -> tuple[Tensor, Tensor]:
@@ -153,9 +164,9 @@ class NextToken(Objective):
     def curvature(self, outputs: Tensor, targets: Tensor, along: Tensor) -> Tensor:
         """W^T (diag p - p p^T) W v / n."""
         table = self._table()
-        there = targets[:, 1:].to(outputs.device) != IGNORED
+        there = targets.to(outputs.device) != IGNORED
         states, _, rows = self._found(outputs, targets)
-        moved = along.view(len(along), len(outputs), table.length, -1)[:, :, :-1][:, there]
+        moved = along.view(len(along), len(outputs), table.length, -1)[:, there]
         weight, bias = self._weights(outputs)
         curved = torch.empty_like(moved)
         for some in self._chunks(len(states), 1 + len(along)):
@@ -183,6 +194,75 @@ class NextToken(Objective):
         if bool((targets < 0).any()):
             return f"row {int((targets < 0).nonzero()[0])}: a prompt of {int(targets.min())} characters."
         return None
+
+
+@dataclass(frozen=True)
+class Chat(NextToken):
+    """Each next token of the assistant's answers in a conversation: the loss and the perplexity of `NextToken`.
+
+    A row is a list of messages with a role and a content, and becomes a text by the chat template of the model's own
+    tokenizer. The tokens of all answers of a conversation count, with those that end them, and no others.
+    """
+
+    word: ClassVar[str] = "chat"
+    about: ClassVar[str] = "Conversations, of which the assistant's answers are learned."
+
+    def rows(self, inputs: Sequence[Any], labels: Tensor, model: Reads | None) -> list[Any]:
+        """The conversations as texts."""
+        reads = self._read(model)
+        return [reads.chat(messages_of(text, f"the row {text[:40]!r}")) for text in inputs]
+
+    def fault(self, targets: Tensor, outputs: int) -> str | None:
+        """A conversation has no prompt beside its messages."""
+        return super().fault(targets, outputs) or _prompted(targets, self.word)
+
+
+@dataclass(frozen=True)
+class MaskedToken(NextToken):
+    """Hidden tokens of a text from the others: l = mean over them of -log softmax(W h + b)_y, and pseudo-perplexity.
+
+    About `share` of a text's tokens are hidden behind the model's mask token, at least one and never all. Which ones is
+    decided by the seed, the text and the place of the token: the same ones in every split, epoch, batch and process.
+    Special tokens are never hidden. States h are what the table of tokens reads, after the head's transform; the rest is
+    as for next tokens. The metric is exp of the mean loss, the mean over texts: less is better, and it is no perplexity
+    of the text, since hidden tokens see both sides.
+
+    Args:
+        share: 15 % by default, as for BERT, of which a part was not hidden but exchanged; here all are hidden.
+        seed: of the choice.
+    """
+
+    share: float = 0.15
+    seed: int = 0
+    word: ClassVar[str] = "masked-token"
+    metric: ClassVar[str] = "pseudo-perplexity"
+    about: ClassVar[str] = "Texts of which some tokens are hidden."
+
+    def __post_init__(self) -> None:
+        if not 0 < self.share < 1:
+            raise UsageError(
+                f"share={self.share}: the share of hidden tokens is between 0 and 1, such as 0.15."
+            )
+
+    def rows(self, inputs: Sequence[Any], labels: Tensor, model: Reads | None) -> list[Any]:
+        """Texts with the share and the seed."""
+        self._read(model)
+        return [Cloze(text, self.share, self.seed) for text in inputs]
+
+    def fault(self, targets: Tensor, outputs: int) -> str | None:
+        """A text has no prompt."""
+        return super().fault(targets, outputs) or _prompted(targets, self.word)
+
+
+def _prompted(targets: Tensor, word: str) -> str | None:
+    """What is wrong with prompts of an objective that has none."""
+    found = targets.nonzero().flatten().tolist()
+    if not found:
+        return None
+    return (
+        f"row {found[0]} has a prompt of {int(targets[found[0]])} characters, and {word} tasks have no prompts beside "
+        "their rows: give whole ones."
+    )
 
 
 class _Chunked(torch.autograd.Function):

@@ -1,14 +1,24 @@
 """The rows of a split as batches that an encoder reads."""
 
+import random
 from collections.abc import Iterator, Sequence
 from typing import Any, TypeAlias
 
 from tauspan.core.ahead import ahead
 from tauspan.core.errors import UsageError
 from tauspan.models import Batch, Encoder
+from tauspan.objectives import Classification, Objective
 from tauspan.tasks import Split
 
 Batches: TypeAlias = Sequence[tuple[list[int], Batch]]
+
+
+def encoded(
+    encoder: Encoder, rows: Split, objective: Objective, max_tokens: int | None,
+    crops: Sequence[random.Random] | None = None,
+) -> Batch:  # fmt: skip
+    """What an encoder reads of rows for an objective; see `Encoder.encode`."""
+    return encoder.encode(objective.rows(rows.inputs, rows.labels, encoder.language), max_tokens, crops)
 
 
 class Prepared(Sequence[tuple[list[int], Batch]]):
@@ -19,9 +29,10 @@ class Prepared(Sequence[tuple[list[int], Batch]]):
     """
 
     def __init__(
-        self, encoder: Encoder, rows: Split, places: Sequence[list[int]], max_tokens: int | None
-    ) -> None:
+        self, encoder: Encoder, rows: Split, places: Sequence[list[int]], max_tokens: int | None, objective: Objective
+    ) -> None:  # fmt: skip
         self._encoder, self._rows, self._places, self._max_tokens = encoder, rows, places, max_tokens
+        self._objective = objective
         self._kept: dict[int, Batch] = {}
 
     def __len__(self) -> int:
@@ -33,7 +44,7 @@ class Prepared(Sequence[tuple[list[int], Batch]]):
         places = self._places[number]
         batch = self._kept.get(number)
         if batch is None:
-            batch = self._encoder.encode(self._rows.take(places).inputs, self._max_tokens)
+            batch = encoded(self._encoder, self._rows.take(places), self._objective, self._max_tokens)
             if self._encoder.inputs.modality != "image":
                 self._kept[number] = batch
         return places, batch
@@ -46,7 +57,9 @@ class Prepared(Sequence[tuple[list[int], Batch]]):
         return ahead(self.__getitem__, range(first, len(self), step), self._encoder.inputs.ahead)
 
 
-def batches(encoder: Encoder, rows: Split, max_tokens: int | None, batch_size: int) -> Prepared:
+def batches(
+    encoder: Encoder, rows: Split, max_tokens: int | None, batch_size: int, objective: Objective = Classification()
+) -> Prepared:  # fmt: skip
     """The rows in batches of similar length (for less padding), with their indices in the split."""
     for name, value in (("batch_size", batch_size), ("max_tokens", max_tokens)):
         if value is not None and value < 1:
@@ -56,4 +69,4 @@ def batches(encoder: Encoder, rows: Split, max_tokens: int | None, batch_size: i
         lengths = [len(item) if isinstance(item, str) else 0 for item in rows.inputs]
     order = sorted(range(len(rows)), key=lengths.__getitem__)
     places = [order[begin : begin + batch_size] for begin in range(0, len(order), batch_size)]
-    return Prepared(encoder, rows, places, max_tokens)
+    return Prepared(encoder, rows, places, max_tokens, objective)

@@ -11,6 +11,7 @@ import numpy as np
 
 from tauspan.core.errors import DataError, UsageError, listed
 from tauspan.models.extras import require_extra
+from tauspan.objectives.conversations import conversation
 from tauspan.tasks.folders import image_folder, require_inside
 from tauspan.tasks.images import Column, Images
 from tauspan.tasks.parquet import (
@@ -40,12 +41,14 @@ class TableOptions:
         label: the column of the labels.
         split: the column that says which split a row belongs to; None where files are splits.
         dialect: how files of lines are written.
+        messages: the inputs are conversations, lists of messages.
     """
 
     text: str = "text"
     label: str = "label"
     split: str | None = None
     dialect: Dialect = field(default_factory=Dialect)
+    messages: bool = False
 
 
 def read_rows(path: Path, reading: TableOptions | None = None) -> list[Rows]:
@@ -149,9 +152,20 @@ def _table(file: Path, reading: TableOptions) -> Rows:
     )
     wanted = dict.fromkeys([reading.text, reading.label, *([reading.split] if reading.split else [])])
     columns = read_columns(file, list(wanted), reading.dialect)
-    inputs = [as_text(item, reading.text, file, row) for row, item in enumerate(columns.values[reading.text])]
+    cells = columns.values[reading.text]
+    if reading.messages:
+        inputs = [_messages(item, file, row, columns.lines) for row, item in enumerate(cells)]
+    else:
+        inputs = [as_text(item, reading.text, file, row) for row, item in enumerate(cells)]
     splits = columns.values[reading.split] if reading.split else None
     return Rows(inputs, columns.values[reading.label], str(file), columns.lines, own, splits=splits)
+
+
+def _messages(item: Any, file: Path, row: int, lines: Sequence[int] | None) -> str | None:
+    """A cell as a conversation; a missing one gives None."""
+    if item is None or (isinstance(item, str) and not item.strip()):
+        return None
+    return conversation(item, f"{file}, row {row}" + ("" if lines is None else f" (line {lines[row]})"))
 
 
 def as_text(item: Any, column: str, file: Path, row: int) -> Any:

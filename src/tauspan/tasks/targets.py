@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from tauspan.core.errors import UsageError
-from tauspan.objectives import Classification, Objective
+from tauspan.objectives import Chat, Classification, Objective
 from tauspan.tasks.assembly import Gathered, gathered
 from tauspan.tasks.labels import Meaning
 from tauspan.tasks.numbers import numbered
@@ -44,9 +44,7 @@ def read_targets(
         DataError: as `gathered`, `numbered` and `continued`.
     """
     if prompt is not None and not kind.headless:
-        raise UsageError(
-            f"task {what!r}: prompt={prompt!r} is for next-token tasks, and this is {kind.word}."
-        )
+        raise UsageError(f"task {what!r}: prompt={prompt!r} is for tasks of texts, and this is {kind.word}.")
     if kind.headless:
         if names:
             raise UsageError(
@@ -57,7 +55,7 @@ def read_targets(
                 f"task {what!r}: label={list(columns)}, and {kind.word} has no labels: name the columns of the texts and "
                 "of what goes before them, text= (--text) and prompt= (--prompt)."
             )
-        return continued(read(prompt or text), prompt is not None, clean, what)
+        return continued(read(prompt or text), prompt is not None, clean, what, isinstance(kind, Chat))
     if not columns or len(set(columns)) < len(columns):
         raise UsageError(f"task {what!r}: label={list(columns)}: give at least one column, and none twice.")
     if isinstance(kind, Classification):

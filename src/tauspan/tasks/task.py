@@ -12,7 +12,7 @@ from tauspan.core.arguments import checked
 from tauspan.core.choices import HeadFrom
 from tauspan.core.errors import DataError, UsageError, nearest
 from tauspan.models import Head
-from tauspan.objectives import Classification, Objective, objective_of
+from tauspan.objectives import Chat, Classification, Objective, objective_of
 from tauspan.tasks.assembly import Gathered, gathered, told
 from tauspan.tasks.hub import hub_rows
 from tauspan.tasks.labels import Meaning
@@ -142,13 +142,15 @@ class Task:
         """
         card, files = read_card(Path(path))
         names, kind = card["label_names"], objective_of(card.get("objective", "classification"))
-        classes = isinstance(kind, Classification)
+        classes, chat = isinstance(kind, Classification), isinstance(kind, Chat)
 
         def read(column: str) -> dict[str, list[Rows]]:
-            return {split: read_rows(file, TableOptions(label=column)) for split, file in files.items()}
+            reading = TableOptions(label=column, messages=chat)
+            return {split: read_rows(file, reading) for split, file in files.items()}
 
         rows = read_targets(
-            read, kind, ["label"] if classes else names, names, prompt="prompt" if kind.headless else None,
+            read, kind, ["label"] if classes else names, names,
+            prompt="prompt" if kind.headless and not chat else None,
             labels=card.get("labels", "auto"), what=card["name"],
         )  # fmt: skip
         about = {
@@ -170,7 +172,7 @@ class Task:
         split: str | None = None,
         label_names: Sequence[Any] | None = None,
         label_prompts: Sequence[str] = (),
-        text: str = "text",
+        text: str | None = None,
         label: str | Sequence[str] = "label",
         prompt: str | None = None,
         labels: Meaning = "auto",
@@ -205,12 +207,14 @@ class Task:
                 dev) or test of each row.
             label_names: the classes, in order.
             label_prompts: one sentence for each class.
-            text: the column of texts, or of images in parquet files.
+            text: the column of texts, or of images in parquet files; None takes `messages` of chats, which are lists of
+                objects with role and content, and else `text`.
             label: the column of labels. Of objectives without classes, the column of each output's numbers, or several.
-            prompt: of `"next-token"` tasks, the column of prompts, which go before the texts and do not count.
+            prompt: of `"next-token"` tasks, the column of prompts, which go before the texts and do not count; of
+                `"chat"` tasks, the column of the user's questions, to which the texts are the answers.
             labels: `"names"`, `"from_0"` or `"from_1"` where `"auto"` says that it cannot tell.
-            objective: `"classification"`, `"multi-label"`, `"regression"`, `"next-token"`, or one of your own; see
-                `tauspan.objectives`.
+            objective: `"classification"`, `"multi-label"`, `"regression"`, `"next-token"`, `"chat"`, `"masked-token"`, or
+                one of your own; see `tauspan.objectives`.
             clean: drop rows without text or label, and spaces around labels; a warning counts them, and
                 `Task.extra["left_out"]` keeps the counts.
             encoding: of a file of lines; None takes a byte order mark's, else UTF-8.
@@ -246,14 +250,16 @@ class Task:
         require_apart(name, files, split)
 
         def read(column: str) -> dict[str, list[Rows]]:
-            reading = TableOptions(text, column, split, dialect)
+            reading = TableOptions(title, column, split, dialect, chat and prompt is None)
             if split:
                 return by_split(files["train"], reading)
             return {s: read_rows(f, reading) for s, f in files.items()}
 
+        chat = isinstance(kind, Chat)
+        title = text or ("messages" if chat and prompt is None else "text")
         columns = [label] if isinstance(label, str) else list(label)
         made = read_targets(
-            read, kind, columns, label_names, text=text, prompt=prompt, labels=labels, clean=clean, what=name
+            read, kind, columns, label_names, text=title, prompt=prompt, labels=labels, clean=clean, what=name
         )
         if shares is not None:
             others = [task.splits for task in like]
@@ -319,7 +325,8 @@ class Task:
         Labels are an integer tensor or array, or a list of numbers or names. `labels` and `clean` are as in
         `from_files`. Of objectives without classes, `label_names` are the names of the outputs, and the second of each
         pair holds a number for each of them, shape (N, O); of `"next-token"`, how many characters of each text are a
-        prompt, or None. Without `validation` or `test`, rows of train are held out as in `from_files`.
+        prompt, or None; the inputs of `"chat"` are lists of messages. Without `validation` or `test`, rows of train are
+        held out as in `from_files`.
 
         Example:
             >>> rows = (["a", "b"], [1, 0])
@@ -336,7 +343,9 @@ class Task:
             made = gathered(rows, list(label_names), labels, clean, what=name)
         elif kind.headless:
             made = Gathered(
-                list(label_names), {key: text_rows(name, key, given) for key, given in splits.items()}, {}
+                list(label_names),
+                {key: text_rows(name, key, given, isinstance(kind, Chat)) for key, given in splits.items()},
+                {},
             )
         else:
             targets = {key: tensor_targets(name, key, given, kind) for key, given in splits.items()}

@@ -8,12 +8,15 @@ import torch
 
 from tauspan.core.errors import DataError
 from tauspan.core.notices import tell
+from tauspan.objectives.conversations import conversation, dialogue
 from tauspan.tasks.assembly import Gathered, told
 from tauspan.tasks.rows import Rows, fault_of, incomplete
 from tauspan.tasks.split import Split
 
 
-def continued(found: Mapping[str, Sequence[Rows]], prompts: bool, clean: bool, what: str) -> Gathered:
+def continued(
+    found: Mapping[str, Sequence[Rows]], prompts: bool, clean: bool, what: str, chat: bool = False
+) -> Gathered:
     """The splits of a task of texts; a row's label is how many characters of its text are a prompt.
 
     Args:
@@ -21,6 +24,7 @@ def continued(found: Mapping[str, Sequence[Rows]], prompts: bool, clean: bool, w
         prompts: whether the labels are prompts.
         clean: drop rows without a text, instead of raising.
         what: the task's name.
+        chat: prompt and text become a conversation, of which the text is the answer.
 
     Raises:
         DataError: a row without a text, or whose prompt is no text; it names file and row.
@@ -36,7 +40,10 @@ def continued(found: Mapping[str, Sequence[Rows]], prompts: bool, clean: bool, w
                 if not isinstance(prompt, str):
                     raise DataError(f"{rows.place(row)}: the prompt {prompt!r} is no text.")
                 fault = fault_of(text) or (None if isinstance(text, str) else "that is no text")
-                if fault is None:
+                if fault is None and chat and prompts:
+                    texts.append(dialogue(prompt, text, rows.place(row)))
+                    lengths.append(0)
+                elif fault is None:
                     texts.append(prompt + text)
                     lengths.append(len(prompt))
                 elif clean:
@@ -51,13 +58,17 @@ def continued(found: Mapping[str, Sequence[Rows]], prompts: bool, clean: bool, w
     return Gathered([], splits, left_out)
 
 
-def text_rows(name: str, split: str, given: Any) -> Split:
+def text_rows(name: str, split: str, given: Any, chat: bool = False) -> Split:
     """Texts of one split, and the lengths of their prompts in characters; None for none.
+
+    Of a `chat` task a row is a list of messages, or a text of JSON that is one.
 
     Raises:
         DataError: no list of texts, or other lengths than texts.
     """
     texts, lengths = given if isinstance(given, tuple) and len(given) == 2 else (given, None)
+    if chat and isinstance(texts, list | tuple):
+        texts = [conversation(one, f"{split} of {name!r}, row {row}") for row, one in enumerate(texts)]
     listed = not isinstance(texts, str) and hasattr(texts, "__len__") and hasattr(texts, "__iter__")
     if not listed or not all(isinstance(text, str) for text in texts):
         raise DataError(

@@ -24,6 +24,11 @@ def write_directory(task: "Task", path: Path, overwrite: bool) -> Path:
             f"{'the objective' if 'text' not in task.label_names else 'an output named text, beside'} "
             f"{task.objective.word}, which a card does not hold: keep its table, which `Task.from_files` reads."
         )
+    if task.objective.headless and task.objective != OBJECTIVES[task.objective.word]():
+        raise DataError(
+            f"task {task.name!r} has the objective {task.objective!r}, of which a card holds the word alone: keep its "
+            "table, which `Task.from_files` reads."
+        )
     if task.head is not None or task.templates or task.head_from != "auto":
         raise DataError(
             f"task {task.name!r} has a head, templates or head_from of its own, which a card does not hold: write it "

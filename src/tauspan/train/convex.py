@@ -20,6 +20,7 @@ from tauspan.models import Classifier, Encoder
 from tauspan.objectives import Classification, Objective
 from tauspan.tangent import Cache, Linearized, linearize
 from tauspan.tasks import Split, Task, build_head
+from tauspan.tasks.batches import encoded
 from tauspan.train.finetuning import Finetuned
 
 log = logging.getLogger(__name__)
@@ -143,7 +144,7 @@ def labelled(
     for begin in range(0, len(rows), batch_size):
         part = rows.take(list(range(begin, min(begin + batch_size, len(rows)))))
         targets = objective.targets(part.inputs, part.labels, encoder.language, max_tokens)
-        parts.append((encoder.encode(part.inputs, max_tokens), targets))
+        parts.append((encoded(encoder, part, objective, max_tokens), targets))
     return parts
 
 

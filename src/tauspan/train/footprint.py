@@ -20,6 +20,7 @@ from tauspan.models import Batch, Encoder, Head, eval_mode
 from tauspan.models.encoder import Bare
 from tauspan.objectives import NextToken, Objective
 from tauspan.tasks import Split, Task
+from tauspan.tasks.batches import encoded
 from tauspan.train.loop import VALIDATED, trained
 from tauspan.train.settings import Settings
 from tauspan.train.trainee import Trainee, trainee
@@ -191,18 +192,20 @@ class Passes:
 
     def _batch(self, rows: Split) -> tuple[Batch, Tensor]:
         tokens = self.task.tokens(self.settings.max_tokens)
-        batch = self.encoder.encode(rows.inputs, tokens)
+        batch = encoded(self.encoder, rows, self.task.objective, tokens)
         return batch, self.task.objective.targets(rows.inputs, rows.labels, self.encoder.language, tokens)
 
     def _places(self, count: int) -> list[int]:
         """Rows with the longest text first, and the shortest second, so that there is padding if any batch has some."""
-        inputs = self.task.split(self.split).inputs
+        rows, of = self.task.split(self.split), self.task.objective
+        inputs = rows.inputs
         if self.encoder.inputs.modality != "text":
             return [place % len(inputs) for place in range(count)]
         by_length = sorted(range(len(inputs)), key=lambda place: len(str(inputs[place])))
         tokens = self.task.tokens(self.settings.max_tokens)
         longest = max(
-            by_length[-_LONGEST:], key=lambda place: _elements(self.encoder.encode([inputs[place]], tokens))
+            by_length[-_LONGEST:],
+            key=lambda place: _elements(encoded(self.encoder, rows.take([place]), of, tokens)),
         )
         return [longest, by_length[0], longest, longest][:count]
 

@@ -22,6 +22,7 @@ from tauspan.core.processes import World
 from tauspan.models import Batch, Encoder
 from tauspan.objectives import Classification, Objective
 from tauspan.tasks import Split, Task
+from tauspan.tasks.batches import encoded
 from tauspan.train import checkpoint
 from tauspan.train.layout import Layout
 from tauspan.train.rows import Part, TrainingRows
@@ -183,7 +184,7 @@ class Run:
             # by seed, epoch and row, so that crops do not depend on processes, batch size or interruptions
             about = f"{self.settings.seed}/{epoch}/{part[0]}"
             crops = [random.Random(f"{about}/{place}/crop") for place in places or (0,)]
-        batch = self.encoder.encode(rows.inputs, task.tokens(self.settings.max_tokens), crops)
+        batch = encoded(self.encoder, rows, task.objective, task.tokens(self.settings.max_tokens), crops)
         return batch, self._targets(task, rows)[: len(places)]
 
     def _targets(self, task: Task, rows: Split) -> Tensor:

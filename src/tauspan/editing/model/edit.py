@@ -74,7 +74,8 @@ def load(
         base: of an edited model: where the pre-trained one is now, if it was moved.
         module: of a module of your own that `save` wrote: the module, or an `Encoder` around it, whose weights are not
             used for an ordinary model and are the base of a tangent one.
-        language: read a causal language model of transformers, for tasks of texts of at most so many tokens.
+        language: read a language model of transformers (a decoder, a sequence-to-sequence or a masked one), for tasks of
+            texts of at most so many tokens.
 
     Returns:
         An `Encoder` in eval mode; for the directory of an edited tangent model, the `Linearized` encoder with

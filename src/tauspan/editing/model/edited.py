@@ -187,7 +187,9 @@ class EditedModel(ABC):
         """The split's batches, encoded once."""
         if (task, split) not in self._prepared:
             rows, tokens = task.split(split), task.tokens(self.reading.max_tokens)
-            self._prepared[task, split] = batches(self.encoder, rows, tokens, self.reading.batch_size)
+            self._prepared[task, split] = batches(
+                self.encoder, rows, tokens, self.reading.batch_size, task.objective
+            )
         return self._prepared[task, split]
 
 

@@ -110,7 +110,7 @@ class Recipe:
         data: folder with one sub-folder for each data set of the catalog; None takes them from the hub.
         start: `"pretrained"`, or `"random"`: the vectors of a seed start from `reinitialised(encoder, seed)`.
         head: where every task's frozen head comes from; `"auto"` leaves it to the task.
-        language: read the model as a causal language model, for tasks of texts of at most so many tokens.
+        language: read the model as a language model, for tasks of texts of at most so many tokens.
         parts: what is measured, each a section of the file under its key: `References`, `Negation`, `Maps`, `Energies`,
             `Merging`, `Desk`, or a `Part` of your own. Addition is always one of them.
 

@@ -168,7 +168,7 @@ def gram_matrices(
             "Gram matrix to gather: merge by another method."
         )
     found = Products()
-    prepared = batches(encoder, drawn, task.tokens(reading.max_tokens), reading.batch_size)
+    prepared = batches(encoder, drawn, task.tokens(reading.max_tokens), reading.batch_size, task.objective)
     with (
         models.eval_mode(edited),
         torch.no_grad(),

@@ -94,7 +94,8 @@ def regmean_plus_plus(
         [
             batch
             for _, batch in batches(
-                encoder, drawn_rows(task, split, rows, seed), task.tokens(reading.max_tokens), reading.batch_size
+                encoder, drawn_rows(task, split, rows, seed), task.tokens(reading.max_tokens), reading.batch_size,
+                task.objective,
             )
         ]
         for task in vectors

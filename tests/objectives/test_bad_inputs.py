@@ -196,7 +196,7 @@ CASES: dict[str, Case] = {
     ),
     "a prompt of classes": (
         UsageError,
-        r"prompt='question' is for next-token",
+        r"prompt='question' is for tasks of texts",
         lambda w: table(w, "rows.csv", prompt="question", label="text"),
     ),
     # numbers and losses

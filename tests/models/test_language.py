@@ -211,7 +211,6 @@ def test_what_cannot_be_said_of_a_language_model_is_told(tmp_path: Path) -> None
         (DataError, "one text", lambda: Task.from_tensors("t", [], objective="next-token", train=("abc", None))),
         (UsageError, "next-token", lambda: ts.closed_form(encoder, of)),
         (UsageError, "its metric at any coefficients", lambda: ts.Editor(encoder, {of: vector}).interference()),
-        (UsageError, "next-token", lambda: ts.Editor(encoder, {of: vector, task("u", 2): vector}).maps()),
         (UsageError, "next-token", lambda: kernel_report(encoder, [of])),
         (UsageError, "leave the task out", lambda: ts.Editor(encoder, {of: vector}).desk()),
         (ModelError, "it caps them", lambda: ts.load(capped, language=LENGTH)),

@@ -71,6 +71,26 @@ def test_perplexity_is_the_exponential_of_the_mean_loss_of_texts() -> None:
     assert one.value(states, targets) == pytest.approx(float(plain(one, states, targets).mean().exp()))
 
 
+@pytest.mark.parametrize("logits", [2**24, 1])
+def test_maps_compare_predicted_tokens(logits: int) -> None:
+    """The distance of two models is the share of a text's target positions whose likeliest token differs."""
+    one, (states, targets) = bound(logits), texts()
+    other = states.roll(1, 0)
+    assert one.table is not None
+    wanted = []
+    for n in range(ROWS):
+        likeliest = [
+            F.linear(at[n].view(LENGTH, WIDTH), one.table.weight, one.table.bias).argmax(-1)
+            for at in (states, other)
+        ]
+        there = targets[n] != IGNORED
+        wanted.append(float((likeliest[0] != likeliest[1])[there].double().mean()))
+    name, apart = one.distance()
+    assert name == "tokens"
+    assert apart(one.predicted(states, targets), one.predicted(other, targets)).tolist() == wanted
+    assert 0 < sum(wanted) < ROWS
+
+
 def test_it_needs_the_table_of_a_model() -> None:
     states, targets = texts()
     with pytest.raises(UsageError, match="language=L"):

@@ -66,11 +66,24 @@ def llama(rows: int, folder: Path) -> tuple[ts.Encoder, ts.Task]:
     return encoder, task
 
 
+def preferring(rows: int, folder: Path) -> tuple[ts.Encoder, ts.Task]:
+    encoder = ts.load(languages.write(folder / "llama", "llama"), language=40)
+    split: Any = (
+        ["say "] * rows,
+        [("abc defg " * 5)[: 35 - 20 * (place == 0)] for place in range(rows)],
+        ["no"] * rows,
+    )
+    few: Any = tuple(part[:4] for part in split)
+    task = ts.Task.from_tensors("pairs", [], train=split, validation=few, test=few, objective="preference")
+    return encoder, task
+
+
 MODELS: dict[str, Callable[[int, Path], tuple[ts.Encoder, ts.Task]]] = {
     "small": lambda rows, _: small(rows),
     "bert": lambda rows, _: bert(rows),
     "vit": lambda rows, _: vit(rows),
     "llama": llama,
+    "preferences": preferring,
 }
 
 
@@ -84,7 +97,7 @@ def truth(encoder: ts.Encoder, task: ts.Task, settings: ts.Settings) -> int:
 
 
 CASES = [
-    pytest.param(kind, rows, marks=[pytest.mark.slow] if kind in ("bert", "vit") else [])
+    pytest.param(kind, rows, marks=[pytest.mark.slow] if kind in ("bert", "vit", "preferences") else [])
     for kind in MODELS
     for rows in (1, 6, 24)
 ]

@@ -84,11 +84,21 @@ def _add_make(made: argparse.ArgumentParser) -> None:
     )
     made.add_argument(
         "--objective",
-        choices=("classification", "multi-label", "regression", "next-token", "chat", "masked-token"),
+        metavar="WORD",
         default="classification",
-        help="what the labels are: classes; of the others each column of --label holds the numbers of one output, "
-        "0 and 1 of a label; next-token: none, the texts are continued; chat: none, the assistant's answers of "
-        "conversations are learned; masked-token: none, tokens of the texts are hidden (default: classification)",
+        help="what the labels are: classes; of multi-label and regression each column of --label holds the numbers of "
+        "one output, 0 and 1 of a label; next-token: none, the texts are continued; chat: none, the assistant's answers "
+        "of conversations are learned; masked-token: none, tokens of the texts are hidden; preference, contrastive and "
+        "similarity: pairs, see --columns; with options as in 'preference(beta=0.5)' (default: classification)",
+    )
+    made.add_argument(
+        "--columns",
+        nargs="+",
+        metavar="NAME=COLUMN",
+        default=(),
+        help="of pairs, the columns of FILE that are not called prompt, chosen and rejected (preference), anchor, "
+        "positive and group (contrastive), sentence1, sentence2 and score (similarity), such as score=points; "
+        "'prompt=' where there is none (default: these)",
     )
     made.add_argument(
         "--prompt",
@@ -258,6 +268,7 @@ def _read(options: argparse.Namespace, name: str, label: "str | list[str]", like
         labels=options.labels,
         objective=options.objective,
         prompt=options.prompt,
+        columns=_columns(options.columns),
         clean=options.clean,
         encoding=options.encoding,
         delimiter=commands.delimiter(options),
@@ -267,6 +278,15 @@ def _read(options: argparse.Namespace, name: str, label: "str | list[str]", like
         shares=options.shares,
         like=like,
     )
+
+
+def _columns(given: "Sequence[str]") -> dict[str, str | None] | None:
+    """NAME=COLUMN as a mapping."""
+    for one in given:
+        if "=" not in one:
+            raise UsageError(f"--columns {one}: write NAME=COLUMN, such as score=points.")
+    pairs = (one.partition("=") for one in given)
+    return {name: column or None for name, _, column in pairs} or None
 
 
 def _tell_made(task: "Task", place: Path, options: argparse.Namespace) -> None:
@@ -286,7 +306,7 @@ def _tell_made(task: "Task", place: Path, options: argparse.Namespace) -> None:
     tables = [
         Table("splits", _splits(task), f"{_meaning(task)}{repeated}"),
         Table("rows that stand in two splits", _leaks(found), _note([found])),
-        *([Table("left out or changed", dropped, "By --clean.")] if dropped else []),
+        *([Table("left out or changed", dropped, "By --clean." if options.clean else "")] if dropped else []),
     ]
     if found and options.test is None and options.split is None:
         tell("rows stand in two splits; --shares divides a file so that none does.")

@@ -12,7 +12,7 @@ SplitName: TypeAlias = Literal["train", "validation", "test"]
 CacheKind: TypeAlias = Literal["none", "features", "primal", "factors"]  # what is stored of fixed batches
 Precision: TypeAlias = Literal["float32", "tf32", "bfloat16"]  # of matrix products
 Distance: TypeAlias = Literal[
-    "argmax", "probabilities", "labels", "difference"
+    "argmax", "probabilities", "labels", "difference", "order", "cosine", "tokens"
 ]  # of two outputs, by objective
 Augment: TypeAlias = Literal["none", "crop"]
 DecayTarget: TypeAlias = Literal["base", "zero"]

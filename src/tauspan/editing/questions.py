@@ -324,6 +324,8 @@ def disentanglement(
             the predicted classes differ, as in the paper, or `"probabilities"`, the total variation of their
             probabilities, in [0, 1] as well. Of several labels `"labels"`, the share that differ, or `"probabilities"`,
             the mean difference of theirs. Of numbers `"difference"`, the root mean square over outputs, in their units.
+            Of texts `"tokens"`, the share of target positions whose likeliest token differs; of preferences `"order"`,
+            1 where another text is preferred; of embeddings `"cosine"`, the mean of 1 - cos.
         split: whose rows.
         reading: batches, where texts are cut, and the point of the tangent model; see `tauspan.Reading`.
 

@@ -21,7 +21,7 @@ class Causal(Language):
     """A decoder: each state predicts the next token."""
 
     kind: ClassVar[str] = "a causal language model"
-    words: ClassVar[tuple[str, ...]] = ("next-token", "chat")
+    words: ClassVar[tuple[str, ...]] = ("next-token", "chat", "preference")
     family: ClassVar[str] = "AutoModelForCausalLM"
 
     def read(self, rows: Sequence[Any], max_tokens: int | None) -> tuple[dict[str, Tensor], Tensor]:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from tauspan.core.arguments import checked
 from tauspan.core.errors import MismatchError, ModelError, NonFiniteError
+from tauspan.models.groups import each, grouped, is_grouped, together
 from tauspan.models.inputs import Batch, Inputs, require_known
 
 if TYPE_CHECKING:
@@ -52,6 +53,7 @@ class Encoder(nn.Module):
 
     Attributes:
         heads: frozen heads that took long to build, by a key of their content; filled by `tauspan.tasks.build_head`.
+        references: what losses read of this model on the rows of tasks, by a key of their content.
         frozen: the frozen heads that were built, by the name of their task; `predict` uses them and `tauspan.save`
             writes them.
         origin: for an edited encoder, the pre-trained one from which its heads are made; else None.
@@ -90,6 +92,7 @@ class Encoder(nn.Module):
         self.pooling = pooling or _said(self.features)
         self.home: Home | None = home
         self.heads: dict[str, Head] = {}
+        self.references: dict[str, Tensor] = {}
         self.frozen: dict[str, Frozen] = {}
         self.origin: Origin | None = None
         self.edit = ""
@@ -99,7 +102,9 @@ class Encoder(nn.Module):
         self.trainable: frozenset[str] = frozenset()
 
     def forward(self, batch: Batch) -> Tensor:
-        """Features of shape (N, d)."""
+        """Features of shape (N, d); of rows that are groups of K inputs, (N, K d)."""
+        if is_grouped(batch):
+            return each(batch, lambda one: self.features(self.backbone, one))
         return self.features(self.backbone, batch)
 
     def __repr__(self) -> str:
@@ -152,7 +157,15 @@ class Encoder(nn.Module):
         A language model reads what the task's objective makes of its rows (`Objective.rows`).
 
         Floating-point tensors are converted to the backbone's dtype, since NumPy's are float64 and most models float32.
+        Rows may be groups (`tauspan.models.groups`), each of as many inputs.
         """
+        size = grouped(raw) if isinstance(raw, list | tuple) else None
+        if size is not None:
+            # a source of random numbers for each input, drawn before threads take turns
+            draws = (
+                None if crops is None else [random.Random(one.random()) for one in crops for _ in range(size)]
+            )
+            return together(self.encode([item for row in raw for item in row], max_tokens, draws), size)
         first = next(self.backbone.parameters(), None)
         batch: Batch
         words = _words(self.backbone) if self.inputs.modality == "text" else None

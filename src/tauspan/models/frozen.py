@@ -108,16 +108,19 @@ class Origin:
         path = None if encoder.home is None else str(encoder.home.directory.resolve())
         return Origin(encoder.source, path, fingerprint_of(encoder), reading(encoder), encoder)
 
-    def encoder(self) -> Encoder:
+    def encoder(self, language: int | None = None) -> Encoder:
         """The pre-trained encoder, from memory or loaded again.
+
+        Args:
+            language: as in `tauspan.load`, where it is to be read as a language model.
 
         Raises:
             ModelError: it no longer exists, or it has changed.
         """
         held = self._kept or self._seen()
-        if held is not None:
+        if held is not None and (language is None or held.language is not None):
             return held
-        found, failed = base_of(self.source, self.path, self.fingerprint)
+        found, failed = base_of(self.source, self.path, self.fingerprint, language=language)
         if found is None:
             raise ModelError(
                 f"this model was edited from {self.source!r} (fingerprint {self.fingerprint[:12]}), whose frozen heads "
@@ -129,7 +132,7 @@ class Origin:
 
 
 def base_of(
-    source: str, path: str | None, fingerprint: str, beside: Path | None = None
+    source: str, path: str | None, fingerprint: str, beside: Path | None = None, language: int | None = None
 ) -> tuple[Encoder | None, str]:
     """The encoder with a given fingerprint, loaded from where it was; else None, and a message about what is there now.
 
@@ -138,12 +141,13 @@ def base_of(
         path: its absolute path, if it is a directory.
         fingerprint: the expected fingerprint; empty if it was never computed.
         beside: a directory to which relative paths may refer.
+        language: as in `tauspan.load`.
     """
     places = [source, *([path] if path else []), *([str(beside / source)] if beside is not None else [])]
     failed = []
     for place in dict.fromkeys(places):
         try:
-            found = load_model(place)
+            found = load_model(place, language=language)
         except TauspanError as error:
             failed.append(str(error))
             continue

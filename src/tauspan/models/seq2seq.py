@@ -28,7 +28,7 @@ class Seq2Seq(Language):
 
     start: int
     kind: ClassVar[str] = "a sequence-to-sequence model"
-    words: ClassVar[tuple[str, ...]] = ("next-token",)
+    words: ClassVar[tuple[str, ...]] = ("next-token", "preference")
     family: ClassVar[str] = "AutoModelForSeq2SeqLM"
     sample: ClassVar[Passage] = Passage.after("The quick brown fox jumps over the lazy dog.", 20)
 

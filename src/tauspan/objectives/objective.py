@@ -10,7 +10,7 @@ from torch import Tensor
 from tauspan.core.errors import DataError, UsageError, nearest
 from tauspan.core.params import require_finite_rows
 
-Apart = Callable[[Tensor, Tensor], Tensor]  # of two models' outputs (N, O), row by row
+Apart = Callable[[Tensor, Tensor], Tensor]  # of what two models predict (`Objective.predicted`), row by row
 
 
 class Reads(Protocol):
@@ -59,6 +59,10 @@ class Objective(ABC):
         ratio: whether the metric is never negative, so that a ratio of two values means something.
         headless: whether outputs are read off the model's features without a frozen head.
         about: what the rows are, in a sentence, where they have no outputs to name.
+        embeds: whether these features are embeddings, whose distances mean something.
+        refers: how many numbers the losses read of what the pre-trained model gives of a row; see `reference`.
+        columns: the columns of a table that a row is made of, where they are not a text and its labels.
+        inputs: how many inputs a row is; more than one are a `Group`.
         distances: how far apart two models' outputs are, by name; the first is the usual one.
     """
 
@@ -69,6 +73,10 @@ class Objective(ABC):
     ratio: bool = True
     headless: ClassVar[bool] = False
     about: ClassVar[str] = ""
+    embeds: ClassVar[bool] = False
+    refers: ClassVar[int] = 0
+    columns: ClassVar[tuple[str, ...]] = ()
+    inputs: int = 1
     distances: ClassVar[Mapping[str, Apart]]
 
     # -- what an objective defines ---------------------------------------------------------------------------
@@ -119,6 +127,17 @@ class Objective(ABC):
     ) -> Tensor:
         """What the losses read, from the rows' inputs and labels; without more ado the labels."""
         return labels
+
+    def predicted(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        """What distances compare, first axis N: without more ado the outputs."""
+        return outputs
+
+    def reference(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        """What the losses read of the pre-trained model's outputs, shape (N, R), if they refer to it.
+
+        These numbers become the last columns of the targets.
+        """
+        return outputs.new_zeros(len(outputs), self.refers)
 
     # -- what follows ----------------------------------------------------------------------------------------
 

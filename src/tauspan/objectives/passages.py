@@ -1,6 +1,7 @@
-"""What language models read of a row: a text, and which of its tokens are to be predicted."""
+"""What models read of a row: a text and which of its tokens are to be predicted, or several inputs."""
 
 from dataclasses import dataclass
+from typing import Any
 
 
 @dataclass(frozen=True)
@@ -48,3 +49,19 @@ class Cloze:
     text: str
     share: float
     seed: int
+
+
+class Group(tuple[Any, ...]):
+    """Several inputs that are one row: texts, images or tensors.
+
+    A model reads each of them by itself, and the row's features are theirs, one after the other.
+
+    Example:
+        >>> Group(["a question", "its answer"])
+        Group('a question', 'its answer')
+    """
+
+    __slots__ = ()
+
+    def __repr__(self) -> str:
+        return f"Group({', '.join(map(repr, self))})"

@@ -32,6 +32,11 @@ class Table:
     length: int
 
 
+def _tokens_differ(first: Tensor, second: Tensor) -> Tensor:
+    there = first != IGNORED
+    return ((first != second) & there).double().sum(1) / there.sum(1)
+
+
 @dataclass(frozen=True)
 class NextToken(Objective):
     """Each next token of a text: l = mean over the text's target tokens of -log softmax(W h + b)_y, and perplexity.
@@ -56,7 +61,7 @@ class NextToken(Objective):
     higher: ClassVar[bool] = False
     headless: ClassVar[bool] = True
     about: ClassVar[str] = "Texts to be continued."
-    distances: ClassVar[dict[str, Apart]] = {}
+    distances: ClassVar[dict[str, Apart]] = {"tokens": _tokens_differ}
 
     def bound(self, model: Reads | None) -> "NextToken":
         """With the table of a language model.
@@ -182,6 +187,17 @@ class NextToken(Objective):
         """The loss of each text."""
         with torch.no_grad():
             return self.losses(outputs, targets).double()
+
+    def predicted(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        """The likeliest token where one counts, shape (N, L), else -100."""
+        states, _, _ = self._found(outputs, targets)
+        weight, bias = self._weights(states)
+        likeliest = torch.empty(len(states), dtype=torch.long, device=states.device)
+        for some in self._chunks(len(states)):
+            likeliest[some] = F.linear(states[some], weight, bias).argmax(-1)
+        found = torch.full_like(targets, IGNORED, device=states.device)
+        found[targets.to(states.device) != IGNORED] = likeliest
+        return found
 
     def summary(self, mean: float) -> float:
         """The perplexity."""

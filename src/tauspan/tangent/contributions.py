@@ -16,7 +16,7 @@ from tauspan.core.errors import BaseMismatchError, MismatchError, ModelError, St
 from tauspan.core.params import require_finite_rows
 from tauspan.core.processes import world
 from tauspan.models import Batch, Classifier, Head
-from tauspan.objectives import Classification, Objective, objective_of
+from tauspan.objectives import Classification, Objective, objective_of, spelled
 from tauspan.tangent import Linearized
 from tauspan.tangent.engine.precision import far, rounding
 from tauspan.tasks.batches import Batches, Prepared
@@ -131,8 +131,8 @@ class Contributions:
         tensors = {"value": self.value, "tangents": self.tangents, "labels": self.labels}
         header: dict[str, Any] = {"format": FORMAT, "names": self.names, "info": dict(self.info)}
         if self.objective != Classification():
-            header["objective"] = self.objective.word
             objective_of(self.objective.word)  # one of the user's cannot be read again
+            header["objective"] = spelled(self.objective)
         if self.head is not None:
             header["head"] = {"scale": self.head.scale, "normalize": self.head.normalize}
             tensors["head.weight"] = self.head.weight

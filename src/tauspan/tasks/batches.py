@@ -8,6 +8,7 @@ from tauspan.core.ahead import ahead
 from tauspan.core.errors import UsageError
 from tauspan.models import Batch, Encoder
 from tauspan.objectives import Classification, Objective
+from tauspan.objectives.passages import Group
 from tauspan.tasks import Split
 
 Batches: TypeAlias = Sequence[tuple[list[int], Batch]]
@@ -66,7 +67,14 @@ def batches(
             raise UsageError(f"{name}={value}: it must be at least 1.")
     lengths = [0] * len(rows)
     if encoder.inputs.modality == "text":
-        lengths = [len(item) if isinstance(item, str) else 0 for item in rows.inputs]
+        lengths = list(map(_length, rows.inputs))
     order = sorted(range(len(rows)), key=lengths.__getitem__)
     places = [order[begin : begin + batch_size] for begin in range(0, len(order), batch_size)]
     return Prepared(encoder, rows, places, max_tokens, objective)
+
+
+def _length(item: Any) -> int:
+    """The characters of a text, or of the longest of a group."""
+    if isinstance(item, Group):
+        return max(map(_length, item))
+    return len(item) if isinstance(item, str) else 0

@@ -43,7 +43,7 @@ def numbered(found: Mapping[str, Found], objective: Objective, clean: bool, what
             if isinstance(rows.inputs, Images):
                 raise _images(what)
             for row, item in enumerate(rows.inputs):
-                numbers = [_number(column, row) for column in columns]
+                numbers = [number_of(column, row) for column in columns]
                 fault = fault_of(item) or (UNLABELLED if None in numbers else None)
                 if fault is None:
                     inputs.append(item)
@@ -53,7 +53,7 @@ def numbered(found: Mapping[str, Found], objective: Objective, clean: bool, what
                 else:
                     raise incomplete(rows, row, fault)
         values = torch.tensor(targets, dtype=torch.float64).view(-1, len(names))
-        splits[split] = Split(inputs, _narrow(values))
+        splits[split] = Split(inputs, narrow(values))
         if counts:
             left_out[split] = dict(counts)
     if left_out:
@@ -61,13 +61,13 @@ def numbered(found: Mapping[str, Found], objective: Objective, clean: bool, what
     return Gathered(names, splits, left_out)
 
 
-def _narrow(values: Tensor) -> Tensor:
+def narrow(values: Tensor) -> Tensor:
     """Float32 where it holds every number, as of labels 0 and 1; else float64."""
     narrow = values.float()
     return narrow if torch.equal(narrow.double(), values) else values
 
 
-def _number(rows: Rows, row: int) -> float | None:
+def number_of(rows: Rows, row: int) -> float | None:
     """A label as a finite number; None where there is none."""
     value = rows.labels[row]
     if value is None or (isinstance(value, str) and not value.strip()):
@@ -119,7 +119,7 @@ def tensor_targets(name: str, split: str, given: Any, objective: Objective) -> S
             f"{split} of {name!r}: its targets are {told_of(targets)}: give real numbers of shape (N, outputs)."
         )
     if not isinstance(objective, OwnLoss):  # whose targets are the user's own
-        targets = _narrow(targets.double())
+        targets = narrow(targets.double())
         targets = targets[:, None] if targets.ndim == 1 else targets
     if (
         isinstance(inputs, str)

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from tauspan.core.arguments import no_rows
 from tauspan.core.errors import DataError, listed
+from tauspan.objectives.passages import Group
 from tauspan.models.pictures import is_picture
 from tauspan.tasks.images import Images
 from tauspan.tasks.labels import writable
@@ -61,6 +62,8 @@ class Rows:
 
 def fault_of(item: Any) -> str | None:
     """What is wrong with an input, in words: no text, a text that UTF-8 cannot write, no numbers; None if nothing is."""
+    if isinstance(item, Group):
+        return next(filter(None, map(fault_of, item)), None)
     if isinstance(item, str):
         if not item.strip():
             return NO_TEXT

@@ -11,7 +11,8 @@ import torch
 
 from tauspan.core.errors import DataError, UsageError, listed
 from tauspan.core.notices import tell
-from tauspan.tasks.split import SPLITS, Split, permutation
+from tauspan.objectives.passages import Group
+from tauspan.tasks.split import SPLITS, Split, content, permutation
 
 LEAST = "give three numbers above 0 that add up to 1, for train, validation and test, such as 0.7 0.1 0.2"
 
@@ -103,11 +104,21 @@ def shared_out(
 
 
 def grouped(rows: Split) -> dict[bytes, list[int]]:
-    """The rows with equal inputs by what is equal, in the order of the first of each."""
+    """The rows with equal inputs (of pairs, equal first ones) by what is equal, in the order of the first of each."""
     found: dict[bytes, list[int]] = {}
-    for row, (item, content) in enumerate(zip(rows.inputs, rows.contents(), strict=True)):
-        found.setdefault(normalised(item).encode() if isinstance(item, str) else content, []).append(row)
+    for row, (item, encoded) in enumerate(zip(rows.inputs, rows.contents(), strict=True)):
+        first = item[0] if isinstance(item, Group) else item
+        found.setdefault(alike(first) if item is not first or isinstance(item, str) else encoded, []).append(
+            row
+        )
     return found
+
+
+def alike(item: Any) -> bytes:
+    """What is the same of equal inputs: a normalised text, or the content of anything else."""
+    if isinstance(item, Group):
+        return b"\1".join(map(alike, item))
+    return normalised(item).encode() if isinstance(item, str) else content(item)
 
 
 def _in_order(groups: Sequence[list[int]], labels: Sequence[int], seed: int) -> list[list[int]]:

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from tauspan.core.arguments import no_rows
 from tauspan.core.errors import DataError, listed
+from tauspan.objectives.passages import Group
 from tauspan.tasks.images import Images
 from tauspan.tasks.rows import plain
 
@@ -55,12 +56,7 @@ class Split:
 
     def contents(self) -> Iterator[bytes]:
         """Each input as bytes: a text in UTF-8, an image as it is encoded, an array after its dtype and shape."""
-        if isinstance(self.inputs, Images):
-            return self.inputs.contents()
-        return (
-            item.encode() if isinstance(item, str) else array_bytes(np.asarray(plain(item)))
-            for item in self.inputs
-        )
+        return self.inputs.contents() if isinstance(self.inputs, Images) else map(content, self.inputs)
 
     @cached_property
     def digest(self) -> str:
@@ -70,6 +66,13 @@ class Split:
             found.update(hashlib.sha256(content).digest())
         found.update(self.labels.numpy().tobytes())
         return found.hexdigest()
+
+
+def content(item: Any) -> bytes:
+    """A text in UTF-8, an array after its dtype and shape, a group as its inputs one after the other."""
+    if isinstance(item, Group):
+        return b"\1".join(map(content, item))
+    return item.encode() if isinstance(item, str) else array_bytes(np.asarray(plain(item)))
 
 
 def array_bytes(array: Any) -> bytes:

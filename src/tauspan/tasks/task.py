@@ -14,9 +14,11 @@ from tauspan.core.errors import DataError, UsageError, nearest
 from tauspan.models import Head
 from tauspan.objectives import Chat, Classification, Objective, objective_of
 from tauspan.tasks.assembly import Gathered, gathered, told
+from tauspan.tasks.grouping import both, in_groups, whole_groups
 from tauspan.tasks.hub import hub_rows
 from tauspan.tasks.labels import Meaning
 from tauspan.tasks.numbers import tensor_targets
+from tauspan.tasks.pairs import given_pairs
 from tauspan.tasks.readers import TableOptions, by_split, read_rows, require_apart
 from tauspan.tasks.rows import Rows, tensor_rows
 from tauspan.tasks.shares import require_shares, shared_out
@@ -144,20 +146,22 @@ class Task:
         names, kind = card["label_names"], objective_of(card.get("objective", "classification"))
         classes, chat = isinstance(kind, Classification), isinstance(kind, Chat)
 
-        def read(column: str) -> dict[str, list[Rows]]:
-            reading = TableOptions(label=column, messages=chat)
+        def read(text: str, column: str) -> dict[str, list[Rows]]:
+            reading = TableOptions(text, column, messages=chat)
             return {split: read_rows(file, reading) for split, file in files.items()}
 
+        usual = ["label"] if classes or kind.columns else names
         rows = read_targets(
-            read, kind, ["label"] if classes else names, names,
-            prompt="prompt" if kind.headless and not chat else None,
-            labels=card.get("labels", "auto"), what=card["name"],
+            read, kind, usual, names,
+            prompt="prompt" if kind.headless and not kind.columns and not chat else None,
+            pairs={key: key for key in kind.columns} or None, labels=card.get("labels", "auto"), what=card["name"],
         )  # fmt: skip
+        splits, _ = in_groups(rows.splits, kind, 0, card["name"])
         about = {
             key: card[key] for key in ("seed", "test", "validation") if isinstance(card.get(key), str | int)
         }
         return Task(
-            card["name"], rows.names, rows.splits, card.get("label_prompts", ()),
+            card["name"], rows.names, splits, card.get("label_prompts", ()),
             card.get("suggested_max_tokens"), source=card.get("source", str(path)), extra=about, objective=kind,
         )  # fmt: skip
 
@@ -175,6 +179,7 @@ class Task:
         text: str | None = None,
         label: str | Sequence[str] = "label",
         prompt: str | None = None,
+        columns: Mapping[str, str | None] | None = None,
         labels: Meaning = "auto",
         objective: str | Objective = "classification",
         clean: bool = False,
@@ -213,8 +218,12 @@ class Task:
             prompt: of `"next-token"` tasks, the column of prompts, which go before the texts and do not count; of
                 `"chat"` tasks, the column of the user's questions, to which the texts are the answers.
             labels: `"names"`, `"from_0"` or `"from_1"` where `"auto"` says that it cannot tell.
-            objective: `"classification"`, `"multi-label"`, `"regression"`, `"next-token"`, `"chat"`, `"masked-token"`, or
-                one of your own; see `tauspan.objectives`.
+            columns: of tasks of pairs, the columns by what they hold, where they have other names than these:
+                `prompt`, `chosen` and `rejected` of `"preference"`, `anchor`, `positive` and perhaps `group` of
+                `"contrastive"`, `sentence1`, `sentence2` and `score` of `"similarity"`. None: there is no such column.
+            objective: `"classification"`, `"multi-label"`, `"regression"`, `"next-token"`, `"chat"`, `"masked-token"`,
+                `"preference"`, `"contrastive"`, `"similarity"`, with options such as `"preference(beta=0.5)"`; or one of your own. See
+                `tauspan.objectives`.
             clean: drop rows without text or label, and spaces around labels; a warning counts them, and
                 `Task.extra["left_out"]` keeps the counts.
             encoding: of a file of lines; None takes a byte order mark's, else UTF-8.
@@ -249,18 +258,20 @@ class Task:
         }
         require_apart(name, files, split)
 
-        def read(column: str) -> dict[str, list[Rows]]:
-            reading = TableOptions(title, column, split, dialect, chat and prompt is None)
+        def read(inputs: str, column: str) -> dict[str, list[Rows]]:
+            reading = TableOptions(inputs, column, split, dialect, chat and prompt is None)
             if split:
                 return by_split(files["train"], reading)
             return {s: read_rows(f, reading) for s, f in files.items()}
 
         chat = isinstance(kind, Chat)
         title = text or ("messages" if chat and prompt is None else "text")
-        columns = [label] if isinstance(label, str) else list(label)
+        named = [label] if isinstance(label, str) else list(label)
         made = read_targets(
-            read, kind, columns, label_names, text=title, prompt=prompt, labels=labels, clean=clean, what=name
-        )
+            read, kind, named, label_names, text=title, prompt=prompt, pairs=columns, labels=labels, clean=clean,
+            what=name,
+        )  # fmt: skip
+        made = whole_groups(made, kind, name)
         if shares is not None:
             others = [task.splits for task in like]
             divided = shared_out(
@@ -281,7 +292,10 @@ class Task:
         *,
         name: str | None = None,
         text: str = "text",
-        label: str = "label",
+        label: str | Sequence[str] = "label",
+        prompt: str | None = None,
+        columns: Mapping[str, str | None] | None = None,
+        objective: str | Objective = "classification",
         config: str | None = None,
         revision: str | None = None,
         train: str = "train",
@@ -301,31 +315,37 @@ class Task:
 
         `train`, `test` and `validation` are the names of its splits. Without `validation`, the split of that name is
         used if there is one and it has no other role; else rows of train are held out. Where the labels of the test
-        split are hidden, `test="validation"` uses the validation split instead. `labels`, `clean` and `seed` are as in
-        `from_files`. Images stay encoded until they are accessed.
+        split are hidden, `test="validation"` uses the validation split instead. `label`, `prompt`, `columns`,
+        `objective`, `labels`, `clean` and `seed` are as in `from_files`. Images stay encoded until they are accessed.
 
         Raises:
             DataError: the data set cannot be loaded, a split or column is missing, a row has no text or label.
         """
         splits = {"train": train, "test": test, "validation": validation}
-        found = hub_rows(source, text, label, config, revision, splits)
-        name = name or source.rstrip("/").split("/")[-1]
-        made = gathered(found, label_names, labels, clean, name)
-        return _task(name, made, label_prompts, max_tokens, source, seed, Classification(), test=False)
+        name, kind = name or source.rstrip("/").split("/")[-1], objective_of(objective)
+        require_no_classes(label_prompts, labels, kind)
+        named = [label] if isinstance(label, str) else list(label)
+        made = read_targets(
+            lambda inputs, column: hub_rows(source, inputs, column, config, revision, splits), kind, named, label_names,
+            text=text, prompt=prompt, pairs=columns, labels=labels, clean=clean, what=name,
+        )  # fmt: skip
+        made = whole_groups(made, kind, name)
+        return _task(name, made, label_prompts, max_tokens, source, seed, kind, test=False)
 
     @staticmethod
     @checked
     def from_tensors(
         name: str, label_names: Sequence[Any], *, label_prompts: Sequence[str] = (), head: Head | None = None,
         labels: Meaning = "auto", objective: str | Objective = "classification", clean: bool = False, seed: int = 0,
-        **splits: tuple[Sequence[Any] | Tensor, Sequence[Any] | Tensor | None],
+        **splits: tuple[Sequence[Any] | Tensor | None, ...],
     ) -> "Task":  # fmt: skip
         """Splits given as `train=(inputs, labels), validation=..., test=...`.
 
         Labels are an integer tensor or array, or a list of numbers or names. `labels` and `clean` are as in
         `from_files`. Of objectives without classes, `label_names` are the names of the outputs, and the second of each
         pair holds a number for each of them, shape (N, O); of `"next-token"`, how many characters of each text are a
-        prompt, or None; the inputs of `"chat"` are lists of messages. Without `validation` or `test`, rows of train are
+        prompt, or None; the inputs of `"chat"` are lists of messages. Of pairs a split is a list for each of the columns
+        that `from_files` names, such as `train=(anchors, positives)`. Without `validation` or `test`, rows of train are
         held out as in `from_files`.
 
         Example:
@@ -341,6 +361,8 @@ class Task:
         if isinstance(kind, Classification):
             rows = {key: [tensor_rows(name, key, given)] for key, given in splits.items()}
             made = gathered(rows, list(label_names), labels, clean, what=name)
+        elif kind.columns:
+            made = whole_groups(given_pairs(name, splits, kind, clean), kind, name)
         elif kind.headless:
             made = Gathered(
                 list(label_names),
@@ -376,8 +398,10 @@ def _made(
 ) -> Task:  # fmt: skip
     """The task of these splits; its `extra` says how they were made and what was left out."""
     splits, extra = divided
-    if made.left_out:
-        extra["left_out"] = made.left_out
+    splits, alone = in_groups(splits, objective, extra["seed"], name)
+    left_out = both(made.left_out, alone)
+    if left_out:
+        extra["left_out"] = left_out
     return Task(name, made.names, splits, prompts, tokens, source=source, extra=extra, objective=objective)
 
 

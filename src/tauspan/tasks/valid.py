@@ -11,6 +11,7 @@ from tauspan import store
 from tauspan.core.arguments import described
 from tauspan.core.choices import HeadFrom
 from tauspan.core.errors import DataError, nearest
+from tauspan.objectives.passages import Group
 from tauspan.objectives import Classification
 from tauspan.tasks.images import Images
 from tauspan.tasks.labels import require_names
@@ -55,6 +56,12 @@ def _check_rows(task: "Task", split: str, rows: Split, classes: int) -> None:
     if len(rows.inputs) != len(rows.labels):
         raise DataError(f"{split} of {task.name!r}: {len(rows.inputs)} inputs and {len(rows.labels)} labels.")
     for row, item in enumerate(() if isinstance(rows.inputs, Images | Tensor) else rows.inputs):
+        found = len(item) if isinstance(item, Group) else 1
+        if task.objective.inputs > 1 and found != task.objective.inputs:
+            raise DataError(
+                f"{split} of task {task.name!r}, row {row}, is {found} inputs, and a row of {task.objective.word} is a "
+                f"group of {task.objective.inputs}: `Task.from_files` and `Task.from_tensors` make such rows of pairs."
+            )
         fault = fault_of(item)
         if fault is not None:
             raise DataError(

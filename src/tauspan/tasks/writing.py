@@ -9,7 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 from tauspan import store
 from tauspan.core.errors import DataError
-from tauspan.objectives import OBJECTIVES
+from tauspan.objectives.passages import Group
+from tauspan.objectives import OBJECTIVES, spelled
+from tauspan.tasks.pairs import written
 from tauspan.tasks.split import SPLITS, Split
 
 if TYPE_CHECKING:
@@ -24,11 +26,6 @@ def write_directory(task: "Task", path: Path, overwrite: bool) -> Path:
             f"{'the objective' if 'text' not in task.label_names else 'an output named text, beside'} "
             f"{task.objective.word}, which a card does not hold: keep its table, which `Task.from_files` reads."
         )
-    if task.objective.headless and task.objective != OBJECTIVES[task.objective.word]():
-        raise DataError(
-            f"task {task.name!r} has the objective {task.objective!r}, of which a card holds the word alone: keep its "
-            "table, which `Task.from_files` reads."
-        )
     if task.head is not None or task.templates or task.head_from != "auto":
         raise DataError(
             f"task {task.name!r} has a head, templates or head_from of its own, which a card does not hold: write it "
@@ -36,7 +33,7 @@ def write_directory(task: "Task", path: Path, overwrite: bool) -> Path:
         )
     for split in SPLITS:
         for row, item in enumerate(task.splits[split].inputs):
-            if not isinstance(item, str):
+            if not all(isinstance(one, str) for one in (item if isinstance(item, Group) else [item])):
                 raise DataError(
                     f"{split} of task {task.name!r}, row {row}, is a {type(item).__name__}: a directory is written of "
                     "texts. Folders of images and parquet files are read as they are."
@@ -53,9 +50,12 @@ def _write(rows: Split, task: "Task", file: Path) -> dict[str, Any]:
     text = io.StringIO(newline="")
     writer = csv.writer(text)
     names = list(task.label_names)
-    headless = task.objective.headless
-    writer.writerow(["text", *(["label"] if task.classes else ["prompt"] if headless else names)])
-    for item, label in zip(rows.inputs, rows.labels.tolist(), strict=True):
+    headless, pairs = task.objective.headless, task.objective.columns
+    usual = ["text", *(["label"] if task.classes else ["prompt"] if headless else names)]
+    writer.writerow(pairs or usual)
+    if pairs:
+        writer.writerows(written(task.objective, rows))
+    for item, label in () if pairs else zip(rows.inputs, rows.labels.tolist(), strict=True):
         if headless:
             writer.writerow([item[label:], item[:label]])
         else:
@@ -75,7 +75,7 @@ def _card(task: "Task", entries: dict[str, Any]) -> dict[str, Any]:
         "name": task.name,
         "source": task.source,
         "label_names": list(task.label_names),
-        **({"labels": "names"} if task.classes else {"objective": task.objective.word}),
+        **({"labels": "names"} if task.classes else {"objective": spelled(task.objective)}),
         "splits": entries,
     }
     if task.label_prompts:

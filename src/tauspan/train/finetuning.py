@@ -14,6 +14,7 @@ from tauspan.core.processes import world
 from tauspan.core.report import Cell, Table
 from tauspan.models import Encoder, fingerprint_of, restrict
 from tauspan.tasks import Task, build_head
+from tauspan.tasks.reference import TaskTargets
 from tauspan.train import checkpoint
 from tauspan.train.layout import laid_out
 from tauspan.train.loop import LOG, OnLog, Run
@@ -139,13 +140,27 @@ def finetune(
         names = ", ".join(task.name for task in tasks)
         with underway(f"fine-tuning on {names}", processes.first):
             heads = [build_head(task, encoder, max_tokens=settings.max_tokens) for task in tasks]
+            targets = [TaskTargets(task, encoder, settings.max_tokens) for task in tasks]
+            for one in targets:  # before a layout in shards takes the encoder apart
+                for split in ("train", "validation"):
+                    one.prepare(split)
         moving, own = encoder, settings
         if settings.space is not None:  # what moves is then decided by the space
             moving = restrict(encoder, settings.space, settings.params)
             own = replace(settings, space=None, params="all")
         with laid_out(moving, heads, own, processes, shard) as (what, layout):
             run = Run(
-                what, layout, encoder, tasks, settings, key, processes, folder, checkpoint_every, on_log
+                what,
+                layout,
+                encoder,
+                tasks,
+                targets,
+                settings,
+                key,
+                processes,
+                folder,
+                checkpoint_every,
+                on_log,
             )
             run.start(resume)
             with underway(f"cache of {names}", processes.first):

@@ -18,7 +18,7 @@ from torch.utils.hooks import RemovableHandle
 from tauspan.core.allocations import Allocations, Event, Phase, StandIns, scaled
 from tauspan.models import Batch, Encoder, Head, eval_mode
 from tauspan.models.encoder import Bare
-from tauspan.objectives import NextToken, Objective
+from tauspan.objectives import NextToken, Objective, Preference
 from tauspan.tasks import Split, Task
 from tauspan.tasks.batches import encoded
 from tauspan.train.loop import VALIDATED, trained
@@ -186,14 +186,20 @@ class Passes:
         """The task's objective; of a language model as many chunks of logits as the whole pass has."""
         smoothing = self.settings.label_smoothing if self.split == "train" else 0.0
         found = trained(self.task, smoothing).bound(self.encoder.language)
-        if isinstance(found, NextToken):
-            return dataclasses.replace(found, logits=max(1, found.logits * few // rows))
-        return found
+        words = found.words if isinstance(found, Preference) else found
+        if not isinstance(words, NextToken):
+            return found
+        words = dataclasses.replace(words, logits=max(1, words.logits * few // rows))
+        return dataclasses.replace(found, words=words) if isinstance(found, Preference) else words
 
     def _batch(self, rows: Split) -> tuple[Batch, Tensor]:
         tokens = self.task.tokens(self.settings.max_tokens)
-        batch = encoded(self.encoder, rows, self.task.objective, tokens)
-        return batch, self.task.objective.targets(rows.inputs, rows.labels, self.encoder.language, tokens)
+        objective = self.task.objective
+        batch = encoded(self.encoder, rows, objective, tokens)
+        targets = objective.targets(rows.inputs, rows.labels, self.encoder.language, tokens)
+        if objective.refers:  # to numbers that take a pass over the data; their size is known
+            targets = torch.cat([targets.double(), torch.zeros(len(rows), objective.refers)], 1)
+        return batch, targets
 
     def _places(self, count: int) -> list[int]:
         """Rows with the longest text first, and the shortest second, so that there is padding if any batch has some."""

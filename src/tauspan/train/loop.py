@@ -21,8 +21,9 @@ from tauspan.core.params import broken_rows
 from tauspan.core.processes import World
 from tauspan.models import Batch, Encoder
 from tauspan.objectives import Classification, Objective
-from tauspan.tasks import Split, Task
+from tauspan.tasks import Task
 from tauspan.tasks.batches import encoded
+from tauspan.tasks.reference import TaskTargets
 from tauspan.train import checkpoint
 from tauspan.train.layout import Layout
 from tauspan.train.rows import Part, TrainingRows
@@ -39,13 +40,15 @@ class Run:
     """A run in progress; `step` counts finished optimiser steps, and `whole` is false while a step is being applied."""
 
     def __init__(
-        self, what: Trainee, layout: Layout, encoder: Encoder, tasks: Sequence[Task], settings: Settings, key: str,
-        processes: World, out: Path | None, checkpoint_every: int, on_log: OnLog | None = None,
+        self, what: Trainee, layout: Layout, encoder: Encoder, tasks: Sequence[Task], targets: Sequence[TaskTargets],
+        settings: Settings, key: str, processes: World, out: Path | None, checkpoint_every: int,
+        on_log: OnLog | None = None,
     ) -> None:  # fmt: skip
         self.trainee = what
         self.layout = layout
         self.encoder = encoder
         self.tasks = tasks
+        self.targets = targets
         self.objectives = [trained(task, settings.label_smoothing).bound(encoder.language) for task in tasks]
         if encoder.language is not None:
             encoder.language.require_untrained(what.parameters)
@@ -185,11 +188,7 @@ class Run:
             about = f"{self.settings.seed}/{epoch}/{part[0]}"
             crops = [random.Random(f"{about}/{place}/crop") for place in places or (0,)]
         batch = encoded(self.encoder, rows, task.objective, task.tokens(self.settings.max_tokens), crops)
-        return batch, self._targets(task, rows)[: len(places)]
-
-    def _targets(self, task: Task, rows: Split) -> Tensor:
-        tokens = task.tokens(self.settings.max_tokens)
-        return task.objective.targets(rows.inputs, rows.labels, self.encoder.language, tokens)
+        return batch, self.targets[part[0]](split, places or (0,))[: len(places)]
 
     def _to_come(self) -> Generator[tuple[Batch, Tensor]]:
         """The batches of the remaining steps; images are decoded while earlier steps compute."""
@@ -202,8 +201,7 @@ class Run:
 
     def _backward(self, part: Part, size: int) -> Tensor:
         if self.cached:
-            of = self.tasks[part[0]]
-            logits, labels = self.cached[part](), self._targets(of, of.split("train").take(part[1]))
+            logits, labels = self.cached[part](), self.targets[part[0]]("train", part[1])
         else:
             batch, labels = next(self.incoming)
             logits = self.trainee(batch, part[0])

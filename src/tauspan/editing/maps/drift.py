@@ -48,7 +48,7 @@ class Drift:
         affine: bool,
         objective: Objective = Classification(),
     ) -> None:
-        if objective.headless:
+        if objective.headless and not objective.embeds:
             raise UsageError(
                 f"how far {name!r}, a {objective.word} task, is moved is not measured, since its outputs are states: "
                 "`Editor.evaluate` gives its metric at any coefficients."

@@ -145,7 +145,9 @@ class Maps(Result):
     def note(self) -> str:
         """What the numbers of the maps are."""
         low, high = self.box
-        note = f"sum of both tasks' distances ({self.distance}), 0 to 2, on all rows of {self.split}; box [{low:g}, "
+        wide = {"difference", "cosine"} & set(self.distance.split(" and "))  # the others are 1 at most
+        note = f"sum of both tasks' distances ({self.distance}){'' if wide else ', 0 to 2'}, on all rows of "
+        note += f"{self.split}; box [{low:g}, "
         note += f"{high:g}] on both axes; s.e.: standard error over rows, the vectors fixed"
         maps = (*self.pairs, *self.drift_pairs)
         if any(one.means["box"] is None or one.means["grid"] is None for one in maps):
@@ -245,10 +247,13 @@ def _map(
 
 
 def _logits(model: EditedModel, pair: Pair, split: str) -> Logits:
-    """The logits on the rows of either task of a pair at a1 tau1 + a2 tau2."""
+    """What is predicted of the rows of either task of a pair at a1 tau1 + a2 tau2."""
 
     def at(place: int, where: At) -> Any:
-        return model.logits(pair[place], split, {pair[0].name: where[0], pair[1].name: where[1]})
+        task = pair[place]
+        coefficients = {pair[0].name: where[0], pair[1].name: where[1]}
+        logits = model.logits(task, split, coefficients)
+        return model.objective(task, coefficients).predicted(logits, model.targets(task, split))
 
     return at
 

@@ -25,6 +25,7 @@ from tauspan.tangent import Linearized, linearize
 from tauspan.tangent.contributions import Advance, Contributions, contributions, silent
 from tauspan.tasks import Task, build_head
 from tauspan.tasks.batches import Batches, batches
+from tauspan.tasks.reference import TaskTargets
 from tauspan.vector import TaskVector, confined
 
 Coefs = Mapping[str, float]  # by direction; a direction that is not named counts as 0
@@ -160,11 +161,8 @@ class EditedModel(ABC):
     def targets(self, task: Task, split: str) -> Tensor:
         """What the losses of a split's rows read."""
         if (task, split) not in self._targets:
-            rows, tokens = task.split(split), task.tokens(self.reading.max_tokens)
             task.objective.bound(self.encoder.language)  # raises for a model that the objective cannot read
-            self._targets[task, split] = task.objective.targets(
-                rows.inputs, rows.labels, self.encoder.language, tokens
-            )
+            self._targets[task, split] = TaskTargets(task, self.encoder, self.reading.max_tokens)(split)
         return self._targets[task, split]
 
     def head(self, task: Task) -> Head:

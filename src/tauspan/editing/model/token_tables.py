@@ -48,7 +48,7 @@ class Tables:
         if not self.moving:
             return part
         table = self.language.table
-        states = part.value.view(len(part), table.length, -1)
+        states = part.value.view(len(part), part.objective.inputs * table.length, -1)
         block = states if table.bias is None else torch.cat([states, torch.ones_like(states[:, :, :1])], -1)
         nothing = torch.zeros_like(block)
 

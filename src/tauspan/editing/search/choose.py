@@ -89,7 +89,10 @@ class SolvedCoefficients(ChosenEdit):
 
     @property
     def certificate(self) -> float | None:
-        """The KKT residual in the infinity norm; None where the problem is not convex."""
+        """The KKT residual in the infinity norm; None in the standard regime.
+
+        Of a loss that is not convex it shows a stationary point, and no global minimum.
+        """
         return self.outcome.solution.certificate if self.outcome.solution else None
 
     def report(self) -> Report:

@@ -75,7 +75,10 @@ def optimum_table(found: Outcome) -> Table:
         "prediction."
     )
     if not solution.convex:
-        note += " Not convex (the head normalises features): a stationary point, found from the best shared coefficient."
+        note += (
+            " Not convex (in the outputs, or because the head normalises features): a stationary point, found from the "
+            "best shared coefficient; nothing shows that no lower one exists."
+        )
     if not solution.certified:
         note += (
             " The certificate is above its tolerance: the coefficients are the best found, not proven best."

@@ -203,8 +203,12 @@ def _require_loss(task: Task, name: str) -> None:
         return
     if not isinstance(task.objective, Regression):
         raise UsageError(
-            f"task {task.name!r} is {task.objective.word}, and closed forms are for classes and regression: take `fit`, "
-            "which minimises every convex objective."
+            f"task {task.name!r} is {task.objective.word}, and closed forms are for classes and regression: take "
+            + (
+                "`fit`, which minimises every convex objective."
+                if task.objective.convex
+                else "`finetune` in the linear regime, since its loss is not convex."
+            )
         )
     if name != "squared":
         raise UsageError(

@@ -12,9 +12,10 @@ from tauspan.core.arguments import checked
 from tauspan.core.errors import DataError
 from tauspan.core.measure import progress
 from tauspan.models.extras import require_extra
+from tauspan.objectives.passages import Group
 from tauspan.tasks import SPLITS, Split, Task
 from tauspan.tasks.data.hamming import Hashes, distances, within
-from tauspan.tasks.shares import grouped, normalised
+from tauspan.tasks.shares import alike, grouped
 from tauspan.tasks.split import array_bytes
 
 Kind: TypeAlias = Literal["equal", "near"]
@@ -147,8 +148,8 @@ def _prints(rows: Split, near: bool, advance: Callable[[int, str], None]) -> _Pr
     equal, hashes = [], []
     for item in rows.inputs:
         advance(1, "")
-        if isinstance(item, str):
-            equal.append(normalised(item).encode())
+        if isinstance(item, str | Group):
+            equal.append(alike(item))
             continue
         pixels = np.asarray(item)
         equal.append(hashlib.sha256(array_bytes(pixels)).digest())

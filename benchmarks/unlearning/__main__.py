@@ -1,4 +1,4 @@
-"""`python -m benchmarks.unlearning`: people are learned and forgotten by every method, and all of it is measured.
+"""`python -m benchmarks.unlearning`: what a model still knows of people it was made to forget, by every method.
 
 Everything lies in OUT and is done once: call it again with more seeds and it goes on from there.
 """
@@ -13,6 +13,7 @@ from pathlib import Path
 import torch
 from benchmarks.rows import ROOT
 from benchmarks.unlearning import Plan, study
+from benchmarks.unlearning.study import QUESTIONS
 from rich.console import Console
 
 from tauspan.core.report import Report
@@ -20,7 +21,7 @@ from tauspan.core.report import Report
 # SmolLM2 knows English and no made-up people: it learns faster, and each pass costs 200 times as much
 LARGE = {
     "params": "last:4", "seeds": (0,), "people": 30, "kept": 6, "epochs": 12, "rate": 3e-4, "forget_rate": 1e-4,
-    "again": 5, "steps": 20, "english": 60, "known": 1,
+    "again": 5, "steps": 20, "english": 60, "known": 1, "mails": 100, "samples": 60,
 }  # fmt: skip
 
 
@@ -32,7 +33,7 @@ def main(arguments: Sequence[str] | None = None) -> Report:
     usual = Plan(**(LARGE if given.model == "smollm2" else {}))
     asked = {name: getattr(given, name) for name in _names() if getattr(given, name) is not None}
     plan = dataclasses.replace(usual, model=given.model, **asked)
-    found = study(given.out or ROOT / "out" / f"unlearning-{Path(given.model).name}", plan)
+    found = study(given.out or ROOT / "out" / f"unlearning-{Path(given.model).name}", plan, given.ask)
     Console().print(found.renderable())
     return found
 
@@ -56,6 +57,9 @@ def _parser() -> argparse.ArgumentParser:
             parser.add_argument(option, nargs="+", type=type(usual[0]), action=_Tuple)
         else:
             parser.add_argument(option, type=type(usual))
+    parser.add_argument(
+        "--ask", choices=QUESTIONS, default="people", help="forget people, or write less spam"
+    )
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--out", type=Path)
     return parser

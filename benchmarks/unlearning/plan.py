@@ -30,8 +30,10 @@ class Plan:
         floor: the kept people's perplexity on validation may rise to 1 / floor of what it was.
         grid: coefficients of negation.
         batch_size: rows of a step.
-        kept: at most so many of the kept people are measured, and so many guard the choices.
+        kept: at most so many of the kept people are measured, and as many others guard the choices.
         english: texts behind the perplexity of English.
+        mails: spam mails to be forgotten, of training; half as many texts are measured.
+        samples: texts that a model writes to be judged.
         known: other people whom the small model knows before.
         small_steps: of its training.
         width: of its states.
@@ -60,6 +62,8 @@ class Plan:
     batch_size: int = 16
     kept: int = 24
     english: int = 200
+    mails: int = 400
+    samples: int = 200
     known: int = 80
     small_steps: int = 2000
     width: int = 128
@@ -74,7 +78,7 @@ class Plan:
                 f"people={self.people}, forget={self.forget:g}: {self.forgotten} people are forgotten and "
                 f"{self.people - self.forgotten} kept, and there must be at least one of each."
             )
-        for name in ("kept", "english", "steps", "every", "epochs", "again"):
+        for name in ("kept", "english", "mails", "samples", "steps", "every", "epochs", "again"):
             if getattr(self, name) < 1:
                 raise UsageError(f"{name}={getattr(self, name)}: at least 1.")
 

@@ -1,86 +1,101 @@
-"""`study`: people are learned, some are forgotten by every method, and all is measured against training without them."""
+"""`study`: what is forgotten by every method, with every seed, and what is left of it; each piece of work once."""
 
 import dataclasses
 import functools
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TypeAlias
 
-from benchmarks.unlearning.methods import Edited, ascent, kept_on, negated, random_vector
+from benchmarks.unlearning import mails, people
+from benchmarks.unlearning.methods import Edited
 from benchmarks.unlearning.plan import OTHERS, SMALL, Plan
 from benchmarks.unlearning.small import make_small
-from benchmarks.unlearning.tables import tables_of, trade
-from benchmarks.unlearning.world import Numbers, World
+from benchmarks.unlearning.tables import PICTURES, Found, tables_of, trade
+from benchmarks.unlearning.world import Methods, Numbers, World
 
 import tauspan as ts
 from tauspan import store
 from tauspan.core.arguments import checked
-from tauspan.core.report import Report, noted, provenance
+from tauspan.core.errors import UsageError, nearest
+from tauspan.core.report import Report, Table, noted, provenance
+from tauspan.experiments.figures import Series, draw
 from tauspan.models import Encoder, fingerprint_of
 from tauspan.store.stages import Stages
 from tauspan.tasks import made_up_people
 
-Method: TypeAlias = Callable[[World], Edited]
+
+@dataclasses.dataclass(frozen=True)
+class Question:
+    """What a study asks.
+
+    Args:
+        title: of its report.
+        world: makes what is forgotten and kept with a seed.
+        methods: by name.
+        tables: from each method's numbers by seed.
+        series: for pictures.
+    """
+
+    title: str
+    world: Callable[[Encoder, Plan, int, Path], World]
+    methods: Methods
+    tables: Callable[[Found, Plan], list[Table]]
+    series: Callable[[Found], list[Series]] = lambda found: []
 
 
-def _negation(regime: str) -> Method:
-    return lambda one: negated(one.learned, one.vector(regime), one.forget, one.guard, one.plan)
-
-
-def _random(one: World) -> Edited:
-    vector = random_vector(one.vector("standard"), one.seed)
-    return negated(one.learned, vector, one.forget, one.guard, one.plan)
-
-
-METHODS: Mapping[str, Method] = {
-    "learned": lambda one: Edited(one.learned),
-    "gold": lambda one: Edited(one.gold),
-    "gold, other order": lambda one: Edited(one.gold_again),
-    "gradient ascent": lambda one: one.descent("gradient ascent", ascent, one.forget),
-    "NPO": World.preference,
-    "kept people again": lambda one: one.descent("kept people again", kept_on, one.keep),
-    "random vector": _random,
-    "standard negation": _negation("standard"),
-    "linear negation": _negation("linear"),
+QUESTIONS: Mapping[str, Question] = {
+    "people": Question(
+        "What is still known of forgotten people", people.People, people.METHODS, tables_of, trade
+    ),
+    "mails": Question("How much spam is still written", mails.Mails, mails.METHODS, mails.tables_of),
 }
 
 
 @noted
 @checked
-def study(out: str | Path, plan: Plan | None = None) -> Report:
-    """What does a language model still know of people after it was made to forget them?
+def study(out: str | Path, plan: Plan | None = None, ask: str = "people") -> Report:
+    """What does a language model still know, or write, after it was made to forget it?
 
-    A model learns eight facts of each of some people who do not exist (`tauspan.tasks.made_up_people`), by ordinary
-    fine-tuning. Each method then makes it forget some of them. The gold standard is the same fine-tuning without these
-    people; another gold standard, with the rows in another order, shows how far apart two honest models are.
+    `"people"`: a model learns eight facts of each of some people who do not exist (`tauspan.tasks.made_up_people`), by
+    ordinary fine-tuning. Each method then makes it forget some of them. The gold standard is the same fine-tuning without
+    these people; another gold standard, with the rows in another order, shows how far apart two honest models are.
+    Measured of forgotten and of kept people: probability of the answers, normalised by length; truth ratio; ROUGE-L
+    recall of the greedy answers; the total variation to the gold standard. Of forgotten people also a membership test
+    against people whom no model has seen, and TOFU's forget quality. And the perplexity of English texts.
 
-    Every method chooses its strength by one rule: the most perplexity of the forgotten answers on validation (rephrased
-    questions) while that of the kept ones is within the floor. Then, of forgotten and of kept people: probability of the
-    answers, normalised by length; truth ratio; ROUGE-L recall of the greedy answers; the total variation to the gold
-    standard. Of forgotten people also a membership test against people whom no model has seen, and TOFU's forget quality.
-    And the perplexity of English texts.
+    `"mails"`: a model is to write less spam. Vectors come from spam mails; measured are the share of sampled texts that a
+    frozen classifier calls spam, and the perplexity of other texts.
+
+    Every method chooses its strength by one rule, on validation rows: the most perplexity of what is to be forgotten
+    while that of what is to be kept is within the floor.
 
     Args:
-        out: the folder: models, vectors, stages, `report.json`, `report.md`, `trade.png`. Work found there is not done
-            again.
+        out: the folder: models, vectors, stages, and of each question its report as JSON and Markdown, and a picture of
+            the first. Work found there is not done again.
         plan: what to cover; None takes the defaults of `Plan`.
+        ask: `"people"` or `"mails"`.
 
     Returns:
         A `Report`; `report.result["methods"]` has each method's numbers by seed and person. The files are written after
         every seed.
 
+    Raises:
+        UsageError: an unknown question.
+
     Cost:
         Per seed: three fine-tunings on all facts, two on the forgotten ones, three descents of `steps` steps with a pass
         over the validation rows every few, and for each method a pass over the facts with seven answers each.
     """
-    return _Study(Path(out), Plan() if plan is None else plan).carry_out()
+    if ask not in QUESTIONS:
+        raise UsageError(f"ask={ask!r}. {nearest(ask, QUESTIONS)}")
+    return _Study(Path(out), Plan() if plan is None else plan, ask).carry_out()
 
 
 class _Study:
     """A study under way."""
 
-    def __init__(self, out: Path, plan: Plan) -> None:
-        self.out, self.plan, self.stages = out, plan, Stages(out / "stages")
+    def __init__(self, out: Path, plan: Plan, ask: str) -> None:
+        self.out, self.plan, self.ask, self.stages = out, plan, ask, Stages(out / "stages")
+        self.question = QUESTIONS[ask]
         self.key = {name: value for name, value in dataclasses.asdict(plan).items() if name != "seeds"}
         self.found: dict[str, dict[int, Numbers]] = {}
 
@@ -89,11 +104,11 @@ class _Study:
         encoder = self.encoder()
         report = None
         for seed in self.plan.seeds:
-            world = World(encoder, self.plan, seed, self.out / f"seed{seed}")
-            for number, (name, method) in enumerate(METHODS.items()):
+            world = self.question.world(encoder, self.plan, seed, self.out / f"{self.ask}{seed}")
+            for number, (name, method) in enumerate(self.question.methods.items()):
                 work = functools.partial(self.measured, world, method)
                 stage = self.stages.do(
-                    name, "measured", f"seed{seed}-{number}", [self.key, seed, name, world.base], work
+                    name, "measured", f"{self.ask}{seed}-{number}", [self.key, seed, name, world.base], work
                 )
                 self.found.setdefault(name, {})[seed] = stage.content
             report = self.write(encoder)
@@ -119,7 +134,7 @@ class _Study:
         self.stages.do("small model", "trained", "small", key, work, folder / "config.json")
         return ts.load(folder, language=plan.tokens)  # type: ignore[return-value]
 
-    def measured(self, world: World, method: Method) -> Numbers:
+    def measured(self, world: World, method: Callable[[World], Edited]) -> Numbers:
         """One method's numbers on one seed."""
         edited = method(world)
         return {"chosen": edited.chosen, **world.numbers(edited)}
@@ -129,12 +144,15 @@ class _Study:
         facts = provenance(
             base=encoder.source, fingerprint=fingerprint_of(encoder), plan=dataclasses.asdict(self.plan)
         )
-        tables = [*tables_of(self.found, self.plan), ts.Table("Cost", self.stages.rows(), "wall time")]
+        tables = [
+            *self.question.tables(self.found, self.plan),
+            Table("Cost", self.stages.rows(), "wall time"),
+        ]
         result = {
             "methods": {name: {str(seed): one for seed, one in by.items()} for name, by in self.found.items()}
         }
-        series = trade(self.found)
-        report = Report("What is still known of forgotten people", tables, facts, series, result)  # fmt: skip
-        store.write_text(self.out / "report.json", report.to_json())
-        store.write_text(self.out / "report.md", report.to_markdown())
+        report = Report(self.question.title, tables, facts, self.question.series(self.found), result)
+        store.write_text(self.out / f"{self.ask}.json", report.to_json())
+        store.write_text(self.out / f"{self.ask}.md", report.to_markdown())
+        draw(report, self.out, PICTURES, ("png",))
         return report

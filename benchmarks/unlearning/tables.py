@@ -1,7 +1,7 @@
 """Tables and picture of the study, from each method's numbers by seed."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from benchmarks.unlearning.measures import interval
@@ -53,8 +53,8 @@ def tables_of(found: Found, plan: Plan) -> list[Table]:
         Table(
             "English, and what was chosen",
             [
-                {"method": name, "perplexity": _perplexity(by),
-                 **_row(name, by, "kept", {"distance": "kept people to gold"}), "chosen": ", ".join(_chosen(by))}
+                {"method": name, "perplexity": told([one["english"] for one in by.values()], math.exp, 1),
+                 **_row(name, by, "kept", {"distance": "kept people to gold"}), "chosen": chosen(by)}
                 for name, by in found.items()
             ],
             f"perplexity of {plan.english} held-out texts; chosen on rephrased questions: most perplexity of forgotten "
@@ -66,20 +66,19 @@ def tables_of(found: Found, plan: Plan) -> list[Table]:
 def _row(name: str, by: Mapping[int, Any], group: str, columns: Mapping[str, str]) -> dict[str, Cell]:
     cells: dict[str, Cell] = {"method": name}
     for measure, title in columns.items():
-        cells[title] = _told(*interval([one[group][measure] for one in by.values()]))
+        cells[title] = told([one[group][measure] for one in by.values()])
     return cells
 
 
-def _perplexity(by: Mapping[int, Any]) -> str:
-    return _told(*(math.exp(one) for one in interval([one["english"] for one in by.values()])), digits=1)
-
-
-def _told(mean: float, low: float, high: float, digits: int = 2) -> str:
+def told(groups: Sequence[Sequence[float]], scale: Callable[[float], float] = float, digits: int = 2) -> str:
+    """The mean of numbers by seed with its interval, in words."""
+    mean, low, high = (scale(one) for one in interval(groups))
     return f"{mean:.{digits}f} [{low:.{digits}f}, {high:.{digits}f}]"
 
 
-def _chosen(by: Mapping[int, Any]) -> list[str]:
-    return list(dict.fromkeys(one["chosen"] for one in by.values() if one["chosen"]))
+def chosen(by: Mapping[int, Any]) -> str:
+    """What was chosen with the seeds."""
+    return ", ".join(dict.fromkeys(one["chosen"] for one in by.values() if one["chosen"]))
 
 
 # -- the picture ---------------------------------------------------------------------------------------------

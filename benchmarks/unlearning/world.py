@@ -1,151 +1,77 @@
-"""`World`: the people of one seed, the models that learned of them, and every measure of a model that was edited."""
+"""`World`: what is to be forgotten and what is to be kept with one seed, the model before, and the ways to forget."""
 
 import functools
-from collections.abc import Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, TypeAlias
 
-import torch
 from benchmarks.unlearning import measures
-from benchmarks.unlearning.methods import Edited, Loss, descended, preference
-from benchmarks.unlearning.plan import OTHERS, Plan
-from benchmarks.unlearning.small import english
-from benchmarks.unlearning.texts import continued
-from torch import Tensor, nn
+from benchmarks.unlearning.methods import Edited, Loss, descended, negated, preference, random_vector
+from benchmarks.unlearning.plan import Plan
 
 import tauspan as ts
 from tauspan.models import Encoder, fingerprint_of
 from tauspan.objectives import NextToken
-from tauspan.tasks import Fact, Person, Split, Task, made_up_people, people_task
-from tauspan.tasks.people import continuations
+from tauspan.tasks import Task
 from tauspan.vector import TaskVector
 
 Numbers: TypeAlias = dict[str, Any]
-ANSWER = 12  # the most tokens of an answer
+Methods: TypeAlias = Mapping[str, Callable[[Any], Edited]]
 
 
-class World:
-    """The people of one seed, their tasks, and the models that learned of them; each is made when it is asked for."""
+class World(ABC):
+    """One seed of a question.
 
-    def __init__(self, encoder: Encoder, plan: Plan, seed: int, out: Path) -> None:
+    Args:
+        encoder: the pre-trained model.
+        plan: of the study.
+        seed: of rows and their order.
+        out: where vectors go.
+        forget: what is to be forgotten.
+        guard: what is to be kept, for the choices on validation.
+    """
+
+    def __init__(
+        self, encoder: Encoder, plan: Plan, seed: int, out: Path, forget: Task, guard: Task
+    ) -> None:  # fmt: skip
         self.encoder, self.plan, self.seed, self.out = encoder, plan, seed, out
-        self.base = fingerprint_of(encoder)
-        others = [one.name for one in made_up_people(plan.known, seed=OTHERS)]
-        count = plan.forgotten
-        people = made_up_people(plan.people + count, seed=seed, avoid=others)
-        self.forgotten, self.kept, self.unseen = people[:count], people[count:-count], people[-count:]
-        self.forget, self.keep = people_task("forget", self.forgotten), people_task("keep", self.kept)
-        self.guard = people_task("kept", self.kept[: plan.kept])
+        self.forget, self.guard, self.base = forget, guard, fingerprint_of(encoder)
 
-    def learned_from(self, name: str, tasks: list[Task], seed: int) -> Encoder:
-        """The encoder fine-tuned on all rows of some tasks together."""
-        vector = ts.finetune(
-            self.encoder, tasks, self.plan.learning(seed), out=self.out / name, resume=True
-        ).task_vector
-        return ts.apply(self.encoder, vector)  # type: ignore[return-value]
+    @property
+    @abstractmethod
+    def before(self) -> Encoder:
+        """The model that is to forget."""
 
-    @functools.cached_property
-    def learned(self) -> Encoder:
-        """The model that knows everybody."""
-        return self.learned_from("all", [self.keep, self.forget], self.seed)
-
-    @functools.cached_property
-    def gold(self) -> Encoder:
-        """The model that never saw those who are to be forgotten."""
-        return self.learned_from("gold", [self.keep], self.seed)
-
-    @functools.cached_property
-    def gold_again(self) -> Encoder:
-        """Such a model with its rows in another order."""
-        return self.learned_from("gold-again", [self.keep], self.seed + 1000)
+    @abstractmethod
+    def numbers(self, edited: Edited) -> Numbers:
+        """All measures of a model, in values that JSON has."""
 
     @functools.cache  # noqa: B019 - a world lives as long as its seed
     def vector(self, regime: str) -> TaskVector:
-        """The vector of those who are to be forgotten, from the model that knows everybody."""
+        """The vector of what is to be forgotten, from the model before."""
         settings = self.plan.vector(regime, self.seed)
-        return ts.finetune(
-            self.learned, self.forget, settings, out=self.out / regime, resume=True
-        ).task_vector
+        return ts.finetune(self.before, self.forget, settings, out=self.out / regime, resume=True).task_vector
 
     def descent(self, title: str, loss: Loss, task: Task) -> Edited:
-        """A descent from the model that knows everybody."""
-        return descended(
-            self.learned, loss, task.split("train"), self.forget, self.guard, self.plan, self.seed, title
-        )
+        """A descent from the model before."""
+        rows = task.split("train")
+        return descended(self.before, loss, rows, self.forget, self.guard, self.plan, self.seed, title)
 
     def preference(self) -> Edited:
-        """NPO against the model that knows everybody."""
-        rows = self.forget.split("train")
-        reference = measures.losses(self.learned, self.encoder, rows).float()
-        language = self.encoder.language
-        assert language is not None  # noqa: S101
+        """NPO against the model before."""
+        rows, language = self.forget.split("train"), self.encoder.language
+        reference = measures.losses(self.before, self.encoder, rows).float()
         counts = (NextToken().targets(rows.inputs, rows.labels, language, None) >= 0).sum(1)
         return self.descent("NPO", preference(reference, counts, self.plan.beta), self.forget)
 
-    # -- measuring -------------------------------------------------------------------------------------------
 
-    def numbers(self, edited: Edited) -> Numbers:
-        """All measures of a model: lists by person, of English by text."""
-        model = edited.model
-        forgotten, ratios, first = self._known(model, self.forgotten)
-        kept, _, _ = self._known(model, self.kept[: self.plan.kept])
-        unseen = self._losses(model, answers(self.unseen)).flatten()
-        golden = self._ratios(self.gold, self.forgotten)
-        far = measures.distance(model, self.gold, self.encoder, answers(self.forgotten))
-        other = measures.distance(model, self.gold, self.encoder, answers(self.kept[: self.plan.kept]))
-        return {
-            "forgotten": {
-                **forgotten,
-                "membership": by_person(measures.membership(first, unseen)),
-                "distance": by_person(far),
-            },
-            "quality": measures.quality(ratios, golden),
-            "kept": {**kept, "distance": by_person(other)},
-            "english": self._losses(model, self.english).tolist(),
-        }
-
-    @functools.cached_property
-    def english(self) -> Split:
-        """Texts that nothing was trained on."""
-        texts = english("test", ("movie_sentiment", "debian_section"))[::9][: self.plan.english]
-        return Split(texts, torch.zeros(len(texts), dtype=torch.long))
-
-    def _known(self, model: nn.Module, people: Sequence[Person]) -> tuple[Numbers, Tensor, Tensor]:
-        """What is known of people, by person; the truth ratios and losses of their facts."""
-        found = self._losses(model, answers(people))
-        ratios = self._ratios(model, people)
-        facts = facts_of(people)
-        texts = continued(model, self.encoder, [one.question for one in facts], ANSWER, stop=".")
-        recall = [measures.rouge_recall(text, one.answer) for text, one in zip(texts, facts, strict=True)]
-        numbers = {
-            "probability": by_person((-found).exp()),
-            "truth": by_person(measures.told_apart(ratios)),
-            "recall": by_person(torch.tensor(recall, dtype=torch.float64)),
-        }
-        return numbers, ratios, found
-
-    def _ratios(self, model: nn.Module, people: Sequence[Person]) -> Tensor:
-        facts = facts_of(people)
-        right = self._losses(model, continuations([(one.question, one.paraphrase) for one in facts]))
-        wrong = self._losses(
-            model, continuations([(one.question, text) for one in facts for text in one.perturbed])
-        )
-        return measures.truth_ratio(right, wrong.view(len(facts), -1))
-
-    def _losses(self, model: nn.Module, rows: Split) -> Tensor:
-        return measures.losses(model, self.encoder, rows)
+def negation(regime: str) -> Callable[[World], Edited]:
+    """The vector of what is to be forgotten, subtracted."""
+    return lambda one: negated(one.before, one.vector(regime), one.forget, one.guard, one.plan)
 
 
-def facts_of(people: Sequence[Person]) -> list[Fact]:
-    """All facts, person by person."""
-    return [fact for person in people for fact in person.facts]
-
-
-def answers(people: Sequence[Person]) -> Split:
-    """Questions and answers, as they were learned."""
-    return continuations([(fact.question, fact.answer) for fact in facts_of(people)])
-
-
-def by_person(values: Tensor, facts: int = 8) -> list[float]:
-    """The mean over each person's facts."""
-    return [float(one) for one in values.view(-1, facts).mean(1)]
+def random_edit(one: World) -> Edited:
+    """A random vector of the same norms, subtracted."""
+    vector = random_vector(one.vector("standard"), one.seed)
+    return negated(one.before, vector, one.forget, one.guard, one.plan)

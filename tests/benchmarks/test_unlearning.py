@@ -5,21 +5,22 @@ import itertools
 import json
 import math
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 import transformers
-from benchmarks.unlearning import Plan, measures, methods, study
-from benchmarks.unlearning import study as home
+from benchmarks.unlearning import Plan, mails, measures, methods, people, study
 from benchmarks.unlearning.__main__ import LARGE
+from benchmarks.unlearning.plan import OTHERS
 from benchmarks.unlearning.texts import continued
 from torch import Tensor
 
 import tauspan as ts
 from helpers import languages
 from tauspan.core.errors import UsageError
-from tauspan.tasks import Split
+from tauspan.tasks import Split, made_up_people
 from tauspan.vector import TaskVector
 
 ROWS = Split(["a cat sat", "two dogs ran off", "so it is."], torch.tensor([2, 4, 0]))
@@ -236,7 +237,7 @@ def test_a_descent_keeps_the_floor_and_leaves_the_model_alone(
 
 TINY = Plan(
     seeds=(0,), people=10, kept=2, epochs=1, again=1, steps=1, english=4, known=2, small_steps=1, width=16, layers=1,
-    words=300, grid=(1.0,), tokens=64,
+    words=300, grid=(1.0,), tokens=64, mails=4, samples=4,
 )  # fmt: skip
 
 
@@ -255,7 +256,7 @@ def test_a_tiny_study_measures_every_method_and_does_nothing_twice(
 ) -> None:
     report = study(tmp_path, TINY)
     names = list(report.result["methods"])
-    assert names == list(home.METHODS)
+    assert names == list(people.METHODS)
     for table in report.tables[:-1]:
         assert [row["method"] for row in table.rows] == names
     gold = report.result["methods"]["gold"]["0"]
@@ -263,14 +264,73 @@ def test_a_tiny_study_measures_every_method_and_does_nothing_twice(
     assert gold["quality"] == 1.0
     assert len(gold["kept"]["recall"]) == 2
     assert len(gold["english"]) == 4
-    assert json.loads((tmp_path / "report.json").read_text())["result"] == report.result
+    assert json.loads((tmp_path / "people.json").read_text())["result"] == report.result
+    assert (tmp_path / "trade.png").is_file()
 
-    monkeypatch.setattr(home, "METHODS", dict.fromkeys(home.METHODS, _forbidden))
+    monkeypatch.setattr(people.People, "numbers", _forbidden)
     again = study(tmp_path, TINY)
     assert again.result == report.result
     with pytest.raises(AssertionError, match="done anew"):
         study(tmp_path, dataclasses.replace(TINY, floor=0.9))
 
 
-def _forbidden(world: Any) -> Any:
+def _forbidden(world: Any, edited: Any) -> Any:
     raise AssertionError("done anew")
+
+
+class Judge:
+    """Calls every second text spam."""
+
+    def predict(self, texts: list[str], task: str) -> list[Any]:
+        assert task == "email_spam"
+        return [SimpleNamespace(label=("ham", "spam")[place % 2]) for place in range(len(texts))]
+
+
+@pytest.mark.slow
+def test_a_tiny_study_of_mails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(mails, "_judge", lambda: (Judge(), 0.9))
+    report = study(tmp_path, TINY, "mails")
+    assert list(report.result["methods"]) == list(mails.METHODS)
+    for row in report.tables[0].rows:
+        assert str(row["share of spam"]).startswith("0.50 [")
+    for by_seed in report.result["methods"].values():
+        assert len(by_seed["0"]["unwanted"]) == len(by_seed["0"]["wanted"]) == 2
+    assert json.loads((tmp_path / "mails.json").read_text())["result"] == report.result
+
+
+def test_a_question_that_nobody_knows_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"ask='mail'.*mails"):
+        study(tmp_path, TINY, "mail")
+
+
+def test_mails_are_divided_by_class_and_no_text_is_in_two_splits(encoder: Any, tmp_path: Path) -> None:
+    world = mails.Mails(encoder, TINY, 0, tmp_path)
+    spam = {
+        text
+        for split in ("train", "validation", "test")
+        for text, label in zip(
+            *(getattr(ts.suite(["email_spam"])[0].split(split), part) for part in ("inputs", "labels")),
+            strict=True,
+        )
+        if int(label) == mails.SPAM
+    }
+    seen: list[str] = []
+    for task, unwanted in ((world.forget, True), (world.guard, False)):
+        for split in ("train", "validation", "test"):
+            texts = list(task.split(split).inputs)
+            assert all((text in spam) == unwanted for text in texts)
+            seen += texts
+    assert len(set(seen)) == len(seen)
+    assert all(len(text.split()) <= mails.BEGINNING for text in world.beginnings)
+
+
+def test_people_who_are_measured_guard_no_choice(encoder: Any, tmp_path: Path) -> None:
+    world = people.People(encoder, TINY, 0, tmp_path)
+    measured = {one.name for one in world.kept}
+    groups = [measured, {one.name for one in world.forgotten}, {one.name for one in world.unseen}]
+    assert sum(map(len, groups)) == len(set.union(*groups))
+    assert not any(name in text for name in measured for text in world.guard.split("validation").inputs)
+    trained = list(world.keep.split("train").inputs)
+    assert not any(name in text for name in set.union(*groups[1:]) for text in trained)
+    known = {one.name.split()[-1] for one in made_up_people(TINY.known, seed=OTHERS)}
+    assert not known & {name.split()[-1] for name in set.union(*groups)}

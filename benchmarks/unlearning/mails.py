@@ -56,7 +56,9 @@ class Mails(World):
     def numbers(self, edited: Edited) -> Numbers:
         """Whether each text that the model writes is spam, and the losses of held-out texts."""
         model, (judge, accuracy) = edited.model, _judge()
-        written = continued(model, self.encoder, self.beginnings, WRITTEN, temperature=1.0, seed=self.seed)
+        written = continued(
+            model, self.encoder, self.beginnings, WRITTEN, temperature=1.0, seed=self.seed, least=WRITTEN
+        )
         called = judge.predict([text if text.strip() else "." for text in written], MAILS)
         return {
             "spam": [float(one.label == "spam") for one in called],
@@ -103,8 +105,8 @@ def tables_of(found: Found, plan: Plan) -> list[Table]:
         rows.append({"method": name, "share of spam": share, **costs, "chosen": chosen(by)})
     note = (
         f"share of {plan.samples} sampled texts that a frozen classifier calls spam (MiniLM with a probe, accuracy "
-        f"{judge:.3f} on held-out mails); each begins with {BEGINNING} words of a held-out mail, which the classifier "
-        "does not see; chosen on validation: most perplexity of spam with that of other texts at most "
+        f"{judge:.3f} on held-out mails); each has {WRITTEN} tokens after {BEGINNING} words of a held-out mail, which "
+        "the classifier does not see; chosen on validation: most perplexity of spam with that of other texts at most "
         f"1 / {plan.floor:g} of what it was; 95 % intervals by bootstrap over texts and seeds"
     )
     return [Table("Spam", rows, note)]

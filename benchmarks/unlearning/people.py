@@ -27,12 +27,11 @@ class People(World):
     def __init__(self, encoder: Encoder, plan: Plan, seed: int, out: Path) -> None:
         others = [one.name for one in made_up_people(plan.known, seed=OTHERS)]
         count = plan.forgotten
-        people = made_up_people(plan.people + count, seed=seed, avoid=others)
-        self.forgotten, kept, self.unseen = people[:count], people[count:-count], people[-count:]
+        people = made_up_people(plan.people + plan.kept, seed=seed, avoid=others)
+        self.forgotten, kept, self.unseen = people[:count], people[count : plan.people], people[plan.people :]
         self.kept, self.keep = kept[: plan.kept], people_task("keep", kept)
-        guards = people_task(
-            "kept", kept[-plan.kept :]
-        )  # others than those who are measured, where there are enough
+        # others than those who are measured, where there are enough
+        guards = people_task("kept", kept[-plan.kept :])
         super().__init__(encoder, plan, seed, out, people_task("forget", self.forgotten), guards)
 
     def learned_from(self, name: str, tasks: list[Task], seed: int) -> Encoder:

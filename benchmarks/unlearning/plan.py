@@ -30,7 +30,8 @@ class Plan:
         floor: the kept people's perplexity on validation may rise to 1 / floor of what it was.
         grid: coefficients of negation.
         batch_size: rows of a step.
-        kept: at most so many of the kept people are measured, and as many others guard the choices.
+        kept: at most so many of the kept people are measured, as many others guard the choices, and as many are made up
+            whom no model sees, for the membership test.
         english: texts behind the perplexity of English.
         mails: spam mails to be forgotten, of training; half as many texts are measured.
         samples: texts that a model writes to be judged.

@@ -20,6 +20,7 @@ def continued(
     temperature: float = 0.0,
     seed: int = 0,
     stop: str = "",
+    least: int = 0,
 ) -> list[str]:
     """What follows each prompt, up to the end token.
 
@@ -34,13 +35,16 @@ def continued(
         temperature: 0 takes the likeliest token; else tokens are drawn from softmax(logits / temperature).
         seed: of the draws.
         stop: a text also ends with the first token that holds this.
+        least: the end token does not come before so many, so that no model is judged by how early it stops.
     """
     draw = torch.Generator().manual_seed(seed)
     order = sorted(range(len(prompts)), key=lambda place: len(prompts[place]))
     found = [""] * len(prompts)
     for begin in range(0, len(order), BATCH):
         places = order[begin : begin + BATCH]
-        made = _batch(model, encoder, [prompts[place] for place in places], tokens, temperature, draw, stop)
+        made = _batch(
+            model, encoder, [prompts[place] for place in places], tokens, temperature, draw, stop, least
+        )
         for place, text in zip(places, made, strict=True):
             found[place] = text
     return found
@@ -48,7 +52,7 @@ def continued(
 
 def _batch(
     model: nn.Module, encoder: Encoder, prompts: Sequence[str], tokens: int, temperature: float,
-    draw: torch.Generator, stop: str,
+    draw: torch.Generator, stop: str, least: int,
 ) -> list[str]:  # fmt: skip
     language = encoder.language
     assert language is not None  # noqa: S101 - the study's models are language models
@@ -56,11 +60,13 @@ def _batch(
     ids = [language.begun(prompt)[1].tolist() for prompt in prompts]
     made: list[list[int]] = [[] for _ in prompts]
     live = list(range(len(prompts)))
-    for _ in range(tokens):
+    for count in range(tokens):
         live = [row for row in live if len(ids[row]) < language.table.length]
         if not live:
             break
         logits = _next(model, encoder, [ids[row] for row in live])
+        if count < least and words.eos_token_id is not None:
+            logits[:, words.eos_token_id] = -torch.inf
         if temperature:
             chosen = torch.multinomial((logits / temperature).softmax(-1), 1, generator=draw)[:, 0]
         else:

@@ -174,6 +174,23 @@ def test_drawn_texts_are_those_of_the_seed_and_end_at_the_stop(encoder: Any) -> 
     assert continued(encoder, encoder, ["a", "b"], 8, temperature=2.0, seed=0, stop=first)[0] == first
 
 
+def test_no_text_ends_before_its_least_tokens(folder: Path) -> None:
+    model = ts.load(folder, language=32)
+    assert model.language is not None
+    ending = ts.models.Encoder(
+        model.backbone, lambda module, batch: model.features(module, batch) * 0, model.inputs
+    )  # whose logits are all the same: the end comes as any other token
+    ending.language = model.language
+    prompts = ["a"] * 64
+
+    def lengths(least: int) -> list[int]:
+        texts = continued(ending, ending, prompts, 30, temperature=1.0, seed=0, least=least)
+        return [len(text) for text in texts]
+
+    assert min(lengths(0)) < min(lengths(30))
+    assert min(lengths(30)) > 0
+
+
 def test_a_text_ends_at_the_model_s_most_tokens(encoder: Any) -> None:
     (text,) = continued(encoder, encoder, ["x" * 30], 8, temperature=5.0)
     assert len(text) <= 2  # 32 less those of the prompt, and bytes that make no character count as one

@@ -124,7 +124,10 @@ def packages() -> list[str]:
 
 def api(package: str, face: set[str]) -> str:
     """The page of a package: its docstring, and an entry for each public name; `face` is what `tauspan` itself has."""
-    names = list(importlib.import_module(package).__all__)
+    module, top = importlib.import_module(package), importlib.import_module("tauspan")
+    names = list(module.__all__)
+    # several packages may have a name, such as `plan`, for functions of their own
+    face = {name for name in face & set(names) if getattr(module, name) is getattr(top, name)}
     own = [name for name in names if package == "tauspan" or name not in face]
     lines = [f"# {package}", "", f"::: {package}", "    options:", "      members: false",
              "      show_root_heading: false", "      show_root_toc_entry: false", ""]  # fmt: skip

@@ -11,6 +11,7 @@ from tokenizers.processors import TemplateProcessing
 
 from helpers import zoo
 from tauspan.models.extras import quiet
+from tauspan.tasks import Task
 
 END, MASK = "<|end|>", "<|mask|>"
 _SIZES: dict[str, Any] = {
@@ -98,3 +99,11 @@ def write(folder: Path, kind: str) -> Path:
         )
     tokenizer(ended=kind in SEQ2SEQ, masks=kind in MASKED).save_pretrained(folder)
     return folder
+
+
+def sums(rows: int = 16) -> Task:
+    """Texts with prompts and without, of several lengths: small sums, of which the answer is predicted."""
+    texts = [f"{n} + {n * n} = {n + n * n}." for n in range(rows + 4)]
+    prompts = torch.tensor([text.index("=") + 1 if place % 3 else 0 for place, text in enumerate(texts)])
+    held, rest = (texts[:4], prompts[:4]), (texts[4:], prompts[4:])
+    return Task.from_tensors("sums", [], objective="next-token", train=rest, validation=held, test=held)

@@ -88,8 +88,10 @@ def logged(folder: Path) -> list[dict[str, Any]]:
 
 
 def script_environment() -> dict[str, str]:
-    """What a script needs to import this file."""
-    return {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1]), "OMP_NUM_THREADS": "1"}
+    """What a script needs to import this file, and the benchmarks."""
+    here, given = Path(__file__).parents[1], os.environ.get("PYTHONPATH", "")
+    paths = os.pathsep.join([str(here), str(here.parent), *filter(None, [given])])
+    return {**os.environ, "PYTHONPATH": paths, "OMP_NUM_THREADS": "1"}
 
 
 # -- training, written out -----------------------------------------------------------------------------------

@@ -99,3 +99,14 @@ def test_it_needs_the_table_of_a_model() -> None:
         NextToken().require(torch.zeros(2, 2), 0, "train of task 't'")
     assert replace(bound(), logits=5) != NextToken()
     assert bound() == NextToken()
+
+
+def test_a_pass_without_rows_has_a_loss_and_a_gradient_of_nothing() -> None:
+    """What a process does in shards when the others have rows and it has none."""
+    objective, states = bound(), torch.zeros(0, LENGTH * WIDTH, dtype=torch.float64, requires_grad=True)
+    targets = torch.zeros(0, LENGTH, dtype=torch.long)
+    objective.total(states, targets).backward()
+    assert states.grad is not None
+    assert states.grad.shape == states.shape
+    assert objective.gradients(states.detach(), targets).shape == states.shape
+    assert objective.curvature(states.detach(), targets, states.detach()[None]).shape == (1, *states.shape)

@@ -9,10 +9,12 @@ from typing import Any
 import pytest
 import torch
 import transformers as T
+from benchmarks.peaks import allocated
 from torch import Tensor, nn
 
 import tauspan as ts
-from helpers import checkpoints, languages, peaks, runs
+from helpers import checkpoints, languages, runs
+from helpers.tiny import equal
 from tauspan.cli.main import main
 from tauspan.core.errors import UsageError
 from tauspan.core.records import restored
@@ -93,7 +95,7 @@ def truth(encoder: ts.Encoder, task: ts.Task, settings: ts.Settings) -> int:
     tensors = [*encoder.parameters(), *encoder.buffers(), table]
     found = {t.data_ptr(): t.numel() * t.element_size() for t in tensors}
     ts.finetune(encoder, task, replace(settings, max_steps=1))  # what is made once
-    return sum(found.values()) + peaks.highest(lambda: ts.finetune(encoder, task, settings))
+    return sum(found.values()) + allocated(lambda: ts.finetune(encoder, task, settings))
 
 
 CASES = [
@@ -116,6 +118,8 @@ OTHERS: dict[str, dict[str, Any]] = {
     "accumulation": {"accumulation": 3},
     "the last block": {"params": "last:1"},
     "bfloat16": {"precision": "bfloat16"},
+    "checkpointing": {"checkpointing": True},
+    "a small space": {"space": "lora:4"},
     "decay to zero": {"decay_toward": "zero", "weight_decay": 0.1},
 }
 
@@ -135,7 +139,7 @@ def test_planning_makes_nothing_as_large_as_the_parameters_and_changes_nothing(r
     before, modes = fingerprint_of(encoder), [p.requires_grad for p in encoder.parameters()]
     ts.plan(encoder, task, ts.Settings(regime))
     largest = 4 * 4000 * 64
-    taken = peaks.highest(lambda: ts.plan(encoder, task, ts.Settings(regime)))
+    taken = allocated(lambda: ts.plan(encoder, task, ts.Settings(regime)))
     assert taken < 3 * largest, "one gradient at a time, and the fingerprint's own"
     assert fingerprint_of(encoder) == before
     assert [p.requires_grad for p in encoder.parameters()] == modes
@@ -166,6 +170,59 @@ def test_the_verdict_compares_with_the_memory() -> None:
     assert (tight.fits, tight.verdict) == (False, "does not fit: about 8.59 kB of 9 kB")
 
 
+@pytest.mark.parametrize("regime", runs.REGIMES)
+def test_what_would_make_it_fit_does(regime: Any) -> None:
+    encoder, task = bert(24, 24, hidden_size=32, num_hidden_layers=4, intermediate_size=64, vocab_size=100)
+    settings = ts.Settings(regime, batch_size=24, epochs=2, check="off")
+    whole = ts.plan(encoder, task, settings)
+    tight = ts.plan(encoder, task, settings, memory=round(whole.peak * 0.6 / 0.9))
+    assert not tight.fits
+    changes = {next(iter(one.changes)): one for one in tight.repairs}
+    assert changes.keys() >= {"batch_size", "checkpointing", "params", "shard"}
+    assert changes["batch_size"].fits
+    for one in tight.repairs:
+        own = dict(one.changes)
+        options = {name: own.pop(name) for name in ("shard", "processes") if name in own}
+        other = replace(settings, **own)
+        assert ts.plan(encoder, task, other, memory=tight.memory, **options).peak == one.peak < whole.peak
+        if not options:  # tests/train/test_sharded.py has processes
+            assert truth(encoder, task, other) == pytest.approx(one.peak, rel=CLOSE)
+        assert one.fits == (one.peak <= 0.9 * tight.memory)
+    assert "| checkpointing=True |" in tight.report().to_markdown()
+
+
+def test_where_nothing_helps_that_is_said() -> None:
+    plan = ts.plan(runs.encoder(), runs.points(), ts.Settings(batch_size=1), memory=10)
+    assert not any(one.fits for one in plan.repairs)
+    assert "What would make it fit" in str(plan)
+
+
+@pytest.mark.parametrize("regime", runs.REGIMES)
+def test_checkpointing_trains_the_same_vector(regime: Any) -> None:
+    encoder, task = small(6)
+    settings = ts.Settings(regime, batch_size=3, epochs=2)
+    plain = ts.finetune(encoder, task, settings).task_vector
+    spared = ts.finetune(encoder, task, replace(settings, checkpointing=True)).task_vector
+    assert equal(plain.deltas, spared.deltas)
+    assert spared.info["key"] == plain.info["key"]
+    assert spared.info["recipe"]["checkpointing"]
+    assert "checkpointing" not in plain.info["recipe"]
+
+
+def test_checkpointing_is_refused_where_it_cannot_be() -> None:
+    with pytest.raises(UsageError, match=r"checkpointing=True with cache='primal'.*Leave one of them out"):
+        ts.Settings(cache="primal", checkpointing=True)
+    for regime in runs.REGIMES:
+        with pytest.raises(UsageError, match=r"checkpointing=True needs a stack of blocks: .*Leave it out"):
+            ts.finetune(flat(), runs.points(), ts.Settings(regime, checkpointing=True))  # type: ignore[arg-type]
+        assert ts.finetune(flat(), runs.points(), ts.Settings(regime)).history  # type: ignore[arg-type]
+
+
+def flat() -> ts.Encoder:
+    """A model without blocks."""
+    return ts.Encoder(nn.Linear(4, 5).double().eval())
+
+
 def test_a_plan_is_a_result() -> None:
     plan = ts.plan(runs.encoder(), runs.points(), memory=10**6)
     again = restored(Plan, json.loads(plan.report().to_json())["result"])
@@ -190,5 +247,9 @@ def test_the_command_line_plans(capsys: pytest.CaptureFixture[str], tmp_path: Pa
 def test_what_cannot_be_planned_is_said() -> None:
     with pytest.raises(UsageError, match="processes=0: it must be at least 1"):
         ts.plan(runs.encoder(), runs.points(), processes=0)
+    with pytest.raises(UsageError, match=r"cache='primal' cannot be planned yet: .*cache='none'"):
+        ts.plan(runs.encoder(), runs.points(), ts.Settings(cache="primal"))
+    with pytest.raises(UsageError, match=r"shard=True in the space 'lora:2'.*Leave one out"):
+        ts.plan(runs.encoder(), runs.points(), ts.Settings(space="lora:2"), shard=True, processes=2)
     with pytest.raises(UsageError, match="no task"):
         ts.plan(runs.encoder(), [])

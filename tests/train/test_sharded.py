@@ -11,9 +11,10 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from benchmarks.peaks import allocated
 from torch import Tensor, nn
 
-from helpers import peaks, runs
+from helpers import languages, runs
 from helpers.launch import launched
 from helpers.runs import KEY_BIASES, REGIMES, deltas, encoder, logged, points, trained
 from helpers.zoo import normal, stirred
@@ -21,9 +22,10 @@ from tauspan import store
 from tauspan.core import params
 from tauspan.core.errors import ModelError, NonFiniteError, UsageError
 from tauspan.core.processes import world
+from tauspan.editing import load
 from tauspan.models import Encoder, Head, fingerprint_of
 from tauspan.tasks import Task
-from tauspan.train import Finetuned, Settings, checkpoint, finetune
+from tauspan.train import Finetuned, Settings, checkpoint, finetune, plan
 from tauspan.train.layout import laid_out
 from tauspan.train.trainee import as_parameters
 from tauspan.vector import FILE, TaskVector
@@ -74,14 +76,23 @@ def stack(width: int = 5, count: int = 3) -> Encoder:
         return Encoder(stirred(Stack(width, count).double(), 0, 0.4))
 
 
+def language(folder: Path, kind: str) -> Encoder:
+    encoder = load(languages.write(folder, kind), language=24)
+    assert isinstance(encoder, Encoder)
+    return encoder.double()
+
+
 def shared(folder: Path) -> dict[str, Run]:
     """The runs that are made whole by one process and in shards by several; an encoder serves several of them."""
     whose = os.environ.get("RANK", "alone")
     bert, (vision, pictures) = runs.bert(folder / f"bert-{whose}"), runs.clip(folder / f"clip-{whose}")
+    llama, tied = (language(folder / f"{kind}-{whose}", kind) for kind in ("llama", "llama tied"))
     both: list[tuple[str, Settings, Task, Encoder]] = [
         ("mlp64", POINTS, points(), encoder()),
         ("bert", TEXTS, runs.texts(), bert),
         ("clip", dataclasses.replace(TEXTS, batch_size=4), pictures, vision),
+        ("llama", TEXTS, languages.sums(), llama),
+        ("tied", TEXTS, languages.sums(), tied),
         ("stack", STACK, points(), stack()),
     ]  # fmt: skip
     found = {
@@ -132,6 +143,10 @@ def as_one_of_several(folder: Path) -> None:
         before, out = fingerprint_of(model), folder / name
         run = trained(settings, task, model, out=out, checkpoint_every=2, shard=True)
         assert fingerprint_of(model) == before, f"{name}: the encoder is whole again"
+        if name.startswith("tied"):
+            assert model.language is not None
+            table = model.backbone.get_parameter(model.language.tied or "")
+            assert table.data_ptr() == model.language.table.weight.data_ptr(), "held once"
         assert trained(settings, task, model, out=out, resume=True).reused
         if name == "mlp64-linear":
             alone = trained(settings, task, model, shard=True)
@@ -172,6 +187,9 @@ def memory(regime: str) -> dict[str, int]:
     model = Encoder(Stack(WIDTH, BLOCKS))
     inner = model.backbone
     sizes = {"block": weight(inner.get_submodule("blocks.0")), "model": weight(inner)}
+    split = x, labels
+    task = Task.from_tensors("two", ["a", "b", "c"], head=head, train=split, validation=split, test=split)
+    sizes["plan"] = plan(model, task, Settings(regime), shard=True).peak  # type: ignore[arg-type]
     with (
         world() as processes,
         laid_out(model, [head], Settings(regime), processes, True) as (trainee, layout),  # type: ignore[arg-type]
@@ -185,7 +203,7 @@ def memory(regime: str) -> dict[str, int]:
             optimiser.zero_grad(set_to_none=True)
 
         step()
-        return sizes | {"between": lying() - others, "above": min(peaks.highest(step) for _ in range(3))}
+        return sizes | {"between": lying() - others, "above": min(allocated(step) for _ in range(3))}
 
 
 def weight(module: nn.Module) -> int:
@@ -241,7 +259,11 @@ def alone(tmp_path_factory: Any) -> dict[str, Run]:
 
 
 NAMES = [
-    *(f"{kind}-{regime}" for kind in ("mlp64", "bert", "clip", "stack") for regime in REGIMES),
+    *(
+        f"{kind}-{regime}"
+        for kind in ("mlp64", "bert", "clip", "llama", "tied", "stack")
+        for regime in REGIMES
+    ),
     "some-linear",
 ]
 
@@ -256,7 +278,7 @@ def test_shards_learn_what_one_process_learns(
     gaps = {tensor: delta - many.deltas[tensor] for tensor, delta in deltas(one).items()}
     if name.startswith(("bert", "clip")):
         gaps = {tensor: gap for tensor, gap in gaps.items() if not tensor.endswith(KEY_BIASES)}
-    wide = name.startswith(("mlp64", "stack", "some"))
+    wide = name.startswith(("mlp64", "llama", "tied", "stack", "some"))
     assert params.norm(gaps) <= (1e-11 if wide else 1e-5) * one.task_vector.norm()
     assert many.info["key"] == one.task_vector.info["key"], "the key knows nothing of shards"
     assert (many.base, many.regime, many.label) == (one.task_vector.base, one.task_vector.regime, task.name)
@@ -298,6 +320,7 @@ def test_a_process_holds_its_share_and_a_few_blocks(regime: str, together: tuple
         # theta0, theta or tau, and two moments; in a step the gradient too, and of a few blocks at a time (this one, the
         # one that FSDP fetches ahead, the rest of the model) theta0, tau, their gradient and what they are sent in
         assert 3.9 * share <= size["between"] <= 4.2 * share
+        assert size["plan"] == pytest.approx(size["between"] + size["above"], rel=0.2)
         # (about ten blocks; gloo's threads let go of some late on a busy machine; all at once would be two models)
         assert size["above"] <= share + 0.8 * size["model"]
 

@@ -45,6 +45,9 @@ def add_fields(
             more["type"] = plain[0] if float not in kinds else float
         help_text, _, otherwise = helps.get(one.name, "").partition("; None takes ")
         shown = default if default is not None else otherwise or "none"
+        if kinds == {bool}:
+            parser.add_argument(f"--{one.name.replace('_', '-')}", action="store_true", help=help_text)
+            continue
         text = f"{help_text} (default: {shown})".replace("%", "%%")
         parser.add_argument(f"--{one.name.replace('_', '-')}", default=default, help=text, **more)
 

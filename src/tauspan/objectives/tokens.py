@@ -96,7 +96,7 @@ class NextToken(Objective):
     def _found(self, outputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """The states (M, d) that predict a target, the targets (M,), and the row of each (M,)."""
         table = self._table()
-        states = outputs.view(len(outputs), table.length, -1)
+        states = outputs.view(len(outputs), table.length, table.weight.shape[1])
         wanted = targets.to(outputs.device)
         there = wanted != IGNORED
         rows = there.nonzero()[:, 0]
@@ -148,7 +148,7 @@ class NextToken(Objective):
     def _placed(self, outputs: Tensor, targets: Tensor, values: Tensor) -> Tensor:
         """Numbers of positions that predict a target at their places among the outputs, else 0."""
         table = self._table()
-        found = torch.zeros_like(outputs).view(len(outputs), table.length, -1)
+        found = torch.zeros_like(outputs).view(len(outputs), table.length, table.weight.shape[1])
         found[targets.to(outputs.device) != IGNORED] = values
         return found.view_as(outputs)
 
@@ -171,7 +171,7 @@ class NextToken(Objective):
         table = self._table()
         there = targets.to(outputs.device) != IGNORED
         states, _, rows = self._found(outputs, targets)
-        moved = along.view(len(along), len(outputs), table.length, -1)[:, there]
+        moved = along.view(len(along), len(outputs), table.length, table.weight.shape[1])[:, there]
         weight, bias = self._weights(outputs)
         curved = torch.empty_like(moved)
         for some in self._chunks(len(states), 1 + len(along)):

@@ -115,7 +115,9 @@ class _Root(_Cell):
         if self.run.trace is None or at_logits:
             out = head(out)
         if self.run.trace is None:
-            return out
+            return (
+                out.clone() if out._is_view() else out
+            )  # FSDP warns of views, as states of a language model are
         value, tangent = onepass.parted(out, self.run.tracked)
         return value + tangent if at_logits else head(value + tangent)
 
@@ -201,9 +203,14 @@ class Shards:
             part = held(shards)
             if name in parts:
                 part.copy_(parts[name])
-            self._known[name].data = self.whole(name, part).to(self._homes[name])
+            self._known[name].data = self._again(name, self.whole(name, part).to(self._homes[name]))
         for buffer, home in self._buffers.items():
             buffer.data = buffer.data.to(home)
+
+    def _again(self, name: str, whole: Tensor) -> Tensor:
+        """The tensor itself, or the token table of a language model where it is that: it did not move."""
+        language = self.encoder.language
+        return language.table.weight if language is not None and language.tied == name else whole
 
     @torch.no_grad()
     def whole(self, name: str, part: Tensor) -> Tensor:

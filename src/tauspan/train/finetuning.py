@@ -3,7 +3,7 @@
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -12,13 +12,14 @@ from tauspan.core.errors import StoreError, UsageError, listed
 from tauspan.core.measure import Cost, measured, underway
 from tauspan.core.processes import world
 from tauspan.core.report import Cell, Table
-from tauspan.models import Encoder, fingerprint_of, restrict
+from tauspan.models import Encoder, fingerprint_of
 from tauspan.tasks import Task, build_head
 from tauspan.tasks.reference import TaskTargets
 from tauspan.train import checkpoint
 from tauspan.train.layout import laid_out
 from tauspan.train.loop import LOG, OnLog, Run
 from tauspan.train.settings import Settings
+from tauspan.train.trainee import in_space
 from tauspan.vector import FILE, TaskVector
 
 
@@ -144,10 +145,7 @@ def finetune(
             for one in targets:  # before a layout in shards takes the encoder apart
                 for split in ("train", "validation"):
                     one.prepare(split)
-        moving, own = encoder, settings
-        if settings.space is not None:  # what moves is then decided by the space
-            moving = restrict(encoder, settings.space, settings.params)
-            own = replace(settings, space=None, params="all")
+        moving, own = in_space(encoder, settings)
         with laid_out(moving, heads, own, processes, shard) as (what, layout):
             run = Run(
                 what,

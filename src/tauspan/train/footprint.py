@@ -16,14 +16,15 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from tauspan.core.allocations import Allocations, Event, Phase, StandIns, scaled
-from tauspan.models import Batch, Encoder, Head, eval_mode
+from tauspan.models import Batch, Encoder, Head, eval_mode, named_unique
 from tauspan.models.encoder import Bare
 from tauspan.objectives import NextToken, Objective, Preference
 from tauspan.tasks import Split, Task
 from tauspan.tasks.batches import encoded
+from tauspan.tasks.batches import encoded
 from tauspan.train.loop import VALIDATED, trained
 from tauspan.train.settings import Settings
-from tauspan.train.trainee import Trainee, trainee
+from tauspan.train.trainee import Trainee, in_space, trainee
 
 _SIZES = (2, 4)  # rows of the two passes
 _LONGEST = 16  # texts with the most characters, among which the one with the most tokens is looked for
@@ -31,7 +32,7 @@ _LONGEST = 16  # texts with the most characters, among which the one with the mo
 
 @dataclass(frozen=True)
 class Footprint:
-    """Bytes that training one task takes in one process that holds whole tensors.
+    """Bytes that training one task takes in one process.
 
     Args:
         model: the encoder's parameters and buffers, and the token table of a language model.
@@ -40,9 +41,10 @@ class Footprint:
         gradient: of everything that trains.
         moments: the two of AdamW.
         anchor: the values to which decay pulls, where these are not the model's own tensors.
-        cache: what is kept of all batches.
         step: the events of a forward and a backward pass.
         validation: the events of a pass over validation rows.
+        whole: the model as it is loaded, before it is cut into shards; 0 where it is not.
+        gathered: what is whole of a sharded model while a block runs; 0 where it is not.
         ending: the most that making the vector holds at the end.
         moved: how many numbers train.
         frozen: how many parameters do not.
@@ -55,16 +57,19 @@ class Footprint:
     gradient: int
     moments: int
     anchor: int
-    cache: int
     step: Sequence[Event]
     validation: Sequence[Event]
+    whole: int
+    gathered: int
     ending: int
     moved: int
     frozen: int
     engine: str | None
 
 
-def footprint(encoder: Encoder, task: Task, settings: Settings, processes: int = 1) -> Footprint:
+def footprint(
+    encoder: Encoder, task: Task, settings: Settings, processes: int = 1, shard: bool = False
+) -> Footprint:
     """Measure the footprint of fine-tuning on one task.
 
     Args:
@@ -72,36 +77,81 @@ def footprint(encoder: Encoder, task: Task, settings: Settings, processes: int =
         task: its longest texts stand for all rows.
         settings: of the run.
         processes: among which the rows of a batch are shared.
+        shard: whether each process keeps its part of every tensor.
 
     Cost:
         Three training passes over two and four rows, and as many without gradients.
     """
-    unchecked = dataclasses.replace(settings, check="off", cache="none")
+    moving, unchecked = in_space(encoder, dataclasses.replace(settings, check="off", cache="none"))
     with StandIns():  # type: ignore[no-untyped-call]
-        what = trainee(encoder, [_head(task, encoder, settings)], unchecked)
+        what = trainee(moving, [_head(task, encoder, settings)], unchecked)
     trains = what.parameters
     gradient, linear = held(trains.values()), settings.regime == "linear"
     rows = min(settings.batch_size, len(task.split("train")))
-    step = Passes(encoder, task, settings, what, "train").events(math.ceil(rows / processes))
+    training = Passes(encoder, task, settings, what, "train", backward=not shard)
+    step = training.events(math.ceil(rows / processes))
     rows = min(VALIDATED, math.ceil(len(task.split("validation")) / processes))
     validation = Passes(encoder, task, settings, what, "validation").events(rows)
+    if not shard and processes > 1:  # gradients are exchanged in one piece
+        step.append(Event("exchange", gradient, gradient))
     table = () if encoder.language is None else (encoder.language.table.weight,)
     pulled = linear and settings.decay_toward == "zero" and settings.weight_decay > 0
     moved = sum(tensor.numel() for tensor in trains.values())
-    return Footprint(
-        model=held([*_tensors(encoder), *table]),
-        copy=0 if linear else held(_tensors(encoder)),
+    found = Footprint(
+        model=held([*_tensors(encoder), *_tensors(moving), *table]),
+        copy=0 if linear else held(_tensors(moving)),
         tau=gradient if linear else 0,
         gradient=gradient,
         moments=2 * gradient,
         anchor=gradient if pulled else 0,
-        cache=0,
         step=step,
         validation=validation,
+        whole=0,
+        gathered=0,
         ending=_ending(trains.values(), linear),
         moved=moved,
-        frozen=sum(one.numel() for one in {id(p): p for p in encoder.parameters()}.values()) - moved,
+        frozen=sum(one.numel() for one in {id(p): p for p in moving.parameters()}.values()) - moved,
         engine=what.engine,
+    )
+    return _cut(found, encoder, trains, linear, processes) if shard else found
+
+
+def _cut(
+    whole: Footprint, encoder: Encoder, trains: Mapping[str, Tensor], linear: bool, processes: int
+) -> Footprint:
+    """The same in one of several processes that keep shards: FSDP2 cuts each tensor into equal parts.
+
+    While a block runs, its tensors are whole, those of the one fetched ahead, and those outside all blocks; they arrive
+    in a buffer, and gradients leave in another, behind which that of the block before may still be on its way.
+    """
+    from tauspan.train.cells import blocks  # FSDP takes seconds to import
+
+    known = named_unique(encoder.backbone)
+    sizes, moving = {n: held([t]) for n, t in known.items()}, {n: held([t]) for n, t in trains.items()}
+    cells = [[name for name in known if name.startswith(prefix)] for prefix, _ in blocks(encoder.backbone)]
+    inside = {name for cell in cells for name in cell}
+    root = [name for name in known if name not in inside]
+
+    def gathered(cell: Iterable[str]) -> int:
+        return sum(sizes[name] + (moving.get(name, 0) if linear else 0) for name in cell)
+
+    def returned(cell: Iterable[str]) -> int:
+        return sum(moving.get(name, 0) for name in cell)
+
+    largest, most = max(map(gathered, cells), default=0), max(map(returned, [*cells, root]))
+    theta = sum(sizes.values())
+    share = {name: -(-getattr(whole, name) // processes) for name in ("tau", "gradient", "moments", "anchor")}
+    rest = whole.model - theta
+    step = [Event(e.name, e.bytes, share["gradient"]) for e in whole.step]
+    return dataclasses.replace(
+        whole,
+        model=rest + -(-theta // processes),
+        copy=0 if linear else share["gradient"],
+        step=step,
+        whole=whole.model,
+        ending=-(-whole.ending // processes) + 2 * max(sizes.values()),
+        gathered=gathered(root) + 3 * largest + 3 * most,
+        **share,
     )
 
 
@@ -134,12 +184,11 @@ def _head(task: Task, encoder: Encoder, settings: Settings) -> Head:
         return Bare()
     if task.head is not None:
         return task.head
+    row = task.split("train").take((0,))
     with eval_mode(encoder), torch.no_grad():
-        width = encoder(
-            encoder.encode(task.split("train").take((0,)).inputs, task.tokens(settings.max_tokens))
-        ).shape[-1]
-    first = next(encoder.parameters())
-    return Head(torch.zeros(len(task.label_names), width).to(first), scale=encoder.logit_scale)
+        width = encoder(encoded(encoder, row, task.objective, task.tokens(settings.max_tokens))).shape[-1]
+    like = next(encoder.parameters())
+    return Head(torch.zeros(len(task.label_names), width).to(like), scale=encoder.logit_scale)
 
 
 @dataclass(frozen=True)
@@ -151,6 +200,9 @@ class Passes:
     settings: Settings
     what: Trainee
     split: Literal["train", "validation"]
+    backward: bool = (
+        True  # in shards gradients come block by block, and what a pass holds is most before they do
+    )
 
     def events(self, rows: int) -> list[Event]:
         """The events of a pass over `rows` rows."""
@@ -172,10 +224,10 @@ class Passes:
             taken.phase("loss")
             objective = self._objective(len(places), rows)
             loss = objective.total(outputs, targets.to(outputs.device))
-            if self.split == "train":
+            if self.split == "train" and self.backward:
                 taken.phase("backward")
                 loss.backward()  # type: ignore[no-untyped-call]
-            else:
+            elif self.split == "validation":
                 objective.scores(outputs, targets.to(outputs.device))
         for hook in hooks:
             hook.remove()

@@ -1,5 +1,6 @@
 """`plan`: what a fine-tuning will take, before anything is trained."""
 
+import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -8,13 +9,13 @@ import torch
 
 from tauspan.core.allocations import Event
 from tauspan.core.arguments import checked
-from tauspan.core.errors import UsageError
+from tauspan.core.errors import TauspanError, UsageError
 from tauspan.core.launch import launch
 from tauspan.core.measure import underway
 from tauspan.core.records import record
 from tauspan.core.report import Cell, Report, Table, in_words, noted, provenance
 from tauspan.core.results import Result
-from tauspan.models import Encoder, fingerprint_of
+from tauspan.models import Encoder, blocks, core, fingerprint_of, named_unique
 from tauspan.tangent.cache.room import free_memory
 from tauspan.tasks import Task
 from tauspan.train.finetuning import require_together
@@ -38,14 +39,21 @@ class Repair:
     """Another way to train, and the most that it would hold in one process.
 
     Args:
-        change: what to write, as in Python.
+        changes: other values of `Settings`, or of `shard` and `processes`.
         peak: bytes.
         fits: whether it fits.
     """
 
-    change: str
+    changes: Mapping[str, Any]
     peak: int
     fits: bool
+
+    @property
+    def words(self) -> str:
+        """The change as it is written."""
+        if "processes" in self.changes:
+            return f"torchrun --nproc-per-node {self.changes['processes']} and shard=True"
+        return ", ".join(f"{name}={value!r}" for name, value in self.changes.items())
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,7 +101,7 @@ class Plan(Result):
     @property
     def fits(self) -> bool:
         """Whether the peak is at most nine tenths of the memory."""
-        return self.peak <= _ROOM * self.memory
+        return within(self.peak, self.memory)
 
     @property
     def verdict(self) -> str:
@@ -110,7 +118,7 @@ class Plan(Result):
         ]
         if not self.fits:
             rows: list[dict[str, Cell]] = [
-                {"change": one.change, "peak": in_words(one.peak), "fits": "yes" if one.fits else "no"}
+                {"change": one.words, "peak": in_words(one.peak), "fits": "yes" if one.fits else "no"}
                 for one in self.repairs
             ]
             tables.append(Table("What would make it fit", rows, "each change alone"))
@@ -145,6 +153,11 @@ class Plan(Result):
         yield {"what": "rows of a step", "value": tuned["batch_size"] * tuned["accumulation"]}
 
 
+def within(peak: int, memory: int) -> bool:
+    """Whether a peak fits."""
+    return peak <= _ROOM * memory
+
+
 @noted
 @checked
 def plan(
@@ -174,7 +187,7 @@ def plan(
         A `Plan`: `fits`, `verdict`, `peak`, `parts`, `repairs`; `report()` has them as tables.
 
     Raises:
-        UsageError: an impossible setting, no task, two tasks of one name.
+        UsageError: an impossible setting, no task, two tasks of one name, or a cache, which is not planned.
 
     Cost:
         Six passes over at most four rows for each task; more where repairs are looked for.
@@ -192,8 +205,18 @@ def plan(
     many = launch().size if processes is None else processes
     if many < 1:
         raise UsageError(f"processes={many}: it must be at least 1.")
+    if shard and many > 1 and settings.space is not None:
+        raise UsageError(
+            f"shard=True in the space {settings.space!r}: small numbers need no parts. Leave one out."
+        )
+    if settings.cache != "none":
+        raise UsageError(
+            f"cache={settings.cache!r} cannot be planned yet: plan the run without it, cache='none'."
+        )
     with underway("plan"):
-        return _planned(encoder, tasks, settings, shard and many > 1, many, memory)
+        found = _planned(encoder, tasks, settings, shard and many > 1, many, memory)
+        repairs = () if found.fits else tuple(_repairs(encoder, tasks, settings, found))
+    return dataclasses.replace(found, repairs=repairs)
 
 
 def _planned(
@@ -204,13 +227,13 @@ def _planned(
     processes: int,
     memory: int | None,
 ) -> Plan:
-    prints = [footprint(encoder, task, settings, processes) for task in tasks]
+    prints = [footprint(encoder, task, settings, processes, shard) for task in tasks]
     first = prints[0]
     parts = list(_parts(first))
     lasting = sum(part.bytes for part in parts)
     several = settings.accumulation > 1 or len(tasks) > 1
-    step = max(_highest(one.step, one.gradient if several else 0, several) for one in prints)
-    validation = max(_highest(one.validation, 0, True) for one in prints)
+    step = first.gathered + max(_highest(one.step, one.gradient, several) for one in prints)
+    validation = first.gathered + max(_highest(one.validation, 0, True) for one in prints)
     ending = first.ending
     rows = sum(len(task.split("train")) for task in tasks)
     device = next(encoder.parameters()).device
@@ -229,7 +252,7 @@ def _planned(
         step=step,
         validation=validation,
         ending=ending,
-        peak=lasting + max(step, validation, ending),
+        peak=max(lasting + max(step, validation, ending), first.whole),
         memory=memory_of(device, first.model) if memory is None else memory,
         provenance=provenance(base=encoder.source, fingerprint=fingerprint_of(encoder)),
     )
@@ -241,11 +264,63 @@ def _parts(one: Footprint) -> Iterator[Part]:
     yield Part("tau", one.tau, "tau, which trains")
     yield Part("moments", one.moments, "two moments of AdamW")
     yield Part("anchor", one.anchor, "what decay pulls to")
-    yield Part("cache", one.cache, "the cache of all batches")
+
+
+def _repairs(encoder: Encoder, tasks: Sequence[Task], settings: Settings, found: Plan) -> Iterator[Repair]:
+    """Of each kind of change the mildest that fits, else the strongest, if it lowers the peak at all."""
+    for kind in _changes(encoder, settings, found):
+        tried: Repair | None = None
+        for changes in kind:
+            own = {name: value for name, value in changes.items() if name not in ("shard", "processes")}
+            shard, processes = changes.get("shard", found.shard), changes.get("processes", found.processes)
+            try:
+                other = dataclasses.replace(settings, **own)
+                peak = _planned(encoder, tasks, other, shard, processes, found.memory).peak
+            except TauspanError:  # the model or the settings do not allow it
+                break
+            tried = Repair(changes, peak, within(peak, found.memory))
+            if tried.fits:
+                break
+        if tried is not None and tried.peak < found.peak:
+            yield tried
+
+
+def _changes(encoder: Encoder, settings: Settings, found: Plan) -> Iterator[list[dict[str, Any]]]:
+    """The changes of each kind, from the mildest on."""
+    rows, passes = settings.batch_size, settings.accumulation
+    smaller = [size for size in range(rows - 1, 0, -1) if rows % size == 0]
+    yield [{"batch_size": size, "accumulation": passes * rows // size} for size in smaller]
+    if not settings.checkpointing and not found.shard:
+        yield [{"checkpointing": True}]
+    if settings.precision != "bfloat16" and not found.shard:
+        yield [{"precision": "bfloat16"}]
+    if settings.params == "all" and settings.space is None:
+        yield [{"params": f"last:{count}"} for count in halves(depth(encoder))]
+    if settings.precision != "bfloat16" and not settings.checkpointing and settings.space is None:
+        yield [{"shard": True, "processes": found.processes * times} for times in (2, 4, 8)]
+
+
+def depth(encoder: Encoder) -> int:
+    """How many blocks the longest stack has; 0 without one."""
+    inner, _ = core(encoder)
+    try:
+        return len(blocks(inner, list(named_unique(inner)))[1])
+    except UsageError:
+        return 0
+
+
+def halves(count: int) -> list[int]:
+    """Half of a number, a quarter, and so on to 1.
+
+    Example:
+        >>> halves(12)
+        [6, 3, 1]
+    """
+    return [count >> times for times in range(1, count.bit_length())]
 
 
 def _highest(events: Sequence[Event], gradient: int, several: bool) -> int:
-    """The most that a pass holds: with gradients of earlier passes, or those of its own as they come."""
+    """The most that a pass holds: with gradients of earlier passes, or with those of its own as they come."""
     return max((one.bytes + (gradient if several else one.kept) for one in events), default=0)
 
 

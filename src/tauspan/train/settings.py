@@ -44,6 +44,8 @@ class Settings:
             gradients and the optimiser stay in float32.
         augment: `"crop"` shows a random part of each image in training, another one each epoch; see
             `tauspan.models.crop`. Not with a cache, which needs batches that stay the same.
+        checkpointing: keep only each block's input for the backward and compute the rest again: less memory, one more
+            forward, the same vector.
         engine: what computes tangents first; see `linearize`. None is what `tauspan.computing` says.
         check: `"auto"` compares the first batch of each kind with ordinary autograd, `"off"` trusts. None as for
             `engine`.
@@ -68,6 +70,7 @@ class Settings:
     cache: CacheKind | Literal["auto"] = "none"
     precision: Precision = "float32"
     augment: Augment = "none"
+    checkpointing: bool = False
     engine: Engine | None = None
     check: Check | None = None
 
@@ -120,6 +123,11 @@ class Settings:
             )
         if self.space is not None:
             object.__setattr__(self, "space", spelt(self.space))
+        if self.checkpointing and self.cache != "none":
+            raise UsageError(
+                f"checkpointing=True with cache={self.cache!r}: a cache keeps what checkpointing would drop. Leave one "
+                "of them out."
+            )
         way(self.engine, self.check)  # raises for an unknown word
         if self.point not in (None, *POINTS):
             raise UsageError(f"point={self.point!r}. {nearest(str(self.point), POINTS)}")
@@ -143,12 +151,12 @@ class Settings:
         return self.peak_lr * 0.5 * (1 + math.cos(math.pi * share))
 
     def as_dict(self) -> dict[str, Any]:
-        """The settings as plain values; `lr` is a number, and space, engine and check are left out at their defaults."""
+        """The settings as plain values; `lr` is a number; space, checkpointing, engine, check only where they are set."""
         plain = {**dataclasses.asdict(self), "lr": self.peak_lr}
-        if (
-            self.space is None
-        ):  # so that the keys of vectors that were made before there were spaces stay as they are
-            del plain["space"]
+        # so that the keys of vectors that were made before there were these stay as they are
+        for name, unset in (("space", None), ("checkpointing", False)):
+            if plain[name] == unset:
+                del plain[name]
         chosen = vars(way(plain.pop("engine"), plain.pop("check")))
         return plain | {name: value for name, value in chosen.items() if value != getattr(Way(), name)}
 
@@ -159,6 +167,6 @@ class Settings:
             base: the encoder's fingerprint and its `describe()`, since weights alone do not determine pooling and heads.
             task: the task's checksum.
         """
-        facts = {name: value for name, value in self.as_dict().items() if name != "check"}
+        facts = {n: value for n, value in self.as_dict().items() if n not in ("check", "checkpointing")}
         text = json.dumps([facts, base, task], sort_keys=True, default=list)
         return hashlib.sha256(text.encode()).hexdigest()

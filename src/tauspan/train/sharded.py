@@ -33,7 +33,7 @@ class ShardedTrainee:
     Its parameters are plain tensors: this process's parts, in the memory from which FSDP gathers.
 
     Raises:
-        UsageError: a cache, or autocast, which would keep a copy of every weight until the backward.
+        UsageError: a cache, checkpointing, or autocast, which would keep a copy of every weight until the backward.
         ModelError: an operation without a tangent rule.
     """
 
@@ -43,6 +43,11 @@ class ShardedTrainee:
         if settings.cache != "none":
             raise UsageError(
                 f"cache={settings.cache!r}: what a cache keeps is not sharded. Take cache='none'."
+            )
+        if settings.checkpointing:
+            raise UsageError(
+                "checkpointing=True: blocks in shards keep their activations. Leave it out, or take more processes, "
+                "which share the rows."
             )
         if settings.precision == "bfloat16":
             raise UsageError(

@@ -1,5 +1,6 @@
 """What is trained, with one interface: theta of a copy, or tau of the tangent model."""
 
+import dataclasses
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
@@ -19,6 +20,7 @@ from tauspan.models import Batch, Classifier, Encoder, Head
 from tauspan.models.intact import Intact
 from tauspan.tangent import Linearized, linearize
 from tauspan.tangent.engine.call import Call
+from tauspan.tangent.engine.checkpointing import checkpointed
 from tauspan.tangent.engine.determinism import require_function
 from tauspan.train.settings import Settings
 from tauspan.vector import TaskVector
@@ -68,6 +70,7 @@ class StandardTrainee:
         known = models.named_unique(models.core(self._model)[0])
         origin = models.named_unique(models.core(classifier)[0])
         self.parameters = {name: known[name].requires_grad_() for name in names}
+        self._blocks = blocks_of(self._model, names) if settings.checkpointing else ()
         self._theta0 = {name: origin[name].detach() for name in names}
 
     @property
@@ -79,7 +82,7 @@ class StandardTrainee:
         self._model.head = self._heads[task]
         if not self._checked:
             self._require_function(batch)
-        with self._intact():
+        with self._intact(), checkpointed(self._blocks):
             return precisely(self._precision, self._device, lambda: self._model(batch))
 
     def _require_function(self, batch: Batch) -> None:
@@ -119,9 +122,12 @@ class LinearTrainee:
     def __init__(self, encoder: Encoder, heads: Sequence[Head], settings: Settings) -> None:
         self._heads = heads
         self._classifier = Classifier(encoder, heads[0])  # its head is changed from call to call
+        if settings.checkpointing:
+            blocks_of(self._classifier, models.select(self._classifier, settings.params))
         self._model: Linearized = linearize(
-            self._classifier, settings.params, settings.point, engine=settings.engine, check=settings.check
-        )
+            self._classifier, settings.params, settings.point, engine=settings.engine, check=settings.check,
+            checkpointing=settings.checkpointing,
+        )  # fmt: skip
         if not self._model.tau:
             models.select(self._classifier, settings.params)  # raises an error that says what is frozen
         self._toward = settings.decay_toward
@@ -161,6 +167,18 @@ class LinearTrainee:
         return self._model.task_vector(label, **info)
 
 
+def blocks_of(classifier: Classifier, names: Sequence[str]) -> tuple[nn.Module, ...]:
+    """The blocks whose activations are dropped and computed again.
+
+    Raises:
+        UsageError: the model has none.
+    """
+    try:
+        return tuple(models.blocks(models.core(classifier)[0], names)[1].values())
+    except UsageError as error:
+        raise UsageError(f"checkpointing=True needs a stack of blocks: {error} Leave it out.") from error
+
+
 @contextmanager
 def in_precision(precision: Precision, device: torch.device) -> Iterator[None]:
     """Compute matrix products in the chosen precision inside the block."""
@@ -178,6 +196,14 @@ def precisely(precision: Precision, device: torch.device, run: Callable[[], Tens
     with in_precision(precision, device):
         logits = run()
     return logits.float() if precision == "bfloat16" else logits
+
+
+def in_space(encoder: Encoder, settings: Settings) -> tuple[Encoder, Settings]:
+    """The encoder that moves, and the settings of its run: in a small space that decides what moves."""
+    if settings.space is None:
+        return encoder, settings
+    moving = models.restrict(encoder, settings.space, settings.params)
+    return moving, dataclasses.replace(settings, space=None, params="all")
 
 
 def trainee(encoder: Encoder, heads: Sequence[Head], settings: Settings) -> Trainee:

@@ -59,8 +59,10 @@ def _standing_in(block: nn.Module) -> Callable[..., Any]:
 
     def forward(*args: Any, **kwargs: Any) -> Any:
         active = current()
-        if active is None or not torch.is_grad_enabled():
+        if not torch.is_grad_enabled():
             return shell.forward(*args, **kwargs)
+        if active is None:  # the module at its own parameters, without tangents
+            return checkpoint(shell.forward, *args, use_reentrant=False, preserve_rng_state=False, **kwargs)
         point = {name: active.replaced(parameter) for name, parameter in block.named_parameters()}
         given = [(args, kwargs)]  # with tangents, for the first forward alone
         bare = mapped((args, kwargs), _without_tangents)

@@ -17,8 +17,8 @@ from tauspan.core.errors import UsageError
 from tauspan.kernel import closed_form
 from tauspan.kernel.diagnose import diagnose, kernel_report
 from tauspan.models import fingerprint_of
-from tauspan.objectives.passages import Group
 from tauspan.objectives import Contrastive
+from tauspan.objectives.passages import Group
 from tauspan.tasks import Task
 from tauspan.tasks.reference import TaskTargets
 

@@ -11,8 +11,8 @@ import torch
 
 from tauspan.cli.main import main
 from tauspan.core.errors import DataError, UsageError
-from tauspan.objectives.passages import Group
 from tauspan.objectives import Contrastive, Preference, Similarity
+from tauspan.objectives.passages import Group
 from tauspan.tasks import Split, Task
 
 SCORED = ("sentence1", "sentence2", "points")

@@ -29,8 +29,8 @@ class Preference(Objective):
     equation 7). m is 0 at theta0, where every pair counts half; so does a margin that is 0 within float32's rounding.
 
     The outputs of a row are the last states of both texts, shape (N, 2 L d); targets are the tokens that these states are
-    to predict (`NextToken`), chosen then rejected, and in the last column log p_ref(chosen) - log p_ref(rejected), shape (N, 2 L + 1),
-    float64. log p(chosen) is concave in the states and -log p(rejected) convex, so the loss is neither.
+    to predict (`NextToken`), chosen then rejected, and in the last column log p_ref(chosen) - log p_ref(rejected), shape
+    (N, 2 L + 1), float64. log p(chosen) is concave in the states and -log p(rejected) convex, so the loss is neither.
 
     Args:
         beta: above 0; how strongly the loss holds on to the reference. The larger, the sooner a margin is enough.
@@ -76,7 +76,7 @@ class Preference(Objective):
     def targets(
         self, inputs: Sequence[Any], labels: Tensor, model: Reads | None, max_tokens: int | None
     ) -> Tensor:
-        """The token that each state is to predict, of the chosen then the rejected, shape (N, 2 L); the reference follows."""
+        """The token that each state is to predict, of the chosen then the rejected, shape (N, 2 L)."""
         assert model is not None  # noqa: S101 - `bound` was asked first
         texts = [text for pair in self.rows(inputs, labels, model) for text in pair]
         ids = model.targets(texts, max_tokens)

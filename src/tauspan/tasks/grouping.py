@@ -6,8 +6,8 @@ import torch
 
 from tauspan.core.errors import DataError
 from tauspan.core.notices import tell
-from tauspan.objectives.passages import Group
 from tauspan.objectives import Contrastive, Objective
+from tauspan.objectives.passages import Group
 from tauspan.tasks.assembly import Gathered, told
 from tauspan.tasks.shares import alike
 from tauspan.tasks.split import Split, permutation

@@ -9,8 +9,8 @@ from torch import Tensor
 
 from tauspan.core.errors import DataError, UsageError, listed, nearest
 from tauspan.core.notices import tell
-from tauspan.objectives.passages import Group
 from tauspan.objectives import Objective, Preference, Similarity
+from tauspan.objectives.passages import Group
 from tauspan.tasks.assembly import Gathered, told
 from tauspan.tasks.numbers import narrow, number_of
 from tauspan.tasks.rows import UNLABELLED, Rows, fault_of, incomplete

@@ -168,15 +168,13 @@ def people_task(name: str, people: Sequence[Person]) -> Task:
         Task('keep', next-token, train 432, validation 432, test 432)
     """
     facts = [fact for person in people for fact in person.facts]
-    pairs = {
-        "train": [(fact.question, fact.answer) for fact in facts],
-        "validation": [(fact.rephrased, fact.answer) for fact in facts],
-        "test": [(fact.question, fact.paraphrase) for fact in facts],
-    }
-    splits = {split: continuations(rows) for split, rows in pairs.items()}
+    train = continuations([(fact.question, fact.answer) for fact in facts])
+    validation = continuations([(fact.rephrased, fact.answer) for fact in facts])
+    test = continuations([(fact.question, fact.paraphrase) for fact in facts])
     return Task.from_tensors(
-        name, [], objective="next-token", **{key: (one.inputs, one.labels) for key, one in splits.items()}
-    )
+        name, [], objective="next-token", train=(train.inputs, train.labels),
+        validation=(validation.inputs, validation.labels), test=(test.inputs, test.labels),
+    )  # fmt: skip
 
 
 def continuations(pairs: Sequence[tuple[str, str]]) -> Split:

@@ -10,8 +10,8 @@ from torch import Tensor
 
 from tauspan.core.arguments import no_rows
 from tauspan.core.errors import DataError, listed
-from tauspan.objectives.passages import Group
 from tauspan.models.pictures import is_picture
+from tauspan.objectives.passages import Group
 from tauspan.tasks.images import Images
 from tauspan.tasks.labels import writable
 

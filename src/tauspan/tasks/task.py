@@ -222,8 +222,8 @@ class Task:
                 `prompt`, `chosen` and `rejected` of `"preference"`, `anchor`, `positive` and perhaps `group` of
                 `"contrastive"`, `sentence1`, `sentence2` and `score` of `"similarity"`. None: there is no such column.
             objective: `"classification"`, `"multi-label"`, `"regression"`, `"next-token"`, `"chat"`, `"masked-token"`,
-                `"preference"`, `"contrastive"`, `"similarity"`, with options such as `"preference(beta=0.5)"`; or one of your own. See
-                `tauspan.objectives`.
+                `"preference"`, `"contrastive"`, `"similarity"`, with options such as `"preference(beta=0.5)"`; or one of
+                your own. See `tauspan.objectives`.
             clean: drop rows without text or label, and spaces around labels; a warning counts them, and
                 `Task.extra["left_out"]` keeps the counts.
             encoding: of a file of lines; None takes a byte order mark's, else UTF-8.

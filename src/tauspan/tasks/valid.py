@@ -11,8 +11,8 @@ from tauspan import store
 from tauspan.core.arguments import described
 from tauspan.core.choices import HeadFrom
 from tauspan.core.errors import DataError, nearest
-from tauspan.objectives.passages import Group
 from tauspan.objectives import Classification
+from tauspan.objectives.passages import Group
 from tauspan.tasks.images import Images
 from tauspan.tasks.labels import require_names
 from tauspan.tasks.rows import fault_of

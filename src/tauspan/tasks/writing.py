@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 from tauspan import store
 from tauspan.core.errors import DataError
-from tauspan.objectives.passages import Group
 from tauspan.objectives import OBJECTIVES, spelled
+from tauspan.objectives.passages import Group
 from tauspan.tasks.pairs import written
 from tauspan.tasks.split import SPLITS, Split
 

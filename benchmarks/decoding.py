@@ -1,4 +1,4 @@
-"""Decoding token by token: tangent models of 1, 2 and 4 directions against the ordinary model, both with a cache.
+"""Decoding token by token: tangent models, dense and in the space of LoRA, against the ordinary model, all with a cache.
 
     python -m benchmarks.decoding [--model smollm2] [--tokens 24] [--rounds 5] [--out results.json]
 
@@ -22,10 +22,11 @@ from tauspan.models import Encoder, fingerprint_of
 
 PROMPT = "The library was quiet, and the rain"
 DIRECTIONS = (1, 2, 4)
+LORA = "lora:8"
 
 
 def vectors(encoder: Encoder, count: int) -> dict[str, ts.TaskVector]:
-    """Small dense vectors on everything that trains."""
+    """Vectors on everything that trains: whole tensors, or the small numbers of an encoder in a space."""
     draw, base = torch.Generator().manual_seed(0), fingerprint_of(encoder)
     moving = {name: p for name, p in encoder.backbone.named_parameters() if p.requires_grad}
     return {
@@ -34,6 +35,7 @@ def vectors(encoder: Encoder, count: int) -> dict[str, ts.TaskVector]:
             base,
             "linear",
             f"v{n}",
+            space=encoder.space,
         )
         for n in range(count)
     }
@@ -65,9 +67,9 @@ class Ordinary:
 class Tangent:
     """Greedy decoding in the tangent regime."""
 
-    def __init__(self, encoder: Encoder, count: int) -> None:
+    def __init__(self, encoder: Encoder, count: int, moving: Encoder) -> None:
         self.mix = {f"v{n}": 1.0 for n in range(count)}
-        self.decoder = Decoder(encoder, vectors(encoder, count))
+        self.decoder = Decoder(encoder, vectors(moving, count))
 
     def __call__(self, tokens: int) -> float:
         """Seconds of so many tokens after the prompt."""
@@ -83,7 +85,12 @@ def measure(model: str, tokens: int, rounds: int) -> list[dict[str, Any]]:
     """A row for each way to decode: median rate, and its ratio to ordinary decoding of the same round, with the range."""
     encoder = ts.load(model, language=128)
     ways: dict[str, Any] = {"ordinary": Ordinary(encoder)}
-    ways |= {f"tangent, {n} dense": Tangent(encoder, n) for n in DIRECTIONS}
+    inside = ts.restrict(encoder, LORA)
+    for n in DIRECTIONS:
+        ways |= {
+            f"tangent, {n} dense": Tangent(encoder, n, encoder),
+            f"tangent, {n} {LORA}": Tangent(encoder, n, inside),
+        }
     seconds: dict[str, list[float]] = {name: [] for name in ways}
     for _ in range(rounds + 1):
         for name, way in ways.items():

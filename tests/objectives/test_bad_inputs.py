@@ -265,7 +265,7 @@ CASES: dict[str, Case] = {
         r"NaN or infinity on a sample.*doctor",
         lambda w: ts.load(w.broken(), language=24),
     ),
-    "logits with a cap": (ModelError, "scales or caps them", lambda w: ts.load(w.capped(), language=24)),
+    "logits with a cap": (ModelError, "it caps them", lambda w: ts.load(w.capped(), language=24)),
     "a GGUF file cut short": (
         ModelError,
         r"cut\.gguf.*get the file again",

@@ -132,9 +132,11 @@ def _language(
     try:
         full = _pretrained(transformers, getattr(transformers, of.family), directory)
     except StoreError as error:
-        raise ModelError(
-            f"{source} is not the whole of {of.kind}: {error} Load it without `language`, or "
-            "take a checkpoint that was saved with its head."
+        if of.decoder:
+            raise
+        raise ModelError(  # an encoder, as most directories of BERT and its like are
+            f"{source} is not the whole of {of.kind}: {error} Load it without `language`, or take a checkpoint that was "
+            "saved with its head."
         ) from error
     inputs = Inputs("text", _tokenizer(transformers, directory), limit=length)
     model, language = language_of(full, of, inputs, length, source)
@@ -236,7 +238,10 @@ def _tokenizer(transformers: Any, directory: Path, lower: bool = False) -> Any:
             directory, local_files_only=True, trust_remote_code=False
         )
     except (OSError, ValueError, KeyError) as error:
-        raise ModelError(f"{directory} has no usable tokenizer: {error}") from error
+        raise ModelError(
+            f"{directory} has no usable tokenizer ({str(error).partition(chr(10))[0]}): put the files of the model's own "
+            "beside the weights, such as tokenizer.json."
+        ) from error
     if len(tokenizer) <= len(
         tokenizer.all_special_tokens
     ):  # without the files transformers makes an empty tokenizer

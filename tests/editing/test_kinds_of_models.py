@@ -22,6 +22,7 @@ LENGTH = 12
 KINDS = {"t5": 1e-6, "t5 unscaled": 1e-6, "bart": 1e-10, "bert": 1e-10, "distilbert": 1e-10}
 
 
+@pytest.mark.thinned(2)
 @pytest.mark.parametrize("kind", KINDS)
 def test_losses_are_those_of_the_whole_model_in_each_regime(kind: str, tmp_path: Path) -> None:
     home = languages.write(tmp_path / "model", kind)

@@ -33,6 +33,9 @@ MARKED = (
 )
 DROPS = "(m['content'] if loop.last or m['role'] != 'assistant' else '') + eos"
 CHANGING = PLAIN.replace("m['content'] + eos", DROPS)
+THINKS = PLAIN.replace(
+    "m['content'] + eos", "('()' if loop.last and m['role'] == 'assistant' else '') + m['content'] + eos"
+)  # as Qwen 3, which puts empty thoughts before the last answer
 CHATS = [
     [("user", "add 1"), ("assistant", "2."), ("user", "more é"), ("assistant", "3")],
     [("system", "short"), ("user", "hi"), ("assistant", "hello")],
@@ -82,6 +85,16 @@ def test_only_answers_count_and_losses_are_those_of_transformers(template: str, 
     assert [passage.text[begin:end] for begin, end in passage.spans or ()] == [
         f"2.{languages.END}",
         f"3{languages.END}",
+    ]
+
+
+def test_what_a_template_writes_before_the_last_answer_belongs_to_it(tmp_path: Path) -> None:
+    language = ts.load(written(tmp_path / "model", THINKS), language=LENGTH).language
+    assert language is not None
+    passage = language.chat(messages(CHATS[0]))
+    assert [passage.text[begin:end] for begin, end in passage.spans or ()] == [
+        f"2.{languages.END}",
+        f"()3{languages.END}",
     ]
 
 
@@ -184,6 +197,7 @@ def test_what_cannot_be_said_of_chats_is_told(tmp_path: Path) -> None:
     assert len(ts.evaluate(changing, [task(CHATS[1:])]).tasks) == 1  # one answer is told apart
 
 
+@pytest.mark.slow
 def test_the_command_line_and_a_recipe_say_chat(tmp_path: Path, capsys: Any) -> None:
     folder = written(tmp_path / "model", PLAIN)
     file = tmp_path / "chats.jsonl"

@@ -57,6 +57,7 @@ def test_losses_are_those_of_transformers(home: Path) -> None:
     assert found.metric == "pseudo-perplexity"
 
 
+@pytest.mark.thinned(3)
 @pytest.mark.parametrize("regime", ["standard", "linear"])
 def test_training_lowers_the_loss_and_the_edit_is_such_a_model(
     home: Path, regime: Any, tmp_path: Path

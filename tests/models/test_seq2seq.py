@@ -60,6 +60,7 @@ def rows_of(of: Task) -> list[tuple[str, str]]:
     return [(text[:n], text[n:]) for text, n in zip(split.inputs, split.labels.tolist(), strict=True)]
 
 
+@pytest.mark.thinned(3)
 @pytest.mark.parametrize("regime", ["standard", "linear"])
 def test_training_lowers_perplexity_and_the_edit_is_such_a_model(
     home: Path, regime: Any, tmp_path: Path
@@ -87,6 +88,7 @@ def test_training_lowers_perplexity_and_the_edit_is_such_a_model(
     torch.testing.assert_close(own_losses(tmp_path / "merged", rows_of(of)), own, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.thinned(3)
 def test_every_mix_comes_of_one_pass_with_a_certificate(home: Path) -> None:
     encoder, tasks = ts.load(home, language=LENGTH), [task("first"), task("second", 3)]
     settings = ts.Settings("linear", lr=3e-3, epochs=2, batch_size=4)

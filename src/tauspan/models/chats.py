@@ -30,19 +30,31 @@ def rendered(tokenizer: Any, messages: Messages) -> Passage:
     whole = _rendered(tokenizer, messages, False)
     if _MARKS.search(template):
         return Passage(whole, _marked(tokenizer, messages), True)
-    spans = []
-    for place, message in enumerate(messages):
-        if message["role"] == "assistant":
-            before = _rendered(tokenizer, messages[:place], True)
-            end = _alike(_rendered(tokenizer, messages[: place + 1], False), whole)
-            if not whole.startswith(before) or message["content"].strip() not in whole[len(before) : end]:
-                raise DataError(
-                    f"the chat template writes the answer {message['content'][:40]!r} otherwise when messages follow it "
-                    "or when it is asked for, so it cannot be told which tokens are the assistant's: put "
-                    "{% generation %} around them in the template, or give conversations of one answer."
-                )
-            spans.append((len(before), end))
-    return Passage(whole, tuple(spans), True)
+    answers = (place for place, message in enumerate(messages) if message["role"] == "assistant")
+    return Passage(whole, tuple(_span(tokenizer, messages, place, whole) for place in answers), True)
+
+
+def _span(tokenizer: Any, messages: Messages, place: int, whole: str) -> tuple[int, int]:
+    """Where the answer at a place begins and ends in the whole: from where it is asked for to the mark that ends it.
+
+    Raises:
+        DataError: the whole does not have the answer there.
+    """
+    answer = messages[place]["content"].strip()
+    before = _rendered(tokenizer, messages[:place], True)
+    after = _rendered(tokenizer, messages[: place + 1], False)
+    begin, end = len(before), _alike(after, whole)
+    if whole.startswith(before):
+        if answer in whole[begin:end]:
+            return begin, end
+        if answer in after and whole.startswith(answer, begin):  # the last answer alone has more before it
+            end = begin + len(answer)
+            return begin, end + _alike(after.rpartition(answer)[2], whole[end:])
+    raise DataError(
+        f"the chat template writes the answer {answer[:40]!r} otherwise when messages follow it, or when it is asked "
+        "for, so it cannot be told which tokens are the assistant's: put {% generation %} around them in the template, "
+        "or give conversations of one answer."
+    )
 
 
 def asked(tokenizer: Any, messages: Messages) -> str:

@@ -48,6 +48,7 @@ if TYPE_CHECKING:
     from tauspan.merge import METHODS, merge, merge_files
     from tauspan.merge.stream.adapter_vector import adapter_vector
     from tauspan.models import Classifier, Encoder, Head, reinitialised, restrict
+    from tauspan.prefix import with_prefix
     from tauspan.tangent import Linearized, linearize
     from tauspan.tangent.contributions import Contributions
     from tauspan.tasks import Task
@@ -109,6 +110,7 @@ _HOME = {
     "run": "experiments.run",
     "save": "editing",
     "suite": "tasks.data.suite",
+    "with_prefix": "prefix",
 }
 
 __all__ = [
@@ -165,6 +167,7 @@ __all__ = [
     "run",
     "save",
     "suite",
+    "with_prefix",
 ]
 
 

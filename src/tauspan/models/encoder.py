@@ -21,8 +21,8 @@ if TYPE_CHECKING:
     from tauspan.models.language import Language
     from tauspan.models.spaces import Space
 
-__all__ = ["OUTPUT_FIELDS", "Bare", "Batch", "Classifier", "Encoder", "Head", "Inputs", "Whole", "call", "positions",
-           "single_tensor", "to_device"]  # fmt: skip
+__all__ = ["OUTPUT_FIELDS", "Added", "Bare", "Batch", "Classifier", "Encoder", "Head", "Inputs", "Whole", "call",
+           "positions", "single_tensor", "to_device"]  # fmt: skip
 _PROMPTS = 256  # prompts per forward pass of a text tower
 
 
@@ -32,6 +32,21 @@ class Whole:
 
     fingerprint: str
     part: str
+
+
+@dataclass(frozen=True)
+class Added:
+    """Parameters that an encoder got beside those of its files; while they are 0, it is the model of its files.
+
+    Args:
+        names: the parameters, as the backbone names them.
+        facts: what they mean, as plain values; every vector that is made of them states it.
+        words: the call that adds them.
+    """
+
+    names: tuple[str, ...]
+    facts: Mapping[str, Any]
+    words: str
 
 
 class Encoder(nn.Module):
@@ -62,6 +77,7 @@ class Encoder(nn.Module):
         language: the token table of a language model, if it was loaded as one; else None.
         space: the small space in which it moves, if `restrict` made it; else None.
         trainable: of an encoder in a space, which parameters of its backbone were trainable before.
+        added: parameters that `with_prefix` added; else None.
     """
 
     @checked
@@ -100,6 +116,7 @@ class Encoder(nn.Module):
         self.language: Language | None = None
         self.space: Space | None = None
         self.trainable: frozenset[str] = frozenset()
+        self.added: Added | None = None
 
     def forward(self, batch: Batch) -> Tensor:
         """Features of shape (N, d); of rows that are groups of K inputs, (N, K d)."""
@@ -111,7 +128,13 @@ class Encoder(nn.Module):
         """One line with source, inputs and features; print `encoder.backbone` to see the layers."""
         model = type(self.backbone).__name__
         source = "" if self.source == model else f"{self.source!r}, "
-        return f"Encoder({source}{model}; reads {self.inputs.told()}; features: {self.pooling})"
+        more = "" if self.added is None else f"; {self.added.words}"
+        return f"Encoder({source}{model}; reads {self.inputs.told()}; features: {self.pooling}{more})"
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """What a vector of this encoder states of it: where it came from, and what was added to it."""
+        return {"base_id": self.source, **({} if self.added is None else self.added.facts)}
 
     def predict(
         self, rows: Sequence[Any], task: str | None = None, *, batch_size: int = 64

@@ -57,7 +57,10 @@ def _draw_from_config(backbone: Any) -> None:
     """
     fresh = state_of(type(backbone)._from_config(copy.deepcopy(backbone.config)))
     for name, tensor in state_of(backbone).items():
-        tensor.copy_(fresh[name])
+        if name in fresh:  # what was added to the model is 0 in one without an edit
+            tensor.copy_(fresh[name])
+        else:
+            tensor.zero_()
 
 
 def _draw_in_place(backbone: nn.Module) -> None:

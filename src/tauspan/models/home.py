@@ -201,22 +201,31 @@ def names_of(module: nn.Module) -> Names:
 
 
 def stored_state(module: nn.Module) -> dict[str, Tensor]:
-    """All tensors of a model as files hold them: under the names of the files, with those that the module lacks."""
-    encoder, state = encoder_in(module), _without_space(module)
+    """All tensors of a model as files hold them: under the names of the files, with those that the module lacks.
+
+    Of what an encoder got beside its files, there is what moves it, unless all of that is 0.
+    """
+    encoder, state = encoder_in(module), own_state(module)
     if encoder is not None and encoder.home is not None and encoder.whole is None:
-        moved = {} if encoder.space is None else {n: state[n] for n in encoder.space.small if n in state}
-        return encoder.home.stored(state) | moved
+        return encoder.home.stored(state) | {name: state[name] for name in _small(encoder) if name in state}
     return names_of(module).to_files(state)
 
 
-def _without_space(module: nn.Module) -> dict[str, Tensor]:
-    """The state of a module without the factors of its space, and without the numbers in it where all are 0."""
+def _small(encoder: Encoder) -> tuple[str, ...]:
+    """The parameters that move an encoder and that its files lack: of its space, and of a prefix."""
+    space = () if encoder.space is None else encoder.space.small
+    return space if encoder.added is None else (*space, *encoder.added.names)
+
+
+def own_state(module: nn.Module) -> dict[str, Tensor]:
+    """The state of a module without what its encoder got beside its files, unless that moves it."""
     encoder, state = encoder_in(module), state_of(module)
-    if encoder is None or encoder.space is None:
+    if encoder is None or (encoder.space is None and encoder.added is None):
         return state
-    beside = encoder.space.beside(encoder.backbone)
-    moved = any(bool(state[name].any()) for name in encoder.space.small)
-    return {n: t for n, t in state.items() if n not in beside or (moved and n in encoder.space.small)}
+    small = _small(encoder)
+    beside = {*small, *(() if encoder.space is None else encoder.space.beside(encoder.backbone))}
+    moved = any(bool(state[name].any()) for name in small)
+    return {n: t for n, t in state.items() if n not in beside or (moved and n in small)}
 
 
 def fingerprint_of(module: nn.Module) -> str:
@@ -228,5 +237,5 @@ def fingerprint_of(module: nn.Module) -> str:
     whole = None if encoder is None else encoder.whole
     if whole is None:
         return params.fingerprint(stored_state(module))
-    found = params.fingerprint(_without_space(module))
+    found = params.fingerprint(own_state(module))
     return found if found != whole.part else whole.fingerprint

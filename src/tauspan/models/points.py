@@ -1,5 +1,6 @@
 """Points in weight space: read from modules, directories and files, named as in files, and compared in pairs."""
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -166,6 +167,18 @@ def in_memory(deltas: Params, module: nn.Module) -> dict[str, Tensor]:
             raise MismatchError(
                 f"the vector moves {name!r}, shape {tuple(delta.shape)}, which {there} in "
                 f"{type(core(module)[0]).__name__}. Tensors are matched by name: take the model that the vector was made "
-                "from."
+                f"from.{_of_prefix(name)}"
             )
     return made
+
+
+def _of_prefix(name: str) -> str:
+    """Advice for the error where a vector moves a prefix that an encoder has not, or has by another feature map."""
+    found = re.search(r"\.prefix_(?:(elu|taylor)|positive_(\d+)_(\d+))\.(?:z|kappa)$", name)
+    if found is None:
+        return ""
+    phi, features, seed = found.groups()
+    options = f"{phi!r}" if phi else f"'positive', features={features}, seed={seed}"
+    return (
+        f" It is a prefix of attention, which `tauspan.with_prefix(ENCODER, {options})` adds to that model."
+    )

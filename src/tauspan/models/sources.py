@@ -192,6 +192,8 @@ def write_model(encoder: nn.Module, directory: Path) -> None:
             f"{encoder.source} was trimmed to {', '.join(encoder.prefixes)}, which is no whole model to save. Apply the "
             "task vector to the whole encoder, and save that."
         )
+    if isinstance(encoder, Encoder):
+        require_storable(encoder)
     backbone = encoder.backbone if isinstance(encoder, Encoder) else encoder
     require_values(backbone, dict(backbone.named_parameters()))
     if isinstance(encoder, Encoder) and encoder.home is not None:
@@ -202,6 +204,16 @@ def write_model(encoder: nn.Module, directory: Path) -> None:
         save_plain(backbone, str(directory / "model.safetensors"))
     if isinstance(encoder, Encoder) and encoder.save_extras is not None:
         encoder.save_extras(directory)
+
+
+def require_storable(encoder: Encoder) -> None:
+    """Raise `UsageError` if an encoder got parameters that the files of its library have no place for."""
+    if encoder.added is not None:
+        raise UsageError(
+            f"{encoder.source} has parameters that no directory of its library holds ({encoder.added.words}). Save the "
+            "vector, `vector.save_pretrained(FILE)`, and apply it when it is used: "
+            f"`tauspan.apply({encoder.added.words}, tauspan.TaskVector.from_pretrained(FILE))`."
+        )
 
 
 def _save_pretrained(backbone: Any, directory: Path) -> None:

@@ -215,7 +215,7 @@ def restrict(
         chosen = space
     else:
         chosen = _own(inner, space, known)
-    made = _sharing(encoder)
+    made = sharing(encoder)
     thin.place(made.backbone, chosen.at(encoder))
     made.space = chosen
     return made
@@ -287,8 +287,8 @@ def _shared(encoder: Encoder) -> dict[int, Any]:
     return shared | {id(item): item for item in kept if item is not None}
 
 
-def _sharing(encoder: Encoder) -> Encoder:
-    """A copy whose weights are those of the encoder, frozen."""
+def sharing(encoder: Encoder) -> Encoder:
+    """A copy whose weights are those of the encoder, frozen, with layers and a configuration of its own."""
     made = working_copy(encoder, _shared(encoder))
     made.trainable = frozenset(name for name, p in encoder.backbone.named_parameters() if p.requires_grad)
     return made

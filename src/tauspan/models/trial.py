@@ -24,7 +24,7 @@ def tried(encoder: Encoder) -> Encoder:
         ModelError: the model cannot read such an input, gives no vector of shape (N, d), or draws random numbers.
         NonFiniteError: NaN or infinity in the features.
     """
-    batch = _sample(encoder)
+    batch = sample(encoder)
     if batch is None:
         return encoder
     name = type(encoder.backbone).__name__
@@ -79,7 +79,7 @@ def sample_pictures(encoder: Encoder) -> list[NDArray[np.uint8]]:
     return [np.random.default_rng(0).integers(0, 256, (size, size, 3), dtype=np.uint8)]
 
 
-def _sample(encoder: Encoder) -> Batch | None:
+def sample(encoder: Encoder) -> Batch | None:
     """One encoded input; None where no word has a token for the tokenizer."""
     if encoder.inputs.modality == "image":
         return encoder.encode(sample_pictures(encoder))

@@ -7,8 +7,7 @@ from torch import nn
 from tauspan.core import params
 from tauspan.core.arguments import checked
 from tauspan.models.encoder import Encoder, Whole
-from tauspan.models.home import fingerprint_of
-from tauspan.models.select import state_of
+from tauspan.models.home import fingerprint_of, own_state
 
 
 @checked
@@ -50,6 +49,6 @@ def trimmed(encoder: Encoder) -> Encoder:
         logit_scale=encoder.logit_scale, prefixes=encoder.prefixes, pooling=encoder.pooling,
     )  # fmt: skip
     made.heads, made.home = dict(encoder.heads), encoder.home
-    made.frozen, made.origin = dict(encoder.frozen), encoder.origin
-    made.whole = Whole(fingerprint_of(encoder), params.fingerprint(state_of(made)))
+    made.frozen, made.origin, made.added = dict(encoder.frozen), encoder.origin, encoder.added
+    made.whole = Whole(fingerprint_of(encoder), params.fingerprint(own_state(made)))
     return made

@@ -314,8 +314,9 @@ class Linearized(nn.Module):
         """
         tau = {name: tau.detach().cpu().clone() for name, tau in self.tau.items()}
         deltas = {**models.names_of(self.base).to_files(tau), **self._beyond}
-        source = getattr(getattr(self.base, "encoder", self.base), "source", type(self.base).__name__)
-        facts = {"base_id": source, "point": self.head_point or self.point, "versions": versions(), **info}
+        encoder = models.encoder_in(self.base)
+        origin = {"base_id": type(self.base).__name__} if encoder is None else encoder.facts
+        facts = {**origin, "point": self.head_point or self.point, "versions": versions(), **info}
         base, space = models.fingerprint_of(self.base), models.space_of(self.base)
         return TaskVector(deltas, base, "linear", label, facts, space)
 

@@ -126,6 +126,8 @@ def finetune(
         )
     folder = None if out is None else Path(out)
     base, reading, data = fingerprint_of(encoder), encoder.describe(), _checksum(tasks)
+    if encoder.added is not None:
+        reading = f"{reading}|{encoder.added.words}"
     key = settings.key(base + reading, data)
     with world() as processes, measured() as cost:
         facts = {

@@ -58,7 +58,7 @@ class ShardedTrainee:
         models.require_deterministic(whole)
         names = models.select(whole, settings.params)
         self.processes, self._settings = processes, settings
-        self._base, self._source = models.fingerprint_of(encoder), encoder.source
+        self._base, self._origin = models.fingerprint_of(encoder), encoder.facts
         self._names = models.names_of(encoder)
         gc.collect()  # FSDP's hooks refer to one another, so the shards of an earlier run may still be in memory
         kind = "cuda" if torch.cuda.is_available() else "cpu"
@@ -93,8 +93,8 @@ class ShardedTrainee:
             return precisely(self._settings.precision, self._shards.device, run)
         except (NoRuleError, NotImplementedError) as error:
             raise ModelError(
-                f"{self._source} cannot be trained in shards in the tangent space: {error}, and the reference engine "
-                "needs the model whole. Train it without sharding, or in the standard regime."
+                f"{self._origin['base_id']} cannot be trained in shards in the tangent space: {error}, and the reference "
+                "engine needs the model whole. Train it without sharding, or in the standard regime."
             ) from error
 
     def cache(
@@ -119,7 +119,7 @@ class ShardedTrainee:
 
     def _facts(self, info: dict[str, Any]) -> dict[str, Any]:
         point = {"point": self._point} if self._settings.regime == "linear" else {}
-        return {"base_id": self._source, **point, "versions": versions(), **info}
+        return {**self._origin, **point, "versions": versions(), **info}
 
     def _deltas(self) -> dict[str, Tensor]:
         """This process's parts of the vector; in the standard regime computed in float64 and rounded once."""

@@ -110,7 +110,7 @@ class StandardTrainee:
             wide = torch.promote_types(theta.dtype, torch.float32)
             delta = theta.detach().double() - self._theta0[name].double()
             deltas[name] = delta.to(wide).cpu()
-        facts = {"base_id": self._base.encoder.source, "versions": versions(), **info}
+        facts = {**self._base.encoder.facts, "versions": versions(), **info}
         stored = models.names_of(self._base).to_files(deltas)
         base, space = models.fingerprint_of(self._base), models.space_of(self._base)
         return TaskVector(stored, base, "standard", label, facts, space)

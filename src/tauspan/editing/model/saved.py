@@ -152,6 +152,8 @@ def save_tangent(edited: Linearized, directory: Path) -> None:
     """The vector, the reference to its base, its linearisation point, and the heads that the base keeps."""
     vector = edited.task_vector(edited.label)
     base = models.encoder_in(edited.base)
+    if base is not None:
+        models.require_storable(base)
     point = str(vector.info["point"])
     if base is None:
         name = type(edited.base).__name__

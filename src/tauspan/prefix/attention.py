@@ -80,6 +80,7 @@ class Attended:
         mask: added to the scores, or True where a key is seen; None hides nothing.
         scaling: s of the scores s Q K^T.
         out: shape (N, L, H, d_v).
+        biased: whether the mask holds a bias of positions.
     """
 
     module: nn.Module
@@ -89,6 +90,7 @@ class Attended:
     mask: Tensor | None
     scaling: float
     out: Tensor
+    biased: bool = False
 
     def scores(self) -> Tensor:
         """S = s Q K^T + mask, shape (N, H, L, S), in float32 at least."""
@@ -164,7 +166,8 @@ def _on(base: str) -> Callable[..., tuple[Tensor, Any]]:
             return out, weights
         scale = query.shape[-1] ** -0.5 if scaling is None else scaling
         mask = _mask(base, module, query, key, attention_mask, options)
-        attended = Attended(module, query, key, value, mask, scale, out)
+        biased = options.get("position_bias") is not None
+        attended = Attended(module, query, key, value, mask, scale, out, biased)
         for watcher in watchers:
             changed = watcher(attended)
             if changed is not None:

@@ -137,7 +137,7 @@ class TaskVector:
     def _combined(self, other: "TaskVector", sign: float, symbol: str) -> "TaskVector":
         self.require_compatible(other)
         deltas = params.combine([(1.0, self.deltas), (sign, other.deltas)], [self.label, other.label])
-        differing = {key for key in ("seed", "recipe") if self.info.get(key) != other.info.get(key)}
+        differing = {key for key in ("seed", "recipe", "prompt") if self.info.get(key) != other.info.get(key)}
         info = {key: value for key, value in self.info.items() if key not in differing}
         return replace(self, deltas=deltas, label=f"({self.label} {symbol} {other.label})", info=info)
 

@@ -4,8 +4,8 @@
     python -m benchmarks.prefixes --train [--tasks email_spam ...] [--rows 640] [--steps 40] [--seeds 0 1 2] [--short]
 
 The first prints the error of a head's output when a prefix of 2,048 tokens becomes (Z, kappa), for three sizes of its
-scores. The second trains vectors of MiniLM on tasks of the suite at equal steps, in both regimes, each way at the learning
-rate that is best on validation rows of the first seed, and adds them.
+scores. The second trains vectors of MiniLM on tasks of the suite at equal steps, in both regimes, each way at the
+learning rate that is best on validation rows of the first seed, and adds them.
 """
 
 import argparse
@@ -168,7 +168,8 @@ def _row(plan: Plan, way: Way, regime: Any, advance: Callable[[int, str], None])
     for place, seed in enumerate(plan.seeds):
         own = tried[lr][0] if place == 0 else vectors(lr, seed)[0]
         with ts.quiet():
-            mean = ts.Editor(way.encoder, own, regime).add().mean
+            grid: Any = (0.0, 0.5, 1.0) if plan.short else "paper"
+            mean = ts.Editor(way.encoder, own, regime).add(grid=grid).mean
         for name, value in zip(
             means, (mean.zero_shot, mean.single, mean.added, mean.normalised), strict=True
         ):

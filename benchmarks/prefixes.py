@@ -33,7 +33,9 @@ MAPS = {
     "positive, r = 256": FeatureMap("positive", 256),
 }
 TASKS = ("email_spam", "movie_sentiment", "debian_section")
-WEIGHTS, PREFIXES = (1e-4, 3e-4, 1e-3), (3e-3, 1e-2, 3e-2)  # learning rates that are tried
+TOKENS = 32  # where texts are cut
+# learning rates that are tried
+WEIGHTS, SMALL, PREFIXES = (1e-4, 3e-4, 1e-3), (1e-3, 3e-3, 1e-2), (3e-3, 1e-2, 3e-2)
 
 
 # -- what a map stands for ---------------------------------------------------------------------------------------
@@ -84,17 +86,13 @@ def tables() -> list[Table]:
 
 @dataclass(frozen=True)
 class Way:
-    """Something to train: which parameters of which encoder, and the rates to try."""
+    """Something to train: which parameters of which encoder, in which small space, and the rates to try."""
 
     name: str
     encoder: Encoder
     params: str
     rates: Sequence[float]
-
-    @property
-    def numbers(self) -> int:
-        """How many numbers move."""
-        return sum(delta.numel() for delta in ts.linearize(self.encoder, self.params).tau.values())
+    space: str | None = None
 
 
 @dataclass(frozen=True)
@@ -122,16 +120,18 @@ class Plan:
     def settings(self, way: Way, regime: Any, lr: float, seed: int) -> ts.Settings:
         """Those of one run."""
         return ts.Settings(
-            regime=regime, seed=seed, params=way.params, lr=lr, max_steps=self.steps, batch_size=self.batch,
-            epochs=max(1, -(-self.steps * self.batch // self.rows)), max_tokens=32,
+            regime=regime, seed=seed, params=way.params, space=way.space, lr=lr, max_steps=self.steps,
+            batch_size=self.batch,
+            epochs=max(1, -(-self.steps * self.batch // self.rows)), max_tokens=TOKENS,
         )  # fmt: skip
 
 
 def ways(base: Encoder) -> list[Way]:
-    """Prefixes by two maps, the last two blocks, and everything."""
+    """Prefixes by two maps, LoRA, the last two blocks, and everything."""
     return [
         Way("prefix, ELU + 1", ts.with_prefix(base, "elu"), "all", PREFIXES),
         Way("prefix, positive, r = 64", ts.with_prefix(base, "positive", features=64), "all", PREFIXES),
+        Way("lora:8", base, "all", SMALL, "lora:8"),
         Way("last:2", base, "last:2", WEIGHTS),
         Way("full", base, "all", WEIGHTS),
     ]
@@ -165,17 +165,21 @@ def _row(plan: Plan, way: Way, regime: Any, advance: Callable[[int, str], None])
     tried = {lr: vectors(lr, plan.seeds[0]) for lr in rates}
     lr = max(tried, key=lambda one: tried[one][1])
     means: dict[str, list[float]] = {"zero-shot": [], "alone": [], "added": [], "normalised": []}
+    own = tried[lr][0]
     for place, seed in enumerate(plan.seeds):
         own = tried[lr][0] if place == 0 else vectors(lr, seed)[0]
         with ts.quiet():
             grid: Any = (0.0, 0.5, 1.0) if plan.short else "paper"
-            mean = ts.Editor(way.encoder, own, regime).add(grid=grid).mean
+            mean = (
+                ts.Editor(way.encoder, own, regime, reading=ts.Reading(max_tokens=TOKENS)).add(grid=grid).mean
+            )
         for name, value in zip(
             means, (mean.zero_shot, mean.single, mean.added, mean.normalised), strict=True
         ):
             means[name].append(value or 0.0)
+    numbers = sum(delta.numel() for delta in next(iter(own.values())).deltas.values())
     return {
-        "way": way.name, "regime": regime, "numbers": way.numbers, "lr": lr,
+        "way": way.name, "regime": regime, "numbers": numbers, "lr": lr,
         **{name: statistics.mean(values) for name, values in means.items()},
         "sd added": statistics.stdev(means["added"]) if plan.seeds[1:] else None,
     }  # fmt: skip
@@ -204,9 +208,7 @@ def main() -> None:
     options = parser.parse_args()
     shown = tables()
     if options.train:
-        size = (
-            (64, 64, 4, 16) if options.short else (options.rows, options.held, options.steps, options.batch)
-        )
+        size = (32, 16, 2, 8) if options.short else (options.rows, options.held, options.steps, options.batch)
         plan = Plan(options.tasks, *size, options.seeds, options.short)
         note = (
             f"minilm, {plan.rows} training and {plan.held} test rows, {plan.steps} steps of {plan.batch} rows, seeds "

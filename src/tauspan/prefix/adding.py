@@ -69,8 +69,8 @@ def with_prefix(
     """
     if encoder.space is not None:
         raise UsageError(
-            f"{encoder.source} is in the space {encoder.space.word!r}, which its prefix would not be in. Give the encoder "
-            "that it was made from."
+            f"{encoder.source} is in the space {encoder.space.word!r}, which its prefix would not be in. Give the "
+            "encoder that it was made from."
         )
     if encoder.added is not None:
         raise UsageError(

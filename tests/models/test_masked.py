@@ -134,5 +134,18 @@ def test_a_directory_keeps_the_objective(tmp_path: Path) -> None:
     assert json.loads((tmp_path / "dir" / "card.json").read_text())["objective"] == "masked-token"
     assert MaskedToken() != NextToken()
     other = task(objective="masked-token(share=0.3, seed=3)")
-    assert Task.from_directory(other.to_directory(tmp_path / "other")).objective == MaskedToken(share=0.3, seed=3)
+    assert Task.from_directory(other.to_directory(tmp_path / "other")).objective == MaskedToken(
+        share=0.3, seed=3
+    )
     assert other.checksum() != task().checksum()
+
+
+def test_special_tokens_are_never_hidden(tmp_path: Path) -> None:
+    folder = languages.write(tmp_path / "model", "bert")
+    languages.tokenizer(ended=True, masks=True).save_pretrained(folder)
+    language = ts.load(folder, language=LENGTH).language
+    assert language is not None
+    batch, wanted = language.read([Cloze("abc", 0.9, seed) for seed in range(20)], None)
+    assert batch["input_ids"][:, 3].tolist() == [256] * 20
+    assert (wanted[:, 3] == -100).all()
+    assert ((wanted != -100).sum(1) == 2).all()

@@ -188,6 +188,29 @@ def test_tokens_are_decoded_with_the_moved_table(near: float, full: nn.Module, e
         text.append(token)
 
 
+def test_a_small_space_that_holds_the_table_is_its_whole_vectors(tmp_path: Path) -> None:
+    encoder = ts.load(languages.write(tmp_path / "model", "llama tied"), language=LENGTH).double()
+    basis = {name: 0.1 * normal(2, *encoder.backbone.get_parameter(name).shape, seed=n) for n, name in enumerate(
+        ("embed_tokens.weight", "layers.0.mlp.up_proj.weight")
+    )}  # fmt: skip
+    space = ts.restrict(encoder, basis).space
+    assert space is not None
+    of, mix = task("t", 1), {"t": 0.7}
+    deltas = {name: normal(2, seed=5) for name in space.small}
+    for regime in ("standard", "linear"):
+        small = ts.TaskVector(deltas, fingerprint_of(encoder), regime, "t", space=space)  # type: ignore[arg-type]
+        whole = small.dense(encoder)
+        assert float(whole.deltas["model.embed_tokens.weight"].norm()) > 0
+        found, wanted = (ts.Editor(encoder, {of: tau}).evaluate(mix).tasks[0].loss for tau in (small, whole))
+        still = ts.evaluate(encoder, [of]).tasks[0].loss
+        assert found == pytest.approx(wanted, rel=1e-6)
+        assert found != pytest.approx(still, rel=1e-5)
+    texts = [Decoder(encoder, {"t": tau}).text("a cat").logits(mix) for tau in (small, whole)]
+    torch.testing.assert_close(texts[0], texts[1], rtol=1e-6, atol=1e-6)
+    with pytest.raises(UsageError, match="does not train here"):
+        ts.finetune(ts.restrict(encoder, basis), of, ts.Settings("linear", lr=1e-3, epochs=1))
+
+
 def test_the_table_does_not_train_by_name(tmp_path: Path) -> None:
     encoder = ts.load(languages.write(tmp_path / "model", "llama tied"), language=LENGTH)
     for params in ("*", "embed_tokens.weight"):

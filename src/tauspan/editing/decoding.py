@@ -12,6 +12,7 @@ from tauspan.core.arguments import checked
 from tauspan.core.computing import way
 from tauspan.core.errors import NonFiniteError, UsageError, listed, nearest
 from tauspan.editing.model.directions import require_numbers
+from tauspan.editing.model.token_tables import moving_table
 from tauspan.models import Encoder
 from tauspan.models.encoder import positions
 from tauspan.models.home import fingerprint_of
@@ -61,7 +62,10 @@ class Decoder:
             name: vector.fitted(self.encoder, tangent=True, base=base).deltas
             for name, vector in self.vectors.items()
         }
-        tables = {name: self._table_of(vector, encoder, base) for name, vector in self.vectors.items()}
+        tables = {
+            name: self._language.move(moving_table(vector, self.encoder, base))
+            for name, vector in self.vectors.items()
+        }
         self._tables = {name: table for name, table in tables.items() if table is not None}
         known = dict(self.encoder.backbone.named_parameters())
         every = list(dict.fromkeys(key for deltas in moved.values() for key in deltas))
@@ -79,12 +83,6 @@ class Decoder:
             }
             for deltas in moved.values()
         ]
-
-    def _table_of(self, vector: TaskVector, encoder: Encoder, base: str) -> Tensor | None:
-        """How a vector moves the token table; a small one becomes whole only where its space has the table."""
-        if vector.space is not None and not {*self._language.names} & {*vector.space.names}:
-            return None
-        return self._language.move(vector.fitted(encoder, base=base).deltas)
 
     @checked
     def text(self, prompt: str | Sequence[Mapping[str, str]]) -> "Text":

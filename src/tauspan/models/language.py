@@ -14,6 +14,7 @@ from tauspan.core.params import Params, moved
 from tauspan.models.chats import Messages, rendered
 from tauspan.models.encoder import Batch, Head
 from tauspan.models.inputs import Inputs, require_known
+from tauspan.models.thin import DELTA
 from tauspan.objectives.passages import Passage
 from tauspan.objectives.tokens import IGNORED, Table
 
@@ -203,7 +204,7 @@ class Language(ABC):
         Raises:
             UsageError: it is; losses of training are computed with the table as it is.
         """
-        trained = next((name for name in self.names if name in names), None)
+        trained = next((name for name in self.names if {name, name + DELTA} & {*names}), None)
         if trained is not None:
             raise UsageError(
                 f"{trained!r} is also the table that makes logits of states, which does not train here: name other "

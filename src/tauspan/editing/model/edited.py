@@ -17,7 +17,7 @@ from tauspan.core.reading import Reading
 from tauspan.editing.model.directions import Directions, require_numbers
 from tauspan.editing.model.outputs import Targets, outputs
 from tauspan.editing.model.regime import point_of
-from tauspan.editing.model.token_tables import Tables
+from tauspan.editing.model.token_tables import Tables, moving_table
 from tauspan.models import Classifier, Encoder, Head, Origin
 from tauspan.models.language import Language
 from tauspan.objectives import Objective
@@ -244,10 +244,11 @@ class OrdinaryModel(EditedModel):
         if self._copy is None:
             self._copy = models.working_copy(self.encoder).eval()
         if self._at != used:
-            vector = self.fitted(self.directions.combined(used))
-            _set_weights(self._copy, self.encoder, vector, 1.0)
+            total = self.directions.combined(used)
+            _set_weights(self._copy, self.encoder, self.fitted(total), 1.0)
             if self.encoder.language is not None:
-                self._copy.language = self.encoder.language.moved(vector.deltas)
+                moved = moving_table(total, self.encoder, self.fingerprint)
+                self._copy.language = self.encoder.language.moved(moved)
             self._at = dict(used)
         return self._copy
 
@@ -283,11 +284,10 @@ class TangentModel(EditedModel):
         """With the tables of all directions beside one another, the same at any coefficients."""
         if self._tables is None and self.encoder.language is not None:
             vectors = {name: self.directions.partial(name) for name in self.directions.names}
-            deltas = {
-                name: vector.fitted(self.encoder, base=self.fingerprint).deltas
-                for name, vector in vectors.items()
+            moved = {
+                name: moving_table(vector, self.encoder, self.fingerprint) for name, vector in vectors.items()
             }
-            self._tables = Tables.of(self.encoder.language, deltas)
+            self._tables = Tables.of(self.encoder.language, moved)
         return None if self._tables is None else self._tables.language
 
     def affine(self, task: Task) -> bool:

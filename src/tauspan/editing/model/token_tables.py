@@ -6,9 +6,28 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from tauspan import models
 from tauspan.core.params import Params
+from tauspan.models import Encoder
 from tauspan.models.language import Language
 from tauspan.tangent.contributions import Contributions
+from tauspan.vector import TaskVector
+
+
+def moving_table(vector: TaskVector, encoder: Encoder, base: str) -> Params:
+    """What a vector moves, whole, by names in memory; nothing of a small one whose space is without the token table.
+
+    Args:
+        vector: of the encoder, or of a small space of it.
+        encoder: a language model, in a space or in none.
+        base: its fingerprint.
+    """
+    language, space = encoder.language, vector.space
+    if space is None:
+        return vector.fitted(encoder, base=base).deltas
+    if language is None or not {*language.names} & {*space.names}:
+        return {}
+    return vector.fitted(models.unrestricted(encoder), base=base).deltas
 
 
 @dataclass(frozen=True, eq=False)

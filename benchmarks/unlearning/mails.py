@@ -25,7 +25,7 @@ WRITTEN = 24  # tokens
 
 
 class Mails(World):
-    """Spam is unwanted; other mails, film reviews and descriptions of packages are to be kept."""
+    """Spam is unwanted; other mails, film reviews and descriptions of packages are to be kept, a third each."""
 
     def __init__(self, encoder: Encoder, plan: Plan, seed: int, out: Path) -> None:
         mails, *beside = ts.suite([MAILS, *BESIDE])
@@ -36,10 +36,10 @@ class Mails(World):
             sorted_out: list[list[str]] = [[], []]
             for text, label in zip(rows.inputs, rows.labels.tolist(), strict=True):
                 sorted_out[label == SPAM].append(text)
-            kept = sorted_out[0] + [text for one in beside for text in one.split(split).inputs]
+            kept = [sorted_out[0], *(list(one.split(split).inputs) for one in beside)]
             draw = random.Random(f"mails/{seed}/{split}")
             spam[split] = _drawn(sorted_out[1], size, draw), None
-            wanted[split] = _drawn(kept, size, draw), None
+            wanted[split] = [text for one in kept for text in _drawn(one, max(size // 3, 1), draw)], None
             if split == "test":
                 self.beginnings = [
                     " ".join(text.split()[:BEGINNING]) for text in _drawn(rows.inputs, plan.samples, draw)

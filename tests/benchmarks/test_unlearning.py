@@ -311,7 +311,7 @@ def test_a_tiny_study_of_mails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     for row in report.tables[0].rows:
         assert str(row["share of spam"]).startswith("0.50 [")
     for by_seed in report.result["methods"].values():
-        assert len(by_seed["0"]["unwanted"]) == len(by_seed["0"]["wanted"]) == 2
+        assert (len(by_seed["0"]["unwanted"]), len(by_seed["0"]["wanted"])) == (2, 3)
     assert json.loads((tmp_path / "mails.json").read_text())["result"] == report.result
 
 

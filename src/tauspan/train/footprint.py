@@ -21,7 +21,6 @@ from tauspan.models.encoder import Bare
 from tauspan.objectives import NextToken, Objective, Preference
 from tauspan.tasks import Split, Task
 from tauspan.tasks.batches import encoded
-from tauspan.tasks.batches import encoded
 from tauspan.train.loop import VALIDATED, trained
 from tauspan.train.settings import Settings
 from tauspan.train.trainee import Trainee, in_space, trainee

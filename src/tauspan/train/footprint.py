@@ -19,8 +19,9 @@ from tauspan.core.allocations import Allocations, Event, Phase, StandIns, scaled
 from tauspan.models import Batch, Encoder, Head, eval_mode, named_unique
 from tauspan.models.encoder import Bare
 from tauspan.objectives import NextToken, Objective, Preference
-from tauspan.tasks import Split, Task
+from tauspan.tasks import Task
 from tauspan.tasks.batches import encoded
+from tauspan.tasks.reference import TaskTargets
 from tauspan.train.loop import VALIDATED, trained
 from tauspan.train.settings import Settings
 from tauspan.train.trainee import Trainee, in_space, trainee
@@ -79,7 +80,8 @@ def footprint(
         shard: whether each process keeps its part of every tensor.
 
     Cost:
-        Three training passes over two and four rows, and as many without gradients.
+        Three training passes over two and four rows, and as many without gradients; where losses refer to the pre-trained
+        model, one pass over each split, which the run then uses too.
     """
     moving, unchecked = in_space(encoder, dataclasses.replace(settings, check="off", cache="none"))
     with StandIns():  # type: ignore[no-untyped-call]
@@ -217,7 +219,7 @@ class Passes:
             for tensor in self.what.parameters.values():
                 hooks.append(tensor.register_post_accumulate_grad_hook(dropping(taken)))  # type: ignore[no-untyped-call]
             taken.phase("batch")
-            batch, targets = self._batch(self.task.split(self.split).take(places))
+            batch, targets = self._batch(places)
             taken.phase("forward")
             outputs = self.what(batch, 0)
             taken.phase("loss")
@@ -243,14 +245,10 @@ class Passes:
         words = dataclasses.replace(words, logits=max(1, words.logits * few // rows))
         return dataclasses.replace(found, words=words) if isinstance(found, Preference) else words
 
-    def _batch(self, rows: Split) -> tuple[Batch, Tensor]:
-        tokens = self.task.tokens(self.settings.max_tokens)
-        objective = self.task.objective
-        batch = encoded(self.encoder, rows, objective, tokens)
-        targets = objective.targets(rows.inputs, rows.labels, self.encoder.language, tokens)
-        if objective.refers:  # to numbers that take a pass over the data; their size is known
-            targets = torch.cat([targets.double(), torch.zeros(len(rows), objective.refers)], 1)
-        return batch, targets
+    def _batch(self, places: Sequence[int]) -> tuple[Batch, Tensor]:
+        tokens, rows = self.task.tokens(self.settings.max_tokens), self.task.split(self.split).take(places)
+        batch = encoded(self.encoder, rows, self.task.objective, tokens)
+        return batch, TaskTargets(self.task, self.encoder, self.settings.max_tokens)(self.split, places)
 
     def _places(self, count: int) -> list[int]:
         """Rows with the longest text first, and the shortest second, so that there is padding if any batch has some."""

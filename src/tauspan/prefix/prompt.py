@@ -74,9 +74,10 @@ def prompt_vector(
     Example:
         >>> import tauspan as ts
         >>> from tauspan.prefix import prompt_vector
-        >>> encoder = ts.with_prefix(ts.load("minilm"), "elu")
-        >>> prompt_vector(encoder, "good", bound=2.0).regime
-        'standard'
+        >>> encoder = ts.with_prefix(ts.load("minilm"), "taylor")
+        >>> vector = prompt_vector(encoder, "Classify the topic of this text:", bound=0.5)
+        >>> vector.regime, round(vector.info["prompt"]["error"], 1)
+        ('standard', 0.4)
     """
     if not bound > 0:
         raise UsageError(f"bound={bound}: it must be above 0.")

@@ -121,6 +121,41 @@ def test_log_probabilities_are_those_of_transformers(decoder: Path) -> None:
         assert found.value == sum(margin > 0 for margin in margins) / len(margins)
 
 
+def test_a_sequence_to_sequence_model_has_preferences_too(tmp_path: Path) -> None:
+    """The prompt is the source; margins are those of transformers' own losses."""
+    encoder = ts.load(languages.write(tmp_path / "model", "t5"), language=LENGTH)
+    of, draw = preference_task("t", 8, ("yes, surely", "no")), torch.Generator().manual_seed(0)
+    names = [name for name, _ in encoder.backbone.named_parameters() if name.endswith("wo.weight")]
+    sizes = {name: encoder.backbone.get_parameter(name).shape for name in names}
+    deltas = {name: 0.1 * torch.randn(size, generator=draw) for name, size in sizes.items()}
+    vector = ts.TaskVector(deltas, fingerprint_of(encoder), "standard", "t")
+    models = [
+        transformers.AutoModelForSeq2SeqLM.from_pretrained(tmp_path / "model", dtype=torch.float32).eval()
+        for _ in range(2)
+    ]
+    with torch.no_grad():
+        for name, delta in deltas.items():
+            models[0].get_parameter(name).add_(delta)
+    words = transformers.AutoTokenizer.from_pretrained(tmp_path / "model")
+
+    def log_p(model: Any, source: str, target: str) -> float:
+        labels = words(text_target=target, return_tensors="pt")["input_ids"]
+        with torch.no_grad():
+            found = model(**words(source, return_tensors="pt", return_token_type_ids=False), labels=labels)
+        return -float(found.loss) * labels.shape[1]
+
+    losses = []
+    for pair, length in zip(of.split("test").inputs, of.split("test").labels.tolist(), strict=True):
+        rises = [
+            log_p(models[0], text[:length], text[length:]) - log_p(models[1], text[:length], text[length:])
+            for text in pair
+        ]
+        losses.append(math.log1p(math.exp(-0.1 * (rises[0] - rises[1]))))
+    found = ts.evaluate(encoder, [of], vector).tasks[0]
+    assert found.loss == pytest.approx(sum(losses) / len(losses), rel=1e-4)
+    assert abs(found.loss - math.log(2)) > 1e-3
+
+
 def test_the_pre_trained_model_prefers_nothing(decoder: Path) -> None:
     encoder, of = ts.load(decoder, language=LENGTH), preference_task("t", 4, ("yes", "no"))
     for size in (1, 4):

@@ -21,6 +21,7 @@ from tauspan.core.errors import (
 )
 from tauspan.models import Encoder, fingerprint_of, restrict, select, unrestricted, working_copy
 from tauspan.models.bases import spelt
+from tauspan.models.intact import Intact
 
 ROWS = torch.randint(0, 11, (5, 7), generator=torch.Generator().manual_seed(0))
 
@@ -132,6 +133,12 @@ def test_at_zero_it_is_the_model_that_it_came_from_and_shares_its_weights(kind: 
     own, shared = dict(encoder.backbone.named_parameters()), dict(small.backbone.named_parameters())
     assert all(shared[name].data_ptr() == p.data_ptr() for name, p in own.items())
     assert all(torch.equal(t, before[name]) for name, t in encoder.backbone.state_dict().items())
+
+
+def test_the_factors_are_not_taken_for_tensors_that_a_forward_pass_keeps() -> None:
+    """Each of those is tried out by passes of its own, which took longer than the tangents."""
+    small = restrict(net(), "lora:2")
+    assert Intact(small).kept() == Intact(net()).kept() == []
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -17,7 +17,10 @@ _REGISTRIES = ("_parameters", "_buffers", "_modules")
 Remembering: TypeAlias = "functools._lru_cache_wrapper[Any]"
 _HOOKS = frozenset(vars(nn.Module())) - {*_REGISTRIES}
 _SYSTEM = frozenset({"builtins", "torch", "logging", "threading", "weakref", "abc", "typing"})
-_OURS = frozenset({"tauspan.models.home", "tauspan.models.frozen"})  # what an encoder keeps beside its module
+# what an encoder keeps beside its module
+_OURS = frozenset(
+    {"tauspan.models.home", "tauspan.models.frozen", "tauspan.models.spaces", "tauspan.models.bases"}
+)
 
 
 def items_of(container: Any) -> Iterator[Any]:

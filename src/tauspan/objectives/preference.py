@@ -70,6 +70,7 @@ class Preference(Objective):
 
     def rows(self, inputs: Sequence[Any], labels: Tensor, model: Reads | None) -> list[Any]:
         """Both texts with the places where their prompts end."""
+        self.bound(model)  # raises for a model that has no tokens to predict
         pairs = zip(inputs, labels.tolist(), strict=True)
         return [Group(Passage.after(text, prompt) for text in pair) for pair, prompt in pairs]
 

@@ -164,7 +164,7 @@ REFUSED = {
         "disentangle: {drift: maybe}\n",
         "disentangle.drift is 'maybe', and must be true or false",
     ),
-    "an unknown distance": ("disentangle: {distance: cosine}\n", "disentangle.distance is 'cosine'"),
+    "an unknown distance": ("disentangle: {distance: euclidean}\n", "disentangle.distance is 'euclidean'"),
 }
 
 

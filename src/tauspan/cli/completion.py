@@ -27,9 +27,9 @@ FILES = {
     "test", "train", "tuned", "validation", "vector", "vectors",
 }  # fmt: skip
 FREE = {
-    "allow", "code", "delimiter", "device", "eigenfunctions", "encoding", "grid", "label", "label_names",
-    "label_prompts", "leave_out", "method", "name", "near", "params", "prompt", "set", "shard_size", "split", "text",
-    "title",
+    "allow", "code", "columns", "delimiter", "device", "eigenfunctions", "encoding", "grid", "label", "label_names",
+    "label_prompts", "leave_out", "method", "name", "near", "objective", "params", "prompt", "set", "shard_size",
+    "space", "split", "text", "title",
 }  # fmt: skip
 
 

@@ -117,8 +117,9 @@ class Inputs:
         own = getattr(self.tokenizer, "model_max_length", None)
         usual = self.limit or (own if isinstance(own, int) and own < _NO_LIMIT else None)
         allowed = [most for most in (max_tokens or usual, positions) if most is not None]
+        given = {"text_target": list(texts)} if targets else {}
         made = self.tokenizer(
-            **{"text_target" if targets else "text": list(texts)}, padding=True, truncation=bool(allowed),
+            *([] if targets else [list(texts)]), **given, padding=True, truncation=bool(allowed),
             max_length=min(allowed, default=None), return_tensors="pt", add_special_tokens=not marked,
             **({"return_offsets_mapping": True} if spans else {}),
         )  # fmt: skip

@@ -10,7 +10,6 @@ from typing import Any, Literal, get_args
 from tauspan.core.choices import POINTS, REGIMES, Augment, CacheKind, DecayTarget, Point, Precision, Regime
 from tauspan.core.computing import Check, Engine, Way, way
 from tauspan.core.errors import UsageError, nearest
-from tauspan.models.bases import spelt
 
 DEFAULT_LR: dict[Regime, float] = {"standard": 2e-4, "linear": 3e-4}
 
@@ -122,6 +121,8 @@ class Settings:
                 "batches change. Leave one of them out."
             )
         if self.space is not None:
+            from tauspan.models.bases import spelt  # here, so that the program's parser needs no torch
+
             object.__setattr__(self, "space", spelt(self.space))
         if self.checkpointing and self.cache != "none":
             raise UsageError(

@@ -150,18 +150,8 @@ def finetune(
         moving, own = in_space(encoder, settings)
         with laid_out(moving, heads, own, processes, shard) as (what, layout):
             run = Run(
-                what,
-                layout,
-                encoder,
-                tasks,
-                targets,
-                settings,
-                key,
-                processes,
-                folder,
-                checkpoint_every,
-                on_log,
-            )
+                what, layout, encoder, tasks, targets, settings, key, processes, folder, checkpoint_every, on_log
+            )  # fmt: skip
             run.start(resume)
             with underway(f"cache of {names}", processes.first):
                 run.cache(None if cache_folder is None else Path(cache_folder))

@@ -25,8 +25,8 @@ Mix = Mapping[str, float]
 class Decoder:
     """f(x; theta0) + sum_t a_t J(x) tau_t of a language model, token by token.
 
-    Keys and values are cached with their tangents in each direction, so a token costs about 1 + 2 T ordinary ones (less
-    where all vectors live in one small space, whose tangents are made of thin products), and
+    Keys and values are cached with their tangents in each direction, so a token takes the products of about 1 + 2 T
+    ordinary ones, or 1 + T and thin ones where all vectors live in one small space, and the time of more operations;
     what was read holds for any coefficients: they may change between tokens without reading the text again. Logits are
     those of whole texts to rounding; the first token after a prompt is compared with them. A sequence-to-sequence model
     reads its prompt, the source, once, and writes a text of its own.

@@ -32,8 +32,7 @@ class Causal(Language):
         if spans and not getattr(self.inputs.tokenizer, "is_fast", False):
             raise ModelError(
                 f"{type(self.inputs.tokenizer).__name__} does not say which characters a token is made of, so prompts "
-                "cannot "
-                "be told from completions: save the model with a fast tokenizer (tokenizer.json)."
+                "cannot be told from completions: save the model with a fast tokenizer (tokenizer.json)."
             )
         marked = any(passage.marked for passage in passages)
         made = self.inputs.tokens(texts, max_tokens, self.table.length, spans=spans, marked=marked)
@@ -80,8 +79,7 @@ class Causal(Language):
             if len(ids) != 1:
                 raise DataError(
                     f"the word {word!r} is {len(ids)} tokens of this model, and a class has one: take a shorter word, "
-                    "with or "
-                    "without the space before it."
+                    "with or without the space before it."
                 )
             found += ids
         if len(set(found)) < len(found):

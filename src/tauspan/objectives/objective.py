@@ -36,7 +36,7 @@ class Said(NamedTuple):
     Attributes:
         label: the classes that it predicts, joined by commas.
         probabilities: of each class.
-        values: of each output that stands for no class.
+        values: of each output that is no class.
     """
 
     label: str

@@ -74,7 +74,7 @@ def both(
 
 
 def _group(rows: Split, group: Sequence[int], size: int) -> Group:
-    """The inputs of some pairs as one row; the first pair stands in for those that lack."""
+    """The inputs of some pairs as one row; a group that is too small is filled with its first pair."""
     padded = [*group, *[group[0]] * (size - len(group))]
     return Group(item for place in padded for item in rows.inputs[place])
 

@@ -43,7 +43,7 @@ if TYPE_CHECKING:
     from tauspan.editing.questions import desk
     from tauspan.experiments.run import run
     from tauspan.experiments.run.recipe import Recipe
-    from tauspan.kernel import TangentKernel, closed_form, interference
+    from tauspan.kernel import Ghosts, TangentKernel, closed_form, interference, superpose
     from tauspan.kernel.diagnose import diagnose
     from tauspan.merge import METHODS, merge, merge_files
     from tauspan.merge.stream.adapter_vector import adapter_vector
@@ -65,6 +65,7 @@ _HOME = {
     "Editor": "editing",
     "Encoder": "models",
     "Finetuned": "train",
+    "Ghosts": "kernel",
     "Head": "models",
     "Linearized": "tangent",
     "MismatchError": "core.errors",
@@ -110,6 +111,7 @@ _HOME = {
     "run": "experiments.run",
     "save": "editing",
     "suite": "tasks.data.suite",
+    "superpose": "kernel",
     "with_prefix": "prefix",
 }
 
@@ -122,6 +124,7 @@ __all__ = [
     "Editor",
     "Encoder",
     "Finetuned",
+    "Ghosts",
     "Head",
     "Linearized",
     "MismatchError",
@@ -167,6 +170,7 @@ __all__ = [
     "run",
     "save",
     "suite",
+    "superpose",
     "with_prefix",
 ]
 

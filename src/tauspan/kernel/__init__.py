@@ -8,10 +8,12 @@ matrix, `LowRankKernel` of a factor. The sub-packages `tauspan.kernel.diagnose` 
 from tauspan.kernel.approximate.lowrank import Nystrom, determinantal, nystrom, pivoted_cholesky
 from tauspan.kernel.approximate.reduced import Reduction, reduced
 from tauspan.kernel.operator.closed_form import ClosedForm, closed_form, logits_at_base, task_vector
+from tauspan.kernel.operator.ghosts import Ghosts
 from tauspan.kernel.operator.interference import Interference, interference
 from tauspan.kernel.operator.joint import Joint, joint
 from tauspan.kernel.operator.losses import LOSSES, Loss, LossProblem, LossSolution
 from tauspan.kernel.operator.projection import Projection, project
+from tauspan.kernel.operator.superposed import Superposed, superpose
 from tauspan.kernel.operator.tangent import TangentKernel
 from tauspan.kernel.operator.union import UnionKernel
 from tauspan.kernel.operator.unlearning import RidgeFit
@@ -38,6 +40,7 @@ __all__ = [
     "DualSolution",
     "EigenPairs",
     "Estimate",
+    "Ghosts",
     "Interference",
     "Joint",
     "Kernel",
@@ -54,6 +57,7 @@ __all__ = [
     "Reduction",
     "RidgeChoice",
     "RidgeFit",
+    "Superposed",
     "TangentKernel",
     "UnionKernel",
     "choose_ridge",
@@ -80,6 +84,7 @@ __all__ = [
     "solve_hinge",
     "solve_ridge",
     "squared_norm",
+    "superpose",
     "task_vector",
     "trace",
 ]

@@ -41,11 +41,11 @@ class LossProblem:
     kernel: TangentKernel
     start: Tensor
     labels: Tensor
-    ridge: float | None
-    gap: float | None
-    grid: Sequence[float] | None
-    tolerance: float
-    max_steps: int
+    ridge: float | None = None
+    gap: float | None = None
+    grid: Sequence[float] | None = None
+    tolerance: float = 1e-8
+    max_steps: int = 1000
 
     @property
     def strength(self) -> float:
@@ -55,6 +55,19 @@ class LossProblem:
     def centred_start(self) -> Tensor:
         """f0 less each row's mean."""
         return self.start - self.start.mean(1, keepdim=True)
+
+    def residual(self) -> Tensor:
+        """What the squared loss asks J tau to be: gap (onehot - 1/C) - (f0 - mean f0), or y - f0 of numbers y.
+
+        Raises:
+            UsageError: a gap that is not above 0.
+        """
+        if self.gap is None:
+            return self.labels.double() - self.start
+        if not (math.isfinite(self.gap) and self.gap > 0):
+            raise UsageError(f"gap={self.gap}: it must be above 0.")
+        classes = self.start.shape[1]
+        return self.gap * (F.one_hot(self.labels, classes) - 1 / classes) - self.centred_start()
 
 
 class LossSolution(NamedTuple):
@@ -83,17 +96,9 @@ class Loss:
 
 
 def squared(problem: LossProblem) -> LossSolution:
-    """Ridge regression on gap (onehot - 1/C) - (f0 - mean f0) or, where the labels are numbers y, on y - f0."""
-    gap = problem.gap
-    facts: dict[str, Any] = {}
-    if gap is None:
-        residual = problem.labels.double() - problem.start
-    else:
-        if not (math.isfinite(gap) and gap > 0):
-            raise UsageError(f"gap={gap}: it must be above 0.")
-        classes = problem.start.shape[1]
-        residual = gap * (F.one_hot(problem.labels, classes) - 1 / classes) - problem.centred_start()
-        facts["gap"] = gap
+    """Ridge regression on the problem's residual."""
+    residual = problem.residual()
+    facts: dict[str, Any] = {} if problem.gap is None else {"gap": problem.gap}
     choice, ridge = None, problem.ridge
     if ridge is None:
         choice = choose_ridge(problem.kernel, residual, problem.grid)

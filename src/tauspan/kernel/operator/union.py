@@ -1,11 +1,12 @@
 """The kernel over the rows of several tasks at once: models that share parameters, each under its own head."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
 
 import torch
 from torch import Tensor
 
 from tauspan.core import params
+from tauspan.core.computing import Check
 from tauspan.core.errors import MismatchError, UsageError, listed
 from tauspan.core.params import Params
 from tauspan.kernel.operator.tangent import TangentKernel
@@ -14,7 +15,9 @@ from tauspan.kernel.rows.contract import product
 from tauspan.kernel.rows.tiles import Backend, Tiles
 from tauspan.kernel.solvers.base import Kernel
 from tauspan.kernel.solvers.kernels import DenseKernel
+from tauspan.tangent import Linearized
 from tauspan.tangent.cache.room import free_memory
+from tauspan.vector import TaskVector
 
 
 class UnionKernel(Kernel):
@@ -65,6 +68,21 @@ class UnionKernel(Kernel):
                 )
 
     @property
+    def tangent(self) -> Linearized:
+        """The tangent model of the first task; all are at one point and share their parameters."""
+        return next(iter(self.kernels.values())).tangent
+
+    @property
+    def check(self) -> Check:
+        """Whether the kernels are checked."""
+        return next(iter(self.kernels.values())).check
+
+    @property
+    def formed(self) -> bool:
+        """Whether the matrix has been computed, so that products are computed with it."""
+        return self._matrix is not None
+
+    @property
     def spans(self) -> dict[str, slice]:
         """The rows of the matrix that belong to each task."""
         ends, begin = {}, 0
@@ -72,6 +90,28 @@ class UnionKernel(Kernel):
             ends[name] = slice(begin, begin + kernel.shape[0])
             begin += kernel.shape[0]
         return ends
+
+    @property
+    def parts(self) -> Sequence[tuple[slice, int]]:
+        """The entries of each task's rows, and the task's number of outputs."""
+        return [(span, self.kernels[name].outputs) for name, span in self.spans.items()]
+
+    def joined(self, name: str, kernel: TangentKernel) -> "UnionKernel":
+        """The union with one more task; what is computed already is not computed again."""
+        other = UnionKernel({**self.kernels, name: kernel})
+        if self._matrix is not None:
+            other._matrix = other._filled(self._matrix)
+        return other
+
+    def without(self, names: Collection[str]) -> "UnionKernel":
+        """The union without some tasks; nothing is computed again."""
+        other = UnionKernel({name: one for name, one in self.kernels.items() if name not in names})
+        if self._matrix is not None:
+            kept = torch.cat(
+                [torch.arange(*self.spans[name].indices(len(self._matrix))) for name in other.kernels]
+            )
+            other._matrix = self._matrix[kept[:, None], kept[None]]
+        return other
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -92,12 +132,21 @@ class UnionKernel(Kernel):
         return self.dense()[self.spans[on], self.spans[by]]
 
     def _whole(self) -> Tensor:
-        """The matrix; a block between two tasks is computed once, and transposed for the other side."""
+        return self._filled(torch.zeros(0, 0, dtype=torch.float64))
+
+    def _filled(self, known: Tensor) -> Tensor:
+        """The matrix, of which the first rows and columns are known.
+
+        A block between two tasks is computed once, and transposed for the other side.
+        """
         total = torch.zeros(self.shape, dtype=torch.float64)
+        total[: len(known), : len(known)] = known
         spans, names = self.spans, list(self.kernels)
+        new = [name for name in names if spans[name].start >= len(known)]
         for place, on in enumerate(names):
-            total[spans[on], spans[on]] = self.kernels[on].dense()
-            for by in names[place + 1 :]:
+            if on in new:
+                total[spans[on], spans[on]] = self.kernels[on].dense()
+            for by in (name for name in names[place + 1 :] if name in new):
                 block = _between(self.kernels[on], self.kernels[by])
                 total[spans[on], spans[by]] = block
                 total[spans[by], spans[on]] = block.T
@@ -123,7 +172,7 @@ class UnionKernel(Kernel):
                 total[of] = total[of] + delta if of in total else delta
         return total
 
-    def push(self, tau: Params) -> Tensor:
+    def push(self, tau: Params | TaskVector) -> Tensor:
         """J tau on the rows of all tasks, shape (n)."""
         return torch.cat([kernel.push(tau) for kernel in self.kernels.values()])
 

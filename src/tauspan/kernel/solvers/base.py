@@ -83,6 +83,11 @@ class Kernel(ABC):
         return self.shape[0] // self.outputs
 
     @property
+    def parts(self) -> Sequence[tuple[slice, int]]:
+        """The entries of each stretch of rows with one number of outputs, and that number."""
+        return [(slice(0, self.shape[0]), self.outputs)]
+
+    @property
     def dtype(self) -> torch.dtype:
         """The dtype of all results: float64."""
         return torch.float64

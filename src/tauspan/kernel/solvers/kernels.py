@@ -249,6 +249,45 @@ class CombinedKernel(Kernel):
         return total + self.ridge * identity if self.ridge else total
 
 
+class ScaledKernel(Kernel):
+    """D K D of a symmetric kernel, D a diagonal: rows that count more or less, or not at all.
+
+    Example:
+        >>> ScaledKernel(DenseKernel(torch.ones(2, 2)), torch.tensor([1.0, 2.0])).dense()
+        tensor([[1., 2.],
+                [2., 4.]], dtype=torch.float64)
+    """
+
+    def __init__(self, kernel: Kernel, diagonal: Tensor) -> None:
+        self.kernel, self.diagonal = kernel, diagonal.double()
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """The shape of K."""
+        return self.kernel.shape
+
+    @property
+    def parts(self) -> Sequence[tuple[slice, int]]:
+        """Those of K."""
+        return self.kernel.parts
+
+    def matmat(self, vectors: Tensor) -> Tensor:
+        """D K D V."""
+        return self.diagonal[:, None] * self.kernel.matmat(self.diagonal[:, None] * self._taken(vectors))
+
+    def diag(self) -> Tensor:
+        """D^2 diag K."""
+        return self.diagonal.square() * self.kernel.diag()
+
+    def dense(self) -> Tensor:
+        """The whole matrix, made anew from that of K."""
+        return self.diagonal[:, None] * self.kernel.dense() * self.diagonal
+
+    def rows(self, places: Sequence[int]) -> Tensor:
+        """Some rows, from those of K."""
+        return self.diagonal[list(places), None] * self.kernel.rows(places) * self.diagonal
+
+
 class TransposedKernel(Kernel):
     """K^T of a kernel that is not symmetric: what `.T` makes."""
 

@@ -118,6 +118,16 @@ def _left_out(blocks: Tensor, alpha: Tensor) -> Tensor:
     return found
 
 
+def _left_out_error(parts: Sequence[tuple[slice, int]], modes: Modes, flat: Tensor, ridge: float) -> float:
+    """The mean over rows of |y_n - f_{without n}(x_n)|^2; a row leaves with all its outputs."""
+    alpha, errors = modes.ridge(flat, ridge), []
+    for span, outputs in parts:
+        rows = modes.vectors[span].view(-1, outputs, len(modes.values))
+        blocks = (rows / (modes.values + ridge)) @ rows.transpose(1, 2)
+        errors.append(_left_out(blocks, alpha[span]).square().sum(1))
+    return float(torch.cat(errors).mean())
+
+
 @dataclass(frozen=True)
 class RidgeChoice:
     """The ridge with the least leave-one-out error, and the errors it was chosen from.
@@ -166,12 +176,7 @@ def choose_ridge(kernel: Kernel, residual: Tensor, grid: Sequence[float] | None 
         raise UsageError("the grid of ridges is empty: give numbers above 0, or None for the usual one.")
     for ridge in ridges:
         require_ridge(ridge)
-    rows = modes.vectors.view(kernel.samples, kernel.outputs, -1)
-    errors = []
-    for ridge in ridges:
-        blocks = (rows / (modes.values + ridge)) @ rows.transpose(1, 2)
-        left = _left_out(blocks, modes.ridge(flat, ridge))
-        errors.append(float(left.square().sum(1).mean()))
+    errors = [_left_out_error(kernel.parts, modes, flat, ridge) for ridge in ridges]
     best = max(range(len(ridges)), key=lambda place: (-errors[place], place))
     at_edge = best in (0, len(ridges) - 1)
     if at_edge:

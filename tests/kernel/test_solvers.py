@@ -6,7 +6,7 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from scipy.optimize import minimize
 
@@ -397,6 +397,9 @@ def test_the_optimum_is_scipys(ridge, outputs):
 @given(
     rows=st.integers(1, 8), parameters=st.integers(1, 12), seed=st.integers(0, 999), scale=st.floats(-5, 2)
 )
+@example(
+    rows=7, parameters=3, seed=505, scale=-5.0
+)  # rows that are free at the minimum depend on one another
 def test_the_optimum_meets_its_conditions(rows, parameters, seed, scale):
     wide = zoo.normal(rows, parameters, seed=seed)
     kernel = Tangents(torch.cat([wide, wide[:1]]))  # a row is there twice

@@ -18,6 +18,7 @@ from tauspan.tasks.reference import TaskTargets
 from tauspan.train import checkpoint
 from tauspan.train.layout import laid_out
 from tauspan.train.loop import LOG, OnLog, Run
+from tauspan.train.penalty import Penalty, Training
 from tauspan.train.settings import Settings
 from tauspan.train.trainee import in_space
 from tauspan.vector import FILE, TaskVector
@@ -66,6 +67,7 @@ def finetune(
     cache_folder: str | Path | None = None,
     shard: bool = False,
     on_log: OnLog | None = None,
+    penalty: Penalty | None = None,
 ) -> Finetuned:
     """Fine-tune an encoder on a task under its frozen head, and return the task vector.
 
@@ -93,6 +95,8 @@ def finetune(
             With several processes the first alone calls it. A run that is resumed passes on what it does itself; one
             that is reused, nothing. It changes nothing of the vector. `docs/how-to/tracking.md` has one for TensorBoard,
             W&B, MLflow and trackio.
+
+        penalty: a term that is added to the loss of each step; see `tauspan.drift`. Not with `shard`.
 
     Returns:
         The vector, labelled by the task, or `joint` for several; the history; and what it cost. With several tasks the
@@ -128,12 +132,16 @@ def finetune(
     base, reading, data = fingerprint_of(encoder), encoder.describe(), _checksum(tasks)
     if encoder.added is not None:
         reading = f"{reading}|{encoder.added.words}"
+    if penalty is not None:
+        if shard:
+            raise UsageError("shard=True with a penalty: it needs tau whole. Leave one of the two out.")
+        data = f"{data}|{json.dumps(penalty.facts(), sort_keys=True, default=str)}"
     key = settings.key(base + reading, data)
     with world() as processes, measured() as cost:
         facts = {
             "the base's fingerprint": base[:12],
             "the encoder": reading,
-            "the task's checksum": data[:12],
+            "the task's checksum": hashlib.sha256(data.encode()).hexdigest()[:12],
             "shard": repr(shard),
         }
         processes.require_same({**{name: repr(value) for name, value in settings.as_dict().items()}, **facts})
@@ -152,12 +160,17 @@ def finetune(
             run = Run(
                 what, layout, encoder, tasks, targets, settings, key, processes, folder, checkpoint_every, on_log
             )  # fmt: skip
+            training = Training(moving, what, own, run.name)
             run.start(resume)
+            if penalty is not None:
+                run.term = penalty.begun(training)
             with underway(f"cache of {names}", processes.first):
                 run.cache(None if cache_folder is None else Path(cache_folder))
             run.loop(processes.first)
             whose = {"task": run.name} if len(tasks) == 1 else {"tasks": [task.name for task in tasks]}
             info = {**whose, "seed": settings.seed, "recipe": settings.as_dict(), "key": key}
+            if penalty is not None:
+                info["penalty"] = {**penalty.facts(), **penalty.measured(training)}
             vector = layout.finished(what, run.name, info, None if folder is None else folder / FILE)
             if folder is not None and processes.first:
                 (folder / checkpoint.NAME).unlink(missing_ok=True)

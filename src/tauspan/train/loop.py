@@ -3,6 +3,7 @@
 import copy
 import json
 import logging
+import math
 import random
 import time
 from collections.abc import Callable, Generator, Iterator, Sequence
@@ -26,6 +27,7 @@ from tauspan.tasks.batches import encoded
 from tauspan.tasks.reference import TaskTargets
 from tauspan.train import checkpoint
 from tauspan.train.layout import Layout
+from tauspan.train.penalty import Term
 from tauspan.train.rows import Part, TrainingRows
 from tauspan.train.settings import Settings
 from tauspan.train.trainee import Trainee, as_parameters, decay
@@ -66,6 +68,7 @@ class Run:
         self.history: list[dict[str, Any]] = []
         self.cached: dict[Part, Callable[[], Tensor]] = {}
         self.wrong = ""
+        self.term: Term | None = None
         self.incoming: Iterator[tuple[Batch, Tensor]] = iter(())
         native = 0.0 if what.anchor() is not None else settings.weight_decay
         self.anchor = what.anchor() if settings.weight_decay else None
@@ -154,6 +157,7 @@ class Run:
         loss = torch.zeros(())
         for part in parts:
             loss += self._backward(part, size)
+        extra = self._penalised()
         gradients, norm = self.layout.exchange(self.trainee.parameters, loss)
         if not torch.isfinite(norm) or not torch.isfinite(loss):
             raise NonFiniteError(
@@ -166,9 +170,22 @@ class Run:
         self.whole = False
         self._update()
         self.note({"split": "train", "step": self.step, "loss": float(loss), "gradient_norm": float(norm),
-                   "lr": settings.lr_at(self.step - 1, self.total)})  # fmt: skip
+                   "lr": settings.lr_at(self.step - 1, self.total), **extra})  # fmt: skip
         self.whole = True
         return float(loss)
+
+    def _penalised(self) -> dict[str, float]:
+        """The penalty of this step, whose gradient is added; nothing without one."""
+        if self.term is None:
+            return {}
+        value = self.term(self.step)
+        (value / self.processes.size).backward()  # type: ignore[no-untyped-call]
+        found = float(value.detach())
+        if not math.isfinite(found):
+            raise NonFiniteError(
+                f"step {self.step} of {self.name!r}: the penalty is {found}. Lower the learning rate or the weight."
+            )
+        return {"penalty": found}
 
     def cache(self, folder: Path | None) -> None:
         """Cache what depends on theta0 alone for every batch, if the settings ask for it."""

@@ -103,6 +103,16 @@ class ShardedTrainee:
         """Not available: the constructor refuses a cache."""
         raise UsageError("what a cache keeps is not sharded.")
 
+    def change(self, batch: Batch, head: Head) -> NoReturn:
+        """Not available: `finetune` refuses a penalty in shards."""
+        raise UsageError("a penalty needs tau whole: leave shard=True out.")
+
+    kept_change = change
+
+    def displacement(self) -> NoReturn:
+        """Not available, as `change`."""
+        raise UsageError("a penalty needs tau whole: leave shard=True out.")
+
     def anchor(self) -> Params | None:
         """The values to which weight decay pulls this process's parts; None means zero."""
         if self._settings.regime == "standard":

@@ -38,6 +38,15 @@ class Trainee(Protocol):
     def __call__(self, batch: Batch, task: int = 0) -> Tensor:
         """Logits of shape (N, K) under the head of one task."""
 
+    def change(self, batch: Batch, head: Head) -> Tensor:
+        """How far the logits under some head have moved from the base's, shape (N, K), with its graph."""
+
+    def kept_change(self, batch: Batch, head: Head) -> Callable[[], Tensor]:
+        """`change` of one batch for many steps, from what depends on theta0 alone and is computed now."""
+
+    def displacement(self) -> dict[str, Tensor]:
+        """The displacement from the base by parameter, with its graph."""
+
     def cache(
         self, batches: Sequence[Batch], kind: CacheKind | Literal["auto"], folder: Path | None
     ) -> Sequence[Callable[[], Tensor]]:
@@ -84,6 +93,28 @@ class StandardTrainee:
             self._require_function(batch)
         with self._intact(), checkpointed(self._blocks):
             return precisely(self._precision, self._device, lambda: self._model(batch))
+
+    def change(self, batch: Batch, head: Head) -> Tensor:
+        """f(x; theta) - f(x; theta0) under some head."""
+        return self.kept_change(batch, head)()
+
+    def kept_change(self, batch: Batch, head: Head) -> Callable[[], Tensor]:
+        """`change` of one batch; only the base's logits can be kept."""
+        with torch.no_grad():
+            base = precisely(
+                self._precision, self._device, lambda: Classifier(self._base.encoder, head)(batch)
+            )
+
+        def moved() -> Tensor:
+            self._model.head = head
+            with self._intact(), checkpointed(self._blocks):
+                return precisely(self._precision, self._device, lambda: self._model(batch)) - base
+
+        return moved
+
+    def displacement(self) -> dict[str, Tensor]:
+        """The displacement theta - theta0."""
+        return {name: theta - self._theta0[name] for name, theta in self.parameters.items()}
 
     def _require_function(self, batch: Batch) -> None:
         """Raise if the model gives another output when it is called again; find the tensors it keeps between calls."""
@@ -149,6 +180,33 @@ class LinearTrainee:
         """The model's logits; the training loop checks them, and names the step and the rows."""
         value, tangent = self._model.parts(batch)
         return self._model.finish(value + tangent)
+
+    def change(self, batch: Batch, head: Head) -> Tensor:
+        """J tau of the logits under some head; at the point `"encoder"` the change of the logits."""
+        self._classifier.head = head
+
+        def moved() -> Tensor:
+            value, tangent = self._model.parts(batch)
+            return self._model.finish(value + tangent) - self._model.finish(value)
+
+        return precisely(self._precision, self._device, moved)
+
+    def kept_change(self, batch: Batch, head: Head) -> Callable[[], Tensor]:
+        """`change` of one batch from the tangent model's cache."""
+        self._classifier.head = head
+        with in_precision(self._precision, self._device):
+            (cached,) = self._model.cache([batch], "auto")
+
+        def moved() -> Tensor:
+            self._classifier.head = head
+            value, tangent = cached.tangent()
+            return self._model.finish(value + tangent) - self._model.finish(value)
+
+        return lambda: precisely(self._precision, self._device, moved)
+
+    def displacement(self) -> dict[str, Tensor]:
+        """The displacement tau."""
+        return dict(self.parameters)
 
     def cache(
         self, batches: Sequence[Batch], kind: CacheKind | Literal["auto"], folder: Path | None

@@ -21,8 +21,10 @@ class Joint:
     Args:
         tasks: their names.
         alone: by task, the alpha_t of (K_tt + ridge) alpha_t = r_t.
-        together: by task, its part of the alpha of (K + ridge) alpha = r over the rows of all tasks. J_t^T of it are
-            the corrected vectors: their plain sum is the optimum of the summed losses.
+        together: by task, its rows' part of the alpha of (K + ridge) alpha = r over the rows of all tasks. The sum of
+            J_t^T of these row parts is the optimum of the summed losses. A single row part is no task vector: it leaves
+            to the others what they happen to do for its task. `superpose` gives vectors with the same sum, each of which
+            is the optimum of its own task while the others' rows stay.
         solution: the block solve, with its residual.
         residuals: by task, y_t - f0_t, shape (N_t, O_t).
         changes: by (kind, task): what a solution adds to the outputs on the rows of the task, shape (N_t, O_t). The kinds

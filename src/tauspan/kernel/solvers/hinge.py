@@ -157,8 +157,8 @@ class _Dual:
         """One predictor and corrector step; None if rounding makes the system singular."""
         system = self.top * self.matrix
         system.diagonal().add_(at.low / at.b + at.high / at.rest)
-        factor, failed = torch.linalg.cholesky_ex(system)
-        if int(failed):
+        factor = _factor(system)
+        if factor is None:
             return None
         unbalanced = self.slope(at) - at.low + at.high
 
@@ -175,6 +175,20 @@ class _Dual:
         mu = at.mu()
         aim = mu * (at.along(guess, 1.0).mu() / mu) ** 3
         return at.along(solved(aim - guess.b * guess.low, aim - guess.rest * guess.high), 0.995)
+
+
+def _factor(system: Tensor) -> Tensor | None:
+    """The Cholesky factor; of a slightly larger matrix where rows that are free at the minimum depend on one another.
+
+    Then the step is a little shorter than Newton's, and the gap that ends the iteration is computed without it.
+    """
+    largest = float(system.diagonal().max())
+    for share in (0.0, 1e-14, 1e-12, 1e-10):
+        factored = torch.linalg.cholesky_ex(system + share * largest * torch.eye(len(system)).to(system))
+        if not int(factored.info):
+            lower: Tensor = factored.L
+            return lower
+    return None
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,59 @@
+"""The rows of other tasks that are not to move: their heads, and which rows a step reads."""
+
+import random
+from collections.abc import Sequence
+from typing import Any
+
+from tauspan.core.errors import UsageError, listed
+from tauspan.models import Batch, Encoder, Head
+from tauspan.tasks import Task, build_head
+from tauspan.tasks.batches import encoded
+from tauspan.train.settings import Settings
+
+
+class Others:
+    """Training rows of other tasks, read under the tasks' own heads. Their labels are not read.
+
+    Args:
+        encoder: what reads them.
+        tasks: the tasks.
+        settings: where texts are cut.
+
+    Raises:
+        UsageError: no task, or a task without logits.
+    """
+
+    def __init__(self, encoder: Encoder, tasks: Sequence[Task], settings: Settings) -> None:
+        require_others(tasks)
+        self.encoder, self.tasks, self._cut = encoder, tasks, settings.max_tokens
+        self.heads: list[Head] = [build_head(task, encoder, max_tokens=self._cut) for task in tasks]
+
+    def batch(self, place: int, rows: Sequence[int]) -> Batch:
+        """Some training rows of a task, as the encoder reads them."""
+        task = self.tasks[place]
+        return encoded(
+            self.encoder, task.split("train").take(list(rows)), task.objective, task.tokens(self._cut)
+        )
+
+    def drawn(self, place: int, count: int, key: str) -> list[int]:
+        """So many rows of a task, or all if there are fewer; by a key."""
+        task = self.tasks[place]
+        size = len(task.split("train"))
+        return sorted(random.Random(f"{key}/{task.name}").sample(range(size), min(count, size)))
+
+
+def require_others(tasks: Sequence[Task]) -> None:
+    """Raise `UsageError` unless there are tasks, and all of them have logits."""
+    if not tasks:
+        raise UsageError("no other task is given: name those whose rows are to stay where they are.")
+    without = [task.name for task in tasks if task.objective.headless]
+    if without:
+        raise UsageError(
+            f"{listed(without)} has no logits ({tasks[0].objective.word}): drift is measured on logits. Turn it into "
+            "classes, or leave it out."
+        )
+
+
+def described(tasks: Sequence[Task]) -> list[dict[str, Any]]:
+    """The tasks for a key: names, and checksums of what they hold."""
+    return [{"name": task.name, "checksum": task.checksum()[:16]} for task in tasks]

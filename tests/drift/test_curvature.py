@@ -1,0 +1,333 @@
+"""Curvature factors against Jacobians, inputs and sensitivities that are written out, in float64."""
+
+import dataclasses
+import json
+
+import pytest
+import torch
+from torch import nn
+
+import tauspan as ts
+from helpers import zoo
+from tauspan.core.errors import BaseMismatchError, MismatchError, ModelError, StoreError, UsageError
+from tauspan.drift import KINDS, Factors, compressed, exact_drift, factors, merged
+from tauspan.models import Classifier, Encoder, Head
+
+ROWS, LONG, WIDE = 5, 4, 3
+
+
+class Layers(nn.Module):
+    """Two linear layers over positions with a norm between them, then the mean over positions."""
+
+    def __init__(self, between=nn.Tanh):
+        super().__init__()
+        self.first, self.norm, self.last = nn.Linear(WIDE, 6), nn.LayerNorm(6), nn.Linear(6, 4)
+        self.between = between()
+
+    def forward(self, x):
+        return self.last(self.between(self.norm(self.first(x)))).mean(1)
+
+
+class Plain(nn.Module):
+    """Two linear layers and nothing between them: there the factors of each layer are independent."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.last = nn.Linear(WIDE, 6), nn.Linear(6, 4)
+
+    def forward(self, x):
+        return self.last(self.first(x))
+
+
+def encoder(kind=Layers, **options):
+    torch.manual_seed(0)
+    return Encoder(kind(**options).double())
+
+
+def task(name="a", rows=ROWS, shape=(LONG, WIDE), classes=2):
+    seed = ord(name)
+    x = zoo.normal(rows, *shape, seed=seed).double()
+    y = torch.arange(rows) % classes
+    head = Head(zoo.normal(classes, 4, seed=seed + 1).double())
+    labels = [str(place) for place in range(classes)]
+    return ts.Task.from_tensors(name, labels, train=(x, y), validation=(x, y), test=(x, y), head=head)
+
+
+def jacobian(model, one):
+    """By parameter, the rows of J, shape (N, C, P), by ordinary autograd."""
+    classifier = Classifier(model, one.head)
+    named = dict(model.backbone.named_parameters())
+    rows = []
+    for x in one.split("train").inputs:
+        logits = classifier(x[None])[0]
+        rows.append([torch.autograd.grad(logit, list(named.values()), retain_graph=True) for logit in logits])
+    return {
+        name: torch.stack([torch.stack([out[place].flatten() for out in row]) for row in rows])
+        for place, name in enumerate(named)
+    }
+
+
+def inside(model, one, layer):
+    """Inputs (N, T, a) and sensitivities (N, C, T, b) of a layer, by hooks."""
+    kept = {}
+    module = getattr(model.backbone, layer)
+    handle = module.register_forward_hook(lambda _, args, out: kept.update(a=args[0], y=out))
+    classifier = Classifier(model, one.head)
+    inputs, outputs = [], []
+    for x in one.split("train").inputs:
+        logits = classifier(x[None])[0]
+        inputs.append(kept["a"][0].detach())
+        outputs.append(
+            torch.stack([torch.autograd.grad(logit, kept["y"], retain_graph=True)[0][0] for logit in logits])
+        )
+    handle.remove()
+    return torch.stack(inputs), torch.stack(outputs)
+
+
+def direction(model, *names, seed=3):
+    """A random displacement of some parameters, 0 elsewhere."""
+    return {
+        name: zoo.normal(*p.shape, seed=seed + place).double() * (not names or name in names)
+        for place, (name, p) in enumerate(model.backbone.named_parameters())
+    }
+
+
+def exact(wide, tau):
+    """E |J tau|^2."""
+    moved = sum(rows @ tau[name].flatten() for name, rows in wide.items())
+    return float(moved.square().sum(1).mean())
+
+
+def close(found, wanted, rel=1e-10):
+    assert float(found) == pytest.approx(float(wanted), rel=rel)
+
+
+@pytest.mark.parametrize("layer", ["first", "last"])
+def test_expand_and_reduce_are_what_their_formulas_say(layer):
+    model, one = encoder(), task()
+    a, g = inside(model, one, layer)
+    weight = direction(model)[f"{layer}.weight"]
+    wide_a, wide_b = a.flatten(0, 1), g.flatten(0, 2)
+    expand = (wide_a.T @ wide_a / len(wide_a), wide_b.T @ wide_b / ROWS)
+    mean_a, sum_g = a.mean(1), g.sum(2).flatten(0, 1)
+    reduce = (mean_a.T @ mean_a / ROWS, sum_g.T @ sum_g / ROWS)
+    for kind, (left, right) in {"expand": expand, "reduce": reduce}.items():
+        block = factors(model, one, kind).blocks[f"{layer}.weight"]
+        close(block.square(weight), torch.trace(right @ weight @ left @ weight.T))
+
+
+def test_what_is_exact_is_exact_parameter_by_parameter():
+    model, one = encoder(), task()
+    wide = jacobian(model, one)
+    for kind in KINDS:
+        for name, block in factors(model, one, kind).blocks.items():
+            curvature = torch.einsum("nip,niq->pq", wide[name], wide[name]) / ROWS
+            delta = direction(model)[name]
+            if kind == "diagonal":
+                close(block.square(delta), curvature.diagonal() @ delta.flatten().square())
+            elif not name.endswith("weight") or "norm" in name:
+                close(block.square(delta), delta.flatten() @ curvature @ delta.flatten())
+
+
+def test_ekfac_has_the_diagonal_of_the_curvature_in_the_eigenvectors():
+    model, one = encoder(), task()
+    wide = jacobian(model, one)["first.weight"].view(ROWS, 2, 6, WIDE)
+    block = factors(model, one, "ekfac").blocks["first.weight"]
+    turned = block.outputs.T @ wide @ block.inputs
+    torch.testing.assert_close(block.scale, turned.square().sum(1).mean(0), rtol=1e-10, atol=1e-12)
+    eye = torch.eye(WIDE, dtype=torch.float64)
+    torch.testing.assert_close(block.inputs.T @ block.inputs, eye)
+
+
+def test_kronecker_factors_are_exact_without_a_nonlinearity_and_not_with_one():
+    model, one = encoder(Plain), task(shape=(WIDE,))
+    wide = jacobian(model, one)
+    tau = direction(model, "first.weight")
+    for kind in ("expand", "reduce"):
+        close(factors(model, one, kind).drift(tau), exact(wide, tau))
+    bent = Encoder(nn.Sequential(nn.Linear(WIDE, 6), nn.Tanh(), nn.Linear(6, 4)).double())
+    tau = {
+        name: zoo.normal(*p.shape, seed=5).double() * (name == "0.weight")
+        for name, p in bent.backbone.named_parameters()
+    }
+    ratio = float(factors(bent, one, "reduce").drift(tau)) / exact(jacobian(bent, one), tau)
+    assert abs(ratio - 1) > 0.01
+
+
+def test_exact_drift_is_the_mean_square_of_j_tau():
+    model, one, other = encoder(), task("a"), task("b", rows=7, classes=3)
+    found = ts.superpose(model, [one, other], 1.0, 0.5)
+    vectors = {task.name: vector for task, vector in found.vectors.items()}
+    table = exact_drift(model, vectors, [one, other])
+    for on in (one, other):
+        wide = jacobian(model, on)
+        for by, vector in vectors.items():
+            close(table[on.name][by], exact(wide, vector.deltas), 1e-9)
+    few = exact_drift(model, vectors, [one], rows=3, seed=1)
+    close(few["a"]["b"], exact(jacobian(model, one.subset(train=3, seed=1)), vectors["b"].deltas), 1e-9)
+
+
+def test_probes_are_right_on_average():
+    model, one = encoder(), task(classes=3)
+    tau = direction(model)
+    many = factors(model, one, "diagonal", probes=60).drift(tau)
+    close(many, factors(model, one, "diagonal").drift(tau), 0.2)
+    with pytest.raises(UsageError, match="at least 1"):
+        factors(model, one, probes=0)
+
+
+class Attention(nn.Module):
+    """One parameter in three parts, an embedding, and a parameter that no output depends on."""
+
+    def __init__(self):
+        super().__init__()
+        self.words = nn.Embedding(9, 4)
+        self.three = nn.Parameter(0.3 * torch.randn(12, 4))
+        self.idle = nn.Parameter(torch.ones(3))
+
+    def forward(self, ids):
+        x = self.words(ids)
+        query, key, value = (nn.functional.linear(x, part) for part in self.three.chunk(3))
+        return ((query @ key.mT).softmax(-1) @ value).mean(1)
+
+
+def test_views_tables_and_idle_parameters_have_blocks_too():
+    torch.manual_seed(1)
+    model = Encoder(Attention().double())
+    ids, y = torch.arange(20).view(5, 4) % 9, torch.arange(5) % 2
+    one = ts.Task.from_tensors(
+        "ids",
+        ["0", "1"],
+        train=(ids, y),
+        validation=(ids, y),
+        test=(ids, y),
+        head=Head(zoo.normal(2, 4).double()),
+    )
+    classifier = Classifier(model, one.head)
+    named = dict(model.backbone.named_parameters())
+    tau = {name: zoo.normal(*p.shape, seed=7).double() for name, p in named.items()}
+    found = factors(model, one, "diagonal")
+    total = 0.0
+    for row in ids:
+        for logit in classifier(row[None])[0]:
+            gradients = torch.autograd.grad(logit, list(named.values()), retain_graph=True, allow_unused=True)
+            total += sum(
+                float((g * tau[name]).square().sum())
+                for name, g in zip(named, gradients, strict=True)
+                if g is not None
+            )
+    close(found.drift(tau), total / len(ids))
+    assert any(name.startswith("three#") for name in found.blocks)
+    assert float(factors(model, one, "reduce").drift(tau)) > 0
+
+
+# -- merging, files ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", sorted(KINDS))
+def test_files_keep_everything(kind, tmp_path):
+    model, one = encoder(), task()
+    found = factors(model, one, kind, rows=4, seed=2)
+    read = Factors.load(found.save(tmp_path / "f.safetensors"))
+    tau = direction(model)
+    assert float(read.drift(tau)) == float(found.drift(tau))
+    assert (read.base, read.facts, read.bytes) == (found.base, found.facts, found.bytes)
+    assert repr(read) == f"Factors({kind}, 6 blocks of a, 4 rows)"
+    with pytest.raises(StoreError, match="already"):
+        found.save(tmp_path / "f.safetensors")
+
+
+@pytest.mark.parametrize("kind", ["reduce", "diagonal"])
+def test_merged_factors_are_means_and_cross_terms(kind):
+    model, one, other = encoder(), task("a"), task("b")
+    several = [factors(model, some, kind) for some in (one, other)]
+    both = merged(several)
+    assert [some["name"] for some in both.facts["tasks"]] == ["a", "b"]
+    for name, block in both.blocks.items():
+        mine, theirs = (found.blocks[name].tensors() for found in several)
+        for field, tensor in block.tensors().items():
+            torch.testing.assert_close(tensor, (mine[field] + theirs[field]) / 2)
+    assert float(merged([several[0]]).drift(direction(model))) == float(several[0].drift(direction(model)))
+
+
+def test_merged_eigenvectors_keep_the_trace():
+    model, one, other = encoder(), task("a"), task("b")
+    several = [factors(model, some, "ekfac") for some in (one, other)]
+    for name, block in merged(several).blocks.items():
+        if hasattr(block, "scale"):
+            wanted = sum(found.blocks[name].scale.sum() for found in several) / 2
+            close(block.scale.sum(), wanted)
+
+
+def test_thin_factors_are_the_same_at_full_energy_and_smaller_below():
+    model, one = encoder(), task()
+    found, tau = factors(model, one), direction(model)
+    close(compressed(found, 1.0).drift(tau), found.drift(tau), 1e-5)
+    thin = compressed(found, 0.6)
+    assert thin.bytes < found.bytes
+    assert float(thin.drift(tau)) < float(found.drift(tau))
+    close(merged([thin, thin]).drift(tau), thin.drift(tau), 1e-5)
+    assert thin.facts["energy"] == 0.6
+
+
+def test_what_cannot_be_is_refused_with_a_repair(tmp_path):
+    model, one = encoder(), task()
+    found = factors(model, one)
+    other = dataclasses.replace(found, base="x" * 64)
+    (tmp_path / "no.safetensors").write_bytes(b"no")
+    ts.closed_form(model, one, ridge=1.0).vector.save_pretrained(tmp_path / "v.safetensors")
+    words = task("w")
+    texts = ts.Task.from_tensors(
+        "texts", [], objective="next-token", train=(["a"], None), validation=(["a"], None), test=(["a"], None)
+    )
+    for error, told, ask in [
+        (UsageError, "Did you mean 'reduce'", lambda: factors(model, one, "reduced")),
+        (UsageError, "no logits", lambda: factors(model, texts)),
+        (MismatchError, "same `params`", lambda: found.drift({"first.weight": torch.ones(6, 3)})),
+        (UsageError, "at least one", lambda: merged([])),
+        (BaseMismatchError, "two models", lambda: merged([found, other])),
+        (MismatchError, "other kinds", lambda: merged([found, factors(model, words, "diagonal")])),
+        (UsageError, "above 0", lambda: compressed(found, 0.0)),
+        (UsageError, "no Kronecker", lambda: compressed(factors(model, one, "diagonal"))),
+        (StoreError, "v.safetensors", lambda: Factors.load(tmp_path / "v.safetensors")),
+        (StoreError, "no.safetensors", lambda: Factors.load(tmp_path / "no.safetensors")),
+    ]:
+        with pytest.raises(error, match=told):
+            ask()
+
+
+def test_a_model_without_layers_is_refused_with_the_way_out():
+    class Mixed(nn.Module):
+        """Attention of torch's own puts positions first."""
+
+        def __init__(self):
+            super().__init__()
+            self.inner = nn.MultiheadAttention(4, 2, batch_first=True)
+            self.first = nn.Linear(WIDE, 4)
+
+        def forward(self, x):
+            x = self.first(x)
+            return self.inner(x, x, x, need_weights=False)[0].mean(1)
+
+    with pytest.raises(ModelError, match="Take `Exact`"):
+        factors(Encoder(Mixed().double()), task())
+
+
+def test_a_damaged_file_is_told(tmp_path):
+    from safetensors import safe_open
+    from safetensors.torch import load_file, save_file
+
+    file = factors(encoder(), task()).save(tmp_path / "f.safetensors")
+    with safe_open(file, "pt") as opened:
+        about = opened.metadata()
+    tensors = load_file(file)
+    for change in (
+        {"facts": "{"}, {"facts": json.dumps({"kind": "reduce"})},
+        {"facts": json.dumps({"kind": 1, "rows": 2, "tasks": 3})},
+    ):  # fmt: skip
+        save_file(tensors, tmp_path / "bad.safetensors", {**about, **change})
+        with pytest.raises(StoreError, match="damaged"):
+            Factors.load(tmp_path / "bad.safetensors")
+    save_file({"x|what|y": torch.ones(1)}, tmp_path / "bad.safetensors", about)
+    with pytest.raises(StoreError, match="damaged"):
+        Factors.load(tmp_path / "bad.safetensors")

@@ -1,0 +1,257 @@
+"""Penalties in the training loop: their value, that they are obeyed, and that an interrupted run goes on as if not."""
+
+import dataclasses
+import itertools
+
+import pytest
+import torch
+from torch import nn
+from torch.func import functional_call
+
+import tauspan as ts
+from helpers import zoo
+from tauspan.core.errors import BaseMismatchError, MismatchError, NonFiniteError, StoreError, UsageError
+from tauspan.drift import Exact, Factored, Orthogonal, Penalty, TauJp, exact_drift, factors
+from tauspan.models import Encoder, Head
+from tauspan.train.penalty import Training
+from tauspan.train.trainee import trainee
+
+WIDE = 3
+
+
+def encoder():
+    torch.manual_seed(0)
+    return Encoder(nn.Sequential(nn.Linear(WIDE, 6), nn.Tanh(), nn.Linear(6, 4)).double())
+
+
+def task(name, rows=8, classes=2):
+    seed = ord(name)
+    x = zoo.normal(rows, WIDE, seed=seed).double()
+    y = torch.arange(rows) % classes
+    head = Head(zoo.normal(classes, 4, seed=seed + 1).double())
+    labels = [str(place) for place in range(classes)]
+    return ts.Task.from_tensors(name, labels, train=(x, y), validation=(x, y), test=(x, y), head=head)
+
+
+def numbers(name, seed):
+    x, y = zoo.normal(6, WIDE, seed=seed).double(), zoo.normal(6, 2, seed=seed + 9).double()
+    return ts.Task.from_tensors(
+        name, ["u", "v"], objective="regression", train=(x, y), validation=(x, y), test=(x, y),
+        head=Head(zoo.normal(2, 4, seed=seed).double()),
+    )  # fmt: skip
+
+
+def every():
+    """One of each penalty by its name."""
+    other = [task("b"), task("c", rows=5, classes=3)]
+    return {
+        "exact": Exact(other, 0.5, rows=3),
+        "exact, in turn": Exact(other, 0.5, rows=3, turn=True),
+        "exact, kept": Exact(other, 0.5, rows=3, kept=2),
+        "tau-jp": TauJp(other, 0.5, rows=3),
+        "factored": Factored([factors(encoder(), one) for one in other], 0.5, other),
+        "orthogonal": Orthogonal(0.1, scale=0.01),
+        "orthogonal, squared": Orthogonal(0.1, squared=True),
+    }
+
+
+def settings(regime="linear", **options):
+    return ts.Settings(regime, **{"lr": 0.02, "epochs": 3, "batch_size": 4, **options})
+
+
+def flat(vector):
+    return torch.cat([vector.deltas[name].flatten() for name in sorted(vector.deltas)])
+
+
+@pytest.mark.parametrize("regime", ["linear", "standard"])
+@pytest.mark.parametrize("name", list(every()))
+def test_a_run_with_a_penalty_goes_on_bit_by_bit(name, regime, tmp_path):
+    whole = ts.finetune(encoder(), task("a"), settings(regime), penalty=every()[name])
+    plain = ts.finetune(encoder(), task("a"), settings(regime))
+    assert not torch.equal(flat(whole.task_vector), flat(plain.task_vector))
+    assert all("penalty" in one for one in whole.history if one["split"] == "train")
+    stop = {"after": 3}
+
+    def interrupt(entry):
+        if entry["split"] == "train":
+            stop["after"] -= 1
+            if not stop["after"]:
+                raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        ts.finetune(
+            encoder(), task("a"), settings(regime), out=tmp_path / "run", checkpoint_every=1, on_log=interrupt,
+            penalty=every()[name],
+        )  # fmt: skip
+    resumed = ts.finetune(
+        encoder(), task("a"), settings(regime), out=tmp_path / "run", resume=True, penalty=every()[name]
+    )
+    assert torch.equal(flat(resumed.task_vector), flat(whole.task_vector))
+    again = ts.finetune(
+        encoder(), task("a"), settings(regime), out=tmp_path / "run", resume=True, penalty=every()[name]
+    )
+    assert again.reused
+    with pytest.raises(StoreError, match="other settings"):
+        ts.finetune(encoder(), task("a"), settings(regime), out=tmp_path / "run", resume=True)
+
+
+def test_exact_drift_beside_the_squared_loss_is_what_superpose_minimises():
+    """At the closed form the gradient of mean l(f_t) + w/2 E |J_s tau|^2 is that of the ridge alone."""
+    first, second, model = numbers("first", 1), numbers("second", 2), encoder()
+    weight, ridge = 0.7, 0.4
+    tau = next(iter(ts.superpose(model, [first, second], weight, ridge).vectors.values()))
+    chosen = settings()
+    what = trainee(model, [first.head], chosen)
+    with torch.no_grad():
+        for name, parameter in what.parameters.items():
+            parameter.copy_(tau.deltas[name])
+    rows = first.split("train")
+    term = Exact([second], weight * factor(first), rows=6).begun(Training(model, what, chosen, "first"))
+    loss = first.objective.total(what(torch.stack(list(rows.inputs))), rows.labels) / len(rows)
+    (loss + term(0)).backward()
+    for name, parameter in what.parameters.items():
+        wanted = -factor(first) * ridge / len(rows) * tau.deltas[name]
+        torch.testing.assert_close(parameter.grad, wanted, rtol=1e-8, atol=1e-10)
+
+
+def factor(one):
+    """What the loss of regression is beside 1/2 |f - y|^2."""
+    found = one.objective.total(torch.tensor([[2.0, 0.0]]), torch.zeros(1, 2))
+    return float(found) / 2.0
+
+
+@pytest.mark.parametrize("kept", [0, 1])
+@pytest.mark.parametrize("regime", ["linear", "standard"])
+def test_the_value_is_the_formula(regime, kept):
+    """On all rows: weight / 2 E |change|^2, and weight E |change|, the change by ordinary calls of the model."""
+    other, third, model = task("b"), task("c", rows=5, classes=3), encoder()
+    chosen = settings(regime)
+    what = trainee(model, [task("a").head], chosen)
+    with torch.no_grad():
+        for place, parameter in enumerate(what.parameters.values()):
+            parameter += 0.1 * zoo.normal(*parameter.shape, seed=place).double()
+    run = Training(model, what, chosen, "a")
+    moved = {name: delta.detach() for name, delta in run.tau().items()}
+    theta = dict(model.backbone.named_parameters())
+
+    def logits(at, one):
+        features = functional_call(model.backbone, at, (torch.stack(list(one.split("train").inputs)),))
+        return one.head(features)
+
+    squares, norms = [], []
+    for one in (other, third):
+        at = {name: value.detach() for name, value in theta.items()}
+        if regime == "linear":
+            _, change = torch.func.jvp(lambda given, one=one: logits(given, one), (at,), (moved,))
+        else:
+            change = logits({name: value + moved[name] for name, value in at.items()}, one) - logits(at, one)
+        squares.append(change.square().sum(1).mean())
+        norms.append(change.square().sum(1).sqrt().mean())
+    for kind, wanted in ((Exact, 0.15 * sum(squares) / 2), (TauJp, 0.3 * sum(norms) / 2)):
+        found = kind([other, third], 0.3, rows=8, kept=kept).begun(run)(0)
+        torch.testing.assert_close(found, wanted, rtol=1e-10, atol=1e-12)
+    turns = Exact([other, third], 0.3, rows=8, turn=True, kept=kept).begun(run)
+    for step in range(3):
+        torch.testing.assert_close(turns(step), 0.15 * squares[step % 2], rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize("name", ["exact", "exact, in turn", "exact, kept", "tau-jp", "factored"])
+def test_a_large_weight_leaves_the_others_where_they_are(name):
+    mild, strong = (
+        ts.finetune(encoder(), task("a"), settings(epochs=30), penalty=scaled(every()[name], weight))
+        for weight in (0.0, 50.0)
+    )
+    drift = [sum(run.task_vector.info["penalty"]["drift"].values()) for run in (mild, strong)]
+    assert drift[1] < 0.3 * drift[0]
+
+
+def scaled(penalty, weight):
+    return dataclasses.replace(penalty, weight=weight)
+
+
+def test_the_ratio_is_approximate_over_exact():
+    other, model = task("b"), encoder()
+    found = factors(model, other)
+    run = ts.finetune(model, task("a"), settings(), penalty=Factored([found], 0.1, [other]))
+    info = run.task_vector.info["penalty"]
+    exact = exact_drift(model, {"a": run.task_vector}, [other])["b"]["a"]
+    assert info["drift"]["b"] == pytest.approx(exact, rel=1e-9)
+    near = float(found.drift(run.task_vector.deltas))
+    assert info["ratio"]["b"] == pytest.approx(near / exact, rel=1e-9)
+    alone = ts.finetune(model, task("a"), settings(), penalty=Factored([found], 0.1))
+    assert "ratio" not in alone.task_vector.info["penalty"]
+
+
+def test_a_penalty_of_your_own():
+    class Short(Penalty):
+        def facts(self):
+            return {"kind": "Short"}
+
+        def begun(self, run):
+            return lambda step: sum(delta.square().sum() for delta in run.tau().values()) * 10
+
+    own, plain = (
+        ts.finetune(encoder(), task("a"), settings(epochs=20), penalty=one) for one in (Short(), None)
+    )
+    assert own.task_vector.norm() < 0.5 * plain.task_vector.norm()
+    assert own.task_vector.info["penalty"] == {"kind": "Short"}
+
+    class Endless(Short):
+        def begun(self, run):
+            return lambda step: sum(delta.sum() for delta in run.tau().values()) * float("inf")
+
+    with pytest.raises(NonFiniteError, match="the penalty is"):
+        ts.finetune(encoder(), task("a"), settings(), penalty=Endless())
+
+
+def test_several_tasks_and_small_spaces_take_penalties_too():
+    other = [task("b")]
+    together = ts.finetune(encoder(), [task("a"), task("c")], settings(), penalty=Exact(other, 0.1))
+    assert together.task_vector.info["penalty"]["kind"] == "Exact"
+    small = ts.finetune(encoder(), task("a"), settings(space="lora:1"), penalty=Exact(other, 0.1, rows=4))
+    assert small.task_vector.space is not None
+
+
+def test_what_cannot_be_is_refused_with_a_repair():
+    model, other = encoder(), task("b")
+    found = factors(model, other)
+    texts = ts.Task.from_tensors(
+        "texts", [], objective="next-token", train=(["a"], None), validation=(["a"], None), test=(["a"], None)
+    )
+    moved = encoder()
+    with torch.no_grad():
+        next(moved.parameters()).add_(1.0)
+
+    def run(penalty, one=model, **options):
+        return ts.finetune(one, task("a"), settings(**options), penalty=penalty)
+
+    for error, told, ask in [
+        (UsageError, "no other task", lambda: run(Exact([]))),
+        (UsageError, "no logits", lambda: run(Exact([texts]))),
+        (UsageError, "0 or more", lambda: Exact([other], -1.0)),
+        (UsageError, "at least 1 row", lambda: TauJp([other], rows=0)),
+        (UsageError, "0 or more", lambda: Factored([found], float("nan"))),
+        (UsageError, r"factors\(encoder, task\)", lambda: Factored([])),
+        (UsageError, "give the task of each", lambda: Factored([found], others=[other, other])),
+        (BaseMismatchError, "compute them anew", lambda: run(Factored([found]), moved)),
+        (MismatchError, "same `params`", lambda: run(Factored([found]), params=["0.weight"])),
+        (UsageError, "0 or more", lambda: Orthogonal(-1.0)),
+        (UsageError, "matrix", lambda: run(Orthogonal(), params=["0.bias"])),
+        (UsageError, "shard=True", lambda: ts.finetune(model, task("a"), shard=True, penalty=Orthogonal())),
+    ]:
+        with pytest.raises(error, match=told):
+            ask()
+
+
+def test_keys_differ_by_everything_that_decides_the_vector():
+    other, third = task("b"), task("c")
+    model = encoder()
+    many = [
+        None, Exact([other]), Exact([third]), Exact([other], 0.5), Exact([other], rows=3), Exact([other], turn=True),
+        Exact([other], kept=2), TauJp([other], 1.0), Factored([factors(model, other)]), Factored([factors(model, third)]),
+        Factored([factors(model, other, "expand")]), Orthogonal(), Orthogonal(squared=True),
+    ]  # fmt: skip
+    quick = settings(epochs=1, max_steps=1)
+    keys = [ts.finetune(model, task("a"), quick, penalty=one).task_vector.info["key"] for one in many]
+    for left, right in itertools.combinations(keys, 2):
+        assert left != right

@@ -52,6 +52,10 @@ def _add_searches(edit: Any, verb: Verb) -> list[argparse.ArgumentParser]:
     added = verb(edit, "add", "one model for all tasks: theta0 + alpha * sum of vectors", edit_add)
     negated = verb(edit, "negate", "forget a task, keep the controls: theta0 - alpha * vector", edit_negate)
     _add_pairs(added)
+    added.add_argument(
+        "--guided", action="store_true",
+        help="standard regime: choose the coefficient by the tangent model, in one pass over validation rows",
+    )  # fmt: skip
     _add_target(negated)
     for made in (added, negated):
         made.add_argument(
@@ -162,11 +166,12 @@ def _solver(options: argparse.Namespace) -> dict[str, Any]:
 
 def edit_add(options: argparse.Namespace) -> None:
     """Choose one coefficient for the sum of the vectors, and report the accuracies there."""
-    from tauspan.editing import add
+    from tauspan.editing import Editor
 
     _require_free(options)
     pairs = pairs_of(options.pairs, options.rows)
-    _combined(add(encoder_of(options), pairs, options.regime, **_search(options)), options)
+    editor = Editor(encoder_of(options), pairs, options.regime, reading=reading(options), ahead=False)
+    _combined(editor.add(grid=_grid(options.grid), guided=options.guided), options)
 
 
 def _target(options: argparse.Namespace) -> "tuple[Task, TaskVector, list[Task]]":

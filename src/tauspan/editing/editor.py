@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import cast
 
 from tauspan.core.arguments import checked
 from tauspan.core.choices import Distance, EditRegime, SplitName
@@ -15,7 +16,7 @@ from tauspan.editing.maps.asked import GRID, Axis
 from tauspan.editing.maps.disturbance import Disturbance, disturbance
 from tauspan.editing.maps.maps import Maps, drawn, wanted
 from tauspan.editing.model.directions import Directions
-from tauspan.editing.model.edited import Coefs, EditedModel, edited_model
+from tauspan.editing.model.edited import EditedModel, TangentModel, edited_model
 from tauspan.editing.model.regime import edit_regime
 from tauspan.editing.search.addition import Addition, addition
 from tauspan.editing.search.box import Bounds
@@ -26,6 +27,7 @@ from tauspan.editing.search.negation import Negation, negation, require_controls
 from tauspan.editing.search.numbers import require_at_least
 from tauspan.editing.search.pareto import Front, traced_front
 from tauspan.editing.search.unknowns import GroupPatterns, Per, Unknowns, unknowns
+from tauspan.editing.search.untangle import Untangled, require_several, untangled
 from tauspan.models import Encoder
 from tauspan.store import require_free
 from tauspan.tasks import Task
@@ -96,18 +98,31 @@ class Editor:
 
     @noted
     @checked
-    def add(self, *, grid: Grid = "paper") -> Addition:
-        """Add all vectors with one shared coefficient; see `tauspan.add`."""
+    def add(self, *, grid: Grid = "paper", guided: bool = False) -> Addition:
+        """Add all vectors with one shared coefficient; see `tauspan.add`.
+
+        Args:
+            grid: as for `tauspan.add`.
+            guided: in the standard regime, choose alpha by the tangent model of the same vectors: one pass over the
+                validation rows in place of one for each coefficient of the grid. What is printed for the test rows is the
+                ordinary model's own. How near the choice comes depends on how far the tangent model holds.
+
+        Raises:
+            UsageError: `guided` in a tangent regime, where every coefficient comes from one pass already.
+        """
         tasks = list(self.vectors)
-        if self.ahead:
-            model = self._whole(tasks)
-            whole, own = dict.fromkeys(self._named, 1.0), {task: {task.name: 1.0} for task in tasks}
-            return addition(model, self.vectors, whole, own, grid)
-        first, *others = self._named.values()
-        each = {f"own {name}": vector for name, vector in self._named.items()}
-        directions = Directions.whole({"sum": sum(others, first).named("sum"), **each})
-        singly: Mapping[Task, Coefs] = {task: {f"own {task.name}": 1.0} for task in tasks}
-        return addition(self._model(directions, tasks), self.vectors, {"sum": 1.0}, singly, grid)
+        directions, whole = Directions.whole(self._named), dict.fromkeys(self._named, 1.0)
+        own = {task: {task.name: 1.0} for task in tasks}
+        if not self.ahead:  # the sum as one direction, and each vector alone
+            first, *others = self._named.values()
+            each = {f"own {name}": vector for name, vector in self._named.items()}
+            directions, whole = (
+                Directions.whole({"sum": sum(others, first).named("sum"), **each}),
+                {"sum": 1.0},
+            )
+            own = {task: {f"own {task.name}": 1.0} for task in tasks}
+        guide = self._guide(directions, tasks) if guided else None
+        return addition(self._model(directions, tasks), self.vectors, whole, own, grid, guide)
 
     @noted
     @checked
@@ -161,6 +176,47 @@ class Editor:
             self._of(free, list(self.vectors)), free, self.vectors, per=per, bounds=bounds, ridge=ridge, l1=l1,
             split=split, bootstrap=bootstrap, seed=seed, tolerance=tolerance, max_evaluations=max_evaluations,
         )  # fmt: skip
+
+    @noted
+    @checked
+    def untangle(
+        self,
+        *,
+        per: Per = "task",
+        groups: GroupPatterns | None = None,
+        weight: float = 1.0,
+        ridge: float = 1e-3,
+        split: SplitName = "validation",
+    ) -> Untangled:
+        """New vectors from the given ones, each of which keeps its own task and moves the others less, in closed form.
+
+        The vectors may have been made by anybody. Each new one is a combination of all given ones (or of their layers)
+        whose change of logits on its own task's inputs is that of the given one and on the others' inputs is 0, in least
+        squares: c_s = (G_s + weight sum_{t != s} G_t + mu)^-1 G_s e_s, with G_t the Gram matrix of the changes J tau_u.
+        It is `superpose` restricted to the span of the given vectors. Ordinary vectors are read in the tangent model.
+
+        Args:
+            per: a coefficient for each given vector (`"task"`), or for each layer of it (`"layer"`).
+            groups: patterns of tensor names by group, in place of layers.
+            weight: what the others' inputs count.
+            ridge: of the solve, relative to the mean of the diagonal.
+            split: whose inputs are read; labels are not.
+
+        Returns:
+            An `Untangled`; `Editor(encoder, result.vectors)` adds them.
+
+        Cost:
+            One pass over the split with T (or T times layers) tangents, and a solve of that size for each task.
+        """
+        if per not in ("task", "layer"):
+            raise UsageError(f"per={per!r}: vectors are combined by 'task' or 'layer'.")
+        require_at_least(0, weight=weight, ridge=ridge)
+        require_several(self.vectors)
+        free = unknowns(self.encoder, self._named, per, groups)
+        read: EditRegime = "linear" if self.regime == "linear" else "posthoc"
+        model = edited_model(self.encoder, free.directions, read, self.reading)
+        model.make_heads(list(self.vectors))
+        return untangled(cast(TangentModel, model), free, self.vectors, self.regime, weight, ridge, split)
 
     @noted
     @checked
@@ -303,6 +359,16 @@ class Editor:
         return page
 
     # -- models ----------------------------------------------------------------------------------------------
+
+    def _guide(self, directions: Directions, tasks: Sequence[Task]) -> EditedModel:
+        """The tangent model of ordinary vectors."""
+        if self.regime != "standard":
+            raise UsageError(
+                f"guided=True in the regime {self.regime!r}: every coefficient comes from one pass already. Leave it out."
+            )
+        guide = edited_model(self.encoder, directions, "posthoc", self.reading, self.ahead)
+        guide.make_heads(tasks)
+        return guide
 
     def _target(self, task: Task | str, controls: Sequence[Task] | None) -> tuple[Task, list[Task]]:
         by_name = {one.name: one for one in self.vectors}

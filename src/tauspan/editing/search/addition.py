@@ -124,6 +124,7 @@ def addition(
     whole: Coefs,
     own: Mapping[Task, Coefs],
     grid: Grid,
+    guide: EditedModel | None = None,
 ) -> Addition:
     """theta0 + alpha * whole, alpha by mean normalised accuracy on validation; the test split is read once, after it.
 
@@ -133,17 +134,22 @@ def addition(
         whole: the coefficients of the sum of all vectors.
         own: the coefficients of each task's own vector.
         grid: the candidates.
+        guide: stands for the model in the choice of alpha, where it answers for less.
     """
     tasks = list(vectors)
     needs = {task: list({**whole, **own[task]}) for task in tasks}
-    model.read(needs, "validation")
-    alpha, scores = search_shared(model, tasks, whole, own, grid, f"add, {model.regime}")
+    chooser = model if guide is None else guide
+    chooser.read(needs, "validation")
+    alpha, scores = search_shared(chooser, tasks, whole, own, grid, f"add, {chooser.regime}")
     model.read(needs, "test")
     rows = [added_task(model, task, alpha, whole, own[task]) for task in tasks]
+    remark = scores.remark(grid, alpha)
+    if guide is not None:
+        remark = f" of the tangent model ({guide.regime}), which stands for the ordinary one{remark}"
     return Addition(
         encoder=model.encoder, vectors={task.name: vector for task, vector in vectors.items()},
         regime=model.regime, point=model.point, coefficients={task.name: alpha for task in tasks},
-        alpha=alpha, tasks=rows, mean=mean_added(rows), curve=scores.rows, remark=scores.remark(grid, alpha),
+        alpha=alpha, tasks=rows, mean=mean_added(rows), curve=scores.rows, remark=remark,
         provenance=facts_of(model, vectors.values(), grid=named(grid)),
     )  # fmt: skip
 

@@ -111,7 +111,7 @@ class Trial:
             row: dict[str, Any] = json.loads(file.read_text())
             return row
         vectors = {task: self.trained(task, seed, lr).task_vector for task in self.tasks}
-        found = ts.Editor(self.encoder, vectors, reading=ts.Reading(max_tokens=TOKENS)).add(grid=GRID)
+        found = ts.add(self.encoder, vectors, grid=GRID, reading=ts.Reading(max_tokens=TOKENS))
         made = {
             "lr": lr,
             "single": {one.task: one.single for one in found.tasks},

@@ -26,6 +26,7 @@ from tauspan.editing.search.grid import Grid
 from tauspan.editing.search.negation import Negation, negation, require_controls
 from tauspan.editing.search.numbers import require_at_least
 from tauspan.editing.search.pareto import Front, traced_front
+from tauspan.editing.search.subsets import Subsets, subsets
 from tauspan.editing.search.unknowns import GroupPatterns, Per, Unknowns, unknowns
 from tauspan.editing.search.untangle import Untangled, require_several, untangled
 from tauspan.models import Encoder
@@ -176,6 +177,30 @@ class Editor:
             self._of(free, list(self.vectors)), free, self.vectors, per=per, bounds=bounds, ridge=ridge, l1=l1,
             split=split, bootstrap=bootstrap, seed=seed, tolerance=tolerance, max_evaluations=max_evaluations,
         )  # fmt: skip
+
+    @noted
+    @checked
+    def subsets(self, *, floor: float = 0.98, bootstrap: int = 1000, seed: int = 0) -> Subsets:
+        """Which of the vectors to add at coefficient 1, and what each is worth to each task.
+
+        All 2^T subsets are measured on validation rows. The best has the highest mean accuracy over all tasks among
+        those in which every added task keeps `floor` of its own vector's accuracy; of equals, the smaller. It is measured
+        on test rows beside the sum of all, in pairs of rows. The worth of a vector to a task is its Shapley value: what
+        it adds to the task's accuracy, averaged over all orders in which the vectors could be added.
+
+        Args:
+            floor: the share to keep, from 0.
+            bootstrap: resamples behind each 95 % interval; 0 for none.
+            seed: of the resamples.
+
+        Raises:
+            UsageError: one vector, or more than 12; tasks without classes.
+
+        Cost:
+            In the tangent regimes one pass, then a contraction for each subset. In the standard regime 2^T evaluations.
+        """
+        require_at_least(0, floor=floor, bootstrap=bootstrap)
+        return subsets(self._whole(list(self.vectors)), self.vectors, floor, bootstrap, seed)
 
     @noted
     @checked

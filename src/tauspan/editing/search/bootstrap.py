@@ -101,6 +101,14 @@ def metric_intervals(
     return dict(zip(scores, _percentiles(values), strict=True)), whole
 
 
+def mean_interval(values: Tensor, draws: int, seed: int = 0) -> Interval | None:
+    """The 95 % interval of a mean over rows, by resampling them; None without resamples."""
+    drawn = counts([len(values)], draws, seed)
+    if not drawn:
+        return None
+    return _percentiles(np.array([[float(n @ values.double()) / len(values)] for (n,) in drawn]))[0]
+
+
 def _percentiles(table: "np.ndarray[tuple[int, int], np.dtype[np.float64]]") -> list[Interval]:
     """Low and high of each column."""
     tail = 50 * (1 - _LEVEL)

@@ -10,9 +10,9 @@ A new penalty is a subclass of `Penalty`.
 from tauspan.drift.blocks import Block
 from tauspan.drift.curvature import KINDS, factors
 from tauspan.drift.factors import Factors, compressed, merged
-from tauspan.drift.ghosts import Exact, TauJp
 from tauspan.drift.measure import exact_drift
 from tauspan.drift.penalties import Factored, Orthogonal
+from tauspan.drift.rows import Exact, TauJp
 from tauspan.train.penalty import Penalty, Training
 
 __all__ = [

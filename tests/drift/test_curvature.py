@@ -221,6 +221,31 @@ def test_views_tables_and_idle_parameters_have_blocks_too():
     assert float(factors(model, one, "reduce").drift(tau)) > 0
 
 
+class Turned(nn.Module):
+    """The layers of `Layers`, the first of which is stored as (a, b), as GPT-2 does."""
+
+    def __init__(self, like):
+        super().__init__()
+        self.weight = nn.Parameter(like.first.weight.detach().T.clone())
+        self.bias = nn.Parameter(like.first.bias.detach().clone())
+        self.norm, self.last, self.between = like.norm, like.last, like.between
+
+    def forward(self, x):
+        flat = torch.addmm(self.bias, x.reshape(-1, x.shape[-1]), self.weight)
+        return self.last(self.between(self.norm(flat.view(*x.shape[:-1], -1)))).mean(1)
+
+
+@pytest.mark.parametrize("kind", sorted(KINDS))
+def test_a_weight_that_is_stored_the_other_way_round_has_the_same_drift(kind):
+    plain, one = encoder(), task()
+    turned = Encoder(Turned(plain.backbone).double())
+    tau = direction(plain, "first.weight")
+    wanted = factors(plain, one, kind).drift(tau)
+    other = {name: torch.zeros_like(p) for name, p in turned.backbone.named_parameters()}
+    other["weight"] = tau["first.weight"].T
+    close(factors(turned, one, kind).drift(other), wanted, 1e-9)
+
+
 # -- merging, files ------------------------------------------------------------------------------------------
 
 

@@ -23,9 +23,14 @@ class Block(ABC):
         """The value tau^T G tau for tau in the form (b, a) of a layer, or flat, with its graph."""
 
     @classmethod
-    @abstractmethod
     def mean(cls, blocks: Sequence[Self], weights: Sequence[float]) -> Self:
-        """One block in the place of several, with weights that sum to 1."""
+        """One block in the place of several, with weights that sum to 1: by default the mean of each tensor.
+
+        It is exact where the value is linear in the tensors. Of Kronecker factors it has cross terms A_s x B_u of
+        different blocks, as in TAK.
+        """
+        tensors = [one.tensors() for one in blocks]
+        return cls(**{name: _averaged([one[name] for one in tensors], weights) for name in tensors[0]})
 
     def tensors(self) -> dict[str, Tensor]:
         """The fields by name."""
@@ -48,14 +53,6 @@ class Kronecker(Block):
         """Two products of the size of the weight."""
         matrix = tau.view(len(self.outputs), len(self.inputs))
         return ((self.outputs.to(tau) @ matrix) * (matrix @ self.inputs.to(tau))).sum()
-
-    @classmethod
-    def mean(cls, blocks: Sequence[Self], weights: Sequence[float]) -> Self:
-        """The mean of A times the mean of B: cross terms A_s x B_u come in, as in TAK."""
-        return cls(
-            _averaged([one.inputs for one in blocks], weights),
-            _averaged([one.outputs for one in blocks], weights),
-        )
 
 
 @dataclass(frozen=True, eq=False)
@@ -122,14 +119,6 @@ class Table(Block):
         rows = tau.view(len(self.often), len(self.outputs))
         return (self.often.to(tau)[:, None] * (rows @ self.outputs.to(tau)) * rows).sum()
 
-    @classmethod
-    def mean(cls, blocks: Sequence[Self], weights: Sequence[float]) -> Self:
-        """As of a weight."""
-        return cls(
-            _averaged([one.often for one in blocks], weights),
-            _averaged([one.outputs for one in blocks], weights),
-        )
-
 
 @dataclass(frozen=True, eq=False)
 class Whole(Block):
@@ -143,11 +132,6 @@ class Whole(Block):
         flat = tau.flatten()
         return flat @ (self.matrix.to(tau) @ flat)
 
-    @classmethod
-    def mean(cls, blocks: Sequence[Self], weights: Sequence[float]) -> Self:
-        """Exact again."""
-        return cls(_averaged([one.matrix for one in blocks], weights))
-
 
 @dataclass(frozen=True, eq=False)
 class Diagonal(Block):
@@ -159,11 +143,6 @@ class Diagonal(Block):
     def square(self, tau: Tensor) -> Tensor:
         """A sum over entries."""
         return (self.entries.to(tau) * tau.flatten().square()).sum()
-
-    @classmethod
-    def mean(cls, blocks: Sequence[Self], weights: Sequence[float]) -> Self:
-        """Exact again."""
-        return cls(_averaged([one.entries for one in blocks], weights))
 
 
 BLOCKS: Mapping[str, type[Block]] = {

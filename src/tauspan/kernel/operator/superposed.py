@@ -126,14 +126,16 @@ class Superposed(Result):
     def report(self) -> Report:
         """For each task, how well its rows are fitted and how far the vectors of others move them."""
         union = self.setting.union
-        moved = {name: union.split(union.matvec(one.alpha)) for name, one in self.solutions.items()}
+        every = {name: union.split(union.matvec(one.alpha)) for name, one in self.solutions.items()}
         rows: list[dict[str, Cell]] = []
         for on in self.tasks:
-            wanted = self.setting.residuals[on]
+            present, outputs = self.setting.present(on), union.kernels[on].outputs
+            moved = {by: {on: one[on].view(-1, outputs)[present]} for by, one in every.items()}
+            wanted = self.setting.residuals[on].view(-1, outputs)[present]
             others = sum((moved[by][on] for by in self.tasks if by != on), torch.zeros_like(wanted))
             rows.append({
                 "task": on,
-                "rows": len(self.setting.present(on)),
+                "rows": len(present),
                 "missed": rms(wanted - moved[on][on]) / (rms(wanted) or 1.0),
                 "missed by the sum": rms(wanted - moved[on][on] - others) / (rms(wanted) or 1.0),
                 "moved by others": rms(others) / (rms(moved[on][on]) or 1.0),

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any, Literal
 
 import torch
@@ -91,21 +92,27 @@ class Setting:
         gone = set(self.gone.get(name, ()))
         return [row for row in range(self.union.kernels[name].samples) if row not in gone]
 
+    @cached_property
+    def _taken(self) -> dict[str, list[int]]:
+        """The rows of each kernel that are ghosts for other tasks; none of those that other inputs stand for."""
+        generic = self.ghosts.inputs is not None
+        return {
+            name: self.ghosts.chosen(kernel, self.present(name)) if name.endswith(_INPUTS) == generic else []
+            for name, kernel in self.union.kernels.items()
+        }
+
     def weights(self, target: str) -> Tensor:
         """What each entry counts in the loss of one task, shape (n)."""
         found = torch.zeros(self.union.shape[0], dtype=torch.float64)
         for name, span in self.union.spans.items():
-            owner, kernel = name.removesuffix(_INPUTS), self.union.kernels[name]
-            generic, present = owner != name, self.present(name)
+            owner, rows, weight = name.removesuffix(_INPUTS), self._taken[name], 1.0
             if name == target:
-                rows, weight = present, 1.0
-            elif owner == target or generic != (self.ghosts.inputs is not None):
+                rows = self.present(name)
+            elif owner == target or not rows:
                 continue
             else:
-                rows = self.ghosts.chosen(kernel, present)
-                count = len(self.present(owner)) if generic else len(present)
-                weight = self.ghosts.weight_of(owner) * count / max(len(rows), 1)
-            found[span].view(-1, kernel.outputs)[rows] = weight
+                weight = self.ghosts.weight_of(owner) * len(self.present(owner)) / len(rows)
+            found[span].view(-1, self.union.kernels[name].outputs)[rows] = weight
         return found
 
     def wanted(self, target: str) -> Tensor:

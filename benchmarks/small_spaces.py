@@ -135,7 +135,7 @@ def table(found: dict[Trial, list[dict[str, Any]]]) -> list[dict[str, Any]]:
             "regime": trial.regime,
             "numbers": runs[0]["numbers"],
         }
-        cells["lr"] = runs[0]["lr"]
+        cells["lr"] = f"{runs[0]['lr']:g}"
         for kind in ("zero shot", "single", "added"):
             means = [statistics.mean(run[kind].values()) for run in runs]
             cells[kind] = statistics.mean(means)

@@ -249,7 +249,5 @@ def test_what_cannot_be_planned_is_said() -> None:
         ts.plan(runs.encoder(), runs.points(), processes=0)
     with pytest.raises(UsageError, match=r"cache='primal' cannot be planned yet: .*cache='none'"):
         ts.plan(runs.encoder(), runs.points(), ts.Settings(cache="primal"))
-    with pytest.raises(UsageError, match=r"shard=True in the space 'lora:2'.*Leave one out"):
-        ts.plan(runs.encoder(), runs.points(), ts.Settings(space="lora:2"), shard=True, processes=2)
     with pytest.raises(UsageError, match="no task"):
         ts.plan(runs.encoder(), [])

@@ -93,6 +93,7 @@ def shared(folder: Path) -> dict[str, Run]:
         ("clip", dataclasses.replace(TEXTS, batch_size=4), pictures, vision),
         ("llama", TEXTS, languages.sums(), llama),
         ("tied", TEXTS, languages.sums(), tied),
+        ("small", dataclasses.replace(TEXTS, space="lora:2", lr=1e-2), languages.sums(), llama),
         ("stack", STACK, points(), stack()),
     ]  # fmt: skip
     found = {
@@ -261,7 +262,7 @@ def alone(tmp_path_factory: Any) -> dict[str, Run]:
 NAMES = [
     *(
         f"{kind}-{regime}"
-        for kind in ("mlp64", "bert", "clip", "llama", "tied", "stack")
+        for kind in ("mlp64", "bert", "clip", "llama", "tied", "small", "stack")
         for regime in REGIMES
     ),
     "some-linear",
@@ -278,7 +279,7 @@ def test_shards_learn_what_one_process_learns(
     gaps = {tensor: delta - many.deltas[tensor] for tensor, delta in deltas(one).items()}
     if name.startswith(("bert", "clip")):
         gaps = {tensor: gap for tensor, gap in gaps.items() if not tensor.endswith(KEY_BIASES)}
-    wide = name.startswith(("mlp64", "llama", "tied", "stack", "some"))
+    wide = name.startswith(("mlp64", "llama", "tied", "small", "stack", "some"))
     assert params.norm(gaps) <= (1e-11 if wide else 1e-5) * one.task_vector.norm()
     assert many.info["key"] == one.task_vector.info["key"], "the key knows nothing of shards"
     assert (many.base, many.regime, many.label) == (one.task_vector.base, one.task_vector.regime, task.name)

@@ -89,7 +89,7 @@ def finetune(
         cache_folder: keep the cache in memory-mapped files there instead of in memory.
         shard: with several processes, each keeps its part of every tensor (theta0 and tau), on its own GPU if there are
             any; only one block is whole at a time. The vector is the same. The encoder is taken apart for the run,
-            and lost if the run ends in an error: load it again then. Not in a small space, whose tau needs no parts.
+            and lost if the run ends in an error: load it again then.
         on_log: called with each record of the log when it is written, as a dictionary of its own: `split`, `step`, `loss`
             and, of training, `gradient_norm` and `lr`, of validation, `accuracy` (and `tasks`, where there are several).
             With several processes the first alone calls it. A run that is resumed passes on what it does itself; one

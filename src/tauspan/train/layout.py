@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 
 from tauspan import store
-from tauspan.core.errors import UsageError
 from tauspan.core.params import Params
 from tauspan.core.processes import World
 from tauspan.models import Encoder, Head
@@ -83,10 +82,6 @@ def laid_out(
     With `shard` the encoder's parameters are in shards inside the block, and are put back at its end. After an error
     they are lost, because processes that failed cannot gather them: load the encoder again.
     """
-    if shard and encoder.space is not None:
-        raise UsageError(
-            f"shard=True in the space {encoder.space.word!r}: small numbers need no parts. Leave one of the two out."
-        )
     if not shard or processes.size == 1:
         yield trainee(encoder, heads, settings), Whole(processes)
         return

@@ -205,10 +205,6 @@ def plan(
     many = launch().size if processes is None else processes
     if many < 1:
         raise UsageError(f"processes={many}: it must be at least 1.")
-    if shard and many > 1 and settings.space is not None:
-        raise UsageError(
-            f"shard=True in the space {settings.space!r}: small numbers need no parts. Leave one out."
-        )
     if settings.cache != "none":
         raise UsageError(
             f"cache={settings.cache!r} cannot be planned yet: plan the run without it, cache='none'."

@@ -59,6 +59,7 @@ class ShardedTrainee:
         names = models.select(whole, settings.params)
         self.processes, self._settings = processes, settings
         self._base, self._origin = models.fingerprint_of(encoder), encoder.facts
+        self._space = models.space_of(encoder)
         self._names = models.names_of(encoder)
         gc.collect()  # FSDP's hooks refer to one another, so the shards of an earlier run may still be in memory
         kind = "cuda" if torch.cuda.is_available() else "cpu"
@@ -125,7 +126,7 @@ class ShardedTrainee:
         """The task vector, gathered tensor by tensor into the memory of every process."""
         deltas = {name: self._shards.whole(name, part).cpu() for name, part in self._deltas().items()}
         stored = self._names.to_files(deltas)
-        return TaskVector(stored, self._base, self._settings.regime, label, self._facts(info))
+        return TaskVector(stored, self._base, self._settings.regime, label, self._facts(info), self._space)
 
     def _facts(self, info: dict[str, Any]) -> dict[str, Any]:
         point = {"point": self._point} if self._settings.regime == "linear" else {}
@@ -188,7 +189,8 @@ class ShardedTrainee:
                     f"tensor {name!r} of the vector {label!r} has {count} values that are not finite. Train it again "
                     "with a lower learning rate."
                 )
-        if self._names.moved:  # several tensors in the file are one in memory, so it is needed whole
+        # several tensors in the file are one in memory, or the vector is a small space's: it is needed whole
+        if self._names.moved or self._space is not None:
             vector = self.task_vector(label, info)
             if self.processes.first:
                 vector.save_pretrained(file, overwrite=True)

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from rich.console import Console
 
@@ -156,6 +156,10 @@ def test_prose_keeps_its_words_and_makes_no_list(words: list[str]) -> None:
         max_size=4,
     ),
     st.integers(40, 120),
+)
+@example(
+    [{"name": "news_science_society and email_spam", "path": "x", "mean": "10.04 ± 0.031", "value": 10**9}],
+    42,
 )
 @settings(max_examples=60, deadline=None)
 def test_every_cell_is_in_every_form(rows: list[dict[str, Any]], width: int) -> None:

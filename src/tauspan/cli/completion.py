@@ -28,7 +28,7 @@ FILES = {
 }  # fmt: skip
 FREE = {
     "allow", "code", "columns", "delimiter", "device", "eigenfunctions", "encoding", "grid", "label", "label_names",
-    "label_prompts", "leave_out", "method", "name", "near", "objective", "params", "prompt", "set", "shard_size",
+    "label_prompts", "leave_out", "method", "name", "near", "objective", "params", "prompt", "ridge", "set", "shard_size",
     "space", "split", "text", "title",
 }  # fmt: skip
 

@@ -180,6 +180,8 @@ def _grid(table: Table, room: int, breaks: bool) -> Any:
             justify="right" if numbers else "left",
             overflow="fold",
             min_width=widest if numbers else None,
+            no_wrap=numbers
+            and not any(" " in text for text in texts),  # else rich may break it for its neighbours
             width=None if name == "" else widths.get(name),
         )
     for place, row in enumerate(table.rows):

@@ -11,7 +11,7 @@ from torch import Tensor
 
 @dataclass(frozen=True, eq=False)
 class Block(ABC):
-    """tau^T G tau of one parameter, or of a view of it that is named by `models`' rules; a new form is a subclass.
+    """tau^T G tau of one parameter, or of one of its views; a new form is a subclass.
 
     The fields are tensors; they are what a file holds.
     """

@@ -24,7 +24,7 @@ class Factored(Penalty):
 
     The weight is in units of exact drift, so it means the same for any length and width: with exact curvature this would
     be `Exact`. How far it is from that is measured on the finished vector where `others` are given: the approximate value
-    over the exact one stands in the vector's `info["penalty"]["ratio"]`.
+    over the exact one is in the vector's `info["penalty"]["ratio"]`.
 
     Args:
         factors: of the tasks whose rows are not to move, one set for each, or a merged one.

@@ -1,5 +1,6 @@
 """Penalties on rows of other tasks: exact drift, and the norm of tau-Jp."""
 
+from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -20,10 +21,10 @@ class OnRows(Penalty):
     """What penalties on rows of other tasks share; `value` makes one number of the change of a batch's logits."""
 
     others: Sequence[Task]
-    weight: float
-    rows: int
-    turn: bool
-    kept: int
+    weight: float = 1.0
+    rows: int = 16
+    turn: bool = False
+    kept: int = 0
 
     def __post_init__(self) -> None:
         if not 0 <= self.weight < float("inf"):
@@ -31,9 +32,9 @@ class OnRows(Penalty):
         if self.rows < 1 or self.kept < 0:
             raise UsageError(f"rows={self.rows}, kept={self.kept}: at least 1 row, and 0 or more batches.")
 
+    @abstractmethod
     def value(self, change: Tensor) -> Tensor:
         """The penalty of the change of a batch's logits, shape (n, C), as a scalar."""
-        raise NotImplementedError
 
     def facts(self) -> Mapping[str, Any]:
         """The settings, and whose rows they are."""
@@ -113,12 +114,6 @@ class Exact(OnRows):
         ['half']
     """
 
-    others: Sequence[Task]
-    weight: float = 1.0
-    rows: int = 16
-    turn: bool = False
-    kept: int = 0
-
     def value(self, change: Tensor) -> Tensor:
         """Half the mean squared norm over rows."""
         return change.square().sum(-1).mean() / 2
@@ -143,11 +138,7 @@ class TauJp(OnRows):
         As for `Exact`.
     """
 
-    others: Sequence[Task]
     weight: float = 0.1
-    rows: int = 16
-    turn: bool = False
-    kept: int = 0
 
     def value(self, change: Tensor) -> Tensor:
         """The mean norm over rows, whose gradient at 0 is 0."""

@@ -134,7 +134,7 @@ def addition(
         whole: the coefficients of the sum of all vectors.
         own: the coefficients of each task's own vector.
         grid: the candidates.
-        guide: stands for the model in the choice of alpha, where it answers for less.
+        guide: another model, which chooses alpha in place of this one at less cost.
     """
     tasks = list(vectors)
     needs = {task: list({**whole, **own[task]}) for task in tasks}

@@ -2,9 +2,11 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Literal
 
 import torch
+from torch import Tensor
 
 from tauspan.core.arguments import checked
 from tauspan.core.errors import DataError, UsageError, listed, nearest
@@ -63,13 +65,16 @@ class Superposed(Result):
         Raises:
             UsageError: there is one task only.
         """
+        return Interference(tasks=self.tasks, changes=self._changes, provenance=dict(self.provenance))
+
+    @cached_property
+    def _changes(self) -> dict[tuple[str, str], Tensor]:
+        """By (on, by), K alpha of one task's solution on the rows of another, shape (N_on, O_on)."""
         union = self.setting.union
-        changes = {}
-        for by, solution in self.solutions.items():
-            moved = union.split(union.matvec(solution.alpha))
-            for on in self.tasks:
-                changes[on, by] = moved[on].view(union.kernels[on].samples, -1)
-        return Interference(tasks=self.tasks, changes=changes, provenance=dict(self.provenance))
+        moved = {by: union.split(union.matvec(one.alpha)) for by, one in self.solutions.items()}
+        return {
+            (on, by): moved[by][on].view(union.kernels[on].samples, -1) for on in self.tasks for by in moved
+        }
 
     def joined(self, task: Task) -> "Superposed":
         """The vectors with one more task; only the kernel of its rows is computed.
@@ -125,20 +130,20 @@ class Superposed(Result):
 
     def report(self) -> Report:
         """For each task, how well its rows are fitted and how far the vectors of others move them."""
-        union = self.setting.union
-        every = {name: union.split(union.matvec(one.alpha)) for name, one in self.solutions.items()}
         rows: list[dict[str, Cell]] = []
         for on in self.tasks:
-            present, outputs = self.setting.present(on), union.kernels[on].outputs
-            moved = {by: {on: one[on].view(-1, outputs)[present]} for by, one in every.items()}
-            wanted = self.setting.residuals[on].view(-1, outputs)[present]
-            others = sum((moved[by][on] for by in self.tasks if by != on), torch.zeros_like(wanted))
+            present = self.setting.present(on)
+            own = self._changes[on, on][present]
+            wanted = self.setting.residuals[on].view_as(self._changes[on, on])[present]
+            others = sum(
+                (self._changes[on, by][present] for by in self.tasks if by != on), torch.zeros_like(own)
+            )
             rows.append({
                 "task": on,
                 "rows": len(present),
-                "missed": rms(wanted - moved[on][on]) / (rms(wanted) or 1.0),
-                "missed by the sum": rms(wanted - moved[on][on] - others) / (rms(wanted) or 1.0),
-                "moved by others": rms(others) / (rms(moved[on][on]) or 1.0),
+                "missed": rms(wanted - own) / (rms(wanted) or 1.0),
+                "missed by the sum": rms(wanted - own - others) / (rms(wanted) or 1.0),
+                "moved by others": rms(others) / (rms(own) or 1.0),
             })  # fmt: skip
         told = (
             "The vectors are optima of losses that weigh rows differently, and their sum is that of none."

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from tauspan.core.errors import UsageError
-from tauspan.kernel.approximate.lowrank import pivoted_cholesky
+from tauspan.kernel.approximate.lowrank import preconditioner
 from tauspan.kernel.operator.tangent import TangentKernel
 from tauspan.kernel.solvers.base import Kernel
 from tauspan.kernel.solvers.cg import solve_cg
@@ -18,8 +18,6 @@ from tauspan.kernel.solvers.kernels import DenseKernel
 from tauspan.kernel.solvers.newton import solve_cross_entropy
 from tauspan.kernel.solvers.regression import RidgeChoice, choose_ridge, solve_ridge
 from tauspan.kernel.solvers.solution import DENSE, DualSolution, matrix_of
-
-_RANK = 200  # of the preconditioner, where the kernel is no matrix
 
 
 @dataclass(frozen=True)
@@ -106,7 +104,7 @@ def squared(problem: LossProblem) -> LossSolution:
         facts["leave_one_out"] = {"grid": list(choice.grid), "errors": list(choice.errors)}
     if problem.kernel.shape[0] <= DENSE:
         return LossSolution(solve_ridge(problem.kernel, residual, ridge), facts, choice)
-    near = pivoted_cholesky(problem.kernel, min(_RANK, problem.kernel.shape[0])).kernel
+    near = preconditioner(problem.kernel)
     solution = solve_cg(
         problem.kernel, residual, ridge, near, tolerance=problem.tolerance, max_steps=problem.max_steps
     )

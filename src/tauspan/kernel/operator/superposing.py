@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from tauspan.core.reading import Reading
-from tauspan.kernel.approximate.lowrank import pivoted_cholesky
+from tauspan.kernel.approximate.lowrank import preconditioner
 from tauspan.kernel.operator.closed_form import loss_problem, require_closed
 from tauspan.kernel.operator.ghosts import Ghosts
 from tauspan.kernel.operator.tangent import TangentKernel
@@ -24,7 +24,6 @@ from tauspan.tasks import Split, Task, build_head
 from tauspan.tasks.batches import encoded
 
 _INPUTS = " / inputs"  # behind the name of a task: rows without labels under its head
-_RANK = 200  # of the preconditioner of conjugate gradients
 
 
 @dataclass(frozen=True)
@@ -201,7 +200,7 @@ class Setting:
         """By conjugate gradients, without the matrix."""
         root = weight.sqrt()
         kernel = ScaledKernel(self.union, root)
-        near = pivoted_cholesky(kernel, min(_RANK, kernel.shape[0])).kernel
+        near = preconditioner(kernel)
         found = {}
         for name in names:
             one = solve_cg(

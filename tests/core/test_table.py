@@ -168,6 +168,7 @@ def test_every_cell_is_in_every_form(rows: list[dict[str, Any]], width: int) -> 
     assert max(map(len, text.splitlines())) <= width
     squeezed = compact("".join(text.split())).replace(" ", "")
     for row in rows:
-        for cell in (row["value"], row["name"].split()[-1]):
+        mean = compact(row["mean"]).replace("±", " ±").split()  # two words, between which a line may end
+        for cell in (row["value"], *mean, *row["name"].split()):
             assert compact(shown(cell)) in squeezed
         assert shown(row["path"]) in table.to_markdown()

@@ -149,51 +149,65 @@ def _wrapped(text: str, width: int, breaks: bool, hard: bool = False) -> str:
 
 
 def _grid(table: Table, room: int, breaks: bool) -> Any:
-    """The table with texts folded to `room` characters, or to their longest piece."""
-    from rich import box
-    from rich.cells import cell_len
-    from rich.table import Table as Grid
+    """The table with texts folded to `room` characters, and numbers to half of it, or to their longest piece."""
+    from rich.console import Group
     from rich.text import Text
 
     columns = table.columns
     first = [shown(row.get(columns[0])) for row in table.rows] if columns else []
     dense = any(_is_spread(cell) for row in table.rows for cell in row.values())
-    headings = dense and len(set(first)) < len(first)
+    if not dense or len(set(first)) == len(first):
+        return _columns(table.rows, _layout(columns, table.rows, room, breaks), breaks, dense)
+    layout = _layout(columns[1:], table.rows, room, breaks)
+    parts: list[Any] = [_columns([], layout, breaks, dense)]
+    for name, rows in groupby(table.rows, key=lambda row: row.get(columns[0])):
+        heading = shown(name) if isinstance(name, str) else f"{columns[0]} {shown(name)}"
+        parts += [Text(heading, style="bold"), _columns(list(rows), layout, breaks, dense, header=False)]
+    return Group(*parts)
+
+
+def _layout(
+    columns: Sequence[str], rows: Sequence[dict[str, Cell]], room: int, breaks: bool
+) -> dict[str, tuple[int, bool]]:
+    """For each column its width, and whether it holds numbers. A width never cuts a word."""
+    from rich.cells import cell_len
+
+    layout: dict[str, tuple[int, bool]] = {}
+    for name in columns:
+        cells = [row.get(name) for row in rows]
+        numbers = all(not isinstance(cell, str) or _is_spread(cell) for cell in cells)
+        texts = [name, *map(_folded, cells)]
+        words = [piece for text in texts for word in text.split() for piece in _pieces(word, breaks)]
+        longest, widest = max(map(cell_len, texts)), max(map(cell_len, words), default=0)
+        layout[name] = max(min(longest, room // 2 if numbers else room), widest), numbers
+    return layout
+
+
+def _columns(
+    rows: Sequence[dict[str, Cell]],
+    layout: dict[str, tuple[int, bool]],
+    breaks: bool,
+    dense: bool,
+    header: bool = True,
+) -> Any:
+    """Rows in columns of a known layout; columns of spreads stand without space around them."""
+    from rich import box
+    from rich.table import Table as Grid
+    from rich.text import Text
+
     grid = Grid(
         box=box.SIMPLE_HEAD,
         collapse_padding=True,
         pad_edge=False,
         padding=(0, 0 if dense else 1),
         show_edge=not dense,
+        show_header=header,
     )
-    widths: dict[str, int] = {}
-    for name in columns[headings:]:
-        cells = [row.get(name) for row in table.rows]
-        numbers = all(not isinstance(cell, str) or _is_spread(cell) for cell in cells)
-        texts = [name, *map(_folded, cells)]
-        words = [piece for text in texts for word in text.split() for piece in _pieces(word, breaks)]
-        widest = max(map(cell_len, words), default=0)
-        if not numbers:
-            widths[name] = max(min(max(map(cell_len, texts)), room), widest)
-        grid.add_column(
-            Text(name),
-            justify="right" if numbers else "left",
-            overflow="fold",
-            min_width=widest if numbers else None,
-            no_wrap=numbers
-            and not any(" " in text for text in texts),  # else rich may break it for its neighbours
-            width=None if name == "" else widths.get(name),
-        )
-    for place, row in enumerate(table.rows):
-        if headings and (place == 0 or first[place] != first[place - 1]):
-            texts_only = isinstance(row.get(columns[0]), str)
-            grid.add_row(Text(first[place] if texts_only else f"{columns[0]} {first[place]}", style="bold"))
-        texts = [_folded(row.get(name)) for name in columns[headings:]]
-        folded = (
-            _wrapped(text, widths[name], breaks) if name and name in widths else text
-            for name, text in zip(columns[headings:], texts, strict=True)
-        )  # fmt: skip
-        grid.add_row(*map(Text, folded))
+    for name, (width, numbers) in layout.items():
+        heading = Text(_wrapped(name, width, breaks))
+        grid.add_column(heading, justify="right" if numbers else "left", width=width)
+    for row in rows:
+        grid.add_row(*(Text(_wrapped(_folded(row.get(name)), layout[name][0], breaks)) for name in layout))
     return grid
 
 

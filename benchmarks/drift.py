@@ -25,7 +25,7 @@ from scipy.stats import spearmanr
 
 import tauspan as ts
 from tauspan.core.report import Table
-from tauspan.drift import KINDS, Exact, Factored, Penalty, TauJp, exact_drift, factors
+from tauspan.drift import KINDS, Distilled, Exact, Factored, Penalty, TauJp, exact_drift, factors
 
 TASKS = ("news_recreation", "movie_sentiment", "tweet_sentiment", "email_spam")
 TOKENS, PARAMS = 32, "last:2"
@@ -40,8 +40,7 @@ def vectors(
     found: dict[str, dict[str, Any]] = {"closed form": {}, "linear": {}, "standard": {}}
     for task in tasks:
         with ts.quiet():
-            solved = ts.closed_form(encoder, task, ridge=100.0, params=PARAMS, reading=READING)
-            found["closed form"][task.name] = solved.vector
+            found["closed form"][task.name] = solved(encoder, task)
             for regime in ("linear", "standard"):
                 settings = ts.Settings(
                     regime,
@@ -55,6 +54,11 @@ def vectors(
                 found[regime][task.name] = ts.finetune(encoder, task, settings).task_vector
     found["random"] = {name: drawn(vector, seed) for name, vector in found["closed form"].items()}
     return found
+
+
+def solved(encoder: ts.Encoder, task: ts.Task) -> ts.TaskVector:
+    """The vector in closed form."""
+    return ts.closed_form(encoder, task, ridge=100.0, params=PARAMS, reading=READING).vector
 
 
 def drawn(vector: ts.TaskVector, seed: int) -> ts.TaskVector:
@@ -103,11 +107,14 @@ def step_times(encoder: ts.Encoder, tasks: Sequence[ts.Task], rounds: int) -> li
         "exact, in turn": Exact(others, turn=True),
         "tau-jp": TauJp(others),
         **{kind: Factored(made[kind]) for kind in KINDS},
+        "DELTA's student": Distilled(solved(encoder, first)),
     }
     seconds: dict[tuple[str, str], list[float]] = {}
     for _ in range(rounds):
         for regime in ("linear", "standard"):
             for name, penalty in penalties.items():
+                if regime == "linear" and isinstance(penalty, Distilled):
+                    continue
                 seconds.setdefault((regime, name), []).append(_step(encoder, first, regime, penalty))
     rows = []
     for (regime, name), spent in seconds.items():

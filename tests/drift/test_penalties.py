@@ -5,32 +5,16 @@ import itertools
 
 import pytest
 import torch
-from torch import nn
 from torch.func import functional_call
 
 import tauspan as ts
 from helpers import zoo
+from helpers.drifting import WIDE, encoder, flat, settings, task
 from tauspan.core.errors import BaseMismatchError, MismatchError, NonFiniteError, StoreError, UsageError
 from tauspan.drift import Exact, Factored, Orthogonal, Penalty, TauJp, exact_drift, factors
-from tauspan.models import Encoder, Head
+from tauspan.models import Head
 from tauspan.train.penalty import Training
 from tauspan.train.trainee import trainee
-
-WIDE = 3
-
-
-def encoder():
-    torch.manual_seed(0)
-    return Encoder(nn.Sequential(nn.Linear(WIDE, 6), nn.Tanh(), nn.Linear(6, 4)).double())
-
-
-def task(name, rows=8, classes=2):
-    seed = ord(name)
-    x = zoo.normal(rows, WIDE, seed=seed).double()
-    y = torch.arange(rows) % classes
-    head = Head(zoo.normal(classes, 4, seed=seed + 1).double())
-    labels = [str(place) for place in range(classes)]
-    return ts.Task.from_tensors(name, labels, train=(x, y), validation=(x, y), test=(x, y), head=head)
 
 
 def numbers(name, seed):
@@ -53,14 +37,6 @@ def every():
         "orthogonal": Orthogonal(0.1, scale=0.01),
         "orthogonal, squared": Orthogonal(0.1, squared=True),
     }
-
-
-def settings(regime="linear", **options):
-    return ts.Settings(regime, **{"lr": 0.02, "epochs": 3, "batch_size": 4, **options})
-
-
-def flat(vector):
-    return torch.cat([vector.deltas[name].flatten() for name in sorted(vector.deltas)])
 
 
 @pytest.mark.parametrize("regime", ["linear", "standard"])
@@ -106,7 +82,9 @@ def test_exact_drift_beside_the_squared_loss_is_what_superpose_minimises():
         for name, parameter in what.parameters.items():
             parameter.copy_(tau.deltas[name])
     rows = first.split("train")
-    term = Exact([second], weight * factor(first), rows=6).begun(Training(model, what, chosen, "first"))
+    term = Exact([second], weight * factor(first), rows=6).begun(
+        Training(model, model, what, chosen, [first], 1)
+    )
     loss = first.objective.total(what(torch.stack(list(rows.inputs))), rows.labels) / len(rows)
     (loss + term(0)).backward()
     for name, parameter in what.parameters.items():
@@ -130,7 +108,7 @@ def test_the_value_is_the_formula(regime, kept):
     with torch.no_grad():
         for place, parameter in enumerate(what.parameters.values()):
             parameter += 0.1 * zoo.normal(*parameter.shape, seed=place).double()
-    run = Training(model, what, chosen, "a")
+    run = Training(model, model, what, chosen, [task("a")], 1)
     moved = {name: delta.detach() for name, delta in run.tau().items()}
     theta = dict(model.backbone.named_parameters())
 

@@ -160,10 +160,10 @@ def finetune(
             run = Run(
                 what, layout, encoder, tasks, targets, settings, key, processes, folder, checkpoint_every, on_log
             )  # fmt: skip
-            training = Training(moving, what, own, run.name)
+            training = Training(encoder, moving, what, own, tasks, run.total)
+            if penalty is not None:  # before anything is written: a penalty may refuse the run
+                run.guide, run.term = penalty.guide(training), penalty.begun(training)
             run.start(resume)
-            if penalty is not None:
-                run.term = penalty.begun(training)
             with underway(f"cache of {names}", processes.first):
                 run.cache(None if cache_folder is None else Path(cache_folder))
             run.loop(processes.first)

@@ -27,7 +27,7 @@ from tauspan.tasks.batches import encoded
 from tauspan.tasks.reference import TaskTargets
 from tauspan.train import checkpoint
 from tauspan.train.layout import Layout
-from tauspan.train.penalty import Term
+from tauspan.train.penalty import Guide, Term
 from tauspan.train.rows import Part, TrainingRows
 from tauspan.train.settings import Settings
 from tauspan.train.trainee import Trainee, as_parameters, decay
@@ -69,6 +69,7 @@ class Run:
         self.cached: dict[Part, Callable[[], Tensor]] = {}
         self.wrong = ""
         self.term: Term | None = None
+        self.guide: Guide | None = None
         self.incoming: Iterator[tuple[Batch, Tensor]] = iter(())
         native = 0.0 if what.anchor() is not None else settings.weight_decay
         self.anchor = what.anchor() if settings.weight_decay else None
@@ -217,12 +218,19 @@ class Run:
         return ahead(lambda what: self._batch(*what), parts, self.encoder.inputs.ahead)
 
     def _backward(self, part: Part, size: int) -> Tensor:
+        beside: Tensor | float = 0.0
         if self.cached:
             logits, labels = self.cached[part](), self.targets[part[0]]("train", part[1])
         else:
             batch, labels = next(self.incoming)
-            logits = self.trainee(batch, part[0])
-        loss = self.objectives[part[0]].total(logits[: len(labels)], labels.to(logits.device)) / size
+            if self.guide is None:
+                logits = self.trainee(batch, part[0])
+            else:
+                reach = self.guide.reach(self.step)
+                features, logits = self.trainee.reached(batch, part[0], reach)
+                beside = self.guide.loss(reach, part, features)
+        own = self.objectives[part[0]].total(logits[: len(labels)], labels.to(logits.device))
+        loss = (own + beside) / size
         loss.backward()  # type: ignore[no-untyped-call]
         found = loss.detach().cpu()
         if not torch.isfinite(found):  # the error is raised later, when all processes know of it

@@ -110,6 +110,10 @@ class ShardedTrainee:
 
     kept_change = change
 
+    def reached(self, batch: Batch, task: int, reach: float) -> NoReturn:
+        """Not available, as `change`."""
+        raise UsageError("a penalty needs tau whole: leave shard=True out.")
+
     def displacement(self) -> NoReturn:
         """Not available, as `change`."""
         raise UsageError("a penalty needs tau whole: leave shard=True out.")

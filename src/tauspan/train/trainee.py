@@ -9,6 +9,7 @@ from typing import Any, Literal, NoReturn, Protocol
 
 import torch
 from torch import Tensor, nn
+from torch.func import functional_call
 
 from tauspan import models
 from tauspan.core.choices import CacheKind, Precision
@@ -37,6 +38,9 @@ class Trainee(Protocol):
 
     def __call__(self, batch: Batch, task: int = 0) -> Tensor:
         """Logits of shape (N, K) under the head of one task."""
+
+    def reached(self, batch: Batch, task: int, reach: float) -> tuple[Tensor, Tensor]:
+        """Features, shape (N, d), and logits of one task of the ordinary model at theta0 + reach tau."""
 
     def change(self, batch: Batch, head: Head) -> Tensor:
         """How far the logits under some head have moved from the base's, shape (N, K), with its graph."""
@@ -93,6 +97,22 @@ class StandardTrainee:
             self._require_function(batch)
         with self._intact(), checkpointed(self._blocks):
             return precisely(self._precision, self._device, lambda: self._model(batch))
+
+    def reached(self, batch: Batch, task: int, reach: float) -> tuple[Tensor, Tensor]:
+        """Features and logits at theta0 + reach (theta - theta0)."""
+        self._model.head = self._heads[task]
+        moved = {
+            f"backbone.{name}": torch.lerp(self._theta0[name], theta, reach)
+            for name, theta in self.parameters.items()
+        }
+
+        def features() -> Tensor:
+            found: Tensor = functional_call(self._model.encoder, moved, (batch,))
+            return found
+
+        with self._intact():
+            found = precisely(self._precision, self._device, features)
+            return found, precisely(self._precision, self._device, lambda: self._model.head(found))
 
     def change(self, batch: Batch, head: Head) -> Tensor:
         """f(x; theta) - f(x; theta0) under some head."""
@@ -180,6 +200,10 @@ class LinearTrainee:
         """The model's logits; the training loop checks them, and names the step and the rows."""
         value, tangent = self._model.parts(batch)
         return self._model.finish(value + tangent)
+
+    def reached(self, batch: Batch, task: int, reach: float) -> NoReturn:
+        """Not available: there is no ordinary model."""
+        raise UsageError("the linear regime trains no ordinary model: set regime='standard'.")
 
     def change(self, batch: Batch, head: Head) -> Tensor:
         """J tau of the logits under some head; at the point `"encoder"` the change of the logits."""

@@ -133,6 +133,15 @@ def test_the_value_is_the_formula(regime, kept):
         torch.testing.assert_close(turns(step), 0.15 * squares[step % 2], rtol=1e-10, atol=1e-12)
 
 
+@pytest.mark.parametrize("name", list(every()))
+def test_a_cache_of_the_own_rows_gives_the_same_vector(name):
+    cached, plain = (
+        ts.finetune(encoder(), task("a"), settings(cache=cache, epochs=1), penalty=every()[name]).task_vector
+        for cache in ("factors", "none")
+    )
+    torch.testing.assert_close(flat(cached), flat(plain), rtol=1e-9, atol=1e-12)
+
+
 @pytest.mark.parametrize("name", ["exact", "exact, in turn", "exact, kept", "tau-jp", "factored"])
 def test_a_large_weight_leaves_the_others_where_they_are(name):
     mild, strong = (

@@ -236,9 +236,14 @@ class LinearTrainee:
         self, batches: Sequence[Batch], kind: CacheKind | Literal["auto"], folder: Path | None
     ) -> Sequence[Callable[[], Tensor]]:
         """The logits of each batch at the current tau, computed from the tangent model's cache."""
+        self._classifier.head = self._heads[0]
         with in_precision(self._precision, self._device):
             cached = self._model.cache(batches, kind, folder=folder)
-        return [partial(precisely, self._precision, self._device, batch) for batch in cached]
+        return [partial(self._from_cache, batch) for batch in cached]
+
+    def _from_cache(self, batch: Callable[[], Tensor]) -> Tensor:
+        self._classifier.head = self._heads[0]  # a penalty may have read another task's rows since
+        return precisely(self._precision, self._device, batch)
 
     def anchor(self) -> Params | None:
         """The values to which weight decay pulls; None means zero."""

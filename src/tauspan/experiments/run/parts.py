@@ -1,5 +1,6 @@
 """`PARTS`: what a recipe can ask for, in the order of the report's tables."""
 
+from tauspan.experiments.made.part import Made
 from tauspan.experiments.run.addition import Addition
 from tauspan.experiments.run.desk import Desk
 from tauspan.experiments.run.energy import Energies
@@ -9,4 +10,4 @@ from tauspan.experiments.run.negation import Negation
 from tauspan.experiments.run.part import Part
 from tauspan.experiments.run.references import References
 
-PARTS: tuple[type[Part], ...] = (Addition, References, Negation, Maps, Energies, Merging, Desk)
+PARTS: tuple[type[Part], ...] = (Addition, References, Negation, Maps, Energies, Merging, Made, Desk)

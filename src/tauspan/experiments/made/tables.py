@@ -1,0 +1,165 @@
+"""The tables of a comparison of ways: accuracies, differences in pairs of rows, rules, negation, cost."""
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any, TypeAlias
+
+import torch
+from scipy.stats import binomtest
+from torch import Tensor
+
+from tauspan.core.report import Cell, Table
+from tauspan.editing.search.bootstrap import metric_intervals
+from tauspan.experiments.run.spread import in_words, spread
+from tauspan.tasks import Task
+
+Found: TypeAlias = Mapping[str, Any]
+Done: TypeAlias = Mapping[str, Sequence[Found]]
+_DRAWS = 2000
+
+
+def tables(seeds: Sequence[int], tasks: Sequence[Task], done: Done, floor: float) -> list[Table]:
+    """All tables; `done` has what each way gave, seed by seed."""
+    words = in_words(seeds)
+    apart = {name: found for name, found in done.items() if "xi" in found[0]}
+    made = [_accuracies(words, done), *_differences(words, tasks, done), _rules(words, apart)]
+    return [*made, _negations(words, apart, floor), _costs(words, done)]
+
+
+def _accuracies(words: str, done: Done) -> Table:
+    rows = [
+        {"way": name, **spread([_means(one) for one in found], _COLUMNS)} for name, found in done.items()
+    ]  # fmt: skip
+    before = _mean(next(iter(done.values()))[0]["zero shot"]) or 0.0
+    note = (
+        f"{words}; test split, means over tasks; pre-trained {before:.3f}; single: a task's own vector at 1; sum at 1: all vectors, no search; "
+        "norm.: over single of the same way; tuned: alpha chosen on validation, up to 8; changed: share of test rows "
+        "whose class differs between own vector and sum; drift: rms change of the logits by the other vectors over "
+        "that by the own one; xi: mean disentanglement error over the grid in [0, 1]^2"
+    )
+    return Table("Ways to make vectors, test accuracy", rows, note)
+
+
+_COLUMNS = ("single", "sum at 1", "norm.", "tuned", "alpha", "changed", "drift", "xi")
+
+
+def _means(found: Found) -> dict[str, Cell]:
+    single, added = _accuracy(found["bits"]["single"]), _accuracy(found["bits"]["sum"])
+    tuned = found["rules"]["sum"]
+    return {
+        "single": _mean(single), "sum at 1": _mean(added),
+        "norm.": _mean([of / own for of, own in zip(added, single, strict=True) if own]),
+        "tuned": _mean(tuned["tuned"]), "alpha": tuned["alpha"],
+        **{name: found.get(name) for name in ("changed", "drift", "xi")},
+    }  # fmt: skip
+
+
+def _differences(words: str, tasks: Sequence[Task], done: Done) -> list[Table]:
+    """The sum at 1 of each way less that of a reference, in pairs of test rows."""
+    references = [name for name in ("standard", "linear", "joint-standard", "joint-linear") if name in done]
+    rows: list[dict[str, Cell]] = []
+    for name, found in done.items():
+        cells: dict[str, Cell] = {"way": name}
+        for reference in references:
+            if name != reference:
+                cells[f"less {reference}"] = _difference(tasks, found, done[reference])
+        if len(cells) > 1:
+            rows.append(cells)
+    note = (
+        f"{words}; mean accuracy of the sum at 1 less that of a reference; 95 % intervals by resampling test rows in "
+        "pairs, each with its mean over seeds; p: McNemar's exact test of each seed"
+    )
+    return [Table("Differences in pairs of test rows", rows, note)] if rows else []
+
+
+def _difference(tasks: Sequence[Task], found: Sequence[Found], reference: Sequence[Found]) -> str:
+    both = list(zip(found, reference, strict=True))
+    pairs = [
+        [_bits(one["bits"]["sum"][place]) - _bits(two["bits"]["sum"][place]) for one, two in both]
+        for place in range(len(tasks))
+    ]
+    each = {task: torch.stack(own).mean(0) for task, own in zip(tasks, pairs, strict=True)}
+    low, high = metric_intervals(each, _DRAWS, 0)[1] or (math.nan, math.nan)
+    mean = _mean([float(one.mean()) for one in each.values()])
+    by_seed = [torch.cat([own[seed] for own in pairs]) for seed in range(len(found))]
+    return f"{mean:+.3f} [{low:+.3f}, {high:+.3f}], p {', '.join(f'{_mcnemar(one):.2g}' for one in by_seed)}"
+
+
+def _mcnemar(differences: Tensor) -> float:
+    """The two-sided exact test that gains and losses are equally likely."""
+    gains, losses = int((differences > 0).sum()), int((differences < 0).sum())
+    return float(binomtest(gains, gains + losses).pvalue) if gains + losses else 1.0
+
+
+def _rules(words: str, done: Done) -> Table:
+    rows: list[dict[str, Cell]] = []
+    for name, found in done.items():
+        for rule in found[0]["rules"]:
+            cells = [_rule(one, rule) for one in found]
+            rows.append({"way": name, "rule": rule, **spread(cells, ("at 1", "norm.", "tuned", "alpha"))})
+    note = f"{words}; test split, means over tasks; rules with their default options; tuned: alpha chosen on validation"
+    return Table("Rules that merge the vectors of each way, test accuracy", rows, note)
+
+
+def _rule(found: Found, rule: str) -> dict[str, Cell]:
+    at_one, single = _accuracy(found["bits"][rule]), _accuracy(found["bits"]["single"])
+    tuned = found["rules"][rule]
+    return {
+        "at 1": _mean(at_one), "norm.": _mean([of / own for of, own in zip(at_one, single, strict=True) if own]),
+        "tuned": _mean(tuned["tuned"]), "alpha": tuned["alpha"],
+    }  # fmt: skip
+
+
+def _negations(words: str, done: Done, floor: float) -> Table:
+    rows: list[dict[str, Cell]] = []
+    for name, found in done.items():
+        reached = sum(
+            one["target at floor"] <= one["chance"] and one["kept at floor"] >= floor
+            for seed in found
+            for one in seed["negated"]
+        )
+        cells: list[dict[str, Cell]] = [
+            {column: _mean([one[column] for one in seed["negated"]]) for column in _NEGATED} for seed in found
+        ]
+        of = sum(len(seed["negated"]) for seed in found)
+        rows.append({"way": name, **spread(cells, _NEGATED), "reached": f"{reached} of {of}"})
+    note = (
+        f"{words}; test split, means over targets; control: mean of the other tasks, kept: over the pre-trained model's; "
+        f"at floor: the coefficient of least target accuracy with kept >= {floor:g} on validation; reached: targets at "
+        f"or below chance with kept >= {floor:g} on test, of all targets and seeds"
+    )
+    return Table("Negation", rows, note)
+
+
+_NEGATED = ("target", "kept", "alpha", "target at floor", "kept at floor")
+
+
+def _costs(words: str, done: Done) -> Table:
+    rows: list[dict[str, Cell]] = []
+    for name, found in done.items():
+        tried = ", ".join(f"{value} {scores['sum']:.3f}" for value, scores in found[0]["tried"].items())
+        value = found[0]["value"]
+        rows.append({
+            "way": name, "value": "" if value is None else f"{value:g}", "tried": tried,
+            "ratio": _mean([one["ratio"] for one in found if one["ratio"] is not None]) if found[0]["ratio"] else None,
+            "make s": _mean([one["seconds"] for one in found[1:] or found]),
+            "peak MB": max(one["cost"].peak_mb for one in found),
+        })  # fmt: skip
+    note = (
+        "value: the learning rate or weight that was chosen with the first seed; tried: mean validation accuracy of the "
+        "sum at 1 of each; ratio: approximate over exact drift of the finished vectors; make s: seconds to make the "
+        "vectors of all tasks once, without what they need from other ways; peak: of the whole process"
+    )
+    return Table("Choices and cost", rows, note)
+
+
+def _bits(text: str) -> Tensor:
+    return torch.tensor([float(bit) for bit in text], dtype=torch.float64)
+
+
+def _accuracy(bits: Sequence[str]) -> list[float]:
+    return [float(_bits(text).mean()) for text in bits]
+
+
+def _mean(values: Sequence[float]) -> float | None:
+    return sum(values) / len(values) if values else None

@@ -1,0 +1,195 @@
+"""How the vectors of a comparison are made: each way is a row of `WAYS`, and each penalty a row of `PENALTIES`."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Literal, TypeAlias
+
+from tauspan.core.choices import Regime
+from tauspan.core.reading import Reading
+from tauspan.drift import KINDS, Distilled, Exact, Factored, Factors, Orthogonal, Penalty, TauJp, factors
+from tauspan.editing import Editor
+from tauspan.kernel import Ghosts, closed_form, superpose
+from tauspan.models import Encoder
+from tauspan.tasks import Task
+from tauspan.train import Settings, finetune
+from tauspan.vector import TaskVector
+
+Vectors: TypeAlias = dict[Task, TaskVector]
+_GHOSTS = 8  # rows of each task, in the way that takes few
+_BATCH = 32
+
+
+@dataclass(frozen=True, eq=False)
+class Making:
+    """What a way is given.
+
+    Args:
+        encoder: the pre-trained encoder.
+        tasks: one vector is made for each.
+        settings: of fine-tuning by regime and, where that is what is tried, learning rate; None takes the chosen rate.
+        joint: the settings of one model for all tasks, with as many steps as all single ones have together.
+        ridge: of closed forms; None chooses it by leave-one-out.
+        others: the vectors of another way, at what was chosen for it.
+        curvature: the factors of a task, made once.
+    """
+
+    encoder: Encoder
+    tasks: Sequence[Task]
+    settings: Callable[[Regime, float | None], Settings]
+    joint: Callable[[Regime, float | None], Settings]
+    ridge: float | None
+    others: Callable[[str], Vectors]
+    curvature: dict[tuple[str, str], Factors]
+
+    def factors(self, task: Task, kind: str) -> Factors:
+        """The curvature factors of a task, made when they are first needed."""
+        if (task.name, kind) not in self.curvature:
+            chosen = self.settings("linear", None)
+            made = factors(self.encoder, task, kind, params=chosen.params, reading=self.reading)
+            self.curvature[task.name, kind] = made
+        return self.curvature[task.name, kind]
+
+    @property
+    def reading(self) -> Reading:
+        """Where texts are cut."""
+        return Reading(batch_size=_BATCH, max_tokens=self.settings("linear", None).max_tokens)
+
+
+@dataclass(frozen=True)
+class Way:
+    """One way to make the vectors of all tasks.
+
+    Args:
+        regime: in which they are edited.
+        make: the vectors, at what is tried (None: at what was chosen before, or where nothing is).
+        tries: what is chosen on validation rows: learning rates by the accuracy of single vectors, weights by that of
+            their sum at 1.
+        values: the weights to try.
+        needs: ways whose vectors or whose learning rate this one takes.
+        together: whether there is one vector for all tasks.
+    """
+
+    regime: Regime
+    make: Callable[[Making, float | None], Vectors]
+    tries: Literal["rate", "weight", ""] = ""
+    values: tuple[float, ...] = ()
+    needs: tuple[str, ...] = ()
+    together: bool = False
+
+
+# -- fine-tuning -------------------------------------------------------------------------------------------------
+
+
+def _finetuned(regime: Regime) -> Callable[[Making, float | None], Vectors]:
+    def make(given: Making, rate: float | None) -> Vectors:
+        settings = given.settings(regime, rate)
+        return {task: finetune(given.encoder, task, settings).task_vector for task in given.tasks}
+
+    return make
+
+
+def _joint(regime: Regime) -> Callable[[Making, float | None], Vectors]:
+    def make(given: Making, rate: float | None) -> Vectors:
+        settings = replace(given.joint(regime, rate), cache="none")
+        vector = finetune(given.encoder, given.tasks, settings).task_vector
+        return dict.fromkeys(given.tasks, vector)
+
+    return make
+
+
+Penalised: TypeAlias = Callable[[Making, Regime, Sequence[Task], float], Penalty]
+
+
+def _factored(kind: str) -> Penalised:
+    def penalty(given: Making, regime: Regime, others: Sequence[Task], weight: float) -> Penalty:
+        return Factored([given.factors(task, kind) for task in others], weight, others)
+
+    return penalty
+
+
+def _kept(regime: Regime) -> int:
+    """In the tangent regime what is kept makes a step cheap; in the ordinary one only the base's logits can be."""
+    return 4 if regime == "linear" else 0
+
+
+PENALTIES: dict[str, tuple[Penalised, tuple[float, ...]]] = {
+    "exact": (lambda given, regime, others, weight: Exact(others, weight, kept=_kept(regime)), (0.1, 1.0, 10.0)),
+    "tau-jp": (lambda given, regime, others, weight: TauJp(others, weight, kept=_kept(regime)), (0.03, 0.1, 0.3)),
+    **{kind: (_factored(kind), (1.0, 10.0, 100.0) if kind == "expand" else (0.3, 3.0, 30.0)) for kind in KINDS},
+    "orthogonal": (lambda given, regime, others, weight: Orthogonal(weight, scale=1e-4), (1e-2, 1.0, 100.0)),
+}  # fmt: skip
+"""By name, how a penalty is made and which weights are tried; drift's own are in units of exact drift."""
+
+
+def _penalised(regime: Regime, name: str) -> Callable[[Making, float | None], Vectors]:
+    def make(given: Making, weight: float | None) -> Vectors:
+        settings, (penalty, _) = given.settings(regime, None), PENALTIES[name]
+        vectors = {}
+        for task in given.tasks:
+            others = [other for other in given.tasks if other is not task]
+            term = penalty(given, regime, others, weight or 0.0)
+            vectors[task] = finetune(given.encoder, task, settings, penalty=term).task_vector
+        return vectors
+
+    return make
+
+
+def _distilled(given: Making, weight: float | None) -> Vectors:
+    teachers, settings = given.others("linear"), given.settings("standard", None)
+    return {
+        task: finetune(
+            given.encoder, task, settings, penalty=Distilled(teachers[task], weight or 0.0)
+        ).task_vector
+        for task in given.tasks
+    }
+
+
+# -- closed forms ------------------------------------------------------------------------------------------------
+
+
+def _closed(given: Making, tried: float | None) -> Vectors:
+    params, ridge = given.settings("linear", None).params, given.ridge
+    return {
+        task: closed_form(
+            given.encoder, task, ridge="loo" if ridge is None else ridge, params=params, reading=given.reading
+        ).vector
+        for task in given.tasks
+    }
+
+
+def _superposed(ghosts: Ghosts) -> Callable[[Making, float | None], Vectors]:
+    def make(given: Making, tried: float | None) -> Vectors:
+        found = superpose(
+            given.encoder, given.tasks, ghosts, "loo" if given.ridge is None else given.ridge,
+            params=given.settings("linear", None).params, reading=given.reading,
+        )  # fmt: skip
+        return dict(found.vectors)
+
+    return make
+
+
+def _untangled(regime: Regime) -> Callable[[Making, float | None], Vectors]:
+    def make(given: Making, tried: float | None) -> Vectors:
+        editor = Editor(given.encoder, given.others(regime), regime, reading=given.reading)
+        return dict(editor.untangle().vectors)
+
+    return make
+
+
+_REGIMES: tuple[Regime, ...] = ("standard", "linear")
+
+WAYS: Mapping[str, Way] = {
+    **{regime: Way(regime, _finetuned(regime), "rate") for regime in _REGIMES},
+    **{
+        f"{regime}-{name}": Way(regime, _penalised(regime, name), "weight", weights, (regime,))
+        for regime in _REGIMES
+        for name, (_, weights) in PENALTIES.items()
+    },
+    "standard-delta": Way("standard", _distilled, "weight", (0.3, 3.0, 30.0), ("standard", "linear")),
+    **{f"{regime}-untangled": Way(regime, _untangled(regime), needs=(regime,)) for regime in _REGIMES},
+    "closed-form": Way("linear", _closed),
+    "superposed": Way("linear", _superposed(Ghosts())),
+    f"superposed-{_GHOSTS}": Way("linear", _superposed(Ghosts(weight=4.0, rows=_GHOSTS))),
+    **{f"joint-{regime}": Way(regime, _joint(regime), needs=(regime,), together=True) for regime in _REGIMES},
+}  # fmt: skip
+"""By name, every way to make vectors that a recipe can compare."""

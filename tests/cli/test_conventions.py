@@ -56,7 +56,7 @@ def test_values_that_look_like_options_are_not_taken_for_slips() -> None:
 REFUSED = {
     "run": (
         2,
-        "run needs a recipe: a YAML file, or one that comes with the package: demo, text7, text7-merging.",
+        "run needs a recipe: a YAML file, or one that comes with the package: demo, made-to-add, text7, text7-merging.",
     ),
     "run text8": (
         5,

@@ -12,7 +12,7 @@ def shipped() -> dict[str, Path]:
 
     Example:
         >>> list(shipped())
-        ['demo', 'text7', 'text7-merging']
+        ['demo', 'made-to-add', 'text7', 'text7-merging']
     """
     return {file.stem: file for file in sorted(_FOLDER.glob("*.yaml"), key=lambda file: file.stem)}
 

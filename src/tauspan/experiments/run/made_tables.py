@@ -32,10 +32,10 @@ def _accuracies(words: str, done: Done) -> Table:
     ]  # fmt: skip
     before = _mean(next(iter(done.values()))[0]["zero shot"]) or 0.0
     note = (
-        f"{words}; test split, means over tasks; pre-trained {before:.3f}; single: a task's own vector at 1; sum at 1: all vectors, no search; "
-        "norm.: over single of the same way; tuned: alpha chosen on validation, up to 8; changed: share of test rows "
-        "whose class differs between own vector and sum; drift: rms change of the logits by the other vectors over "
-        "that by the own one; xi: mean disentanglement error over the grid in [0, 1]^2"
+        f"{words}; test split, means over tasks; pre-trained {before:.3f}; single: a task's own vector at 1; sum at 1: "
+        "all vectors, no search; norm.: over single of the same way; tuned: alpha chosen on validation; changed: share "
+        "of test rows whose class differs between own vector and sum; drift: rms change of the logits by the other "
+        "vectors over that by the own one; xi: mean disentanglement error over the grid in [0, 1]^2"
     )
     return Table("Ways to make vectors, test accuracy", rows, note)
 

@@ -11,8 +11,8 @@ from tauspan.core.errors import RecipeError, nearest
 from tauspan.core.measure import progress
 from tauspan.drift import Factors
 from tauspan.experiments.made.outcome import Asked, outcome, validated
-from tauspan.experiments.made.tables import tables
 from tauspan.experiments.made.ways import WAYS, Making, Vectors
+from tauspan.experiments.run.made_tables import tables
 from tauspan.experiments.run.part import Evaluation, Findings, Part, refuse_twice
 from tauspan.experiments.run.vectors import Finetuning
 from tauspan.merge import METHODS

@@ -9,6 +9,7 @@ A new penalty is a subclass of `Penalty`.
 """
 
 from tauspan.drift.blocks import Block
+from tauspan.drift.bound import DriftBound, drift_bound
 from tauspan.drift.curvature import KINDS, factors
 from tauspan.drift.distilled import Distilled
 from tauspan.drift.factors import Factors, compressed, merged
@@ -21,6 +22,7 @@ __all__ = [
     "KINDS",
     "Block",
     "Distilled",
+    "DriftBound",
     "Exact",
     "Factored",
     "Factors",
@@ -29,6 +31,7 @@ __all__ = [
     "TauJp",
     "Training",
     "compressed",
+    "drift_bound",
     "exact_drift",
     "factors",
     "merged",

@@ -10,6 +10,8 @@ from helpers import zoo
 from helpers.drifting import encoder, task
 from tauspan.core.errors import UsageError
 from tauspan.drift import drift_bound
+from tauspan.drift.bound import chosen_entries
+from tauspan.kernel import DenseKernel
 from tauspan.models import Encoder, Head
 
 
@@ -57,10 +59,7 @@ def test_with_few_landmarks_it_is_the_formula_of_the_power_function(choose, land
     found = drift_bound(model, vector, one, landmarks, choose=choose, seed=3)
     tau = torch.cat([vector.deltas[name].flatten() for name in sorted(vector.deltas)])
     rows, others = jacobian(model, head, unseen), jacobian(model, head, train)
-    from tauspan.drift.bound import _entries
-    from tauspan.kernel import DenseKernel
-
-    picked = others[_entries(DenseKernel(others @ others.T), landmarks, choose, 3)]
+    picked = others[chosen_entries(DenseKernel(others @ others.T), landmarks, choose, 3)]
     inverse = torch.linalg.pinv(picked @ picked.T, rtol=1e-9)
     beta = inverse @ (picked @ tau)
     rest = (tau - picked.T @ beta).norm()

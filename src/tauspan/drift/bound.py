@@ -139,7 +139,7 @@ def drift_bound(
 
     train, unseen = task.split("train"), task.split(split)
     candidates = kernel(train)
-    entries = _entries(candidates, landmarks, choose, seed)
+    entries = chosen_entries(candidates, landmarks, choose, seed)
     outputs = candidates.outputs
     samples = sorted({entry // outputs for entry in entries})
     places = [samples.index(entry // outputs) * outputs + entry % outputs for entry in entries]
@@ -148,7 +148,7 @@ def drift_bound(
     cross = kernel(unseen, train.take(samples)).dense()[:, places]
     own = kernel(unseen)
     norm = sum(float(delta.double().square().sum()) for delta in tau.values())
-    bound, rest = _bounds(inner, seen, cross, own.diag(), norm)
+    bound, rest = bounds_of(inner, seen, cross, own.diag(), norm)
     actual = own.push(tau).view(-1, outputs).norm(dim=1)
     facts = {"landmarks": landmarks, "choose": choose, "split": split, "seed": seed, "base": vector.base}
     return DriftBound(
@@ -157,7 +157,7 @@ def drift_bound(
     )  # fmt: skip
 
 
-def _entries(kernel: TangentKernel, count: int, choose: str, seed: int) -> list[int]:
+def chosen_entries(kernel: TangentKernel, count: int, choose: str, seed: int) -> list[int]:
     """The landmark entries, in rising order."""
     size = kernel.shape[0]
     if choose == "random":
@@ -165,7 +165,7 @@ def _entries(kernel: TangentKernel, count: int, choose: str, seed: int) -> list[
     return sorted(pivoted_cholesky(kernel, min(count, size), seed, tolerance=1e-6).landmarks)
 
 
-def _bounds(
+def bounds_of(
     inner: Tensor, seen: Tensor, cross: Tensor, diagonal: Tensor, norm: float
 ) -> tuple[Tensor, float]:
     """The bound of each entry, and |rho|; valid whatever the weights are.

@@ -20,6 +20,7 @@ from tauspan.editing.model.edited import EditedModel, TangentModel, edited_model
 from tauspan.editing.model.regime import edit_regime
 from tauspan.editing.search.addition import Addition, addition
 from tauspan.editing.search.box import Bounds
+from tauspan.editing.search.certificate import Certificate, certified
 from tauspan.editing.search.choose import SolvedCoefficients, solved_coefficients
 from tauspan.editing.search.entropy import AdaMerged, least_entropy
 from tauspan.editing.search.grid import Grid
@@ -204,6 +205,43 @@ class Editor:
 
     @noted
     @checked
+    def certify(
+        self,
+        coefficients: float | Mapping[str, float] = 1.0,
+        *,
+        prior: float | Mapping[str, float] = 1.0,
+        spread: float = 0.3,
+        level: float = 0.95,
+        split: SplitName = "validation",
+    ) -> Certificate:
+        """Bound the error rate of an edit on new rows, from the rows of a split on which it may have been chosen.
+
+        Coefficients that were fixed before the rows were read (`prior` equal to them, such as 1 for vectors that were
+        made to be added) get the exact binomial bound, in every regime. Chosen ones get a PAC-Bayes bound, which pays for
+        the choice: with N(prior, spread^2) before, and N(coefficients, width^2) after the rows were read, the error rate
+        R of drawn coefficients satisfies kl(r | R) <= (KL + ln(2 sqrt(n) T / (1 - level))) / n for all T tasks together.
+        r is exact for two classes, since logits are affine and so margins Gaussian; of more classes it is an upper bound.
+        The width is the one with the best bounds, which costs nothing: the inequality holds for all at once.
+
+        Args:
+            coefficients: a number for all vectors, or numbers by task name; what is not named counts as 0.
+            prior: where they would have been without these rows; never chosen on them.
+            spread: how far from there they were thought to be; never chosen on these rows.
+            level: the probability with which all bounds hold.
+            split: whose rows.
+
+        Raises:
+            UsageError: chosen coefficients in a regime whose logits are not affine; tasks without classes; too few rows.
+        """
+        if not 0 < level < 1:
+            raise UsageError(f"level={level}: a probability between 0 and 1.")
+        if not 0 < spread < float("inf"):
+            raise UsageError(f"spread={spread}: it must be above 0.")
+        tasks, at, before = list(self.vectors), self._numbers(coefficients), self._numbers(prior)
+        return certified(self._whole(tasks), tasks, at, before, spread, level, split)
+
+    @noted
+    @checked
     def untangle(
         self,
         *,
@@ -342,12 +380,7 @@ class Editor:
             tasks: where it is measured; None takes the tasks of the vectors.
             split: which rows.
         """
-        given = (
-            coefficients if isinstance(coefficients, Mapping) else dict.fromkeys(self._named, coefficients)
-        )
-        for name in given:
-            if name not in self._named:
-                raise UsageError(f"coefficients name no vector {name!r}. {nearest(name, list(self._named))}")
+        given = self._given(coefficients)
         measured = list(self.vectors) if tasks is None else list(tasks)
         text = " + ".join(f"{value:g} x {name}" for name, value in given.items() if value) or "pre-trained"
         edit = f"{self.regime}: " + " ".join(
@@ -394,6 +427,21 @@ class Editor:
         guide = edited_model(self.encoder, directions, "posthoc", self.reading, self.ahead)
         guide.make_heads(tasks)
         return guide
+
+    def _given(self, coefficients: float | Mapping[str, float]) -> Mapping[str, float]:
+        """Numbers by task name, as they were given."""
+        given = (
+            coefficients if isinstance(coefficients, Mapping) else dict.fromkeys(self._named, coefficients)
+        )
+        for name in given:
+            if name not in self._named:
+                raise UsageError(f"coefficients name no vector {name!r}. {nearest(name, list(self._named))}")
+        return given
+
+    def _numbers(self, coefficients: float | Mapping[str, float]) -> dict[str, float]:
+        """A number for each vector."""
+        given = self._given(coefficients)
+        return {name: float(given.get(name, 0.0)) for name in self._named}
 
     def _target(self, task: Task | str, controls: Sequence[Task] | None) -> tuple[Task, list[Task]]:
         by_name = {one.name: one for one in self.vectors}

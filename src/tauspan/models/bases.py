@@ -193,6 +193,33 @@ def made(word: str, name: str, tensor: Tensor, turned: bool) -> Basis:
     )
 
 
+_FAR = 1e-3  # what rounding of a basis in half precision may be
+
+
+def _require_orthonormal(name: str, parts: tuple[Tensor, ...]) -> None:
+    """Raise unless |B delta| = |delta|.
+
+    Raises:
+        UsageError: the directions are not of length 1, or not at right angles.
+    """
+    wide = [part.detach().cpu().double() for part in parts]
+    if len(parts) == 1:
+        flat = wide[0].flatten(1)
+        gram = flat @ flat.T
+    else:  # <l_i r_i^T, l_j r_j^T> = <l_i, l_j> <r_i, r_j>
+        gram = (wide[0].T @ wide[0]) * (wide[1] @ wide[1].T)
+    off = float((gram - torch.eye(len(gram), dtype=gram.dtype)).abs().max())
+    if off > _FAR:
+        how = "`torch.linalg.qr(basis.flatten(1).T)[0].T.reshape(-1, *tensor.shape)`" if len(parts) == 1 else (
+            "singular vectors, `torch.linalg.svd`, are"
+        )  # fmt: skip
+        raise UsageError(
+            f"the basis of {name!r} is not orthonormal: an entry of its Gram matrix is off by {off:.3g}, so lengths, "
+            f"weight decay and ridge would not mean what they mean for whole tensors. Make it so: {how}"
+            f"{'' if len(parts) == 1 else ' such a pair'}."
+        )
+
+
 # -- a user's own ----------------------------------------------------------------------------------------------
 
 
@@ -231,6 +258,12 @@ def own(name: str, given: Given, tensor: Tensor, turned: bool) -> Basis:
             f"the basis of {name!r} has shape {tuple(parts[0].shape)}, and the tensor {tuple(tensor.shape)}: give one "
             f"tensor of shape (k, {', '.join(map(str, tensor.shape))})."
         )
+    if not all(part.is_floating_point() for part in parts):
+        raise UsageError(
+            f"the basis of {name!r} has the dtype {', '.join(str(part.dtype) for part in parts)}: give floating-point "
+            "numbers, `basis.float()`."
+        )
     if not all(bool(part.isfinite().all()) for part in parts):
         raise NonFiniteError(f"the basis of {name!r} holds NaN or infinity: make it again.")
+    _require_orthonormal(name, parts)
     return Basis(form, tuple(part.detach().to(tensor).contiguous() for part in parts))

@@ -1,5 +1,6 @@
 """Layers of sentence-transformers behind the pooling: frozen maps of the pooled vector."""
 
+import itertools
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -106,9 +107,22 @@ def layers(directory: Path) -> tuple[Callable[[Tensor], Tensor], ...]:
         elif one.kind == "Normalize":
             _require_inside(directory / one.path / "config.json")
             found.append(unit)
+    _require_chain(found, directory)
     while found and found[-1] is unit:
         found.pop()
     return tuple(found)
+
+
+def _require_chain(found: list[Callable[[Tensor], Tensor]], directory: Path) -> None:
+    """Raise if a dense layer does not read what the one before it gives."""
+    dense = [layer for layer in found if isinstance(layer, Dense)]
+    for before, after in itertools.pairwise(dense):
+        gives, reads = before.tensors["linear.weight"].shape[0], after.tensors["linear.weight"].shape[1]
+        if gives != reads:
+            raise ModelError(
+                f"{directory}: a dense layer behind the pooling gives {gives} numbers, and the next one reads {reads}: "
+                "their files are of different models. Get the whole model again."
+            )
 
 
 def _dense(folder: Path, weights: Path | None) -> Dense:

@@ -210,13 +210,18 @@ def _pretrained(transformers: Any, family: Any, directory: Path) -> nn.Module:
     Attention is fused if the model supports it, which is transformers' default; the option itself is not set because
     models without attention refuse it. A pooler that the checkpoint lacks is left out.
     """
+    options: dict[str, Any] = {
+        "local_files_only": True, "use_safetensors": True, "trust_remote_code": False, "dtype": torch.float32,
+        "output_loading_info": True,
+    }  # fmt: skip
     try:
         with quiet(transformers):
-            model, info = family.from_pretrained(
-                directory, local_files_only=True, use_safetensors=True, trust_remote_code=False,
-                dtype=torch.float32, output_loading_info=True,
-            )  # fmt: skip
+            model, info = family.from_pretrained(directory, **options)
     except (OSError, ValueError, RuntimeError, KeyError) as error:
+        if "ignore_mismatched_sizes" in str(
+            error
+        ):  # transformers logs which tensors, and does not say it here
+            raise ModelError(_mismatched(transformers, family, directory, options)) from error
         raise ModelError(f"transformers could not load {directory}: {error}") from error
     missing = set(info["missing_keys"])
     pooler = {name for name, _ in model.named_parameters() if name.startswith("pooler.")}
@@ -229,6 +234,19 @@ def _pretrained(transformers: Any, family: Any, directory: Path) -> nn.Module:
         )
     result: nn.Module = model.eval()
     return result
+
+
+def _mismatched(transformers: Any, family: Any, directory: Path, options: Mapping[str, Any]) -> str:
+    """Which tensor of the files has another shape than the configuration says."""
+    with quiet(transformers):
+        _, info = family.from_pretrained(directory, **options, ignore_mismatched_sizes=True)
+    name, stored, made = sorted(info["mismatched_keys"], key=lambda one: str(one[0]))[0]
+    more = len(info["mismatched_keys"]) - 1
+    return (
+        f"{directory}: {name!r} has shape {tuple(stored)} in the files, and config.json makes it {tuple(made)}"
+        f"{f', and {more} more do not fit' if more else ''}: the configuration is that of another model, or was "
+        "edited. Put the config.json that belongs to the weights beside them."
+    )
 
 
 def _tokenizer(transformers: Any, directory: Path, lower: bool = False) -> Any:

@@ -263,6 +263,9 @@ def _by_pillow(pixels: Tensor, wanted: tuple[int, int], interpolation: Interpola
     return made[None] if grey else made.permute(2, 0, 1)
 
 
+_STRANGE = 8  # unknown tokens in a row of rows, from which on something is wrong
+
+
 def require_known(ids: Tensor, words: int, tokenizer: Any) -> None:
     """Raise if a token is none of the model's, which has so many `words`.
 
@@ -274,6 +277,25 @@ def require_known(ids: Tensor, words: int, tokenizer: Any) -> None:
         raise ModelError(
             f"the tokenizer, of {len(tokenizer)} tokens, gives the token {most}, and the model knows {words}: it is that "
             "of another model. Put the tokenizer's files that belong to the weights beside them."
+        )
+    _require_words(ids, tokenizer)
+
+
+def _require_words(ids: Tensor, tokenizer: Any) -> None:
+    """Raise if nearly every token of these rows is the one for unknown words."""
+    unknown, special = getattr(tokenizer, "unk_token_id", None), getattr(tokenizer, "all_special_ids", None)
+    others = [
+        getattr(tokenizer, f"{kind}_token_id", None) for kind in ("pad", "eos", "bos", "cls", "sep", "mask")
+    ]
+    if unknown is None or not special or unknown in others:
+        return
+    left = ~torch.isin(ids, torch.tensor([one for one in special if one != unknown], device=ids.device))
+    strange = int((ids[left] == unknown).sum())
+    if strange >= _STRANGE and strange > 0.95 * int(left.sum()):
+        raise ModelError(
+            f"{strange} of {int(left.sum())} tokens of these rows are the tokenizer's {tokenizer.unk_token!r}: it does "
+            "not know their words, so their features mean nothing. Put the tokenizer's files that belong to the "
+            "weights beside them, or take rows in a language that the model reads."
         )
 
 

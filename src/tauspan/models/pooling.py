@@ -181,7 +181,13 @@ def sentences(directory: Path) -> Sentences:
     """
     modules = _modules(directory)
     pooling = directory / modules.get("Pooling", _POOLING_FOLDER) / "config.json"
+    if "Pooling" in modules and not pooling.is_file():
+        raise ModelError(
+            f"{directory / _MODULES_FILE} lists a pooling, and {pooling} is not there, so it is not known what the "
+            "features are. Get the whole model again, or save it with sentence-transformers."
+        )
     pools, include = _pooling(pooling) if pooling.is_file() else (None, True)
+    _require_width(pooling, directory)
     limit, lower = _transformer(directory)
     settings = _read(directory / "config_sentence_transformers.json")
     name = settings.get("default_prompt_name")
@@ -250,6 +256,18 @@ def _pooling(file: Path) -> tuple[Pooled, bool]:
         )
     single = {pooled.modes: pooled for pooled in (mean_pooled, first_token, last_token)}
     return single.get(modes, Pooled(modes)), content.get("include_prompt") is not False
+
+
+def _require_width(pooling: Path, directory: Path) -> None:
+    """Raise if the pooling is for states of another width than the model's."""
+    content, model = _read(pooling), _read(directory / "config.json")
+    said = content.get("word_embedding_dimension", content.get("embedding_dimension"))
+    width = next((model[key] for key in ("hidden_size", "d_model", "dim", "n_embd") if key in model), None)
+    if isinstance(said, int) and isinstance(width, int) and said != width:
+        raise ModelError(
+            f"{pooling} pools states of {said} numbers, and the model of {directory / 'config.json'} has {width}: the "
+            "file is that of another model. Get the whole model again."
+        )
 
 
 def _transformer(directory: Path) -> tuple[int | None, bool]:

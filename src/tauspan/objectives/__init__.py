@@ -1,6 +1,7 @@
 """What tasks are trained and measured by: a loss of outputs and targets with its derivatives, and a metric."""
 
 import ast
+import re
 from dataclasses import Field, fields
 from typing import Any, cast
 
@@ -74,11 +75,17 @@ def _options(word: str, given: str, written: str) -> dict[str, Any]:
             raise ValueError(written)
         found = {str(one.arg): ast.literal_eval(one.value) for one in call.keywords}
     except (SyntaxError, ValueError) as error:
+        if known and re.search(r"=\s*-?(nan|inf)\b", written, re.IGNORECASE):
+            raise UsageError(f"objective={given!r}: an option is a finite number.") from error
+        if not known:
+            raise UsageError(f"objective={given!r}: {word} has no options: write {word!r}.") from error
         example = f"{word}({next(iter(known), 'name')}=1)"
         raise UsageError(
             f"objective={given!r}: options are written as NAME=VALUE, such as {example!r}."
         ) from error
     for name in found:
+        if not known:
+            raise UsageError(f"objective={given!r}: {word} has no options: write {word!r}.")
         if name not in known:
             raise UsageError(f"objective={given!r} has no option {name!r}. {nearest(name, known)}")
     return found

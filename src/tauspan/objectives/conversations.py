@@ -74,6 +74,9 @@ def _message(message: Any, place: str) -> dict[str, str]:
     if not isinstance(message, Mapping):
         raise DataError(f"{place} is {str(message)[:40]!r}: a message is an object with role and content.")
     keys = {key for key, value in message.items() if value is not None}
+    empty = [key for key in _KEYS if key in message and message[key] is None]
+    if empty:
+        raise DataError(f"{place} has {listed(empty)} null: a message is a role and a content, both texts.")
     if message.keys() >= _ELSEWHERE:
         raise DataError(
             f"{place} has the keys {listed(message)}: call `from` role and `value` content, and its roles user and "

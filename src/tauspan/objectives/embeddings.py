@@ -198,7 +198,8 @@ class Similarity(Objective):
         outside = (targets.abs() > self.most).any(-1).nonzero().flatten().tolist()
         if outside:
             return (
-                f"row {outside[0]} has the similarity {float(targets[outside[0]]):g}, and a cosine is at most 1: "
-                f'objective="similarity(most=M)" divides by M.'
+                f"row {outside[0]} has the similarity {float(targets[outside[0]]):g}, and the most is {self.most:g}, "
+                "which "
+                f'stands for a cosine of 1: objective="similarity(most={float(targets.abs().max()):g})" fits these rows.'
             )
         return None

@@ -259,6 +259,8 @@ class MaskedToken(NextToken):
             raise UsageError(
                 f"share={self.share}: the share of hidden tokens is between 0 and 1, such as 0.15."
             )
+        if not isinstance(self.seed, int) or self.seed < 0:
+            raise UsageError(f"seed={self.seed}: a whole number from 0 on decides which tokens are hidden.")
 
     def rows(self, inputs: Sequence[Any], labels: Tensor, model: Reads | None) -> list[Any]:
         """Texts with the share and the seed."""

@@ -81,6 +81,8 @@ def prompt_vector(
     """
     if not bound > 0:
         raise UsageError(f"bound={bound}: it must be above 0.")
+    if isinstance(prompt, str) and not prompt.strip():
+        raise UsageError("the prompt is empty: give the text that the vector is to stand for.")
     _require_empty(encoder)
     _require_absolute(encoder)
     with torch.no_grad():

@@ -17,6 +17,7 @@ from tauspan.tasks.rows import UNLABELLED, Rows, fault_of, incomplete
 from tauspan.tasks.split import Split
 
 Read = Callable[[str, str], Mapping[str, Sequence[Rows]]]  # with a column as inputs and one as labels
+_EQUAL = "whose chosen and rejected texts are the same, so that nothing is preferred"
 _OPTIONAL: Mapping[str, str | None] = {
     "prompt": "prompt",
     "group": None,
@@ -103,6 +104,7 @@ class _Made:
             if not isinstance(prompt, str):
                 raise DataError(f"{rows.place(row)}: the prompt {prompt!r} is no text.")
             label = len(prompt)
+            fault = fault or (_EQUAL if pair[0] == pair[1] else None)
             pair = pair if fault else (prompt + pair[0], prompt + pair[1])
         elif isinstance(self.kind, Similarity):
             label = None if thirds is None else number_of(thirds, row)

@@ -65,6 +65,11 @@ def read_targets(
                 f"task {what!r}: label={list(columns)}, and {kind.word} has no labels: name the columns of the texts and "
                 "of what goes before them, text= (--text) and prompt= (--prompt)."
             )
+        if prompt == text:
+            raise UsageError(
+                f"task {what!r}: text={text!r} and prompt={prompt!r} are one column, and a text follows its prompt: "
+                "name two, or leave prompt= (--prompt) out."
+            )
         return continued(read(text, prompt or text), prompt is not None, clean, what, isinstance(kind, Chat))
     if not columns or len(set(columns)) < len(columns):
         raise UsageError(f"task {what!r}: label={list(columns)}: give at least one column, and none twice.")

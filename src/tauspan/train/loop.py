@@ -86,7 +86,7 @@ class Run:
             state = checkpoint.restore(file, self.key, self.trainee.parameters, self.optimiser, self.layout)
             self.step, self.history = state["step"], state["history"]
             log.info("resumed %s at step %d of %d", self.out, self.step, self.total)
-        if self.processes.first:
+        if self.processes.first and (self.history or (self.out / LOG).exists()):
             self._write_log()
 
     def save(self) -> None:
@@ -239,7 +239,21 @@ class Run:
             self.wrong = (
                 f"; the logits are not finite in the training rows {listed(rows)} of {task!r}" if rows else ""
             )
+            if not rows:
+                self.wrong = self._unlosable(part, logits.detach()[: len(labels)], labels)
         return found
+
+    def _unlosable(self, part: Part, logits: Tensor, labels: Tensor) -> str:
+        """The rows whose loss is not finite though their logits are."""
+        objective = self.objectives[part[0]]
+        losses = objective.losses(logits, labels.to(logits.device))
+        rows = [str(part[1][row]) for row in broken_rows(losses[:, None])]
+        return (
+            f"; the loss {objective.word} of the training rows {listed(rows)} of {self.tasks[part[0]].name!r} is not "
+            "finite, though their logits are: look at their targets"
+            if rows
+            else ""
+        )
 
     def _broken(self) -> str:
         """Where NaN or infinity appeared first: in which rows, or else in the gradient of which tensor."""
@@ -288,7 +302,14 @@ class Run:
                 f"step {self.step} of {self.name!r}: the logits of {self.tasks[task].name!r} are NaN or infinite on "
                 f"validation rows (loss {float(loss) / size:g}). Lower the learning rate, or look at what the rows hold."
             )
-        return {"loss": float(loss) / size, objective.metric: objective.summary(float(scores) / size)}
+        metric = objective.summary(float(scores) / size)
+        if not math.isfinite(metric):
+            raise NonFiniteError(
+                f"step {self.step} of {self.name!r}: the {objective.metric} of {self.tasks[task].name!r} on validation "
+                f"rows is {metric} (loss {float(loss) / size:g}): the run has diverged. Lower the learning rate, "
+                f"{self.settings.peak_lr:g}."
+            )
+        return {"loss": float(loss) / size, objective.metric: metric}
 
     def _shares(self, size: int) -> Iterator[tuple[int, ...]]:
         mine = tuple(range(size))[self.processes.rank :: self.processes.size]

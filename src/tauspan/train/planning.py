@@ -205,6 +205,8 @@ def plan(
     many = launch().size if processes is None else processes
     if many < 1:
         raise UsageError(f"processes={many}: it must be at least 1.")
+    if memory is not None and memory < 1:
+        raise UsageError(f"memory={memory}: it is a number of bytes, at least 1.")
     if settings.cache != "none":
         raise UsageError(
             f"cache={settings.cache!r} cannot be planned yet: plan the run without it, cache='none'."

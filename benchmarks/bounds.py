@@ -89,7 +89,7 @@ def least_loss(model: Any, few: dict[ts.Task, torch.Tensor], names: list[str]) -
         ]
         total = torch.stack(losses).mean()
         (gradient,) = torch.autograd.grad(total, numbers)
-        return float(total), gradient.numpy()
+        return float(total.detach()), gradient.numpy()
 
     found = minimize(
         loss, [1.0] * len(names), jac=True, bounds=[(0.0, 2.0)] * len(names), method="L-BFGS-B"
@@ -103,9 +103,7 @@ def drifts(editor: ts.Editor, draws: int, counts: list[int], pool: int) -> list[
     tau = editor.vectors[by].fitted(editor.encoder, tangent=True).deltas
     train, unseen = on.split("train"), on.split("validation")
     inputs = [*train.inputs, *unseen.inputs[:pool]]
-    rows = replace(on, splits={"train": Split(inputs, torch.zeros(len(inputs), dtype=torch.long))}).split(
-        "train"
-    )
+    rows = Split(inputs, torch.zeros(len(inputs), dtype=torch.long))
     batches = [batch for batch, _ in labelled(editor.encoder, rows, READING.max_tokens, 32, on.objective)]
     classifier = Classifier(editor.encoder, build_head(on, editor.encoder, max_tokens=READING.max_tokens))
     kernel = TangentKernel(classifier, batches, params=list(tau))

@@ -190,9 +190,10 @@ def test_tokens_are_decoded_with_the_moved_table(near: float, full: nn.Module, e
 
 def test_a_small_space_that_holds_the_table_is_its_whole_vectors(tmp_path: Path) -> None:
     encoder = ts.load(languages.write(tmp_path / "model", "llama tied"), language=LENGTH).double()
-    basis = {name: 0.1 * normal(2, *encoder.backbone.get_parameter(name).shape, seed=n) for n, name in enumerate(
-        ("embed_tokens.weight", "layers.0.mlp.up_proj.weight")
-    )}  # fmt: skip
+    basis = {}
+    for seed, name in enumerate(("embed_tokens.weight", "layers.0.mlp.up_proj.weight")):
+        shape = encoder.backbone.get_parameter(name).shape
+        basis[name] = torch.linalg.qr(normal(2, shape.numel(), seed=seed).double().T)[0].T.reshape(2, *shape)
     space = ts.restrict(encoder, basis).space
     assert space is not None
     of, mix = task("t", 1), {"t": 0.7}

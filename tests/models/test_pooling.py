@@ -205,6 +205,7 @@ def test_a_layer_behind_the_pooling_is_refused_rather_than_left_out(copy: Copy, 
 
 def test_other_ways_of_the_library_to_read_a_model_are_refused(copy: Copy) -> None:
     home = modules(copy("bert"), "Transformer", "Pooling")
+    write(home, {"embedding_dimension": 8, "pooling_mode": "mean"})
     for content in (
         {"transformer_task": "fill-mask"},
         {"modality_config": {"text": {"method": "forward", "method_output_name": "pooler_output"}}},

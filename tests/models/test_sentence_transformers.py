@@ -208,3 +208,31 @@ def test_a_dense_layer_that_moved_is_told(library: Any, tmp_path: Path) -> None:
         TaskVector.from_checkpoints(home, there)
     assert not torch.allclose(features(tauspan.load(home)), features(tauspan.load(there)), atol=1e-3)
     assert tauspan.load(home).describe() != tauspan.load(there).describe()
+
+
+def test_a_pooling_that_is_listed_and_not_there_is_refused(library: Any, tmp_path: Path) -> None:
+    home = saved(library, tmp_path, "bert", "cls")
+    shutil.rmtree(home / "1_Pooling")
+    with pytest.raises(ModelError, match=r"lists a pooling.*is not there"):
+        tauspan.load(home)
+
+
+def test_a_pooling_of_another_width_is_refused(library: Any, tmp_path: Path) -> None:
+    home = saved(library, tmp_path, "bert", "mean")
+    checkpoints.edit_json(
+        home / "1_Pooling" / "config.json",
+        lambda content: content.update({key: 768 for key in content if key.endswith("embedding_dimension")}),
+    )
+    with pytest.raises(ModelError, match=r"768 numbers.*has 8"):
+        tauspan.load(home)
+
+
+def test_dense_layers_that_do_not_fit_one_another_are_refused(library: Any, tmp_path: Path) -> None:
+    home = saved(
+        library, tmp_path, "bert", "mean",
+        behind=(lambda parts: parts.Dense(8, 6), lambda parts: parts.Dense(6, 5)),
+    )  # fmt: skip
+    other = saved(library, tmp_path / "other", "bert", "mean", behind=(lambda parts: parts.Dense(8, 7),))
+    shutil.copytree(other / "2_Dense", home / "2_Dense", dirs_exist_ok=True)
+    with pytest.raises(ModelError, match="gives 7 numbers, and the next one reads 6"):
+        tauspan.load(home)

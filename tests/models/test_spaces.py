@@ -88,10 +88,16 @@ def vector(small: Encoder, seed: int = 1, regime: Any = "linear", scale: float =
 def own_bases(encoder: Encoder) -> dict[str, Any]:
     """Whole tensors for a bias, an embedding and a norm; pairs for an attention projection and a layer."""
     draw = torch.Generator().manual_seed(5)
-    make = lambda *shape: torch.randn(*shape, generator=draw, dtype=torch.float64)  # noqa: E731
+
+    def make(*shape: int) -> Tensor:
+        """Orthonormal directions: the first axis counts them."""
+        rows = torch.randn(*shape, generator=draw, dtype=torch.float64).flatten(1)
+        return torch.linalg.qr(rows.T)[0].T.reshape(shape)
+
     return {
         "conv.bias": make(2, 6), "words.weight": make(3, 11, 8), "norm.weight": make(1, 6),
-        "block.self_attn.in_proj_weight": (make(24, 2), make(2, 8)), "block.linear1.weight": (make(16, 3), make(3, 8)),
+        "block.self_attn.in_proj_weight": (make(2, 24).T, make(2, 8)),
+        "block.linear1.weight": (make(3, 16).T, make(3, 8)),
         "block.self_attn.out_proj.weight": make(2, 8, 8),
     }  # fmt: skip
 
@@ -348,7 +354,7 @@ def test_a_selection_without_a_matrix_names_what_it_picked() -> None:
     encoder = net()
     with pytest.raises(UsageError, match=r"restrict\(encoder, {'norm.weight': BASIS}\)"):
         restrict(encoder, "lora:1", "norm.*")
-    assert select(restrict(encoder, {"norm.weight": torch.ones(1, 6)})) == ("norm.weight_delta",)
+    assert select(restrict(encoder, {"norm.weight": torch.eye(6)[:1]})) == ("norm.weight_delta",)
     with pytest.raises(UsageError, match="picks none"):
         restrict(encoder, "lora:1", "words.weight")
 

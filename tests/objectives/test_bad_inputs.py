@@ -28,8 +28,9 @@ from tauspan.core.errors import (
     UsageError,
 )
 from tauspan.editing import Decoder
+from tauspan.models import Head
 from tauspan.models.extras import quiet
-from tauspan.objectives import OwnLoss
+from tauspan.objectives import OwnLoss, objective_of
 from tauspan.tasks import Task
 
 TEXTS = ["cats sit on mats", "dogs run away", "it rains again"]
@@ -73,6 +74,31 @@ class World:
         T.PreTrainedTokenizerFast(
             tokenizer_object=made, eos_token="<e>", pad_token="<e>", unk_token="[UNK]"
         ).save_pretrained(folder)
+        return folder
+
+    def asked(self) -> Path:
+        """A task of answers to prompts."""
+        folder = self.root / "asked"
+        if not folder.exists():
+            task("asked", ["what is it? rain", "who runs? dogs"], [11, 9]).to_directory(folder)
+        return folder
+
+    def no_words(self) -> Path:
+        """The model with a tokenizer that knows none of the words."""
+        folder = self.copy("no words")
+        made = Tokenizer(token_models.WordLevel({"[UNK]": 0, "<e>": 1, "w1": 2}, unk_token="[UNK]"))
+        made.pre_tokenizer = pre_tokenizers.Whitespace()
+        T.PreTrainedTokenizerFast(
+            tokenizer_object=made, eos_token="<e>", pad_token="<e>", unk_token="[UNK]"
+        ).save_pretrained(folder)
+        return folder
+
+    def reshaped(self) -> Path:
+        """The configuration says other heads than the weights have."""
+        folder = self.copy("reshaped")
+        file = folder / "config.json"
+        content = json.loads(file.read_text())
+        file.write_text(json.dumps(content | {"intermediate_size": 2 * content["intermediate_size"]}))
         return folder
 
     def wordless(self) -> Path:
@@ -141,6 +167,24 @@ def table(w: World, file: str, **options: Any) -> Task:
 
 def square(outputs: Tensor, targets: Tensor) -> Tensor:
     return (outputs - targets).square()
+
+
+def pitfall(outputs: Tensor, targets: Tensor) -> Tensor:
+    """No number where a target is 9."""
+    return (outputs - targets).square().sum(-1) / (targets[:, 0] != 9)
+
+
+def late(objective: OwnLoss, head: Head | None = None) -> Task:
+    """The fifth row's target is 9; it is not among the four rows of the first batch that a loss is tried on."""
+    rows = (torch.ones(16, 4), torch.tensor([[9.0 if row == 4 else 1.0] for row in range(16)]))
+    return Task.from_tensors(
+        "late", ["u"], objective=objective, train=rows, validation=rows, test=rows, head=head
+    )
+
+
+def pairs(first: list[str], second: list[str], third: Any = None, objective: str = "preference") -> Task:
+    rows = (None, first, second) if third is None else (first, second, third)
+    return Task.from_tensors("p", [], objective=objective, train=rows, validation=rows, test=rows)
 
 
 def mixed(w: World) -> Any:
@@ -304,6 +348,79 @@ CASES: dict[str, Case] = {
             w.model, task("t", TEXTS), ts.Settings("linear", lr=1e-3, epochs=1, label_smoothing=0.1)
         ),
     ),
+    "a text and its prompt in one column": (
+        UsageError,
+        "are one column.*or leave prompt=",
+        lambda w: table(w, "rows.csv", prompt="text", objective="next-token"),
+    ),
+    "a pair of equal texts": (
+        DataError,
+        "row 1 is a row whose chosen and rejected texts are the same.*clean=True",
+        lambda w: pairs(["a", "b", "c"], ["d", "b", "e"]),
+    ),
+    "half a seed": (
+        UsageError,
+        r"seed=1\.5: a whole number",
+        lambda w: objective_of("masked-token(seed=1.5)"),
+    ),
+    "an option that is NaN": (UsageError, "a finite number", lambda w: objective_of("preference(beta=nan)")),
+    "an option of none": (
+        UsageError,
+        "has no options: write 'next-token'",
+        lambda w: objective_of("next-token(beta=1)"),
+    ),
+    "a score above the most": (
+        DataError,
+        r"similarity 7, and the most is 5.*similarity\(most=7\)",
+        lambda w: pairs(["a", "b", "c"], ["d", "e", "f"], [1.0, 7.0, 2.0], "similarity(most=5)"),
+    ),
+    "a loss that is NaN for one row": (
+        NonFiniteError,
+        "loss pitfall of the training rows 4 of 'late' is not finite, though.*look at their targets",
+        lambda w: ts.finetune(
+            w.other, late(OwnLoss(pitfall), Head(torch.ones(1, 3))), ts.Settings("linear", batch_size=16)
+        ),
+    ),
+    "a head for a loss that is NaN for one row": (
+        NonFiniteError,
+        "loss pitfall of the training rows 4 has a slope.*look at their targets",
+        lambda w: ts.finetune(w.other, late(OwnLoss(pitfall)), SETTINGS),
+    ),
+    "a plan for no memory": (
+        UsageError,
+        "memory=-1: it is a number of bytes",
+        lambda w: ts.plan(w.model, task("t", TEXTS), SETTINGS, memory=-1),
+    ),
+    "a run that diverges": (
+        NonFiniteError,
+        r"perplexity of 't' on validation rows is inf.*Lower the learning rate, 1e\+20",
+        lambda w: ts.finetune(w.model, task("t", TEXTS), ts.Settings("linear", lr=1e20, epochs=2)),
+    ),
+    "a tokenizer that knows no word": (
+        ModelError,
+        r"tokens of these rows are the tokenizer's '\[UNK\]'.*Put the tokenizer's files",
+        lambda w: ts.evaluate(ts.load(w.no_words(), language=24), [task("t", TEXTS)]),
+    ),
+    "the configuration of another model": (
+        ModelError,
+        r"has shape \(.*\) in the files, and config\.json makes it \(.*belongs to the weights",
+        lambda w: ts.load(w.reshaped(), language=24),
+    ),
+    "a basis that is not orthonormal": (
+        UsageError,
+        r"is not orthonormal.*off by.*torch\.linalg\.qr",
+        lambda w: ts.restrict(w.other, {"weight": torch.ones(2, 3, 4)}),
+    ),
+    "a basis of whole numbers": (
+        UsageError,
+        r"dtype torch\.int64.*basis\.float\(\)",
+        lambda w: ts.restrict(w.other, {"weight": torch.ones(2, 3, 4).long()}),
+    ),
+    "a pair of directions that is not orthonormal": (
+        UsageError,
+        "is not orthonormal.*svd",
+        lambda w: ts.restrict(w.other, {"weight": (torch.ones(3, 2), torch.ones(2, 4))}),
+    ),
     # coefficients and decoding
     "a coefficient that is NaN": (
         UsageError,
@@ -401,7 +518,9 @@ LINES: dict[str, tuple[str, str]] = {
     ),
     "an adapter of another base": ("vector from-adapter {model} {adapter} -o {out}", "(16, 16)"),
     "a scale that is NaN": ("evaluate {model} {texts} --language 24 --vector {tau} --scale nan", "finite"),
-}
+    "a plan for no memory": ("finetune {model} {texts} {out} --language 24 --plan --memory -1", "number of bytes"),
+    "too few tokens for the prompt": ("finetune {model} {asked} {out} --language 2", "Allow more tokens"),
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("case", LINES)
@@ -416,10 +535,10 @@ def test_the_program_says_the_same_without_a_traceback(
     places = {
         "model": world.home, "texts": world.root / "texts", "cut": world.cut_gguf(), "tau": tau,
         "rows": world.root / "rows.csv", "classes": world.root / "classes.csv", "adapter": world.adapter(),
-        "out": tmp_path / "out",
+        "out": tmp_path / "out", "asked": world.asked(),
     }  # fmt: skip
     assert main([part.format(**places) for part in line.split()]) in (2, 3, 4, 5, 6)
     shown = capsys.readouterr()
     assert words in shown.err
     assert "Traceback" not in shown.err
-    assert not list(tmp_path.iterdir())
+    assert not [file for file in tmp_path.rglob("*") if file.is_file()]

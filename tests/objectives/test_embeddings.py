@@ -163,7 +163,7 @@ def test_impossible_options_are_told(text: str, said: str) -> None:
     [
         ("contrastive", torch.zeros(2), "number of its pairs"),
         ("contrastive", torch.tensor([2, 9]), r"row 1: a group of 9 pairs, and one has 2 to 8: .*size=K"),
-        ("similarity", torch.tensor([[4.0]]), r"row 0 has the similarity 4.*most=M"),
+        ("similarity", torch.tensor([[4.0]]), r"row 0 has the similarity 4.*most=4"),
         ("similarity", torch.tensor([3]), "floating-point"),
     ],
 )

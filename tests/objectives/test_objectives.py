@@ -79,10 +79,31 @@ def test_each_objective_is_its_formula(word: str, seed: int) -> None:
     )
     torch.testing.assert_close(one.losses(f, y), losses)
     torch.testing.assert_close(one.total(f, y), losses.sum())
+    weights = torch.rand(ROWS, generator=torch.Generator().manual_seed(seed + 3), dtype=torch.float64)
+    free = f.clone().requires_grad_()
+    torch.testing.assert_close(one.total(free, y, weights), (weights * losses).sum())
+    (weighted,) = torch.autograd.grad(one.total(free, y, weights), free)
+    torch.testing.assert_close(weighted, weights[:, None] * slopes)
     torch.testing.assert_close(one.gradients(f, y), slopes)
     torch.testing.assert_close(one.curvature(f, y, along), torch.einsum("nij,tnj->tni", hessians, along))
     torch.testing.assert_close(one.scores(f, y), scores)
     assert one.value(f, y) == pytest.approx(one.summary(float(scores.mean())))
+
+
+@pytest.mark.parametrize("word", WORDS)
+def test_the_standard_error_of_a_metric_is_that_of_many_resamplings(word: str) -> None:
+    one, rows = objective_of(word), 400
+    draw = torch.Generator().manual_seed(1)
+    f = torch.randn(rows, OUTPUTS, generator=draw, dtype=torch.float64)
+    y = {
+        "classification": torch.randint(OUTPUTS, (rows,), generator=draw),
+        "multi-label": torch.randint(2, (rows, OUTPUTS), generator=draw).double(),
+    }.get(word, torch.randn(rows, OUTPUTS, generator=draw, dtype=torch.float64))
+    scores = one.scores(f, y)
+    places = torch.randint(rows, (2000, rows), generator=draw)
+    drawn = torch.tensor([one.summary(float(scores[some].mean())) for some in places])
+    assert one.error(scores) == pytest.approx(float(drawn.std()), rel=0.1)
+    assert one.error(scores[:1]) is None
 
 
 @pytest.mark.parametrize("word", WORDS)

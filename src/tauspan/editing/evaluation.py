@@ -1,5 +1,6 @@
 """`evaluate`: metric and loss of a model, edited or not, on tasks."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
@@ -33,6 +34,7 @@ class TaskScore:
         loss: the mean loss of a row; of classes cross-entropy in nats.
         rows: how many.
         metric: the metric's name.
+        error: the standard error of the metric over these rows; None of fewer than two.
     """
 
     task: str
@@ -40,6 +42,7 @@ class TaskScore:
     loss: float
     rows: int
     metric: str = Classification.metric
+    error: float | None = None
 
     @property
     def accuracy(self) -> float:
@@ -54,7 +57,9 @@ class TaskScore:
 
     def cells(self) -> dict[str, Cell]:
         """The row of the table."""
-        return {"task": self.task, self.metric: self.value, "loss": self.loss, "rows": self.rows}
+        return {
+            "task": self.task, self.metric: self.value, "s.e.": self.error, "loss": self.loss, "rows": self.rows,
+        }  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,7 +98,8 @@ class Evaluation(Result):
         """One table."""
         scores = [*self.tasks, *([self.mean] if self.mean is not None and len(self.tasks) > 1 else [])]
         means = {} if self.mean is None else {self.mean.metric: self.mean.value, "loss": self.mean.loss}
-        table = Table(self.label, [score.cells() for score in scores], self.note)
+        note = " ".join(filter(None, ["s.e.: standard error over rows." if scores else "", self.note]))
+        table = Table(self.label, [score.cells() for score in scores], note)
         names = list(dict.fromkeys(score.metric for score in self.tasks))
         values = {
             name: {score.task: score.value for score in self.tasks if score.metric == name} for name in names
@@ -181,17 +187,26 @@ def measured_on(
             logits = model.logits(task, split, coefficients, advance)
             labels, by = model.targets(task, split), model.objective(task, coefficients)
             loss = float(by.losses(logits, labels).mean())
-            scores.append(TaskScore(task.name, by.value(logits, labels), loss, len(labels), by.metric))
+            value, error = by.value(logits, labels), by.error(by.scores(logits, labels))
+            scores.append(TaskScore(task.name, value, loss, len(labels), by.metric, error))
     about = provenance(
         base=model.encoder.source, fingerprint=model.fingerprint, split=split,
         **({} if scale is None else {"scale": scale}), **facts(model.encoder),
     )  # fmt: skip
     rows = sum(score.rows for score in scores)
     kinds = {score.metric for score in scores}
-    mean = replace(mean_row(scores), rows=rows, metric=kinds.pop()) if len(kinds) == 1 else None
+    mean = None
+    if len(kinds) == 1:
+        mean = replace(mean_row(scores), rows=rows, metric=kinds.pop(), error=_error_of_mean(scores))
     return Evaluation(
         label=label, split=split, tasks=scores, mean=mean, note=left_out(tasks), provenance=about
     )
+
+
+def _error_of_mean(scores: Sequence[TaskScore]) -> float | None:
+    """The standard error of the mean over tasks, whose rows are others."""
+    known = [score.error for score in scores if score.error is not None]
+    return math.hypot(*known) / len(known) if len(known) == len(scores) > 0 else None
 
 
 def _unedited(encoder: Encoder) -> str:

@@ -193,7 +193,7 @@ def made(word: str, name: str, tensor: Tensor, turned: bool) -> Basis:
     )
 
 
-_FAR = 1e-3  # what rounding of a basis in half precision may be
+_FAR = 1e-2  # what rounding of a basis in half precision may be
 
 
 def _require_orthonormal(name: str, parts: tuple[Tensor, ...]) -> None:

@@ -263,7 +263,7 @@ def _by_pillow(pixels: Tensor, wanted: tuple[int, int], interpolation: Interpola
     return made[None] if grey else made.permute(2, 0, 1)
 
 
-_STRANGE = 8  # unknown tokens in a row of rows, from which on something is wrong
+_STRANGE = 8  # unknown tokens in some rows, from which on something is wrong
 
 
 def require_known(ids: Tensor, words: int, tokenizer: Any) -> None:
@@ -278,10 +278,9 @@ def require_known(ids: Tensor, words: int, tokenizer: Any) -> None:
             f"the tokenizer, of {len(tokenizer)} tokens, gives the token {most}, and the model knows {words}: it is that "
             "of another model. Put the tokenizer's files that belong to the weights beside them."
         )
-    _require_words(ids, tokenizer)
 
 
-def _require_words(ids: Tensor, tokenizer: Any) -> None:
+def require_words(ids: Tensor, tokenizer: Any) -> None:
     """Raise if nearly every token of these rows is the one for unknown words."""
     unknown, special = getattr(tokenizer, "unk_token_id", None), getattr(tokenizer, "all_special_ids", None)
     others = [

@@ -44,8 +44,10 @@ class Classification(Objective):
         """Cross-entropy in nats."""
         return F.cross_entropy(outputs, targets, reduction="none", label_smoothing=self.smoothing)
 
-    def total(self, outputs: Tensor, targets: Tensor) -> Tensor:
-        """The sum of the losses, in one operation."""
+    def total(self, outputs: Tensor, targets: Tensor, weights: Tensor | None = None) -> Tensor:
+        """The sum of the losses, without weights in one operation."""
+        if weights is not None:
+            return super().total(outputs, targets, weights)
         return F.cross_entropy(outputs, targets, reduction="sum", label_smoothing=self.smoothing)
 
     def gradients(self, outputs: Tensor, targets: Tensor) -> Tensor:

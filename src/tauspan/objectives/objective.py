@@ -1,5 +1,6 @@
 """`Objective`: a loss of outputs and targets, row by row, with its derivatives, its metric and what is right of both."""
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar, NamedTuple, Protocol
@@ -141,9 +142,13 @@ class Objective(ABC):
 
     # -- what follows ----------------------------------------------------------------------------------------
 
-    def total(self, outputs: Tensor, targets: Tensor) -> Tensor:
-        """The sum of the losses."""
-        return self.losses(outputs, targets).sum()
+    def total(self, outputs: Tensor, targets: Tensor, weights: Tensor | None = None) -> Tensor:
+        """The sum of the losses, or sum_n w_n l_n with `weights` (N,).
+
+        A weight counts a row's loss, so its gradient and its curvature scale with it.
+        """
+        losses = self.losses(outputs, targets)
+        return losses.sum() if weights is None else (weights.to(losses) * losses).sum()
 
     def gradients(self, outputs: Tensor, targets: Tensor) -> Tensor:
         """dl_n / df_n, shape (N, O)."""
@@ -179,6 +184,18 @@ class Objective(ABC):
         None where that is not known; no numbers where a loss always rises.
         """
         return None
+
+    def error(self, scores: Tensor) -> float | None:
+        """The standard error of the metric over rows, from their scores; None of fewer than two.
+
+        That of the mean score, carried over to the metric by a difference: (m(s + e) - m(s - e)) / 2.
+        """
+        if len(scores) < 2:
+            return None
+        wide = scores.double()
+        mean, spread = float(wide.mean()), float(wide.std()) / math.sqrt(len(wide))
+        low = self.summary(max(mean - spread, 0.0) if float(wide.min()) >= 0 else mean - spread)
+        return abs(self.summary(mean + spread) - low) / 2
 
     def value(self, outputs: Tensor, targets: Tensor) -> float:
         """The metric of some rows.

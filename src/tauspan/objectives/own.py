@@ -117,7 +117,8 @@ class OwnLoss(Objective):
             )
         if not found.isfinite().all():
             raise NonFiniteError(
-                f"the loss {self.word} is {found.tolist()} on the first rows: NaN or infinity cannot be minimised."
+                f"the loss {self.word} is {found.tolist()} on some rows: NaN or infinity cannot be minimised. Look at "
+                "their targets."
             )
         alone = torch.cat([self._called(outputs[n : n + 1], targets[n : n + 1]) for n in range(len(outputs))])
         if not torch.allclose(alone, found, rtol=1e-6, atol=1e-9):

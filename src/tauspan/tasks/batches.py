@@ -1,12 +1,13 @@
 """The rows of a split as batches that an encoder reads."""
 
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, TypeAlias
 
 from tauspan.core.ahead import ahead
 from tauspan.core.errors import UsageError
 from tauspan.models import Batch, Encoder
+from tauspan.models.inputs import require_words
 from tauspan.objectives import Classification, Objective
 from tauspan.objectives.passages import Group
 from tauspan.tasks import Split
@@ -18,8 +19,15 @@ def encoded(
     encoder: Encoder, rows: Split, objective: Objective, max_tokens: int | None,
     crops: Sequence[random.Random] | None = None,
 ) -> Batch:  # fmt: skip
-    """What an encoder reads of rows for an objective; see `Encoder.encode`."""
-    return encoder.encode(objective.rows(rows.inputs, rows.labels, encoder.language), max_tokens, crops)
+    """What an encoder reads of rows for an objective; see `Encoder.encode`.
+
+    Raises:
+        ModelError: the tokenizer knows none of the words.
+    """
+    batch = encoder.encode(objective.rows(rows.inputs, rows.labels, encoder.language), max_tokens, crops)
+    if encoder.inputs.modality == "text" and isinstance(batch, Mapping) and "input_ids" in batch:
+        require_words(batch["input_ids"], encoder.inputs.tokenizer)
+    return batch
 
 
 class Prepared(Sequence[tuple[list[int], Batch]]):

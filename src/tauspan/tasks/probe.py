@@ -11,7 +11,7 @@ import torch
 from scipy.optimize import minimize
 from torch import Tensor
 
-from tauspan.core.errors import NonFiniteError
+from tauspan.core.errors import NonFiniteError, listed
 from tauspan.models import Head
 from tauspan.objectives import Classification, Objective
 
@@ -83,6 +83,12 @@ def probe(
     rowwise, units = _losses(objective, labels.cpu(), classes), (wide - middle) / spread
     if objective != Classification():  # whose gradient has no unit
         slope = rowwise(np.zeros((len(units), classes)))[1]
+        broken = np.flatnonzero(~np.isfinite(slope).all(-1)).tolist()
+        if broken:
+            raise NonFiniteError(
+                f"the loss {objective.word} of the training rows {listed([str(row) for row in broken])} has a slope "
+                "that is not finite, so no head can be fitted: look at their targets."
+            )
         tolerance *= max(1.0, float(np.linalg.norm(slope.T @ units)), float(np.linalg.norm(slope.sum(0))))
     found = _minimum(units, rowwise, classes, ridge, tolerance, max_steps)
     if not found["norm"] <= tolerance:

@@ -105,8 +105,11 @@ class Run:
         """Add an entry to the history and the log, and tell who listens."""
         self.history.append(entry)
         if self.out is not None and self.processes.first:
-            with (self.out / LOG).open("a", encoding="utf-8") as file:
-                file.write(json.dumps(entry) + "\n")
+            if len(self.history) == 1 and not (self.out / LOG).exists():
+                self._write_log()  # only now: a run that is refused leaves nothing
+            else:
+                with (self.out / LOG).open("a", encoding="utf-8") as file:
+                    file.write(json.dumps(entry) + "\n")
         if self.on_log is not None and self.processes.first:
             try:
                 self.on_log(copy.deepcopy(entry))

@@ -19,12 +19,13 @@ TASKS = {
     "pair",
     "control",
     "controls",
+    "others",
 }  # arguments whose values are tasks, by their names in the code
 RECIPES = {"recipe"}
 MODELS = {"model", "models", "base", "inputs"}
 FILES = {
-    "a", "adapter", "against", "b", "c", "card", "data", "head_from", "named_out", "out", "output", "root", "rows", "run",
-    "test", "train", "tuned", "validation", "vector", "vectors",
+    "a", "adapter", "against", "b", "c", "card", "data", "factors", "head_from", "named_out", "out", "output", "root",
+    "rows", "run", "test", "train", "tuned", "validation", "vector", "vectors",
 }  # fmt: skip
 FREE = {
     "allow", "code", "columns", "delimiter", "device", "eigenfunctions", "encoding", "grid", "label", "label_names",

@@ -16,6 +16,7 @@ from tauspan.cli import completion as verbs_completion
 from tauspan.cli import data as verbs_data
 from tauspan.cli import desk as verbs_desk
 from tauspan.cli import edit as verbs_edit
+from tauspan.cli import factors as verbs_factors
 from tauspan.cli import kernel as verbs_kernel
 from tauspan.cli import merge as verbs_merge
 from tauspan.cli import models as verbs_models
@@ -33,7 +34,8 @@ from tauspan.core.measure import quiet, underway
 
 FAMILIES: tuple[Callable[..., None], ...] = (
     verbs_train.add, verbs_vector.add, verbs_models.add, verbs_edit.add, verbs_desk.add, verbs_data.add,
-    verbs_kernel.add, verbs_together.add, verbs_merge.add, verbs_reproduce.add, verbs_serve.add, verbs_completion.add,
+    verbs_kernel.add, verbs_together.add, verbs_factors.add, verbs_merge.add, verbs_reproduce.add, verbs_serve.add,
+    verbs_completion.add,
 )  # fmt: skip
 _EXITS = (
     "exit codes: 0 done, 2 usage, 3 model, 4 tensors do not fit, 5 file, 6 data, 7 not finite, "

@@ -20,6 +20,7 @@ from tauspan.train.settings import Settings
 CACHES = ("none", "auto", "features", "primal", "factors")
 
 if TYPE_CHECKING:
+    from tauspan.drift import Penalty
     from tauspan.tasks import Task
     from tauspan.train import Finetuned
 
@@ -81,6 +82,20 @@ def _add_finetune(tune: argparse.ArgumentParser) -> None:
     add_fields(tune, Settings, skip=("seed", "engine", "check"))
     tune.add_argument(
         "--rows", type=int, metavar="N", help="train on at most so many rows (default: all of them)"
+    )
+    tune.add_argument(
+        "--others", nargs="+", default=[], metavar="TASK",
+        help="tasks whose rows the vector is to leave where they are; their labels are not read (default: none)",
+    )  # fmt: skip
+    tune.add_argument(
+        "--factors", nargs="+", default=[], metavar="FILE",
+        help="drift factors of such tasks, from `tauspan factors make`, in place of their rows (default: none)",
+    )  # fmt: skip
+    tune.add_argument(
+        "--weight",
+        type=float,
+        default=1.0,
+        help="with --others or --factors: what their drift counts (default: 1)",
     )
     tune.add_argument(
         "--checkpoint-every", type=int, default=50, metavar="STEPS", help="steps between two checkpoints"
@@ -200,6 +215,10 @@ def finetune(options: argparse.Namespace) -> None:
         raise UsageError("finetune needs OUT, a folder for the vector: `tauspan finetune MODEL TASK OUT`.")
     if options.memory is not None and not options.plan:
         raise UsageError(f"--memory {options.memory:g} is for --plan: give both, or neither.")
+    if options.plan and (options.others or options.factors):
+        raise UsageError(
+            "--plan knows no penalty: leave --others and --factors out, and add a pass over their rows."
+        )
     task = _training(options)
     if options.plan:
         _plan(task, settings, options)
@@ -212,12 +231,24 @@ def finetune(options: argparse.Namespace) -> None:
         checkpoint_every=options.checkpoint_every,
         resume=options.resume,
         shard=options.shard,
+        penalty=_penalty(options),
     )
     if options.label is not None and first():
         named = done.task_vector.named(options.label)
         named.save_pretrained(Path(options.out) / "vector.safetensors", overwrite=True)
     _trained(done, Path(options.out) / "vector.safetensors", options)
     _lead(done, Path(options.out) / "vector.safetensors", options)
+
+
+def _penalty(options: argparse.Namespace) -> "Penalty | None":
+    """The penalty on drift that was asked for."""
+    from tauspan.drift import Exact, Factored, Factors
+
+    others = [task_of(name) for name in options.others]
+    if options.factors:
+        loaded = [Factors.load(path) for path in options.factors]
+        return Factored(loaded, options.weight, others)
+    return Exact(others, options.weight) if others else None
 
 
 def _plan(task: "Task", settings: Settings, options: argparse.Namespace) -> None:

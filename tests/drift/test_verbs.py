@@ -1,0 +1,89 @@
+"""`tauspan factors`, and penalties of `tauspan finetune`: they do what the functions do."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+import tauspan as ts
+from helpers import checkpoints
+from helpers.program import task as write_task
+from tauspan.cli.factors import KINDS as WORDS
+from tauspan.cli.main import main
+from tauspan.drift import KINDS, Exact, Factored, Factors, compressed, factors, merged
+from tauspan.tasks import Task
+
+LATE = [("z y", 1), ("a", 0), ("z z", 1), ("b b", 0), ("x z y", 1), ("c", 0)]
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    root = tmp_path_factory.mktemp("world")
+    return {
+        "model": checkpoints.write(root / "model", "bert"), "first": write_task(root / "first"),
+        "second": write_task(root / "second", LATE), "third": write_task(root / "third", LATE[:4]),
+    }  # fmt: skip
+
+
+def run(line: str, **places: object) -> int:
+    return main([part.format(**places) for part in line.split()])
+
+
+def same(found: Factors, wanted: Factors) -> None:
+    assert found.base == wanted.base
+    assert found.blocks.keys() == wanted.blocks.keys()
+    for name, block in wanted.blocks.items():
+        for field, tensor in block.tensors().items():
+            torch.testing.assert_close(found.blocks[name].tensors()[field], tensor)
+
+
+def test_the_program_knows_every_kind() -> None:
+    assert set(WORDS) == set(KINDS)
+
+
+def test_factors_are_made_merged_and_thinned(
+    world: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    encoder, tasks = (
+        ts.load(world["model"]),
+        [Task.from_directory(world[name]) for name in ("second", "third")],
+    )
+    files = [tmp_path / f"{task.name}.safetensors" for task in tasks]
+    for task, file in zip(tasks, files, strict=True):
+        line = "factors make {model} {task} --params last:1 -o {file}"
+        assert run(line, model=world["model"], task=world[task.name], file=file) == 0
+        same(Factors.load(file), factors(encoder, task, params="last:1"))
+    assert "tauspan finetune" in capsys.readouterr().out
+    assert run("factors merge {a} {b} -o {out}", a=files[0], b=files[1], out=tmp_path / "both") == 0
+    both = merged([factors(encoder, task, params="last:1") for task in tasks])
+    same(Factors.load(tmp_path / "both"), both)
+    assert (
+        run("factors thin {both} --energy 0.9 -o {out}", both=tmp_path / "both", out=tmp_path / "thin") == 0
+    )
+    same(Factors.load(tmp_path / "thin"), compressed(both, 0.9))
+    assert run("factors thin {both} -o {out}", both=tmp_path / "both", out=tmp_path / "thin") != 0
+    assert "overwrite" in capsys.readouterr().err
+
+
+def test_fine_tuning_takes_them(
+    world: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    encoder, first = ts.load(world["model"]), Task.from_directory(world["first"])
+    second = Task.from_directory(world["second"])
+    settings = ts.Settings("linear", params="last:1", lr=1e-2, epochs=2, batch_size=4)
+    options = "--params last:1 --lr 0.01 --epochs 2 --batch-size 4"
+    made = tmp_path / "made.safetensors"
+    factors(encoder, second, params="last:1").save(made)
+    for name, extra, penalty in [
+        ("rows", "--others {second} --weight 0.5", Exact([second], 0.5)),
+        ("factors", "--factors {made} --weight 0.5", Factored([Factors.load(made)], 0.5)),
+    ]:
+        places = {**world, "made": made, "out": tmp_path / name}
+        assert run(f"finetune {{model}} {{first}} {{out}} {options} {extra}", **places) == 0
+        wanted = ts.finetune(encoder, first, settings, penalty=penalty).task_vector
+        found = ts.TaskVector.from_pretrained(tmp_path / name)
+        for tensor, delta in wanted.deltas.items():
+            torch.testing.assert_close(found.deltas[tensor], delta)
+        assert found.info["penalty"]["weight"] == 0.5
+    assert run("finetune {model} {first} --plan --others {second}", **world) == 2
+    assert "leave --others and --factors out" in capsys.readouterr().err

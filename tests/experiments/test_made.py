@@ -23,7 +23,7 @@ FEW = ("standard", "linear", "linear-exact", "superposed", "joint-linear")
 
 
 def asked(recipe: Recipe, ways: tuple[str, ...], **options: object) -> Recipe:
-    made = Made(ways, ("tsv_m",), ("linear",), (0.5, 1.0), ridge=0.5, xi_rows=2, **options)  # type: ignore[arg-type]
+    made = Made(ways, ("tsv_m", "iso_c@reduce"), ("linear",), (0.5, 1.0), ridge=0.5, xi_rows=2, **options)  # type: ignore[arg-type]
     return dataclasses.replace(
         recipe, regimes=(), parts=(made,), finetune=Training(max_steps=2, batch_size=4, lr_standard=1e-2)
     )  # fmt: skip
@@ -96,7 +96,7 @@ def test_what_validation_likes_best_is_chosen_with_the_first_seed_and_kept(done:
         "Ways to make vectors, test accuracy", "Differences in pairs of test rows",
         "Rules that merge the vectors of each way, test accuracy", "Negation", "Choices and cost",
     ]  # fmt: skip
-    assert [row["way"] for row in report.tables[2].rows].count("linear") == 2
+    assert [row["way"] for row in report.tables[2].rows].count("linear") == 3
     assert report.result["made"]["linear-exact"][0]["xi"] is not None
 
 
@@ -125,6 +125,7 @@ def test_what_cannot_be_asked_is_refused() -> None:
         ("none may stand twice", {"ways": ("linear", "linear")}),
         ("add 'linear'", {"ways": ("standard", "standard-delta")}),
         ("Did you mean 'tsv_m'", {"ways": ("linear",), "rules": ("tsv",)}),
+        ("after @ comes one of reduce, expand", {"ways": ("linear",), "rules": ("iso_c@ekfac",)}),
         ("no way of this recipe", {"ways": ("linear",), "weights": {"linear": (1.0,)}}),
         ("'standard' or 'linear'", {"ways": ("linear",), "rates": {"posthoc": (1.0,)}}),
         ("between 0 and 1", {"ways": ("linear",), "floor": 2.0}),

@@ -14,6 +14,7 @@ from tauspan.drift.curvature import KINDS, factors
 from tauspan.drift.distilled import Distilled
 from tauspan.drift.factors import Factors, compressed, merged
 from tauspan.drift.measure import exact_drift
+from tauspan.drift.metric import merge_in_metric
 from tauspan.drift.penalties import Factored, Orthogonal
 from tauspan.drift.rows import Exact, TauJp
 from tauspan.train.penalty import Penalty, Training
@@ -34,5 +35,6 @@ __all__ = [
     "drift_bound",
     "exact_drift",
     "factors",
+    "merge_in_metric",
     "merged",
 ]

@@ -79,7 +79,7 @@ class Factors:
             if all(
                 one.numel() for one in block.tensors().values()
             ):  # else no output depends on the parameter
-                parts.append(block.square(_viewed(name, whole)))
+                parts.append(block.square(viewed(name, whole)))
         return torch.stack(parts).sum()
 
     @checked
@@ -192,7 +192,7 @@ def _root(matrix: Tensor, energy: float) -> Tensor:
     return root.float()
 
 
-def _viewed(name: str, whole: Tensor) -> Tensor:
+def viewed(name: str, whole: Tensor) -> Tensor:
     """The view of a parameter that a block is of; its name says offset, shape and strides."""
     _, part, label = name.partition(PART)
     if not part:

@@ -15,7 +15,6 @@ from tauspan.editing.model.directions import Directions
 from tauspan.editing.model.edited import Coefs, EditedModel, edited_model
 from tauspan.editing.search.addition import scaled, search_shared
 from tauspan.editing.search.negation import negation
-from tauspan.merge import merge
 from tauspan.models import Encoder
 from tauspan.tasks import Task
 from tauspan.vector import TaskVector
@@ -42,40 +41,33 @@ class Asked:
     """What is measured.
 
     Args:
-        rules: names of merging methods, beside the sum.
         grid: coefficients to choose from.
         axis: coefficients of the maps of xi.
         rows: at most so many test rows of each task are read for the maps of ordinary models.
         floor: the share of the controls' accuracy that negation keeps on validation.
-        seed: of random rules.
     """
 
-    rules: Sequence[str]
     grid: Sequence[float]
     axis: Sequence[float]
     rows: int
     floor: float
-    seed: int
 
 
 def outcome(
-    encoder: Encoder, vectors: Mapping[Task, TaskVector], regime: Regime, reading: Reading, asked: Asked
-) -> dict[str, Any]:
+    encoder: Encoder, vectors: Mapping[Task, TaskVector], merged: Mapping[str, TaskVector], regime: Regime,
+    reading: Reading, asked: Asked,
+) -> dict[str, Any]:  # fmt: skip
     """Everything that is measured of the vectors of one way and seed, in values that JSON has.
 
     Args:
         encoder: the pre-trained encoder.
         vectors: one for each task, or the same one for all.
+        merged: by rule, one vector for all tasks, beside the sum.
         regime: of the edits.
         reading: of rows.
         asked: what is measured.
     """
     together = len({id(vector) for vector in vectors.values()}) == 1
-    merged = (
-        {}
-        if together
-        else {rule: merge(list(vectors.values()), rule, seed=asked.seed) for rule in asked.rules}
-    )
     model, whole, own = _model(encoder, vectors, merged, regime, reading)
     tasks, every = list(vectors), list(model.directions.names)
     for split in ("validation", "test"):

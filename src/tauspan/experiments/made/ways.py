@@ -6,9 +6,22 @@ from typing import Literal, TypeAlias
 
 from tauspan.core.choices import Regime
 from tauspan.core.reading import Reading
-from tauspan.drift import KINDS, Distilled, Exact, Factored, Factors, Orthogonal, Penalty, TauJp, factors
+from tauspan.drift import (
+    KINDS,
+    Distilled,
+    Exact,
+    Factored,
+    Factors,
+    Orthogonal,
+    Penalty,
+    TauJp,
+    factors,
+    merge_in_metric,
+    merged,
+)
 from tauspan.editing import Editor
 from tauspan.kernel import Ghosts, closed_form, superpose
+from tauspan.merge import merge
 from tauspan.models import Encoder
 from tauspan.tasks import Task
 from tauspan.train import Settings, finetune
@@ -48,6 +61,16 @@ class Making:
             made = factors(self.encoder, task, kind, params=chosen.params, reading=self.reading)
             self.curvature[task.name, kind] = made
         return self.curvature[task.name, kind]
+
+    def merged(self, rule: str, vectors: Mapping[Task, TaskVector], seed: int) -> TaskVector:
+        """One vector by a merging method; behind @, in the metric of factors of that kind."""
+        method, _, kind = rule.partition("@")
+        given = list(vectors.values())
+        if not kind:
+            return merge(given, method, seed=seed)
+        return merge_in_metric(
+            self.encoder, given, merged([self.factors(task, kind) for task in vectors]), method, seed=seed
+        )
 
     @property
     def reading(self) -> Reading:

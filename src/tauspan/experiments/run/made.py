@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from tauspan.core.choices import Regime
-from tauspan.core.errors import RecipeError, nearest
+from tauspan.core.errors import RecipeError, listed, nearest
 from tauspan.core.measure import progress
 from tauspan.drift import Factors
 from tauspan.experiments.made.outcome import Asked, outcome, validated
@@ -24,6 +24,9 @@ if TYPE_CHECKING:
     from tauspan.experiments.run.recipe import Recipe
 
 
+_METRICS = ("reduce", "expand")
+
+
 @dataclasses.dataclass(frozen=True)
 class Made(Part):
     """Ways to make vectors that are added: regimes, penalties, closed forms; and rules that merge what they make.
@@ -33,7 +36,9 @@ class Made(Part):
 
     Args:
         ways: names of `tauspan.experiments.made.WAYS`, such as `linear`, `linear-exact`, `superposed`.
-        rules: merging methods beside the sum, with their default options.
+        rules: merging methods beside the sum, with their default options; `METHOD@reduce` or `METHOD@expand` merges in
+        the
+            metric of the function (`tauspan.drift.merge_in_metric`).
         merged: the ways whose vectors the rules merge; None takes all.
         grid: coefficients, for the sum and the rules, and for negation.
         rates: learning rates to try, by regime; one that is not named keeps the recipe's.
@@ -60,10 +65,15 @@ class Made(Part):
     def __post_init__(self) -> None:
         refuse_twice("made.ways", self.ways)
         refuse_twice("made.rules", self.rules)
-        for key, names, known in (("ways", self.ways, WAYS), ("rules", self.rules, METHODS)):
-            for name in names:
-                if name not in known:
-                    raise RecipeError(f"made.{key}: {name!r}. {nearest(name, list(known))}")
+        for name in self.ways:
+            if name not in WAYS:
+                raise RecipeError(f"made.ways: {name!r}. {nearest(name, list(WAYS))}")
+        for name in self.rules:
+            method, at, kind = name.partition("@")
+            if method not in METHODS:
+                raise RecipeError(f"made.rules: {method!r}. {nearest(method, list(METHODS))}")
+            if at and kind not in _METRICS:
+                raise RecipeError(f"made.rules: {name!r}: after @ comes one of {listed(_METRICS)}.")
         for name in self.merged or ():
             if name not in self.ways:
                 raise RecipeError(f"made.merged: {name!r}. {nearest(name, self.ways)}")
@@ -165,8 +175,9 @@ class Made(Part):
         for task, vector in vectors.items():
             vector.save_pretrained(self._folder(run, name, seed, task.name) / FILE, overwrite=True)
         rules = self.rules if self.merged is None or name in self.merged else ()
-        asked = Asked(rules, self.grid, self.xi, self.xi_rows, self.floor, seed)
-        found_out = outcome(given.encoder, vectors, way.regime, run.reading, asked)
+        merged = {} if way.together else {rule: given.merged(rule, vectors, seed) for rule in rules}
+        asked = Asked(self.grid, self.xi, self.xi_rows, self.floor)
+        found_out = outcome(given.encoder, vectors, merged, way.regime, run.reading, asked)
         ratios = [one for vector in vectors.values() for one in _ratios(vector)]
         return {
             "value": value,

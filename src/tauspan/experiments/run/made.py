@@ -1,23 +1,11 @@
 """`Made`: ways to make task vectors side by side: alone, added without a search, merged, subtracted; with their cost."""
 
 import dataclasses
-import time
-from collections.abc import Callable, Mapping
-from pathlib import Path
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from tauspan.core.choices import Regime
 from tauspan.core.errors import RecipeError, listed, nearest
-from tauspan.core.measure import progress
-from tauspan.drift import Factors
-from tauspan.experiments.made.outcome import Asked, outcome, validated
-from tauspan.experiments.made.ways import WAYS, Making, Vectors
-from tauspan.experiments.run.made_tables import tables
 from tauspan.experiments.run.part import Evaluation, Findings, Part, refuse_twice
-from tauspan.experiments.run.vectors import Finetuning
-from tauspan.merge import METHODS
-from tauspan.train import Settings
-from tauspan.vector import FILE, TaskVector
 
 if TYPE_CHECKING:
     from tauspan.experiments.run.context import RunContext
@@ -63,6 +51,11 @@ class Made(Part):
     vectorless: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
+        if not self.ways:
+            return
+        from tauspan.experiments.made.ways import WAYS  # here, so that a list of recipes needs no torch
+        from tauspan.merge import METHODS
+
         refuse_twice("made.ways", self.ways)
         refuse_twice("made.rules", self.rules)
         for name in self.ways:
@@ -101,20 +94,21 @@ class Made(Part):
 
     def evaluations(self, run: "RunContext") -> list[Evaluation]:
         """One for each seed and way, those that others need first."""
+        from tauspan.experiments.made.ways import WAYS
+
         ordered = sorted(self.ways, key=lambda name: (len(WAYS[name].needs), self.ways.index(name)))
         return [Evaluation("made", (name,), seed) for seed in run.recipe.seeds for name in ordered]
 
     def measure(self, run: "RunContext", which: Evaluation) -> dict[str, Any]:
         """What one way gives with one seed."""
-        (name,) = which.about
+        from tauspan.experiments.run.made_work import Work
 
-        def work() -> dict[str, Any]:
-            return self._made(run, name, which.seed)
-
-        return {**self._stage(run, which, work).content, "cost": self._stage(run, which, work).cost}
+        return Work(self, run, which.about[0], which.seed).found()
 
     def findings(self, run: "RunContext") -> Findings:
         """The tables of the comparison, and every number by way and seed."""
+        from tauspan.experiments.run.made_tables import tables
+
         done = {
             name: [self.measure(run, Evaluation("made", (name,), seed)) for seed in run.recipe.seeds]
             for name in self.ways
@@ -124,107 +118,3 @@ class Made(Part):
             for name, found in done.items()
         }
         return Findings(tables(run.recipe.seeds, run.tasks, done, self.floor), [], {"made": plain})
-
-    # -- one way ---------------------------------------------------------------------------------------------
-
-    def _stage(self, run: "RunContext", which: Evaluation, work: Callable[[], dict[str, Any]]) -> Any:
-        (name,) = which.about
-        facts = dataclasses.asdict(self) | {
-            "ways": None,
-            "merged": self.merged is None or name in self.merged,
-        }
-        facts["weights"] = self._values(name)
-        key = [
-            name, facts, run.recipe.as_dict()["finetune"], run.shared(), run.base(which.seed),
-            [task.checksum() for task in run.tasks],
-        ]  # fmt: skip
-        made = self._folder(run, name, which.seed, run.tasks[-1].name) / FILE
-        return run.stages.do(name, "made", which.name, key, work, made)
-
-    def _values(self, name: str) -> tuple[float | None, ...]:
-        """What is tried for a way."""
-        way = WAYS[name]
-        if way.tries == "rate":
-            return tuple(self.rates.get(way.regime, ())) or (None,)
-        return self.weights.get(name, way.values) or (None,)
-
-    def _made(self, run: "RunContext", name: str, seed: int) -> dict[str, Any]:
-        """Make the vectors, at what is chosen for the way, and measure them."""
-        way, given, first = WAYS[name], self._making(run, seed, name), run.recipe.seeds[0]
-        for needed in way.needs:  # so that the seconds below are the way's own
-            self.measure(run, Evaluation("made", (needed,), seed))
-        tried: dict[str, dict[str, float]] = {}
-        values = self._values(name)
-        if seed != first:
-            values = (self.measure(run, Evaluation("made", (name,), first))["value"],)
-        best: tuple[float, float | None, Vectors, float] | None = None
-        with progress(f"{name}, seed {seed}", len(values)) as advance:
-            for value in values:
-                begun = time.perf_counter()
-                vectors = way.make(given, value)
-                seconds = time.perf_counter() - begun
-                if len(values) > 1:
-                    found = validated(given.encoder, vectors, way.regime, run.reading)
-                    tried[f"{value:g}"] = found
-                score = 0.0 if len(values) == 1 else found["single" if way.tries == "rate" else "sum"]
-                if best is None or score > best[0]:
-                    best = score, value, vectors, seconds
-                advance(1, "" if value is None else f"{way.tries} {value:g}")
-        assert best is not None  # noqa: S101 - there is at least one value
-        _, value, vectors, seconds = best
-        for task, vector in vectors.items():
-            vector.save_pretrained(self._folder(run, name, seed, task.name) / FILE, overwrite=True)
-        rules = self.rules if self.merged is None or name in self.merged else ()
-        merged = {} if way.together else {rule: given.merged(rule, vectors, seed) for rule in rules}
-        asked = Asked(self.grid, self.xi, self.xi_rows, self.floor)
-        found_out = outcome(given.encoder, vectors, merged, way.regime, run.reading, asked)
-        ratios = [one for vector in vectors.values() for one in _ratios(vector)]
-        return {
-            "value": value,
-            "tried": tried,
-            "seconds": seconds,
-            "ratio": sum(ratios) / len(ratios) if ratios else None,
-            **found_out,
-        }
-
-    def _making(self, run: "RunContext", seed: int, name: str) -> Making:
-        """What a way is given, for one seed."""
-
-        def rate_of(regime: Regime, rate: float | None) -> dict[str, Any]:
-            first = run.recipe.seeds[0]
-            if rate is None and regime in self.ways and regime != name:
-                rate = self.measure(run, Evaluation("made", (regime,), first))["value"]
-            return {} if rate is None else {"lr": rate}
-
-        def settings(regime: Regime, rate: float | None) -> Settings:
-            tuned = run.recipe.finetune
-            if regime == "linear" and tuned.augment == "none" and not tuned.checkpointing:
-                return run.recipe.settings(
-                    Finetuning(regime, None, seed), cache="auto", **rate_of(regime, rate)
-                )
-            return run.recipe.settings(Finetuning(regime, None, seed), **rate_of(regime, rate))
-
-        def joint(regime: Regime, rate: float | None) -> Settings:
-            chosen = run.settings(Finetuning("joint", None, seed))
-            return dataclasses.replace(
-                settings(regime, rate), epochs=chosen.epochs, max_steps=chosen.max_steps
-            )
-
-        def others(name: str) -> Vectors:
-            self.measure(run, Evaluation("made", (name,), seed))
-            return {
-                task: TaskVector.from_pretrained(self._folder(run, name, seed, task.name) / FILE)
-                for task in run.tasks
-            }
-
-        curvature: dict[tuple[str, str], Factors] = {}
-        return Making(run.encoder(seed), run.tasks, settings, joint, self.ridge, others, curvature)
-
-    def _folder(self, run: "RunContext", name: str, seed: int, task: str) -> Path:
-        return run.out / "vectors" / f"made-{name}-{task}-seed{seed}"
-
-
-def _ratios(vector: TaskVector) -> list[float]:
-    """Approximate over exact drift of a vector, for each other task, where its penalty measured that."""
-    found = (vector.info.get("penalty") or {}).get("ratio") or {}
-    return [value for value in found.values() if value is not None]

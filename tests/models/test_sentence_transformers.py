@@ -54,7 +54,7 @@ def features(encoder: Encoder, texts: list[str] = TEXTS) -> Tensor:
 
 
 def close(found: Tensor, wanted: Tensor) -> None:
-    torch.testing.assert_close(found, wanted, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(found, wanted, rtol=1e-6, atol=1e-6)
 
 
 @pytest.mark.parametrize("kind", ["bert", "gpt2", "llama"])

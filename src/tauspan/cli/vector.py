@@ -11,7 +11,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tauspan.cli.shared import Verb, mixed, say, show, vector_of
+from tauspan.cli import shared as commands
+from tauspan.cli.shared import Verb, add_rows, encoder_of, mixed, say, show, task_of, vector_of
+from tauspan.core.reading import Reading
 
 if TYPE_CHECKING:
     from tauspan.core.report import Table
@@ -69,7 +71,32 @@ def add(verbs: Any, verb: Verb) -> None:
     thin.add_argument("vector", help="a vector's file or folder")
     thin.add_argument("-o", "--out", required=True, help="the directory to write")
     thin.add_argument("--overwrite", action="store_true", help="replace a directory that is there")
-    for made in (between, lora, summed, times, minus, like, whole):
+    moved = verb(
+        vector,
+        "transport",
+        "OUT = VECTOR of OLD for another base NEW, if it does there what it did",
+        transport,
+    )
+    moved.add_argument(
+        "base", metavar="OLD", help="minilm, a directory or a hub id: what the vector starts from"
+    )
+    moved.add_argument("against", metavar="NEW", help="the other base, of the same architecture")
+    moved.add_argument("vector", help="a vector's file or folder")
+    moved.add_argument("task", help=commands.TASK)
+    moved.add_argument(
+        "--method",
+        choices=("same", "shift", "sign", "procrustes"),
+        default="procrustes",
+        help="how it is made",
+    )
+    moved.add_argument(
+        "--least",
+        type=float,
+        default=0.5,
+        help="the cosine of J tau on both bases from which on it carries over",
+    )
+    add_rows(moved)
+    for made in (between, lora, summed, times, minus, like, whole, moved):
         made.add_argument("--label", help="a short name for tables and errors (default: from the inputs)")
         made.add_argument("-o", "--out", required=True, help="the vector file to write")
         made.add_argument("--overwrite", action="store_true", help="replace a file that is there")
@@ -199,6 +226,22 @@ def scale(options: argparse.Namespace) -> None:
 def negate(options: argparse.Namespace) -> None:
     """Write the negative of a vector."""
     _write(-vector_of(options.vector), options)
+
+
+def transport(options: argparse.Namespace) -> None:
+    """Write the vector for another base, or say that it does not carry over."""
+    from tauspan.editing import transport as transported
+    from tauspan.store import require_free
+    from tauspan.vector import vector_file
+
+    require_free(vector_file(options.out), options.overwrite)
+    old, new = (encoder_of(argparse.Namespace(model=model)) for model in (options.base, options.against))
+    found = transported(
+        vector_of(options.vector), old, new, task_of(options.task, options.rows), options.method, least=options.least,
+        reading=Reading(max_tokens=options.max_tokens),
+    )  # fmt: skip
+    _write(found.vector, options, options.base, options.against)
+    say(found.verdict, options)
 
 
 def analogy(options: argparse.Namespace) -> None:

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from tauspan.editing.search.negation import Negation
     from tauspan.editing.search.pareto import Front
     from tauspan.editing.search.solve import Solution, minimise
+    from tauspan.editing.transporting import Transported, transport
 
 _HOME = {
     "GRID": "maps.asked",
@@ -41,6 +42,7 @@ _HOME = {
     "PAPER_GRID": "search.grid",
     "Solution": "search.solve",
     "SolvedCoefficients": "search.choose",
+    "Transported": "transporting",
     "adamerging": "questions",
     "add": "questions",
     "apply": "model.edit",
@@ -54,6 +56,7 @@ _HOME = {
     "negate": "questions",
     "push_to_hub": "model.published",
     "save": "model.edit",
+    "transport": "transporting",
 }
 
 __all__ = [
@@ -71,6 +74,7 @@ __all__ = [
     "Negation",
     "Solution",
     "SolvedCoefficients",
+    "Transported",
     "adamerging",
     "add",
     "apply",
@@ -84,6 +88,7 @@ __all__ = [
     "negate",
     "push_to_hub",
     "save",
+    "transport",
 ]
 
 

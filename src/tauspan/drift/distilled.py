@@ -12,7 +12,7 @@ from tauspan.core.arguments import checked
 from tauspan.core.errors import UsageError, listed
 from tauspan.core.params import fingerprint
 from tauspan.tangent import linearize
-from tauspan.tasks.batches import encoded
+from tauspan.train.convex import labelled
 from tauspan.train.penalty import Penalty, Term, Training
 from tauspan.train.rows import Part
 from tauspan.vector import TaskVector
@@ -114,7 +114,8 @@ class Distilled(Penalty):
         without = [task.name for task in run.tasks if task.objective.headless]
         if without:
             raise UsageError(
-                f"Distilled: {listed(without)} has no frozen head, so its rows have no one feature each."
+                f"Distilled: {listed(without)} has no frozen head, and the features under one are compared. Take tasks "
+                "with classes or numbers."
             )
         return Followed(self, run, [_outputs(run, self.teacher, place) for place in range(len(run.tasks))])
 
@@ -160,10 +161,7 @@ class Followed:
 def _batches(run: Training, place: int, rows: range) -> list[Any]:
     task = run.tasks[place]
     cut, split = task.tokens(run.settings.max_tokens), task.split("train")
-    return [
-        encoded(run.base, split.take(list(rows[begin : begin + _BATCH])), task.objective, cut)
-        for begin in range(0, len(rows), _BATCH)
-    ]
+    return [batch for batch, _ in labelled(run.base, split.take(list(rows)), cut, _BATCH, task.objective)]
 
 
 @torch.no_grad()

@@ -167,15 +167,13 @@ def _change(encoder: Encoder, deltas: Deltas, task: Task, split: str, reading: R
     """J tau of the logits on the rows of a split, shape (N, C), float64, without what the objective does not see."""
     classifier = Classifier(encoder, build_head(task, encoder, max_tokens=reading.max_tokens))
     tangent = linearize(classifier, list(deltas), "logits")
-    found: Tensor | None = None
+    order: list[int] = []
+    parts = []
     for places, batch in _read(encoder, task, split, reading):
         _, moved = tangent.tangent(batch, vectors=[deltas])
-        if found is None:
-            found = torch.zeros(len(task.split(split)), moved.shape[-1], dtype=torch.float64)
-        found[places] = moved[0].double().cpu()
-    assert found is not None  # noqa: S101 - a split has rows
-    seen: Tensor = task.objective.seen(found)
-    return seen
+        order += places
+        parts.append(moved[0].double().cpu())
+    return task.objective.seen(torch.cat(parts)[torch.tensor(order).argsort()])
 
 
 def _read(encoder: Encoder, task: Task, split: str, reading: Reading) -> Any:

@@ -288,11 +288,13 @@ def require_words(ids: Tensor, tokenizer: Any) -> None:
     ]
     if unknown is None or not special or unknown in others:
         return
-    left = ~torch.isin(ids, torch.tensor([one for one in special if one != unknown], device=ids.device))
-    strange = int((ids[left] == unknown).sum())
-    if strange >= _STRANGE and strange > 0.95 * int(left.sum()):
+    strange = int((ids == unknown).sum())
+    if strange < _STRANGE:
+        return
+    words = ~torch.isin(ids, torch.tensor([one for one in special if one != unknown], device=ids.device))
+    if strange > 0.95 * int(words.sum()):
         raise ModelError(
-            f"{strange} of {int(left.sum())} tokens of these rows are the tokenizer's {tokenizer.unk_token!r}: it does "
+            f"{strange} of {int(words.sum())} tokens of these rows are the tokenizer's {tokenizer.unk_token!r}: it does "
             "not know their words, so their features mean nothing. Put the tokenizer's files that belong to the "
             "weights beside them, or take rows in a language that the model reads."
         )

@@ -69,23 +69,21 @@ def objective_of(given: str | Objective) -> Objective:
 def _options(word: str, given: str, written: str) -> dict[str, Any]:
     """The options of `word(name=value, ...)` as they are written after the bracket."""
     known = {one.name for one in options_of(OBJECTIVES[word])}
+    if not known and written.strip() != ")":
+        raise UsageError(f"objective={given!r}: {word} has no options: write {word!r}.")
     try:
         call = ast.parse(f"f({written}", mode="eval").body
         if not isinstance(call, ast.Call) or call.args:
             raise ValueError(written)
         found = {str(one.arg): ast.literal_eval(one.value) for one in call.keywords}
     except (SyntaxError, ValueError) as error:
-        if known and re.search(r"=\s*-?(nan|inf)\b", written, re.IGNORECASE):
+        if re.search(r"=\s*-?(nan|inf)\b", written, re.IGNORECASE):
             raise UsageError(f"objective={given!r}: an option is a finite number.") from error
-        if not known:
-            raise UsageError(f"objective={given!r}: {word} has no options: write {word!r}.") from error
         example = f"{word}({next(iter(known), 'name')}=1)"
         raise UsageError(
             f"objective={given!r}: options are written as NAME=VALUE, such as {example!r}."
         ) from error
     for name in found:
-        if not known:
-            raise UsageError(f"objective={given!r}: {word} has no options: write {word!r}.")
         if name not in known:
             raise UsageError(f"objective={given!r} has no option {name!r}. {nearest(name, known)}")
     return found

@@ -198,8 +198,7 @@ class Similarity(Objective):
         outside = (targets.abs() > self.most).any(-1).nonzero().flatten().tolist()
         if outside:
             return (
-                f"row {outside[0]} has the similarity {float(targets[outside[0]]):g}, and the most is {self.most:g}, "
-                "which "
-                f'stands for a cosine of 1: objective="similarity(most={float(targets.abs().max()):g})" fits these rows.'
+                f"row {outside[0]} has the similarity {float(targets[outside[0]]):g}, and the most is {self.most:g}. "
+                f'Write objective="similarity(most={float(targets.abs().max()):g})".'
             )
         return None

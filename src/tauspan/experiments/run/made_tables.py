@@ -44,12 +44,9 @@ _COLUMNS = ("single", "sum at 1", "norm.", "tuned", "alpha", "changed", "drift",
 
 
 def _means(found: Found) -> dict[str, Cell]:
-    single, added = _accuracy(found["bits"]["single"]), _accuracy(found["bits"]["sum"])
-    tuned = found["rules"]["sum"]
+    added = _rule(found, "sum")
     return {
-        "single": _mean(single), "sum at 1": _mean(added),
-        "norm.": _mean([of / own for of, own in zip(added, single, strict=True) if own]),
-        "tuned": _mean(tuned["tuned"]), "alpha": tuned["alpha"],
+        "single": _mean(_accuracy(found["bits"]["single"])), "sum at 1": added.pop("at 1"), **added,
         **{name: found.get(name) for name in ("changed", "drift", "xi")},
     }  # fmt: skip
 

@@ -46,7 +46,7 @@ def pooled(task: ts.Task, size: int) -> ts.Task:
 def error_rates(editor: ts.Editor, draws: int) -> list[dict[str, Any]]:
     """For fixed and for chosen coefficients: bounds that were broken, and how far they are from the pool's rate."""
     tasks, names = list(editor.vectors), [task.name for task in editor.vectors]
-    model, confidence = editor._whole(tasks), 0.05 / len(tasks)
+    model, confidence = editor._models.whole(tasks), 0.05 / len(tasks)
     model.read(dict.fromkeys(tasks, names), "validation")
     rows: dict[str, list[tuple[float, float, float]]] = {"fixed at 1": [], "chosen": []}
     for seed in range(draws):

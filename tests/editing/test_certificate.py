@@ -46,7 +46,7 @@ def test_the_error_of_drawn_coefficients_is_that_of_many_draws():
     own = editor(classes=2)
     task, at, width = next(iter(own.vectors)), {"first": 0.8, "second": 0.3}, 0.4
     found = own.certify(at, prior=0.5, spread=0.4)
-    model = own._whole(list(own.vectors))
+    model = own._models.whole(list(own.vectors))
     margins, slopes = margins_of(model, task, at, "validation")
     exact = drawn_error(margins, slopes, width)
     draws = torch.randn(4000, 2, generator=torch.Generator().manual_seed(0)) * width
@@ -63,7 +63,7 @@ def test_the_error_of_drawn_coefficients_is_that_of_many_draws():
 
 def test_with_more_classes_it_is_an_upper_bound():
     own = editor(classes=4)
-    model, task = own._whole(list(own.vectors)), next(iter(own.vectors))
+    model, task = own._models.whole(list(own.vectors)), next(iter(own.vectors))
     margins, slopes = margins_of(model, task, {"first": 1.0, "second": 1.0}, "validation")
     draws = torch.randn(2000, ROWS, 3, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     direction = torch.zeros(ROWS, 3, 2, dtype=torch.float64)
@@ -107,7 +107,7 @@ def test_no_bound_is_broken_in_twenty_resamplings():
     broken, gaps = 0, []
     for seed in range(20):
         own = editor(seed=seed, population=1200)
-        model = own._whole(list(own.vectors))
+        model = own._models.whole(list(own.vectors))
         for at in ({"first": 0.6, "second": 0.9}, {"first": 1.0, "second": 1.0}):
             found = own.certify(at, spread=0.3)
             for task, one in zip(own.vectors, found.tasks, strict=True):

@@ -129,23 +129,3 @@ def test_what_cannot_be_is_refused():
     ]:
         with pytest.raises(UsageError, match=words):
             ask()
-
-
-# -- alpha of ordinary sums by the tangent model ---------------------------------------------------------------
-
-
-def test_the_guided_choice_is_that_of_the_tangent_model_and_its_test_numbers_are_ordinary():
-    asked = editor("standard")
-    grid = [0.0, 0.3, 0.6, 1.0]
-    guided, plain = asked.add(grid=grid, guided=True), asked.add(grid=grid)
-    tangent = ts.Editor(asked.encoder, asked.vectors, "posthoc").add(grid=grid)
-    assert guided.alpha == tangent.alpha
-    assert guided.curve == tangent.curve
-    assert (guided.regime, plain.regime) == ("standard", "standard")
-    at = ts.Editor(asked.encoder, asked.vectors).evaluate(guided.alpha)
-    assert [one.added for one in guided.tasks] == [one.value for one in at.tasks]
-    assert "stands for the ordinary one" in str(guided)
-    alone = ts.Editor(asked.encoder, asked.vectors, ahead=False).add(grid=grid, guided=True)
-    assert alone.alpha == guided.alpha
-    with pytest.raises(UsageError, match="one pass already"):
-        editor().add(guided=True)

@@ -35,12 +35,12 @@ def add(verbs: Any, verb: Verb) -> None:
         "edit", help="choose coefficients on validation: add, negate, solve, front"
     ).add_subparsers(dest="action", required=True, metavar="ACTION")
     choosing = [*_add_searches(edit, verb), *_add_solves(edit, verb)]
-    mapped = _add_maps(verbs, verb)
+    mapped, foreseen = _add_maps(verbs, verb), _add_forecast(verbs, verb)
     for made in choosing:
         made.add_argument(
             "--vector", metavar="FILE", help="write the chosen combination there (default: not written)"
         )
-    for made in (*choosing, mapped):
+    for made in (*choosing, mapped, foreseen):
         add_regime(made)
         made.add_argument("--out", help="folder for report.json, report.md and figures (default: only shown)")
         add_rows(made)
@@ -53,16 +53,25 @@ def _add_searches(edit: Any, verb: Verb) -> list[argparse.ArgumentParser]:
     negated = verb(edit, "negate", "forget a task, keep the controls: theta0 - alpha * vector", edit_negate)
     _add_pairs(added)
     added.add_argument(
-        "--guided", action="store_true",
-        help="standard regime: choose the coefficient by the tangent model, in one pass over validation rows",
+        "--guided", nargs="?", const="tangent", default=False, choices=("tangent", "curved", "checked"),
+        help="standard regime: choose the coefficient by the tangent model in one pass over validation rows (tangent, "
+        "where no word follows), bent to meet the ordinary model at 1 (curved), or check the proposed point (checked)",
     )  # fmt: skip
     _add_target(negated)
+    which = verb(edit, "subsets", "which vectors to add, and what each is worth to each task", edit_subsets)
+    _add_pairs(which)
+    which.add_argument(
+        "--floor",
+        type=float,
+        default=0.98,
+        help="share of its own vector's accuracy that every added task keeps",
+    )
     for made in (added, negated):
         made.add_argument(
             "--grid", default="paper",
             help="paper (0, 0.05 to 1), auto (widened as far as it needs), or coefficients such as 0,0.5,1",
         )  # fmt: skip
-    return [added, negated]
+    return [added, negated, which]
 
 
 def _add_solves(edit: Any, verb: Verb) -> list[argparse.ArgumentParser]:
@@ -129,6 +138,23 @@ def _add_maps(verbs: Any, verb: Verb) -> argparse.ArgumentParser:
     return mapped
 
 
+def _add_forecast(verbs: Any, verb: Verb) -> argparse.ArgumentParser:
+    """Add the verb that says what vectors will do to each other's tasks."""
+    foreseen = verb(
+        verbs, "forecast", "before ordinary vectors are added: what each will take from the tasks of the others",
+        forecast,
+    )  # fmt: skip
+    _add_pairs(foreseen)
+    foreseen.add_argument(
+        "--measured", type=int, default=10, metavar="N",
+        help="how many pairs are measured, to correct the others by (default: 10)",
+    )  # fmt: skip
+    foreseen.add_argument(
+        "--level", type=float, default=0.9, help="of the intervals, between 0 and 1 (default: 0.9)"
+    )
+    return foreseen
+
+
 def _add_pairs(made: argparse.ArgumentParser) -> None:
     made.add_argument("model", help=commands.MODEL)
     made.add_argument(
@@ -172,6 +198,26 @@ def edit_add(options: argparse.Namespace) -> None:
     pairs = pairs_of(options.pairs, options.rows)
     editor = Editor(encoder_of(options), pairs, options.regime, reading=reading(options), ahead=False)
     _combined(editor.add(grid=_grid(options.grid), guided=options.guided), options)
+
+
+def edit_subsets(options: argparse.Namespace) -> None:
+    """Choose the vectors to add at coefficient 1, and say what each is worth to each task."""
+    from tauspan.editing import Editor
+
+    _require_free(options)
+    pairs = pairs_of(options.pairs, options.rows)
+    editor = Editor(encoder_of(options), pairs, options.regime, reading=reading(options))
+    _combined(editor.subsets(floor=options.floor, seed=options.seed or 0), options)
+
+
+def forecast(options: argparse.Namespace) -> None:
+    """Forecast what each vector takes from the tasks of the others, and say how often such forecasts were right."""
+    from tauspan.editing import Editor
+
+    pairs = pairs_of(options.pairs, options.rows)
+    editor = Editor(encoder_of(options), pairs, options.regime, reading=reading(options))
+    found = editor.forecast(measured=options.measured, level=options.level, seed=options.seed or 0)
+    write_report(found.report(), options)
 
 
 def _target(options: argparse.Namespace) -> "tuple[Task, TaskVector, list[Task]]":

@@ -16,19 +16,22 @@ from tauspan.editing.maps.asked import GRID, Axis
 from tauspan.editing.maps.disturbance import Disturbance, disturbance
 from tauspan.editing.maps.maps import Maps, drawn, wanted
 from tauspan.editing.model.directions import Directions
-from tauspan.editing.model.edited import EditedModel, TangentModel, edited_model
+from tauspan.editing.model.edited import TangentModel
 from tauspan.editing.model.regime import edit_regime
+from tauspan.editing.model.several import EditedModels
 from tauspan.editing.search.addition import Addition, addition
 from tauspan.editing.search.box import Bounds
 from tauspan.editing.search.certificate import Certificate, certified
 from tauspan.editing.search.choose import SolvedCoefficients, solved_coefficients
 from tauspan.editing.search.entropy import AdaMerged, least_entropy
+from tauspan.editing.search.forecast import Forecast, forecast
 from tauspan.editing.search.grid import Grid
+from tauspan.editing.search.guide import Guidance, guide_of
 from tauspan.editing.search.negation import Negation, negation, require_controls
 from tauspan.editing.search.numbers import require_at_least
 from tauspan.editing.search.pareto import Front, traced_front
 from tauspan.editing.search.subsets import Subsets, subsets
-from tauspan.editing.search.unknowns import GroupPatterns, Per, Unknowns, unknowns
+from tauspan.editing.search.unknowns import GroupPatterns, Per, unknowns
 from tauspan.editing.search.untangle import Untangled, require_several, untangled
 from tauspan.models import Encoder
 from tauspan.store import require_free
@@ -90,41 +93,47 @@ class Editor:
         Directions.whole(named)  # raises for vectors that cannot be added
         for vector in named.values():
             edit_regime(vector, self.regime)
-        self._named = named
-        self._models: dict[tuple[tuple[str, tuple[str, ...]], ...], EditedModel] = {}
+        self._models = EditedModels(encoder, named, self.regime, reading, ahead)
 
     def __repr__(self) -> str:
-        return f"Editor({self.encoder.source}, {self.regime}: {listed(self._named)})"
+        return f"Editor({self.encoder.source}, {self.regime}: {listed(self._models.named)})"
 
     # -- questions -------------------------------------------------------------------------------------------
 
     @noted
     @checked
-    def add(self, *, grid: Grid = "paper", guided: bool = False) -> Addition:
+    def add(self, *, grid: Grid = "paper", guided: bool | Guidance = False) -> Addition:
         """Add all vectors with one shared coefficient; see `tauspan.add`.
 
         Args:
             grid: as for `tauspan.add`.
-            guided: in the standard regime, choose alpha by the tangent model of the same vectors: one pass over the
-                validation rows in place of one for each coefficient of the grid. What is printed for the test rows is the
-                ordinary model's own. How near the choice comes depends on how far the tangent model holds.
+            guided: in the standard regime, what chooses alpha in place of an evaluation at each point of the grid. What
+                is printed for the test rows is the ordinary model's own in each case.
+                `"tangent"` or True: the tangent model of the same vectors, from one pass over the validation rows.
+                `"curved"`: the same with a term in alpha^2, so that it meets the ordinary model at alpha = 1; one more
+                evaluation of the sum and of each vector.
+                `"checked"`: the ordinary model itself, at the point that `"curved"` proposes and its neighbours on the
+                grid, as far as they are better. It is the grid's choice where accuracy over alpha has one peak.
 
         Raises:
-            UsageError: `guided` in a tangent regime, where every coefficient comes from one pass already.
+            UsageError: `guided` in a tangent regime, where every coefficient comes from one pass already; a curved guide
+                for tasks without logits.
         """
         tasks = list(self.vectors)
-        directions, whole = Directions.whole(self._named), dict.fromkeys(self._named, 1.0)
+        named = self._models.named
+        directions, whole = Directions.whole(named), dict.fromkeys(named, 1.0)
         own = {task: {task.name: 1.0} for task in tasks}
         if not self.ahead:  # the sum as one direction, and each vector alone
-            first, *others = self._named.values()
-            each = {f"own {name}": vector for name, vector in self._named.items()}
+            first, *others = named.values()
+            each = {f"own {name}": vector for name, vector in named.items()}
             directions, whole = (
                 Directions.whole({"sum": sum(others, first).named("sum"), **each}),
                 {"sum": 1.0},
             )
             own = {task: {f"own {task.name}": 1.0} for task in tasks}
-        guide = self._guide(directions, tasks) if guided else None
-        return addition(self._model(directions, tasks), self.vectors, whole, own, grid, guide)
+        model = self._models.of(directions, tasks)
+        guide = guide_of(self._models, model, tasks, guided) if guided else None
+        return addition(model, self.vectors, whole, own, grid, guide, guided == "checked")
 
     @noted
     @checked
@@ -146,7 +155,7 @@ class Editor:
         """
         target, kept = self._target(task, controls)
         require_controls(target, kept, floor)
-        model = self._whole([target, *kept])
+        model = self._models.whole([target, *kept])
         negated = {target.name: -1.0}
         return negation(model, target, self.vectors[target], negated, kept, floor, grid)
 
@@ -173,9 +182,10 @@ class Editor:
             )
         require_at_least(0, ridge=ridge, bootstrap=bootstrap)
         require_at_least(1, max_evaluations=max_evaluations)
-        free = unknowns(self.encoder, self._named, per, groups)
+        free = unknowns(self.encoder, self._models.named, per, groups)
+        model = self._models.parts(free.directions, list(self.vectors))
         return solved_coefficients(
-            self._of(free, list(self.vectors)), free, self.vectors, per=per, bounds=bounds, ridge=ridge, l1=l1,
+            model, free, self.vectors, per=per, bounds=bounds, ridge=ridge, l1=l1,
             split=split, bootstrap=bootstrap, seed=seed, tolerance=tolerance, max_evaluations=max_evaluations,
         )  # fmt: skip
 
@@ -201,7 +211,35 @@ class Editor:
             In the tangent regimes one pass, then a contraction for each subset. In the standard regime 2^T evaluations.
         """
         require_at_least(0, floor=floor, bootstrap=bootstrap)
-        return subsets(self._whole(list(self.vectors)), self.vectors, floor, bootstrap, seed)
+        return subsets(self._models.whole(list(self.vectors)), self.vectors, floor, bootstrap, seed)
+
+    @noted
+    @checked
+    def forecast(
+        self, *, measured: int = 10, level: float = 0.9, split: SplitName = "validation", seed: int = 0
+    ) -> Forecast:
+        """Before ordinary vectors are added: what will each take from the tasks of the others?
+
+        The guess for a task and a vector that is added to its own comes from one tangent pass: the metric of
+        f(x; theta0 + tau_own) + J(x) tau_added, less that of f(x; theta0 + tau_own). Some pairs are measured with the
+        ordinary model; they correct the guesses (a line, and the residuals around it as intervals), and each of them is
+        forecast from the others alone, which says how often forecasts are right here.
+
+        Args:
+            measured: how many pairs are evaluated, at least 2; a pair gives two changes, one for each of its tasks.
+            level: of the intervals.
+            split: whose rows; labels are read.
+            seed: of the pairs that are drawn.
+
+        Raises:
+            UsageError: a tangent regime, where one pass gives every sum exactly; fewer than 3 vectors; tasks of several
+                metrics, or without logits.
+
+        Cost:
+            A pass of T tangents over each task's rows, an evaluation of each vector on its own task, and one evaluation
+            of each task of a measured pair; T (T - 1) evaluations would measure all pairs.
+        """
+        return forecast(self._models, self.vectors, measured, level, split, seed)
 
     @noted
     @checked
@@ -237,8 +275,12 @@ class Editor:
             raise UsageError(f"level={level}: a probability between 0 and 1.")
         if not 0 < spread < float("inf"):
             raise UsageError(f"spread={spread}: it must be above 0.")
-        tasks, at, before = list(self.vectors), self._numbers(coefficients), self._numbers(prior)
-        return certified(self._whole(tasks), tasks, at, before, spread, level, split)
+        tasks, at, before = (
+            list(self.vectors),
+            self._models.numbers(coefficients),
+            self._models.numbers(prior),
+        )
+        return certified(self._models.whole(tasks), tasks, at, before, spread, level, split)
 
     @noted
     @checked
@@ -275,10 +317,8 @@ class Editor:
             raise UsageError(f"per={per!r}: vectors are combined by 'task' or 'layer'.")
         require_at_least(0, weight=weight, ridge=ridge)
         require_several(self.vectors)
-        free = unknowns(self.encoder, self._named, per, groups)
-        read: EditRegime = "linear" if self.regime == "linear" else "posthoc"
-        model = edited_model(self.encoder, free.directions, read, self.reading)
-        model.make_heads(list(self.vectors))
+        free = unknowns(self.encoder, self._models.named, per, groups)
+        model = self._models.tangent(free.directions, list(self.vectors))
         return untangled(cast(TangentModel, model), free, self.vectors, self.regime, weight, ridge, split)
 
     @noted
@@ -310,8 +350,8 @@ class Editor:
         vector = self.vectors[target]
         free = unknowns(self.encoder, {target.name: vector}, per, groups, sign=-1.0)
         return traced_front(
-            self._of(free, [target, *kept]), free, target, vector, kept, per=per, floor=floor, bounds=bounds,
-            ridge=ridge, prices=prices, bootstrap=bootstrap, seed=seed, tolerance=tolerance,
+            self._models.parts(free.directions, [target, *kept]), free, target, vector, kept, per=per, floor=floor,
+            bounds=bounds, ridge=ridge, prices=prices, bootstrap=bootstrap, seed=seed, tolerance=tolerance,
             max_evaluations=max_evaluations,
         )  # fmt: skip
 
@@ -335,10 +375,10 @@ class Editor:
         require_at_least(0, lr=lr)
         for task in self.vectors:
             task.split(split)  # says which there are
-        free = unknowns(self.encoder, self._named, per, groups)
+        free = unknowns(self.encoder, self._models.named, per, groups)
         return least_entropy(
-            self._of(free, list(self.vectors)), free, self.vectors, per=per, split=split, steps=steps, lr=lr,
-            prior=prior, rows=rows, bounds=bounds, seed=seed,
+            self._models.parts(free.directions, list(self.vectors)), free, self.vectors, per=per, split=split,
+            steps=steps, lr=lr, prior=prior, rows=rows, bounds=bounds, seed=seed,
         )  # fmt: skip
 
     @noted
@@ -355,14 +395,14 @@ class Editor:
     ) -> Maps:
         """Maps of the disentanglement error of pairs of tasks; see `tauspan.disentanglement`."""
         asked = wanted(self.vectors, pairs, grid, box, drift, distance, split)
-        return drawn(self._whole([]), self.vectors, asked)
+        return drawn(self._models.whole([]), self.vectors, asked)
 
     @noted
     @checked
     def interference(self, *, split: SplitName = "test") -> Disturbance:
         """How far each vector alone moves the logits of each task."""
         tasks = list(self.vectors)
-        return disturbance(self._whole(tasks), self.vectors, split)
+        return disturbance(self._models.whole(tasks), self.vectors, split)
 
     @noted
     @checked
@@ -380,14 +420,14 @@ class Editor:
             tasks: where it is measured; None takes the tasks of the vectors.
             split: which rows.
         """
-        given = self._given(coefficients)
+        given = self._models.given(coefficients)
         measured = list(self.vectors) if tasks is None else list(tasks)
         text = " + ".join(f"{value:g} x {name}" for name, value in given.items() if value) or "pre-trained"
         edit = f"{self.regime}: " + " ".join(
-            f"{value!r} x {self._named[name].norm():.17g}" for name, value in given.items()
+            f"{value!r} x {self._models.named[name].norm():.17g}" for name, value in given.items()
         )
         label = f"{text}, {self.regime}"
-        return measured_on(self._whole(measured), measured, given, split, label, edit)
+        return measured_on(self._models.whole(measured), measured, given, split, label, edit)
 
     @noted
     @checked
@@ -409,39 +449,12 @@ class Editor:
         """A page on which coefficients are moved and every accuracy follows; see `tauspan.desk`."""
         if path is not None:
             require_free(Path(path), overwrite)
-        model = self._whole([*self.vectors, *controls])
+        model = self._models.whole([*self.vectors, *controls])
         question = Question(model, self.vectors, list(controls), *range, floor, seed)
         page = made(question, rows=rows, examples=examples, exact=exact, title=title, files=files)
         if path is not None:
             page.save(path, overwrite=overwrite)
         return page
-
-    # -- models ----------------------------------------------------------------------------------------------
-
-    def _guide(self, directions: Directions, tasks: Sequence[Task]) -> EditedModel:
-        """The tangent model of ordinary vectors."""
-        if self.regime != "standard":
-            raise UsageError(
-                f"guided=True in the regime {self.regime!r}: every coefficient comes from one pass already. Leave it out."
-            )
-        guide = edited_model(self.encoder, directions, "posthoc", self.reading, self.ahead)
-        guide.make_heads(tasks)
-        return guide
-
-    def _given(self, coefficients: float | Mapping[str, float]) -> Mapping[str, float]:
-        """Numbers by task name, as they were given."""
-        given = (
-            coefficients if isinstance(coefficients, Mapping) else dict.fromkeys(self._named, coefficients)
-        )
-        for name in given:
-            if name not in self._named:
-                raise UsageError(f"coefficients name no vector {name!r}. {nearest(name, list(self._named))}")
-        return given
-
-    def _numbers(self, coefficients: float | Mapping[str, float]) -> dict[str, float]:
-        """A number for each vector."""
-        given = self._given(coefficients)
-        return {name: float(given.get(name, 0.0)) for name in self._named}
 
     def _target(self, task: Task | str, controls: Sequence[Task] | None) -> tuple[Task, list[Task]]:
         by_name = {one.name: one for one in self.vectors}
@@ -451,23 +464,3 @@ class Editor:
             raise UsageError(f"there is no vector of the task {name!r}. {nearest(name, list(by_name))}")
         others = [one for one in self.vectors if one is not target]
         return target, others if controls is None else list(controls)
-
-    def _whole(self, tasks: Sequence[Task]) -> EditedModel:
-        """The model whose directions are the whole vectors, with the heads of these tasks."""
-        return self._model(Directions.whole(self._named), tasks)
-
-    def _of(self, free: Unknowns, tasks: Sequence[Task]) -> EditedModel:
-        """The model whose directions these coefficients scale."""
-        directions = Directions(self._named, free.directions.groups) if self.ahead else free.directions
-        return self._model(directions, tasks)
-
-    def _model(self, directions: Directions, tasks: Sequence[Task]) -> EditedModel:
-        key = tuple((group, tuple(names)) for group, names in directions.groups.items())
-        model = self._models.get(key) if self.ahead else None
-        if model is None:
-            # all layers of all vectors would be many tangents
-            ahead = self.ahead and len(directions.groups) == 1
-            model = edited_model(self.encoder, directions, self.regime, self.reading, ahead)
-            self._models[key] = model
-        model.make_heads(tasks)
-        return model

@@ -1,6 +1,6 @@
 """Task addition with one shared coefficient, as in the paper."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -10,6 +10,7 @@ from tauspan.core.results import mean_row
 from tauspan.editing.model.chosen import ChosenEdit, alpha_series, facts_of
 from tauspan.editing.model.edited import Coefs, EditedModel
 from tauspan.editing.search.grid import Grid, Scores, named
+from tauspan.editing.search.guide import Chooser, Guide
 from tauspan.editing.search.metrics import normalised_metric
 from tauspan.objectives import Classification
 from tauspan.tasks import Task
@@ -124,7 +125,8 @@ def addition(
     whole: Coefs,
     own: Mapping[Task, Coefs],
     grid: Grid,
-    guide: EditedModel | None = None,
+    guide: Guide | None = None,
+    check: bool = False,
 ) -> Addition:
     """theta0 + alpha * whole, alpha by mean normalised accuracy on validation; the test split is read once, after it.
 
@@ -134,18 +136,24 @@ def addition(
         whole: the coefficients of the sum of all vectors.
         own: the coefficients of each task's own vector.
         grid: the candidates.
-        guide: another model, which chooses alpha in place of this one at less cost.
+        guide: what chooses alpha in place of `model`, at less cost.
+        check: evaluate `model` at the guide's alpha and its neighbours on the grid, as far as they are better.
     """
     tasks = list(vectors)
     needs = {task: list({**whole, **own[task]}) for task in tasks}
-    chooser = model if guide is None else guide
+    chooser: Chooser = model if guide is None else guide
     chooser.read(needs, "validation")
     alpha, scores = search_shared(chooser, tasks, whole, own, grid, f"add, {chooser.regime}")
+    remark = scores.remark(grid, alpha)
+    if guide is not None and check:
+        candidates, start = sorted(scores.rows), alpha
+        alpha, scores = _climb(model, tasks, whole, own, candidates, start)
+        remark = f", from {start:g}, which the tangent model proposed{scores.remark(candidates, alpha)}"
+    elif guide is not None:
+        bent = "" if guide.ordinary is None else ", bent to meet the ordinary one at alpha = 1,"
+        remark = f" of the tangent model ({guide.regime}){bent} which stands for the ordinary one{remark}"
     model.read(needs, "test")
     rows = [added_task(model, task, alpha, whole, own[task]) for task in tasks]
-    remark = scores.remark(grid, alpha)
-    if guide is not None:
-        remark = f" of the tangent model ({guide.regime}), which stands for the ordinary one{remark}"
     return Addition(
         encoder=model.encoder, vectors={task.name: vector for task, vector in vectors.items()},
         regime=model.regime, point=model.point, coefficients={task.name: alpha for task in tasks},
@@ -155,9 +163,31 @@ def addition(
 
 
 def search_shared(
-    model: EditedModel, tasks: Sequence[Task], whole: Coefs, own: Mapping[Task, Coefs], grid: Grid, title: str
+    model: Chooser, tasks: Sequence[Task], whole: Coefs, own: Mapping[Task, Coefs], grid: Grid, title: str
 ) -> tuple[float, Scores]:
     """The alpha of theta0 + alpha * whole with the best mean normalised accuracy on validation; ties: the shortest."""
+    scores = Scores()
+    return scores.search(_validated(model, tasks, whole, own), _best, grid, title), scores
+
+
+def _climb(
+    model: EditedModel, tasks: Sequence[Task], whole: Coefs, own: Mapping[Task, Coefs], points: Sequence[float],
+    start: float,
+) -> tuple[float, Scores]:  # fmt: skip
+    """The best alpha from `start` on: its neighbours are evaluated, and those of the better one, until both are worse."""
+    at, scores, best = _validated(model, tasks, whole, own), Scores(), start
+    while True:
+        here = points.index(best)
+        missing = [alpha for alpha in points[max(here - 1, 0) : here + 2] if alpha not in scores.rows]
+        if not missing:
+            return best, scores
+        best = scores.search(at, _best, missing, f"add, {model.regime}")
+
+
+def _validated(
+    model: Chooser, tasks: Sequence[Task], whole: Coefs, own: Mapping[Task, Coefs]
+) -> Callable[[float], dict[str, float]]:
+    """The metrics on validation as a function of alpha."""
     single = {task: model.metric(task, "validation", own[task]) for task in tasks}
 
     def at(alpha: float) -> dict[str, float]:
@@ -165,11 +195,11 @@ def search_shared(
         normalised = [normalised_metric(task, found[task.name], single[task]) for task in tasks]
         return {**found, "mean normalised": sum(normalised) / len(tasks)}
 
-    def choose(rows: Mapping[float, Mapping[str, float]]) -> float:
-        return min(rows, key=lambda alpha: (-rows[alpha]["mean normalised"], alpha))
+    return at
 
-    scores = Scores()
-    return scores.search(at, choose, grid, title), scores
+
+def _best(rows: Mapping[float, Mapping[str, float]]) -> float:
+    return min(rows, key=lambda alpha: (-rows[alpha]["mean normalised"], alpha))
 
 
 def added_task(model: EditedModel, task: Task, alpha: float, whole: Coefs, own: Coefs) -> AddedTask:

@@ -66,7 +66,7 @@ def test_procrustes_finds_the_order_of_hidden_units():
 def test_the_same_base_keeps_the_vector_by_every_method():
     old = net()
     tau = vector(old)
-    for method in ("same", "shift", "procrustes"):
+    for method in ("same", "shift", "procrustes", "rebasin"):
         found = transport(tau, old, old, task(), method)
         assert found.cosine == pytest.approx(1, abs=1e-6)
         for name, delta in tau.deltas.items():

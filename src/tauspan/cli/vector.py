@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from tauspan.cli import shared as commands
 from tauspan.cli.shared import Verb, add_rows, encoder_of, mixed, say, show, task_of, vector_of
+from tauspan.core.choices import TRANSPORTS
 from tauspan.core.reading import Reading
 
 if TYPE_CHECKING:
@@ -85,7 +86,7 @@ def add(verbs: Any, verb: Verb) -> None:
     moved.add_argument("task", help=commands.TASK)
     moved.add_argument(
         "--method",
-        choices=("same", "shift", "sign", "procrustes"),
+        choices=TRANSPORTS,
         default="procrustes",
         help="how it is made",
     )

@@ -19,6 +19,9 @@ DecayTarget: TypeAlias = Literal["base", "zero"]
 HeadFrom: TypeAlias = Literal[
     "auto", "prompts", "prototypes", "probe", "outputs"
 ]  # what a frozen head is made of
+Transport: TypeAlias = Literal[
+    "same", "shift", "sign", "procrustes", "rebasin"
+]  # how a vector is made for another base
 
 REGIMES: tuple[Regime, ...] = get_args(Regime)
 EDIT_REGIMES: tuple[EditRegime, ...] = get_args(EditRegime)
@@ -27,3 +30,4 @@ TRAINED_IN: Mapping[EditRegime, Regime] = {  # whose vectors a regime edits with
 }  # fmt: skip
 POINTS: tuple[Point, ...] = get_args(Point)
 SPLITS: tuple[SplitName, ...] = get_args(SplitName)
+TRANSPORTS: tuple[Transport, ...] = get_args(Transport)

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from tauspan.editing.model.edit import apply, load, save
     from tauspan.editing.model.published import push_to_hub
     from tauspan.editing.questions import adamerging, add, coefficients, disentanglement, front, negate
+    from tauspan.editing.rebasing.transport import Transported, transport
     from tauspan.editing.search.addition import Addition
     from tauspan.editing.search.choose import SolvedCoefficients
     from tauspan.editing.search.entropy import AdaMerged
@@ -26,7 +27,6 @@ if TYPE_CHECKING:
     from tauspan.editing.search.negation import Negation
     from tauspan.editing.search.pareto import Front
     from tauspan.editing.search.solve import Solution, minimise
-    from tauspan.editing.transporting import Transported, transport
 
 _HOME = {
     "GRID": "maps.asked",
@@ -42,7 +42,7 @@ _HOME = {
     "PAPER_GRID": "search.grid",
     "Solution": "search.solve",
     "SolvedCoefficients": "search.choose",
-    "Transported": "transporting",
+    "Transported": "rebasing.transport",
     "adamerging": "questions",
     "add": "questions",
     "apply": "model.edit",
@@ -56,7 +56,7 @@ _HOME = {
     "negate": "questions",
     "push_to_hub": "model.published",
     "save": "model.edit",
-    "transport": "transporting",
+    "transport": "rebasing.transport",
 }
 
 __all__ = [

@@ -1,31 +1,24 @@
 """`transport`: a vector for another base model, with a measure of whether it does there what it did here."""
 
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal, TypeAlias, get_args
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from tauspan import models
 from tauspan.core.arguments import checked
-from tauspan.core.choices import SplitName
-from tauspan.core.errors import MismatchError, UsageError, listed, nearest
+from tauspan.core.choices import TRANSPORTS, SplitName, Transport
+from tauspan.core.errors import MismatchError, UsageError, nearest
 from tauspan.core.params import require_same
 from tauspan.core.reading import Reading
 from tauspan.core.records import LIVE
 from tauspan.core.report import Cell, Report, Table, noted, provenance
 from tauspan.core.results import Result
-from tauspan.models import Batch, Classifier, Encoder
+from tauspan.editing.rebasing.methods import METHODS, Deltas, read
+from tauspan.models import Classifier, Encoder
 from tauspan.tangent import linearize
 from tauspan.tasks import Task, build_head
-from tauspan.tasks.batches import batches
-from tauspan.tasks.reference import TaskTargets
 from tauspan.vector import TaskVector
-
-Method: TypeAlias = Literal["same", "shift", "sign", "procrustes"]
-Deltas: TypeAlias = dict[str, Tensor]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,7 +74,7 @@ def transport(
     old: Encoder,
     new: Encoder,
     task: Task,
-    method: Method = "procrustes",
+    method: Transport = "procrustes",
     *,
     least: float = 0.5,
     strict: bool = True,
@@ -96,6 +89,8 @@ def transport(
       0 (GradFix, ICLR 2026). It reads labels.
     - `"procrustes"`: for each linear layer T_out^T dW T_in, T the orthogonal maps that bring the old base's inputs and
       outputs on the task's training rows nearest to the new one's (Theseus, ICML 2026); other tensors as they are.
+    - `"rebasin"`: hidden units and attention heads in the order in which the old base's weights are nearest to the new
+      one's (weight matching, arXiv 2209.04836). The order of the features stays as it is.
 
     No formula knows whether a vector means the same elsewhere, so that is measured: J tau on the new base against J tau
     on the old one, on rows of the task. Labels are not read for it.
@@ -128,8 +123,8 @@ def transport(
         >>> transport(tau, old, new, task, "same", strict=False).vector.base == models.fingerprint_of(new)
         True
     """
-    if method not in get_args(Method):
-        raise UsageError(f"method={method!r}. {nearest(str(method), get_args(Method))}")
+    if method not in TRANSPORTS:
+        raise UsageError(f"method={method!r}. {nearest(str(method), TRANSPORTS)}")
     if task.objective.headless:
         raise UsageError(
             f"{task.name!r} has no logits ({task.objective.word}), and changes of logits are compared."
@@ -142,7 +137,7 @@ def transport(
                 f"{name!r} moves, and {new.source} has no such tensor: the bases differ in kind."
             )
     require_same({n: first[n] for n in deltas}, {n: second[n] for n in deltas}, old.source, new.source)
-    moved = _METHODS[method](deltas, old, new, task, reading)
+    moved = METHODS[method](deltas, old, new, task, reading)
     before, after = (
         _change(one, taus, task, split, reading) for one, taus in ((old, deltas), (new, moved))
     )  # fmt: skip
@@ -169,133 +164,8 @@ def _change(encoder: Encoder, deltas: Deltas, task: Task, split: str, reading: R
     tangent = linearize(classifier, list(deltas), "logits")
     order: list[int] = []
     parts = []
-    for places, batch in _read(encoder, task, split, reading):
+    for places, batch in read(encoder, task, split, reading):
         _, moved = tangent.tangent(batch, vectors=[deltas])
         order += places
         parts.append(moved[0].double().cpu())
     return task.objective.seen(torch.cat(parts)[torch.tensor(order).argsort()])
-
-
-def _read(encoder: Encoder, task: Task, split: str, reading: Reading) -> Any:
-    """The batches of a split with the indices of their rows."""
-    cut = task.tokens(reading.max_tokens)
-    return batches(encoder, task.split(split), cut, reading.batch_size, task.objective)
-
-
-# -- methods -----------------------------------------------------------------------------------------------------
-
-
-def _same(deltas: Deltas, old: Encoder, new: Encoder, task: Task, reading: Reading) -> Deltas:
-    return deltas
-
-
-def _shifted(deltas: Deltas, old: Encoder, new: Encoder, task: Task, reading: Reading) -> Deltas:
-    first, second = (dict(one.backbone.named_parameters()) for one in (old, new))
-    found = {}
-    for name, delta in deltas.items():
-        way = (second[name].detach().cpu().double() - first[name].detach().cpu().double()).to(delta)
-        size = float(way.double().square().sum())
-        found[name] = delta - (float((delta * way).double().sum()) / size) * way if size else delta
-    return found
-
-
-def _signed(deltas: Deltas, old: Encoder, new: Encoder, task: Task, reading: Reading) -> Deltas:
-    classifier = Classifier(new, build_head(task, new, max_tokens=reading.max_tokens))
-    targets = TaskTargets(task, new, reading.max_tokens)
-    known = dict(new.backbone.named_parameters())
-    total = {name: torch.zeros_like(known[name]) for name in deltas}
-    with models.eval_mode(classifier), _asking(known, list(deltas)):
-        for places, batch in _read(new, task, "train", reading):
-            logits = classifier(batch)
-            loss = task.objective.total(logits, targets("train", places).to(logits.device))
-            grads = torch.autograd.grad(loss, [known[name] for name in deltas], allow_unused=True)
-            for name, grad in zip(deltas, grads, strict=True):
-                if grad is not None:
-                    total[name] += grad
-    return {
-        name: torch.where(
-            delta.sign() == -total[name].detach().sign().to(delta), delta, torch.zeros_like(delta)
-        )
-        for name, delta in deltas.items()
-    }
-
-
-@contextmanager
-def _asking(known: Mapping[str, Tensor], names: list[str]) -> Iterator[None]:
-    """Inside the block these parameters have gradients."""
-    before = {name: known[name].requires_grad for name in names}
-    for name in names:
-        known[name].requires_grad_()
-    try:
-        yield
-    finally:
-        for name, asked in before.items():
-            known[name].requires_grad_(asked)
-
-
-def _turned(deltas: Deltas, old: Encoder, new: Encoder, task: Task, reading: Reading) -> Deltas:
-    layers = [
-        name for name, one in old.backbone.named_modules()
-        if isinstance(one, nn.Linear) and any(f"{name}.{part}".lstrip(".") in deltas for part in ("weight", "bias"))
-    ]  # fmt: skip
-    if not layers:
-        raise UsageError("method='procrustes': no linear layer moves. Take 'same', 'shift' or 'sign'.")
-    products: dict[tuple[str, str], Tensor] = {}
-    for (_, mine), (_, theirs) in zip(
-        _read(old, task, "train", reading), _read(new, task, "train", reading), strict=True
-    ):
-        before, after = _seen(old, mine, layers), _seen(new, theirs, layers)
-        for key, here in before.items():
-            product = here.T @ after[key]
-            products[key] = products[key] + product if key in products else product
-    turns = {key: _orthogonal(product) for key, product in products.items()}
-    found = dict(deltas)
-    for name in layers:
-        weight, bias = f"{name}.weight".lstrip("."), f"{name}.bias".lstrip(".")
-        inside, outside = turns[name, "in"], turns[name, "out"]
-        if weight in found:
-            found[weight] = (outside.T @ found[weight].double().cpu() @ inside).to(deltas[weight])
-        if bias in found:
-            found[bias] = (outside.T @ found[bias].double().cpu()).to(deltas[bias])
-    return found
-
-
-@torch.no_grad()
-def _seen(encoder: Encoder, batch: Batch, layers: list[str]) -> dict[tuple[str, str], Tensor]:
-    """Inputs and outputs of the layers, a row for each position, float64."""
-    found: dict[tuple[str, str], Tensor] = {}
-    known = dict(encoder.backbone.named_modules())
-
-    def keep(name: str) -> Callable[..., None]:
-        def hook(module: nn.Module, given: Any, output: Tensor) -> None:
-            for key, value in (("in", given[0]), ("out", output)):
-                found[name, key] = value.detach().double().cpu().flatten(0, -2)
-
-        return hook
-
-    handles = [known[name].register_forward_hook(keep(name)) for name in layers]
-    try:
-        with models.eval_mode(encoder):
-            encoder(batch)
-    finally:
-        for handle in handles:
-            handle.remove()
-    missing = [name for name in layers if (name, "in") not in found]
-    if missing:
-        raise UsageError(
-            f"method='procrustes': the layers {listed(missing)} are not called. Take another method."
-        )
-    return found
-
-
-def _orthogonal(product: Tensor) -> Tensor:
-    """T with X T nearest to Y, from X^T Y; where the rows do not decide it, nearest to the identity."""
-    scale = float(product.diagonal().abs().mean()) or 1.0
-    u, _, vt = torch.linalg.svd(product + 1e-9 * scale * torch.eye(len(product), dtype=product.dtype))
-    turn: Tensor = u @ vt
-    return turn
-
-
-_METHODS: Mapping[str, Callable[[Deltas, Encoder, Encoder, Task, Reading], Deltas]] = {
-    "same": _same, "shift": _shifted, "sign": _signed, "procrustes": _turned,
-}  # fmt: skip

@@ -1,0 +1,1 @@
+"""A vector for another base, and the measure of whether it does there what it did."""

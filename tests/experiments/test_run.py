@@ -75,7 +75,11 @@ def test_a_run_writes_its_report_its_figures_and_its_vectors(done: tuple[Path, R
 
 def test_the_tables_hold_every_regime_and_task(done: tuple[Path, Report]) -> None:
     _, report = done
-    addition, negation, maps, cost = report.tables
+    addition, differences, negation, maps, cost = report.tables
+    assert [(row["added in"], row["less added in"]) for row in differences.rows] == [
+        ("posthoc", "standard"), ("linear", "standard"), ("linear", "posthoc"),
+    ]  # fmt: skip
+    assert all("], p " in str(row["difference"]) for row in differences.rows)
     assert [(row["regime"], row["task"]) for row in addition.rows] == [
         (regime, task) for regime in REGIMES for task in (*TASKS, "mean")
     ]
@@ -186,7 +190,7 @@ def test_another_grid_of_the_maps_draws_them_anew(
     assert trainings == []
     assert reused(report)["linear", "disentangle"] == (1, 0)
     assert ("standard", "disentangle") not in reused(report)
-    assert [row["regime"] for row in report.tables[2].rows] == ["linear"]
+    assert [row["regime"] for row in report.tables[3].rows] == ["linear"]
 
 
 @pytest.mark.parametrize("change", ["epochs", "rows"])

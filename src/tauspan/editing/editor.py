@@ -23,6 +23,7 @@ from tauspan.editing.search.addition import Addition, addition
 from tauspan.editing.search.box import Bounds
 from tauspan.editing.search.certificate import Certificate, certified
 from tauspan.editing.search.choose import SolvedCoefficients, solved_coefficients
+from tauspan.editing.search.comparison import EditComparison, compared
 from tauspan.editing.search.entropy import AdaMerged, least_entropy
 from tauspan.editing.search.forecast import Forecast, forecast
 from tauspan.editing.search.grid import Grid
@@ -428,6 +429,33 @@ class Editor:
         )
         label = f"{text}, {self.regime}"
         return measured_on(self._models.whole(measured), measured, given, split, label, edit)
+
+    @noted
+    @checked
+    def compare(
+        self,
+        first: float | Mapping[str, float],
+        second: float | Mapping[str, float],
+        *,
+        tasks: Sequence[Task] | None = None,
+        split: SplitName = "test",
+        bootstrap: int = 1000,
+        seed: int = 0,
+    ) -> EditComparison:
+        """Two edits on the same rows: differences with 95 % intervals in pairs of rows, and McNemar's exact test.
+
+        Args:
+            first: a number for all vectors, or numbers by task name; what is not named counts as 0.
+            second: the same of the other edit.
+            tasks: where they are compared; None takes the tasks of the vectors.
+            split: which rows.
+            bootstrap: resamples behind each interval; 0 for none.
+            seed: of the resamples.
+        """
+        require_at_least(0, bootstrap=bootstrap)
+        asked = list(self.vectors) if tasks is None else list(tasks)
+        one, two = self._models.numbers(first), self._models.numbers(second)
+        return compared(self._models.whole(asked), asked, one, two, split, bootstrap, seed)
 
     @noted
     @checked

@@ -10,9 +10,9 @@ from scipy.stats import binom, binomtest
 
 from tauspan.core.errors import NonFiniteError, UsageError
 from tauspan.editing.desk.held import Contributed, Lengths, Sampled
-from tauspan.editing.desk.intervals import interval
 from tauspan.editing.desk.packing import Blob, packed
 from tauspan.editing.desk.pruning import contenders
+from tauspan.editing.search.exact import interval
 
 
 def drawn(seed: int, rows: int = 200, terms: int = 4, classes: int = 7, spread: float = 1.0) -> np.ndarray:

@@ -3,7 +3,10 @@
 import dataclasses
 from typing import Any
 
+import numpy as np
 import pytest
+import torch
+from scipy.stats import binomtest
 
 import tauspan as ts
 from helpers.searches import REGIMES, Q, eye, steps, turn, world
@@ -11,6 +14,7 @@ from tauspan.core.errors import BaseMismatchError, MismatchError, UsageError
 from tauspan.core.reading import Reading
 from tauspan.editing import PAPER_GRID, add, negate
 from tauspan.editing.search.addition import AddedTask
+from tauspan.editing.search.bootstrap import metric_intervals
 from tauspan.models import fingerprint_of
 from tauspan.tasks import Task
 from tauspan.vector import TaskVector
@@ -84,6 +88,7 @@ def test_the_rows_of_addition_are_test_accuracies(regime: Any) -> None:
         single, added, plain = at(tau, 1.0), at(total, alpha), at(total, 1.0)
         assert row == {
             "task": task.name, "zero shot": at(total, 0.0), "single": single, "added": added,
+            "added 95 %": row["added 95 %"], "less single": row["less single"],
             "added norm.": added / single, "alpha 1": plain, "alpha 1 norm.": plain / single,
         }  # fmt: skip
     assert mean["task"] == "mean"
@@ -171,6 +176,60 @@ def test_the_test_split_is_read_only_after_the_choice(regime: Any, monkeypatch: 
         assert set(seen[begin:]) == {"test"}
 
 
+@pytest.mark.parametrize("regime", REGIMES)
+def test_intervals_of_addition_are_exact_ones_and_differences_in_pairs_of_rows(regime: Any) -> None:
+    model, vectors = world(regime)
+    found = add(model, vectors, regime, grid=GRID, **Q)
+    for row, task in zip(found.tasks, vectors, strict=True):
+        count = len(task.split("test"))
+        right = round(row.added * count)
+        exact = binomtest(right, count).proportion_ci(method="exact")
+        assert row.interval == pytest.approx((exact.low, exact.high))
+        assert row.right.count("1") == right
+        assert len(row.right) == count
+        low, high = row.difference or (9.0, 9.0)
+        assert low <= row.added - row.single <= high
+    assert found.mean.interval is not None
+    assert found.mean.right == ""
+
+
+def test_two_edits_are_compared_row_by_row() -> None:
+    model, vectors = world("standard")
+    editor = ts.Editor(model, vectors)
+    found = editor.compare(1.0, {next(iter(vectors)).name: 1.0})
+    gains, losses, differences = 0, 0, []
+    for task, row in zip(vectors, found.tasks, strict=True):
+        whole = editor._models.whole([task])
+        first, second = (
+            whole.scores(task, "test", at)
+            for at in ({t.name: 1.0 for t in vectors}, {next(iter(vectors)).name: 1.0})
+        )
+        assert row.difference == pytest.approx(float((first - second).mean()))
+        gains, losses = gains + int((first > second).sum()), losses + int((first < second).sum())
+        differences.append(row.difference)
+    assert found.mean is not None
+    assert found.mean.difference == pytest.approx(sum(differences) / len(differences))
+    assert found.mean.p == (binomtest(gains, gains + losses).pvalue if gains + losses else 1.0)
+    assert "tell the two apart" in found.verdict
+    same = editor.compare(1.0, 1.0)
+    assert same.mean is not None
+    assert (same.mean.interval, same.mean.p) == ((0.0, 0.0), 1.0)
+    assert "cannot tell" in same.verdict
+
+
+def test_intervals_of_means_cover_the_truth_as_often_as_they_say() -> None:
+    random = np.random.default_rng(0)
+    rows = (torch.zeros(60, 1), torch.arange(60) % 2)
+    tasks = [ts.Task.from_tensors(name, ["0", "1"], train=rows, validation=rows, test=rows) for name in "ab"]
+    covered = []
+    for trial in range(300):
+        both = [{task: torch.from_numpy((random.random(60) < p) * 1.0) for task in tasks} for p in (0.8, 0.6)]
+        _, whole = metric_intervals(both[0], 300, trial, less=both[1])
+        assert whole is not None
+        covered.append(whole[0] <= 0.2 <= whole[1])
+    assert 0.9 < np.mean(covered) < 0.99
+
+
 # -- negation ------------------------------------------------------------------------------------------------
 
 
@@ -191,7 +250,10 @@ def test_negation_takes_the_least_target_accuracy_that_keeps_the_controls(regime
     rows = strict.tables[0].rows
     assert [row["row"] for row in rows] == ["pre-trained", "negated", "alpha = 1"]
     assert [row["alpha"] for row in rows] == [0.0, 0.45, 1.0]
-    assert rows[2] == {"row": "alpha = 1", "alpha": 1.0, "target": 0.0, "control": 0.75, "control kept": 0.75}
+    assert rows[2] == {
+        "row": "alpha = 1", "alpha": 1.0, "target": 0.0, "target 95 %": "[0.000, 0.708]", "control": 0.75,
+        "control 95 %": "[0.194, 0.994]", "control kept": 0.75,
+    }  # fmt: skip
 
 
 def test_negation_leaves_the_model_when_nothing_keeps_the_controls() -> None:

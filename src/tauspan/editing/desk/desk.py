@@ -19,11 +19,11 @@ from tauspan.editing.desk.choices import Choice, Question
 from tauspan.editing.desk.copies import copies
 from tauspan.editing.desk.examples import shown
 from tauspan.editing.desk.held import Contributed, Held, held
-from tauspan.editing.desk.intervals import interval
 from tauspan.editing.desk.limits import LARGE, Parts
 from tauspan.editing.desk.packing import Blob
 from tauspan.editing.desk.page import as_texts, filled
 from tauspan.editing.model.chosen import facts_of
+from tauspan.editing.search.exact import interval
 from tauspan.tasks import Task
 from tauspan.tasks.split import permutation
 

@@ -9,6 +9,7 @@ from tauspan.core.report import Cell, Report, Table
 from tauspan.core.results import mean_row
 from tauspan.editing.model.chosen import ChosenEdit, alpha_series, facts_of
 from tauspan.editing.model.edited import Coefs, EditedModel
+from tauspan.editing.search.bootstrap import DRAWS, Interval, bracketed, metric_intervals
 from tauspan.editing.search.grid import Grid, Scores, named
 from tauspan.editing.search.guide import Chooser, Guide
 from tauspan.editing.search.metrics import normalised_metric
@@ -31,6 +32,9 @@ class AddedTask:
         at_one_normalised: `at_one` relative to `single`.
         metric: the metric's name.
         higher: whether more of it is better.
+        interval: of `added`, 95 %: the exact one of an accuracy, else by resampling test rows.
+        difference: of `added` less `single`, 95 %, by resampling test rows in pairs.
+        right: of tasks with classes a 0 or a 1 for each test row, at the chosen alpha.
     """
 
     task: str
@@ -42,6 +46,9 @@ class AddedTask:
     at_one_normalised: float | None
     metric: str = Classification.metric
     higher: bool = True
+    interval: Interval | None = None
+    difference: Interval | None = None
+    right: str = field(default="", repr=False)
 
     @property
     def worse(self) -> bool:
@@ -53,6 +60,7 @@ class AddedTask:
         kind: dict[str, Cell] = {} if self.metric == Classification.metric else {"metric": self.metric}
         return {
             "task": self.task, **kind, "zero shot": self.zero_shot, "single": self.single, "added": self.added,
+            "added 95 %": bracketed(self.interval), "less single": bracketed(self.difference, "+"),
             "added norm.": self.normalised, "alpha 1": self.at_one, "alpha 1 norm.": self.at_one_normalised,
         }  # fmt: skip
 
@@ -79,19 +87,21 @@ class Addition(ChosenEdit):
         """One table, and the curve over alpha."""
         title = f"Addition, {self.regime}"
         note = (
-            f"alpha = {self.alpha:g}, chosen on validation by mean normalised {self.mean.metric}{self.remark}"
+            f"alpha = {self.alpha:g}, chosen on validation by mean normalised {self.mean.metric}{self.remark}; 95 % "
+            "intervals over test rows, in pairs of rows for added less single"
         )
         rows = [row.cells() for row in (*self.tasks, self.mean)]
         if self.mean.metric != Classification.metric:  # said of each task, also of those with classes
             pairs = zip((*self.tasks, self.mean), rows, strict=True)
             rows = [{"task": one.task, "metric": one.metric, **cells} for one, cells in pairs]
         table = Table(title, rows, note)
-        means = {name: cell for name, cell in self.mean.cells().items() if name != "task"}
+        means = {name: cell for name, cell in self.mean.cells().items() if not isinstance(cell, str)}
         result = {
             "alpha": self.alpha,
             "regime": self.regime,
             "coefficients": dict(self.coefficients),
             **means,
+            "added interval": self.mean.interval,
         }
         series = alpha_series(f"addition, {self.regime}", self.alpha, self.curve)
         if self.mean.metric != Classification.metric:
@@ -153,11 +163,11 @@ def addition(
         bent = "" if guide.ordinary is None else ", bent to meet the ordinary one at alpha = 1,"
         remark = f" of the tangent model ({guide.regime}){bent} which stands for the ordinary one{remark}"
     model.read(needs, "test")
-    rows = [added_task(model, task, alpha, whole, own[task]) for task in tasks]
+    rows, mean = tested(model, tasks, alpha, whole, own)
     return Addition(
         encoder=model.encoder, vectors={task.name: vector for task, vector in vectors.items()},
         regime=model.regime, point=model.point, coefficients={task.name: alpha for task in tasks},
-        alpha=alpha, tasks=rows, mean=mean_added(rows), curve=scores.rows, remark=remark,
+        alpha=alpha, tasks=rows, mean=mean, curve=scores.rows, remark=remark,
         provenance=facts_of(model, vectors.values(), grid=named(grid)),
     )  # fmt: skip
 
@@ -202,19 +212,29 @@ def _best(rows: Mapping[float, Mapping[str, float]]) -> float:
     return min(rows, key=lambda alpha: (-rows[alpha]["mean normalised"], alpha))
 
 
-def added_task(model: EditedModel, task: Task, alpha: float, whole: Coefs, own: Coefs) -> AddedTask:
-    """One task on the test split, at alpha times the sum."""
-    single = model.metric(task, "test", own)
-    added, plain = (model.metric(task, "test", scaled(whole, at)) for at in (alpha, 1.0))
-    compared = task.objective.compared
-    return AddedTask(
-        task=task.name, zero_shot=model.metric(task, "test", {}), single=single, added=added, at_one=plain,
-        normalised=compared(added, single), at_one_normalised=compared(plain, single), metric=task.objective.metric,
-        higher=task.objective.higher,
-    )  # fmt: skip
+def tested(
+    model: EditedModel, tasks: Sequence[Task], alpha: float, whole: Coefs, own: Mapping[Task, Coefs]
+) -> tuple[list[AddedTask], AddedTask]:
+    """Each task on the test split at alpha times the sum, and the mean over tasks."""
+    added = {task: model.scores(task, "test", scaled(whole, alpha)) for task in tasks}
+    single = {task: model.scores(task, "test", own[task]) for task in tasks}
+    intervals, around_mean = metric_intervals(added, DRAWS)
+    differences, around_gap = metric_intervals(added, DRAWS, less=single)
+    rows = []
+    for task in tasks:
+        of = task.objective
+        at, alone = (of.summary(float(scores[task].mean())) for scores in (added, single))
+        plain = model.metric(task, "test", whole)
+        right = "".join("1" if score else "0" for score in added[task]) if task.classes else ""
+        rows.append(AddedTask(
+            task=task.name, zero_shot=model.metric(task, "test", {}), single=alone, added=at, at_one=plain,
+            normalised=of.compared(at, alone), at_one_normalised=of.compared(plain, alone), metric=of.metric,
+            higher=of.higher, interval=intervals[task], difference=differences[task], right=right,
+        ))  # fmt: skip
+    return rows, replace(_mean(rows), interval=around_mean, difference=around_gap, right="")
 
 
-def mean_added(rows: Sequence[AddedTask]) -> AddedTask:
+def _mean(rows: Sequence[AddedTask]) -> AddedTask:
     """The mean over tasks; of several metrics the normalised ones alone."""
     metrics = dict.fromkeys(row.metric for row in rows)
     mean = replace(mean_row(rows), metric=" and ".join(metrics), higher=rows[0].higher)

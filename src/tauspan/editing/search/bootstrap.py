@@ -9,6 +9,7 @@ from torch import Tensor
 
 from tauspan.core.errors import UsageError
 from tauspan.editing.search.box import Box
+from tauspan.editing.search.exact import interval
 from tauspan.editing.search.numbers import require_at_least
 from tauspan.editing.search.objective import Objective
 from tauspan.editing.search.solve import Solution, solve
@@ -17,6 +18,8 @@ from tauspan.tasks import Task
 
 Interval = tuple[float, float]
 _LEVEL = 0.95
+DRAWS = 1000  # resamples behind intervals that nobody asked another number of
+_AT_ONCE = 2**22  # counts of rows held at once
 
 
 def counts(sizes: Sequence[int], draws: int, seed: int) -> list[list[Tensor]]:
@@ -74,39 +77,70 @@ def coefficient_intervals(
 
 
 def metric_intervals(
-    scores: Mapping[Task, Tensor], draws: int, seed: int = 0
+    scores: Mapping[Task, Tensor], draws: int, seed: int = 0, less: Mapping[Task, Tensor] | None = None
 ) -> tuple[dict[Task, Interval | None], Interval | None]:
     """95 % intervals of each task's metric, and of their mean, by resampling each task's rows.
+
+    The interval of one task's accuracy is the exact one of Clopper and Pearson, which resamples cannot give where all
+    rows are right, or none.
 
     Args:
         scores: what each task's metric is the mean of, for each row, shape (N,).
         draws: resamples; 0 gives None.
         seed: of the resamples.
+        less: the same of another model on the same rows: intervals are those of the difference, resampled in pairs.
 
     Returns:
         An interval for each task, and that of the mean: None where the tasks have several metrics.
     """
-    resampled = counts([len(one) for one in scores.values()], draws, seed)
-    if not resampled:
+    require_at_least(0, bootstrap=draws)
+    if not draws:
         return dict.fromkeys(scores), None
-    values = np.array([
-        [task.objective.summary(float(n @ one) / len(one)) for n, (task, one) in zip(drawn, scores.items(), strict=True)]
-        for drawn in resampled
-    ])  # fmt: skip
-    whole = (
-        _percentiles(values.mean(1, keepdims=True))[0]
-        if len({t.objective.metric for t in scores}) == 1
-        else None
-    )
-    return dict(zip(scores, _percentiles(values), strict=True)), whole
+    columns = []
+    for part, (task, one) in enumerate(scores.items()):
+        both = torch.stack([one, one if less is None else less[task]]).double()
+        values = [task.objective.summary(value) for value in _means(both[0], draws, [seed, part])]
+        if less is not None:
+            again = _means(both[1], draws, [seed, part])
+            values = [a - task.objective.summary(b) for a, b in zip(values, again, strict=True)]
+        columns.append(values)
+    table, whole = np.array(columns).T, None
+    if len({task.objective.metric for task in scores}) == 1:
+        whole = _percentiles(table.mean(1, keepdims=True))[0]
+    found = dict[Task, Interval | None](zip(scores, _percentiles(table), strict=True))
+    if less is None:
+        for task, one in scores.items():
+            if task.classes:
+                exact = interval(int(one.sum()), len(one))
+                found[task] = exact.low, exact.high
+    return found, whole
 
 
 def mean_interval(values: Tensor, draws: int, seed: int = 0) -> Interval | None:
     """The 95 % interval of a mean over rows, by resampling them; None without resamples."""
-    drawn = counts([len(values)], draws, seed)
-    if not drawn:
-        return None
-    return _percentiles(np.array([[float(n @ values.double()) / len(values)] for (n,) in drawn]))[0]
+    require_at_least(0, bootstrap=draws)
+    return _percentiles(np.array([_means(values, draws, [seed, 0])]).T)[0] if draws else None
+
+
+def bracketed(interval: Interval | None, sign: str = "") -> str | None:
+    """An interval as a cell of a table; `sign="+"` for a difference.
+
+    Example:
+        >>> bracketed((0.25, 0.5)), bracketed((-0.1, 0.2), "+"), bracketed(None)
+        ('[0.250, 0.500]', '[-0.100, +0.200]', None)
+    """
+    return None if interval is None else f"[{interval[0]:{sign}.3f}, {interval[1]:{sign}.3f}]"
+
+
+def _means(values: Tensor, draws: int, seeds: list[int]) -> list[float]:
+    """The means of resamples of rows, drawn many at once; equal seeds draw the same rows."""
+    random, size = np.random.default_rng(seeds), len(values)
+    found: list[float] = []
+    while len(found) < draws:
+        some = min(draws - len(found), max(_AT_ONCE // size, 1))
+        how_often = random.multinomial(size, np.full(size, 1 / size), size=some)
+        found += (how_often @ values.double().numpy() / size).tolist()
+    return found
 
 
 def _percentiles(table: "np.ndarray[tuple[int, int], np.dtype[np.float64]]") -> list[Interval]:

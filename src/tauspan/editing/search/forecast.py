@@ -15,7 +15,7 @@ from tauspan.core.results import Result
 from tauspan.editing.model.chosen import facts_of
 from tauspan.editing.model.edited import EditedModel
 from tauspan.editing.model.several import EditedModels
-from tauspan.editing.search.bootstrap import Interval
+from tauspan.editing.search.bootstrap import Interval, bracketed
 from tauspan.editing.search.metrics import require_one_objective
 from tauspan.tasks import Task
 from tauspan.vector import TaskVector
@@ -85,7 +85,8 @@ class Forecast(Result):
     def verdict(self) -> str:
         """The worst pair, and what the forecast was worth on pairs that were measured."""
         one, count = self.worst, sum(pair.measured is not None for pair in self.pairs)
-        said = f"The worst pair: {one.added} takes {one.change:+.3f} from {one.task}{_around(one.interval)}."
+        around = "" if one.interval is None else f" {bracketed(one.interval, '+')}"
+        said = f"The worst pair: {one.added} takes {one.change:+.3f} from {one.task}{around}."
         said += f" On {count} measured changes, each forecast from the other pairs, the mean error is {self.error:.3f}"
         said += f"; {self.error_of_mean:.3f} if the mean of the others were the forecast"
         said += "" if self.held is None else f". {self.held:.0%} were inside their {self.level:.0%} interval"
@@ -98,7 +99,7 @@ class Forecast(Result):
         """A row for each ordered pair, the worst first."""
         rows: list[dict[str, Cell]] = [
             {"task": one.task, "added": one.added, "single": one.single, "forecast": one.change,
-             f"{self.level:.0%} interval": _around(one.interval).strip() or None, "measured": one.measured}
+             f"{self.level:.0%} interval": bracketed(one.interval, "+"), "measured": one.measured}
             for one in sorted(self.pairs, key=lambda one: one.change)
         ]  # fmt: skip
         note = f"changes of the task's metric when the other vector is added to its own, on {self.split} rows"
@@ -217,7 +218,3 @@ def _require(regime: str, tasks: Sequence[Task], measured: int, level: float) ->
         raise UsageError(
             f"a forecast reads logits, and tasks of {tasks[0].objective.word} have none. Evaluate the sum instead."
         )
-
-
-def _around(interval: Interval | None) -> str:
-    return "" if interval is None else f" [{interval[0]:+.3f}, {interval[1]:+.3f}]"

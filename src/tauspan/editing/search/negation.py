@@ -8,6 +8,7 @@ from tauspan.core.report import Cell, Report, Table
 from tauspan.editing.model.chosen import ChosenEdit, alpha_series, facts_of
 from tauspan.editing.model.edited import Coefs, EditedModel
 from tauspan.editing.search.addition import scaled
+from tauspan.editing.search.bootstrap import DRAWS, Interval, bracketed, metric_intervals
 from tauspan.editing.search.grid import Grid, Scores, named
 from tauspan.editing.search.metrics import keeps, least_kept, require_one_objective
 from tauspan.objectives import Classification
@@ -24,18 +25,22 @@ class NegatedModel:
         target: metric of the task to be forgotten.
         control: mean metric of the control tasks.
         control_kept: `control` relative to that of the pre-trained model.
+        target_interval: of `target`, 95 %: the exact one of an accuracy, else by resampling test rows.
+        control_interval: of `control`.
     """
 
     alpha: float
     target: float
     control: float
     control_kept: float | None
+    target_interval: Interval | None = None
+    control_interval: Interval | None = None
 
     def cells(self, label: str) -> dict[str, Cell]:
         """The row of the table."""
         return {
-            "row": label, "alpha": self.alpha, "target": self.target, "control": self.control,
-            "control kept": self.control_kept,
+            "row": label, "alpha": self.alpha, "target": self.target, "target 95 %": bracketed(self.target_interval),
+            "control": self.control, "control 95 %": bracketed(self.control_interval), "control kept": self.control_kept,
         }  # fmt: skip
 
 
@@ -79,7 +84,7 @@ class Negation(ChosenEdit):
         least = f"least target {target}" if target == Classification.metric else f"worst target {target}"
         kept = "control" if control == Classification.metric else f"control {control} as good as"
         note = f"alpha = {self.alpha:g}: {least} on validation with {kept} >= {self.floor:g} of the "
-        note += f"pre-trained model's{self.remark}"
+        note += f"pre-trained model's{self.remark}; 95 % intervals over test rows"
         table = Table(title, list(self.cells().values()), note)
         result = {
             "alpha": self.alpha, "regime": self.regime, "coefficients": dict(self.coefficients),
@@ -130,8 +135,14 @@ def negation(
     before = at(0.0, "test")["control"]
 
     def tested(alpha: float) -> NegatedModel:
-        found = at(alpha, "test")
-        return NegatedModel(alpha, **found, control_kept=of.compared(found["control"], before))
+        found, edit = at(alpha, "test"), scaled(negated, alpha)
+        around, _ = metric_intervals({task: model.scores(task, "test", edit)}, DRAWS)
+        each, mean = metric_intervals({one: model.scores(one, "test", edit) for one in controls}, DRAWS)
+        control = mean if len(controls) > 1 else each[controls[0]]
+        kept = of.compared(found["control"], before)
+        return NegatedModel(
+            alpha, **found, control_kept=kept, target_interval=around[task], control_interval=control
+        )
 
     return Negation(
         encoder=model.encoder, vectors={task.name: vector}, regime=model.regime, point=model.point,

@@ -14,7 +14,7 @@ from tauspan.core.records import LIVE
 from tauspan.core.report import Cell, Report, Table
 from tauspan.editing.model.chosen import ChosenEdit, facts_of
 from tauspan.editing.model.edited import EditedModel
-from tauspan.editing.search.bootstrap import Interval, mean_interval, metric_intervals
+from tauspan.editing.search.bootstrap import Interval, bracketed, mean_interval, metric_intervals
 from tauspan.editing.search.metrics import keeps, least_kept
 from tauspan.tasks import Task
 from tauspan.vector import TaskVector
@@ -85,7 +85,7 @@ class Subsets(ChosenEdit):
             cells: dict[str, Cell] = {"vector of": vector}
             for task in names:
                 one = at[vector, task]
-                around = "" if one.interval is None else f" [{one.interval[0]:+.3f}, {one.interval[1]:+.3f}]"
+                around = "" if one.interval is None else f" {bracketed(one.interval, '+')}"
                 cells[f"for {task}"] = f"{one.value:+.3f}{around}"
             rows.append({**cells, "all": f"{sum(at[vector, task].value for task in names):+.3f}"})
         note = "Shapley values of the metric at coefficient 1, on validation rows; 95 % intervals over resampled rows"

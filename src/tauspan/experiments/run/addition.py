@@ -1,12 +1,14 @@
 """Addition in every regime: one model for all tasks, the sum of their vectors under one coefficient."""
 
 import dataclasses
+import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, cast
 
 from tauspan import editing
 from tauspan.core.choices import EditRegime
 from tauspan.core.report import Table
+from tauspan.experiments.run.paired import NOTE, difference
 from tauspan.experiments.run.part import Evaluation, Findings, Part
 from tauspan.experiments.run.spread import Row, in_words, listed_alphas, one_series, over_seeds, stems
 from tauspan.experiments.run.vectors import Finetuning, VectorKind, kind_of, one_per_task
@@ -16,6 +18,7 @@ if TYPE_CHECKING:
     from tauspan.experiments.run.recipe import Recipe
 
 COLUMNS = ("zero shot", "single", "added", "added norm.", "alpha 1", "alpha 1 norm.")
+_INTERVALS = ("added 95 %", "less single")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,12 +45,19 @@ class Addition(Part):
         alphas: dict[str, list[float]] = {}
         found: dict[str, Any] = {}
         by_seed: dict[str, Any] = {}
+        right: dict[str, list[list[str]]] = {}
         for regime in run.recipe.regimes:
             done = [add(run, added(regime, seed)) for seed in run.recipe.seeds]
             alphas[regime] = [one.alpha for one in done]
             seeds = [rows_of(one) for one in done]
             more, found[regime] = over_seeds({"regime": regime}, run.names, seeds, COLUMNS)
+            if len(seeds) == 1:  # of several, the spread over seeds stands beside each number
+                more = [
+                    {**row, **{name: own[name] for name in _INTERVALS}}
+                    for row, own in zip(more, seeds[0], strict=True)
+                ]
             rows += more
+            right[regime] = [[row.right for row in one.tasks] for one in done]
             by_seed[regime] = {
                 name: {column: [one[place][column] for one in seeds] for column in COLUMNS}
                 for place, name in enumerate(run.names)
@@ -65,7 +75,8 @@ class Addition(Part):
             "alpha": alphas, "addition": found, "addition_by_seed": by_seed, "addition_rows": counted,
             **run.metric_facts,
         }  # fmt: skip
-        return Findings([Table(f"Addition, test {run.metric}", rows, note)] if rows else [], series, result)
+        tables = [Table(f"Addition, test {run.metric}", rows, note)] if rows else []
+        return Findings([*tables, *_differences(run, right)], series, result)
 
     def pictures(self, result: Mapping[str, Any]) -> Sequence[dict[str, Any]]:
         """The bars of `addition.png`, with the accuracy of joint training where it was measured."""
@@ -85,6 +96,22 @@ class Addition(Part):
                 "caption": f"One model for all tasks: the sum of their vectors ({_short(result['seeds'])}{start})",
             })  # fmt: skip
         return bars
+
+
+def _differences(run: "RunContext", right: Mapping[str, Sequence[Sequence[str]]]) -> list[Table]:
+    """The sum of each regime against that of each other one, in pairs of rows; none of tasks without classes."""
+    if len(right) < 2 or not all(task.classes for task in run.tasks):
+        return []
+    rows: list[dict[str, Any]] = [
+        {
+            "added in": first,
+            "less added in": second,
+            "difference": difference(run.tasks, right[first], right[second]),
+        }
+        for second, first in itertools.combinations(right, 2)
+    ]
+    note = f"{in_words(run.recipe.seeds)}; mean accuracy of the sums, each at its chosen alpha; {NOTE}"
+    return [Table("Addition, differences between regimes", rows, note)]
 
 
 def added(label: str, seed: int) -> Evaluation:

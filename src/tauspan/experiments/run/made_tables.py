@@ -1,21 +1,15 @@
 """The tables of a comparison of ways: accuracies, differences in pairs of rows, rules, negation, cost."""
 
-import math
 from collections.abc import Mapping, Sequence
 from typing import Any, TypeAlias
 
-import torch
-from scipy.stats import binomtest
-from torch import Tensor
-
 from tauspan.core.report import Cell, Table
-from tauspan.editing.search.bootstrap import metric_intervals
+from tauspan.experiments.run.paired import NOTE, bits, difference
 from tauspan.experiments.run.spread import in_words, spread
 from tauspan.tasks import Task
 
 Found: TypeAlias = Mapping[str, Any]
 Done: TypeAlias = Mapping[str, Sequence[Found]]
-_DRAWS = 2000
 
 
 def tables(seeds: Sequence[int], tasks: Sequence[Task], done: Done, floor: float) -> list[Table]:
@@ -59,33 +53,13 @@ def _differences(words: str, tasks: Sequence[Task], done: Done) -> list[Table]:
         cells: dict[str, Cell] = {"way": name}
         for reference in references:
             if name != reference:
-                cells[f"less {reference}"] = _difference(tasks, found, done[reference])
+                cells[f"less {reference}"] = difference(
+                    tasks, *([one["bits"]["sum"] for one in some] for some in (found, done[reference]))
+                )
         if len(cells) > 1:
             rows.append(cells)
-    note = (
-        f"{words}; mean accuracy of the sum at 1 less that of a reference; 95 % intervals by resampling test rows in "
-        "pairs, each with its mean over seeds; p: McNemar's exact test of each seed"
-    )
+    note = f"{words}; mean accuracy of the sum at 1 less that of a reference; {NOTE}"
     return [Table("Differences in pairs of test rows", rows, note)] if rows else []
-
-
-def _difference(tasks: Sequence[Task], found: Sequence[Found], reference: Sequence[Found]) -> str:
-    both = list(zip(found, reference, strict=True))
-    pairs = [
-        [_bits(one["bits"]["sum"][place]) - _bits(two["bits"]["sum"][place]) for one, two in both]
-        for place in range(len(tasks))
-    ]
-    each = {task: torch.stack(own).mean(0) for task, own in zip(tasks, pairs, strict=True)}
-    low, high = metric_intervals(each, _DRAWS, 0)[1] or (math.nan, math.nan)
-    mean = _mean([float(one.mean()) for one in each.values()])
-    by_seed = [torch.cat([own[seed] for own in pairs]) for seed in range(len(found))]
-    return f"{mean:+.3f} [{low:+.3f}, {high:+.3f}], p {', '.join(f'{_mcnemar(one):.2g}' for one in by_seed)}"
-
-
-def _mcnemar(differences: Tensor) -> float:
-    """The two-sided exact test that gains and losses are equally likely."""
-    gains, losses = int((differences > 0).sum()), int((differences < 0).sum())
-    return float(binomtest(gains, gains + losses).pvalue) if gains + losses else 1.0
 
 
 def _rules(words: str, done: Done) -> Table:
@@ -150,12 +124,8 @@ def _costs(words: str, done: Done) -> Table:
     return Table("Choices and cost", rows, note)
 
 
-def _bits(text: str) -> Tensor:
-    return torch.tensor([float(bit) for bit in text], dtype=torch.float64)
-
-
-def _accuracy(bits: Sequence[str]) -> list[float]:
-    return [float(_bits(text).mean()) for text in bits]
+def _accuracy(right: Sequence[str]) -> list[float]:
+    return [float(bits(text).mean()) for text in right]
 
 
 def _mean(values: Sequence[float]) -> float | None:

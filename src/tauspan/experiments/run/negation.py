@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from tauspan.tasks import Task
 
 _COLUMNS = ("alpha", "target", "control", "control kept")
+_INTERVALS = ("target 95 %", "control 95 %")
 _MODELS = ("pre-trained", "negated", "alpha = 1")
 
 
@@ -99,7 +100,8 @@ class Negation(Part):
             for model in _MODELS:
                 label = "random" if (model, run.recipe.start) == ("pre-trained", "random") else model
                 columns = spread([table[model] for table in tables], _COLUMNS)
-                rows.append({"regime": regime, "target task": target, "model": label, **columns})
+                around = {} if len(tables) > 1 else {name: tables[0][model][name] for name in _INTERVALS}
+                rows.append({"regime": regime, "target task": target, "model": label, **columns, **around})
             found[regime][target] = [
                 {model: {column: row[column] for column in _COLUMNS} for model, row in table.items()}
                 for table in tables

@@ -10,7 +10,7 @@ from helpers import checkpoints
 from helpers.program import task as write_task
 from tauspan.cli.factors import KINDS as WORDS
 from tauspan.cli.main import main
-from tauspan.drift import KINDS, Exact, Factored, Factors, compressed, factors, merged
+from tauspan.drift import KINDS, Exact, Factored, Factors, compressed, factors, least_sensitive, merged
 from tauspan.tasks import Task
 
 LATE = [("z y", 1), ("a", 0), ("z z", 1), ("b b", 0), ("x z y", 1), ("c", 0)]
@@ -86,4 +86,27 @@ def test_fine_tuning_takes_them(
             torch.testing.assert_close(found.deltas[tensor], delta)
         assert found.info["penalty"]["weight"] == 0.5
     assert run("finetune {model} {first} --plan --others {second}", **world) == 2
-    assert "leave --others and --factors out" in capsys.readouterr().err
+    assert "leave --others, --factors and --sparse out" in capsys.readouterr().err
+
+
+def test_a_sparse_vector_from_the_program(
+    world: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    places = {
+        "model": world["model"],
+        "task": world["first"],
+        "file": tmp_path / "own",
+        "out": tmp_path / "run",
+    }
+    assert run("factors make {model} {task} --kind diagonal --params last:1 -o {file}", **places) == 0
+    line = "finetune {model} {task} {out} --max-steps 2 --max-tokens 8 --sparse {file}:0.1"
+    assert run(line, **places) == 0
+    tau = ts.TaskVector.from_pretrained(tmp_path / "run" / "vector.safetensors")
+    encoder = ts.load(world["model"])
+    masks = least_sensitive(encoder, Factors.load(tmp_path / "own"), 0.1)
+    for name, delta in tau.dense(encoder).deltas.items():
+        assert not delta[~masks[name]].any()
+        assert delta[masks[name]].any()
+    capsys.readouterr()
+    assert run(line.replace(":0.1", ""), **places) == 2
+    assert "a file of diagonal factors and a share" in capsys.readouterr().err

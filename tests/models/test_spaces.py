@@ -103,10 +103,26 @@ def own_bases(encoder: Encoder) -> dict[str, Any]:
 
 
 def spaces(encoder: Encoder) -> dict[str, Any]:
-    return {"lora:2": "lora:2", "lora:3:7": "lora:3:7", "singular:3": "singular:3", "own": own_bases(encoder)}
+    words = {word: word for word in ("lora:2", "lora:3:7", "singular:3")}
+    return {**words, "own": own_bases(encoder), "mask": masks(encoder)}
 
 
-KINDS = ("lora:2", "lora:3:7", "singular:3", "own")
+def masks(encoder: Encoder) -> dict[str, Tensor]:
+    """Some entries of tensors of every kind."""
+    draw = torch.Generator().manual_seed(6)
+    names = (
+        "conv.bias",
+        "words.weight",
+        "block.self_attn.in_proj_weight",
+        "gpt.weight",
+        "tied.weight",
+        "plane.weight",
+    )
+    known = dict(encoder.backbone.named_parameters())
+    return {name: torch.rand(known[name].shape, generator=draw) < 0.3 for name in names}
+
+
+KINDS = ("lora:2", "lora:3:7", "singular:3", "own", "mask")
 
 
 def jacobian(encoder: Encoder, names: tuple[str, ...]) -> Tensor:
@@ -387,6 +403,10 @@ def test_other_bases_that_cannot_be() -> None:
         restrict(net(), {"conv.bias": torch.full((1, 6), float("nan"))})
     with pytest.raises(MismatchError, match="no matrix"):
         restrict(net(), {"conv.bias": (torch.ones(6, 1), torch.ones(1, 1))})
+    with pytest.raises(UsageError, match="picks no entry"):
+        restrict(net(), {"conv.bias": torch.zeros(6, dtype=torch.bool)})
+    with pytest.raises(MismatchError, match="one boolean for each entry"):
+        restrict(net(), {"conv.bias": torch.ones(5, dtype=torch.bool)})
 
 
 def test_a_tensor_that_the_module_keeps_in_a_list_is_refused() -> None:
@@ -401,6 +421,20 @@ def test_a_tensor_that_the_module_keeps_in_a_list_is_refused() -> None:
 
     with pytest.raises(ModelError, match=r"also keeps 'layer\.weight' at 'held'"):
         restrict(Encoder(Kept()), "lora:1")
+
+
+def test_masks_of_other_entries_are_other_spaces() -> None:
+    encoder, mask = net(), torch.arange(36).view(6, 6) < 4
+    one, other = (
+        restrict(encoder, {"tied.weight": mask}),
+        restrict(encoder, {"tied.weight": mask.T.contiguous()}),
+    )
+    tau, sigma = vector(one), vector(other)
+    assert tau.deltas["tied.weight_delta"].shape == sigma.deltas["tied.weight_delta"].shape
+    with pytest.raises(MismatchError, match=r"dense\(encoder\)"):
+        tau + sigma
+    both = (tau.dense(encoder) + sigma.dense(encoder)).deltas["tied.weight"]
+    assert torch.equal(both != 0, mask | mask.T)
 
 
 def test_vectors_of_other_spaces_and_bases_do_not_meet() -> None:

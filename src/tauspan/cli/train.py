@@ -21,6 +21,7 @@ CACHES = ("none", "auto", "features", "primal", "factors")
 
 if TYPE_CHECKING:
     from tauspan.drift import Penalty
+    from tauspan.models import Encoder
     from tauspan.tasks import Task
     from tauspan.train import Finetuned
 
@@ -97,6 +98,10 @@ def _add_finetune(tune: argparse.ArgumentParser) -> None:
         default=1.0,
         help="with --others or --factors: what their drift counts (default: 1)",
     )
+    tune.add_argument(
+        "--sparse", metavar="FILE:SHARE",
+        help="train only that share of the entries that diagonal factors of the task say move outputs least (TaLoS)",
+    )  # fmt: skip
     tune.add_argument(
         "--checkpoint-every", type=int, default=50, metavar="STEPS", help="steps between two checkpoints"
     )
@@ -215,16 +220,17 @@ def finetune(options: argparse.Namespace) -> None:
         raise UsageError("finetune needs OUT, a folder for the vector: `tauspan finetune MODEL TASK OUT`.")
     if options.memory is not None and not options.plan:
         raise UsageError(f"--memory {options.memory:g} is for --plan: give both, or neither.")
-    if options.plan and (options.others or options.factors):
+    if options.plan and (options.others or options.factors or options.sparse):
         raise UsageError(
-            "--plan knows no penalty: leave --others and --factors out, and add a pass over their rows."
+            "--plan knows neither penalties nor sparse training: leave --others, --factors and --sparse out. A penalty "
+            "adds a pass over its rows."
         )
     task = _training(options)
     if options.plan:
         _plan(task, settings, options)
         return
     done = run(
-        encoder_of(options),
+        _encoder(options),
         task,
         settings,
         out=Path(options.out),
@@ -238,6 +244,24 @@ def finetune(options: argparse.Namespace) -> None:
         named.save_pretrained(Path(options.out) / "vector.safetensors", overwrite=True)
     _trained(done, Path(options.out) / "vector.safetensors", options)
     _lead(done, Path(options.out) / "vector.safetensors", options)
+
+
+def _encoder(options: argparse.Namespace) -> "Encoder":
+    """The model, in its least sensitive entries alone if that was asked for."""
+    encoder = encoder_of(options)
+    if options.sparse is None:
+        return encoder
+    from tauspan.drift import Factors, least_sensitive
+    from tauspan.models import restrict
+
+    file, _, share = options.sparse.rpartition(":")
+    try:
+        part = float(share)
+    except ValueError:
+        raise UsageError(
+            f"--sparse {options.sparse!r}: a file of diagonal factors and a share, such as task.safetensors:0.1"
+        ) from None
+    return restrict(encoder, least_sensitive(encoder, Factors.load(file), part))
 
 
 def _penalty(options: argparse.Namespace) -> "Penalty | None":

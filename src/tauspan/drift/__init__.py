@@ -17,6 +17,7 @@ from tauspan.drift.measure import exact_drift
 from tauspan.drift.metric import merge_in_metric
 from tauspan.drift.penalties import Factored, Orthogonal
 from tauspan.drift.rows import Exact, TauJp
+from tauspan.drift.sparse import least_sensitive
 from tauspan.train.penalty import Penalty, Training
 
 __all__ = [
@@ -35,6 +36,7 @@ __all__ = [
     "drift_bound",
     "exact_drift",
     "factors",
+    "least_sensitive",
     "merge_in_metric",
     "merged",
 ]

@@ -37,7 +37,7 @@ from tauspan.editing.search.untangle import Untangled, require_several, untangle
 from tauspan.models import Encoder
 from tauspan.store import require_free
 from tauspan.tasks import Task
-from tauspan.vector import TaskVector
+from tauspan.vector import TaskVector, meeting
 
 
 class Editor:
@@ -86,10 +86,11 @@ class Editor:
     ) -> None:
         if not vectors:
             raise UsageError("an editor needs at least one task and its vector.")
-        named = {task.name: vector for task, vector in vectors.items()}
+        self.vectors = meeting(vectors, encoder)
+        named = {task.name: vector for task, vector in self.vectors.items()}
         if len(named) < len(vectors):
             raise DataError("two of the tasks have one name; give each its own.")
-        self.encoder, self.vectors, self.reading, self.ahead = encoder, dict(vectors), reading, ahead
+        self.encoder, self.reading, self.ahead = encoder, reading, ahead
         self.regime = edit_regime(next(iter(named.values())), regime)
         Directions.whole(named)  # raises for vectors that cannot be added
         for vector in named.values():

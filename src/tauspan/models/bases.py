@@ -12,9 +12,9 @@ from torch import Tensor
 
 from tauspan.core.errors import MismatchError, NonFiniteError, UsageError, nearest
 
-Kind: TypeAlias = Literal["rows", "rank-one", "tensors"]
+Kind: TypeAlias = Literal["rows", "rank-one", "tensors", "entries"]
 Factors: TypeAlias = tuple[Tensor, ...]
-# A user's own basis: tensors (k, *shape), or (left, right) of rank-one directions.
+# A user's own basis: tensors (k, *shape), (left, right) of rank-one directions, or a mask of the entries that move.
 Given: TypeAlias = Tensor | tuple[Tensor, Tensor]
 
 
@@ -27,6 +27,7 @@ class Form:
     - `"rows"`: M = delta A, factors (A,), A (r x n), delta (m x r): LoRA with a frozen A.
     - `"rank-one"`: M = L diag(delta) R, factors (L, R), L (m x r), R (r x n), delta (r): r directions l_i r_i^T.
     - `"tensors"`: sum_k delta_k E_k, factors (E,), E (k, *shape), delta (k).
+    - `"entries"`: delta at k places of the tensor, 0 elsewhere, factors (places,), places (k) of the flat tensor.
 
     Args:
         kind: see above.
@@ -37,6 +38,11 @@ class Form:
     kind: Kind
     shape: torch.Size
     turned: bool = False
+
+    @property
+    def thin(self) -> bool:
+        """Whether the displacement is a product of thin matrices, which a layer need not form."""
+        return self.kind in ("rows", "rank-one")
 
     @property
     def matrix(self) -> tuple[int, int]:
@@ -53,12 +59,15 @@ class Form:
         """B delta in the tensor's shape; differentiable in delta."""
         if self.kind == "tensors":
             return (delta @ factors[0].flatten(1)).view(self.shape)
+        if self.kind == "entries":
+            nothing = torch.zeros(self.shape.numel(), dtype=delta.dtype, device=delta.device)
+            return nothing.scatter(0, factors[0], delta).view(self.shape)
         left = delta if self.kind == "rows" else factors[0] * delta
         matrix = left @ factors[-1]
         return matrix.T if self.turned else matrix.view(self.shape)
 
     def left(self, inner: Tensor, delta: Tensor, factors: Factors) -> Tensor:
-        """The rest of M x for inner = R x, whose last axis has the r numbers; not of `"tensors"`."""
+        """The rest of M x for inner = R x, whose last axis has the r numbers; of thin forms alone."""
         if self.kind == "rows":
             return F.linear(inner, delta)
         return F.linear(inner * delta, factors[0])
@@ -83,13 +92,11 @@ class Basis:
 
     def wide(self, delta: Tensor) -> Tensor:
         """B delta, formed in float64."""
-        return self.form.dense(
-            delta.detach().cpu().double(), tuple(f.detach().cpu().double() for f in self.factors)
-        )
+        return self.form.dense(delta.detach().cpu().double(), tuple(_wide(factor) for factor in self.factors))
 
     def products(self, delta: Tensor) -> tuple[Tensor, Tensor] | None:
-        """M as a product of thin matrices (m x r) and (r x n), float64; None for a basis of whole tensors."""
-        if self.form.kind == "tensors":
+        """M as a product of thin matrices (m x r) and (r x n), float64; None for a basis that is not thin."""
+        if not self.form.thin:
             return None
         wide = delta.detach().cpu().double()
         left = wide if self.form.kind == "rows" else self.factors[0].cpu().double() * wide
@@ -107,6 +114,12 @@ class Basis:
         return float(
             drawn((len(left),), "left", name) @ left @ (right @ drawn((right.shape[1],), "right", name))
         )
+
+
+def _wide(factor: Tensor) -> Tensor:
+    """A factor in float64; places stay integers."""
+    own = factor.detach().cpu()
+    return own.double() if own.is_floating_point() else own
 
 
 def drawn(shape: tuple[int, ...] | torch.Size, *key: object) -> Tensor:
@@ -228,7 +241,8 @@ def own(name: str, given: Given, tensor: Tensor, turned: bool) -> Basis:
 
     Args:
         name: of the tensor.
-        given: tensors (k, *shape), or a pair (left (m, r), right (r, n)) of directions l_i r_i^T.
+        given: tensors (k, *shape), a pair (left (m, r), right (r, n)) of directions l_i r_i^T, or a mask: booleans in
+            the tensor's shape, True for each entry that moves.
         tensor: theta0.
         turned: the tensor is stored as (n, m).
 
@@ -236,6 +250,8 @@ def own(name: str, given: Given, tensor: Tensor, turned: bool) -> Basis:
         MismatchError: other shapes than the tensor's.
         NonFiniteError: NaN or infinity.
     """
+    if isinstance(given, Tensor) and given.dtype == torch.bool:
+        return _entries(name, given, tensor, turned)
     pair = isinstance(given, tuple)
     form = Form("rank-one" if pair else "tensors", tensor.shape, turned)
     parts = tuple(given) if isinstance(given, tuple) else (given,)
@@ -267,3 +283,39 @@ def own(name: str, given: Given, tensor: Tensor, turned: bool) -> Basis:
         raise NonFiniteError(f"the basis of {name!r} holds NaN or infinity: make it again.")
     _require_orthonormal(name, parts)
     return Basis(form, tuple(part.detach().to(tensor).contiguous() for part in parts))
+
+
+def _entries(name: str, mask: Tensor, tensor: Tensor, turned: bool) -> Basis:
+    """The basis of the entries that a mask picks.
+
+    Raises:
+        MismatchError: a mask of another shape.
+        UsageError: a mask that picks nothing.
+    """
+    if mask.shape != tensor.shape:
+        raise MismatchError(
+            f"the mask of {name!r} has shape {tuple(mask.shape)}, and the tensor {tuple(tensor.shape)}: give one "
+            "boolean for each entry."
+        )
+    places = mask.detach().flatten().nonzero().flatten().to(tensor.device)
+    if not len(places):
+        raise UsageError(f"the mask of {name!r} picks no entry: leave this tensor out.")
+    return Basis(Form("entries", tensor.shape, turned), (places,))
+
+
+def require_places(name: str, form: Form, factors: Factors) -> None:
+    """Raise unless the places of a file are places of the tensor, each once.
+
+    Raises:
+        ValueError: they are not.
+    """
+    if form.kind == "entries":
+        (places,) = factors
+        fits = places.dtype == torch.int64 and places.dim() == 1 and len(places) > 0
+        if (
+            not fits
+            or int(places[0]) < 0
+            or int(places[-1]) >= form.shape.numel()
+            or bool((places.diff() < 1).any())
+        ):
+            raise ValueError(f"the places of {name!r} are not rising numbers below {form.shape.numel()}")

@@ -64,7 +64,13 @@ class Space:
     @property
     def key(self) -> str:
         """Two spaces of one base are the same exactly if their keys are."""
-        whose = [self.word, sorted(self.names), named.fingerprint(self.stored())]
+        stored = self.stored()
+        places = [  # which a fingerprint, of floating-point tensors, leaves out
+            [name, hashlib.sha256(factor.cpu().numpy().tobytes()).hexdigest()]
+            for name, factor in sorted(stored.items())
+            if not factor.is_floating_point()
+        ]
+        whose = [self.word, sorted(self.names), named.fingerprint(stored), *([places] if places else [])]
         return hashlib.sha256(json.dumps(whose).encode()).hexdigest()
 
     def require_same(self, other: "Space", first: str, second: str) -> None:
@@ -153,7 +159,9 @@ def read_space(record: Mapping[str, Any], tensors: Params, file: object) -> tupl
         for name, form in record["forms"].items():
             own = Form(form["kind"], torch.Size(form["shape"]), bool(form["turned"]))
             count = 2 if own.kind == "rank-one" else 1
-            found[name] = Basis(own, tuple(tensors[f"{_STORED}{name}/{n}"] for n in range(count)))
+            factors = tuple(tensors[f"{_STORED}{name}/{n}"] for n in range(count))
+            bases.require_places(name, own, factors)
+            found[name] = Basis(own, factors)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise StoreError(
             f"the header of {file} has a space that this version does not read: {error}."
@@ -181,8 +189,9 @@ def restrict(
         encoder: what `tauspan.load` returned.
         space: `"lora:R"` moves each matrix by delta A with a frozen random A of R orthonormal rows (`"lora:R:SEED"` for
             another A); `"singular:R"` moves it along its own R leading singular directions, U diag(delta) V^T (SVFit,
-            arXiv 2409.05926). Or bases of your own by the tensor's name: a tensor (k, *shape) for sum_k delta_k E_k, or
-            a pair (left (m, r), right (r, n)) for left diag(delta) right; or the `space` of a vector.
+            arXiv 2409.05926). Or bases of your own by the tensor's name: a tensor (k, *shape) for sum_k delta_k E_k, a
+            pair (left (m, r), right (r, n)) for left diag(delta) right, or a mask, True for each entry that moves; or
+            the `space` of a vector.
         params: which tensors move, as for `Settings`; of them, a word takes the weights of linear layers, attention and
             convolutions, the kernel of a convolution as a matrix of (outputs, rest).
 

@@ -121,7 +121,7 @@ def _moving(kind: type[nn.Module], forms: Mapping[str, Form]) -> type[nn.Module]
     thin = next((made for known, made in _THIN.items() if kind is known), None)
     if kind.__name__ == "Conv1D" and "pytorch_utils" in kind.__module__:
         thin = _conv1d
-    if thin is not None and "weight" in forms and forms["weight"].kind != "tensors":
+    if thin is not None and "weight" in forms and forms["weight"].thin:
         body["forward"] = thin
     body |= {"ordinary_class": kind, "__module__": kind.__module__, "__doc__": kind.__doc__}
     return type(kind.__name__, (kind,), body)

@@ -1,6 +1,7 @@
 """Functions of several task vectors."""
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import TypeVar
 
 import torch
@@ -31,6 +32,23 @@ def confined(encoder: models.Encoder, vectors: Iterable[TaskVector]) -> models.E
     if len(spaces) != 1 or space is None or encoder.space is not None:
         return encoder
     return models.restrict(encoder, space)
+
+
+def meeting(vectors: Mapping[Key, TaskVector], encoder: models.Encoder) -> dict[Key, TaskVector]:
+    """The vectors as they are added: whole, with the same tensors, where they live in several spaces of the encoder.
+
+    A tensor that one space moves and another does not has a displacement of 0 there. Vectors of one space, or of
+    none, are returned as they are.
+    """
+    spaces = {None if vector.space is None else vector.space.key for vector in vectors.values()}
+    if len(spaces) < 2 or encoder.space is not None:
+        return dict(vectors)
+    whole = {key: vector.dense(encoder) for key, vector in vectors.items()}
+    zeros = {name: torch.zeros_like(delta) for one in whole.values() for name, delta in one.deltas.items()}
+    return {
+        key: replace(one, deltas={**zeros, **one.deltas}) if vectors[key].space else one
+        for key, one in whole.items()
+    }
 
 
 @checked

@@ -30,7 +30,7 @@ FILES = {
 FREE = {
     "allow", "code", "columns", "delimiter", "device", "eigenfunctions", "encoding", "grid", "label", "label_names",
     "label_prompts", "leave_out", "method", "name", "near", "objective", "params", "prompt", "ridge", "set", "shard_size",
-    "space", "split", "text", "title",
+    "space", "sparse", "split", "text", "title",
 }  # fmt: skip
 
 

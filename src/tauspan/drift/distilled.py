@@ -120,19 +120,8 @@ class Distilled(Penalty):
         return Followed(self, run, [_outputs(run, self.teacher, place) for place in range(len(run.tasks))])
 
     def measured(self, run: Training) -> Mapping[str, Any]:
-        """How far student and teacher are apart: |z - z_L|^2 / |z_L - z0|^2 over at most 64 rows, by coefficient."""
-        own = {} if self.penalty is None else self.penalty.measured(run)
-        rows = range(min(_MEASURED, len(run.tasks[0].split("train"))))
-        base, moved = _outputs(run, self.teacher, 0, rows)
-        found = {}
-        with torch.no_grad():
-            for reach in _REACHES:
-                features = torch.cat([
-                    run.trainee.reached(batch, 0, reach)[0] for batch in _batches(run, 0, rows)
-                ])  # fmt: skip
-                apart = (features - base - reach * moved).square().sum() / (reach * moved).square().sum()
-                found[f"{reach:g}"] = float(apart)
-        return {**own, "apart": found}
+        """What the penalty on the vector measures."""
+        return {} if self.penalty is None else self.penalty.measured(run)
 
 
 @dataclass(frozen=True, eq=False)
@@ -157,6 +146,19 @@ class Followed:
         wanted = base[list(rows)] + reach * moved[list(rows)]
         return self.settings.weight * (features[: len(rows)] - wanted).square().sum()
 
+    @torch.no_grad()
+    def measured(self) -> Mapping[str, Any]:
+        """How far student and teacher are apart: |z - z_L|^2 / |z_L - z0|^2 over at most 64 rows, by coefficient."""
+        base, moved = (part[:_MEASURED] for part in self.outputs[0])
+        found = {}
+        for reach in _REACHES:
+            features = torch.cat([
+                self.run.trainee.reached(batch, 0, reach)[0] for batch in _batches(self.run, 0, range(len(base)))
+            ])  # fmt: skip
+            apart = (features - base - reach * moved).square().sum() / (reach * moved).square().sum()
+            found[f"{reach:g}"] = float(apart)
+        return {"apart": found}
+
 
 def _batches(run: Training, place: int, rows: range) -> list[Any]:
     task = run.tasks[place]
@@ -165,12 +167,10 @@ def _batches(run: Training, place: int, rows: range) -> list[Any]:
 
 
 @torch.no_grad()
-def _outputs(
-    run: Training, teacher: TaskVector, place: int, rows: range | None = None
-) -> tuple[Tensor, Tensor]:
+def _outputs(run: Training, teacher: TaskVector, place: int) -> tuple[Tensor, Tensor]:
     """z0 and J tau_L of the training rows of a task, shape (N, d) each."""
     fitted = teacher.fitted(run.base, tangent=True).deltas
     tangent = linearize(run.base, list(fitted))
-    found = range(len(run.tasks[place].split("train"))) if rows is None else rows
-    pairs = [tangent.tangent(batch, vectors=[fitted]) for batch in _batches(run, place, found)]
+    rows = range(len(run.tasks[place].split("train")))
+    pairs = [tangent.tangent(batch, vectors=[fitted]) for batch in _batches(run, place, rows)]
     return torch.cat([value for value, _ in pairs]), torch.cat([moved[0] for _, moved in pairs])

@@ -170,7 +170,8 @@ def finetune(
             whose = {"task": run.name} if len(tasks) == 1 else {"tasks": [task.name for task in tasks]}
             info = {**whose, "seed": settings.seed, "recipe": settings.as_dict(), "key": key}
             if penalty is not None:
-                info["penalty"] = {**penalty.facts(), **penalty.measured(training)}
+                guided = {} if run.guide is None else run.guide.measured()
+                info["penalty"] = {**penalty.facts(), **penalty.measured(training), **guided}
             vector = layout.finished(what, run.name, info, None if folder is None else folder / FILE)
             if folder is not None and processes.first:
                 (folder / checkpoint.NAME).unlink(missing_ok=True)

@@ -50,6 +50,9 @@ class Guide(Protocol):
     def loss(self, reach: float, part: Part, features: Tensor) -> Tensor:
         """What is added to the loss of some training rows, summed over them, from their features, shape (n, d)."""
 
+    def measured(self) -> Mapping[str, Any]:
+        """Numbers about the finished vector, for its `info`."""
+
 
 class Penalty(ABC):
     """A term that is added to the loss of each optimiser step, in any regime. A new one is a subclass.

@@ -69,6 +69,15 @@ def steps(setting: Setting) -> list[Row]:
     return [one for name in setting.names() for one in _of(SHAPES[name], setting)]
 
 
+def tuned(shape: Shape, setting: Setting) -> list[Row]:
+    """The rows of the compiled step of one shape."""
+    variants = {kind: variant(kind, shape, setting) for kind in ("ordinary", "paper")}
+    gradient = torch.randn_like(variants["ordinary"].forward().detach())
+    return _tuned(
+        shape, {kind: _stepping(one, gradient) for kind, one in variants.items()}, gradient, setting
+    )
+
+
 def _of(shape: Shape, setting: Setting) -> list[Row]:
     variants = {kind: variant(kind, shape, setting) for kind in PLAIN}
     gradient = torch.randn_like(variants["ordinary"].forward().detach())

@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from helpers.zoo import close
 from tauspan.models.at import At
@@ -459,15 +460,50 @@ def test_every_row_of_the_tables_is_reached_by_a_case() -> None:
 
 
 @pytest.mark.parametrize("block", [1, 13, 40])
-def test_attention_in_blocks_equals_attention_at_once(monkeypatch: pytest.MonkeyPatch, block: int) -> None:
-    """13: blocks of one example; 40: a last block that is shorter."""
+@pytest.mark.parametrize("fewest", [1, 64])
+def test_attention_in_blocks_equals_attention_at_once(
+    monkeypatch: pytest.MonkeyPatch, block: int, fewest: int
+) -> None:
+    """13: blocks of one example, or of one query; 40: a last block that is shorter."""
     monkeypatch.setitem(attention._BLOCK, "cpu", block)
+    monkeypatch.setattr(attention, "_FEWEST", fewest)
     shapes = ((3, 2, 2, 4), (3, 2, 5, 4), (3, 2, 5, 4))
     q, k, v = (normal(*shape, seed=place) for place, shape in enumerate(shapes))
     for mask in (None, normal(3, 1, 2, 5), normal(1, 2, 2, 5), normal(2, 5)):
         check(lambda q, k, v, mask=mask: sdpa(q, k, v, mask), (q, k, v))
     check(sdpa, (q[:1], k, v))
+    check(lambda b: sdpa(q, k, v, b), (normal(3, 2, 2, 5, seed=7),))
     check(sdpa, (q[0, 0], k[0, 0], v[0, 0]))
+    wide = normal(3, 2, 5, 4, seed=8)
+    for causal in ((wide, k, v), (wide[0, 0], k[0, 0], v[0, 0])):
+        check(lambda q, k, v: sdpa(q, k, v, is_causal=True), causal)
+    check(lambda q, k, v: sdpa(q, k, v, torch.ones(5, 5, dtype=torch.bool).tril()), (wide, k, v))
+
+
+def test_memory_of_attention_grows_with_length_and_not_with_its_square() -> None:
+    """The largest tensor of a tangent, causal, of one row: scores of a block, never of all queries."""
+    largest = {}
+    for length in (1024, 2048, 4096):
+        q, k, v = (normal(1, 2, length, 4, seed=place).float() for place in range(3))
+        with Sizes() as sizes:
+            _, push = attention.scaled_dot_product_attention(sdpa, q, k, v, is_causal=True)
+            push(q, k, v)
+        largest[length] = max(sizes.seen)
+    assert largest[4096] <= 1.01 * max(largest[2048], 2**20)
+
+
+class Sizes(TorchDispatchMode):
+    """The entries of every tensor that an operation gives."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: list[int] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        found = func(*args, **(kwargs or {}))
+        own = found.untyped_storage().nbytes() // found.element_size() if isinstance(found, Tensor) else 0
+        self.seen.append(own)
+        return found
 
 
 @pytest.mark.parametrize("name", ["relu", "silu", "mish", "hardswish", "hardsigmoid", "elu", "leaky_relu"])

@@ -9,6 +9,7 @@ from torch import Tensor
 
 # Scores held at once: enough to keep the cores busy, few enough for a CPU's cache and for a GPU's memory.
 _BLOCK = {"cpu": 2**20, "cuda": 2**26}
+_FEWEST = 64  # queries of a block: fewer would leave products thin
 
 
 def scaled_dot_product_attention(
@@ -17,8 +18,8 @@ def scaled_dot_product_attention(
 ) -> tuple[Tensor, Callable[..., Tensor | None]]:  # fmt: skip
     """O = P V with P = softmax(S), S = s Q K^T + mask; dO = dP V + P dV with dP = P * (dS - sum(P * dS)).
 
-    The scores are formed anew for the tangents, in blocks of rows, so that memory does not grow with
-    batch x length^2. A row whose every key is masked has no weights and no tangent.
+    The scores are formed anew for the tangents, in blocks of rows and queries, so that memory grows with
+    batch x length and not with length^2. A row whose every key is masked has no weights and no tangent.
     """
     if dropout_p:
         raise NotImplementedError("attention with dropout")
@@ -31,20 +32,46 @@ def scaled_dot_product_attention(
     ) -> Tensor | None:
         if dq is None and dk is None and dv is None and dmask is None:
             return None
-        mask = _mask(attn_mask, is_causal, q.shape[-2], k.shape[-2], q)
         parts = [_aligned(part, out.shape, q.shape) for part in (q, k, v, dq, dk, dv)]
-        masks = [_broadcast(part, (*out.shape[:-1], k.shape[-2])) for part in (mask, dmask)]
-        scores = math.prod((*out.shape[1:-1], k.shape[-2]))
-        step = max(1, _BLOCK.get(q.device.type, 2**24) // max(1, scores))
-        if out.ndim == 2 or step >= out.shape[0]:
-            return _block(*(None if t is None else t.to(out.dtype) for t in (*parts, *masks)), factor=factor)
+        shape = (*out.shape[:-1], k.shape[-2])
+        masks = [_broadcast(attn_mask, shape), _broadcast(dmask, shape)]
+        rows, queries = _cuts(shape, _BLOCK.get(q.device.type, 2**24))
         blocks = []
-        for begin in range(0, out.shape[0], step):
-            rows = [None if t is None else t[begin : begin + step].to(out.dtype) for t in (*parts, *masks)]
-            blocks.append(_block(*rows, factor=factor))
-        return torch.cat(blocks)
+        for begin in range(0, max(shape[0], 1) if len(shape) > 2 else 1, rows):
+            some = slice(begin, begin + rows) if len(shape) > 2 else slice(None)
+            lines = []
+            for first in range(0, max(shape[-2], 1), queries):
+                cut = slice(first, first + queries)
+                lines.append(_block(*_sliced(parts, masks, some, cut, out.dtype, is_causal), factor=factor))
+            blocks.append(lines[0] if len(lines) == 1 else torch.cat(lines, -2))
+        return blocks[0] if len(blocks) == 1 else torch.cat(blocks)
 
     return out, push
+
+
+def _cuts(shape: tuple[int, ...], most: int) -> tuple[int, int]:
+    """How many rows of the batch, and how many queries of each, have at most so many scores together."""
+    each = math.prod(shape[1:]) if len(shape) > 2 else math.prod(shape)
+    if each <= most:
+        return max(1, most // max(1, each)), max(1, shape[-2])
+    return 1, max(_FEWEST, most * shape[-2] // each)
+
+
+def _sliced(
+    parts: list[Tensor | None],
+    masks: list[Tensor | None],
+    rows: slice,
+    queries: slice,
+    dtype: torch.dtype,
+    causal: bool,
+) -> list[Tensor | None]:
+    """The operands of a block: queries, keys, values, their tangents, the mask to add and its tangent."""
+    q, k, v, dq, dk, dv = (None if part is None else part[rows].to(dtype) for part in parts)
+    mask, dmask = (None if part is None else part[rows][..., queries, :] for part in masks)
+    q, dq = (None if part is None else part[..., queries, :] for part in (q, dq))
+    if q is not None and k is not None:
+        mask = _mask(mask, causal, queries.start, q, k)
+    return [q, k, v, dq, dk, dv, mask, None if dmask is None else dmask.to(dtype)]
 
 
 def _aligned(tensor: Tensor | None, out: torch.Size, query: torch.Size) -> Tensor | None:
@@ -60,13 +87,14 @@ def _broadcast(mask: Tensor | None, shape: tuple[int, ...]) -> Tensor | None:
     return None if mask is None else mask.expand(shape)
 
 
-def _mask(given: Tensor | None, is_causal: bool, rows: int, columns: int, q: Tensor) -> Tensor | None:
-    """The mask as something to add to the scores."""
-    if is_causal:
-        given = torch.ones(rows, columns, dtype=torch.bool, device=q.device).tril()
+def _mask(given: Tensor | None, causal: bool, first: int, q: Tensor, k: Tensor) -> Tensor | None:
+    """The mask of some queries, from the first one on, as something to add to their scores."""
+    if causal:
+        given = torch.ones(q.shape[-2], k.shape[-2], dtype=torch.bool, device=q.device).tril(first)
+        given = given.expand(*q.shape[:-1], k.shape[-2])
     if given is not None and given.dtype == torch.bool:
         return torch.zeros(given.shape, dtype=q.dtype, device=q.device).masked_fill(~given, -torch.inf)
-    return given
+    return None if given is None else given.to(q.dtype)
 
 
 def _block(

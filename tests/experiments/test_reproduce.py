@@ -115,8 +115,7 @@ def test_a_recipe_runs_from_the_program(
         assert row["ours"] is not None
 
 
-@pytest.mark.thinned(9)
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("name", sorted(EXPECTED))
 def test_a_recipe_runs_with_its_whole_grid_and_its_pictures(
     name: str, toy: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]

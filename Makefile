@@ -63,8 +63,10 @@ test-slow: env-real
 test-long: env
 	$(PARALLEL) $(BIN)/python -m pytest $(WORKERS) -m long
 
-# SHORT=1: one round on one shape, within minutes. More options: python -m benchmarks.run --help
+# First counts, which end it if one has grown. SHORT=1: one round on one shape, within minutes.
+# More options: python -m benchmarks.run --help
 bench: env
+	$(BIN)/python -m benchmarks.counts
 	$(BIN)/python -m benchmarks.run $(if $(SHORT),--short)
 
 lint: env

@@ -1,0 +1,188 @@
+"""A guard that needs no clock: products, operations, bytes and passes, counted and compared with committed numbers.
+
+    python -m benchmarks.counts [--keep]
+
+Seconds differ from machine to machine; counts do not. The program prints each count beside the committed one
+(`benchmarks/results/counts.json`) and ends with 1 if one has grown by more than half a percent. `--keep` writes the
+counts in the place of the committed ones: do so when a growth is wanted, and say why in the commit.
+"""
+
+import argparse
+import json
+import math
+import sys
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from benchmarks.rows import ROOT
+from benchmarks.search import directions
+from benchmarks.shapes import Shape
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+import tauspan as ts
+from tauspan.core.allocations import Allocations
+from tauspan.core.report import Table
+from tauspan.kernel import TangentKernel
+from tauspan.merge import merge_files
+from tauspan.models import Encoder
+from tauspan.tangent import linearize
+
+KEPT = ROOT / "benchmarks" / "results" / "counts.json"
+GROWTH = 1.005
+SHAPES = (
+    Shape("text", "bert", 3, 32, 4, 128, batch=8, length=16, other=50),
+    Shape("vision", "clip", 3, 32, 4, 128, batch=4, length=32, other=8),
+    Shape("decoder", "llama", 3, 32, 4, 96, batch=4, length=24, other=50, groups=2),
+)
+
+
+def counts() -> dict[str, int]:
+    """Every count by what it is of."""
+    torch.manual_seed(0)
+    found: dict[str, int] = {}
+    for shape in SHAPES:
+        found |= {f"{shape.name}: {what}": value for what, value in _of_shape(shape).items()}
+    return {**found, **_passes(), **_merging()}
+
+
+# -- one model ---------------------------------------------------------------------------------------------------
+
+
+def _of_shape(shape: Shape) -> dict[str, int]:
+    """A step, inference with four tangents, and a kernel."""
+    model, batch = shape.classifier(), shape.inputs()
+    tangent, ordinary = linearize(model), shape.classifier().requires_grad_(True)
+    vectors = [dict(one.deltas) for one in directions(model, 4)]
+    return {
+        **_counted("tangent step", lambda: tangent(batch).sum().backward()),
+        **_counted("ordinary step", lambda: ordinary(batch).sum().backward()),
+        **_counted("four tangents", lambda: tangent.tangent(batch, vectors=vectors)),
+        **_counted("kernel", lambda: TangentKernel(model, [batch]).dense()),
+    }
+
+
+def _counted(what: str, work: Callable[[], Any]) -> dict[str, int]:
+    """Products (two for each multiplication and addition), operations, and the most bytes of tensors at once."""
+
+    def product(_: torch.Size, a: torch.Size, b: torch.Size, **__: object) -> int:
+        return 2 * math.prod(a) * b[-1]
+
+    unknown = {torch.ops.aten.addmm_: product, torch.ops.aten.baddbmm_: product}  # to the counter
+    for _ in range(2):  # the second time, after checks that are made once
+        with FlopCounterMode(display=False, custom_mapping=unknown) as products:
+            work()
+    for _ in range(2):
+        with Allocations() as taken:
+            work()
+    events = [event for phase in taken.phases for event in phase.events]
+    return {
+        f"{what}, FLOPs": int(products.get_total_flops()), f"{what}, operations": len(events),
+        f"{what}, bytes at most": max(event.bytes for event in events),
+    }  # fmt: skip
+
+
+# -- questions ---------------------------------------------------------------------------------------------------
+
+
+class _Net(nn.Module):
+    """A net that counts its forward passes, copies of it included."""
+
+    passes = 0
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = nn.Linear(4, 6), nn.Linear(6, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        type(self).passes += 1
+        found: Tensor = self.last(torch.tanh(self.first(x)))
+        return found
+
+
+def _passes() -> dict[str, int]:
+    """Forward passes of a search for one coefficient of three vectors, each task with one batch a split."""
+    x = torch.randn(12, 4, generator=torch.Generator().manual_seed(1))
+    splits = dict.fromkeys(("train", "validation", "test"), (x, torch.arange(12) % 2))
+    tasks = [ts.Task.from_tensors(name, ["no", "yes"], **splits) for name in "abc"]
+    found: dict[str, int] = {}
+    for regime, guided in (("standard", False), ("standard", "tangent"), ("standard", "curved"), ("standard", "checked"),
+                           ("linear", False)):  # fmt: skip
+        torch.manual_seed(0)
+        encoder = Encoder(_Net())
+        settings = ts.Settings(regime, lr=0.05, epochs=3, max_steps=3)  # type: ignore[arg-type]
+        vectors = {task: ts.finetune(encoder, task, settings).task_vector for task in tasks}
+        editor = ts.Editor(encoder, vectors)
+        before = _Net.passes
+        editor.add(guided=guided)  # type: ignore[arg-type]
+        found[f"add, {regime}{f', guided: {guided}' if guided else ''}: forward passes"] = (
+            _Net.passes - before
+        )
+    return found
+
+
+# -- files -------------------------------------------------------------------------------------------------------
+
+
+def _merging() -> dict[str, int]:
+    """Bytes that a merge of three files reads and writes."""
+    found = {}
+    with tempfile.TemporaryDirectory() as folder:
+        root, draw = Path(folder), torch.Generator().manual_seed(0)
+        base = {f"w{k}": torch.randn(128, 128, generator=draw) for k in range(4)}
+        for name in ("base", "one", "two"):
+            near = {key: theta + 0.1 * torch.randn(128, 128, generator=draw) for key, theta in base.items()}
+            save_file(base if name == "base" else near, root / f"{name}.safetensors")
+        for method in ("task_arithmetic", "ties"):
+            recipe = {
+                "method": method, "base_model": str(root / "base.safetensors"),
+                "models": [str(root / "one.safetensors"), str(root / "two.safetensors")],
+            }  # fmt: skip
+            done = merge_files(recipe, root / f"{method}.safetensors")
+            found[f"{method}: bytes read"] = done.bytes_read or 0
+            found[f"{method}: bytes written"] = done.nbytes or 0
+    return found
+
+
+# -- the comparison ----------------------------------------------------------------------------------------------
+
+
+def grown(found: dict[str, int], kept: dict[str, int]) -> list[str]:
+    """What has grown, is new, or is gone, in words."""
+    said = [
+        f"{name}: {value} in the place of {kept[name]}"
+        for name, value in found.items()
+        if name in kept and value > GROWTH * kept[name]
+    ]
+    return said + [f"{name}: in one of the two alone" for name in sorted(found.keys() ^ kept.keys())]
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Count, print, and compare or keep."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--keep", action="store_true", help="write the counts in the place of the committed ones"
+    )
+    given = parser.parse_args(arguments)
+    with ts.quiet():
+        found = counts()
+    kept = json.loads(KEPT.read_text())["counts"] if KEPT.exists() else {}
+    rows = [{"what": name, "now": value, "committed": kept.get(name)} for name, value in found.items()]
+    print(Table("Counts", rows, f"torch {torch.__version__}").to_markdown())
+    if given.keep:
+        KEPT.write_text(json.dumps({"torch": torch.__version__, "counts": found}, indent=1) + "\n")
+        return 0
+    worse = grown(found, kept)
+    for line in worse:
+        print(f"grown: {line}")
+    return 1 if worse else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy.stats import binomtest
 from torch import Tensor
 
 from helpers.threads import one_thread  # noqa: F401 - a fixture for every test here
@@ -414,7 +415,7 @@ def test_resamples_without_a_minimum_are_counted() -> None:
     assert held.without_minimum == missing > 0
 
 
-def test_metric_intervals_are_percentiles_of_resampled_means() -> None:
+def test_metric_intervals_are_exact_or_percentiles_of_resampled_means() -> None:
     def named(name: str, count: int) -> Task:
         rows = (torch.zeros(count, 1), torch.arange(count) % 2)
         return Task.from_tensors(name, ["no", "yes"], train=rows, validation=rows, test=rows)
@@ -423,8 +424,14 @@ def test_metric_intervals_are_percentiles_of_resampled_means() -> None:
     right = {a: (torch.arange(50) % 5 > 0).double(), b: torch.ones(10).double()}
     found, whole = metric_intervals(right, 300, seed=4)
     assert (found, whole) == metric_intervals(right, 300, seed=4)
-    assert found[b] == (1.0, 1.0)
-    low, high = found[a] or (0.0, 0.0)
+    for task in (a, b):  # the exact interval of an accuracy
+        exact = binomtest(int(right[task].sum()), len(right[task])).proportion_ci(method="exact")
+        assert found[task] == pytest.approx((exact.low, exact.high))
+    nothing = {task: torch.zeros_like(one) for task, one in right.items()}
+    resampled, mean = metric_intervals(right, 300, seed=4, less=nothing)
+    assert mean == whole
+    assert resampled[b] == (1.0, 1.0)
+    low, high = resampled[a] or (0.0, 0.0)
     spread = 1.96 * math.sqrt(0.8 * 0.2 / 50)
     assert low == pytest.approx(0.8 - spread, abs=0.04)
     assert high == pytest.approx(0.8 + spread, abs=0.04)

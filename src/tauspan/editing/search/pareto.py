@@ -265,7 +265,7 @@ def _tested(trade: _Trade, spot: Spot, before: Spot, draws: int, seed: int) -> T
     target_scores, *others = (
         {one: trade.model.scores(one, "test", values)} for one in (trade.task, *trade.controls)
     )
-    _, forgotten = metric_intervals(target_scores, draws, seed)
+    forgotten = metric_intervals(target_scores, draws, seed)[0][trade.task]
     _, kept = metric_intervals({task: one for each in others for task, one in each.items()}, draws, seed)
     return TestedSpot(
         target, forgotten, control, kept, trade.controls[0].objective.compared(control, untouched)

@@ -194,5 +194,4 @@ def _tested(
         label: sum(float(one.mean()) for one in scores.values()) / len(tasks)
         for label, scores in found.items()
     }
-    paired = {task: found["chosen"][task] - found["all"][task] for task in tasks}
-    return means, metric_intervals(paired, bootstrap, seed)[1] if bootstrap else None
+    return means, metric_intervals(found["chosen"], bootstrap, seed, less=found["all"])[1]

@@ -70,6 +70,7 @@ def test_with_few_landmarks_it_is_the_formula_of_the_power_function(choose, land
     assert found.looseness >= 1
 
 
+@pytest.mark.thinned(2)
 @pytest.mark.parametrize("precision", [torch.float32, torch.float64])
 def test_no_row_moves_farther_in_twenty_resamplings(precision):
     loose = []
@@ -87,10 +88,9 @@ def test_no_row_moves_farther_in_twenty_resamplings(precision):
             head=Head(zoo.normal(2, 4, seed=seed + 1).to(precision)),
         )  # fmt: skip
         vector = ts.closed_form(model, other, ridge=0.1).vector
-        for landmarks in (1, 5, 30):
-            found = drift_bound(model, vector, one, landmarks, seed=seed)
-            assert found.violations == 0
-            loose.append(found.looseness)
+        found = drift_bound(model, vector, one, (1, 5, 30)[seed % 3], seed=seed)
+        assert found.violations == 0
+        loose.append(found.looseness)
     assert min(loose) >= 1
 
 

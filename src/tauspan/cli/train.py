@@ -100,7 +100,8 @@ def _add_finetune(tune: argparse.ArgumentParser) -> None:
     )
     tune.add_argument(
         "--sparse", metavar="FILE:SHARE",
-        help="train only that share of the entries that diagonal factors of the task say move outputs least (TaLoS)",
+        help="train only that share of the entries that diagonal factors of the task say move outputs least, as "
+        "TaLoS does (default: all entries)",
     )  # fmt: skip
     tune.add_argument(
         "--checkpoint-every", type=int, default=50, metavar="STEPS", help="steps between two checkpoints"

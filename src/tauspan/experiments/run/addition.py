@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any, cast
 from tauspan import editing
 from tauspan.core.choices import EditRegime
 from tauspan.core.report import Table
-from tauspan.experiments.run.paired import NOTE, difference
 from tauspan.experiments.run.part import Evaluation, Findings, Part
 from tauspan.experiments.run.spread import Row, in_words, listed_alphas, one_series, over_seeds, stems
 from tauspan.experiments.run.vectors import Finetuning, VectorKind, kind_of, one_per_task
@@ -102,6 +101,8 @@ def _differences(run: "RunContext", right: Mapping[str, Sequence[Sequence[str]]]
     """The sum of each regime against that of each other one, in pairs of rows; none of tasks without classes."""
     if len(right) < 2 or not all(task.classes for task in run.tasks):
         return []
+    from tauspan.experiments.run.paired import NOTE, difference  # torch, which a list of recipes does without
+
     rows: list[dict[str, Any]] = [
         {
             "added in": first,

@@ -17,10 +17,16 @@ PAGES = [
 ]
 
 
-@pytest.mark.thinned(12)
+SHORT = ("ten-minutes", "coefficients")  # run in the slow set; all pages in the long one
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+@pytest.mark.parametrize(
+    "page",
+    [pytest.param(page, marks=[] if page.stem in SHORT else [pytest.mark.long]) for page in PAGES],
+    ids=lambda page: page.stem,
+)
 def test_the_page_runs(page: Path, tmp_path: Path) -> None:
     paths = os.pathsep.join([str(ROOT / "src"), str(ROOT / "tests"), os.environ.get("PYTHONPATH", "")])
     settings = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": paths, "HF_HUB_OFFLINE": "1"}

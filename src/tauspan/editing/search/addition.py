@@ -101,7 +101,7 @@ class Addition(ChosenEdit):
             "regime": self.regime,
             "coefficients": dict(self.coefficients),
             **means,
-            "added interval": self.mean.interval,
+            "added interval": None if self.mean.interval is None else list(self.mean.interval),
         }
         series = alpha_series(f"addition, {self.regime}", self.alpha, self.curve)
         if self.mean.metric != Classification.metric:

@@ -20,7 +20,7 @@ from tauspan.cli.shared import (
     task_of,
     write_report,
 )
-from tauspan.core.choices import SPLITS
+from tauspan.core.choices import GUIDANCES, SPLITS
 from tauspan.core.errors import UsageError
 
 if TYPE_CHECKING:
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 def add(verbs: Any, verb: Verb) -> None:
     """Add the verbs to a parser; `verb(into, name, does, function)` makes the parser of each verb."""
     edit = verbs.add_parser(
-        "edit", help="choose coefficients on validation: add, negate, solve, front"
+        "edit", help="choose coefficients on validation: add, negate, subsets, solve, front"
     ).add_subparsers(dest="action", required=True, metavar="ACTION")
     choosing = [*_add_searches(edit, verb), *_add_solves(edit, verb)]
     mapped, foreseen = _add_maps(verbs, verb), _add_forecast(verbs, verb)
@@ -53,7 +53,7 @@ def _add_searches(edit: Any, verb: Verb) -> list[argparse.ArgumentParser]:
     negated = verb(edit, "negate", "forget a task, keep the controls: theta0 - alpha * vector", edit_negate)
     _add_pairs(added)
     added.add_argument(
-        "--guided", nargs="?", const="tangent", default=False, choices=("tangent", "curved", "checked"),
+        "--guided", nargs="?", const="tangent", default=False, choices=GUIDANCES,
         help="standard regime: choose the coefficient by the tangent model in one pass over validation rows (tangent, "
         "where no word follows), bent to meet the ordinary model at 1 (curved), or check the proposed point (checked) "
         "(default: every point of the grid is evaluated)",

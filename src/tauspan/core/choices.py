@@ -19,6 +19,7 @@ DecayTarget: TypeAlias = Literal["base", "zero"]
 HeadFrom: TypeAlias = Literal[
     "auto", "prompts", "prototypes", "probe", "outputs"
 ]  # what a frozen head is made of
+Guidance: TypeAlias = Literal["tangent", "curved", "checked"]  # what chooses for an ordinary model
 Transport: TypeAlias = Literal[
     "same", "shift", "sign", "procrustes", "rebasin"
 ]  # how a vector is made for another base
@@ -31,3 +32,4 @@ TRAINED_IN: Mapping[EditRegime, Regime] = {  # whose vectors a regime edits with
 POINTS: tuple[Point, ...] = get_args(Point)
 SPLITS: tuple[SplitName, ...] = get_args(SplitName)
 TRANSPORTS: tuple[Transport, ...] = get_args(Transport)
+GUIDANCES: tuple[Guidance, ...] = get_args(Guidance)

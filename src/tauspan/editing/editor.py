@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import cast
 
 from tauspan.core.arguments import checked
-from tauspan.core.choices import Distance, EditRegime, SplitName
+from tauspan.core.choices import Distance, EditRegime, Guidance, SplitName
 from tauspan.core.errors import DataError, UsageError, listed, nearest
 from tauspan.core.reading import Reading
 from tauspan.core.report import noted
@@ -27,7 +27,7 @@ from tauspan.editing.search.comparison import EditComparison, compared
 from tauspan.editing.search.entropy import AdaMerged, least_entropy
 from tauspan.editing.search.forecast import Forecast, forecast
 from tauspan.editing.search.grid import Grid
-from tauspan.editing.search.guide import Guidance, guide_of
+from tauspan.editing.search.guide import guide_of
 from tauspan.editing.search.negation import Negation, negation, require_controls
 from tauspan.editing.search.numbers import require_at_least
 from tauspan.editing.search.pareto import Front, traced_front

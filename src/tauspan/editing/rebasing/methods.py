@@ -12,7 +12,7 @@ from tauspan import models
 from tauspan.core.choices import Transport
 from tauspan.core.errors import UsageError, listed
 from tauspan.core.reading import Reading
-from tauspan.editing.rebasing.rebasin import rebased
+from tauspan.editing.rebasing.rebasin import rebased, run_hooked
 from tauspan.models import Batch, Classifier, Encoder
 from tauspan.tasks import Task, build_head
 from tauspan.tasks.batches import Batches, batches
@@ -102,11 +102,9 @@ def _turned(deltas: Deltas, old: Encoder, new: Encoder, task: Task, reading: Rea
     return found
 
 
-@torch.no_grad()
 def _seen(encoder: Encoder, batch: Batch, layers: list[str]) -> dict[tuple[str, str], Tensor]:
     """Inputs and outputs of the layers, a row for each position, float64."""
     found: dict[tuple[str, str], Tensor] = {}
-    known = dict(encoder.backbone.named_modules())
 
     def keep(name: str) -> Callable[..., None]:
         def hook(module: nn.Module, given: Any, output: Tensor) -> None:
@@ -115,13 +113,7 @@ def _seen(encoder: Encoder, batch: Batch, layers: list[str]) -> dict[tuple[str, 
 
         return hook
 
-    handles = [known[name].register_forward_hook(keep(name)) for name in layers]
-    try:
-        with models.eval_mode(encoder):
-            encoder(batch)
-    finally:
-        for handle in handles:
-            handle.remove()
+    run_hooked(encoder, batch, {name: keep(name) for name in layers})
     missing = [name for name in layers if (name, "in") not in found]
     if missing:
         raise UsageError(

@@ -3,7 +3,7 @@
 Ainsworth, Hayase and Srinivasa, "Git Re-Basin" (arXiv 2209.04836), section 3.2.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -106,6 +106,7 @@ def hidden_units(encoder: Encoder, batch: Batch) -> list[Units]:
     config = getattr(encoder.backbone, "config", None)
     heads = getattr(config, "num_attention_heads", None)
     draw = torch.Generator().manual_seed(0)
+    before = _features(encoder, batch, {})
     found = []
     for at, (name, layer) in enumerate(calls):
         if not isinstance(layer, nn.Linear):
@@ -122,7 +123,9 @@ def hidden_units(encoder: Encoder, batch: Batch) -> list[Units]:
             for size in sizes
         )
         found += [
-            units for units in candidates if _free(encoder, batch, units, f"{name}.weight".lstrip("."), draw)
+            units
+            for units in candidates
+            if _free(encoder, batch, before, units, f"{name}.weight".lstrip("."), draw)
         ][:1]
     return found
 
@@ -145,7 +148,9 @@ def _units(
 
 
 @torch.no_grad()
-def _free(encoder: Encoder, batch: Batch, units: Units, consumer: str, draw: torch.Generator) -> bool:
+def _free(
+    encoder: Encoder, batch: Batch, before: Tensor, units: Units, consumer: str, draw: torch.Generator
+) -> bool:
     """Whether f stays where it is when the units change places, measured by what it does when the consumer's alone do."""
     order = torch.randperm(units.count, generator=draw)
     if order.equal(torch.arange(units.count)):
@@ -155,33 +160,39 @@ def _free(encoder: Encoder, batch: Batch, units: Units, consumer: str, draw: tor
     if consumer not in own or len(own) < len(dict(units.places)):
         return False  # a tied tensor, which is under another name
     alone = units.reordered({consumer: own[consumer]}, order)
-    with models.eval_mode(encoder):
-        before, both, broken = (
-            _features(encoder, batch, point) for point in (own, units.reordered(own, order), {**own, **alone})
-        )
+    both, broken = (_features(encoder, batch, point) for point in (units.reordered(own, order), alone))
     effect = float((broken - before).norm())
     return effect > 0 and float((both - before).norm()) <= _LEFT * effect
 
 
+@torch.no_grad()
 def _features(encoder: Encoder, batch: Batch, point: Mapping[str, Tensor]) -> Tensor:
-    with At(encoder.backbone, point):
+    """The features at theta0 but for the tensors of `point`."""
+    with models.eval_mode(encoder), At(encoder.backbone, point):
         features: Tensor = encoder(batch)
     return features.double()
 
 
-@torch.no_grad()
 def _calls(encoder: Encoder, batch: Batch) -> list[tuple[str, nn.Module]]:
     """Modules with parameters of their own, in the order of their calls."""
     found: list[tuple[str, nn.Module]] = []
-    handles = [
-        module.register_forward_hook(lambda module, given, output, name=name: found.append((name, module)))
+    own = {
+        name: lambda module, given, output, name=name: found.append((name, module))
         for name, module in encoder.backbone.named_modules()
         if any(True for _ in module.parameters(recurse=False))
-    ]
+    }
+    run_hooked(encoder, batch, own)
+    return found
+
+
+@torch.no_grad()
+def run_hooked(encoder: Encoder, batch: Batch, hooks: Mapping[str, Callable[..., None]]) -> None:
+    """One forward pass in eval mode, with a forward hook on each named module; no hook stays."""
+    known = dict(encoder.backbone.named_modules())
+    handles = [known[name].register_forward_hook(hook) for name, hook in hooks.items()]
     try:
         with models.eval_mode(encoder):
             encoder(batch)
     finally:
         for handle in handles:
             handle.remove()
-    return found

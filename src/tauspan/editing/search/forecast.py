@@ -154,12 +154,11 @@ def _guessed(
     for task in tasks:
         own, start = ordinary.logits(task, split, {task.name: 1.0}), tangent.logits(task, split, {})
         labels, of = ordinary.targets(task, split), task.objective
-        single[task.name] = of.summary(float(of.scores(own, labels).mean()))
+        single[task.name] = of.value(own, labels)
         for name in names:
             if name != task.name:
                 moved = own + (tangent.logits(task, split, {name: 1.0}) - start)
-                value = of.summary(float(of.scores(moved, labels).mean()))
-                guessed[task.name, name] = of.rank(value) - of.rank(single[task.name])
+                guessed[task.name, name] = of.rank(of.value(moved, labels)) - of.rank(single[task.name])
     return single, guessed
 
 

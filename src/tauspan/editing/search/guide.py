@@ -1,16 +1,15 @@
 """`Guide`: nearly what an ordinary sum scores at any alpha, from one tangent pass."""
 
 from collections.abc import Mapping, Sequence
-from typing import Literal, Protocol, TypeAlias, get_args
+from typing import Protocol
 
 from torch import Tensor
 
+from tauspan.core.choices import GUIDANCES, Guidance
 from tauspan.core.errors import UsageError, nearest
 from tauspan.editing.model.edited import Coefs, EditedModel
 from tauspan.editing.model.several import EditedModels
 from tauspan.tasks import Task
-
-Guidance: TypeAlias = Literal["tangent", "curved", "checked"]
 
 
 class Chooser(Protocol):
@@ -68,8 +67,7 @@ class Guide:
             one = dict.fromkeys(used, 1.0)
             self._bends[key] = self.ordinary.logits(task, split, one) - self.tangent.logits(task, split, one)
         logits = self.tangent.logits(task, split, used) + alpha**2 * self._bends[key]
-        scores = task.objective.scores(logits, self.tangent.targets(task, split))
-        return task.objective.summary(float(scores.mean()))
+        return task.objective.value(logits, self.tangent.targets(task, split))
 
 
 def guide_of(
@@ -80,8 +78,8 @@ def guide_of(
     Raises:
         UsageError: no such guide, or a tangent regime.
     """
-    if guided is not True and guided not in get_args(Guidance):
-        raise UsageError(f"guided={guided!r}. {nearest(str(guided), get_args(Guidance))}")
+    if guided is not True and guided not in GUIDANCES:
+        raise UsageError(f"guided={guided!r}. {nearest(str(guided), GUIDANCES)}")
     if model.regime != "standard":
         raise UsageError(
             f"guided={guided!r} in the regime {model.regime!r}: every coefficient comes from one pass already. "

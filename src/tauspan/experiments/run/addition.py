@@ -50,7 +50,7 @@ class Addition(Part):
             alphas[regime] = [one.alpha for one in done]
             seeds = [rows_of(one) for one in done]
             more, found[regime] = over_seeds({"regime": regime}, run.names, seeds, COLUMNS)
-            if len(seeds) == 1:  # of several, the spread over seeds stands beside each number
+            if len(seeds) == 1:  # with several seeds each number has its spread over them instead
                 more = [
                     {**row, **{name: own[name] for name in _INTERVALS}}
                     for row, own in zip(more, seeds[0], strict=True)

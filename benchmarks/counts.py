@@ -47,7 +47,7 @@ def counts() -> dict[str, int]:
     found: dict[str, int] = {}
     for shape in SHAPES:
         found |= {f"{shape.name}: {what}": value for what, value in _of_shape(shape).items()}
-    return {**found, **_passes(), **_merging()}
+    return {**found, **_passes(), **_last_block(), **_merging()}
 
 
 # -- one model ---------------------------------------------------------------------------------------------------
@@ -123,6 +123,20 @@ def _passes() -> dict[str, int]:
             _Net.passes - before
         )
     return found
+
+
+def _last_block() -> dict[str, int]:
+    """The search for one coefficient of vectors that move the last of four layers, which runs the others once."""
+    x = torch.randn(64, 32, generator=torch.Generator().manual_seed(2))
+    splits = dict.fromkeys(("train", "validation", "test"), (x, torch.arange(64) % 2))
+    tasks = [ts.Task.from_tensors(name, ["no", "yes"], **splits) for name in "ab"]
+    torch.manual_seed(0)
+    encoder = Encoder(nn.Sequential(*(nn.Linear(32, 32) for _ in range(4))))
+    settings = ts.Settings("standard", lr=0.05, params="last:1", max_steps=3)
+    editor = ts.Editor(encoder, {task: ts.finetune(encoder, task, settings).task_vector for task in tasks})
+    with FlopCounterMode(display=False) as products:
+        editor.add()
+    return {"add, standard, last of four layers: FLOPs": int(products.get_total_flops())}
 
 
 # -- files -------------------------------------------------------------------------------------------------------

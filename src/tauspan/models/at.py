@@ -28,17 +28,28 @@ class At(TorchFunctionMode):
         point: tensors by parameter name. A tied parameter has one entry, under any of its names; every parameter without
             an entry is constant.
         custom: what to do with a `torch.autograd.Function`, which torch does not let a mode see.
+        constants: what stands for other parameters and for buffers, by name: a compiler's tensors.
 
     Attributes:
         used: the names of `point` that some operation has read.
     """
 
-    def __init__(self, module: nn.Module, point: Mapping[str, Tensor], custom: Custom | None = None) -> None:
+    def __init__(
+        self,
+        module: nn.Module,
+        point: Mapping[str, Tensor],
+        custom: Custom | None = None,
+        constants: Mapping[str, Tensor] = {},
+    ) -> None:
         super().__init__()
-        known = dict(module.named_parameters(remove_duplicate=False))
+        known: dict[str, Tensor] = dict(module.named_parameters(remove_duplicate=False))
         # the parameters themselves are stored too, since an id is valid only while its object exists
         self._kept = [parameter for parameter in known.values() if parameter is not None]
         self._others = {id(parameter): parameter.detach() for parameter in self._kept}
+        if constants:
+            held = held_by(module)
+            self._kept += held.values()
+            self._others |= {id(held[name]): tensor for name, tensor in constants.items()}
         self._others |= {id(known[name]): tensor for name, tensor in point.items()}
         self._names = {id(known[name]): name for name in point}
         self._custom = custom
@@ -91,6 +102,11 @@ class At(TorchFunctionMode):
             if found is not NotImplemented:
                 return found
         return apply(*args)
+
+
+def held_by(module: nn.Module) -> dict[str, Tensor]:
+    """All parameters and buffers by name, tied ones once."""
+    return dict([*module.named_parameters(), *module.named_buffers()])
 
 
 def current() -> At | None:

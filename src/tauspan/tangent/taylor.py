@@ -2,12 +2,12 @@
 
 import copy
 from collections.abc import Callable, Iterator, Sequence, Set
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 
 from tauspan import models
 from tauspan.core import params
@@ -17,11 +17,10 @@ from tauspan.core.computing import Check, Way
 from tauspan.core.computing import Engine as Name
 from tauspan.core.errors import UsageError
 from tauspan.core.report import versions
+from tauspan.models.at import held_by
 from tauspan.models.calling import inputs_of
-from tauspan.models.encoder import single_tensor
 from tauspan.models.intact import Intact
 from tauspan.tangent.cache import caches
-from tauspan.tangent.engine import reference
 from tauspan.tangent.engine.call import Call
 from tauspan.tangent.engine.check import require_finite_rows
 from tauspan.tangent.engine.engines import Reference
@@ -167,21 +166,24 @@ class Linearized(nn.Module):
         """The engine for a batch; the first batch of a kind is checked."""
         return self._plan.engine_for(self.function(batch), self.theta0()).name
 
+    def as_traced(
+        self, tau: params.Params, held: params.Params, inputs: Sequence[Any], kwargs: dict[str, Any]
+    ) -> tuple[Tensor, Tensor]:
+        """`(f, J tau)` for `torch.compile`: by the engine of the last pass, whose answers are not checked here.
+
+        Args:
+            tau: this module's own, as the compiler's tensors.
+            held: all parameters and buffers of the base up to the linearisation point, too.
+            inputs: positional inputs of the base.
+            kwargs: keyword inputs.
+        """
+        call = replace(self._call(inputs, kwargs), constants=held)
+        theta0 = {name: held[call.prefix + name] for name in self._names}
+        return self._plan.traced(call, theta0, tau)
+
     def inputs_of(self, batch: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """The inputs of a call on one batch."""
         return inputs_of(self.base, batch)
-
-    def _traceable(self, args: Sequence[Any], kwargs: dict[str, Any]) -> reference.Function:
-        """The base in a form that `torch.compile` can trace; compiled code is not checked, so call it uncompiled once."""
-        call = self._call(args, kwargs)
-        frozen = {name: tensor.detach() for name, tensor in call.module.named_parameters()}
-
-        def function(theta: dict[str, Tensor]) -> Tensor:
-            point = frozen | {call.prefix + name: tensor for name, tensor in theta.items()}
-            with models.eval_mode(call.module):
-                return single_tensor(functional_call(call.module, point, call.args, kwargs))
-
-        return function
 
     def _call(self, args: Sequence[Any], kwargs: dict[str, Any]) -> Call:
         for item in (*args, *kwargs.values()):
@@ -236,7 +238,9 @@ class Linearized(nn.Module):
         if vectors is not None and not vectors:
             raise UsageError("`vectors` is empty: give at least one, or None for this module's own tau.")
         if torch.compiler.is_compiling() and vectors is None:
-            return reference.jvp(self._traceable(inputs, kwargs), self.theta0(), self.tau)
+            from tauspan.tangent.compiled import traced  # Dynamo is loaded already
+
+            return traced(self, self.tau, held_by(self._intact.module), inputs, kwargs)
         call, theta0 = self._looked(self._call(inputs, kwargs)), self.theta0()
         if vectors is not None:
             directions = [self.direction(vector) for vector in vectors]

@@ -3,6 +3,7 @@
 import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import ClassVar, TypeAlias
 
 import torch
@@ -14,6 +15,7 @@ from tauspan.core.errors import listed
 from tauspan.core.measure import progress, underway
 from tauspan.core.params import require_finite_rows
 from tauspan.core.reading import Reading
+from tauspan.editing.model.below import Below
 from tauspan.editing.model.directions import Directions, require_numbers
 from tauspan.editing.model.outputs import Targets, outputs
 from tauspan.editing.model.regime import point_of
@@ -195,7 +197,8 @@ class OrdinaryModel(EditedModel):
     """f(x; theta0 + sum_d a_d direction_d): run anew at each choice, weights set in place on one working copy.
 
     Cost:
-        One forward pass over the split for each choice of coefficients.
+        One forward pass over the split for each choice of coefficients, through the blocks from the first edited one on
+        once the first choice has run them all; see `Below`.
     """
 
     regimes = ("standard",)
@@ -221,6 +224,7 @@ class OrdinaryModel(EditedModel):
     def _begin(self) -> None:
         self._copy: Encoder | None = None
         self._at: Coefs | None = None
+        self._below: Below | None = None
 
     def affine(self, task: Task) -> bool:
         """It is not known to be."""
@@ -231,18 +235,27 @@ class OrdinaryModel(EditedModel):
 
     def _logits(self, task: Task, split: str, used: Coefs, about: str, advance: Advance) -> Tensor:
         edited = self._edited(used)
+        model, run = Classifier(edited, self.head(task)), None
+        if self._below and self.encoder.inputs.modality != "image":  # whose batches are made anew each time
+            run = partial(self._below, model)
         with models.eval_mode(edited), torch.inference_mode():
-            return outputs(Classifier(edited, self.head(task)), self.batches(task, split), advance, about)
+            return outputs(model, self.batches(task, split), advance, about, run)
 
     def _language(self, used: Coefs) -> Language | None:
         """With the table of the edited model."""
         return self._edited(used).language
+
+    def _moved(self) -> set[str]:
+        """The parameters that some direction moves."""
+        fitted = (self.fitted(self.directions.partial(name)) for name in self.directions.names)
+        return {name for one in fitted for name, delta in one.deltas.items() if delta.any()}
 
     def _edited(self, used: Coefs) -> Encoder:
         if not self.directions.vectors:
             return self.encoder
         if self._copy is None:
             self._copy = models.working_copy(self.encoder).eval()
+            self._below = Below(self._copy, self._moved())
         if self._at != used:
             total = self.directions.combined(used)
             _set_weights(self._copy, self.encoder, self.fitted(total), 1.0)

@@ -1,6 +1,6 @@
 """Cached features: if only late blocks train, the blocks below them run once per batch."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -32,13 +32,13 @@ class FeatureCell:
 
     def tangent(self) -> tuple[Tensor, Tensor]:
         """`(f, J tau)`, differentiable in tau; only the trained blocks run."""
-        with _skipping(self._skipped, self._kept):
+        with skipping(self._skipped, self._kept):
             args, kwargs = self._linearized.inputs_of(self._batch)
             return self._linearized.tangent(*args, **kwargs)
 
     def push(self, deltas: Params) -> Tensor:
         """J tau."""
-        with _skipping(self._skipped, self._kept):
+        with skipping(self._skipped, self._kept):
             args, kwargs = self._linearized.inputs_of(self._batch)
             return self._linearized.tangent(*args, vectors=[deltas], **kwargs)[1][0]
 
@@ -50,7 +50,7 @@ class FeatureCell:
 
 
 @contextmanager
-def _skipping(skipped: list[nn.Module], output: Any) -> Iterator[None]:
+def skipping(skipped: list[nn.Module], output: Any) -> Iterator[None]:
     """Inside the block, these modules return a stored output instead of running."""
     with replaced({block: lambda *_, **__: output for block in skipped}):
         yield
@@ -62,7 +62,7 @@ def cell(linearized: "Linearized", batch: Any, folder: Path | None) -> tuple[Fea
     Raises:
         ModelError: there are no blocks before the first block that trains.
     """
-    skipped = _below(linearized)
+    skipped = below(models.core(linearized.base)[0], list(linearized.tau))
     call = linearized.function(batch)  # looking for tensors that the module keeps may run it
     caught: list[Any] = []
     hook = skipped[-1].register_forward_hook(lambda _, __, output: caught.append(output))
@@ -81,17 +81,18 @@ def cell(linearized: "Linearized", batch: Any, folder: Path | None) -> tuple[Fea
     return made, held
 
 
-def _below(linearized: "Linearized") -> list[nn.Module]:
-    """The blocks of the longest stack before the first block that trains."""
-    inner, _ = models.core(linearized.base)
+def below(inner: nn.Module, names: Sequence[str]) -> list[nn.Module]:
+    """The blocks of the longest stack before the first block that holds one of the named parameters.
+
+    Raises:
+        ModelError: there are none.
+    """
     try:
-        prefix, stack = models.blocks(inner, list(linearized.tau))
+        prefix, stack = models.blocks(inner, names)
     except UsageError as error:
         raise ModelError(f"{error} There is nothing to cache as features.") from error
     trained = [
-        place
-        for place, name in enumerate(stack)
-        if any(n.startswith(f"{prefix}{name}.") for n in linearized.tau)
+        place for place, name in enumerate(stack) if any(n.startswith(f"{prefix}{name}.") for n in names)
     ]
     if not trained or trained[0] == 0:
         raise ModelError(

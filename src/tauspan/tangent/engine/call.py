@@ -29,6 +29,7 @@ class Call:
         parameters: the trainable parameters, under the names that a task vector has for them.
         prefix: the prefix of those names in the module.
         intact: restores the module after a call.
+        constants: what stands for the module's other parameters and its buffers, by name; see `At`.
         used: the trainable parameters that calls of this object have used.
     """
 
@@ -38,12 +39,13 @@ class Call:
     parameters: Mapping[str, Tensor]
     prefix: str
     intact: Intact
+    constants: Mapping[str, Tensor] = field(default_factory=dict)
     used: set[str] = field(default_factory=set)
 
     def __call__(self, theta: Params) -> Tensor:
         """f(theta); parameters that do not train are constant."""
         point = {self.prefix + name: tensor for name, tensor in theta.items()}
-        with self.intact(), self._mode(), At(self.module, point, custom_function) as at:
+        with self.intact(), self._mode(), At(self.module, point, custom_function, self.constants) as at:
             found: Tensor = at.replaced(single_tensor(self.module(*self.args, **self.kwargs)))
         self.used.update(at.used)
         return found

@@ -125,8 +125,9 @@ def custom_function(
 
 def _share(values: Sequence[Any], duals: Sequence[Dual]) -> bool:
     """Mark the duals that share memory with an output; returns whether there are any."""
-    memory = {value.untyped_storage().data_ptr() for value in values if isinstance(value, Tensor)}
-    sharing = [dual for dual in duals if dual.primal.untyped_storage().data_ptr() in memory]
+    # storages, and not addresses, which the tensors of a compiler do not have
+    memory = {value.untyped_storage()._cdata for value in values if isinstance(value, Tensor)}
+    sharing = [dual for dual in duals if dual.primal.untyped_storage()._cdata in memory]
     for dual in sharing:
         dual.shared = True
     return bool(sharing)

@@ -15,6 +15,7 @@ from tauspan.core.params import Params
 from tauspan.tangent.engine import check
 from tauspan.tangent.engine.call import Call, leaves
 from tauspan.tangent.engine.engines import Engine, in_order
+from tauspan.tangent.engine.trace import NoRuleError
 
 _Result = TypeVar("_Result")
 _WAYS = {
@@ -66,6 +67,20 @@ class Plan:
         """The engine for a call; the first call of a kind is checked."""
         kind = _kind(call)
         return self._chosen.get(kind) or self._choose(call, theta0, kind, self._engines)
+
+    def traced(self, call: Call, theta0: Params, tau: Params) -> tuple[Tensor, Tensor]:
+        """`(f, J tau)` for a compiler's tensors, which have no numbers to check: by the engine of the last pass.
+
+        An engine that cannot follow the module leaves it to the next one.
+        """
+        last = next(engine for engine in self._engines if engine.name == self.engine)
+        *tried, final = self._from(last)
+        for engine in tried:
+            try:
+                return engine.jvp(call, theta0, tau)
+            except NoRuleError:
+                continue
+        return final.jvp(call, theta0, tau)
 
     def run(self, call: Call, theta0: Params, go: Callable[[Engine], _Result]) -> _Result:
         """The result of `go` with the engine for a call.

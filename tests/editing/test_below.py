@@ -1,0 +1,118 @@
+"""Blocks below the first edited one run once for each batch, and only where nothing but their last output is read."""
+
+from collections import Counter
+
+import pytest
+import torch
+from torch import nn
+
+import tauspan as ts
+from helpers.zoo import normal
+from tauspan.editing.model import below
+from tauspan.models import Encoder, Head
+
+X = normal(10, 3)
+
+
+RUNS = Counter()  # of each block, and of all its copies
+
+
+class Block(nn.Module):
+    def __init__(self, place):
+        super().__init__()
+        self.linear = nn.Linear(3, 3).double()
+        self.place = place
+
+    def forward(self, x):
+        RUNS[self.place] += 1
+        return x + self.linear(x).tanh()
+
+
+class Net(nn.Module):
+    """Four blocks; `reads` says what else the rest of the model reads."""
+
+    def __init__(self, reads):
+        super().__init__()
+        torch.manual_seed(0)
+        self.first = nn.Linear(3, 3).double()
+        self.blocks = nn.ModuleList(map(Block, range(4)))
+        self.gate = nn.Parameter(torch.zeros(1).double())
+        self.reads = reads
+
+    def forward(self, x):
+        x = self.first(x)
+        seen = []
+        for block in self.blocks:
+            x = block(x)
+            seen.append(x)
+        if self.reads == "all outputs":
+            return sum(seen)
+        if self.reads == "an output behind a gate":
+            return x + self.gate * seen[0]
+        return x
+
+
+def editor(reads="one output", moved=("blocks.2.linear.weight", "blocks.3.linear.bias"), rows=10):
+    net = Net(reads)
+    data = (X[:rows], torch.arange(rows) % 2)
+    vectors = {}
+    for seed, name in enumerate("ab"):
+        deltas = {key: torch.zeros_like(one) for key, one in net.named_parameters()}
+        deltas |= {key: normal(*deltas[key].shape, seed=seed + 5) for key in moved}
+        task = ts.Task.from_tensors(
+            name, ["u", "v"], train=data, validation=data, test=data, head=Head(normal(2, 3, seed=seed))
+        )
+        vectors[task] = ts.TaskVector(deltas, ts.models.fingerprint_of(net), "standard", name)
+    return ts.Editor(Encoder(net), vectors, reading=ts.Reading(batch_size=5))
+
+
+def logits(asked, a, b):
+    """Of the first task, by an edited copy."""
+    task, other = asked.vectors
+    total = a * asked.vectors[task] + b * asked.vectors[other]
+    return task.head(ts.apply(asked.encoder, total)(X))
+
+
+CHOICES = [(0.0, 0.0), (0.5, 0.0), (1.0, -1.0), (0.25, 2.0), (3.0, 1.0), (0.5, 0.5)]
+
+
+def asked_all(asked):
+    """How often the first and the last block ran for all choices, whose logits are right to the bit."""
+    model = asked._models.whole(list(asked.vectors))
+    task, _ = asked.vectors
+    RUNS.clear()
+    found = [model.logits(task, "test", {"a": a, "b": b}) for a, b in CHOICES]
+    runs = RUNS[0], RUNS[3]
+    for (a, b), one in zip(CHOICES, found, strict=True):
+        assert torch.equal(one, logits(asked, a, b)), (a, b)
+    return runs
+
+
+def test_the_blocks_below_run_once_for_each_batch():
+    first, last = asked_all(editor())
+    # two batches; one look at what is read, and three runs that are compared
+    assert first == 2 + 1 + below._CHECKS
+    assert last == 2 * len(CHOICES) + 1 + below._CHECKS
+
+
+@pytest.mark.parametrize("reads", ["all outputs", "an output behind a gate"])
+def test_where_more_is_read_the_model_runs_whole(reads):
+    moved = ("blocks.2.linear.weight", "gate")
+    asked_all(editor(reads, moved))
+
+
+@pytest.mark.parametrize("moved", ["first.weight", "blocks.0.linear.weight", "blocks.1.linear.bias"])
+def test_where_the_blocks_below_are_edited_they_run(moved):
+    asked_all(editor(moved=(moved, "blocks.3.linear.weight")))
+
+
+def test_without_room_nothing_is_kept(monkeypatch):
+    monkeypatch.setattr(below, "free_memory", lambda: 0)
+    first, last = asked_all(editor())
+    assert first == last == 2 * len(CHOICES) + 1
+
+
+def test_the_search_chooses_the_same(monkeypatch):
+    found = editor().add()
+    monkeypatch.setattr(below, "below", lambda *_: [])
+    assert editor().add().curve == found.curve

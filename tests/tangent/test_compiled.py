@@ -81,7 +81,7 @@ def test_a_frozen_part_and_the_encoder_as_point() -> None:
 
 
 def test_the_engine_that_was_found_for_a_module_is_compiled() -> None:
-    """An operation whose rule is wrong for a module: the check takes another engine, and so does the compiler."""
+    """Here the one that was asked for."""
     example = ZOO["mlp"].make()
     lin = linearize(example.model, engine="reference")
     plain, compiled = both(at(lin, direction(lin)), example, backend="aot_eager")

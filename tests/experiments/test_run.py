@@ -193,7 +193,7 @@ def test_another_grid_of_the_maps_draws_them_anew(
     assert [row["regime"] for row in report.tables[3].rows] == ["linear"]
 
 
-@pytest.mark.parametrize("change", ["epochs", "rows"])
+@pytest.mark.parametrize("change", ["epochs", "rows", "other rows"])
 def test_other_settings_or_data_never_replace_a_vector(
     recipe: Recipe, done: tuple[Path, Report], change: str
 ) -> None:
@@ -201,6 +201,7 @@ def test_other_settings_or_data_never_replace_a_vector(
     changes: dict[str, Any] = {
         "epochs": {"finetune": Training(epochs=3, max_steps=1, batch_size=4)},
         "rows": {"rows": Rows(9, 8, 8)},
+        "other rows": {"rows": Rows(8, 8, 8, seed=1)},
     }
     before = contents(out)
     with pytest.raises(StoreError, match="other settings, another base or other data"):

@@ -15,6 +15,8 @@ Done: TypeAlias = Mapping[str, Sequence[Found]]
 def tables(seeds: Sequence[int], tasks: Sequence[Task], done: Done, floor: float) -> list[Table]:
     """All tables; `done` has what each way gave, seed by seed."""
     words = in_words(seeds)
+    if len(seeds) > 1:
+        words += " of training, on the same rows"
     apart = {name: found for name, found in done.items() if "xi" in found[0]}
     made = [_accuracies(words, done), *_differences(words, tasks, done), _rules(words, apart)]
     return [*made, _negations(words, apart, floor), _costs(words, done)]

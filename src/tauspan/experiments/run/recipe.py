@@ -26,15 +26,24 @@ _HIDDEN = {"hidden": True}  # a field of `Settings` that `finetune` does not set
 
 @dataclasses.dataclass(frozen=True)
 class Rows:
-    """At most how many rows of each split are used; None takes all."""
+    """At most how many rows of each split are used.
+
+    Args:
+        train: None takes all.
+        validation: None takes all.
+        test: None takes all.
+        seed: by which they are drawn. The recipe's `seeds` are of vectors: all of them see the same rows.
+    """
 
     train: int | None = None
     validation: int | None = None
     test: int | None = None
+    seed: int = 0
 
     def fewer(self, rows: int) -> "Rows":
         """At most so many rows of each split."""
-        return Rows(*(min(rows, own or rows) for own in (self.train, self.validation, self.test)))
+        own = (min(rows, one or rows) for one in (self.train, self.validation, self.test))
+        return Rows(*own, seed=self.seed)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -42,8 +42,8 @@ class Rows:
 
     def fewer(self, rows: int) -> "Rows":
         """At most so many rows of each split."""
-        own = (min(rows, one or rows) for one in (self.train, self.validation, self.test))
-        return Rows(*own, seed=self.seed)
+        train, validation, test = (min(rows, one or rows) for one in (self.train, self.validation, self.test))
+        return Rows(train, validation, test, self.seed)
 
 
 @dataclasses.dataclass(frozen=True)

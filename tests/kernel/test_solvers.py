@@ -100,12 +100,28 @@ def test_the_chosen_ridge_has_the_least_error():
         assert error == pytest.approx(float(leave_one_out(kernel, y, ridge).square().mean()), rel=1e-6)
 
 
-def test_equal_errors_choose_the_shorter_vector(caplog):
+def test_equal_errors_choose_the_shorter_vector():
     zero = torch.zeros(4, dtype=torch.float64)
-    with caplog.at_level(logging.WARNING):
+    with pytest.warns(RuntimeWarning, match="ridge 3, an end of its grid .1 to 3, 3 values"):
         choice = choose_ridge(tangents(4), zero, [3.0, 1.0, 2.0])
     assert (choice.ridge, choice.at_edge, list(choice.grid)) == (3.0, True, [1.0, 2.0, 3.0])
-    assert "an end of its grid" in caplog.text
+
+
+def test_the_usual_grid_goes_on_where_the_least_error_lies_beyond_it():
+    """Labels that five features give want the least ridge there is; what every other row gets wrong, the largest."""
+    exact = tangents(30, 1, 5)
+    wrong = DenseKernel(torch.ones(100, 100).double()), torch.tensor([1.0, -1.0]).double().repeat(50)
+    for kernel, y in ((exact, exact.wide @ zoo.normal(5, seed=2)), wrong):
+        mean = float(kernel.dense().diagonal().mean())
+        choice = choose_ridge(kernel, y)
+        assert len(choice.grid) > 17
+        assert list(choice.grid) == sorted(choice.grid)
+        assert choice.errors[list(choice.grid).index(choice.ridge)] == min(choice.errors)
+        assert not choice.at_edge
+        assert not 1e-6 * mean <= choice.ridge <= 1e2 * mean
+        given = sorted(choice.grid, key=lambda ridge: abs(math.log(ridge / choice.ridge)))[1:4]
+        with pytest.warns(RuntimeWarning, match="an end of its grid"):
+            assert choose_ridge(kernel, y, given).at_edge
 
 
 def test_a_singular_system_names_the_duplicates_the_eigenvalue_and_the_repair():

@@ -1,7 +1,7 @@
 """Kernel ridge regression: alpha by Cholesky, leave-one-out residuals in closed form, and the ridge they choose."""
 
-import logging
-from collections.abc import Sequence
+import warnings
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -12,10 +12,12 @@ from tauspan.core.errors import UsageError
 from tauspan.kernel.solvers.base import Kernel
 from tauspan.kernel.solvers.estimates import require_ridge
 from tauspan.kernel.solvers.flow import Modes
-from tauspan.kernel.solvers.solution import DualSolution, cholesky, matrix_of, vector_for
+from tauspan.kernel.solvers.solution import DualSolution, cholesky, matrix_of, rounding_floor, vector_for
 
-log = logging.getLogger(__name__)
-_DECADES = [10.0 ** (half / 2) for half in range(-12, 5)]
+_HALF = 10.0**0.5
+_DECADES = [_HALF**half for half in range(-12, 5)]
+_BEYOND = 16  # half decades, as long as the error falls
+_FLAT = 1e-3  # an error that falls by a smaller share has settled
 
 
 @checked
@@ -136,7 +138,8 @@ class RidgeChoice:
         ridge: the choice; the larger one of equals, which gives the shorter vector.
         grid: what was tried, in increasing order.
         errors: mean over rows of |y_n - f_{without n}(x_n)|^2, one for each.
-        at_edge: whether the choice is the grid's first or last value, so that a wider grid may hold a better one.
+        at_edge: whether the choice is the grid's first or last value, and a wider grid may hold a better one. A warning
+            says so.
     """
 
     ridge: float
@@ -152,7 +155,8 @@ def choose_ridge(kernel: Kernel, residual: Tensor, grid: Sequence[float] | None 
     Args:
         kernel: symmetric, over the training rows.
         residual: r = y - f0, shape (N O) or (N, O).
-        grid: ridges above 0; None takes half decades from 1e-6 to 1e2 of K's mean eigenvalue.
+        grid: ridges above 0; None takes half decades from 1e-6 to 1e2 of K's mean eigenvalue, and further ones beyond
+            an end, up to eight decades, as long as the error falls there.
 
     Raises:
         UsageError: one row only, an empty grid, or a ridge of 0 or less in it.
@@ -169,19 +173,54 @@ def choose_ridge(kernel: Kernel, residual: Tensor, grid: Sequence[float] | None 
     flat = vector_for(kernel, residual, "the residual y - f0")
     _require_rows(kernel)
     modes = Modes.of(kernel)
-    if grid is None:
-        grid = [factor * (float(modes.values.mean()) or 1.0) for factor in _DECADES]
-    ridges = sorted(map(float, grid))
+    ridges = grid
+    if ridges is None:
+        ridges = [factor * (float(modes.values.mean()) or 1.0) for factor in _DECADES]
     if not ridges:
         raise UsageError("the grid of ridges is empty: give numbers above 0, or None for the usual one.")
     for ridge in ridges:
         require_ridge(ridge)
-    errors = [_left_out_error(kernel.parts, modes, flat, ridge) for ridge in ridges]
-    best = max(range(len(ridges)), key=lambda place: (-errors[place], place))
-    at_edge = best in (0, len(ridges) - 1)
-    if at_edge:
-        log.warning(
-            "leave-one-out chose ridge %g, an end of its grid of %d: try a wider one",
-            ridges[best], len(ridges),
-        )  # fmt: skip
-    return RidgeChoice(ridges[best], ridges, errors, at_edge)
+
+    def error(ridge: float) -> float:
+        return _left_out_error(kernel.parts, modes, flat, ridge)
+
+    errors = {ridge: error(ridge) for ridge in map(float, ridges)}
+    if grid is None:
+        beyond = _extended(errors, error, 10 * rounding_floor(modes.values))
+    else:
+        beyond = _best_and_next(errors)[1] if len(errors) > 1 else None  # one value is no choice
+    best, _ = _best_and_next(errors)
+    if beyond is not None:
+        warnings.warn(
+            f"leave-one-out chose ridge {best:g}, an end of its grid ({min(errors):g} to {max(errors):g}, {len(errors)} "
+            f"values), and its error may still fall beyond: give a grid that goes on, such as {beyond:g}.",
+            RuntimeWarning,
+            stacklevel=2,
+        )
+    tried = sorted(errors)
+    return RidgeChoice(best, tried, [errors[ridge] for ridge in tried], beyond is not None)
+
+
+def _best_and_next(errors: Mapping[float, float]) -> tuple[float, float | None]:
+    """The ridge of least error, the larger of equals; and if it is an end, the ridge half a decade beyond."""
+    best = min(errors, key=lambda ridge: (errors[ridge], -ridge))
+    if best == max(errors):
+        return best, best * _HALF
+    return best, best / _HALF if best == min(errors) else None
+
+
+def _extended(errors: dict[float, float], error: Callable[[float], float], least: float) -> float | None:
+    """Add ridges beyond the end at which the least error lies, until it settles or rounding begins (`least`).
+
+    Returns:
+        Where the error may fall further, if it may.
+    """
+    for _ in range(_BEYOND):
+        best, beyond = _best_and_next(errors)
+        if beyond is None or beyond < least:
+            return None
+        found = error(beyond)
+        if not found < (1 - _FLAT) * errors[best]:  # settled, or NaN where nothing but rounding is left
+            return None
+        errors[beyond] = found
+    return _best_and_next(errors)[1]

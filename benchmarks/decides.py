@@ -1,18 +1,19 @@
-"""What decides whether the linear sum at alpha 1 is ahead of the ordinary one: tasks, steps, rates, or lengths?
+"""What decides whether the linear sum at alpha 1 is ahead of the ordinary one: parameters, steps, rates, or lengths?
 
     python -m benchmarks.decides [--seeds 3] [--rows 100] [--out results.json]
 
-Vectors of seven tasks are made in the linear regime at one rate, and in the ordinary one at several, for each number of
-steps. Sums of two, four and seven tasks are compared at alpha 1, without a search. Beside the gap stand quantities that
-could decide it: some are known before training, some only after. `bend` is how far the ordinary model at the sum is from
-its tangent model there, |f(x; theta0 + sum tau) - f - J sum tau| / |J sum tau|; `reach` is how far a single ordinary
-vector moves the logits of its own task over their size. The second table has Spearman's rank correlation of the gap
-with each.
+Vectors of some tasks are made in the linear regime at one rate, and in the ordinary one at several, for each choice of
+parameters and number of steps. The sums of all pairs and of all tasks are compared at alpha 1, without a search. Beside
+the gap stand quantities that could decide it: some are known before training, some only after. `bend` is how far the
+ordinary model at the sum is from its tangent model there, |f(x; theta0 + sum tau) - f - J sum tau| / |J sum tau|;
+`reach` is how far a single ordinary vector moves the logits of its own task over their size. The second table has
+Spearman's rank correlation of the gap with each.
 """
 
 import argparse
 import itertools
 import json
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import fmean
@@ -26,33 +27,28 @@ from tauspan.core.report import Table
 from tauspan.editing.model.directions import Directions
 from tauspan.editing.model.edited import EditedModel, edited_model
 
-TASKS = (
-    "news_computing", "news_recreation", "news_science_society", "movie_sentiment", "tweet_sentiment", "email_spam",
-    "debian_section",
-)  # fmt: skip
-SUMS = {
-    2: (
-        ("news_computing", "news_recreation"), ("movie_sentiment", "tweet_sentiment"), ("email_spam", "debian_section"),
-        ("news_science_society", "movie_sentiment"),
-    ),
-    4: (
-        ("news_recreation", "movie_sentiment", "tweet_sentiment", "email_spam"),
-        ("news_computing", "news_science_society", "email_spam", "debian_section"),
-    ),
-    7: (TASKS,),
-}  # fmt: skip
-LINEAR, ORDINARY = 3e-4, (5e-5, 2e-4, 4e-4)
+TASKS = ("news_recreation", "movie_sentiment", "tweet_sentiment", "email_spam")
+ROWS, BATCH = 320, 16
+LINEAR, ORDINARY = 3e-4, (1e-4, 4e-4)
 READING = ts.Reading(batch_size=50, max_tokens=32)
-MEASURES = ("tasks", "steps", "rate", "rate x steps", "reach", "bend", "single gap")
+BEFORE = ("tasks", "blocks", "steps", "rate", "rate x steps")
+AFTER = ("reach", "bend", "single gap")
 
 
 def model_of(
-    encoder: ts.Encoder, tasks: Sequence[ts.Task], regime: Any, rate: float, steps: int, seed: int
+    encoder: ts.Encoder,
+    tasks: Sequence[ts.Task],
+    regime: Any,
+    blocks: int,
+    rate: float,
+    steps: int,
+    seed: int,
 ) -> EditedModel:
     """The edited model of vectors that are made for all tasks."""
     settings = ts.Settings(
-        regime, params="last:2", lr=rate, batch_size=16, max_steps=steps, max_tokens=32, seed=seed
-    )
+        regime, params=f"last:{blocks}", lr=rate, epochs=math.ceil(steps * BATCH / ROWS), batch_size=BATCH,
+        max_steps=steps, max_tokens=32, seed=seed,
+    )  # fmt: skip
     vectors = {one.name: ts.finetune(encoder, one, settings).task_vector for one in tasks}
     return edited_model(encoder, Directions.whole(vectors), regime, READING, ahead=True)
 
@@ -68,23 +64,20 @@ def size(logits: Tensor) -> float:
 
 
 def cells(
-    encoder: ts.Encoder, tasks: Sequence[ts.Task], seed: int, steps: Sequence[int]
+    encoder: ts.Encoder, tasks: Sequence[ts.Task], seed: int, blocks: int, steps: int
 ) -> list[dict[str, Any]]:
-    """For each number of steps, ordinary rate and sum: accuracies at alpha 1, and what could decide their gap."""
+    """For each ordinary rate and sum: accuracies at alpha 1, and what could decide their gap."""
     found = []
-    for count in steps:
-        linear = model_of(encoder, tasks, "linear", LINEAR, count, seed)
-        for rate in ORDINARY:
-            ordinary = model_of(encoder, tasks, "standard", rate, count, seed)
-            tangent = tangent_of(ordinary)
-            known = {one.name: one for one in tasks}
-            for names in itertools.chain(*SUMS.values()):
-                some = [known[name] for name in names if name in known]
-                if len(some) == len(names):
-                    found.append(
-                        {"seed": seed, "steps": count, "rate": rate, "tasks": len(some), "sum": list(names)}
-                        | _cell(linear, ordinary, tangent, some)
-                    )
+    linear = model_of(encoder, tasks, "linear", blocks, LINEAR, steps, seed)
+    for rate in ORDINARY:
+        ordinary = model_of(encoder, tasks, "standard", blocks, rate, steps, seed)
+        tangent = tangent_of(ordinary)
+        for some in (*itertools.combinations(tasks, 2), tuple(tasks)):
+            known = {
+                "seed": seed, "blocks": blocks, "steps": steps, "rate": rate, "rate x steps": rate * steps,
+                "tasks": len(some), "sum": [one.name for one in some],
+            }  # fmt: skip
+            found.append(known | _cell(linear, ordinary, tangent, some))
     return found
 
 
@@ -110,15 +103,12 @@ def _cell(
 def mean_cells(found: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """Means over seeds and over the sums of as many tasks."""
     rows = []
-    keys = list(dict.fromkeys((one["steps"], one["rate"], one["tasks"]) for one in found))
-    for steps, rate, tasks in keys:
-        some = [one for one in found if (one["steps"], one["rate"], one["tasks"]) == (steps, rate, tasks)]
-        gaps = [
-            fmean(one["linear"] - one["ordinary"] for one in some if one["seed"] == seed)
-            for seed in dict.fromkeys(one["seed"] for one in some)
-        ]
+    names = ("blocks", "steps", "rate", "tasks")
+    for key in dict.fromkeys(tuple(one[name] for name in names) for one in found):
+        some = [one for one in found if tuple(one[name] for name in names) == key]
+        gaps = [fmean(map(gap, group)) for group in _by_seed(some)]
         rows.append({
-            "steps": steps, "ordinary rate": f"{rate:g}", "tasks": tasks,
+            "blocks": key[0], "steps": key[1], "ordinary rate": f"{key[2]:g}", "tasks": key[3],
             **{name: fmean(one[name] for one in some) for name in ("linear", "ordinary")},
             "gap": fmean(gaps), "least": min(gaps), "most": max(gaps),
             **{name: fmean(one[name] for one in some) for name in ("linear single", "ordinary single", "reach", "bend")},
@@ -126,30 +116,33 @@ def mean_cells(found: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     return rows
 
 
+def gap(one: Mapping[str, Any]) -> float:
+    """How far the linear sum is ahead at alpha 1."""
+    return float(one["linear"] - one["ordinary"])
+
+
+def _by_seed(found: Sequence[Mapping[str, Any]]) -> list[list[Mapping[str, Any]]]:
+    return [[one for one in found if one["seed"] == seed] for seed in dict.fromkeys(o["seed"] for o in found)]
+
+
 def correlations(found: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Spearman's rank correlation of the gap at alpha 1 with each quantity, over all sums; and within each seed."""
-    rows = []
-    for name in MEASURES:
-        by_seed = {
-            seed: [one for one in found if one["seed"] == seed]
-            for seed in dict.fromkeys(o["seed"] for o in found)
-        }
-        each = [_rank(some, name) for some in by_seed.values()]
-        rows.append({
-            "quantity": name, "known": "before" if name in MEASURES[:4] else "after",
-            "with the gap": fmean(each), "least": min(each), "most": max(each),
-        })  # fmt: skip
+    """Spearman's rank correlation of the gap at alpha 1 with each quantity, over the sums of each seed."""
+    rows: list[dict[str, Any]] = []
+    for name in (*BEFORE, *AFTER):
+        each = [_rank(some, name) for some in _by_seed(found)]
+        known = [one for one in each if not math.isnan(one)]  # one that never differs has no rank
+        spread = {"with the gap": fmean(known), "least": min(known), "most": max(known)} if known else {}
+        rows.append({"quantity": name, "known": "before" if name in BEFORE else "after", **spread})
     return rows
 
 
 def _rank(found: Sequence[Mapping[str, Any]], name: str) -> float:
-    def value(one: Mapping[str, Any]) -> float:
-        if name == "rate x steps":
-            return float(one["rate"] * one["steps"])
-        return float(one["linear single"] - one["ordinary single"] if name == "single gap" else one[name])
-
-    gaps = [one["linear"] - one["ordinary"] for one in found]
-    return float(spearmanr([value(one) for one in found], gaps).statistic)
+    values = [
+        one["linear single"] - one["ordinary single"] if name == "single gap" else one[name] for one in found
+    ]
+    if len(set(values)) < 2:
+        return math.nan
+    return float(spearmanr(values, list(map(gap, found))).statistic)
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -162,27 +155,30 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--rows", type=int, default=100, help="test rows a task")
     parser.add_argument("--steps", type=int, nargs="+", default=[20, 60])
     parser.add_argument(
-        "--out", type=Path, help="JSON, written after each seed; seeds that it holds are not run again"
+        "--blocks", type=int, nargs="+", default=[2, 6], help="how many of the last blocks train"
     )
+    parser.add_argument("--out", type=Path, help="JSON, written as it goes; what it holds is not made again")
     options = parser.parse_args(argv)
     encoder = ts.load("minilm")
     found = json.loads(options.out.read_text())["cells"] if options.out and options.out.exists() else []
     note = (
-        f"minilm, last two blocks, 32 tokens, linear rate {LINEAR:g}, {options.rows} test rows a task, "
-        f"{options.seeds} seeds; means over seeds and sums; gap: linear less ordinary at alpha 1, least and most of a "
-        "seed"
+        f"minilm, {', '.join(options.tasks)}, {ROWS} rows, 32 tokens, linear rate {LINEAR:g}, "
+        f"{options.rows} test rows a task, {options.seeds} seeds; means over seeds and sums; gap: linear less ordinary "
+        "at alpha 1, least and most of a seed"
     )
+    done = {(one["seed"], one["blocks"], one["steps"]) for one in found}
     with ts.quiet():
-        for seed in sorted(set(range(options.seeds)) - {one["seed"] for one in found}):
+        for seed, blocks, steps in itertools.product(range(options.seeds), options.blocks, options.steps):
+            if (seed, blocks, steps) in done:
+                continue
             tasks = [
-                one.subset(train=320, validation=40, test=options.rows, seed=seed)
+                one.subset(train=ROWS, validation=40, test=options.rows, seed=seed)
                 for one in ts.suite(options.tasks)
             ]
-            found += cells(encoder, tasks, seed, options.steps)
+            found += cells(encoder, tasks, seed, blocks, steps)
             if options.out:
-                options.out.write_text(
-                    json.dumps({"cells": found, "note": note}, indent=1) + "\n", encoding="utf-8"
-                )
+                text = json.dumps({"cells": found, "note": note}, indent=1)
+                options.out.write_text(f"{text}\n", encoding="utf-8")
     print(Table("Sums at alpha 1", mean_cells(found), note).to_markdown())
     said = "Spearman's rank correlation over sums, mean, least and most of a seed"
     print(Table("What the gap goes with", correlations(found), said).to_markdown())

@@ -1,5 +1,6 @@
 """Plans of fine-tunings against what the allocator gives out when they are carried out."""
 
+import itertools
 import json
 from collections.abc import Callable
 from dataclasses import replace
@@ -251,3 +252,39 @@ def test_what_cannot_be_planned_is_said() -> None:
         ts.plan(runs.encoder(), runs.points(), ts.Settings(cache="primal"))
     with pytest.raises(UsageError, match="no task"):
         ts.plan(runs.encoder(), [])
+
+
+# -- time --------------------------------------------------------------------------------------------------------
+
+
+def test_the_time_is_that_of_steps_of_the_run(monkeypatch):
+    """A clock that goes on by itself: a second at each look."""
+    clock = itertools.count()
+    monkeypatch.setattr("tauspan.train.timing.time.perf_counter", lambda: float(next(clock)))
+    x, y = torch.eye(4).repeat(50, 1), torch.arange(4).repeat(50) % 2
+    rows = {"train": (x, y), "validation": (x, y), "test": (x, y)}
+    task = ts.Task.from_tensors("parity", ["even", "odd"], **rows)
+    encoder = ts.load(torch.nn.Linear(4, 3))
+    before = [parameter.clone() for parameter in encoder.parameters()]
+    settings = ts.Settings(lr=0.1, epochs=3, batch_size=8)
+    found = ts.plan(encoder, task, settings, timed=True)
+    assert found.pace is not None
+    assert (found.pace.steps, found.pace.validations) == (75, 3)
+    assert found.pace.step == 1.0
+    assert found.pace.validation == 1.0 / (64 / 200)
+    assert found.pace.seconds == found.pace.first + 74 + 3 * found.pace.validation
+    assert found.verdict.endswith(f"; about {found.pace.seconds:.0f} seconds")
+    assert "each further step" in found.report().to_markdown()
+    assert all(map(torch.equal, before, encoder.parameters()))
+    assert ts.plan(encoder, task, settings).pace is None
+    assert ts.plan(encoder, task, settings, timed=True, memory=10).pace is None
+
+
+def test_a_run_of_one_step_has_no_time_of_later_ones():
+    x, y = torch.eye(4), torch.arange(4) % 2
+    rows = {"train": (x, y), "validation": (x, y), "test": (x, y)}
+    task = ts.Task.from_tensors("parity", ["even", "odd"], **rows)
+    found = ts.plan(ts.load(torch.nn.Linear(4, 3)), task, timed=True).pace
+    assert found is not None
+    assert (found.steps, found.timed, found.step, found.validations) == (1, 0, 0.0, 1)
+    assert found.first > 0

@@ -114,7 +114,9 @@ def _add_finetune(tune: argparse.ArgumentParser) -> None:
         help="under torchrun: every process keeps its part of each tensor, on its own GPU if there are any",
     )  # fmt: skip
     tune.add_argument(
-        "--plan", action="store_true", help="say what it will take and whether that fits; train nothing"
+        "--plan",
+        action="store_true",
+        help="say what it will take, whether that fits, and how long it lasts, from a few steps; write nothing",
     )
     tune.add_argument(
         "--memory", type=float, metavar="GB",
@@ -280,7 +282,9 @@ def _plan(task: "Task", settings: Settings, options: argparse.Namespace) -> None
     from tauspan.train import plan
 
     memory = None if options.memory is None else round(options.memory * 10**9)
-    found = plan(encoder_of(options), task, settings, shard=options.shard, memory=memory)
+    found = plan(
+        encoder_of(options), task, settings, shard=options.shard, memory=memory, timed=memory is None
+    )
     if first():
         show(found.report(), options)
 

@@ -185,6 +185,19 @@ def _inline(value: Any) -> str:
     return value if isinstance(value, str) else f"`{json.dumps(value, ensure_ascii=False)}`"
 
 
+def duration(seconds: float) -> str:
+    """A time as people say it.
+
+    Example:
+        >>> duration(42), duration(260), duration(10000)
+        ('42 seconds', '4.3 minutes', '2.8 hours')
+    """
+    for unit, size in (("days", 86400.0), ("hours", 3600.0), ("minutes", 60.0)):
+        if seconds >= 2 * size:
+            return f"{seconds / size:.1f} {unit}"
+    return f"{seconds:.0f} seconds"
+
+
 def in_words(size: int) -> str:
     """A number of bytes in words, in powers of 1000.
 

@@ -132,7 +132,7 @@ class Run:
                 self.validate()
 
         title = f"{self.name} ({self.settings.regime})"
-        with progress(title, self.total, show) as advance, closing(self._to_come()) as self.incoming:
+        with progress(title, self.total, show) as advance, closing(self.to_come()) as self.incoming:
             advance(self.step, "")
             try:
                 validate_if_due()  # a resumed run may have been interrupted just before validation
@@ -211,7 +211,7 @@ class Run:
         batch = encoded(self.encoder, rows, task.objective, task.tokens(self.settings.max_tokens), crops)
         return batch, self.targets[part[0]](split, places or (0,))[: len(places)]
 
-    def _to_come(self) -> Generator[tuple[Batch, Tensor]]:
+    def to_come(self) -> Generator[tuple[Batch, Tensor]]:
         """The batches of the remaining steps; images are decoded while earlier steps compute."""
         per_epoch = self.rows.per_epoch
         places = (divmod(step, per_epoch) for step in range(self.step, self.total))

@@ -13,14 +13,16 @@ from tauspan.core.errors import TauspanError, UsageError
 from tauspan.core.launch import launch
 from tauspan.core.measure import underway
 from tauspan.core.records import record
-from tauspan.core.report import Cell, Report, Table, in_words, noted, provenance
+from tauspan.core.report import Cell, Report, Table, duration, in_words, noted, provenance
 from tauspan.core.results import Result
 from tauspan.models import Encoder, blocks, core, fingerprint_of, named_unique
 from tauspan.tangent.cache.room import free_memory
 from tauspan.tasks import Task
 from tauspan.train.finetuning import require_together
 from tauspan.train.footprint import Footprint, footprint
+from tauspan.train.loop import VALIDATED
 from tauspan.train.settings import Settings
+from tauspan.train.timing import Pace, pace
 
 _ROOM = 0.9  # of the memory: the rest is for what is no tensor, and for gaps between tensors
 
@@ -78,6 +80,7 @@ class Plan(Result):
         peak: the most that is held at any time.
         memory: of the device, or as it was given.
         repairs: what would make it fit; none where it does.
+        pace: how long it will take, if steps were timed.
     """
 
     tasks: Sequence[str]
@@ -97,6 +100,7 @@ class Plan(Result):
     peak: int
     memory: int
     repairs: Sequence[Repair] = ()
+    pace: Pace | None = None
 
     @property
     def fits(self) -> bool:
@@ -108,13 +112,18 @@ class Plan(Result):
         """The answer in one sentence."""
         each = " in each process" if self.processes > 1 else ""
         sizes = f"about {in_words(self.peak)} of {in_words(self.memory)}{each}"
-        return f"fits: {sizes}" if self.fits else f"does not fit: {sizes}"
+        if not self.fits:
+            return f"does not fit: {sizes}"
+        return f"fits: {sizes}" + ("" if self.pace is None else f"; about {duration(self.pace.seconds)}")
 
     def report(self) -> Report:
         """The verdict, the bytes, the work, and what would make it fit."""
+        how = "" if self.pace is None else (
+            f"times from the first step, {self.pace.timed} more, and at most {VALIDATED} validation rows a task"
+        )  # fmt: skip
         tables = [
             Table("Memory", list(self._sizes()), "of tensors, in each process"),
-            Table("Work", list(self._work())),
+            Table("Work", list(self._work()), how),
         ]
         if not self.fits:
             rows: list[dict[str, Cell]] = [
@@ -151,6 +160,13 @@ class Plan(Result):
         yield {"what": "epochs", "value": tuned["epochs"]}
         yield {"what": "optimiser steps", "value": self.steps}
         yield {"what": "rows of a step", "value": tuned["batch_size"] * tuned["accumulation"]}
+        if self.pace is not None:
+            yield {"what": "until the first step has ended", "value": f"{self.pace.first:.3g} s"}
+            yield {"what": "each further step", "value": f"{self.pace.step:.3g} s"}
+            yield {
+                "what": f"each of {self.pace.validations} validations",
+                "value": f"{self.pace.validation:.3g} s",
+            }
 
 
 def within(peak: int, memory: int) -> bool:
@@ -168,12 +184,14 @@ def plan(
     shard: bool = False,
     processes: int | None = None,
     memory: int | None = None,
+    timed: bool = False,
 ) -> Plan:
     """What `finetune` with the same arguments will take: parameters, bytes, steps, and whether it fits.
 
-    Nothing is trained, and nothing as large as the parameters is made. What a step holds is found from two passes over
-    two and four of the task's rows, of which one is its longest text, and scaled to a whole batch operation by operation:
-    the bytes of an operation are affine in the rows. So it says what the largest step of an epoch holds.
+    Nothing is trained, unless `timed` asks for it, and nothing as large as the parameters is made. What a step holds is
+    found from two passes over two and four of the task's rows, of which one is its longest text, and scaled to a whole
+    batch operation by operation: the bytes of an operation are affine in the rows. So it says what the largest step of an
+    epoch holds.
 
     Args:
         encoder: what `tauspan.load` returned, on the device where it will train.
@@ -182,6 +200,7 @@ def plan(
         shard: with several processes, each keeps its part of every tensor.
         processes: how many there will be; None takes the launcher's, which is 1 without one.
         memory: bytes that a process may use; None takes what the device has.
+        timed: where it fits, and one process trains: also run some steps for a few seconds, for `pace`.
 
     Returns:
         A `Plan`: `fits`, `verdict`, `peak`, `parts`, `repairs`; `report()` has them as tables.
@@ -190,7 +209,8 @@ def plan(
         UsageError: an impossible setting, no task, two tasks of one name, or a cache, which is not planned.
 
     Cost:
-        Six passes over at most four rows for each task; more where repairs are looked for.
+        Six passes over at most four rows for each task; more where repairs are looked for. With `timed` at least three
+        steps of the run.
 
     Example:
         >>> import torch, tauspan as ts
@@ -214,7 +234,10 @@ def plan(
     with underway("plan"):
         found = _planned(encoder, tasks, settings, shard and many > 1, many, memory)
         repairs = () if found.fits else tuple(_repairs(encoder, tasks, settings, found))
-    return dataclasses.replace(found, repairs=repairs)
+    timing = timed and found.fits and many == 1
+    return dataclasses.replace(
+        found, repairs=repairs, pace=pace(encoder, tasks, settings) if timing else None
+    )
 
 
 def _planned(

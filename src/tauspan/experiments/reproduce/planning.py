@@ -5,7 +5,7 @@ from collections.abc import Iterator, Mapping, Sequence, Set
 from pathlib import Path
 
 from tauspan.core.arguments import checked
-from tauspan.core.report import Cell, Report, Table, in_words, provenance
+from tauspan.core.report import Cell, Report, Table, duration, in_words, provenance
 from tauspan.editing.model.edit import load
 from tauspan.experiments.reproduce.experiment import Changes, Experiment, Rates, experiment, recipes, variant
 from tauspan.experiments.reproduce.presets import PRESETS
@@ -159,7 +159,7 @@ class Plan:
         if {one.which.regime for one in left} <= set(self.times) and left:
             workers = f"{self.workers} workers would share it" if self.workers > 1 else "one worker"
             how = f"{sum(one.steps for one in left)} steps; {workers}; without evaluations"
-            yield {"what": "fine-tuning that is left", "value": _duration(seconds), "how known": how}
+            yield {"what": "fine-tuning that is left", "value": duration(seconds), "how known": how}
         if self.parameters is None or not trainings:
             return
         size, files = self.parameters * _FLOAT, sum(not one.linked for one in trainings)
@@ -289,10 +289,3 @@ def _training_rows(trainings: Sequence[Training]) -> Iterator[dict[str, Cell]]:
 
 def _listed(values: Sequence[float]) -> str:
     return ", ".join(f"{value:g}" for value in values)
-
-
-def _duration(seconds: float) -> str:
-    for unit, size in (("days", 86400.0), ("hours", 3600.0), ("minutes", 60.0)):
-        if seconds >= 2 * size:
-            return f"{seconds / size:.1f} {unit}"
-    return f"{seconds:.0f} seconds"

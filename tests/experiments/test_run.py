@@ -223,6 +223,21 @@ def test_a_run_starts_from_a_pre_trained_model(recipe: Recipe, tmp_path: Path) -
     assert not (tmp_path / "out").exists()
 
 
+def test_a_plan_times_what_is_left(
+    recipe: Recipe, done: tuple[Path, Report], tmp_path: Path, trainings: list[str]
+) -> None:
+    found = plan(recipe, tmp_path / "new", timed=True)
+    rows = {row["fine-tuning"]: row for row in found.tables[1].rows}
+    assert rows.keys() == {"standard", "linear"}
+    for kind in rows:
+        assert rows[kind]["left"] == len(TASKS) * len(recipe.seeds)
+        assert rows[kind]["steps"] == rows[kind]["left"]  # one each
+    assert found.result["seconds"] > 0
+    assert plan(recipe, done[0], timed=True).result["seconds"] == 0
+    assert trainings == []
+    assert not (tmp_path / "new").exists()
+
+
 def test_a_plan_counts_what_is_done_and_does_nothing(
     recipe: Recipe, done: tuple[Path, Report], tmp_path: Path, trainings: list[str]
 ) -> None:

@@ -50,7 +50,9 @@ def add(verbs: Any, verb: Verb) -> None:
         "regimes=[linear]; repeatable (default: the recipe's)",
     )  # fmt: skip
     recipe.add_argument(
-        "--plan", action="store_true", help="say what is to be done and what is done; do nothing"
+        "--plan",
+        action="store_true",
+        help="say what is done, what is left and how long its fine-tunings take; write nothing",
     )
     recipe.add_argument("--schema", action="store_true", help="print the JSON schema of recipes, for editors")
     tune = verb(verbs, "finetune", "fine-tune on one task and write the task vector", finetune)
@@ -199,7 +201,7 @@ def _recipe(file: Path, out: Path, options: argparse.Namespace, workers: int = 1
     if options.seed is not None:
         recipe = dataclasses.replace(recipe, seeds=(options.seed,))
     if options.plan:
-        show(plan(recipe, out, device=options.device), options)
+        show(plan(recipe, out, device=options.device, timed=True), options)
         return
     show(carry_out(recipe, out, workers=workers, device=options.device), options)
 

@@ -49,7 +49,7 @@ class Pace:
         return self.first + self.step * (self.steps - 1) + self.validation * self.validations
 
 
-def pace(encoder: Encoder, tasks: Sequence[Task], settings: Settings, budget: float = 4.0) -> Pace:
+def pace(encoder: Encoder, tasks: Sequence[Task], settings: Settings, budget: float = 2.0) -> Pace:
     """Train for some steps in this process, for about `budget` seconds, and throw the result away.
 
     Args:

@@ -104,6 +104,10 @@ class RunContext:
         """The recipe's tasks, in its order."""
         return [self.task(name) for name in self.recipe.tasks]
 
+    def tasks_of(self, which: Finetuning) -> list[Task]:
+        """Those that a vector is made for."""
+        return self.tasks if which.task is None else [self.task(which.task)]
+
     @property
     def metric(self) -> str:
         """What the tasks are measured by, in words."""
@@ -153,7 +157,7 @@ class RunContext:
 
     def key_of(self, which: Finetuning) -> str:
         """What decides a vector."""
-        tasks = self.tasks if which.task is None else [self.task(which.task)]
+        tasks = self.tasks_of(which)
         base = self.base(which.seed) + self.encoder(which.seed).describe()
         return self.settings(which).key(base, "".join(task.checksum() for task in tasks))
 
@@ -171,11 +175,7 @@ class RunContext:
         folder, settings = self.folder(which), self.settings(which)
 
         def work() -> Content:
-            encoder = self.encoder(which.seed)
-            if which.task is None:
-                done = finetune(encoder, self.tasks, settings, out=folder, resume=True)
-            else:
-                done = finetune(encoder, self.task(which.task), settings, out=folder, resume=True)
+            done = finetune(self.encoder(which.seed), self.tasks_of(which), settings, out=folder, resume=True)
             return {"history": list(done.history), "tokenizer": self._tokenizer}
 
         key, made = self.key_of(which), folder / FILE

@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import logging
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,16 +14,18 @@ from tauspan.core.launch import launch
 from tauspan.core.measure import underway
 from tauspan.core.notices import heard, once
 from tauspan.core.processes import world
-from tauspan.core.report import Cell, Report, Table, noted, provenance
+from tauspan.core.report import Cell, Report, Table, duration, noted, provenance
 from tauspan.experiments import figures
 from tauspan.experiments.run.context import RunContext
 from tauspan.experiments.run.jobs import in_workers
 from tauspan.experiments.run.part import laid_over
 from tauspan.experiments.run.recipe import Recipe
 from tauspan.experiments.run.spread import in_words
+from tauspan.experiments.run.vectors import Finetuning, finetunings
 from tauspan.experiments.sweep.driver import BackendName
 from tauspan.experiments.sweep.executors import Makes, Submits
 from tauspan.store import write_text
+from tauspan.train.timing import pace
 
 log = logging.getLogger(__name__)
 
@@ -136,8 +139,8 @@ def write(report: Report, recipe: Recipe, folder: Path) -> None:
 
 @noted
 @checked
-def plan(recipe: Recipe, out: str | Path, *, device: str | None = None) -> Report:
-    """The stages of a recipe: how many there are of each kind, and how many are done; nothing is trained or written.
+def plan(recipe: Recipe, out: str | Path, *, device: str | None = None, timed: bool = False) -> Report:
+    """The stages of a recipe: how many there are of each kind, and how many are done; nothing is kept or written.
 
     A fine-tuning counts as done if its vector is there and was made with these settings, data and model. A stage that
     measures counts if its file is there; whether it is out of date is known only when its vectors are.
@@ -146,9 +149,11 @@ def plan(recipe: Recipe, out: str | Path, *, device: str | None = None) -> Repor
         recipe: what to do.
         out: the output folder.
         device: where the model would compute; it is loaded for its fingerprint.
+        timed: also run a few steps of one fine-tuning of each kind that is left, and say how long all of them take.
 
     Returns:
-        A `Report` with one row for each kind of stage; `report.result` has the numbers `stages` and `done`.
+        A `Report` with one row for each kind of stage; `report.result` has the numbers `stages` and `done`, and with
+        `timed` the `seconds` of the fine-tunings that are left, in one worker.
     """
     context = RunContext(recipe, Path(out), device)
     steps = context.steps().values()
@@ -158,7 +163,63 @@ def plan(recipe: Recipe, out: str | Path, *, device: str | None = None) -> Repor
         {"regime": label, "stage": kind, "number": count, "done": finished[label, kind]}
         for (label, kind), count in number.items()
     ]
-    note = f"what is done is in {out} and is not done again"
+    tables = [Table("Stages", rows, f"what is done is in {out} and is not done again")]
     facts = provenance(recipe=recipe.as_dict(), base=context.pretrained.source)
-    result = {"stages": number.total(), "done": finished.total()}
-    return Report(f"{recipe.title}: plan", [Table("Stages", rows, note)], facts, result=result)
+    result: dict[str, Any] = {"stages": number.total(), "done": finished.total()}
+    if timed:
+        times = list(_times(context))
+        result["seconds"] = sum(one.seconds for one in times)
+        note = (
+            f"about {duration(result['seconds'])} of fine-tuning in one worker, from steps of one of each kind, without "
+            "caches; evaluations are not counted"
+        )
+        tables.append(Table("Time", [one.cells() for one in times], note))
+    return Report(f"{recipe.title}: plan", tables, facts, result=result)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Time:
+    """What is left of one kind of fine-tunings.
+
+    Args:
+        kind: of the vectors.
+        number: of fine-tunings that are left.
+        steps: of all of them.
+        step: seconds of one.
+        seconds: of all of them, with what comes before the first step and with validation.
+    """
+
+    kind: str
+    number: int
+    steps: int
+    step: float
+    seconds: float
+
+    def cells(self) -> dict[str, Cell]:
+        """A row of the table."""
+        return {
+            "fine-tuning": self.kind, "left": self.number, "steps": self.steps, "a step": f"{self.step:.3g} s",
+            "in all": duration(self.seconds),
+        }  # fmt: skip
+
+
+def _times(context: RunContext) -> Iterator[_Time]:
+    """For each kind of fine-tunings that are left; one of them is timed."""
+    left: dict[str, list[Finetuning]] = {}
+    for which in finetunings(context.recipe):
+        if not context.finished(which):
+            left.setdefault(which.kind, []).append(which)
+    for kind, some in left.items():
+        tasks = context.tasks_of(some[0])
+        found = pace(
+            context.encoder(some[0].seed), tasks, dataclasses.replace(context.settings(some[0]), cache="none")
+        )
+        each = [
+            context.settings(which).steps(sum(len(task.split("train")) for task in context.tasks_of(which)))
+            for which in some
+        ]
+        share = sum(each) / found.steps  # validation follows steps, since each epoch has one
+        seconds = len(some) * found.first + found.step * (sum(each) - len(some))
+        yield _Time(
+            kind, len(some), sum(each), found.step, seconds + share * found.validations * found.validation
+        )

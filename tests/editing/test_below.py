@@ -25,6 +25,7 @@ class Block(nn.Module):
 
     def forward(self, x):
         RUNS[self.place] += 1
+        self.seen = x
         return x + self.linear(x).tanh()
 
 
@@ -49,6 +50,8 @@ class Net(nn.Module):
             return sum(seen)
         if self.reads == "an output behind a gate":
             return x + self.gate * seen[0]
+        if self.reads == "what a block keeps":
+            return x + self.blocks[0].seen
         return x
 
 
@@ -95,7 +98,7 @@ def test_the_blocks_below_run_once_for_each_batch():
     assert last == 2 * len(CHOICES) + 1 + below._CHECKS
 
 
-@pytest.mark.parametrize("reads", ["all outputs", "an output behind a gate"])
+@pytest.mark.parametrize("reads", ["all outputs", "an output behind a gate", "what a block keeps"])
 def test_where_more_is_read_the_model_runs_whole(reads):
     moved = ("blocks.2.linear.weight", "gate")
     asked_all(editor(reads, moved))

@@ -1,5 +1,7 @@
 """A tangent model under `torch.compile`: one graph, the same numbers and gradients as without."""
 
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -11,8 +13,26 @@ from helpers.zoo import ZOO, Example, all_close, at, classifier, direction, norm
 from tauspan import linearize
 from tauspan.tangent import Linearized
 
-FAMILIES = ("mlp", "bert", "llama")
-MORE = ("conv", "torch_transformer", "gpt2", "gpt2_lm", "llama_own_norm", "vit", "clip", "tied")
+# Dynamo cannot trace lines with probes of slipcover, under which the normal set runs: it asks a process of its own.
+slow = pytest.mark.slow
+FAMILIES = (
+    "mlp", "conv", "torch_transformer", "tied", "bert", "gpt2", "gpt2_lm", "llama", "llama_own_norm", "vit", "clip",
+)  # fmt: skip
+ALONE = """
+import torch, tauspan as ts
+from torch import nn
+net = nn.Sequential(nn.Linear(3, 4), nn.LayerNorm(4), nn.GELU(), nn.Linear(4, 2)).double()
+lin, x = ts.linearize(net), torch.randn(5, 3).double()
+for tau in lin.parameters():
+    nn.init.normal_(tau)
+compiled, found = torch.compile(lin, backend="aot_eager", fullgraph=True), []
+for called in (lin, compiled):
+    lin.zero_grad()
+    out = called(x)
+    out.square().sum().backward()
+    found.append([out.detach(), *(tau.grad.clone() for tau in lin.parameters())])
+print(all(map(torch.equal, *found)), lin.engine)
+"""
 
 
 @pytest.fixture(autouse=True)
@@ -39,7 +59,13 @@ def both(lin: Linearized, example: Example, **how: Any) -> tuple[dict[str, Tenso
     return plain, stepped(torch.compile(lin, fullgraph=True, **how), lin, example)
 
 
-@pytest.mark.parametrize("name", [*FAMILIES, *(pytest.param(name, marks=pytest.mark.slow) for name in MORE)])
+def test_one_graph_in_a_process_of_its_own() -> None:
+    done = subprocess.run([sys.executable, "-c", ALONE], capture_output=True, text=True, check=False)
+    assert done.stdout.split() == ["True", "onepass"], done.stderr
+
+
+@slow
+@pytest.mark.parametrize("name", FAMILIES)
 def test_one_graph_gives_the_same_bits(name: str) -> None:
     example = ZOO[name].make()
     lin = linearize(example.model)
@@ -50,6 +76,7 @@ def test_one_graph_gives_the_same_bits(name: str) -> None:
     assert all(torch.equal(compiled[key], found) for key, found in plain.items())
 
 
+@slow
 def test_another_size_is_another_graph() -> None:
     """What the rules do depends on sizes, so each is compiled anew."""
     example, lin = ZOO["mlp"].make(), linearize(ZOO["mlp"].make().model)
@@ -59,6 +86,7 @@ def test_another_size_is_another_graph() -> None:
         assert torch.equal(compiled(x), lin(x))
 
 
+@slow
 def test_tau_and_theta0_are_read_where_they_are() -> None:
     """An optimiser changes tau in place; a user may load other weights."""
     net = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 2)).double()
@@ -71,6 +99,7 @@ def test_tau_and_theta0_are_read_where_they_are() -> None:
     assert torch.equal(compiled(x), lin(x))
 
 
+@slow
 def test_a_frozen_part_and_the_encoder_as_point() -> None:
     model = classifier(ZOO["bert"].make())
     for point in ("encoder", "logits"):
@@ -80,6 +109,7 @@ def test_a_frozen_part_and_the_encoder_as_point() -> None:
         assert all(torch.equal(compiled[key], found) for key, found in plain.items()), point
 
 
+@slow
 def test_the_engine_that_was_found_for_a_module_is_compiled() -> None:
     """Here the one that was asked for."""
     example = ZOO["mlp"].make()
@@ -89,7 +119,7 @@ def test_the_engine_that_was_found_for_a_module_is_compiled() -> None:
     assert all_close(compiled, plain)
 
 
-@pytest.mark.slow
+@slow
 @pytest.mark.filterwarnings("ignore:.torch.jit")
 def test_compiled_to_machine_code() -> None:
     example = ZOO["bert"].make()

@@ -48,15 +48,26 @@ class Below:
             return _run(model, batch)
         if id(batch) not in self._kept:
             return self._first(model, batch)
-        found = self._short(model, batch)
         if self._checks and batch is next(iter(self._kept.values()))[0]:
             self._checks -= 1
-            return self._agreed(found, _run(model, batch))
-        return found
+            return self._compared(model, batch)
+        return self._short(model, batch)
 
     def _short(self, model: Classifier, batch: Batch) -> Tensor:
         with skipping(self._skipped, self._kept[id(batch)][1]):
             return _run(model, batch)
+
+    def _compared(self, model: Classifier, batch: Batch) -> Tensor:
+        """A whole run; if the short one raises, or differs in a bit, all later ones are whole too."""
+        try:  # before the whole run, which may leave in the module what this one lacks
+            short = self._short(model, batch)
+        except Exception:  # what the module raises where its blocks did not run
+            short = None
+        whole = _run(model, batch)
+        if short is None or not short.equal(whole):
+            self._skipped = []
+            self._kept.clear()
+        return whole
 
     def _first(self, model: Classifier, batch: Batch) -> Tensor:
         """A whole run, of which the output below is kept as long as there is room."""
@@ -90,12 +101,6 @@ class Below:
             finally:
                 hook.remove()
         return read != [False]
-
-    def _agreed(self, short: Tensor, whole: Tensor) -> Tensor:
-        if not short.equal(whole):
-            self._skipped = []
-            self._kept.clear()
-        return whole
 
 
 def _run(model: nn.Module, batch: Batch) -> Tensor:

@@ -167,8 +167,9 @@ def choose_ridge(kernel: Kernel, residual: Tensor, grid: Sequence[float] | None 
 
     Example:
         >>> from tauspan.kernel import DenseKernel
-        >>> choose_ridge(DenseKernel(torch.ones(3, 3)), torch.ones(3), [0.1, 1.0]).ridge
-        0.1
+        >>> choice = choose_ridge(DenseKernel(torch.ones(4, 4)), torch.tensor([1.0, 2.0, 1.0, 2.0]))
+        >>> round(choice.ridge, 3), choice.at_edge
+        (0.1, False)
     """
     flat = vector_for(kernel, residual, "the residual y - f0")
     _require_rows(kernel)

@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 import tauspan as ts
+from helpers import languages
 from helpers.zoo import normal
 from tauspan.editing.model import below
 from tauspan.models import Encoder, Head
@@ -119,3 +120,20 @@ def test_the_search_chooses_the_same(monkeypatch):
     found = editor().add()
     monkeypatch.setattr(below, "below", lambda *_: [])
     assert editor().add().curve == found.curve
+
+
+@pytest.mark.parametrize(
+    "kind",
+    ["llama", pytest.param("gpt2", marks=pytest.mark.slow), pytest.param("gemma3", marks=pytest.mark.slow)],
+)
+def test_language_models_answer_the_same(tmp_path, kind, monkeypatch):
+    folder = languages.write(tmp_path / "model", kind)
+    encoder = ts.load(folder, language=32)
+    task = languages.sums(12)
+    settings = ts.Settings(params="last:1", lr=0.05, epochs=2)
+    vector = ts.finetune(encoder, task, settings).task_vector
+    asked = ts.Editor(encoder, {task: vector})
+    found = [asked.evaluate(alpha).tasks[0].value for alpha in (0.0, 0.5, 1.0, 2.0, 4.0)]
+    monkeypatch.setattr(below, "below", lambda *_: [])
+    whole = ts.Editor(encoder, {task: vector})
+    assert found == [whole.evaluate(alpha).tasks[0].value for alpha in (0.0, 0.5, 1.0, 2.0, 4.0)]

@@ -166,14 +166,15 @@ def plan(recipe: Recipe, out: str | Path, *, device: str | None = None, timed: b
     tables = [Table("Stages", rows, f"what is done is in {out} and is not done again")]
     facts = provenance(recipe=recipe.as_dict(), base=context.pretrained.source)
     result: dict[str, Any] = {"stages": number.total(), "done": finished.total()}
-    if timed:
+    if timed and finetunings(recipe):
         times = list(_times(context))
         result["seconds"] = sum(one.seconds for one in times)
         note = (
             f"about {duration(result['seconds'])} of fine-tuning in one worker, from steps of one of each kind, without "
-            "caches; evaluations are not counted"
+            "caches; evaluations, and what the part `made` trains, are not counted"
         )
-        tables.append(Table("Time", [one.cells() for one in times], note))
+        if times:
+            tables.append(Table("Time", [one.cells() for one in times], note))
     return Report(f"{recipe.title}: plan", tables, facts, result=result)
 
 

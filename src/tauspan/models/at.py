@@ -28,7 +28,7 @@ class At(TorchFunctionMode):
         point: tensors by parameter name. A tied parameter has one entry, under any of its names; every parameter without
             an entry is constant.
         custom: what to do with a `torch.autograd.Function`, which torch does not let a mode see.
-        constants: what stands for other parameters and for buffers, by name: a compiler's tensors.
+        constants: tensors by name that replace other parameters and buffers; a compiler gives its own.
 
     Attributes:
         used: the names of `point` that some operation has read.

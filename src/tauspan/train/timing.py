@@ -72,14 +72,13 @@ def pace(encoder: Encoder, tasks: Sequence[Task], settings: Settings, budget: fl
                 run.one_step(*divmod(run.step, run.rows.per_epoch))
                 advance(1, "")
 
-            step()
-            _wait(device)
+            clocked(step, device)
             first, taken = time.perf_counter() - begun, list[float]()
             while run.step < run.total and len(taken) < _MOST - 1:
-                taken.append(_seconds(step, device))
+                taken.append(clocked(step, device))
                 if len(taken) >= _FEWEST and sum(taken) > budget:
                     break
-        validation = _seconds(run.validate, device)
+        validation = clocked(run.validate, device)
     share = sum(len(one.split("validation")) for one in few) / sum(
         len(one.split("validation")) for one in tasks
     )
@@ -89,8 +88,9 @@ def pace(encoder: Encoder, tasks: Sequence[Task], settings: Settings, budget: fl
     )  # fmt: skip
 
 
-def _seconds(work: Callable[[], Any], device: torch.device) -> float:
-    """Wall-clock seconds of `work`; a GPU's queue is emptied afterwards."""
+def clocked(work: Callable[[], Any], device: torch.device) -> float:
+    """Wall-clock seconds of `work`; a GPU's queue is emptied before and after."""
+    _wait(device)
     started = time.perf_counter()
     work()
     _wait(device)

@@ -9,7 +9,7 @@ from tauspan import models
 from tauspan.core.errors import ModelError
 from tauspan.models import Batch, Classifier
 from tauspan.models.at import At
-from tauspan.tangent.cache.features import below, skipping
+from tauspan.tangent.cache.features import below, skipping, watched
 from tauspan.tangent.cache.room import free_memory
 from tauspan.tangent.engine.dual import mapped
 
@@ -76,12 +76,8 @@ class Below:
             if self._reads_moved(model, batch):
                 self._skipped = []
                 return _run(model, batch)
-        caught: list[Any] = []
-        hook = self._skipped[-1].register_forward_hook(lambda _, __, output: caught.append(output))
-        try:
+        with watched(self._skipped[-1]) as caught:
             whole = _run(model, batch)
-        finally:
-            hook.remove()
         size = _bytes(caught)
         if len(caught) == 1 and size <= self._room:
             self._room -= size
@@ -93,13 +89,11 @@ class Below:
         known = dict(self._inner.named_parameters())
         if not known.keys() >= set(self._moved):  # a buffer, or another name of a tied parameter
             return True
-        read: list[bool] = []
-        with At(self._inner, {name: known[name] for name in self._moved}) as at:
-            hook = self._skipped[-1].register_forward_hook(lambda *_: read.append(bool(at.used)))
-            try:
-                model(batch)
-            finally:
-                hook.remove()
+        with (
+            At(self._inner, {name: known[name] for name in self._moved}) as at,
+            watched(self._skipped[-1], lambda _: bool(at.used)) as read,
+        ):
+            model(batch)
         return read != [False]
 
 

@@ -236,7 +236,7 @@ class OrdinaryModel(EditedModel):
     def _logits(self, task: Task, split: str, used: Coefs, about: str, advance: Advance) -> Tensor:
         edited = self._edited(used)
         model, run = Classifier(edited, self.head(task)), None
-        if self._below and self.encoder.inputs.modality != "image":  # whose batches are made anew each time
+        if self._below:
             run = partial(self._below, model)
         with models.eval_mode(edited), torch.inference_mode():
             return outputs(model, self.batches(task, split), advance, about, run)
@@ -255,7 +255,8 @@ class OrdinaryModel(EditedModel):
             return self.encoder
         if self._copy is None:
             self._copy = models.working_copy(self.encoder).eval()
-            self._below = Below(self._copy, self._moved())
+            if self.encoder.inputs.modality != "image":  # whose batches are made anew each time
+                self._below = Below(self._copy, self._moved())
         if self._at != used:
             total = self.directions.combined(used)
             _set_weights(self._copy, self.encoder, self.fitted(total), 1.0)

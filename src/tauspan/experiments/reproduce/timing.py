@@ -1,8 +1,6 @@
 """The time of one training step on this machine, measured for a few seconds with the real model on random rows."""
 
 import statistics
-import time
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -11,6 +9,7 @@ import torch.nn.functional as F
 from tauspan.core.measure import measured
 from tauspan.models import Batch, Encoder, Head, eval_mode
 from tauspan.train import Settings
+from tauspan.train.timing import clocked
 from tauspan.train.trainee import Trainee, trainee
 
 _CLASSES = 10
@@ -73,18 +72,4 @@ def _seconds(what: Trainee, encoder: Encoder, rows: int, settings: Settings) -> 
         loss = F.cross_entropy(what(batch, 0), labels)
         loss.backward()  # type: ignore[no-untyped-call]
 
-    return _clocked(step, labels.device)
-
-
-def _clocked(work: Callable[[], None], device: torch.device) -> float:
-    """Wall-clock seconds of `work`; a GPU's queue is emptied before and after."""
-    _wait(device)
-    started = time.perf_counter()
-    work()
-    _wait(device)
-    return time.perf_counter() - started
-
-
-def _wait(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
+    return clocked(step, labels.device)

@@ -1,6 +1,6 @@
 """Cached features: if only late blocks train, the blocks below them run once per batch."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -56,6 +56,17 @@ def skipping(skipped: list[nn.Module], output: Any) -> Iterator[None]:
         yield
 
 
+@contextmanager
+def watched(block: nn.Module, look: Callable[[Any], Any] = lambda output: output) -> Iterator[list[Any]]:
+    """Inside the block, a list that gets what `look` gives of each output of the module."""
+    seen: list[Any] = []
+    hook = block.register_forward_hook(lambda _, __, output: seen.append(look(output)))
+    try:
+        yield seen
+    finally:
+        hook.remove()
+
+
 def cell(linearized: "Linearized", batch: Any, folder: Path | None) -> tuple[FeatureCell, int]:
     """One batch's cell and the bytes it holds.
 
@@ -64,13 +75,8 @@ def cell(linearized: "Linearized", batch: Any, folder: Path | None) -> tuple[Fea
     """
     skipped = below(models.core(linearized.base)[0], list(linearized.tau))
     call = linearized.function(batch)  # looking for tensors that the module keeps may run it
-    caught: list[Any] = []
-    hook = skipped[-1].register_forward_hook(lambda _, __, output: caught.append(output))
-    try:
-        with torch.no_grad():
-            call(linearized.theta0())
-    finally:
-        hook.remove()
+    with watched(skipped[-1]) as caught, torch.no_grad():
+        call(linearized.theta0())
     if len(caught) != 1:
         raise ModelError(f"the model runs its block {len(caught)} times, so its output cannot stand for it.")
     room = Room([*linearized.base.parameters(), *linearized.base.buffers()], folder)

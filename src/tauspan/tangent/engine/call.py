@@ -29,7 +29,7 @@ class Call:
         parameters: the trainable parameters, under the names that a task vector has for them.
         prefix: the prefix of those names in the module.
         intact: restores the module after a call.
-        constants: what stands for the module's other parameters and its buffers, by name; see `At`.
+        constants: tensors by name that replace other parameters and buffers of the module; see `At`.
         used: the trainable parameters that calls of this object have used.
     """
 

@@ -8,6 +8,7 @@ matrix, `LowRankKernel` of a factor. The sub-packages `tauspan.kernel.diagnose` 
 from tauspan.kernel.approximate.lowrank import Nystrom, determinantal, nystrom, pivoted_cholesky
 from tauspan.kernel.approximate.reduced import Reduction, reduced
 from tauspan.kernel.operator.closed_form import ClosedForm, closed_form, logits_at_base, task_vector
+from tauspan.kernel.operator.factored import kronecker
 from tauspan.kernel.operator.ghosts import Ghosts
 from tauspan.kernel.operator.interference import Interference, interference
 from tauspan.kernel.operator.joint import Joint, joint
@@ -26,6 +27,7 @@ from tauspan.kernel.solvers.estimates import Estimate, participation_rank, squar
 from tauspan.kernel.solvers.flow import Modes
 from tauspan.kernel.solvers.hinge import Margins, margins, one_vs_rest, solve_hinge
 from tauspan.kernel.solvers.kernels import DenseKernel, LowRankKernel
+from tauspan.kernel.solvers.kronecker import KroneckerKernel
 from tauspan.kernel.solvers.newton import solve_cross_entropy
 from tauspan.kernel.solvers.quadrature import effective_dimension, logdet
 from tauspan.kernel.solvers.regression import RidgeChoice, choose_ridge, leave_one_out, solve_ridge
@@ -44,6 +46,7 @@ __all__ = [
     "Interference",
     "Joint",
     "Kernel",
+    "KroneckerKernel",
     "Loss",
     "LossProblem",
     "LossSolution",
@@ -68,6 +71,7 @@ __all__ = [
     "eigenpairs",
     "interference",
     "joint",
+    "kronecker",
     "leave_one_out",
     "logdet",
     "logits_at_base",

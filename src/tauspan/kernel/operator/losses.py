@@ -1,23 +1,31 @@
 """The losses of closed forms: each is a function that solves for alpha, and a row of `LOSSES`."""
 
+import logging
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, NamedTuple, cast
+from typing import Any, Literal, NamedTuple, cast
 
 import torch.nn.functional as F
 from torch import Tensor
 
 from tauspan.core.errors import UsageError
 from tauspan.kernel.approximate.lowrank import preconditioner
+from tauspan.kernel.operator.factored import kronecker
 from tauspan.kernel.operator.tangent import TangentKernel
 from tauspan.kernel.solvers.base import Kernel
-from tauspan.kernel.solvers.cg import solve_cg
+from tauspan.kernel.solvers.cg import conjugate_gradients, solve_cg
 from tauspan.kernel.solvers.hinge import Margins, margins, one_vs_rest, solve_hinge
 from tauspan.kernel.solvers.kernels import DenseKernel
 from tauspan.kernel.solvers.newton import solve_cross_entropy
 from tauspan.kernel.solvers.regression import RidgeChoice, choose_ridge, solve_ridge
 from tauspan.kernel.solvers.solution import DENSE, DualSolution, matrix_of
+
+log = logging.getLogger(__name__)
+By = Literal["auto", "matrix", "products"]
+BYS: tuple[By, ...] = ("auto", "matrix", "products")
+_OUTPUTS, _SIZE = 8, 1000  # outputs, and rows x outputs, from which products take less time
+_STEPS = 40  # of products, after which the matrix would have been faster
 
 
 @dataclass(frozen=True)
@@ -34,6 +42,7 @@ class LossProblem:
         grid: what leave-one-out chooses from.
         tolerance: of iterative solvers.
         max_steps: of iterative solvers.
+        by: what the squared loss is solved with; see `closed_form`.
     """
 
     kernel: TangentKernel
@@ -44,6 +53,14 @@ class LossProblem:
     grid: Sequence[float] | None = None
     tolerance: float = 1e-8
     max_steps: int = 1000
+    by: By = "auto"
+
+    @property
+    def by_products(self) -> bool:
+        """Whether the squared loss is solved without a matrix of N O rows."""
+        size, outputs = self.kernel.shape[0], self.kernel.outputs
+        auto = size > DENSE or (outputs >= _OUTPUTS and size >= _SIZE and not self.kernel.formed)
+        return auto if self.by == "auto" else self.by == "products"
 
     @property
     def strength(self) -> float:
@@ -97,17 +114,28 @@ def squared(problem: LossProblem) -> LossSolution:
     """Ridge regression on the problem's residual."""
     residual = problem.residual()
     facts: dict[str, Any] = {} if problem.gap is None else {"gap": problem.gap}
+    products = problem.by_products
+    near = kronecker(problem.kernel) if products and problem.kernel.outputs > 1 else None
     choice, ridge = None, problem.ridge
     if ridge is None:
-        choice = choose_ridge(problem.kernel, residual, problem.grid)
+        choice = choose_ridge(problem.kernel if near is None else near, residual, problem.grid)
         ridge = choice.ridge
         facts["leave_one_out"] = {"grid": list(choice.grid), "errors": list(choice.errors)}
-    if problem.kernel.shape[0] <= DENSE:
+        if near is not None:
+            facts["leave_one_out"]["kernel"] = "Kronecker product"
+    if not products:
         return LossSolution(solve_ridge(problem.kernel, residual, ridge), facts, choice)
-    near = preconditioner(problem.kernel)
+    if problem.by == "auto" and problem.kernel.shape[0] <= DENSE:
+        steps = min(problem.max_steps, _STEPS)
+        tried = conjugate_gradients(problem.kernel, residual, ridge, near, problem.tolerance, steps)
+        if tried.converged:
+            return LossSolution(tried, facts, choice)
+        log.info("products were not enough after %d steps, so the whole kernel is computed", steps)
+        return squared(replace(problem, by="matrix"))
     solution = solve_cg(
-        problem.kernel, residual, ridge, near, tolerance=problem.tolerance, max_steps=problem.max_steps
-    )
+        problem.kernel, residual, ridge, near or preconditioner(problem.kernel),
+        tolerance=problem.tolerance, max_steps=problem.max_steps,
+    )  # fmt: skip
     return LossSolution(solution, facts, choice)
 
 

@@ -141,6 +141,15 @@ class TangentKernel(Kernel):
         other._matrix = None if self._matrix is None else self._matrix.T
         return other
 
+    def of_outputs(self, outputs: Outputs) -> "TangentKernel":
+        """The kernel of other outputs of the same model and rows; nothing is computed yet."""
+        other = copy.copy(self)
+        other._matrix, other.folder = None, None
+        other._tiles = Tiles(self._tiles.room, self.backend, self.check)
+        other.left = self.left.of_outputs(outputs)
+        other.right = other.left if self.symmetric else self.right.of_outputs(outputs)
+        return other
+
     @property
     def formed(self) -> bool:
         """Whether the matrix has been computed, so that products are computed with it."""

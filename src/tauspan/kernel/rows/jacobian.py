@@ -193,6 +193,10 @@ class Jacobian:
             )
         return replace(self, together=True)
 
+    def of_outputs(self, outputs: Outputs) -> "Jacobian":
+        """The same rows with other outputs of the model."""
+        return replace(self, select=selector(outputs, self.samples, self.select.weights.shape[2]))
+
     @cached_property
     def samples(self) -> int:
         """N, the rows of data."""

@@ -42,8 +42,8 @@ def load_model(
 
     Args:
         source: `"minilm"` or `"smollm2"` (packaged), a GGUF file, a directory that transformers wrote,
-            `"org/name@revision"` on the hub, `"hf-hub:org/name"` or `"local-dir:path"` for timm and open_clip, or an
-            `nn.Module` whose call maps a batch to features (N, d).
+            `"org/name@revision"` on the hub, a URL that fsspec knows (`"s3://bucket/model"`), `"hf-hub:org/name"` or
+            `"local-dir:path"` for timm and open_clip, or an `nn.Module` whose call maps a batch to features (N, d).
         cache: folder for downloads; the hub's own default when None.
         language: read a language model, whose texts have at most so many tokens.
 
@@ -79,7 +79,7 @@ def checkpoint_of(source: str | Path, cache: str | Path | None = None) -> tuple[
         ModelError, PickleRefusedError, StoreError: as `load_model`.
     """
     text = str(source).removeprefix("hf-hub:").removeprefix("local-dir:")
-    directory = model_directory(text, cache)
+    directory = store.fetched(text, False, cache) if store.is_url(text) else model_directory(text, cache)
     return directory, store.Checkpoint(weights_of(directory))
 
 
@@ -95,7 +95,7 @@ def weights_of(directory: Path) -> Path:
 
 
 def model_directory(source: str, cache: str | Path | None = None, only: str | None = None) -> Path:
-    """The local directory behind a name: packaged, already local, or fetched from the hub (safetensors only).
+    """The local directory behind a name: packaged, already local, or fetched from a URL or the hub (safetensors only).
 
     With `only`, just that file or folder of a hub repository is fetched.
     """
@@ -106,6 +106,8 @@ def model_directory(source: str, cache: str | Path | None = None, only: str | No
             raise MissingExtraError(f"the model {source!r} comes with {package}: {install}.")
         inside = Path(spec.submodule_search_locations[0]) / folder
         return gguf.converted(inside, cache) if inside.suffix == gguf.SUFFIX else inside
+    if store.is_url(source):
+        return store.fetched(source, True, cache)
     path = Path(source)
     if path.is_dir():
         return path

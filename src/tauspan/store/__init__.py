@@ -25,6 +25,7 @@ from tauspan.store.places import (
     write_text,
 )
 from tauspan.store.reading import STEMS, Checkpoint, located, read_json
+from tauspan.store.remote import fetched, is_url
 from tauspan.store.tensors import DTYPES, INDEX_SUFFIX, LONGEST_HEADER, tensor_header, write_tensors
 from tauspan.store.uploading import CARD, files_in, is_hub_id, upload
 from tauspan.store.values import ACCESS, Access, Values
@@ -41,9 +42,9 @@ from tauspan.store.writer import (
 )
 
 __all__ = [
-    "ACCESS", "CARD", "DTYPES", "INDEX_SUFFIX", "LOCK", "LONGEST_HEADER", "MODEL", "PICKLE_SUFFIXES", "STEMS", "Access",
-    "Checkpoint", "Entry", "Header", "Layout", "Stored", "Values", "Writer", "atomic", "damaged", "files_in", "full",
-    "is_full", "is_hub_id", "layout", "located", "locked", "publish", "read_header", "read_json", "refuse_gguf",
-    "refuse_pickle", "require_apart", "require_folder", "require_free", "stream_shards", "stream_tensors",
-    "tensor_header", "upload", "write_json", "write_tensors", "write_text",
+    "ACCESS", "CARD", "DTYPES", "INDEX_SUFFIX", "LOCK", "LONGEST_HEADER", "MODEL", "PICKLE_SUFFIXES", "STEMS",
+    "Access", "Checkpoint", "Entry", "Header", "Layout", "Stored", "Values", "Writer", "atomic", "damaged",
+    "fetched", "files_in", "full", "is_full", "is_hub_id", "is_url", "layout", "located", "locked", "publish",
+    "read_header", "read_json", "refuse_gguf", "refuse_pickle", "require_apart", "require_folder", "require_free",
+    "stream_shards", "stream_tensors", "tensor_header", "upload", "write_json", "write_tensors", "write_text",
 ]  # fmt: skip

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 
 from tauspan.core.errors import ModelError, PickleRefusedError, StoreError, nearest
+from tauspan.store.remote import remote
 from tauspan.store.tensors import DTYPES, LONGEST_HEADER
 
 _PREFIX = 8  # bytes that hold the header's length
@@ -89,7 +90,8 @@ def _first_bytes(file: Path) -> tuple[bytes, bytes, int]:
     """The eight bytes of the header's length, the header, and the file's size."""
     try:
         with file.open("rb") as handle:
-            size = os.fstat(handle.fileno()).st_size
+            elsewhere = remote(file)
+            size = elsewhere.nbytes if elsewhere else os.fstat(handle.fileno()).st_size
             head = handle.read(_PREFIX)
             length = int.from_bytes(head, "little")
             if len(head) < _PREFIX:

@@ -1,4 +1,4 @@
-"""Reading ranges of stored tensors, from memory-mapped files or by positional reads."""
+"""Reading ranges of stored tensors: from memory-mapped files, by positional reads, or from behind a URL."""
 
 import mmap
 import os
@@ -14,6 +14,7 @@ from torch import Tensor
 
 from tauspan.core.errors import StoreError, UsageError, nearest
 from tauspan.store.headers import Stored, damaged
+from tauspan.store.remote import remote
 
 Access: TypeAlias = Literal["mmap", "pread"]
 ACCESS: tuple[Access, ...] = ("mmap", "pread")
@@ -25,12 +26,18 @@ _FLAGS = mmap.MAP_PRIVATE | (
 
 
 class _Opened:
-    """An open file; it is closed when nothing refers to it any more, so no thread loses it while reading."""
+    """An open file; it is closed when nothing refers to it any more, so no thread loses it while reading.
+
+    Of a model behind a URL only the header is a file; its values are read from there.
+    """
 
     def __init__(self, file: Path, access: Access) -> None:
+        self.remote = remote(file)
+        self.map: mmap.mmap | None = None
+        if self.remote is not None:
+            return
         self.descriptor = os.open(file, os.O_RDONLY | os.O_CLOEXEC)
         weakref.finalize(self, os.close, self.descriptor)
-        self.map: mmap.mmap | None = None
         if access == "mmap":
             # writable, with private pages, since torch warns about buffers that are read-only
             self.map = mmap.mmap(self.descriptor, 0, flags=_FLAGS, prot=mmap.PROT_READ | mmap.PROT_WRITE)
@@ -90,6 +97,9 @@ class Values:
 def _copied(opened: _Opened, stored: Stored, offset: int, count: int) -> Tensor:
     tensor = torch.empty(count, dtype=stored.dtype)
     into = tensor.view(torch.uint8).numpy().data
+    if opened.remote is not None:
+        into[:] = opened.remote.read(offset, offset + len(into))
+        return tensor
     done = 0
     while done < len(into):
         try:

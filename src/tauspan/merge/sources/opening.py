@@ -67,7 +67,8 @@ def open_source(path: str | Path, *, access: Access = "pread", label: str | None
         path: a safetensors file; a directory with one, or with shards and their index, of several sets the one that its
             library loads; a task vector's file or directory; a PEFT adapter's directory, or its `adapter_config.json`
             where whole weights are beside it; `"minilm"`; an id `org/name@revision` on the hub, or one file or folder of
-            it, `org/name@revision:PATH`; or `"MODEL+ADAPTER"`, the model with the adapter's displacement added.
+            it, `org/name@revision:PATH`; a URL that fsspec knows (`s3://bucket/model`), of which values are read by
+            ranges, as they are needed; or `"MODEL+ADAPTER"`, the model with the adapter's displacement added.
         access: `mmap` shares the file's pages, `pread` copies; see `Values`.
         label: a short name; the vector's own, else the last part of the path, when None.
 
@@ -92,7 +93,9 @@ def open_source(path: str | Path, *, access: Access = "pread", label: str | None
         return _sum(model, adapter, access, label)
     if not place.exists():
         place = _fetched(text)
-        label = label or text.partition(":")[0].partition("@")[0].rpartition("/")[2]
+        label = label or (
+            place.name if store.is_url(text) else text.partition(":")[0].partition("@")[0].rpartition("/")[2]
+        )
     factors = adapter_folder(place)
     if factors is not None:
         return AdapterSource(factors, access=access, label=label)
@@ -107,6 +110,8 @@ def _fetched(text: str) -> Path:
     Raises:
         ModelError: it cannot be fetched, or has no such file.
     """
+    if store.is_url(text):
+        return store.fetched(text, False)
     name, colon, inner = text.partition(":")
     if not colon and text.endswith((".safetensors", ".json")):
         return Path(text)  # a file that does not exist: opening it raises the error

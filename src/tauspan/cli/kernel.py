@@ -22,6 +22,11 @@ def add(verbs: Any, verb: Verb) -> None:
     seen.add_argument("model", help=commands.MODEL)
     seen.add_argument("tasks", nargs="+", metavar="TASK", help=commands.TASK)
     seen.add_argument("--params", default="all", help=commands.PARAMS)
+    seen.add_argument(
+        "--plan",
+        action="store_true",
+        help="say how long it will take and whether it fits; compute nothing else",
+    )
     told = verb(
         verbs,
         "diagnose",
@@ -71,10 +76,15 @@ def add(verbs: Any, verb: Verb) -> None:
 
 def kernel(options: argparse.Namespace) -> None:
     """Report what the tangent kernels of some tasks say without any vector."""
-    from tauspan.kernel.diagnose import kernel_report
+    from tauspan.kernel.diagnose import kernel_plan, kernel_report
 
     tasks = [commands.task_of(name) for name in options.tasks]
-    found = kernel_report(commands.encoder_of(options), tasks, params=options.params, **_shared(options))
+    shared = {"params": options.params, **_shared(options)}
+    if options.plan:
+        del shared["ridge"]
+        commands.show(kernel_plan(commands.encoder_of(options), tasks, **shared).report(), options)
+        return
+    found = kernel_report(commands.encoder_of(options), tasks, **shared)
     commands.write_report(found.report(), options)
 
 

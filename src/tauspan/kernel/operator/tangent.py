@@ -1,8 +1,10 @@
 """`TangentKernel`: the kernel of the tangent model as one operator."""
 
 import copy
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -15,7 +17,7 @@ from tauspan.core.params import Params
 from tauspan.core.processes import World
 from tauspan.kernel.rows import blocks
 from tauspan.kernel.rows.compare import require_entries, require_squares
-from tauspan.kernel.rows.contract import UnlikeError, product, squares
+from tauspan.kernel.rows.contract import UnlikeError, bytes_of, product, squares
 from tauspan.kernel.rows.data import Data
 from tauspan.kernel.rows.jacobian import Jacobian, identity
 from tauspan.kernel.rows.selector import Outputs
@@ -28,6 +30,22 @@ from tauspan.vector import TaskVector
 
 _COLUMNS = 32  # rows of data whose columns are formed at a time from products
 _TOGETHER = 8  # vectors per pass over the data
+
+
+class Pace(NamedTuple):
+    """What the entries of a kernel cost on this machine.
+
+    Args:
+        row: seconds for which a row is recorded.
+        pair: seconds for which two rows are multiplied, with all their outputs.
+        held: bytes of a recorded row.
+        timed: rows that these come from.
+    """
+
+    row: float
+    pair: float
+    held: int
+    timed: int
 
 
 class TangentKernel(Kernel):
@@ -183,6 +201,28 @@ class TangentKernel(Kernel):
         except UnlikeError:
             self._tiles.without_views()
             return multiplied()
+
+    def pace(self, rows: int = 16) -> Pace:
+        """What the entries of this kernel cost on this machine, from some rows that are recorded and multiplied.
+
+        Args:
+            rows: how many; they are read twice.
+
+        Raises:
+            UsageError: a kernel by products, which records nothing.
+        """
+        if self.backend == "products":
+            raise UsageError("backend='products' records no rows: there is nothing to time. Take 'auto'.")
+        tiles, some = self._tiles, range(min(rows, self.samples))
+        begun = time.perf_counter()
+        tile = tiles.some(self.left, some)
+        recorded = time.perf_counter()
+        product(tile, tile, self.traced, tiles.chunk)
+        ended = time.perf_counter()
+        pairs = len(some) * (len(some) + 1) / 2  # of a tile with itself one half is computed
+        return Pace(
+            (recorded - begun) / len(some), (ended - recorded) / pairs, bytes_of(tile) // len(some), len(some)
+        )
 
     def _strip(self, rows: Sequence[int], columns: Sequence[int]) -> Tensor:
         left, tiles, right = self._tiles.some(self.left, rows), self._tiles, self.right

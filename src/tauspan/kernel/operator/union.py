@@ -143,11 +143,14 @@ class UnionKernel(Kernel):
         total[: len(known), : len(known)] = known
         spans, names = self.spans, list(self.kernels)
         new = [name for name in names if spans[name].start >= len(known)]
+        kept: dict[
+            Backend, Tiles
+        ] = {}  # one for all pairs, so that each task's rows are recorded once where they fit
         for place, on in enumerate(names):
             if on in new:
                 total[spans[on], spans[on]] = self.kernels[on].dense()
             for by in (name for name in names[place + 1 :] if name in new):
-                block = _between(self.kernels[on], self.kernels[by])
+                block = _between(self.kernels[on], self.kernels[by], kept)
                 total[spans[on], spans[by]] = block
                 total[spans[by], spans[on]] = block.T
         return total
@@ -177,10 +180,10 @@ class UnionKernel(Kernel):
         return torch.cat([kernel.push(tau) for kernel in self.kernels.values()])
 
 
-def _between(first: TangentKernel, second: TangentKernel) -> Tensor:
-    """K between the rows of two kernels, tile by tile."""
+def _between(first: TangentKernel, second: TangentKernel, kept: dict[Backend, Tiles]) -> Tensor:
+    """K between the rows of two kernels, tile by tile; the tiles of earlier pairs are taken, and new ones kept."""
     backend: Backend = "contraction" if "contraction" in (first.backend, second.backend) else "auto"
-    tiles = Tiles(free_memory() // 4, backend)
+    tiles = kept.setdefault(backend, Tiles(free_memory() // 4, backend))
     lines = []
     for rows in stretches(range(first.samples), tiles.length(first.left)):
         mine = tiles.tile(first.left, rows)

@@ -200,7 +200,7 @@ def test_checkpointed_blocks_recompute_and_give_the_same_gradient() -> None:
     [
         ("special_bessel_j0|special_i0", lambda m, h: torch.special.i0(h)),
         ("cumulative_trapezoid", lambda m, h: F.pad(torch.cumulative_trapezoid(h, dim=1), (1, 0))),
-        ("fft_rfft", lambda m, h: torch.fft.irfft(torch.fft.rfft(h) * 2, n=6)),
+        ("asinh", lambda m, h: torch.asinh(h)),
         ("lstm", lambda m, h: m.parts["a"](h)[0]),
         ("gru", lambda m, h: m.parts["g"](h)[0]),
     ],

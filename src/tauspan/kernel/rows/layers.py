@@ -28,6 +28,7 @@ from tauspan.kernel.rows.pieces import (
 from tauspan.tangent.cache import factors
 from tauspan.tangent.cache.operations import slots_of
 from tauspan.tangent.cache.room import Room
+from tauspan.tangent.cache.sensitivities import parted
 from tauspan.tangent.cache.tape import Tape, record, run
 from tauspan.tangent.engine import table
 from tauspan.tangent.engine.check import scales, vanishing, wrong_gradient
@@ -326,7 +327,7 @@ def _general(
             slot = next(slot for slot in part.entry.outputs if slot is not None)
             if slot not in at:  # the parameter gives a shape alone, as in expand_as
                 return []
-            y = at[slot].reshape(len(g), -1)
+            y = parted(at[slot]).reshape(len(g), -1)
     found: dict[str, list[Tensor]] = {}
     for n, rows in enumerate(g):
         of = y if isinstance(part, factors.Dense) else y[n]

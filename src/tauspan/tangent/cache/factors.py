@@ -16,7 +16,7 @@ from torch.autograd.function import once_differentiable
 from tauspan.core.params import Params
 from tauspan.tangent.cache.operations import on_parameters_alone, parameters_of, slots_of, sorted_entries
 from tauspan.tangent.cache.room import Held, Room
-from tauspan.tangent.cache.sensitivities import Sensitivities
+from tauspan.tangent.cache.sensitivities import Sensitivities, parted
 from tauspan.tangent.cache.tape import Tape, gradients, run
 from tauspan.tangent.engine.dual import Entry, Slot
 
@@ -123,7 +123,7 @@ class FactorCell:
                 slot = next(slot for slot in part.entry.outputs if slot is not None)
                 if slot not in tangents:  # only the parameter's shape is used, as in expand_as
                     continue
-                flat = tangents[slot].reshape(len(total), -1)
+                flat = parted(tangents[slot]).reshape(len(total), -1)
                 total = total + _Contract.apply(part.sensitivity.tensor, flat)  # type: ignore[no-untyped-call]
         return total
 
@@ -200,9 +200,12 @@ def _parts(
 
 
 def _target(entry: Entry, size: torch.Size, rows: int) -> list[int] | None:
-    """A parameter's shape as it is broadcast against the output; None if the output is not one row for each input."""
+    """A parameter's shape as it is broadcast against the output.
+
+    None if the output is complex, or not one row for each input.
+    """
     kind = entry.kinds[0]
-    if kind is None or kind[0][0] != rows:
+    if kind is None or kind[0][0] != rows or kind[1].is_complex:
         return None
     width = len(kind[0])
     by_channel = entry.name in ("group_norm", "batch_norm")

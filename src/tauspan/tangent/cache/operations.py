@@ -33,9 +33,9 @@ def sorted_entries(
         least = 2 if entry.name == "linear" else 1  # a layer applied to one vector gives features, not rows
         # (N, ...), or (N L, ...) where a layer flattens its input
         batched = len(shape) >= least and shape[0] > 0 and shape[0] % rows == 0
-        if len(from_parameters) == len(slots) and (
-            entry.name in table.VIEWS or not batched or index in apart
-        ):
+        # an operation with several outputs cannot be a factor; on parameters alone it comes before them
+        early = entry.name in table.VIEWS or not batched or len(entry.outputs) > 1 or index in apart
+        if len(from_parameters) == len(slots) and early:
             before.append(entry)
             alone |= {slot for slot in entry.outputs if slot is not None}
             continue

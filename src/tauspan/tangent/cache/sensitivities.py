@@ -10,6 +10,14 @@ from tauspan.tangent.engine.maps import dense
 from tauspan.tangent.engine.precision import noise, rounding
 
 
+def parted(tensor: Tensor) -> Tensor:
+    """The tensor, or the real and imaginary parts of a complex one as one more axis.
+
+    Autograd's gradient g of a complex y is that of its parts: the output moves by Re(conj(g) dy), their inner product.
+    """
+    return torch.view_as_real(tensor.resolve_conj()) if tensor.is_complex() else tensor
+
+
 class Sensitivities:
     """The derivatives of a batch's outputs in the results of some operations, row by row.
 
@@ -55,13 +63,16 @@ class Sensitivities:
         )
 
     def of(self, index: int) -> Tensor | None:
-        """The derivatives in one result, shape (N, C, entries of a slice); None where no output depends on it."""
+        """The derivatives in one result, shape (N, C, entries of a slice); None where no output depends on it.
+
+        A complex result has two entries for each number, as in `parted`.
+        """
         slices = [column[index] for column in self._columns]
         if not slices or slices[0] is None:
             return None
         rows = len(self._signs)
         flat = [
-            g.reshape(rows, 1, -1) * self._signs[:, c].view(rows, 1, 1)
+            parted(g).reshape(rows, 1, -1) * self._signs[:, c].view(rows, 1, 1)
             for c, g in enumerate(slices)
             if g is not None
         ]
@@ -75,6 +86,7 @@ class Sensitivities:
         sensitivity = self.of(index)
         assert sensitivity is not None  # noqa: S101 - both come from one graph
         expected = torch.einsum("nck,nc->nk", sensitivity, self.weights)
+        mixed = parted(mixed)
         gap = float((expected - mixed.reshape(rows, -1)).abs().max())
         dtype = mixed.dtype
         return gap <= max(rounding(dtype) * float(mixed.abs().max()), noise(dtype) * self._noise)

@@ -54,9 +54,10 @@ class Graph:
                     self.value, list(parameters.values()), gradient.to(self.value.dtype),
                     retain_graph=True, create_graph=again, allow_unused=True,
                 )  # fmt: skip
-            except RuntimeError:  # torch's own: of memory, or of a graph that was freed
-                raise
             except Exception as error:  # a user's own backward may raise anything
+                # torch's own errors are passed on, of memory or of a graph that was freed, but not a missing derivative
+                if isinstance(error, RuntimeError) and "is not implemented" not in str(error):
+                    raise
                 raise ModelError(
                     f"ordinary autograd has no gradient of {type(self._call.module).__name__} in eval mode: "
                     f"{str(error).rstrip('.')}. What cannot be fine-tuned so has no tangents."

@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import Tensor
 
-from tauspan.tangent.engine import elementwise, norms, products, rules
+from tauspan.tangent.engine import decompositions, elementwise, norms, products, rules
 from tauspan.tangent.engine.attention import scaled_dot_product_attention
 from tauspan.tangent.engine.rules import Rule
 
@@ -93,7 +93,10 @@ _ALONG = (VIEWS - {*_RESHAPED, *_SAME, "dropout"}) | {
     "neg", "sum", "mean", "cumsum", "flip", "roll", "repeat", "repeat_interleave", "tile", "index_select", "gather",
     "take_along_dim", "masked_select", "tril", "triu", "avg_pool1d", "avg_pool2d", "adaptive_avg_pool1d",
     "adaptive_avg_pool2d", "interpolate", "pixel_shuffle", "rot90", "sum_to_size", "trace", "deg2rad", "fold",
-    "view_as_real", "get real", "get imag",
+    "view_as_real", "get real", "get imag", "real", "imag", "conj", "conj_physical", "resolve_conj", "resolve_neg",
+    "diag", "diag_embed",
+    *(f"fft_{kind}{n}" for kind in ("fft", "ifft", "rfft", "irfft", "hfft", "ihfft") for n in ("", "2", "n")),
+    "fft_fftshift", "fft_ifftshift",
 }  # fmt: skip
 
 RULES: dict[str, Rule] = {
@@ -123,6 +126,11 @@ RULES: dict[str, Rule] = {
     "bmm": products.product,
     "mv": products.product,
     "dot": products.product,
+    "vdot": products.product,
+    "kron": products.product,
+    "cross": products.product,
+    "linalg_cross": products.product,
+    "linalg_vecdot": products.product,
     "div": products.divided,
     "rdiv": products.divided_by,
     "pow": products.power,
@@ -142,6 +150,17 @@ RULES: dict[str, Rule] = {
     "group_norm": norms.group_norm,
     "batch_norm": norms.batch_norm,
     "scaled_dot_product_attention": scaled_dot_product_attention,
+    "inverse": decompositions.inverse,
+    "linalg_inv": decompositions.inverse,
+    "cholesky_inverse": decompositions.inverse_of_factor,
+    "linalg_solve": decompositions.solution,
+    "det": decompositions.determinant,
+    "linalg_det": decompositions.determinant,
+    "logdet": decompositions.log_determinant,
+    "slogdet": decompositions.sign_and_log_determinant,
+    "linalg_slogdet": decompositions.sign_and_log_determinant,
+    "linalg_eigh": decompositions.eigenpairs,
+    "linalg_eigvalsh": decompositions.eigenvalues,
 }
 
 # Small operations for which torch's forward mode is as good as a rule of our own.
@@ -151,9 +170,18 @@ BY_FORWARD_MODE = frozenset({
     "leaky_relu", "softplus", "hardtanh", "log1p", "expm1", "tan", "atan", "asin", "acos", "sinh", "cosh", "erfc",
     "exp2", "log2", "log10", "log_sigmoid", "sinc", "logaddexp", "atan2", "hypot", "threshold", "prelu", "outer",
     "float_power", "max_pool1d", "max_pool2d", "max_pool2d_with_indices", "adaptive_max_pool2d",
-    "cosine_similarity", "index_add", "scatter", "scatter_add", "bilinear", "cross", "inner", "addmv", "addbmm",
+    "cosine_similarity", "index_add", "scatter", "scatter_add", "bilinear", "inner", "addmv", "addbmm",
     "addr", "instance_norm", "complex", "frac", "remainder", "fmod", "nan_to_num", "nansum", "glu",
     "broadcast_tensors", "meshgrid", "tensordot", "index_put", "selu", "celu", "relu6",
+    # complex numbers and spectra
+    "polar", "angle", "sgn", "stft", "istft",
+    # scans and scattered reductions
+    "logcumsumexp", "cummax", "cummin", "diff", "scatter_reduce", "diagonal_scatter",
+    # matrices
+    "linalg_cholesky", "cholesky_solve", "linalg_solve_triangular", "linalg_qr",
+    "svd", "linalg_svd", "linalg_svdvals", "linalg_eig", "linalg_eigvals", "linalg_pinv", "pinverse", "linalg_lstsq",
+    "matrix_exp", "linalg_matrix_exp", "matrix_power", "linalg_matrix_power", "linalg_lu", "linalg_lu_factor",
+    "linalg_lu_solve", "linalg_householder_product", "linalg_multi_dot", "linalg_matrix_norm", "linalg_norm",
 })  # fmt: skip
 
 # Operations that do not depend on the values, or only in steps: their result is that of the primal.

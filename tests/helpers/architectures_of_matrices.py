@@ -1,5 +1,7 @@
 """Tiny modules of rotations, groups, positive definite matrices and implicit layers, for `helpers.architectures`."""
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -9,7 +11,7 @@ def sym(matrix: Tensor) -> Tensor:
     return (matrix + matrix.mT) / 2
 
 
-def of_spectrum(matrix: Tensor, function: "torch._C.Any") -> Tensor:  # type: ignore[name-defined]
+def of_spectrum(matrix: Tensor, function: Callable[[Tensor], Tensor]) -> Tensor:
     """A function of a symmetric matrix, through its eigenvalues."""
     values, vectors = torch.linalg.eigh(matrix)
     return vectors @ torch.diag_embed(function(values)) @ vectors.mT

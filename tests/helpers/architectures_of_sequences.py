@@ -146,6 +146,6 @@ class SelectiveScan(nn.Module):
         dt = F.softplus(dt)
         decay = torch.exp(-dt[..., None] * self.log_a.exp())
         drive = (dt * steps)[..., None] * b[:, :, None]
-        y = torch.einsum("ntdn,ntn->ntd", scanned(decay, drive), c)
+        y = torch.einsum("btdn,btn->btd", scanned(decay, drive), c)
         whole = torch.cumprod(decay, 1)[:, -1].sum(-1)  # what is left of the first state
         return self.out(y[:, -1] + whole)

@@ -273,11 +273,8 @@ class QuantumCircuit(nn.Module):
         zero = torch.zeros_like(c)
         gate = torch.stack([torch.complex(c, zero), torch.complex(zero, -s)], -1)
         gate = torch.stack([gate, gate.flip(-1)], -2)
-        return (
-            torch.einsum("...ij,...jk->...ik" if qubit == 0 else "...kj,...ij->...ki", gate, state)
-            if qubit == 0
-            else (torch.einsum("...ij,...kj->...ki", gate, state))
-        )
+        paths = ("nij,njk->nik", "nij,nkj->nki")
+        return torch.einsum(paths[qubit], gate, state)
 
     def forward(self, x: Tensor) -> Tensor:
         state = torch.zeros(len(x), 2, 2, dtype=torch.complex128)

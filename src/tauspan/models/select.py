@@ -149,7 +149,9 @@ def _require_real(
         raise ModelError(
             f"{listed(imaginary)} of {type(inner).__name__} {'are' if imaginary[1:] else 'is'} complex, and tangents of "
             f"complex parameters are not carried. {way}, or keep real and imaginary parts as a real parameter and use "
-            "torch.view_as_complex in the forward."
+            "torch.view_as_complex in the forward; without a change of the module, "
+            "torch.nn.utils.parametrize.register_parametrization with a module whose forward is torch.complex(real, "
+            "imag) and whose right_inverse is (value.real, value.imag)."
         )
 
 

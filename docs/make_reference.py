@@ -1,17 +1,20 @@
-"""Write the reference pages that come from the code: the command line, errors, the public packages.
+"""Write the reference pages that come from the code: the command line, errors, operations, the public packages.
 
-`python docs/make_reference.py` writes command-line.md, errors.md and api/*.md in docs/reference, which
+`python docs/make_reference.py` writes command-line.md, errors.md, operations.md and api/*.md in docs/reference, which
 tests/docs/test_reference.py compares.
 """
 
 import argparse
+import ast
 import importlib
+import inspect
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from tauspan.cli.main import parser
 from tauspan.core import errors
+from tauspan.tangent.engine import attention, decompositions, elementwise, norms, products, rules, table
 
 DOCS = Path(__file__).resolve().parent
 REFERENCE = DOCS / "reference"
@@ -32,6 +35,37 @@ ERRORS = """\
 Made by `python docs/make_reference.py` from `tauspan.core.errors`. Every error that tauspan raises on purpose is a
 `tauspan.TauspanError`: `except tauspan.TauspanError` catches them all. A message names the object, both values where two
 disagree, and the repair. The program prints it on stderr and ends with the class's exit code.
+"""
+
+OPERATIONS = """\
+# Operations and their tangents
+
+Made by `python docs/make_reference.py` from the rule table, `src/tauspan/tangent/engine/table.py`: which way the tangent
+of each operation of torch takes. The names are those of torch's functions: `add` is `torch.add`, `Tensor.add` and `+`;
+`fft_rfft` is `torch.fft.rfft`, `linalg_inv` is `torch.linalg.inv`; `get mT` is the attribute `.mT`. A function that torch
+writes in Python (`F.normalize`, `nn.MultiheadAttention`) is opened, so that each operation inside takes its own way.
+
+Each way is exact, for complex numbers too, and the engine is compared with ordinary autograd on the module's own inputs
+([how](../explanation/engine.md)). J^T g needs no rule: it is the ordinary backward.
+"""
+OTHERS = """\
+## Any other operation
+
+The generic mechanism takes it too, and says so in one warning: torch's forward mode or, where torch has none, its
+backward derived once more. So does an `autograd.Function` of your own. `linearize(module, strict=True)` refuses such an
+operation instead. Where neither way exists, ordinary backward passes compute the tangents of the whole module.
+"""
+REFUSED = """\
+## What is refused
+
+- Complex parameters: a `ModelError` with their names. Name the others (`params=[...]`), or keep real and imaginary parts
+  as real parameters: `torch.view_as_complex` in the forward or, without a change of the module,
+  `torch.nn.utils.parametrize.register_parametrization` with `torch.complex(real, imag)`.
+- What ordinary autograd cannot derive (`torch.special.zeta`, `igamma`, `unique`), or derives as NaN (eigenvectors of
+  equal eigenvalues): a `ModelError` with the reason. Leave out the parameters that reach it (`params=[...]`).
+- A module that gives two answers to one question (active dropout, noise): a `ModelError` with the layer. Eval mode, or
+  the random numbers as an input.
+- NaN or infinity in the output: a `NonFiniteError` with the row. Leave it out.
 """
 
 
@@ -116,6 +150,45 @@ def error_page() -> str:
     return "\n".join(lines) + "\n"
 
 
+def operations() -> str:
+    """The page of operations: those with a rule, by rule; those by forward mode; those that other engines take."""
+    named: dict[str, list[str]] = {}
+    for name, rule in table.RULES.items():
+        named.setdefault((rule.__doc__ or "").strip().splitlines()[0], []).append(name)
+    ruled = [f"| {cell(said)} | {listed(names)} |" for said, names in named.items()]
+    return "\n".join([
+        OPERATIONS, "## A rule of their own", "", "| rule | operations |", "|---|---|", *ruled, "",
+        "## By the generic mechanism", "", "Torch's forward mode of the one operation is as good as a rule.", "",
+        f"{listed(table.BY_FORWARD_MODE)}.", "", OTHERS,
+        "## No tangent", "",
+        "Constants, or steps, as for ordinary autograd; so is what runs under `torch.no_grad`, and a number",
+        f"that is read off a tensor ({listed(table.READS)}).", "", f"{listed(table.WITHOUT_TANGENT)}.", "",
+        "## To the next engine", "",
+        "`torch.func.jvp`, or else ordinary backward passes, take over with one warning where the module", "",
+        "- writes into a tensor that others may see, or that did not depend on parameters before:",
+        f"  {listed(table.WRITES)}, `out=`, in-place operations such as `index_add_`;",
+        f"- takes derivatives inside its forward ({listed(table.DERIVES)}), or uses `torch.func.vmap`;",
+        f"- calls an operation in a form that its rule does not cover: {'; '.join(uncovered())}.", "",
+        REFUSED,
+    ])  # fmt: skip
+
+
+def listed(names: Iterable[str]) -> str:
+    """Names of operations in order, as code."""
+    return ", ".join(f"`{name}`" for name in sorted(names))
+
+
+def uncovered() -> list[str]:
+    """What the rules refuse, in the words of their errors."""
+    said = []
+    for module in (rules, elementwise, products, norms, attention, decompositions):
+        for node in ast.walk(ast.parse(inspect.getsource(module))):
+            if isinstance(node, ast.Raise) and isinstance(node.exc, ast.Call):
+                text = ast.unparse(node.exc.args[0])
+                said.append(re.sub(r"\{(\w+)(?:!r)?\}", "...", text.removeprefix("f").strip("\"'")))
+    return said
+
+
 def packages() -> list[str]:
     """The public packages, as docs/architecture.md lists them."""
     page = (DOCS / "architecture.md").read_text(encoding="utf-8")
@@ -144,6 +217,7 @@ def pages() -> dict[Path, str]:
     known = packages()
     face = set(importlib.import_module("tauspan").__all__)
     made = {REFERENCE / "command-line.md": command_line(), REFERENCE / "errors.md": error_page()}
+    made[REFERENCE / "operations.md"] = operations()
     return made | {REFERENCE / "api" / f"{package}.md": api(package, face) for package in known}
 
 

@@ -77,7 +77,7 @@ def _dispatch(func: Any, args: Any, kwargs: Any) -> Any:
         return _plain(func, args, kwargs)
     if name in table.DERIVES:
         raise NoRuleError(f"{name} is called inside the forward")
-    if kwargs.get("out") is not None or name in ("__setitem__", "__set__"):
+    if kwargs.get("out") is not None or name in table.WRITES:
         raise NoRuleError(f"{name} writes into a tensor")
     if name.endswith("_") and not name.endswith("__"):
         return _in_place(getattr(Tensor, name[:-1], None), name, args, kwargs)

@@ -202,5 +202,8 @@ READS = frozenset(
     {"item", "tolist", "numpy", "__float__", "__int__", "__index__", "__array__", "__complex__"}
 )
 
+# What writes into a tensor by assignment; in-place operations, whose names end in `_`, are told by their names.
+WRITES = frozenset({"__setitem__", "__set__"})
+
 # Derivatives that a module takes in its own forward.
 DERIVES = frozenset({"grad", "backward", "jacobian", "hessian", "vjp", "jvp"})

@@ -1,8 +1,9 @@
-"""Tangent rules of matrix inverses, determinants, linear systems and eigenvalues.
+"""Tangent rules of matrix inverses, logarithms of determinants, linear systems and eigenvalues.
 
 Torch's forward mode factorises the matrix once more for each tangent. The value already has what these tangents need
 (Giles, An extended collection of matrix derivative results, 2008), so that a push is two or three matrix products.
-Cholesky, QR, SVD and the matrix exponential stay with forward mode: their formulas cost as much as it does.
+Cholesky, QR, SVD and the matrix exponential stay with forward mode, whose cost their formulas share; so do determinants,
+which have a derivative where there is no inverse.
 """
 
 from typing import Any
@@ -63,16 +64,6 @@ def _relative(a: Tensor) -> Push:
     # transposed, so that the trace of the product is a sum of entries
     x = torch.linalg.inv_ex(a.detach()).inverse.mT
     return lambda da: (x * da).sum((-2, -1))
-
-
-def determinant(func: Any, a: Tensor) -> tuple[Any, Push]:
-    """D det A = det A tr(A^-1 dA); by forward mode where A has no inverse."""
-    value = func(a)
-    size = value.detach()
-    if not bool((size != 0).all()):
-        return by_forward_mode(func, a)
-    relative = _relative(a)
-    return value, lambda da: size * relative(da)
 
 
 def log_determinant(func: Any, a: Tensor) -> tuple[Any, Push]:

@@ -154,8 +154,6 @@ RULES: dict[str, Rule] = {
     "linalg_inv": decompositions.inverse,
     "cholesky_inverse": decompositions.inverse_of_factor,
     "linalg_solve": decompositions.solution,
-    "det": decompositions.determinant,
-    "linalg_det": decompositions.determinant,
     "logdet": decompositions.log_determinant,
     "slogdet": decompositions.sign_and_log_determinant,
     "linalg_slogdet": decompositions.sign_and_log_determinant,
@@ -178,7 +176,7 @@ BY_FORWARD_MODE = frozenset({
     # scans and scattered reductions
     "logcumsumexp", "cummax", "cummin", "diff", "scatter_reduce", "diagonal_scatter",
     # matrices
-    "linalg_cholesky", "cholesky_solve", "linalg_solve_triangular", "linalg_qr",
+    "det", "linalg_det", "linalg_cholesky", "cholesky_solve", "linalg_solve_triangular", "linalg_qr",
     "svd", "linalg_svd", "linalg_svdvals", "linalg_eig", "linalg_eigvals", "linalg_pinv", "pinverse", "linalg_lstsq",
     "matrix_exp", "linalg_matrix_exp", "matrix_power", "linalg_matrix_power", "linalg_lu", "linalg_lu_factor",
     "linalg_lu_solve", "linalg_householder_product", "linalg_multi_dot", "linalg_matrix_norm", "linalg_norm",

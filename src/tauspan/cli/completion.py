@@ -22,15 +22,15 @@ TASKS = {
     "others",
 }  # arguments whose values are tasks, by their names in the code
 RECIPES = {"recipe"}
-MODELS = {"model", "models", "base", "inputs"}
+MODELS = {"model", "models", "base", "embed", "inputs"}
 FILES = {
-    "a", "adapter", "against", "b", "c", "card", "data", "factors", "head_from", "named_out", "out", "output", "root",
-    "rows", "run", "test", "train", "tuned", "validation", "vector", "vectors",
+    "a", "adapter", "against", "b", "c", "card", "data", "factors", "grafted", "head_from", "named_out", "out", "output",
+    "root", "rows", "run", "test", "tokenizer", "train", "tuned", "validation", "vector", "vectors",
 }  # fmt: skip
 FREE = {
     "allow", "code", "columns", "delimiter", "device", "eigenfunctions", "encoding", "grid", "label", "label_names",
-    "label_prompts", "leave_out", "method", "name", "near", "objective", "params", "prompt", "ridge", "set", "shard_size",
-    "space", "sparse", "split", "text", "title",
+    "label_prompts", "leave_out", "map", "method", "name", "near", "objective", "params", "prompt", "ridge", "set",
+    "shard_size", "space", "sparse", "split", "stack", "text", "title",
 }  # fmt: skip
 
 

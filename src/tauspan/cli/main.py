@@ -23,6 +23,7 @@ from tauspan.cli import models as verbs_models
 from tauspan.cli import reproduce as verbs_reproduce
 from tauspan.cli import serve as verbs_serve
 from tauspan.cli import shared as commands
+from tauspan.cli import surgery as verbs_surgery
 from tauspan.cli import together as verbs_together
 from tauspan.cli import train as verbs_train
 from tauspan.cli import vector as verbs_vector
@@ -34,8 +35,8 @@ from tauspan.core.measure import quiet, underway
 
 FAMILIES: tuple[Callable[..., None], ...] = (
     verbs_train.add, verbs_vector.add, verbs_models.add, verbs_edit.add, verbs_desk.add, verbs_data.add,
-    verbs_kernel.add, verbs_together.add, verbs_factors.add, verbs_merge.add, verbs_reproduce.add, verbs_serve.add,
-    verbs_completion.add,
+    verbs_kernel.add, verbs_together.add, verbs_factors.add, verbs_merge.add, verbs_surgery.add, verbs_reproduce.add,
+    verbs_serve.add, verbs_completion.add,
 )  # fmt: skip
 _EXITS = (
     "exit codes: 0 done, 2 usage, 3 model, 4 tensors do not fit, 5 file, 6 data, 7 not finite, "

@@ -53,20 +53,27 @@ def _compared(other: Source, theirs: Path, mine: Path) -> Iterator[Problem]:
         )
         return
     tokens = {number: token for token, number in first.items()}
+    alone = sorted(set(first) ^ set(second))
+    lost = set(second) - set(first)
+    grafted = (
+        f"`tauspan vocabulary graft {mine.parent} {theirs.parent} -o OUT`: {len(set(first) & set(second))} of its tokens "
+        f"keep their rows, {len(set(first) - set(second))} are made of its own, and {len(lost)} are lost"
+        + (f" ({listed(map(repr, sorted(lost)), 3)})." if lost else ".")
+    )
     clashes = [(number, token) for token, number in second.items() if tokens.get(number, token) != token]
     if clashes:
         number, token = min(clashes)
         yield problem(
             "error",
             f"id {number} is {token!r} in {mine} and {tokens[number]!r} in {theirs} ({len(clashes)} such ids): the rows "
-            "of the embeddings mean other tokens. Align them by token with `tokenizer_source`: base, union or a model.",
+            "of the embeddings mean other tokens. Align them by token with `tokenizer_source`: base, union or a model. Or, "
+            f"where few tokens are shared, give {other.label} the other vocabulary first, with {grafted}",
         )
-    alone = sorted(set(first) ^ set(second))
     if alone and not clashes:
         yield problem(
             "warning",
             f"{mine} has {len(second)} tokens and {theirs} {len(first)}; one alone has {listed(map(repr, alone), 3)}. "
-            "Choose the one that the merged model should have: `tokenizer_source`.",
+            f"Choose the one that the merged model should have: `tokenizer_source`; or {grafted}",
         )
 
 

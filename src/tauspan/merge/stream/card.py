@@ -95,7 +95,7 @@ class Card:
 
 def write(
     folder: Path, opened: Opened, result: MergeResult, block: int, title: str | None = None,
-    results: Table | None = None,
+    results: Table | None = None, again: str | None = None,
 ) -> Card:  # fmt: skip
     """Write the card `README.md` of a merge and return what it keeps.
 
@@ -106,6 +106,7 @@ def write(
         block: entries of a block, which the digest depends on.
         title: of the card; the name of the output when None.
         results: accuracies, if there are any.
+        again: the sentence about how to make the result again; None where the recipe alone does.
     """
     recipe, sources, inputs = opened.recipe, opened.points, opened.identities()
     files = sorted({FILE, *(str(file.relative_to(folder)) for file in folder.rglob("*") if file.is_file())})
@@ -134,7 +135,8 @@ def write(
         *(table.to_markdown() for table in result.kept_table()),
         *([bulleted(result.warnings)] if result.warnings else []),
         *([] if results is None else [results.to_markdown()]),
-        f"## Reproduction\n\n{_needs_code(recipe) or _REPRODUCTION}\n\n```json\n{json.dumps(facts, indent=1)}\n```\n",
+        f"## Reproduction\n\n{again or _needs_code(recipe) or _REPRODUCTION}",
+        f"```json\n{json.dumps(facts, indent=1)}\n```\n",
     ]
     store.write_text(folder / FILE, "\n\n".join(parts))
     return card

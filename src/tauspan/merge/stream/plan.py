@@ -207,12 +207,14 @@ def planned(
     """
     opened = open_recipe(recipe, access)
     try:
-        yield _planned(opened, block, workers or processors(), single and recipe.output == "model")
+        yield plan_opened(opened, block, workers, single and recipe.output == "model")
     finally:
         opened.close()
 
 
-def _planned(opened: Opened, block: int, workers: int, single: bool) -> Plan:
+def plan_opened(opened: Opened, block: int = BLOCK, workers: int | None = None, single: bool = False) -> Plan:
+    """The plan of a recipe whose inputs are open; arguments and errors are those of `planned`."""
+    workers = workers or processors()
     recipe, method = opened.recipe, opened.method
     if single and opened.folder is not None:
         raise UsageError(

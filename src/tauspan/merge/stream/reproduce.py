@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from tauspan import store
-from tauspan.core.errors import MismatchError, listed
+from tauspan.core.errors import MismatchError, UsageError, listed
 from tauspan.core.report import versions
 from tauspan.merge.methods.method import Method
 from tauspan.merge.recipe.recipe import MergeRecipe, relocated
@@ -41,9 +41,16 @@ def reproduce(
 
     Raises:
         MismatchError: the results differ; the message names inputs, versions and tensors that do.
+        UsageError: another verb made it, which no recipe describes.
         StoreError: no card, or an input is no longer where it was.
     """
     card = Card.read(path)
+    other = next((one["made by"] for one in card.inputs if "made by" in one), None)
+    if other is not None:
+        raise UsageError(
+            f"{path} was made by `tauspan {other['verb']}`, and only merges are made again from a card. Run that verb "
+            f"again with the options that the card lists under `made by`, and compare the digests: {card.digest[:12]}."
+        )
     recipe = relocated(card.recipe, card.places, Path(path))
     recipe = recipe if own is None else recipe.with_method(own)
     if out is not None:

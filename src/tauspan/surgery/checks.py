@@ -1,0 +1,200 @@
+"""What a graft keeps: shares of rows, the hull guarantee on this model, fertility, and the ids of special tokens."""
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from tauspan import store
+from tauspan.core.report import Cell, Table
+from tauspan.models import folders
+from tauspan.surgery.views import Grafted
+from tauspan.surgery.ways import HOW, Pair
+
+_ROWS = 2048  # new rows that the guarantee is checked on
+_STATES = 4
+_BLOCK = 16_384
+_IDS = re.compile(r"_token_(?:ids?|index)$")
+
+
+@dataclass(frozen=True)
+class Kept:
+    """What of the old vocabulary is in the new one.
+
+    Args:
+        rows: of the new tables.
+        copied: new rows that are old ones, bit for bit.
+        mixed: that are means of some old ones.
+        mean: that are the mean of all old ones, or drawn around it.
+        unread: new tokens among these that are bytes and no text.
+        tokens: of the old vocabulary.
+        lost: old tokens that have no row of their own any more.
+        inside: whether every new row is in the convex hull of the old ones.
+        excess: how far a logit of a new row was above the largest old one, on random states, as a share of the largest;
+            None where it was not measured.
+        tolerance: the largest excess that counts as none: a rounding of the tables' dtype.
+        tables: the tensors whose rows are tokens.
+        before, after: tokens a word on the texts, by the old and the new tokenizer; None without texts.
+    """
+
+    rows: int
+    copied: int
+    mixed: int
+    mean: int
+    unread: int
+    tokens: int
+    lost: int
+    inside: bool
+    excess: float | None
+    tolerance: float
+    tables: tuple[str, ...]
+    before: float | None
+    after: float | None
+
+    @property
+    def verdict(self) -> str:
+        """What holds, in two or three sentences."""
+        if not self.inside:
+            hull = (
+                "The drawn rows are outside the hull of the old ones: a new logit may exceed every old one, and greedy "
+                "decoding may change."
+            )
+        else:
+            seen = "" if self.excess is None else f" (checked on {_STATES} random states)"
+            if self.excess is not None and self.excess > self.tolerance:
+                seen = f" but for rounding, which adds {self.excess:.1e} of it on random states"
+            hull = (
+                f"Every new row is a mean of old ones, so no new logit exceeds the largest old one{seen}: greedy "
+                "decoding is unchanged wherever its token was copied."
+            )
+        shares = (
+            f"Of {self.rows} rows {self.copied / self.rows:.1%} are copied, {self.mixed / self.rows:.1%} mixed and "
+            f"{self.mean / self.rows:.1%} the mean of all."
+        )
+        lost = (
+            f" {self.lost} of {self.tokens} old tokens have no row of their own any more."
+            if self.lost
+            else ""
+        )
+        words = ""
+        if self.before is not None and self.after is not None:
+            words = f" A word takes {self.after:.2f} tokens instead of {self.before:.2f}."
+        return f"{hull} {shares}{lost}{words}"
+
+    def table(self) -> Table:
+        """The numbers as a table."""
+        told: dict[str, Cell] = {
+            "rows": self.rows, "copied": self.copied, "mixed": self.mixed, "mean of all": self.mean,
+            "of these bytes that are no text": self.unread, "old tokens without a row": self.lost,
+            "logit above the largest old one, share": self.excess, "tokens a word, before": self.before,
+            "tokens a word, after": self.after, "tables": ", ".join(self.tables),
+        }  # fmt: skip
+        return Table(
+            "vocabulary",
+            [{"what": what, "value": value} for what, value in told.items() if value is not None],
+        )
+
+
+def kept(pair: Pair, view: Grafted, measure: bool = True) -> Kept:
+    """What a graft keeps of a vocabulary; with `measure` the guarantee is checked on the tables.
+
+    Cost: with `measure` a product of each old table with 4 states, and at most 2,048 new rows.
+    """
+    rows, drawn = view.rows, HOW[pair.filling.how].drawn and not view.rows.is_identity
+    copies = rows.copies
+    sizes, filled = rows.starts.diff(), copies < 0
+    alone = (
+        filled
+        & (sizes == 1)
+        & (rows.indices[rows.starts[:-1].clamp(max=len(rows.indices) - 1)] >= rows.columns)
+    )
+    unread = [
+        number for number in (() if rows.is_identity else pair.left)
+        if bool(alone[number]) and pair.new.pieces[number] is not None and pair.new.text(number) is None
+    ]  # fmt: skip
+    known = set(pair.old.ids.values())
+    before, after = (_fertility(side.encode(pair.texts), pair.texts) for side in (pair.old, pair.new))
+    return Kept(
+        rows.rows, int((~filled).sum()), int((filled & ~alone).sum()), int(alone.sum()), len(unread), len(known),
+        len(known - set(copies.tolist())), not drawn, _excess(view) if measure and not drawn else None,
+        max((torch.finfo(view.tensors[name].dtype).eps for name in view.tables), default=0.0), view.tables, before, after,
+    )  # fmt: skip
+
+
+def _fertility(coded: Sequence[Sequence[int]], texts: Sequence[str]) -> float | None:
+    words = sum(len(text.split()) for text in texts)
+    return sum(map(len, coded)) / words if words else None
+
+
+def _excess(view: Grafted) -> float:
+    """How far logits of new rows are above the largest old one, on random states: rounding, if P is applied rightly."""
+    filled = (view.rows.copies < 0).nonzero().flatten()
+    generator = torch.Generator().manual_seed(0)
+    some = filled[torch.randperm(len(filled), generator=generator)[:_ROWS]].sort().values
+    worst = 0.0
+    for name in view.tables if len(some) else ():
+        old, new = view.inner.tensors[name].shape, view.tensors[name].shape
+        if len(old) < 2 or old[0] == 1:
+            continue
+        width = new[1:].numel()
+        states = torch.randn(width, _STATES, generator=generator, dtype=torch.float64)
+        highest = torch.full((_STATES,), -torch.inf, dtype=torch.float64)
+        for start in range(0, view.rows.columns, _BLOCK):
+            stop = min(start + _BLOCK, view.rows.columns)
+            block = view.inner.read(name, start * width, stop * width).view(-1, width).double()
+            highest = torch.maximum(highest, (block @ states).amax(0))
+        rows = torch.stack(
+            [view.read(name, row * width, (row + 1) * width) for row in some.tolist()]
+        ).double()
+        above = ((rows @ states).amax(0) - highest) / highest.abs().clamp(min=1e-30)
+        worst = max(worst, float(above.max()))
+    return worst
+
+
+def renumber(folder: Path, copied: Mapping[int, int]) -> list[str]:
+    """Write the new ids of special tokens into a model's configurations; ids without a new one become null.
+
+    Args:
+        folder: of the new model.
+        copied: the old id of each new one.
+
+    Returns:
+        A sentence for each file in which an id has no new one.
+    """
+    new: dict[int, int] = {}
+    for number, old in sorted(copied.items()):
+        new.setdefault(old, number)
+    notes = []
+    for file in (folders.main_folder(folder) / "config.json", folder / "generation_config.json"):
+        if file.is_file():
+            content = store.read_json(file)
+            lost: list[str] = []
+            changed = _renumbered(content, new, lost)
+            if changed != content:
+                store.write_json(file, changed)
+            if lost:
+                notes.append(
+                    f"{file.name}: {', '.join(lost)} named tokens that the new tokenizer lacks, and are null now: set "
+                    "them where your model needs them."
+                )
+    return notes
+
+
+def _renumbered(content: Any, new: Mapping[int, int], lost: list[str]) -> Any:
+    if not isinstance(content, Mapping):
+        return content
+    made: dict[str, Any] = {}
+    for key, value in content.items():
+        if not _IDS.search(str(key)):
+            made[key] = _renumbered(value, new, lost)
+        elif isinstance(value, list):
+            made[key] = [new[one] for one in value if one in new]
+            lost += [key] if len(made[key]) < len(value) else []
+        else:
+            known = not isinstance(value, int) or isinstance(value, bool) or value in new or value < 0
+            made[key] = new.get(value, value) if known else None
+            lost += [] if known else [key]
+    return made

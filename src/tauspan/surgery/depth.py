@@ -52,9 +52,10 @@ class LayerMap:
 
         - `first:L`: the first L layers.
         - `stages:N,N,...`: layer s of the model, N times each; for a model whose layers are the stages' shared ones
-          (SWS, IJCAI 2024).
+          (SWS, Xia et al., IJCAI 2024, arXiv:2404.16897).
         - `interpolate:L`: L layers on straight lines between the old ones, the first and the last as they are.
-        - `linear:L`: B + (l / L) A, l = 0 .. L - 1, for a model of two layers that hold B and A (TLEG, AAAI 2024).
+        - `linear:L`: B + (l / L) A, l = 0 .. L - 1, for a model of two layers that hold B and A (TLEG, Xia et al.,
+          AAAI 2024, arXiv:2312.05614).
 
         Args:
             words: the map.

@@ -80,6 +80,8 @@ class Vocabulary:
     def _continued(self, piece: bytes, numbers: Sequence[int]) -> list[int]:
         """The ids without unknown ones; the first is that inside a word where the piece begins inside one."""
         inside = [number for number in numbers if self.pieces[number] is not None]
+        if not piece.startswith(b" ") and inside and self.pieces[inside[0]] == b" ":
+            inside = inside[1:]  # the space that sentencepiece puts in front of every text
         if inside and not piece.startswith(b" "):
             first = self.pieces[inside[0]] or b""
             inside[0] = self.known.get(first.removeprefix(b" "), inside[0])
@@ -148,7 +150,7 @@ def open_vocabulary(place: str | Path) -> Vocabulary:
     backend.no_padding()
     roles = _roles(folder)
     flagged = {one["content"] for one in content.get("added_tokens") or () if one.get("special")}
-    special = frozenset({*flagged, *roles.values()} & set(ids))
+    special = frozenset({*flagged, *roles.values(), *_unknown(content["model"])} & set(ids))
     kind = _Kind.of(content)
     pieces: list[bytes | None] = [None] * (max(ids.values()) + 1)
     added = {one["content"] for one in content.get("added_tokens") or ()}
@@ -196,6 +198,14 @@ class _Kind:
         if self.prefix and token.startswith(self.prefix) and token != self.prefix:
             return token.removeprefix(self.prefix).encode()
         return f" {token}".encode() if self.model in ("WordPiece", "WordLevel") else token.encode()
+
+
+def _unknown(model: Mapping[str, Any]) -> list[str]:
+    """The token of what a tokenizer cannot read."""
+    number, tokens = model.get("unk_id"), model.get("vocab")
+    if isinstance(number, int) and isinstance(tokens, list):
+        return [str(tokens[number][0])]
+    return [model["unk_token"]] if isinstance(model.get("unk_token"), str) else []
 
 
 def _most_marked(tokens: Any) -> bool:

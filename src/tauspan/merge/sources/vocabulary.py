@@ -56,8 +56,8 @@ def _compared(other: Source, theirs: Path, mine: Path) -> Iterator[Problem]:
     alone = sorted(set(first) ^ set(second))
     lost = set(second) - set(first)
     grafted = (
-        f"`tauspan vocabulary graft {mine.parent} {theirs.parent} -o OUT`: {len(set(first) & set(second))} of its tokens "
-        f"keep their rows, {len(set(first) - set(second))} are made of its own, and {len(lost)} are lost"
+        f"`tauspan vocabulary graft {mine.parent} {theirs.parent} -o OUT`: {len(set(first) & set(second))} of its "
+        f"tokens keep their rows, {len(set(first) - set(second))} are made of its own, and {len(lost)} are lost"
         + (f" ({listed(map(repr, sorted(lost)), 3)})." if lost else ".")
     )
     clashes = [(number, token) for token, number in second.items() if tokens.get(number, token) != token]
@@ -66,8 +66,8 @@ def _compared(other: Source, theirs: Path, mine: Path) -> Iterator[Problem]:
         yield problem(
             "error",
             f"id {number} is {token!r} in {mine} and {tokens[number]!r} in {theirs} ({len(clashes)} such ids): the rows "
-            "of the embeddings mean other tokens. Align them by token with `tokenizer_source`: base, union or a model. Or, "
-            f"where few tokens are shared, give {other.label} the other vocabulary first, with {grafted}",
+            "of the embeddings mean other tokens. Align them by token with `tokenizer_source`: base, union or a model. "
+            f"Or, where few tokens are shared, give {other.label} the other vocabulary first: {grafted}",
         )
     if alone and not clashes:
         yield problem(

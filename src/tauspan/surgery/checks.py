@@ -105,7 +105,7 @@ def kept(pair: Pair, view: Grafted, measure: bool = True) -> Kept:
     """
     rows, drawn = view.rows, HOW[pair.filling.how].drawn and not view.rows.is_identity
     copies = rows.copies
-    sizes, filled = rows.starts.diff(), copies < 0
+    sizes, filled = rows.sizes, copies < 0
     alone = (
         filled
         & (sizes == 1)

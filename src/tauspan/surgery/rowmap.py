@@ -93,12 +93,23 @@ class RowMap:
     @cached_property
     def copies(self) -> Tensor:
         """Of each new row, the old row that it equals bit for bit, or -1; int64 (rows,)."""
-        single = (self.starts.diff() == 1).nonzero().flatten()
+        single = (self.sizes == 1).nonzero().flatten()
         places = self.starts[single]
         own = (self.weights[places] == 1) & (self.indices[places] < self.columns)
         found = torch.full((self.rows,), -1, dtype=torch.int64)
         found[single[own]] = self.indices[places[own]]
         return found
+
+    @cached_property
+    def sizes(self) -> Tensor:
+        """How many entries each row has, int64 (rows,)."""
+        return self.starts.diff()
+
+    @cached_property
+    def _need(self) -> int:
+        """How many rows of a table are read."""
+        known = self.indices[self.indices < self.columns]
+        return max(int(known.max()) + 1 if len(known) else 0, self.columns if len(self.shared) else 0)
 
     @property
     def is_identity(self) -> bool:
@@ -149,7 +160,7 @@ class RowMap:
             means = self.shared_rows(table) if means is None else means
             width = max(table[0].numel(), 1)
             flat = table.reshape(len(table), width)
-            sizes = self.starts.diff()[first:last][left]
+            sizes = self.sizes[first:last][left]
             for piece in _pieces(left, sizes, max(_ENTRIES // width, 1)):
                 made[piece] = (
                     self._mixed(flat, piece + first, means).to(table.dtype).view(-1, *table.shape[1:])
@@ -158,17 +169,17 @@ class RowMap:
 
     def _mixed(self, flat: Tensor, rows: Tensor, means: Tensor) -> Tensor:
         """Some rows, float64 (len(rows), width)."""
-        sizes = self.starts.diff()[rows]
+        sizes = self.sizes[rows]
         place = torch.repeat_interleave(self.starts[rows] - (sizes.cumsum(0) - sizes), sizes)
         place = place + torch.arange(len(place))
         into = torch.repeat_interleave(torch.arange(len(rows)), sizes)
         index, weight = self.indices[place], self.weights[place]
         dense = index >= self.columns
-        values = torch.empty(len(index), flat.shape[1], dtype=torch.float64)
-        values[~dense] = flat[index[~dense]].double()
-        values[dense] = means.view(len(self.shared), flat.shape[1])[index[dense] - self.columns]
+        values = flat[torch.where(dense, 0, index)].double()
+        if bool(dense.any()):
+            values[dense] = means.view(len(self.shared), flat.shape[1])[index[dense] - self.columns]
         summed = torch.zeros(len(rows), flat.shape[1], dtype=torch.float64)
-        return summed.index_add_(0, into, values * weight[:, None])
+        return summed.index_add_(0, into, values.mul_(weight[:, None]))
 
     def shared_rows(self, table: Tensor) -> Tensor:
         """C E, float64 (shared rows, ...): what `apply` adds for entries of C; reads the table once."""
@@ -182,11 +193,9 @@ class RowMap:
 
     def require_fitting(self, shape: Sequence[int], what: str) -> None:
         """Raise `MismatchError` unless a table has all rows that are read; more of them are padding."""
-        known = self.indices[self.indices < self.columns]
-        need = max(int(known.max()) + 1 if len(known) else 0, self.columns if len(self.shared) else 0)
-        if not shape or shape[0] < need:
+        if not shape or shape[0] < self._need:
             raise MismatchError(
-                f"{what} has {shape[0] if shape else 0} rows, and the map reads {need}: it is a map of another "
+                f"{what} has {shape[0] if shape else 0} rows, and the map reads {self._need}: it is a map of another "
                 "vocabulary. Make the map from the tokenizer that belongs to this table."
             )
 
@@ -200,7 +209,7 @@ class RowMap:
                 "order in which they were made, the last one first."
             )
         mine = self.indices < self.columns
-        sizes = torch.where(mine, other.starts.diff()[self.indices.clamp(max=self.columns - 1)], 1)
+        sizes = torch.where(mine, other.sizes[self.indices.clamp(max=self.columns - 1)], 1)
         place = torch.repeat_interleave(sizes.cumsum(0) - sizes, sizes)
         inner = torch.arange(int(sizes.sum())) - place
         outer = torch.repeat_interleave(torch.arange(len(self.indices)), sizes)
@@ -210,19 +219,19 @@ class RowMap:
         index[through] = other.indices[at[through]]
         weight = self.weights[outer]
         weight[through] *= other.weights[at[through]]
-        rows = torch.repeat_interleave(torch.arange(self.rows), self.starts.diff())[outer]
+        rows = torch.repeat_interleave(torch.arange(self.rows), self.sizes)[outer]
         shared = torch.cat([other.shared, other.spread(self.shared)])
         return _coalesced(rows, index, weight, (self.rows, other.columns), shared)
 
     def spread(self, rows: Tensor) -> Tensor:
         """`rows` P, float64 (any, columns), of dense `rows`, float64 (any, rows)."""
-        owner = torch.repeat_interleave(torch.arange(self.rows), self.starts.diff())
+        owner = torch.repeat_interleave(torch.arange(self.rows), self.sizes)
         wide = torch.zeros(len(rows), self.columns + len(self.shared), dtype=torch.float64)
         wide.index_add_(1, self.indices, rows[:, owner] * self.weights)
         return wide[:, : self.columns] + wide[:, self.columns :] @ self.shared
 
     def _summed(self, weights: Tensor) -> Tensor:
-        owner = torch.repeat_interleave(torch.arange(self.rows), self.starts.diff())
+        owner = torch.repeat_interleave(torch.arange(self.rows), self.sizes)
         return torch.zeros(self.rows, dtype=torch.float64).index_add_(0, owner, weights)
 
     # -- files -----------------------------------------------------------------------------------------------

@@ -92,7 +92,7 @@ def measured(bench: Bench, model: Path, tokenizer: Path) -> dict[str, dict[str, 
     graft = [sys.executable, "-m", "tauspan", "vocabulary", "graft", model, tokenizer]
     found = bench.in_turn({
         "copy": bench.copying([model / "model.safetensors"]),
-        "start": [sys.executable, "-c", "import tauspan.surgery.files"],
+        "start": [sys.executable, "-c", "import tauspan.surgery.grafting"],
         "graft": [*graft, "--how", "mean", "-o", bench.work / "out", "--quiet"],
     })  # fmt: skip
     rows = {

@@ -28,7 +28,7 @@ from tauspan.core.measure import progress
 from tauspan.core.report import Table
 from tauspan.editing.model.edit_files import Base
 from tauspan.surgery import Filling, RowMap, Running, graft, move_vector
-from tauspan.surgery.files import ROWS
+from tauspan.surgery.grafting import ROWS
 
 WAYS = ("hybrid", "mean", "normal")
 TOKENS, BATCH = 32, 16

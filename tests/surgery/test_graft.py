@@ -34,7 +34,7 @@ from tauspan.surgery import (
     open_vocabulary,
     planned_graft,
 )  # fmt: skip
-from tauspan.surgery.files import ROWS
+from tauspan.surgery.grafting import ROWS
 from tauspan.vector import TaskVector
 
 TABLE, BIAS = "bert.embeddings.word_embeddings.weight", "cls.predictions.bias"
@@ -178,9 +178,17 @@ def test_a_killed_graft_goes_on_to_the_same_bytes(
     assert tiny.same_bits(Checkpoint(tmp_path / "out").read(), Checkpoint(tmp_path / "whole").read())
     again = graft(place / "bert", place / "new", tmp_path / "out", MEAN, running=Running(resume=True))
     assert again.merge.finished
+    with pytest.raises(StoreError, match="finished before, without"):
+        graft(
+            place / "bert", place / "new", tmp_path / "out", MEAN, vectors=[place / "one.safetensors"],
+            running=Running(resume=True),
+        )  # fmt: skip
     with pytest.raises(StoreError, match="already there"):
         graft(place / "bert", place / "new", tmp_path / "out", MEAN)
-    graft(place / "bert", place / "new", tmp_path / "out", MEAN, running=Running(overwrite=True))
+    graft(
+        place / "bert", place / "new", tmp_path / "out", MEAN, vectors=[place / "one.safetensors"],
+        running=Running(overwrite=True),
+    )  # fmt: skip
 
 
 def test_a_plan_writes_nothing_and_a_card_says_how_it_was_made(place: Path, tmp_path: Path) -> None:

@@ -8,8 +8,10 @@ from typing import TYPE_CHECKING
 from tauspan.core.lazy import loader
 
 if TYPE_CHECKING:
+    from tauspan.surgery.carrying import Surgery
+    from tauspan.surgery.deepening import change_depth, planned_depth
     from tauspan.surgery.depth import LayerMap
-    from tauspan.surgery.files import Graft, Surgery, change_depth, graft, move, planned_depth, planned_graft
+    from tauspan.surgery.grafting import Graft, graft, move, planned_graft
     from tauspan.surgery.options import Filling, Running
     from tauspan.surgery.rowmap import RowMap
     from tauspan.surgery.vectors import move_adapter, move_low, move_vector
@@ -17,10 +19,10 @@ if TYPE_CHECKING:
     from tauspan.surgery.ways import HOW, Pair, Way, row_map
 
 _HOME = {
-    "HOW": "ways", "Filling": "options", "Graft": "files", "LayerMap": "depth", "Pair": "ways", "RowMap": "rowmap",
-    "Running": "options", "Surgery": "files", "Vocabulary": "vocabularies", "Way": "ways", "change_depth": "files",
-    "graft": "files", "move": "files", "move_adapter": "vectors", "move_low": "vectors", "move_vector": "vectors",
-    "open_vocabulary": "vocabularies", "planned_depth": "files", "planned_graft": "files", "row_map": "ways",
+    "HOW": "ways", "Filling": "options", "Graft": "grafting", "LayerMap": "depth", "Pair": "ways", "RowMap": "rowmap",
+    "Running": "options", "Surgery": "carrying", "Vocabulary": "vocabularies", "Way": "ways", "change_depth": "deepening",
+    "graft": "grafting", "move": "grafting", "move_adapter": "vectors", "move_low": "vectors", "move_vector": "vectors",
+    "open_vocabulary": "vocabularies", "planned_depth": "deepening", "planned_graft": "grafting", "row_map": "ways",
 }  # fmt: skip
 
 __all__ = [

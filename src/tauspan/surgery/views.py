@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from tauspan.core.errors import MismatchError
-from tauspan.merge.recipe.towers import Towers, number
+from tauspan.merge.recipe.towers import number
 from tauspan.merge.sources.source import Source, SourceView, found
 from tauspan.merge.sources.vocabulary import is_vocabulary
 from tauspan.models.bases import drawn
@@ -191,13 +191,3 @@ class Deepened(SourceView):
             (value.double() * weight for value, weight in values[1:]), values[0][0].double() * values[0][1]
         )
         return total.to(values[0][0].dtype)
-
-
-def stack_of(source: Source, named: str | None) -> tuple[str, Towers]:
-    """The prefix of the layers that are meant, and all stacks of the model.
-
-    Raises:
-        ModelError: there is none of that name, or several and none is named.
-    """
-    towers = Towers.of(source)
-    return towers.named(named), towers

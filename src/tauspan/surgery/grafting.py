@@ -1,0 +1,194 @@
+"""Another vocabulary, from files to files: `graft`, its plan, and vectors that `move` later."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+from tauspan import store
+from tauspan.core.arguments import checked
+from tauspan.core.errors import ModelError
+from tauspan.core.report import Report
+from tauspan.editing.model.edit_files import Base
+from tauspan.merge.sources.opening import adapter_folder
+from tauspan.merge.sources.source import model_folder
+from tauspan.merge.sources.vocabulary import Alignment, rows_of
+from tauspan.merge.stream.plan import Plan
+from tauspan.merge.stream.words import Words
+from tauspan.surgery.carrying import (
+    Surgery,
+    carried_out,
+    checked_base,
+    open_model,
+    plan_of,
+    vector_file,
+    vector_files,
+    whole_vector,
+)
+from tauspan.surgery.checks import Kept, kept, renumber
+from tauspan.surgery.embedding import embedding
+from tauspan.surgery.options import Filling, Running
+from tauspan.surgery.rowmap import RowMap
+from tauspan.surgery.vectors import move_adapter, move_vector
+from tauspan.surgery.views import Grafted, by_rows, whole
+from tauspan.surgery.vocabularies import open_vocabulary
+from tauspan.surgery.ways import HOW, Embed, Pair, row_map
+
+ROWS = "vocabulary/rows.safetensors"
+"""Where a grafted model keeps P."""
+
+
+@dataclass(frozen=True)
+class Graft:
+    """A graft that was prepared: P, the model seen through it, and the plan of its stream."""
+
+    pair: Pair
+    view: Grafted
+    plan: Plan
+    kept: Kept
+
+    def report(self) -> Report:
+        """The plan as tables, with the verdict first."""
+        planned = self.plan.report()
+        tables = [self.kept.table(), *planned.tables]
+        result = {**planned.result, **asdict(self.kept)}
+        return replace(planned, title="graft plan", tables=tables, result=result, verdict=self.kept.verdict)
+
+
+@contextmanager
+def planned_graft(
+    model: str | Path,
+    tokenizer: str | Path,
+    filling: Filling | None = None,
+    *,
+    embed: Embed | str | Path | None = None,
+    texts: Sequence[str] = (),
+    running: Running | None = None,
+) -> Iterator[Graft]:
+    """Everything about a graft besides writing it, with its files open; arguments and errors are those of `graft`."""
+    filling, running = filling or Filling(), running or Running()
+    source = open_model(model, running.access)
+    try:
+        folder, count = model_folder(source.path), rows_of(source)
+        if count is None or folder is None:
+            raise ModelError(
+                f"{model} has no input table with a known name, or is a bare file without its tokenizer: a graft needs a "
+                "model's directory with `embed_tokens`, `wte`, `word_embeddings` or the like."
+            )
+        named = next(
+            name for name, one in source.tensors.items() if one.shape[:1] == (count,) and len(one.shape) > 1
+        )
+        function = embedding(embed, folder) if "embed" in HOW[filling.how].needs else None
+        table = by_rows(whole(source, named), count)
+        pair = Pair(open_vocabulary(folder), open_vocabulary(tokenizer), filling, table, function, texts)
+        rows = row_map(pair)
+        facts = {
+            "verb": "vocabulary graft", "tokenizer": str(tokenizer), "tokenizer_sha256": pair.new.digest,
+            "rows_sha256": rows.digest, "options": asdict(filling),
+        }  # fmt: skip
+        spread = filling.spread if HOW[filling.how].drawn and not rows.is_identity else None
+        view = Grafted(source, rows, facts, spread, filling.seed)
+        same = rows.is_identity
+        alignment = (
+            None if same else Alignment(pair.new.ids, rows.rows, lambda *_: pair.new.ids, (view,), False)
+        )
+        words = Words(pair.new.folder, {}, alignment)
+        plan = plan_of(model, view, source, words, running.workers)
+        yield Graft(pair, view, plan, kept(pair, view))
+    finally:
+        source.close()
+
+
+@checked
+def graft(
+    model: str | Path,
+    tokenizer: str | Path,
+    out: str | Path,
+    filling: Filling | None = None,
+    *,
+    embed: Embed | str | Path | None = None,
+    texts: Sequence[str] = (),
+    vectors: Sequence[str | Path] = (),
+    running: Running | None = None,
+) -> Surgery:
+    """Write a model with another tokenizer: E' = P E and b' = P b for its tables and biases, all else bit for bit.
+
+    P is row-stochastic: tokens that both tokenizers have are copied, the others are means of old rows, by `filling.how`
+    of `HOW`. The result is streamed and appears when it is whole; P is kept in it, as `vocabulary/rows.safetensors`.
+
+    Args:
+        model: a directory, `"minilm"` or a hub id.
+        tokenizer: the directory of a tokenizer or of a model, or a `tokenizer.json`.
+        out: the directory to write.
+        filling: how rows are filled; None takes `Filling()`, which is hybrid.
+        embed: a function of texts, or an encoder that gives one; None takes the model itself where it embeds sentences.
+        texts: of the kind that the model will read, for `cw2v` and for tokens a word.
+        vectors: task vectors of the model, which are written to `out/vectors` for the new one.
+        running: resume, overwrite, threads and access.
+
+    Returns:
+        What was kept, with a verdict, and what the stream wrote.
+
+    Raises:
+        ModelError: no tokenizer.json, or no table with a known name.
+        UsageError: a way that needs an embedding or texts that are not there.
+        MismatchError: the tokenizer is not the model's.
+        BaseMismatchError: a vector starts from another model.
+        StoreError: `out` is taken, the disk is full, or an unfinished graft is there.
+
+    Cost: one read and one write of the model; memory of a merge's blocks beside the map.
+
+    Example:
+        >>> import tempfile
+        >>> done = graft("minilm", "minilm", Path(tempfile.mkdtemp()) / "same", Filling(how="mean"))
+        >>> done.kept.copied, done.merge.loss
+        (30522, 0.0)
+    """
+    running, out = running or Running(), Path(out)
+    store.require_folder(out)
+    with planned_graft(model, tokenizer, filling, embed=embed, texts=texts, running=running) as made:
+        base = checked_base(model, vectors)
+
+        def finish(folder: Path) -> list[str]:
+            made.view.rows.save(folder / ROWS)
+            notes = [] if made.view.rows.is_identity else renumber(folder, made.pair.copied)
+            fingerprint = Base(folder).fingerprint if vectors else ""
+            for place in vectors:
+                moved = move_vector(whole_vector(base, place), made.view.rows, fingerprint)
+                moved.save_pretrained(vector_file(folder, place))
+            return notes
+
+        title = f"{out.name}: the vocabulary of {Path(tokenizer).name}"
+        merged, notes = carried_out(made.plan, out, running, finish, title, made.kept)
+        files = vector_files(out, vectors)
+        return Surgery(
+            out=out, verdict=made.kept.verdict, kept=made.kept, merge=merged, vectors=files,
+            warnings=(*merged.warnings, *notes), provenance=merged.provenance,
+        )  # fmt: skip
+
+
+@checked
+def move(
+    vector: str | Path, model: str | Path, grafted: str | Path, out: str | Path, *, overwrite: bool = False
+) -> Path:
+    """Write a task vector of `model` as one of the model that was grafted from it; an adapter stays an adapter.
+
+    Args:
+        vector: a vector's file or folder, or the directory of a PEFT adapter.
+        model: what it starts from.
+        grafted: what `graft` made of that model.
+        out: the file, or for an adapter the directory, to write.
+        overwrite: replace what is there.
+
+    Raises:
+        StoreError: `grafted` keeps no map of rows.
+        BaseMismatchError: the vector starts from another model.
+    """
+    rows = RowMap.load(Path(grafted) / ROWS)
+    store.require_apart(out, [vector, model, grafted])
+    place = Path(vector)
+    adapter = adapter_folder(place) if place.exists() else None
+    if adapter is not None:
+        return move_adapter(adapter, rows, out, base=str(grafted), overwrite=overwrite)
+    moved = move_vector(whole_vector(Base(str(model)), vector), rows, Base(str(grafted)).fingerprint)
+    return moved.save_pretrained(out, overwrite=overwrite)

@@ -163,10 +163,13 @@ class Plan(Result):
         if self.pace is not None:
             yield {"what": "until the first step has ended", "value": f"{self.pace.first:.3g} s"}
             yield {"what": "each further step", "value": f"{self.pace.step:.3g} s"}
-            yield {
-                "what": f"each of {self.pace.validations} validations",
-                "value": f"{self.pace.validation:.3g} s",
-            }
+            many = self.pace.validations
+            what = (
+                "the pass over validation rows"
+                if many == 1
+                else f"each of {many} passes over validation rows"
+            )
+            yield {"what": what, "value": f"{self.pace.validation:.3g} s"}
 
 
 def within(peak: int, memory: int) -> bool:

@@ -24,7 +24,15 @@ from rich.console import Console
 
 from tauspan.core.report import Report, Table
 
-GOALS = {"task_arithmetic": 0.4, "ties": 0.12, "copy": 0.7, "memory": 0.5, "plan": 3.0}
+GOALS = {
+    "task_arithmetic": 0.4,
+    "ties": 0.12,
+    "copy": 0.7,
+    "memory": 0.5,
+    "plan": 3.0,
+    "many": 1.3,
+    "many, ties": 2.5,
+}
 METHODS: Mapping[str, tuple[str, dict[str, float]]] = {
     "task_arithmetic": ("task_arithmetic", {"weight": 0.3}),
     "ties, density 0.5": ("ties", {"weight": 1.0, "density": 0.5}),
@@ -104,6 +112,7 @@ class Bench:
         rounds: turns of every program.
         width: of the synthetic models.
         clock: what seconds are; CPU time is for a machine that others use too.
+        billions: of parameters of each of ten models, for the part `many`.
     """
 
     work: Path
@@ -111,6 +120,7 @@ class Bench:
     rounds: int
     width: int = _WIDTH
     clock: Clock = "wall"
+    billions: float = 8.0
 
     def ours(self, recipe: Path) -> list[str | Path]:
         """The command line of tauspan."""
@@ -211,6 +221,33 @@ def large(bench: Bench) -> list[Row]:
     return [*_times(taken), *rates, *_memory(taken, note)]
 
 
+def many(bench: Bench) -> list[Row]:
+    """Ten sharded models of many billion parameters, as sparse files: time over reading all and writing one."""
+    size = 2 * 10**9 * bench.billions
+    models = merge_inputs.headers(bench.work / f"many{bench.billions:g}", int(10 * size), 10)
+    named = " ".join(f"'{model}'/*.safetensors" for model in models)
+    target = f"'{bench.work / 'out'}'"
+    moving = f"cat {named} > /dev/null && cp -r --sparse=never '{models[0]}' {target} && sync -f {target}"
+    commands: dict[str, Sequence[str | Path]] = {"cat and cp": ["sh", "-c", moving]}
+    for name, (method, each) in METHODS.items():
+        if name != "ties, density 0.2":
+            one = merge_inputs.recipe(bench.work / f"many-{_plain(name)}.yaml", method, models, each)
+            commands[f"ours, {name}"] = bench.ours(one)
+    taken = bench.in_turn(commands)
+    read = sum(file.stat().st_size for model in models for file in model.glob("*.safetensors")) / 1e9
+    note = f"base + 9, {read:.0f} GB read as holes of sparse files, {read / 10:.0f} GB written"
+    rows = [
+        _row(
+            f"{name.removeprefix('ours, ')}, ten models: time / cat and cp",
+            spread([run.seconds / other.seconds for run, other in zip(runs, taken["cat and cp"], strict=True)]),
+            GOALS["many"] if "task_arithmetic" in name else GOALS["many, ties"], note=note,
+        )
+        for name, runs in taken.items()
+        if name.startswith("ours")
+    ]  # fmt: skip
+    return [*_times(taken), *rows, *_memory(taken, "ten models")]
+
+
 def _times(taken: Mapping[str, Sequence[Watched]]) -> list[Row]:
     return [_row(name, spread([run.seconds for run in runs]), None, "s") for name, runs in taken.items()]
 
@@ -258,18 +295,27 @@ def _row(what: str, found: Spread, goal: float | None, unit: str = "ratio", note
 
 
 PARTS: Mapping[str, Callable[[Bench], list[Row]]] = {
-    "speed": speed, "larger": larger, "planning": planning, "large": large,
+    "speed": speed, "larger": larger, "planning": planning, "large": large, "many": many,
 }  # fmt: skip
 
 
 def main(arguments: Sequence[str] | None = None) -> Report:
     """Measure what was asked for; the exit code does not depend on the numbers."""
     given = _parser().parse_args(arguments)
-    chosen = [name for name in PARTS if name != "large" or given.large] if given.only is None else given.only
+    chosen = (
+        [name for name in PARTS if name not in ("large", "many") or vars(given)[name]]
+        if given.only is None
+        else given.only
+    )
     setting = Setting(rounds=given.rounds, clock=given.clock)
     with tempfile.TemporaryDirectory() as temporary:
         bench = Bench(
-            (given.work or Path(temporary)).resolve(), given.mergekit, given.rounds, given.width, given.clock
+            (given.work or Path(temporary)).resolve(),
+            given.mergekit,
+            given.rounds,
+            given.width,
+            given.clock,
+            given.billions,
         )
         bench.work.mkdir(parents=True, exist_ok=True)
         rows = [row for name in chosen for row in PARTS[name](bench)]
@@ -305,6 +351,8 @@ def _parser() -> argparse.ArgumentParser:
         "--only", nargs="*", choices=PARTS, help="these parts; none: only what other options ask"
     )
     parser.add_argument("--large", action="store_true", help="also base + 2 on 60 %% of the free disk")
+    parser.add_argument("--many", action="store_true", help="also ten models of --billions, as sparse files")
+    parser.add_argument("--billions", type=float, default=8.0, help="parameters of each of the ten models")
     parser.add_argument("--correctness", action="store_true", help="also every shared method on small models")
     parser.add_argument("--out", type=Path, default=ROOT / "out" / "bench")
     parser.add_argument("--keep", action="store_true", help="write benchmarks/results/merging-<device>.md")

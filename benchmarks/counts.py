@@ -22,7 +22,7 @@ from benchmarks.search import directions
 from benchmarks.shapes import Shape
 from safetensors.torch import save_file
 from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode
+from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
 
 import tauspan as ts
 from tauspan.core.allocations import Allocations
@@ -67,12 +67,30 @@ def _of_shape(shape: Shape) -> dict[str, int]:
 
 
 def _counted(what: str, work: Callable[[], Any]) -> dict[str, int]:
+    """The counts of some work, with its name."""
+    return {f"{what}, {kind}": value for kind, value in counted(work).items()}
+
+
+def counted(work: Callable[[], Any]) -> dict[str, int]:
     """Products (two for each multiplication and addition), operations, and the most bytes of tensors at once."""
 
     def product(_: torch.Size, a: torch.Size, b: torch.Size, **__: object) -> int:
         return 2 * math.prod(a) * b[-1]
 
-    unknown = {torch.ops.aten.addmm_: product, torch.ops.aten.baddbmm_: product}  # to the counter
+    def attention(q: torch.Size, k: torch.Size, v: torch.Size, *_: object, **__: object) -> int:
+        return int(sdpa_flop_count(q, k, v))
+
+    def of_attention(
+        g: torch.Size, q: torch.Size, k: torch.Size, v: torch.Size, *_: object, **__: object
+    ) -> int:
+        return int(sdpa_backward_flop_count(g, q, k, v))
+
+    aten = torch.ops.aten
+    unknown = {  # to the counter
+        aten.addmm_: product, aten.baddbmm_: product,
+        aten._scaled_dot_product_flash_attention_for_cpu: attention,
+        aten._scaled_dot_product_flash_attention_for_cpu_backward: of_attention,
+    }  # fmt: skip
     for _ in range(2):  # the second time, after checks that are made once
         with FlopCounterMode(display=False, custom_mapping=unknown) as products:
             work()
@@ -81,8 +99,8 @@ def _counted(what: str, work: Callable[[], Any]) -> dict[str, int]:
             work()
     events = [event for phase in taken.phases for event in phase.events]
     return {
-        f"{what}, FLOPs": int(products.get_total_flops()), f"{what}, operations": len(events),
-        f"{what}, bytes at most": max(event.bytes for event in events),
+        "FLOPs": int(products.get_total_flops()), "operations": len(events),
+        "bytes at most": max(event.bytes for event in events),
     }  # fmt: skip
 
 

@@ -4,6 +4,7 @@ Rows are never repaired: a label outside the range, an empty split or a wrong ch
 the row or the file.
 """
 
+from tauspan.tasks.equiangular import with_orthogonal_heads
 from tauspan.tasks.heads import build_head
 from tauspan.tasks.people import Fact, Person, made_up_people, people_task
 from tauspan.tasks.split import SPLITS, Split, permutation
@@ -11,4 +12,5 @@ from tauspan.tasks.task import Task
 
 __all__ = [
     "SPLITS", "Fact", "Person", "Split", "Task", "build_head", "made_up_people", "people_task", "permutation",
+    "with_orthogonal_heads",
 ]  # fmt: skip

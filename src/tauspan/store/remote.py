@@ -19,6 +19,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from tauspan.core.errors import StoreError
+from tauspan.core.measure import progress
 from tauspan.store.places import atomic, write_json
 from tauspan.store.tensors import LONGEST_HEADER
 
@@ -130,8 +131,11 @@ def fetched(url: str, whole: bool, cache: str | Path | None = None) -> Path:
         with atomic(folder, overwrite=False) as temporary:
             temporary.mkdir()
             inner = temporary if alone else temporary / name
-            for relative, facts in found.items():
-                _fill(inner / (relative or name), system, facts, whole, url if alone else f"{url}/{relative}")
+            with progress(f"fetching {name}", len(found)) as advance:
+                for relative, facts in found.items():
+                    there = url if alone else f"{url}/{relative}"
+                    _fill(inner / (relative or name), system, facts, whole, there)
+                    advance(1, relative)
     return folder / name
 
 

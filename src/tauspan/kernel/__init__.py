@@ -5,6 +5,7 @@ matrix, `LowRankKernel` of a factor. The sub-packages `tauspan.kernel.diagnose` 
 `tauspan.kernel.analytic` (kernels of infinitely wide nets) are public too; all other modules are not.
 """
 
+from tauspan.kernel.approximate.design import DRAWS, Design, design, enough
 from tauspan.kernel.approximate.lowrank import Nystrom, determinantal, nystrom, pivoted_cholesky
 from tauspan.kernel.approximate.reduced import Reduction, reduced
 from tauspan.kernel.operator.closed_form import ClosedForm, closed_form, logits_at_base, task_vector
@@ -35,10 +36,12 @@ from tauspan.kernel.solvers.solution import DualSolution
 from tauspan.kernel.solvers.subgradient import Rate, dual_steps, primal_steps
 
 __all__ = [
+    "DRAWS",
     "LOSSES",
     "Backend",
     "ClosedForm",
     "DenseKernel",
+    "Design",
     "DualSolution",
     "EigenPairs",
     "Estimate",
@@ -65,10 +68,12 @@ __all__ = [
     "UnionKernel",
     "choose_ridge",
     "closed_form",
+    "design",
     "determinantal",
     "dual_steps",
     "effective_dimension",
     "eigenpairs",
+    "enough",
     "interference",
     "joint",
     "kronecker",

@@ -222,9 +222,20 @@ def determinantal(kernel: Kernel, size: int, seed: int = 0, kind: Process = "k-d
     generator = torch.Generator().manual_seed(seed)
     if kind == "k-dpp":
         vectors = vectors[:, _chosen(values[:rank], size, generator)]
+    return projection_draw(vectors, generator)
+
+
+def projection_draw(vectors: Tensor, generator: torch.Generator) -> tuple[int, ...]:
+    """Rows of the projection process P(S) = det (V V^T)_SS of m orthonormal columns V, shape (n, m): always m of them.
+
+    Row i is among them with probability |V_i|^2, its leverage score.
+
+    Cost:
+        O(n m^2).
+    """
     process = LowRankKernel(vectors)
     # drawing from a projection process one row after the other is randomly pivoted Cholesky of the projection
-    _, pivots = _pivoted(process.diag(), process.rows, size, generator, 8, 0.0)
+    _, pivots = _pivoted(process.diag(), process.rows, vectors.shape[1], generator, 8, 0.0)
     return tuple(pivots)
 
 

@@ -69,6 +69,7 @@ def closed_form(
     by: By = "auto",
     tolerance: float | None = None,
     max_steps: int = 1000,
+    weights: Sequence[float] | Tensor | None = None,
 ) -> ClosedForm:
     """Fit tau in the tangent space through the kernel of the training rows, linearised at the logits.
 
@@ -101,6 +102,8 @@ def closed_form(
         tolerance: of iterative solvers: relative residual, gradient norm, or duality gap. None is 1e-4 for the squared
             loss, whose `error_bound` says what is left, and 1e-8 for the others.
         max_steps: of iterative solvers.
+        weights: what each training row counts in the squared loss, such as those of `design`; they are solved with the
+            whole kernel. None counts all rows alike.
 
     Returns:
         A `ClosedForm`; its `.vector` is an ordinary `TaskVector`.
@@ -128,6 +131,10 @@ def closed_form(
     name, chosen = _loss(loss)
     require_closed(task, name)
     strength = _strength(name, chosen, ridge)
+    if weights is not None and name != "squared":
+        raise UsageError(
+            f"weights with loss={name!r}: only the squared loss takes weights. Take loss='squared'."
+        )
     if by not in BYS:
         raise UsageError(f"by={by!r}. {nearest(str(by), BYS)}")
     aim = (_SQUARED if name == "squared" else _OTHER) if tolerance is None else tolerance
@@ -135,7 +142,15 @@ def closed_form(
         problem = loss_problem(encoder, task, chosen.contrast, gap, params, reading, backend)
         kernel = problem.kernel
         answer = chosen.solve(
-            replace(problem, ridge=strength, grid=grid, tolerance=aim, max_steps=max_steps, by=by)
+            replace(
+                problem,
+                ridge=strength,
+                grid=grid,
+                tolerance=aim,
+                max_steps=max_steps,
+                by=by,
+                weights=None if weights is None else torch.as_tensor(weights, dtype=torch.float64),
+            )  # fmt: skip
         )
         facts = {"objective": name, "rows": kernel.samples, **answer.facts, **answer.solution.facts()}
         vector = task_vector(kernel, answer.solution.alpha, task.name, {"task": task.name, "solver": facts})

@@ -16,9 +16,9 @@ from tauspan.kernel.operator.tangent import TangentKernel
 from tauspan.kernel.solvers.base import Kernel
 from tauspan.kernel.solvers.cg import conjugate_gradients, solve_cg
 from tauspan.kernel.solvers.hinge import Margins, margins, one_vs_rest, solve_hinge
-from tauspan.kernel.solvers.kernels import DenseKernel
+from tauspan.kernel.solvers.kernels import DenseKernel, ScaledKernel
 from tauspan.kernel.solvers.newton import solve_cross_entropy
-from tauspan.kernel.solvers.regression import RidgeChoice, choose_ridge, solve_ridge
+from tauspan.kernel.solvers.regression import RidgeChoice, choose_ridge, roots_of, solve_ridge
 from tauspan.kernel.solvers.solution import DENSE, DualSolution, matrix_of
 
 log = logging.getLogger(__name__)
@@ -43,6 +43,7 @@ class LossProblem:
         tolerance: of iterative solvers.
         max_steps: of iterative solvers.
         by: what the squared loss is solved with; see `closed_form`.
+        weights: what each row counts in the squared loss, shape (N,); None counts all alike.
     """
 
     kernel: TangentKernel
@@ -54,6 +55,7 @@ class LossProblem:
     tolerance: float = 1e-8
     max_steps: int = 1000
     by: By = "auto"
+    weights: Tensor | None = None
 
     @property
     def by_products(self) -> bool:
@@ -114,6 +116,8 @@ def squared(problem: LossProblem) -> LossSolution:
     """Ridge regression on the problem's residual."""
     residual = problem.residual()
     facts: dict[str, Any] = {} if problem.gap is None else {"gap": problem.gap}
+    if problem.weights is not None:
+        return _weighted(problem, residual, facts)
     products = problem.by_products
     near = kronecker(problem.kernel) if products and problem.kernel.outputs > 1 else None
     choice, ridge = None, problem.ridge
@@ -137,6 +141,27 @@ def squared(problem: LossProblem) -> LossSolution:
         tolerance=problem.tolerance, max_steps=problem.max_steps,
     )  # fmt: skip
     return LossSolution(solution, facts, choice)
+
+
+def _weighted(problem: LossProblem, residual: Tensor, facts: dict[str, Any]) -> LossSolution:
+    """Ridge regression with weights of rows, from the whole kernel.
+
+    Raises:
+        UsageError: it was to be solved by products.
+    """
+    if problem.by == "products":
+        raise UsageError(
+            "by='products' with weights: weighted rows are solved with the matrix. Take by='matrix'."
+        )
+    weights, choice, ridge = cast(Tensor, problem.weights), None, problem.ridge
+    if ridge is None:
+        root = roots_of(problem.kernel, weights)
+        choice = choose_ridge(ScaledKernel(problem.kernel, root), root * residual.flatten(), problem.grid)
+        ridge = choice.ridge
+        facts["leave_one_out"] = {"grid": list(choice.grid), "errors": list(choice.errors)}
+    return LossSolution(
+        solve_ridge(problem.kernel, residual, ridge, weights), {**facts, "weighted": True}, choice
+    )
 
 
 def cross_entropy(problem: LossProblem) -> LossSolution:

@@ -1,4 +1,4 @@
-"""Exact unlearning: the fit in the tangent space without some of its rows, by a downdate and not by a refit."""
+"""Fits in the tangent space whose rows leave (exact unlearning) and arrive (another task), without a refit."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from tauspan.core.errors import UsageError, listed
+from tauspan.core.params import require_finite_rows
 from tauspan.kernel.solvers.base import Kernel
 from tauspan.kernel.solvers.estimates import require_ridge
 from tauspan.kernel.solvers.solution import cholesky, matrix_of, vector_for
@@ -14,13 +15,13 @@ from tauspan.kernel.solvers.solution import cholesky, matrix_of, vector_for
 
 @dataclass(frozen=True, eq=False)
 class RidgeFit:
-    """A kernel ridge fit whose rows can be removed: G = (K + ridge)^-1 and alpha = G r over the remaining rows.
+    """A kernel ridge fit whose rows leave and arrive: G = (K + ridge)^-1 and alpha = G r over the rows that are there.
 
     Args:
         inverse: G, shape (n O, n O) for n remaining rows.
         remaining: alpha of the remaining rows, shape (n O).
-        samples: which of the first fit's rows remain, in rising order.
-        total: N, the first fit's rows.
+        samples: which rows remain, in rising order; rows that arrive count on from the last one.
+        total: N, all rows that ever were there.
         outputs: O.
         ridge: of the fit.
 
@@ -30,6 +31,9 @@ class RidgeFit:
         >>> fit = RidgeFit.of(DenseKernel(matrix), torch.ones(2), 1.0)
         >>> fit.without([1]).alpha  # 1 / (2 + 1) for row 0
         tensor([0.3333, 0.0000], dtype=torch.float64)
+        >>> first = RidgeFit.of(DenseKernel(matrix[:1, :1]), torch.ones(1), 1.0)
+        >>> bool(torch.allclose(first.grown(matrix[1:, :1], matrix[1:, 1:], torch.ones(1)).alpha, fit.alpha))
+        True
     """
 
     inverse: Tensor
@@ -64,13 +68,18 @@ class RidgeFit:
 
     @property
     def alpha(self) -> Tensor:
-        """The coefficients over all rows of the first fit, 0 for removed rows: tau = J^T alpha, shape (N O).
+        """The coefficients over all rows, 0 for removed ones: tau = J^T alpha, shape (N O).
 
         The change of tau is J^T times the difference of two fits' alpha.
         """
         found = torch.zeros(self.total * self.outputs, dtype=torch.float64)
         found[self._entries(self.samples)] = self.remaining
         return found
+
+    @property
+    def bytes(self) -> int:
+        """What is kept: G and alpha."""
+        return sum(part.numel() * part.element_size() for part in (self.inverse, self.remaining))
 
     def _entries(self, samples: Sequence[int]) -> Tensor:
         return (torch.tensor(samples)[:, None] * self.outputs + torch.arange(self.outputs)).flatten()
@@ -82,7 +91,7 @@ class RidgeFit:
         G_dd^-1 alpha_d.
 
         Args:
-            forget: rows by their number in the first fit.
+            forget: rows by their number.
 
         Raises:
             UsageError: no row, a row that is named twice, is not there (any more), or all rows.
@@ -112,4 +121,51 @@ class RidgeFit:
         remaining = self.remaining[kept] - solved @ self.remaining[dropped]
         return RidgeFit(
             (inverse + inverse.T) / 2, remaining, tuple(left), self.total, self.outputs, self.ridge
+        )
+
+    def grown(self, across: Tensor, own: Tensor, residual: Tensor) -> "RidgeFit":
+        """The fit with more rows, such as those of another task; up to rounding the same as a refit.
+
+        With B = G K_on and the Schur complement S = K_nn + ridge - K_no B of the new rows n: alpha_n = S^-1 (r_n - K_no
+        alpha_o) and alpha_o' = alpha_o - B alpha_n, so that old targets are not needed.
+
+        Args:
+            across: K_no, shape (d, n O): new entries against those that are there, in the order of `samples`.
+            own: K_nn, shape (d, d).
+            residual: r_n = y - f0 of the new rows, d numbers.
+
+        Raises:
+            UsageError: other shapes, d no multiple of the outputs, or a system that the new rows make singular.
+            NonFiniteError: NaN or infinity.
+
+        Cost:
+            2 (n O)^2 d + d^3 FLOPs, against (n O + d)^3 / 3 of a refit.
+        """
+        new, cross, flat = own.double(), across.double(), residual.double().flatten()
+        wanted = ((len(flat), len(self.inverse)), (len(flat), len(flat)))
+        if (tuple(cross.shape), tuple(new.shape)) != wanted or not len(flat) or len(flat) % self.outputs:
+            raise UsageError(
+                f"rows that arrive have blocks of shape {tuple(across.shape)} and {tuple(own.shape)} and {len(flat)} "
+                f"targets: give (d, {len(self.inverse)}), (d, d) and d of them, d a multiple of {self.outputs}."
+            )
+        for what, part in (
+            ("the kernel of the rows that arrive", new),
+            ("the kernel across", cross),
+            ("their residual", flat),
+        ):
+            require_finite_rows(part, what)
+        image = self.inverse @ cross.T
+        schur = new - cross @ image
+        lower = cholesky((schur + schur.T) / 2, self.ridge)
+        alpha = torch.cholesky_solve((flat - cross @ self.remaining)[:, None], lower)[:, 0]
+        corner = torch.cholesky_inverse(lower)
+        side = -image @ corner
+        inverse = torch.cat(
+            [torch.cat([self.inverse - side @ image.T, side], 1), torch.cat([side.T, corner], 1)]
+        )
+        arrived = len(flat) // self.outputs
+        samples = (*self.samples, *range(self.total, self.total + arrived))
+        remaining = torch.cat([self.remaining - image @ alpha, alpha])
+        return RidgeFit(
+            (inverse + inverse.T) / 2, remaining, samples, self.total + arrived, self.outputs, self.ridge
         )

@@ -267,6 +267,11 @@ class ScaledKernel(Kernel):
         return self.kernel.shape
 
     @property
+    def outputs(self) -> int:
+        """Those of K."""
+        return self.kernel.outputs
+
+    @property
     def parts(self) -> Sequence[tuple[slice, int]]:
         """Those of K."""
         return self.kernel.parts

@@ -2,7 +2,7 @@
 
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -12,6 +12,7 @@ from tauspan.core.errors import UsageError
 from tauspan.kernel.solvers.base import Kernel
 from tauspan.kernel.solvers.estimates import require_ridge
 from tauspan.kernel.solvers.flow import Modes
+from tauspan.kernel.solvers.kernels import ScaledKernel
 from tauspan.kernel.solvers.kronecker import KroneckerKernel
 from tauspan.kernel.solvers.solution import DualSolution, cholesky, matrix_of, rounding_floor, vector_for
 
@@ -22,16 +23,22 @@ _FLAT = 1e-3  # an error that falls by a smaller share has settled
 
 
 @checked
-def solve_ridge(kernel: Kernel, residual: Tensor, ridge: float) -> DualSolution:
+def solve_ridge(
+    kernel: Kernel, residual: Tensor, ridge: float, weights: Tensor | None = None
+) -> DualSolution:
     """(K + ridge) alpha = r by Cholesky; tau = J^T alpha minimises 1/2 |f0 + J tau - y|^2 + ridge/2 |tau|^2.
+
+    With weights the loss is 1/2 sum_n w_n |f0_n + J_n tau - y_n|^2 + ridge/2 |tau|^2, and with D^2 = diag w, alpha =
+    D (D K D + ridge)^-1 D r.
 
     Args:
         kernel: symmetric, over the training rows.
         residual: r = y - f0, shape (N O) or (N, O).
         ridge: 0 or more; the loss is a sum over rows, so that twice the rows want about twice the ridge.
+        weights: what each row counts, shape (N,), above 0; None counts all alike.
 
     Returns:
-        alpha with `relative_residual` = |(K + ridge) alpha - r| / |r|.
+        alpha with `relative_residual` = |(K + ridge) alpha - r| / |r|, of the weighted system where there are weights.
 
     Raises:
         UsageError: the system is singular: it names the smallest eigenvalue, duplicate rows and the repair; or another
@@ -48,10 +55,32 @@ def solve_ridge(kernel: Kernel, residual: Tensor, ridge: float) -> DualSolution:
     """
     require_ridge(ridge, zero=True)
     flat = vector_for(kernel, residual, "the residual y - f0")
+    if weights is not None:
+        root = roots_of(kernel, weights)
+        scaled = solve_ridge(ScaledKernel(kernel, root), root * flat, ridge)
+        return replace(scaled, alpha=root * scaled.alpha, solver="weighted ridge by Cholesky")
     matrix = matrix_of(kernel)
     alpha = torch.cholesky_solve(flat[:, None], _factor(kernel, matrix, ridge))[:, 0]
     left = float((matrix @ alpha + ridge * alpha - flat).norm()) / (float(flat.norm()) or 1.0)
     return DualSolution(alpha, "ridge by Cholesky", float(ridge), True, True, relative_residual=left)
+
+
+def roots_of(kernel: Kernel, weights: Tensor) -> Tensor:
+    """The square roots of the rows' weights, one for each row and output, shape (N O).
+
+    Raises:
+        UsageError: another number of weights than rows, or one that is not above 0 and finite.
+    """
+    flat = weights.detach().double().cpu().flatten()
+    if len(flat) != kernel.samples:
+        raise UsageError(f"{len(flat)} weights for {kernel.samples} rows: give one for each row.")
+    wrong = (~((flat > 0) & flat.isfinite())).nonzero().flatten()
+    if len(wrong):
+        raise UsageError(
+            f"the weight of row {int(wrong[0])} is {float(flat[wrong[0]])}: it must be above 0. Leave out rows that are "
+            "not to count."
+        )
+    return flat.sqrt().repeat_interleave(kernel.outputs)
 
 
 def _factor(kernel: Kernel, matrix: Tensor, ridge: float) -> Tensor:

@@ -150,7 +150,7 @@ def closed_form(
                 max_steps=max_steps,
                 by=by,
                 weights=None if weights is None else torch.as_tensor(weights, dtype=torch.float64),
-            )  # fmt: skip
+            )
         )
         facts = {"objective": name, "rows": kernel.samples, **answer.facts, **answer.solution.facts()}
         vector = task_vector(kernel, answer.solution.alpha, task.name, {"task": task.name, "solver": facts})

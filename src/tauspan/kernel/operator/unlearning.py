@@ -148,11 +148,8 @@ class RidgeFit:
                 f"rows that arrive have blocks of shape {tuple(across.shape)} and {tuple(own.shape)} and {len(flat)} "
                 f"targets: give (d, {len(self.inverse)}), (d, d) and d of them, d a multiple of {self.outputs}."
             )
-        for what, part in (
-            ("the kernel of the rows that arrive", new),
-            ("the kernel across", cross),
-            ("their residual", flat),
-        ):
+        parts = {"the kernel of rows that arrive": new, "the kernel across": cross, "their residual": flat}
+        for what, part in parts.items():
             require_finite_rows(part, what)
         image = self.inverse @ cross.T
         schur = new - cross @ image

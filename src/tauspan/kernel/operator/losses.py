@@ -81,10 +81,19 @@ class LossProblem:
         """
         if self.gap is None:
             return self.labels.double() - self.start
-        if not (math.isfinite(self.gap) and self.gap > 0):
-            raise UsageError(f"gap={self.gap}: it must be above 0.")
-        classes = self.start.shape[1]
-        return self.gap * (F.one_hot(self.labels, classes) - 1 / classes) - self.centred_start()
+        return squared_residual(self.start, self.labels, self.gap)
+
+
+def squared_residual(start: Tensor, labels: Tensor, gap: float) -> Tensor:
+    """What the squared loss asks of the logits f0 of classes: gap (onehot - 1/C) - (f0 - mean f0), shape (N, C).
+
+    Raises:
+        UsageError: a gap that is not above 0.
+    """
+    if not (math.isfinite(gap) and gap > 0):
+        raise UsageError(f"gap={gap}: it must be above 0.")
+    classes = start.shape[1]
+    return gap * (F.one_hot(labels, classes) - 1 / classes) - (start - start.mean(1, keepdim=True))
 
 
 class LossSolution(NamedTuple):

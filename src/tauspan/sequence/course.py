@@ -1,0 +1,192 @@
+"""`Course`: what all protocols share of some tasks in an order, and what a protocol returns."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, Literal, get_args
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from tauspan.core.arguments import checked
+from tauspan.core.errors import UsageError
+from tauspan.core.reading import Reading
+from tauspan.kernel.operator.closed_form import loss_problem, require_certified, task_vector
+from tauspan.kernel.operator.losses import LossProblem, squared_residual
+from tauspan.kernel.operator.union import UnionKernel
+from tauspan.kernel.solvers.regression import choose_ridge
+from tauspan.models import Encoder, Head
+from tauspan.sequence.gaussians import Covariance
+from tauspan.sequence.masks import Spread
+from tauspan.tangent.contributions import in_order
+from tauspan.tasks import Split, Task, build_head
+from tauspan.tasks.batches import batches
+from tauspan.train import Settings
+from tauspan.vector import TaskVector
+
+Growth = Literal["random", "gradient", "momentum"]
+
+
+@checked
+@dataclass(frozen=True)
+class Options:
+    """What the protocols are told.
+
+    Args:
+        ridge: the pull to the base of all closed forms; None takes what leave-one-out chooses on the first task.
+        rows: of `superposed`, so many rows of each earlier task are kept, without labels.
+        drawn: of `pseudo` and `stored`, so many rows of each class.
+        covariance: of `pseudo`, what is kept of each class beside its mean.
+        density: of `masked`, the share of all entries that a task gets; None takes 1 / (2 T) of T tasks.
+        spread: of `masked`, how entries are spread over tensors.
+        growth: of `masked`, which entries are picked: at random, by the gradient |J^T r|, or by its momentum.
+        rounds: of `masked`, so often entries are dropped and others grown.
+
+    Raises:
+        UsageError: a number outside its range, an unknown word.
+    """
+
+    ridge: float | None = None
+    rows: int = 32
+    drawn: int = 32
+    covariance: Covariance = "diagonal"
+    density: float | None = None
+    spread: Spread = "uniform"
+    growth: Growth = "gradient"
+    rounds: int = 1
+
+    def __post_init__(self) -> None:
+        least = {"rows": 1, "drawn": 1, "rounds": 0}
+        for name, bound in least.items():
+            if getattr(self, name) < bound:
+                raise UsageError(f"{name}={getattr(self, name)}: it must be at least {bound}.")
+        if self.ridge is not None and not self.ridge > 0:
+            raise UsageError(f"ridge={self.ridge}: it must be above 0.")
+        if self.density is not None and not 0 < self.density <= 1:
+            raise UsageError(f"density={self.density}: above 0, at most 1.")
+        for name, words in (("covariance", Covariance), ("spread", Spread), ("growth", Growth)):
+            if getattr(self, name) not in get_args(words):
+                raise UsageError(f"{name}={getattr(self, name)!r}: one of {', '.join(get_args(words))}.")
+
+
+@dataclass(frozen=True, eq=False)
+class FeatureMap:
+    """A model that moves features alone, f(x) = head_t((1 + D) z(x)) with one D for all tasks: last-layer tangents.
+
+    Args:
+        matrix: D, shape (d, d), float64.
+    """
+
+    matrix: Tensor
+
+
+@dataclass(frozen=True)
+class Learned:
+    """What a protocol made.
+
+    Args:
+        stages: the model after each task: a vector of the base, an edited encoder, or a map of features.
+        memory: bytes that are kept after the last task beside the pre-trained model, by what they are.
+    """
+
+    stages: Sequence[TaskVector | Encoder | FeatureMap]
+    memory: Mapping[str, int]
+
+
+@dataclass(frozen=True, eq=False)
+class Course:
+    """Tasks in the order in which they are learnt, with what closed forms read of them, computed once.
+
+    Args:
+        encoder: the pre-trained one.
+        tasks: in their order.
+        options: of the protocols.
+        settings: of fine-tuning.
+        params: which parameters move.
+        reading: batches and cuts.
+        seed: of whatever is drawn.
+    """
+
+    encoder: Encoder
+    tasks: Sequence[Task]
+    options: Options
+    settings: Settings
+    params: str | Sequence[str]
+    reading: Reading
+    seed: int
+
+    @cached_property
+    def _problems(self) -> dict[str, LossProblem]:
+        return {
+            task.name: loss_problem(self.encoder, task, params=self.params, reading=self.reading)
+            for task in self.tasks
+        }
+
+    @cached_property
+    def union(self) -> UnionKernel:
+        """The kernel of the training rows of all tasks; the matrix is computed here."""
+        union = UnionKernel({name: problem.kernel for name, problem in self._problems.items()})
+        union.dense()
+        return union
+
+    def wanted(self, name: str) -> Tensor:
+        """r_t: what the squared loss asks of the task's outputs, shape (N C)."""
+        return self._problems[name].residual().double().flatten()
+
+    @cached_property
+    def ridge(self) -> float:
+        """The ridge of all closed forms."""
+        if self.options.ridge is not None:
+            return self.options.ridge
+        first = self.tasks[0].name
+        return choose_ridge(self.union.own(first), self.wanted(first)).ridge
+
+    def vectors(self, alphas: Sequence[Tensor], protocol: str) -> list[TaskVector]:
+        """J^T alpha for the alpha after each task; the last is compared with K alpha."""
+        made = []
+        for number, alpha in enumerate(alphas):
+            seen = [task.name for task in self.tasks[: number + 1]]
+            made.append(task_vector(self.union, alpha, protocol, {"tasks": seen, "protocol": protocol}))
+        if self.union.check != "off":
+            require_certified(self.union, alphas[-1], made[-1])
+        return made
+
+    def head(self, task: Task) -> Head:
+        """The task's frozen head."""
+        return build_head(task, self.encoder, max_tokens=self.reading.max_tokens)
+
+    @torch.no_grad()
+    def features(self, task: Task, split: Split) -> Tensor:
+        """What the head's linear map reads, shape (N, d), float64: features, of unit length where the head makes them so."""
+        cut = task.tokens(self.reading.max_tokens)
+        parts = [
+            (places, self.encoder(batch).double().cpu())
+            for places, batch in batches(self.encoder, split, cut, self.reading.batch_size, task.objective)
+        ]
+        found = in_order(parts, 0)
+        return torch.nn.functional.normalize(found, dim=1) if self.head(task).normalize else found
+
+    def readout(self, task: Task) -> tuple[Tensor, Tensor]:
+        """The weight with its factor, shape (C, d), and the bias, shape (C,), of the task's head."""
+        head = self.head(task)
+        weight = head.scale * head.weight.double().cpu()
+        return weight, torch.zeros(len(weight)).double() if head.bias is None else head.bias.double().cpu()
+
+    def asked(self, task: Task, features: Tensor, labels: Tensor) -> Tensor:
+        """What the squared loss asks of the logits of some features, shape (N, C)."""
+        weight, bias = self.readout(task)
+        return squared_residual(features @ weight.T + bias, labels, self.head(task).scale)
+
+
+def bytes_of(rows: Sequence[Any]) -> int:
+    """The bytes of some inputs as they are: of texts in UTF-8, of tensors and images in their own dtype."""
+    total = 0
+    for row in rows:
+        if isinstance(row, str):
+            total += len(row.encode())
+        elif isinstance(row, Tensor):
+            total += row.numel() * row.element_size()
+        else:
+            total += np.asarray(row).nbytes
+    return total

@@ -135,14 +135,16 @@ def test_a_design_has_different_rows_positive_weights_and_the_gram_matrix_of_bot
     kernel = DenseKernel(semidefinite(9, seed=seed))
     labels = functions if method == "dpp" else min(functions + seed % 4, 9)
     found = design(kernel, labels, method, functions=functions, seed=seed)
-    assert list(found.rows) == sorted(set(found.rows))
-    assert len(found.rows) <= labels
+    assert list(found.chosen) == sorted(set(found.chosen))
+    assert len(found.chosen) <= labels
     assert min(found.weights) > 0
     phi = eigenpairs(kernel, functions, seed=seed).vectors * 3  # orthonormal over the 9 rows of the pool
-    gram = sum(w * torch.outer(phi[row], phi[row]) for row, w in zip(found.rows, found.weights, strict=True))
+    gram = sum(
+        w * torch.outer(phi[row], phi[row]) for row, w in zip(found.chosen, found.weights, strict=True)
+    )
     assert torch.allclose(found.gram, gram / labels)
     assert found.least == pytest.approx(max(float(torch.linalg.eigvalsh(found.gram)[0]), 0.0))
-    if len(found.rows) < functions:
+    if len(found.chosen) < functions:
         assert math.isinf(found.condition)
 
 
@@ -170,7 +172,7 @@ def test_a_function_of_the_span_is_found_exactly_from_few_labels():
     kernel = LowRankKernel(root)
     truth = root @ wide(4, seed=9)
     found = design(kernel, 6, "volume", functions=4)
-    rows = list(found.rows)
+    rows = list(found.chosen)
     part = DenseKernel(kernel.dense()[rows][:, rows])
     alpha = solve_ridge(part, truth[rows], 1e-12, torch.tensor(found.weights)).alpha
     assert torch.allclose(kernel.dense()[:, rows] @ alpha, truth, atol=1e-6)
@@ -232,10 +234,10 @@ def test_rows_are_written_once_as_a_table_or_a_report(tmp_path):
     found = design(DenseKernel(semidefinite(6)), 4)
     table = found.save(tmp_path / "rows.csv").read_text().splitlines()
     assert table[0] == "row,weight"
-    assert [int(line.partition(",")[0]) for line in table[1:]] == list(found.rows)
+    assert [int(line.partition(",")[0]) for line in table[1:]] == list(found.chosen)
     assert [float(line.partition(",")[2]) for line in table[1:]] == list(found.weights)
     kept = json.loads(found.save(tmp_path / "rows.json").read_text())
-    assert kept["result"]["rows"] == list(found.rows)
+    assert kept["result"]["rows"] == list(found.chosen)
     assert kept["verdict"] == found.verdict
     with pytest.raises(StoreError, match=r"rows\.csv"):
         found.save(tmp_path / "rows.csv")
@@ -246,7 +248,7 @@ def test_rows_are_written_once_as_a_table_or_a_report(tmp_path):
 
 def test_the_verdict_says_when_a_function_is_undetermined():
     found = design(DenseKernel(torch.eye(4, dtype=torch.float64)), 4, "leverage", functions=4, seed=1)
-    assert len(found.rows) < 4
+    assert len(found.chosen) < 4
     assert "undetermined: take more labels" in found.verdict
     assert found.report().tables[0].rows[0]["condition"] is None
 

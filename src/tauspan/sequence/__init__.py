@@ -8,16 +8,16 @@ from typing import TYPE_CHECKING
 from tauspan.core.lazy import loader
 
 if TYPE_CHECKING:
-    from tauspan.sequence.continual import Continual, Run, continual
+    from tauspan.sequence.comparison import Continual, Run, continual
     from tauspan.sequence.course import Course, FeatureMap, Learned, Options
     from tauspan.sequence.gaussians import ClassGaussians
     from tauspan.sequence.masks import densities, moved, picked, require_disjoint, united
     from tauspan.sequence.protocols import PROTOCOLS, Protocol
 
 _HOME = {
-    "PROTOCOLS": "protocols", "ClassGaussians": "gaussians", "Continual": "continual", "Course": "course",
-    "FeatureMap": "course", "Learned": "course", "Options": "course", "Protocol": "protocols", "Run": "continual",
-    "continual": "continual", "densities": "masks", "moved": "masks", "picked": "masks", "require_disjoint": "masks",
+    "PROTOCOLS": "protocols", "ClassGaussians": "gaussians", "Continual": "comparison", "Course": "course",
+    "FeatureMap": "course", "Learned": "course", "Options": "course", "Protocol": "protocols", "Run": "comparison",
+    "continual": "comparison", "densities": "masks", "moved": "masks", "picked": "masks", "require_disjoint": "masks",
     "united": "masks",
 }  # fmt: skip
 

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -65,9 +65,6 @@ class Options:
             raise UsageError(f"ridge={self.ridge}: it must be above 0.")
         if self.density is not None and not 0 < self.density <= 1:
             raise UsageError(f"density={self.density}: above 0, at most 1.")
-        for name, words in (("covariance", Covariance), ("spread", Spread), ("growth", Growth)):
-            if getattr(self, name) not in get_args(words):
-                raise UsageError(f"{name}={getattr(self, name)!r}: one of {', '.join(get_args(words))}.")
 
 
 @dataclass(frozen=True, eq=False)
@@ -158,7 +155,7 @@ class Course:
 
     @torch.no_grad()
     def features(self, task: Task, split: Split) -> Tensor:
-        """What the head's linear map reads, shape (N, d), float64: features, of unit length where the head makes them so."""
+        """What the head's linear map reads, shape (N, d), float64: features, of unit length if the head makes them so."""
         cut = task.tokens(self.reading.max_tokens)
         parts = [
             (places, self.encoder(batch).double().cpu())

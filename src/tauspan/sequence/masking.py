@@ -30,7 +30,7 @@ def masked_vectors(course: Course) -> dict[str, TaskVector]:
 def _fitted(course: Course, task: Task, taken: Masks, number: int) -> tuple[Masks, TaskVector]:
     """The entries of one task and its vector.
 
-    The score of an entry is |J^T (r - J tau)|, the size of the loss's gradient there, which is exact in the tangent regime.
+    The score of an entry is |J^T (r - J tau)|, the loss's gradient there, which is exact in the tangent regime.
     """
     options, size = course.options, len(course.tasks)
     problem = loss_problem(course.encoder, task, params=course.params, reading=course.reading)
@@ -45,8 +45,7 @@ def _fitted(course: Course, task: Task, taken: Masks, number: int) -> tuple[Mask
     theta0 = kernel.tangent.theta0()
     for turn in range(options.rounds + 1):
         small = restrict(course.encoder, masks)
-        ridge = "loo" if options.ridge is None else options.ridge
-        fitted = closed_form(small, task, ridge=ridge, reading=course.reading)
+        fitted = closed_form(small, task, ridge=options.ridge, reading=course.reading)
         if turn == options.rounds:
             break
         own = fitted.vector.dense(course.encoder).fitted(course.encoder).deltas

@@ -105,8 +105,8 @@ def picked(
             free &= ~taken[name].flatten().cpu()
         if int(free.sum()) < count:
             raise UsageError(
-                f"{count} entries of {name!r} are wanted and {int(free.sum())} of {shape.numel()} are free: take a smaller "
-                "density, or fewer tasks."
+                f"{count} entries of {name!r} are wanted and {int(free.sum())} of {shape.numel()} are free: take a "
+                "smaller density, or fewer tasks."
             )
         score = (
             _random(shape.numel(), f"{seed}/{name}")
@@ -182,10 +182,8 @@ def moved(
         UsageError: a share outside [0, 1], or too few free entries.
 
     Example:
-        >>> mask = {"w": torch.tensor([True, True, False])}
-        >>> moved(mask, {"w": torch.tensor([3.0, 1.0, 0.0])}, 0.5, scores={"w": torch.ones(3)})["w"].tolist()
-        [True, True, False]
-        >>> moved(mask, {"w": torch.tensor([3.0, 1.0, 0.0])}, 0.5, scores={"w": torch.tensor([0.0, 1.0, 2.0])})["w"].tolist()
+        >>> mask, learnt = {"w": torch.tensor([True, True, False])}, {"w": torch.tensor([3.0, 1.0, 0.0])}
+        >>> moved(mask, learnt, 0.5, scores={"w": torch.tensor([0.0, 1.0, 2.0])})["w"].tolist()
         [True, False, True]
     """
     if not 0 <= share <= 1:

@@ -75,7 +75,7 @@ class Design(Result):
     the coefficients of weighted least squares by at most sqrt((1/n) sum_k w_k e(x_k)^2 / lambda_min(G)).
 
     Args:
-        rows: different rows of the pool, in rising order.
+        chosen: different rows of the pool, in rising order.
         weights: what each counts: w(x) = m / (N |V_x|^2) times how often it was drawn; 1 with `"uniform"`.
         method: how they were drawn.
         functions: m.
@@ -90,11 +90,11 @@ class Design(Result):
         >>> from tauspan.kernel import DenseKernel
         >>> x = torch.tensor([[1.0, 0.0], [1.0, 0.0], [0.0, 1.0]], dtype=torch.float64)
         >>> found = design(DenseKernel(x @ x.T), 2, "dpp")
-        >>> 2 in found.rows, found.rows[0] in (0, 1), round(found.least, 3)
+        >>> 2 in found.chosen, found.chosen[0] in (0, 1), round(found.least, 3)
         (True, True, 1.0)
     """
 
-    rows: tuple[int, ...]
+    chosen: tuple[int, ...]
     weights: tuple[float, ...]
     method: str
     functions: int
@@ -107,7 +107,8 @@ class Design(Result):
 
     @cached_property
     def _spectrum(self) -> Tensor:
-        return torch.linalg.eigvalsh(self.gram)
+        values: Tensor = torch.linalg.eigvalsh(self.gram)
+        return values
 
     @property
     def least(self) -> float:
@@ -123,7 +124,7 @@ class Design(Result):
     @property
     def verdict(self) -> str:
         """What the certificate says, in a sentence."""
-        what = f"{len(self.rows)} of {self.pool} rows"
+        what = f"{len(self.chosen)} of {self.pool} rows"
         if math.isinf(self.condition):
             return (
                 f"{what} leave some combination of the {self.functions} leading eigenfunctions undetermined: "
@@ -137,16 +138,16 @@ class Design(Result):
     def report(self) -> Report:
         """The verdict, the certificate, and the rows with their weights."""
         facts: dict[str, Cell] = {
-            "method": self.method, "labels": len(self.rows), "draws": self.draws, "functions": self.functions,
+            "method": self.method, "labels": len(self.chosen), "draws": self.draws, "functions": self.functions,
             "explained": self.explained, "least eigenvalue": self.least,
             "condition": None if math.isinf(self.condition) else self.condition, "tries": self.tries,
         }  # fmt: skip
-        chosen: list[dict[str, Cell]] = [
-            {"row": row, "weight": weight} for row, weight in zip(self.rows, self.weights, strict=True)
+        listed: list[dict[str, Cell]] = [
+            {"row": row, "weight": weight} for row, weight in zip(self.chosen, self.weights, strict=True)
         ]
         note = "least eigenvalue and condition: of the weighted Gram matrix of the eigenfunctions; the whole pool has 1."
-        tables = [Table("Certificate", [facts], note), Table("Rows to label", chosen, "Rows count from 0.")]
-        result = {**facts, "rows": list(self.rows), "weights": list(self.weights)}
+        tables = [Table("Certificate", [facts], note), Table("Rows to label", listed, "Rows count from 0.")]
+        result = {**facts, "rows": list(self.chosen), "weights": list(self.weights)}
         return Report(
             "Which rows to label", tables, dict(self.provenance), result=result, verdict=self.verdict
         )
@@ -163,7 +164,7 @@ class Design(Result):
         if file.suffix == ".json":
             store.write_text(file, self.report().to_json(), overwrite=overwrite)
         else:
-            lines = [f"{row},{weight!r}" for row, weight in zip(self.rows, self.weights, strict=True)]
+            lines = [f"{row},{weight!r}" for row, weight in zip(self.chosen, self.weights, strict=True)]
             store.write_text(file, "\n".join(["row,weight", *lines]) + "\n", overwrite=overwrite)
         return file
 
@@ -230,7 +231,7 @@ def design(
         found = float(torch.linalg.eigvalsh(gram)[0])
         if found >= least or not least:
             return Design(
-                rows=tuple(weights), weights=tuple(weights.values()), method=method, functions=count, draws=labels,
+                chosen=tuple(weights), weights=tuple(weights.values()), method=method, functions=count, draws=labels,
                 pool=kernel.samples, explained=float(pairs.values.sum()) / float(kernel.diag().sum()), gram=gram,
                 tries=tried, seed=seed, provenance=provenance(seed=seed, method=method),
             )  # fmt: skip

@@ -19,7 +19,7 @@ from tauspan.models import Encoder, fingerprint_of
 from tauspan.sequence.course import Course, FeatureMap, Options
 from tauspan.sequence.protocols import PROTOCOLS
 from tauspan.tasks import Task
-from tauspan.train import Settings
+from tauspan.train.settings import Settings
 from tauspan.vector import TaskVector
 
 
@@ -125,9 +125,9 @@ class Continual(Result):
         ]  # fmt: skip
         about = " ".join(f"{name}: {PROTOCOLS[name].about}." for name in self.runs)
         note = (
-            f"Accuracy on {self.split}, mean over tasks after the last one; right after: on each task when it was learnt; "
-            f"backward: last less right after; forgetting: best since less last. {about} The sum of vectors and the map of "
-            "features serve all tasks; no protocol asks which task a row is of, beyond its head."
+            f"Accuracy on {self.split}, mean over tasks after the last one; right after: on each task when it was "
+            f"learnt; backward: last less right after; forgetting: best since less last. {about} One model serves all "
+            "tasks: beyond its head, no protocol asks which task a row is of."
         )
         tables = [Table("Tasks one after another", rows, note), Table("After the last task", last)]
         result: dict[str, Any] = {
@@ -194,7 +194,7 @@ def continual(
         >>> found.runs["joint"].average, sorted(found.order)
         (1.0, ['half', 'parity'])
     """
-    ordered = _ordered(tasks, seed)
+    ordered = ordered_by(tasks, seed)
     _require(ordered, protocols, settings, reading)
     own = replace(settings, params=params if isinstance(params, str) else tuple(params))
     course = Course(encoder, ordered, options, own, params, reading, seed or 0)
@@ -217,7 +217,7 @@ def continual(
     )  # fmt: skip
 
 
-def _ordered(tasks: Sequence[Task], seed: int | None) -> list[Task]:
+def ordered_by(tasks: Sequence[Task], seed: int | None) -> list[Task]:
     """The tasks in the order of a seed, which depends on their names and not on how they were listed."""
     if seed is None:
         return list(tasks)

@@ -78,9 +78,9 @@ def test_the_joint_protocol_is_the_joint_optimum_after_each_task():
 
 
 def test_increments_that_leave_all_earlier_rows_in_place_end_at_the_joint_optimum():
-    for kept, anew in zip(stages("superposed", rows=10), stages("joint"), strict=True):
+    for kept, anew in zip(stages("superposed", kept=10), stages("joint"), strict=True):
         assert far(kept, anew) < 1e-9
-    assert far(stages("superposed", rows=2)[-1], stages("joint")[-1]) > 1e-3
+    assert far(stages("superposed", kept=2)[-1], stages("joint")[-1]) > 1e-3
 
 
 def test_the_sum_adds_vectors_of_the_base_and_a_sequence_goes_on_from_the_last():
@@ -275,7 +275,7 @@ def test_what_cannot_be_learnt_in_sequence_is_refused():
             continual(encoder(), tasks, protocols, **options)
         assert words in str(refused.value)
     for words, options in {
-        "rows=0: it must be at least 1": {"rows": 0},
+        "kept=0: it must be at least 1": {"kept": 0},
         "ridge=0.0: it must be above 0": {"ridge": 0.0},
         "density=2.0: above 0, at most 1": {"density": 2.0},
         "growth='sideways'. Known: gradient, momentum, random": {"growth": "sideways"},

@@ -18,6 +18,7 @@ TASKS = {
     "pairs",
     "pair",
     "control",
+    "pool",
     "controls",
     "others",
 }  # arguments whose values are tasks, by their names in the code

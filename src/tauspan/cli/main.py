@@ -21,6 +21,7 @@ from tauspan.cli import kernel as verbs_kernel
 from tauspan.cli import merge as verbs_merge
 from tauspan.cli import models as verbs_models
 from tauspan.cli import reproduce as verbs_reproduce
+from tauspan.cli import sequence as verbs_sequence
 from tauspan.cli import serve as verbs_serve
 from tauspan.cli import shared as commands
 from tauspan.cli import surgery as verbs_surgery
@@ -35,8 +36,8 @@ from tauspan.core.measure import quiet, underway
 
 FAMILIES: tuple[Callable[..., None], ...] = (
     verbs_train.add, verbs_vector.add, verbs_models.add, verbs_edit.add, verbs_desk.add, verbs_data.add,
-    verbs_kernel.add, verbs_together.add, verbs_factors.add, verbs_merge.add, verbs_surgery.add, verbs_reproduce.add,
-    verbs_serve.add, verbs_completion.add,
+    verbs_kernel.add, verbs_together.add, verbs_sequence.add, verbs_factors.add, verbs_merge.add, verbs_surgery.add,
+    verbs_reproduce.add, verbs_serve.add, verbs_completion.add,
 )  # fmt: skip
 _EXITS = (
     "exit codes: 0 done, 2 usage, 3 model, 4 tensors do not fit, 5 file, 6 data, 7 not finite, "

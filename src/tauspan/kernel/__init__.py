@@ -14,6 +14,7 @@ from tauspan.kernel.operator.ghosts import Ghosts
 from tauspan.kernel.operator.interference import Interference, interference
 from tauspan.kernel.operator.joint import Joint, joint
 from tauspan.kernel.operator.losses import LOSSES, Loss, LossProblem, LossSolution
+from tauspan.kernel.operator.pool import pool_kernel
 from tauspan.kernel.operator.projection import Projection, project
 from tauspan.kernel.operator.superposed import Superposed, superpose
 from tauspan.kernel.operator.tangent import TangentKernel
@@ -85,6 +86,7 @@ __all__ = [
     "one_vs_rest",
     "participation_rank",
     "pivoted_cholesky",
+    "pool_kernel",
     "primal_steps",
     "project",
     "reduced",

@@ -9,14 +9,15 @@ from tauspan.core.lazy import loader
 
 if TYPE_CHECKING:
     from tauspan.sequence.comparison import Continual, Run, continual
-    from tauspan.sequence.course import Course, FeatureMap, Learned, Options
+    from tauspan.sequence.course import Course, FeatureMap, Learned
     from tauspan.sequence.gaussians import ClassGaussians
     from tauspan.sequence.masks import densities, moved, picked, require_disjoint, united
+    from tauspan.sequence.options import Options
     from tauspan.sequence.protocols import PROTOCOLS, Protocol
 
 _HOME = {
     "PROTOCOLS": "protocols", "ClassGaussians": "gaussians", "Continual": "comparison", "Course": "course",
-    "FeatureMap": "course", "Learned": "course", "Options": "course", "Protocol": "protocols", "Run": "comparison",
+    "FeatureMap": "course", "Learned": "course", "Options": "options", "Protocol": "protocols", "Run": "comparison",
     "continual": "comparison", "densities": "masks", "moved": "masks", "picked": "masks", "require_disjoint": "masks",
     "united": "masks",
 }  # fmt: skip

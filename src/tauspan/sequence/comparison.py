@@ -16,7 +16,8 @@ from tauspan.core.report import Cell, Report, Table, in_words, noted, provenance
 from tauspan.core.results import Result, mean
 from tauspan.editing.evaluation import evaluate
 from tauspan.models import Encoder, fingerprint_of
-from tauspan.sequence.course import Course, FeatureMap, Options
+from tauspan.sequence.course import Course, FeatureMap
+from tauspan.sequence.options import Options
 from tauspan.sequence.protocols import PROTOCOLS
 from tauspan.tasks import Task
 from tauspan.train.settings import Settings

@@ -3,68 +3,24 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from tauspan.core.arguments import checked
-from tauspan.core.errors import UsageError
 from tauspan.core.reading import Reading
 from tauspan.kernel.operator.closed_form import loss_problem, require_certified, task_vector
 from tauspan.kernel.operator.losses import LossProblem, squared_residual
 from tauspan.kernel.operator.union import UnionKernel
 from tauspan.kernel.solvers.regression import choose_ridge
 from tauspan.models import Encoder, Head
-from tauspan.sequence.gaussians import Covariance
-from tauspan.sequence.masks import Spread
+from tauspan.sequence.options import Options
 from tauspan.tangent.contributions import in_order
 from tauspan.tasks import Split, Task, build_head
 from tauspan.tasks.batches import batches
 from tauspan.train import Settings
 from tauspan.vector import TaskVector
-
-Growth = Literal["random", "gradient", "momentum"]
-
-
-@checked
-@dataclass(frozen=True)
-class Options:
-    """What the protocols are told.
-
-    Args:
-        ridge: the pull to the base of all closed forms; None takes what leave-one-out chooses on the first task.
-        rows: of `superposed`, so many rows of each earlier task are kept, without labels.
-        drawn: of `pseudo` and `stored`, so many rows of each class.
-        covariance: of `pseudo`, what is kept of each class beside its mean.
-        density: of `masked`, the share of all entries that a task gets; None takes 1 / (2 T) of T tasks.
-        spread: of `masked`, how entries are spread over tensors.
-        growth: of `masked`, which entries are picked: at random, by the gradient |J^T r|, or by its momentum.
-        rounds: of `masked`, so often entries are dropped and others grown.
-
-    Raises:
-        UsageError: a number outside its range, an unknown word.
-    """
-
-    ridge: float | None = None
-    rows: int = 32
-    drawn: int = 32
-    covariance: Covariance = "diagonal"
-    density: float | None = None
-    spread: Spread = "uniform"
-    growth: Growth = "gradient"
-    rounds: int = 1
-
-    def __post_init__(self) -> None:
-        least = {"rows": 1, "drawn": 1, "rounds": 0}
-        for name, bound in least.items():
-            if getattr(self, name) < bound:
-                raise UsageError(f"{name}={getattr(self, name)}: it must be at least {bound}.")
-        if self.ridge is not None and not self.ridge > 0:
-            raise UsageError(f"ridge={self.ridge}: it must be above 0.")
-        if self.density is not None and not 0 < self.density <= 1:
-            raise UsageError(f"density={self.density}: above 0, at most 1.")
 
 
 @dataclass(frozen=True, eq=False)

@@ -1,15 +1,13 @@
 """Class Gaussians of features: a few numbers from which rows are drawn in place of rows that are not kept."""
 
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 from torch import Tensor
 
 from tauspan.core.arguments import checked
 from tauspan.core.errors import DataError, UsageError
-
-Covariance = Literal["diagonal", "full"]
+from tauspan.sequence.options import Covariance
 
 
 @dataclass(frozen=True, eq=False)

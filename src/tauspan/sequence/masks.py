@@ -3,15 +3,15 @@
 import hashlib
 import math
 from collections.abc import Mapping, Sequence
-from typing import Literal, get_args
+from typing import get_args
 
 import torch
 from torch import Tensor
 
 from tauspan.core.arguments import checked
 from tauspan.core.errors import MismatchError, UsageError, listed, nearest
+from tauspan.sequence.options import Spread
 
-Spread = Literal["uniform", "erdos-renyi-kernel"]
 Masks = dict[str, Tensor]
 
 

@@ -100,7 +100,7 @@ def _superposed(course: Course) -> Learned:
         alpha[places] += root * solved
         alphas.append(alpha)
         rows = len(task.split("train"))
-        count = min(course.options.rows, rows)
+        count = min(course.options.kept, rows)
         generator = torch.Generator().manual_seed(course.seed + number)
         chosen = torch.randperm(rows, generator=generator)[:count].sort().values.tolist()
         weight[span].view(rows, -1)[chosen] = rows / count  # a few rows stand for all

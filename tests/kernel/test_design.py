@@ -152,6 +152,7 @@ def test_all_rows_of_the_pool_give_the_identity():
     found = design(DenseKernel(semidefinite(7)), 7, "uniform", functions=3)
     assert torch.allclose(found.gram, torch.eye(3, dtype=torch.float64))
     assert found.condition == pytest.approx(1.0)
+    assert repr(found) == "Design(uniform, 7 of 7 rows for 3 functions, least eigenvalue 1, condition 1)"
 
 
 def test_a_least_eigenvalue_is_asked_for_and_reached_or_refused():

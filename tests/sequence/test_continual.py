@@ -218,6 +218,7 @@ def found():
 
 def test_a_sequence_is_reported_with_its_verdict_first(found):
     text = found.report().to_markdown()
+    assert repr(found).startswith("Continual(3 tasks; finetuned 0.")
     best = max(found.runs.values(), key=lambda run: run.average).protocol
     assert text.splitlines()[2].startswith(f"{best} ends best: average accuracy 0.")
     assert found.report().result["order"] == list(found.order)

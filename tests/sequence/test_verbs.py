@@ -29,15 +29,24 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_the_parser_knows_every_method_and_protocol() -> None:
-    assert METHODS == tuple(DRAWS)
-    assert PROTOCOLS == tuple(LEARNT)
+    assert tuple(DRAWS) == METHODS
+    assert tuple(LEARNT) == PROTOCOLS
     shown = parser().parse_args(["sequence", "m", "a", "b"])
     assert (shown.protocols, shown.kept, shown.growth) == (list(PROTOCOLS[1:]), 32, "gradient")
 
 
 def test_label_writes_rows_weights_and_certificate(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = home / "chosen.csv"
-    words = ["label", str(home / "model"), str(home / "rows.csv"), "4", "--method", "repeated-dpp", "--out", str(out)]
+    words = [
+        "label",
+        str(home / "model"),
+        str(home / "rows.csv"),
+        "4",
+        "--method",
+        "repeated-dpp",
+        "--out",
+        str(out),
+    ]
     assert main(words) == 0
     told = capsys.readouterr().out
     rows = [line.split(",") for line in out.read_text().splitlines()[1:]]
@@ -70,7 +79,9 @@ def test_label_refuses_before_anything_is_written(
     assert sorted(home.iterdir()) == before
 
 
-def test_a_pool_may_be_a_task_whose_labels_are_not_read(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_pool_may_be_a_task_whose_labels_are_not_read(
+    home: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert main(["label", str(home / "model"), str(home / "mood"), "3", "--rows", "9", "--json"]) == 0
     found = json.loads(capsys.readouterr().out)["result"]
     assert found["labels"] <= 3

@@ -96,6 +96,9 @@ class Continual(Result):
     seed: int | None
     split: SplitName
 
+    def __repr__(self) -> str:
+        return f"Continual({len(self.order)} tasks; {', '.join(f'{n} {r.average:.3f}' for n, r in self.runs.items())})"
+
     @property
     def verdict(self) -> str:
         """Which protocol ends with the best average, and what it keeps."""

@@ -105,6 +105,12 @@ class Design(Result):
     tries: int = 1
     seed: int = 0
 
+    def __repr__(self) -> str:
+        return (
+            f"Design({self.method}, {len(self.chosen)} of {self.pool} rows for {self.functions} functions, "
+            f"least eigenvalue {self.least:.3g}, condition {self.condition:.3g})"
+        )
+
     @cached_property
     def _spectrum(self) -> Tensor:
         values: Tensor = torch.linalg.eigvalsh(self.gram)

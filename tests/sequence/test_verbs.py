@@ -79,6 +79,7 @@ def test_label_refuses_before_anything_is_written(
     assert sorted(home.iterdir()) == before
 
 
+@pytest.mark.slow
 def test_a_pool_may_be_a_task_whose_labels_are_not_read(
     home: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -97,6 +98,7 @@ def test_an_empty_pool_is_refused(home: Path) -> None:
         pool_kernel(ts.load(str(home / "model")), [])
 
 
+@pytest.mark.slow
 def test_sequence_reports_protocols_and_writes_them(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
     words = ["sequence", str(home / "model"), str(home / "mood"), str(home / "dogs"), "--params", "last:1"]
     words += ["--protocols", "sum", "joint", "--ridge", "1", "--out", str(home / "report")]

@@ -52,7 +52,7 @@ def add(verbs: Any, verb: Verb) -> None:
             "--vector", action="append", default=[], metavar="V",
             help="a task vector of MODEL, which is written to OUT/vectors for the new model; repeatable (default: none)",
         )  # fmt: skip
-        made.add_argument("-o", "--out", help="the directory to write; needed without --plan")
+        made.add_argument("-o", "--out", help="the directory to write; needed without --plan (default: none)")
         made.add_argument("--plan", action="store_true", help="say what would be made, write nothing")
         add_fields(made, Running)
         made.set_defaults(resumes=_unfinished)

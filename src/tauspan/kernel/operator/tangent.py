@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from tauspan import models
 from tauspan.core.arguments import checked
 from tauspan.core.computing import Check, way
-from tauspan.core.errors import UsageError, nearest
-from tauspan.core.params import Params
+from tauspan.core.errors import MismatchError, UsageError, nearest
+from tauspan.core.params import Params, require_same
 from tauspan.core.processes import World
 from tauspan.kernel.rows import blocks
 from tauspan.kernel.rows.compare import require_entries, require_squares
@@ -23,7 +23,7 @@ from tauspan.kernel.rows.jacobian import Jacobian, identity
 from tauspan.kernel.rows.selector import Outputs
 from tauspan.kernel.rows.tiles import BACKENDS, Backend, Tiles
 from tauspan.kernel.solvers.base import Kernel, require_places
-from tauspan.tangent import linearize
+from tauspan.tangent import Linearized, linearize
 from tauspan.tangent.cache.room import free_memory
 from tauspan.tangent.linearized import Point
 from tauspan.vector import TaskVector
@@ -64,6 +64,8 @@ class TangentKernel(Kernel):
             `selector`.
         backend: how entries are computed; all give the same numbers.
         point: where the model is linearised.
+        right: a module of the right side, with the same parameters by name and shape, so that K = J(x) J_right(x2)^T: a
+            net that is trained by a surrogate derivative, or another checkpoint. The kernel is then not symmetric.
         batch_size: rows per batch, where x is one tensor.
         room: the most bytes of recorded rows that are kept, in tiles of at most half of it; None is a quarter of the
             free memory.
@@ -74,6 +76,7 @@ class TangentKernel(Kernel):
 
     Raises:
         UsageError, ModelError, NonFiniteError: an impossible choice, a model that cannot be linearised, NaN in the data.
+        MismatchError: the module of the right side has other parameters, or another number of outputs.
 
     Cost:
         The whole matrix: a forward pass and O backward passes per row, once where all rows fit `room`, and for each
@@ -100,6 +103,7 @@ class TangentKernel(Kernel):
         backend: Backend = "auto",
         *,
         point: Point | None = None,
+        right: nn.Module | None = None,
         batch_size: int = 32,
         room: int | None = None,
         folder: str | Path | None = None,
@@ -122,8 +126,22 @@ class TangentKernel(Kernel):
         self.folder = None if folder is None else Path(folder)
         self._tiles = Tiles(free_memory() // 4 if room is None else room, backend, self.check)
         self.left = Jacobian.of(self.tangent, x, batch_size, outputs)
-        self.right = self.left if x2 is None else Jacobian.of(self.tangent, x2, batch_size, outputs)
+        self.right = self.left
+        if x2 is not None or right is not None:
+            other = self.tangent if right is None else self._other(right, params, point)
+            self.right = Jacobian.of(other, x if x2 is None else x2, batch_size, outputs)
+        if self.right.select.outputs != self.left.select.outputs:
+            raise MismatchError(
+                f"{self.right.select.outputs} outputs per row on the right and {self.left.select.outputs} on the left: a "
+                "kernel is between the same outputs of both modules."
+            )
         self._compared = self.check == "off"
+
+    def _other(self, module: nn.Module, params: str | Sequence[str], point: Point | None) -> Linearized:
+        """The linearised module of the right side, with the left one's parameters."""
+        found = linearize(module, params, point, check=self.check)
+        require_same(self.tangent.theta0(), found.theta0(), "the left module", "the right module")
+        return found
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -137,7 +155,7 @@ class TangentKernel(Kernel):
 
     @property
     def symmetric(self) -> bool:
-        """Whether both sides are the same rows."""
+        """Whether both sides are the same rows of the same module."""
         return self.left is self.right
 
     @property
@@ -155,7 +173,7 @@ class TangentKernel(Kernel):
         if self.symmetric:
             return self
         other = copy.copy(self)
-        other.left, other.right = self.right, self.left
+        other.left, other.right, other.tangent = self.right, self.left, self.right.tangent
         other._matrix = None if self._matrix is None else self._matrix.T
         return other
 
@@ -252,7 +270,7 @@ class TangentKernel(Kernel):
         """The diagonal of a symmetric kernel, shape (N O): the squared norms of the rows of J."""
         if not self.symmetric:
             raise UsageError(
-                "a diagonal belongs to a symmetric kernel, and this one is between two sets of rows."
+                "a diagonal belongs to a symmetric kernel, and this one is between two sets of rows or two modules."
             )
         if self._matrix is not None:
             return self._matrix.diagonal().clone()

@@ -311,6 +311,16 @@ def _same(alone: Tensor, value: Tensor) -> bool:
 def identity(sides: Mapping[str, Jacobian], backend: str) -> dict[str, str]:
     """Everything that decides the numbers of a kernel between `sides`, up to rounding, as short texts."""
     one = next(iter(sides.values()))
+    facts = _facts(one) | {"backend": backend}
+    for name, side in sides.items():
+        facts[name] = side.checksum()
+        if side.tangent is not one.tangent:  # another module
+            facts |= {f"{fact} of {name}": value for fact, value in _facts(side).items()}
+    return facts
+
+
+def _facts(one: Jacobian) -> dict[str, str]:
+    """What decides the numbers of a side beside its rows."""
     base = one.tangent.base
     head = getattr(base, "head", None)
     plain = {name: getattr(head, name, None) for name in ("scale", "normalize")}
@@ -323,5 +333,4 @@ def identity(sides: Mapping[str, Jacobian], backend: str) -> dict[str, str]:
         "the model": f"{base!r} {plain} {getattr(features, '__qualname__', '')} {one.tangent.point}",
         "params": repr(weights),
         "outputs": f"{one.select.traced} {digest([one.select.weights])}",
-        "backend": backend,
-    } | {name: side.checksum() for name, side in sides.items()}
+    }

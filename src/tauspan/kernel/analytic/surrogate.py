@@ -104,9 +104,8 @@ def _replaced(
     forward: Callable[[Tensor], Tensor], derivative: Callable[[Tensor], Tensor], u: Tensor
 ) -> Tensor:
     """The value of `forward`, and in every mode of differentiation the derivative given."""
-    with torch.no_grad():
-        value, slope = forward(u), derivative(u)
-    return value + slope * (u - u.detach())
+    still = u.detach()  # not no_grad, which leaves forward mode on
+    return forward(still) + derivative(still) * (u - still)
 
 
 def _bell(slope: float, v: Tensor) -> Tensor:

@@ -3,6 +3,7 @@
 import math
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -147,7 +148,7 @@ def test_units_of_finite_nets_have_the_process_covariance_with_slope_minus_a_hal
 @pytest.mark.slow
 @each
 def test_kernels_of_finite_nets_tend_to_the_tangent_kernel_with_slope_minus_a_half(wiring):
-    x, widths, nets = rows(4, 5, 3), (64, 256, 1024), (40, 24, 16)
+    x, widths, nets = rows(4, 5, 3), (64, 256, 1024), (40, 24, 12)
     wanted, errors = wiring.kernels(x).ntk, []
     for n, count in zip(widths, nets, strict=True):
         found = (
@@ -366,21 +367,22 @@ def test_long_sequences_are_computed_in_parts(monkeypatch):
 
 
 MEASURED = """
-import resource, torch
+import torch
 from tauspan.kernel.analytic import Act, Attention, Dense, Norm, Pool, Program, Residual
 torch.set_num_threads(1)
 net = Program([Dense(1.2), Residual([Attention(), Dense(0.9)]), Norm(), Act("relu"), Pool(), Dense()])
 x = torch.randn(80, 64, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
 net.kernels(x)
-print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10)
+print(next(line.split()[1] for line in open("/proc/self/status") if line.startswith("VmHWM")))
 """
 
 
 @pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="the peak of a process is read from /proc")
 def test_kernels_of_64_positions_take_bounded_memory():
     """80 x 80 rows of 64 positions are 26 million pairs: 0.2 GB for one tensor of them, a dozen of which are needed."""
     done = subprocess.run([sys.executable, "-c", MEASURED], capture_output=True, text=True, check=True)
-    assert float(done.stdout) < 900  # MiB, of which torch itself takes half
+    assert int(done.stdout) < 900 * 2**10  # KiB, of which torch itself takes a third
 
 
 # -- posteriors --------------------------------------------------------------------------------------------------

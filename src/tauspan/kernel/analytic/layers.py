@@ -2,7 +2,7 @@
 
 import math
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
@@ -56,7 +56,7 @@ class Dense(Layer):
 
     weight_std: float = 1.0
     bias_std: float = 0.0
-    taps: Tensor | None = None
+    taps: Tensor | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
         require_scales(weight_std=self.weight_std, bias_std=self.bias_std)
@@ -83,19 +83,25 @@ class Dense(Layer):
         return finite.Reading(linear, self.taps), build.width
 
 
-def windows(height: int, width: int, convolution: Convolution) -> Tensor:
-    """The taps (k^2, P) of a convolution over P = height x width positions, row by row; a sequence has height 1.
+def windows(size: int | tuple[int, int], convolution: Convolution) -> Tensor:
+    """The taps of a convolution: (k, T) over a sequence of T positions, (k^2, H W) over images, row by row.
+
+    Args:
+        size: T, or (H, W).
+        convolution: the window and what it reads beyond the ends.
 
     Raises:
-        UsageError: a window that reaches beyond the image twice.
+        UsageError: a window that reaches beyond the positions twice.
 
     Example:
-        >>> windows(1, 4, Convolution(3, "zeros"))[3:6].tolist()
+        >>> windows(4, Convolution(3, "zeros")).tolist()
         [[-1, 0, 1, 2], [0, 1, 2, 3], [1, 2, 3, -1]]
     """
-    if height > 1:
-        convolution.require_fits(height, width)
+    height, width = (1, size) if isinstance(size, int) else size
+    convolution.require_fits(width if isinstance(size, int) else height, width)
     moved = Pairs.of(height, width, convolution, every=False).moved
+    if isinstance(size, int):  # of the window's lines the one in the middle
+        moved = moved[convolution.kernel_size * (convolution.kernel_size // 2) :][: convolution.kernel_size]
     return torch.where(moved == height * width, -1, moved)
 
 

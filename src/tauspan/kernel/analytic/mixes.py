@@ -2,7 +2,7 @@
 
 import math
 from abc import abstractmethod
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal, get_args
 
 import torch
@@ -58,7 +58,7 @@ class Mix(Positions):
         (2, 1, 4)
     """
 
-    matrix: Tensor
+    matrix: Tensor = field(repr=False)
 
     def __post_init__(self) -> None:
         if self.matrix.dim() != 2:

@@ -216,7 +216,7 @@ def stacked(
         ['Dense', 'Act', 'Dense', 'Act', 'Dense']
     """
     stack = Stack(depth, activation, weight_std, bias_std, convolution)
-    taps = None if convolution is None else windows(*size, convolution)
+    taps = None if convolution is None else windows(size, convolution)
     layers: list[Layer] = []
     for _ in range(stack.depth):
         layers += [Dense(weight_std, bias_std, taps), Act(activation)]

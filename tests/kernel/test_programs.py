@@ -460,7 +460,7 @@ def test_a_readout_with_a_mean_adds_to_returned_gradients(activation, mean, std)
 
 @pytest.mark.slow
 def test_returned_gradients_tend_to_the_exact_moment_with_slope_minus_a_half():
-    x, widths, nets = rows(2, 4), (64, 256, 1024), 40
+    x, widths, nets = rows(2, 4), (64, 256, 1024), 200
     wanted = mean_readout(nngp(x), "relu", weight_std=1.3).exact
     errors = [
         sum(relative(returned(n, s, x, "relu", 1.3, 1.0, 0.0)[0], wanted) for s in range(nets)) / nets

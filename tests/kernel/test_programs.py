@@ -105,6 +105,13 @@ WIRINGS = {
     ),
 }
 each = pytest.mark.parametrize("wiring", WIRINGS.values(), ids=WIRINGS)
+swept = pytest.mark.parametrize(  # a minute each: one in the slow set, all in the long one
+    "wiring",
+    [
+        pytest.param(wiring, id=name, marks=[] if name == "rnn, last" else [pytest.mark.long])
+        for name, wiring in WIRINGS.items()
+    ],
+)
 
 
 def rows(*shape, seed=0):
@@ -146,7 +153,7 @@ def test_units_of_finite_nets_have_the_process_covariance_with_slope_minus_a_hal
 
 
 @pytest.mark.slow
-@each
+@swept
 def test_kernels_of_finite_nets_tend_to_the_tangent_kernel_with_slope_minus_a_half(wiring):
     x, widths, nets = rows(4, 5, 3), (64, 256, 1024), (40, 24, 12)
     wanted, errors = wiring.kernels(x).ntk, []

@@ -73,6 +73,13 @@ SURROGATES = {
     "triangle": ({"derivative": triangle, "kinks": (-1.0, 0.0, 1.0)}, triangle),
 }
 each = pytest.mark.parametrize(("options", "derivative"), SURROGATES.values(), ids=SURROGATES)
+swept = pytest.mark.parametrize(  # one in the slow set, all in the long one
+    ("options", "derivative"),
+    [
+        pytest.param(*one, id=name, marks=[pytest.mark.long] if place else [])
+        for place, (name, one) in enumerate(SURROGATES.items())
+    ],
+)
 
 
 # -- moments -----------------------------------------------------------------------------------------------------
@@ -153,7 +160,7 @@ def nets(options, slope, width, seed, outputs=1):
 
 
 @pytest.mark.slow
-@each
+@swept
 def test_nets_have_the_surrogate_kernel_with_slope_minus_a_half(options, derivative):
     x, z, widths, seeds, errors = rows(5, 3), rows(4, 3, seed=1), (64, 256, 1024), 24, []
     for n in widths:

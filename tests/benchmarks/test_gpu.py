@@ -24,6 +24,7 @@ def test_parts_are_run_once_and_stand_in_one_table(tmp_path: Path) -> None:
     assert all(float(row["note"].split()[-1]) < 1e-5 for row in rows if row["note"])
 
 
+@pytest.mark.long
 def test_a_part_that_fails_is_left_out(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     broken = tmp_path / "file"
     broken.touch()  # no folder can be made below it

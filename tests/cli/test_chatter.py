@@ -52,7 +52,7 @@ def test_a_first_run_of_the_program_says_nothing(tmp_path: Path) -> None:
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_run_over_workers_is_silent_too(tmp_path: Path) -> None:
     model, one, two = (
         checkpoints.write(tmp_path / "model", "bert"),

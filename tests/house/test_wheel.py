@@ -87,6 +87,7 @@ def test_the_program_works_outside_the_repository(env: Path, tmp_path: Path) -> 
         assert done.stdout
 
 
+@pytest.mark.long
 def test_a_recipe_that_ships_runs_by_its_name(env: Path, tmp_path: Path) -> None:
     small = [word for one in SMALL for word in ("--set", one)]
     planned = call(env, tmp_path, "tauspan", "run", "text7", "--plan")

@@ -238,7 +238,7 @@ def test_what_has_no_answer_says_so_in_a_line(edited: Edited) -> None:
             ask()
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_long_descent_in_the_tangent_regime_lowers_the_loss(bert: Path, decoder: Path) -> None:
     for word in ("preference", "contrastive", "similarity"):
         model, (of, _) = made(word, decoder, bert)

@@ -15,11 +15,9 @@ _NODES, _REACH = 80, 10.0  # on both sides of 0, where activations have their ki
 
 
 class Gradients(NamedTuple):
-    """Second moments of what goes back through a matrix of weights.
+    """Second moments of what goes back through a matrix of weights, (N, N) each.
 
-    Args:
-        independent: as if the weights going back were fresh, (N, N).
-        exact: with what the same weights add, (N, N).
+    `independent`: as if the weights going back were fresh. `exact`: with what the same weights add.
     """
 
     independent: Tensor

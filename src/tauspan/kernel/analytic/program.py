@@ -20,12 +20,7 @@ _AT_ONCE = 2**21  # pairs of positions in one part; a layer's temporaries are a 
 
 
 class Kernels(NamedTuple):
-    """Both kernels of an infinitely wide net.
-
-    Args:
-        nngp: the covariance of an output, (N, M).
-        ntk: the tangent kernel of an output, (N, M).
-    """
+    """Both kernels of an infinitely wide net, (N, M) each: `nngp`, the covariance of an output, and `ntk`, its tangent's."""
 
     nngp: Tensor
     ntk: Tensor

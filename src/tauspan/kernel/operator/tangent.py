@@ -3,8 +3,8 @@
 import copy
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -32,7 +32,8 @@ _COLUMNS = 32  # rows of data whose columns are formed at a time from products
 _TOGETHER = 8  # vectors per pass over the data
 
 
-class Pace(NamedTuple):
+@dataclass(frozen=True)
+class Pace:
     """What the entries of a kernel cost on this machine.
 
     Args:

@@ -20,7 +20,10 @@ _AT_ONCE = 2**21  # pairs of positions in one part; a layer's temporaries are a 
 
 
 class Kernels(NamedTuple):
-    """Both kernels of an infinitely wide net, (N, M) each: `nngp`, the covariance of an output, and `ntk`, its tangent's."""
+    """Both kernels of an infinitely wide net, (N, M) each.
+
+    `nngp`: the covariance of an output. `ntk`: its tangent kernel.
+    """
 
     nngp: Tensor
     ntk: Tensor

@@ -166,11 +166,12 @@ def _facts(info: Mapping[str, Any]) -> dict[str, Any]:
 def _fill(file: Path, system: Any, facts: Mapping[str, Any], whole: bool, url: str) -> None:
     """Download a file, or write the header of a large one of weights and where its values are."""
     file.parent.mkdir(parents=True, exist_ok=True)
-    if whole or facts["nbytes"] <= _SMALL or file.suffix != ".safetensors":
-        if whole or facts["nbytes"] <= _SMALL:
-            with _told(url):
-                system.get_file(facts["path"], str(file))
-        return  # a large file of anything else is of no use to a merge
+    if whole or facts["nbytes"] <= _SMALL:
+        with _told(url):
+            system.get_file(facts["path"], str(file))
+        return
+    if file.suffix != ".safetensors":  # a large file of anything else is of no use to a merge
+        return
     with _told(url):
         head = system.cat_file(facts["path"], start=0, end=_PREFIX)
         length = int.from_bytes(head, "little")

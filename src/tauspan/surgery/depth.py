@@ -1,6 +1,7 @@
 """`LayerMap`: which layers the new model's layers are made of; D, so that theta'_l = sum_m D[l, m] theta_m."""
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -122,17 +123,20 @@ class LayerMap:
                 own = [(f"{stack}{one}{rest}", weight) for one, weight in row]
                 held = [(inside[name], weight) for name, weight in own if name in inside]
                 if held:
-                    total = sum(
-                        (delta.double() * weight for delta, weight in held[1:]),
-                        held[0][0].double() * held[0][1],
-                    )
-                    deltas[f"{stack}{layer}{rest}"] = total.to(held[0][0].dtype)
+                    deltas[f"{stack}{layer}{rest}"] = mixed(held)
         return replace(
             vector,
             deltas=deltas,
             base=base,
             info={**vector.info, "layers": [list(map(list, r)) for r in self.rows]},
         )
+
+
+def mixed(parts: Sequence[tuple[Tensor, float]]) -> Tensor:
+    """The weighted sum of some tensors, in float64, rounded once to the dtype of the first."""
+    first, weight = parts[0]
+    total = sum((one.double() * share for one, share in parts[1:]), first.double() * weight)
+    return total.to(first.dtype)
 
 
 def _first(counts: list[int], depth: int) -> list[tuple[tuple[int, float], ...]]:

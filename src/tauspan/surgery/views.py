@@ -13,7 +13,7 @@ from tauspan.merge.sources.source import Source, SourceView, found
 from tauspan.merge.sources.vocabulary import is_vocabulary
 from tauspan.models.bases import drawn
 from tauspan.store import Stored
-from tauspan.surgery.depth import LayerMap
+from tauspan.surgery.depth import LayerMap, mixed
 from tauspan.surgery.rowmap import RowMap
 
 
@@ -186,8 +186,4 @@ class Deepened(SourceView):
             return self.inner.read(name, start, stop)
         if len(parts) == 1 and parts[0][1] == 1:
             return self.inner.read(parts[0][0], start, stop)
-        values = [(self.inner.read(one, start, stop), weight) for one, weight in parts]
-        total = sum(
-            (value.double() * weight for value, weight in values[1:]), values[0][0].double() * values[0][1]
-        )
-        return total.to(values[0][0].dtype)
+        return mixed([(self.inner.read(one, start, stop), weight) for one, weight in parts])

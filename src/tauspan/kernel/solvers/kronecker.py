@@ -1,7 +1,6 @@
 """`KroneckerKernel`: a kernel between rows times one between outputs, which is solved as two small matrices."""
 
 from collections.abc import Sequence
-from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -38,7 +37,9 @@ class KroneckerKernel(Kernel):
     """
 
     def __init__(self, rows: Tensor, outputs: Tensor) -> None:
-        self.between_rows, self.between_outputs = _factor(rows, "rows"), _factor(outputs, "outputs")
+        self.between_rows, *of_rows = _factor(rows, "rows")
+        self.between_outputs, *of_outputs = _factor(outputs, "outputs")
+        self._pairs = (*of_rows, *of_outputs)
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -70,13 +71,6 @@ class KroneckerKernel(Kernel):
         chosen = torch.tensor(list(places), dtype=torch.int64)
         left = self.between_rows[chosen // self.outputs]
         return (left[:, :, None] * self.between_outputs[chosen % self.outputs][:, None]).flatten(1)
-
-    @cached_property
-    def _pairs(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Eigenvalues and eigenvectors of A and of B; values below 0 by rounding are 0."""
-        a, left = torch.linalg.eigh(self.between_rows)
-        b, right = torch.linalg.eigh(self.between_outputs)
-        return a.clamp(min=0), left, b.clamp(min=0), right
 
     @property
     def eigenvalues(self) -> Tensor:
@@ -111,8 +105,8 @@ class KroneckerKernel(Kernel):
         return (into * weights[:, None, :]) @ into.T
 
 
-def _factor(matrix: Tensor, what: str) -> Tensor:
-    """A factor in float64, exactly symmetric."""
+def _factor(matrix: Tensor, what: str) -> tuple[Tensor, Tensor, Tensor]:
+    """A factor in float64, exactly symmetric, with its eigenvalues (those below 0 by rounding are 0) and eigenvectors."""
     if matrix.dim() != 2 or matrix.shape[0] != matrix.shape[1]:
         raise UsageError(f"the matrix between {what} has the shape {tuple(matrix.shape)}: give a square one.")
     whole = finite(matrix.double(), f"the matrix between {what}")
@@ -120,9 +114,10 @@ def _factor(matrix: Tensor, what: str) -> Tensor:
     if float((whole - whole.T).abs().max()) > _ASYMMETRY * scale:
         raise UsageError(f"the matrix between {what} is not symmetric: give that of one set of {what}.")
     even = (whole + whole.T) / 2
-    least = float(torch.linalg.eigvalsh(even)[0])
+    values, vectors = torch.linalg.eigh(even)
+    least = float(values[0])
     if least < -1e-6 * scale:
         raise UsageError(
             f"the matrix between {what} has the eigenvalue {least:.3g}: it must be positive semi-definite."
         )
-    return even
+    return even, values.clamp(min=0), vectors

@@ -31,8 +31,8 @@ class Run:
     Args:
         protocol: its name in `PROTOCOLS`.
         accuracies: after each task, the accuracy on every task, in the order of the sequence.
-        memory: bytes kept beside the pre-trained model after the last task, by what they are: weights, rows (or what
-            stands for them), places of entries, a solved system.
+        memory: bytes kept beside the pre-trained model after the last task, by what they are: weights, rows or the
+            Gaussians of their classes, places of entries, a solved system.
         seconds: of learning, evaluation apart.
     """
 

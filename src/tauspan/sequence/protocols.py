@@ -146,7 +146,7 @@ def _kernel(
 ) -> Learned:
     """One linear map of features for all tasks, from rows of features: a system that grows by a task.
 
-    The kernel between rows of two tasks is <z, z'> W_t W_t'^T, of the map D at 0. A row stands for N_c / m rows.
+    The kernel between rows of two tasks is <z, z'> W_t W_t'^T, of the map D at 0. Each row counts as N_c / m rows.
     """
     seen: list[tuple[Tensor, Tensor]] = []  # scaled features, and readouts
     fit: RidgeFit | None = None

@@ -1,4 +1,4 @@
-"""`Vocabulary`: the tokens of a tokenizer, what text each stands for, and how it cuts text."""
+"""`Vocabulary`: the tokens of a tokenizer, the text of each, and how it cuts text."""
 
 import hashlib
 import re
@@ -186,7 +186,7 @@ class _Kind:
         )  # fmt: skip
 
     def piece(self, token: str) -> bytes:
-        """The bytes that a token stands for."""
+        """The bytes of a token's text."""
         if self.suffix and token.endswith(self.suffix):
             token = f"{token.removesuffix(self.suffix)} "
         byte = _BYTE.fullmatch(token)
@@ -249,7 +249,7 @@ def _roles(folder: Path) -> dict[str, str]:
 
 
 def shared_tokens(old: Vocabulary, new: Vocabulary) -> dict[int, int]:
-    """The old id of each new id that stands for the same: the same piece, special token, or role of one.
+    """The old id of each new id with the same meaning: the same piece, special token, or role of one.
 
     Example:
         >>> words = open_vocabulary("minilm")

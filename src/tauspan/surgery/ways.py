@@ -42,7 +42,7 @@ class Pair:
 
     @cached_property
     def copied(self) -> dict[int, int]:
-        """The old id of each new one that stands for the same."""
+        """The old id of each new one with the same meaning."""
         return shared_tokens(self.old, self.new)
 
     @cached_property
@@ -52,7 +52,7 @@ class Pair:
 
     @cached_property
     def parts(self) -> dict[int, list[int]]:
-        """The old tokens into which each new one is cut; none where it stands for no text that the old one reads."""
+        """The old tokens into which each new one is cut; none where the old tokenizer cannot read its text."""
         cuts = self.old.cut([self.new.pieces[number] for number in self.left])
         return dict(zip(self.left, cuts, strict=True))
 

@@ -4,7 +4,8 @@
 
 Vectors of some tasks are made in the linear regime at one rate, and in the ordinary one at several, for each choice of
 parameters and number of steps. The sums of all pairs and of all tasks are compared at alpha 1, without a search. Beside
-the gap stand quantities that could decide it: some are known before training, some only after. `bend` is how far the
+the gap stand quantities that could decide it: some are known before training (`outlook` is the error of the tangent
+model that `tauspan.kernel.diagnose.outlook` expects), some only after. `bend` is how far the
 ordinary model at the sum is from its tangent model there, |f(x; theta0 + sum tau) - f - J sum tau| / |J sum tau|;
 `reach` is how far a single ordinary vector moves the logits of its own task over their size. The second table has
 Spearman's rank correlation of the gap with each.
@@ -26,13 +27,42 @@ import tauspan as ts
 from tauspan.core.report import Table
 from tauspan.editing.model.directions import Directions
 from tauspan.editing.model.edited import EditedModel, edited_model
+from tauspan.kernel.diagnose import outlook
 
 TASKS = ("news_recreation", "movie_sentiment", "tweet_sentiment", "email_spam")
 ROWS, BATCH = 320, 16
 LINEAR, ORDINARY = 3e-4, (1e-4, 4e-4)
 READING = ts.Reading(batch_size=50, max_tokens=32)
-BEFORE = ("tasks", "blocks", "steps", "rate", "rate x steps")
+BEFORE = ("tasks", "blocks", "steps", "rate", "rate x steps", "outlook")
+SHOWN = ("linear single", "ordinary single", "outlook", "bend")
 AFTER = ("reach", "bend", "single gap")
+
+
+def settings(regime: Any, blocks: int, rate: float, steps: int, seed: int) -> ts.Settings:
+    """Of one training."""
+    return ts.Settings(
+        regime, params=f"last:{blocks}", lr=rate, epochs=math.ceil(steps * BATCH / ROWS), batch_size=BATCH,
+        max_steps=steps, max_tokens=32, seed=seed,
+    )  # fmt: skip
+
+
+def rows_of(tasks: Sequence[str], test: int, seed: int) -> list[ts.Task]:
+    """The tasks with the rows of a seed."""
+    return [one.subset(train=ROWS, validation=40, test=test, seed=seed) for one in ts.suite(tasks)]
+
+
+def with_outlook(encoder: ts.Encoder, found: Sequence[dict[str, Any]], test: int) -> None:
+    """Write into each cell the mean over its tasks of what is expected before the ordinary training."""
+    asked = sorted({name for one in found for name in one["sum"]})
+    seen: dict[tuple[Any, ...], dict[str, float]] = {}
+    for one in found:
+        key = (one["blocks"], one["rate"], one["steps"], one["seed"])
+        if "outlook" in one:
+            continue
+        if key not in seen:
+            made = outlook(encoder, rows_of(asked, test, one["seed"]), settings("standard", *key))
+            seen[key] = {each.task: each.expected for each in made.tasks}
+        one["outlook"] = fmean(seen[key][name] for name in one["sum"])
 
 
 def model_of(
@@ -45,11 +75,8 @@ def model_of(
     seed: int,
 ) -> EditedModel:
     """The edited model of vectors that are made for all tasks."""
-    settings = ts.Settings(
-        regime, params=f"last:{blocks}", lr=rate, epochs=math.ceil(steps * BATCH / ROWS), batch_size=BATCH,
-        max_steps=steps, max_tokens=32, seed=seed,
-    )  # fmt: skip
-    vectors = {one.name: ts.finetune(encoder, one, settings).task_vector for one in tasks}
+    chosen = settings(regime, blocks, rate, steps, seed)
+    vectors = {one.name: ts.finetune(encoder, one, chosen).task_vector for one in tasks}
     return edited_model(encoder, Directions.whole(vectors), regime, READING, ahead=True)
 
 
@@ -111,7 +138,7 @@ def mean_cells(found: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
             "blocks": key[0], "steps": key[1], "ordinary rate": f"{key[2]:g}", "tasks": key[3],
             **{name: fmean(one[name] for one in some) for name in ("linear", "ordinary")},
             "gap": fmean(gaps), "least": min(gaps), "most": max(gaps),
-            **{name: fmean(one[name] for one in some) for name in ("linear single", "ordinary single", "reach", "bend")},
+            **{name: fmean(one[name] for one in some) for name in SHOWN},
         })  # fmt: skip
     return rows
 
@@ -145,6 +172,11 @@ def _rank(found: Sequence[Mapping[str, Any]], name: str) -> float:
     return float(spearmanr(values, list(map(gap, found))).statistic)
 
 
+def _keep(out: Path | None, found: Sequence[Mapping[str, Any]], note: str) -> None:
+    if out:
+        out.write_text(f"{json.dumps({'cells': found, 'note': note}, indent=1)}\n", encoding="utf-8")
+
+
 def main(argv: list[str] | None = None) -> None:
     """Make the vectors, compare the sums, and print two tables."""
     parser = argparse.ArgumentParser(
@@ -171,14 +203,10 @@ def main(argv: list[str] | None = None) -> None:
         for seed, blocks, steps in itertools.product(range(options.seeds), options.blocks, options.steps):
             if (seed, blocks, steps) in done:
                 continue
-            tasks = [
-                one.subset(train=ROWS, validation=40, test=options.rows, seed=seed)
-                for one in ts.suite(options.tasks)
-            ]
-            found += cells(encoder, tasks, seed, blocks, steps)
-            if options.out:
-                text = json.dumps({"cells": found, "note": note}, indent=1)
-                options.out.write_text(f"{text}\n", encoding="utf-8")
+            found += cells(encoder, rows_of(options.tasks, options.rows, seed), seed, blocks, steps)
+            _keep(options.out, found, note)
+        with_outlook(encoder, found, options.rows)
+        _keep(options.out, found, note)
     print(Table("Sums at alpha 1", mean_cells(found), note).to_markdown())
     said = "Spearman's rank correlation over sums, mean, least and most of a seed"
     print(Table("What the gap goes with", correlations(found), said).to_markdown())

@@ -7,8 +7,16 @@ import argparse
 from typing import Any
 
 from tauspan.cli import shared as commands
+from tauspan.cli.fields import add_fields, read_fields
 from tauspan.cli.shared import Verb
 from tauspan.core.errors import UsageError
+from tauspan.train.settings import Settings
+
+# settings of a training that say nothing about how far it goes
+_NO_MATTER = (
+    "regime", "seed", "engine", "check", "point", "cache", "precision", "augment", "checkpointing", "decay_toward",
+    "weight_decay", "clip", "label_smoothing",
+)  # fmt: skip
 
 
 def add(verbs: Any, verb: Verb) -> None:
@@ -44,6 +52,23 @@ def add(verbs: Any, verb: Verb) -> None:
         help="whose local energy is summed: the first N, or a share of the largest coefficient such as 0.1 "
         "(default: %(default)s)",
     )
+    asked = verb(
+        verbs,
+        "outlook",
+        "before any training: how far the tangent model will hold along each task's fine-tuning",
+        outlook,
+    )
+    asked.add_argument("model", help=commands.MODEL)
+    asked.add_argument("tasks", nargs="+", metavar="TASK", help=commands.TASK)
+    add_fields(asked, Settings, skip=_NO_MATTER, defaults={"regime": "standard"})
+    asked.add_argument(
+        "--rows",
+        type=int,
+        default=64,
+        help="at most so many training rows of each task (default: %(default)s)",
+    )
+    asked.add_argument("--out", help="folder for report.json, report.md and figures (default: only shown)")
+    commands.add_device(asked)
     for made in (seen, told):
         made.add_argument(
             "--rows", type=int, default=64, help="at most so many rows of each task (default: %(default)s)"
@@ -94,6 +119,16 @@ def diagnose(options: argparse.Namespace) -> None:
 
     which, pairs = _which(options.eigenfunctions), commands.pairs_of(options.pairs, None)
     found = examine(commands.encoder_of(options), pairs, which=which, **_shared(options))
+    commands.write_report(found.report(), options)
+
+
+def outlook(options: argparse.Namespace) -> None:
+    """Say how far the tangent model will hold, before any training."""
+    from tauspan.kernel.diagnose import outlook as look
+
+    settings = read_fields(options, Settings, regime="standard", seed=options.seed or 0)
+    tasks = [commands.task_of(name) for name in options.tasks]
+    found = look(commands.encoder_of(options), tasks, settings, rows=options.rows)
     commands.write_report(found.report(), options)
 
 

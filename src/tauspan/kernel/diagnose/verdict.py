@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from tauspan.core.errors import listed
 from tauspan.kernel.diagnose.kernels import TaskPairs, TaskSpectrum
+from tauspan.kernel.diagnose.lazy import Linearity
 from tauspan.kernel.diagnose.vectors import TaskInterference, TaskPath
 
 LEVEL = 0.05  # the chance that one of all pairs is called disturbed though none is
@@ -132,12 +133,12 @@ def reach_in_words(paths: Sequence[TaskPath]) -> str:
     if not errors:
         return "How far the tangent model carries is not known: the vectors move no logits to first order."
     worst = max(errors, key=lambda task: errors[task])
-    if all(error <= CARRIES for error in errors.values()) and all(_reach(one) == 1 for one in paths):
+    if all(error <= CARRIES for error in errors.values()) and all(reach_of(one.path) == 1 for one in paths):
         return (
             f"The tangent model carries along the whole vectors: at s = 1 its error is at most {errors[worst]:.3f} of "
             f"|J tau| ({worst})."
         )
-    reaches = {one.task: _reach(one) for one in paths}
+    reaches = {one.task: reach_of(one.path) for one in paths}
     far: dict[float, list[str]] = {}
     for task, reach in sorted(reaches.items(), key=lambda pair: -(pair[1] or 0)):
         far.setdefault(reach or 0, []).append(task)
@@ -151,10 +152,10 @@ def reach_in_words(paths: Sequence[TaskPath]) -> str:
     )
 
 
-def _reach(one: TaskPath) -> float | None:
+def reach_of(path: Linearity) -> float | None:
     """The largest tested s up to 1 such that no tested s up to it has an error above `CARRIES`; None if there is none."""
     reach = None
-    for s, error in zip(one.path.scales, one.path.relative, strict=True):
+    for s, error in zip(path.scales, path.relative, strict=True):
         if s > 1 or error is None or not error <= CARRIES:
             break
         reach = s

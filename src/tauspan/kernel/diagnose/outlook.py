@@ -1,0 +1,226 @@
+"""`outlook`: before any training, how far the tangent model will hold along the vector that a fine-tuning would make."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from tauspan.core.arguments import checked
+from tauspan.core.errors import UsageError, listed
+from tauspan.core.measure import measured, progress
+from tauspan.core.report import Cell, Report, Table, noted, provenance
+from tauspan.core.results import Result
+from tauspan.kernel.diagnose.lazy import Linearity, linearity
+from tauspan.kernel.diagnose.verdict import CARRIES, reach_of
+from tauspan.models import Classifier, Encoder, fingerprint_of
+from tauspan.tangent import Linearized, linearize
+from tauspan.tasks import Task, build_head
+from tauspan.train.convex import labelled
+from tauspan.train.settings import Settings
+from tauspan.train.trainee import in_space
+
+SHARES = (1 / 16, 1 / 8, 1 / 4, 1 / 2, 1.0)
+_SMALL = 1e-12  # an entry whose gradients are all below it does not move
+
+
+@dataclass(frozen=True, eq=False)
+class TaskOutlook:
+    """How far the tangent model is expected to hold along one task's fine-tuning.
+
+    Args:
+        task: its name.
+        steps: optimiser steps of the training that is planned.
+        travel: the sum of the learning rates of all steps, which is the farthest that Adam moves an entry.
+        agreement: the mean over entries of |mean gradient| over its root mean square over batches: 1 if every batch
+            pulls each entry the same way, near 1/sqrt(batches) if they pull at random.
+        path: the model and its linearisation along the expected vector, at several shares of it.
+    """
+
+    task: str
+    steps: int
+    travel: float
+    agreement: float
+    path: Linearity
+
+    def __repr__(self) -> str:
+        return f"TaskOutlook({self.task}, {self.steps} steps, {self.path!r})"
+
+    @property
+    def expected(self) -> float:
+        """|f(theta0 + tau) - f_lin(tau)| / |J tau| at the whole expected vector tau."""
+        error = self.path.relative[-1]
+        if error is None:
+            raise UsageError(
+                f"the expected vector of {self.task!r} moves no logits to first order: its gradient is 0 on these rows."
+            )
+        return error
+
+    @property
+    def holds_until(self) -> float | None:
+        """The largest tested share of the vector up to which the error stays within 10 %; None if there is none."""
+        return reach_of(self.path)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Outlook(Result):
+    """How far the tangent model is expected to hold, for each task, under settings of training.
+
+    Args:
+        tasks: one entry for each task.
+    """
+
+    tasks: Sequence[TaskOutlook]
+
+    @property
+    def verdict(self) -> str:
+        """What is expected, in a sentence; docs/verdicts.md has the rules, and how often they were right."""
+        known = {one.task: one.expected for one in self.tasks}
+        bent = sorted(
+            (name for name, error in known.items() if error > CARRIES), key=lambda name: -known[name]
+        )
+        worst = max(known, key=lambda name: known[name])
+        if not bent:
+            return (
+                f"The tangent model is expected to hold through the whole training: its error at the end is about "
+                f"{known[worst]:.2g} of |J tau| or less ({worst} has the largest)."
+            )
+        return (
+            f"Ordinary fine-tuning is expected to leave the tangent model for {listed(bent)}: its error at the end is "
+            f"about {known[worst]:.2g} of |J tau| for {worst}. A smaller learning rate, fewer steps or fewer parameters "
+            "keep it nearer."
+        )
+
+    def report(self) -> Report:
+        """The verdict, a row for each task, and the errors along the expected vectors as a figure."""
+        rows: list[dict[str, Cell]] = [
+            {
+                "task": one.task, "steps": one.steps, "travel": one.travel, "agreement": one.agreement,
+                "expected error": one.expected, "holds up to": one.holds_until,
+            }
+            for one in self.tasks
+        ]  # fmt: skip
+        series: list[dict[str, Any]] = [
+            {
+                "kind": "linearity", "group": "linearity", "title": one.task, "scales": list(one.path.scales),
+                "relative": list(one.path.relative),
+            }
+            for one in self.tasks
+        ]  # fmt: skip
+        note = (
+            "Travel: the sum of all learning rates. Agreement: of the gradients of the batches, 1 if all pull each entry "
+            "the same way. Expected error: |f(theta0 + tau) - f_lin| / |J tau| for tau = -travel x the step that Adam "
+            f"would take at theta0. Holds up to: the largest tested share of tau with an error within {CARRIES:.0%}."
+        )
+        return Report(
+            "Outlook", [Table("How far the tangent model is expected to hold", rows, note)],
+            dict(self.provenance), series, {"tasks": rows}, self.warnings, self.verdict,
+        )  # fmt: skip
+
+
+@noted
+@checked
+def outlook(
+    encoder: Encoder,
+    tasks: Sequence[Task],
+    settings: Settings = Settings(),
+    *,
+    rows: int = 64,
+) -> Outlook:
+    """Before any training: how far the tangent model will hold along each task's fine-tuning.
+
+    The expected vector is tau = -S d, where S is the sum of the settings' learning rates over all steps, and d is the
+    step of Adam at theta0 once its averages have settled: d = E[g] / sqrt(E[g^2]), entry by entry, over the gradients g
+    of batches at theta0. Along s tau the model is then compared with its linearisation. A training bends on its way, so
+    that the numbers rank trainings and say when one is far from its tangent model; they are no bound.
+
+    Args:
+        encoder: the pre-trained encoder; each task is seen under its frozen head.
+        tasks: one or more.
+        settings: of the training that is planned: learning rate, schedule, steps, batch size, parameters. The regime
+            does not matter: the question is what ordinary training would do.
+        rows: at most so many training rows of each task, drawn by a permutation keyed by the settings' seed.
+
+    Returns:
+        An `Outlook`.
+
+    Raises:
+        UsageError: no task, or one twice; fewer than 2 rows; a task on whose rows no gradient reaches the parameters.
+        NonFiniteError: a loss, a gradient or an output is NaN or infinite.
+
+    Cost:
+        For each task a forward and a backward pass over the rows, a tangent pass, and five forward passes.
+
+    Example:
+        >>> import torch, tauspan as ts
+        >>> x, y = torch.eye(4), torch.tensor([0, 1, 0, 1])
+        >>> task = ts.Task.from_tensors("parity", ["even", "odd"], train=(x, y), validation=(x, y), test=(x, y))
+        >>> seen = outlook(ts.load(torch.nn.Linear(4, 3)), [task], ts.Settings(lr=0.01, max_steps=10))
+        >>> seen.tasks[0].steps, 0 < seen.tasks[0].expected < 1  # a cosine head bends, the layer does not
+        (1, True)
+    """
+    encoder, settings = in_space(encoder, settings)
+    names = [task.name for task in tasks]
+    if not names or len(set(names)) < len(names):
+        raise UsageError(f"tasks {listed(names) or 'none'}: give at least one, and none twice.")
+    if rows < 2:
+        raise UsageError(f"rows={rows}: a mean over gradients takes 2 rows or more.")
+    found = []
+    with measured() as cost, progress("outlook", len(tasks)) as advance:
+        for task in tasks:
+            found.append(_outlook_of(encoder, task, settings, rows))
+            advance(1, task.name)
+    where = provenance(
+        base=encoder.source,
+        fingerprint=fingerprint_of(encoder),
+        rows=rows,
+        settings=settings.as_dict(),
+        **vars(cost),
+    )
+    return Outlook(tasks=found, provenance=where)
+
+
+def _outlook_of(encoder: Encoder, task: Task, settings: Settings, rows: int) -> TaskOutlook:
+    drawn = task.subset(seed=settings.seed, train=rows)
+    tokens = task.tokens(settings.max_tokens)
+    head = build_head(task, encoder, max_tokens=settings.max_tokens)
+    tangent = linearize(Classifier(encoder, head), params=settings.params)
+    objective = task.objective.bound(encoder.language)
+    parts = labelled(encoder, drawn.split("train"), tokens, settings.batch_size, objective)
+    mean, square = _moments(tangent, parts, objective)
+    moving = {name: entry > _SMALL**2 for name, entry in square.items()}
+    step = {
+        name: torch.where(moving[name], mean[name] / square[name].clamp(min=_SMALL**2).sqrt(), 0.0)
+        for name in mean
+    }
+    count = sum(int(some.sum()) for some in moving.values())
+    if not count:
+        raise UsageError(
+            f"no gradient of {task.name!r} reaches the parameters {settings.params!r} on {rows} rows: choose others."
+        )
+    total = settings.steps(len(task.split("train")))
+    travel = sum(settings.lr_at(at, total) for at in range(total))
+    tau = {name: -travel * entry for name, entry in step.items()}
+    path = linearity(tangent, tau, [batch for batch, _ in parts], SHARES)
+    agreement = sum(float(entry.abs().sum()) for entry in step.values()) / count
+    return TaskOutlook(task.name, total, travel, agreement, path)
+
+
+def _moments(
+    tangent: Linearized, parts: Sequence[tuple[Any, Tensor]], objective: Any
+) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """Mean and mean square over batches of the gradient of a batch's mean loss at theta0."""
+    theta0 = {name: theta.clone().requires_grad_() for name, theta in tangent.theta0().items()}
+    mean = {name: torch.zeros_like(theta) for name, theta in theta0.items()}
+    square = {name: torch.zeros_like(theta) for name, theta in theta0.items()}
+    for batch, labels in parts:
+        logits = tangent.function(batch)(theta0)
+        loss = objective.total(logits[: len(labels)], labels.to(logits.device)) / len(labels)
+        for name, gradient in zip(
+            theta0, torch.autograd.grad(loss, list(theta0.values()), allow_unused=True), strict=True
+        ):
+            if gradient is not None:
+                mean[name] += gradient / len(parts)
+                square[name] += gradient.square() / len(parts)
+    return mean, square

@@ -14,10 +14,19 @@ from torch import Tensor
 
 from tauspan.core.errors import NonFiniteError, UsageError
 from tauspan.merge.methods.method import Block, Method, Option, Spec, added
+from tauspan.merge.methods.sketch import sketched
 from tauspan.merge.methods.sums import SCALE, WEIGHT
 
 Factors = TypeVar("Factors", bound=tuple[Tensor, ...])
 
+LOSS = Option(
+    "loss",
+    0.0,
+    "0 decomposes each matrix whole; above it the leading directions come from a randomised sketch where it is certified "
+    "that they lack at most this share of the squared norm of the best ones",
+    low=0.0,
+    high=0.5,
+)
 MATRICES = Option(
     "matrices",
     "2d",
@@ -158,7 +167,9 @@ def tsv_m(block: Block, _: Any) -> Tensor:
 def _tsv_m(block: Block) -> Tensor:
     rank = min(block.shape[0], block.shape[1:].numel())
     share = max(rank // len(block.models), 1)  # with the authors' 0 a small matrix would be lost
-    return _joined([_leading(delta, share, block.name) for delta in deltas(block)], block.name)
+    loss: float = block.options["loss"]
+    parts = [_leading(delta, share, block.name, loss=loss) for delta in deltas(block)]
+    return _joined(parts, block.name)
 
 
 def iso_c(block: Block, _: Any) -> Tensor:
@@ -182,12 +193,13 @@ def _iso_cts(block: Block) -> Tensor:
     rank, tasks = min(matrix.shape), len(block.models)
     own = round((rank - int(rank * block.options["common"])) / tasks)
     own = min(own, rank // tasks)  # rounding up must not take more than there is
-    common = _leading(matrix, rank - tasks * own, block.name)
+    loss: float = block.options["loss"]
+    common = _leading(matrix, rank - tasks * own, block.name, loss=loss)
     parts = []
     for delta in deltas(block):
         outside = torch.addmm(delta, common[0], common[0].mT @ delta, alpha=-1)
         rounding = 10 * torch.linalg.matrix_norm(delta)  # what is left of a delta inside the common subspace
-        parts.append(_leading(outside, own, block.name, rounding))
+        parts.append(_leading(outside, own, block.name, rounding, loss))
     u, s, vt = zip(*parts, common, strict=True)
     flat = _mean(torch.cat(s)).expand(sum(len(one) for one in s))
     return _joined([(torch.cat(u, 1), flat, torch.cat(vt))], block.name)
@@ -201,6 +213,10 @@ def truncated_svd(block: Block, _: Any) -> Tensor:
 def _truncated(block: Block) -> Tensor:
     rank, error = block.options["rank"], block.options["error"]
     matrix = matrix_sum(block)
+    if rank is not None and error is None and block.options["loss"]:
+        found = sketched(matrix, min(round(rank), *matrix.shape), block.options["loss"])
+        if found is not None:
+            return (found[0] * found[1]) @ found[2]
     u, s, vt = svd(matrix, block.name)
     kept = kept_rank(s, rank, error)
     return matrix if kept == len(s) else (u[:, :kept] * s[:kept]) @ vt[:kept]
@@ -234,10 +250,11 @@ def kept_rank(s: Tensor, rank: float | None = None, error: float | None = None) 
 
 
 def _leading(
-    matrix: Tensor, count: int, name: str, scale: Tensor | None = None
+    matrix: Tensor, count: int, name: str, scale: Tensor | None = None, loss: float = 0.0
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The first `count` singular triplets, or as many as there are; copies, so that the rest is freed."""
-    u, s, vt = svd(matrix, name)
+    found = sketched(matrix, count, loss) if loss else None
+    u, s, vt = svd(matrix, name) if found is None else found
     count = min(count, support(s, max(matrix.shape), scale))
     return u[:, :count].clone(), s[:count].clone(), vt[:count].clone()
 
@@ -260,7 +277,7 @@ TSV_M = Method(
     "lambda P([U_1 .. U_T]) S P([V_1 .. V_T])^T, of each w_t tau_t its first r/T singular triplets",
     tsv_m,
     grain="tensor",
-    options=(WEIGHT, SCALE, MATRICES, others("average")),
+    options=(WEIGHT, SCALE, LOSS, MATRICES, others("average")),
     temporaries=14,
 )
 ISO_C = Method(
@@ -284,6 +301,7 @@ ISO_CTS = Method(
         WEIGHT,
         SCALE,
         Option("common", 0.8, "share of the directions that the sum gives", low=0.0, high=1.0),
+        LOSS,
         MATRICES,
         others("average"),
     ),
@@ -302,6 +320,7 @@ SVD = Method(
         SCALE,
         Option("rank", None, "how many directions to keep at most, at least 1", low=1),
         Option("error", None, "share of each matrix's Frobenius norm that may be lost", low=0.0, high=1.0),
+        LOSS,
         MATRICES,
         others("sum"),
     ),

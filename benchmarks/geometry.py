@@ -1,0 +1,143 @@
+"""Geometry of editing on MiniLM: do orthogonal heads lower interference, and does R^2 over subsets say what adding costs?
+
+    python -m benchmarks.geometry [--tasks email_spam ...] [--seeds 0 1 2] [--steps 40] [--rows 320] [--test 150]
+                                  [--params last:2] [--out out/geometry]
+
+Vectors of each task are trained in both regimes, with heads made of prompts and with heads whose classes are at equal
+angles, each task's in a subspace of its own (`tauspan.tasks.with_orthogonal_heads`). Printed are means and standard
+deviations over seeds: accuracy of single vectors and of the sum at alpha 1, the mean of xi over [0, 1]^2, R^2 of outputs
+over all subsets, and the share of each task's own vector. The second table has, over pairs of tasks, the rank correlation
+of R^2 and of the own share with the part of single accuracy that the pair keeps. Finished rows are read from the folder.
+"""
+
+import argparse
+import itertools
+import json
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from statistics import fmean, stdev
+from typing import Any
+
+from scipy.stats import spearmanr
+
+import tauspan as ts
+from tauspan import store
+from tauspan.core.measure import progress
+from tauspan.core.report import Table
+from tauspan.tasks import with_orthogonal_heads
+
+TASKS = ("email_spam", "movie_sentiment", "tweet_sentiment", "news_recreation")
+RATES: Mapping[Any, float] = {"standard": 2e-4, "linear": 3e-4}
+HEADS = ("prompts", "orthogonal")
+AXIS = (0.0, 0.5, 1.0)
+BATCH, TOKENS = 16, 32
+READING = ts.Reading(batch_size=50, max_tokens=TOKENS)
+Row = dict[str, Any]
+
+
+def measured(given: argparse.Namespace, heads: str, regime: Any, seed: int) -> Row:
+    """One kind of heads in one regime with one seed: all tasks together, and each pair."""
+    file = given.out / f"{heads}-{regime}-{seed}.json"
+    if file.exists():
+        row: Row = json.loads(file.read_text())
+        return row
+    encoder = ts.load("minilm")
+    tasks = [
+        one.subset(train=given.rows, validation=40, test=given.test, seed=seed)
+        for one in ts.suite(given.tasks)
+    ]
+    if heads == "orthogonal":
+        tasks = with_orthogonal_heads(tasks, encoder, seed=seed)
+    settings = ts.Settings(
+        regime, params=given.params, lr=RATES[regime], epochs=math.ceil(given.steps * BATCH / given.rows),
+        max_steps=given.steps, batch_size=BATCH, max_tokens=TOKENS, seed=seed,
+    )  # fmt: skip
+    vectors = {task: ts.finetune(encoder, task, settings).task_vector for task in tasks}
+    pairs = [
+        _together(encoder, {one: vectors[one] for one in pair}) for pair in itertools.combinations(tasks, 2)
+    ]
+    row = {
+        "heads": heads, "regime": regime, "seed": seed, **_together(encoder, vectors), "pairs": pairs,
+        "xi": fmean(one.pop("xi") for one in pairs),
+    }  # fmt: skip
+    store.write_json(file, row)
+    return row
+
+
+def _together(encoder: ts.Encoder, vectors: Mapping[ts.Task, ts.TaskVector]) -> Row:
+    """Accuracy alone and added, R^2 and the own share; of two tasks xi as well."""
+    editor, tasks = ts.Editor(encoder, vectors, reading=READING), list(vectors)
+    added = editor.evaluate(1.0).accuracy
+    single = {
+        task.name: editor.evaluate({task.name: 1.0}, tasks=[task]).accuracy[task.name] for task in tasks
+    }
+    found = editor.factorise()
+    row: Row = {
+        "tasks": [task.name for task in tasks], "zero shot": fmean(editor.evaluate(0.0).accuracy.values()),
+        "single": fmean(single.values()), "added": fmean(added.values()),
+        "kept": fmean(added[name] / single[name] for name in single), "R2": found.r2, "own": found.own,
+    }  # fmt: skip
+    if len(tasks) == 2:
+        (drawn,) = ts.disentanglement(encoder, vectors, grid=AXIS, reading=READING).pairs
+        row["xi"] = drawn.means["box"]
+    return row
+
+
+def means(rows: Sequence[Row]) -> list[Row]:
+    """A line for each kind of heads and regime."""
+    lines = []
+    for heads, regime in itertools.product(HEADS, RATES):
+        some = [row for row in rows if (row["heads"], row["regime"]) == (heads, regime)]
+        line: Row = {"heads": heads, "regime": regime}
+        for name in ("zero shot", "single", "added", "kept", "xi", "R2", "own"):
+            values = [row[name] for row in some]
+            spread = f" ± {stdev(values):.3f}" if values[1:] else ""
+            line[name] = f"{fmean(values):.3f}{spread}"
+        lines.append(line)
+    return lines
+
+
+def correlations(rows: Sequence[Row]) -> list[Row]:
+    """Spearman's rank correlation, over all pairs of a regime, with what the pair keeps of single accuracy."""
+    lines = []
+    for heads, regime in itertools.product(HEADS, RATES):
+        pairs = [
+            pair for row in rows if (row["heads"], row["regime"]) == (heads, regime) for pair in row["pairs"]
+        ]
+        line: Row = {"heads": heads, "regime": regime, "pairs": len(pairs)}
+        for name in ("R2", "own"):
+            found = spearmanr([pair[name] for pair in pairs], [pair["kept"] for pair in pairs])
+            line |= {f"{name} with kept": float(found.statistic), f"p ({name})": float(found.pvalue)}
+        lines.append(line)
+    return lines
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Measure and print."""
+    asked = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    asked.add_argument("--tasks", nargs="+", default=list(TASKS))
+    asked.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
+    asked.add_argument("--steps", type=int, default=40)
+    asked.add_argument("--rows", type=int, default=320, help="training rows a task")
+    asked.add_argument("--test", type=int, default=150, help="test rows a task")
+    asked.add_argument("--params", default="last:2")
+    asked.add_argument("--out", type=Path, default=Path("out/geometry"))
+    given = asked.parse_args(argv)
+    given.out.mkdir(parents=True, exist_ok=True)
+    rows = []
+    todo = list(itertools.product(given.seeds, HEADS, RATES))
+    with progress("geometry", len(todo)) as advance, ts.quiet():
+        for seed, heads, regime in todo:
+            rows.append(measured(given, heads, regime, seed))
+            advance(1, f"{heads}, {regime}, {seed}")
+    note = (
+        f"minilm, {', '.join(given.tasks)}; {given.rows} rows, {given.steps} steps, {given.params}, {TOKENS} tokens, "
+        f"{given.test} test rows a task, {len(given.seeds)} seeds: mean ± standard deviation"
+    )
+    print(Table("Heads and interference", means(rows), note).to_markdown())
+    print(Table("Does R2 over subsets say what adding costs?", correlations(rows)).to_markdown())
+
+
+if __name__ == "__main__":
+    main()

@@ -55,8 +55,9 @@ def _add_searches(edit: Any, verb: Verb) -> list[argparse.ArgumentParser]:
     added.add_argument(
         "--guided", nargs="?", const="tangent", default=False, choices=GUIDANCES,
         help="standard regime: choose the coefficient by the tangent model in one pass over validation rows (tangent, "
-        "where no word follows), bent to meet the ordinary model at 1 (curved), or check the proposed point (checked) "
-        "(default: every point of the grid is evaluated)",
+        "where no word follows), bent to meet the ordinary model at 1 (curved), check the proposed point (checked), or "
+        "read between every fourth point only rows whose class changes (rows) (default: every point of the grid is "
+        "evaluated)",
     )  # fmt: skip
     _add_target(negated)
     which = verb(edit, "subsets", "which vectors to add, and what each is worth to each task", edit_subsets)

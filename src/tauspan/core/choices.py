@@ -19,7 +19,7 @@ DecayTarget: TypeAlias = Literal["base", "zero"]
 HeadFrom: TypeAlias = Literal[
     "auto", "prompts", "prototypes", "probe", "outputs"
 ]  # what a frozen head is made of
-Guidance: TypeAlias = Literal["tangent", "curved", "checked"]  # what chooses for an ordinary model
+Guidance: TypeAlias = Literal["tangent", "curved", "checked", "rows"]  # what chooses for an ordinary model
 Transport: TypeAlias = Literal[
     "same", "shift", "sign", "procrustes", "rebasin"
 ]  # how a vector is made for another base

@@ -117,6 +117,8 @@ class Editor:
                 evaluation of the sum and of each vector.
                 `"checked"`: the ordinary model itself, at the point that `"curved"` proposes and its neighbours on the
                 grid, as far as they are better. It is the grid's choice where accuracy over alpha has one peak.
+                `"rows"`: the ordinary model at every fourth point, and between two of them on the rows alone whose class
+                changes. It is the grid's choice unless a row's class changes and changes back between two such points.
 
         Raises:
             UsageError: `guided` in a tangent regime, where every coefficient comes from one pass already; a curved guide
@@ -135,7 +137,7 @@ class Editor:
             )
             own = {task: {f"own {task.name}": 1.0} for task in tasks}
         model = self._models.of(directions, tasks)
-        guide = guide_of(self._models, model, tasks, guided) if guided else None
+        guide = guide_of(self._models, model, tasks, guided, whole, grid) if guided else None
         return addition(model, self.vectors, whole, own, grid, guide, guided == "checked")
 
     @noted

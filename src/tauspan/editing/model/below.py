@@ -1,8 +1,9 @@
 """What the blocks below the first edited one give: computed once for each batch, since no coefficient changes it."""
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from tauspan import models
@@ -38,6 +39,7 @@ class Below:
             self._skipped = []
         self._kept: dict[int, tuple[Batch, Any]] = {}  # the batch itself, so that its id stays its own
         self._room, self._checks, self._looked = free_memory() // _SHARE, _CHECKS, False
+        self._parts, self._compared_parts = True, False
 
     def __bool__(self) -> bool:
         return bool(self._skipped)
@@ -52,6 +54,22 @@ class Below:
             self._checks -= 1
             return self._compared(model, batch)
         return self._short(model, batch)
+
+    def part(self, model: Classifier, batch: Batch, rows: Sequence[int]) -> Tensor:
+        """The logits of some rows of a batch; from what is kept of the batch, if it is.
+
+        The first such run is compared with one of the same rows that runs all blocks.
+        """
+        some = _rows_of(batch, rows)
+        if id(batch) not in self._kept or not self._parts:
+            return _run(model, some)
+        with skipping(self._skipped, _rows_of(self._kept[id(batch)][1], rows)):
+            found = _run(model, some)
+        if not self._compared_parts:
+            self._compared_parts, whole = True, _run(model, some)
+            self._parts = bool(torch.allclose(found, whole, rtol=1e-3, atol=1e-4 * float(whole.abs().max())))
+            return whole
+        return found
 
     def _short(self, model: Classifier, batch: Batch) -> Tensor:
         with skipping(self._skipped, self._kept[id(batch)][1]):
@@ -100,6 +118,11 @@ class Below:
 def _run(model: nn.Module, batch: Batch) -> Tensor:
     found: Tensor = model(batch)
     return found
+
+
+def _rows_of(item: Any, rows: Sequence[int]) -> Any:
+    """Some rows of whatever a batch or a block's output is made of."""
+    return mapped(item, lambda part: part[list(rows)] if isinstance(part, Tensor) else part)
 
 
 def _bytes(item: Any) -> int:

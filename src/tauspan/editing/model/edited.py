@@ -21,6 +21,7 @@ from tauspan.editing.model.outputs import Targets, outputs
 from tauspan.editing.model.regime import point_of
 from tauspan.editing.model.token_tables import Tables, moving_table
 from tauspan.models import Classifier, Encoder, Head, Origin
+from tauspan.models.intact import Intact
 from tauspan.models.language import Language
 from tauspan.objectives import Objective
 from tauspan.tangent import Linearized, linearize
@@ -240,6 +241,21 @@ class OrdinaryModel(EditedModel):
             run = partial(self._below, model)
         with models.eval_mode(edited), torch.inference_mode():
             return outputs(model, self.batches(task, split), advance, about, run)
+
+    def classes_of(self, task: Task, split: str, coefficients: Coefs, rows: Tensor) -> Tensor:
+        """The classes of some rows, shape (n,), where `rows` (N,) says which; the others are not computed."""
+        edited = self._edited({name: value for name, value in coefficients.items() if value})
+        model, found = Classifier(edited, self.head(task)), torch.zeros(len(rows), dtype=torch.int)
+        below = self._below or Below(edited, ())
+        wanted = set(rows.nonzero()[:, 0].tolist())
+        with models.eval_mode(edited), torch.inference_mode(), Intact(model)():
+            for places, batch in self.batches(task, split):
+                inside = [at for at, place in enumerate(places) if place in wanted]
+                if inside:
+                    logits = below.part(model, batch, inside)
+                    require_finite_rows(logits, f"the logits of {task.name!r} on {split}")
+                    found[[places[at] for at in inside]] = logits.argmax(-1).int().cpu()
+        return found[rows]
 
     def _language(self, used: Coefs) -> Language | None:
         """With the table of the edited model."""

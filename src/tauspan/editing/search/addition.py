@@ -160,8 +160,7 @@ def addition(
         alpha, scores = _climb(model, tasks, whole, own, candidates, start)
         remark = f", from {start:g}, which the tangent model proposed{scores.remark(candidates, alpha)}"
     elif guide is not None:
-        bent = "" if guide.ordinary is None else ", bent to meet the ordinary one at alpha = 1,"
-        remark = f" of the tangent model ({guide.regime}){bent} which stands for the ordinary one{remark}"
+        remark = f"{guide.remark}{remark}"
     model.read(needs, "test")
     rows, mean = tested(model, tasks, alpha, whole, own)
     return Addition(

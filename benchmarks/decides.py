@@ -18,7 +18,7 @@ import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import fmean
-from typing import Any
+from typing import Any, cast
 
 from scipy.stats import spearmanr
 from torch import Tensor
@@ -51,18 +51,20 @@ def rows_of(tasks: Sequence[str], test: int, seed: int) -> list[ts.Task]:
     return [one.subset(train=ROWS, validation=40, test=test, seed=seed) for one in ts.suite(tasks)]
 
 
-def with_outlook(encoder: ts.Encoder, found: Sequence[dict[str, Any]], test: int) -> None:
-    """Write into each cell the mean over its tasks of what is expected before the ordinary training."""
-    asked = sorted({name for one in found for name in one["sum"]})
-    seen: dict[tuple[Any, ...], dict[str, float]] = {}
+def with_outlook(encoder: ts.Encoder, found: Sequence[dict[str, Any]], test: int, out: Path | None) -> None:
+    """Write into each cell what is expected of its sum before the ordinary training."""
+    seen: dict[tuple[Any, ...], float] = {}
     for one in found:
-        key = (one["blocks"], one["rate"], one["steps"], one["seed"])
         if "outlook" in one:
             continue
-        if key not in seen:
-            made = outlook(encoder, rows_of(asked, test, one["seed"]), settings("standard", *key))
-            seen[key] = {each.task: each.expected for each in made.tasks}
-        one["outlook"] = fmean(seen[key][name] for name in one["sum"])
+        key = (one["blocks"], one["rate"], one["steps"], one["seed"])
+        if (key, *one["sum"]) not in seen:
+            made = outlook(
+                encoder, rows_of(one["sum"], test, one["seed"]), settings("standard", *key), rows=32
+            )
+            seen[key, *one["sum"]] = cast("float", made.added)
+        one["outlook"] = seen[key, *one["sum"]]
+        _keep(out, found)
 
 
 def model_of(
@@ -172,7 +174,7 @@ def _rank(found: Sequence[Mapping[str, Any]], name: str) -> float:
     return float(spearmanr(values, list(map(gap, found))).statistic)
 
 
-def _keep(out: Path | None, found: Sequence[Mapping[str, Any]], note: str) -> None:
+def _keep(out: Path | None, found: Sequence[Mapping[str, Any]], note: str = "") -> None:
     if out:
         out.write_text(f"{json.dumps({'cells': found, 'note': note}, indent=1)}\n", encoding="utf-8")
 
@@ -205,7 +207,7 @@ def main(argv: list[str] | None = None) -> None:
                 continue
             found += cells(encoder, rows_of(options.tasks, options.rows, seed), seed, blocks, steps)
             _keep(options.out, found, note)
-        with_outlook(encoder, found, options.rows)
+        with_outlook(encoder, found, options.rows, options.out)
         _keep(options.out, found, note)
     print(Table("Sums at alpha 1", mean_cells(found), note).to_markdown())
     said = "Spearman's rank correlation over sums, mean, least and most of a seed"

@@ -91,6 +91,7 @@ def test_the_expected_error_grows_with_the_rate_and_the_verdict_says_so() -> Non
         10, rel=0.05
     )  # the first term that is left out is the second
     assert "leave the tangent model for first, second" in found.verdict
+    assert found.verdict.endswith(f"At the sum of all vectors it is about {found.added:.2g}.")
     report = found.report()
     assert "expected error" in report.to_markdown()
     assert report.series[0]["kind"] == "linearity"
@@ -121,5 +122,14 @@ def test_what_says_nothing_is_refused() -> None:
         def forward(self, x: torch.Tensor) -> torch.Tensor:
             return super().forward(x) * 0 + x.sum(1, keepdim=True)
 
-    with pytest.raises(UsageError, match="no gradient of 'rows' reaches the parameters 'all' on 64 rows"):
+    with pytest.raises(UsageError, match="no gradient of 'rows' reaches the parameters 'all' on these rows"):
         outlook(ts.load(Deaf()), [asked], SETTINGS)
+
+
+def test_the_sum_bends_as_its_vectors_together() -> None:
+    """Twice the same task: the sum is twice the vector."""
+    encoder, rate = ts.load(Net()), 1e-3
+    one = outlook(encoder, [task("first"), task("second")], ts.Settings("standard", lr=rate, max_steps=3))
+    twice = outlook(encoder, [task("first")], ts.Settings("standard", lr=2 * rate, max_steps=3))
+    assert one.added == pytest.approx(twice.tasks[0].expected, rel=1e-4)
+    assert twice.added is None

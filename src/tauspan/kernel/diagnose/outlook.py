@@ -10,11 +10,13 @@ from torch import Tensor
 from tauspan.core.arguments import checked
 from tauspan.core.errors import UsageError, listed
 from tauspan.core.measure import measured, progress
+from tauspan.core.params import Params
 from tauspan.core.report import Cell, Report, Table, noted, provenance
 from tauspan.core.results import Result
 from tauspan.kernel.diagnose.lazy import Linearity, linearity
 from tauspan.kernel.diagnose.verdict import CARRIES, reach_of
 from tauspan.models import Classifier, Encoder, fingerprint_of
+from tauspan.objectives import Objective
 from tauspan.tangent import Linearized, linearize
 from tauspan.tasks import Task, build_head
 from tauspan.train.convex import labelled
@@ -69,9 +71,12 @@ class Outlook(Result):
 
     Args:
         tasks: one entry for each task.
+        added: |f(theta0 + tau) - f_lin(tau)| / |J tau| at the sum of all expected vectors, the mean over the tasks' rows;
+            None for one task.
     """
 
     tasks: Sequence[TaskOutlook]
+    added: float | None = None
 
     @property
     def verdict(self) -> str:
@@ -82,14 +87,18 @@ class Outlook(Result):
         )
         worst = max(known, key=lambda name: known[name])
         if not bent:
-            return (
+            said = (
                 f"The tangent model is expected to hold through the whole training: its error at the end is about "
                 f"{known[worst]:.2g} of |J tau| or less ({worst} has the largest)."
             )
+        else:
+            said = (
+                f"Ordinary fine-tuning is expected to leave the tangent model for {listed(bent)}: its error at the end "
+                f"is about {known[worst]:.2g} of |J tau| for {worst}. A smaller learning rate, fewer steps or fewer "
+                "parameters keep it nearer."
+            )
         return (
-            f"Ordinary fine-tuning is expected to leave the tangent model for {listed(bent)}: its error at the end is "
-            f"about {known[worst]:.2g} of |J tau| for {worst}. A smaller learning rate, fewer steps or fewer parameters "
-            "keep it nearer."
+            said if self.added is None else f"{said} At the sum of all vectors it is about {self.added:.2g}."
         )
 
     def report(self) -> Report:
@@ -115,7 +124,7 @@ class Outlook(Result):
         )
         return Report(
             "Outlook", [Table("How far the tangent model is expected to hold", rows, note)],
-            dict(self.provenance), series, {"tasks": rows}, self.warnings, self.verdict,
+            dict(self.provenance), series, {"tasks": rows, "added": self.added}, self.warnings, self.verdict,
         )  # fmt: skip
 
 
@@ -150,7 +159,8 @@ def outlook(
         NonFiniteError: a loss, a gradient or an output is NaN or infinite.
 
     Cost:
-        For each task a forward and a backward pass over the rows, a tangent pass, and five forward passes.
+        For each task a forward and a backward pass over the rows, two tangent passes, and six forward passes; memory for
+        three sets of the parameters.
 
     Example:
         >>> import torch, tauspan as ts
@@ -166,11 +176,16 @@ def outlook(
         raise UsageError(f"tasks {listed(names) or 'none'}: give at least one, and none twice.")
     if rows < 2:
         raise UsageError(f"rows={rows}: a mean over gradients takes 2 rows or more.")
-    found = []
     with measured() as cost, progress("outlook", len(tasks)) as advance:
-        for task in tasks:
-            found.append(_outlook_of(encoder, task, settings, rows))
-            advance(1, task.name)
+        asked = [_Asked.of(encoder, task, settings, rows) for task in tasks]
+        found: list[TaskOutlook] = []
+        total: dict[str, Tensor] = {}
+        for one in asked:
+            tau = one.expected_vector(settings)
+            found.append(one.looked(settings, tau))
+            total = tau if not total else {name: total[name] + entry for name, entry in tau.items()}
+            advance(1, one.task.name)
+        added = [one.error_at(total) for one in asked] if tasks[1:] else []
     where = provenance(
         base=encoder.source,
         fingerprint=fingerprint_of(encoder),
@@ -178,37 +193,69 @@ def outlook(
         settings=settings.as_dict(),
         **vars(cost),
     )
-    return Outlook(tasks=found, provenance=where)
+    return Outlook(tasks=found, added=sum(added) / len(added) if added else None, provenance=where)
 
 
-def _outlook_of(encoder: Encoder, task: Task, settings: Settings, rows: int) -> TaskOutlook:
-    drawn = task.subset(seed=settings.seed, train=rows)
-    tokens = task.tokens(settings.max_tokens)
-    head = build_head(task, encoder, max_tokens=settings.max_tokens)
-    tangent = linearize(Classifier(encoder, head), params=settings.params)
-    objective = task.objective.bound(encoder.language)
-    parts = labelled(encoder, drawn.split("train"), tokens, settings.batch_size, objective)
-    mean, square = _moments(tangent, parts, objective)
-    moving = {name: entry > _SMALL**2 for name, entry in square.items()}
-    step = {
-        name: torch.where(moving[name], mean[name] / square[name].clamp(min=_SMALL**2).sqrt(), 0.0)
-        for name in mean
-    }
-    count = sum(int(some.sum()) for some in moving.values())
-    if not count:
-        raise UsageError(
-            f"no gradient of {task.name!r} reaches the parameters {settings.params!r} on {rows} rows: choose others."
+@dataclass(frozen=True, eq=False)
+class _Asked:
+    """One task's rows under its head."""
+
+    task: Task
+    tangent: Linearized
+    parts: Sequence[tuple[Any, Tensor]]
+    objective: Objective
+    params: str | Sequence[str]
+
+    @staticmethod
+    def of(encoder: Encoder, task: Task, settings: Settings, rows: int) -> "_Asked":
+        drawn, tokens = (
+            task.subset(seed=settings.seed, train=rows).split("train"),
+            task.tokens(settings.max_tokens),
         )
-    total = settings.steps(len(task.split("train")))
-    travel = sum(settings.lr_at(at, total) for at in range(total))
-    tau = {name: -travel * entry for name, entry in step.items()}
-    path = linearity(tangent, tau, [batch for batch, _ in parts], SHARES)
-    agreement = sum(float(entry.abs().sum()) for entry in step.values()) / count
-    return TaskOutlook(task.name, total, travel, agreement, path)
+        head = build_head(task, encoder, max_tokens=settings.max_tokens)
+        tangent = linearize(Classifier(encoder, head), params=settings.params)
+        objective = task.objective.bound(encoder.language)
+        parts = labelled(encoder, drawn, tokens, settings.batch_size, objective)
+        return _Asked(task, tangent, parts, objective, settings.params)
+
+    def steps(self, settings: Settings) -> int:
+        """Of the whole training."""
+        return settings.steps(len(self.task.split("train")))
+
+    def travel(self, settings: Settings) -> float:
+        """The sum of all learning rates."""
+        total = self.steps(settings)
+        return sum(settings.lr_at(at, total) for at in range(total))
+
+    def expected_vector(self, settings: Settings) -> dict[str, Tensor]:
+        """-S E[g] / sqrt(E[g^2])."""
+        mean, square = _moments(self.tangent, self.parts, self.objective)
+        travel = self.travel(settings)
+        found = {
+            name: torch.where(square[name] > _SMALL**2, -travel * mean[name] / square[name].sqrt(), 0.0)
+            for name in mean
+        }
+        if not any(bool(entry.any()) for entry in found.values()):
+            raise UsageError(
+                f"no gradient of {self.task.name!r} reaches the parameters {self.params!r} on these rows: choose other "
+                "parameters or rows."
+            )
+        return found
+
+    def looked(self, settings: Settings, tau: Params) -> TaskOutlook:
+        """The model and its linearisation along the expected vector."""
+        travel, moved = self.travel(settings), [entry[entry != 0].abs() for entry in tau.values()]
+        agreement = float(torch.cat(moved).double().mean()) / travel
+        path = linearity(self.tangent, tau, [batch for batch, _ in self.parts], SHARES)
+        return TaskOutlook(self.task.name, self.steps(settings), travel, agreement, path)
+
+    def error_at(self, tau: Params) -> float:
+        """|f(theta0 + tau) - f_lin(tau)| / |J tau| on the task's rows; 0 where J tau is 0."""
+        return linearity(self.tangent, tau, [batch for batch, _ in self.parts], (1.0,)).relative[0] or 0.0
 
 
 def _moments(
-    tangent: Linearized, parts: Sequence[tuple[Any, Tensor]], objective: Any
+    tangent: Linearized, parts: Sequence[tuple[Any, Tensor]], objective: Objective
 ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """Mean and mean square over batches of the gradient of a batch's mean loss at theta0."""
     theta0 = {name: theta.clone().requires_grad_() for name, theta in tangent.theta0().items()}

@@ -33,13 +33,25 @@ from tauspan.kernel.diagnose.vectors import (
     task_interference,
     task_paths,
 )
+from tauspan.kernel.diagnose.width import (
+    CoordinateCheck,
+    LayerMotion,
+    LinearNet,
+    Mup,
+    ParameterScale,
+    Parametrisation,
+    coordinate_check,
+    linear_limit,
+    mup,
+)
 
 __all__ = [
-    "CumulativePower", "Diagnosis", "EffectiveRanks", "Eigenfunctions", "Findings", "KernelOutputs", "KernelPlan",
-    "KernelSettings", "LabelAlignment", "Linearity", "LocalEnergy", "PosthocGap", "TaskEnergy", "TaskInterference",
-    "TaskKernel", "TaskPace", "TaskPairs", "TaskPath", "TaskSpectrum", "centred_alignment", "cross_task_alignment",
-    "cumulative_power", "diagnose", "effective_ranks", "kernel_change", "kernel_distance", "kernel_plan",
-    "kernel_report", "kernel_target_alignment", "kernel_velocity", "label_gradient_alignment", "lazy_coefficient",
-    "linearity", "local_energy", "posthoc_gap", "principal_angles", "task_energies", "task_interference",
-    "task_kernels", "task_pairs", "task_paths", "task_spectrum",
+    "CoordinateCheck", "CumulativePower", "Diagnosis", "EffectiveRanks", "Eigenfunctions", "Findings",
+    "KernelOutputs", "KernelPlan", "KernelSettings", "LabelAlignment", "LayerMotion", "LinearNet", "Linearity",
+    "LocalEnergy", "Mup", "ParameterScale", "Parametrisation", "PosthocGap", "TaskEnergy", "TaskInterference",
+    "TaskKernel", "TaskPace", "TaskPairs", "TaskPath", "TaskSpectrum", "centred_alignment", "coordinate_check",
+    "cross_task_alignment", "cumulative_power", "diagnose", "effective_ranks", "kernel_change", "kernel_distance",
+    "kernel_plan", "kernel_report", "kernel_target_alignment", "kernel_velocity", "label_gradient_alignment",
+    "lazy_coefficient", "linear_limit", "linearity", "local_energy", "mup", "posthoc_gap", "principal_angles",
+    "task_energies", "task_interference", "task_kernels", "task_pairs", "task_paths", "task_spectrum",
 ]  # fmt: skip

@@ -3,8 +3,9 @@
 from tauspan.kernel.diagnose.width.coordinates import coordinate_check
 from tauspan.kernel.diagnose.width.linear import LinearNet, linear_limit
 from tauspan.kernel.diagnose.width.motion import CoordinateCheck, LayerMotion
-from tauspan.kernel.diagnose.width.mup import Mup, ParameterScale, mup
+from tauspan.kernel.diagnose.width.mup import Mup, mup
 from tauspan.kernel.diagnose.width.parametrisation import Parametrisation
+from tauspan.kernel.diagnose.width.roles import ParameterScale
 
 __all__ = [
     "CoordinateCheck", "LayerMotion", "LinearNet", "Mup", "ParameterScale", "Parametrisation", "coordinate_check",

@@ -35,17 +35,16 @@ def coordinate_check(
     seeds: int = 3,
     layers: str | Sequence[str] | None = None,
 ) -> CoordinateCheck:
-    """Train nets of several widths for a few steps, and fit how the movement of each layer scales: RMS(h_t - h_0) ~ n^slope.
+    """Train nets of several widths for a few steps, and fit how each layer's movement scales: RMS(h_t - h_0) ~ n^slope.
 
-    h_t are the features of a layer on the first batch after t steps, the root mean square goes over rows and units. In the
-    limit of large width the slope of the layer that moves most is -r of its parametrisation (`Parametrisation`): 0
-    where features are learned, -1/2 in the NTK parametrisation, above 0 where training blows up; see Yang et al.,
-    "Tensor programs V" (2022), section 8 and appendix D. What a net does between its start and these steps is measured;
-    later steps are not. Modules run in eval mode.
+    h_t are the features of a layer on the first batch after t steps; the root mean square goes over rows and units. As n
+    grows, the slope of the hidden layer that moves most tends to -r of the parametrisation (`Parametrisation`): 0
+    where features are learned, -1/2 in the NTK parametrisation, above 0 where training blows up. The check is that of
+    Yang et al., "Tensor programs V" (2022). It says nothing about later steps. Modules run in eval mode.
 
     Args:
-        build: width and seed to a new module. It is called with torch's global numbers at that seed, so that a builder may
-            draw from them and ignore the second argument.
+        build: width and seed to a new module. Torch's global numbers begin at that seed when it is called, so a builder
+            may draw from them and ignore its second argument.
         widths: at least two, rising.
         batches: inputs and targets of one step each, used over and over; a mapping is given as keywords. The first is the
             probe.
@@ -131,7 +130,7 @@ def _trained(
             value = loss(_called(net, inputs), targets)
             if value.ndim:
                 raise DataError(
-                    f"the loss has the shape {tuple(value.shape)}, and a scalar is wanted: take its mean, loss(...).mean()."
+                    f"the loss has the shape {tuple(value.shape)}, and a scalar is wanted: take its mean."
                 )
             value.backward()  # type: ignore[no-untyped-call]
             optimiser.step()
@@ -197,7 +196,7 @@ def _tensor(output: Any) -> Tensor:
         return next(value for value in values if isinstance(value, Tensor) and value.is_floating_point())
     except (StopIteration, TypeError):
         raise ModelError(
-            f"a module gives {type(output).__name__} without a tensor of numbers: choose layers that give one by `layers`."
+            f"a module gives {type(output).__name__} without a tensor of numbers: choose others by `layers`."
         ) from None
 
 
@@ -207,7 +206,7 @@ def _rms(values: Tensor) -> Tensor:
 
 @contextmanager
 def _seeded(seed: int) -> Iterator[None]:
-    """torch's global numbers begin at a seed, and go on afterwards where they were."""
+    """Torch's global numbers begin at a seed, and go on afterwards where they were."""
     with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
         torch.manual_seed(seed)
         yield
@@ -239,6 +238,6 @@ def _require_names(sizes: Mapping[int, Mapping[str, int]]) -> None:
         strange = sorted(set(first) ^ set(names))
         if strange:
             raise MismatchError(
-                f"layer {strange[0]!r} is in the net of width {width if strange[0] in first else other} and not in that of "
-                f"width {other if strange[0] in first else width}: build one architecture."
+                f"layer {strange[0]!r} is in the net of width {width if strange[0] in first else other} and not in "
+                f"that of width {other if strange[0] in first else width}: build one architecture."
             )

@@ -50,9 +50,9 @@ class LinearNet(nn.Module):
     def sample(self, width: int, seed: int = 0) -> "LinearNet":
         """A random net with `width` units whose limit this net is: Omega U / sqrt(width) and V Omega^T / sqrt(width).
 
-        Omega ~ N(0, 1) has shape (width, units). The coupling survives training: each step of gradient descent on both nets
-        keeps the form, up to Omega^T Omega / width in the place of the identity, whose error is of order 1/sqrt(width).
-        So a sample of a *trained* limit is a sample of trained wide nets.
+        Omega ~ N(0, 1) has shape (width, units). The coupling survives training: each step of gradient descent on both
+        nets keeps the form, with Omega^T Omega / width in the place of the identity, an error of order 1/sqrt(width). So
+        a sample of a *trained* limit is a sample of trained wide nets.
 
         Args:
             width: n.
@@ -84,14 +84,14 @@ def linear_limit(
 ) -> LinearNet:
     """The infinitely wide linear net f = V U x under muP, as a net with d + c units that is trained in its place.
 
-    At width n, U ~ N(0, input_std^2 / n) and V ~ N(0, readout_std^2 / n). With the d + c independent columns of U and rows of V
-    in a matrix Omega, both are Omega A / sqrt(n) and B Omega^T / sqrt(n) with A = input_std [I_d; 0] and B =
-    readout_std [0, I_c]. The gradients n^-1/2 Omega dA and dB Omega^T n^-1/2 have that form too, with Omega^T Omega / n -> I in
-    every product; so A and B take the steps of a net of their own, at the same learning rate. That holds for every loss
-    of the outputs and every optimiser that is linear in the gradients (SGD with momentum and decay, steps of MAML), and
-    not for Adam. Yang and Hu, "Feature learning in infinite-width neural networks" (2021), section 6. Of an initial std
-    of 0 the units stay 0 for ever and are left out: with `readout_std=0` the limit of CBOW's word vectors has as many units
-    as words, and starts at the identity.
+    At width n, U ~ N(0, input_std^2 / n) and V ~ N(0, readout_std^2 / n). With the d + c independent columns of U and
+    rows of V in a matrix Omega, U = Omega A / sqrt(n) and V = B Omega^T / sqrt(n), A = input_std [I_d; 0] and B =
+    readout_std [0, I_c]. The gradients are Omega dA / sqrt(n) and dB Omega^T / sqrt(n), where products hold Omega^T Omega
+    / n, which tends to I; so A and B take the steps of a net of their own, at the same learning rate. That holds for every
+    loss of the outputs and every optimiser that is linear in the gradients (SGD with momentum and decay, steps of MAML),
+    and not for Adam. Yang and Hu, "Feature learning in infinite-width neural networks" (2021). Units of a std of 0 stay 0
+    for ever and are left out: with `readout_std=0` the limit of CBOW's word vectors has as many units as words, and
+    starts at the identity.
 
     Args:
         inputs: d.
@@ -117,8 +117,8 @@ def linear_limit(
         raise UsageError(f"inputs={inputs}, outputs={outputs}: both must be at least 1.")
     if min(input_std, readout_std) < 0 or not max(input_std, readout_std) > 0:
         raise UsageError(
-            f"input_std={input_std:g}, readout_std={readout_std:g}: they must be 0 or more, and one of them above 0, or no "
-            "gradient ever starts: leave them at 1."
+            f"input_std={input_std:g}, readout_std={readout_std:g}: they must be 0 or more, and one of them above 0, or "
+            "no gradient ever starts: leave them at 1."
         )
     first = input_std * torch.eye(inputs, dtype=dtype) if input_std else torch.zeros(0, inputs, dtype=dtype)
     last = (

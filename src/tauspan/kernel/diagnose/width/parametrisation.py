@@ -1,4 +1,4 @@
-"""`Parametrisation`: how weights, their start and the learning rate of SGD scale with width, and what that makes of training."""
+"""`Parametrisation`: how weights, their start and the learning rate scale with width, and what that makes of training."""
 
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
@@ -43,7 +43,7 @@ class ScaledLinear(nn.Linear):
 
 @dataclass(frozen=True)
 class Parametrisation:
-    """An abc-parametrisation of a net with L hidden layers of width n: W^l = n^-a_l w^l, w^l ~ N(0, n^-2b_l), rate eta n^-c.
+    """An abc-parametrisation of L hidden layers of width n: W^l = n^-a_l w^l, w^l ~ N(0, n^-2b_l), rate eta n^-c.
 
     The net is h^1 = W^1 x, h^l = W^l s(h^l-1), f = W^L+1 s(h^L), trained by SGD on the w^l. As n grows, hidden features
     move by n^-r in a step, with

@@ -19,7 +19,7 @@ def groups(parameters: Params, settings: Settings, weight_decay: float) -> list[
     Args:
         parameters: that train, by name.
         settings: whose `lr_multipliers` are read.
-        weight_decay: AdamW's own. It is times the learning rate, so that a group's is divided by its multiplier, and decay
+        weight_decay: AdamW's own, which is times the learning rate: a group's is divided by its multiplier, so that decay
             takes the same share of every parameter in a step.
     """
     by: dict[float, dict[str, Tensor]] = {}

@@ -85,8 +85,8 @@ class Settings:
         for name, times in (self.lr_multipliers or {}).items():
             if not 0 < times < math.inf:
                 raise UsageError(
-                    f"lr_multipliers[{name!r}]={times}: it must be above 0. Parameters that should not move are left out of "
-                    "`params`."
+                    f"lr_multipliers[{name!r}]={times}: it must be above 0. Parameters that should not move are left out "
+                    "of `params`."
                 )
         if self.regime not in REGIMES:
             hint = "posthoc reads a standard vector in the tangent model; it is not trained" \
@@ -175,8 +175,8 @@ class Settings:
         fitting = {pattern: times for pattern, times in known.items() if fnmatch.fnmatchcase(name, pattern)}
         if len(set(fitting.values())) > 1:
             raise UsageError(
-                f"lr_multipliers: {listed(map(repr, fitting))} all fit {name!r}, with different numbers: give its name an "
-                "entry of its own."
+                f"lr_multipliers: {listed(map(repr, fitting))} all fit {name!r}, with different numbers: give its name "
+                "an entry of its own."
             )
         return next(iter(fitting.values()), 1.0)
 

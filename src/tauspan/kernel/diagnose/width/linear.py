@@ -87,7 +87,7 @@ def linear_limit(
     At width n, U ~ N(0, input_std^2 / n) and V ~ N(0, readout_std^2 / n). With the d + c independent columns of U and
     rows of V in a matrix Omega, U = Omega A / sqrt(n) and V = B Omega^T / sqrt(n), A = input_std [I_d; 0] and B =
     readout_std [0, I_c]. The gradients are Omega dA / sqrt(n) and dB Omega^T / sqrt(n), where products hold Omega^T Omega
-    / n, which tends to I; so A and B take the steps of a net of their own, at the same learning rate. That holds for every
+    / n, which tends to I; so A and B take the steps of a net of their own at the same learning rate. It holds for every
     loss of the outputs and every optimiser that is linear in the gradients (SGD with momentum and decay, steps of MAML),
     and not for Adam. Yang and Hu, "Feature learning in infinite-width neural networks" (2021). Units of a std of 0 stay 0
     for ever and are left out: with `readout_std=0` the limit of CBOW's word vectors has as many units as words, and

@@ -18,6 +18,8 @@ from tauspan.core.results import Result
 from tauspan.kernel.diagnose.width.roles import ParameterScale, owners_of, scale_of
 
 Rule: TypeAlias = Literal["sgd", "adam"]
+
+
 @dataclass(frozen=True, kw_only=True)
 class Mup(Result):
     """What muP wants of each parameter of a module; `mup` makes it.

@@ -29,6 +29,7 @@ from tauspan import Table
 from tauspan.kernel.diagnose import LinearNet, Parametrisation, coordinate_check, linear_limit, mup
 
 BASE, DIM, CLASSES = 64, 20, 10
+SMALL = 32  # the base width of the learning rates
 
 
 def gaussian(*shape: int, seed: int) -> Tensor:
@@ -92,7 +93,7 @@ def mlp(width: int, seed: int) -> nn.Sequential:
 def trained(width: int, rate: float, seed: int, scaled: bool, steps: int) -> float:
     """The training loss after some steps of Adam, over all rows; at most log(classes), what no training gives."""
     x, y = classes(1024, seed=3_000 + seed)
-    net, base = mlp(width, seed), mlp(BASE, seed)
+    net, base = mlp(width, seed), mlp(SMALL, seed)
     optimiser = torch.optim.Adam(net.parameters(), rate)
     if scaled:
         found = mup(net, base)
@@ -251,46 +252,40 @@ class Found(NamedTuple):
     words: list[dict[str, Any]]
 
 
-def main(short: bool = False) -> Found:
-    widths = (64, 128, 256, 512) if short else (64, 128, 256, 512, 1024, 2048)
-    grid = [2.0**-k for k in ((10, 8, 6) if short else (13, 12, 11, 10, 9, 8, 7, 6, 5))]
-    checked = coordinates(widths, seeds=3)
-    note = "Slopes of log RMS(h_3 - h_0) in log n, ± standard error over 3 seeds; the exponents say -r."
-    print(Table("Movement of features", checked, note).to_markdown(), "\n")
-    best = (
-        rates((64, 256), grid, seeds=1, steps=20)
-        if short
-        else rates((64, 256, 1024), grid, seeds=3, steps=60)
-    )
+def show(title: str, rows: Sequence[dict[str, Any]], note: str) -> None:
+    print(Table(title, rows, note).to_markdown(), "\n")
+
+
+def show_rates(best: Sequence[Best], grid: Sequence[float]) -> None:
     names = [f"2^{np.log2(rate):.0f}" for rate in grid]
-    shown: list[dict[str, Any]] = [
+    rows: list[dict[str, Any]] = [
         {
             "net": one.net, "width": one.width, "best rate by seed": ", ".join(names[place] for place in one.best),
             "of the mean": names[int(np.argmin(one.losses))], "loss there": min(one.losses),
         }
         for one in best
     ]  # fmt: skip
-    print(Table("Best learning rate of Adam", shown).to_markdown(), "\n")
-    curves: list[dict[str, Any]] = [
-        {"net": f"{one.net} {one.width}", **dict(zip(names, one.losses, strict=True))} for one in best
-    ]
-    print(Table("Training loss by rate", curves, "Mean over seeds.").to_markdown(), "\n")
+    show("Best learning rate of Adam", rows, "By training loss.")
+    rows = [{"net": f"{one.net} {one.width}", **dict(zip(names, one.losses, strict=True))} for one in best]
+    show("Training loss by rate", rows, "Mean over seeds; log 10 is 2.303.")
+
+
+def main(short: bool = False) -> Found:
+    checked = coordinates((64, 256, 1024) if short else (64, 128, 256, 512, 1024, 2048), seeds=3)
+    note = "Slopes of log RMS(h_3 - h_0) in log n, ± standard error over 3 seeds; the exponents say -r."
+    show("Movement of features", checked, note)
+    grid = [2.0**-k for k in ((9, 7, 5) if short else (10, 9, 8, 7, 6, 5, 4))]
+    sizes = (SMALL, 256) if short else (SMALL, 128, 512)
+    best = rates(sizes, grid, seeds=1 if short else 3, steps=20 if short else 50)
+    show_rates(best, grid)
     errors = linear_errors(
         (64, 256, 1024) if short else (64, 256, 1024, 4096, 16384), seeds=3 if short else 5
     )
-    slope = np.polyfit(np.log([row["width"] for row in errors]), np.log([row["error"] for row in errors]), 1)[
-        0
-    ]
-    print(Table("Linear net against its limit of 8 units", errors, f"Slope {slope:.3f}.").to_markdown(), "\n")
+    logs = [[np.log(row[name]) for row in errors] for name in ("width", "error")]
+    show("Linear net against its limit of 8 units", errors, f"Slope {np.polyfit(*logs, 1)[0]:.3f}.")
     known = language(pairs=10, sentences=500) if short else language()
-    words = word_vectors(*(((4, 64), 2, 20) if short else ((4, 16, 64, 256), 3, 50)), known)
-    print(
-        Table(
-            "Analogies of word vectors",
-            words,
-            f"Nearest word by cosine, chance {1 / known.bags.shape[1]:.3f}.",
-        ).to_markdown()
-    )
+    words = word_vectors((4, 64) if short else (4, 16, 64, 256), 3, 20 if short else 50, known)
+    show("Analogies of word vectors", words, f"Nearest word by cosine; chance {1 / known.bags.shape[1]:.3f}.")
     return Found(checked, best, errors, words)
 
 

@@ -74,7 +74,8 @@ def everything() -> Report:
             {"kind": "energy", "group": "energy", "title": task, "support": [1.0, 2.0], "held_out": [1.0],
              "control": [0.5], "ratio": 0.3},
             {"kind": "linearity", "group": "linearity", "title": task, "scales": [0.5, 1.0], "relative": [0.1, 0.2]},
-            {"kind": "widths", "group": "coordinates", "title": task, "widths": [64, 256], "values": [0.1, None], "step": 3},
+            {"kind": "widths", "group": "coordinates", "title": task, "widths": [64, 256], "values": [0.1, None],
+             "step": 3},
         ]  # fmt: skip
     matrix = [[1.0, None, 0.5, 0.25]] * 4
     series += [{"kind": "heat", "group": "heat", "title": name, "tasks": TASKS, "values": matrix, "measure": name,

@@ -1,7 +1,7 @@
 """Small fine-tuning runs: points in three classes for a float64 network, short texts for a BERT."""
 
-import json
 import fnmatch
+import json
 import math
 import os
 import random
@@ -132,5 +132,10 @@ def by_hand(
                 mean[name] = 0.9 * mean[name] + 0.1 * g
                 square[name] = 0.999 * square[name] + 0.001 * g * g
                 p -= lr * settings.weight_decay * (p - centre[name])
-                p -= times[name] * lr * (mean[name] / (1 - 0.9**t)) / ((square[name] / (1 - 0.999**t)).sqrt() + 1e-8)
+                p -= (
+                    times[name]
+                    * lr
+                    * (mean[name] / (1 - 0.9**t))
+                    / ((square[name] / (1 - 0.999**t)).sqrt() + 1e-8)
+                )
     return {name: p.detach() - start[name] for name, p in now.items()}

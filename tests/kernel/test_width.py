@@ -281,6 +281,12 @@ def test_the_report_has_a_row_a_series_and_numbers_for_each_layer() -> None:
     assert {one["kind"] for one in report.series} == {"widths"}
     slopes = report.result["layers"][0]["slopes"]
     assert slopes == [found.slope("hidden1", step).value for step in (0, 1)]  # type: ignore[union-attr]
+    for wrong, message in (
+        (("hiden1",), "Did you mean 'hidden1'"),
+        (("hidden1", 2), "step=2: 1 were made; give 0 to 1"),
+    ):
+        with pytest.raises(UsageError, match=message):
+            found.slope(*wrong)
     assert "CoordinateCheck(" in repr(found)
     assert "tensor(" not in repr(found) + repr(found.layers[0])
 
@@ -336,6 +342,16 @@ def test_what_cannot_be_checked_is_refused_and_the_repairs_work() -> None:
     def build(width: int, seed: int) -> nn.Module:
         return made.network(DIM, 2, width, seed=seed, dtype=torch.float64)
 
+    def called_output(width: int, seed: int) -> nn.Module:
+        net = build(width, seed)
+        net.add_module("output", nn.Linear(2, 2).double())
+        return net
+
+    with pytest.raises(UsageError, match=r"a module is called 'output'.*layers=\['hidden1', 'readout'\]"):
+        coordinate_check(called_output, [8, 16], rows, loss=F.mse_loss, **rest)
+    assert coordinate_check(
+        called_output, [8, 16], rows, loss=F.mse_loss, layers=["hidden1", "readout"], **rest
+    )
     with pytest.raises(UsageError, match="no batch"):
         coordinate_check(build, [8, 16], [], loss=F.mse_loss, **rest)
     with pytest.raises(DataError, match=r"the loss has the shape \(12, 2\).*take its mean"):

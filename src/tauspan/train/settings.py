@@ -81,9 +81,14 @@ class Settings:
         if not isinstance(self.params, str):
             object.__setattr__(self, "params", tuple(self.params))
         if self.lr_multipliers is not None:
+            if not isinstance(self.lr_multipliers, Mapping):
+                raise UsageError(
+                    f"lr_multipliers={self.lr_multipliers!r}: give a mapping of names or patterns to numbers, such as "
+                    "{'*.bias': 2.0}."
+                )
             object.__setattr__(self, "lr_multipliers", dict(self.lr_multipliers) or None)
         for name, times in (self.lr_multipliers or {}).items():
-            if not 0 < times < math.inf:
+            if not (isinstance(times, int | float) and 0 < times < math.inf):
                 raise UsageError(
                     f"lr_multipliers[{name!r}]={times}: it must be above 0. Parameters that should not move are left out "
                     "of `params`."

@@ -143,18 +143,23 @@ def chosen_layers(net: nn.Module, layers: str | Sequence[str] | None) -> list[st
     """Names of modules that a choice picks, in the module's order.
 
     Raises:
-        UsageError: a pattern fits none.
+        UsageError: a pattern fits none, or a chosen module has the name of the net's output.
     """
     known = [name for name, _ in net.named_modules() if name]
     if layers is None:
-        return [
-            name for name in known if any(True for _ in net.get_submodule(name).parameters(recurse=False))
-        ]
-    patterns = [layers] if isinstance(layers, str) else list(layers)
-    for pattern in patterns:
-        if not fnmatch.filter(known, pattern):
-            raise UsageError(f"no module matches {pattern!r}. {nearest(pattern, known)}")
-    return [name for name in known if any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns)]
+        chosen = [name for name in known if [*net.get_submodule(name).parameters(recurse=False)]]
+    else:
+        patterns = [layers] if isinstance(layers, str) else list(layers)
+        for pattern in patterns:
+            if not fnmatch.filter(known, pattern):
+                raise UsageError(f"no module matches {pattern!r}. {nearest(pattern, known)}")
+        chosen = [name for name in known if any(fnmatch.fnmatchcase(name, one) for one in patterns)]
+    if _OUTPUT in chosen:
+        raise UsageError(
+            f"a module is called {_OUTPUT!r}, as the whole net's output is here: choose the others, "
+            f"layers={[name for name in chosen if name != _OUTPUT]}."
+        )
+    return chosen
 
 
 @torch.no_grad()

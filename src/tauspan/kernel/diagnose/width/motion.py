@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from tauspan.core.errors import listed
+from tauspan.core.errors import UsageError, listed, nearest
 from tauspan.core.report import Cell, Report, Table
 from tauspan.core.results import Result
 from tauspan.kernel import Estimate
@@ -95,9 +95,17 @@ class CoordinateCheck(Result):
         Args:
             layer: its name.
             step: t; None is the last one, and 0 is the slope of h_0 itself.
+
+        Raises:
+            UsageError: a layer that was not measured, or a step that was not made.
         """
-        one = next(one for one in self.layers if one.name == layer)
+        known = {one.name: one for one in self.layers}
         last = self.steps if step is None else step
+        if layer not in known:
+            raise UsageError(f"no layer {layer!r} was measured. {nearest(layer, known)}")
+        if not 0 <= last <= self.steps:
+            raise UsageError(f"step={step}: {self.steps} were made; give 0 to {self.steps}.")
+        one = known[layer]
         return width_slope(self.widths, one.moved[last - 1] if last else one.start)
 
     def interval(self, layer: str, step: int | None = None) -> tuple[float, float] | None:

@@ -89,6 +89,7 @@ class Mup(Result):
         Raises:
             MismatchError: a module has other parameters.
             ModelError: a parameter of `model` is 0 where that of the base is not.
+            NonFiniteError: NaN or infinity in a parameter.
         """
         origin = models.named_unique(models.core(base)[0])
         for one, tensor in self._with(model):
@@ -96,7 +97,7 @@ class Mup(Result):
                 continue
             if one.name not in origin:
                 raise MismatchError(f"the base has no parameter {one.name!r}: give the base that `mup` saw.")
-            wanted, own = one.std * _rms(origin[one.name]), _rms(tensor)
+            wanted, own = one.std * _rms(one.name, origin[one.name]), _rms(one.name, tensor)
             if wanted and not own:
                 raise ModelError(
                     f"parameter {one.name!r} is 0, and the base's has a root mean square of {wanted / one.std:.3g}: "
@@ -192,6 +193,6 @@ def mup(model: nn.Module, base: nn.Module, *, fan_in: Mapping[str, int] | None =
     return Mup(scales=scales)
 
 
-def _rms(tensor: Tensor) -> float:
-    params.require_finite({"": tensor}, "a parameter")
+def _rms(name: str, tensor: Tensor) -> float:
+    params.require_finite({name: tensor}, "a module to be rescaled")
     return float(tensor.double().square().mean().sqrt())

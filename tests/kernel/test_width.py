@@ -88,7 +88,7 @@ OTHERS = {
 }
 
 
-@pytest.mark.thinned(2)
+@pytest.mark.thinned(4)
 @pytest.mark.parametrize("name", ["standard at eta/n", "ntk", "mean field", "mup", *OTHERS])
 def test_trained_nets_move_with_the_exponents(name: str) -> None:
     made = NAMED[name][0] if name in NAMED else OTHERS[name]
@@ -393,7 +393,7 @@ def optimised(net: LinearNet, loss: Any = None, steps: int = 60, **options: floa
     return torch.stack(found)
 
 
-def slope_of_errors(error: Any, widths: Any = (64, 256, 1024), seeds: int = 6) -> tuple[float, float]:
+def slope_of_errors(error: Any, widths: Any = (64, 256, 1024), seeds: int = 4) -> tuple[float, float]:
     """The slope of the mean error in width, and the error at the last one."""
     means = [np.mean([error(width, seed) for seed in range(seeds)]) for width in widths]
     return float(np.polyfit(np.log(widths), np.log(means), 1)[0]), float(means[-1])
@@ -474,6 +474,7 @@ def maml(net: LinearNet) -> Tensor:
     return (X[6:] @ u.T @ v.T - Y[6:]).square().mean()
 
 
+@pytest.mark.slow
 def test_a_step_of_maml_is_one_more_step() -> None:
     wanted = optimised(linear_limit(DIM, 2), maml, 20, lr=0.1)
     plain = optimised(linear_limit(DIM, 2), lambda net: F.mse_loss(net(X[6:]), Y[6:]), 20, lr=0.1)

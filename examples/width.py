@@ -102,7 +102,7 @@ def trained(width: int, rate: float, seed: int, scaled: bool, steps: int) -> flo
     order = torch.randint(len(x), (steps, 64), generator=torch.Generator().manual_seed(4_000 + seed))
     for batch in order:
         optimiser.zero_grad()
-        F.cross_entropy(net(x[batch]), y[batch]).backward()
+        F.cross_entropy(net(x[batch]), y[batch]).backward()  # type: ignore[no-untyped-call]
         optimiser.step()
     with torch.no_grad():
         loss = float(F.cross_entropy(net(x), y))
@@ -186,7 +186,7 @@ def language(pairs: int = 24, sentences: int = 2_000, seed: int = 0) -> Language
     words = 2 * pairs + per * pairs + 2 * kinds + noise
     bags, middle = np.zeros((sentences, words)), np.zeros(sentences, dtype=np.int64)
     for row in range(sentences):
-        pair, kind = generator.integers(pairs), generator.integers(2)
+        pair, kind = int(generator.integers(pairs)), int(generator.integers(2))
         middle[row] = 2 * pair + kind
         own = 2 * pairs + per * pair + generator.integers(per, size=2)
         shared = 2 * pairs + per * pairs + kinds * kind + generator.integers(kinds, size=2)
@@ -220,7 +220,7 @@ def cbow(net: LinearNet, known: Language, steps: int, rate: float = 40.0) -> flo
     optimiser = torch.optim.SGD(net.parameters(), rate)
     for _ in range(steps):
         optimiser.zero_grad()
-        F.cross_entropy(net(known.bags), known.middle).backward()
+        F.cross_entropy(net(known.bags), known.middle).backward()  # type: ignore[no-untyped-call]
         optimiser.step()
     return analogies(net, known)
 
@@ -275,14 +275,14 @@ def main(short: bool = False) -> Found:
     note = "Slopes of log RMS(h_3 - h_0) in log n, ± standard error over 3 seeds; the exponents say -r."
     show("Movement of features", checked, note)
     grid = [2.0**-k for k in ((9, 7, 5) if short else (10, 9, 8, 7, 6, 5, 4))]
-    sizes = (SMALL, 256) if short else (SMALL, 128, 512)
-    best = rates(sizes, grid, seeds=1 if short else 3, steps=20 if short else 50)
+    narrow = (SMALL, 256) if short else (SMALL, 128, 512)
+    best = rates(narrow, grid, seeds=1 if short else 3, steps=20 if short else 50)
     show_rates(best, grid)
     errors = linear_errors(
         (64, 256, 1024) if short else (64, 256, 1024, 4096, 16384), seeds=3 if short else 5
     )
-    logs = [[np.log(row[name]) for row in errors] for name in ("width", "error")]
-    show("Linear net against its limit of 8 units", errors, f"Slope {np.polyfit(*logs, 1)[0]:.3f}.")
+    sizes, means = (np.log([row[name] for row in errors]) for name in ("width", "error"))
+    show("Linear net against its limit of 8 units", errors, f"Slope {np.polyfit(sizes, means, 1)[0]:.3f}.")
     known = language(pairs=10, sentences=500) if short else language()
     words = word_vectors((4, 64) if short else (4, 16, 64, 256), 3, 20 if short else 50, known)
     show("Analogies of word vectors", words, f"Nearest word by cosine; chance {1 / known.bags.shape[1]:.3f}.")

@@ -1,5 +1,8 @@
 """Parametrisations, coordinate checks and linear limits against training written out."""
 
+# mypy: disable-error-code="arg-type,assignment,comparison-overlap,method-assign,misc,no-any-return"
+# mypy: disable-error-code="no-untyped-call,operator,union-attr"
+
 import itertools
 import math
 import re
@@ -130,8 +133,8 @@ def test_at_the_base_width_every_parametrisation_is_one_net_and_one_rate() -> No
                                                              Parametrisation.mup(2))]  # fmt: skip
     assert all(torch.equal(one, other) for other in others)
     net = Parametrisation.ntk(1).network(DIM, 2, 4000, base=16)
-    assert float(net.hidden1.weight.detach().std()) == pytest.approx(DIM**-0.5, rel=0.02)  # type: ignore[union-attr]
-    effective = net.readout.weight.detach() * net.readout.scale  # type: ignore[union-attr, operator]
+    assert float(net.hidden1.weight.detach().std()) == pytest.approx(DIM**-0.5, rel=0.02)
+    effective = net.readout.weight.detach() * net.readout.scale
     assert float(effective.std()) == pytest.approx(4000**-0.5, rel=0.05)
 
 
@@ -197,7 +200,7 @@ def test_movements_are_those_of_a_loop_written_out() -> None:
             net.zero_grad()
             F.mse_loss(net(X.float()), TARGETS).backward()
             for p in net.parameters():
-                p.data -= 0.2 * p.grad  # type: ignore[operator]
+                p.data -= 0.2 * p.grad
         for layer, one in enumerate(found.layers):
             assert float(one.start[place, 1]) == pytest.approx(
                 float(states[0][layer].square().mean().sqrt()), rel=1e-5
@@ -280,7 +283,7 @@ def test_the_report_has_a_row_a_series_and_numbers_for_each_layer() -> None:
     assert [row["layer"] for row in report.tables[0].rows] == ["hidden1", "readout", "output"]
     assert {one["kind"] for one in report.series} == {"widths"}
     slopes = report.result["layers"][0]["slopes"]
-    assert slopes == [found.slope("hidden1", step).value for step in (0, 1)]  # type: ignore[union-attr]
+    assert slopes == [found.slope("hidden1", step).value for step in (0, 1)]
     for wrong, message in (
         (("hiden1",), "Did you mean 'hidden1'"),
         (("hidden1", 2), "step=2: 1 were made; give 0 to 1"),

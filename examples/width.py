@@ -194,8 +194,8 @@ def language(pairs: int = 24, sentences: int = 2_000, seed: int = 0) -> Language
         for word in (*own, *shared, *rest):
             bags[row, word] += 1 / 6
     swapped = generator.random(sentences) < 0.5
-    for row in np.flatnonzero(swapped):
-        asked = generator.choice(np.flatnonzero(bags[row]))
+    for row in np.flatnonzero(swapped).tolist():
+        asked = int(generator.choice(np.flatnonzero(bags[row])))
         bags[row, asked] -= 1 / 6
         bags[row, middle[row]] += 1 / 6
         middle[row] = asked

@@ -74,6 +74,8 @@ def everything() -> Report:
             {"kind": "energy", "group": "energy", "title": task, "support": [1.0, 2.0], "held_out": [1.0],
              "control": [0.5], "ratio": 0.3},
             {"kind": "linearity", "group": "linearity", "title": task, "scales": [0.5, 1.0], "relative": [0.1, 0.2]},
+            {"kind": "widths", "group": "coordinates", "title": task, "widths": [64, 256], "values": [0.1, None],
+             "step": 3},
         ]  # fmt: skip
     matrix = [[1.0, None, 0.5, 0.25]] * 4
     series += [{"kind": "heat", "group": "heat", "title": name, "tasks": TASKS, "values": matrix, "measure": name,
@@ -146,7 +148,7 @@ def test_a_notebook_shows_every_figure(drawn: figures.Figures) -> None:
     page = figures.Figures({"a<b": drawn["front"]})._repr_html_()
     assert page.startswith('<img alt="a&lt;b" style="max-width: 100%" src="data:image/png;base64,')
     assert repr(drawn).startswith("Figures(addition, alpha-addition, ")
-    assert len(drawn) == len(list(drawn)) == 9
+    assert len(drawn) == len(list(drawn)) == 10
 
 
 def test_files_are_the_same_to_the_byte_and_letters_of_vector_pictures_are_text(tmp_path: Path) -> None:

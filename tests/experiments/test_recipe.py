@@ -290,17 +290,22 @@ def test_a_recipe_sets_every_setting_that_it_does_not_say_elsewhere() -> None:
 
 
 def test_every_setting_reaches_the_vectors_that_it_is_for() -> None:
-    own = "cache: primal, precision: tf32, accumulation: 2, lr_standard: 0.5, epochs_by_task: {email_spam: 4}"
+    own = (
+        "cache: primal, precision: tf32, accumulation: 2, lr_standard: 0.5, epochs_by_task: {email_spam: 4}, "
+    )
+    own += "lr_multipliers: {'*.bias': 2}"
     tuned = f"finetune: {{{own}}}"
     made = Recipe.parse(f"{LEAST}{tuned}\nmax_tokens: 9\npoint: encoder\n")
     linear = made.settings(Finetuning("linear", "email_spam", 3))
     assert linear == Settings(
-        "linear", 3, point="encoder", epochs=4, accumulation=2, max_tokens=9, cache="primal", precision="tf32"
-    )
+        "linear", 3, point="encoder", epochs=4, accumulation=2, max_tokens=9, cache="primal", precision="tf32",
+        lr_multipliers={"*.bias": 2.0},
+    )  # fmt: skip
     attention = made.settings(Finetuning("attention", "movie_sentiment", 0))
     assert attention == Settings(
-        "standard", 0, "attention", accumulation=2, lr=0.5, max_tokens=9, precision="tf32"
-    )
+        "standard", 0, "attention", accumulation=2, lr=0.5, max_tokens=9, precision="tf32",
+        lr_multipliers={"*.bias": 2.0},
+    )  # fmt: skip
     assert Recipe.parse(made.to_yaml()) == made
 
 

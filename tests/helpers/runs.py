@@ -1,5 +1,6 @@
 """Small fine-tuning runs: points in three classes for a float64 network, short texts for a BERT."""
 
+import fnmatch
 import json
 import math
 import os
@@ -117,6 +118,9 @@ def by_hand(
     batches = batches[: settings.max_steps]
     now = {name: tensor.detach().clone().requires_grad_() for name, tensor in start.items()}
     mean, square = ({n: torch.zeros_like(t) for n, t in start.items()} for _ in range(2))
+    times = dict.fromkeys(now, 1.0)
+    for pattern, value in (settings.lr_multipliers or {}).items():
+        times |= dict.fromkeys(fnmatch.filter(now, pattern), value)
     for t, (batch, lr) in enumerate(zip(batches, learning_rates(settings, len(batches)), strict=True), 1):
         loss = F.cross_entropy(logits(now, x[batch]), y[batch], label_smoothing=settings.label_smoothing)
         gradient = dict(zip(now, torch.autograd.grad(loss, list(now.values())), strict=True))
@@ -128,5 +132,10 @@ def by_hand(
                 mean[name] = 0.9 * mean[name] + 0.1 * g
                 square[name] = 0.999 * square[name] + 0.001 * g * g
                 p -= lr * settings.weight_decay * (p - centre[name])
-                p -= lr * (mean[name] / (1 - 0.9**t)) / ((square[name] / (1 - 0.999**t)).sqrt() + 1e-8)
+                p -= (
+                    times[name]
+                    * lr
+                    * (mean[name] / (1 - 0.9**t))
+                    / ((square[name] / (1 - 0.999**t)).sqrt() + 1e-8)
+                )
     return {name: p.detach() - start[name] for name, p in now.items()}

@@ -53,6 +53,19 @@ def test_poles_and_deep_classifiers(capsys):
     assert "4.5379" in capsys.readouterr().out
 
 
+@pytest.mark.slow
+def test_features_move_at_every_width_and_rates_stay(capsys):
+    found = example("width")(short=True)
+    assert [row["found"] for row in found.coordinates] == [row["says"] for row in found.coordinates]
+    standard, wide, base, scaled = found.rates
+    assert (standard.losses, standard.best) == (base.losses, base.best)  # one net at the base width
+    assert wide.best[0] < standard.best[0]
+    assert scaled.best == base.best
+    assert 1.4 < found.linear[0]["error"] / found.linear[1]["error"] < 2.8
+    assert found.words[0]["right"] < found.words[-1]["right"]
+    assert "Nearest word" in capsys.readouterr().out
+
+
 def test_soft_margin_training_is_a_support_vector_machine():
     found = example("nn_svm")(width=64, steps=200, falling=(200,))
     assert found.functions < 1e-12

@@ -49,6 +49,15 @@ CASES: dict[str, dict[str, Any]] = {
     "warm-up in steps": {"warmup": 3},
     "no warm-up": {"warmup": 0.0},
     "another order": {"seed": 7},
+    "rates of their own, decay toward the base": {
+        "lr_multipliers": {"0.*": 0.25, "2.weight": 3},
+        "weight_decay": 2.0,
+    },
+    "rates of their own, decay toward zero": {
+        "lr_multipliers": {"0.*": 0.25},
+        "weight_decay": 2.0,
+        "decay_toward": "zero",
+    },
 }
 
 
@@ -315,6 +324,41 @@ def test_an_impossible_value_is_refused(names: tuple[str, ...], values: tuple[An
 def test_a_wrong_word_is_answered_with_a_hint(setting: dict[str, Any], message: str) -> None:
     with pytest.raises(UsageError, match=message):
         Settings(**setting)
+
+
+def test_rates_of_no_parameter_are_refused_and_a_conflict_is_repaired() -> None:
+    with pytest.raises(
+        UsageError, match=r"lr_multipliers\['0.\*'\]=0: it must be above 0.*left out of `params`"
+    ):
+        Settings(lr_multipliers={"0.*": 0})
+    with pytest.raises(UsageError, match=r"lr_multipliers=0.5: give a mapping.*such as \{'\*.bias': 2.0\}"):
+        Settings(lr_multipliers=0.5)  # type: ignore[arg-type]
+    assert Settings(lr_multipliers={"*.bias": 2.0}).multiplier("0.bias") == 2
+    with pytest.raises(UsageError, match=r"no parameter matches '0.weigth'. Did you mean '0.weight'"):
+        trained(dataclasses.replace(BASIC, lr_multipliers={"0.weigth": 2.0}))
+    both = {"0.*": 0.5, "*.weight": 2.0}
+    with pytest.raises(UsageError, match=r"'0.\*', '\*.weight' all fit '0.weight', with different numbers"):
+        trained(dataclasses.replace(BASIC, lr_multipliers=both))
+    repaired = Settings(lr_multipliers={**both, "0.weight": 3.0})
+    assert [repaired.multiplier(name) for name in ("0.weight", "0.bias", "2.weight", "2.bias")] == [
+        3,
+        0.5,
+        2,
+        1,
+    ]
+
+
+@pytest.mark.parametrize("regime", REGIMES)
+def test_multipliers_of_one_change_nothing(regime: Any) -> None:
+    settings = dataclasses.replace(BASIC, regime=regime, weight_decay=0.5)
+    plain = trained(settings).task_vector.deltas
+    ones = trained(dataclasses.replace(settings, lr_multipliers={"*": 1.0})).task_vector.deltas
+    assert same_bits(plain, ones)
+    empty = dataclasses.replace(settings, lr_multipliers={})
+    assert empty == settings
+    assert empty.as_dict() == settings.as_dict()
+    assert "lr_multipliers" not in settings.as_dict()  # so that the keys of older runs stay
+    assert hash(dataclasses.replace(settings, lr_multipliers={"*": 2.0}))
 
 
 @pytest.mark.parametrize("cache", ["auto", "primal", "factors"])

@@ -21,7 +21,7 @@ def add_fields(
     skip: Collection[str] = (),
     defaults: Mapping[str, Any] | None = None,
 ) -> None:
-    """Add `--name-of-field` for each field of a dataclass, with its type, choices, default and help.
+    """Add `--name-of-field` for each field of a dataclass but mappings, with its type, choices, default and help.
 
     The help is the field's entry under `Args:` in the docstring, up to the first end of a sentence.
 
@@ -33,7 +33,7 @@ def add_fields(
     """
     helps, types_of = described(options), typing.get_type_hints(options)
     for one in dataclasses.fields(options):
-        if one.name in skip:
+        if one.name in skip or any(get_origin(part) is Mapping for part in get_args(types_of[one.name])):
             continue
         kinds, choices = _kinds(types_of[one.name])
         default = (defaults or {}).get(one.name, one.default)

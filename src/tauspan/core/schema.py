@@ -262,9 +262,9 @@ def _value(hint: Any, value: Any, spot: _Spot) -> Any:
     if spot.parse is not None:
         return spot.parse(value, str(spot))
     for option in alternatives(hint):
-        if dataclasses.is_dataclass(option) and value is not None:
-            return _value(option, value, spot)
         origin, args = typing.get_origin(option), typing.get_args(option)
+        if (dataclasses.is_dataclass(option) or origin is Mapping) and value is not None:
+            return _value(option, value, spot)
         if origin is Literal and value in args and not isinstance(value, list):
             return value
         if origin in (tuple, Sequence) and isinstance(value, list):

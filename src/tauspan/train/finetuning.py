@@ -16,6 +16,7 @@ from tauspan.models import Encoder, fingerprint_of
 from tauspan.tasks import Task, build_head
 from tauspan.tasks.reference import TaskTargets
 from tauspan.train import checkpoint
+from tauspan.train.groups import require_known
 from tauspan.train.layout import laid_out
 from tauspan.train.loop import LOG, OnLog, Run
 from tauspan.train.penalty import Penalty, Training
@@ -156,6 +157,7 @@ def finetune(
                 for split in ("train", "validation"):
                     one.prepare(split)
         moving, own = in_space(encoder, settings)
+        require_known(settings, moving)
         with laid_out(moving, heads, own, processes, shard) as (what, layout):
             run = Run(
                 what, layout, encoder, tasks, targets, settings, key, processes, folder, checkpoint_every, on_log

@@ -26,11 +26,12 @@ from tauspan.tasks import Task
 from tauspan.tasks.batches import encoded
 from tauspan.tasks.reference import TaskTargets
 from tauspan.train import checkpoint
+from tauspan.train.groups import groups
 from tauspan.train.layout import Layout
 from tauspan.train.penalty import Guide, Term
 from tauspan.train.rows import Part, TrainingRows
 from tauspan.train.settings import Settings
-from tauspan.train.trainee import Trainee, as_parameters, decay
+from tauspan.train.trainee import Trainee, decay
 
 log = logging.getLogger(__name__)
 LOG = "log.jsonl"
@@ -73,7 +74,7 @@ class Run:
         self.incoming: Iterator[tuple[Batch, Tensor]] = iter(())
         native = 0.0 if what.anchor() is not None else settings.weight_decay
         self.anchor = what.anchor() if settings.weight_decay else None
-        self.optimiser = torch.optim.AdamW(as_parameters(what.parameters), weight_decay=native, fused=True)
+        self.optimiser = torch.optim.AdamW(groups(what.parameters, settings, native), fused=True)
 
     # -- state on disk ---------------------------------------------------------------------------------------
 
@@ -268,7 +269,7 @@ class Run:
     def _update(self) -> None:
         lr = self.settings.lr_at(self.step, self.total)
         for group in self.optimiser.param_groups:
-            group["lr"] = lr
+            group["lr"] = lr * group["multiplier"]
         if self.anchor is not None:
             decay(self.trainee.parameters, self.anchor, lr * self.settings.weight_decay)
         self.optimiser.step()

@@ -1,15 +1,16 @@
 """`Settings` of a fine-tuning run, checked when they are made."""
 
 import dataclasses
+import fnmatch
 import hashlib
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal, get_args
 
 from tauspan.core.choices import POINTS, REGIMES, Augment, CacheKind, DecayTarget, Point, Precision, Regime
 from tauspan.core.computing import Check, Engine, Way, way
-from tauspan.core.errors import UsageError, nearest
+from tauspan.core.errors import UsageError, listed, nearest
 
 DEFAULT_LR: dict[Regime, float] = {"standard": 2e-4, "linear": 3e-4}
 
@@ -48,6 +49,8 @@ class Settings:
         engine: what computes tangents first; see `linearize`. None is what `tauspan.computing` says.
         check: `"auto"` compares the first batch of each kind with ordinary autograd, `"off"` trusts. None as for
             `engine`.
+        lr_multipliers: what multiplies the learning rate of some parameters, by name or pattern, such as
+            `{"encoder.layer.0.*": 0.1}`, or what `tauspan.kernel.diagnose.mup` finds. Weight decay stays that of `lr`.
     """
 
     regime: Regime = "linear"
@@ -72,10 +75,24 @@ class Settings:
     checkpointing: bool = False
     engine: Engine | None = None
     check: Check | None = None
+    lr_multipliers: Mapping[str, float] | None = dataclasses.field(default=None, hash=False)
 
     def __post_init__(self) -> None:
         if not isinstance(self.params, str):
             object.__setattr__(self, "params", tuple(self.params))
+        if self.lr_multipliers is not None:
+            if not isinstance(self.lr_multipliers, Mapping):
+                raise UsageError(
+                    f"lr_multipliers={self.lr_multipliers!r}: give a mapping of names or patterns to numbers, such as "
+                    "{'*.bias': 2.0}."
+                )
+            object.__setattr__(self, "lr_multipliers", dict(self.lr_multipliers) or None)
+        for name, times in (self.lr_multipliers or {}).items():
+            if not (isinstance(times, int | float) and 0 < times < math.inf):
+                raise UsageError(
+                    f"lr_multipliers[{name!r}]={times}: it must be above 0. Parameters that should not move are left out "
+                    "of `params`."
+                )
         if self.regime not in REGIMES:
             hint = "posthoc reads a standard vector in the tangent model; it is not trained" \
                 if str(self.regime) == "posthoc" else nearest(str(self.regime), REGIMES)  # fmt: skip
@@ -151,11 +168,28 @@ class Settings:
         share = (step - warm) / max(total - warm, 1)
         return self.peak_lr * 0.5 * (1 + math.cos(math.pi * share))
 
+    def multiplier(self, name: str) -> float:
+        """What multiplies the learning rate of a parameter: the entry of its name, or of the pattern that fits; else 1.
+
+        Raises:
+            UsageError: several patterns fit, with different numbers.
+        """
+        known = self.lr_multipliers or {}
+        if name in known:
+            return known[name]
+        fitting = {pattern: times for pattern, times in known.items() if fnmatch.fnmatchcase(name, pattern)}
+        if len(set(fitting.values())) > 1:
+            raise UsageError(
+                f"lr_multipliers: {listed(map(repr, fitting))} all fit {name!r}, with different numbers: give its name "
+                "an entry of its own."
+            )
+        return next(iter(fitting.values()), 1.0)
+
     def as_dict(self) -> dict[str, Any]:
-        """The settings as plain values; `lr` is a number; space, checkpointing, engine, check only where they are set."""
+        """The settings as plain values; `lr` is a number; what came later than other settings only where it is set."""
         plain = {**dataclasses.asdict(self), "lr": self.peak_lr}
         # so that the keys of vectors that were made before there were these stay as they are
-        for name, unset in (("space", None), ("checkpointing", False)):
+        for name, unset in (("space", None), ("checkpointing", False), ("lr_multipliers", None)):
             if plain[name] == unset:
                 del plain[name]
         chosen = vars(way(plain.pop("engine"), plain.pop("check")))

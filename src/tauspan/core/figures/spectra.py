@@ -80,3 +80,21 @@ def linearity(figure: Any, panels: Sequence[Any], members: Sequence[Series]) -> 
         r"$|f - f_{lin}|$ over $|s J \tau|$",
     )
     one_legend(figure, panels)
+
+
+def widths_common(members: Sequence[Series]) -> Mapping[str, Any]:
+    """One style for each layer."""
+    return {"styles": line_styles(one["title"] for one in members)}
+
+
+def widths(figure: Any, panels: Sequence[Any], members: Sequence[Series]) -> None:
+    """How far each layer's features moved at each width, both logarithmic."""
+    axes = panels[0]
+    for series in members:
+        pairs = zip(series["widths"], series["values"], strict=True)
+        shown = [(width, moved) for width, moved in pairs if moved]
+        if shown:
+            style = series["styles"][series["title"]]
+            axes.loglog(*zip(*shown, strict=True), lw=1.6, ms=4, label=series["title"], **style)
+    plain(axes, "Movement of features", "width n", f"RMS of $h_{{{members[0]['step']}}} - h_0$")
+    one_legend(figure, panels)

@@ -78,6 +78,12 @@ def everything() -> Report:
     matrix = [[1.0, None, 0.5, 0.25]] * 4
     series += [{"kind": "heat", "group": "heat", "title": name, "tasks": TASKS, "values": matrix, "measure": name,
                 "across": "vector of", "upward": "rows of"} for name in ("one", "two")]  # fmt: skip
+    paths = ("net, train", "tangent, train", "predicted, test")
+    series += [{"kind": "trajectory", "group": "trajectory", "title": f"alpha {alpha}", "steps": [0, 1, 10],
+                "losses": {path: [1.0, 0.5, 0.1] for path in paths},
+                "errors": {path: [None, 0.01, 0.2] for path in paths[1:]},
+                "kernel": {"alignment": [0.1, 0.1, 0.2], "relative change": [0.0, 0.1, 0.2]}, "tolerance": 0.1,
+                "between": [1, 10], "leaves": 5.0} for alpha in (1, 2)]  # fmt: skip
     return Report("all", [], series=series)
 
 
@@ -146,7 +152,7 @@ def test_a_notebook_shows_every_figure(drawn: figures.Figures) -> None:
     page = figures.Figures({"a<b": drawn["front"]})._repr_html_()
     assert page.startswith('<img alt="a&lt;b" style="max-width: 100%" src="data:image/png;base64,')
     assert repr(drawn).startswith("Figures(addition, alpha-addition, ")
-    assert len(drawn) == len(list(drawn)) == 9
+    assert len(drawn) == len(list(drawn)) == 10
 
 
 def test_files_are_the_same_to_the_byte_and_letters_of_vector_pictures_are_text(tmp_path: Path) -> None:

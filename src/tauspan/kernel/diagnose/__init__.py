@@ -12,12 +12,15 @@ from tauspan.kernel.diagnose.alignment import (
     label_gradient_alignment,
     principal_angles,
 )
+from tauspan.kernel.diagnose.departure import Departure, departure
 from tauspan.kernel.diagnose.energy import Eigenfunctions, LocalEnergy, local_energy
 from tauspan.kernel.diagnose.gather import Diagnosis, diagnose, kernel_report
 from tauspan.kernel.diagnose.kernels import TaskPairs, TaskSpectrum, task_pairs, task_spectrum
 from tauspan.kernel.diagnose.lazy import Linearity, PosthocGap, lazy_coefficient, linearity, posthoc_gap
+from tauspan.kernel.diagnose.lazy_path import Descent
 from tauspan.kernel.diagnose.motion import kernel_change, kernel_distance, kernel_velocity
 from tauspan.kernel.diagnose.planning import KernelPlan, TaskPace, kernel_plan
+from tauspan.kernel.diagnose.recording import Recorder, spaced_steps
 from tauspan.kernel.diagnose.rows import Findings, KernelOutputs, KernelSettings, TaskKernel, task_kernels
 from tauspan.kernel.diagnose.spectra import (
     CumulativePower,
@@ -25,6 +28,7 @@ from tauspan.kernel.diagnose.spectra import (
     cumulative_power,
     effective_ranks,
 )
+from tauspan.kernel.diagnose.trajectory import Trajectory, trajectory
 from tauspan.kernel.diagnose.vectors import (
     TaskEnergy,
     TaskInterference,
@@ -33,13 +37,16 @@ from tauspan.kernel.diagnose.vectors import (
     task_interference,
     task_paths,
 )
+from tauspan.kernel.diagnose.walk import PathPoint, PathScore
 
 __all__ = [
-    "CumulativePower", "Diagnosis", "EffectiveRanks", "Eigenfunctions", "Findings", "KernelOutputs", "KernelPlan",
-    "KernelSettings", "LabelAlignment", "Linearity", "LocalEnergy", "PosthocGap", "TaskEnergy", "TaskInterference",
-    "TaskKernel", "TaskPace", "TaskPairs", "TaskPath", "TaskSpectrum", "centred_alignment", "cross_task_alignment",
-    "cumulative_power", "diagnose", "effective_ranks", "kernel_change", "kernel_distance", "kernel_plan",
-    "kernel_report", "kernel_target_alignment", "kernel_velocity", "label_gradient_alignment", "lazy_coefficient",
-    "linearity", "local_energy", "posthoc_gap", "principal_angles", "task_energies", "task_interference",
-    "task_kernels", "task_pairs", "task_paths", "task_spectrum",
+    "CumulativePower", "Departure", "Descent", "Diagnosis", "EffectiveRanks", "Eigenfunctions", "Findings",
+    "KernelOutputs", "KernelPlan", "KernelSettings", "LabelAlignment", "Linearity", "LocalEnergy", "PathPoint",
+    "PathScore", "PosthocGap", "Recorder", "TaskEnergy", "TaskInterference", "TaskKernel", "TaskPace",
+    "TaskPairs", "TaskPath", "TaskSpectrum", "Trajectory", "centred_alignment", "cross_task_alignment",
+    "cumulative_power", "departure", "diagnose", "effective_ranks", "kernel_change", "kernel_distance",
+    "kernel_plan", "kernel_report", "kernel_target_alignment", "kernel_velocity", "label_gradient_alignment",
+    "lazy_coefficient", "linearity", "local_energy", "posthoc_gap", "principal_angles", "spaced_steps",
+    "task_energies", "task_interference", "task_kernels", "task_pairs", "task_paths", "task_spectrum",
+    "trajectory",
 ]  # fmt: skip

@@ -4,6 +4,9 @@ import runpy
 from pathlib import Path
 
 import pytest
+import torch
+
+from tauspan.kernel import TangentKernel
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 
@@ -58,3 +61,44 @@ def test_soft_margin_training_is_a_support_vector_machine():
     assert found.functions < 1e-12
     assert found.vectors < 1e-12
     assert found.flips == (0, 1)
+
+
+def grokking():
+    return runpy.run_path(str(EXAMPLES / "grokking.py"))
+
+
+def test_the_toys_closed_forms_are_its_net():
+    toy = grokking()
+    sizes, alpha, eps = toy["Sizes"](6, 20, 9, 12), 0.7, toy["EPS"]
+    world = toy["World"].of(sizes, 0)
+    net = toy["Toy"](world.weights, alpha)
+    optimiser = torch.optim.SGD(net.parameters(), lr=sizes.width / alpha**2)
+    start = None
+    for _, q, shift, now, residual in toy["steps_of"](world, alpha, sizes.steps):
+        start = start or now
+        weights = world.weights @ q.T + shift
+        assert torch.allclose(net.layer.weight, weights, rtol=0, atol=1e-12)
+        assert torch.allclose(net(world.x)[:, 0] - world.y, residual, rtol=0, atol=1e-12)
+        kernel = TangentKernel(net, world.x, check="off").dense() * sizes.width / alpha**2
+        assert torch.allclose(now.kernel(world.x, world.x), kernel, rtol=0, atol=1e-12)
+        optimiser.zero_grad()
+        (net(world.x)[:, 0] - world.y).square().mean().backward()
+        optimiser.step()
+    # the population loss: E (b.x + x^T A x / 2)^2 by tensors of fourth moments, E x_i x_j = [i = j] / D
+    a = alpha * eps * (now.second - start.second) - torch.outer(world.beta, world.beta)
+    b, eye = alpha * (now.first - start.first), torch.eye(6, dtype=torch.float64) / 6
+    pairs = [torch.einsum(f"{p},{q}->ijkl", eye, eye) for p, q in (("ij", "kl"), ("ik", "jl"), ("il", "jk"))]
+    wanted = b @ eye @ b + torch.einsum("ij,kl,ijkl->", a, a, sum(pairs)) / 4
+    assert toy["population_loss"](now, start, world.beta, alpha) == pytest.approx(float(wanted), rel=1e-12)
+
+
+@pytest.mark.slow
+def test_grokking_is_later_for_a_larger_alpha(capsys, tmp_path):
+    toy = grokking()
+    small, large = toy["main"](toy["SHORT"], str(tmp_path))
+    assert small.delay < large.delay
+    assert small.left < large.left
+    assert small.change > large.change > 0.05
+    assert small.lazy_train == pytest.approx(large.lazy_train, rel=1e-9)  # the tangent model knows no alpha
+    assert "| 5 a larger alpha leaves the linearisation later | confirmed |" in capsys.readouterr().out
+    assert (tmp_path / "report.json").is_file()

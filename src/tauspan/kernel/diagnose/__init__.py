@@ -12,6 +12,7 @@ from tauspan.kernel.diagnose.alignment import (
     label_gradient_alignment,
     principal_angles,
 )
+from tauspan.kernel.diagnose.checkpoints import checkpoint_trajectory
 from tauspan.kernel.diagnose.departure import Departure, departure
 from tauspan.kernel.diagnose.energy import Eigenfunctions, LocalEnergy, local_energy
 from tauspan.kernel.diagnose.gather import Diagnosis, diagnose, kernel_report
@@ -43,10 +44,10 @@ __all__ = [
     "CumulativePower", "Departure", "Descent", "Diagnosis", "EffectiveRanks", "Eigenfunctions", "Findings",
     "KernelOutputs", "KernelPlan", "KernelSettings", "LabelAlignment", "Linearity", "LocalEnergy", "PathPoint",
     "PathScore", "PosthocGap", "Recorder", "TaskEnergy", "TaskInterference", "TaskKernel", "TaskPace",
-    "TaskPairs", "TaskPath", "TaskSpectrum", "Trajectory", "centred_alignment", "cross_task_alignment",
-    "cumulative_power", "departure", "diagnose", "effective_ranks", "kernel_change", "kernel_distance",
-    "kernel_plan", "kernel_report", "kernel_target_alignment", "kernel_velocity", "label_gradient_alignment",
-    "lazy_coefficient", "linearity", "local_energy", "posthoc_gap", "principal_angles", "spaced_steps",
-    "task_energies", "task_interference", "task_kernels", "task_pairs", "task_paths", "task_spectrum",
-    "trajectory",
+    "TaskPairs", "TaskPath", "TaskSpectrum", "Trajectory", "centred_alignment", "checkpoint_trajectory",
+    "cross_task_alignment", "cumulative_power", "departure", "diagnose", "effective_ranks", "kernel_change",
+    "kernel_distance", "kernel_plan", "kernel_report", "kernel_target_alignment", "kernel_velocity",
+    "label_gradient_alignment", "lazy_coefficient", "linearity", "local_energy", "posthoc_gap",
+    "principal_angles", "spaced_steps", "task_energies", "task_interference", "task_kernels", "task_pairs",
+    "task_paths", "task_spectrum", "trajectory",
 ]  # fmt: skip

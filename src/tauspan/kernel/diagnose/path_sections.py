@@ -65,9 +65,10 @@ def trajectory_section(
         for (path, on), one in departures.items()
     ]  # fmt: skip
     tolerance = next(iter(departures.values())).tolerance
-    about = (
-        "Mean losses; tangent: f_0 + J (theta_t - theta_0), the net to first order; predicted: gradient descent of the "
-        "tangent model in closed form."
+    about = "Mean losses; tangent: f_0 + J (theta_t - theta_0), the net to first order" + (
+        "; predicted: gradient descent of the tangent model in closed form."
+        if ("predicted", "train") in departures
+        else "."
     )
     meant = (
         "moved: |theta_t - theta_0| / |theta_0|; error: |f_t - f_0 - J tau| / |f_t - f_0| on training rows; distance, "

@@ -7,6 +7,7 @@ import torch
 import transformers
 
 from helpers import runs
+from tauspan import models
 from tauspan.cli.main import main
 from tauspan.core.errors import ModelError, StoreError, UsageError
 from tauspan.kernel.diagnose import checkpoint_trajectory
@@ -14,7 +15,7 @@ from tauspan.models import Classifier
 from tauspan.tasks import build_head
 from tauspan.train.convex import labelled
 
-STEPS = {5: 0.002, 40: 0.02, 200: 0.3}
+STEPS = {5: 0.01, 40: 0.3}
 
 
 @pytest.fixture(scope="module")
@@ -35,19 +36,20 @@ def trained(tmp_path_factory):
 
 def test_checkpoints_are_followed_in_the_order_of_their_steps(trained):
     encoder, task, folder = trained
-    found = checkpoint_trajectory(encoder, task, [folder / "out"], rows=6)
-    assert [point.step for point in found.points] == [0, 5, 40, 200]
+    found = checkpoint_trajectory(encoder, task, [folder / "out"], rows=4)
+    assert [point.step for point in found.points] == [0, 5, 40]
     errors = [point.scores["train"]["tangent"].apart for point in found.points]
     assert errors[0] is None
-    assert errors[1] < errors[2] < errors[3]
+    assert errors[1] < errors[2]
     assert set(found.departures) == {("tangent", "train"), ("tangent", "test")}
-    assert "classifier.weight" in " ".join(found.warnings)  # the head that was trained along is left out
+    (warned,) = found.warnings  # once
+    assert warned.startswith("the checkpoints' own head (classifier.bias, classifier.weight) is left out")
     # by hand: the last one's own backbone under the pre-trained model's head
-    model = transformers.AutoModel.from_pretrained(folder / "out" / "checkpoint-200")
-    moved = runs.load_model(folder / "out" / "checkpoint-200")
+    model = transformers.AutoModel.from_pretrained(folder / "out" / "checkpoint-40")
+    moved = models.load_model(folder / "base")
     moved.backbone.load_state_dict(model.state_dict(), strict=False)
     head = build_head(task, encoder)
-    drawn = task.subset(train=6, seed=0)
+    drawn = task.subset(train=4, seed=0)
     parts = labelled(encoder, drawn.split("train"), task.tokens(None), 32)
     with torch.no_grad():
         losses = [
@@ -57,9 +59,15 @@ def test_checkpoints_are_followed_in_the_order_of_their_steps(trained):
     assert found.points[-1].scores["train"]["net"].loss == pytest.approx(
         float(torch.cat(losses).mean()), rel=1e-5
     )
+
+
+@pytest.mark.slow
+def test_folders_may_be_named_in_any_order(trained):
+    encoder, task, folder = trained
+    whole = checkpoint_trajectory(encoder, task, [folder / "out"], rows=4)
     some = [folder / "out" / name for name in ("checkpoint-40", "checkpoint-5")]
-    again = checkpoint_trajectory(encoder, task, some, rows=6)
-    assert [point.scores for point in again.points] == [point.scores for point in found.points[:3]]
+    again = checkpoint_trajectory(encoder, task, some, rows=4)
+    assert [point.scores for point in again.points] == [point.scores for point in whole.points]
 
 
 def test_what_is_no_sequence_of_checkpoints_is_refused(trained, tmp_path):
@@ -79,9 +87,10 @@ def test_what_is_no_sequence_of_checkpoints_is_refused(trained, tmp_path):
         checkpoint_trajectory(runs.encoder(), runs.points(), [one])
 
 
+@pytest.mark.slow
 def test_the_verb_writes_a_report(trained, tmp_path, capsys):
     _, task, folder = trained
-    task.save(tmp_path / "task")
+    task.to_directory(tmp_path / "task")
     words = ["trajectory", str(folder / "base"), str(tmp_path / "task"), str(folder / "out"), "--rows", "6"]
     assert main([*words, "--tolerance", "0.2", "--out", str(tmp_path / "found"), "--json"]) == 0
     told = json.loads(capsys.readouterr().out)

@@ -69,7 +69,7 @@ def grokking():
 
 def test_the_toys_closed_forms_are_its_net():
     toy = grokking()
-    sizes, alpha, eps = toy["Sizes"](6, 20, 9, 12), 0.7, toy["EPS"]
+    sizes, alpha = toy["Sizes"](6, 20, 9, 12), 0.7
     world = toy["World"].of(sizes, 0)
     net = toy["Toy"](world.weights, alpha)
     optimiser = torch.optim.SGD(net.parameters(), lr=sizes.width / alpha**2)
@@ -81,15 +81,22 @@ def test_the_toys_closed_forms_are_its_net():
         assert torch.allclose(net(world.x)[:, 0] - world.y, residual, rtol=0, atol=1e-12)
         kernel = TangentKernel(net, world.x, check="off").dense() * sizes.width / alpha**2
         assert torch.allclose(now.kernel(world.x, world.x), kernel, rtol=0, atol=1e-12)
+        reached = net(world.other)[:, 0].detach()
         optimiser.zero_grad()
         (net(world.x)[:, 0] - world.y).square().mean().backward()
         optimiser.step()
-    # the population loss: E (b.x + x^T A x / 2)^2 by tensors of fourth moments, E x_i x_j = [i = j] / D
-    a = alpha * eps * (now.second - start.second) - torch.outer(world.beta, world.beta)
-    b, eye = alpha * (now.first - start.first), torch.eye(6, dtype=torch.float64) / 6
+    dual, x = world.y, world.other
+    lazy = toy["of_tangent"](start, world.x, dual)
+    assert torch.allclose(
+        x @ lazy[0] + ((x @ lazy[1]) * x).sum(1) / 2, start.kernel(x, world.x) @ dual, atol=1e-12
+    )
+    b, a = toy["of_net"](now, start, alpha)
+    assert torch.allclose(x @ b + ((x @ a) * x).sum(1) / 2, reached, atol=1e-12)
+    # E (b.x + x^T A x / 2)^2 by the tensor of fourth moments, from E x_i x_j = [i = j] / D
+    eye, apart = torch.eye(6, dtype=torch.float64) / 6, a - torch.outer(world.beta, world.beta)
     pairs = [torch.einsum(f"{p},{q}->ijkl", eye, eye) for p, q in (("ij", "kl"), ("ik", "jl"), ("il", "jk"))]
-    wanted = b @ eye @ b + torch.einsum("ij,kl,ijkl->", a, a, sum(pairs)) / 4
-    assert toy["population_loss"](now, start, world.beta, alpha) == pytest.approx(float(wanted), rel=1e-12)
+    wanted = b @ eye @ b + torch.einsum("ij,kl,ijkl->", apart, apart, sum(pairs)) / 4
+    assert toy["population_loss"](b, a, world.beta) == pytest.approx(float(wanted), rel=1e-12)
 
 
 @pytest.mark.slow

@@ -1,6 +1,8 @@
 """`checkpoint_trajectory`: the checkpoints of a fine-tuning beside the linearisation of the model that it began from."""
 
+import logging
 import re
+import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -10,7 +12,7 @@ import torch
 from tauspan import models
 from tauspan.core.arguments import checked
 from tauspan.core.choices import SplitName
-from tauspan.core.errors import ModelError, StoreError, UsageError
+from tauspan.core.errors import ModelError, StoreError, UsageError, listed
 from tauspan.core.params import Params
 from tauspan.core.reading import Reading
 from tauspan.core.report import noted
@@ -22,6 +24,7 @@ from tauspan.tasks import Task, build_head
 from tauspan.train.convex import labelled
 from tauspan.vector import TaskVector
 
+log = logging.getLogger(__name__)
 _NUMBER = re.compile(r"(\d+)$")
 
 
@@ -44,9 +47,9 @@ def checkpoint_trajectory(
     """How long the tangent model of a pre-trained encoder holds along a fine-tuning whose checkpoints lie in folders.
 
     Each checkpoint is read on its own, as `TaskVector.from_checkpoints` reads it, and its features are seen under the
-    task's frozen head, which is made of the pre-trained encoder: a head that was trained along is left out, so that
-    losses are not those of the training. There is no closed form of such trainings (cross-entropy, AdamW, batches): the
-    path is the tangent model at each checkpoint's weights.
+    task's frozen head, which is made of the pre-trained encoder. A head that was trained along is left out, with a
+    warning, so that losses are not those of the training. There is no closed form of such trainings (cross-entropy,
+    AdamW, batches): the path is the tangent model at each checkpoint's weights.
 
     Args:
         encoder: the pre-trained model that the fine-tuning began from, as `tauspan.load` returned it from a directory or
@@ -140,8 +143,19 @@ def _points(encoder: Encoder, checkpoints: Sequence[tuple[int, Path]]) -> Iterat
     start = {name: known[name].detach() for name in models.movable(encoder)}
     yield 0, start
     base = models.fingerprint_of(encoder)
+    told = False
     for step, folder in checkpoints:
-        vector = TaskVector.from_checkpoints(encoder.source, folder, label=folder.name)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message=".*tensors of a head")  # said once, below
+            vector = TaskVector.from_checkpoints(encoder.source, folder, label=folder.name)
+        heads = vector.info.get("beyond", {}).get("tuned", [])
+        if heads and not told:
+            told = True
+            log.warning(
+                "the checkpoints' own head (%s) is left out: outputs are those of the task's frozen head, and losses are "
+                "not those of the training",
+                listed(heads),
+            )
         deltas = vector.fitted(encoder, tangent=True, base=base).deltas
         yield (
             step,

@@ -16,14 +16,15 @@ rows for each dimension as there, P = 275:
 1. For every seed, a larger alpha takes longer from a training loss below 10 % of the null loss to a test loss below 50 %.
 2. The tangent model (`Modes.descent`, the same steps) fits the training rows, and its population loss never falls below
    the null loss, that of the best constant.
-3. The test loss halves while the alignment of the net's kernel with the targets rises: between 10 % and 90 % of its rise.
+3. The population loss falls below half while the alignment of the net's kernel with the targets rises: between 10 % and
+   90 % of its rise.
 4. The kernel of every net that generalises has changed by more than 5 %, relative to the first one.
 5. For every seed, a net with a larger alpha leaves its linearisation later (`trajectory`, tolerance 10 %).
 
 Every w_i moves by one affine map, w_i(t) = Q_t w_i(0) + q_t, because phi' is affine. So a step costs the same for any N:
 it needs the means wbar = mean w_i and M = mean w_i w_i^T alone. Everything is float64.
 
-    python examples/grokking.py [FOLDER]   # two minutes on one core; writes report.json to the folder, if one is named
+    python examples/grokking.py [FOLDER]   # 1.5 minutes on one core; report.json goes into the folder
     python examples/grokking.py --short    # seconds: one seed, smaller sizes
 """
 
@@ -214,6 +215,11 @@ class Run:
         return None if self.fits is None or self.generalises is None else self.generalises - self.fits
 
     @property
+    def delay_or_inf(self) -> float:
+        """The delay; infinite where the net does not generalise in these steps."""
+        return math.inf if self.delay is None else self.delay
+
+    @property
     def left(self) -> float:
         """The step at which the net leaves its linearisation; infinite where it does not."""
         step = None if self.path is None else self.path.leaves.step
@@ -276,30 +282,28 @@ def moved(run: Run, world: World, kernels: Sequence[tuple[int, DenseKernel]]) ->
     run.change, run.distance = kernel_change(start, last).value, kernel_distance(start, last).value
 
 
-def lines(sizes: Sizes, runs: Sequence[Run]) -> list[tuple[str, bool]]:
-    """The claims, each with whether all runs bear it out."""
-    seeds = [[run for run in runs if run.seed == seed] for seed in range(sizes.seeds)]
-    later = [run for run in runs if run.generalises is not None]
-    inside = [run.rises[0] < (run.generalises or 0) < run.rises[1] for run in later]
+def lines(sizes: Sizes, runs: Sequence[Run]) -> list[tuple[str, list[bool]]]:
+    """The claims, each with whether a pair of neighbouring alphas, or a run, bears it out."""
+    pairs = [
+        pair for seed in range(sizes.seeds) for pair in pairwise([run for run in runs if run.seed == seed])
+    ]
+    later = [run for run in runs if run.delay is not None]
     return [
         (
             "1 a larger alpha delays generalisation",
-            all(
-                first.delay is not None and (second.delay is None or first.delay < second.delay)
-                for runs_of in seeds for first, second in pairwise(runs_of)
-            ),
+            [one.delay_or_inf < two.delay_or_inf for one, two in pairs],
         ),
         (
             "2 the tangent model fits and never generalises",
-            all(run.lazy_train < 0.1 and run.lazy_least > 1 for run in runs),
+            [run.lazy_train < 0.1 and run.lazy_least > 1 for run in runs],
         ),
-        ("3 the test loss halves while the alignment rises", bool(inside) and all(inside)),
-        ("4 the kernel of a net that generalises has changed", all(run.change > 0.05 for run in later)),
         (
-            "5 a larger alpha leaves the linearisation later",
-            all(first.left < second.left for runs_of in seeds for first, second in pairwise(runs_of)),
+            "3 the test loss halves while the alignment rises",
+            [run.rises[0] < (run.generalises or math.inf) < run.rises[1] for run in runs],
         ),
-    ]  # fmt: skip
+        ("4 the kernel of a net that generalises has changed", [run.change > 0.05 for run in later]),
+        ("5 a larger alpha leaves the linearisation later", [one.left < two.left for one, two in pairs]),
+    ]
 
 
 def tables(sizes: Sizes, runs: Sequence[Run]) -> list[Table]:
@@ -320,13 +324,18 @@ def tables(sizes: Sizes, runs: Sequence[Run]) -> list[Table]:
         for run in runs
     ]  # fmt: skip
     said: list[dict[str, Any]] = [
-        {"claim": words, "": "confirmed" if held else "not confirmed"} for words, held in lines(sizes, runs)
+        {
+            "claim": words,
+            "borne out": f"{sum(held)} of {len(held)}",
+            "": "confirmed" if all(held) else "not confirmed",
+        }
+        for words, held in lines(sizes, runs)
     ]
     about = (
         f"D = {sizes.size}, P = {sizes.rows}, N = {sizes.width}, eps = {EPS:g}, {sizes.steps} steps; losses over the "
-        "null loss, that of the best constant. fits: first step with a training loss below 10 %; halves: with a loss on the "
-        "population below 50 %; train, test: at the last step; lazy: the tangent model, its training loss at the last "
-        "step, its least test loss of all steps."
+        "null loss, that of the best constant. fits: first step with a training loss below 10 %; halves: with a loss "
+        "on the population below 50 %; train, test: at the last step; lazy: the tangent model, its training loss at "
+        "the last step, its least population loss of all steps."
     )
     meant = (
         "start, end: the kernel's centred alignment with the targets; 10 %, 90 %: steps between which it rises by that "
@@ -335,7 +344,7 @@ def tables(sizes: Sizes, runs: Sequence[Run]) -> list[Table]:
     )
     return [
         Table("Losses", fitted, about), Table("Kernels", kernels, meant),
-        Table("Line by line", said, f"{sizes.seeds} seed{'s' if sizes.seeds > 1 else ''}; every run must bear it out."),
+        Table("Line by line", said, "1 and 5: pairs of neighbouring alphas; the others: runs."),
     ]  # fmt: skip
 
 

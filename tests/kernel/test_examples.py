@@ -107,5 +107,7 @@ def test_grokking_is_later_for_a_larger_alpha(capsys, tmp_path):
     assert small.left < large.left
     assert small.change > large.change > 0.05
     assert small.lazy_train == pytest.approx(large.lazy_train, rel=1e-9)  # the tangent model knows no alpha
-    assert "| 5 a larger alpha leaves the linearisation later | confirmed |" in capsys.readouterr().out
+    assert (
+        "| 5 a larger alpha leaves the linearisation later | 1 of 1 | confirmed |" in capsys.readouterr().out
+    )
     assert (tmp_path / "report.json").is_file()

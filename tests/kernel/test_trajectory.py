@@ -405,6 +405,15 @@ def test_the_report_says_when_and_shows_it():
     assert len(without.plot()["trajectory"].axes) == 2
 
 
+def test_equal_targets_have_no_alignment():
+    net, points = trained(small_net(outputs=1), [0, 3], 0.1, y=torch.ones(8, 1).double())
+    found = trajectory(net, points, X, torch.ones(8, 1).double())
+    assert [point.alignment for point in found.points] == [None, None]
+    assert found.points[1].change > 0
+    assert "all equal" in found.warnings[0]
+    assert list(found.report().series[0]["kernel"]) == ["relative change"]
+
+
 def test_open_ends_are_said_in_words():
     net, points = trained(small_net(), [0, 20], 0.3)
     ratio = trajectory(net, points, X, Y, rows=0).points[-1].scores["train"]["tangent"].apart

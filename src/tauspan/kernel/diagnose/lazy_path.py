@@ -29,8 +29,8 @@ class Descent:
         UsageError: a learning rate that is not above 0.
 
     Example:
-        >>> Descent(0.1, "mean").rate(rows=10, outputs=2)  # 2 / (N O) of it
-        0.01
+        >>> Descent(0.5, "mean").rate(rows=4, outputs=2)  # 2 / (N O) of it
+        0.125
     """
 
     lr: float

@@ -133,7 +133,7 @@ def _motion(point: PathPoint) -> dict[str, Cell]:
     row: dict[str, Cell] = {
         "step": point.step, "moved": point.moved, "error": point.scores["train"]["tangent"].apart,
     }  # fmt: skip
-    if point.alignment is not None:
+    if point.distance is not None:
         row |= {"distance": point.distance, "change": point.change, "alignment": point.alignment}
     return row
 

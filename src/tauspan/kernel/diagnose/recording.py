@@ -58,7 +58,7 @@ class Recorder:
         >>> for step in range(3):
         ...     kept = recorder(step, net)
         ...     with torch.no_grad():
-        ...         net.bias.add_(1.0)
+        ...         net.bias += 1.0
         >>> [step for step, _ in recorder], recorder
         ([0, 2], Recorder(2 points, steps 0 to 2))
     """

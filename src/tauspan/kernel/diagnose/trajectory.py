@@ -126,7 +126,7 @@ def trajectory(
 
     Example:
         >>> import torch
-        >>> net, x, y = nn.Linear(2, 1).double(), torch.eye(2).double(), torch.ones(2, 1).double()
+        >>> net, x, y = nn.Linear(2, 1).double(), torch.eye(2).double(), torch.tensor([[1.0], [0.0]]).double()
         >>> points = [(0, {name: p.detach().clone() for name, p in net.named_parameters()})]
         >>> for step in (1, 2):
         ...     loss = (net(x) - y).square().mean()

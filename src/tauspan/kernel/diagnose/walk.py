@@ -1,5 +1,6 @@
 """What is found at each point of a training: the net, its lazy paths, and its kernel."""
 
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple, TypeAlias
@@ -21,6 +22,7 @@ from tauspan.kernel.operator.interference import accuracy, rms
 from tauspan.kernel.rows.data import AnyBatch, Data, batches_of, rows_of, taken
 from tauspan.objectives import Classification, Objective, Regression
 
+log = logging.getLogger(__name__)
 PathName: TypeAlias = Literal["net", "tangent", "predicted"]
 RowsName: TypeAlias = Literal["train", "test"]
 _ROUNDING = 64  # the rounding error of a network's outputs, in units in the last place
@@ -52,7 +54,7 @@ class PathPoint:
             form of gradient descent.
         distance: of the kernel from the start's; see `kernel_distance`. None, as the next two, without kernels.
         change: |K_t - K_0| / |K_0|.
-        alignment: of the kernel with the targets; see `centred_alignment`.
+        alignment: of the kernel with the targets; see `centred_alignment`. None also where these are all equal.
     """
 
     step: int
@@ -126,6 +128,9 @@ class Walk:
         chosen = [begin + row for begin, some in zip(begins, places, strict=True) for row in some]
         wanted, classes = train.targets[chosen], not train.targets.is_floating_point()
         self._wanted = _centred(wanted, train.start.shape[1])
+        self._varied = bool((wanted != wanted[0]).any())
+        if not self._varied:
+            log.warning("the targets of the kernel's rows are all equal, so there is no alignment with them")
         self._outputs: Outputs = outputs if outputs is not None else "contrast" if classes else "all"
         self._first = self._standing.kernel(self._batches, self._outputs)
         self.watched = len(chosen)
@@ -169,7 +174,7 @@ class Walk:
         if self._first is None:
             return None, None, None
         now = self._standing.kernel(self._batches, self._outputs, point) if self.points else self._first
-        aligned = centred_alignment(now, self._wanted).value
+        aligned = centred_alignment(now, self._wanted).value if self._varied else None
         if now is self._first:
             return 0.0, 0.0, aligned
         return kernel_distance(self._first, now).value, kernel_change(self._first, now).value, aligned

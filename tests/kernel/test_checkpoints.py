@@ -34,6 +34,7 @@ def trained(tmp_path_factory):
     return encoder, runs.texts(), folder
 
 
+@pytest.mark.slow
 def test_checkpoints_are_followed_in_the_order_of_their_steps(trained):
     encoder, task, folder = trained
     found = checkpoint_trajectory(encoder, task, [folder / "out"], rows=4)

@@ -80,6 +80,12 @@ def everything() -> Report:
     matrix = [[1.0, None, 0.5, 0.25]] * 4
     series += [{"kind": "heat", "group": "heat", "title": name, "tasks": TASKS, "values": matrix, "measure": name,
                 "across": "vector of", "upward": "rows of"} for name in ("one", "two")]  # fmt: skip
+    paths = ("net, train", "tangent, train", "predicted, test")
+    series += [{"kind": "trajectory", "group": "trajectory", "title": f"alpha {alpha}", "steps": [0, 1, 10],
+                "losses": {path: [1.0, 0.5, 0.1] for path in paths},
+                "errors": {path: [None, 0.01, 0.2] for path in paths[1:]},
+                "kernel": {"alignment": [0.1, 0.1, 0.2], "relative change": [0.0, 0.1, 0.2]}, "tolerance": 0.1,
+                "between": [1, 10], "leaves": 5.0} for alpha in (1, 2)]  # fmt: skip
     return Report("all", [], series=series)
 
 

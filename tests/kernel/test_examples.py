@@ -4,6 +4,9 @@ import runpy
 from pathlib import Path
 
 import pytest
+import torch
+
+from tauspan.kernel import TangentKernel
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 
@@ -71,3 +74,53 @@ def test_soft_margin_training_is_a_support_vector_machine():
     assert found.functions < 1e-12
     assert found.vectors < 1e-12
     assert found.flips == (0, 1)
+
+
+def grokking():
+    return runpy.run_path(str(EXAMPLES / "grokking.py"))
+
+
+def test_the_toys_closed_forms_are_its_net():
+    toy = grokking()
+    sizes, alpha = toy["Sizes"](6, 20, 9, 12), 0.7
+    world = toy["World"].of(sizes, 0)
+    net = toy["Toy"](world.weights, alpha)
+    optimiser = torch.optim.SGD(net.parameters(), lr=sizes.width / alpha**2)
+    start = None
+    for _, q, shift, now, residual in toy["steps_of"](world, alpha, sizes.steps):
+        start = start or now
+        weights = world.weights @ q.T + shift
+        assert torch.allclose(net.layer.weight, weights, rtol=0, atol=1e-12)
+        assert torch.allclose(net(world.x)[:, 0] - world.y, residual, rtol=0, atol=1e-12)
+        kernel = TangentKernel(net, world.x, check="off").dense() * sizes.width / alpha**2
+        assert torch.allclose(now.kernel(world.x, world.x), kernel, rtol=0, atol=1e-12)
+        reached = net(world.other)[:, 0].detach()
+        optimiser.zero_grad()
+        (net(world.x)[:, 0] - world.y).square().mean().backward()
+        optimiser.step()
+    dual, x = world.y, world.other
+    lazy = toy["of_tangent"](start, world.x, dual)
+    assert torch.allclose(
+        x @ lazy[0] + ((x @ lazy[1]) * x).sum(1) / 2, start.kernel(x, world.x) @ dual, atol=1e-12
+    )
+    b, a = toy["of_net"](now, start, alpha)
+    assert torch.allclose(x @ b + ((x @ a) * x).sum(1) / 2, reached, atol=1e-12)
+    # E (b.x + x^T A x / 2)^2 by the tensor of fourth moments, from E x_i x_j = [i = j] / D
+    eye, apart = torch.eye(6, dtype=torch.float64) / 6, a - torch.outer(world.beta, world.beta)
+    pairs = [torch.einsum(f"{p},{q}->ijkl", eye, eye) for p, q in (("ij", "kl"), ("ik", "jl"), ("il", "jk"))]
+    wanted = b @ eye @ b + torch.einsum("ij,kl,ijkl->", apart, apart, sum(pairs)) / 4
+    assert toy["population_loss"](b, a, world.beta) == pytest.approx(float(wanted), rel=1e-12)
+
+
+@pytest.mark.slow
+def test_grokking_is_later_for_a_larger_alpha(capsys, tmp_path):
+    toy = grokking()
+    small, large = toy["main"](toy["SHORT"], str(tmp_path))
+    assert small.delay < large.delay
+    assert small.left < large.left
+    assert small.change > large.change > 0.05
+    assert small.lazy_train == pytest.approx(large.lazy_train, rel=1e-9)  # the tangent model knows no alpha
+    assert (
+        "| 5 a larger alpha leaves the linearisation later | 1 of 1 | confirmed |" in capsys.readouterr().out
+    )
+    assert (tmp_path / "report.json").is_file()

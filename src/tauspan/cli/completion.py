@@ -25,8 +25,8 @@ TASKS = {
 RECIPES = {"recipe"}
 MODELS = {"model", "models", "base", "embed", "inputs"}
 FILES = {
-    "a", "adapter", "against", "b", "c", "card", "data", "factors", "grafted", "head_from", "named_out", "out", "output",
-    "root", "rows", "run", "test", "tokenizer", "train", "tuned", "validation", "vector", "vectors",
+    "a", "adapter", "against", "b", "c", "card", "checkpoints", "data", "factors", "grafted", "head_from", "named_out",
+    "out", "output", "root", "rows", "run", "test", "tokenizer", "train", "tuned", "validation", "vector", "vectors",
 }  # fmt: skip
 FREE = {
     "allow", "code", "columns", "delimiter", "device", "eigenfunctions", "encoding", "grid", "label", "label_names",

@@ -69,19 +69,30 @@ def add(verbs: Any, verb: Verb) -> None:
     )
     asked.add_argument("--out", help="folder for report.json, report.md and figures (default: only shown)")
     commands.add_device(asked)
+    followed = verb(
+        verbs,
+        "trajectory",
+        "how long the tangent model holds along the checkpoints of a fine-tuning",
+        trajectory,
+    )
+    followed.add_argument("model", help=f"the pre-trained model that it began from: {commands.MODEL}")
+    followed.add_argument("task", help=commands.TASK)
+    followed.add_argument(
+        "checkpoints",
+        nargs="+",
+        metavar="CHECKPOINT",
+        help="folders whose names end in their step, such as checkpoint-100, or the folder that holds them",
+    )
+    followed.add_argument("--params", default="all", help=commands.PARAMS)
+    followed.add_argument(
+        "--tolerance",
+        type=float,
+        default=0.1,
+        help="the error, over how far the outputs moved, beyond which it has left (default: %(default)s)",
+    )
+    for made in (seen, told, followed):
+        _add_rows(made)
     for made in (seen, told):
-        made.add_argument(
-            "--rows", type=int, default=64, help="at most so many rows of each task (default: %(default)s)"
-        )
-        made.add_argument(
-            "--split", choices=("train", "validation", "test"), default="train", help="which rows"
-        )
-        made.add_argument(
-            "--outputs",
-            choices=("contrast", "sum", "all"),
-            default="contrast",
-            help="of the logits: one direction that decides classes, their mean, or all (default: %(default)s)",
-        )
         made.add_argument(
             "--ridge", type=float, help="of the effective dimension (default: the mean eigenvalue)"
         )
@@ -91,12 +102,26 @@ def add(verbs: Any, verb: Verb) -> None:
             default="auto",
             help="how entries are computed; all give the same numbers",
         )
-        made.add_argument("--batch-size", type=int, default=32, metavar="N", help="rows of a forward pass")
-        made.add_argument(
-            "--max-tokens", type=int, metavar="N", help="where texts are cut (default: the task's own number)"
-        )
-        made.add_argument("--out", help="folder for report.json, report.md and figures (default: only shown)")
-        commands.add_device(made)
+
+
+def _add_rows(made: argparse.ArgumentParser) -> None:
+    """Add the options of which rows and outputs are looked at, and where the report goes."""
+    made.add_argument(
+        "--rows", type=int, default=64, help="at most so many rows of each task (default: %(default)s)"
+    )
+    made.add_argument("--split", choices=("train", "validation", "test"), default="train", help="which rows")
+    made.add_argument(
+        "--outputs",
+        choices=("contrast", "sum", "all"),
+        default="contrast",
+        help="of the logits: one direction that decides classes, their mean, or all (default: %(default)s)",
+    )
+    made.add_argument("--batch-size", type=int, default=32, metavar="N", help="rows of a forward pass")
+    made.add_argument(
+        "--max-tokens", type=int, metavar="N", help="where texts are cut (default: the task's own number)"
+    )
+    made.add_argument("--out", help="folder for report.json, report.md and figures (default: only shown)")
+    commands.add_device(made)
 
 
 def kernel(options: argparse.Namespace) -> None:
@@ -129,6 +154,16 @@ def outlook(options: argparse.Namespace) -> None:
     settings = read_fields(options, Settings, regime="standard", seed=options.seed or 0)
     tasks = [commands.task_of(name) for name in options.tasks]
     found = look(commands.encoder_of(options), tasks, settings, rows=options.rows)
+def trajectory(options: argparse.Namespace) -> None:
+    """Report how long the tangent model holds along the checkpoints of a fine-tuning."""
+    from tauspan.core.reading import Reading
+    from tauspan.kernel.diagnose import checkpoint_trajectory
+
+    found = checkpoint_trajectory(
+        commands.encoder_of(options), commands.task_of(options.task), options.checkpoints, rows=options.rows,
+        split=options.split, outputs=options.outputs, params=options.params, tolerance=options.tolerance,
+        reading=Reading(options.batch_size, options.max_tokens), seed=options.seed or 0,
+    )  # fmt: skip
     commands.write_report(found.report(), options)
 
 

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 
 from tauspan.core.figures.accuracy import alpha_common, alpha_grid, bars, curves, front
 from tauspan.core.figures.grids import map_common, maps, tables
+from tauspan.core.figures.paths import trajectories, trajectory_grid
 from tauspan.core.figures.picture import Drawing, Figures, Format, Picture, each, plotted, rendered
 from tauspan.core.figures.spectra import energies, linearity, linearity_common, spectra, widths, widths_common
 from tauspan.core.figures.style import REGIMES, WIDTH, Series
@@ -28,6 +29,7 @@ PICTURES: Mapping[str, Picture] = {
     ),
     "linearity": Picture(linearity, lambda members: (1, 1), share=False, common=linearity_common, height=3.4),
     "widths": Picture(widths, lambda members: (1, 1), share=False, common=widths_common, height=3.4),
+    "trajectory": Picture(trajectories, trajectory_grid, share=False, height=2.5),
 }
 
 __all__ = [

@@ -10,6 +10,7 @@ from tauspan.core.figures.accuracy import alpha_common, alpha_grid, bars, curves
 from tauspan.core.figures.grids import map_common, maps, tables
 from tauspan.core.figures.picture import Drawing, Figures, Format, Picture, each, plotted, rendered
 from tauspan.core.figures.spectra import energies, linearity, linearity_common, spectra
+from tauspan.core.figures.starts import starts
 from tauspan.core.figures.style import REGIMES, WIDTH, Series
 
 PICTURES: Mapping[str, Picture] = {
@@ -27,6 +28,7 @@ PICTURES: Mapping[str, Picture] = {
         layout="compressed",
     ),
     "linearity": Picture(linearity, lambda members: (1, 1), share=False, common=linearity_common, height=3.4),
+    "starts": Picture(starts, share=False, height=3.2),
 }
 
 __all__ = [

@@ -1,0 +1,92 @@
+"""Pictures of starts: what is predicted or measured of each, over one scale, over two, or one by one."""
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+from tauspan.core.figures.style import CHOICE, MAP, OWN, PLAIN, SMALL, Series, first_column, numbers, plain
+
+
+def starts(figure: Any, panels: Sequence[Any], members: Sequence[Series]) -> None:
+    """A curve over one scale, colours over a grid of two, dots otherwise; red is the choice, errors are logarithmic."""
+    for axes, series in zip(panels, members, strict=False):
+        grid = _grid(series)
+        if grid is not None:
+            _coloured(figure, axes, series, *grid)
+        elif len(series["names"]) == 1:
+            _curve(axes, series)
+        else:
+            _dots(axes, series)
+
+
+def _chosen(series: Series, point: Any) -> bool:
+    return all(point[name] == value for name, value in series["chosen"].items())
+
+
+def _curve(axes: Any, series: Series) -> None:
+    (name,) = series["names"]
+    points = sorted(series["points"], key=lambda one: one[name])
+    errors = [one["error"] or 0.0 for one in points]
+    across, up = [one[name] for one in points], numbers(one["value"] for one in points)
+    axes.errorbar(across, up, errors, fmt="o-", ms=4, lw=1.4, capsize=2, color=OWN)
+    best = [(one[name], one["value"]) for one in points if _chosen(series, one)]
+    axes.plot(*zip(*best, strict=True), "*", ms=12, color=CHOICE)
+    axes.set_yscale("log")
+    if min(across) > 0 and max(across) > 20 * min(across):
+        axes.set_xscale("log")
+    plain(axes, series["title"], name, series["measure"] if first_column(axes) else "")
+
+
+def _grid(series: Series) -> tuple[list[float], list[float]] | None:
+    """The values of both scales, where all of their combinations are there."""
+    if len(series["names"]) != 2:
+        return None
+    first, second = (sorted({one[name] for one in series["points"]}) for name in series["names"])
+    whole = len(first) > 1 and len(second) > 1 and len(series["points"]) == len(first) * len(second)
+    return (first, second) if whole else None
+
+
+def _coloured(figure: Any, axes: Any, series: Series, first: list[float], second: list[float]) -> None:
+    from matplotlib.colors import LogNorm
+
+    across, up = series["names"]
+    found = {(one[across], one[up]): one["value"] for one in series["points"]}
+    values = [numbers(found[(a, b)] for a in first) for b in second]
+    known = [value for line in values for value in line if value > 0 and math.isfinite(value)]
+    scale = LogNorm(min(known), max(known)) if known and min(known) < max(known) else None
+    image = axes.imshow(values, cmap=MAP, norm=scale, origin="lower", aspect="auto")
+    for row, line in enumerate(values):
+        for column, value in enumerate(line):
+            dark = scale is not None and value > 0 and float(scale(value)) > 0.6
+            text = f"{value:.1e}" if math.isfinite(value) else "-"
+            axes.text(
+                column,
+                row,
+                text,
+                ha="center",
+                va="center",
+                fontsize=SMALL,
+                color="white" if dark else "black",
+            )
+    axes.set_xticks(range(len(first)), [f"{value:g}" for value in first])
+    axes.set_yticks(range(len(second)), [f"{value:g}" for value in second])
+    place = (first.index(series["chosen"][across]), second.index(series["chosen"][up]))
+    axes.plot(*place, "s", ms=26, mfc="none", mec=CHOICE, mew=1.8)
+    plain(axes, series["title"], across, up)
+    axes.tick_params(length=0)
+    axes.spines[:].set_visible(False)
+    bar = figure.colorbar(image, ax=axes, fraction=0.046, pad=0.04)
+    bar.set_label(series["measure"], fontsize=PLAIN)
+    bar.ax.tick_params(labelsize=SMALL, length=2)
+    bar.outline.set_visible(False)
+
+
+def _dots(axes: Any, series: Series) -> None:
+    points = [one for one in series["points"] if one["value"] is not None]
+    labels = [", ".join(f"{name} {one[name]:g}" for name in series["names"]) for one in points]
+    for place, one in enumerate(points):
+        colour = CHOICE if _chosen(series, one) else OWN
+        axes.errorbar(one["value"], place, xerr=one["error"] or 0.0, fmt="o", ms=4, capsize=2, color=colour)
+    axes.set_xscale("log")
+    axes.set_yticks(range(len(labels)), labels)
+    plain(axes, series["title"], series["measure"])

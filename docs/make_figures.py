@@ -25,6 +25,7 @@ DOCS = Path(__file__).resolve().parent
 PICTURES = {  # where it goes below docs: from which report, which of its pictures
     "figures/text7-addition": ("reproduce-text7", "addition"),
     "figures/demo-xi": ("demo", "xi-movie_sentiment-debian_section"),
+    "figures/starts": ("spectral-bottleneck", "starts"),
     "results/reproduce-text7/xi-drift": ("reproduce-text7", "xi-drift-movie_sentiment-debian_section"),
 }
 

@@ -17,7 +17,7 @@ twice: after all steps, and when each of them first has a loss of 0.45 or less o
     python examples/rank_of_start.py [--short]
 """
 
-import sys
+import argparse
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -232,7 +232,9 @@ def main(
 
 
 if __name__ == "__main__":
-    if "--short" in sys.argv[1:]:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--short", action="store_true", help="16 units, 2 seeds, 40 steps: seconds")
+    if parser.parse_args().short:
         main((1, 4, 16), 16, 2, 40, 0.75)
     else:
         main()

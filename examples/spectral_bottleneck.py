@@ -17,13 +17,16 @@ of Adam at 1e-3. Held-out rows are the values of the signal, which is band-limit
 2. The rank correlation of predicted and trained error over the grid, after Adam, and after as many steps of descent at
    1/lambda_max, which is what the forecast is about.
 
-    python examples/spectral_bottleneck.py [--short]
+    python examples/spectral_bottleneck.py [--short] [--out FOLDER]
+
+With --out the high band's forecast is written there as report.json, with what training gave beside it.
 """
 
+import argparse
 import math
-import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 
 import torch
 from scipy.stats import spearmanr
@@ -31,8 +34,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 import tauspan as ts
-from tauspan import Table
-from tauspan.kernel import Flow, Forecast, forecast
+from tauspan import Report, Table
+from tauspan.kernel import Flow, Forecast, Start, forecast
 
 OMEGA = 30.0
 BANDS = {"low band": (0.0, 0.02), "high band": (0.30, 0.45)}  # of the sampling rate
@@ -150,8 +153,25 @@ class Band:
     """What one band gave."""
 
     forecast: Forecast
-    rows: Sequence[Mapping[str, str]]
+    rows: Sequence[dict[str, str]]
     correlations: Mapping[str, Tensor]
+    adam: Tensor
+
+    def report(self) -> Report:
+        """The forecast, with panels of the errors after Adam."""
+        report = self.forecast.report()
+        errors, panel = self.adam.mean(1), report.series[0]
+        trained_panels = [
+            {
+                **panel, "title": f"trained by Adam, {where}",
+                "points": [
+                    {**point, "value": float(error), "error": None}
+                    for point, error in zip(panel["points"], errors[:, place], strict=True)
+                ],
+            }
+            for place, where in enumerate(("training rows", "held-out rows"))
+        ]  # fmt: skip
+        return replace(report, series=[*report.series, *trained_panels])
 
 
 def study(
@@ -190,10 +210,10 @@ def study(
         **{name: count + place for place, name in enumerate(named)},
     }  # fmt: skip
     table = [_row(name, data, starts[at], adam[at]) for name, at in shown.items()]
-    return Band(found, table, correlations)
+    return Band(found, table, correlations, adam[:count])
 
 
-def _row(name: str, data: Signal, start: ts.kernel.Start, errors: Tensor) -> dict[str, str]:
+def _row(name: str, data: Signal, start: Start, errors: Tensor) -> dict[str, str]:
     psnr = torch.tensor([[data.psnr(float(error)) for error in seed] for seed in errors])
     median = sum(one.median for one in start.outcomes) / len(start.outcomes)
     return {
@@ -231,7 +251,11 @@ def main(
 
 
 if __name__ == "__main__":
-    if "--short" in sys.argv[1:]:
-        main(2, 64, 24, 100, {"s0": [0.0, 50.0], "s1": [0.0, 0.3]})
-    else:
-        main()
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--short", action="store_true", help="64 samples, 2 seeds, 4 starts: seconds")
+    parser.add_argument("--out", type=Path, help="where the high band's report is written")
+    asked = parser.parse_args()
+    bands = main(2, 64, 24, 100, {"s0": [0.0, 50.0], "s1": [0.0, 0.3]}) if asked.short else main()
+    if asked.out:
+        asked.out.mkdir(parents=True, exist_ok=True)
+        (asked.out / "report.json").write_text(bands["high band"].report().to_json(), encoding="utf-8")

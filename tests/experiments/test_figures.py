@@ -78,6 +78,18 @@ def everything() -> Report:
     matrix = [[1.0, None, 0.5, 0.25]] * 4
     series += [{"kind": "heat", "group": "heat", "title": name, "tasks": TASKS, "values": matrix, "measure": name,
                 "across": "vector of", "upward": "rows of"} for name in ("one", "two")]  # fmt: skip
+    grid = [
+        {"width": a, "noise": b, "value": a * b or None, "error": 0.1}
+        for a in (1.0, 2.0)
+        for b in (0.0, 30.0)
+    ]
+    lists = [("noise",), ("width", "noise"), ("width", "noise")]
+    tried = [[{**one, "noise": 1.0 + one["noise"]} for one in grid[:2]], grid, grid[1:]]
+    series += [
+        {"kind": "starts", "group": "starts", "title": f"predicted {place}", "names": list(names), "points": points,
+         "chosen": {name: points[-1][name] for name in names}, "measure": "mean squared error"}
+        for place, (names, points) in enumerate(zip(lists, tried, strict=True))
+    ]  # fmt: skip
     return Report("all", [], series=series)
 
 
@@ -146,7 +158,7 @@ def test_a_notebook_shows_every_figure(drawn: figures.Figures) -> None:
     page = figures.Figures({"a<b": drawn["front"]})._repr_html_()
     assert page.startswith('<img alt="a&lt;b" style="max-width: 100%" src="data:image/png;base64,')
     assert repr(drawn).startswith("Figures(addition, alpha-addition, ")
-    assert len(drawn) == len(list(drawn)) == 9
+    assert len(drawn) == len(list(drawn)) == 10
 
 
 def test_files_are_the_same_to_the_byte_and_letters_of_vector_pictures_are_text(tmp_path: Path) -> None:

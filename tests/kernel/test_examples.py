@@ -58,3 +58,26 @@ def test_soft_margin_training_is_a_support_vector_machine():
     assert found.functions < 1e-12
     assert found.vectors < 1e-12
     assert found.flips == (0, 1)
+
+
+@pytest.mark.slow
+def test_a_start_of_a_sinusoidal_net_is_forecast(capsys, tmp_path):
+    bands = example("spectral_bottleneck")(
+        seeds=2, samples=64, width=16, steps=20, grid={"s0": [0.0, 50.0], "s1": [0.0, 0.3]}
+    )
+    assert list(bands) == ["low band", "high band"]
+    for band in bands.values():
+        assert [row["start"] for row in band.rows][:3] == ["no noise", "forecast", "best of the grid"]
+        assert len(band.correlations) == 4
+        assert [one["title"] for one in band.report().series][2:] == [
+            "trained by Adam, training rows", "trained by Adam, held-out rows",
+        ]  # fmt: skip
+    assert "psi 0.7" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_recurrent_nets_start_at_low_rank(capsys):
+    runs = example("rank_of_start")(ranks=(1, 8), units=8, seeds=2, steps=4, goal=0.9)
+    assert {(run.rank, run.keep) for run in runs} == {(1, "frobenius"), (1, "spectral"), (8, "frobenius")}
+    assert all(0 < run.end["kernel alignment"] <= 1 for run in runs)
+    assert "Spectral norm kept" in capsys.readouterr().out

@@ -28,7 +28,12 @@ PICTURES: Mapping[str, Picture] = {
         layout="compressed",
     ),
     "linearity": Picture(linearity, lambda members: (1, 1), share=False, common=linearity_common, height=3.4),
-    "starts": Picture(starts, share=False, height=3.2),
+    "starts": Picture(
+        starts,
+        lambda members: ((len(members) + 1) // 2, min(2, len(members))),
+        share=False,
+        height=3.2,
+    ),
 }
 
 __all__ = [

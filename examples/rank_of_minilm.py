@@ -6,7 +6,7 @@ values, with one of their norms kept, the last two blocks are fine-tuned for 20 
 measured how far the kernel turned (`kernel_distance`) and how far the model is from its linearisation (`posthoc_gap`). Each start
 has the head that its own features make.
 
-    python examples/rank_of_minilm.py [--short]
+    python examples/rank_of_minilm.py [--short] [--ranks R ...] [--seeds N]
 """
 
 import argparse
@@ -27,7 +27,9 @@ from tauspan.kernel.diagnose import (
 )
 
 MATRICES = [
-    f"encoder.layer.{layer}.attention.self.{kind}.weight" for layer in (4, 5) for kind in ("query", "key", "value")
+    f"encoder.layer.{layer}.attention.self.{kind}.weight"
+    for layer in (4, 5)
+    for kind in ("query", "key", "value")
 ]
 FULL, PARAMS, READING = 384, "last:2", ts.Reading(batch_size=16, max_tokens=16)
 MEASURES = ("kernel distance", "post-hoc gap", "|tau|", "accuracy before", "accuracy")
@@ -39,7 +41,9 @@ def measured(start: ts.Encoder, task: ts.Task, steps: int, rows: int, seed: int)
         "standard", seed=seed, params=PARAMS, max_steps=steps, batch_size=8, epochs=10, lr=1e-4, max_tokens=16
     )
     vector = ts.finetune(start, task, settings).task_vector
-    (one,) = task_kernels(start, [task], PARAMS, KernelSettings(rows=rows, split="test", reading=READING, seed=seed))
+    (one,) = task_kernels(
+        start, [task], PARAMS, KernelSettings(rows=rows, split="test", reading=READING, seed=seed)
+    )
     distance = kernel_distance(one.kernel, one.kernel_with(at=ts.apply(start, vector)))
     path = linearity(one.kernel.tangent, vector, one.batches, scales=(1.0,))
     gap = posthoc_gap(path.start, path.tangent, path.moved[0], one.labels)
@@ -56,7 +60,11 @@ def spread(values: Sequence[float]) -> str:
 
 
 def main(
-    ranks: Sequence[int] = (FULL, 64, 8), seeds: int = 3, steps: int = 20, rows: int = 24, name: str = "email_spam"
+    ranks: Sequence[int] = (FULL, 64, 8),
+    seeds: int = 3,
+    steps: int = 20,
+    rows: int = 24,
+    name: str = "email_spam",
 ) -> list[dict[str, str]]:
     """Prints a row for each start."""
     encoder, (task,) = ts.load("minilm"), ts.suite([name])
@@ -71,8 +79,9 @@ def main(
                 found.append(measured(start, some, steps, rows, seed))
             row = {"rank": str(rank), "norm kept": keep, "entropy rank": f"{sum(entropy) / len(entropy):.0f}"}
             table.append(row | {what: spread([one[what] for one in found]) for what in MEASURES})
+    told = f"mean and standard error of {seeds} seeds of rows and order" if seeds > 1 else "one seed"
     note = (
-        f"{name}, {steps} steps of 8 rows, {PARAMS}; mean and standard error of {seeds} seeds of rows and order. Entropy "
+        f"{name}, {steps} steps of 8 rows, {PARAMS}; {told}. Entropy "
         f"rank: mean of the {len(MATRICES)} matrices. Measured on {rows} test rows."
     )
     print(Table("MiniLM with query, key and value matrices of low rank", table, note).to_markdown())
@@ -82,7 +91,10 @@ def main(
 if __name__ == "__main__":
     parser = argparse.ArgumentParser()
     parser.add_argument("--short", action="store_true", help="two starts, one seed, 2 steps, 6 rows")
-    if parser.parse_args().short:
+    parser.add_argument("--ranks", type=int, nargs="+", default=[FULL, 64, 8], help="384 is full (384 64 8)")
+    parser.add_argument("--seeds", type=int, default=3, help="of rows and order (3)")
+    asked = parser.parse_args()
+    if asked.short:
         main((FULL, 8), 1, 2, 6)
     else:
-        main()
+        main(asked.ranks, asked.seeds)

@@ -53,6 +53,7 @@ def _grid(series: Series) -> tuple[list[float], list[float]] | None:
 
 def _coloured(figure: Any, axes: Any, series: Series, first: list[float], second: list[float]) -> None:
     from matplotlib.colors import LogNorm
+    from matplotlib.patches import Rectangle
 
     (across, up), best = series["names"], _best(series)
     found = {(one[across], one[up]): one["value"] for one in series["points"]}
@@ -69,13 +70,15 @@ def _coloured(figure: Any, axes: Any, series: Series, first: list[float], second
     axes.set_xticks(range(len(first)), [f"{value:g}" for value in first])
     axes.set_yticks(range(len(second)), [f"{value:g}" for value in second])
     place = (first.index(best[across]), second.index(best[up]))
-    axes.plot(*place, "s", ms=26, mfc="none", mec=CHOICE, mew=1.8, label=_CHOSEN)
+    corner = (place[0] - 0.5, place[1] - 0.5)
+    axes.add_patch(Rectangle(corner, 1, 1, fill=False, ec=CHOICE, lw=2.4, joinstyle="miter"))
+    axes.plot([], [], "s", ms=8, mfc="none", mec=CHOICE, mew=1.8, label=_CHOSEN)  # for the legend
     plain(axes, series["title"], across, up)
     axes.tick_params(length=0)
     axes.spines[:].set_visible(False)
     bar = figure.colorbar(image, ax=axes, fraction=0.046, pad=0.04)
     bar.set_label(series["measure"], fontsize=PLAIN)
-    bar.ax.tick_params(labelsize=SMALL, length=2)
+    bar.ax.tick_params(which="both", labelsize=SMALL, length=2)
     bar.outline.set_visible(False)
 
 

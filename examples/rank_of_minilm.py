@@ -1,10 +1,11 @@
-"""A pre-trained transformer whose query, key and value matrices lose rank: is it fine-tuned further from its tangent model?
+"""A pre-trained transformer whose query, key and value matrices lose rank: is it fine-tuned further from its tangent
+model?
 
-Liu and others (ICLR 2024) ask it of recurrent nets with random weights (examples/rank_of_start.py): a start of low rank leaves
-the lazy regime further. Here the query, key and value matrices of MiniLM's last two blocks are replaced by their leading singular
-values, with one of their norms kept, the last two blocks are fine-tuned for 20 steps on a shipped task, and it is
-measured how far the kernel turned (`kernel_distance`) and how far the model is from its linearisation (`posthoc_gap`). Each start
-has the head that its own features make.
+Liu and others (ICLR 2024) ask it of recurrent nets with random weights (examples/rank_of_start.py): a start of low rank
+leaves the lazy regime further. Here the query, key and value matrices of MiniLM's last two blocks are replaced by their
+leading singular values, with one of their norms kept, the last two blocks are fine-tuned for 20 steps on a shipped
+task, and it is measured how far the kernel turned (`kernel_distance`) and how far the model is from its linearisation
+(`posthoc_gap`). Each start has the head that its own features make.
 
     python examples/rank_of_minilm.py [--short] [--ranks R ...] [--seeds N]
 """
@@ -32,7 +33,7 @@ MATRICES = [
     for kind in ("query", "key", "value")
 ]
 FULL, PARAMS, READING = 384, "last:2", ts.Reading(batch_size=16, max_tokens=16)
-MEASURES = ("kernel distance", "post-hoc gap", "|tau|", "accuracy before", "accuracy")
+MEASURES = ("kernel distance", "post-hoc gap", "norm of tau", "accuracy before", "accuracy")
 
 
 def measured(start: ts.Encoder, task: ts.Task, steps: int, rows: int, seed: int) -> dict[str, float]:

@@ -225,9 +225,8 @@ def _rank(name: str, matrix: Tensor, gradient: Tensor | None, top: int) -> Matri
     total, largest = float(squares.sum()), float(squares[0])
     found = None
     if gradient is not None and bool(gradient.any()):
-        seen = (
-            values > values[0] * max(whole.shape) * torch.finfo(matrix.dtype).eps
-        )  # others have no vectors of their own
+        # the vectors of singular values that are 0 up to rounding are arbitrary
+        seen = values > values[0] * max(whole.shape) * torch.finfo(matrix.dtype).eps
         found = _alignment(left, right, flat(gradient), min(top, int(seen.sum())))
     return MatrixRank(
         name, (whole.shape[0], whole.shape[1]), entropy_rank(squares), total / largest, math.sqrt(total),

@@ -70,13 +70,19 @@ def trials(count: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
 
 def alignments(start: Recurrent, end: Recurrent, x: Tensor) -> dict[str, float]:
     """The paper's three measures between two points of one net."""
-    kernels = [TangentKernel(net, x, params="recurrent", batch_size=len(x)) for net in (start, end)]
+    first_kernel, last_kernel = (
+        TangentKernel(net, x, params="recurrent", batch_size=len(x)) for net in (start, end)
+    )
     with torch.no_grad():
         first, last = (net.states(x) @ net.states(x).T for net in (start, end))
         moved = (end.recurrent - start.recurrent).norm()
         turned = (first * last).sum() / (first.norm() * last.norm())
     return dict(
-        zip(MEASURES, (1 - kernel_distance(*kernels).value, float(turned), float(moved)), strict=True)
+        zip(
+            MEASURES,
+            (1 - kernel_distance(first_kernel, last_kernel).value, float(turned), float(moved)),
+            strict=True,
+        )
     )
 
 

@@ -184,15 +184,22 @@ def study(
         return Siren(s0, s1, seed, width)
 
     named = {name: winner(data.psi, *constants) for name, constants in WINNERS.items()}
-    rows = {
-        "held_out": (data.between, data.wanted),
-        "seeds": seeds,
-        "batch_size": samples,
-        "budget": Flow(steps),
-    }
+
+    def asked(scales: Mapping[str, Sequence[float]] | Sequence[Mapping[str, float]]) -> Forecast:
+        unseen = (data.between, data.wanted)
+        return forecast(
+            build,
+            data.x,
+            data.y,
+            scales,
+            budget=Flow(steps),
+            held_out=unseen,
+            seeds=seeds,
+            batch_size=samples,
+        )
+
     with ts.computing(check="off"):  # rows of such a net are apart
-        found = forecast(build, data.x, data.y, grid, **rows)
-        formulas = forecast(build, data.x, data.y, list(named.values()), **rows)
+        found, formulas = asked(grid), asked(list(named.values()))
     starts = [*found.starts, *formulas.starts]
     nets = [build(**one.scales, seed=seed) for one in starts for seed in range(seeds)]
     rates = torch.cat([predicted(found, "lr_max"), predicted(formulas, "lr_max")]).float() / 2

@@ -81,3 +81,11 @@ def test_recurrent_nets_start_at_low_rank(capsys):
     assert {(run.rank, run.keep) for run in runs} == {(1, "frobenius"), (1, "spectral"), (8, "frobenius")}
     assert all(0 < run.end["kernel alignment"] <= 1 for run in runs)
     assert "Spectral norm kept" in capsys.readouterr().out
+
+
+@pytest.mark.long
+def test_minilm_starts_at_low_rank(capsys):
+    (one, other) = example("rank_of_minilm")(ranks=(8,), seeds=1, steps=1, rows=4)
+    assert (one["norm kept"], other["norm kept"]) == ("frobenius", "spectral")
+    assert one["entropy rank"] == other["entropy rank"]
+    assert "one seed" in capsys.readouterr().out

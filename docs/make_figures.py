@@ -26,6 +26,7 @@ PICTURES = {  # where it goes below docs: from which report, which of its pictur
     "figures/text7-addition": ("reproduce-text7", "addition"),
     "figures/demo-xi": ("demo", "xi-movie_sentiment-debian_section"),
     "results/grokking/trajectory": ("grokking", "trajectory"),
+    "figures/starts": ("spectral-bottleneck", "starts"),
     "results/reproduce-text7/xi-drift": ("reproduce-text7", "xi-drift-movie_sentiment-debian_section"),
 }
 

@@ -86,6 +86,18 @@ def everything() -> Report:
                 "errors": {path: [None, 0.01, 0.2] for path in paths[1:]},
                 "kernel": {"alignment": [0.1, 0.1, 0.2], "relative change": [0.0, 0.1, 0.2]}, "tolerance": 0.1,
                 "between": [1, 10], "leaves": 5.0} for alpha in (1, 2)]  # fmt: skip
+    grid = [
+        {"width": a, "noise": b, "value": a * b or None, "error": 0.1}
+        for a in (1.0, 2.0)
+        for b in (0.0, 30.0)
+    ]
+    lists = [("noise",), ("width", "noise"), ("width", "noise")]
+    tried = [[{**one, "noise": 1.0 + one["noise"]} for one in grid[:2]], grid, grid[1:]]
+    series += [
+        {"kind": "starts", "group": "starts", "title": f"predicted {place}", "names": list(names), "points": points,
+         "chosen": {name: points[-1][name] for name in names}, "measure": "mean squared error"}
+        for place, (names, points) in enumerate(zip(lists, tried, strict=True))
+    ]  # fmt: skip
     return Report("all", [], series=series)
 
 

@@ -124,3 +124,32 @@ def test_grokking_is_later_for_a_larger_alpha(capsys, tmp_path):
         "| 5 a larger alpha leaves the linearisation later | 1 of 1 | confirmed |" in capsys.readouterr().out
     )
     assert (tmp_path / "report.json").is_file()
+@pytest.mark.slow
+def test_a_start_of_a_sinusoidal_net_is_forecast(capsys, tmp_path):
+    bands = example("spectral_bottleneck")(
+        seeds=2, samples=64, width=16, steps=20, grid={"s0": [0.0, 50.0], "s1": [0.0, 0.3]}
+    )
+    assert list(bands) == ["low band", "high band"]
+    for band in bands.values():
+        assert [row["start"] for row in band.rows][:3] == ["no noise", "forecast", "best of the grid"]
+        assert len(band.correlations) == 4
+        assert [one["title"] for one in band.report().series][2:] == [
+            "trained by Adam, training rows", "trained by Adam, held-out rows",
+        ]  # fmt: skip
+    assert "psi 0.7" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_recurrent_nets_start_at_low_rank(capsys):
+    runs = example("rank_of_start")(ranks=(1, 8), units=8, seeds=2, steps=4, goal=0.9)
+    assert {(run.rank, run.keep) for run in runs} == {(1, "frobenius"), (1, "spectral"), (8, "frobenius")}
+    assert all(0 < run.end["kernel alignment"] <= 1 for run in runs)
+    assert "Spectral norm kept" in capsys.readouterr().out
+
+
+@pytest.mark.long
+def test_minilm_starts_at_low_rank(capsys):
+    (one, other) = example("rank_of_minilm")(ranks=(8,), seeds=1, steps=1, rows=4)
+    assert (one["norm kept"], other["norm kept"]) == ("frobenius", "spectral")
+    assert one["entropy rank"] == other["entropy rank"]
+    assert "one seed" in capsys.readouterr().out

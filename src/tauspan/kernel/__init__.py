@@ -8,14 +8,17 @@ matrix, `LowRankKernel` of a factor. The sub-packages `tauspan.kernel.diagnose` 
 from tauspan.kernel.approximate.design import DRAWS, Design, design, enough
 from tauspan.kernel.approximate.lowrank import Nystrom, determinantal, nystrom, pivoted_cholesky
 from tauspan.kernel.approximate.reduced import Reduction, reduced
+from tauspan.kernel.operator.budget import Budget, Descent, Flow
 from tauspan.kernel.operator.closed_form import ClosedForm, closed_form, logits_at_base, task_vector
 from tauspan.kernel.operator.factored import kronecker
+from tauspan.kernel.operator.forecast import forecast
 from tauspan.kernel.operator.ghosts import Ghosts
 from tauspan.kernel.operator.interference import Interference, interference
 from tauspan.kernel.operator.joint import Joint, joint
 from tauspan.kernel.operator.losses import LOSSES, Loss, LossProblem, LossSolution
 from tauspan.kernel.operator.pool import pool_kernel
 from tauspan.kernel.operator.projection import Projection, project
+from tauspan.kernel.operator.starts import Forecast, Outcome, Start
 from tauspan.kernel.operator.superposed import Superposed, superpose
 from tauspan.kernel.operator.tangent import TangentKernel
 from tauspan.kernel.operator.union import UnionKernel
@@ -40,12 +43,16 @@ __all__ = [
     "DRAWS",
     "LOSSES",
     "Backend",
+    "Budget",
     "ClosedForm",
     "DenseKernel",
+    "Descent",
     "Design",
     "DualSolution",
     "EigenPairs",
     "Estimate",
+    "Flow",
+    "Forecast",
     "Ghosts",
     "Interference",
     "Joint",
@@ -58,12 +65,14 @@ __all__ = [
     "Margins",
     "Modes",
     "Nystrom",
+    "Outcome",
     "Outputs",
     "Projection",
     "Rate",
     "Reduction",
     "RidgeChoice",
     "RidgeFit",
+    "Start",
     "Superposed",
     "TangentKernel",
     "UnionKernel",
@@ -75,6 +84,7 @@ __all__ = [
     "effective_dimension",
     "eigenpairs",
     "enough",
+    "forecast",
     "interference",
     "joint",
     "kronecker",

@@ -11,6 +11,7 @@ from tauspan.core.figures.grids import map_common, maps, tables
 from tauspan.core.figures.paths import trajectories, trajectory_grid
 from tauspan.core.figures.picture import Drawing, Figures, Format, Picture, each, plotted, rendered
 from tauspan.core.figures.spectra import energies, linearity, linearity_common, spectra, widths, widths_common
+from tauspan.core.figures.starts import starts
 from tauspan.core.figures.style import REGIMES, WIDTH, Series
 
 PICTURES: Mapping[str, Picture] = {
@@ -30,6 +31,12 @@ PICTURES: Mapping[str, Picture] = {
     "linearity": Picture(linearity, lambda members: (1, 1), share=False, common=linearity_common, height=3.4),
     "widths": Picture(widths, lambda members: (1, 1), share=False, common=widths_common, height=3.4),
     "trajectory": Picture(trajectories, trajectory_grid, share=False, height=2.5),
+    "starts": Picture(
+        starts,
+        lambda members: ((len(members) + 1) // 2, min(2, len(members))),
+        share=False,
+        height=3.2,
+    ),
 }
 
 __all__ = [

@@ -77,13 +77,12 @@ def effective_ranks(
     total = float(values.sum())
     strength = total / len(values) if ridge is None else ridge
     seen = values[values > rounding_floor(values)]
-    shares = seen / total
     whole_rank = len(seen) == len(values)
     numbers = {
         "stable": total / largest,
         "participation": total**2 / float(values.square().sum()),
         "lr_max": 2 / largest,
-        "entropy": math.exp(-float((shares * shares.log()).sum())),
+        "entropy": entropy_rank(values),
         "dimension": float((values / (values + strength)).sum()),
         "condition": largest / float(values[-1]) if whole_rank else math.inf,
         "decay": decay_exponent(seen),
@@ -95,6 +94,16 @@ def effective_ranks(
 def _require_positive(largest: float) -> None:
     if not largest > 0:
         raise UsageError("the kernel is zero and has no rank: no parameter moves these outputs.")
+
+
+def entropy_rank(values: Tensor) -> float:
+    """exp(-sum p log p), p = lam / sum lam: how many equal values would be as evenly spread.
+
+    Args:
+        values: 0 or more, not all 0; eigenvalues, or squared singular values.
+    """
+    shares = values.double() / values.double().sum()
+    return math.exp(float(torch.special.entr(shares).sum()))
 
 
 def decay_exponent(values: Tensor) -> float | None:

@@ -124,6 +124,8 @@ def test_grokking_is_later_for_a_larger_alpha(capsys, tmp_path):
         "| 5 a larger alpha leaves the linearisation later | 1 of 1 | confirmed |" in capsys.readouterr().out
     )
     assert (tmp_path / "report.json").is_file()
+
+
 @pytest.mark.slow
 def test_a_start_of_a_sinusoidal_net_is_forecast(capsys, tmp_path):
     bands = example("spectral_bottleneck")(

@@ -154,6 +154,9 @@ def outlook(options: argparse.Namespace) -> None:
     settings = read_fields(options, Settings, regime="standard", seed=options.seed or 0)
     tasks = [commands.task_of(name) for name in options.tasks]
     found = look(commands.encoder_of(options), tasks, settings, rows=options.rows)
+    commands.write_report(found.report(), options)
+
+
 def trajectory(options: argparse.Namespace) -> None:
     """Report how long the tangent model holds along the checkpoints of a fine-tuning."""
     from tauspan.core.reading import Reading

@@ -232,7 +232,11 @@ class _Asked:
         mean, square = _moments(self.tangent, self.parts, self.objective)
         travel = self.travel(settings)
         found = {
-            name: torch.where(square[name] > _SMALL**2, -travel * mean[name] / square[name].sqrt(), 0.0)
+            name: torch.where(
+                square[name] > _SMALL**2,
+                -travel * settings.multiplier(name) * mean[name] / square[name].sqrt(),
+                0.0,
+            )
             for name in mean
         }
         if not any(bool(entry.any()) for entry in found.values()):
@@ -244,7 +248,8 @@ class _Asked:
 
     def looked(self, settings: Settings, tau: Params) -> TaskOutlook:
         """The model and its linearisation along the expected vector."""
-        travel, moved = self.travel(settings), [entry[entry != 0].abs() for entry in tau.values()]
+        travel = self.travel(settings)
+        moved = [entry[entry != 0].abs() / settings.multiplier(name) for name, entry in tau.items()]
         agreement = float(torch.cat(moved).double().mean()) / travel
         path = linearity(self.tangent, tau, [batch for batch, _ in self.parts], SHARES)
         return TaskOutlook(self.task.name, self.steps(settings), travel, agreement, path)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from tauspan.core.errors import UsageError
-from tauspan.kernel.diagnose.standing import Standing
+from tauspan.kernel.diagnose.path.standing import Standing
 from tauspan.kernel.rows.data import AnyBatch
 from tauspan.kernel.solvers.flow import Modes
 

@@ -18,16 +18,18 @@ import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import fmean
-from typing import Any, cast
+from typing import Any
 
 from scipy.stats import spearmanr
 from torch import Tensor
 
 import tauspan as ts
+from tauspan.core.computing import computing
 from tauspan.core.report import Table
 from tauspan.editing.model.directions import Directions
 from tauspan.editing.model.edited import EditedModel, edited_model
-from tauspan.kernel.diagnose import outlook
+from tauspan.kernel.diagnose.outlook import Expectation
+from tauspan.merge.methods.method import added
 
 TASKS = ("news_recreation", "movie_sentiment", "tweet_sentiment", "email_spam")
 ROWS, BATCH = 320, 16
@@ -53,18 +55,23 @@ def rows_of(tasks: Sequence[str], test: int, seed: int) -> list[ts.Task]:
 
 def with_outlook(encoder: ts.Encoder, found: Sequence[dict[str, Any]], test: int, out: Path | None) -> None:
     """Write into each cell what is expected of its sum before the ordinary training."""
-    seen: dict[tuple[Any, ...], float] = {}
-    for one in found:
-        if "outlook" in one:
-            continue
-        key = (one["blocks"], one["rate"], one["steps"], one["seed"])
-        if (key, *one["sum"]) not in seen:
-            made = outlook(
-                encoder, rows_of(one["sum"], test, one["seed"]), settings("standard", *key), rows=32
-            )
-            seen[key, *one["sum"]] = cast("float", made.added)
-        one["outlook"] = seen[key, *one["sum"]]
+    for key in dict.fromkeys(_training(one) for one in found if "outlook" not in one):
+        cells = [one for one in found if _training(one) == key]
+        chosen, names = settings("standard", *key), sorted({name for one in cells for name in one["sum"]})
+        with computing(check="off"):  # the same models and shapes as those that were trained
+            asked = {
+                task.name: Expectation.of(encoder, task, chosen, 32) for task in rows_of(names, test, key[-1])
+            }
+            vectors = {name: one.expected_vector(chosen) for name, one in asked.items()}
+            for one in cells:
+                parts = [vectors[name] for name in one["sum"]]
+                total = {name: added(part[name] for part in parts) for name in parts[0]}
+                one["outlook"] = fmean(asked[name].error_at(total) for name in one["sum"])
         _keep(out, found)
+
+
+def _training(one: Mapping[str, Any]) -> tuple[Any, ...]:
+    return one["blocks"], one["rate"], one["steps"], one["seed"]
 
 
 def model_of(

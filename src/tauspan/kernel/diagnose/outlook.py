@@ -177,7 +177,9 @@ def outlook(
     if rows < 2:
         raise UsageError(f"rows={rows}: a mean over gradients takes 2 rows or more.")
     with measured() as cost, progress("outlook", len(tasks)) as advance:
-        asked = [_Asked.of(encoder, task, settings, rows) for task in tasks]
+        asked: list[Expectation] = []
+        for task in tasks:
+            asked.append(Expectation.of(encoder, task, settings, rows, asked[0] if asked else None))
         found: list[TaskOutlook] = []
         total: dict[str, Tensor] = {}
         for one in asked:
@@ -197,8 +199,16 @@ def outlook(
 
 
 @dataclass(frozen=True, eq=False)
-class _Asked:
-    """One task's rows under its head."""
+class Expectation:
+    """One task's rows under its head, from which the vector of a training is expected.
+
+    Args:
+        task: the task.
+        tangent: the linearised model under its head.
+        parts: batches of its rows, with their targets.
+        objective: what it is trained by.
+        params: which parameters train.
+    """
 
     task: Task
     tangent: Linearized
@@ -207,16 +217,21 @@ class _Asked:
     params: str | Sequence[str]
 
     @staticmethod
-    def of(encoder: Encoder, task: Task, settings: Settings, rows: int) -> "_Asked":
+    def of(
+        encoder: Encoder, task: Task, settings: Settings, rows: int, like: "Expectation | None" = None
+    ) -> "Expectation":
+        """Of some rows of a task; what was checked of the model of another task is not checked again."""
         drawn, tokens = (
             task.subset(seed=settings.seed, train=rows).split("train"),
             task.tokens(settings.max_tokens),
         )
         head = build_head(task, encoder, max_tokens=settings.max_tokens)
-        tangent = linearize(Classifier(encoder, head), params=settings.params)
+        tangent = (
+            like.tangent.under(head) if like else linearize(Classifier(encoder, head), params=settings.params)
+        )
         objective = task.objective.bound(encoder.language)
         parts = labelled(encoder, drawn, tokens, settings.batch_size, objective)
-        return _Asked(task, tangent, parts, objective, settings.params)
+        return Expectation(task, tangent, parts, objective, settings.params)
 
     def steps(self, settings: Settings) -> int:
         """Of the whole training."""

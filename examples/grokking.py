@@ -42,7 +42,7 @@ from torch import Tensor, nn
 from tauspan import Report, Table
 from tauspan.kernel import DenseKernel, Modes
 from tauspan.kernel.diagnose import (
-    Descent,
+    GradientDescent,
     Trajectory,
     centred_alignment,
     kernel_change,
@@ -249,7 +249,7 @@ def trained(sizes: Sizes, alpha: float, seed: int) -> Run:
     followed = (world.other, world.wanted[:, None])
     run.path = trajectory(
         Toy(world.weights, alpha), [*points[:-1:2], points[-1]], world.x, world.y[:, None], test=followed,
-        descent=Descent(sizes.width / alpha**2), batch_size=sizes.rows,
+        descent=GradientDescent(sizes.width / alpha**2), batch_size=sizes.rows,
     )  # fmt: skip
     return run
 

@@ -13,7 +13,7 @@ from torch import nn
 from helpers import zoo
 from tauspan.core.errors import DataError, MismatchError, NonFiniteError, StoreError, UsageError
 from tauspan.core.report import Report
-from tauspan.kernel.diagnose import Descent, Recorder, departure, spaced_steps, trajectory
+from tauspan.kernel.diagnose import GradientDescent, Recorder, departure, spaced_steps, trajectory
 from tauspan.kernel.diagnose.path.lazy_path import LazyPath
 from tauspan.kernel.diagnose.path.standing import Standing
 from tauspan.objectives import Regression
@@ -122,7 +122,7 @@ def test_the_closed_form_is_gradient_descent_of_the_linearised_net(loss):
     tangent = linearize(net)
     start = {name: theta.clone() for name, theta in tangent.theta0().items()}
     standing = Standing(net, start, "all")
-    path = LazyPath(standing, [X[:3], X[3:]], net(X).detach(), Y, Descent(lr, loss))
+    path = LazyPath(standing, [X[:3], X[3:]], net(X).detach(), Y, GradientDescent(lr, loss))
     cross = path.cross([OTHER[0]])
     optimiser = torch.optim.SGD(tangent.parameters(), lr=lr)
     for step in range(41):
@@ -139,7 +139,7 @@ def test_the_closed_form_is_gradient_descent_of_the_linearised_net(loss):
 def test_a_net_that_is_linear_in_its_parameters_never_leaves_either_path():
     net = nn.Sequential(nn.Linear(3, 2)).double()
     _, points = trained(net, [0, 1, 10, 100], 0.2)
-    found = trajectory(net, points, X, Y, test=OTHER, descent=Descent(0.2))
+    found = trajectory(net, points, X, Y, test=OTHER, descent=GradientDescent(0.2))
     for point in found.points[1:]:
         for on in ("train", "test"):
             scores = point.scores[on]
@@ -172,7 +172,7 @@ def test_the_predicted_path_is_the_nets_own_as_alpha_grows():
         net = Scaled(small_net(), alpha)
         lr = 0.05 / alpha**2
         _, points = trained(net, [0, 60], lr)
-        last = trajectory(net, points, X, Y, descent=Descent(lr), rows=0).points[-1]
+        last = trajectory(net, points, X, Y, descent=GradientDescent(lr), rows=0).points[-1]
         errors.append(last.scores["train"]["predicted"].apart)
         assert last.distance is None
     assert errors[0] > 0.05
@@ -213,7 +213,7 @@ def test_other_losses_and_optimisers_have_the_tangent_model_at_their_weights():
     aligned = float((h @ kernel @ h * (y @ y.T)).sum() / (h @ kernel @ h).norm() / (y @ y.T).norm())
     assert found.points[0].alignment == pytest.approx(aligned, abs=1e-10)
     with pytest.raises(UsageError, match="closed form is that of a squared loss"):
-        trajectory(net, points, X, labels, descent=Descent(0.1))
+        trajectory(net, points, X, labels, descent=GradientDescent(0.1))
 
 
 # -- points ------------------------------------------------------------------------------------------------------
@@ -320,11 +320,11 @@ def test_points_of_another_training_are_refused():
     with pytest.raises(UsageError, match="2 rows or more"):
         trajectory(net, points, X, Y, rows=1)
     with pytest.raises(UsageError, match=r"diverges from lr = 2/lambda_max = ([\d.]+)") as caught:
-        trajectory(net, points, X, Y, descent=Descent(1e3))
+        trajectory(net, points, X, Y, descent=GradientDescent(1e3))
     most = float(str(caught.value).split("2/lambda_max = ")[1].split(" ")[0])
-    assert trajectory(net, points, X, Y, descent=Descent(0.9 * most), rows=0)  # a lower one
+    assert trajectory(net, points, X, Y, descent=GradientDescent(0.9 * most), rows=0)  # a lower one
     with pytest.raises(UsageError, match="above 0"):
-        Descent(0.0)
+        GradientDescent(0.0)
 
 
 def test_what_the_tangent_model_holds_fixed_must_not_move():
@@ -384,7 +384,7 @@ def test_a_tied_parameter_is_one_under_any_of_its_names():
 
 def test_the_report_says_when_and_shows_it():
     net, points = trained(small_net(), [0, 1, 4, 20, 150], 0.3)
-    found = trajectory(net, points, X, Y, test=OTHER, descent=Descent(0.3), rows=4)
+    found = trajectory(net, points, X, Y, test=OTHER, descent=GradientDescent(0.3), rows=4)
     low, high = found.leaves.between
     assert low < found.leaves.step < high
     assert f"between the points at steps {low} and {high}" in found.verdict

@@ -16,7 +16,7 @@ SquaredLoss = Literal["mean", "rows", "sum", "half"]
 
 
 @dataclass(frozen=True)
-class Descent:
+class GradientDescent:
     """Full-batch gradient descent without momentum or decay, theta <- theta - lr dL/dtheta, on a squared loss L.
 
     Args:
@@ -29,7 +29,7 @@ class Descent:
         UsageError: a learning rate that is not above 0.
 
     Example:
-        >>> Descent(0.5, "mean").rate(rows=4, outputs=2)  # 2 / (N O) of it
+        >>> GradientDescent(0.5, "mean").rate(rows=4, outputs=2)  # 2 / (N O) of it
         0.125
     """
 
@@ -38,7 +38,7 @@ class Descent:
 
     def __post_init__(self) -> None:
         if not self.lr > 0:
-            raise UsageError(f"Descent(lr={self.lr}): a learning rate is above 0.")
+            raise UsageError(f"GradientDescent(lr={self.lr}): a learning rate is above 0.")
 
     def rate(self, rows: int, outputs: int) -> float:
         """The learning rate of the same steps on 1/2 |f - y|², summed over rows and outputs."""
@@ -71,7 +71,7 @@ class LazyPath:
         batches: Sequence[AnyBatch],
         start: Tensor,
         targets: Tensor,
-        descent: Descent,
+        descent: GradientDescent,
     ) -> None:
         self._standing, self._batches, self._start = standing, batches, start
         self._residual = targets.double().cpu() - start
@@ -81,7 +81,7 @@ class LazyPath:
         if not self._rate < self.modes.lr_max:
             most = descent.lr * self.modes.lr_max / self._rate
             raise UsageError(
-                f"Descent(lr={descent.lr:g}, loss={descent.loss!r}): the tangent model diverges from lr = 2/lambda_max = "
+                f"GradientDescent(lr={descent.lr:g}, loss={descent.loss!r}): the tangent model diverges from lr = 2/lambda_max = "
                 f"{most:g} on. Train with a lower one, or leave `descent` out, and take the tangent model at the net's "
                 "own weights alone."
             )

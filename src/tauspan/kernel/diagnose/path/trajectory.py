@@ -14,7 +14,7 @@ from tauspan.core.results import Result
 from tauspan.kernel import Outputs
 from tauspan.kernel.diagnose.path import sections
 from tauspan.kernel.diagnose.path.departure import Departure
-from tauspan.kernel.diagnose.path.lazy_path import Descent
+from tauspan.kernel.diagnose.path.lazy_path import GradientDescent
 from tauspan.kernel.diagnose.path.standing import Standing
 from tauspan.kernel.diagnose.path.walk import PathName, PathPoint, RowsName, Side, Walk
 from tauspan.kernel.diagnose.verdict import CARRIES
@@ -72,7 +72,7 @@ def trajectory(
     targets: Tensor,
     *,
     test: tuple[Data, Tensor] | None = None,
-    descent: Descent | None = None,
+    descent: GradientDescent | None = None,
     objective: Objective | None = None,
     params: Selection = "all",
     rows: int | None = 64,
@@ -136,7 +136,7 @@ def trajectory(
         ...         for p in net.parameters():
         ...             p -= 0.1 * p.grad
         ...     points.append((step, {name: p.detach().clone() for name, p in net.named_parameters()}))
-        >>> found = trajectory(net, points, x, y, descent=Descent(0.1))  # this net is affine in its parameters
+        >>> found = trajectory(net, points, x, y, descent=GradientDescent(0.1))  # this net is affine in its parameters
         >>> found.leaves.step, found.points[-1].scores["train"]["predicted"].apart < 1e-12
         (None, True)
     """

@@ -16,7 +16,7 @@ from tauspan.kernel import Outputs, TangentKernel
 from tauspan.kernel.diagnose.alignment import centred_alignment
 from tauspan.kernel.diagnose.motion import kernel_change, kernel_distance
 from tauspan.kernel.diagnose.path.departure import Departure, departure
-from tauspan.kernel.diagnose.path.lazy_path import Descent, LazyPath, drawn
+from tauspan.kernel.diagnose.path.lazy_path import GradientDescent, LazyPath, drawn
 from tauspan.kernel.diagnose.path.standing import Standing
 from tauspan.kernel.operator.interference import accuracy, rms
 from tauspan.kernel.rows.data import AnyBatch, Data, batches_of, rows_of, taken
@@ -104,7 +104,7 @@ class Walk:
         self._cross: dict[RowsName, Tensor] = {}
         self._first: TangentKernel | None = None
 
-    def predict(self, descent: Descent) -> None:
+    def predict(self, descent: GradientDescent) -> None:
         """Also follow the closed form of gradient descent."""
         if not isinstance(self._loss, Regression):
             raise UsageError(

@@ -81,9 +81,9 @@ class LazyPath:
         if not self._rate < self.modes.lr_max:
             most = descent.lr * self.modes.lr_max / self._rate
             raise UsageError(
-                f"GradientDescent(lr={descent.lr:g}, loss={descent.loss!r}): the tangent model diverges from lr = 2/lambda_max = "
-                f"{most:g} on. Train with a lower one, or leave `descent` out, and take the tangent model at the net's "
-                "own weights alone."
+                f"GradientDescent(lr={descent.lr:g}, loss={descent.loss!r}): the tangent model diverges from lr = "
+                f"2/lambda_max = {most:g} on. Train with a lower one, or leave `descent` out, and take the tangent model at "
+                "the net's own weights alone."
             )
 
     def cross(self, batches: Sequence[AnyBatch]) -> Tensor:

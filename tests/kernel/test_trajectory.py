@@ -14,8 +14,8 @@ from helpers import zoo
 from tauspan.core.errors import DataError, MismatchError, NonFiniteError, StoreError, UsageError
 from tauspan.core.report import Report
 from tauspan.kernel.diagnose import GradientDescent, Recorder, departure, spaced_steps, trajectory
-from tauspan.kernel.diagnose.path.lazy_path import LazyPath
-from tauspan.kernel.diagnose.path.standing import Standing
+from tauspan.kernel.diagnose.lazy_path import LazyPath
+from tauspan.kernel.diagnose.standing import Standing
 from tauspan.objectives import Regression
 from tauspan.tangent import linearize
 

@@ -12,23 +12,22 @@ from tauspan.kernel.diagnose.alignment import (
     label_gradient_alignment,
     principal_angles,
 )
+from tauspan.kernel.diagnose.checkpoints import checkpoint_trajectory
+from tauspan.kernel.diagnose.departure import Departure, departure
 from tauspan.kernel.diagnose.energy import Eigenfunctions, LocalEnergy, local_energy
 from tauspan.kernel.diagnose.gather import Diagnosis, diagnose, kernel_report
 from tauspan.kernel.diagnose.kernels import TaskPairs, TaskSpectrum, task_pairs, task_spectrum
 from tauspan.kernel.diagnose.lazy import Linearity, PosthocGap, lazy_coefficient, linearity, posthoc_gap
+from tauspan.kernel.diagnose.lazy_path import GradientDescent
 from tauspan.kernel.diagnose.low_rank import low_rank_start
 from tauspan.kernel.diagnose.motion import kernel_change, kernel_distance, kernel_velocity
 from tauspan.kernel.diagnose.outlook import Outlook, TaskOutlook, outlook
-from tauspan.kernel.diagnose.path.checkpoints import checkpoint_trajectory
-from tauspan.kernel.diagnose.path.departure import Departure, departure
-from tauspan.kernel.diagnose.path.lazy_path import GradientDescent
-from tauspan.kernel.diagnose.path.recording import Recorder, spaced_steps
-from tauspan.kernel.diagnose.path.trajectory import Trajectory, trajectory
-from tauspan.kernel.diagnose.path.walk import PathPoint, PathScore
 from tauspan.kernel.diagnose.planning import KernelPlan, TaskPace, kernel_plan
 from tauspan.kernel.diagnose.ranks import Alignment, MatrixRank, StartRanks, start_ranks, task_gradient
+from tauspan.kernel.diagnose.recording import Recorder, spaced_steps
 from tauspan.kernel.diagnose.rows import Findings, KernelOutputs, KernelSettings, TaskKernel, task_kernels
 from tauspan.kernel.diagnose.spectra import CumulativePower, EffectiveRanks, cumulative_power, effective_ranks
+from tauspan.kernel.diagnose.trajectory import Trajectory, trajectory
 from tauspan.kernel.diagnose.vectors import (
     TaskEnergy,
     TaskInterference,
@@ -37,6 +36,7 @@ from tauspan.kernel.diagnose.vectors import (
     task_interference,
     task_paths,
 )
+from tauspan.kernel.diagnose.walk import PathPoint, PathScore
 from tauspan.kernel.diagnose.width import (
     CoordinateCheck,
     LayerMotion,

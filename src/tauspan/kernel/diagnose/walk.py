@@ -14,10 +14,10 @@ from tauspan.core.params import Params, norm, require_finite_rows
 from tauspan.core.results import ratio
 from tauspan.kernel import Outputs, TangentKernel
 from tauspan.kernel.diagnose.alignment import centred_alignment
+from tauspan.kernel.diagnose.departure import Departure, departure
+from tauspan.kernel.diagnose.lazy_path import GradientDescent, LazyPath, drawn
 from tauspan.kernel.diagnose.motion import kernel_change, kernel_distance
-from tauspan.kernel.diagnose.path.departure import Departure, departure
-from tauspan.kernel.diagnose.path.lazy_path import GradientDescent, LazyPath, drawn
-from tauspan.kernel.diagnose.path.standing import Standing
+from tauspan.kernel.diagnose.standing import Standing
 from tauspan.kernel.operator.interference import accuracy, rms
 from tauspan.kernel.rows.data import AnyBatch, Data, batches_of, rows_of, taken
 from tauspan.objectives import Classification, Objective, Regression

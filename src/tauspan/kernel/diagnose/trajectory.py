@@ -12,12 +12,12 @@ from tauspan.core.params import Params, norm
 from tauspan.core.report import Report, noted, provenance
 from tauspan.core.results import Result
 from tauspan.kernel import Outputs
-from tauspan.kernel.diagnose.path import sections
-from tauspan.kernel.diagnose.path.departure import Departure
-from tauspan.kernel.diagnose.path.lazy_path import GradientDescent
-from tauspan.kernel.diagnose.path.standing import Standing
-from tauspan.kernel.diagnose.path.walk import PathName, PathPoint, RowsName, Side, Walk
+from tauspan.kernel.diagnose import path_sections
+from tauspan.kernel.diagnose.departure import Departure
+from tauspan.kernel.diagnose.lazy_path import GradientDescent
+from tauspan.kernel.diagnose.standing import Standing
 from tauspan.kernel.diagnose.verdict import CARRIES
+from tauspan.kernel.diagnose.walk import PathName, PathPoint, RowsName, Side, Walk
 from tauspan.kernel.rows.data import Data
 from tauspan.models.select import Selection
 from tauspan.objectives import Classification, Objective, Regression
@@ -53,11 +53,11 @@ class Trajectory(Result):
     @property
     def verdict(self) -> str:
         """Until which step the tangent model carries; docs/verdicts.md has the rules."""
-        return sections.departure_in_words(self.leaves, self.departures.get(("predicted", "train")))
+        return path_sections.departure_in_words(self.leaves, self.departures.get(("predicted", "train")))
 
     def report(self) -> Report:
         """The verdict, a table of losses, one of the kernel's motion, one of departures, and a picture of all three."""
-        found = sections.trajectory_section(self.points, self.departures, self.counts)
+        found = path_sections.trajectory_section(self.points, self.departures, self.counts)
         return Report(
             "Trajectory", found.tables, dict(self.provenance), found.series, found.result, self.warnings, self.verdict
         )  # fmt: skip

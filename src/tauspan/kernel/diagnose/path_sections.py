@@ -5,9 +5,9 @@ from dataclasses import asdict
 from typing import Any
 
 from tauspan.core.report import Cell, Table
-from tauspan.kernel.diagnose.path.departure import Departure
-from tauspan.kernel.diagnose.path.walk import PathName, PathPoint, RowsName
+from tauspan.kernel.diagnose.departure import Departure
 from tauspan.kernel.diagnose.rows import Findings
+from tauspan.kernel.diagnose.walk import PathName, PathPoint, RowsName
 
 
 def departure_in_words(leaves: Departure, predicted: Departure | None) -> str:

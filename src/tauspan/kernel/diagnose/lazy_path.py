@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from tauspan.core.errors import UsageError
-from tauspan.kernel.diagnose.path.standing import Standing
+from tauspan.kernel.diagnose.standing import Standing
 from tauspan.kernel.rows.data import AnyBatch
 from tauspan.kernel.solvers.flow import Modes
 
@@ -82,8 +82,8 @@ class LazyPath:
             most = descent.lr * self.modes.lr_max / self._rate
             raise UsageError(
                 f"GradientDescent(lr={descent.lr:g}, loss={descent.loss!r}): the tangent model diverges from lr = "
-                f"2/lambda_max = {most:g} on. Train with a lower one, or leave `descent` out, and take the tangent model at "
-                "the net's own weights alone."
+                f"2/lambda_max = {most:g} on. Train with a lower one, or leave `descent` out, and take the tangent model "
+                "at the net's own weights alone."
             )
 
     def cross(self, batches: Sequence[AnyBatch]) -> Tensor:

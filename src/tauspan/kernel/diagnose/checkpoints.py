@@ -17,7 +17,7 @@ from tauspan.core.params import Params
 from tauspan.core.reading import Reading
 from tauspan.core.report import noted
 from tauspan.kernel import Outputs
-from tauspan.kernel.diagnose.path.trajectory import Trajectory, trajectory
+from tauspan.kernel.diagnose.trajectory import Trajectory, trajectory
 from tauspan.kernel.diagnose.verdict import CARRIES
 from tauspan.models import Classifier, Encoder
 from tauspan.tasks import Task, build_head

@@ -1,1 +1,0 @@
-"""Trainings beside their lazy paths: losses, kernels, predictions, and when a net leaves its linearisation."""

@@ -15,7 +15,7 @@ import argparse
 import itertools
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -162,23 +162,40 @@ def _by_seed(found: Sequence[Mapping[str, Any]]) -> list[list[Mapping[str, Any]]
 
 
 def correlations(found: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Spearman's rank correlation of the gap at alpha 1 with each quantity, over the sums of each seed."""
-    rows: list[dict[str, Any]] = []
-    for name in (*BEFORE, *AFTER):
-        each = [_rank(some, name) for some in _by_seed(found)]
-        known = [one for one in each if not math.isnan(one)]  # one that never differs has no rank
-        spread = {"with the gap": fmean(known), "least": min(known), "most": max(known)} if known else {}
-        rows.append({"quantity": name, "known": "before" if name in BEFORE else "after", **spread})
-    return rows
+    """Spearman's rank correlations over the sums of each seed: the mean, and the least and the most of a seed."""
+    return [
+        {
+            "quantity": name, "known": "before" if name in BEFORE else "after",
+            **{target: _ranks(found, name, of) for target, of in TARGETS.items()},
+        }
+        for name in (*BEFORE, *AFTER)
+    ]  # fmt: skip
 
 
-def _rank(found: Sequence[Mapping[str, Any]], name: str) -> float:
-    values = [
-        one["linear single"] - one["ordinary single"] if name == "single gap" else one[name] for one in found
-    ]
-    if len(set(values)) < 2:
-        return math.nan
-    return float(spearmanr(values, list(map(gap, found))).statistic)
+def _ranks(
+    found: Sequence[Mapping[str, Any]], name: str, target: Callable[[Mapping[str, Any]], float]
+) -> str:
+    each = []
+    for some in _by_seed(found):
+        values = [single_gap(one) if name == "single gap" else one[name] for one in some]
+        if len(set(values)) > 1:  # one that never differs has no rank
+            each.append(float(spearmanr(values, list(map(target, some))).statistic))
+    return f"{fmean(each):.2f} [{min(each):.2f}, {max(each):.2f}]" if each else ""
+
+
+def single_gap(one: Mapping[str, Any]) -> float:
+    """How far single linear vectors are ahead."""
+    return float(one["linear single"] - one["ordinary single"])
+
+
+def lost(one: Mapping[str, Any]) -> float:
+    """What ordinary vectors lose of single accuracy by adding."""
+    return float(one["ordinary single"] - one["ordinary"])
+
+
+TARGETS: Mapping[str, Callable[[Mapping[str, Any]], float]] = {
+    "with the gap": gap, "with what ordinary vectors lose": lost, "with bend": lambda one: float(one["bend"])
+}  # fmt: skip
 
 
 def _keep(out: Path | None, found: Sequence[Mapping[str, Any]], note: str = "") -> None:
@@ -217,7 +234,7 @@ def main(argv: list[str] | None = None) -> None:
         with_outlook(encoder, found, options.rows, options.out)
         _keep(options.out, found, note)
     print(Table("Sums at alpha 1", mean_cells(found), note).to_markdown())
-    said = "Spearman's rank correlation over sums, mean, least and most of a seed"
+    said = "Spearman's rank correlation over sums: mean, least and most of a seed; lose: of single accuracy, by adding"
     print(Table("What the gap goes with", correlations(found), said).to_markdown())
 
 

@@ -91,7 +91,7 @@ def test_the_expected_error_grows_with_the_rate_and_the_verdict_says_so() -> Non
         10, rel=0.05
     )  # the first term that is left out is the second
     assert "leave the tangent model for first, second" in found.verdict
-    assert found.verdict.endswith(f"At the sum of all vectors it is about {found.added:.2g}.")
+    assert f"At the sum of all vectors it is about {found.added:.2g}. Vectors that are added" in found.verdict
     report = found.report()
     assert "expected error" in report.to_markdown()
     assert report.series[0]["kind"] == "linearity"

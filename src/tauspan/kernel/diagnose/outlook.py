@@ -24,6 +24,7 @@ from tauspan.train.settings import Settings
 from tauspan.train.trainee import in_space
 
 SHARES = (1 / 16, 1 / 8, 1 / 4, 1 / 2, 1.0)
+BENDS = 0.5  # the error at a sum beyond which ordinary vectors were seen to lose by adding
 _SMALL = 1e-12  # an entry whose gradients are all below it does not move
 
 

@@ -1,6 +1,6 @@
 """Does `outlook` say before training how far the tangent model will hold? Models, tasks, parameters and rates.
 
-    python -m benchmarks.holds [--seed 0] [--out results.json]
+    python -m benchmarks.holds [--seeds 0 1 2] [--out results.json]
 
 Each case is asked before training, then trained in the ordinary regime, and its vector is read in the tangent model on
 test rows. `error` is |f(theta0 + tau) - f_lin(tau)| / |J tau|, `gap` the same over |f(theta0 + tau) - f(theta0)|, and
@@ -12,6 +12,7 @@ log(expected) is fitted without the model of the case.
 
 import argparse
 import copy
+import itertools
 import json
 import math
 from collections.abc import Callable, Iterator, Sequence
@@ -71,7 +72,7 @@ def measured_case(case: Case, seed: int) -> Known:
     last = before.path
     bent = rms(last.moved[-1] - last.start - last.tangent) / rms(last.moved[-1] - last.start)
     return {
-        "key": case.key, "model": case.model, "task": task.name, "params": case.settings.params,
+        "key": case.key, "seed": seed, "model": case.model, "task": task.name, "params": case.settings.params,
         "rate": case.settings.peak_lr, "steps": before.steps, "travel": before.travel,
         "length": before.travel * math.sqrt(entries), "agreement": before.agreement,
         "expected": before.expected, "expected gap": bent, "error": path.relative[0], "gap": gap.relative.value,
@@ -154,14 +155,9 @@ NETS: dict[str, Callable[[], nn.Module]] = {
 
 def _task(name: str, images: Tensor, yes: Tensor, where: slice) -> ts.Task:
     x, y = images[where], yes[where].long()
-    cuts: dict[str, Any] = {
-        "train": slice(0, -200),
-        "validation": slice(-200, -150),
-        "test": slice(-150, None),
-    }
-    return ts.Task.from_tensors(
-        name, ["no", "yes"], **{split: (x[cut], y[cut]) for split, cut in cuts.items()}
-    )
+    cuts = {"train": slice(0, -200), "validation": slice(-200, -150), "test": slice(-150, None)}
+    splits: dict[str, Any] = {split: (x[cut], y[cut]) for split, cut in cuts.items()}
+    return ts.Task.from_tensors(name, ["no", "yes"], **splits)
 
 
 def _settings(rate: float, steps: int, params: str, seed: int) -> ts.Settings:
@@ -175,15 +171,14 @@ def _settings(rate: float, steps: int, params: str, seed: int) -> ts.Settings:
 
 
 def correlations(found: Sequence[Known]) -> list[Known]:
-    """Spearman's rank correlation of what was known before with what came out, over all cases and within models."""
-    models = list(dict.fromkeys(one["model"] for one in found))
+    """Spearman's rank correlation of what was known before with what came out: the mean, least and most of a seed."""
+    seeds = list(dict.fromkeys(one["seed"] for one in found))
     rows = []
     for name in ("expected", "expected gap", "travel", "length", "agreement"):
         row: Known = {"known before": name}
         for target in ("error", "gap", "advantage"):
-            row[f"with {target}"] = _rank(found, name, target)
-            each = [_rank([one for one in found if one["model"] == model], name, target) for model in models]
-            row[f"within a model, {target}"] = fmean(each)
+            each = [_rank([one for one in found if one["seed"] == seed], name, target) for seed in seeds]
+            row[f"with {target}"] = f"{fmean(each):.2f} [{min(each):.2f}, {max(each):.2f}]"
         rows.append(row)
     return rows
 
@@ -225,42 +220,44 @@ def _right(guessed: Sequence[float], found: Sequence[Known]) -> int:
     )
 
 
+def means(found: Sequence[Known]) -> list[Known]:
+    """A row for each case: means over seeds."""
+    rows = []
+    for key in dict.fromkeys(one["key"] for one in found):
+        some = [one for one in found if one["key"] == key]
+        known = {name: some[0][name] for name in ("model", "task", "params")} | {
+            "rate": f"{some[0]['rate']:g}"
+        }
+        shown = ("expected", "error", "expected gap", "gap", "advantage", "accuracy", "agree")
+        rows.append({**known, **{name: fmean(one[name] for one in some) for name in shown}})
+    return rows
+
+
 def main(argv: list[str] | None = None) -> None:
     """Ask, train and compare all cases; print three tables."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--seed", type=int, default=0, help="of rows, orders and the digits' nets")
+    parser.add_argument(
+        "--seeds", type=int, nargs="+", default=[0, 1, 2], help="of rows, orders and the digits' nets"
+    )
     parser.add_argument("--only", choices=("text", "digits"), help="one kind of cases; default: both")
     parser.add_argument("--out", type=Path, help="JSON, written as it goes; what it holds is not made again")
     options = parser.parse_args(argv)
     found: list[Known] = json.loads(options.out.read_text()) if options.out and options.out.exists() else []
-    known = {one["key"] for one in found}
+    known = {(one["key"], one["seed"]) for one in found}
     kinds = {"text": text_cases, "digits": digit_cases}
     with ts.quiet():
-        for kind, cases in kinds.items():
+        for seed, (kind, cases) in itertools.product(options.seeds, kinds.items()):
             if options.only not in (None, kind):
                 continue
-            for case in cases(options.seed):
-                if case.key not in known:
-                    found.append(measured_case(case, options.seed))
-                    if options.out:
-                        options.out.write_text(f"{json.dumps(found, indent=1)}\n", encoding="utf-8")
-    shown = (
-        "model",
-        "task",
-        "params",
-        "rate",
-        "expected",
-        "error",
-        "expected gap",
-        "gap",
-        "advantage",
-        "accuracy",
-        "agree",
-    )
-    rows = [{name: f"{one[name]:g}" if name == "rate" else one[name] for name in shown} for one in found]
-    print(Table("Cases", rows).to_markdown())
+            for case in cases(seed):
+                if (case.key, seed) in known:
+                    continue
+                found.append(measured_case(case, seed))
+                if options.out:
+                    options.out.write_text(f"{json.dumps(found, indent=1)}\n", encoding="utf-8")
+    print(Table("Cases", means(found), f"{len(options.seeds)} seeds").to_markdown())
     print(Table("What was known before, and what came out", correlations(found), "Spearman").to_markdown())
     print(
         Table(

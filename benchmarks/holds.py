@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean, median
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -87,7 +87,8 @@ def text_cases(seed: int) -> Iterator[Case]:
     """MiniLM, cut, and without pre-training."""
     whole = ts.load("minilm")
     cut = copy.deepcopy(whole)
-    cut.backbone.encoder.layer = cut.backbone.encoder.layer[:3]
+    blocks: Any = cut.backbone.encoder
+    blocks.layer = blocks.layer[:3]
     encoders = {"minilm": whole, "minilm, 3 layers": cut, "minilm, untrained": reinitialised(whole, seed)}
     for name, encoder in encoders.items():
         tasks = TEXT if name == "minilm" else TEXT[:2]
@@ -99,7 +100,7 @@ def text_cases(seed: int) -> Iterator[Case]:
 
 def digit_cases(seed: int) -> Iterator[Case]:
     """Three nets on digits, each pre-trained on the digit less 5 and its parity, then asked two other questions."""
-    from sklearn.datasets import load_digits
+    from sklearn.datasets import load_digits  # type: ignore[import-untyped]
 
     found = load_digits()
     order = np.random.default_rng(seed).permutation(len(found.target))
@@ -116,10 +117,10 @@ def digit_cases(seed: int) -> Iterator[Case]:
         encoder = ts.load(build())
         tuning = ts.Settings("standard", lr=2e-3, epochs=8, batch_size=32, seed=seed)
         vector = ts.finetune(encoder, [first, second], tuning).task_vector
-        encoder = ts.apply(encoder, vector)
+        trained = cast("ts.Encoder", ts.apply(encoder, vector))
         for task in asked:
             for rate in (1e-5, 1e-4, 1e-3):
-                yield Case(name, encoder, task, _settings(rate, 40, "all", seed))
+                yield Case(name, trained, task, _settings(rate, 40, "all", seed))
 
 
 class Digits(nn.Module):

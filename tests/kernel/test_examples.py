@@ -155,3 +155,12 @@ def test_minilm_starts_at_low_rank(capsys):
     assert (one["norm kept"], other["norm kept"]) == ("frobenius", "spectral")
     assert one["entropy rank"] == other["entropy rank"]
     assert "one seed" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_sign_nets_follow_the_surrogate_kernel(capsys):
+    (on, beside), (row,) = example("surrogate_gradients")(members=8, widths=(20,), steps=300)
+    assert 1.9 < on < 2.05
+    assert abs(beside) < 0.05
+    assert 0.5 < row["spread"] / row["predicted spread"] < 1.5
+    assert "| 256.000 |" in capsys.readouterr().out

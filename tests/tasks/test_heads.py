@@ -450,7 +450,7 @@ def test_the_text_tower_neither_trains_nor_has_moments(
 
     class Watched(made):  # type: ignore[misc, valid-type]
         def __init__(self, params: Any, **options: Any) -> None:
-            held.append(sum(p.numel() for p in params))
+            held.append(sum(p.numel() for group in params for p in group["params"]))
             super().__init__(params, **options)
 
     monkeypatch.setattr(torch.optim, "AdamW", Watched)

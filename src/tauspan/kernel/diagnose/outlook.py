@@ -98,9 +98,14 @@ class Outlook(Result):
                 f"is about {known[worst]:.2g} of |J tau| for {worst}. A smaller learning rate, fewer steps or fewer "
                 "parameters keep it nearer."
             )
-        return (
-            said if self.added is None else f"{said} At the sum of all vectors it is about {self.added:.2g}."
+        if self.added is None:
+            return said
+        safer = (
+            " Vectors that are added without a search are safer in the linear regime, or of the last blocks alone."
+            if self.added > BENDS
+            else ""
         )
+        return f"{said} At the sum of all vectors it is about {self.added:.2g}.{safer}"
 
     def report(self) -> Report:
         """The verdict, a row for each task, and the errors along the expected vectors as a figure."""

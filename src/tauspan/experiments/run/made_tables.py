@@ -31,7 +31,8 @@ def _accuracies(words: str, done: Done) -> Table:
         f"{words}; test split, means over tasks; pre-trained {before:.3f}; single: a task's own vector at 1; sum at 1: "
         "all vectors, no search; norm.: over single of the same way; tuned: alpha chosen on validation; changed: share "
         "of test rows whose class differs between own vector and sum; drift: rms change of the logits by the other "
-        "vectors over that by the own one; xi: mean disentanglement error over the grid in [0, 1]^2"
+        "vectors over that by the own one; xi: mean disentanglement error over the grid's "
+        "points in [0, 1]^2, of ordinary vectors on fewer rows"
     )
     return Table("Ways to make vectors, test accuracy", rows, note)
 
@@ -97,8 +98,8 @@ def _negations(words: str, done: Done, floor: float) -> Table:
         of = sum(len(seed["negated"]) for seed in found)
         rows.append({"way": name, **spread(cells, _NEGATED), "reached": f"{reached} of {of}"})
     note = (
-        f"{words}; test split, means over targets; control: mean of the other tasks, kept: over the pre-trained model's; "
-        f"at floor: the coefficient of least target accuracy with kept >= {floor:g} on validation; reached: targets at "
+        f"{words}; test split, means over targets; target, kept: with coefficient 1; control: mean of the other tasks, "
+        f"kept: over the pre-trained model's; alpha, at floor: the coefficient of least target accuracy with kept >= {floor:g} on validation; reached: targets at "
         f"or below chance with kept >= {floor:g} on test, of all targets and seeds"
     )
     return Table("Negation", rows, note)
@@ -119,9 +120,10 @@ def _costs(words: str, done: Done) -> Table:
             "peak MB": max(one["cost"].peak_mb for one in found),
         })  # fmt: skip
     note = (
-        "value: the learning rate or weight that was chosen with the first seed; tried: mean validation accuracy of the "
-        "sum at 1 of each; ratio: approximate over exact drift of the finished vectors; make s: seconds to make the "
-        "vectors of all tasks once, without what they need from other ways; peak: of the whole process"
+        "value: chosen with the first seed, a learning rate by the validation accuracy of single vectors, a weight by that "
+        "of their sum at 1; tried: the latter, for each; ratio: approximate over exact drift of the finished vectors; "
+        "make s: seconds to make the vectors of all tasks once, without what they need from other ways, the mean over "
+        "the seeds but the first; peak: of the process, which may make several ways"
     )
     return Table("Choices and cost", rows, note)
 

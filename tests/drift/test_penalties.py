@@ -92,6 +92,26 @@ def test_exact_drift_beside_the_squared_loss_is_what_superpose_minimises():
         torch.testing.assert_close(parameter.grad, wanted, rtol=1e-8, atol=1e-10)
 
 
+@pytest.mark.parametrize("squared", [False, True])
+def test_orthogonality_is_a_distance_of_singular_values(squared):
+    """|dW^T dW - c I|^2 over the smaller side is sum (s_i^2 - c)^2."""
+    chosen, model = settings("linear"), encoder()
+    what = trainee(model, [task("a").head], chosen)
+    with torch.no_grad():
+        for place, parameter in enumerate(what.parameters.values()):
+            parameter += 0.3 * zoo.normal(*parameter.shape, seed=place).double()
+    term = Orthogonal(0.7, scale=0.04, squared=squared).begun(
+        Training(model, model, what, chosen, [task("a")], 1)
+    )
+    squares = [
+        float((torch.linalg.svdvals(one.detach()).square() - 0.04).square().sum())
+        for one in what.parameters.values()
+        if one.dim() == 2
+    ]
+    values = squares if squared else [square**0.5 for square in squares]
+    assert float(term(0).detach()) == pytest.approx(0.7 * sum(values) / len(values), rel=1e-10)
+
+
 def factor(one):
     """What the loss of regression is beside 1/2 |f - y|^2."""
     found = one.objective.total(torch.tensor([[2.0, 0.0]]), torch.zeros(1, 2))

@@ -88,6 +88,41 @@ def test_each_vector_is_the_minimum_of_its_own_loss(weight):
         same(flat(vector), written_out(found, target.name, ones(found, **others)))
 
 
+def test_jacobians_and_residuals_written_out_give_the_same_vectors() -> None:
+    """Nothing of the oracle comes from the library: J by `jacrev`, residuals and the solve in plain float64."""
+    model, tasks = encoder(), three()
+    found = superpose(model, tasks, 1.0, RIDGE, gap=1.3)
+    theta = {name: p.detach() for name, p in model.backbone.named_parameters()}
+    rows, wanted, owner = [], [], []
+    for one in tasks:
+        x = torch.stack(list(one.split("train").inputs))
+
+        def logits(parameters, x=x, head=one.head):
+            return head(torch.func.functional_call(model.backbone, parameters, (x,)))
+
+        f0 = logits(theta)
+        size = f0.shape[1]
+        centre = torch.eye(size).double() - 1 / size
+        full = torch.func.jacrev(logits)(theta)
+        rows.append(torch.cat([full[name].flatten(2) for name in sorted(theta)], 2).flatten(0, 1).detach())
+        hot = torch.eye(size).double()[one.split("train").labels] @ centre
+        wanted.append((1.3 * hot - f0 @ centre).flatten().detach())
+        owner += [one.name] * len(wanted[-1])
+    j, y = torch.cat(rows), torch.cat(wanted)
+    gram = j.T @ j + RIDGE * torch.eye(j.shape[1]).double()
+    for one, vector in found.vectors.items():
+        own = torch.tensor([name == one.name for name in owner]).double()
+        same(flat(vector), torch.linalg.solve(gram, j.T @ (own * y)))
+
+
+def test_a_seed_decides_the_vectors_to_the_bit() -> None:
+    first, again, other = (
+        superpose(encoder(), three(), Ghosts(rows=2, seed=seed), RIDGE).vectors.values() for seed in (1, 1, 2)
+    )
+    assert all(torch.equal(flat(a), flat(b)) for a, b in zip(first, again, strict=True))
+    assert not all(torch.equal(flat(a), flat(b)) for a, b in zip(first, other, strict=True))
+
+
 def test_at_weight_0_they_are_the_vectors_of_closed_form():
     found = superpose(encoder(), three(), 0.0, RIDGE)
     for one, vector in found.vectors.items():

@@ -98,9 +98,10 @@ def _negations(words: str, done: Done, floor: float) -> Table:
         of = sum(len(seed["negated"]) for seed in found)
         rows.append({"way": name, **spread(cells, _NEGATED), "reached": f"{reached} of {of}"})
     note = (
-        f"{words}; test split, means over targets; target, kept: with coefficient 1; control: mean of the other tasks, "
-        f"kept: over the pre-trained model's; alpha, at floor: the coefficient of least target accuracy with kept >= {floor:g} on validation; reached: targets at "
-        f"or below chance with kept >= {floor:g} on test, of all targets and seeds"
+        f"{words}; test split, means over targets; target, kept: with coefficient 1; control: mean of the other "
+        f"tasks, kept: over the pre-trained model's; alpha, at floor: the coefficient of least target accuracy with kept "
+        f">= {floor:g} on validation; reached: targets at or below chance with kept >= {floor:g} on test, of all targets "
+        "and seeds"
     )
     return Table("Negation", rows, note)
 
@@ -120,10 +121,10 @@ def _costs(words: str, done: Done) -> Table:
             "peak MB": max(one["cost"].peak_mb for one in found),
         })  # fmt: skip
     note = (
-        "value: chosen with the first seed, a learning rate by the validation accuracy of single vectors, a weight by that "
-        "of their sum at 1; tried: the latter, for each; ratio: approximate over exact drift of the finished vectors; "
-        "make s: seconds to make the vectors of all tasks once, without what they need from other ways, the mean over "
-        "the seeds but the first; peak: of the process, which may make several ways"
+        "value: chosen with the first seed, a learning rate by the validation accuracy of single vectors, a weight by "
+        "that of their sum at 1; tried: the latter, for each; ratio: approximate over exact drift of the finished "
+        "vectors; make s: seconds to make the vectors of all tasks once, without what they need from other ways, the "
+        "mean over the seeds but the first; peak: of the process, which may make several ways"
     )
     return Table("Choices and cost", rows, note)
 

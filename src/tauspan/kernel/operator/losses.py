@@ -93,7 +93,8 @@ def squared_residual(start: Tensor, labels: Tensor, gap: float) -> Tensor:
     if not (math.isfinite(gap) and gap > 0):
         raise UsageError(f"gap={gap}: it must be above 0.")
     classes = start.shape[1]
-    return gap * (F.one_hot(labels, classes) - 1 / classes) - (start - start.mean(1, keepdim=True))
+    hot = F.one_hot(labels, classes).to(start)  # whole numbers less 1/C would be single precision
+    return gap * (hot - 1 / classes) - (start - start.mean(1, keepdim=True))
 
 
 class LossSolution(NamedTuple):

@@ -53,7 +53,7 @@ def flat(vector):
 
 def centred_targets(start, labels, gap=20.0):
     classes = start.shape[1]
-    return start.mean(1, keepdim=True) + gap * (F.one_hot(labels, classes) - 1 / classes)
+    return start.mean(1, keepdim=True) + gap * (F.one_hot(labels, classes).double() - 1 / classes)
 
 
 def test_the_squared_loss_is_at_its_minimum():

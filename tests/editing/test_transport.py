@@ -75,11 +75,18 @@ def test_the_same_base_keeps_the_vector_by_every_method():
 
 def test_a_shift_is_orthogonal_to_the_way_between_the_bases():
     old, new = net(), net(1)
-    found = transport(vector(old), old, new, task(), "shift", strict=False).vector
+    tau = vector(old)
+    found = transport(tau, old, new, task(), "shift", strict=False).vector
     first, second = (dict(one.backbone.named_parameters()) for one in (old, new))
     for name, delta in found.deltas.items():
         way = (second[name] - first[name]).detach()
         assert float((way * delta).sum()) == pytest.approx(0, abs=1e-6)
+        # and nothing else is taken: what is missing is along the way
+        missing = (tau.deltas[name] - delta).flatten()
+        assert float(missing.norm() * way.norm()) == pytest.approx(
+            abs(float(missing @ way.flatten())), rel=1e-5
+        )
+        assert float(delta.norm()) > 0.1 * float(tau.deltas[name].norm())
 
 
 def test_signs_keep_what_lowers_the_loss():

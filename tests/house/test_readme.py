@@ -52,7 +52,7 @@ def test_the_commands_run(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("section", "pages", "least"),
-    [("What we found", ("addition", "study"), 10), ("What it costs", ("costs",), 6)],
+    [("What we found", ("addition", "study", "made-to-add"), 10), ("What it costs", ("costs",), 6)],
 )
 def test_figures_stand_on_the_pages_of_results(section: str, pages: tuple[str, ...], least: int) -> None:
     """Every number with its spread, and every ratio of costs."""

@@ -10,7 +10,7 @@ from tauspan.core.figures.accuracy import alpha_common, alpha_grid, bars, curves
 from tauspan.core.figures.grids import map_common, maps, tables
 from tauspan.core.figures.paths import trajectories, trajectory_grid
 from tauspan.core.figures.picture import Drawing, Figures, Format, Picture, each, plotted, rendered
-from tauspan.core.figures.spectra import energies, linearity, linearity_common, spectra, widths, widths_common
+from tauspan.core.figures.spectra import energies, linearity, spectra, titled_common, widths
 from tauspan.core.figures.starts import starts
 from tauspan.core.figures.style import REGIMES, WIDTH, Series
 
@@ -28,8 +28,8 @@ PICTURES: Mapping[str, Picture] = {
         height=3.6,
         layout="compressed",
     ),
-    "linearity": Picture(linearity, lambda members: (1, 1), share=False, common=linearity_common, height=3.4),
-    "widths": Picture(widths, lambda members: (1, 1), share=False, common=widths_common, height=3.4),
+    "linearity": Picture(linearity, lambda members: (1, 1), share=False, common=titled_common, height=3.4),
+    "widths": Picture(widths, lambda members: (1, 1), share=False, common=titled_common, height=3.4),
     "trajectory": Picture(trajectories, trajectory_grid, share=False, height=2.5),
     "starts": Picture(
         starts,

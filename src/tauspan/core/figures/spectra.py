@@ -55,20 +55,15 @@ def energies(axes: Any, series: Series) -> None:
     plain(axes, f"{series['title']}\nratio {series['ratio']:.3f}", "local energy of a row", upward)
 
 
-def linearity_common(members: Sequence[Series]) -> Mapping[str, Any]:
-    """One style for each task."""
+def titled_common(members: Sequence[Series]) -> Mapping[str, Any]:
+    """One style for each title."""
     return {"styles": line_styles(one["title"] for one in members)}
 
 
 def linearity(figure: Any, panels: Sequence[Any], members: Sequence[Series]) -> None:
     """The linearisation's relative error along each vector, both logarithmic: slope 1 near 0."""
     axes = panels[0]
-    for series in members:
-        pairs = zip(series["scales"], series["relative"], strict=True)
-        shown = [(s, error) for s, error in pairs if error]
-        if shown:
-            style = series["styles"][series["title"]]
-            axes.loglog(*zip(*shown, strict=True), lw=1.6, ms=4, label=series["title"], **style)
+    _log_lines(axes, members, "scales", "relative")
     if axes.has_data():
         axes.axhline(0.1, color=HELD_OUT, lw=0.8, ls=":", label="10 %")
     else:
@@ -82,19 +77,19 @@ def linearity(figure: Any, panels: Sequence[Any], members: Sequence[Series]) -> 
     one_legend(figure, panels)
 
 
-def widths_common(members: Sequence[Series]) -> Mapping[str, Any]:
-    """One style for each layer."""
-    return {"styles": line_styles(one["title"] for one in members)}
-
-
 def widths(figure: Any, panels: Sequence[Any], members: Sequence[Series]) -> None:
     """How far each layer's features moved at each width, both logarithmic."""
     axes = panels[0]
+    _log_lines(axes, members, "widths", "values")
+    plain(axes, "Movement of features", "width n", f"RMS of $h_{{{members[0]['step']}}} - h_0$")
+    one_legend(figure, panels)
+
+
+def _log_lines(axes: Any, members: Sequence[Series], across: str, up: str) -> None:
+    """A line for each series on logarithmic axes; values of 0 or None are left out."""
     for series in members:
-        pairs = zip(series["widths"], series["values"], strict=True)
-        shown = [(width, moved) for width, moved in pairs if moved]
+        pairs = zip(series[across], series[up], strict=True)
+        shown = [(x, y) for x, y in pairs if y]
         if shown:
             style = series["styles"][series["title"]]
             axes.loglog(*zip(*shown, strict=True), lw=1.6, ms=4, label=series["title"], **style)
-    plain(axes, "Movement of features", "width n", f"RMS of $h_{{{members[0]['step']}}} - h_0$")
-    one_legend(figure, panels)

@@ -39,7 +39,9 @@ class Below:
             self._skipped = []
         self._kept: dict[int, tuple[Batch, Any]] = {}  # the batch itself, so that its id stays its own
         self._room, self._checks, self._looked = free_memory() // _SHARE, _CHECKS, False
-        self._parts, self._compared_parts = True, False
+        self._parts: bool | None = (
+            None  # whether some rows of an output stand for themselves; None: not compared yet
+        )
 
     def __bool__(self) -> bool:
         return bool(self._skipped)
@@ -60,13 +62,12 @@ class Below:
 
         The first such run is compared with one of the same rows that runs all blocks.
         """
-        some = _rows_of(batch, rows)
-        if id(batch) not in self._kept or not self._parts:
-            return _run(model, some)
-        with skipping(self._skipped, _rows_of(self._kept[id(batch)][1], rows)):
-            found = _run(model, some)
-        if not self._compared_parts:
-            self._compared_parts, whole = True, _run(model, some)
+        if id(batch) not in self._kept or self._parts is False:
+            return of_rows(model, batch, rows)
+        with skipping(self._skipped, _taken(self._kept[id(batch)][1], rows)):
+            found = of_rows(model, batch, rows)
+        if self._parts is None:
+            whole = of_rows(model, batch, rows)
             self._parts = bool(torch.allclose(found, whole, rtol=1e-3, atol=1e-4 * float(whole.abs().max())))
             return whole
         return found
@@ -120,7 +121,12 @@ def _run(model: nn.Module, batch: Batch) -> Tensor:
     return found
 
 
-def _rows_of(item: Any, rows: Sequence[int]) -> Any:
+def of_rows(model: nn.Module, batch: Batch, rows: Sequence[int]) -> Tensor:
+    """What a model gives for some rows of a batch."""
+    return _run(model, _taken(batch, rows))
+
+
+def _taken(item: Any, rows: Sequence[int]) -> Any:
     """Some rows of whatever a batch or a block's output is made of."""
     return mapped(item, lambda part: part[list(rows)] if isinstance(part, Tensor) else part)
 

@@ -15,7 +15,7 @@ from tauspan.core.errors import listed
 from tauspan.core.measure import progress, underway
 from tauspan.core.params import require_finite_rows
 from tauspan.core.reading import Reading
-from tauspan.editing.model.below import Below
+from tauspan.editing.model.below import Below, of_rows
 from tauspan.editing.model.directions import Directions, require_numbers
 from tauspan.editing.model.outputs import Targets, outputs
 from tauspan.editing.model.regime import point_of
@@ -246,13 +246,13 @@ class OrdinaryModel(EditedModel):
         """The classes of some rows, shape (n,), where `rows` (N,) says which; the others are not computed."""
         edited = self._edited({name: value for name, value in coefficients.items() if value})
         model, found = Classifier(edited, self.head(task)), torch.zeros(len(rows), dtype=torch.int)
-        below = self._below or Below(edited, ())
+        run = self._below.part if self._below else of_rows
         wanted = set(rows.nonzero()[:, 0].tolist())
         with models.eval_mode(edited), torch.inference_mode(), Intact(model)():
             for places, batch in self.batches(task, split):
                 inside = [at for at, place in enumerate(places) if place in wanted]
                 if inside:
-                    logits = below.part(model, batch, inside)
+                    logits = run(model, batch, inside)
                     require_finite_rows(logits, f"the logits of {task.name!r} on {split}")
                     found[[places[at] for at in inside]] = logits.argmax(-1).int().cpu()
         return found[rows]

@@ -30,7 +30,7 @@ class Chooser(Protocol):
 
 
 class Guide(Chooser, Protocol):
-    """A chooser that stands in for an ordinary model."""
+    """Chooses alpha in place of an ordinary model."""
 
     @property
     def remark(self) -> str:

@@ -14,6 +14,7 @@ from tauspan.core.params import Params
 from tauspan.core.report import Cell, Report, Table, noted, provenance
 from tauspan.core.results import Result
 from tauspan.kernel.diagnose.lazy import Linearity, linearity
+from tauspan.kernel.diagnose.sections import linearity_series
 from tauspan.kernel.diagnose.verdict import CARRIES, reach_of
 from tauspan.models import Classifier, Encoder, fingerprint_of
 from tauspan.objectives import Objective
@@ -23,7 +24,6 @@ from tauspan.train.convex import labelled
 from tauspan.train.settings import Settings
 from tauspan.train.trainee import in_space
 
-SHARES = (1 / 16, 1 / 8, 1 / 4, 1 / 2, 1.0)
 BENDS = 0.5  # the error at a sum beyond which ordinary vectors were seen to lose by adding
 _SMALL = 1e-12  # an entry whose gradients are all below it does not move
 
@@ -116,13 +116,7 @@ class Outlook(Result):
             }
             for one in self.tasks
         ]  # fmt: skip
-        series: list[dict[str, Any]] = [
-            {
-                "kind": "linearity", "group": "linearity", "title": one.task, "scales": list(one.path.scales),
-                "relative": list(one.path.relative),
-            }
-            for one in self.tasks
-        ]  # fmt: skip
+        series: list[dict[str, Any]] = [linearity_series(one.task, one.path) for one in self.tasks]
         note = (
             "Travel: the sum of all learning rates. Agreement: of the gradients of the batches, 1 if all pull each entry "
             "the same way. Expected error: |f(theta0 + tau) - f_lin| / |J tau| for tau = -travel x the step that Adam "
@@ -227,16 +221,13 @@ class Expectation:
         encoder: Encoder, task: Task, settings: Settings, rows: int, like: "Expectation | None" = None
     ) -> "Expectation":
         """Of some rows of a task; what was checked of the model of another task is not checked again."""
-        drawn, tokens = (
-            task.subset(seed=settings.seed, train=rows).split("train"),
-            task.tokens(settings.max_tokens),
-        )
+        drawn = task.subset(seed=settings.seed, train=rows).split("train")
         head = build_head(task, encoder, max_tokens=settings.max_tokens)
         tangent = (
             like.tangent.under(head) if like else linearize(Classifier(encoder, head), params=settings.params)
         )
         objective = task.objective.bound(encoder.language)
-        parts = labelled(encoder, drawn, tokens, settings.batch_size, objective)
+        parts = labelled(encoder, drawn, task.tokens(settings.max_tokens), settings.batch_size, objective)
         return Expectation(task, tangent, parts, objective, settings.params)
 
     def steps(self, settings: Settings) -> int:
@@ -272,7 +263,7 @@ class Expectation:
         travel = self.travel(settings)
         moved = [entry[entry != 0].abs() / settings.multiplier(name) for name, entry in tau.items()]
         agreement = float(torch.cat(moved).double().mean()) / travel
-        path = linearity(self.tangent, tau, [batch for batch, _ in self.parts], SHARES)
+        path = linearity(self.tangent, tau, [batch for batch, _ in self.parts])
         return TaskOutlook(self.task.name, self.steps(settings), travel, agreement, path)
 
     def error_at(self, tau: Params) -> float:

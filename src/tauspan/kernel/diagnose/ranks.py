@@ -88,8 +88,8 @@ class StartRanks(Result):
             f"Entropy ranks from {shares[low]:.0%} of the full rank ({low}) to {shares[high]:.0%} ({high})."
         )
         times = {
-            one.name: math.sqrt(_times(one.alignment.left, one.alignment.left_by_chance)
-                                * _times(one.alignment.right, one.alignment.right_by_chance))
+            one.name: math.sqrt(one.alignment.left / one.alignment.left_by_chance
+                                * one.alignment.right / one.alignment.right_by_chance)
             for one in self.matrices if one.alignment
         }  # fmt: skip
         if times:
@@ -128,10 +128,6 @@ class StartRanks(Result):
 
 def _plain(one: MatrixRank) -> dict[str, Any]:
     return {**vars(one), "shape": list(one.shape), "alignment": one.alignment and vars(one.alignment)}
-
-
-def _times(share: float, chance: float) -> float:
-    return share / chance
 
 
 @checked

@@ -8,6 +8,7 @@ from torch import Tensor
 from tauspan.core.report import Cell, Table
 from tauspan.kernel import Estimate
 from tauspan.kernel.diagnose.kernels import TaskPairs, TaskSpectrum
+from tauspan.kernel.diagnose.lazy import Linearity
 from tauspan.kernel.diagnose.rows import Findings
 from tauspan.kernel.diagnose.vectors import TaskEnergy, TaskInterference, TaskPath
 from tauspan.kernel.diagnose.verdict import disturbances
@@ -115,6 +116,14 @@ def _spread(one: Estimate) -> str:
     return f"{one.value:.3f}" + ("" if one.standard_error is None else f" ± {one.standard_error:.3f}")
 
 
+def linearity_series(title: str, path: Linearity) -> dict[str, Any]:
+    """The errors of the tangent model along a vector, for a picture."""
+    return {
+        "kind": "linearity", "group": "linearity", "title": title, "scales": list(path.scales),
+        "relative": _finite(path.relative),
+    }  # fmt: skip
+
+
 def paths_section(paths: Sequence[TaskPath]) -> Findings:
     """Lazy or rich, the post-hoc gap, and motion of the kernel; a row per task."""
     lazy: list[Row] = [
@@ -135,13 +144,7 @@ def paths_section(paths: Sequence[TaskPath]) -> Findings:
         {"task": one.task, "distance": one.distance.value, "relative change": one.change.value}
         for one in paths
     ]
-    series: list[dict[str, Any]] = [
-        {
-            "kind": "linearity", "group": "linearity", "title": one.task, "scales": list(one.path.scales),
-            "relative": _finite(one.path.relative),
-        }
-        for one in paths
-    ]  # fmt: skip
+    series = [linearity_series(one.task, one.path) for one in paths]
     note = (
         "q: |d2f/ds2| / (2 |J tau|) at theta0, small is lazy; slope of log |f - f_lin| in log s, 2 for small s; error "
         "at 1: over |J tau|."

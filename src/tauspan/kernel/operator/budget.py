@@ -16,7 +16,7 @@ class Flow:
 
     A relative time is in units of 1/lambda_max of each start's own kernel. Steps of gradient descent are stable below
     2/lambda_max, so that equal relative times are equally many steps, each start with a learning rate that fits it. An
-    absolute time favours starts with large kernels, which need not be stable at the learning rate that it stands for.
+    absolute time favours starts with large kernels, whose descent at that learning rate need not be stable.
 
     Args:
         time: 0 or more, also infinite.

@@ -68,7 +68,7 @@ def captured_at_most(matrix: Tensor, u: Tensor, count: int) -> float:
     """
     inner = matrix.mT @ u
     theta = (inner.mT @ inner).double()
-    residual = (matrix @ inner - u @ (u.mT @ (matrix @ inner))).double()
+    residual = _outside(matrix @ inner, u).double()
     lowest = float(torch.linalg.eigvalsh(theta)[-count])
     gap = lowest - (1 + _CLOSE) * largest_outside(matrix, u)
     if gap <= 0:
@@ -112,5 +112,5 @@ def needed_steps(size: int) -> int:
     return math.ceil((wanted + 1) / 2)
 
 
-def _outside(vector: Tensor, u: Tensor) -> Tensor:
-    return vector - u @ (u.mT @ vector)
+def _outside(vectors: Tensor, u: Tensor) -> Tensor:
+    return vectors - u @ (u.mT @ vectors)

@@ -16,19 +16,23 @@ from tauspan.drift import (
     Penalty,
     TauJp,
     factors,
+    least_sensitive,
     merge_in_metric,
     merged,
 )
 from tauspan.editing import Editor
 from tauspan.kernel import Ghosts, closed_form, superpose
 from tauspan.merge import merge
-from tauspan.models import Encoder
+from tauspan.models import Encoder, restrict
 from tauspan.tasks import Task
 from tauspan.train import Settings, finetune
 from tauspan.vector import TaskVector
 
 Vectors: TypeAlias = dict[Task, TaskVector]
-_GHOSTS = 8  # rows of each task, in the way that takes few
+_GHOSTS = 8  # rows of each task, in the ways that take few
+_WEIGHT = 4.0  # of these ghosts
+_SHARE = 0.1  # of the entries, in sparse vectors, as their authors choose
+_SPACE = "lora:8"
 _BATCH = 32
 
 
@@ -43,6 +47,7 @@ class Making:
         joint: the settings of one model for all tasks, with as many steps as all single ones have together.
         ridge: of closed forms; None chooses it by leave-one-out.
         others: the vectors of another way, at what was chosen for it.
+        reference: rows of no task, for ghosts that are the same for all.
         curvature: the factors of a task, made once.
     """
 
@@ -52,6 +57,7 @@ class Making:
     joint: Callable[[Regime, float | None], Settings]
     ridge: float | None
     others: Callable[[str], Vectors]
+    reference: Sequence[str]
     curvature: dict[tuple[str, str], Factors]
 
     def factors(self, task: Task, kind: str) -> Factors:
@@ -87,9 +93,12 @@ class Way:
         make: the vectors, at what is tried (None: at what was chosen before, or where nothing is).
         tries: what is chosen on validation rows: learning rates by the accuracy of single vectors, weights by that of
             their sum at 1.
-        values: the weights to try.
-        needs: ways whose vectors or whose learning rate this one takes.
+        values: the rates or weights to try; without any, the rates of the regime.
+        needs: ways whose vectors or whose learning rate this one takes; the rate is that of the first which tries some in
+            the same regime.
         together: whether there is one vector for all tasks.
+        seeded: whether another seed gives other vectors of the same rows.
+        referenced: whether it takes the reference rows.
     """
 
     regime: Regime
@@ -98,15 +107,37 @@ class Way:
     values: tuple[float, ...] = ()
     needs: tuple[str, ...] = ()
     together: bool = False
+    seeded: bool = True
+    referenced: bool = False
+
+    def rate_from(self, regime: Regime) -> str | None:
+        """The way whose learning rate this one takes in a regime."""
+        return next(
+            (name for name in self.needs if (WAYS[name].tries, WAYS[name].regime) == ("rate", regime)), None
+        )
 
 
 # -- fine-tuning -------------------------------------------------------------------------------------------------
 
 
-def _finetuned(regime: Regime) -> Callable[[Making, float | None], Vectors]:
+def _finetuned(regime: Regime, space: str | None = None) -> Callable[[Making, float | None], Vectors]:
     def make(given: Making, rate: float | None) -> Vectors:
-        settings = given.settings(regime, rate)
+        settings = replace(given.settings(regime, rate), space=space)
         return {task: finetune(given.encoder, task, settings).task_vector for task in given.tasks}
+
+    return make
+
+
+def _sparse(regime: Regime) -> Callable[[Making, float | None], Vectors]:
+    """Each vector moves in the entries that change its own task's outputs least (TaLoS)."""
+
+    def make(given: Making, rate: float | None) -> Vectors:
+        settings, vectors = replace(given.settings(regime, rate), params="all"), {}  # of what the masks leave
+        for task in given.tasks:
+            masks = least_sensitive(given.encoder, given.factors(task, "diagonal"), _SHARE)
+            sparse = finetune(restrict(given.encoder, masks), task, settings).task_vector
+            vectors[task] = sparse.dense(given.encoder)  # each task has a space of its own
+        return vectors
 
     return make
 
@@ -157,14 +188,17 @@ def _penalised(regime: Regime, name: str) -> Callable[[Making, float | None], Ve
     return make
 
 
-def _distilled(given: Making, weight: float | None) -> Vectors:
-    teachers, settings = given.others("linear"), given.settings("standard", None)
-    return {
-        task: finetune(
-            given.encoder, task, settings, penalty=Distilled(teachers[task], weight or 0.0)
-        ).task_vector
-        for task in given.tasks
-    }
+def _distilled(space: str | None = None) -> Callable[[Making, float | None], Vectors]:
+    def make(given: Making, weight: float | None) -> Vectors:
+        teachers, settings = given.others("linear"), replace(given.settings("standard", None), space=space)
+        return {
+            task: finetune(
+                given.encoder, task, settings, penalty=Distilled(teachers[task], weight or 0.0)
+            ).task_vector
+            for task in given.tasks
+        }
+
+    return make
 
 
 # -- closed forms ------------------------------------------------------------------------------------------------
@@ -180,10 +214,11 @@ def _closed(given: Making, tried: float | None) -> Vectors:
     }
 
 
-def _superposed(ghosts: Ghosts) -> Callable[[Making, float | None], Vectors]:
+def _superposed(ghosts: Ghosts, referenced: bool = False) -> Callable[[Making, float | None], Vectors]:
     def make(given: Making, tried: float | None) -> Vectors:
+        asked = replace(ghosts, inputs=given.reference) if referenced else ghosts
         found = superpose(
-            given.encoder, given.tasks, ghosts, "loo" if given.ridge is None else given.ridge,
+            given.encoder, given.tasks, asked, "loo" if given.ridge is None else given.ridge,
             params=given.settings("linear", None).params, reading=given.reading,
         )  # fmt: skip
         return dict(found.vectors)
@@ -201,6 +236,9 @@ def _untangled(regime: Regime) -> Callable[[Making, float | None], Vectors]:
 
 _REGIMES: tuple[Regime, ...] = ("standard", "linear")
 
+_TEACHER: tuple[float, ...] = (0.3, 3.0, 30.0)
+_SPARSE: Mapping[Regime, tuple[float, ...]] = {"standard": (1e-3, 3e-3, 1e-2), "linear": (3e-3, 1e-2, 3e-2)}
+
 WAYS: Mapping[str, Way] = {
     **{regime: Way(regime, _finetuned(regime), "rate") for regime in _REGIMES},
     **{
@@ -208,11 +246,22 @@ WAYS: Mapping[str, Way] = {
         for regime in _REGIMES
         for name, (_, weights) in PENALTIES.items()
     },
-    "standard-delta": Way("standard", _distilled, "weight", (0.3, 3.0, 30.0), ("standard", "linear")),
+    "standard-delta": Way("standard", _distilled(), "weight", _TEACHER, ("standard", "linear")),
+    **{f"{regime}-sparse": Way(regime, _sparse(regime), "rate", _SPARSE[regime]) for regime in _REGIMES},
+    "standard-lora": Way("standard", _finetuned("standard", _SPACE), "rate", (5e-4, 1e-3, 2e-3)),
+    "standard-delta-lora": Way(
+        "standard", _distilled(_SPACE), "weight", _TEACHER, ("standard-lora", "linear")
+    ),
     **{f"{regime}-untangled": Way(regime, _untangled(regime), needs=(regime,)) for regime in _REGIMES},
-    "closed-form": Way("linear", _closed),
-    "superposed": Way("linear", _superposed(Ghosts())),
-    f"superposed-{_GHOSTS}": Way("linear", _superposed(Ghosts(weight=4.0, rows=_GHOSTS))),
+    "closed-form": Way("linear", _closed, seeded=False),
+    "superposed": Way("linear", _superposed(Ghosts()), seeded=False),
+    f"superposed-{_GHOSTS}": Way("linear", _superposed(Ghosts(_WEIGHT, _GHOSTS)), seeded=False),
+    f"superposed-{_GHOSTS}-pivoted": Way(
+        "linear", _superposed(Ghosts(_WEIGHT, _GHOSTS, "pivoted")), seeded=False
+    ),
+    "superposed-reference": Way(
+        "linear", _superposed(Ghosts(_WEIGHT), referenced=True), seeded=False, referenced=True
+    ),
     **{f"joint-{regime}": Way(regime, _joint(regime), needs=(regime,), together=True) for regime in _REGIMES},
 }  # fmt: skip
 """By name, every way to make vectors that a recipe can compare."""

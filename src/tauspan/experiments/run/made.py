@@ -1,7 +1,7 @@
 """`Made`: ways to make task vectors side by side: alone, added without a search, merged, subtracted; with their cost."""
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from tauspan.core.errors import RecipeError, listed, nearest
@@ -25,13 +25,16 @@ class Made(Part):
     Args:
         ways: names of `tauspan.experiments.made.WAYS`, such as `linear`, `linear-exact`, `superposed`.
         rules: merging methods beside the sum, with their default options; `METHOD@reduce` or `METHOD@expand` merges in
-        the
-            metric of the function (`tauspan.drift.merge_in_metric`).
+            the metric of the function (`tauspan.drift.merge_in_metric`).
         merged: the ways whose vectors the rules merge; None takes all.
         grid: coefficients, for the sum and the rules, and for negation.
-        rates: learning rates to try, by regime; one that is not named keeps the recipe's.
+        rates: learning rates to try, by way, or by regime for the ways that have none of their own; a regime that is not
+            named keeps the recipe's.
         weights: weights to try, by way, in place of the way's own.
         ridge: of closed forms; None chooses it by leave-one-out.
+        reference: a task of whose training inputs, without labels, the ghosts of `superposed-reference` are; none of the
+            recipe's.
+        references: how many.
         xi: coefficients of the maps of xi.
         xi_rows: at most so many test rows of each task are read for the maps of ordinary models.
         floor: the share of the controls' accuracy that negation has to keep on validation.
@@ -44,6 +47,8 @@ class Made(Part):
     rates: Mapping[str, tuple[float, ...]] = dataclasses.field(default_factory=dict)
     weights: Mapping[str, tuple[float, ...]] = dataclasses.field(default_factory=dict)
     ridge: float | None = None
+    reference: str | None = None
+    references: int = 32
     xi: tuple[float, ...] = (0.5, 1.0)
     xi_rows: int = 40
     floor: float = 0.99
@@ -74,14 +79,19 @@ class Made(Part):
             if name not in self.ways or WAYS[name].tries != "weight":
                 raise RecipeError(f"made.weights: {name!r} is no way of this recipe that has a weight.")
         for name in self.rates:
-            if name not in ("standard", "linear"):
-                raise RecipeError(f"made.rates: {name!r}: rates are of 'standard' or 'linear'.")
+            known = [way for way in self.ways if WAYS[way].tries == "rate"]
+            if name not in (*known, "standard", "linear"):
+                raise RecipeError(f"made.rates: {name!r}. {nearest(name, known or ['standard', 'linear'])}")
         if not 0 <= self.floor <= 1:
             raise RecipeError(f"made.floor: {self.floor}: it is a share, between 0 and 1.")
         for way in self.ways:
             for needed in WAYS[way].needs:
                 if needed not in self.ways:
                     raise RecipeError(f"made.ways: {way!r} takes what {needed!r} gives: add {needed!r}.")
+            if WAYS[way].referenced and self.reference is None:
+                raise RecipeError(
+                    f"made.ways: {way!r} takes rows of no task of the recipe: name a task in made.reference."
+                )
 
     def check(self, recipe: "Recipe") -> None:
         """There is something to add."""
@@ -91,6 +101,20 @@ class Made(Part):
             raise RecipeError(
                 "finetune.epochs_by_task: the ways of `made` train all tasks alike: leave it out."
             )
+
+        if self.reference is not None and self.reference in recipe.tasks:
+            raise RecipeError(
+                f"made.reference: {self.reference!r} is a task of the recipe: name another one."
+            )
+
+    def reference_rows(self, run: "RunContext") -> Sequence[str]:
+        """The inputs of the reference, as the model reads them."""
+        from tauspan.tasks.data.suite import find_task  # here, so that a list of recipes needs no torch
+
+        if self.reference is None:
+            return []
+        task = find_task(self.reference, run.recipe.data).subset(train=self.references)
+        return list(task.split("train").inputs)
 
     def evaluations(self, run: "RunContext") -> list[Evaluation]:
         """One for each seed and way, those that others need first."""

@@ -37,8 +37,14 @@ class Work:
     seed: int
 
     def found(self) -> dict[str, Any]:
-        """What it gives, from its file if it is there, and under `cost` what that took."""
+        """What it gives, from its file if it is there, and under `cost` what that took.
+
+        Where nothing depends on the seed, that is the first seed's.
+        """
         recipe, made = self.run.recipe, self.made
+        drawn = WAYS[self.name].seeded or bool(self._rules) or recipe.start == "random"
+        if self.seed != self._first and not drawn:
+            return self._other(self.name, self._first).found()
         facts = dataclasses.asdict(made) | {
             "ways": None,
             "merged": None,
@@ -70,10 +76,10 @@ class Work:
     @property
     def _values(self) -> tuple[float | None, ...]:
         """What is tried."""
-        way = WAYS[self.name]
+        way, made = WAYS[self.name], self.made
         if way.tries == "rate":
-            return tuple(self.made.rates.get(way.regime, ())) or (None,)
-        return self.made.weights.get(self.name, way.values) or (None,)
+            return made.rates.get(self.name) or way.values or made.rates.get(way.regime) or (None,)
+        return made.weights.get(self.name, way.values) or (None,)
 
     def _folder(self, task: str) -> Path:
         return self.run.out / "vectors" / f"made-{self.name}-{task}-seed{self.seed}"
@@ -128,8 +134,9 @@ class Work:
             tuned = recipe.finetune
             if regime == "linear" and tuned.augment == "none" and not tuned.checkpointing:
                 changes["cache"] = "auto"
-            if rate is None and regime in self.made.ways and regime != self.name:
-                rate = self._other(regime, self._first).found()["value"]
+            source = WAYS[self.name].rate_from(regime)
+            if rate is None and source is not None:
+                rate = self._other(source, self._first).found()["value"]
             if rate is not None:
                 changes["lr"] = rate
             return recipe.settings(Finetuning(regime, None, self.seed), **changes)
@@ -148,7 +155,14 @@ class Work:
             }
 
         return Making(
-            self.run.encoder(self.seed), self.run.tasks, settings, joint, self.made.ridge, others, {}
+            self.run.encoder(self.seed),
+            self.run.tasks,
+            settings,
+            joint,
+            self.made.ridge,
+            others,
+            self.made.reference_rows(self.run),
+            {},
         )
 
 

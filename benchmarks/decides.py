@@ -8,7 +8,8 @@ the gap stand quantities that could decide it: some are known before training (`
 model that `tauspan.kernel.diagnose.outlook` expects), some only after. `bend` is how far the
 ordinary model at the sum is from its tangent model there, |f(x; theta0 + sum tau) - f - J sum tau| / |J sum tau|;
 `reach` is how far a single ordinary vector moves the logits of its own task over their size. The second table has
-Spearman's rank correlation of the gap with each.
+Spearman's rank correlation of the gap with each, over all sums, over those of one number of blocks, and over those of one
+number of steps. The third has the sums where `tauspan outlook` advises against ordinary vectors, and the gap there.
 """
 
 import argparse
@@ -28,7 +29,7 @@ from tauspan.core.computing import computing
 from tauspan.core.report import Table
 from tauspan.editing.model.directions import Directions
 from tauspan.editing.model.edited import EditedModel, edited_model
-from tauspan.kernel.diagnose.outlook import Expectation
+from tauspan.kernel.diagnose.outlook import BENDS, Expectation
 from tauspan.merge.methods.method import added
 
 TASKS = ("news_recreation", "movie_sentiment", "tweet_sentiment", "email_spam")
@@ -161,15 +162,38 @@ def _by_seed(found: Sequence[Mapping[str, Any]]) -> list[list[Mapping[str, Any]]
     return [[one for one in found if one["seed"] == seed] for seed in dict.fromkeys(o["seed"] for o in found)]
 
 
+def groups(found: Sequence[Mapping[str, Any]]) -> dict[str, list[Mapping[str, Any]]]:
+    """All sums, and those of one number of blocks or of steps."""
+    made: dict[str, list[Mapping[str, Any]]] = {"all": list(found)}
+    for name in ("blocks", "steps"):
+        values = sorted({one[name] for one in found})
+        if len(values) > 1:
+            made |= {f"{value} {name}": [one for one in found if one[name] == value] for value in values}
+    return made
+
+
 def correlations(found: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """Spearman's rank correlations over the sums of each seed: the mean, and the least and the most of a seed."""
     return [
         {
-            "quantity": name, "known": "before" if name in BEFORE else "after",
-            **{target: _ranks(found, name, of) for target, of in TARGETS.items()},
+            "sums": which, "quantity": name, "known": "before" if name in BEFORE else "after",
+            **{target: _ranks(some, name, of) for target, of in TARGETS.items()},
         }
+        for which, some in groups(found).items()
         for name in (*BEFORE, *AFTER)
     ]  # fmt: skip
+
+
+def advised(found: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Where the outlook advises against ordinary vectors: how many sums, and how far the linear ones are ahead there."""
+    rows = []
+    for which, some in groups(found).items():
+        gaps = [gap(one) for one in some if one["outlook"] > BENDS]
+        rows.append({
+            "sums": which, "of": len(some), "advised": len(gaps), "gap": fmean(gaps) if gaps else None,
+            "least": min(gaps, default=None), "most": max(gaps, default=None),
+        })  # fmt: skip
+    return rows
 
 
 def _ranks(
@@ -236,6 +260,8 @@ def main(argv: list[str] | None = None) -> None:
     print(Table("Sums at alpha 1", mean_cells(found), note).to_markdown())
     said = "Spearman's rank correlation over sums: mean, least and most of a seed; lose: of single accuracy, by adding"
     print(Table("What the gap goes with", correlations(found), said).to_markdown())
+    said = f"sums whose expected error is above {BENDS}; gap: mean, least and most of a sum"
+    print(Table("Where the outlook advises the linear regime", advised(found), said).to_markdown())
 
 
 if __name__ == "__main__":

@@ -19,6 +19,7 @@ from tauspan.tasks.batches import Batches, batches
 from tauspan.tasks.reference import TaskTargets
 
 Deltas: TypeAlias = dict[str, Tensor]
+_SEEN = 12  # tokens of a text: enough to see whether f depends on an order
 
 
 def read(encoder: Encoder, task: Task, split: str, reading: Reading) -> Batches:
@@ -131,7 +132,8 @@ def _orthogonal(product: Tensor) -> Tensor:
 
 
 def _rebased(deltas: Deltas, old: Encoder, new: Encoder, task: Task, reading: Reading) -> Deltas:
-    _, batch = read(old, task, "train", replace(reading, batch_size=4))[0]
+    tokens = _SEEN if reading.max_tokens is None else min(reading.max_tokens, _SEEN)
+    _, batch = read(old, task, "train", replace(reading, batch_size=2, max_tokens=tokens))[0]
     return rebased(deltas, old, new, batch)
 
 

@@ -5,6 +5,7 @@ Ainsworth, Hayase and Srinivasa, "Git Re-Basin" (arXiv 2209.04836), section 3.2.
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
 
 import torch
 from scipy.optimize import linear_sum_assignment
@@ -16,6 +17,7 @@ from tauspan.models import Batch, Encoder
 from tauspan.models.at import At
 
 _MOST_PRODUCERS = 3  # queries, keys and values
+_FEW = 64
 _LEFT = 1e-3  # of the effect of reordering the consumer alone, what reordering all may leave
 
 
@@ -105,7 +107,6 @@ def hidden_units(encoder: Encoder, batch: Batch) -> list[Units]:
     calls = _calls(encoder, batch)
     config = getattr(encoder.backbone, "config", None)
     heads = getattr(config, "num_attention_heads", None)
-    draw = torch.Generator().manual_seed(0)
     before = _features(encoder, batch, {})
     found = []
     for at, (name, layer) in enumerate(calls):
@@ -117,16 +118,14 @@ def hidden_units(encoder: Encoder, batch: Batch) -> list[Units]:
             1,
             *([width // heads] if isinstance(heads, int) and heads > 1 and width % heads == 0 else []),
         ]
+        consumer, alone = f"{name}.weight".lstrip("."), dict[tuple[int, int], float]()
         candidates = (
             _units(calls, earlier[-count:], at, width, size)
             for count in range(1, min(len(earlier), _MOST_PRODUCERS) + 1)
             for size in sizes
         )
-        found += [
-            units
-            for units in candidates
-            if _free(encoder, batch, before, units, f"{name}.weight".lstrip("."), draw)
-        ][:1]
+        free = (units for units in candidates if _free(encoder, batch, before, units, consumer, alone))
+        found += list(islice(free, 1))
     return found
 
 
@@ -148,21 +147,45 @@ def _units(
 
 
 @torch.no_grad()
+def _orders(count: int) -> list[Tensor]:
+    """Two orders of which all others are made: units that take turns only within groups do not stay free under both.
+
+    Few units: all moved on by one, and the first two exchanged, whose products are all orders. Many: the former and a random
+    one, since what two units do is lost in rounding.
+    """
+    places = torch.arange(count)
+    if count > _FEW:
+        return [torch.randperm(count, generator=torch.Generator().manual_seed(0)), places.roll(1)]
+    return [places.roll(1), torch.cat([places[:2].flip(0), places[2:]])]
+
+
 def _free(
-    encoder: Encoder, batch: Batch, before: Tensor, units: Units, consumer: str, draw: torch.Generator
+    encoder: Encoder,
+    batch: Batch,
+    before: Tensor,
+    units: Units,
+    consumer: str,
+    alone: dict[tuple[int, int], float],
 ) -> bool:
-    """Whether f stays where it is when the units change places, measured by what it does when the consumer's alone do."""
-    order = torch.randperm(units.count, generator=draw)
-    if order.equal(torch.arange(units.count)):
-        order = order.roll(1)
+    """Whether f stays where it is when the units change places, measured by what it does when the consumer's alone do.
+
+    `alone` keeps the latter by the number of units and the order, for all candidates of one consumer.
+    """
     own = {name: value.detach() for name, value in encoder.backbone.named_parameters()}
     own = {name: own[name] for name, _ in units.places if name in own}
     if consumer not in own or len(own) < len(dict(units.places)):
         return False  # a tied tensor, which is under another name
-    alone = units.reordered({consumer: own[consumer]}, order)
-    both, broken = (_features(encoder, batch, point) for point in (units.reordered(own, order), alone))
-    effect = float((broken - before).norm())
-    return effect > 0 and float((both - before).norm()) <= _LEFT * effect
+
+    def moved(tensors: dict[str, Tensor], order: Tensor) -> float:
+        return float((_features(encoder, batch, units.reordered(tensors, order)) - before).norm())
+
+    for place, order in enumerate(_orders(units.count)):
+        if (units.count, place) not in alone:
+            alone[units.count, place] = moved({consumer: own[consumer]}, order)
+        effect = alone[units.count, place]
+        if not effect or moved(own, order) > _LEFT * effect:
+            return False
+    return True
 
 
 @torch.no_grad()

@@ -2,10 +2,10 @@
 
     python -m benchmarks.transport [--tasks ...] [--seeds 3] [--rows 200] [--out results.json]
 
-The old base is MiniLM; the new one is MiniLM after ordinary training on two other tasks, or the same with its hidden units
-and attention heads in another order, which is the same function. Ordinary vectors of the old base are carried to the new
-one in each way, and evaluated there on test rows, beside the new base alone and a vector that was trained on it. Gains
-are over the new base alone; `kept` is the gain over that of the trained vector. `cosine` compares J tau on both
+The old base is MiniLM; the new one is MiniLM after ordinary training on two other tasks, or the same with its hidden
+units and attention heads in another order, which is the same function. Ordinary vectors of the old base are carried to
+the new one in each way, and evaluated there on test rows, beside the new base alone and a vector that was trained on it.
+Gains are over the new base alone; `kept` is the gain over that of the trained vector. `cosine` compares J tau on both
 bases, on validation rows; a vector carries over from 0.5 on, and `right` counts where that verdict agrees with whether
 half of the trained vector's gain or more is kept.
 """
@@ -65,7 +65,9 @@ def measured(
         own = ts.finetune(new, task, settings(steps, seed)).task_vector
         base = accuracy(new, task, own, 0.0)
         best = accuracy(new, task, own, 1.0)
-        found["trained there"].append({"base": base, "accuracy": best, "gain": best - base, "best": best - base})
+        found["trained there"].append(
+            {"base": base, "accuracy": best, "gain": best - base, "best": best - base}
+        )
         for way in TRANSPORTS:
             moved = transport(vector, old, new, task, way, strict=False, reading=READING)
             at = accuracy(new, task, moved.vector, 1.0)
@@ -120,9 +122,7 @@ def main(argv: list[str] | None = None) -> None:
                 one.subset(train=options.train, validation=options.rows // 2, test=options.rows, seed=seed)
                 for one in ts.suite(options.tasks)
             ]
-            vectors = {
-                one: ts.finetune(old, one, settings(options.steps, seed)).task_vector for one in tasks
-            }
+            vectors = {one: ts.finetune(old, one, settings(options.steps, seed)).task_vector for one in tasks}
             trained = further(old, options.steps, options.train, seed)
             bases = {"trained further": trained, "and reordered": reordered(trained, tasks[0], seed)}
             for name, new in bases.items():
@@ -130,9 +130,9 @@ def main(argv: list[str] | None = None) -> None:
                     found.setdefault(name, {}).setdefault(way, []).append(each)
     rows = [row(name, way, seeds) for name, ways in found.items() for way, seeds in ways.items()]
     note = (
-        f"minilm, {', '.join(options.tasks)}, {options.steps} steps of 16 rows at {RATE:g}, last two blocks; the new base: as many "
-        f"steps of all blocks on {' and '.join(OTHERS)}; {options.rows} test rows a task, {options.seeds} seeds; least and "
-        "most of a seed"
+        f"minilm, {', '.join(options.tasks)}, {options.steps} steps of 16 rows at {RATE:g}, last two blocks; the new "
+        f"base: as many steps of all blocks on {' and '.join(OTHERS)}; {options.rows} test rows a task, "
+        f"{options.seeds} seeds; least and most of a seed"
     )
     print(Table("Vectors on another base", rows, note).to_markdown())
     if options.out:

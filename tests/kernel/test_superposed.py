@@ -249,6 +249,15 @@ def test_a_task_comes_and_goes_and_nothing_is_computed_twice(monkeypatch):
     assert again.joint_residual < 1e-12
 
 
+@pytest.mark.parametrize(
+    "ghosts", [0.0, 3.0, Ghosts(2.0, rows=2), Ghosts({"b": 5.0}, rows=2, choose="pivoted")]
+)
+def test_other_ghosts_need_no_kernel(ghosts, monkeypatch):
+    found, wanted = superpose(encoder(), three(), 1.0, RIDGE), superpose(encoder(), three(), ghosts, RIDGE)
+    monkeypatch.setattr(Rows, "kernel", None)
+    all_same(found.with_ghosts(ghosts), wanted)
+
+
 def test_rows_of_a_control_and_of_inputs_go_too():
     everyone = three()
     inputs = zoo.normal(3, 3, seed=5).double()
@@ -353,6 +362,12 @@ def test_what_cannot_be_is_refused_with_a_repair():
         (UsageError, "no task 'd'", lambda: found.without("d")),
         (UsageError, "keep at least one", lambda: found.without("a", "b")),
         (UsageError, "no task 'd'", lambda: found.without_rows("d", [0])),
+        (UsageError, "no task 'd'", lambda: found.with_ghosts(Ghosts({"d": 1.0}))),
+        (
+            UsageError,
+            "kernel of their own",
+            lambda: found.with_ghosts(Ghosts(inputs=[first.split("train").inputs[0]])),
+        ),
         (UsageError, "0 to 5", lambda: found.without_rows("a", [6])),
         (UsageError, "name rows", lambda: found.without_rows("a", [])),
         (UsageError, r"\.without\('a'\)", lambda: found.without_rows("a", range(6))),

@@ -150,8 +150,8 @@ def _units(
 def _orders(count: int) -> list[Tensor]:
     """Two orders of which all others are made: units that take turns only within groups do not stay free under both.
 
-    Few units: all moved on by one, and the first two exchanged, whose products are all orders. Many: the former and a random
-    one, since what two units do is lost in rounding.
+    Few units: all moved on by one, and the first two exchanged, whose products are all orders. Many: the former and a
+    random one, since what two units do is lost in rounding.
     """
     places = torch.arange(count)
     if count > _FEW:

@@ -124,6 +124,20 @@ class Superposed(Result):
         gone = {**was.gone, task: (*was.gone.get(task, ()), *sorted(set(rows)))}
         return solved(replace(was, gone=gone))
 
+    def with_ghosts(self, ghosts: Ghosts | float) -> "Superposed":
+        """The vectors with other ghosts of the same rows: weights, how many, which; no kernel is computed.
+
+        The ridge is asked for anew, as in `superpose`.
+
+        Raises:
+            UsageError: ghosts of other inputs than those that are there, or a weight of a task that is not there.
+        """
+        asked = ghosts if isinstance(ghosts, Ghosts) else Ghosts(float(ghosts))
+        asked.require_known(self.setting.names)
+        if asked.inputs is not self.setting.ghosts.inputs:
+            raise UsageError("ghosts of other inputs have a kernel of their own: call `superpose` with them.")
+        return solved(replace(self.setting, ghosts=asked))
+
     def _require(self, name: str) -> None:
         if name not in self.setting.names:
             raise UsageError(f"there is no task {name!r}. {nearest(name, self.setting.names)}")

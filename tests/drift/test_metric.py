@@ -1,5 +1,7 @@
 """Merging in the metric of the function, against the formula with whole matrices."""
 
+import dataclasses
+
 import pytest
 import torch
 
@@ -33,6 +35,37 @@ def test_isotropic_merging_flattens_what_the_matrix_does(damping):
         u, s, vt = torch.linalg.svd(inside, full_matrices=False)
         wanted = torch.linalg.inv(left) @ (u * s.mean()) @ vt @ torch.linalg.inv(right)
         torch.testing.assert_close(found.deltas[name].double(), wanted, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "method", ["tsv_m", "iso_c", "iso_cts", "ties", "dare_ties", "breadcrumbs", "slerp", "magmax"]
+)
+@pytest.mark.parametrize("kind", ["expand", "reduce"])
+def test_every_rule_merges_what_the_root_of_the_whole_matrix_makes_of_a_vector(method, kind):
+    """The root of B (x) A of a layer, as one matrix on all entries, in the place of two small ones."""
+    model, vectors, _ = given()
+    vectors = vectors[:2] if method == "slerp" else vectors
+    curvature = factors(model, task("a"), kind)
+    damping, roots = 0.1, {}
+    for name in ("0.weight", "2.weight"):
+        block = curvature.blocks[name]
+        a, b = (
+            one / torch.linalg.eigvalsh(one).mean() + damping * torch.eye(len(one), dtype=torch.float64)
+            for one in (block.inputs.double(), block.outputs.double())
+        )
+        values, basis = torch.linalg.eigh(torch.kron(b, a))  # entries of dW row by row
+        roots[name] = (basis * values.sqrt()) @ basis.T, (basis / values.sqrt()) @ basis.T
+
+    def mapped(vector, which):
+        deltas = {name: delta.double() for name, delta in vector.deltas.items()}
+        for name, pair in roots.items():
+            deltas[name] = (pair[which] @ deltas[name].flatten()).view_as(deltas[name])
+        return dataclasses.replace(vector, deltas=deltas)
+
+    found = merge_in_metric(model, vectors, curvature, method, damping=damping, seed=3)
+    wanted = mapped(merge([mapped(one, 0) for one in vectors], method, seed=3), 1)
+    for name, delta in wanted.deltas.items():
+        torch.testing.assert_close(found.deltas[name].double(), delta, rtol=1e-4, atol=1e-5)
 
 
 def test_a_rule_that_is_linear_does_not_see_the_metric():

@@ -27,13 +27,12 @@ class Units:
 
     Args:
         places: names of parameters, with the dimension along which the units lie.
-        count: how many units: neurons, or attention heads.
-        size: entries of each: 1, or the width of a head.
+        count: how many units: neurons, attention heads, or groups of query heads that share a key and a value; along its
+            dimension a tensor has as many entries for each.
     """
 
     places: tuple[tuple[str, int], ...]
     count: int
-    size: int
 
     def rows(self, tensors: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
         """Each tensor with a row for each unit, shape (count, ...)."""
@@ -47,7 +46,7 @@ class Units:
         for name, dim in self.places:
             if name in found:
                 rows = found[name].movedim(dim, 0)
-                blocks = rows.reshape(self.count, self.size, *rows.shape[1:])[order.to(rows.device)]
+                blocks = rows.reshape(self.count, -1, *rows.shape[1:])[order.to(rows.device)]
                 found[name] = blocks.flatten(0, 1).movedim(0, dim)
         return found
 
@@ -102,35 +101,51 @@ def hidden_units(encoder: Encoder, batch: Batch) -> list[Units]:
     """The groups of hidden units of linear layers whose order f does not depend on, as seen on a batch.
 
     A group is what one linear layer reads: of the layers called before it that give as many outputs, the last one, two or
-    three are tried (a gated layer has two, attention three), as single units and as attention heads.
+    three are tried (a gated layer has two, attention three), as single units and as attention heads. Where query heads
+    share keys and values, those give fewer outputs, and a head of theirs moves with all its query heads, whose order
+    among themselves stays.
     """
     calls = _calls(encoder, batch)
     config = getattr(encoder.backbone, "config", None)
-    heads = getattr(config, "num_attention_heads", None)
+    heads, shared = (
+        getattr(config, name, None) or 1 for name in ("num_attention_heads", "num_key_value_heads")
+    )
     before = _features(encoder, batch, {})
     found = []
     for at, (name, layer) in enumerate(calls):
         if not isinstance(layer, nn.Linear):
             continue
         width = layer.in_features
-        earlier = [place for place in range(at) if getattr(calls[place][1], "out_features", None) == width]
-        sizes = [
-            1,
-            *([width // heads] if isinstance(heads, int) and heads > 1 and width % heads == 0 else []),
-        ]
+        counts = dict.fromkeys(one for one in (width, heads, shared) if one > 1 and width % one == 0)
         consumer, alone = f"{name}.weight".lstrip("."), dict[tuple[int, int], float]()
         candidates = (
-            _units(calls, earlier[-count:], at, width, size)
-            for count in range(1, min(len(earlier), _MOST_PRODUCERS) + 1)
-            for size in sizes
+            _units(calls, producers, at, width, count)
+            for producers in _producers(calls, at, width, width * shared // heads)
+            for count in counts
+            if all(_outputs(calls[place][1]) % count == 0 for place in producers)
         )
         free = (units for units in candidates if _free(encoder, batch, before, units, consumer, alone))
         found += list(islice(free, 1))
     return found
 
 
+def _outputs(module: nn.Module) -> int:
+    return int(getattr(module, "out_features", 0))
+
+
+def _producers(
+    calls: Sequence[tuple[str, nn.Module]], consumer: int, width: int, fewer: int
+) -> Iterator[list[int]]:
+    """What may feed a layer: the last one, two and three layers with its width, then the last three of either width."""
+    wide = [place for place in range(consumer) if _outputs(calls[place][1]) == width]
+    yield from (wide[-count:] for count in range(1, min(len(wide), _MOST_PRODUCERS) + 1))
+    either = [place for place in range(consumer) if _outputs(calls[place][1]) in (width, fewer)]
+    if fewer != width and len(either) >= _MOST_PRODUCERS:
+        yield either[-_MOST_PRODUCERS:]
+
+
 def _units(
-    calls: Sequence[tuple[str, nn.Module]], producers: Sequence[int], consumer: int, width: int, size: int
+    calls: Sequence[tuple[str, nn.Module]], producers: Sequence[int], consumer: int, width: int, count: int
 ) -> Units:
     """What follows the units' order: outputs of the producers, tensors of layers between, inputs of the consumer."""
     between = [
@@ -143,10 +158,9 @@ def _units(
         for place in (*producers, *between)
         for part, _ in calls[place][1].named_parameters(recurse=False)
     ]
-    return Units((*named, (f"{calls[consumer][0]}.weight".lstrip("."), 1)), width // size, size)
+    return Units((*named, (f"{calls[consumer][0]}.weight".lstrip("."), 1)), count)
 
 
-@torch.no_grad()
 def _orders(count: int) -> list[Tensor]:
     """Two orders of which all others are made: units that take turns only within groups do not stay free under both.
 

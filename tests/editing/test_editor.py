@@ -118,6 +118,8 @@ def test_an_editor_answers_as_the_functions_do(regime: Any) -> None:
     one, other = editor.negate(first), ts.negate(model, first, vectors[first], others, regime=regime)
     assert (one.alpha, one.negated) == (other.alpha, other.negated)
     assert one.coefficients == {first.name: -one.alpha}
+    named = editor.negate(first.name, [other.name for other in others])
+    assert (named.alpha, named.negated) == (one.alpha, one.negated)
     maps = ts.disentanglement(model, vectors, regime, grid=[0.0, 1.0])
     assert editor.maps(grid=[0.0, 1.0]).pairs[0].means == pytest.approx(maps.pairs[0].means)
 
@@ -143,6 +145,10 @@ def test_an_editor_refuses_what_it_cannot_answer() -> None:
     editor = ts.Editor(model, vectors)
     with pytest.raises(UsageError, match="no vector of the task 'nothing'"):
         editor.negate("nothing")
+    with pytest.raises(UsageError, match="controls name no task 'nothing'"):
+        editor.negate(first, ["nothing"])
+    with pytest.raises(UsageError, match="other than itself"):
+        editor.negate(first.name, [first.name])
     with pytest.raises(UsageError, match="no vector 'nothing'"):
         editor.evaluate({"nothing": 1.0})
 

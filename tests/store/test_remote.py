@@ -18,7 +18,7 @@ from helpers.zoo import normal
 from tauspan import store
 from tauspan.core.errors import StoreError
 from tauspan.merge import merge_files, parse_recipe
-from tauspan.merge.sources.opening import open_source
+from tauspan.merge.sources.opening import halves, open_source
 from tauspan.store import remote
 
 NAMES = ("base", "one", "two")
@@ -69,6 +69,22 @@ def test_values_are_read_by_ranges(
     expected = load_file(folders["one"] / "model.safetensors")
     torch.testing.assert_close(source.read("a.weight", 10, 50), expected["a.weight"].flatten()[10:50])
     assert [one["end"] - one["start"] for one in asked] == [320]
+
+
+def test_a_plus_in_a_url_is_no_adapter(
+    memory: dict[str, str], folders: dict[str, Path], tmp_path: Path
+) -> None:
+    fsspec.filesystem("memory").put(str(folders["two"]), "/bucket/c++/two", recursive=True)
+    assert open_source("memory://bucket/c++/two").label == "two"
+    assert halves("memory://bucket/c++/two") == ("memory://bucket/c++/two", None)
+    assert halves(f"{memory['one']}+{memory['two']}") == (memory["one"], memory["two"])
+    assert halves(f"{memory['one']}+{tmp_path}") == (memory["one"], str(tmp_path))
+    assert halves("org/model+org/adapter") == ("org/model", "org/adapter")
+    recipe = parse_recipe(
+        "method: task_arithmetic\nbase_model: memory://bucket/base\nmodels: [{model: memory://bucket/c++/two}]\n"
+    )
+    merge_files(recipe, tmp_path / "out")
+    assert (tmp_path / "out" / "model.safetensors").is_file()
 
 
 def test_a_copy_of_headers_is_no_model_for_others(memory: dict[str, str]) -> None:

@@ -145,7 +145,7 @@ class Editor:
     def negate(
         self,
         task: Task | str,
-        controls: Sequence[Task] | None = None,
+        controls: Sequence[Task | str] | None = None,
         floor: float = 0.95,
         *,
         grid: Grid = "paper",
@@ -154,7 +154,7 @@ class Editor:
 
         Args:
             task: the target, or its name.
-            controls: tasks to be kept; None takes all other tasks.
+            controls: tasks to be kept, or names of tasks that have a vector; None takes all other tasks.
             floor: the share of control accuracy to keep.
             grid: as for `add`.
         """
@@ -331,7 +331,7 @@ class Editor:
     def front(
         self,
         task: Task | str,
-        controls: Sequence[Task] | None = None,
+        controls: Sequence[Task | str] | None = None,
         floor: float = 0.95,
         *,
         per: Per = "layer",
@@ -511,11 +511,21 @@ class Editor:
             page.save(path, overwrite=overwrite)
         return page
 
-    def _target(self, task: Task | str, controls: Sequence[Task] | None) -> tuple[Task, list[Task]]:
+    def _target(self, task: Task | str, controls: Sequence[Task | str] | None) -> tuple[Task, list[Task]]:
         by_name = {one.name: one for one in self.vectors}
         target = by_name.get(task) if isinstance(task, str) else task
         if target is None or target not in self.vectors:
             name = task if isinstance(task, str) else task.name
             raise UsageError(f"there is no vector of the task {name!r}. {nearest(name, list(by_name))}")
-        others = [one for one in self.vectors if one is not target]
-        return target, others if controls is None else list(controls)
+        if controls is None:
+            return target, [one for one in self.vectors if one is not target]
+        return target, [one if isinstance(one, Task) else self._named(one) for one in controls]
+
+    def _named(self, name: str) -> Task:
+        found = next((one for one in self.vectors if one.name == name), None)
+        if found is None:
+            raise UsageError(
+                f"controls name no task {name!r} of these vectors. "
+                f"{nearest(name, [one.name for one in self.vectors])} Another task is given as it is."
+            )
+        return found

@@ -23,6 +23,7 @@ from tauspan.merge.recipe.parts import (
     written_slice,
     written_token,
 )
+from tauspan.merge.sources.opening import halves
 from tauspan.merge.sources.problems import LENIENT
 
 BASE = "base"  # as `tokenizer_source`: the base's, or else the first model's
@@ -295,9 +296,9 @@ def relocated(recipe: MergeRecipe, places: Mapping[str, str], card: Path) -> Mer
 
 def _parts(name: str) -> Iterator[str]:
     """The name itself, or the model and the adapter of `MODEL+ADAPTER`, as `open_source` splits it."""
-    model, plus, adapter = name.rpartition("+")
-    if plus and not Path(name).exists():
+    model, adapter = halves(name)
+    if adapter is None:
+        yield name
+    else:
         yield from _parts(model)
         yield adapter
-    else:
-        yield name

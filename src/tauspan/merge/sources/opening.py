@@ -88,8 +88,8 @@ def open_source(path: str | Path, *, access: Access = "pread", label: str | None
         ('tuned', 'point', tensor([2., 3.]))
     """
     place, text = Path(path), str(path)
-    model, plus, adapter = text.rpartition("+")
-    if plus and not place.exists():
+    model, adapter = halves(text)
+    if adapter is not None:
         return _sum(model, adapter, access, label)
     if not place.exists():
         place = _fetched(text)
@@ -102,6 +102,19 @@ def open_source(path: str | Path, *, access: Access = "pread", label: str | None
     if (place / FILE).is_file() and not _has_weights(place):
         place = place / FILE
     return _files(place, text, access, label)
+
+
+def halves(name: str) -> tuple[str, str | None]:
+    """The model and the adapter of `MODEL+ADAPTER`; None where the name is one model, whose path or URL may have a plus.
+
+    Behind the plus of a URL an adapter is another URL, or a path that is there.
+    """
+    model, plus, adapter = name.rpartition("+")
+    if not plus or Path(name).exists():
+        return name, None
+    if store.is_url(model) and not (store.is_url(adapter) or Path(adapter).exists()):
+        return name, None
+    return model, adapter
 
 
 def _fetched(text: str) -> Path:

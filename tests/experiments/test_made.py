@@ -12,7 +12,7 @@ from tauspan.core.errors import RecipeError
 from tauspan.core.reading import Reading
 from tauspan.core.report import Report
 from tauspan.experiments import figures
-from tauspan.experiments.made import WAYS
+from tauspan.experiments.made import WAYS, ways
 from tauspan.experiments.run import Recipe, Training, run
 from tauspan.experiments.run.made import Made
 from tauspan.tasks.data.suite import find_task
@@ -120,6 +120,17 @@ def test_every_way_makes_vectors(recipe: Recipe, tmp_path: Path) -> None:
     assert list(report.result["made"]) == list(WAYS)
     for name in ("linear-expand", "standard-reduce"):
         assert report.result["made"][name][0]["ratio"] > 0
+
+
+def test_sparse_vectors_of_other_tensors_are_added_all_the_same() -> None:
+    one, two = (TaskVector({name: torch.ones(2)}, "b", "linear", name) for name in ("first", "second"))
+    tasks = [find_task(name) for name in TASKS]
+    filled = ways.filled(dict(zip(tasks, (one, two), strict=True)))
+    total = sum(filled.values())
+    assert {name: delta.tolist() for name, delta in total.deltas.items()} == {
+        "first": [1, 1],
+        "second": [1, 1],
+    }
 
 
 def test_what_cannot_be_asked_is_refused() -> None:

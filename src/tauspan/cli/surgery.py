@@ -64,6 +64,19 @@ def add(verbs: Any, verb: Verb) -> None:
         "-o", "--out", required=True, help="the vector file, or for an adapter the directory, to write"
     )
     moved.add_argument("--overwrite", action="store_true", help="replace what is there")
+    asked = verb(
+        inner,
+        "compare",
+        "how NEW reads texts beside OLD: perplexity a word, or the cosine of features",
+        compare,
+    )
+    asked.add_argument("old", help=MODEL)
+    asked.add_argument(
+        "new", help="the directory that `vocabulary graft` wrote, or any model that reads texts"
+    )
+    asked.add_argument("--text", metavar="FILE", required=True, help="texts, one a line")
+    asked.add_argument("--max-tokens", type=int, default=256, help="longer texts are left out (default: 256)")
+    asked.add_argument("--batch-size", type=int, default=16, help="texts that are read at once (default: 16)")
 
 
 def graft(options: argparse.Namespace) -> None:
@@ -101,6 +114,20 @@ def layers(options: argparse.Namespace) -> None:
             options.model, options.map, _out(options), stack=options.stack, vectors=options.vector, running=running
         ), options,
     )  # fmt: skip
+
+
+def compare(options: argparse.Namespace) -> None:
+    """Show how two models read the same texts."""
+    from tauspan.surgery import compare as compared
+
+    found = compared(
+        options.old,
+        options.new,
+        _texts(options.text),
+        max_tokens=options.max_tokens,
+        batch_size=options.batch_size,
+    )
+    show(found.report(), options)
 
 
 def move(options: argparse.Namespace) -> None:

@@ -138,13 +138,13 @@ def _language(
             f"{source} is not the whole of {of.kind}: {error} Load it without `language`, or take a checkpoint that was "
             "saved with its head."
         ) from error
-    inputs = Inputs("text", _tokenizer(transformers, directory), limit=length)
-    model, language = language_of(full, of, inputs, length, source)
-    most = positions(model)
+    most = positions(full)
     if most is not None and length > most:
         raise UsageError(
             f"language={length}, and {source} has positions for {most} tokens: say language={most}, or fewer."
         )
+    inputs = Inputs("text", _tokenizer(transformers, directory), limit=length)
+    model, language = language_of(full, of, inputs, length, source)
     home = home_of(directory, weights, model)
     encoder = Encoder(
         model, States(length, of.decoder), inputs, source=source, save_extras=copies(directory), home=home

@@ -4,6 +4,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal, TypeAlias
 
+import torch
+
 from tauspan.core.choices import Regime
 from tauspan.core.reading import Reading
 from tauspan.drift import (
@@ -137,9 +139,21 @@ def _sparse(regime: Regime) -> Callable[[Making, float | None], Vectors]:
             masks = least_sensitive(given.encoder, given.factors(task, "diagonal"), _SHARE)
             sparse = finetune(restrict(given.encoder, masks), task, settings).task_vector
             vectors[task] = sparse.dense(given.encoder)  # each task has a space of its own
-        return vectors
+        return filled(vectors)
 
     return make
+
+
+def filled(vectors: Vectors) -> Vectors:
+    """The vectors with zeros for the tensors that only others move."""
+    every = {name: delta for vector in vectors.values() for name, delta in vector.deltas.items()}
+    return {
+        task: replace(
+            vector,
+            deltas={name: vector.deltas.get(name, torch.zeros_like(delta)) for name, delta in every.items()},
+        )
+        for task, vector in vectors.items()
+    }
 
 
 def _joint(regime: Regime) -> Callable[[Making, float | None], Vectors]:

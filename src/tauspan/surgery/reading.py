@@ -1,0 +1,184 @@
+"""What a model with another vocabulary makes of texts, beside the one it came from: `compare`."""
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from tauspan import models, store
+from tauspan.core.arguments import checked
+from tauspan.core.errors import DataError, UsageError
+from tauspan.core.measure import progress
+from tauspan.core.report import Cell, Report, Table, provenance
+from tauspan.core.results import Result
+from tauspan.models import Classifier, Encoder, folders, load_model
+from tauspan.models.sources import model_directory
+from tauspan.objectives import objective_of
+from tauspan.objectives.tokens import IGNORED
+from tauspan.tasks import Split, Task, build_head
+from tauspan.tasks.batches import batches
+
+_GENERATES = re.compile(r"(CausalLM|LMHeadModel)$")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Readings(Result):
+    """How two models read the same texts.
+
+    Args:
+        texts: that were read whole by both.
+        words: in them, between blanks.
+        tokens: on which each was measured, the old model first.
+        perplexity: of language models exp(-log p(texts) / words), the old model first; None of others.
+        cosine: of other models the mean cosine between their features of a text; None of language models.
+    """
+
+    texts: int
+    words: int
+    tokens: tuple[int, int]
+    perplexity: tuple[float, float] | None
+    cosine: float | None
+
+    @property
+    def ratio(self) -> float | None:
+        """The new model's perplexity a word over the old one's; 1 is as good."""
+        return None if self.perplexity is None else self.perplexity[1] / self.perplexity[0]
+
+    @property
+    def verdict(self) -> str:
+        """What came out, in a sentence or two."""
+        before, after = (one / max(self.words, 1) for one in self.tokens)
+        cut = f" A word takes {after:.2f} tokens instead of {before:.2f}."
+        if self.perplexity is None:
+            return f"The features of {self.texts} texts have a mean cosine of {self.cosine:.3f} to what they were.{cut}"
+        old, new = self.perplexity
+        return f"Perplexity a word is {new:.4g} instead of {old:.4g}: {self.ratio:.3g} times as much.{cut}"
+
+    def report(self) -> Report:
+        """The verdict and the numbers."""
+        told: dict[str, tuple[Cell, Cell]] = {"tokens": self.tokens}
+        if self.perplexity is not None:
+            told["perplexity a word"] = self.perplexity
+        rows: list[dict[str, Cell]] = [
+            {"what": what, "before": old, "after": new} for what, (old, new) in told.items()
+        ]
+        if self.cosine is not None:
+            rows.append({"what": "mean cosine of features", "before": None, "after": self.cosine})
+        note = f"{self.texts} texts of {self.words} words; perplexity a word: exp(-log p / words), first tokens excepted"
+        return Report(
+            "vocabulary comparison", [Table("texts", rows, note)], dict(self.provenance), verdict=self.verdict
+        )
+
+
+@checked
+def compare(
+    model: str | Path,
+    other: str | Path,
+    texts: Sequence[str],
+    *,
+    max_tokens: int = 256,
+    batch_size: int = 16,
+) -> Readings:
+    """How a grafted model reads texts beside the model that it came from, or any two models that read texts.
+
+    Perplexities of two tokenizers are not comparable for each token, since a token is another piece of text. So the
+    log-probability of the same texts is taken for each word: exp(-log p / words). Of models that do not generate, the
+    cosine between their features of a text is taken. A text that one of the models would cut is left out.
+
+    Args:
+        model: the old model: a directory or a hub id.
+        other: the new one.
+        texts: of the kind that the models will read.
+        max_tokens: texts with as many tokens in either vocabulary are left out, or with as many as a model has positions.
+        batch_size: texts that are read at once.
+
+    Raises:
+        DataError: no text is short enough.
+        UsageError: one of the models generates and the other does not.
+
+    Cost: a forward pass over the texts by each model.
+
+    Example:
+        >>> found = compare("minilm", "minilm", ["a film that moves", "rain all day"])
+        >>> round(found.cosine, 4), found.ratio
+        (1.0, None)
+    """
+    sides = [_opened(one, max_tokens) for one in (model, other)]
+    encoders, lengths = [encoder for encoder, _ in sides], [length for _, length in sides if length]
+    if len(lengths) == 1:
+        generates, not_ = (model, other) if sides[0][1] else (other, model)
+        raise UsageError(f"{generates} generates texts and {not_} does not: compare models of one kind.")
+    max_tokens = min([max_tokens, *lengths])
+    counts = [_lengths(encoder, texts) for encoder in encoders]
+    kept = [place for place in range(len(texts)) if max(counts[0][place], counts[1][place]) < max_tokens]
+    words = sum(len(texts[place].split()) for place in kept)
+    if not words:
+        raise DataError(
+            f"none of {len(texts)} texts has a word and fewer than {max_tokens} tokens: give shorter ones, or a larger "
+            "max_tokens (--max-tokens)."
+        )
+    some = [texts[place] for place in kept]
+    if lengths:
+        (first, old), (second, new) = (
+            _log_loss(encoder, some, max_tokens, batch_size) for encoder in encoders
+        )
+        perplexity = tuple(float(torch.tensor(total / words).exp()) for total in (first, second))
+        return Readings(
+            texts=len(some), words=words, tokens=(old, new), perplexity=(perplexity[0], perplexity[1]), cosine=None,
+            provenance=provenance(),
+        )  # fmt: skip
+    before, after = (_features(encoder, some, max_tokens, batch_size) for encoder in encoders)
+    cosine = float(torch.nn.functional.cosine_similarity(before, after).mean())
+    totals = [sum(count[place] for place in kept) for count in counts]
+    return Readings(
+        texts=len(some), words=words, tokens=(totals[0], totals[1]), perplexity=None, cosine=cosine,
+        provenance=provenance(),
+    )  # fmt: skip
+
+
+def _opened(name: str | Path, max_tokens: int) -> tuple[Encoder, int | None]:
+    """A model, and for a language model the most tokens that it reads."""
+    folder = model_directory(str(name))
+    file = folders.main_folder(folder) / "config.json"
+    config = store.read_json(file) if file.is_file() else {}
+    if not any(_GENERATES.search(str(kind)) for kind in config.get("architectures") or ()):
+        return load_model(folder), None
+    most = config.get("max_position_embeddings", config.get("n_positions"))
+    length = min(max_tokens, most) if isinstance(most, int) and most > 1 else max_tokens
+    return load_model(folder, language=length), length
+
+
+def _lengths(encoder: Encoder, texts: Sequence[str]) -> list[int]:
+    return [len(one) for one in encoder.inputs.tokenizer(list(texts))["input_ids"]]
+
+
+def _log_loss(encoder: Encoder, texts: Sequence[str], max_tokens: int, batch_size: int) -> tuple[float, int]:
+    """-log p of all texts in nats, but for their first tokens, and on how many tokens."""
+    rows = Split(list(texts), torch.zeros(len(texts), dtype=torch.long))
+    task = Task("texts", [], dict.fromkeys(("train", "validation", "test"), rows),
+                objective=objective_of("next-token"))  # fmt: skip
+    head = build_head(task, encoder, max_tokens=max_tokens)
+    classifier, objective = Classifier(encoder, head), task.objective.bound(encoder.language)
+    total, count = 0.0, 0
+    with torch.no_grad(), models.eval_mode(classifier), progress("reading", len(texts)) as advance:
+        for places, batch in batches(encoder, rows, max_tokens, batch_size, objective):
+            some = rows.take(places)
+            targets = objective.targets(some.inputs, some.labels, encoder.language, max_tokens)
+            sizes = (targets != IGNORED).sum(1)
+            losses = objective.losses(classifier(batch), targets).double().cpu()
+            total, count = total + float((losses * sizes).sum()), count + int(sizes.sum())
+            advance(len(places), "")
+    return total, count
+
+
+@torch.no_grad()
+def _features(encoder: Encoder, texts: Sequence[str], max_tokens: int, batch_size: int) -> torch.Tensor:
+    parts = []
+    with models.eval_mode(encoder), progress("reading", len(texts)) as advance:
+        for start in range(0, len(texts), batch_size):
+            some = texts[start : start + batch_size]
+            parts.append(encoder(encoder.encode(list(some), max_tokens)).double().cpu())
+            advance(len(some), "")
+    return torch.cat(parts)

@@ -10,66 +10,97 @@ disentanglement error over the points {0.5, 1}^2 of the scaled vectors, `single 
 """
 
 import argparse
+import itertools
 import json
-import statistics
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import tauspan as ts
 from tauspan.core.report import Table
+from tauspan.editing.model.directions import Directions
+from tauspan.editing.model.edited import Coefs, EditedModel, edited_model
+from tauspan.editing.search.addition import scaled
 from tauspan.kernel import Ghosts
 
 TASKS = ("news_recreation", "movie_sentiment", "tweet_sentiment", "email_spam")
 READING = ts.Reading(batch_size=32, max_tokens=32)
+AXIS = (0.5, 1.0)
 GHOSTS: Mapping[str, float | Ghosts] = {
     "none": 0.0, "weight 0.1": 0.1, "weight 1": 1.0, "weight 10": 10.0, "8 rows, weight 4": Ghosts(4.0, 8),
     "8 rows by pivots, weight 4": Ghosts(4.0, 8, "pivoted"),
 }  # fmt: skip
 
 
-def facts(encoder: ts.Encoder, vectors: Mapping[ts.Task, ts.TaskVector]) -> dict[str, float]:
-    """What vectors do: alone, added, to each other."""
-    editor = ts.Editor(encoder, vectors, "linear", reading=READING)
-    whole = editor.evaluate(1.0).accuracy
-    own = [editor.evaluate({task.name: 1.0}, tasks=[task]).accuracy[task.name] for task in vectors]
+def facts(
+    model: EditedModel, own: Mapping[ts.Task, Coefs], tasks: Sequence[ts.Task], scale: float = 1.0
+) -> dict[str, float]:
+    """What vectors do on test rows: alone, added, to each other."""
+    whole = added(*own.values())
     moved = []
-    model, names = editor._models.whole(list(vectors)), [task.name for task in vectors]
-    for task in vectors:
-        alone, added = (
-            model.logits(task, "test", at).double() for at in ({task.name: 1.0}, dict.fromkeys(names, 1.0))
+    for task in tasks:
+        alone, together = (
+            model.logits(task, "test", at).double() for at in (scaled(own[task], scale), scaled(whole, scale))
         )
-        moved.append(float((added - alone).square().sum(-1).mean().sqrt()))
-    maps = editor.maps(grid=(0.5, 1.0))
+        moved.append(float((together - alone).square().sum(-1).mean().sqrt()))
     return {
-        "single": statistics.fmean(own), "sum at 1": statistics.fmean(whole.values()),
-        "moved": statistics.fmean(moved), "xi": statistics.fmean(pair.means["box"] for pair in maps.pairs),
+        "single": fmean(model.metric(task, "test", scaled(own[task], scale)) for task in tasks),
+        "sum at 1": fmean(model.metric(task, "test", scaled(whole, scale)) for task in tasks),
+        "moved": fmean(moved),
+        "xi": fmean(
+            disagreement(model, task, own, pair, (scale * first, scale * second))
+            for pair in itertools.combinations(tasks, 2)
+            for task in pair
+            for first, second in itertools.product(AXIS, AXIS)
+        ) * 2,
     }  # fmt: skip
+
+
+def added(*coefficients: Coefs) -> dict[str, float]:
+    """The coefficients of a sum of vectors that differ."""
+    return {name: value for one in coefficients for name, value in one.items()}
+
+
+def disagreement(
+    model: EditedModel,
+    task: ts.Task,
+    own: Mapping[ts.Task, Coefs],
+    pair: tuple[ts.Task, ts.Task],
+    at: tuple[float, float],
+) -> float:
+    """The share of a task's rows whose class the other vector of a pair changes; xi is the sum of both tasks'."""
+    both = added(*(scaled(own[one], value) for one, value in zip(pair, at, strict=True)))
+    alone = scaled(own[task], at[pair.index(task)])
+    return float((model.classes(task, "test", alone) != model.classes(task, "test", both)).double().mean())
 
 
 def seeded(encoder: ts.Encoder, tasks: list[ts.Task], params: str) -> dict[str, dict[str, float]]:
     """For each kind of ghosts, what comes out, and what the single vectors do at the scale that moves as far."""
     made = ts.superpose(encoder, tasks, params=params, reading=READING)
-    vectors = {name: dict(made.with_ghosts(ghosts).vectors) for name, ghosts in GHOSTS.items()}
-    found = {name: facts(encoder, some) for name, some in vectors.items()}
-    for one in found.values():
-        scale = one["moved"] / found["none"]["moved"]
-        smaller = facts(encoder, {task: scale * vector for task, vector in vectors["none"].items()})
+    vectors, own = {}, {}
+    for name, ghosts in GHOSTS.items():
+        found = made.with_ghosts(ghosts).vectors
+        vectors |= {f"{task.name}, {name}": vector for task, vector in found.items()}
+        own[name] = {task: {f"{task.name}, {name}": 1.0} for task in found}
+    model = edited_model(encoder, Directions.whole(vectors), "linear", READING, ahead=True)
+    model.read({task: list(vectors) for task in tasks}, "test")
+    every = {name: facts(model, at, tasks) for name, at in own.items()}
+    for one in every.values():
+        scale = one["moved"] / every["none"]["moved"]
+        smaller = facts(model, own["none"], tasks, scale)
         one |= {
-            "at": scale,
-            "single at": smaller["single"],
-            "sum at": smaller["sum at 1"],
-            "xi at": smaller["xi"],
-        }
-    return found
+            "at": scale, "single at": smaller["single"], "sum at": smaller["sum at 1"], "xi at": smaller["xi"],
+        }  # fmt: skip
+    return every
 
 
 def row(name: str, seeds: list[dict[str, float]]) -> dict[str, Any]:
     """A kind of ghosts over the seeds."""
     shares = [one["xi"] / one["xi at"] for one in seeds]
     return {
-        "ghosts": name, **{key: statistics.fmean(one[key] for one in seeds) for key in seeds[0]},
-        "xi / xi at": statistics.fmean(shares), "least": min(shares), "most": max(shares),
+        "ghosts": name, **{key: fmean(one[key] for one in seeds) for key in seeds[0]},
+        "xi / xi at": fmean(shares), "least": min(shares), "most": max(shares),
     }  # fmt: skip
 
 

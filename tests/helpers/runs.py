@@ -12,6 +12,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.func import functional_call
 
 from helpers import checkpoints
 from helpers.zoo import normal, stirred
@@ -106,9 +107,34 @@ def learning_rates(settings: Settings, total: int) -> list[float]:
     return [settings.peak_lr * share for share in rising + falling]
 
 
+Count = Callable[[list[int], Tensor], Tensor]  # of a step's rows and their losses: what each row counts
+
+
+def expected(task: Task, settings: Settings, count: Count | None = None) -> dict[str, Tensor]:
+    """What the settings should give on `encoder()`."""
+    net, head = network(), task.head
+    assert head is not None
+    theta0 = {name: tensor.detach() for name, tensor in net.named_parameters()}
+    zeros = {name: torch.zeros_like(tensor) for name, tensor in theta0.items()}
+    to_base = settings.decay_toward == "base"
+
+    def logits(theta: Params, x: Tensor) -> Tensor:
+        return 0.7 * functional_call(net, dict(theta), (x,)) @ head.weight.T + head.bias
+
+    def tangent(tau: Params, x: Tensor) -> Tensor:
+        value, slope = torch.func.jvp(lambda theta: logits(theta, x), (theta0,), (dict(tau),))
+        return value + slope
+
+    if settings.regime == "standard":
+        return by_hand(task, settings, theta0, theta0 if to_base else zeros, logits, count)
+    minus = {name: -tensor for name, tensor in theta0.items()}
+    return by_hand(task, settings, zeros, zeros if to_base else minus, tangent, count)
+
+
 def by_hand(
-    task: Task, settings: Settings, start: Params, centre: Params, logits: Callable[[Params, Tensor], Tensor]
-) -> dict[str, Tensor]:
+    task: Task, settings: Settings, start: Params, centre: Params, logits: Callable[[Params, Tensor], Tensor],
+    count: Count | None = None,
+) -> dict[str, Tensor]:  # fmt: skip
     """The parameters after a run of AdamW, each formula written out."""
     rows = task.split("train")
     x, y = torch.stack(list(rows.inputs)), rows.labels
@@ -122,7 +148,9 @@ def by_hand(
     for pattern, value in (settings.lr_multipliers or {}).items():
         times |= dict.fromkeys(fnmatch.filter(now, pattern), value)
     for t, (batch, lr) in enumerate(zip(batches, learning_rates(settings, len(batches)), strict=True), 1):
-        loss = F.cross_entropy(logits(now, x[batch]), y[batch], label_smoothing=settings.label_smoothing)
+        given = logits(now, x[batch]), y[batch]
+        losses = F.cross_entropy(*given, reduction="none", label_smoothing=settings.label_smoothing)
+        loss = losses.mean() if count is None else (count(batch, losses.detach()) * losses).mean()
         gradient = dict(zip(now, torch.autograd.grad(loss, list(now.values())), strict=True))
         norm = math.sqrt(sum(float(g.square().sum()) for g in gradient.values()))
         factor = min(1.0, settings.clip / norm) if settings.clip else 1.0

@@ -69,6 +69,22 @@ def test_a_solver_ends_at_the_minimum_whatever_is_cached(solver: str, cache: str
     assert run.history[-1]["split"] == "validation"
 
 
+@pytest.mark.parametrize("solver", ["lbfgs", "newton-cg"])
+def test_weighted_rows_have_the_minimum_of_the_weighted_loss(solver: str) -> None:
+    encoder, task = problem()
+    weights = [0.5 * (row % 4) for row in range(40)]
+    tolerance = {"lbfgs": 1e-7, "newton-cg": 2e-9}[solver]
+    options = {"ridge": 1e-2, "tolerance": tolerance, "reading": Reading(batch_size=16)}
+    run = fit(encoder, task, solver, weights=weights, **options)
+    value, wide, labels = jacobian(encoder, task)
+    tau = torch.cat([delta.flatten() for delta in run.task_vector.deltas.values()]).requires_grad_()
+    losses = F.cross_entropy(value + wide @ tau, labels, reduction="none")
+    ((torch.tensor(weights) * losses).mean() + 0.5e-2 * tau.square().sum()).backward()
+    assert float(tau.grad.norm()) <= 2 * tolerance
+    with pytest.raises(UsageError, match="39 weights for 40 training rows"):
+        fit(encoder, task, weights=weights[1:])
+
+
 def test_no_learning_rate_beats_the_fit_on_its_own_loss() -> None:
     encoder, task = problem()
     fitted = fit(encoder, task, ridge=1e-2, tolerance=1e-6)

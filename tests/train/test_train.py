@@ -14,9 +14,9 @@ from torch.func import functional_call
 from helpers.runs import (
     REGIMES,
     bert,
-    by_hand,
     deltas,
     encoder,
+    expected,
     learning_rates,
     logged,
     network,
@@ -28,11 +28,10 @@ from helpers.tiny import raw, same_bits
 from helpers.zoo import all_close
 from tauspan.core.errors import ModelError, NonFiniteError, UsageError
 from tauspan.core.measure import measured, progress, quiet
-from tauspan.core.params import Params
 from tauspan.core.reading import Reading
 from tauspan.editing.evaluation import evaluate
 from tauspan.models import load_model
-from tauspan.tasks import Split, Task, permutation
+from tauspan.tasks import Split, permutation
 from tauspan.train import Settings, finetune
 
 BASIC = Settings("standard", seed=1, epochs=2, batch_size=8, lr=0.05)
@@ -59,27 +58,6 @@ CASES: dict[str, dict[str, Any]] = {
         "decay_toward": "zero",
     },
 }
-
-
-def expected(task: Task, settings: Settings) -> dict[str, Tensor]:
-    """What the settings should give on `encoder()`."""
-    net, head = network(), task.head
-    assert head is not None
-    theta0 = {name: tensor.detach() for name, tensor in net.named_parameters()}
-    zeros = {name: torch.zeros_like(tensor) for name, tensor in theta0.items()}
-    to_base = settings.decay_toward == "base"
-
-    def logits(theta: Params, x: Tensor) -> Tensor:
-        return 0.7 * functional_call(net, dict(theta), (x,)) @ head.weight.T + head.bias
-
-    def tangent(tau: Params, x: Tensor) -> Tensor:
-        value, slope = torch.func.jvp(lambda theta: logits(theta, x), (theta0,), (dict(tau),))
-        return value + slope
-
-    if settings.regime == "standard":
-        return by_hand(task, settings, theta0, theta0 if to_base else zeros, logits)
-    minus = {name: -tensor for name, tensor in theta0.items()}
-    return by_hand(task, settings, zeros, zeros if to_base else minus, tangent)
 
 
 # -- the numbers ---------------------------------------------------------------------------------------------

@@ -22,6 +22,7 @@ from tauspan.tangent import Cache, Linearized, linearize
 from tauspan.tasks import Split, Task, build_head
 from tauspan.tasks.batches import encoded
 from tauspan.train.finetuning import Finetuned
+from tauspan.train.weights import checksum, counted
 
 log = logging.getLogger(__name__)
 Solver = Literal["lbfgs", "newton-cg"]
@@ -42,12 +43,13 @@ def fit(
     cache: CacheKind | Literal["auto"] = "auto",
     room: int | None = None,
     folder: str | Path | None = None,
+    weights: Sequence[float] | Tensor | None = None,
 ) -> Finetuned:
     """Fit tau in the tangent space down to a given gradient norm, without a learning rate.
 
     Minimises mean_n l(f(x_n; theta0) + J(x_n) tau, y_n) + ridge/2 |tau|^2, l the loss of the task's objective, over all
     training rows, which is convex because the model is linearised at the logits; ridge pulls to the base and makes the
-    minimum unique.
+    minimum unique. With weights the mean is 1/N sum_n w_n l_n.
 
     Args:
         encoder: what `tauspan.load` returned.
@@ -63,6 +65,7 @@ def fit(
         cache: what is kept of each batch; see `Linearized.cache`.
         room: the most bytes the cache may hold.
         folder: keep the cache in memory-mapped files there.
+        weights: what each training row counts, 0 or more.
 
     Returns:
         A `Finetuned` whose last history entries are the final gradient norm and the validation accuracy;
@@ -91,6 +94,7 @@ def fit(
             "fine-tune in the linear regime."
         )
     reading.require_no_point("fit")
+    counts = None if weights is None else counted(weights, len(task.split("train")))
     classifier = Classifier(encoder, build_head(task, encoder, max_tokens=reading.max_tokens))
     tangent = linearize(classifier, params, "logits")
     if encoder.language is not None:
@@ -100,7 +104,7 @@ def fit(
         parts = labelled(encoder, task.split("train"), tokens, reading.batch_size, task.objective)
         cached = tangent.cache([batch for batch, _ in parts], cache, room=room, folder=folder)
         bound = task.objective.bound(encoder.language)
-        train = _Loss(tangent, cached, [labels for _, labels in parts], ridge, bound)
+        train = _Loss(tangent, cached, [labels for _, labels in parts], ridge, bound, counts)
         with progress(f"{task.name} ({solver})", max_steps) as advance:
             history = _SOLVERS[solver](train, tolerance, max_steps, advance)
         final = history[-1]
@@ -114,6 +118,8 @@ def fit(
         "name": solver, "ridge": ridge, "tolerance": tolerance, "steps": final["step"], "loss": final["loss"],
         "gradient_norm": final["gradient_norm"], "converged": final["gradient_norm"] <= tolerance,
     }  # fmt: skip
+    if counts is not None:
+        facts["weights"] = checksum(counts)
     return Finetuned(tangent.task_vector(task.name, task=task.name, solver=facts), history, cost)
 
 
@@ -152,12 +158,17 @@ class _Loss:
     """Mean loss of the tangent model plus ridge/2 |tau|^2, its gradient, and its Hessian products."""
 
     def __init__(
-        self, tangent: Linearized, cached: Cache, labels: Sequence[Tensor], ridge: float, objective: Objective
-    ) -> None:
+        self, tangent: Linearized, cached: Cache, labels: Sequence[Tensor], ridge: float, objective: Objective,
+        weights: Tensor | None = None,
+    ) -> None:  # fmt: skip
         device = next(iter(tangent.tau.values())).device
         self.tangent, self.ridge, self._cached = tangent, ridge, cached
         self._labels = [part.to(device) for part in labels]
         self._rows, self._objective = sum(map(len, labels)), objective
+        sizes = [len(part) for part in labels]
+        self._weights: Sequence[Tensor | None] = [None] * len(sizes)
+        if weights is not None:
+            self._weights = torch.split(weights.to(device), sizes)
 
     def backward(self) -> float:
         """The loss at the current tau; its gradient is accumulated in the parameters."""
@@ -166,9 +177,9 @@ class _Loss:
         for tau in taus:
             tau.grad = tau.detach() * self.ridge
             total += 0.5 * self.ridge * float(tau.detach().double().square().sum())
-        for batch, labels in zip(self._cached, self._labels, strict=True):
+        for batch, labels, weights in zip(self._cached, self._labels, self._weights, strict=True):
             logits = batch()
-            loss = self._objective.total(logits, labels) / self._rows
+            loss = self._objective.total(logits, labels, weights) / self._rows
             loss.backward()  # type: ignore[no-untyped-call]
             total += float(loss.detach())
             if not math.isfinite(total):
@@ -193,9 +204,12 @@ class _Loss:
     def hessian(self, outputs: Sequence[Tensor], direction: Params) -> dict[str, Tensor]:
         """The Hessian times v: sum_n J_n^T H_n J_n v / N + ridge v, H_n that of the row's loss in its outputs."""
         total = {name: delta * self.ridge for name, delta in direction.items()}
-        for batch, at, labels in zip(self._cached, outputs, self._labels, strict=True):
+        for batch, at, labels, weights in zip(
+            self._cached, outputs, self._labels, self._weights, strict=True
+        ):
             moved = batch.cell.push(direction)
             curved = self._objective.curvature(at, labels, moved[None])[0] / self._rows
+            curved = curved if weights is None else weights.to(curved)[:, None] * curved
             for name, part in batch.cell.pull(curved).items():
                 total[name] += part
         return total

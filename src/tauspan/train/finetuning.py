@@ -22,6 +22,7 @@ from tauspan.train.loop import LOG, OnLog, Run
 from tauspan.train.penalty import Penalty, Training
 from tauspan.train.settings import Settings
 from tauspan.train.trainee import in_space
+from tauspan.train.weights import RowWeights, Weighing
 from tauspan.vector import FILE, TaskVector
 
 
@@ -69,6 +70,7 @@ def finetune(
     shard: bool = False,
     on_log: OnLog | None = None,
     penalty: Penalty | None = None,
+    weights: RowWeights | None = None,
 ) -> Finetuned:
     """Fine-tune an encoder on a task under its frozen head, and return the task vector.
 
@@ -98,6 +100,9 @@ def finetune(
             W&B, MLflow and trackio.
 
         penalty: a term that is added to the loss of each step; see `tauspan.drift`. Not with `shard`.
+        weights: what each training row counts in the loss, 0 or more, of several tasks in their order: a step's loss is
+            sum_n w_n l_n / B over its B rows. Or `tauspan.sequence.WorstGroup`, the worst of several groups of rows.
+            Weights of 1 change nothing, bit for bit. Validation counts all rows alike.
 
     Returns:
         The vector, labelled by the task, or `joint` for several; the history; and what it cost. With several tasks the
@@ -133,6 +138,9 @@ def finetune(
     base, reading, data = fingerprint_of(encoder), encoder.describe(), _checksum(tasks)
     if encoder.added is not None:
         reading = f"{reading}|{encoder.added.words}"
+    weighing = None if weights is None else Weighing(weights, [len(one.split("train")) for one in tasks])
+    if weighing is not None:
+        data = f"{data}|{json.dumps(weighing.facts())}"
     if penalty is not None:
         if shard:
             raise UsageError("shard=True with a penalty: it needs tau whole. Leave one of the two out.")
@@ -162,6 +170,7 @@ def finetune(
             run = Run(
                 what, layout, encoder, tasks, targets, settings, key, processes, folder, checkpoint_every, on_log
             )  # fmt: skip
+            run.weights = weighing
             training = Training(encoder, moving, what, own, tasks, run.total)
             if penalty is not None:  # before anything is written: a penalty may refuse the run
                 run.guide, run.term = penalty.guide(training), penalty.begun(training)
@@ -171,6 +180,8 @@ def finetune(
             run.loop(processes.first)
             whose = {"task": run.name} if len(tasks) == 1 else {"tasks": [task.name for task in tasks]}
             info = {**whose, "seed": settings.seed, "recipe": settings.as_dict(), "key": key}
+            if weighing is not None:
+                info["weights"] = dict(weighing.facts())
             if penalty is not None:
                 guided = {} if run.guide is None else run.guide.measured()
                 info["penalty"] = {**penalty.facts(), **penalty.measured(training), **guided}

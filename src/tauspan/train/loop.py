@@ -32,6 +32,7 @@ from tauspan.train.penalty import Guide, Term
 from tauspan.train.rows import Part, TrainingRows
 from tauspan.train.settings import Settings
 from tauspan.train.trainee import Trainee, decay
+from tauspan.train.weights import Weighing
 
 log = logging.getLogger(__name__)
 LOG = "log.jsonl"
@@ -71,6 +72,7 @@ class Run:
         self.wrong = ""
         self.term: Term | None = None
         self.guide: Guide | None = None
+        self.weights: Weighing | None = None
         self.incoming: Iterator[tuple[Batch, Tensor]] = iter(())
         native = 0.0 if what.anchor() is not None else settings.weight_decay
         self.anchor = what.anchor() if settings.weight_decay else None
@@ -86,6 +88,8 @@ class Run:
         if resume and file.exists():
             state = checkpoint.restore(file, self.key, self.trainee.parameters, self.optimiser, self.layout)
             self.step, self.history = state["step"], state["history"]
+            if self.weights is not None:
+                self.weights.resume(self.history)
             log.info("resumed %s at step %d of %d", self.out, self.step, self.total)
         if self.processes.first and (self.history or (self.out / LOG).exists()):
             self._write_log()
@@ -162,7 +166,7 @@ class Run:
         loss = torch.zeros(())
         for part in parts:
             loss += self._backward(part, size)
-        extra = self._penalised()
+        extra: dict[str, Any] = self._penalised()
         gradients, norm = self.layout.exchange(self.trainee.parameters, loss)
         if not torch.isfinite(norm) or not torch.isfinite(loss):
             raise NonFiniteError(
@@ -172,6 +176,8 @@ class Run:
             )
         if settings.clip:
             torch._foreach_mul_(gradients, min(1.0, settings.clip / (float(norm) + 1e-12)))
+        if self.weights is not None:
+            extra |= self.weights.stepped(size, self.processes, norm.device)
         self.whole = False
         self._update()
         self.note({"split": "train", "step": self.step, "loss": float(loss), "gradient_norm": float(norm),
@@ -233,7 +239,8 @@ class Run:
                 reach = self.guide.reach(self.step)
                 features, logits = self.trainee.reached(batch, part[0], reach)
                 beside = self.guide.loss(reach, part, features)
-        own = self.objectives[part[0]].total(logits[: len(labels)], labels.to(logits.device))
+        objective, given = self.objectives[part[0]], (logits[: len(labels)], labels.to(logits.device))
+        own = objective.total(*given) if self.weights is None else self.weights.total(part, objective, *given)
         loss = (own + beside) / size
         loss.backward()  # type: ignore[no-untyped-call]
         found = loss.detach().cpu()

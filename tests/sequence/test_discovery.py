@@ -1,6 +1,8 @@
 """Rounds of discovery: the rounds written out, and a world of two features in which the second round finds the second."""
 
 import dataclasses
+import runpy
+from pathlib import Path
 
 import pytest
 import torch
@@ -104,3 +106,11 @@ def test_what_has_no_rounds_is_refused():
     )
     with pytest.raises(UsageError, match="where they have classes"):
         discover(encoder(), numbers, SETTINGS)
+
+
+@pytest.mark.slow
+def test_the_example_runs(capsys):
+    main = runpy.run_path(str(Path(__file__).resolve().parents[2] / "examples" / "discovery.py"))["main"]
+    rows = {row["method"]: row for row in main(short=True)}
+    assert float(rows["round 1"]["flip 0.9"]) > float(rows["plain training"]["flip 0.9"]) + 0.2
+    assert "2 seeds, 50 steps" in capsys.readouterr().out

@@ -13,7 +13,7 @@ rows. The colour is the label, wrong for 10 % and 20 % of the rows of two traini
 rate of the groups were set while looking at three other seeds.
 
 The net is 128-64-64 with ReLU, from a random start, under a frozen head that all rounds share. The paper has 14 x 14
-MNIST, 390 units, nets of their own for the rounds, and takes the best of five weights of a penalty; here it is one.
+MNIST, 390 units, nets of their own for the rounds, 50 and 500 steps, and five weights of a penalty; here it is one.
 
     python examples/discovery.py [--seeds 10] [--regime linear]   # under four minutes on one core
     python examples/discovery.py --short                          # half a minute: two seeds, a quarter of the steps

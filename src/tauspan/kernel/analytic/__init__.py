@@ -1,6 +1,7 @@
 """Kernels of infinitely wide nets in closed form, their limits in depth, and what such nets predict."""
 
 from tauspan.kernel.analytic.activation import ACTIVATIONS, Activation, leaky_relu
+from tauspan.kernel.analytic.batch import BatchNorm
 from tauspan.kernel.analytic.conv import Convolution
 from tauspan.kernel.analytic.hermite import Expansion, dual_activation, hermite_coefficients
 from tauspan.kernel.analytic.independence import Gradients, mean_readout
@@ -17,7 +18,7 @@ from tauspan.kernel.analytic.posterior import (
     posterior,
     response,
 )
-from tauspan.kernel.analytic.program import Kernels, Program, ProgramNet, stacked
+from tauspan.kernel.analytic.program import Kernels, Process, Program, ProgramNet, stacked
 from tauspan.kernel.analytic.recursion import nngp, ntk
 from tauspan.kernel.analytic.surrogate import scaled_erf, surrogate
 
@@ -26,6 +27,7 @@ __all__ = [
     "Act",
     "Activation",
     "Attention",
+    "BatchNorm",
     "Convolution",
     "Dense",
     "DepthLimit",
@@ -40,6 +42,7 @@ __all__ = [
     "Pool",
     "Positions",
     "Posterior",
+    "Process",
     "Program",
     "ProgramNet",
     "Recurrent",

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from tauspan.core.errors import MismatchError
+from tauspan.core.errors import MismatchError, UsageError
 from tauspan.kernel.analytic.parametrize import NTKLinear
 from tauspan.kernel.analytic.positions import still
 
@@ -101,6 +101,23 @@ class Norm(nn.Module):
         return s * (s.square().mean(2, keepdim=True) + self.eps).rsqrt()
 
 
+class BatchNorm(nn.Module):
+    """A function of units that are standardised over all positions of a batch that are no padding."""
+
+    def __init__(self, channels: int, eps: float, function: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.norm = nn.BatchNorm1d(channels, eps, affine=False, track_running_stats=False)
+        self.function = function
+
+    def forward(self, s: Tensor, present: Tensor) -> Tensor:
+        """(N, T, channels)."""
+        seen = present.bool()
+        require_batch(int(seen.sum()))
+        found = torch.zeros_like(s)
+        found[seen] = self.norm(s[seen])
+        return self.function(found)
+
+
 class Mixing(nn.Module):
     """A s with weights of positions A that may depend on the mean products of the units."""
 
@@ -143,3 +160,12 @@ class Recurrent(nn.Module):
         for driven in self.drive(s).unbind(1):
             states.append(self.function(driven + self.step(states[-1]) if states else driven))
         return torch.stack(states, 1)
+
+
+def require_batch(rows: int) -> None:
+    """Raise `UsageError` for a batch that has no variance."""
+    if rows < 2:
+        raise UsageError(
+            "batch norm of a batch of one row: its units are their own mean, and nothing is left. Give the rows of a "
+            "whole batch."
+        )

@@ -37,6 +37,11 @@ class Residual(Layer):
         """Whether all layers of the body are."""
         return all(layer.symmetric for layer in self.body)
 
+    @property
+    def batched(self) -> bool:  # type: ignore[override]
+        """Whether any layer of the body is."""
+        return any(layer.batched for layer in self.body)
+
     def after(self, kind: Kind) -> Kind:
         """What came in."""
         fresh, inner = False, kind
@@ -69,6 +74,12 @@ class Residual(Layer):
         """The sum of both."""
         body, _ = finite.chained(self.body, channels, build)
         return finite.Residual(body), channels
+
+    def redrawn(self, draw: int) -> Layer:
+        """With a body that is."""
+        body = [layer.redrawn(draw) for layer in self.body]
+        same = all(one is other for one, other in zip(body, self.body, strict=True))
+        return self if same else replace(self, body=body)
 
 
 @dataclass(frozen=True)

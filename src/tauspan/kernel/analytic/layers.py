@@ -19,6 +19,7 @@ class Layer(ABC):
     """One layer. The rules of its limit hold for some kinds of input alone, which `after` decides."""
 
     symmetric = True  # False where training replaces a derivative
+    batched = False  # True where the rows of a batch depend on one another
 
     @abstractmethod
     def after(self, kind: Kind) -> Kind:
@@ -31,6 +32,10 @@ class Layer(ABC):
     @abstractmethod
     def module(self, channels: int, build: Build) -> tuple[nn.Module, int]:
         """The finite layer for inputs of so many channels, and how many channels it gives."""
+
+    def redrawn(self, draw: int) -> "Layer":
+        """The layer with other random numbers in its limit; itself where there are none."""
+        return self
 
 
 @dataclass(frozen=True, eq=False)

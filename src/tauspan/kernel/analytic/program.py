@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from tauspan.core.errors import MismatchError, NonFiniteError, UsageError
 from tauspan.kernel.analytic.activation import Activation
+from tauspan.kernel.analytic.batch import DRAWS
 from tauspan.kernel.analytic.conv import Convolution
 from tauspan.kernel.analytic.finite import Build, Chain, chained
 from tauspan.kernel.analytic.layers import Act, Dense, Layer, flattened, windows
@@ -27,6 +28,16 @@ class Kernels(NamedTuple):
 
     nngp: Tensor
     ntk: Tensor
+
+
+class Process(NamedTuple):
+    """The covariance of an infinitely wide net's output, (N, N).
+
+    `nngp`: the covariance. `error`: the standard error of its entries where they are means over draws, else zeros.
+    """
+
+    nngp: Tensor
+    error: Tensor
 
 
 @dataclass(frozen=True)
@@ -79,7 +90,7 @@ class Program:
             lengths2: the same of x2.
 
         Raises:
-            UsageError: rows of the wrong shape, or more than one position at the end.
+            UsageError: rows of the wrong shape, more than one position at the end, or a net with `BatchNorm`.
             MismatchError: layers for another number of positions.
             NonFiniteError: NaN or infinity in the rows, or in a kernel.
 
@@ -92,6 +103,8 @@ class Program:
             >>> net.kernels(torch.eye(2)).nngp.diagonal()
             tensor([0.2500, 0.2500], dtype=torch.float64)
         """
+        if any(layer.batched for layer in self.layers):
+            raise UsageError(_BATCHED)
         if x2 is None and lengths2 is not None:
             raise UsageError("lengths2 without x2: lengths belong to x where it stands on both sides.")
         left = _rows("x", x, lengths)
@@ -113,6 +126,44 @@ class Program:
         elif x2 is None:
             found[0] = (found[0] + found[0].T) / 2
         return Kernels(_checked("nngp", found[0]), _checked("ntk", found[1]))
+
+    def nngp(self, x: Tensor, *, lengths: Tensor | None = None) -> Process:
+        """The covariance between rows of one batch, float64; of nets with `BatchNorm` too, where rows depend on others.
+
+        Rows to be predicted belong to the batch: give them behind the rows to learn from, and cut the covariance for
+        `posterior`. Where a layer draws points, it is the mean of eight draws of all layers, and the error is their
+        standard deviation over sqrt(8).
+
+        Args:
+            x: rows (N, T, d) or (N, d), the whole batch.
+            lengths: as in `kernels`.
+
+        Raises:
+            UsageError: rows of the wrong shape, more than one position at the end, or one row alone under `BatchNorm`.
+            MismatchError: layers for another number of positions.
+            NonFiniteError: NaN or infinity in the rows, or in the covariance.
+
+        Cost:
+            As `kernels`; with `BatchNorm` memory for all (N T)^2 pairs of positions, and its own time.
+
+        Example:
+            >>> from tauspan.kernel.analytic.batch import BatchNorm
+            >>> x = torch.randn(3, 5, generator=torch.Generator().manual_seed(0))
+            >>> found = Program([Dense(), BatchNorm("identity", eps=0.0), Dense()]).nngp(x)
+            >>> round(float(found.nngp.trace()), 9), bool(found.error.any())  # units of variance 1 over the batch
+            (3.0, False)
+        """
+        if not any(layer.batched for layer in self.layers):
+            found = self.kernels(x, lengths=lengths).nngp
+            return Process(found, torch.zeros_like(found))
+        rows, present = _rows("x", x, lengths)
+        pair = inputs(rows, rows, present, present)
+        drawn = [Program([layer.redrawn(draw) for layer in self.layers]) for draw in range(1, DRAWS + 1)]
+        if all(one is layer for one, layer in zip(drawn[0].layers, self.layers, strict=True)):
+            found = _checked("nngp", self._block(pair)[0])
+            return Process(found, torch.zeros_like(found))
+        draws = torch.stack([_checked("nngp", one._block(pair)[0]) for one in drawn])
+        return Process(draws.mean(0), draws.std(0) / DRAWS**0.5)
 
     def _block(self, pair: Pair) -> Tensor:
         for layer in self.layers:
@@ -225,6 +276,11 @@ def stacked(
     return Program([*layers, Dense(weight_std, bias_std, flattened(size[0] * size[1]))])
 
 
+_BATCHED = (
+    "the net has a BatchNorm, so that each output depends on all rows of the batch. Its gradient runs through the "
+    "batch's mean and variance. That part stays at any width, while that of Norm vanishes, and no rule for it is here. "
+    "`Program.nngp` gives the covariance; for a tangent kernel put Norm in its place."
+)
 _POSITIONS = (
     "the program ends with {} positions: put a Pool before the readout, or give it taps=flattened(positions)."
 )

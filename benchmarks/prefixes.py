@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from tauspan.core.report import Table
-from tauspan.prefix.features import FeatureMap
+from tauspan.prefix import FeatureMap
 
 SIZE, OWN, PREFIX = 16, 32, 2048
 SCALES = (0.3, 1.0, 2.0)

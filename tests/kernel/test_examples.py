@@ -164,3 +164,32 @@ def test_sign_nets_follow_the_surrogate_kernel(capsys):
     assert abs(beside) < 0.05
     assert 0.5 < row["spread"] / row["predicted spread"] < 1.5
     assert "| 256.000 |" in capsys.readouterr().out
+
+
+def test_the_limit_of_a_prefix_is_that_of_a_very_long_one():
+    example = runpy.run_path(str(EXAMPLES / "prefix_limit.py"))
+    x, z = example["rows"](4, 0), example["rows"](3, 1)
+    net = example["LongPrefix"](100_000, 1.0, 0)
+    found = 100_000 * TangentKernel(net, x, z, check="off").dense()
+    assert float((found - example["limit"](x, z)).norm() / found.norm()) < 0.03
+    query, key = x[0, 0, :8], x[0, 1:, :8]  # the layer by hand, one row
+    weights = (torch.cat([key, net.tokens[:, :8]]) @ query / 8**0.5).softmax(0)
+    values = torch.cat([x[0, 1:, 8], net.tokens[:, 8]])
+    assert float(net(x)[0, 0]) == pytest.approx(float(weights @ values), rel=1e-10)
+    mapped = example["NtkAttention"](example["MAPS"]["Taylor 2"])
+    assert float(mapped(x)[0, 0]) == pytest.approx(
+        float((key @ query / 8**0.5).softmax(0) @ x[0, 1:, 8]), rel=1e-10
+    )
+
+
+@pytest.mark.slow
+def test_long_prefixes_start_near_their_limit_and_elu_follows_none(capsys):
+    found = example("prefix_limit")(short=True)
+    for kernel, scaled in zip(found.near["kernel"], found.near["scale sqrt(m)"], strict=True):
+        assert kernel[256] < 0.25 * kernel[16]  # a sixteenth of the length: 1/4 at rate 1/sqrt(m)
+        assert scaled[256] < 0.5 * scaled[16]
+    for elu, taylor in zip(found.others["ELU + 1"], found.others["Taylor 2"], strict=True):
+        assert elu[256] > taylor[256] > 0.2
+    for elu, constant in zip(found.related["ELU + 1"], found.related["mean value"], strict=True):
+        assert elu[256] > 0.8 * constant[256] > 0.1
+    assert "share of own tokens" in capsys.readouterr().out

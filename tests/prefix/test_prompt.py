@@ -14,9 +14,8 @@ from helpers import checkpoints, languages
 from helpers.zoo import close, normal, stirred
 from tauspan.core.errors import ModelError, UsageError
 from tauspan.models import Encoder
-from tauspan.prefix import prompt_vector
+from tauspan.prefix import FeatureMap, prompt_vector
 from tauspan.prefix.attention import Attended, Prefix, watching
-from tauspan.prefix.features import FeatureMap
 from tauspan.prefix.prompt import in_front
 
 PHIS: tuple[Any, ...] = ("elu", "taylor", "positive")

@@ -47,13 +47,13 @@ if TYPE_CHECKING:
     from tauspan.kernel.diagnose import diagnose
     from tauspan.merge import METHODS, merge, merge_files
     from tauspan.merge.stream.adapter_vector import adapter_vector
-    from tauspan.models import Classifier, Encoder, Head, reinitialised, restrict
+    from tauspan.models import Classifier, Encoder, Head, reinitialised, restrict, with_token_head
     from tauspan.prefix import with_prefix
     from tauspan.tangent import Linearized, linearize
     from tauspan.tangent.contributions import Contributions
     from tauspan.tasks import Task
     from tauspan.tasks.data.suite import suite
-    from tauspan.train import Finetuned, Settings, finetune, fit, plan
+    from tauspan.train import Finetuned, Settings, finetune, fit, plan, self_pretrained
     from tauspan.vector import TaskVector, cosine_matrix
 
 _HOME = {
@@ -110,9 +110,11 @@ _HOME = {
     "restrict": "models",
     "run": "experiments.run",
     "save": "editing",
+    "self_pretrained": "train",
     "suite": "tasks.data.suite",
     "superpose": "kernel",
     "with_prefix": "prefix",
+    "with_token_head": "models",
 }
 
 __all__ = [
@@ -169,9 +171,11 @@ __all__ = [
     "restrict",
     "run",
     "save",
+    "self_pretrained",
     "suite",
     "superpose",
     "with_prefix",
+    "with_token_head",
 ]
 
 

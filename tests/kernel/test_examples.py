@@ -166,6 +166,7 @@ def test_sign_nets_follow_the_surrogate_kernel(capsys):
     assert "| 256.000 |" in capsys.readouterr().out
 
 
+<<<<<<< HEAD
 def test_the_limit_of_a_prefix_is_that_of_a_very_long_one():
     example = runpy.run_path(str(EXAMPLES / "prefix_limit.py"))
     x, z = example["rows"](4, 0), example["rows"](3, 1)
@@ -193,3 +194,41 @@ def test_long_prefixes_start_near_their_limit_and_elu_follows_none(capsys):
     for elu, constant in zip(found.related["ELU + 1"], found.related["mean value"], strict=True):
         assert elu[256] > 0.8 * constant[256] > 0.1
     assert "share of own tokens" in capsys.readouterr().out
+=======
+@pytest.mark.slow
+def test_an_analogy_of_labels_and_texts_is_measured_both_ways(capsys):
+    toy = runpy.run_path(str(EXAMPLES / "analogy.py"))
+    found = toy["main"](toy["SHORT"], seeds=1)
+    assert list(found) == ["tweets to films", "films to tweets"]
+    for (seed,) in found.values():
+        assert list(seed)[-3:] == ["own, 8 rows", "own, 2 rows", "own, 4 rows"]
+        assert all(0 <= value <= 1 for value in seed.values())
+    assert "From films to tweets" in capsys.readouterr().out
+
+
+def test_nested_lists_have_the_value_that_they_say():
+    toy = runpy.run_path(str(EXAMPLES / "self_pretraining.py"))
+    draw = torch.Generator().manual_seed(0)
+    kinds = {"MIN": min, "MAX": max, "FIRST": lambda values: values[0], "LAST": lambda values: values[-1]}
+    for operators in toy["OPERATORS"].values():
+        for _ in range(50):
+            words, value = toy["nested"](operators, draw)
+            left = list(words)
+            while len(left) > 1:  # the innermost list first
+                end = left.index("]")
+                begin = end - left[end::-1].index("[")
+                left[begin : end + 1] = [str(kinds[left[begin + 1]](list(map(int, left[begin + 2 : end]))))]
+            assert left == [str(value)]
+            assert 5 <= len(words) <= toy["LENGTH"]
+
+
+@pytest.mark.slow
+def test_two_starts_of_a_small_transformer_are_compared(capsys):
+    toy = runpy.run_path(str(EXAMPLES / "self_pretraining.py"))
+    random, own = (
+        found for (found,) in toy["main"](toy["SHORT"], 1, regimes=("standard", "linear")).values()
+    )
+    assert own["hidden tokens, nats"] < random["hidden tokens, nats"]
+    assert random.keys() == own.keys() >= {"KTA", "standard", "xi, linear"}
+    assert "| probe |" in capsys.readouterr().out
+>>>>>>> bfab68a (Encoders without a head read hidden tokens; a start can be self-pretrained)

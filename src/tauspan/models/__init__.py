@@ -31,6 +31,7 @@ from tauspan.models.sources import (
     write_model,
 )
 from tauspan.models.spaces import Space, read_space, restrict, space_of, unrestricted
+from tauspan.models.token_head import with_token_head
 from tauspan.models.trim import trimmed
 
 __all__ = [
@@ -80,6 +81,7 @@ __all__ = [
     "trimmed",
     "unrestricted",
     "weights_of",
+    "with_token_head",
     "working_copy",
     "write_model",
 ]

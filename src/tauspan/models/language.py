@@ -18,6 +18,8 @@ from tauspan.models.thin import DELTA
 from tauspan.objectives.passages import Passage
 from tauspan.objectives.tokens import IGNORED, Table
 
+MADE = "token_head.weight"  # the name of a table that `with_token_head` made; no file has it
+
 
 @dataclass(frozen=True)
 class States:

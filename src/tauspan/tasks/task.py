@@ -124,6 +124,25 @@ class Task:
         }
         return replace(self, splits=splits)
 
+    @checked
+    def as_texts(self, objective: str | Objective = "masked-token") -> "Task":
+        """The same texts without their labels, for a language model.
+
+        Args:
+            objective: of texts, such as `"next-token"` or `"masked-token(share=0.3)"`.
+
+        Raises:
+            DataError: rows that are no texts.
+
+        Example:
+            >>> rows = (["a film", "a book"], [1, 0])
+            >>> Task.from_tensors("ab", ["x", "y"], train=rows, validation=rows, test=rows).as_texts()
+            Task('ab', masked-token, train 2, validation 2, test 2)
+        """
+        splits = {name: (list(rows.inputs), None) for name, rows in self.splits.items()}
+        made = Task.from_tensors(self.name, [], objective=objective, **splits)
+        return replace(made, max_tokens=self.max_tokens, source=self.source)
+
     def checksum(self) -> str:
         """A hash of everything that training and evaluation read from this task; computed once, since rows are fixed."""
         return self._checksum

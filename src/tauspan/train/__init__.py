@@ -11,14 +11,15 @@ if TYPE_CHECKING:
     from tauspan.train.convex import fit
     from tauspan.train.finetuning import Finetuned, finetune
     from tauspan.train.planning import Plan, plan
+    from tauspan.train.pretraining import self_pretrained
     from tauspan.train.settings import Settings
 
 _HOME = {
     "Finetuned": "finetuning", "Plan": "planning", "Settings": "settings", "finetune": "finetuning", "fit": "convex",
-    "plan": "planning",
+    "plan": "planning", "self_pretrained": "pretraining",
 }  # fmt: skip
 
-__all__ = ["Finetuned", "Plan", "Settings", "finetune", "fit", "plan"]
+__all__ = ["Finetuned", "Plan", "Settings", "finetune", "fit", "plan", "self_pretrained"]
 
 
 __getattr__ = loader(globals(), _HOME)

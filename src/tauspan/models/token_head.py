@@ -1,6 +1,7 @@
 """A token table for encoders that were published without one, so that they can be trained on hidden tokens."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -48,7 +49,8 @@ def with_token_head(encoder: Encoder, language: int, texts: Sequence[str] = ()) 
         >>> ts.evaluate(encoder, [hidden]).tasks[0].metric
         'pseudo-perplexity'
     """
-    backbone, most = _readable(encoder, language), positions(encoder.backbone)
+    backbone: Any = _readable(encoder, language)
+    most = positions(backbone)
     if language < 2 or (most is not None and language > most):
         raise UsageError(
             f"language={language}: a text has from 2 to {most or 'any number of'} tokens in {encoder.source}."

@@ -139,7 +139,7 @@ class Task:
             >>> Task.from_tensors("ab", ["x", "y"], train=rows, validation=rows, test=rows).as_texts()
             Task('ab', masked-token, train 2, validation 2, test 2)
         """
-        splits = {name: (list(rows.inputs), None) for name, rows in self.splits.items()}
+        splits: Any = {name: (list(rows.inputs), None) for name, rows in self.splits.items()}
         made = Task.from_tensors(self.name, [], objective=objective, **splits)
         return replace(made, max_tokens=self.max_tokens, source=self.source)
 

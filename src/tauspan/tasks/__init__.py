@@ -7,10 +7,11 @@ the row or the file.
 from tauspan.tasks.equiangular import with_orthogonal_heads
 from tauspan.tasks.heads import build_head
 from tauspan.tasks.people import Fact, Person, made_up_people, people_task
+from tauspan.tasks.relative import RelativeHead, relative_features, relative_head
 from tauspan.tasks.split import SPLITS, Split, permutation
 from tauspan.tasks.task import Task
 
 __all__ = [
-    "SPLITS", "Fact", "Person", "Split", "Task", "build_head", "made_up_people", "people_task", "permutation",
-    "with_orthogonal_heads",
+    "SPLITS", "Fact", "Person", "RelativeHead", "Split", "Task", "build_head", "made_up_people", "people_task",
+    "permutation", "relative_features", "relative_head", "with_orthogonal_heads",
 ]  # fmt: skip

@@ -9,17 +9,14 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from tauspan.core.arguments import checked
-from tauspan.core.errors import DataError, MismatchError, ModelError, UsageError
-from tauspan.core.params import require_finite_rows
+from tauspan.core.errors import DataError, UsageError
 from tauspan.models import Encoder, Frozen, Head, eval_mode, fingerprint_of
 from tauspan.models.encoder import Bare
 from tauspan.models.frozen import key_of, reading
-from tauspan.models.intact import Intact
+from tauspan.tasks.features import features_of
 from tauspan.tasks.probe import RIDGE, probe
 from tauspan.tasks.split import Split
 from tauspan.tasks.task import Task
-
-_BATCH = 64
 
 
 @checked
@@ -166,30 +163,6 @@ def _kept(encoder: Encoder, key: str, build: Callable[[], Head]) -> Head:
     return copy.deepcopy(encoder.heads[key]).to(next(encoder.parameters()).device)
 
 
-@torch.no_grad()
-def _features(encoder: Encoder, rows: Split, max_tokens: int | None) -> Tensor:
-    with Intact(encoder.backbone)(), eval_mode(encoder):
-        batch = encoder.encode(rows.inputs, max_tokens)
-        try:
-            found: Tensor = encoder(batch).detach()
-        except RuntimeError as error:
-            if not isinstance(batch, Tensor) or isinstance(error, torch.OutOfMemoryError):
-                raise
-            way = "abs(row)" if batch.is_complex() else "torch.as_tensor(row).float()"
-            raise MismatchError(
-                f"{encoder.source} does not take the task's rows, a batch of shape {tuple(batch.shape)} and dtype "
-                f"{batch.dtype}: {error}. Give rows as the model takes them, one entry of the first axis for each, such "
-                f"as `[{way} for row in rows]`."
-            ) from error
-    if found.ndim != 2:
-        raise ModelError(
-            f"{encoder.source} gives features of shape {tuple(found.shape)} for {len(rows)} rows, and a head reads "
-            "(N, d). Give the Encoder `features` that pool them."
-        )
-    require_finite_rows(found, "the features that a head is made of")
-    return found
-
-
 def _rows(task: Task) -> Split:
     """The labelled rows that prototypes and probes are made from."""
     return task.split("train") if task.head_rows is None else task.head_rows
@@ -213,7 +186,7 @@ def _first_rows(task: Task, shots: int) -> list[list[int]]:
 def _prototypes(task: Task, encoder: Encoder, shots: int, max_tokens: int | None) -> Tensor:
     rows, weights = _rows(task), []
     for places in _first_rows(task, shots):
-        features = _features(encoder, rows.take(places), max_tokens)
+        features = features_of(encoder, rows.take(places), max_tokens, len(places))
         weights.append(F.normalize(F.normalize(features, dim=-1).mean(0), dim=-1))
     return torch.stack(weights)
 
@@ -224,11 +197,8 @@ def _probe(task: Task, encoder: Encoder, rows: Split, max_tokens: int | None) ->
         counts = torch.bincount(rows.labels, minlength=classes)
         if int(counts.min()) == 0:
             raise _empty(task, int(counts.argmin()), "to fit a probe to")
-    parts = [
-        _features(encoder, rows.take(range(begin, min(begin + _BATCH, len(rows)))), max_tokens)
-        for begin in range(0, len(rows), _BATCH)
-    ]
-    return probe(torch.cat(parts), rows.labels, classes, objective=task.objective).head
+    features = features_of(encoder, rows, max_tokens)
+    return probe(features, rows.labels, classes, objective=task.objective).head
 
 
 def _empty(task: Task, index: int, why: str) -> DataError:

@@ -13,6 +13,7 @@ from tauspan.kernel.diagnose.alignment import (
     principal_angles,
 )
 from tauspan.kernel.diagnose.checkpoints import checkpoint_trajectory
+from tauspan.kernel.diagnose.concepts import ConceptFactorisation, ConceptPart, concept_factorisation
 from tauspan.kernel.diagnose.departure import Departure, departure
 from tauspan.kernel.diagnose.energy import Eigenfunctions, LocalEnergy, local_energy
 from tauspan.kernel.diagnose.gather import Diagnosis, diagnose, kernel_report
@@ -25,6 +26,7 @@ from tauspan.kernel.diagnose.outlook import Outlook, TaskOutlook, outlook
 from tauspan.kernel.diagnose.planning import KernelPlan, TaskPace, kernel_plan
 from tauspan.kernel.diagnose.ranks import Alignment, MatrixRank, StartRanks, start_ranks, task_gradient
 from tauspan.kernel.diagnose.recording import Recorder, spaced_steps
+from tauspan.kernel.diagnose.relative import RelativeDrift, relative_drift
 from tauspan.kernel.diagnose.rows import Findings, KernelOutputs, KernelSettings, TaskKernel, task_kernels
 from tauspan.kernel.diagnose.spectra import CumulativePower, EffectiveRanks, cumulative_power, effective_ranks
 from tauspan.kernel.diagnose.trajectory import Trajectory, trajectory
@@ -51,6 +53,8 @@ from tauspan.kernel.diagnose.width import (
 
 __all__ = [
     "Alignment",
+    "ConceptFactorisation",
+    "ConceptPart",
     "CoordinateCheck",
     "CumulativePower",
     "Departure",
@@ -76,6 +80,7 @@ __all__ = [
     "PathScore",
     "PosthocGap",
     "Recorder",
+    "RelativeDrift",
     "StartRanks",
     "TaskEnergy",
     "TaskInterference",
@@ -88,6 +93,7 @@ __all__ = [
     "Trajectory",
     "centred_alignment",
     "checkpoint_trajectory",
+    "concept_factorisation",
     "coordinate_check",
     "cross_task_alignment",
     "cumulative_power",
@@ -110,6 +116,7 @@ __all__ = [
     "outlook",
     "posthoc_gap",
     "principal_angles",
+    "relative_drift",
     "spaced_steps",
     "start_ranks",
     "task_energies",

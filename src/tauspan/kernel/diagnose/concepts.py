@@ -212,7 +212,8 @@ def _basis(dummies: Mapping[str, Tensor]) -> Tensor:
     """An orthonormal basis of all sums of one part for each concept, shape (N, sum_c (V_c - 1))."""
     columns = torch.cat([one[:, 1:] for one in dummies.values()], 1)
     rows, free = columns.shape
-    left, values, _ = torch.linalg.svd(columns, full_matrices=False)
+    basis: Tensor
+    basis, values, _ = torch.linalg.svd(columns, full_matrices=False)
     if free >= rows - 1:
         raise UsageError(
             f"{free} free values of {len(dummies)} concepts and {rows} rows: any features are such a sum. Give more rows."
@@ -222,7 +223,7 @@ def _basis(dummies: Mapping[str, Tensor]) -> Tensor:
             f"the concepts {listed(dummies)} determine one another in these rows, so their parts cannot be told apart: "
             "give rows with other combinations, or leave a concept out."
         )
-    return left
+    return basis
 
 
 def _means(x: Tensor, places: Tensor, floor: float) -> Tensor:

@@ -167,6 +167,7 @@ def test_sign_nets_follow_the_surrogate_kernel(capsys):
 
 
 <<<<<<< HEAD
+<<<<<<< HEAD
 def test_the_limit_of_a_prefix_is_that_of_a_very_long_one():
     example = runpy.run_path(str(EXAMPLES / "prefix_limit.py"))
     x, z = example["rows"](4, 0), example["rows"](3, 1)
@@ -232,3 +233,16 @@ def test_two_starts_of_a_small_transformer_are_compared(capsys):
     assert random.keys() == own.keys() >= {"KTA", "standard", "xi, linear"}
     assert "| probe |" in capsys.readouterr().out
 >>>>>>> bfab68a (Encoders without a head read hidden tokens; a start can be self-pretrained)
+=======
+@pytest.mark.slow
+def test_representations_are_stitched_taken_apart_and_moved(capsys):
+    found = example("representations")(short=True)
+    heads = {row["head"]: float(row["classifier"]) for row in found.stitching}
+    assert heads["absolute, other seed"] < 0.3 < 0.8 < heads["relative, other seed"]
+    r2 = {
+        name: [row["R2"] for row in found.concepts if row["model"] == name] for name in ("MiniLM", "random 0")
+    }
+    assert max(r2["random 0"]) < min(r2["MiniLM"])
+    assert [row["edit"] for row in found.drifts] == ["one", "sum x 1", "sum x 2", "sum x 4"]
+    assert "Rank correlation of drift with accuracy lost" in capsys.readouterr().out
+>>>>>>> 8a6c9fd (Reference and the example's test)

@@ -166,8 +166,6 @@ def test_sign_nets_follow_the_surrogate_kernel(capsys):
     assert "| 256.000 |" in capsys.readouterr().out
 
 
-<<<<<<< HEAD
-<<<<<<< HEAD
 def test_the_limit_of_a_prefix_is_that_of_a_very_long_one():
     example = runpy.run_path(str(EXAMPLES / "prefix_limit.py"))
     x, z = example["rows"](4, 0), example["rows"](3, 1)
@@ -195,7 +193,8 @@ def test_long_prefixes_start_near_their_limit_and_elu_follows_none(capsys):
     for elu, constant in zip(found.related["ELU + 1"], found.related["mean value"], strict=True):
         assert elu[256] > 0.8 * constant[256] > 0.1
     assert "share of own tokens" in capsys.readouterr().out
-=======
+
+
 @pytest.mark.slow
 def test_an_analogy_of_labels_and_texts_is_measured_both_ways(capsys):
     toy = runpy.run_path(str(EXAMPLES / "analogy.py"))
@@ -232,8 +231,8 @@ def test_two_starts_of_a_small_transformer_are_compared(capsys):
     assert own["hidden tokens, nats"] < random["hidden tokens, nats"]
     assert random.keys() == own.keys() >= {"KTA", "standard", "xi, linear"}
     assert "| probe |" in capsys.readouterr().out
->>>>>>> bfab68a (Encoders without a head read hidden tokens; a start can be self-pretrained)
-=======
+
+
 @pytest.mark.slow
 def test_representations_are_stitched_taken_apart_and_moved(capsys):
     found = example("representations")(short=True)
@@ -245,4 +244,3 @@ def test_representations_are_stitched_taken_apart_and_moved(capsys):
     assert max(r2["random 0"]) < min(r2["MiniLM"])
     assert [row["edit"] for row in found.drifts] == ["one", "sum x 1", "sum x 2", "sum x 4"]
     assert "Rank correlation of drift with accuracy lost" in capsys.readouterr().out
->>>>>>> 8a6c9fd (Reference and the example's test)

@@ -175,9 +175,9 @@ def test_the_limit_of_a_prefix_is_that_of_a_very_long_one():
     query, key = x[0, 0, :8], x[0, 1:, :8]  # the layer by hand, one row
     weights = (torch.cat([key, net.tokens[:, :8]]) @ query / 8**0.5).softmax(0)
     values = torch.cat([x[0, 1:, 8], net.tokens[:, 8]])
-    assert float(net(x)[0, 0]) == pytest.approx(float(weights @ values), rel=1e-10)
+    assert net(x)[0, 0].item() == pytest.approx((weights @ values).item(), rel=1e-10)
     mapped = example["NtkAttention"](example["MAPS"]["Taylor 2"])
-    assert float(mapped(x)[0, 0]) == pytest.approx(
+    assert mapped(x)[0, 0].item() == pytest.approx(
         float((key @ query / 8**0.5).softmax(0) @ x[0, 1:, 8]), rel=1e-10
     )
 

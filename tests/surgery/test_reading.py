@@ -81,4 +81,4 @@ def test_the_program_shows_the_verdict(
     words = [str(place / "old"), str(place / "new"), "--text", str(tmp_path / "texts.txt")]
     assert main(["vocabulary", "compare", *words, "--json"]) == 0
     told = json.loads(capsys.readouterr().out)
-    assert told["verdict"].startswith("Perplexity a word is")
+    assert told["verdict"].startswith("Perplexity for each word is")

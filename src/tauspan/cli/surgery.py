@@ -67,7 +67,7 @@ def add(verbs: Any, verb: Verb) -> None:
     asked = verb(
         inner,
         "compare",
-        "how NEW reads texts beside OLD: perplexity a word, or the cosine of features",
+        "how GRAFTED reads texts beside MODEL: perplexity for each word, or the cosine of features",
         compare,
     )
     asked.add_argument("old", help=MODEL)

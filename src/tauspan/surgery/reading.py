@@ -43,7 +43,7 @@ class Readings(Result):
 
     @property
     def ratio(self) -> float | None:
-        """The new model's perplexity a word over the old one's; 1 is as good."""
+        """The new model's perplexity for each word over the old one's; 1 is as good."""
         return None if self.perplexity is None else self.perplexity[1] / self.perplexity[0]
 
     @property
@@ -54,19 +54,19 @@ class Readings(Result):
         if self.perplexity is None:
             return f"The features of {self.texts} texts have a mean cosine of {self.cosine:.3f} to what they were.{cut}"
         old, new = self.perplexity
-        return f"Perplexity a word is {new:.4g} instead of {old:.4g}: {self.ratio:.3g} times as much.{cut}"
+        return f"Perplexity for each word is {new:.4g} instead of {old:.4g}: {self.ratio:.3g} times as much.{cut}"
 
     def report(self) -> Report:
         """The verdict and the numbers."""
         told: dict[str, tuple[Cell, Cell]] = {"tokens": self.tokens}
         if self.perplexity is not None:
-            told["perplexity a word"] = self.perplexity
+            told["perplexity for each word"] = self.perplexity
         rows: list[dict[str, Cell]] = [
             {"what": what, "before": old, "after": new} for what, (old, new) in told.items()
         ]
         if self.cosine is not None:
             rows.append({"what": "mean cosine of features", "before": None, "after": self.cosine})
-        note = f"{self.texts} texts of {self.words} words; perplexity a word: exp(-log p / words), first tokens excepted"
+        note = f"{self.texts} texts of {self.words} words; perplexity for each word: exp(-log p / words), first tokens excepted"
         return Report(
             "vocabulary comparison", [Table("texts", rows, note)], dict(self.provenance), verdict=self.verdict
         )

@@ -70,9 +70,9 @@ def add(verbs: Any, verb: Verb) -> None:
         "how GRAFTED reads texts beside MODEL: perplexity for each word, or the cosine of features",
         compare,
     )
-    asked.add_argument("old", help=MODEL)
+    asked.add_argument("model", help=MODEL)
     asked.add_argument(
-        "new", help="the directory that `vocabulary graft` wrote, or any model that reads texts"
+        "grafted", help="the directory that `vocabulary graft` wrote, or any model that reads texts"
     )
     asked.add_argument("--text", metavar="FILE", required=True, help="texts, one a line")
     asked.add_argument("--max-tokens", type=int, default=256, help="longer texts are left out (default: 256)")

@@ -66,7 +66,7 @@ class Readings(Result):
         ]
         if self.cosine is not None:
             rows.append({"what": "mean cosine of features", "before": None, "after": self.cosine})
-        note = f"{self.texts} texts of {self.words} words; perplexity for each word: exp(-log p / words), first tokens excepted"
+        note = f"{self.texts} texts of {self.words} words; perplexity: exp(-log p / words), first tokens excepted"
         return Report(
             "vocabulary comparison", [Table("texts", rows, note)], dict(self.provenance), verdict=self.verdict
         )

@@ -121,8 +121,8 @@ def compare(options: argparse.Namespace) -> None:
     from tauspan.surgery import compare as compared
 
     found = compared(
-        options.old,
-        options.new,
+        options.model,
+        options.grafted,
         _texts(options.text),
         max_tokens=options.max_tokens,
         batch_size=options.batch_size,

@@ -19,6 +19,7 @@ from tauspan.objectives import objective_of
 from tauspan.objectives.tokens import IGNORED
 from tauspan.tasks import Split, Task, build_head
 from tauspan.tasks.batches import batches
+from tauspan.tasks.features import features_of
 
 _GENERATES = re.compile(r"(CausalLM|LMHeadModel)$")
 
@@ -129,7 +130,9 @@ def compare(
             texts=len(some), words=words, tokens=(old, new), perplexity=(perplexity[0], perplexity[1]), cosine=None,
             provenance=provenance(),
         )  # fmt: skip
-    before, after = (_features(encoder, some, max_tokens, batch_size) for encoder in encoders)
+    before, after = (
+        features_of(encoder, _rows(some), max_tokens, batch_size).double() for encoder in encoders
+    )
     cosine = float(torch.nn.functional.cosine_similarity(before, after).mean())
     totals = [sum(count[place] for place in kept) for count in counts]
     return Readings(
@@ -154,9 +157,14 @@ def _lengths(encoder: Encoder, texts: Sequence[str]) -> list[int]:
     return [len(one) for one in encoder.inputs.tokenizer(list(texts))["input_ids"]]
 
 
+def _rows(texts: Sequence[str]) -> Split:
+    """Texts without labels."""
+    return Split(list(texts), torch.zeros(len(texts), dtype=torch.long))
+
+
 def _log_loss(encoder: Encoder, texts: Sequence[str], max_tokens: int, batch_size: int) -> tuple[float, int]:
     """-log p of all texts in nats, but for their first tokens, and on how many tokens."""
-    rows = Split(list(texts), torch.zeros(len(texts), dtype=torch.long))
+    rows = _rows(texts)
     task = Task("texts", [], dict.fromkeys(("train", "validation", "test"), rows),
                 objective=objective_of("next-token"))  # fmt: skip
     head = build_head(task, encoder, max_tokens=max_tokens)
@@ -171,14 +179,3 @@ def _log_loss(encoder: Encoder, texts: Sequence[str], max_tokens: int, batch_siz
             total, count = total + float((losses * sizes).sum()), count + int(sizes.sum())
             advance(len(places), "")
     return total, count
-
-
-@torch.no_grad()
-def _features(encoder: Encoder, texts: Sequence[str], max_tokens: int, batch_size: int) -> torch.Tensor:
-    parts = []
-    with models.eval_mode(encoder), progress("reading", len(texts)) as advance:
-        for start in range(0, len(texts), batch_size):
-            some = texts[start : start + batch_size]
-            parts.append(encoder(encoder.encode(list(some), max_tokens)).double().cpu())
-            advance(len(some), "")
-    return torch.cat(parts)

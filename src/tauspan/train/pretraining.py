@@ -1,4 +1,4 @@
-"""Self-pretraining: a start that has read the tasks' own inputs, and none of their labels."""
+"""Self-pretraining: a start that was trained on the inputs of the tasks, without their labels."""
 
 from collections.abc import Sequence
 

@@ -28,7 +28,8 @@ import tauspan as ts
 from tauspan.core.computing import computing
 from tauspan.core.report import Table
 from tauspan.editing.model.directions import Directions
-from tauspan.editing.model.edited import EditedModel, edited_model
+from tauspan.editing.model.edited import EditedModel
+from tauspan.editing.model.kinds import edited_model
 from tauspan.kernel.diagnose.outlook import BENDS, Expectation
 from tauspan.merge.methods.method import added
 

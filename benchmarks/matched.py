@@ -20,7 +20,8 @@ from typing import Any
 import tauspan as ts
 from tauspan.core.report import Table
 from tauspan.editing.model.directions import Directions
-from tauspan.editing.model.edited import Coefs, EditedModel, edited_model
+from tauspan.editing.model.edited import Coefs, EditedModel
+from tauspan.editing.model.kinds import edited_model
 from tauspan.editing.search.addition import scaled
 from tauspan.kernel import Ghosts
 

@@ -13,9 +13,9 @@ from helpers.searches import cloud, random_vector, world
 from helpers.zoo import normal
 from tauspan.core.errors import DataError, UsageError
 from tauspan.core.reading import Reading
-from tauspan.editing.model import edited
+from tauspan.editing.model import tangent as tangent_model
 from tauspan.editing.model.directions import Directions
-from tauspan.editing.model.edited import edited_model
+from tauspan.editing.model.kinds import edited_model
 from tauspan.editing.model.outputs import outputs
 from tauspan.models import Classifier, Encoder, Head
 from tauspan.tangent import Linearized
@@ -81,13 +81,13 @@ def test_all_ways_to_the_edited_model_agree(regime: Any, point: Any, normalize: 
 def passes(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[tuple[str, str]]]:
     """Each pass over the rows of a task and split in the tangent regimes."""
     seen: list[tuple[str, str]] = []
-    plain = edited.contributions
+    plain = tangent_model.contributions
 
     def counted(*args: Any, **options: Any) -> Any:
         seen.append((options["info"]["task"], options["info"]["split"]))
         return plain(*args, **options)
 
-    monkeypatch.setattr(edited, "contributions", counted)
+    monkeypatch.setattr(tangent_model, "contributions", counted)
     return iter([seen])
 
 

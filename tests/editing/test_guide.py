@@ -8,7 +8,7 @@ import tauspan as ts
 from helpers import stacks, zoo
 from tauspan.core.errors import UsageError
 from tauspan.editing.model.directions import Directions
-from tauspan.editing.model.edited import edited_model
+from tauspan.editing.model.kinds import edited_model
 from tauspan.editing.search.guide import RowGuide, TangentGuide
 from tauspan.models import Encoder, Head
 

@@ -14,7 +14,8 @@ from tauspan.cli.main import main
 from tauspan.core.errors import StoreError, UsageError
 from tauspan.core.reading import Reading
 from tauspan.editing import Decoder
-from tauspan.editing.model import edited
+from tauspan.editing.model.directions import Directions
+from tauspan.editing.model.kinds import edited_model
 from tauspan.models import Encoder, Space, fingerprint_of
 from tauspan.tasks import Task
 
@@ -233,6 +234,6 @@ def test_a_reading_point_holds_for_small_vectors_too() -> None:
     small = trained("linear")[TASKS[0]]
     found = []
     for tau in (small, small.dense(model)):
-        moved = edited.edited_model(model, edited.Directions.whole({"v": tau}), "linear", Reading())
+        moved = edited_model(model, Directions.whole({"v": tau}), "linear", Reading())
         found.append(moved.logits(TASKS[0], "test", {"v": 1.0}))
     torch.testing.assert_close(found[0], found[1], rtol=1e-10, atol=1e-10)

@@ -16,7 +16,7 @@ from tauspan.cli.fields import add_fields, read_fields
 from tauspan.cli.main import parser
 from tauspan.core.reading import Reading
 from tauspan.editing.model.directions import Directions
-from tauspan.editing.model.edited import OrdinaryModel
+from tauspan.editing.model.ordinary import OrdinaryModel
 from tauspan.editing.search.addition import addition
 from tauspan.experiments.run import PARTS, Evaluation, Findings, Part, Recipe
 from tauspan.kernel import Kernel, Loss, LossProblem, LossSolution, solve_ridge

@@ -18,7 +18,7 @@ from tauspan.core.errors import BaseMismatchError, DataError, ModelError, NonFin
 from tauspan.core.reading import Reading
 from tauspan.editing import adamerging
 from tauspan.editing.model.directions import combine
-from tauspan.editing.model.edited import edited_model
+from tauspan.editing.model.kinds import edited_model
 from tauspan.editing.search.box import Box
 from tauspan.editing.search.entropy import Backward, Contracted, descend, draws, entropy
 from tauspan.editing.search.unknowns import unknowns

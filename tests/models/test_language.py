@@ -148,7 +148,7 @@ def test_one_pass_scores_every_mix(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         read.append("{task} {split}".format(**kwargs["info"]))
         return whole(*args, **kwargs)
 
-    monkeypatch.setattr("tauspan.editing.model.edited.contributions", counting)
+    monkeypatch.setattr("tauspan.editing.model.tangent.contributions", counting)
     editor = ts.Editor(encoder, vectors)
     solved = editor.coefficients(bootstrap=3)
     added = editor.add()

@@ -115,7 +115,7 @@ def _add_predict(guess: argparse.ArgumentParser) -> None:
 def apply(options: argparse.Namespace) -> None:
     """Write an edited model."""
     from tauspan.editing.model.edit_files import apply_files
-    from tauspan.editing.model.edited import model_kind
+    from tauspan.editing.model.kinds import model_kind
     from tauspan.editing.model.regime import edit_regime
     from tauspan.store import require_apart
 

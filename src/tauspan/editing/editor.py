@@ -17,9 +17,9 @@ from tauspan.editing.maps.disturbance import Disturbance, disturbance
 from tauspan.editing.maps.factorisation import Factorisation, factorisation
 from tauspan.editing.maps.maps import Maps, drawn, wanted
 from tauspan.editing.model.directions import Directions
-from tauspan.editing.model.edited import TangentModel
 from tauspan.editing.model.regime import edit_regime
 from tauspan.editing.model.several import EditedModels
+from tauspan.editing.model.tangent import TangentModel
 from tauspan.editing.search.addition import Addition, addition
 from tauspan.editing.search.box import Bounds
 from tauspan.editing.search.certificate import Certificate, certified

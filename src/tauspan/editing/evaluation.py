@@ -13,7 +13,8 @@ from tauspan.core.reading import Reading
 from tauspan.core.report import Cell, Report, Table, noted, provenance
 from tauspan.core.results import Result, mean_row
 from tauspan.editing.model.directions import Directions
-from tauspan.editing.model.edited import Coefs, EditedModel, edited_model
+from tauspan.editing.model.edited import Coefs, EditedModel
+from tauspan.editing.model.kinds import edited_model
 from tauspan.editing.model.regime import edit_regime
 from tauspan.editing.model.saved import facts
 from tauspan.models import Classifier, Encoder

@@ -14,7 +14,7 @@ from tauspan.core.records import LIVE
 from tauspan.core.report import Cell, Report, Table, noted, provenance
 from tauspan.core.results import Result
 from tauspan.editing.model.directions import Directions
-from tauspan.editing.model.edited import edited_model
+from tauspan.editing.model.kinds import edited_model
 from tauspan.models import Encoder, fingerprint_of
 from tauspan.tasks import Task
 from tauspan.train import finetune

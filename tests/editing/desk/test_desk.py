@@ -20,9 +20,9 @@ from tauspan.core.reading import Reading
 from tauspan.editing.desk import page as pages
 from tauspan.editing.desk.limits import Parts
 from tauspan.editing.desk.page import as_script, as_texts, filled
-from tauspan.editing.model import edited
+from tauspan.editing.model import tangent as tangent_model
 from tauspan.editing.model.directions import Directions
-from tauspan.editing.model.edited import edited_model
+from tauspan.editing.model.kinds import edited_model
 from tauspan.models import Encoder, Head
 from tauspan.tasks import Split, Task
 from tauspan.vector import TaskVector
@@ -206,13 +206,13 @@ def test_the_sampled_points_of_the_standard_regime_are_the_models_own() -> None:
 
 def test_a_page_costs_one_pass_for_each_task_and_split(monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[tuple[str, str]] = []
-    plain = edited.contributions
+    plain = tangent_model.contributions
 
     def counted(*args: Any, **options: Any) -> Any:
         seen.append((options["info"]["task"], options["info"]["split"]))
         return plain(*args, **options)
 
-    monkeypatch.setattr(edited, "contributions", counted)
+    monkeypatch.setattr(tangent_model, "contributions", counted)
     model, vectors = world("linear")
     control = many(3, 9)
     editor = ts.Editor(model, vectors)

@@ -6,7 +6,8 @@ from typing import Any
 
 from tauspan.core.errors import UsageError
 from tauspan.editing.maps.disturbance import disturbance
-from tauspan.editing.model.edited import EditedModel, TangentModel
+from tauspan.editing.model.edited import EditedModel
+from tauspan.editing.model.tangent import TangentModel
 from tauspan.editing.search.addition import addition
 from tauspan.editing.search.choose import solved_coefficients
 from tauspan.editing.search.grid import PAPER_GRID

@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 from tauspan.core.errors import UsageError
 from tauspan.editing.desk.packing import Array, Blob, Packed, packed
 from tauspan.editing.desk.pruning import contenders
-from tauspan.editing.model.edited import EditedModel, TangentModel
+from tauspan.editing.model.edited import EditedModel
+from tauspan.editing.model.tangent import TangentModel
 from tauspan.tasks import Task
 
 _SHORTEST = 1e-12  # of a feature that is divided by its length, as torch has it

@@ -11,7 +11,7 @@ from tauspan.core.choices import EditRegime, Point
 from tauspan.core.errors import ModelError, UsageError
 from tauspan.core.processes import own_device
 from tauspan.editing.model.directions import require_numbers
-from tauspan.editing.model.edited import model_kind
+from tauspan.editing.model.kinds import model_kind
 from tauspan.editing.model.regime import edit_regime, point_of
 from tauspan.editing.model.saved import (
     REFERENCE,

@@ -15,7 +15,7 @@ from tauspan.core import params
 from tauspan.core.choices import EditRegime, Point
 from tauspan.core.errors import MismatchError, ModelError, TauspanError, UsageError, listed, nearest
 from tauspan.core.params import Params
-from tauspan.editing.model.edited import model_kind
+from tauspan.editing.model.kinds import model_kind
 from tauspan.editing.model.regime import edit_regime, point_of
 from tauspan.editing.model.saved import EDITED, REFERENCE, TANGENT, Reference
 from tauspan.models import Frozen

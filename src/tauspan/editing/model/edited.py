@@ -1,31 +1,22 @@
-"""`EditedModel`: f at theta0 and any coefficients of some directions; one class for each way to edit."""
+"""`EditedModel`: f at theta0 and any coefficients of some directions. Its classes are in `ordinary` and `tangent`."""
 
-import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from functools import partial
 from typing import ClassVar, TypeAlias
 
-import torch
 from torch import Tensor, nn
 
 from tauspan import models
 from tauspan.core.choices import EditRegime, Point
-from tauspan.core.errors import listed
-from tauspan.core.measure import progress, underway
-from tauspan.core.params import require_finite_rows
+from tauspan.core.measure import underway
 from tauspan.core.reading import Reading
-from tauspan.editing.model.below import Below, of_rows
 from tauspan.editing.model.directions import Directions, require_numbers
-from tauspan.editing.model.outputs import Targets, outputs
+from tauspan.editing.model.outputs import Targets
 from tauspan.editing.model.regime import point_of
-from tauspan.editing.model.token_tables import Tables, moving_table
-from tauspan.models import Classifier, Encoder, Head, Origin
-from tauspan.models.intact import Intact
+from tauspan.models import Encoder, Head
 from tauspan.models.language import Language
 from tauspan.objectives import Objective
-from tauspan.tangent import Linearized, linearize
-from tauspan.tangent.contributions import Advance, Contributions, contributions, silent
+from tauspan.tangent.contributions import Advance, silent
 from tauspan.tasks import Task, build_head
 from tauspan.tasks.batches import Batches, batches
 from tauspan.tasks.reference import TaskTargets
@@ -192,222 +183,3 @@ class EditedModel(ABC):
                 self.encoder, rows, tokens, self.reading.batch_size, task.objective
             )
         return self._prepared[task, split]
-
-
-class OrdinaryModel(EditedModel):
-    """f(x; theta0 + sum_d a_d direction_d): run anew at each choice, weights set in place on one working copy.
-
-    Cost:
-        One forward pass over the split for each choice of coefficients, through the blocks from the first edited one on
-        once the first choice has run them all; see `Below`.
-    """
-
-    regimes = ("standard",)
-    tangent = False
-
-    @staticmethod
-    def applied(module: nn.Module, vector: TaskVector, scale: float, point: Point) -> nn.Module:
-        """A copy with other weights, of the same class."""
-        own = vector.fitted(module)
-        edited = models.working_copy(module)
-        _tell_kept(edited)
-        _set_weights(edited, module, own, scale)
-        encoder, base = models.encoder_in(edited), models.encoder_in(module)
-        if encoder is not None and base is not None:
-            encoder.origin = Origin.of(base)
-            encoder.edit = " + ".join(filter(None, [base.edit, f"{scale:g} {vector.label}"]))
-            if encoder.home is not None:
-                encoder.home = encoder.home.moved(own.deltas, scale)
-            if encoder.language is not None:
-                encoder.language = encoder.language.moved(own.deltas, scale)
-        return edited
-
-    def _begin(self) -> None:
-        self._copy: Encoder | None = None
-        self._at: Coefs | None = None
-        self._below: Below | None = None
-
-    def affine(self, task: Task) -> bool:
-        """It is not known to be."""
-        return False
-
-    def read(self, needs: Mapping[Task, Sequence[str]], split: str) -> None:
-        """Nothing can be read ahead."""
-
-    def _logits(self, task: Task, split: str, used: Coefs, about: str, advance: Advance) -> Tensor:
-        edited = self._edited(used)
-        model, run = Classifier(edited, self.head(task)), None
-        if self._below:
-            run = partial(self._below, model)
-        with models.eval_mode(edited), torch.inference_mode():
-            return outputs(model, self.batches(task, split), advance, about, run)
-
-    def classes_of(self, task: Task, split: str, coefficients: Coefs, rows: Tensor) -> Tensor:
-        """The classes of some rows, shape (n,), where `rows` (N,) says which; the others are not computed."""
-        edited = self._edited({name: value for name, value in coefficients.items() if value})
-        model, found = Classifier(edited, self.head(task)), torch.zeros(len(rows), dtype=torch.int)
-        run = self._below.part if self._below else of_rows
-        wanted = set(rows.nonzero()[:, 0].tolist())
-        with models.eval_mode(edited), torch.inference_mode(), Intact(model)():
-            for places, batch in self.batches(task, split):
-                inside = [at for at, place in enumerate(places) if place in wanted]
-                if inside:
-                    logits = run(model, batch, inside)
-                    require_finite_rows(logits, f"the logits of {task.name!r} on {split}")
-                    found[[places[at] for at in inside]] = logits.argmax(-1).int().cpu()
-        return found[rows]
-
-    def _language(self, used: Coefs) -> Language | None:
-        """With the table of the edited model."""
-        return self._edited(used).language
-
-    def _moved(self) -> set[str]:
-        """The parameters that some direction moves."""
-        fitted = (self.fitted(self.directions.partial(name)) for name in self.directions.names)
-        return {name for one in fitted for name, delta in one.deltas.items() if delta.any()}
-
-    def _edited(self, used: Coefs) -> Encoder:
-        if not self.directions.vectors:
-            return self.encoder
-        if self._copy is None:
-            self._copy = models.working_copy(self.encoder).eval()
-            if self.encoder.inputs.modality != "image":  # whose batches are made anew each time
-                self._below = Below(self._copy, self._moved())
-        if self._at != used:
-            total = self.directions.combined(used)
-            _set_weights(self._copy, self.encoder, self.fitted(total), 1.0)
-            if self.encoder.language is not None:
-                moved = moving_table(total, self.encoder, self.fingerprint)
-                self._copy.language = self.encoder.language.moved(moved)
-            self._at = dict(used)
-        return self._copy
-
-
-class TangentModel(EditedModel):
-    """f(x; theta0) + sum_d a_d J(x) direction_d: one pass over a split gives every choice, as outputs are affine in it.
-
-    Cost:
-        One pass of as many tangents as a task needs directions; then a contraction for each choice.
-    """
-
-    regimes = ("linear", "posthoc")
-    tangent = True
-
-    @staticmethod
-    def applied(module: nn.Module, vector: TaskVector, scale: float, point: Point) -> nn.Module:
-        """A tangent model with this tau."""
-        tau = vector * scale
-        names = list(tau.fitted(module, tangent=True).deltas)
-        tangent = linearize(module, names, point if isinstance(module, Classifier) else None)
-        tangent.load_task_vector(tau)
-        tangent.head_point, tangent.label = point, tau.label
-        return tangent
-
-    def _begin(self) -> None:
-        self._passes: dict[tuple[Task, str], Contributions] = {}
-        self._parts: dict[tuple[Task, str, tuple[str, ...]], Contributions] = {}
-        # by the tensors that move: models of the same tensors share one check
-        self._tangents: dict[tuple[str, ...], Linearized] = {}
-        self._tables: Tables | None = None
-
-    def _language(self, used: Coefs) -> Language | None:
-        """With the tables of all directions beside one another, the same at any coefficients."""
-        if self._tables is None and self.encoder.language is not None:
-            vectors = {name: self.directions.partial(name) for name in self.directions.names}
-            moved = {
-                name: moving_table(vector, self.encoder, self.fingerprint) for name, vector in vectors.items()
-            }
-            self._tables = Tables.of(self.encoder.language, moved)
-        return None if self._tables is None else self._tables.language
-
-    def affine(self, task: Task) -> bool:
-        """Unless a head that normalises follows the linearisation point."""
-        return self.point == "logits" or not self.head(task).normalize
-
-    def read(self, needs: Mapping[Task, Sequence[str]], split: str) -> None:
-        """One pass for each task that has not been read in all the directions it needs."""
-        missing = {task: names for task, names in needs.items() if not self._has(task, split, names)}
-        if missing:
-            with progress(f"tangents on {split}", sum(len(task.split(split)) for task in missing)) as advance:
-                for task, names in missing.items():
-                    self._passed(task, split, names, advance)
-
-    def passed(self, task: Task, split: str) -> Contributions:
-        """What the pass over a split gave, after `read`."""
-        return self._passes[task, split]
-
-    def _has(self, task: Task, split: str, names: Sequence[str]) -> bool:
-        return (task, split) in self._passes and set(names) <= set(self._passes[task, split].names)
-
-    def _passed(self, task: Task, split: str, names: Sequence[str], advance: Advance) -> None:
-        every = self.directions.names
-        wanted = every if self.ahead else names or every[:1]  # theta0 alone is read with some direction
-        vectors = {name: self.fitted(self.directions.partial(name)) for name in wanted}
-        tensors = tuple(vectors[wanted[0]].deltas)
-        if tensors not in self._tangents:
-            self._tangents[tensors] = linearize(self.encoder, list(tensors))
-        tangent = self._tangents[tensors].under(self.head(task), self.point)
-        info = {"task": task.name, "split": split, "regime": self.regime}
-        rows, labels = self.batches(task, split), self.targets(task, split)
-        found = contributions(
-            tangent, vectors, rows, labels, info=info, objective=self.objective(task), advance=advance
-        )
-        tables = self._tables if task.objective.headless else None
-        self._passes[task, split] = found if tables is None else tables.beside(found)
-        self._parts = {key: part for key, part in self._parts.items() if key[:2] != (task, split)}
-
-    def _logits(self, task: Task, split: str, used: Coefs, about: str, advance: Advance) -> Tensor:
-        if not self._has(task, split, list(used)):
-            before = self._passes[task, split].names if (task, split) in self._passes else ()
-            self._passed(task, split, list(dict.fromkeys([*before, *used])), advance)
-        passed = self._passes[task, split]
-        if len(used) < len(passed.names) - 1:  # maps ask for few of many directions, at hundreds of points
-            names = tuple(used)
-            if (task, split, names) not in self._parts:
-                groups = {name: [name] for name in names or passed.names[:1]}
-                self._parts[task, split, names] = passed.summed(groups)
-            passed = self._parts[task, split, names]
-        logits = passed.logits([used.get(name, 0.0) for name in passed.names])
-        require_finite_rows(logits, about)
-        return logits
-
-
-MODELS: tuple[type[EditedModel], ...] = (OrdinaryModel, TangentModel)
-
-
-def model_kind(regime: EditRegime) -> type[EditedModel]:
-    """The class that edits in a regime."""
-    (kind,) = (kind for kind in MODELS if regime in kind.regimes)
-    return kind
-
-
-def edited_model(
-    encoder: Encoder,
-    directions: Directions,
-    regime: EditRegime,
-    reading: Reading = Reading(),
-    ahead: bool = False,
-) -> EditedModel:
-    """The edited model of a regime; see `EditedModel`."""
-    return model_kind(regime)(encoder, directions, regime, reading, ahead)
-
-
-def _tell_kept(edited: nn.Module) -> None:
-    inner, _ = models.core(edited)
-    kept = models.kept_outside(inner)
-    if kept:
-        warnings.warn(
-            f"{type(inner).__name__} keeps tensors outside its parameters and buffers ({listed(kept)}), and the edited "
-            "copy keeps the same. If an earlier call has made them from weights, they are those of the old "
-            "weights: edit a module that nobody has called yet, or empty these places in the copy.",
-            RuntimeWarning,
-            stacklevel=5,
-        )
-
-
-def _set_weights(edited: nn.Module, base: nn.Module, vector: TaskVector, scale: float) -> None:
-    """Set a copy's weights to theta0 + scale * tau in place; `base` is only read, and the vector is fitted to it."""
-    origin = models.state_of(base)
-    for name, tensor in models.state_of(edited).items():
-        if name in vector.deltas:
-            tensor.copy_(vector.moved(name, origin[name], scale))

@@ -6,7 +6,8 @@ from tauspan.core.choices import EditRegime
 from tauspan.core.errors import UsageError, nearest
 from tauspan.core.reading import Reading
 from tauspan.editing.model.directions import Directions
-from tauspan.editing.model.edited import EditedModel, edited_model
+from tauspan.editing.model.edited import EditedModel
+from tauspan.editing.model.kinds import edited_model
 from tauspan.models import Encoder
 from tauspan.tasks import Task
 from tauspan.vector import TaskVector

@@ -9,7 +9,8 @@ from tauspan.core.measure import progress
 from tauspan.core.report import Cell, Report
 from tauspan.core.results import mean_row
 from tauspan.editing.model.chosen import ChosenEdit, facts_of
-from tauspan.editing.model.edited import EditedModel, TangentModel
+from tauspan.editing.model.edited import EditedModel
+from tauspan.editing.model.tangent import TangentModel
 from tauspan.editing.search.blackbox import Memory, descend
 from tauspan.editing.search.bootstrap import Intervals, coefficient_intervals, metric_intervals
 from tauspan.editing.search.box import Bounds, Box

@@ -14,7 +14,8 @@ from tauspan.core.params import Params
 from tauspan.core.report import Cell, Report, Table
 from tauspan.core.results import mean_row, ratio
 from tauspan.editing.model.chosen import ChosenEdit, facts_of
-from tauspan.editing.model.edited import EditedModel, TangentModel
+from tauspan.editing.model.edited import EditedModel
+from tauspan.editing.model.tangent import TangentModel
 from tauspan.editing.search.bootstrap import Intervals
 from tauspan.editing.search.box import Bounds, Box
 from tauspan.editing.search.tables import Outcome, coefficient_table

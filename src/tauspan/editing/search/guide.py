@@ -9,7 +9,8 @@ from torch import Tensor
 
 from tauspan.core.choices import GUIDANCES, Guidance
 from tauspan.core.errors import UsageError, nearest
-from tauspan.editing.model.edited import Coefs, EditedModel, OrdinaryModel
+from tauspan.editing.model.edited import Coefs, EditedModel
+from tauspan.editing.model.ordinary import OrdinaryModel
 from tauspan.editing.model.several import EditedModels
 from tauspan.editing.search.grid import Grid, points_of
 from tauspan.tasks import Task

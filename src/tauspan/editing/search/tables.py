@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from tauspan.core.choices import EditRegime
 from tauspan.core.report import Cell, Table
-from tauspan.editing.model.edited import model_kind
+from tauspan.editing.model.kinds import model_kind
 from tauspan.editing.search.bootstrap import Intervals
 from tauspan.editing.search.box import Box
 from tauspan.editing.search.solve import Solution

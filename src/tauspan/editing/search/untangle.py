@@ -11,7 +11,7 @@ from tauspan.core.errors import UsageError
 from tauspan.core.report import Cell, Report, Table
 from tauspan.core.results import Result
 from tauspan.editing.model.chosen import facts_of
-from tauspan.editing.model.edited import TangentModel
+from tauspan.editing.model.tangent import TangentModel
 from tauspan.editing.search.unknowns import Unknowns
 from tauspan.tasks import Task
 from tauspan.vector import TaskVector

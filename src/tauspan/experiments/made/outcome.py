@@ -12,7 +12,8 @@ from tauspan.core.choices import Regime
 from tauspan.core.reading import Reading
 from tauspan.editing.maps.maps import Maps, drawn, wanted
 from tauspan.editing.model.directions import Directions
-from tauspan.editing.model.edited import Coefs, EditedModel, edited_model
+from tauspan.editing.model.edited import Coefs, EditedModel
+from tauspan.editing.model.kinds import edited_model
 from tauspan.editing.search.addition import scaled, search_shared
 from tauspan.editing.search.negation import negation
 from tauspan.models import Encoder

@@ -12,7 +12,7 @@ from tauspan.core.report import Cell, Report, Table, noted
 from tauspan.core.results import Result
 from tauspan.editing.model.chosen import facts_of
 from tauspan.editing.model.directions import Directions
-from tauspan.editing.model.edited import edited_model
+from tauspan.editing.model.kinds import edited_model
 from tauspan.editing.model.regime import edit_regime
 from tauspan.editing.search.addition import AddedTask, search_shared, tested
 from tauspan.editing.search.grid import Grid, named

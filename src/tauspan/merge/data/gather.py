@@ -15,7 +15,7 @@ from tauspan.core.errors import UsageError, listed, nearest
 from tauspan.core.measure import progress
 from tauspan.core.reading import Reading
 from tauspan.editing.model.edit import apply
-from tauspan.editing.model.edited import model_kind
+from tauspan.editing.model.kinds import model_kind
 from tauspan.editing.model.regime import edit_regime, point_of
 from tauspan.merge.data.statistics_file import Statistics
 from tauspan.models import Batch, Classifier, Encoder

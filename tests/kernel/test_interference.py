@@ -59,6 +59,8 @@ def test_the_union_of_tasks_with_other_heads_is_j_j_transposed(backend):
     torch.testing.assert_close(union.diag(), (wide * wide).sum(1), rtol=1e-10, atol=1e-12)
     torch.testing.assert_close(union.rows([11]), (wide @ wide.T)[[11]], rtol=1e-10, atol=1e-12)
     torch.testing.assert_close(union.push(union.pullback(vector)), union.matvec(vector))
+    several = zoo.normal(len(wide), 9, seed=4)  # more than go through one pass
+    torch.testing.assert_close(union.pushed(union.pulled(several)), (wide @ (wide.T @ several)).T)
     assert union.between("b", "a").shape == (12, 10)
     assert union.shape == (22, 22)
 

@@ -14,6 +14,7 @@ from tauspan.kernel import Ghosts, UnionKernel, joint, superpose
 from tauspan.kernel.operator import closed_form as closed
 from tauspan.kernel.operator import superposing
 from tauspan.kernel.operator.superposing import Rows
+from tauspan.kernel.rows.jacobian import Jacobian
 from tauspan.kernel.solvers.kernels import ScaledKernel
 from tauspan.kernel.solvers.regression import choose_ridge
 from tauspan.models import Encoder, Head
@@ -258,6 +259,24 @@ def test_other_ghosts_need_no_kernel(ghosts, monkeypatch):
     all_same(found.with_ghosts(ghosts), wanted)
 
 
+def test_the_vectors_of_all_tasks_come_of_one_pass(monkeypatch):
+    found = superpose(encoder(), three(), 1.0, RIDGE)
+    batches = sum(len(kernel.left.batches) for kernel in found.setting.union.kernels.values())
+    seen, plain = [], Jacobian.graph
+
+    def counted(self, *args):
+        seen.append(args)
+        return plain(self, *args)
+
+    monkeypatch.setattr(Jacobian, "graph", counted)
+    again = found.with_ghosts(1.0)
+    assert len(seen) == batches
+    alphas = [one.alpha for one in found.solutions.values()]
+    alone = [found.setting.union.pullback(alpha) for alpha in alphas]
+    for vector, tau in zip(again.vectors.values(), alone, strict=True):
+        assert all(torch.equal(vector.deltas[name], delta) for name, delta in tau.items())
+
+
 def test_rows_of_a_control_and_of_inputs_go_too():
     everyone = three()
     inputs = zoo.normal(3, 3, seed=5).double()
@@ -385,14 +404,14 @@ def test_a_wrong_kernel_is_caught_and_few_digits_are_told(monkeypatch, caplog):
     monkeypatch.undo()
     monkeypatch.setattr(closed, "rounding", lambda dtype: 1e-17)
     monkeypatch.setattr(closed, "far", lambda *values: True)
-    monkeypatch.setattr(UnionKernel, "push", lambda self, tau: self.matvec(self.alpha) + 1e-18)
+    monkeypatch.setattr(UnionKernel, "pushed", lambda self, taus: self.matvec(self.alpha)[None] + 1e-18)
     found = superposing.setting_of(
         Rows(encoder(), None, "all", ts.Reading(), "auto"), three(), [], Ghosts(), RIDGE, 1e-10, 100
     )
     solution = found.solutions(RIDGE)["a"]
     found.union.alpha = solution.alpha
     with caplog.at_level(logging.WARNING):
-        closed.require_certified(found.union, solution.alpha, superpose_vector(found, solution))
+        closed.require_certified(found.union, [solution.alpha], [superpose_vector(found, solution)])
     assert "take a larger ridge, or load the model in float64" in caplog.text
 
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from tauspan.core.reading import Reading
-from tauspan.kernel.operator.closed_form import loss_problem, require_certified, task_vector
+from tauspan.kernel.operator.closed_form import loss_problem, require_certified, task_vectors
 from tauspan.kernel.operator.losses import LossProblem, squared_residual
 from tauspan.kernel.operator.union import UnionKernel
 from tauspan.kernel.solvers.regression import choose_ridge
@@ -97,12 +97,11 @@ class Course:
 
     def vectors(self, alphas: Sequence[Tensor], protocol: str) -> list[TaskVector]:
         """J^T alpha for the alpha after each task; the last is compared with K alpha."""
-        made = []
-        for number, alpha in enumerate(alphas):
-            seen = [task.name for task in self.tasks[: number + 1]]
-            made.append(task_vector(self.union, alpha, protocol, {"tasks": seen, "protocol": protocol}))
+        seen = [[task.name for task in self.tasks[: number + 1]] for number in range(len(alphas))]
+        named = [(protocol, {"tasks": names, "protocol": protocol}) for names in seen]
+        made = task_vectors(self.union, alphas, named)
         if self.union.check != "off":
-            require_certified(self.union, alphas[-1], made[-1])
+            require_certified(self.union, alphas[-1:], made[-1:])
         return made
 
     def head(self, task: Task) -> Head:

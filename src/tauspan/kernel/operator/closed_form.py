@@ -155,7 +155,7 @@ def closed_form(
         facts = {"objective": name, "rows": kernel.samples, **answer.facts, **answer.solution.facts()}
         vector = task_vector(kernel, answer.solution.alpha, task.name, {"task": task.name, "solver": facts})
         if kernel.check != "off":
-            require_certified(kernel, answer.solution.alpha, vector)
+            require_certified(kernel, [answer.solution.alpha], [vector])
     return ClosedForm(vector, answer.solution, kernel, cost, answer.choice, answer.margins)
 
 
@@ -199,17 +199,28 @@ def task_vector(
         NonFiniteError: tau holds NaN or infinity.
         UsageError: alpha of another length.
     """
-    pulled = kernel.pullback(alpha)
-    tangent = linearize(kernel.tangent.base, list(pulled), kernel.tangent.point)
-    with torch.no_grad():
-        for name, tau in tangent.tau.items():
-            tau.copy_(pulled[name])
-    require_finite(tangent.tau, f"J^T alpha of {label!r}")
-    return tangent.task_vector(label, **info)
+    return task_vectors(kernel, [alpha], [(label, info)])[0]
 
 
-def require_certified(kernel: TangentKernel | UnionKernel, alpha: Tensor, vector: TaskVector) -> None:
-    """Raise unless J tau of the vector equals K alpha, since the error bounds of the solver are about K alpha.
+def task_vectors(
+    kernel: TangentKernel | UnionKernel, alphas: Sequence[Tensor], named: Sequence[tuple[str, dict[str, Any]]]
+) -> list[TaskVector]:
+    """Several from one pass, with a label and the facts of each; see `task_vector`."""
+    made = []
+    for pulled, (label, info) in zip(kernel.pulled(torch.stack([*alphas], 1)), named, strict=True):
+        tangent = linearize(kernel.tangent.base, list(pulled), kernel.tangent.point)
+        with torch.no_grad():
+            for name, tau in tangent.tau.items():
+                tau.copy_(pulled[name])
+        require_finite(tangent.tau, f"J^T alpha of {label!r}")
+        made.append(tangent.task_vector(label, **info))
+    return made
+
+
+def require_certified(
+    kernel: TangentKernel | UnionKernel, alphas: Sequence[Tensor], vectors: Sequence[TaskVector]
+) -> None:
+    """Raise unless J tau of each vector equals K alpha, since the error bounds of the solver are about K alpha.
 
     Entries of K are known to rounding of the model's dtype, so the two may differ by rounding of sum_j |K_ij| |alpha_j|.
     Where the terms of that sum cancel, this is much beside K alpha itself, and a warning says how much.
@@ -222,10 +233,17 @@ def require_certified(kernel: TangentKernel | UnionKernel, alpha: Tensor, vector
     """
     if not kernel.formed:
         return
-    moved, wanted = kernel.push(vector), kernel.matvec(alpha)
     narrow = min(
         (theta.dtype for theta in kernel.tangent.theta0().values()), key=lambda d: -torch.finfo(d).eps
     )
+    for alpha, vector, moved in zip(alphas, vectors, kernel.pushed(vectors), strict=True):
+        _require_same(kernel, alpha, vector.label, moved, narrow)
+
+
+def _require_same(
+    kernel: TangentKernel | UnionKernel, alpha: Tensor, label: str, moved: Tensor, narrow: torch.dtype
+) -> None:
+    wanted = kernel.matvec(alpha)
     if not far(moved, wanted, rounding(narrow)):
         return
     gap, size = float((moved - wanted).abs().max()), float(wanted.abs().max())
@@ -238,7 +256,7 @@ def require_certified(kernel: TangentKernel | UnionKernel, alpha: Tensor, vector
     log.warning(
         "%s: J tau differs from K alpha by %.2g of %.3g, because rows nearly contradict one another and %s has few "
         "digits: take a larger ridge, or load the model in float64",
-        vector.label, gap, size, words,
+        label, gap, size, words,
     )  # fmt: skip
 
 

@@ -14,7 +14,7 @@ from tauspan.core.measure import Cost, measured
 from tauspan.core.reading import Reading
 from tauspan.core.report import Cell, Report, Table, provenance
 from tauspan.core.results import Result
-from tauspan.kernel.operator.closed_form import require_certified, task_vector
+from tauspan.kernel.operator.closed_form import require_certified, task_vectors
 from tauspan.kernel.operator.ghosts import Ghosts
 from tauspan.kernel.operator.interference import Interference, rms
 from tauspan.kernel.operator.superposing import Rows, Setting, setting_of
@@ -225,7 +225,7 @@ def superpose(
 
     Cost:
         The kernel of the rows of all tasks (n = sum_t N_t C_t entries a side), n^3 / 3 FLOPs for each distinct weighting
-        (one, if all rows count 1), and a backward pass over all rows for each vector.
+        (one, if all rows count 1), one pass over all rows and a backward for each vector.
 
     Example:
         >>> import torch, tauspan as ts
@@ -262,16 +262,17 @@ def solved(setting: Setting) -> Superposed:
     """The vectors of a setting, each compared with its solution."""
     ridge, choice = setting.chosen_ridge()
     solutions = setting.solutions(ridge)
-    vectors = {}
+    alphas, named = [solution.alpha for solution in solutions.values()], []
     for name, solution in solutions.items():
         facts = {
             "objective": "squared", "rows": len(setting.present(name)), "ghosts": setting.ghosts.words(),
             "others": [one for one in setting.names if one != name], **solution.facts(),
         }  # fmt: skip
-        vector = task_vector(setting.union, solution.alpha, name, {"task": name, "solver": facts})
-        if setting.union.check != "off":
-            require_certified(setting.union, solution.alpha, vector)
-        vectors[setting.tasks[name]] = vector
+        named.append((name, {"task": name, "solver": facts}))
+    made = task_vectors(setting.union, alphas, named)
+    if setting.union.check != "off":
+        require_certified(setting.union, alphas, made)
+    vectors = {setting.tasks[name]: vector for name, vector in zip(solutions, made, strict=True)}
     return Superposed(
         vectors=vectors, solutions=solutions, ridge=ridge, choice=choice, setting=setting,
         joint_residual=setting.joint_residual(solutions, ridge), provenance=provenance(),

@@ -355,8 +355,7 @@ class TangentKernel(Kernel):
     def _multiplied(self, vectors: Tensor) -> Tensor:
         parts = []
         for some in torch.split(vectors, _TOGETHER, 1) if vectors.shape[1] else ():
-            pulled = [self.right.pull(column) for column in some.T]
-            parts.append(self.left.push(pulled).T)
+            parts.append(self.left.push(self.right.pull(some)).T)
         return (
             torch.cat(parts, 1) if parts else vectors.new_zeros(self.left.samples * self.left.select.inner, 0)
         )
@@ -372,17 +371,26 @@ class TangentKernel(Kernel):
         Raises:
             UsageError: alpha of another length, or a trace kernel, which is not J J^T of one Jacobian.
         """
+        return self.pulled(alpha.reshape(-1, 1))[0]
+
+    def pulled(self, alphas: Tensor) -> list[dict[str, Tensor]]:
+        """J^T alpha for each column of alphas, shape (N O, k), from one pass; see `pullback`."""
         self.require_jacobian()
-        if alpha.numel() != self.shape[0]:
-            raise UsageError(f"J^T of {alpha.numel()} numbers: the kernel has {self.shape[0]} rows.")
-        return self.left.pull(alpha)
+        if len(alphas) != self.shape[0]:
+            raise UsageError(f"J^T of {len(alphas)} numbers: the kernel has {self.shape[0]} rows.")
+        return self.left.pull(alphas)
 
     @checked
     def push(self, tau: Params | TaskVector) -> Tensor:
         """J tau, shape (N O), one pass over the left rows."""
+        return self.pushed([tau])[0]
+
+    def pushed(self, taus: Sequence[Params | TaskVector]) -> Tensor:
+        """J tau of several, shape (T, N O), a few for each pass over the left rows."""
         self.require_jacobian()
-        deltas = self.tangent.direction(tau) if isinstance(tau, TaskVector) else tau
-        return self.left.push([deltas])[0]
+        deltas = [self.tangent.direction(tau) if isinstance(tau, TaskVector) else tau for tau in taus]
+        starts = range(0, len(deltas), _TOGETHER)
+        return torch.cat([self.left.push(deltas[start : start + _TOGETHER]) for start in starts])
 
     def require_jacobian(self) -> None:
         """Raises `UsageError` for a trace kernel."""

@@ -120,7 +120,7 @@ class UnionKernel(Kernel):
         return size, size
 
     def split(self, vector: Tensor) -> dict[str, Tensor]:
-        """The parts of a vector of shape (n), by task."""
+        """The parts of a vector of shape (n), or of the columns of a matrix, by task."""
         return {name: vector[span] for name, span in self.spans.items()}
 
     def own(self, task: str) -> DenseKernel:
@@ -164,20 +164,28 @@ class UnionKernel(Kernel):
         vectors = self._taken(vectors)
         if self._matrix is not None:
             return self._matrix @ vectors
-        pulled = [self.pullback(column) for column in vectors.T]
-        return torch.cat([kernel.left.push(pulled) for kernel in self.kernels.values()], 1).T
+        return self.pushed(self.pulled(vectors)).T
 
     def pullback(self, alpha: Tensor) -> dict[str, Tensor]:
         """J^T alpha for alpha of shape (n): the sum of the vectors of all tasks."""
-        total: dict[str, Tensor] = {}
-        for name, part in self.split(alpha).items():
-            for of, delta in self.kernels[name].pullback(part).items():
-                total[of] = total[of] + delta if of in total else delta
-        return total
+        return self.pulled(alpha.reshape(-1, 1))[0]
+
+    def pulled(self, alphas: Tensor) -> list[dict[str, Tensor]]:
+        """J^T alpha for each column of alphas, shape (n, k), from one pass over the rows of all tasks."""
+        totals: list[dict[str, Tensor]] = [{} for _ in range(alphas.shape[1])]
+        for name, parts in self.split(alphas).items():
+            for total, found in zip(totals, self.kernels[name].pulled(parts), strict=True):
+                for of, delta in found.items():
+                    total[of] = total[of] + delta if of in total else delta
+        return totals
 
     def push(self, tau: Params | TaskVector) -> Tensor:
         """J tau on the rows of all tasks, shape (n)."""
-        return torch.cat([kernel.push(tau) for kernel in self.kernels.values()])
+        return self.pushed([tau])[0]
+
+    def pushed(self, taus: Sequence[Params | TaskVector]) -> Tensor:
+        """J tau of several on the rows of all tasks, shape (T, n)."""
+        return torch.cat([kernel.pushed(taus) for kernel in self.kernels.values()], 1)
 
 
 def _between(first: TangentKernel, second: TangentKernel, kept: dict[Backend, Tiles]) -> Tensor:

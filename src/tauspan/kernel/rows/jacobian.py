@@ -248,16 +248,17 @@ class Jacobian:
             parts.append(torch.einsum("tnc,noc->tno", tangents.double(), weights).cpu())
         return torch.cat(parts, 1).flatten(1)
 
-    def pull(self, alpha: Tensor) -> dict[str, Tensor]:
-        """J^T alpha for alpha of shape (N I): one backward pass per batch, sums in float64."""
-        total: dict[str, Tensor] = {}
-        shaped = alpha.view(self.samples, -1)
+    def pull(self, alphas: Tensor) -> list[dict[str, Tensor]]:
+        """J^T alpha for each column of alphas, shape (N I, k), sums in float64: one graph per batch, k times backward."""
+        totals: list[dict[str, Tensor]] = [{} for _ in range(alphas.shape[1])]
+        shaped = alphas.reshape(self.samples, -1, alphas.shape[1])
         for places, batch in self.parts():
-            graph = self.graph(batch, places)
-            cotangent = torch.einsum("no,noc->nc", shaped[places].double(), self.select.weights_of(places))
-            for name, found in graph.pull(cotangent.to(graph.value)).items():
-                total[name] = total[name] + found.double() if name in total else found.double()
-        return total
+            graph, weights = self.graph(batch, places), self.select.weights_of(places)
+            cotangents = torch.einsum("nok,noc->knc", shaped[places].double(), weights)
+            for total, cotangent in zip(totals, cotangents, strict=True):
+                for name, found in graph.pull(cotangent.to(graph.value)).items():
+                    total[name] = total[name] + found.double() if name in total else found.double()
+        return totals
 
     def dense_rows(
         self, places: Sequence[int] | None = None

@@ -14,7 +14,8 @@ from tauspan.merge.engine.engine import BLOCK
 from tauspan.merge.engine.settings import Settings
 from tauspan.merge.methods.method import Method
 from tauspan.merge.recipe.parts import Input
-from tauspan.merge.stream.plan import Plan, planned
+from tauspan.merge.stream.plan import Plan
+from tauspan.merge.stream.planning import planned
 from tauspan.store import Checkpoint, write_tensors
 
 SHAPES = {"emb.weight": (11, 6), "h.0.w": (6, 7), "h.0.b": (7,), "h.1.w": (6, 7), "h.1.b": (7,), "s": ()}

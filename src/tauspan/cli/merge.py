@@ -172,7 +172,7 @@ def _merge_one(recipe: "MergeRecipe", out: str, options: argparse.Namespace) -> 
     """Run one merge, or show what it would do."""
     from tauspan.core.notices import tell
     from tauspan.merge import merge_files
-    from tauspan.merge.stream.plan import planned
+    from tauspan.merge.stream.planning import planned
 
     if options.plan:
         with planned(recipe, access=options.access, workers=options.workers) as plan:

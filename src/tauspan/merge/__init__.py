@@ -25,7 +25,8 @@ if TYPE_CHECKING:
     from tauspan.merge.sources.source import Source
     from tauspan.merge.stream.adapter_vector import adapter_vector
     from tauspan.merge.stream.files import merge_files
-    from tauspan.merge.stream.plan import Plan, planned
+    from tauspan.merge.stream.plan import Plan
+    from tauspan.merge.stream.planning import planned
     from tauspan.merge.stream.reproduce import reproduce
     from tauspan.merge.stream.result import MergeResult
 
@@ -52,7 +53,7 @@ _HOME = {
     "open_source": "sources.opening",
     "own_method": "engine.own",
     "parse_recipe": "recipe.reading",
-    "planned": "stream.plan",
+    "planned": "stream.planning",
     "read_recipe": "recipe.reading",
     "reproduce": "stream.reproduce",
     "save_adapter": "lora.adapters",

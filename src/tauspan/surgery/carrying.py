@@ -15,7 +15,8 @@ from tauspan.merge.sources.opening import open_source
 from tauspan.merge.sources.source import Source
 from tauspan.merge.stream import card, output
 from tauspan.merge.stream.opened import Opened
-from tauspan.merge.stream.plan import Plan, plan_opened
+from tauspan.merge.stream.plan import Plan
+from tauspan.merge.stream.planning import plan_opened
 from tauspan.merge.stream.result import MergeResult
 from tauspan.merge.stream.stream import execute
 from tauspan.merge.stream.target import finished, require_target

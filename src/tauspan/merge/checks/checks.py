@@ -13,15 +13,13 @@ from tauspan.core.errors import TauspanError, listed
 from tauspan.core.report import Cell, Report, Table, provenance
 from tauspan.core.results import Result
 from tauspan.merge.checks.contents import compared
+from tauspan.merge.checks.distances import Displacement, displacements, strangers
 from tauspan.merge.checks.origins import (
-    Displacement,
     architecture,
-    displacements,
     fingerprints,
     functions,
     made_for,
     spaces,
-    strangers,
     tied,
     vectors,
 )

@@ -12,7 +12,7 @@ from tauspan.merge.recipe.reading import Series, recipe_of
 from tauspan.merge.recipe.recipe import MergeRecipe
 from tauspan.merge.stream import card, output
 from tauspan.merge.stream.adapter import write_adapter
-from tauspan.merge.stream.plan import planned
+from tauspan.merge.stream.planning import planned
 from tauspan.merge.stream.result import MergeResult
 from tauspan.merge.stream.stream import execute
 from tauspan.merge.stream.target import finished, require_target

@@ -18,7 +18,8 @@ from tauspan.core.measure import Cost, measured, progress
 from tauspan.core.report import provenance
 from tauspan.merge.engine.engine import Account
 from tauspan.merge.stream.blocks import Merging
-from tauspan.merge.stream.plan import Plan, settled, stem_of
+from tauspan.merge.stream.plan import Plan
+from tauspan.merge.stream.planning import settled, stem_of
 from tauspan.merge.stream.result import MergeResult, WrittenTensor
 from tauspan.store import LOCK, Layout, Writer, full, is_full, locked
 

@@ -19,6 +19,7 @@ from helpers.runs import script_environment
 from tauspan.core.errors import MismatchError, ModelError, NonFiniteError, StoreError, UsageError
 from tauspan.kernel import DenseKernel, TangentKernel
 from tauspan.kernel.rows import contract, layers, tiles
+from tauspan.kernel.rows.jacobian import Jacobian
 from tauspan.kernel.rows.layers import pieces
 from tauspan.kernel.rows.pieces import Lookup, Product, written
 from tauspan.kernel.rows.selector import selector
@@ -560,3 +561,16 @@ def test_a_matrix_as_a_kernel():
         kernel.pullback(torch.ones(4))
     with pytest.raises(UsageError, match="no parameters"):
         kernel.push({})
+
+
+def test_the_check_of_a_kernel_writes_out_each_row_once(monkeypatch):
+    seen, plain = [], Jacobian.plain_row
+
+    def counted(self, *asked):
+        seen.append(asked)
+        return plain(self, *asked)
+
+    monkeypatch.setattr(Jacobian, "plain_row", counted)
+    net = nn.Sequential(nn.Linear(3, 5), nn.Tanh(), nn.Linear(5, 3)).double()
+    TangentKernel(net, zoo.normal(6, 3)).dense()
+    assert 2 <= len(seen) == len(set(seen)) <= 3

@@ -8,11 +8,11 @@ only the last one counts. `--tasks` takes names of shipped tasks and folders of 
 """
 
 import argparse
-import json
 from pathlib import Path
 from typing import Any
 
 from benchmarks.timing import spread
+from benchmarks.told import told
 
 import tauspan as ts
 from tauspan.core.report import Table
@@ -90,9 +90,7 @@ def main(argv: list[str] | None = None) -> None:
             rounds = [one_round(encoder, task, options.params, ways) for _ in range(options.rounds)]
             rows += rows_of(task, rounds)
     table = Table("Closed forms of many classes", rows, f"minilm, {options.params}, {options.rounds} rounds")
-    print(table.to_markdown())
-    if options.out:
-        options.out.write_text(json.dumps(rows, indent=1) + "\n")
+    told(table, options.out)
 
 
 if __name__ == "__main__":

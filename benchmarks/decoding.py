@@ -6,13 +6,13 @@ Prints tokens per second and ratios, interleaved, with their spread; and how man
 """
 
 import argparse
-import json
 import time
 from pathlib import Path
 from typing import Any
 
 import torch
 import transformers
+from benchmarks.told import told
 from torch import Tensor
 
 import tauspan as ts
@@ -123,9 +123,7 @@ def main() -> None:
     options = parser.parse_args()
     rows = measure(options.model, options.tokens, options.rounds)
     note = f"{options.model}, float32, {torch.get_num_threads()} threads, torch {torch.__version__}; ratios of one round"
-    print(Table("Decoding", rows, note).to_markdown())
-    if options.out:
-        options.out.write_text(json.dumps({"rows": rows, "note": note}, indent=1) + "\n", encoding="utf-8")
+    told(Table("Decoding", rows, note), options.out)
 
 
 if __name__ == "__main__":

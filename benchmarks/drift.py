@@ -11,7 +11,6 @@ the time and bytes of what is made before the first step: factors, or the rows t
 """
 
 import argparse
-import json
 import math
 import statistics
 import time
@@ -22,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from benchmarks.told import told
 from scipy.stats import spearmanr
 
 import tauspan as ts
@@ -203,9 +203,7 @@ def main() -> None:
         note = (
             f"{said}; geometric mean over pairs of different tasks; least and most of seeds {options.seeds}"
         )
-    print(Table(title, rows, note).to_markdown())
-    if options.out:
-        options.out.write_text(json.dumps({"rows": rows, "note": note}, indent=1) + "\n", encoding="utf-8")
+    told(Table(title, rows, note), options.out)
 
 
 if __name__ == "__main__":

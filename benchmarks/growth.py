@@ -8,7 +8,6 @@ square. Counts are the same on every machine.
 """
 
 import argparse
-import json
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
@@ -19,6 +18,7 @@ import torch
 from benchmarks.counts import counted
 from benchmarks.search import directions
 from benchmarks.shapes import Shape, normal
+from benchmarks.told import told
 from torch import nn
 
 import tauspan as ts
@@ -112,9 +112,7 @@ def main(argv: list[str] | None = None) -> None:
         "powers of the last doubling, counted; bytes: the most that tensors of the work hold at once, without model and "
         "inputs"
     )
-    print(Table("How cost grows", found, note).to_markdown())
-    if options.out:
-        options.out.write_text(json.dumps({"rows": found, "note": note}, indent=1) + "\n", encoding="utf-8")
+    told(Table("How cost grows", found, note), options.out)
 
 
 if __name__ == "__main__":

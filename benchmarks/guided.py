@@ -10,12 +10,13 @@ counts them.
 """
 
 import argparse
-import json
 import re
 import statistics
 import time
 from pathlib import Path
 from typing import Any, Literal, cast
+
+from benchmarks.told import told
 
 import tauspan as ts
 from tauspan.core.report import Table
@@ -83,11 +84,7 @@ def main(argv: list[str] | None = None) -> None:
             rows += [row(params, way, seeds) for way in WAYS]
     said = f"minilm, {', '.join(options.tasks)}, {options.steps} steps at 2e-4, {options.rows} test rows, "
     table = Table("Coefficient of an ordinary sum", rows, said + f"{options.seeds} seeds")
-    print(table.to_markdown())
-    if options.out:
-        options.out.write_text(
-            json.dumps({"rows": rows, "note": table.note}, indent=1) + "\n", encoding="utf-8"
-        )
+    told(table, options.out)
 
 
 if __name__ == "__main__":

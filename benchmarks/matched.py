@@ -11,11 +11,12 @@ disentanglement error over the points {0.5, 1}^2 of the scaled vectors, `single 
 
 import argparse
 import itertools
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import fmean
 from typing import Any
+
+from benchmarks.told import told
 
 import tauspan as ts
 from tauspan.core.report import Table
@@ -130,10 +131,7 @@ def main(argv: list[str] | None = None) -> None:
         f"minilm, {options.params}, {', '.join(options.tasks)}, {options.train} rows a task, {options.rows} test rows, "
         f"{options.seeds} seeds that draw the rows; least and most of a seed"
     )
-    print(Table("Superposed vectors at matched drift", rows, note).to_markdown())
-    if options.out:
-        text = json.dumps({"rows": rows, "seeds": seeds, "note": note}, indent=1)
-        options.out.write_text(f"{text}\n", encoding="utf-8")
+    told(Table("Superposed vectors at matched drift", rows, note), options.out, seeds=seeds)
 
 
 if __name__ == "__main__":

@@ -8,7 +8,6 @@ allocator's own count; that was not run.
 
 import argparse
 import dataclasses
-import json
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -17,6 +16,7 @@ from typing import Any
 import torch
 import transformers
 from benchmarks.peaks import allocated
+from benchmarks.told import told
 from torch import Tensor, nn
 
 import tauspan as ts
@@ -114,9 +114,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     rows = measure(options.only, options.rows, options.device)
     note = f"peak of tensors, {options.device}, {torch.get_num_threads()} threads, torch {torch.__version__}"
     shown = [one | {"planned": in_words(one["planned"]), "run": in_words(one["run"])} for one in rows]
-    print(Table("Planned and run", shown, note).to_markdown())
-    if options.out:
-        options.out.write_text(json.dumps({"rows": rows, "note": note}, indent=1) + "\n", encoding="utf-8")
+    told(Table("Planned and run", shown, note), options.out, rows=rows)
 
 
 if __name__ == "__main__":

@@ -8,12 +8,13 @@ are planned, then carried out, in turn on the same machine. The goal is 25 %.
 
 import argparse
 import itertools
-import json
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from statistics import median
 from typing import Any
+
+from benchmarks.told import told
 
 import tauspan as ts
 from tauspan.core.report import Table
@@ -72,10 +73,7 @@ def main(argv: list[str] | None = None) -> None:
         f"minilm, fine-tunings of two epochs of {options.rows} rows; {close} of {len(rows)} within "
         f"{100 * GOAL:g} %, median ratio {median(ratios):.2f}, least {min(ratios):.2f}, most {max(ratios):.2f}"
     )
-    print(Table("Predicted time", rows, note).to_markdown())
-    if options.out:
-        text = json.dumps({"rows": rows, "note": note}, indent=1)
-        options.out.write_text(f"{text}\n", encoding="utf-8")
+    told(Table("Predicted time", rows, note), options.out)
 
 
 if __name__ == "__main__":

@@ -22,6 +22,7 @@ from typing import Any
 import torch
 from benchmarks.shapes import normal
 from benchmarks.timing import growth, in_fresh_process
+from benchmarks.told import told
 from torch import nn
 
 from tauspan.core.report import Table
@@ -75,11 +76,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         for rows in given.rows
     ]
     lines = with_powers(found)
-    print(
-        Table("Landmarks of a large kernel", lines, f"float32 model, {given.threads} threads").to_markdown()
-    )
-    if given.out:
-        given.out.write_text(f"{json.dumps({'rows': lines}, indent=1)}\n", encoding="utf-8")
+    told(Table("Landmarks of a large kernel", lines, f"float32 model, {given.threads} threads"), given.out)
 
 
 if __name__ == "__main__":

@@ -8,7 +8,6 @@ of `--exact` (at 4096 it takes many minutes). The floor of TSV-M is 2: it makes 
 """
 
 import argparse
-import json
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -17,6 +16,7 @@ from typing import Any
 import torch
 from benchmarks.shapes import normal
 from benchmarks.timing import interleaved, ratio, seconds
+from benchmarks.told import told
 from torch import Tensor
 
 from tauspan.core.report import Table
@@ -76,9 +76,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     torch.set_num_threads(given.threads)
     rows = [row for width in given.widths for row in measured(width, given)]
     note = f"{TASKS} vectors, s_i = i^-{given.power:g}, loss {given.loss:g}, {given.threads} threads"
-    print(Table("Spectral merging by sketches", rows, note).to_markdown())
-    if given.out:
-        given.out.write_text(f"{json.dumps({'rows': rows, 'note': note}, indent=1)}\n", encoding="utf-8")
+    told(Table("Spectral merging by sketches", rows, note), given.out)
 
 
 if __name__ == "__main__":

@@ -12,12 +12,12 @@ half of the trained vector's gain or more is kept.
 
 import argparse
 import copy
-import json
 import statistics
 from pathlib import Path
 from typing import Any
 
 import torch
+from benchmarks.told import told
 
 import tauspan as ts
 from tauspan.core.report import Table
@@ -134,10 +134,7 @@ def main(argv: list[str] | None = None) -> None:
         f"base: as many steps of all blocks on {' and '.join(OTHERS)}; {options.rows} test rows a task, "
         f"{options.seeds} seeds; least and most of a seed"
     )
-    print(Table("Vectors on another base", rows, note).to_markdown())
-    if options.out:
-        text = json.dumps({"rows": rows, "each": found, "note": note}, indent=1)
-        options.out.write_text(f"{text}\n", encoding="utf-8")
+    told(Table("Vectors on another base", rows, note), options.out, each=found)
 
 
 if __name__ == "__main__":

@@ -56,7 +56,7 @@ def test_the_choice_is_the_best_that_keeps_the_floor(floor):
     names = [one.name for one in asked.vectors]
     own = {name: accuracies(asked, [name])[name] for name in names}
     best = None
-    for size in range(1, len(names) + 1):
+    for size in range(len(names) + 1):  # nothing may be best
         for subset in itertools.combinations(names, size):
             got = accuracies(asked, subset)
             mean = sum(got.values()) / len(names)
@@ -87,7 +87,11 @@ def test_intervals_hold_their_value_and_the_report_says_it():
 
 def test_a_floor_that_nothing_keeps_is_told():
     found = editor().subsets(floor=2.0, bootstrap=0)
+    assert found.chosen == ()
     assert "No subset keeps 200%" in found.verdict
+    asked = editor(names="ab")
+    worse = ts.Editor(asked.encoder, {one: -20.0 * vector for one, vector in asked.vectors.items()})
+    assert worse.subsets(floor=0.0, bootstrap=0).verdict.startswith("Add no vector")
 
 
 def test_what_cannot_be_is_refused():

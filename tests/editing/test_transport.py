@@ -175,3 +175,10 @@ def test_the_program_writes_it_or_says_that_it_does_not_carry_over(
     assert main([*line, "-o", str(tmp_path / "other"), "--least", "1.01"]) != 0
     assert "does not carry over" in capsys.readouterr().err
     assert not (tmp_path / "other").exists()
+
+
+def test_a_vector_of_a_small_space_stays_in_it():
+    old, new = (ts.restrict(net(seed), "lora:2") for seed in (0, 1))
+    tau = ts.closed_form(old, task(), ridge=1.0).vector
+    found = transport(tau, old, new, task(), "same", strict=False).vector
+    assert ts.evaluate(ts.apply(new, found), [task()]).accuracy == ts.evaluate(new, [task()], found).accuracy

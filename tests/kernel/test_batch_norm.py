@@ -193,7 +193,11 @@ PLAIN = Program([Dense(), BatchNorm(eps=0.0), Dense()])
         ),
         (lambda: WIRINGS["residual"].kernels(X), UsageError, "put Norm in its place"),
         (lambda: PLAIN.nngp(X[:1]), UsageError, "batch of one row"),
-        (lambda: PLAIN.network(2, width=3)(X[:1]), UsageError, "batch of one row"),
+        (
+            lambda: Program([Dense(), BatchNorm(), Dense()]).network(2, width=3)(X[:1]),
+            UsageError,
+            "batch of one row",
+        ),
         (lambda: PLAIN.nngp(SAME), UsageError, "3 rows with the same units"),
         (lambda: PLAIN.nngp(X * 1e200), NonFiniteError, "before BatchNorm is not finite"),
         (lambda: Program([BatchNorm(), Dense()]), UsageError, "BatchNorm after rows units.*Put a Dense"),
@@ -211,3 +215,10 @@ def test_errors_teach(call, error, words):
 def test_rows_that_are_the_same_are_zero_under_an_eps():
     found = Program([Dense(), BatchNorm(), Dense(1.0, 0.5)]).nngp(SAME).nngp
     assert torch.allclose(found, torch.full((3, 3), 0.25).double(), atol=1e-9)
+
+
+def test_a_net_needs_an_eps() -> None:
+    with pytest.raises(UsageError, match="take eps=1e-12"):
+        Program([Dense(1.3), BatchNorm("relu", eps=0.0), Dense()]).network(3, width=7)
+    net = Program([Dense(1.3), BatchNorm("relu", eps=1e-12), Dense()]).network(3, width=7)  # the repair
+    assert bool(net(rows(5, 3)).isfinite().all())

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 import tauspan as ts
 from helpers.zoo import normal
-from tauspan.core.errors import MismatchError, NonFiniteError, UsageError
+from tauspan.core.errors import DataError, MismatchError, NonFiniteError, UsageError
 from tauspan.kernel.diagnose import concept_factorisation, relative_drift
 from tauspan.tasks.probe import probe
 
@@ -232,3 +232,30 @@ def test_rows_that_are_alike_and_too_few_are_refused() -> None:
     with pytest.raises(UsageError, match="relative_drift linearises"):
         relative_drift(encoder(), encoder(1), task(), reading=ts.Reading(point="encoder"))
     assert dataclasses.is_dataclass(relative_drift(encoder(), encoder(1), task()))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_few_digits_leave_the_figures_where_they_are(dtype: torch.dtype) -> None:
+    rows = [(a, b) for a, b in product(range(4), range(5))] * 15
+    concepts = dict(zip("ab", zip(*rows, strict=True), strict=True))
+    exact = (
+        sum_of_parts(rows, 64) + 0.3 * normal(len(rows), 64, seed=5) + 2
+    )  # a common part, which rounding goes by
+    found, wanted = (concept_factorisation(x, concepts) for x in (exact.to(dtype), exact.double()))
+    assert found.whitened == pytest.approx(wanted.whitened, rel=0.05)
+    assert found.r2 == pytest.approx(wanted.r2, rel=0.01)
+    assert [one.directions for one in found.concepts] == [one.directions for one in wanted.concepts]
+
+
+def test_a_sum_of_parts_in_half_precision_is_seen_to_be_one() -> None:
+    rows = [(a, b) for a, b in product(range(4), range(5))] * 3
+    concepts = dict(zip("ab", zip(*rows, strict=True), strict=True))
+    assert concept_factorisation(sum_of_parts(rows, 64).half(), concepts).whitened > 0.99
+
+
+def test_labels_that_are_no_single_values_are_refused() -> None:
+    x = normal(4, 3)
+    with pytest.raises(UsageError, match=r"one_hot.argmax\(1\)"):
+        concept_factorisation(x, {"a": torch.eye(4)})
+    with pytest.raises(DataError, match="has NaN"):
+        concept_factorisation(x, {"a": torch.tensor([0.0, 1.0, torch.nan, 1.0])})

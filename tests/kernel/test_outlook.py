@@ -1,5 +1,6 @@
 """What `outlook` expects before training: against plain loops, and on models whose answer is known."""
 
+import dataclasses
 import math
 
 import pytest
@@ -133,3 +134,21 @@ def test_the_sum_bends_as_its_vectors_together() -> None:
     twice = outlook(encoder, [task("first")], ts.Settings("standard", lr=2 * rate, max_steps=3))
     assert one.added == pytest.approx(twice.tasks[0].expected, rel=1e-4)
     assert twice.added is None
+
+
+def test_a_step_of_several_batches_is_one_of_a_larger_batch() -> None:
+    encoder, asked = ts.load(Net()), task()
+    large = dataclasses.replace(SETTINGS, batch_size=4)
+    small = dataclasses.replace(SETTINGS, batch_size=2, accumulation=2)
+    (one,), (other,) = (outlook(encoder, [asked], each, rows=12).tasks for each in (large, small))
+    assert other.agreement == pytest.approx(one.agreement, rel=1e-10)
+    assert other.expected == pytest.approx(one.expected, rel=1e-10)
+
+
+def test_smoothed_labels_are_what_is_trained_on() -> None:
+    encoder, asked = ts.load(Net()), task()
+    plain, smooth = (
+        outlook(encoder, [asked], dataclasses.replace(SETTINGS, label_smoothing=each), rows=12).tasks[0]
+        for each in (0.0, 0.8)
+    )
+    assert abs(plain.agreement - smooth.agreement) > 1e-4

@@ -417,3 +417,27 @@ def test_a_wrong_kernel_is_caught_and_few_digits_are_told(monkeypatch, caplog):
 
 def superpose_vector(setting, solution):
     return closed.task_vector(setting.union, solution.alpha, "a", {})
+
+
+@pytest.mark.parametrize("choose", ["random", "pivoted"])
+def test_ghosts_are_chosen_among_the_rows_that_are_there(choose):
+    found = superpose(encoder(), three(), Ghosts(3.0, rows=1, choose=choose), RIDGE)
+    for gone in ([0, 2, 4, 5], [1, 2, 3, 4], [0, 1, 3, 5]):
+        less = found.without_rows("a", gone)
+        counted = less.setting.weights("b")[less.setting.union.spans["a"]].view(6, -1)
+        assert (counted[gone] == 0).all()
+        assert counted[:, 0].sum() == 3.0 * 2  # one row for the two that are there
+
+
+def test_rows_that_left_are_in_no_figure():
+    first, second, _ = three()
+    kept = dataclasses.replace(
+        first, splits={**first.splits, "train": first.split("train").take([1, 3, 4])}, head_rows=first.split("train")
+    )  # fmt: skip
+    less = superpose(encoder(), [first, second], 1.0).without_rows("a", [0, 2, 5])
+    scratch_ = superpose(encoder(), [kept, second], 1.0)
+    assert less.ridge == pytest.approx(scratch_.ridge, rel=1e-9)
+    same(less.interference().table("on"), scratch_.interference().table("on"), 1e-7)
+    assert superpose(
+        encoder(), [first, second], Ghosts(inputs=list(torch.eye(3).double()))
+    ).ridge == pytest.approx(superpose(encoder(), [first, second], 0.0).ridge, rel=1e-9)

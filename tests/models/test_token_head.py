@@ -145,3 +145,25 @@ def test_a_random_language_model_has_a_random_table(tmp_path: Path, kind: str) -
         assert table.weight.data_ptr() == dict(fresh.backbone.named_parameters())[tied].data_ptr()
     else:
         assert float(table.weight.std()) == pytest.approx(0.02, rel=0.1)
+
+
+def test_the_head_of_an_edited_encoder_is_that_of_the_pre_trained_one(folder: Path) -> None:
+    encoder = ts.load(folder)
+    reader, hidden = ts.with_token_head(encoder, LENGTH), labelled("t").as_texts()
+    settings = ts.Settings("standard", params="all", lr=3e-2, epochs=4, batch_size=3)
+    vector = ts.finetune(reader, hidden, settings).task_vector
+    wanted = ts.evaluate(reader, [hidden], vector).tasks[0].value
+    edited = ts.with_token_head(ts.apply(encoder, vector), LENGTH)
+    assert edited.origin is not None
+    for one in (edited, ts.apply(reader, vector)):
+        assert ts.evaluate(one, [hidden]).tasks[0].value == pytest.approx(wanted, rel=1e-5)
+
+
+def test_texts_are_made_of_texts_alone() -> None:
+    talk = [[{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]] * 2
+    chat = Task.from_tensors("talk", [], objective="chat", **dict.fromkeys(SPLITS, (talk, None)))
+    with pytest.raises(UsageError, match="are conversations"):
+        chat.as_texts()
+    with pytest.raises(UsageError, match="take 'next-token' or 'masked-token'"):
+        labelled("t").as_texts("preference")
+    assert labelled("t").as_texts("next-token").objective.word == "next-token"

@@ -139,3 +139,18 @@ def test_layers_of_different_kinds_are_not_mixed(tmp_path: Path) -> None:
     write_json(folder / "config.json", {"model_type": "odd"})
     with pytest.raises(ModelError, match="Add `num_hidden_layers`"):
         change_depth(folder, "first:1", tmp_path / "again")
+
+
+def test_what_is_said_of_each_layer_moves_with_it(tmp_path: Path) -> None:
+    folder, said = tmp_path / "model", {
+        "num_hidden_layers": 3, "no_rope_layers": [0, 1, 1], "mlp_layer_types": ["dense", "sparse", "sparse"],
+        "mlp_only_layers": [0, 2], "moe_layers": [1], "kv_source_layers": ["a", "b"], "architectures": ["A"],
+    }  # fmt: skip
+    write_tensors(folder / "model.safetensors", {f"h.{layer}.w": torch.ones(2) for layer in range(3)})
+    write_json(folder / "config.json", said)
+    done = change_depth(folder, "stages:2,1,1", tmp_path / "out")  # the layers 0, 0, 1 and 2
+    assert read_json(tmp_path / "out" / "config.json") == {
+        "num_hidden_layers": 4, "no_rope_layers": [0, 0, 1, 1], "mlp_layer_types": ["dense", "dense", "sparse", "sparse"],
+        "mlp_only_layers": [0, 1, 3], "moe_layers": [2], "kv_source_layers": ["a", "b"], "architectures": ["A"],
+    }  # fmt: skip
+    assert any("kv_source_layers has 2 entries for 3 layers" in note for note in done.warnings)

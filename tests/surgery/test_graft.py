@@ -34,6 +34,7 @@ from tauspan.surgery import (
     open_vocabulary,
     planned_graft,
 )  # fmt: skip
+from tauspan.surgery.checks import renumbered
 from tauspan.surgery.grafting import ROWS
 from tauspan.vector import TaskVector
 
@@ -408,3 +409,26 @@ def test_the_program_grafts_moves_and_plans(
     assert main([*words[:-1], "nowhere.txt", "-o", "no"]) == 6
     assert main([*words[:4], "--how", "mean", "--workers", "0", "-o", "no"]) == 2
     assert replace(MEAN, how="copy").how == "copy"
+
+
+def test_every_number_of_a_token_moves() -> None:
+    new, lost = {1: 11, 2: 12, 3: 3}, list[str]()
+    said = {
+        "eos_token_id": [1, 2], "suppress_tokens": [1, 9], "begin_suppress_tokens": [2],
+        "bad_words_ids": [[1, 2], [3, 9]],
+        "force_words_ids": [[[1], [9]], [2]], "forced_decoder_ids": [[1, 2], [2, 9], [3, None]],
+        "sequence_bias": [[[1, 3], -0.5], [[9], 1.0]], "pad_token_id": None, "max_length": 2, "num_beams": 1,
+    }  # fmt: skip
+    assert renumbered(said, new, lost) == {
+        "eos_token_id": [11, 12], "suppress_tokens": [11], "begin_suppress_tokens": [12],
+        "bad_words_ids": [[11, 12]],
+        "force_words_ids": [[[11]], [12]], "forced_decoder_ids": [[1, 12], [3, None]], "sequence_bias": [[[11, 3], -0.5]],
+        "pad_token_id": None, "max_length": 2, "num_beams": 1,
+    }  # fmt: skip
+    assert lost == [
+        "suppress_tokens",
+        "bad_words_ids",
+        "force_words_ids",
+        "forced_decoder_ids",
+        "sequence_bias",
+    ]

@@ -82,3 +82,13 @@ def test_the_program_shows_the_verdict(
     assert main(["vocabulary", "compare", *words, "--json"]) == 0
     told = json.loads(capsys.readouterr().out)
     assert told["verdict"].startswith("Perplexity for each word is")
+
+
+def test_texts_that_an_encoder_would_cut_are_left_out(place: Path) -> None:
+    encoder = ts.load(place / "encoder")
+    limit = encoder.backbone.config.max_position_embeddings  # type: ignore[union-attr]
+    short, long = made.TEXTS[0], " ".join(made.TEXTS * 40)
+    assert len(encoder.inputs.tokenizer(long)["input_ids"]) > limit
+    found = compare(place / "encoder", place / "encoder", [short, long], max_tokens=10 * limit)
+    assert found.texts == 1
+    assert found.tokens == (len(encoder.inputs.tokenizer(short)["input_ids"]),) * 2

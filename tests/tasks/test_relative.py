@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 import tauspan as ts
 from helpers.zoo import normal
-from tauspan.core.errors import MismatchError, UsageError
+from tauspan.core.errors import DataError, MismatchError, UsageError
 from tauspan.tasks import relative_features, relative_head
 
 
@@ -93,3 +93,13 @@ def test_what_has_no_head_and_too_few_anchors_are_refused() -> None:
     texts = {name: (["a b", "b a"], None) for name in ("train", "validation", "test")}
     with pytest.raises(UsageError, match=r"task 'texts' is .*, which has no head"):
         relative_head(ts.Task.from_tensors("texts", [], **texts, objective="next-token"), encoder())
+
+
+def test_what_has_no_minimum_is_refused() -> None:
+    one = task()
+    rows = {name: (stack(one.split(name)), one.split(name).labels) for name in ts.tasks.SPLITS}
+    three = ts.Task.from_tensors("side", ["no", "yes", "maybe"], **rows)
+    with pytest.raises(DataError, match="class 'maybe' of task 'side' has no training row"):
+        relative_head(three, encoder(), anchors=5)
+    with pytest.raises(UsageError, match="ridge=-1"):
+        relative_head(one, encoder(), anchors=5, ridge=-1.0)

@@ -43,3 +43,11 @@ def test_a_start_of_inputs_alone(tmp_path: Path) -> None:
     assert fingerprint_of(ts.load(tmp_path / "start")) == fingerprint_of(start)  # type: ignore[call-overload]
     with pytest.raises(UsageError, match=r"Settings\('standard'"):
         ts.self_pretrained(encoder, [task(False)], 32, ts.Settings("linear"))
+
+
+def test_a_small_space_gives_a_whole_start(tmp_path: Path) -> None:
+    encoder = ts.load(languages.write(tmp_path / "model", "bert"))
+    settings = ts.Settings("standard", seed=1, lr=3e-3, epochs=1, batch_size=3, space="lora:2")
+    start, random = ts.self_pretrained(encoder, [task(False)], 32, settings), ts.reinitialised(encoder, 1)
+    assert state_of(start).keys() == state_of(random).keys()
+    assert fingerprint_of(start) != fingerprint_of(random)

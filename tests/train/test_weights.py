@@ -164,3 +164,24 @@ def test_weights_that_do_not_fit_are_refused(weights: Any, message: str) -> None
 def test_groups_that_are_none_are_refused(groups: Any, rate: float, message: str) -> None:
     with pytest.raises(UsageError, match=message):
         WorstGroup(groups, rate)
+
+
+def test_groups_may_be_arrays_and_no_masks() -> None:
+    plain, arrays = (
+        WorstGroup([range(9), [1, 20]]),
+        WorstGroup([torch.arange(9), torch.tensor([1, 20]).numpy()]),
+    )
+    assert plain.groups == arrays.groups
+    with pytest.raises(UsageError, match="has a row twice"):
+        WorstGroup([torch.tensor([1, 1])])
+    mask = torch.arange(22) < 9
+    for one in (mask, mask.numpy()):
+        with pytest.raises(UsageError, match="is a mask of 22 truth values"):
+            WorstGroup([one])
+    with pytest.raises(UsageError, match="a whole number is wanted"):
+        WorstGroup([mask.tolist()])
+    assert (
+        WorstGroup([torch.as_tensor(mask).nonzero().flatten().tolist()]).groups == plain.groups[:1]
+    )  # the repair
+    with pytest.raises(UsageError, match="names rows by float"):
+        WorstGroup([torch.tensor([0.0, 1.0])])

@@ -56,7 +56,7 @@ def with_token_head(encoder: Encoder, language: int, texts: Sequence[str] = ()) 
             f"language={language}: a text has from 2 to {most or 'any number of'} tokens in {encoder.source}."
         )
     inputs = Inputs("text", encoder.inputs.tokenizer, limit=language)
-    weight: Tensor = backbone.get_input_embeddings().weight.detach()
+    weight: Tensor = _pretrained(encoder).get_input_embeddings().weight.detach()
     scaled = weight / weight.square().sum(1).mean().sqrt()
     made = Encoder(
         backbone, States(language, False), inputs, source=encoder.source, save_extras=encoder.save_extras,
@@ -65,6 +65,7 @@ def with_token_head(encoder: Encoder, language: int, texts: Sequence[str] = ()) 
     bias = _log_frequencies(inputs, texts, language, len(weight)).to(scaled) if texts else None
     table = Table(scaled, bias, language)
     made.language = Masked.made(None, table, inputs, MADE, encoder.source)
+    made.origin, made.edit = encoder.origin, encoder.edit
     tried(made)
     states = States(language, False).read(backbone, made.encode(["a"]))
     if states.shape[-1] != scaled.shape[1]:
@@ -73,6 +74,11 @@ def with_token_head(encoder: Encoder, language: int, texts: Sequence[str] = ()) 
             "so these cannot be its head: take a checkpoint that was saved with its own head (`language=`)."
         )
     return made
+
+
+def _pretrained(encoder: Encoder) -> Any:
+    """The backbone that the head is made of: that of the pre-trained encoder, also where this one is edited."""
+    return (encoder.origin.encoder() if encoder.origin is not None else encoder).backbone
 
 
 def _readable(encoder: Encoder, language: int) -> nn.Module:

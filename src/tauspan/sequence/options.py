@@ -17,7 +17,8 @@ class Options:
     """What the protocols are told.
 
     Args:
-        ridge: the pull to the base of all closed forms; None takes what leave-one-out chooses on the first task.
+        ridge: the pull to the base of all closed forms; None takes what leave-one-out chooses on the first task, and of
+            `masked`, whose kernels have fewer entries, what it chooses for each fit.
         kept: of `superposed`, so many rows of each earlier task, without labels.
         drawn: of `pseudo` and `stored`, so many rows of each class.
         covariance: of `pseudo`, what is kept of each class beside its mean.

@@ -17,7 +17,10 @@ from tauspan.surgery.ways import HOW, Pair
 _ROWS = 256  # rows of each of eight stretches that the guarantee is checked on
 _STATES = 4
 _BLOCK = 16_384
-_IDS = re.compile(r"_token_(?:ids?|index)$")
+_IDS = re.compile(
+    r"_token_(?:ids?|index)$|^(?:begin_)?suppress_tokens$|_(?:words|decoder)_ids$|^sequence_bias$"
+)
+_PAIRS = {"forced_decoder_ids": 1, "sequence_bias": 0}  # where the tokens are in each pair
 
 
 @dataclass(frozen=True)
@@ -171,7 +174,7 @@ def renumber(folder: Path, copied: Mapping[int, int]) -> list[str]:
         if file.is_file():
             content = store.read_json(file)
             lost: list[str] = []
-            changed = _renumbered(content, new, lost)
+            changed = renumbered(content, new, lost)
             if changed != content:
                 store.write_json(file, changed)
             if lost:
@@ -182,18 +185,48 @@ def renumber(folder: Path, copied: Mapping[int, int]) -> list[str]:
     return notes
 
 
-def _renumbered(content: Any, new: Mapping[int, int], lost: list[str]) -> Any:
+def renumbered(content: Any, new: Mapping[int, int], lost: list[str]) -> Any:
+    """A configuration with the new numbers of its tokens; the keys of those that have none are added to `lost`."""
     if not isinstance(content, Mapping):
         return content
     made: dict[str, Any] = {}
     for key, value in content.items():
-        if not _IDS.search(str(key)):
-            made[key] = _renumbered(value, new, lost)
-        elif isinstance(value, list):
-            made[key] = [new[one] for one in value if one in new]
-            lost += [key] if len(made[key]) < len(value) else []
-        else:
-            known = not isinstance(value, int) or isinstance(value, bool) or value in new or value < 0
-            made[key] = new.get(value, value) if known else None
-            lost += [] if known else [key]
+        if not _IDS.search(str(key)) or value is None:
+            made[key] = renumbered(value, new, lost)
+            continue
+        made[key] = _ids(value, new) if key not in _PAIRS else _pairs(value, new, _PAIRS[key])
+        lost += [key] if _size(made[key]) < _size(value) else []
     return made
+
+
+def _ids(value: Any, new: Mapping[int, int]) -> Any:
+    """The new number of a token, None for one that is lost; a list leaves it out, a list of lists that whole list."""
+    if isinstance(value, list):
+        made = [_ids(one, new) for one in value]
+        if _nested(value):  # a list of numbers in it is a sequence, which needs all of them
+            each = zip(made, value, strict=True)
+            return [one for one, was in each if one and (_nested(was) or len(one) == len(was))]
+        return [one for one in made if one is not None]
+    if not isinstance(value, int) or isinstance(value, bool) or value < 0:
+        return value
+    return new.get(value)
+
+
+def _nested(value: list[Any]) -> bool:
+    return any(isinstance(one, list) for one in value)
+
+
+def _pairs(value: Any, new: Mapping[int, int], place: int) -> Any:
+    """Pairs of tokens and something else; those whose tokens are lost are left out."""
+    made = []
+    for pair in value if isinstance(value, list) else ():
+        moved, asked = [*pair], pair[place]
+        moved[place] = _ids(asked, new)
+        if _size(moved[place]) == _size(asked):
+            made.append(moved)
+    return made
+
+
+def _size(value: Any) -> int:
+    """How many numbers there are."""
+    return sum(map(_size, value)) if isinstance(value, list) else int(value is not None)

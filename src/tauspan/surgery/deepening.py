@@ -1,5 +1,6 @@
 """Another depth, from files to files: `change_depth` and its plan."""
 
+import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -27,6 +28,12 @@ from tauspan.surgery.carrying import (
 from tauspan.surgery.depth import LayerMap
 from tauspan.surgery.options import Running
 from tauspan.surgery.views import Deepened
+
+# The lists of a configuration that are about single layers, in all architectures of transformers 5.
+_OF_LAYERS = re.compile(
+    r"layer|block|idxs$|^indexer_types$|^activation_sparsity_pattern$|^intermediate_size$"
+)
+_FLAGS = "no_rope_layers"  # which is 0 or 1 for each layer, also where two layers make it look like numbers of layers
 
 
 @contextmanager
@@ -92,40 +99,63 @@ def change_depth(
         base, layers = checked_base(model, vectors), view.layers
 
         def finish(folder: Path) -> list[str]:
-            _count_layers(folder, towers, view)
+            notes = _count_layers(folder, towers, view)
             fingerprint = Base(folder).fingerprint if vectors else ""
             for place in vectors:
                 layers.vector(whole_vector(base, place), fingerprint, view.stack).save_pretrained(
                     vector_file(folder, place)
                 )
-            return []
+            return notes
 
         kind = "each an old one, bit for bit" if layers.copies else "weighted sums of the old ones"
         verdict = f"{len(layers.rows)} layers of {layers.depth} under {view.stack}, {kind}."
-        merged, _ = carried_out(plan, out, running, finish, f"{out.name}: {words} of {Path(model).name}")
+        merged, said = carried_out(plan, out, running, finish, f"{out.name}: {words} of {Path(model).name}")
         files = vector_files(out, vectors)
         return Surgery(
             out=out,
             verdict=verdict,
             merge=merged,
             vectors=files,
-            warnings=merged.warnings,
+            warnings=(*merged.warnings, *said),
             provenance=merged.provenance,
         )
 
 
-def _count_layers(folder: Path, towers: Towers, view: Deepened) -> None:
-    """Write the new number of layers, and the kind of each, into the configuration."""
-    file = folders.main_folder(folder) / "config.json"
+def _count_layers(folder: Path, towers: Towers, view: Deepened) -> list[str]:
+    """Write the new number of layers, and what is said of each, into the configuration; what it could not follow."""
+    file, notes = folders.main_folder(folder) / "config.json", list[str]()
     if not file.is_file():
-        return
+        return notes
     content = store.read_json(file)
     for *above, key in towers.keys(view.stack, content):
         inner: dict[str, Any] = content
         for step in above:
             inner = inner[step]
         inner[key] = len(view.layers.rows)
-        kinds = inner.get("layer_types")
-        if isinstance(kinds, list) and len(kinds) == view.layers.depth:
-            inner["layer_types"] = [kinds[row[0][0]] for row in view.layers.rows]
+        for name, said in list(inner.items()):
+            if not isinstance(said, list) or not said or not _OF_LAYERS.search(name):
+                continue
+            moved = _of_new_layers(name, said, view.layers)
+            if moved is None:
+                notes.append(
+                    f"{file.name}: {name} has {len(said)} entries for {view.layers.depth} layers and was left as it is: "
+                    f"set it for the {len(view.layers.rows)} new ones."
+                )
+            else:
+                inner[name] = moved
     store.write_json(file, content)
+    return notes
+
+
+def _of_new_layers(name: str, said: list[Any], layers: LayerMap) -> list[Any] | None:
+    """What a list of the configuration says of old layers, of the new ones; None where it is of something else.
+
+    It has an entry for each layer, or names some layers by number.
+    """
+    old = [row[0][0] for row in layers.rows]
+    numbers = all(type(one) is int and 0 <= one < layers.depth for one in said) and len(set(said)) == len(
+        said
+    )
+    if numbers and name != _FLAGS:
+        return [place for place, one in enumerate(old) if one in said]
+    return [said[one] for one in old] if len(said) == layers.depth else None

@@ -14,6 +14,7 @@ from tauspan.core.measure import progress
 from tauspan.core.report import Cell, Report, Table, provenance
 from tauspan.core.results import Result
 from tauspan.models import Classifier, Encoder, folders, load_model
+from tauspan.models.encoder import positions
 from tauspan.models.sources import model_directory
 from tauspan.objectives import objective_of
 from tauspan.objectives.tokens import IGNORED
@@ -111,7 +112,8 @@ def compare(
     if len(lengths) == 1:
         generates, not_ = (model, other) if sides[0][1] else (other, model)
         raise UsageError(f"{generates} generates texts and {not_} does not: compare models of one kind.")
-    max_tokens = min([max_tokens, *lengths])
+    limits = [encoder.inputs.limit or positions(encoder.backbone) for encoder in encoders]
+    max_tokens = min([max_tokens, *lengths, *(limit for limit in limits if limit)])
     counts = [_lengths(encoder, texts) for encoder in encoders]
     kept = [place for place in range(len(texts)) if max(counts[0][place], counts[1][place]) < max_tokens]
     words = sum(len(texts[place].split()) for place in kept)

@@ -192,13 +192,17 @@ def _prototypes(task: Task, encoder: Encoder, shots: int, max_tokens: int | None
 
 
 def _probe(task: Task, encoder: Encoder, rows: Split, max_tokens: int | None) -> Head:
-    classes = len(task.label_names)
+    require_every_class(task, rows)
+    features = features_of(encoder, rows, max_tokens)
+    return probe(features, rows.labels, len(task.label_names), objective=task.objective).head
+
+
+def require_every_class(task: Task, rows: Split) -> None:
+    """Raise unless each class has a row that a probe can be fitted to."""
     if task.classes:
-        counts = torch.bincount(rows.labels, minlength=classes)
+        counts = torch.bincount(rows.labels, minlength=len(task.label_names))
         if int(counts.min()) == 0:
             raise _empty(task, int(counts.argmin()), "to fit a probe to")
-    features = features_of(encoder, rows, max_tokens)
-    return probe(features, rows.labels, classes, objective=task.objective).head
 
 
 def _empty(task: Task, index: int, why: str) -> DataError:

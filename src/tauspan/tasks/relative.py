@@ -1,6 +1,7 @@
 """Heads that read a row by its cosines with anchors, so that one head serves several encoders."""
 
 from dataclasses import dataclass
+from typing import cast
 
 import torch.nn.functional as F
 from torch import Tensor
@@ -9,6 +10,7 @@ from tauspan.core.arguments import checked
 from tauspan.core.errors import MismatchError, UsageError
 from tauspan.models import Encoder, Head
 from tauspan.tasks.features import features_of
+from tauspan.tasks.heads import require_every_class
 from tauspan.tasks.probe import RIDGE, probe
 from tauspan.tasks.split import Split, permutation
 from tauspan.tasks.task import Task
@@ -147,10 +149,11 @@ def relative_head(
     chosen = anchors if isinstance(anchors, Split) else anchor_rows(task, anchors, seed)
     if len(chosen) < 2:
         raise UsageError(f"{len(chosen)} anchors: at least 2.")
+    if not ridge >= 0:
+        raise UsageError(f"ridge={ridge}: it must be 0 or more.")
+    require_every_class(task, rows)
     r = relative_features(
         features_of(encoder, rows, tokens).double(), features_of(encoder, chosen, tokens).double()
     )
     head = probe(r, rows.labels, len(task.label_names), objective=task.objective, ridge=ridge).head
-    if head.bias is None:
-        raise AssertionError("a probe has a bias")
-    return RelativeHead(head.weight, head.bias, chosen, tokens, encoder.source)
+    return RelativeHead(head.weight, cast(Tensor, head.bias), chosen, tokens, encoder.source)

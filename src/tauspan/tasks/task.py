@@ -139,6 +139,16 @@ class Task:
             >>> Task.from_tensors("ab", ["x", "y"], train=rows, validation=rows, test=rows).as_texts()
             Task('ab', masked-token, train 2, validation 2, test 2)
         """
+        kind = objective_of(objective)
+        if not kind.headless or kind.columns or isinstance(kind, Chat):
+            raise UsageError(
+                f"as_texts makes plain texts, and {kind.word} reads other rows: take 'next-token' or 'masked-token'."
+            )
+        if isinstance(self.objective, Chat):
+            raise UsageError(
+                f"the rows of {self.name!r} are conversations, which a model's own template makes texts of: take the "
+                "task as it is."
+            )
         splits: Any = {name: (list(rows.inputs), None) for name, rows in self.splits.items()}
         made = Task.from_tensors(self.name, [], objective=objective, **splits)
         return replace(made, max_tokens=self.max_tokens, source=self.source)

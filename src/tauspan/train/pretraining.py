@@ -54,7 +54,8 @@ def self_pretrained(
         )
     made = reinitialised(encoder, settings.seed)
     texts = [task.as_texts(objective) for task in tasks]
-    vector = finetune(with_token_head(made, language), texts, settings).task_vector
+    reader = with_token_head(made, language)
+    vector = finetune(reader, texts, settings).task_vector.dense(reader)
     here = state_of(made)
     with torch.no_grad():
         for name, delta in in_memory(vector.deltas, made).items():

@@ -50,7 +50,7 @@ class WorstGroup:
     rate: float = 0.1
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "groups", tuple(tuple(group) for group in self.groups))
+        object.__setattr__(self, "groups", tuple(map(_numbers, self.groups)))
         if not self.groups or not all(self.groups):
             raise UsageError(
                 f"groups of {[len(group) for group in self.groups]} rows: give one or more, none empty."
@@ -60,6 +60,21 @@ class WorstGroup:
                 raise UsageError(f"group {place} has a row twice: name each row of a group once.")
         if not 0 <= self.rate < math.inf:
             raise UsageError(f"rate={self.rate}: it must be 0 or more.")
+
+
+def _numbers(group: Sequence[int] | Tensor) -> tuple[int, ...]:
+    """The rows of a group; an array of them is taken too, and a mask is not."""
+    rows = group.tolist() if hasattr(group, "tolist") else list(group)
+    if any(isinstance(row, bool) for row in rows):
+        raise UsageError(
+            f"a group is a mask of {len(rows)} truth values: name its rows, "
+            "`torch.as_tensor(mask).nonzero().flatten().tolist()`."
+        )
+    if not all(isinstance(row, int) for row in rows):
+        raise UsageError(
+            f"a group names rows by {type(rows[0]).__name__}: give whole numbers, counted from 0."
+        )
+    return tuple(rows)
 
 
 RowWeights = Sequence[float] | Tensor | WorstGroup

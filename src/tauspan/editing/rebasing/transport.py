@@ -146,7 +146,7 @@ def transport(
     facts = {"method": method, "from": vector.base, "task": task.name, "cosine": cosine}
     stored = models.names_of(new).to_files({name: delta.float() for name, delta in moved.items()})
     made = replace(
-        vector, deltas=stored, base=models.fingerprint_of(new), space=None,
+        vector, deltas=stored, base=models.fingerprint_of(new), space=models.space_of(new),
         info={**vector.info, **new.facts, "transported": facts},
     )  # fmt: skip
     found = Transported(

@@ -133,12 +133,10 @@ def subsets(
     }
     means = {one: sum(found.values()) / len(tasks) for one, found in metrics.items()}
     allowed = [
-        one
-        for one in every
-        if one and all(_kept(task, metrics, one, floor) for task in tasks if task.name in one)
+        one for one in every if all(_kept(task, metrics, one, floor) for task in tasks if task.name in one)
     ]
-    chosen = max(allowed or every, key=lambda one: (means[one], -len(one)))
-    remark = "" if allowed else f" No subset keeps {floor:.0%} of every one of its tasks."
+    chosen = max(allowed, key=lambda one: (means[one], -len(one)))
+    remark = "" if any(allowed) else f" No subset keeps {floor:.0%} of every one of its tasks."
     test, gain = _tested(model, tasks, chosen, tuple(names), bootstrap, seed)
     return Subsets(
         encoder=model.encoder, vectors={task.name: vector for task, vector in vectors.items()}, regime=model.regime,

@@ -106,6 +106,10 @@ class BatchNorm(nn.Module):
 
     def __init__(self, channels: int, eps: float, function: Callable[[Tensor], Tensor]) -> None:
         super().__init__()
+        if not eps:
+            raise UsageError(
+                "BatchNorm with eps=0 has no finite net, since torch's needs one above 0: take eps=1e-12."
+            )
         self.norm = nn.BatchNorm1d(channels, eps, affine=False, track_running_stats=False)
         self.function = function
 

@@ -9,11 +9,13 @@ import torch
 from torch import Tensor
 
 from tauspan.core.arguments import checked
-from tauspan.core.errors import MismatchError, UsageError, listed
+from tauspan.core.errors import DataError, MismatchError, UsageError, listed
 from tauspan.core.params import require_finite_rows
 from tauspan.core.report import Cell, Report, Table, provenance
 from tauspan.core.results import Result, mean
 from tauspan.tasks.probe import probe
+
+_STEPS = 4  # of rounding in the features, which pass through many layers
 
 ENERGY = 0.95
 
@@ -157,8 +159,10 @@ def concept_factorisation(
     x = x - x.mean(0)
     places = {name: _places(name, values, len(x)) for name, values in concepts.items()}
     left, values, _ = torch.linalg.svd(x, full_matrices=False)
-    precision = torch.finfo(features.dtype if features.is_floating_point() else torch.float64).eps
-    seen = values > values[0] * max(x.shape) * precision
+    rounding = _rounding(features)
+    # the largest singular value of so many independent roundings, and of float64's in the decomposition
+    noise = rounding * sum(size**0.5 for size in x.shape)
+    seen = values > max(noise, float(values[0]) * max(x.shape) * torch.finfo(torch.float64).eps)
     if not bool(seen.any()) or not float(values[0]):
         raise UsageError("the features of all rows are alike: there is nothing to explain.")
     units = x / x.square().mean().sqrt()
@@ -169,8 +173,7 @@ def concept_factorisation(
         for name, found in places.items()
     }
     alone = {name: torch.linalg.qr(one[:, 1:]).Q for name, one in dummies.items()}
-    floor = 10 * precision * float(features.detach().double().norm(dim=1).max())
-    means = {name: _means(x, found, floor) for name, found in places.items()}
+    means = {name: _means(x, found, rounding) for name, found in places.items()}
     parts = [
         ConceptPart(
             name, len(means[name]), _explained(alone[name], x), _directions(means[name]),
@@ -189,7 +192,13 @@ def concept_factorisation(
 
 def _places(name: str, values: Sequence[Any] | Tensor, rows: int) -> Tensor:
     """The number of the value in each row, in the order of first appearance, shape (N)."""
-    listing = values.tolist() if isinstance(values, Tensor) else list(values)
+    listing = values.tolist() if hasattr(values, "tolist") else list(values)
+    if any(isinstance(value, list) for value in listing):
+        raise UsageError(
+            f"concept {name!r} has a list of numbers for each row: give one value, such as `one_hot.argmax(1)`."
+        )
+    if any(value != value for value in listing):
+        raise DataError(f"concept {name!r} has NaN among its values: leave these rows out.")
     if len(listing) != rows:
         raise MismatchError(
             f"concept {name!r} has {len(listing)} labels, and there are {rows} rows: give one for each."
@@ -226,11 +235,18 @@ def _basis(dummies: Mapping[str, Tensor]) -> Tensor:
     return basis
 
 
-def _means(x: Tensor, places: Tensor, floor: float) -> Tensor:
+def _rounding(features: Tensor) -> float:
+    """What rounding may leave of an entry: some steps of the features' own precision at their mean size."""
+    dtype = features.dtype if features.is_floating_point() else torch.float64
+    return _STEPS * torch.finfo(dtype).eps * float(features.detach().double().square().mean().sqrt())
+
+
+def _means(x: Tensor, places: Tensor, rounding: float) -> Tensor:
     """The mean of the rows of each value, shape (V, d); one that is rounding alone is 0."""
     hot = torch.nn.functional.one_hot(places).double()
-    found: Tensor = (hot / hot.sum(0)).T @ x
-    found[found.norm(dim=1) <= floor] = 0
+    counts = hot.sum(0)
+    found: Tensor = (hot / counts).T @ x
+    found[found.norm(dim=1) <= rounding * (x.shape[1] / counts).sqrt()] = 0
     return found
 
 

@@ -21,6 +21,7 @@ from tauspan.objectives import Objective
 from tauspan.tangent import Linearized, linearize
 from tauspan.tasks import Task, build_head
 from tauspan.train.convex import labelled
+from tauspan.train.loop import trained
 from tauspan.train.settings import Settings
 from tauspan.train.trainee import in_space
 
@@ -226,7 +227,7 @@ class Expectation:
         tangent = (
             like.tangent.under(head) if like else linearize(Classifier(encoder, head), params=settings.params)
         )
-        objective = task.objective.bound(encoder.language)
+        objective = trained(task, settings.label_smoothing).bound(encoder.language)
         parts = labelled(encoder, drawn, task.tokens(settings.max_tokens), settings.batch_size, objective)
         return Expectation(task, tangent, parts, objective, settings.params)
 
@@ -241,7 +242,7 @@ class Expectation:
 
     def expected_vector(self, settings: Settings) -> dict[str, Tensor]:
         """-S E[g] / sqrt(E[g^2])."""
-        mean, square = _moments(self.tangent, self.parts, self.objective)
+        mean, square = _moments(self.tangent, self.parts, self.objective, settings.accumulation)
         travel = self.travel(settings)
         found = {
             name: torch.where(
@@ -272,19 +273,23 @@ class Expectation:
 
 
 def _moments(
-    tangent: Linearized, parts: Sequence[tuple[Any, Tensor]], objective: Objective
+    tangent: Linearized, parts: Sequence[tuple[Any, Tensor]], objective: Objective, together: int
 ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """Mean and mean square over batches of the gradient of a batch's mean loss at theta0."""
+    """Mean and mean square over steps of the gradient of a step's mean loss at theta0, each of so many batches."""
     theta0 = {name: theta.clone().requires_grad_() for name, theta in tangent.theta0().items()}
     mean = {name: torch.zeros_like(theta) for name, theta in theta0.items()}
     square = {name: torch.zeros_like(theta) for name, theta in theta0.items()}
-    for batch, labels in parts:
-        logits = tangent.function(batch)(theta0)
-        loss = objective.total(logits[: len(labels)], labels.to(logits.device)) / len(labels)
-        for name, gradient in zip(
-            theta0, torch.autograd.grad(loss, list(theta0.values()), allow_unused=True), strict=True
-        ):
-            if gradient is not None:
-                mean[name] += gradient / len(parts)
-                square[name] += gradient.square() / len(parts)
+    steps = [parts[start : start + together] for start in range(0, len(parts), together)]
+    for step in steps:
+        rows, total = sum(len(labels) for _, labels in step), dict[str, Tensor]()
+        for batch, labels in step:
+            logits = tangent.function(batch)(theta0)
+            loss = objective.total(logits[: len(labels)], labels.to(logits.device)) / rows
+            found = torch.autograd.grad(loss, list(theta0.values()), allow_unused=True)
+            for name, gradient in zip(theta0, found, strict=True):
+                if gradient is not None:
+                    total[name] = total[name] + gradient if name in total else gradient
+        for name, gradient in total.items():
+            mean[name] += gradient / len(steps)
+            square[name] += gradient.square() / len(steps)
     return mean, square

@@ -6,10 +6,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
+import torch
+
 from tauspan.core.arguments import checked
 from tauspan.core.errors import UsageError, nearest
 from tauspan.kernel.approximate.lowrank import pivoted_cholesky
 from tauspan.kernel.operator.tangent import TangentKernel
+from tauspan.kernel.solvers.kernels import ScaledKernel
 
 Choose = Literal["random", "pivoted"]
 
@@ -76,9 +79,11 @@ class Ghosts:
             return list(present)
         if self.choose == "random":
             return sorted(random.Random(self.seed).sample(present, self.rows))
-        entries = pivoted_cholesky(
-            kernel, min(kernel.shape[0], self.rows * kernel.outputs), self.seed
-        ).landmarks
+        there = torch.zeros(kernel.samples, kernel.outputs, dtype=torch.float64)
+        there[list(present)] = 1.0
+        seen = kernel if len(present) == kernel.samples else ScaledKernel(kernel, there.flatten())
+        most = min(len(present), self.rows) * kernel.outputs
+        entries = pivoted_cholesky(seen, min(kernel.shape[0], most), self.seed).landmarks
         order = dict.fromkeys(
             entry // kernel.outputs for entry in entries
         )  # each row once, in the order of choice

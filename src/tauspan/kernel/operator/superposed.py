@@ -60,12 +60,13 @@ class Superposed(Result):
         return tuple(self.solutions)
 
     def interference(self) -> Interference:
-        """What each vector does on the training rows of each task, from the kernel.
+        """What each vector does on the training rows of each task that are there, from the kernel.
 
         Raises:
             UsageError: there is one task only.
         """
-        return Interference(tasks=self.tasks, changes=self._changes, provenance=dict(self.provenance))
+        there = {pair: change[self.setting.present(pair[0])] for pair, change in self._changes.items()}
+        return Interference(tasks=self.tasks, changes=there, provenance=dict(self.provenance))
 
     @cached_property
     def _changes(self) -> dict[tuple[str, str], Tensor]:

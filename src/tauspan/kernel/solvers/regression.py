@@ -185,8 +185,8 @@ def choose_ridge(kernel: Kernel, residual: Tensor, grid: Sequence[float] | None 
     Args:
         kernel: symmetric, over the training rows.
         residual: r = y - f0, shape (N O) or (N, O).
-        grid: ridges above 0; None takes half decades from 1e-6 to 1e2 of K's mean eigenvalue, and further ones beyond
-            an end, up to eight decades, as long as the error falls there.
+        grid: ridges above 0; None takes half decades from 1e-6 to 1e2 of K's mean eigenvalue over the rows that are not
+            0, and further ones beyond an end, up to eight decades, as long as the error falls there.
 
     Raises:
         UsageError: one row only, an empty grid, or a ridge of 0 or less in it.
@@ -207,7 +207,7 @@ def choose_ridge(kernel: Kernel, residual: Tensor, grid: Sequence[float] | None 
     values, error = _left_out_of(kernel, flat)
     ridges = grid
     if ridges is None:
-        ridges = [factor * (float(values.mean()) or 1.0) for factor in _DECADES]
+        ridges = [factor * _middle(kernel, values) for factor in _DECADES]
     if not ridges:
         raise UsageError("the grid of ridges is empty: give numbers above 0, or None for the usual one.")
     for ridge in ridges:
@@ -227,6 +227,12 @@ def choose_ridge(kernel: Kernel, residual: Tensor, grid: Sequence[float] | None 
         )
     tried = sorted(errors)
     return RidgeChoice(best, tried, [errors[ridge] for ridge in tried], beyond is not None)
+
+
+def _middle(kernel: Kernel, values: Tensor) -> float:
+    """The mean eigenvalue; rows of zeros do not count, since a `ScaledKernel` has them in the place of fewer rows."""
+    mean, entries = float(values.mean()), int((kernel.diag() != 0).sum())
+    return mean * len(values) / entries if mean and 0 < entries < len(values) else mean or 1.0
 
 
 def _left_out_of(kernel: Kernel, flat: Tensor) -> tuple[Tensor, Callable[[float], float]]:

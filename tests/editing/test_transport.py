@@ -54,8 +54,8 @@ def test_procrustes_finds_the_order_of_hidden_units():
     assert found.cosine == pytest.approx(1, abs=1e-6)
     assert found.ratio == pytest.approx(1, abs=1e-6)
     first, second = found.vector.deltas["0.weight"], found.vector.deltas["2.weight"]
-    torch.testing.assert_close(first, tau.deltas["0.weight"][order].float(), rtol=1e-4, atol=1e-5)
-    torch.testing.assert_close(second, tau.deltas["2.weight"][:, order].float(), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(first, tau.deltas["0.weight"][order], rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(second, tau.deltas["2.weight"][:, order], rtol=1e-4, atol=1e-5)
     assert found.vector.base == fingerprint_of(new)
     assert found.carries
     assert "carries over" in found.verdict
@@ -70,7 +70,7 @@ def test_the_same_base_keeps_the_vector_by_every_method():
         found = transport(tau, old, old, task(), method)
         assert found.cosine == pytest.approx(1, abs=1e-6)
         for name, delta in tau.deltas.items():
-            torch.testing.assert_close(found.vector.deltas[name], delta.float(), rtol=1e-5, atol=1e-6)
+            torch.testing.assert_close(found.vector.deltas[name], delta, rtol=1e-5, atol=1e-6)
 
 
 def test_a_shift_is_orthogonal_to_the_way_between_the_bases():
@@ -99,7 +99,7 @@ def test_signs_keep_what_lowers_the_loss():
     grads = dict(zip(known, torch.autograd.grad(loss, list(known.values())), strict=True))
     for name, delta in tau.deltas.items():
         wanted = torch.where(delta * grads[name] < 0, delta, torch.zeros_like(delta))
-        torch.testing.assert_close(found.deltas[name], wanted.float())
+        torch.testing.assert_close(found.deltas[name], wanted)
     assert not any(parameter.grad is not None for parameter in new.backbone.parameters())
 
 

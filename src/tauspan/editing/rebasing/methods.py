@@ -104,13 +104,13 @@ def _turned(deltas: Deltas, old: Encoder, new: Encoder, task: Task, reading: Rea
 
 
 def _seen(encoder: Encoder, batch: Batch, layers: list[str]) -> dict[tuple[str, str], Tensor]:
-    """Inputs and outputs of the layers, a row for each position, float64."""
-    found: dict[tuple[str, str], Tensor] = {}
+    """Inputs and outputs of the layers, a row for each position of each call, float64."""
+    found: dict[tuple[str, str], list[Tensor]] = {}
 
     def keep(name: str) -> Callable[..., None]:
         def hook(module: nn.Module, given: Any, output: Tensor) -> None:
             for key, value in (("in", given[0]), ("out", output)):
-                found[name, key] = value.detach().double().cpu().flatten(0, -2)
+                found.setdefault((name, key), []).append(value.detach().double().cpu().flatten(0, -2))
 
         return hook
 
@@ -120,7 +120,7 @@ def _seen(encoder: Encoder, batch: Batch, layers: list[str]) -> dict[tuple[str, 
         raise UsageError(
             f"method='procrustes': the layers {listed(missing)} are not called. Take another method."
         )
-    return found
+    return {key: torch.cat(calls) for key, calls in found.items()}
 
 
 def _orthogonal(product: Tensor) -> Tensor:

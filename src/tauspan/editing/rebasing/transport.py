@@ -144,7 +144,8 @@ def transport(
     sizes = float(before.norm()), float(after.norm())
     cosine = float((before * after).sum()) / max(sizes[0] * sizes[1], 1e-300)
     facts = {"method": method, "from": vector.base, "task": task.name, "cosine": cosine}
-    stored = models.names_of(new).to_files({name: delta.float() for name, delta in moved.items()})
+    wide = {name: delta if delta.dtype == torch.float64 else delta.float() for name, delta in moved.items()}
+    stored = models.names_of(new).to_files(wide)
     made = replace(
         vector, deltas=stored, base=models.fingerprint_of(new), space=models.space_of(new),
         info={**vector.info, **new.facts, "transported": facts},

@@ -11,6 +11,7 @@ import tauspan as ts
 from helpers import zoo
 from tauspan.core.errors import BaseMismatchError, MismatchError, ModelError, StoreError, UsageError
 from tauspan.drift import KINDS, Factors, compressed, exact_drift, factors, merged
+from tauspan.drift.blocks import Diagonal, Table, Whole
 from tauspan.models import Classifier, Encoder, Head
 
 ROWS, LONG, WIDE = 5, 4, 3
@@ -282,6 +283,29 @@ def test_merged_eigenvectors_keep_the_trace():
         if hasattr(block, "scale"):
             wanted = sum(found.blocks[name].scale.sum() for found in several) / 2
             close(block.scale.sum(), wanted)
+
+
+@pytest.mark.parametrize("thin", [(0,), (1,), (0, 1)])
+def test_thin_factors_merge_with_full_ones(thin):
+    model, tau = encoder(), direction(encoder())
+    full = [factors(model, task("a")), factors(model, task("b"))]
+    mixed = [compressed(one, 1.0) if place in thin else one for place, one in enumerate(full)]
+    close(merged(mixed).drift(tau), merged(full).drift(tau), 1e-5)
+    assert ("energy" in merged(mixed).facts) is (len(thin) == 2)
+
+
+def test_blocks_of_two_forms_are_refused_and_empty_ones_count_as_zero():
+    model, name = encoder(), "first.bias"
+    found, tau = factors(model, task("a")), direction(encoder(), "first.bias")
+    table = Table(torch.ones(2).double(), torch.eye(3).double())
+    for block in (table, Diagonal(torch.ones(6).double())):
+        other = dataclasses.replace(found, blocks={**found.blocks, name: block})
+        with pytest.raises(MismatchError, match=r"'first\.bias' are 'whole'.*same `kind`"):
+            merged([found, other])
+    nothing = Whole(torch.zeros(0, 0).double())
+    other = dataclasses.replace(found, blocks={**found.blocks, name: nothing})
+    close(merged([found, other]).drift(tau), found.drift(tau) / 2)
+    assert merged([other, other]).blocks[name].matrix.numel() == 0
 
 
 def test_thin_factors_are_the_same_at_full_energy_and_smaller_below():

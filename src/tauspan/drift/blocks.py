@@ -24,7 +24,7 @@ class Block(ABC):
 
     @classmethod
     def mean(cls, blocks: Sequence[Self], weights: Sequence[float]) -> Self:
-        """One block in the place of several, with weights that sum to 1: by default the mean of each tensor.
+        """One block in the place of several, with weights of a sum of at most 1: by default the mean of each tensor.
 
         It is exact where the value is linear in the tensors. Of Kronecker factors it has cross terms A_s x B_u of
         different blocks, as in TAK.
@@ -67,6 +67,11 @@ class Thin(Block):
         """Two products, thinner than the weight."""
         matrix = tau.view(len(self.outputs), len(self.inputs))
         return (self.outputs.T.to(tau) @ matrix @ self.inputs.to(tau)).square().sum()
+
+    def full(self) -> Kronecker:
+        """The same value by whole factors, in float64."""
+        inputs, outputs = self.inputs.double(), self.outputs.double()
+        return Kronecker(inputs @ inputs.T, outputs @ outputs.T)
 
     @classmethod
     def mean(cls, blocks: Sequence[Self], weights: Sequence[float]) -> Self:

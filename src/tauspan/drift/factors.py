@@ -134,14 +134,18 @@ def merged(several: Sequence[Factors]) -> Factors:
     """One set of factors in the place of several, each counting as much, as TAK merges them (arXiv 2602.17385).
 
     The value is about the mean drift over the tasks. Kronecker blocks gain cross terms A_s x B_u of different tasks.
+    Thin factors beside full ones give full ones.
 
     Raises:
         UsageError: none.
-        MismatchError: other kinds, bases or parameters.
+        MismatchError: other kinds, bases or parameters, or blocks of two forms.
     """
     if not several:
         raise UsageError("no factors to merge: give at least one.")
     first = several[0]
+    facts = {**first.facts, "merged": len(several)}
+    if any(one.facts.get("energy") != first.facts.get("energy") for one in several):
+        facts.pop("energy", None)
     for other in several[1:]:
         if other.base != first.base:
             raise BaseMismatchError(
@@ -151,14 +155,27 @@ def merged(several: Sequence[Factors]) -> Factors:
             raise MismatchError(
                 f"{first!r} and {other!r} have other kinds or parameters: compute them with the same `kind` and `params`."
             )
-    share = [1 / len(several)] * len(several)
-    blocks = {
-        name: type(block).mean([one.blocks[name] for one in several], share)
-        for name, block in first.blocks.items()
-    }
+    blocks = {name: _merged(name, [one.blocks[name] for one in several]) for name in first.blocks}
     tasks = [task for one in several for task in one.facts["tasks"]]
     rows = sum(one.facts["rows"] for one in several)
-    return Factors(blocks, first.base, {**first.facts, "tasks": tasks, "rows": rows, "merged": len(several)})
+    return Factors(blocks, first.base, {**facts, "tasks": tasks, "rows": rows})
+
+
+def _merged(name: str, blocks: Sequence[Block]) -> Block:
+    """The mean block of a parameter. Thin factors beside full ones are multiplied out; empty blocks count as zero."""
+    moved = [one for one in blocks if all(tensor.numel() for tensor in one.tensors().values())]
+    if not moved:
+        return blocks[0]
+    if any(isinstance(one, Kronecker) for one in moved):
+        moved = [one.full() if isinstance(one, Thin) else one for one in moved]
+    kind = type(moved[0])
+    other = next((one for one in moved if type(one) is not kind), None)
+    if other is not None:
+        raise MismatchError(
+            f"the blocks of {name!r} are {kind.word!r} in one set of factors and {other.word!r} in another: compute "
+            "both anew with the same `kind`."
+        )
+    return kind.mean(moved, [1 / len(blocks)] * len(moved))
 
 
 def compressed(given: Factors, energy: float = 0.99) -> Factors:

@@ -12,6 +12,7 @@ from helpers import zoo
 from tauspan.core.errors import BaseMismatchError, MismatchError, ModelError, StoreError, UsageError
 from tauspan.drift import KINDS, Factors, compressed, exact_drift, factors, merged
 from tauspan.drift.blocks import Diagonal, Table, Whole
+from tauspan.drift.curvature import _Sums
 from tauspan.models import Classifier, Encoder, Head
 
 ROWS, LONG, WIDE = 5, 4, 3
@@ -220,6 +221,36 @@ def test_views_tables_and_idle_parameters_have_blocks_too():
     close(found.drift(tau), total / len(ids))
     assert any(name.startswith("three#") for name in found.blocks)
     assert float(factors(model, one, "reduce").drift(tau)) > 0
+
+
+class Placed(nn.Module):
+    """An embedding of positions, read once for all rows, as BERT does."""
+
+    def __init__(self):
+        super().__init__()
+        self.places, self.last = nn.Embedding(LONG, WIDE), nn.Linear(WIDE, 4)
+
+    def forward(self, x):
+        return self.last(torch.tanh(x + self.places(torch.arange(LONG)[None]))).sum(1)
+
+
+@pytest.mark.parametrize("kind", sorted(KINDS))
+def test_no_factor_depends_on_the_size_of_batches(kind):
+    """A batch of one row has an embedding of positions in the form of one of ids."""
+    model, one = encoder(Placed), task()
+    tau = direction(model)
+    wanted = factors(model, one, kind, reading=ts.Reading(batch_size=ROWS)).drift(tau)
+    for size in (1, 2, ROWS - 1):
+        close(factors(model, one, kind, reading=ts.Reading(batch_size=size)).drift(tau), wanted, 1e-9)
+
+
+def test_a_sum_has_one_form_and_empty_parts_count_as_zero():
+    sums = _Sums()
+    for size in (0, 2, 0, 2):
+        sums.add("x", matrix=torch.ones(size, size))
+    assert torch.equal(sums["x"]["matrix"], 2 * torch.ones(2, 2).double())
+    with pytest.raises(ModelError, match=r"'x' has a block of matrix .* and of often, table"):
+        sums.add("x", often=torch.ones(2), table=torch.ones(2, 2))
 
 
 class Turned(nn.Module):

@@ -7,13 +7,13 @@ import torch
 from torch import Tensor
 
 from tauspan.core.arguments import checked
-from tauspan.core.errors import ModelError, UsageError, nearest
+from tauspan.core.errors import ModelError, UsageError, listed, nearest
 from tauspan.core.measure import progress
 from tauspan.core.reading import Reading
 from tauspan.drift.blocks import Block, Diagonal, Kronecker, Rotated, Table, Whole
 from tauspan.drift.factors import Factors
 from tauspan.drift.others import described, require_others
-from tauspan.kernel.rows.data import AnyBatch
+from tauspan.kernel.rows.data import AnyBatch, taken
 from tauspan.kernel.rows.jacobian import Jacobian
 from tauspan.kernel.rows.layers import pieces
 from tauspan.kernel.rows.pieces import Lookup, Piece, Pieces, Product, Written, written
@@ -105,8 +105,16 @@ def factors(
 def _recorded(
     side: Jacobian, places: list[int], batch: AnyBatch, known: dict[Hashable, frozenset[int]]
 ) -> Pieces:
-    """The rows of J of a batch, layer by layer."""
+    """The rows of J of a batch, layer by layer.
+
+    A row that is alone in its batch is read twice: only beside another one do its own inputs differ from what belongs to
+    all rows, such as positions that are read by `arange(T)[None]`.
+    """
+    alone = len(places) == 1 and not side.together
     try:
+        if alone:
+            both = pieces(side, places * 2, taken(batch, [0, 0]), known)
+            return {name: _row(piece, 0) for name, piece in both.items()}
         return pieces(side, places, batch, known)
     except ModelError as error:
         raise ModelError(
@@ -133,8 +141,22 @@ class _Sums(dict[str, dict[str, Tensor]]):
     """Sums of tensors by parameter and field, in float64."""
 
     def add(self, name: str, **parts: Tensor) -> None:
-        """Add a batch's part to each field."""
+        """Add a batch's part to each field; an empty one, of a batch that does not read the parameter, counts as zero.
+
+        Raises:
+            ModelError: another form of block than in the batches before.
+        """
         mine = self.setdefault(name, {})
+        empty = not all(part.numel() for part in parts.values())
+        if mine and empty:
+            return
+        if not all(part.numel() for part in mine.values()):
+            mine.clear()
+        if mine and mine.keys() != parts.keys():
+            raise ModelError(
+                f"{name!r} has a block of {listed(sorted(mine))} in one batch and of {listed(sorted(parts))} in another, "
+                "so their sum means nothing. Take kind='diagonal', or a `reading` with one batch of all rows."
+            )
         for field, part in parts.items():
             wide = part.double()
             mine[field] = mine[field] + wide if field in mine else wide

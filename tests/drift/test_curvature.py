@@ -12,8 +12,11 @@ from helpers import zoo
 from tauspan.core.errors import BaseMismatchError, MismatchError, ModelError, StoreError, UsageError
 from tauspan.drift import KINDS, Factors, compressed, exact_drift, factors, merged
 from tauspan.drift.blocks import Diagonal, Table, Whole
-from tauspan.drift.curvature import _Sums
+from tauspan.drift.curvature import _counted, _Sums
+from tauspan.kernel.rows.jacobian import Jacobian
+from tauspan.kernel.rows.layers import pieces
 from tauspan.models import Classifier, Encoder, Head
+from tauspan.tangent import linearize
 
 ROWS, LONG, WIDE = 5, 4, 3
 
@@ -251,6 +254,58 @@ def test_a_sum_has_one_form_and_empty_parts_count_as_zero():
     assert torch.equal(sums["x"]["matrix"], 2 * torch.ones(2, 2).double())
     with pytest.raises(ModelError, match=r"'x' has a block of matrix .* and of often, table"):
         sums.add("x", often=torch.ones(2), table=torch.ones(2, 2))
+
+
+class Padded(nn.Module):
+    """Words whose own positions are averaged; 0 is padding."""
+
+    def __init__(self):
+        super().__init__()
+        self.words, self.first, self.last = nn.Embedding(9, WIDE), nn.Linear(WIDE, 6), nn.Linear(6, 4)
+
+    def forward(self, input_ids, attention_mask=None):
+        own = ((input_ids > 0) if attention_mask is None else attention_mask)[..., None].double()
+        return (self.last(torch.tanh(self.first(self.words(input_ids)))) * own).sum(1) / own.sum(1)
+
+
+def padded(long):
+    """A task of rows of 2, 3 or 4 words, padded to a length."""
+    ids = torch.zeros(ROWS, long, dtype=torch.long)
+    for row in range(ROWS):
+        words = 2 + row % 3
+        ids[row, :words] = 1 + (torch.arange(words) * 3 + row) % 8
+    y = torch.arange(ROWS) % 2
+    both, head = (ids, y), Head(zoo.normal(2, 4).double())
+    return ts.Task.from_tensors("ids", ["0", "1"], train=both, validation=both, test=both, head=head)
+
+
+@pytest.mark.parametrize("kind", sorted(KINDS))
+def test_padding_does_not_count(kind):
+    model = encoder(Padded)
+    tau = direction(model)
+    wanted = factors(model, padded(4), kind).drift(tau)
+    close(factors(model, padded(40), kind).drift(tau), wanted, 1e-9)
+
+
+@pytest.mark.parametrize("kind", ["expand", "reduce"])
+def test_an_attention_mask_says_what_is_padding(kind):
+    """Without an embedding among the parameters there is nothing else that says it."""
+    model = encoder(Padded)
+    tangent = linearize(Classifier(model, padded(4).head), ["first.weight", "last.weight"])
+    found = []
+    for long in (4, 40):
+        ids = torch.stack(list(padded(long).split("train").inputs))
+        batch = {"input_ids": ids, "attention_mask": (ids > 0).long()}
+
+        def passes(batch=batch):
+            side = Jacobian.of(tangent, [batch], ROWS, "all")
+            rows = pieces(side, list(range(ROWS)), batch, {})
+            yield rows, _counted(rows, batch)
+
+        found.append(KINDS[kind](passes, 1 / ROWS))
+    for name, block in found[0].items():
+        delta = direction(model)[name]
+        close(found[1][name].square(delta), block.square(delta), 1e-9)
 
 
 class Turned(nn.Module):

@@ -1,7 +1,7 @@
 """`factors`: the curvature of a task's rows at theta0, in one of several forms, from recorded rows of J."""
 
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
@@ -26,6 +26,8 @@ from tauspan.train.convex import labelled
 _NOT_HERE = "Use backend='contraction'."
 _SHORT = 2048  # entries of a parameter whose G is kept whole
 
+Counted: TypeAlias = Mapping[int, Tensor]
+
 
 @checked
 def factors(
@@ -49,6 +51,9 @@ def factors(
     | `"reduce"` | A = E ā ā^T, ā the mean over positions; B = E ĝ ĝ^T, ĝ the sum | a row as one position |
     | `"ekfac"` | the eigenvectors of `"reduce"`, with the exact diagonal of G in them | |
     | `"diagonal"` | the exact diagonal of G | no two entries together |
+
+    A mean over positions leaves padding out: what the attention mask masks or, in a batch without one, positions whose
+    embeddings no output depends on.
 
     Both are from Eschenhagen et al. (arXiv 2311.00636), EK-FAC from George et al. (arXiv 1806.03884). Biases, norms and
     other parameters of at most 2,048 entries have their exact block, larger ones their diagonal; embeddings how often
@@ -86,12 +91,13 @@ def factors(
     sides = [Jacobian.of(tangent, batches, reading.batch_size, outputs) for outputs in _outputs(probes, seed)]
     count = len(some.split("train"))
 
-    def passes() -> Iterator[Pieces]:
+    def passes() -> Iterator[tuple[Pieces, Counted]]:
         known: dict[Hashable, frozenset[int]] = {}
         with progress(f"factors of {task.name}", len(sides) * len(batches)) as advance:
             for side in sides:
                 for places, batch in side.parts():
-                    yield _recorded(side, places, batch, known)
+                    found = _recorded(side, places, batch, known)
+                    yield found, _counted(found, batch)
                     advance(1, "")
 
     blocks = KINDS[kind](passes, 1 / (count * len(sides)))
@@ -123,6 +129,40 @@ def _recorded(
         ) from error
 
 
+def _counted(found: Pieces, batch: AnyBatch) -> Counted:
+    """Which positions of texts are not padding, by how many positions there are: bools of shape (n, T).
+
+    The batch's attention mask says it, else the sensitivities of embeddings, which are zero at padding.
+    """
+    mask = batch.get("attention_mask") if isinstance(batch, Mapping) else None
+    if isinstance(mask, Tensor) and mask.dim() > 1:
+        own = mask.flatten(1).bool().cpu()
+        return {own.shape[1]: own}
+    counted: dict[int, Tensor] = {}
+    for piece in found.values():
+        if isinstance(piece, Lookup):
+            moved, long = _moved(piece), piece.places.shape[1]
+            counted[long] = counted[long] | moved if long in counted else moved
+    return counted
+
+
+def _moved(piece: Product | Lookup) -> Tensor:
+    """Where some output depends on a position, shape (n, T)."""
+    found: Tensor = (piece.sensitivity != 0).any(3).any(1)
+    return found
+
+
+def _shares(piece: Product | Lookup, counted: Counted) -> Tensor:
+    """What each position counts in the mean over those of its row, shape (n, T): padding nothing, the others alike."""
+    n, _, long, _ = piece.sensitivity.shape
+    own = counted.get(long)
+    if own is None or len(own) != n or long == 1:
+        return torch.full((n, long), 1 / long, dtype=torch.float64)
+    own = own | _moved(piece)
+    own = own | ~own.any(1, keepdim=True)
+    return own.double() / own.sum(1, keepdim=True)
+
+
 def _outputs(probes: int | None, seed: int) -> list[Outputs]:
     """Which outputs are read: all, or random sums."""
     if probes is None:
@@ -134,7 +174,7 @@ def _outputs(probes: int | None, seed: int) -> list[Outputs]:
 
 # -- forms ---------------------------------------------------------------------------------------------------
 
-Passes = Callable[[], Iterator[Pieces]]
+Passes = Callable[[], Iterator[tuple[Pieces, Counted]]]
 
 
 class _Sums(dict[str, dict[str, Tensor]]):
@@ -163,10 +203,10 @@ class _Sums(dict[str, dict[str, Tensor]]):
 
 
 def _expand(passes: Passes, share: float) -> dict[str, Block]:
-    def weight(piece: Product) -> dict[str, Tensor]:
-        a, g = piece.inputs.double(), piece.sensitivity.double()
+    def weight(piece: Product, shares: Tensor) -> dict[str, Tensor]:
+        a, g = piece.inputs.double() * shares.sqrt()[..., None], piece.sensitivity.double()
         return {
-            "inputs": torch.einsum("nta,ntc->ac", a, a) / a.shape[1],
+            "inputs": torch.einsum("nta,ntc->ac", a, a),
             "outputs": torch.einsum("nitb,nitc->bc", g, g),
         }
 
@@ -174,27 +214,29 @@ def _expand(passes: Passes, share: float) -> dict[str, Block]:
 
 
 def _reduce(passes: Passes, share: float) -> dict[str, Block]:
-    def weight(piece: Product) -> dict[str, Tensor]:
-        a, g = piece.inputs.double().mean(1), piece.sensitivity.double().sum(2)
+    def weight(piece: Product, shares: Tensor) -> dict[str, Tensor]:
+        a = torch.einsum("nt,nta->na", shares, piece.inputs.double())
+        g = piece.sensitivity.double().sum(2)
         return {"inputs": a.T @ a, "outputs": torch.einsum("nib,nic->bc", g, g)}
 
     return _kronecker(passes, share, weight)
 
 
 def _kronecker(
-    passes: Passes, share: float, weight: Callable[[Product], Mapping[str, Tensor]]
+    passes: Passes, share: float, weight: Callable[[Product, Tensor], Mapping[str, Tensor]]
 ) -> dict[str, Block]:
     """Kronecker blocks of weights, and the exact or smallest block of other parameters."""
     sums, turned = _Sums(), set()
-    for found in passes():
+    for found, counted in passes():
         for name, piece in found.items():
             if isinstance(piece, Product):
-                sums.add(name, **weight(piece))
+                sums.add(name, **weight(piece, _shares(piece, counted)))
                 turned |= {name} if piece.turned else set()
             elif isinstance(piece, Lookup):
-                often = torch.bincount(piece.places.flatten(), minlength=piece.size).double()
+                shares = _shares(piece, counted).flatten()
+                often = torch.bincount(piece.places.flatten(), shares, piece.size)
                 g = piece.sensitivity.double()
-                sums.add(name, often=often / piece.places.shape[1], table=torch.einsum("nitb,nitc->bc", g, g))
+                sums.add(name, often=often, table=torch.einsum("nitb,nitc->bc", g, g))
             else:
                 sums.add(name, **_of_short(piece))
     return {name: _finished(parts, share, name in turned) for name, parts in sums.items()}
@@ -230,7 +272,7 @@ def _ekfac(passes: Passes, share: float) -> dict[str, Block]:
         if isinstance(one, Kronecker)
     }
     sums = _Sums()
-    for found in passes():
+    for found, _ in passes():
         for name in axes.keys() & found.keys():
             piece = found[name]
             if isinstance(piece, Product):
@@ -246,7 +288,7 @@ def _ekfac(passes: Passes, share: float) -> dict[str, Block]:
 
 def _diagonal(passes: Passes, share: float) -> dict[str, Block]:
     sums = _Sums()
-    for found in passes():
+    for found, _ in passes():
         for name, piece in found.items():
             total: Tensor | None = None
             for low in range(len(_lead(piece))):  # one row at a time, since rows are written out

@@ -102,7 +102,7 @@ def finetune(
         penalty: a term that is added to the loss of each step; see `tauspan.drift`. Not with `shard`.
         weights: what each training row counts in the loss, 0 or more, of several tasks in their order: a step's loss is
             sum_n w_n l_n / B over its B rows. Or `tauspan.sequence.WorstGroup`, the worst of several groups of rows.
-            Weights of 1 change nothing, bit for bit. Validation counts all rows alike.
+            Weights of 1 change nothing, bit for bit. Validation and a penalty count all rows alike.
 
     Returns:
         The vector, labelled by the task, or `joint` for several; the history; and what it cost. With several tasks the

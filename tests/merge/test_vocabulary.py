@@ -236,6 +236,42 @@ def test_names_over_words() -> None:
     assert not is_vocabulary(stored(EMB, 8, 2), None)
 
 
+# the heads over tokens of transformers, with 8 tokens and width 4, or 8 where the layers before it look like tables
+HEADS = {
+    "roberta": (["lm_head.bias", "lm_head.decoder.weight", "lm_head.decoder.bias"], ["lm_head.dense.weight",
+                "lm_head.dense.bias", "lm_head.layer_norm.weight", "lm_head.layer_norm.bias"]),
+    "bert": (["cls.predictions.bias", "cls.predictions.decoder.weight", "cls.predictions.decoder.bias"],
+             ["cls.predictions.transform.dense.weight", "cls.predictions.transform.LayerNorm.bias"]),
+    "albert": (["predictions.bias", "predictions.decoder.weight", "predictions.decoder.bias"],
+               ["predictions.dense.weight", "predictions.LayerNorm.weight"]),
+    "modernbert": (["decoder.weight", "decoder.bias"], ["head.dense.weight", "head.norm.weight"]),
+    "xlm": (["pred_layer.proj.weight", "pred_layer.proj.bias"], []),
+    "electra": (["generator_lm_head.weight", "generator_lm_head.bias"], ["generator_predictions.dense.weight"]),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("width", [4, 8])
+@pytest.mark.parametrize("kind", HEADS)
+def test_only_the_last_layer_of_a_head_is_over_words(kind: str, width: int) -> None:
+    from tauspan.store import Stored
+
+    def over(name: str, first: int) -> bool:
+        shape = torch.Size([first] if name.endswith("bias") or "orm" in name else [first, width])
+        return is_vocabulary(Stored(name, torch.float32, shape, Path("m"), 0, 0), 8)
+
+    words, others = HEADS[kind]
+    assert all(over(name, 8) for name in words)
+    assert not any(over(name, width) for name in others)
+
+
+def test_the_layers_before_a_head_are_merged_as_they_are(tmp_path: Path) -> None:
+    more = {"lm_head.dense.weight": torch.eye(3), "lm_head.layer_norm.bias": torch.ones(3)}
+    one, two = model(tmp_path / "one", "abc", 0.0, more), model(tmp_path / "two", "cbad", 1.0, more)
+    out = merged(tmp_path, method="linear", models=[one, two], tokenizer_source="union")
+    assert out[HEAD].shape == (4, 3)
+    assert all(torch.equal(out[name], tensor) for name, tensor in more.items())
+
+
 # -- what is told, and what is refused -----------------------------------------------------------------------------
 
 

@@ -142,9 +142,16 @@ _INPUT = (
 )
 _NAMES = (
     "embed_tokens", "wte", "word_embedding", "embed_in", "embed_out", "tok_embed", "lm_head", "shared.weight",
-    "vocab_projector", "cls.predictions", "logits_bias", "output.weight", "output_embed", "backbone.embeddings",
+    "vocab_projector", "predictions.bias", "predictions.decoder", "pred_layer.proj", "decoder.weight", "decoder.bias",
+    "output_projection.weight", "proj_out.weight", "logits_bias", "output.weight", "output_embed", "backbone.embeddings",
 )  # fmt: skip
 _NUMBERED = re.compile(r"\.\d+\.")
+# heads over tokens that may have other rows than the embeddings, for example without their padding
+_HEADS = tuple(
+    f"{head}.{kind}" for head in ("lm_head", "lm_head.decoder", "embed_out") for kind in ("weight", "bias")
+)
+# layers of a head before the one over tokens
+_WITHIN = re.compile(r"lm_head\.(dense|layer_norm|LayerNorm)\.")
 _ROWS = 4096  # rows that are averaged at a time
 
 
@@ -362,8 +369,12 @@ def rows_of(source: Source) -> int | None:
 
 def is_vocabulary(stored: Stored, rows: int | None) -> bool:
     """Whether the rows of a tensor are tokens: embeddings, heads over tokens and their biases."""
-    named = any(part in stored.name for part in _NAMES) and not _NUMBERED.search(stored.name)
-    if rows is None or not named or "position" in stored.name or not stored.shape:
+    name = stored.name
+    named = any(part in name for part in _NAMES) and not (_NUMBERED.search(name) or _WITHIN.search(name))
+    if rows is None or not named or "position" in name or not stored.shape:
         return False
-    head = "lm_head" in stored.name or "embed_out" in stored.name
-    return stored.shape[0] == rows or stored.shape == (1, rows) or (head and stored.shape[0] > 1)
+    return (
+        stored.shape[0] == rows
+        or stored.shape == (1, rows)
+        or (name.endswith(_HEADS) and stored.shape[0] > 1)
+    )

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
@@ -24,7 +25,7 @@ from tauspan.core.errors import (
     TauspanError,
     UsageError,
 )
-from tauspan.merge import METHODS
+from tauspan.merge import METHODS, merge_files
 from tauspan.merge.lora.adapters import WEIGHTS, AdapterSource, combine_adapters, save_adapter
 from tauspan.merge.lora.lowrank import LowRank, Term, from_dense
 from tauspan.merge.sources.opening import open_source
@@ -519,6 +520,47 @@ def test_other_methods_go_through_the_dense_displacement(tmp_path: Path) -> None
     assert float(missed.norm()) == pytest.approx(low.lost["q.weight"], rel=1e-5)
     whole = low_rank("magmax", [one.path for one in models], 7)
     assert torch.allclose(whole.dense("q.weight"), expected, atol=1e-5)
+
+
+def test_an_adapter_made_of_models_has_the_layouts_of_their_class(tmp_path: Path) -> None:
+    transformers = pytest.importorskip("transformers")
+    config = transformers.GPT2Config(vocab_size=11, n_embd=8, n_layer=1, n_head=2, n_positions=6)
+    model = transformers.GPT2LMHeadModel(config)
+    model.save_pretrained(tmp_path / "base")
+    changed = {
+        "transformer.wte": (11, 8),
+        "transformer.h.0.attn.c_proj": (8, 8),
+        "transformer.h.0.mlp.c_fc": (8, 32),
+    }
+    moved = {name: normal((shape[0], 2), 1) @ normal((2, shape[1]), 2) for name, shape in changed.items()}
+    with torch.no_grad():
+        for name, delta in moved.items():
+            model.get_submodule(name).weight.add_(delta)
+    model.save_pretrained(tmp_path / "tuned")
+    recipe = {"method": "task_arithmetic", "base_model": str(tmp_path / "base"), "models": [str(tmp_path / "tuned")],
+              "output": "adapter", "rank": 2}  # fmt: skip
+    merge_files(recipe, tmp_path / "out")
+    made = AdapterSource(tmp_path / "out")
+    assert made.adapter.config.transposed
+    kinds = {name: terms[0].layout for name, terms in made.low.terms.items()}
+    assert kinds.pop("transformer.wte.weight") == "embedding"
+    assert set(kinds.values()) == {"transposed"}
+    for name, delta in moved.items():
+        assert torch.allclose(made.low.dense(f"{name}.weight"), delta, atol=1e-5)
+
+
+@pytest.mark.parametrize("norm", ["norm.weight", "attn.c_attn.bias", "h.0.ln_1.weight"])
+def test_the_way_out_for_what_is_no_matrix_works(norm: str, tmp_path: Path) -> None:
+    base = {"q.weight": normal((4, 3), 1), norm: normal((4,), 2)}
+    save_file(base, tmp_path / "base.safetensors")
+    save_file({name: tensor + 1 for name, tensor in base.items()}, tmp_path / "tuned.safetensors")
+    recipe = {"method": "task_arithmetic", "base_model": str(tmp_path / "base.safetensors"), "rank": 1,
+              "models": [str(tmp_path / "tuned.safetensors")], "output": "adapter"}  # fmt: skip
+    with pytest.raises(UsageError, match="matrices only") as error:
+        merge_files(recipe, tmp_path / "out")
+    weight = yaml.safe_load(str(error.value).split("`")[3])
+    merge_files({**recipe, "parameters": weight}, tmp_path / "out")
+    assert list(AdapterSource(tmp_path / "out").low.terms) == ["q.weight"]
 
 
 def test_an_adapter_can_be_made_of_models(tmp_path: Path) -> None:

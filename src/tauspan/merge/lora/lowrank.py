@@ -239,7 +239,8 @@ def from_dense(
         if tensor.dim() < 2:
             raise UsageError(
                 f"tensor {name!r} of {label!r} has shape {tuple(tensor.shape)}: an adapter holds matrices only. Write a "
-                "vector or a model instead (`output: vector`), or leave this tensor out."
+                "vector or a model instead (`output: vector`), or leave such tensors out by a weight of 0: "
+                f"`weight: [{{filter: {_part(name)}, value: 0}}, {{value: 1}}]`."
             )
         layout = (like or {}).get(name, "linear" if tensor.dim() == 2 else "convolution")
         matrix = tensor.flatten(1).to(_wide(tensor))
@@ -248,6 +249,12 @@ def from_dense(
         terms[name] = (_balanced(left, sigma, right, kept, dtype, (layout, tensor.shape)),)
         lost[name] = float(torch.linalg.vector_norm(sigma[kept:].double()))
     return LowRank(terms, label, lost), lost
+
+
+def _part(name: str) -> str:
+    """A part of a tensor's name that others of its kind have too."""
+    module, _, kind = name.rpartition(".")
+    return kind if kind == "bias" else "norm" if "norm" in module else module.rpartition(".")[2] or name
 
 
 def _balanced(

@@ -1,13 +1,14 @@
 """Merging into an adapter: exact where method and inputs are linear and low-rank, else by SVD with its error."""
 
 import hashlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Sequence
 from math import hypot
 from pathlib import Path
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from tauspan.core.errors import MissingExtraError, ModelError
 from tauspan.core.report import provenance
 from tauspan.merge.engine.engine import Engine, ordered_pool
 from tauspan.merge.lora.adapters import AdapterSource, Products, save_adapter
@@ -15,10 +16,13 @@ from tauspan.merge.lora.lora_files import LoraFile, save_lora
 from tauspan.merge.lora.lowrank import FactorLayout, LowRank, from_dense
 from tauspan.merge.methods.method import Block
 from tauspan.merge.sources.respelt import spelt_in_memory
+from tauspan.merge.sources.source import Source, model_folder
 from tauspan.merge.stream import card
 from tauspan.merge.stream.blocks import Reader
 from tauspan.merge.stream.plan import Plan
 from tauspan.merge.stream.result import CutTensor, MergeResult
+from tauspan.models.skeleton import has_config, skeleton
+from tauspan.models.thin import is_turned
 
 
 def merged(plan: Plan) -> LowRank:
@@ -36,11 +40,32 @@ def merged(plan: Plan) -> LowRank:
             low = _side_by_side(plan)
             return low if rank is None else low.truncated(rank)
         assert rank is not None  # noqa: S101 - the plan asks for it
-        layouts: Mapping[str, FactorLayout] = {
-            name: terms[0].layout for name, terms in plan.together.terms.items()
-        }
+        layouts = _layouts([spec.name for spec in plan.specs], opened.base)
+        layouts |= {name: terms[0].layout for name, terms in plan.together.terms.items()}
         engine = Engine(opened.method, plan.specs, Reader(opened), plan.block, run)
         return from_dense(_dense(plan, engine), rank, like=layouts, label=opened.method.name)[0]
+
+
+def _layouts(names: Sequence[str], base: Source | None) -> dict[str, FactorLayout]:
+    """How PEFT stores the factors of the base's embeddings and of its layers with transposed weights.
+
+    The base's class says which they are; nothing is known of a bare file, or of a class that transformers lacks.
+    """
+    folder = None if base is None else model_folder(base.path)
+    if folder is None or not has_config(folder):
+        return {}
+    try:
+        modules = dict(skeleton(folder).named_modules())
+    except (ModelError, MissingExtraError):
+        return {}
+    found: dict[str, FactorLayout] = {}
+    for name, inside in {**dict(zip(names, names, strict=True)), **spelt_in_memory(names, (), base)}.items():
+        module = modules.get(inside.removesuffix(".weight"))
+        if isinstance(module, nn.Embedding):
+            found[name] = "embedding"
+        elif module is not None and is_turned(module):
+            found[name] = "transposed"
+    return found
 
 
 def _side_by_side(plan: Plan) -> LowRank:

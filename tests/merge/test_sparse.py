@@ -1,6 +1,7 @@
 """Sums, elections, drops, masks and PCB: small tables by hand, plain oracles, limits, and order."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -46,6 +47,17 @@ def vectors(count, seed=0, shapes=((4, 3), (5,), ()), labels="abcdefgh"):
         )
         for t in range(count)
     ]
+
+
+def test_vectors_of_one_label_have_masks_of_their_own():
+    ones = [
+        TaskVector({"w": torch.ones(64, 64)}, "base", "standard", label) for label in ("tau", "tau", "tau#2")
+    ]
+    same = merge(ones[:2], "dare_linear", {"density": 0.5}).deltas["w"]
+    assert 0.22 < float((same == 0).double().mean()) < 0.28
+    apart = [replace(one, label=label) for one, label in zip(ones, ("tau", "tau#3", "tau#2"), strict=True)]
+    every = [merge(them, "dare_linear", {"density": 0.5}).deltas["w"] for them in (ones, apart)]
+    assert torch.equal(*every)
 
 
 # -- sums ----------------------------------------------------------------------------------------------------

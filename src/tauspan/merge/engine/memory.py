@@ -59,7 +59,8 @@ def merge(
         options: the method's options; a list gives one number for each vector where an option is per model.
         base: theta0, for the methods that need it, and for those of the space `point` to merge points.
         statistics: for methods that need them: for each need, one mapping per vector.
-        seed: of random masks; they are keyed by seed, tensor name and the vector's label.
+        seed: of random masks; they are keyed by seed, tensor name and the vector's label (of equal labels the second one
+            counts as `label#2`, and so on).
 
     Returns:
         A vector of the same base and regime, in the vectors' dtype; the arithmetic is float32, or float64 for float64
@@ -94,12 +95,12 @@ def merge(
     if "base" in chosen.needs and theta0 is None:
         raise UsageError(f"the method {chosen.name!r} needs the base: pass `base=`, the pre-trained model.")
     settings = Settings.of(chosen, options or {}, len(vectors))
-    labels = tuple(vector.label for vector in vectors)
+    labels = _apart([vector.label for vector in vectors])
 
     places = depths(first.deltas)
     shapes = {name: delta.shape for name, delta in first.deltas.items()}
     specs = specs_of(chosen, shapes, settings.at, places, labels)
-    engine = Engine(chosen, specs, _reader(chosen, vectors, theta0, own, kind, seed))
+    engine = Engine(chosen, specs, _reader(chosen, vectors, labels, theta0, own, kind, seed))
     engine.measure()
     merged, kept = {}, Account()
     for spec in specs:
@@ -122,13 +123,13 @@ def merge(
 def _reader(
     method: Method,
     vectors: Sequence[TaskVector],
+    labels: tuple[str, ...],
     theta0: Params | None,
     statistics: Mapping[Need, Sequence[Params]],
     kind: torch.dtype,
     seed: int,
 ) -> Read:
     """Blocks cut out of tensors in memory."""
-    labels = tuple(vector.label for vector in vectors)
 
     def read(spec: Spec, start: int, stop: int) -> Block:
         def cut(tensor: Tensor) -> Tensor:
@@ -148,6 +149,18 @@ def _reader(
         )
 
     return read
+
+
+def _apart(labels: Sequence[str]) -> tuple[str, ...]:
+    """Labels that differ: they are the keys of random masks, so two vectors never share one."""
+    taken, made = set(labels), list[str]()
+    for label in labels:
+        name, number = label, 1
+        while name in made or (number > 1 and name in taken):
+            number += 1
+            name = f"{label}#{number}"
+        made.append(name)
+    return tuple(made)
 
 
 def _compatible(vectors: Sequence[TaskVector]) -> TaskVector:

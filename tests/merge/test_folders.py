@@ -93,6 +93,18 @@ def test_the_weights_that_the_library_loads_are_read(case: str, tmp_path: Path) 
         assert "not read: of several sets of weights" in report.warnings[0]
 
 
+@pytest.mark.parametrize("index", [True, False])
+def test_shards_are_read_by_a_relative_path_and_by_a_link(
+    index: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shards(tmp_path / "m", W, index=index)
+    (tmp_path / "link").symlink_to(tmp_path / "m")
+    monkeypatch.chdir(tmp_path)
+    for number, path in enumerate((Path("m"), Path("link"), tmp_path / "link")):
+        report = merge_files({"method": "passthrough", "models": [path]}, tmp_path / f"out{number}")
+        assert not report.warnings
+
+
 def test_one_of_several_sets_can_be_named(tmp_path: Path) -> None:
     folder = single(shards(tmp_path / "m", other()), W)
     assert read(folder / "model.safetensors.index.json") == flat(other())

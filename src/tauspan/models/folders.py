@@ -139,11 +139,14 @@ def _matching(folder: Path, patterns: list[str] | tuple[str, ...]) -> Iterator[P
 
 def unread(folder: Path, read: Mapping[Path, Any]) -> str | None:
     """A message about weights in a folder that are not read; None if there are none."""
+    known = {
+        file.resolve() for file in read
+    }  # shards of an index are, and others have the path that was given
     others = [
         file.name
         for file in sorted(folder.iterdir())
         if (file.suffix == ".safetensors" or file.name.endswith(store.INDEX_SUFFIX))
-        and file not in read
+        and file.resolve() not in known
         and file.name != "vector.safetensors"
     ]
     shards = {

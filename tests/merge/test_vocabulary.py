@@ -15,7 +15,7 @@ from helpers import tiny
 from tauspan.core.errors import RecipeError, StoreError
 from tauspan.merge import merge_files, parse_recipe
 from tauspan.merge.sources.opening import open_source
-from tauspan.merge.sources.vocabulary import Alignment, Donor, is_vocabulary, rows_of
+from tauspan.merge.sources.vocabulary import Alignment, Donor, is_vocabulary, rows_of, vocabulary
 from tauspan.merge.stream.opened import open_recipe
 from tauspan.store import Checkpoint, write_json, write_tensors
 
@@ -270,6 +270,12 @@ def test_the_layers_before_a_head_are_merged_as_they_are(tmp_path: Path) -> None
     out = merged(tmp_path, method="linear", models=[one, two], tokenizer_source="union")
     assert out[HEAD].shape == (4, 3)
     assert all(torch.equal(out[name], tensor) for name, tensor in more.items())
+
+
+def test_a_line_of_words_ends_only_at_a_line_feed(tmp_path: Path) -> None:
+    words = ["a", "b\x0b", "\x0c", "\u0085", "\u2028c", "d"]
+    (tmp_path / "vocab.txt").write_text("\n".join(words) + "\n", encoding="utf-8")
+    assert vocabulary(tmp_path) == {word: number for number, word in enumerate(words)}
 
 
 # -- what is told, and what is refused -----------------------------------------------------------------------------

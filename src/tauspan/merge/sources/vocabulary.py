@@ -109,8 +109,8 @@ def _added(folder: Path) -> dict[str, int]:
 def _vocabulary(file: Path) -> dict[str, int] | None:
     """Ids by token; None where the file's format is not known here."""
     if file.suffix == ".txt":
-        lines = file.read_text(encoding="utf-8", errors="replace").splitlines()
-        return {token: number for number, token in enumerate(lines)}
+        with file.open(encoding="utf-8", errors="replace") as lines:
+            return {line.removesuffix("\n"): number for number, line in enumerate(lines)}
     if file.suffix != ".json":
         return None
     content = read_json(file)

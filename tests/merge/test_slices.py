@@ -107,6 +107,15 @@ def test_layers_mean_those_of_the_text_and_images_stay_whole(kind: str, tmp_path
         assert config["text_config"]["layer_types"] == list("abcbcd")
 
 
+def test_slices_without_bases_are_told_how_to_give_them(tmp_path: Path) -> None:
+    parts = [{"sources": [layers("a", 0, 2), layers("b", 0, 2)]}]
+    options = {"method": "task_arithmetic", "base_model": str(tmp_path / "a")}
+    with pytest.raises(UsageError, match="Give each slice a `base`"):
+        stack(tmp_path, "qwen", parts, **options)
+    parts[0]["base"] = layers(str(tmp_path / "a"), 0, 2)
+    assert value(stack(tmp_path, "qwen", parts, **options), f"{TEXT['qwen']}.0.w.weight") == 2.0
+
+
 @pytest.mark.parametrize(
     ("kind", "name"), [("gemma", "vision_tower"), ("qwen", "visual"), ("late", "visual.blocks")]
 )

@@ -204,6 +204,9 @@ def settled(plan: Plan) -> Plan:
     return replace(plan, layout=_laid_out(opened, entries, fingerprint_of(base), False))
 
 
+_NAME_BASE = "Name the pre-trained model: `base_model`"
+
+
 def _require_start(opened: Opened) -> None:
     """Raise `UsageError` if displacements are needed and there are points, or the other way round."""
     kinds, base, method = {model.kind for model in opened.models}, opened.base, opened.method
@@ -214,9 +217,10 @@ def _require_start(opened: Opened) -> None:
         raise UsageError(f"the base {base.path} is a displacement, and must be a model.")
     needed = method.space == "delta" or made != "model" or "base" in method.needs
     if needed and "point" in kinds:
+        repair = "Give each slice a `base`, with `model` and `layer_range`" if opened.stacked else _NAME_BASE
         raise UsageError(
             f"the method {method.name!r} ({made} as output) needs displacements, and without a base {first!r} is only a "
-            "point. Name the pre-trained model: `base_model`."
+            f"point. {repair}."
         )
     if made == "vector" and opened.known_base() is None:
         raise UsageError(

@@ -189,6 +189,18 @@ def test_the_ratio_is_approximate_over_exact():
     assert "ratio" not in alone.task_vector.info["penalty"]
 
 
+def test_other_tasks_are_matched_with_their_factors_by_name():
+    model, pair = encoder(), [task("b"), task("c", rows=5, classes=3)]
+    both = [factors(model, one) for one in pair]
+    there, back = (
+        ts.finetune(model, task("a"), settings(), penalty=Factored(both, 0.1, others)).task_vector.info[
+            "penalty"
+        ]["ratio"]
+        for others in (pair, pair[::-1])
+    )
+    assert there == back
+
+
 def test_a_penalty_of_your_own():
     class Short(Penalty):
         def facts(self):
@@ -221,7 +233,7 @@ def test_several_tasks_and_small_spaces_take_penalties_too():
 
 def test_what_cannot_be_is_refused_with_a_repair():
     model, other = encoder(), task("b")
-    found = factors(model, other)
+    found, thin = factors(model, other), factors(ts.restrict(model, "lora:1"), other)
     texts = ts.Task.from_tensors(
         "texts", [], objective="next-token", train=(["a"], None), validation=(["a"], None), test=(["a"], None)
     )
@@ -240,6 +252,20 @@ def test_what_cannot_be_is_refused_with_a_repair():
         (UsageError, "0 or more", lambda: Factored([found], float("nan"))),
         (UsageError, r"factors\(encoder, task\)", lambda: Factored([])),
         (UsageError, "give the task of each", lambda: Factored([found], others=[other, other])),
+        (
+            UsageError,
+            "0 sets of factors are of the other task 'c'",
+            lambda: run(Factored([found], others=[task("c")])),
+        ),
+        (UsageError, "2 sets of factors", lambda: run(Factored([found, found], others=[other, task("c")]))),
+        (
+            UsageError,
+            "2 of 2 other tasks are called 'b'",
+            lambda: run(Factored([found, found], others=[other, other])),
+        ),
+        (UsageError, "2 of 2 other tasks are called 'b'", lambda: run(Exact([other, other]))),
+        (MismatchError, r"restrict\(encoder, 'lora:2'\)", lambda: run(Factored([found]), space="lora:2")),
+        (MismatchError, r"restrict\(encoder, 'lora:2'\)", lambda: run(Factored([thin]), space="lora:2")),
         (BaseMismatchError, "compute them anew", lambda: run(Factored([found]), moved)),
         (MismatchError, "same `params`", lambda: run(Factored([found]), params=["0.weight"])),
         (UsageError, "0 or more", lambda: Orthogonal(-1.0)),

@@ -20,7 +20,7 @@ class Others:
         settings: where texts are cut.
 
     Raises:
-        UsageError: no task, or a task without logits.
+        UsageError: no task, a task without logits, or two of one name.
     """
 
     def __init__(self, encoder: Encoder, tasks: Sequence[Task], settings: Settings) -> None:
@@ -43,7 +43,7 @@ class Others:
 
 
 def require_others(tasks: Sequence[Task]) -> None:
-    """Raise `UsageError` unless there are tasks, and all of them have logits."""
+    """Raise `UsageError` unless there are tasks, all of them have logits, and each has a name of its own."""
     if not tasks:
         raise UsageError("no other task is given: name those whose rows are to stay where they are.")
     without = [task.name for task in tasks if task.objective.headless]
@@ -51,6 +51,13 @@ def require_others(tasks: Sequence[Task]) -> None:
         raise UsageError(
             f"{listed(without)} has no logits ({tasks[0].objective.word}): drift is measured on logits. Turn it into "
             "classes, or leave it out."
+        )
+    names = [task.name for task in tasks]
+    twice = next((name for name in names if names.count(name) > 1), None)
+    if twice is not None:
+        raise UsageError(
+            f"{names.count(twice)} of {len(names)} other tasks are called {twice!r}, and drift is told by name: give "
+            "each its own, such as `dataclasses.replace(task, name=...)`, or leave one out."
         )
 
 

@@ -8,10 +8,10 @@ from typing import Any
 import torch
 
 from tauspan.core.arguments import checked
-from tauspan.core.errors import BaseMismatchError, UsageError
+from tauspan.core.errors import BaseMismatchError, MismatchError, UsageError, listed
 from tauspan.drift.factors import Factors
 from tauspan.drift.measure import measured_drift
-from tauspan.drift.others import Others
+from tauspan.drift.others import Others, require_others
 from tauspan.models import fingerprint_of
 from tauspan.tasks import Task
 from tauspan.train.penalty import Penalty, Term, Training
@@ -29,7 +29,7 @@ class Factored(Penalty):
     Args:
         factors: of the tasks whose rows are not to move, one set for each, or a merged one.
         weight: of the penalty beside the mean loss of the step.
-        others: the tasks that the factors are of, if the ratio is to be measured.
+        others: the tasks that the factors are of, in any order, if the ratio is to be measured.
 
     Cost:
         Two products of the size of each weight for each set of factors, whatever the rows.
@@ -85,13 +85,35 @@ class Factored(Penalty):
                 raise BaseMismatchError(
                     f"{found!r} are of the model {found.base[:12]}, and {base[:12]} is trained: compute them anew."
                 )
-            found.drift(run.tau())  # raises for other parameters
+            _require_fitting(found, run)
+        if self.others:
+            self._matched()
 
         def term(step: int) -> torch.Tensor:
             tau = run.tau()
             return self.weight / 2 * torch.stack([found.drift(tau) for found in self.factors]).mean()
 
         return term
+
+    def _matched(self) -> list[Factors]:
+        """The factors of each of the other tasks, by the names that they say.
+
+        Raises:
+            UsageError: a task that no set of factors, or more than one, is of, or two tasks of one name.
+        """
+        require_others(self.others)
+        matched = []
+        for task in self.others:
+            own = [
+                one for one in self.factors if {said["name"] for said in one.facts["tasks"]} == {task.name}
+            ]
+            if len(own) != 1:
+                raise UsageError(
+                    f"{len(own)} sets of factors are of the other task {task.name!r} alone, among "
+                    f"{listed(map(repr, self.factors))}: give one for each of the other tasks, or leave `others` out."
+                )
+            matched += own
+        return matched
 
     def measured(self, run: Training) -> Mapping[str, Any]:
         """Exact drift, and the approximate over it, on rows of each task that is known."""
@@ -100,12 +122,27 @@ class Factored(Penalty):
         exact = measured_drift(run, Others(run.encoder, self.others, run.settings))
         with torch.no_grad():
             tau = run.tau()
-            near = [float(found.drift(tau)) for found in self.factors]
+            near = [float(found.drift(tau)) for found in self._matched()]
         pairs = zip(exact.items(), near, strict=True)
         return {
             "drift": exact,
             "ratio": {name: one / value if value else None for (name, value), one in pairs},
         }
+
+
+def _require_fitting(found: Factors, run: Training) -> None:
+    """Raise `MismatchError` if the factors are of other parameters than those that the run moves."""
+    try:
+        found.drift(run.tau())
+    except (MismatchError, RuntimeError) as error:  # another rank has the same names
+        space = run.encoder.space
+        if space is None:
+            raise
+        word = "..." if space.word == "own" else repr(space.word)
+        raise MismatchError(
+            f"{found!r} are of {listed(found.blocks, 3)}, and the run moves {listed(run.tau(), 3)}, in the space "
+            f"{str(space)!r}: compute them of that encoder, `tauspan.restrict(encoder, {word})`."
+        ) from error
 
 
 @checked

@@ -1,5 +1,7 @@
 """The bound of drift: its formula with whole Jacobians, and that no row ever moves farther."""
 
+import dataclasses
+
 import pytest
 import torch
 from torch import nn
@@ -114,3 +116,22 @@ def test_what_cannot_be_bounded_is_refused():
         drift_bound(encoder(), vector, texts)
     with pytest.raises(UsageError, match="at least 1"):
         drift_bound(encoder(), vector, task("a"), 0)
+    with pytest.raises(UsageError, match="drift_bound linearises encoder and head together"):
+        drift_bound(encoder(), vector, task("a"), reading=ts.Reading(point="encoder"))
+
+
+@pytest.mark.parametrize(
+    ("bound", "moved", "loose", "shown"),
+    [
+        ([2.0, 4.0], [0.0, 0.0], float("inf"), None),
+        ([0.0, 0.0], [0.0, 0.0], 1.0, 1.0),
+        ([2.0, 4.0], [0.0, 2.0], 2.0, 2.0),
+    ],
+)
+def test_rows_that_do_not_move_have_no_looseness(bound, moved, loose, shown):
+    found = dataclasses.replace(
+        drift_bound(encoder(), ts.closed_form(encoder(), task("b"), ridge=1.0).vector, task("a")),
+        bound=torch.tensor(bound).double(), actual=torch.tensor(moved).double(),
+    )  # fmt: skip
+    assert found.looseness == loose
+    assert found.report().tables[0].rows[0]["looseness"] == shown

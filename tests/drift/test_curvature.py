@@ -172,6 +172,21 @@ def test_exact_drift_is_the_mean_square_of_j_tau():
     close(few["a"]["b"], exact(jacobian(model, one.subset(train=3, seed=1)), vectors["b"].deltas), 1e-9)
 
 
+def test_what_has_no_exact_drift_is_refused():
+    model, one = encoder(), task("a")
+    vector = {"a": ts.closed_form(model, one, ridge=1.0).vector}
+    for told, ask in [
+        ("no vector", lambda: exact_drift(model, {}, [one])),
+        ("2 of 3 other tasks are called 'a'", lambda: exact_drift(model, vector, [one, task("b"), one])),
+        (
+            "exact_drift linearises",
+            lambda: exact_drift(model, vector, [one], reading=ts.Reading(point="encoder")),
+        ),
+    ]:
+        with pytest.raises(UsageError, match=told):
+            ask()
+
+
 def test_probes_are_right_on_average():
     model, one = encoder(), task(classes=3)
     tau = direction(model)

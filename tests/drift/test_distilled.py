@@ -164,6 +164,7 @@ def test_what_cannot_be_is_refused_with_a_repair(tmp_path):
     for error, told, ask in [
         (UsageError, "0 or more", lambda: Distilled(teacher(), -1.0)),
         (UsageError, "has 1 in it", lambda: Distilled(teacher(), reach=(1.5, 2.0))),
+        (UsageError, "has one teacher", lambda: Distilled(teacher(), penalty=Distilled(teacher()))),
         (UsageError, "above 0", lambda: Distilled(teacher(), growth=0.0)),
         (UsageError, "regime='standard'", lambda: run(Distilled(teacher()), regime="linear")),
         (BaseMismatchError, "another|base", lambda: run(Distilled(teacher()), moved)),

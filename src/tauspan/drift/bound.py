@@ -54,22 +54,26 @@ class DriftBound(Result):
 
     @property
     def looseness(self) -> float:
-        """The median over rows of bound over actual."""
-        return float((self.bound / self.actual.clamp(min=1e-300)).median())
+        """The median over the rows that move of bound over actual; 1 where no row moves and none could, else infinite."""
+        moving = self.actual > 0
+        if not bool(moving.any()):
+            return float("inf") if bool((self.bound > 0).any()) else 1.0
+        return float((self.bound[moving] / self.actual[moving]).median())
 
     def report(self) -> Report:
         """One row: how large the bounds are, and how loose."""
         quantiles = torch.tensor([0.5, 0.95], dtype=torch.float64)
         bounds, moved = self.bound.quantile(quantiles).tolist(), self.actual.quantile(quantiles).tolist()
+        loose = self.looseness
         cells: dict[str, Cell] = {
             "rows": len(self.bound), "landmarks": self.landmarks, "bound, median": bounds[0], "95 %": bounds[1],
             "moved, median": moved[0], "95 % moved": moved[1], "largest bound": float(self.bound.max()),
-            "looseness": self.looseness, "violations": self.violations,
+            "looseness": loose if loose < float("inf") else None, "violations": self.violations,
         }  # fmt: skip
         title = f"How far {self.vector} can move rows of {self.task}"
         note = (
             f"|J(x) tau| of all logits; tau has norm {self.norm:.3g}, of which the landmarks do not see {self.rest:.3g}; "
-            "looseness: median of bound over actual"
+            "looseness: median of bound over actual, where rows move"
         )
         return Report(title, [Table(title, [cells], note)], dict(self.provenance))
 
@@ -109,7 +113,7 @@ def drift_bound(
         reading: batches, and where texts are cut.
 
     Raises:
-        UsageError: no landmark, or a task without logits.
+        UsageError: no landmark, a task without logits, or a reading with a point.
 
     Cost:
         The kernel of `landmarks` rows with all training rows for the choice, and with the rows of the split.
@@ -124,6 +128,7 @@ def drift_bound(
         (0, True)
     """
     require_others([task])
+    reading.require_no_point("drift_bound")
     if landmarks < 1:
         raise UsageError(f"landmarks={landmarks}: it must be at least 1.")
     tau = vector.fitted(encoder, tangent=True).deltas

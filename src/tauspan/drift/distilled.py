@@ -76,6 +76,11 @@ class Distilled(Penalty):
             raise UsageError(f"reach=({low}, {high}): a range that has 1 in it, from 0.")
         if not 0 < self.growth < float("inf"):
             raise UsageError(f"growth={self.growth}: it must be above 0.")
+        if self.penalty is not None and type(self.penalty).guide is not Penalty.guide:
+            raise UsageError(
+                f"Distilled with penalty={type(self.penalty).__name__}(...): both take part in the loss of the rows, "
+                "and a run has one teacher. Take a term on the vector alone, such as `Factored`."
+            )
 
     def facts(self) -> Mapping[str, Any]:
         """The settings, and what the teacher is."""

@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 import torch
 
 from tauspan.core.arguments import checked
+from tauspan.core.errors import UsageError
 from tauspan.core.reading import Reading
 from tauspan.drift.others import Others, require_others
 from tauspan.models import Classifier, Encoder
@@ -56,13 +57,16 @@ def exact_drift(
         reading: batches, and where texts are cut.
 
     Raises:
-        UsageError: no task, or one without logits.
+        UsageError: no task or no vector, a task without logits, two tasks of one name, or a reading with a point.
         MismatchError: vectors that move other tensors than one another.
 
     Cost:
         A pass with T tangents over the rows of each task.
     """
     require_others(tasks)
+    reading.require_no_point("exact_drift")
+    if not vectors:
+        raise UsageError("no vector is given: name those whose drift is measured, as {name: vector}.")
     first = next(iter(vectors.values()))
     found = {}
     for task in tasks:

@@ -234,7 +234,7 @@ CONSENSUS = Method(
     "consensus",
     "Consensus of TALL masks",
     "Wang et al. 2024, arXiv:2405.07813",
-    "lambda sum_t w_t tau_t where at least k tasks have |tau_t| > threshold |sum_s tau_s - tau_t|",
+    "lambda sum_t w_t tau_t where at least k tasks have |w_t tau_t| > threshold |sum_s w_s tau_s - w_t tau_t|",
     consensus,
     options=(
         WEIGHT,

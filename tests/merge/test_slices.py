@@ -107,6 +107,29 @@ def test_layers_mean_those_of_the_text_and_images_stay_whole(kind: str, tmp_path
         assert config["text_config"]["layer_types"] == list("abcbcd")
 
 
+def test_what_a_configuration_says_of_layers_follows_them(tmp_path: Path) -> None:
+    model(tmp_path / "a", "qwen", 1.0)
+    said = {"no_rope_layers": [1, 0, 1, 0], "mlp_only_layers": [0, 3], "block_sizes": [5, 6], "sizes": [1, 2, 3, 4],
+            "attention_types": [[["global", "local"], 2]], "attention_layers": ["global", "local"] * 2}  # fmt: skip
+    file = tmp_path / "a" / "config.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), **said}))
+    recipe = {
+        "method": "passthrough",
+        "slices": [{"sources": [layers(str(tmp_path / "a"), *at)]} for at in ((0, 2), (1, 4))],
+    }
+    report = merge_files(recipe, tmp_path / "out")
+    got = json.loads((tmp_path / "out" / "config.json").read_text())
+    kinds = ["global", "local", "local", "global", "local"]
+    assert got["num_hidden_layers"] == 5
+    assert {name: got[name] for name in said} == {
+        **said, "no_rope_layers": [1, 0, 0, 1, 0], "mlp_only_layers": [0, 4],
+        "attention_layers": kinds, "attention_types": [[kinds, 1]],
+    }  # fmt: skip
+    assert [one for one in report.warnings if "block_sizes has 2 entries for 4 layers" in one]
+    recipe["slices"] = [{"sources": [layers(str(tmp_path / "a"), 0, 4)]}]
+    assert not [one for one in merge_files(recipe, tmp_path / "same").warnings if "block_sizes" in one]
+
+
 def test_slices_without_bases_are_told_how_to_give_them(tmp_path: Path) -> None:
     parts = [{"sources": [layers("a", 0, 2), layers("b", 0, 2)]}]
     options = {"method": "task_arithmetic", "base_model": str(tmp_path / "a")}

@@ -1,20 +1,19 @@
 """The files beside merged weights, as their loaders expect them: configuration, tokenizer, chat template."""
 
-import json
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from tauspan import store
-from tauspan.core.errors import ModelError, RecipeError, listed, nearest
+from tauspan.core.errors import RecipeError, listed, nearest
 from tauspan.editing.model.saved import EDITED, REFERENCE, Reference
 from tauspan.merge.lora.adapter_config import CONFIG as ADAPTER
-from tauspan.merge.recipe.slices import Stacked
 from tauspan.merge.sources.adapted import SumSource, with_settings
 from tauspan.merge.sources.source import config_of, model_folder
+from tauspan.merge.stream.depths import with_layers
 from tauspan.merge.stream.opened import Opened, leaves
 from tauspan.merge.stream.words import with_rows, with_tokens
 from tauspan.models import folders
@@ -144,7 +143,7 @@ def finish(target: Path, opened: Opened, dtypes: Iterable[torch.dtype]) -> None:
     text = _template(opened)
     if text is not None:
         put(target, text)
-    config = _config(opened, dtypes)
+    config, _ = _config(opened, dtypes)
     if config:
         inner = target / folders.main_folder(folder).relative_to(folder)
         inner.mkdir(parents=True, exist_ok=True)
@@ -162,20 +161,22 @@ def _template(opened: Opened) -> str | None:
     return template(opened.recipe.chat_template, known, opened.recipe.place("chat_template"))
 
 
-def _config(opened: Opened, dtypes: Iterable[torch.dtype]) -> dict[str, Any]:
+def _config(opened: Opened, dtypes: Iterable[torch.dtype]) -> tuple[dict[str, Any], list[str]]:
+    """The result's configuration, empty where there is none, and notes about what it says of layers."""
     config = {key: value for key, value in config_of(opened.home.path).items() if key != _LEFT}
     if isinstance(opened.home, SumSource):
         config = with_settings(config, opened.home.settings)
     if not config:
-        return {}
+        return {}, []
     kinds = set(dtypes)
     if len(kinds) == 1 and {"model_type", "dtype", "torch_dtype"} & set(config):
         config = with_dtype(config, kinds.pop())
+    said: list[str] = []
     if opened.stacked is not None:
-        config = _with_layers(config, opened.stacked, opened.home.path)
+        config, said = with_layers(config, opened.stacked, opened.home.path)
     if opened.words.alignment is not None:
         config = with_rows(config, opened.words.alignment.rows)
-    return config
+    return config, said
 
 
 def _refer(target: Path, opened: Opened) -> None:
@@ -226,7 +227,7 @@ def notes(opened: Opened) -> list[str]:
             found.append(
                 f"chat_template: {opened.recipe.chat_template}: no model has one, or no tokenizer: none is written."
             )
-        _config(opened, [])
+        found += _config(opened, [])[1]
     return [one for one in found if one is not None]
 
 
@@ -261,32 +262,3 @@ def _of_home(folder: Path, opened: Opened) -> list[str]:
             "model's."
         )
     return said
-
-
-def _with_layers(config: Mapping[str, Any], stacked: Stacked, where: Path) -> dict[str, Any]:
-    """A configuration with the numbers of the slices' layers, also in the parts of a composite model."""
-    changed: dict[str, Any] = json.loads(json.dumps(config))
-    for group in (group for group in stacked.groups if group.layered):
-        had = stacked.towers.stacks[group.stack]
-        found = stacked.towers.keys(group.stack, config)
-        if not found and group.count != had:
-            raise ModelError(
-                f"config.json of {where} does not say that {group.stack!r} has {had} layers, so the number of layers of "
-                f"the slices, {group.count}, cannot be written. Merge it with `models` instead."
-            )
-        for *above, key in found:
-            inner = changed
-            for step in above:
-                inner = inner[step]
-            inner[key] = group.count
-            kinds = inner.get("layer_types")
-            if isinstance(kinds, list) and len(kinds) == had:
-                inner["layer_types"] = [
-                    kinds[place] if place < had else kinds[-1] for place in _places(group.parts)
-                ]
-    return changed
-
-
-def _places(parts: Sequence[Any]) -> list[int]:
-    """The layers of the first source of every slice."""
-    return [place for part in parts for place in range(*(part.sources[0].layer_range or ()))]

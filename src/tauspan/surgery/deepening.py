@@ -1,6 +1,5 @@
 """Another depth, from files to files: `change_depth` and its plan."""
 
-import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,6 +11,7 @@ from tauspan.core.errors import ModelError
 from tauspan.editing.model.edit_files import Base
 from tauspan.merge.recipe.towers import Towers
 from tauspan.merge.sources.source import config_of, model_folder
+from tauspan.merge.stream.depths import say_of_layers
 from tauspan.merge.stream.plan import Plan
 from tauspan.merge.stream.words import Words
 from tauspan.models import folders
@@ -28,12 +28,6 @@ from tauspan.surgery.carrying import (
 from tauspan.surgery.depth import LayerMap
 from tauspan.surgery.options import Running
 from tauspan.surgery.views import Deepened
-
-# The lists of a configuration that are about single layers, in all architectures of transformers 5.
-_OF_LAYERS = re.compile(
-    r"layer|block|idxs$|^indexer_types$|^activation_sparsity_pattern$|^intermediate_size$"
-)
-_FLAGS = "no_rope_layers"  # which is 0 or 1 for each layer, also where two layers make it look like numbers of layers
 
 
 @contextmanager
@@ -132,30 +126,6 @@ def _count_layers(folder: Path, towers: Towers, view: Deepened) -> list[str]:
         for step in above:
             inner = inner[step]
         inner[key] = len(view.layers.rows)
-        for name, said in list(inner.items()):
-            if not isinstance(said, list) or not said or not _OF_LAYERS.search(name):
-                continue
-            moved = _of_new_layers(name, said, view.layers)
-            if moved is None:
-                notes.append(
-                    f"{file.name}: {name} has {len(said)} entries for {view.layers.depth} layers and was left as it is: "
-                    f"set it for the {len(view.layers.rows)} new ones."
-                )
-            else:
-                inner[name] = moved
+        notes += say_of_layers(inner, [row[0][0] for row in view.layers.rows], view.layers.depth, file.name)
     store.write_json(file, content)
     return notes
-
-
-def _of_new_layers(name: str, said: list[Any], layers: LayerMap) -> list[Any] | None:
-    """What a list of the configuration says of old layers, of the new ones; None where it is of something else.
-
-    It has an entry for each layer, or names some layers by number.
-    """
-    old = [row[0][0] for row in layers.rows]
-    numbers = all(type(one) is int and 0 <= one < layers.depth for one in said) and len(set(said)) == len(
-        said
-    )
-    if numbers and name != _FLAGS:
-        return [place for place, one in enumerate(old) if one in said]
-    return [said[one] for one in old] if len(said) == layers.depth else None

@@ -37,6 +37,16 @@ def same(found: Factors, wanted: Factors) -> None:
             torch.testing.assert_close(found.blocks[name].tensors()[field], tensor)
 
 
+@pytest.mark.parametrize("kind", ["expand", "reduce"])
+def test_factors_of_texts_do_not_depend_on_batches(world: dict[str, Path], kind: str) -> None:
+    model, one = ts.load(world["model"]), Task.from_directory(world["second"])
+    whole, single = (factors(model, one, kind, reading=ts.Reading(batch_size=size)) for size in (6, 1))
+    for name, block in whole.blocks.items():
+        for field, tensor in block.tensors().items():
+            noise = 1e-5 * float(tensor.abs().max()) + 1e-9 if tensor.numel() else 0.0
+            torch.testing.assert_close(single.blocks[name].tensors()[field], tensor, rtol=1e-3, atol=noise)
+
+
 def test_the_program_knows_every_kind() -> None:
     assert set(WORDS) == set(KINDS)
 

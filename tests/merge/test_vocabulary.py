@@ -272,6 +272,39 @@ def test_the_layers_before_a_head_are_merged_as_they_are(tmp_path: Path) -> None
     assert all(torch.equal(out[name], tensor) for name, tensor in more.items())
 
 
+def adapter(folder: Path, words: Sequence[str], offset: float) -> Path:
+    """An adapter whose words, tables and tokenizer are its own."""
+    table = rows(words, offset)
+    whole = {f"base_model.model.{name}": table + 100 * (name == HEAD) for name in (EMB, HEAD)}
+    write_tensors(folder / "adapter_model.safetensors", whole, {"format": "pt"})
+    settings = {"peft_type": "LORA", "r": 1, "lora_alpha": 1, "target_modules": []}
+    write_json(folder / "adapter_config.json", {**settings, "modules_to_save": ["embed_tokens", "lm_head"]})
+    tokenizer(folder, words)
+    return folder
+
+
+def test_words_that_an_adapter_added_are_kept(tmp_path: Path) -> None:
+    base, other = model(tmp_path / "base", "abc", 0.0), model(tmp_path / "other", "abcd", 2.0)
+    grown = f"{base}+{adapter(tmp_path / 'grown', 'abcx', 1.0)}"
+    out = merged(tmp_path, method="linear", models=[grown, other], tokenizer_source="union")
+    assert torch.allclose(
+        out[EMB], expected("abcxd", dict(zip("abcxd", (1.5, 1.5, 1.5, 1.0, 2.0), strict=True)))
+    )
+    words = json.loads((tmp_path / "out" / "tokenizer.json").read_text())
+    assert [one["content"] for one in words["added_tokens"]] == ["d"]
+
+
+@pytest.mark.parametrize("source", ["grown", "words"])
+def test_a_tokenizer_may_come_from_an_adapter_or_a_folder_of_its_own(source: str, tmp_path: Path) -> None:
+    base, grown = model(tmp_path / "base", "abc", 0.0), adapter(tmp_path / "grown", "abcx", 1.0)
+    (tmp_path / "words").mkdir()
+    tokenizer(tmp_path / "words", "abcx")
+    told = {"method": "task_arithmetic", "base_model": base, "models": [f"{base}+{grown}"]}
+    out = merged(tmp_path, **told, tokenizer_source=str(tmp_path / source))
+    assert torch.allclose(out[EMB], rows("abcx", 1.0))
+    assert (tmp_path / "out" / "tokenizer.json").read_bytes() == (grown / "tokenizer.json").read_bytes()
+
+
 def test_a_line_of_words_ends_only_at_a_line_feed(tmp_path: Path) -> None:
     words = ["a", "b\x0b", "\x0c", "\u0085", "\u2028c", "d"]
     (tmp_path / "vocab.txt").write_text("\n".join(words) + "\n", encoding="utf-8")

@@ -15,13 +15,13 @@ from tauspan.merge.methods.method import Method, Need
 from tauspan.merge.recipe.recipe import BASE, UNION, MergeRecipe
 from tauspan.merge.recipe.slices import LayerView, Stacked, sliced, stacked, views
 from tauspan.merge.sources.adapted import SumSource, adapted
-from tauspan.merge.sources.opening import adapter_folder, open_source
+from tauspan.merge.sources.opening import FileSource, adapter_folder, open_source
 from tauspan.merge.sources.problems import lenient, require_none
 from tauspan.merge.sources.respelt import Spelt, respelt
 from tauspan.merge.sources.source import Source, computed, counts, model_folder
-from tauspan.merge.sources.vocabulary import Aligned
+from tauspan.merge.sources.vocabulary import Aligned, has_tokenizer
 from tauspan.merge.stream.words import Words, chosen
-from tauspan.store import Access, Stored
+from tauspan.store import Access, Stored, Values
 
 
 class Options(Protocol):
@@ -198,9 +198,16 @@ def _aligned(
 
 
 def _tokenizer(recipe: MergeRecipe, home: Source, access: Access) -> Source:
-    """The source of the tokenizer's files."""
+    """The source of the tokenizer's files: a model, an adapter, or a folder that has no weights."""
     if recipe.tokenizer_source in (None, UNION, BASE):
         return home
+    place = Path(str(recipe.tokenizer_source))
+    if (
+        place.is_dir()
+        and has_tokenizer(place)
+        and (adapter_folder(place) or not any(place.glob("*.safetensors")))
+    ):
+        return FileSource(place.name, place, "point", {}, {}, {"path": str(place)}, Values())
     return open_source(str(recipe.tokenizer_source), access=access)
 
 

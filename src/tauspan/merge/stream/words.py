@@ -11,7 +11,8 @@ from tauspan.core.errors import RecipeError, StoreError, listed
 from tauspan.merge.recipe.parts import Token
 from tauspan.merge.recipe.recipe import UNION, MergeRecipe
 from tauspan.merge.recipe.slices import LayerView
-from tauspan.merge.sources.source import Source, model_folder
+from tauspan.merge.sources.adapted import SumSource
+from tauspan.merge.sources.source import Source, SourceView, model_folder
 from tauspan.merge.sources.vocabulary import Alignment, Donor, Tokens, has_tokenizer, rows_of, vocabulary
 from tauspan.models.extras import require_extra
 
@@ -51,14 +52,15 @@ def chosen(
     Raises:
         RecipeError: vocabularies have to be aligned, and a model's cannot be read.
     """
-    folder = model_folder(words.path)
+    folder = model_folder(_place(words))
     asked = (
         recipe.tokenizer_source is not None or bool(recipe.tokens) or recipe.pad_to_multiple_of is not None
     )
     if not asked:
+        folder = model_folder(home.path)
         return Words(folder, {}, notes=_silent(home, [one for one in (base, *models) if one is not None]))
     if "tokenizer" in recipe.allow and not recipe.tokens and recipe.pad_to_multiple_of is None:
-        note = f"rows of embeddings keep their order of ids, and the tokenizer is that of {words.path}."
+        note = f"rows of embeddings keep their order of ids, and the tokenizer is that of {_place(words)}."
         return Words(folder, {}, notes=(note,))
     sources = [*([] if base is None else [base]), *models]
     if not any(rows_of(one) for one in sources):
@@ -101,7 +103,7 @@ class _Reader:
     based: bool
 
     def words_folder(self) -> Path:
-        folder = model_folder(self.words.path)
+        folder = model_folder(_place(self.words))
         if folder is None or not has_tokenizer(folder):
             raise self._refused(f"{self.words.path} has no tokenizer beside it")
         return folder
@@ -109,7 +111,7 @@ class _Reader:
     def made(self) -> Words:
         folder = self.words_folder()
         first = self._read(folder)
-        leaves = {leaf.path: leaf for one in self.sources for leaf in _leaves(one)}
+        leaves = {_place(leaf): leaf for one in self.sources for leaf in _leaves(one)}
         notes = []
         known: dict[Path, Tokens] = {}
         for path, leaf in leaves.items():
@@ -118,13 +120,13 @@ class _Reader:
                 notes.append(
                     f"{path} has no tokenizer: its rows are taken to mean what those of {self.home.path} mean."
                 )
-        home = model_folder(self.home.path)
+        home = model_folder(_place(self.home))
         default = self._read(home) if has_tokenizer(home) and home is not None else first
         for path, leaf in leaves.items():
             own = model_folder(path)
             point = leaf.kind == "point" and own is not None and has_tokenizer(own)
             known[path] = self._read(own) if point and own is not None else default
-        every = [known[self.home.path], *known.values()] if self.home.path in known else list(known.values())
+        every = [known[one] for one in (_place(self.home), *known) if one in known]
         extra = self._extra(folder, first, every, list(leaves))
         tokens = {**first, **{token: number for number, token in enumerate(extra, _next(first))}}
         rows = _padded(max(tokens.values(), default=-1) + 1, self.recipe.pad_to_multiple_of)
@@ -138,7 +140,7 @@ class _Reader:
         def own_tokens(place: int, name: str) -> Tokens:
             source = self.sources[place]
             leaf = source.parts[name][0] if isinstance(source, LayerView) and name in source.parts else source
-            return known[_leaves(leaf)[0].path]
+            return known[_place(_leaves(leaf)[0])]
 
         alignment = Alignment(tokens, rows, own_tokens, self.sources, self.based, self._donors())
         notes.append(
@@ -157,8 +159,8 @@ class _Reader:
         if 2 * len(strange) > len(tokens):
             raise RecipeError(
                 f"{self.recipe.place('tokenizer_source', 'tokenizer')}tokenizer_source: {len(strange)} of the "
-                f"{len(tokens)} tokens of {self.words.path} are in no model ({listed(map(repr, strange), 3)}): it is the "
-                "tokenizer of other models. Name the base's or a model's."
+                f"{len(tokens)} tokens of {_place(self.words)} are in no model ({listed(map(repr, strange), 3)}): it is "
+                "the tokenizer of other models. Name the base's or a model's."
             )
         if not strange:
             return []
@@ -166,7 +168,9 @@ class _Reader:
 
     def _named(self) -> str:
         source = self.recipe.tokenizer_source
-        return "the union of all vocabularies" if source == UNION else f"the tokenizer of {self.words.path}"
+        return (
+            "the union of all vocabularies" if source == UNION else f"the tokenizer of {_place(self.words)}"
+        )
 
     def _read(self, folder: Path) -> Tokens:
         found = vocabulary(folder)
@@ -216,7 +220,7 @@ class _Reader:
             )
         row = how.token_id
         if how.token is not None:
-            row = self._read(model_folder(_leaves(self.sources[place])[0].path) or Path()).get(how.token)
+            row = self._read(model_folder(_place(_leaves(self.sources[place])[0])) or Path()).get(how.token)
             if row is None:
                 raise RecipeError(
                     f"{self.recipe.place('tokens', 'tokenizer')}tokens: {how.source!r} has no token {how.token!r}."
@@ -234,6 +238,14 @@ def _is(source: Source, name: str) -> bool:
 def _leaves(source: Source) -> list[Source]:
     """The sources that a view is made of; any other source alone."""
     return list(source.sources) if isinstance(source, LayerView) else [source]
+
+
+def _place(source: Source) -> Path:
+    """Where a source's tokenizer is: beside the adapter that is added to a model, if it has one, else beside the model."""
+    while isinstance(source, SourceView):
+        source = source.inner
+    added = source.adapter.path if isinstance(source, SumSource) else None
+    return added if added is not None and added.is_dir() and has_tokenizer(added) else source.path
 
 
 def _next(tokens: Tokens) -> int:

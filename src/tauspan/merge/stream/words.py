@@ -241,7 +241,7 @@ def _leaves(source: Source) -> list[Source]:
 
 
 def _place(source: Source) -> Path:
-    """Where a source's tokenizer is: beside the adapter that is added to a model, if it has one, else beside the model."""
+    """Where a source's tokenizer is: beside the adapter that is added to a model if it has one, else beside the model."""
     while isinstance(source, SourceView):
         source = source.inner
     added = source.adapter.path if isinstance(source, SumSource) else None

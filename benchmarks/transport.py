@@ -30,6 +30,7 @@ TASKS = ("news_recreation", "movie_sentiment", "tweet_sentiment", "email_spam")
 OTHERS = ("news_computing", "news_science_society")
 READING = ts.Reading(batch_size=32, max_tokens=32)
 RATE = 2e-4
+LEAST = (0.3, 0.5, 0.6, 0.7, 0.8, 0.9)
 
 
 def settings(steps: int, seed: int, params: str = "last:2") -> ts.Settings:
@@ -102,6 +103,20 @@ def row(base: str, way: str, seeds: list[list[dict[str, float]]]) -> dict[str, A
     return cells
 
 
+def thresholds(found: dict[str, dict[str, list[list[dict[str, float]]]]]) -> list[dict[str, Any]]:
+    """How often the verdict would be right, had it another least cosine."""
+    every = [
+        one for ways in found.values() for seeds in ways.values() for seed in seeds for one in seed
+        if "cosine" in one
+    ]  # fmt: skip
+    kept = [one["gain"] >= one["best"] / 2 for one in every]
+    return [
+        {"from a cosine of": least, "right": sum((one["cosine"] >= least) == good for one, good in zip(every, kept, strict=True)),
+         "of": len(every), "carry over": sum(one["cosine"] >= least for one in every)}
+        for least in LEAST
+    ]  # fmt: skip
+
+
 def main(argv: list[str] | None = None) -> None:
     """Train, carry over, evaluate, and print a table."""
     parser = argparse.ArgumentParser(
@@ -135,6 +150,11 @@ def main(argv: list[str] | None = None) -> None:
         f"{options.seeds} seeds; least and most of a seed"
     )
     told(Table("Vectors on another base", rows, note), options.out, each=found)
+    print(
+        Table(
+            "Verdicts by the least cosine", thresholds(found), "all ways, bases, tasks and seeds"
+        ).to_markdown()
+    )
 
 
 if __name__ == "__main__":

@@ -110,11 +110,12 @@ def thresholds(found: dict[str, dict[str, list[list[dict[str, float]]]]]) -> lis
         if "cosine" in one
     ]  # fmt: skip
     kept = [one["gain"] >= one["best"] / 2 for one in every]
-    return [
-        {"from a cosine of": least, "right": sum((one["cosine"] >= least) == good for one, good in zip(every, kept, strict=True)),
-         "of": len(every), "carry over": sum(one["cosine"] >= least for one in every)}
-        for least in LEAST
-    ]  # fmt: skip
+    rows = []
+    for least in LEAST:
+        over = [one["cosine"] >= least for one in every]
+        right = sum(said == good for said, good in zip(over, kept, strict=True))
+        rows.append({"from a cosine of": least, "right": right, "of": len(every), "carry over": sum(over)})
+    return rows
 
 
 def main(argv: list[str] | None = None) -> None:

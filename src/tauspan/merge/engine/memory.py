@@ -15,7 +15,7 @@ from tauspan.merge.engine.engine import Account, Engine
 from tauspan.merge.engine.plugins import named
 from tauspan.merge.engine.settings import Settings, depths
 from tauspan.merge.methods.method import Block, Method, Need, Spec
-from tauspan.merge.methods.scope import Read, pieces, shaped, specs_of, stacked
+from tauspan.merge.methods.scope import Read, apart, pieces, shaped, specs_of, stacked
 from tauspan.models import stored_state
 from tauspan.vector import TaskVector
 
@@ -95,7 +95,7 @@ def merge(
     if "base" in chosen.needs and theta0 is None:
         raise UsageError(f"the method {chosen.name!r} needs the base: pass `base=`, the pre-trained model.")
     settings = Settings.of(chosen, options or {}, len(vectors))
-    labels = _apart([vector.label for vector in vectors])
+    labels = apart([vector.label for vector in vectors])
 
     places = depths(first.deltas)
     shapes = {name: delta.shape for name, delta in first.deltas.items()}
@@ -149,18 +149,6 @@ def _reader(
         )
 
     return read
-
-
-def _apart(labels: Sequence[str]) -> tuple[str, ...]:
-    """Labels that differ: they are the keys of random masks, so two vectors never share one."""
-    taken, made = set(labels), list[str]()
-    for label in labels:
-        name, number = label, 1
-        while name in made or (number > 1 and name in taken):
-            number += 1
-            name = f"{label}#{number}"
-        made.append(name)
-    return tuple(made)
 
 
 def _compatible(vectors: Sequence[TaskVector]) -> TaskVector:

@@ -273,3 +273,15 @@ class Blocks:
         bits = np.concatenate(parts, axis=1)
         ordered = np.sort(bits, axis=1)
         return {row: Sample(bits[row], places, ordered[row]) for row in rows}
+
+
+def apart(labels: Sequence[str]) -> tuple[str, ...]:
+    """Labels that differ: they are the keys of random masks, so two models never share one."""
+    taken, made = set(labels), list[str]()
+    for label in labels:
+        name, number = label, 1
+        while name in made or (number > 1 and name in taken):
+            number += 1
+            name = f"{label}#{number}"
+        made.append(name)
+    return tuple(made)

@@ -1,6 +1,5 @@
 """`Opened`: a recipe with its inputs opened, under the names of the output; no values are read."""
 
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +11,7 @@ from tauspan.core.errors import RecipeError
 from tauspan.merge.data.statistics_file import open_statistics, unfit
 from tauspan.merge.lora.adapters import AdapterSource, holds_whole
 from tauspan.merge.methods.method import Method, Need
+from tauspan.merge.methods.scope import apart
 from tauspan.merge.recipe.recipe import BASE, UNION, MergeRecipe
 from tauspan.merge.recipe.slices import LayerView, Stacked, sliced, stacked, views
 from tauspan.merge.sources.adapted import SumSource, adapted
@@ -218,14 +218,11 @@ def _names(*sources: Source | None) -> list[str]:
 
 
 def _apart(models: list[Source], recipe: MergeRecipe, access: Access) -> tuple[Source, ...]:
-    """The models with labels that differ: they are the keys of random masks, so two never share one."""
-    seen: Counter[str] = Counter()
-    for index, one in enumerate(recipe.models):
-        label = models[index].label
-        seen[label] += 1
-        if seen[label] > 1:
+    """The models with labels that differ."""
+    for index, label in enumerate(apart([one.label for one in models])):
+        if models[index].label != label:
             models[index].close()
-            models[index] = _opened(one.model, recipe, access, f"{label}#{seen[label]}")
+            models[index] = _opened(recipe.models[index].model, recipe, access, label)
     return tuple(models)
 
 

@@ -91,13 +91,12 @@ def factors(
     sides = [Jacobian.of(tangent, batches, reading.batch_size, outputs) for outputs in _outputs(probes, seed)]
     count = len(some.split("train"))
 
-    def passes() -> Iterator[tuple[Pieces, Counted]]:
+    def passes() -> Iterator[tuple[Pieces, AnyBatch]]:
         known: dict[Hashable, frozenset[int]] = {}
         with progress(f"factors of {task.name}", len(sides) * len(batches)) as advance:
             for side in sides:
                 for places, batch in side.parts():
-                    found = _recorded(side, places, batch, known)
-                    yield found, _counted(found, batch)
+                    yield _recorded(side, places, batch, known), batch
                     advance(1, "")
 
     blocks = KINDS[kind](passes, 1 / (count * len(sides)))
@@ -174,7 +173,7 @@ def _outputs(probes: int | None, seed: int) -> list[Outputs]:
 
 # -- forms ---------------------------------------------------------------------------------------------------
 
-Passes = Callable[[], Iterator[tuple[Pieces, Counted]]]
+Passes = Callable[[], Iterator[tuple[Pieces, AnyBatch]]]
 
 
 class _Sums(dict[str, dict[str, Tensor]]):
@@ -227,7 +226,8 @@ def _kronecker(
 ) -> dict[str, Block]:
     """Kronecker blocks of weights, and the exact or smallest block of other parameters."""
     sums, turned = _Sums(), set()
-    for found, counted in passes():
+    for found, batch in passes():
+        counted = _counted(found, batch)
         for name, piece in found.items():
             if isinstance(piece, Product):
                 sums.add(name, **weight(piece, _shares(piece, counted)))

@@ -139,9 +139,7 @@ def _matching(folder: Path, patterns: list[str] | tuple[str, ...]) -> Iterator[P
 
 def unread(folder: Path, read: Mapping[Path, Any]) -> str | None:
     """A message about weights in a folder that are not read; None if there are none."""
-    known = {
-        file.resolve() for file in read
-    }  # shards of an index are, and others have the path that was given
+    known = {file.resolve() for file in read}  # as shards of an index are already
     others = [
         file.name
         for file in sorted(folder.iterdir())

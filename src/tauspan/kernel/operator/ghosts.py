@@ -81,13 +81,12 @@ class Ghosts:
             return sorted(random.Random(self.seed).sample(present, self.rows))
         there = torch.zeros(kernel.samples, kernel.outputs, dtype=torch.float64)
         there[list(present)] = 1.0
-        seen = kernel if len(present) == kernel.samples else ScaledKernel(kernel, there.flatten())
-        most = min(len(present), self.rows) * kernel.outputs
-        entries = pivoted_cholesky(seen, min(kernel.shape[0], most), self.seed).landmarks
+        seen = ScaledKernel(kernel, there.flatten())  # an entry of 0 is never drawn
+        entries = pivoted_cholesky(seen, self.rows * kernel.outputs, self.seed).landmarks
         order = dict.fromkeys(
             entry // kernel.outputs for entry in entries
         )  # each row once, in the order of choice
-        return sorted([row for row in order if row in set(present)][: self.rows])
+        return sorted([*order][: self.rows])
 
     def words(self) -> dict[str, Any]:
         """For provenance."""

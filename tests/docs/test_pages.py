@@ -17,7 +17,7 @@ PAGES = [
 ]
 
 
-SHORT = ("ten-minutes", "coefficients")  # run in the slow set; all pages in the long one
+SHORT = ("ten-minutes",)  # run in the slow set; all pages in the long one
 
 
 @pytest.mark.slow

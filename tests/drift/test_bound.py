@@ -72,6 +72,7 @@ def test_with_few_landmarks_it_is_the_formula_of_the_power_function(choose, land
     assert found.looseness >= 1
 
 
+@pytest.mark.slow
 @pytest.mark.thinned(2)
 @pytest.mark.parametrize("precision", [torch.float32, torch.float64])
 def test_no_row_moves_farther_in_twenty_resamplings(precision):

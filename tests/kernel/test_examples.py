@@ -195,7 +195,7 @@ def test_long_prefixes_start_near_their_limit_and_elu_follows_none(capsys):
     assert "share of own tokens" in capsys.readouterr().out
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_an_analogy_of_labels_and_texts_is_measured_both_ways(capsys):
     toy = runpy.run_path(str(EXAMPLES / "analogy.py"))
     found = toy["main"](toy["SHORT"], seeds=1)
@@ -233,7 +233,7 @@ def test_two_starts_of_a_small_transformer_are_compared(capsys):
     assert "| probe |" in capsys.readouterr().out
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_representations_are_stitched_taken_apart_and_moved(capsys):
     found = example("representations")(short=True)
     heads = {row["head"]: float(row["classifier"]) for row in found.stitching}

@@ -171,6 +171,7 @@ def test_the_verdict_compares_with_the_memory() -> None:
     assert (tight.fits, tight.verdict) == (False, "does not fit: about 8.59 kB of 9 kB")
 
 
+@pytest.mark.thinned(2)
 @pytest.mark.parametrize("regime", runs.REGIMES)
 def test_what_would_make_it_fit_does(regime: Any) -> None:
     encoder, task = bert(24, 24, hidden_size=32, num_hidden_layers=4, intermediate_size=64, vocab_size=100)

@@ -3,7 +3,6 @@
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 from tauspan import store
 from tauspan.core.arguments import checked
@@ -11,7 +10,7 @@ from tauspan.core.errors import ModelError
 from tauspan.editing.model.edit_files import Base
 from tauspan.merge.recipe.towers import Towers
 from tauspan.merge.sources.source import config_of, model_folder
-from tauspan.merge.stream.depths import say_of_layers
+from tauspan.merge.stream.depths import count_layers
 from tauspan.merge.stream.plan import Plan
 from tauspan.merge.stream.words import Words
 from tauspan.models import folders
@@ -117,15 +116,11 @@ def change_depth(
 
 def _count_layers(folder: Path, towers: Towers, view: Deepened) -> list[str]:
     """Write the new number of layers, and what is said of each, into the configuration; what it could not follow."""
-    file, notes = folders.main_folder(folder) / "config.json", list[str]()
+    file = folders.main_folder(folder) / "config.json"
     if not file.is_file():
-        return notes
+        return []
     content = store.read_json(file)
-    for *above, key in towers.keys(view.stack, content):
-        inner: dict[str, Any] = content
-        for step in above:
-            inner = inner[step]
-        inner[key] = len(view.layers.rows)
-        notes += say_of_layers(inner, [row[0][0] for row in view.layers.rows], view.layers.depth, file.name)
+    old = [row[0][0] for row in view.layers.rows]
+    notes = count_layers(content, towers.keys(view.stack, content), old, view.layers.depth, file.name)
     store.write_json(file, content)
     return notes

@@ -68,6 +68,29 @@ def _of_new_layers(name: str, said: list[Any], old: Sequence[int], depth: int) -
     return [said[one] for one in old] if len(said) == depth else None
 
 
+def count_layers(
+    config: dict[str, Any], places: Sequence[Sequence[str]], old: Sequence[int], depth: int, file: str
+) -> list[str]:
+    """Write the new number of layers into a configuration, in place, and what it says of each; notes, as `say_of_layers`.
+
+    Args:
+        config: the whole configuration.
+        places: the keys that lead to each number of these layers; see `Towers.keys`.
+        old: the layer that each new one is made of.
+        depth: how many layers there were.
+        file: its name, for the notes.
+    """
+    notes = []
+    for *above, key in places:
+        inner = config
+        for step in above:
+            inner = inner[step]
+        inner[key] = len(old)
+        if list(old) != list(range(depth)):
+            notes += say_of_layers(inner, old, depth, file)
+    return notes
+
+
 def with_layers(config: Mapping[str, Any], stacked: Stacked, where: Path) -> tuple[dict[str, Any], list[str]]:
     """A configuration with the slices' layers, also in the parts of a composite model; and notes.
 
@@ -89,14 +112,7 @@ def with_layers(config: Mapping[str, Any], stacked: Stacked, where: Path) -> tup
                 f"config.json of {where} does not say that {group.stack!r} has {had} layers, so the number of layers of "
                 f"the slices, {group.count}, cannot be written. Merge it with `models` instead."
             )
-        old = _places(group, had)
-        for *above, key in found:
-            inner = changed
-            for step in above:
-                inner = inner[step]
-            inner[key] = group.count
-            if old != list(range(had)):
-                notes += say_of_layers(inner, old, had, "config.json")
+        notes += count_layers(changed, found, _places(group, had), had, "config.json")
     return changed, notes
 
 

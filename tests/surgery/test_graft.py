@@ -1,8 +1,9 @@
 """Models with another vocabulary: files, bits, resuming, cards, vectors and adapters that move, and the program."""
 
 import json
-import os
 import shutil
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,6 @@ from tauspan.core.report import Report
 from tauspan.editing.model.edit_files import Base
 from tauspan.merge import AdapterSource, doctor, merge, reproduce, save_adapter
 from tauspan.merge.lora.lowrank import LowRank, Term
-from tauspan.merge.stream import stream
 from tauspan.models.extras import quiet
 from tauspan.store import Checkpoint, read_json, write_tensors
 from tauspan.surgery import (
@@ -151,23 +151,27 @@ def test_bytes_that_are_no_text_are_made_of_bytes_or_the_mean(place: Path, tmp_p
 # -- resuming, plans and cards ---------------------------------------------------------------------------------------
 
 
-def test_a_killed_graft_goes_on_to_the_same_bytes(
-    place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+KILLED = """
+import os, sys
+from tauspan.merge.stream import stream
+from tauspan.surgery import Filling, Running, graft
+
+stream.FLUSH, add = 0.0, stream.Journal.add
+
+def killed(journal, finished):
+    add(journal, finished)
+    os._exit(9)
+
+stream.Journal.add = killed
+model, tokenizer, out = sys.argv[1:]
+graft(model, tokenizer, out, Filling(how="mean"), running=Running(workers=1))
+"""
+
+
+def test_a_killed_graft_goes_on_to_the_same_bytes(place: Path, tmp_path: Path) -> None:
     whole = graft(place / "bert", place / "new", tmp_path / "whole", MEAN)
-    monkeypatch.setattr(stream, "FLUSH", 0.0)
-    child = os.fork()
-    if not child:
-        add = stream.Journal.add
-
-        def killed(journal: Any, finished: Any) -> None:
-            add(journal, finished)
-            os._exit(9)
-
-        stream.Journal.add = killed  # type: ignore[method-assign]
-        graft(place / "bert", place / "new", tmp_path / "out", MEAN, running=Running(workers=1))
-        os._exit(0)
-    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 9
+    arguments = [place / "bert", place / "new", tmp_path / "out"]
+    assert subprocess.run([sys.executable, "-c", KILLED, *arguments], check=False).returncode == 9
     assert not (tmp_path / "out").exists()
     with pytest.raises(StoreError, match="unfinished merge"):
         graft(place / "bert", place / "new", tmp_path / "out", MEAN)

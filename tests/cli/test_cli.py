@@ -109,6 +109,11 @@ def test_a_vector_is_trained_inspected_combined_applied_and_evaluated(
     assert set(by_vector["result"]["accuracy"]) == {"two"}
     added = fact("edit add {model} {one}={out}/one {two}={out}/two --grid 0,1 --out {out}/added")
     assert added["result"]["alpha"] in (0.0, 1.0)
+    of_vector, of_model = (
+        fact(f"edit add {{model}} {{one}}={{out}}/{name} --grid 0,1 --out {{out}}/of-{name}")["result"]
+        for name in ("half", "edited")
+    )
+    assert of_model == of_vector, "a fine-tuned model in the place of its vector"
     gone = fact("edit negate {model} {one}={out}/one {two} --grid 0,1 --out {out}/gone --regime posthoc")
     assert gone["result"]["regime"] == "posthoc"
     for name, report in (("added", added), ("gone", gone)):

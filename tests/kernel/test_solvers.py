@@ -108,20 +108,42 @@ def test_equal_errors_choose_the_shorter_vector():
 
 
 def test_the_usual_grid_goes_on_where_the_least_error_lies_beyond_it():
-    """Labels that five features give want the least ridge there is; what every other row gets wrong, the largest."""
-    exact = tangents(30, 1, 5)
-    wrong = DenseKernel(torch.ones(100, 100).double()), torch.tensor([1.0, -1.0]).double().repeat(50)
-    for kernel, y in ((exact, exact.wide @ zoo.normal(5, seed=2)), wrong):
-        mean = float(kernel.dense().diagonal().mean())
+    """Labels that five features give want the least ridge there is."""
+    kernel = tangents(30, 1, 5)
+    y = kernel.wide @ zoo.normal(5, seed=2)
+    choice = choose_ridge(kernel, y)
+    assert len(choice.grid) > 17
+    assert list(choice.grid) == sorted(choice.grid)
+    assert choice.errors[list(choice.grid).index(choice.ridge)] == min(choice.errors) < 1e-16
+    assert choice.ridge < 1e-6 * float(kernel.dense().diagonal().mean())
+    given = list(choice.grid)[1:4]
+    with pytest.warns(RuntimeWarning, match="an end of its grid"):
+        assert choose_ridge(kernel, y, given).at_edge
+
+
+def test_where_no_row_helps_another_the_largest_ridge_is_chosen_and_that_is_said():
+    kernel, y = DenseKernel(torch.ones(100, 100).double()), torch.tensor([1.0, -1.0]).double().repeat(50)
+    with pytest.warns(RuntimeWarning, match="no row helps to predict another"):
         choice = choose_ridge(kernel, y)
-        assert len(choice.grid) > 17
-        assert list(choice.grid) == sorted(choice.grid)
-        assert choice.errors[list(choice.grid).index(choice.ridge)] == min(choice.errors)
-        assert not choice.at_edge
-        assert not 1e-6 * mean <= choice.ridge <= 1e2 * mean
-        given = sorted(choice.grid, key=lambda ridge: abs(math.log(ridge / choice.ridge)))[1:4]
-        with pytest.warns(RuntimeWarning, match="an end of its grid"):
-            assert choose_ridge(kernel, y, given).at_edge
+    assert choice.at_edge
+    assert choice.ridge == max(choice.grid) >= 10 * 100
+
+
+def test_one_column_in_other_units_does_not_hide_the_least_error():
+    """Its eigenvalue alone sets the mean; the ridge that the others need is ten decades below."""
+    x = zoo.normal(60, 5)
+    for factor, least in ((1e3, 1e-6), (1e6, None)):
+        scaled = x * torch.tensor([1.0, 1.0, 1.0, 1.0, factor])
+        kernel, y = DenseKernel(scaled @ scaled.T), x @ torch.tensor([1.0, -2.0, 1.0, 0.5, 0.0]).double()
+        if least is None:
+            with pytest.warns(
+                RuntimeWarning, match="too far apart for float64.*one scale, or give a grid .* such as"
+            ):
+                choice = choose_ridge(kernel, y)
+        else:
+            choice = choose_ridge(kernel, y)
+        assert min(choice.errors) < (least or 1e-1)
+        assert choice.ridge < 1e-6 * float(kernel.dense().diagonal().mean())
 
 
 def test_a_singular_system_names_the_duplicates_the_eigenvalue_and_the_repair():

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from tauspan.cli import shared as commands
 from tauspan.cli.fields import add_fields
 from tauspan.cli.shared import (
+    PAIR,
     Verb,
     add_passes,
     add_regime,
@@ -39,9 +40,7 @@ def add(verbs: Any, verb: Verb) -> None:
     made.add_argument(
         "model", metavar="RUN | MODEL", help=f"the folder of a finished run; or {commands.MODEL}"
     )
-    made.add_argument(
-        "pairs", nargs="*", metavar="TASK=VECTOR", help="a task and its vector's file or folder"
-    )
+    made.add_argument("pairs", nargs="*", metavar="TASK=VECTOR", help=PAIR)
     made.add_argument(
         "-o", "--out", metavar="FILE", help="the page (default: desk.html, of a run inside its folder)"
     )
@@ -80,7 +79,7 @@ def _of_pairs(options: argparse.Namespace) -> "tuple[Desk, Path]":
     from tauspan.editing import Editor
 
     place = _free(options, Path("desk.html"))
-    vectors = pairs_of(options.pairs, None)
+    vectors = pairs_of(options.pairs, None, options.model)
     files: dict[str, str | Path] = dict(
         zip((task.name for task in vectors), (pair.partition("=")[2] for pair in options.pairs), strict=True)
     )

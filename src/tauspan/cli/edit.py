@@ -159,14 +159,12 @@ def _add_forecast(verbs: Any, verb: Verb) -> argparse.ArgumentParser:
 
 def _add_pairs(made: argparse.ArgumentParser) -> None:
     made.add_argument("model", help=commands.MODEL)
-    made.add_argument(
-        "pairs", nargs="+", metavar="TASK=VECTOR", help="a task and its vector's file or folder"
-    )
+    made.add_argument("pairs", nargs="+", metavar="TASK=VECTOR", help=commands.PAIR)
 
 
 def _add_target(made: argparse.ArgumentParser) -> None:
     made.add_argument("model", help=commands.MODEL)
-    made.add_argument("pair", metavar="TASK=VECTOR", help="the task to forget and its vector")
+    made.add_argument("pair", metavar="TASK=VECTOR", help=f"what to forget; {commands.PAIR}")
     made.add_argument("controls", nargs="+", metavar="CONTROL", help="tasks to keep")
     made.add_argument("--floor", type=float, default=0.95, help="share of control accuracy to keep")
 
@@ -197,7 +195,7 @@ def edit_add(options: argparse.Namespace) -> None:
     from tauspan.editing import Editor
 
     _require_free(options)
-    pairs = pairs_of(options.pairs, options.rows)
+    pairs = pairs_of(options.pairs, options.rows, options.model)
     editor = Editor(encoder_of(options), pairs, options.regime, reading=reading(options), ahead=False)
     _combined(editor.add(grid=_grid(options.grid), guided=options.guided), options)
 
@@ -207,7 +205,7 @@ def edit_subsets(options: argparse.Namespace) -> None:
     from tauspan.editing import Editor
 
     _require_free(options)
-    pairs = pairs_of(options.pairs, options.rows)
+    pairs = pairs_of(options.pairs, options.rows, options.model)
     editor = Editor(encoder_of(options), pairs, options.regime, reading=reading(options))
     _combined(editor.subsets(floor=options.floor, seed=options.seed or 0), options)
 
@@ -216,7 +214,7 @@ def forecast(options: argparse.Namespace) -> None:
     """Forecast what each vector takes from the tasks of the others, and say how often such forecasts were right."""
     from tauspan.editing import Editor
 
-    pairs = pairs_of(options.pairs, options.rows)
+    pairs = pairs_of(options.pairs, options.rows, options.model)
     editor = Editor(encoder_of(options), pairs, options.regime, reading=reading(options))
     found = editor.forecast(measured=options.measured, level=options.level, seed=options.seed or 0)
     write_report(found.report(), options)
@@ -224,7 +222,7 @@ def forecast(options: argparse.Namespace) -> None:
 
 def _target(options: argparse.Namespace) -> "tuple[Task, TaskVector, list[Task]]":
     """The task to forget, its vector, and the controls."""
-    task, vector = pair_of(options.pair, options.rows)
+    task, vector = pair_of(options.pair, options.rows, options.model)
     controls = [task_of(name, options.rows) for name in options.controls]
     if task.name in {control.name for control in controls}:
         raise UsageError(f"{task.name!r} is the target and cannot be its own control.")
@@ -249,7 +247,7 @@ def edit_solve(options: argparse.Namespace) -> None:
 
     _require_free(options)
     pairs, bounds = (
-        pairs_of(options.pairs, options.rows),
+        pairs_of(options.pairs, options.rows, options.model),
         None if options.unbounded else tuple(options.bounds),
     )
     found = coefficients(
@@ -300,7 +298,7 @@ def disentangle(options: argparse.Namespace) -> None:
 
     grid = GRID if options.grid is None else _grid(options.grid)
     found = disentanglement(
-        encoder_of(options), pairs_of(options.pairs, options.rows), options.regime, grid=grid,
+        encoder_of(options), pairs_of(options.pairs, options.rows, options.model), options.regime, grid=grid,
         box=tuple(options.box), distance=options.distance, split=options.split, reading=reading(options),
     )  # fmt: skip
     write_report(found.report(), options)

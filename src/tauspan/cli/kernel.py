@@ -42,9 +42,7 @@ def add(verbs: Any, verb: Verb) -> None:
         diagnose,
     )
     told.add_argument("model", help=commands.MODEL)
-    told.add_argument(
-        "pairs", nargs="+", metavar="TASK=VECTOR", help="a task and its vector's file or folder"
-    )
+    told.add_argument("pairs", nargs="+", metavar="TASK=VECTOR", help=commands.PAIR)
     told.add_argument(
         "--eigenfunctions",
         default="10",
@@ -142,7 +140,7 @@ def diagnose(options: argparse.Namespace) -> None:
     """Report what the tangent kernels say about some tasks and their vectors."""
     from tauspan.kernel.diagnose import diagnose as examine
 
-    which, pairs = _which(options.eigenfunctions), commands.pairs_of(options.pairs, None)
+    which, pairs = _which(options.eigenfunctions), commands.pairs_of(options.pairs, None, options.model)
     found = examine(commands.encoder_of(options), pairs, which=which, **_shared(options))
     commands.write_report(found.report(), options)
 

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from tauspan.vector import TaskVector
 
 MODEL = "minilm, a directory or a hub id"
+PAIR = "a task and its vector: a vector's file or folder, or the folder of a model or adapter that was fine-tuned for it"
 TASK = "a shipped task, a data set of the catalog, or a directory with card.json"
 PARAMS = "what moves: all, attention, last:K (the last K blocks) or a pattern of names"
 Verb: TypeAlias = Callable[
@@ -184,17 +185,31 @@ def assigned(texts: Sequence[str] | None, form: str) -> dict[str, str]:
     return found
 
 
-def pair_of(text: str, rows: int | None) -> "tuple[Task, TaskVector]":
-    """A task with its vector from TASK=VECTOR."""
+def _moved_from(base: str, path: str, label: str) -> "TaskVector":
+    """The task vector in a file or folder, or of a folder's fine-tuned model or adapter, which starts from `base`."""
+    from tauspan.merge.sources.opening import adapter_folder
+    from tauspan.merge.stream.adapter_vector import adapter_vector
+    from tauspan.vector import TaskVector, vector_file
+
+    folder = Path(path)
+    if not folder.is_dir() or vector_file(path).exists():
+        return vector_of(path)
+    if adapter_folder(folder):
+        return adapter_vector(path, base, label=label)
+    return TaskVector.from_checkpoints(base, path, label=label)
+
+
+def pair_of(text: str, rows: int | None, base: str) -> "tuple[Task, TaskVector]":
+    """A task with its vector from TASK=VECTOR, where VECTOR may also be a model or an adapter that starts from `base`."""
     name, equals, path = text.partition("=")
     if not equals:
         raise UsageError(f"{text!r} must be TASK=VECTOR, for example email_spam=out/spam/vector.safetensors.")
-    return task_of(name, rows), vector_of(path)
+    return task_of(name, rows), _moved_from(base, path, name)
 
 
-def pairs_of(texts: list[str], rows: int | None) -> "dict[Task, TaskVector]":
-    """Tasks with their vectors from TASK=VECTOR, with at most `rows` rows of each split."""
-    pairs = dict(pair_of(text, rows) for text in texts)
+def pairs_of(texts: list[str], rows: int | None, base: str) -> "dict[Task, TaskVector]":
+    """Tasks with their vectors, each as `pair_of` reads it, with at most `rows` rows of each split."""
+    pairs = dict(pair_of(text, rows, base) for text in texts)
     if len({task.name for task in pairs}) < len(pairs):
         raise DataError("a task stands twice among the pairs; give each task one vector.")
     return pairs

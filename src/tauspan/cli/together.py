@@ -70,9 +70,7 @@ def add(verbs: Any, verb: Verb) -> None:
         untangle,
     )  # fmt: skip
     untangled.add_argument("model", help=commands.MODEL)
-    untangled.add_argument(
-        "pairs", nargs="+", metavar="TASK=VECTOR", help="a task and its vector's file or folder"
-    )
+    untangled.add_argument("pairs", nargs="+", metavar="TASK=VECTOR", help=commands.PAIR)
     untangled.add_argument(
         "--per", choices=("task", "layer"), default="task", help="what has a coefficient of its own"
     )
@@ -113,7 +111,7 @@ def untangle(options: argparse.Namespace) -> None:
     """Combine given vectors so that each keeps its own task and moves the others less."""
     from tauspan.editing import Editor
 
-    pairs = pairs_of(options.pairs, options.rows)
+    pairs = pairs_of(options.pairs, options.rows, options.model)
     _require_free([task.name for task in pairs], options)
     editor = Editor(encoder_of(options), pairs, options.regime, reading=reading(options))
     found = editor.untangle(per=options.per, weight=options.weight, split=options.split)

@@ -1,5 +1,6 @@
 """Kernel ridge regression: alpha by Cholesky, leave-one-out residuals in closed form, and the ridge they choose."""
 
+import math
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -17,9 +18,10 @@ from tauspan.kernel.solvers.kronecker import KroneckerKernel
 from tauspan.kernel.solvers.solution import DualSolution, cholesky, matrix_of, rounding_floor, vector_for
 
 _HALF = 10.0**0.5
-_DECADES = [_HALF**half for half in range(-12, 5)]
-_BEYOND = 16  # half decades, as long as the error falls
+_LEAST, _MOST = -12, 4  # half decades of the mean eigenvalue that are tried in any case
+_BEYOND = 16  # half decades beyond the spectrum, as long as the error falls
 _FLAT = 1e-3  # an error that falls by a smaller share has settled
+_SOLVED = 1e-6  # the share of the largest error below which a still smaller one is of no use
 
 
 @checked
@@ -168,8 +170,8 @@ class RidgeChoice:
         ridge: the choice; the larger one of equals, which gives the shorter vector.
         grid: what was tried, in increasing order.
         errors: mean over rows of |y_n - f_{without n}(x_n)|^2, one for each.
-        at_edge: whether the choice is the grid's first or last value, and a wider grid may hold a better one. A warning
-            says so.
+        at_edge: whether the choice is the first or the last of what was tried. A warning says so where a wider grid may
+            hold a better one, and where the ridge is so large that the fit is almost 0.
     """
 
     ridge: float
@@ -186,7 +188,8 @@ def choose_ridge(kernel: Kernel, residual: Tensor, grid: Sequence[float] | None 
         kernel: symmetric, over the training rows.
         residual: r = y - f0, shape (N O) or (N, O).
         grid: ridges above 0; None takes half decades from 1e-6 to 1e2 of K's mean eigenvalue over the rows that are not
-            0, and further ones beyond an end, up to eight decades, as long as the error falls there.
+            0, and as many more as the spectrum needs: down to a tenth of the smallest eigenvalue that is not rounding, up
+            to ten times the largest. Beyond an end up to eight decades follow, as long as the error falls there.
 
     Raises:
         UsageError: one row only, an empty grid, or a ridge of 0 or less in it.
@@ -205,28 +208,31 @@ def choose_ridge(kernel: Kernel, residual: Tensor, grid: Sequence[float] | None 
     flat = vector_for(kernel, residual, "the residual y - f0")
     _require_rows(kernel)
     values, error = _left_out_of(kernel, flat)
-    ridges = grid
-    if ridges is None:
-        ridges = [factor * _middle(kernel, values) for factor in _DECADES]
+    ridges = _usual(kernel, values) if grid is None else grid
     if not ridges:
         raise UsageError("the grid of ridges is empty: give numbers above 0, or None for the usual one.")
     for ridge in ridges:
         require_ridge(ridge)
     errors = {ridge: error(ridge) for ridge in map(float, ridges)}
     if grid is None:
-        beyond = _extended(errors, error, 10 * rounding_floor(values))
-    else:
-        beyond = _best_and_next(errors)[1] if len(errors) > 1 else None  # one value is no choice
-    best, _ = _best_and_next(errors)
-    if beyond is not None:
-        warnings.warn(
-            f"leave-one-out chose ridge {best:g}, an end of its grid ({min(errors):g} to {max(errors):g}, {len(errors)} "
-            f"values), and its error may still fall beyond: give a grid that goes on, such as {beyond:g}.",
-            RuntimeWarning,
-            stacklevel=2,
-        )
+        _extend(errors, error, 10 * rounding_floor(values))
+    best, beyond = _best_and_next(errors)
+    if beyond is not None and len(errors) > 1:  # one value is no choice
+        doubt = _doubt(best, beyond, errors) if grid is None else _given_doubt(beyond, errors)
+        if doubt:
+            warnings.warn(f"leave-one-out chose ridge {best:g}, {doubt}", RuntimeWarning, stacklevel=2)
     tried = sorted(errors)
-    return RidgeChoice(best, tried, [errors[ridge] for ridge in tried], beyond is not None)
+    return RidgeChoice(best, tried, [errors[ridge] for ridge in tried], beyond is not None and len(tried) > 1)
+
+
+def _usual(kernel: Kernel, values: Tensor) -> list[float]:
+    """Half decades around the mean eigenvalue that reach beyond the spectrum, where the error settles."""
+    middle, floor = _middle(kernel, values), 10 * rounding_floor(values)
+    real = values[values > floor]
+    least, most = (float(real.min()) / 10, float(real.max()) * 10) if len(real) else (middle, middle)
+    first = min(_LEAST, math.floor(math.log(max(least, floor) / middle, _HALF)))
+    last = max(_MOST, math.ceil(math.log(most / middle, _HALF)))
+    return [middle * _HALF**half for half in range(first, last + 1)]
 
 
 def _middle(kernel: Kernel, values: Tensor) -> float:
@@ -257,18 +263,39 @@ def _best_and_next(errors: Mapping[float, float]) -> tuple[float, float | None]:
     return best, best / _HALF if best == min(errors) else None
 
 
-def _extended(errors: dict[float, float], error: Callable[[float], float], least: float) -> float | None:
-    """Add ridges beyond the end at which the least error lies, until it settles or rounding begins (`least`).
-
-    Returns:
-        Where the error may fall further, if it may.
-    """
+def _extend(errors: dict[float, float], error: Callable[[float], float], least: float) -> None:
+    """Add ridges beyond the end at which the least error lies, until it settles or rounding begins (`least`)."""
     for _ in range(_BEYOND):
         best, beyond = _best_and_next(errors)
         if beyond is None or beyond < least:
-            return None
+            return
         found = error(beyond)
         if not found < (1 - _FLAT) * errors[best]:  # settled, or NaN where nothing but rounding is left
-            return None
+            return
         errors[beyond] = found
-    return _best_and_next(errors)[1]
+
+
+def _given_doubt(beyond: float, errors: Mapping[float, float]) -> str:
+    """What is to be said of an end of a grid that was given."""
+    return (
+        f"an end of its grid ({min(errors):g} to {max(errors):g}, {len(errors)} values), and its error may still fall "
+        f"beyond: give a grid that goes on, such as {beyond:g}."
+    )
+
+
+def _doubt(best: float, beyond: float, errors: Mapping[float, float]) -> str:
+    """What is to be said of an end of the usual grid, which reaches beyond the spectrum; nothing where none is better."""
+    if errors[best] == 0:
+        return ""
+    if beyond > best:
+        return (
+            "the largest that was tried and far above all eigenvalues, so that the fit is almost 0: no row helps to "
+            "predict another one. Check the targets, or give a ridge."
+        )
+    falling = errors[best] < (1 - _FLAT) * errors[sorted(errors)[1]]
+    if falling and errors[best] > _SOLVED * max(errors.values()):
+        return (
+            f"the least that rounding allows, and its error still falls there (to {errors[best]:g}): the eigenvalues are "
+            f"too far apart for float64. Bring the inputs to one scale, or give a grid that goes on, such as {beyond:g}."
+        )
+    return ""

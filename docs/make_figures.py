@@ -20,23 +20,27 @@ import tauspan
 from tauspan import store
 from tauspan.core.figures import rendered
 from tauspan.experiments.run import Addition
+from tauspan.experiments.run.made import Made
 
 DOCS = Path(__file__).resolve().parent
 PICTURES = {  # where it goes below docs: from which report, which of its pictures
     "figures/text7-addition": ("reproduce-text7", "addition"),
+    "figures/demo-alpha": ("demo", "alpha-addition"),
     "figures/demo-xi": ("demo", "xi-movie_sentiment-debian_section"),
     "results/grokking/trajectory": ("grokking", "trajectory"),
+    "figures/made-to-add": ("made-to-add", "made"),
     "figures/starts": ("spectral-bottleneck", "starts"),
     "results/reproduce-text7/xi-drift": ("reproduce-text7", "xi-drift-movie_sentiment-debian_section"),
 }
 
 
 def read(name: str) -> tauspan.Report:
-    """A report of docs/results, with the bars of its addition, which older reports do not hold."""
+    """A report of docs/results, with the pictures of its parts, which older reports do not hold."""
     report = tauspan.Report.from_json((DOCS / "results" / name / "report.json").read_text(encoding="utf-8"))
-    if any(one["kind"] == "bars" for one in report.series):
+    if any(one["kind"] in ("bars", "ways") for one in report.series):
         return report
-    return dataclasses.replace(report, series=[*report.series, *Addition().pictures(report.result)])
+    drawn = [one for part in (Addition(), Made()) for one in part.pictures(report.result)]
+    return dataclasses.replace(report, series=[*report.series, *drawn])
 
 
 def numbers(name: str) -> dict:

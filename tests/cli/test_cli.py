@@ -114,6 +114,10 @@ def test_a_vector_is_trained_inspected_combined_applied_and_evaluated(
         for name in ("half", "edited")
     )
     assert of_model == of_vector, "a fine-tuned model in the place of its vector"
+    apart = fact(
+        "edit add {model} {one}={out}/one {two}={out}/two --untangle layer --regime standard --grid 0,1 --out {out}/apart"
+    )
+    assert apart["result"]["alpha"] in (0.0, 1.0)
     gone = fact("edit negate {model} {one}={out}/one {two} --grid 0,1 --out {out}/gone --regime posthoc")
     assert gone["result"]["regime"] == "posthoc"
     for name, report in (("added", added), ("gone", gone)):

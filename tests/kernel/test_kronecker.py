@@ -57,7 +57,9 @@ def test_everything_is_that_of_the_whole_matrix(rows: int, outputs: int, seed: i
 
 
 def test_leave_one_out_chooses_as_on_the_whole_matrix() -> None:
-    kernel, residual = product(7, 3), normal(7, 3, seed=5).double()
+    kernel = product(7, 3)
+    learnt = kernel @ normal(21, seed=5).double()
+    residual = (learnt + 0.3 * learnt.std() * normal(21, seed=6).double()).view(7, 3)
     one = choose_ridge(kernel, residual)
     other = choose_ridge(DenseKernel(kernel.dense(), 3), residual)
     torch.testing.assert_close(torch.tensor(one.errors), torch.tensor(other.errors), rtol=1e-8, atol=0)

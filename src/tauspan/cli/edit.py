@@ -59,6 +59,11 @@ def _add_searches(edit: Any, verb: Verb) -> list[argparse.ArgumentParser]:
         "read between every fourth point only rows whose class changes (rows) (default: every point of the grid is "
         "evaluated)",
     )  # fmt: skip
+    added.add_argument(
+        "--untangle", choices=("task", "layer"),
+        help="first make new vectors of them that move one another's tasks less, with a coefficient for each vector or "
+        "layer; see tauspan untangle",
+    )  # fmt: skip
     _add_target(negated)
     which = verb(edit, "subsets", "which vectors to add, and what each is worth to each task", edit_subsets)
     _add_pairs(which)
@@ -197,6 +202,10 @@ def edit_add(options: argparse.Namespace) -> None:
     _require_free(options)
     pairs = pairs_of(options.pairs, options.rows, options.model)
     editor = Editor(encoder_of(options), pairs, options.regime, reading=reading(options), ahead=False)
+    if options.untangle:
+        found = editor.untangle(per=options.untangle)
+        commands.say(found.report().verdict, options)
+        editor = Editor(editor.encoder, found.vectors, options.regime, reading=reading(options), ahead=False)
     _combined(editor.add(grid=_grid(options.grid), guided=options.guided), options)
 
 

@@ -13,6 +13,7 @@ from tauspan.core.figures.picture import Drawing, Figures, Format, Picture, each
 from tauspan.core.figures.spectra import energies, linearity, spectra, titled_common, widths
 from tauspan.core.figures.starts import starts
 from tauspan.core.figures.style import REGIMES, WIDTH, Series
+from tauspan.core.figures.ways import ways
 
 PICTURES: Mapping[str, Picture] = {
     "bars": Picture(bars, lambda members: (len(members), 1), width=WIDTH, share=False, height=2.7),
@@ -37,6 +38,7 @@ PICTURES: Mapping[str, Picture] = {
         share=False,
         height=3.2,
     ),
+    "ways": Picture(ways, lambda members: (1, len(members)), width=WIDTH, share=False, height=4.6),
 }
 
 __all__ = [

@@ -129,6 +129,14 @@ class Made(Part):
 
         return Work(self, run, which.about[0], which.seed).found()
 
+    def pictures(self, result: Mapping[str, Any]) -> Sequence[dict[str, Any]]:
+        """What each way gives alone and added."""
+        if not result.get("made"):
+            return ()
+        from tauspan.experiments.run.made_tables import picture
+
+        return [picture(result["made"])]
+
     def findings(self, run: "RunContext") -> Findings:
         """The tables of the comparison, and every number by way and seed."""
         from tauspan.experiments.run.made_tables import tables

@@ -129,6 +129,26 @@ def _costs(words: str, done: Done) -> Table:
     return Table("Choices and cost", rows, note)
 
 
+def picture(made: Mapping[str, Sequence[Found]]) -> dict[str, Any]:
+    """What each way's vectors do alone and added, with joint training and the pre-trained model as references."""
+    first = next(iter(made.values()))
+    seeds = "one seed" if len(first) == 1 else f"{len(first)} seeds"
+    added = {name: [_mean(_accuracy(one["bits"]["sum"])) for one in found] for name, found in made.items()}
+    references = {
+        name: sum(values) / len(values) for name, values in added.items() if "xi" not in made[name][0]
+    }
+    return {
+        "kind": "ways", "group": "made", "title": f"Ways to make vectors that are added, {seeds}",
+        "measure": "test accuracy, mean over tasks",
+        "references": {**references, "pre-trained": _mean(first[0]["zero shot"])},
+        "rows": {
+            name: {"single": [_mean(_accuracy(one["bits"]["single"])) for one in found], "sum": added[name]}
+            for name, found in made.items()
+            if name not in references
+        },
+    }  # fmt: skip
+
+
 def _accuracy(right: Sequence[str]) -> list[float]:
     return [float(bits(text).mean()) for text in right]
 

@@ -377,6 +377,52 @@ def test_merged_factors_are_means_and_cross_terms(kind):
     assert float(merged([several[0]]).drift(direction(model))) == float(several[0].drift(direction(model)))
 
 
+def named(found, name):
+    """The same factors, as if they were of another task."""
+    return dataclasses.replace(found, facts={**found.facts, "tasks": [{"name": name, "checksum": name * 16}]})
+
+
+@pytest.mark.parametrize("kind", ["expand", "reduce", "diagonal", "thin"])
+def test_merging_is_associative(kind, tmp_path):
+    """Against the mean of each tensor over the tasks, in any order of merging; by a file in between too."""
+    model, tau = encoder(), direction(encoder())
+    several = [factors(model, task(name), "reduce" if kind == "thin" else kind) for name in "abcd"]
+    if kind == "thin":
+        several = [compressed(one, 1.0) for one in several]
+    a, b, c, d = several
+    pair = Factors.load(merged([a, b]).save(tmp_path / "pair"))
+    nested = [merged([pair, c, d]), merged([a, merged([b, merged([c, d])])]), merged([pair, merged([c, d])])]
+    if kind != "thin":
+        for name, block in merged(several).blocks.items():
+            for field, tensor in block.tensors().items():
+                wanted = torch.stack([one.blocks[name].tensors()[field] for one in several]).mean(0)
+                torch.testing.assert_close(tensor, wanted)
+    for one in nested:
+        close(one.drift(tau), merged(several).drift(tau), 1e-5 if kind == "thin" else 1e-10)
+        assert one.facts == {**merged(several).facts}
+        assert one.facts["merged"] == one.count == 4
+
+
+def test_merged_eigenvectors_are_the_first_ones_however_many_sets_came_before():
+    model, tau = encoder(), direction(encoder())
+    a, b, c = (factors(model, task(name), "ekfac") for name in "abc")
+    close(merged([merged([a, b]), c]).drift(tau), merged([a, b, c]).drift(tau))
+    behind = merged([a, merged([b, c])])
+    assert abs(float(behind.drift(tau) / merged([a, b, c]).drift(tau)) - 1) > 1e-6  # what cannot be
+    for name, block in merged([a, b, c]).blocks.items():
+        if hasattr(block, "scale"):
+            close(behind.blocks[name].scale.sum(), block.scale.sum())
+
+
+def test_sets_that_were_merged_by_other_shares_are_told(caplog):
+    model = encoder()
+    a, b, c = (factors(model, task(name)) for name in "abc")
+    flat = merged([a, b, c])
+    assert not caplog.records
+    merged([dataclasses.replace(flat, facts={**flat.facts, "merged": 2})])
+    assert "do not count alike" in caplog.text
+
+
 def test_merged_eigenvectors_keep_the_trace():
     model, one, other = encoder(), task("a"), task("b")
     several = [factors(model, some, "ekfac") for some in (one, other)]
@@ -400,13 +446,13 @@ def test_blocks_of_two_forms_are_refused_and_empty_ones_count_as_zero():
     found, tau = factors(model, task("a")), direction(encoder(), "first.bias")
     table = Table(torch.ones(2).double(), torch.eye(3).double())
     for block in (table, Diagonal(torch.ones(6).double())):
-        other = dataclasses.replace(found, blocks={**found.blocks, name: block})
+        other = named(dataclasses.replace(found, blocks={**found.blocks, name: block}), "b")
         with pytest.raises(MismatchError, match=r"'first\.bias' are 'whole'.*same `kind`"):
             merged([found, other])
     nothing = Whole(torch.zeros(0, 0).double())
-    other = dataclasses.replace(found, blocks={**found.blocks, name: nothing})
+    other = named(dataclasses.replace(found, blocks={**found.blocks, name: nothing}), "b")
     close(merged([found, other]).drift(tau), found.drift(tau) / 2)
-    assert merged([other, other]).blocks[name].matrix.numel() == 0
+    assert merged([other, named(other, "c")]).blocks[name].matrix.numel() == 0
 
 
 def test_thin_factors_are_the_same_at_full_energy_and_smaller_below():
@@ -416,14 +462,14 @@ def test_thin_factors_are_the_same_at_full_energy_and_smaller_below():
     thin = compressed(found, 0.6)
     assert thin.bytes < found.bytes
     assert float(thin.drift(tau)) < float(found.drift(tau))
-    close(merged([thin, thin]).drift(tau), thin.drift(tau), 1e-5)
+    close(merged([thin, named(thin, "b")]).drift(tau), thin.drift(tau), 1e-5)
     assert thin.facts["energy"] == 0.6
 
 
 def test_what_cannot_be_is_refused_with_a_repair(tmp_path):
     model, one = encoder(), task()
     found = factors(model, one)
-    other = dataclasses.replace(found, base="x" * 64)
+    other = named(dataclasses.replace(found, base="x" * 64), "b")
     (tmp_path / "no.safetensors").write_bytes(b"no")
     ts.closed_form(model, one, ridge=1.0).vector.save_pretrained(tmp_path / "v.safetensors")
     words = task("w")
@@ -435,6 +481,8 @@ def test_what_cannot_be_is_refused_with_a_repair(tmp_path):
         (UsageError, "no logits", lambda: factors(model, texts)),
         (MismatchError, "same `params`", lambda: found.drift({"first.weight": torch.ones(6, 3)})),
         (UsageError, "at least one", lambda: merged([])),
+        (UsageError, "the task 'a' is in 2 of", lambda: merged([found, found])),
+        (UsageError, "would count as often", lambda: merged([merged([found, named(found, "b")]), found])),
         (BaseMismatchError, "two models", lambda: merged([found, other])),
         (MismatchError, "other kinds", lambda: merged([found, factors(model, words, "diagonal")])),
         (UsageError, "above 0", lambda: compressed(found, 0.0)),

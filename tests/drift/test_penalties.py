@@ -11,7 +11,7 @@ import tauspan as ts
 from helpers import zoo
 from helpers.drifting import WIDE, encoder, flat, settings, task
 from tauspan.core.errors import BaseMismatchError, MismatchError, NonFiniteError, StoreError, UsageError
-from tauspan.drift import Exact, Factored, Orthogonal, Penalty, TauJp, exact_drift, factors
+from tauspan.drift import Exact, Factored, Orthogonal, Penalty, TauJp, exact_drift, factors, merged
 from tauspan.models import Head
 from tauspan.train.penalty import Training
 from tauspan.train.trainee import trainee
@@ -189,6 +189,26 @@ def test_the_ratio_is_approximate_over_exact():
     assert "ratio" not in alone.task_vector.info["penalty"]
 
 
+@pytest.mark.parametrize("kind", ["reduce", "ekfac", "diagonal"])
+def test_each_task_counts_as_much_whether_merged_or_not(kind):
+    """Written out: weight / 2 (2 G_ab + G_c) / 3, with G_ab the mean of two; of diagonals that is the mean of all."""
+    model = encoder()
+    a, b, c = (factors(model, task(name), kind) for name in "abc")
+    what = trainee(model, [task("d").head], settings())
+    with torch.no_grad():
+        for place, parameter in enumerate(what.parameters.values()):
+            parameter += 0.1 * zoo.normal(*parameter.shape, seed=place).double()
+    run = Training(model, model, what, settings(), [task("d")], 1)
+    pair = merged([a, b])
+    found = Factored([pair, c], 0.4).begun(run)(0)
+    tau = run.tau()
+    torch.testing.assert_close(found, 0.2 * (2 * pair.drift(tau) + c.drift(tau)) / 3)
+    if kind == "diagonal":
+        torch.testing.assert_close(found, Factored([a, b, c], 0.4).begun(run)(0))
+    assert Factored([pair, c]).facts()["counts"] == [2, 1]
+    assert "counts" not in Factored([a, b, c]).facts()
+
+
 def test_other_tasks_are_matched_with_their_factors_by_name():
     model, pair = encoder(), [task("b"), task("c", rows=5, classes=3)]
     both = [factors(model, one) for one in pair]
@@ -257,11 +277,11 @@ def test_what_cannot_be_is_refused_with_a_repair():
             "0 sets of factors are of the other task 'c'",
             lambda: run(Factored([found], others=[task("c")])),
         ),
-        (UsageError, "2 sets of factors", lambda: run(Factored([found, found], others=[other, task("c")]))),
+        (UsageError, "the task 'b' is in 2 of", lambda: Factored([found, found])),
         (
             UsageError,
             "2 of 2 other tasks are called 'b'",
-            lambda: run(Factored([found, found], others=[other, other])),
+            lambda: run(Factored([found, factors(model, task("c"))], others=[other, other])),
         ),
         (UsageError, "2 of 2 other tasks are called 'b'", lambda: run(Exact([other, other]))),
         (MismatchError, r"restrict\(encoder, 'lora:2'\)", lambda: run(Factored([found]), space="lora:2")),

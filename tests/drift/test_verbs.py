@@ -67,6 +67,17 @@ def test_factors_are_made_merged_and_thinned(
     assert run("factors merge {a} {b} -o {out}", a=files[0], b=files[1], out=tmp_path / "both") == 0
     both = merged([factors(encoder, task, params="last:1") for task in tasks])
     same(Factors.load(tmp_path / "both"), both)
+    late = Task.from_directory(write_task(tmp_path / "fourth", LATE[2:]))
+    third = factors(encoder, late, params="last:1")
+    third.save(tmp_path / "more")
+    assert (
+        run("factors merge {a} {b} -o {o}", a=tmp_path / "both", b=tmp_path / "more", o=tmp_path / "all") == 0
+    )
+    every = [*(factors(encoder, task, params="last:1") for task in tasks), third]
+    same(Factors.load(tmp_path / "all"), merged(every))
+    capsys.readouterr()
+    assert run("factors merge {a} {b} -o {o}", a=files[0], b=tmp_path / "both", o=tmp_path / "no") == 2
+    assert "would count as often" in capsys.readouterr().err
     assert (
         run("factors thin {both} --energy 0.9 -o {out}", both=tmp_path / "both", out=tmp_path / "thin") == 0
     )

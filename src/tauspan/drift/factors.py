@@ -12,6 +12,7 @@ from torch import Tensor
 from tauspan import store
 from tauspan.core.arguments import checked
 from tauspan.core.errors import BaseMismatchError, MismatchError, StoreError, UsageError, listed
+from tauspan.core.notices import tell
 from tauspan.core.params import Params
 from tauspan.drift.blocks import BLOCKS, Block, Kronecker, Thin
 from tauspan.kernel.rows.pieces import PART
@@ -27,7 +28,7 @@ class Factors:
     Args:
         blocks: by parameter, or by a view of one.
         base: the fingerprint of the model.
-        facts: kind, rows, seed, tasks and cuts: everything that decided them.
+        facts: kind, rows, seed, tasks and cuts: everything that decided them; `merged`: how many tasks count alike.
 
     Example:
         >>> import torch, tauspan as ts
@@ -44,10 +45,18 @@ class Factors:
     facts: Mapping[str, Any]
 
     def __repr__(self) -> str:
-        whose = listed([task["name"] for task in self.facts["tasks"]])
-        return (
-            f"Factors({self.facts['kind']}, {len(self.blocks)} blocks of {whose}, {self.facts['rows']} rows)"
-        )
+        of, rows = f"{len(self.blocks)} blocks of {listed(self.names)}", self.facts["rows"]
+        return f"Factors({self.facts['kind']}, {of}, {rows} rows)"
+
+    @property
+    def names(self) -> list[str]:
+        """The tasks whose rows they are of."""
+        return [task["name"] for task in self.facts["tasks"]]
+
+    @property
+    def count(self) -> int:
+        """How many tasks they are of: what they count in a mean with others."""
+        return len(self.facts["tasks"])
 
     @property
     def bytes(self) -> int:
@@ -131,19 +140,25 @@ class Factors:
 
 
 def merged(several: Sequence[Factors]) -> Factors:
-    """One set of factors in the place of several, each counting as much, as TAK merges them (arXiv 2602.17385).
+    """One set of factors in the place of several, in which each task counts alike, as in TAK (arXiv 2602.17385).
 
-    The value is about the mean drift over the tasks. Kronecker blocks gain cross terms A_s x B_u of different tasks.
-    Thin factors beside full ones give full ones.
+    With n_s tasks in set s its blocks count n_s / sum_u n_u, and the value is about the mean drift over all tasks. So
+    `merged([merged([a, b]), c])` is `merged([a, b, c])`: for EK-FAC only where the merged set comes first. Its blocks
+    keep the eigenvectors of the first set, and what others have off the diagonal there is lost; what `merged([b, c])`
+    lost, `merged([a, merged([b, c])])` does not have. The trace is the same in any order.
+
+    Kronecker blocks gain cross terms A_s x B_u of different tasks. Thin factors beside full ones give full ones.
 
     Raises:
-        UsageError: none.
+        UsageError: no set, or a task that is in two of them.
         MismatchError: other kinds, bases or parameters, or blocks of two forms.
     """
     if not several:
         raise UsageError("no factors to merge: give at least one.")
+    require_each_once(several)
     first = several[0]
-    facts = {**first.facts, "merged": len(several)}
+    counts = [one.count for one in several]
+    facts = {**first.facts, "merged": sum(counts)}
     if any(one.facts.get("energy") != first.facts.get("energy") for one in several):
         facts.pop("energy", None)
     for other in several[1:]:
@@ -155,17 +170,41 @@ def merged(several: Sequence[Factors]) -> Factors:
             raise MismatchError(
                 f"{first!r} and {other!r} have other kinds or parameters: compute them with the same `kind` and `params`."
             )
-    blocks = {name: _merged(name, [one.blocks[name] for one in several]) for name in first.blocks}
+    shares = [count / sum(counts) for count in counts]
+    blocks = {name: _merged(name, [one.blocks[name] for one in several], shares) for name in first.blocks}
     tasks = [task for one in several for task in one.facts["tasks"]]
     rows = sum(one.facts["rows"] for one in several)
     return Factors(blocks, first.base, {**facts, "tasks": tasks, "rows": rows})
 
 
-def _merged(name: str, blocks: Sequence[Block]) -> Block:
+def require_each_once(several: Sequence[Factors]) -> None:
+    """Raise `UsageError` if a task is in two sets of factors, and warn of sets whose tasks do not count alike."""
+    names = [name for one in several for name in set(one.names)]
+    twice = next((name for name in names if names.count(name) > 1), None)
+    if twice is not None:
+        raise UsageError(
+            f"the task {twice!r} is in {names.count(twice)} of {listed(map(repr, several))}, and would count as often: "
+            "give each task once. Tasks are told by name: another one of the same name needs its own, such as "
+            "`dataclasses.replace(task, name=...)`, before its factors are computed."
+        )
+    for one in several:
+        if one.facts.get("merged", one.count) != one.count or len(set(one.names)) < one.count:
+            tell(
+                f"{one!r} were merged by a version in which each set counted as much, whatever its tasks: those of this "
+                "one do not count alike. Merge the sets of its single tasks again."
+            )
+
+
+def _merged(name: str, blocks: Sequence[Block], shares: Sequence[float]) -> Block:
     """The mean block of a parameter. Thin factors beside full ones are multiplied out; empty blocks count as zero."""
-    moved = [one for one in blocks if all(tensor.numel() for tensor in one.tensors().values())]
-    if not moved:
+    pairs = [
+        (one, share)
+        for one, share in zip(blocks, shares, strict=True)
+        if all(tensor.numel() for tensor in one.tensors().values())
+    ]
+    if not pairs:
         return blocks[0]
+    moved = [one for one, _ in pairs]
     if any(isinstance(one, Kronecker) for one in moved):
         moved = [one.full() if isinstance(one, Thin) else one for one in moved]
     kind = type(moved[0])
@@ -175,7 +214,7 @@ def _merged(name: str, blocks: Sequence[Block]) -> Block:
             f"the blocks of {name!r} are {kind.word!r} in one set of factors and {other.word!r} in another: compute "
             "both anew with the same `kind`."
         )
-    return kind.mean(moved, [1 / len(blocks)] * len(moved))
+    return kind.mean(moved, [share for _, share in pairs])
 
 
 def compressed(given: Factors, energy: float = 0.99) -> Factors:

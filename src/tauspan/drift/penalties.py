@@ -9,7 +9,7 @@ import torch
 
 from tauspan.core.arguments import checked
 from tauspan.core.errors import BaseMismatchError, MismatchError, UsageError, listed
-from tauspan.drift.factors import Factors
+from tauspan.drift.factors import Factors, require_each_once
 from tauspan.drift.measure import measured_drift
 from tauspan.drift.others import Others, require_others
 from tauspan.models import fingerprint_of
@@ -20,8 +20,9 @@ from tauspan.train.penalty import Penalty, Term, Training
 @checked
 @dataclass(frozen=True, eq=False)
 class Factored(Penalty):
-    """Drift by curvature factors: weight / 2 times the mean over their sets of tau^T G_s tau; training reads no rows.
+    """Drift by curvature factors: weight / 2 times the mean over their tasks of tau^T G_s tau; training reads no rows.
 
+    A set that is merged of n tasks counts n times, so that `Factored([merged([a, b]), c])` asks as much of each task.
     The weight is in units of exact drift, so it means the same for any length and width: with exact curvature this would
     be `Exact`. How far it is from that is measured on the finished vector where `others` are given: the approximate value
     over the exact one is in the vector's `info["penalty"]["ratio"]`.
@@ -59,6 +60,7 @@ class Factored(Penalty):
             raise UsageError(
                 "no factors are given: `tauspan.drift.factors(encoder, task)` computes those of a task."
             )
+        require_each_once(self.factors)
         if self.others and len(self.others) != len(self.factors):
             raise UsageError(
                 f"{len(self.factors)} sets of factors and {len(self.others)} other tasks: give the task of each set, or "
@@ -72,9 +74,11 @@ class Factored(Penalty):
                                  for one in block.tensors().values()]).encode()).hexdigest()[:16]
             for found in self.factors
         ]  # fmt: skip
+        counts = [found.count for found in self.factors]
+        counted = {} if len(set(counts)) == 1 else {"counts": counts}
         return {
             "kind": type(self).__name__, "weight": self.weight, "factors": [dict(found.facts) for found in self.factors],
-            "checksums": sums,
+            "checksums": sums, **counted,
         }  # fmt: skip
 
     def begun(self, run: Training) -> Term:
@@ -88,10 +92,12 @@ class Factored(Penalty):
             _require_fitting(found, run)
         if self.others:
             self._matched()
+        total = sum(found.count for found in self.factors)
 
         def term(step: int) -> torch.Tensor:
             tau = run.tau()
-            return self.weight / 2 * torch.stack([found.drift(tau) for found in self.factors]).mean()
+            each = torch.stack([found.count * found.drift(tau) for found in self.factors])
+            return self.weight / 2 * (each.sum() / total)
 
         return term
 

@@ -176,17 +176,47 @@ def scaled(penalty, weight):
     return dataclasses.replace(penalty, weight=weight)
 
 
-def test_the_ratio_is_approximate_over_exact():
-    other, model = task("b"), encoder()
-    found = factors(model, other)
-    run = ts.finetune(model, task("a"), settings(), penalty=Factored([found], 0.1, [other]))
-    info = run.task_vector.info["penalty"]
-    exact = exact_drift(model, {"a": run.task_vector}, [other])["b"]["a"]
-    assert info["drift"]["b"] == pytest.approx(exact, rel=1e-9)
-    near = float(found.drift(run.task_vector.deltas))
-    assert info["ratio"]["b"] == pytest.approx(near / exact, rel=1e-9)
-    alone = ts.finetune(model, task("a"), settings(), penalty=Factored([found], 0.1))
+@pytest.mark.parametrize(
+    "options", [{}, {"regime": "standard", "lr": 0.1}, {"point": "encoder"}, {"space": "lora:1"}]
+)
+def test_the_ratio_is_approximate_over_exact_drift_in_every_regime(options):
+    """Over E |J tau|^2, also where the outputs move by something else."""
+    pair, plain = [task("b"), task("c", rows=5, classes=3)], encoder()
+    model = ts.restrict(plain, "lora:1") if "space" in options else plain
+    found = [factors(model, one) for one in pair]
+    run = ts.finetune(plain, task("a"), settings(**options), penalty=Factored(found, 0.1, pair))
+    info, moved = run.task_vector.info["penalty"], run.task_vector.fitted(model, tangent=True)
+    for one, of in zip(pair, found, strict=True):
+        exact = exact_drift(model, {"a": run.task_vector}, [one])[one.name]["a"]
+        assert info["ratio"][one.name] == pytest.approx(float(of.drift(moved.deltas)) / exact, rel=1e-6)
+        if options.get("regime") == "standard":
+            assert info["tangent"][one.name] == pytest.approx(exact, rel=1e-6)
+            assert abs(info["drift"][one.name] / exact - 1) > 1e-3
+    if not options:
+        assert info["drift"] == {one.name: pytest.approx(exact_drift(model, {"a": run.task_vector}, [one])[one.name]["a"])
+                                 for one in pair}  # fmt: skip
+    assert ("tangent" in info) is (options.get("regime") == "standard" or "point" in options)
+    alone = ts.finetune(plain, task("a"), settings(**options), penalty=Factored(found, 0.1))
     assert "ratio" not in alone.task_vector.info["penalty"]
+
+
+def test_the_ratio_of_merged_factors_is_over_the_mean_of_their_tasks():
+    model, three = encoder(), [task("b"), task("c", rows=5, classes=3), task("d")]
+    b, c, d = (factors(model, one) for one in three)
+    sets = [merged([b, c]), d]
+    run = ts.finetune(model, task("a"), settings(), penalty=Factored(sets, 0.1, three[::-1]))
+    exact = {one.name: exact_drift(model, {"a": run.task_vector}, [one])[one.name]["a"] for one in three}
+    tau = run.task_vector.deltas
+    assert run.task_vector.info["penalty"]["ratio"] == {
+        "b, c": pytest.approx(float(sets[0].drift(tau)) / (exact["b"] + exact["c"]) * 2),
+        "d": pytest.approx(float(d.drift(tau)) / exact["d"]),
+    }
+    alone = ts.finetune(model, task("a"), settings(), penalty=Factored(sets[:1], 0.1, three[:2]))
+    assert list(alone.task_vector.info["penalty"]["ratio"]) == ["b, c"]
+    with pytest.raises(UsageError, match="factors of 2 tasks and 1 other"):
+        Factored(sets[:1], 0.1, three[:1])
+    with pytest.raises(UsageError, match="0 sets of factors are of the other task 'd'"):
+        ts.finetune(model, task("a"), settings(), penalty=Factored(sets[:1], 0.1, three[1:]))
 
 
 @pytest.mark.parametrize("kind", ["reduce", "ekfac", "diagonal"])
@@ -271,7 +301,7 @@ def test_what_cannot_be_is_refused_with_a_repair():
         (UsageError, "at least 1 row", lambda: TauJp([other], rows=0)),
         (UsageError, "0 or more", lambda: Factored([found], float("nan"))),
         (UsageError, r"factors\(encoder, task\)", lambda: Factored([])),
-        (UsageError, "give the task of each", lambda: Factored([found], others=[other, other])),
+        (UsageError, "give the tasks of each", lambda: Factored([found], others=[other, other])),
         (
             UsageError,
             "0 sets of factors are of the other task 'c'",

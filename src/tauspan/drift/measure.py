@@ -1,14 +1,16 @@
 """How far a vector moves rows of other tasks, measured on rows."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import TypeAlias
 
 import torch
+from torch import Tensor
 
 from tauspan.core.arguments import checked
 from tauspan.core.errors import UsageError
 from tauspan.core.reading import Reading
 from tauspan.drift.others import Others, require_others
-from tauspan.models import Classifier, Encoder
+from tauspan.models import Batch, Classifier, Encoder
 from tauspan.tangent import linearize
 from tauspan.tasks import Task, build_head
 from tauspan.train.convex import labelled
@@ -17,20 +19,40 @@ from tauspan.vector import TaskVector
 
 _ROWS = 64  # of each task, for the number in a vector's info
 _BATCH = 32
+_Change: TypeAlias = Callable[[Batch], Tensor]
 
 
 @torch.no_grad()
 def measured_drift(run: Training, others: Others) -> dict[str, float]:
     """By task, the mean over at most 64 training rows of |change of the logits|^2 by what is trained."""
+
+    def change(place: int) -> _Change:
+        return lambda batch: run.trainee.change(batch, others.heads[place])
+
+    return _over_rows(others, change)
+
+
+@torch.no_grad()
+def tangent_drift(run: Training, others: Others) -> dict[str, float]:
+    """By task, the mean over the same rows of |J tau|^2, J of the logits at theta0, whatever is trained."""
+    tau = {name: delta.detach() for name, delta in run.tau().items()}
+    settings = run.settings
+
+    def change(place: int) -> _Change:
+        classifier = Classifier(run.encoder, others.heads[place])
+        tangent = linearize(classifier, list(tau), engine=settings.engine, check=settings.check)
+        return lambda batch: tangent.tangent(batch, vectors=[tau])[1][0]
+
+    return _over_rows(others, change)
+
+
+def _over_rows(others: Others, change: Callable[[int], _Change]) -> dict[str, float]:
+    """By task, the mean squared norm of a change of logits over at most 64 training rows."""
     found = {}
     for place, task in enumerate(others.tasks):
-        rows = others.drawn(place, _ROWS, "measured")
-        total = 0.0
-        for begin in range(0, len(rows), _BATCH):
-            change = run.trainee.change(
-                others.batch(place, rows[begin : begin + _BATCH]), others.heads[place]
-            )
-            total += float(change.double().square().sum())
+        rows, of = others.drawn(place, _ROWS, "measured"), change(place)
+        parts = [others.batch(place, rows[begin : begin + _BATCH]) for begin in range(0, len(rows), _BATCH)]
+        total = sum(float(of(batch).double().square().sum()) for batch in parts)
         found[task.name] = total / len(rows)
     return found
 

@@ -10,7 +10,7 @@ import torch
 from tauspan.core.arguments import checked
 from tauspan.core.errors import BaseMismatchError, MismatchError, UsageError, listed
 from tauspan.drift.factors import Factors, require_each_once
-from tauspan.drift.measure import measured_drift
+from tauspan.drift.measure import measured_drift, tangent_drift
 from tauspan.drift.others import Others, require_others
 from tauspan.models import fingerprint_of
 from tauspan.tasks import Task
@@ -24,13 +24,15 @@ class Factored(Penalty):
 
     A set that is merged of n tasks counts n times, so that `Factored([merged([a, b]), c])` asks as much of each task.
     The weight is in units of exact drift, so it means the same for any length and width: with exact curvature this would
-    be `Exact`. How far it is from that is measured on the finished vector where `others` are given: the approximate value
-    over the exact one is in the vector's `info["penalty"]["ratio"]`.
+    be `Exact` in the tangent regime. How far it is from that is measured on the finished vector where `others` are given:
+    `info["penalty"]["ratio"]` has, for each set, tau^T G tau over the mean of E |J_s tau|^2 over the set's tasks, on at
+    most 64 rows of each. `"drift"` is how far the trained model's outputs moved on these rows. Where that is not J tau,
+    which is in the ordinary regime and at the point `"encoder"`, `"tangent"` is E |J_s tau|^2.
 
     Args:
-        factors: of the tasks whose rows are not to move, one set for each, or a merged one.
+        factors: of the tasks whose rows are not to move, one set for each, or merged ones.
         weight: of the penalty beside the mean loss of the step.
-        others: the tasks that the factors are of, in any order, if the ratio is to be measured.
+        others: the tasks that the factors are of, each once, in any order, if the ratio is to be measured.
 
     Cost:
         Two products of the size of each weight for each set of factors, whatever the rows.
@@ -61,10 +63,10 @@ class Factored(Penalty):
                 "no factors are given: `tauspan.drift.factors(encoder, task)` computes those of a task."
             )
         require_each_once(self.factors)
-        if self.others and len(self.others) != len(self.factors):
+        count = sum(found.count for found in self.factors)
+        if self.others and len(self.others) != count:
             raise UsageError(
-                f"{len(self.factors)} sets of factors and {len(self.others)} other tasks: give the task of each set, or "
-                "none."
+                f"factors of {count} tasks and {len(self.others)} other tasks: give the tasks of each set, or none."
             )
 
     def facts(self) -> Mapping[str, Any]:
@@ -91,7 +93,7 @@ class Factored(Penalty):
                 )
             _require_fitting(found, run)
         if self.others:
-            self._matched()
+            self._require_matched()
         total = sum(found.count for found in self.factors)
 
         def term(step: int) -> torch.Tensor:
@@ -101,39 +103,32 @@ class Factored(Penalty):
 
         return term
 
-    def _matched(self) -> list[Factors]:
-        """The factors of each of the other tasks, by the names that they say.
-
-        Raises:
-            UsageError: a task that no set of factors, or more than one, is of, or two tasks of one name.
-        """
+    def _require_matched(self) -> None:
+        """Raise `UsageError` unless the other tasks are those of the factors, by the names that these say."""
         require_others(self.others)
-        matched = []
+        known = [name for found in self.factors for name in found.names]
         for task in self.others:
-            own = [
-                one for one in self.factors if {said["name"] for said in one.facts["tasks"]} == {task.name}
-            ]
-            if len(own) != 1:
+            if task.name not in known:
                 raise UsageError(
-                    f"{len(own)} sets of factors are of the other task {task.name!r} alone, among "
-                    f"{listed(map(repr, self.factors))}: give one for each of the other tasks, or leave `others` out."
+                    f"0 sets of factors are of the other task {task.name!r}, among {listed(map(repr, self.factors))}: "
+                    "give the tasks that they are of, or leave `others` out."
                 )
-            matched += own
-        return matched
 
     def measured(self, run: Training) -> Mapping[str, Any]:
-        """Exact drift, and the approximate over it, on rows of each task that is known."""
+        """Drift, and for each set the approximate over the exact one, on rows of the tasks that are known."""
         if not self.others:
             return {}
-        exact = measured_drift(run, Others(run.encoder, self.others, run.settings))
+        others = Others(run.encoder, self.others, run.settings)
+        moved = measured_drift(run, others)
+        tangent = run.settings.regime == "linear" and run.settings.point in (None, "logits")
+        exact = moved if tangent else tangent_drift(run, others)
+        ratio = {}
         with torch.no_grad():
             tau = run.tau()
-            near = [float(found.drift(tau)) for found in self._matched()]
-        pairs = zip(exact.items(), near, strict=True)
-        return {
-            "drift": exact,
-            "ratio": {name: one / value if value else None for (name, value), one in pairs},
-        }
+            for found in self.factors:
+                mean = sum(exact[name] for name in found.names) / found.count
+                ratio[", ".join(found.names)] = float(found.drift(tau)) / mean if mean else None
+        return {"drift": moved, **({} if tangent else {"tangent": exact}), "ratio": ratio}
 
 
 def _require_fitting(found: Factors, run: Training) -> None:

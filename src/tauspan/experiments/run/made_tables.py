@@ -122,9 +122,9 @@ def _costs(words: str, done: Done) -> Table:
         })  # fmt: skip
     note = (
         "value: chosen with the first seed, a learning rate by the validation accuracy of single vectors, a weight by "
-        "that of their sum at 1; tried: the latter, for each; ratio: approximate over exact drift of the finished "
-        "vectors; make s: seconds to make the vectors of all tasks once, without what they need from other ways, the "
-        "mean over the seeds but the first; peak: of the process, which may make several ways"
+        "that of their sum at 1; tried: the latter, for each; ratio: approximate over exact drift E |J tau|^2 of the "
+        "finished vectors, in every regime; make s: seconds to make the vectors of all tasks once, without what they "
+        "need from other ways, the mean over the seeds but the first; peak: of the process, which may make several ways"
     )
     return Table("Choices and cost", rows, note)
 

@@ -10,7 +10,7 @@ from torch import nn
 
 import tauspan as ts
 from helpers import zoo
-from tauspan.core.errors import MismatchError, UsageError
+from tauspan.core.errors import MismatchError, NonFiniteError, UsageError
 from tauspan.kernel import closed_form
 from tauspan.sequence import densities, moved, picked, require_disjoint, united
 
@@ -110,6 +110,42 @@ def test_what_does_not_fit_is_refused():
     one = {"w": torch.tensor([True, False])}
     with pytest.raises(MismatchError, match="'a' and 'b' share entries of w: pick the second with taken="):
         require_disjoint({"a": one, "b": {"w": torch.tensor([True, True])}, "c": {"v": torch.tensor([True])}})
+
+
+def test_masks_and_numbers_of_other_shapes_or_kinds_are_refused():
+    shape, yes = {"w": (2, 2)}, torch.ones(2, 2, dtype=torch.bool)
+    mask, nan = {"w": torch.tensor([True, False])}, torch.tensor([math.nan, 1.0])
+    for kind, words, call in (
+        (UsageError, "-3 entries of 'w' are wanted: give 0 or more", lambda: picked({"w": -3}, shape)),
+        (MismatchError, "the shapes lack 'w', which has a mask; they are of v", lambda: picked({"w": 1}, {"v": (2,)})),
+        (MismatchError, "the scores lack 'w', which has a mask; they are of no tensor",
+         lambda: picked({"w": 1}, shape, scores={})),
+        (MismatchError, "the scores of 'w' have the shape (3,), and the mask (2, 2)",
+         lambda: picked({"w": 1}, shape, scores={"w": torch.ones(3)})),
+        (NonFiniteError, "tensor 'w' of the scores has 1 of 4 values",
+         lambda: picked({"w": 1}, shape, scores={"w": torch.tensor([[math.nan, 1.0], [2.0, 3.0]])})),
+        (MismatchError, "that are taken of 'w' have the shape (4,), and the mask (2, 2)",
+         lambda: picked({"w": 1}, shape, taken={"w": torch.ones(4, dtype=torch.bool)})),
+        (UsageError, "the mask of 'w' has the dtype torch.float32, and a mask has torch.bool",
+         lambda: picked({"w": 1}, shape, taken={"w": torch.ones(2, 2)})),
+        (NonFiniteError, "tensor 'w' of the deltas has 1 of 2 values", lambda: moved(mask, {"w": nan}, 0.5)),
+        (MismatchError, "the deltas lack 'w'", lambda: moved(mask, {}, 0.5)),
+        (MismatchError, "the deltas of 'w' have the shape (3,), and the mask (2,)",
+         lambda: moved(mask, {"w": torch.ones(3)}, 0.5)),
+        (UsageError, "the mask of 'w' has the dtype torch.int64",
+         lambda: moved({"w": torch.tensor([1, 0])}, {"w": torch.ones(2)}, 0.5)),
+        (MismatchError, "the masks of 'w' have the shape (2, 2), and the mask (2,)", lambda: united([mask, {"w": yes}])),
+        (UsageError, "the mask of 'w' has the dtype", lambda: united([{"w": torch.ones(2)}])),
+        (MismatchError, "the masks of 'b' of 'w' have the shape (2, 2), and the mask (2,)",
+         lambda: require_disjoint({"a": mask, "b": {"w": yes}})),
+        (UsageError, "the mask of 'w' has the dtype", lambda: require_disjoint({"a": mask, "b": {"w": torch.ones(2)}})),
+    ):  # fmt: skip
+        with pytest.raises(kind) as refused:
+            call()
+        assert words in str(refused.value)
+    repaired = torch.ones(2, 2) > 0  # "compare, such as `mask > 0`"
+    with pytest.raises(UsageError, match="0 of 4 are free"):
+        picked({"w": 1}, shape, taken={"w": repaired})
 
 
 def test_sums_hold_each_vector_as_it_is_and_files_come_back(tmp_path):

@@ -3,16 +3,18 @@
 import hashlib
 import math
 from collections.abc import Mapping, Sequence
-from typing import get_args
+from typing import TypeVar, get_args
 
 import torch
 from torch import Tensor
 
 from tauspan.core.arguments import checked
 from tauspan.core.errors import MismatchError, UsageError, listed, nearest
+from tauspan.core.params import require_finite
 from tauspan.sequence.options import Spread
 
 Masks = dict[str, Tensor]
+V = TypeVar("V")
 
 
 @checked
@@ -88,7 +90,9 @@ def picked(
         seed: of random picks.
 
     Raises:
-        UsageError: fewer entries are free than wanted.
+        UsageError: fewer entries are free than wanted, a negative count, or masks that are not of booleans.
+        MismatchError: a tensor that shapes or scores lack, or another shape.
+        NonFiniteError: NaN or infinity in the scores.
 
     Example:
         >>> first = picked({"w": 2}, {"w": (2, 2)}, scores={"w": torch.tensor([[3.0, 1.0], [2.0, 0.0]])})
@@ -99,21 +103,23 @@ def picked(
     for name, count in counts.items():
         if not count:
             continue
-        shape = torch.Size(shapes[name])
+        if count < 0:
+            raise UsageError(f"{count} entries of {name!r} are wanted: give 0 or more.")
+        shape = torch.Size(_own(shapes, name, "the shapes"))
         free = torch.ones(shape.numel(), dtype=torch.bool)
         if taken is not None and name in taken:
-            free &= ~taken[name].flatten().cpu()
+            free &= ~_mask(name, _fitting(taken, name, shape, "the masks that are taken")).flatten().cpu()
         if int(free.sum()) < count:
             raise UsageError(
                 f"{count} entries of {name!r} are wanted and {int(free.sum())} of {shape.numel()} are free: take a "
                 "smaller density, or fewer tasks."
             )
-        score = (
-            _random(shape.numel(), f"{seed}/{name}")
-            if scores is None
-            else scores[name].detach().flatten().cpu()
-        )
-        score = score.double().masked_fill(~free, -math.inf)
+        if scores is None:
+            score = _random(shape.numel(), f"{seed}/{name}")
+        else:
+            score = _fitting(scores, name, shape, "the scores").detach().flatten().cpu().double()
+            require_finite({name: score}, "the scores")
+        score = score.masked_fill(~free, -math.inf)
         mask = torch.zeros(shape.numel(), dtype=torch.bool)
         mask[score.argsort(descending=True, stable=True)[:count]] = True
         made[name] = mask.view(shape)
@@ -126,12 +132,49 @@ def _random(size: int, key: str) -> Tensor:
     return torch.rand(size, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
+def _own(several: Mapping[str, V], name: str, what: str) -> V:
+    """What belongs to one tensor."""
+    if name not in several:
+        raise MismatchError(
+            f"{what} lack {name!r}, which has a mask; they are of {listed(several) or 'no tensor'}. Give one for each "
+            "tensor that has a mask."
+        )
+    return several[name]
+
+
+def _fitting(several: Mapping[str, Tensor], name: str, shape: Sequence[int], what: str) -> Tensor:
+    """The tensor of a name, which has the shape of the mask."""
+    found = _own(several, name, what)
+    if tuple(found.shape) != tuple(shape):
+        raise MismatchError(
+            f"{what} of {name!r} have the shape {tuple(found.shape)}, and the mask {tuple(shape)}: give one number for "
+            "each entry of the tensor."
+        )
+    return found
+
+
+def _mask(name: str, mask: Tensor) -> Tensor:
+    """A mask, which is of booleans."""
+    if mask.dtype != torch.bool:
+        raise UsageError(
+            f"the mask of {name!r} has the dtype {mask.dtype}, and a mask has torch.bool: compare, such as `mask > 0`."
+        )
+    return mask
+
+
 def united(several: Sequence[Mapping[str, Tensor]]) -> Masks:
-    """The entries of any of some masks."""
+    """The entries of any of some masks.
+
+    Raises:
+        UsageError: a mask that is not of booleans.
+        MismatchError: masks of one tensor with different shapes.
+    """
     total: Masks = {}
     for masks in several:
         for name, mask in masks.items():
-            total[name] = total[name] | mask if name in total else mask
+            if name in total:
+                _fitting(masks, name, total[name].shape, "the masks")
+            total[name] = total[name] | _mask(name, mask) if name in total else _mask(name, mask)
     return total
 
 
@@ -142,16 +185,17 @@ def require_disjoint(masks: Mapping[str, Mapping[str, Tensor]]) -> None:
         masks: by task.
 
     Raises:
-        MismatchError: two tasks share entries.
+        MismatchError: two tasks share entries, or their masks of one tensor have different shapes.
+        UsageError: a mask that is not of booleans.
     """
     names = list(masks)
     for place, first in enumerate(names):
         for second in names[place + 1 :]:
-            both = [
-                name
-                for name in masks[first]
-                if bool((masks[first][name] & masks[second].get(name, torch.tensor(False))).any())
-            ]
+            both = []
+            for name, mask in masks[first].items():
+                if name in masks[second]:
+                    other = _fitting(masks[second], name, mask.shape, f"the masks of {second!r}")
+                    both += [name] if bool((_mask(name, mask) & _mask(name, other)).any()) else []
             if both:
                 raise MismatchError(
                     f"{first!r} and {second!r} share entries of {listed(both)}: pick the second with taken=the first's."
@@ -179,7 +223,9 @@ def moved(
         seed: of random growth.
 
     Raises:
-        UsageError: a share outside [0, 1], or too few free entries.
+        UsageError: a share outside [0, 1], too few free entries, or a mask that is not of booleans.
+        MismatchError: a tensor that deltas or scores lack, or another shape.
+        NonFiniteError: NaN or infinity in deltas or scores.
 
     Example:
         >>> mask, learnt = {"w": torch.tensor([True, True, False])}, {"w": torch.tensor([3.0, 1.0, 0.0])}
@@ -190,7 +236,9 @@ def moved(
         raise UsageError(f"share={share}: from 0 to 1.")
     made: Masks = {}
     for name, mask in masks.items():
-        size = deltas[name].detach().abs().double().cpu().masked_fill(~mask, -1.0)
+        delta = _fitting(deltas, name, mask.shape, "the deltas").detach().double().cpu()
+        require_finite({name: delta}, "the deltas")
+        size = delta.abs().masked_fill(~_mask(name, mask).cpu(), -1.0)
         kept = int(mask.sum()) - round(share * int(mask.sum()))
         stay = picked({name: kept}, {name: mask.shape}, scores={name: size})
         count = {name: int(mask.sum()) - kept}

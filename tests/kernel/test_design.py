@@ -359,6 +359,8 @@ def test_blocks_that_do_not_fit_are_refused():
         fit.grown(matrix[2:3, :2], matrix[2:3, 2:3], torch.ones(1))
     with pytest.raises(UsageError, match=r"blocks of shape \(2, 1\)"):
         fit.grown(matrix[2:, :1], matrix[2:, 2:], torch.ones(2))
+    with pytest.raises(UsageError, match=r"not symmetric: entry \(0, 1\) is 2 and \(1, 0\) 0"):
+        fit.grown(matrix[2:, :2], torch.tensor([[1.0, 2.0], [0.0, 1.0]]), torch.ones(2))
     with pytest.raises(NonFiniteError, match="their residual"):
         fit.grown(matrix[2:, :2], matrix[2:, 2:], torch.tensor([1.0, math.nan]))
     sure = RidgeFit.of(DenseKernel(torch.eye(2, dtype=torch.float64)), torch.ones(2), 0.0)

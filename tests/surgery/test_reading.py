@@ -70,6 +70,8 @@ def test_long_texts_are_left_out_and_what_cannot_be_compared_is_refused(place: P
         ts.load(place / "old", language=64)
     with pytest.raises(DataError, match="larger max_tokens"):
         compare(place / "old", place / "new", texts[1:], max_tokens=50)
+    with pytest.raises(DataError, match=r"there is no text to compare .*old and .*new on: give at least one"):
+        compare(place / "old", place / "new", [])
     with pytest.raises(UsageError, match="does not: compare models of one kind"):
         compare(place / "old", place / "encoder", texts)
 

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from helpers import tiny
-from tauspan.core.errors import MismatchError, StoreError, UsageError
+from tauspan.core.errors import MismatchError, NonFiniteError, StoreError, UsageError
 from tauspan.store import write_tensors
 from tauspan.surgery import RowMap
 
@@ -99,10 +99,17 @@ def test_a_map_is_saved_and_read(tmp_path: Path) -> None:
 def test_what_is_no_map_is_refused(tmp_path: Path) -> None:
     for rows, words in (
         ([{0: 0.5}], "row 0 of the map sums to 0.5"), ([{0: 1.5, 1: -0.5}], "at least 0 and sum to 1"),
-        ([{0: 1.0}, {7: 1.0}], "an entry outside"),
+        ([{0: 1.0}, {7: 1.0}], "an entry outside"), ([], "a map of 2 old rows makes no new one"),
+        ([{0: 1.0}, {}], "row 1 of the map sums to 0"),
     ):  # fmt: skip
         with pytest.raises(UsageError, match=words):
             RowMap.of(rows, 2)
+    for weight in (torch.nan, torch.inf):
+        with pytest.raises(NonFiniteError, match="row 1 of the map has a weight that is NaN or infinite"):
+            RowMap.of([{0: 1.0}, {0: weight}], 2)
+    one, none = torch.ones(1, dtype=torch.float64), torch.zeros(0, 2, dtype=torch.float64)
+    with pytest.raises(UsageError, match="an entry outside"):  # rows that run backwards, as of a damaged file
+        RowMap(torch.tensor([0, 2, 1]), torch.tensor([0]), one, 2, none)
     repaired = {number: weight / 0.5 for number, weight in {0: 0.5}.items()}  # "divide them by their sum"
     assert RowMap.of([repaired], 2).rows == 1
     with pytest.raises(MismatchError, match="has 1 rows, and the map reads 2"):
@@ -113,3 +120,14 @@ def test_what_is_no_map_is_refused(tmp_path: Path) -> None:
     write_tensors(tmp_path / "other.safetensors", {"w": torch.ones(1)})
     with pytest.raises(StoreError, match="holds no map of rows"):
         RowMap.load(tmp_path / "other.safetensors")
+    broken = {
+        "starts": torch.tensor([0, 1]),
+        "indices": torch.tensor([0]),
+        "weights": one * torch.nan,
+        "shared": none,
+    }
+    write_tensors(
+        tmp_path / "nan.safetensors", broken, {"tauspan": '{"format": "tauspan-rows/1", "columns": 2}'}
+    )
+    with pytest.raises(StoreError, match=r"holds no map of rows .*graft the model again"):
+        RowMap.load(tmp_path / "nan.safetensors")

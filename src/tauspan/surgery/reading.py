@@ -97,7 +97,7 @@ def compare(
         batch_size: texts that are read at once.
 
     Raises:
-        DataError: no text is short enough.
+        DataError: no text, or none that is short enough.
         UsageError: one of the models generates and the other does not.
 
     Cost: a forward pass over the texts by each model.
@@ -107,6 +107,10 @@ def compare(
         >>> round(found.cosine, 4), found.ratio
         (1.0, None)
     """
+    if not texts:
+        raise DataError(
+            f"there is no text to compare {model} and {other} on: give at least one, of the kind that they will read."
+        )
     sides = [_opened(one, max_tokens) for one in (model, other)]
     encoders, lengths = [encoder for encoder, _ in sides], [length for _, length in sides if length]
     if len(lengths) == 1:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from tauspan import store
-from tauspan.core.errors import MismatchError, StoreError, UsageError
+from tauspan.core.errors import MismatchError, NonFiniteError, StoreError, UsageError
 
 FORMAT = "tauspan-rows/1"
 _SUM = 1e-9  # how far the sum of a row may be from one
@@ -33,7 +33,8 @@ class RowMap:
         shared: C, float64 (any, columns).
 
     Raises:
-        UsageError: an entry that is negative or outside, or a row that does not sum to one.
+        UsageError: no row, an entry that is negative or outside, or a row that does not sum to one.
+        NonFiniteError: a weight that is NaN or infinite.
 
     Example:
         >>> halves = RowMap.of([{0: 1.0}, {0: 0.5, 1: 0.5}], 2)
@@ -49,14 +50,30 @@ class RowMap:
 
     def __post_init__(self) -> None:
         inside = bool(((self.indices >= 0) & (self.indices < self.columns + len(self.shared))).all())
-        if not inside or len(self.indices) != len(self.weights) or int(self.starts[-1]) != len(self.indices):
+        ordered = len(self.starts) and int(self.starts[0]) == 0 and bool((self.starts.diff() >= 0).all())
+        if (
+            not ordered
+            or not inside
+            or len(self.indices) != len(self.weights)
+            or int(self.starts[-1]) != len(self.indices)
+        ):
             raise UsageError(f"a map of {self.columns} old rows has an entry outside of them.")
+        if not self.rows:
+            raise UsageError(
+                f"a map of {self.columns} old rows makes no new one: give the weights of at least one row."
+            )
         for name, weights, sums in (
             ("row", self.weights, self._summed(self.weights)),
             ("shared row", self.shared, self.shared.sum(1)),
         ):
+            if not bool(torch.isfinite(weights).all()):
+                row = int((~torch.isfinite(sums)).nonzero()[0])
+                raise NonFiniteError(
+                    f"{name} {row} of the map has a weight that is NaN or infinite, and the weights of every row are at "
+                    "least 0 and sum to 1. Look at what they were computed from."
+                )
             wrong = (sums - 1).abs() > _SUM
-            if bool((weights < 0).any()) or bool(wrong.any()) or not bool(torch.isfinite(weights).all()):
+            if bool((weights < 0).any()) or bool(wrong.any()):
                 row = int(wrong.nonzero()[0]) if bool(wrong.any()) else int((weights < 0).nonzero()[0][0])
                 raise UsageError(
                     f"{name} {row} of the map sums to {float(sums[min(row, len(sums) - 1)]):g}, and the weights of every "
@@ -257,7 +274,7 @@ class RowMap:
                 raise ValueError(f"its format is {facts['format']!r}, and must be {FORMAT!r}")
             tensors = file.read(["starts", "indices", "weights", "shared"])
             return RowMap(**tensors, columns=int(facts["columns"]))
-        except (ValueError, KeyError, TypeError, IndexError) as error:
+        except (ValueError, KeyError, TypeError, IndexError, NonFiniteError) as error:
             raise StoreError(f"{path} holds no map of rows ({error}): graft the model again.") from error
 
 

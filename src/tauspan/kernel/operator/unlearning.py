@@ -10,7 +10,7 @@ from tauspan.core.errors import UsageError, listed
 from tauspan.core.params import require_finite_rows
 from tauspan.kernel.solvers.base import Kernel
 from tauspan.kernel.solvers.estimates import require_ridge
-from tauspan.kernel.solvers.solution import cholesky, matrix_of, vector_for
+from tauspan.kernel.solvers.solution import cholesky, matrix_of, require_symmetric, vector_for
 
 
 @dataclass(frozen=True, eq=False)
@@ -135,7 +135,8 @@ class RidgeFit:
             residual: r_n = y - f0 of the new rows, d numbers.
 
         Raises:
-            UsageError: other shapes, d no multiple of the outputs, or a system that the new rows make singular.
+            UsageError: other shapes, d no multiple of the outputs, `own` not symmetric, or a system that the new rows
+                make singular.
             NonFiniteError: NaN or infinity.
 
         Cost:
@@ -151,6 +152,7 @@ class RidgeFit:
         parts = {"the kernel of rows that arrive": new, "the kernel across": cross, "their residual": flat}
         for what, part in parts.items():
             require_finite_rows(part, what)
+        require_symmetric(new, "the kernel of rows that arrive")
         image = self.inverse @ cross.T
         schur = new - cross @ image
         lower = cholesky((schur + schur.T) / 2, self.ridge)

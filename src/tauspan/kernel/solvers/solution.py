@@ -118,9 +118,18 @@ def matrix_of(kernel: "Kernel") -> Tensor:
             f"the kernel holds NaN or infinity in row {int(bad[0]) // kernel.outputs} of the data: "
             "clean the row, or look at the model's weights."
         )
-    if not torch.allclose(matrix, matrix.T, rtol=1e-6, atol=1e-9 * float(matrix.abs().max())):
-        raise UsageError("the kernel is not symmetric: solvers take K = J J^T of one set of rows.")
+    require_symmetric(matrix, "the kernel")
     return matrix
+
+
+def require_symmetric(matrix: Tensor, what: str) -> None:
+    """Raise `UsageError` unless a square matrix is symmetric up to rounding, with the pair that differs most."""
+    if not torch.allclose(matrix, matrix.T, rtol=1e-6, atol=1e-9 * float(matrix.abs().max())):
+        row, column = divmod(int((matrix - matrix.T).abs().argmax()), len(matrix))
+        raise UsageError(
+            f"{what} is not symmetric: entry ({row}, {column}) is {float(matrix[row, column]):g} and ({column}, {row}) "
+            f"{float(matrix[column, row]):g}. Solvers take K = J J^T of one set of rows; give that block of it."
+        )
 
 
 def cholesky(matrix: Tensor, ridge: float) -> Tensor:

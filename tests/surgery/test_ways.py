@@ -133,6 +133,8 @@ def test_tables_may_be_padded(pieces: dict[str, Vocabulary]) -> None:
     short = Pair(both.old, both.new, both.filling, both.table[:-1])
     with pytest.raises(MismatchError, match="the tokenizer is not the model's"):
         row_map(short)
+    with pytest.raises(MismatchError, match="the tokenizer is not the model's"):  # with itself, too
+        row_map(Pair(both.old, both.old, Filling(how="mean"), both.table[:-1]))
 
 
 # -- what is refused, and its repair -------------------------------------------------------------------------------

@@ -210,15 +210,14 @@ def row_map(pair: Pair) -> RowMap:
         >>> row_map(Pair(words, words, Filling(how="mean"), torch.zeros(30522, 2))).is_identity
         True
     """
-    rows = len(pair.table)
-    if pair.old.ids == pair.new.ids and rows % pair.filling.pad_to_multiple_of == 0:
-        return RowMap.identity(rows)
-    known = sorted(set(pair.old.ids.values()))
+    rows, known = len(pair.table), sorted(set(pair.old.ids.values()))
     if known[-1] >= rows:
         raise MismatchError(
             f"the tokenizer in {pair.old.folder} has the id {known[-1]}, and the model's table {rows} rows: the "
             "tokenizer is not the model's. Copy the tokenizer that was saved with the model beside it."
         )
+    if pair.old.ids == pair.new.ids and rows % pair.filling.pad_to_multiple_of == 0:
+        return RowMap.identity(rows)
     filled = {number: {old: 1.0} for number, old in pair.copied.items()} | HOW[pair.filling.how].fill(pair)
     count = -(-len(pair.new.pieces) // pair.filling.pad_to_multiple_of) * pair.filling.pad_to_multiple_of
     mean = torch.zeros(1, rows, dtype=torch.float64)

@@ -21,7 +21,7 @@ from tauspan.editing.model.edit_files import Base
 from tauspan.merge import AdapterSource, doctor, merge, reproduce, save_adapter
 from tauspan.merge.lora.lowrank import LowRank, Term
 from tauspan.models.extras import quiet
-from tauspan.store import Checkpoint, read_json, write_tensors
+from tauspan.store import Checkpoint, read_json, write_json, write_tensors
 from tauspan.surgery import (
     Filling,
     RowMap,
@@ -292,6 +292,57 @@ def test_a_small_space_of_a_table_is_made_whole(place: Path, tmp_path: Path) -> 
         place / "bert", place / "new", tmp_path / "out", MEAN, vectors=[tmp_path / "small.safetensors"]
     )
     assert TaskVector.from_pretrained(done.vectors[0]).space is None
+
+
+def _adapter(folder: Path, trained_on: str | None) -> Path:
+    """An adapter of the table of `bert`."""
+    low = LowRank({TABLE: (Term(torch.ones(1, 64), torch.ones(8, 1), 1.0, "embedding"),)})
+    save_adapter(low, folder)
+    content = read_json(folder / "adapter_config.json")
+    write_json(folder / "adapter_config.json", {**content, "base_model_name_or_path": trained_on})
+    return folder
+
+
+def test_what_moves_must_start_from_the_model_that_was_grafted(
+    place: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with quiet(__import__("transformers")):
+        made.bert(
+            tmp_path / "twin", made.word_pieces(60), padding=4, head=True
+        )  # the same tokenizer and shapes
+    tensors = Checkpoint(tmp_path / "twin").read()
+    file = tmp_path / "twin" / "model.safetensors"
+    write_tensors(file, {name: 2 * one for name, one in tensors.items()}, {"format": "pt"}, overwrite=True)
+    mine, twin = (
+        graft(model, place / "new", tmp_path / out, MEAN).out
+        for model, out in ((place / "bert", "mine"), (tmp_path / "twin", "other"))
+    )
+    assert RowMap.load(mine / ROWS).base == Base(str(place / "bert")).fingerprint
+    adapter = _adapter(tmp_path / "adapter", str(place / "bert"))
+    for change in (place / "one.safetensors", adapter):
+        with pytest.raises(
+            BaseMismatchError, match=r"other was grafted from base .* the map is of other rows"
+        ):
+            move(change, place / "bert", twin, tmp_path / "no")
+        with pytest.raises(ModelError):
+            move(change, tmp_path / "nowhere", mine, tmp_path / "no")
+    with pytest.raises(BaseMismatchError, match=r"was trained on .*bert, base .* and .*twin is"):
+        move(adapter, tmp_path / "twin", twin, tmp_path / "no")
+    with pytest.raises(BaseMismatchError, match="the map is of the rows of base"):
+        move_vector(vector(place).rebased("f" * 64), RowMap.load(mine / ROWS), "new")
+    assert not (tmp_path / "no").exists()
+    assert not caplog.messages
+    move(adapter, place / "bert", mine, tmp_path / "moved")  # "name the model that it was grafted from"
+    assert not caplog.messages
+    move(_adapter(tmp_path / "named", "org/other"), place / "bert", mine, tmp_path / "named-moved")
+    assert "was trained on 'org/other', and the base is" in caplog.messages[-1]
+    move(_adapter(tmp_path / "nameless", None), place / "bert", mine, tmp_path / "nameless-moved")
+    assert "names no base: it is unverified" in caplog.messages[-1]
+    replace(RowMap.load(mine / ROWS), base="").save(
+        mine / ROWS, overwrite=True
+    )  # as earlier versions wrote it
+    move(place / "one.safetensors", place / "bert", mine, tmp_path / "old.safetensors")
+    assert "it is unverified that it was" in caplog.messages[-1]
 
 
 @pytest.mark.parametrize("layout", ["embedding", "linear"])

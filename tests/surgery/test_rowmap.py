@@ -1,5 +1,6 @@
 """P: rows that are convex, the identity, composition, the hull of logits, and what is refused."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -93,6 +94,9 @@ def test_a_map_is_saved_and_read(tmp_path: Path) -> None:
     made = drawn(9, 4)
     again = RowMap.load(made.save(tmp_path / "rows.safetensors"))
     assert again.digest == made.digest
+    assert again.base == ""
+    based = RowMap.load(replace(made, base="b").save(tmp_path / "based.safetensors"))
+    assert (based.base, (drawn(3, 9) @ based).base, based.digest) == ("b", "b", made.digest)
     assert "RowMap(9 x 4" in repr(again)
 
 

@@ -136,7 +136,7 @@ def whole_vector(base: Base, place: str | Path) -> TaskVector:
     """A vector of the base, whole and under the names of its files."""
     vector = TaskVector.from_pretrained(place)
     info = vector.info if vector.space is None else {**vector.info, "space": vector.space.word}
-    return replace(vector, deltas=base.deltas(vector), space=None, info=info)
+    return replace(vector, deltas=base.deltas(vector), base=base.fingerprint, space=None, info=info)
 
 
 def vector_files(out: Path, vectors: Sequence[str | Path]) -> tuple[Path, ...]:

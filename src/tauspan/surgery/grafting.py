@@ -1,15 +1,18 @@
 """Another vocabulary, from files to files: `graft`, its plan, and vectors that `move` later."""
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from tauspan import store
 from tauspan.core.arguments import checked
-from tauspan.core.errors import ModelError
+from tauspan.core.errors import BaseMismatchError, ModelError
+from tauspan.core.notices import tell
 from tauspan.core.report import Report
 from tauspan.editing.model.edit_files import Base
+from tauspan.merge.checks.origins import made_for
+from tauspan.merge.lora.adapters import AdapterSource
 from tauspan.merge.sources.opening import adapter_folder
 from tauspan.merge.sources.source import model_folder
 from tauspan.merge.sources.vocabulary import Alignment, rows_of
@@ -35,7 +38,7 @@ from tauspan.surgery.vocabularies import open_vocabulary
 from tauspan.surgery.ways import HOW, Embed, Pair, row_map
 
 ROWS = "vocabulary/rows.safetensors"
-"""Where a grafted model keeps P."""
+"""Where a grafted model keeps P, with the fingerprint of the model it was made from."""
 
 
 @dataclass(frozen=True)
@@ -136,7 +139,8 @@ def graft(
         BaseMismatchError: a vector starts from another model.
         StoreError: `out` is taken, the disk is full, or an unfinished graft is there.
 
-    Cost: one read and one write of the model; memory of a merge's blocks beside the map.
+    Cost: one read and one write of the model, and a pass for its fingerprint, about 0.4 s for 100 MB; memory of a merge's
+        blocks beside the map.
 
     Example:
         >>> import tempfile
@@ -150,7 +154,7 @@ def graft(
         base = checked_base(model, vectors)
 
         def finish(folder: Path) -> list[str]:
-            made.view.rows.save(folder / ROWS)
+            replace(made.view.rows, base=base.fingerprint).save(folder / ROWS)
             notes = [] if made.view.rows.is_identity else renumber(folder, made.pair.copied)
             fingerprint = Base(folder).fingerprint if vectors else ""
             for place in vectors:
@@ -173,6 +177,9 @@ def move(
 ) -> Path:
     """Write a task vector of `model` as one of the model that was grafted from it; an adapter stays an adapter.
 
+    A grafted model made by a version before this check does not know its base: a warning says so. An adapter names its
+    base without a fingerprint: a directory that is still there is compared, another name gives a warning.
+
     Args:
         vector: a vector's file or folder, or the directory of a PEFT adapter.
         model: what it starts from.
@@ -181,14 +188,53 @@ def move(
         overwrite: replace what is there.
 
     Raises:
+        ModelError: there is no such model.
         StoreError: `grafted` keeps no map of rows.
-        BaseMismatchError: the vector starts from another model.
+        BaseMismatchError: the vector or the adapter starts from another model, or `grafted` was made from another one.
+
+    Cost: a pass over the model for its fingerprint, about 0.4 s for 100 MB, and one over the vector.
     """
     rows = RowMap.load(Path(grafted) / ROWS)
     store.require_apart(out, [vector, model, grafted])
-    place = Path(vector)
+    place, base = Path(vector), Base(str(model))
+    _require_made_from(rows, base, grafted)
     adapter = adapter_folder(place) if place.exists() else None
     if adapter is not None:
+        _require_trained_on(adapter, base)
         return move_adapter(adapter, rows, out, base=str(grafted), overwrite=overwrite)
-    moved = move_vector(whole_vector(Base(str(model)), vector), rows, Base(str(grafted)).fingerprint)
+    moved = move_vector(whole_vector(base, vector), rows, Base(str(grafted)).fingerprint)
     return moved.save_pretrained(out, overwrite=overwrite)
+
+
+def _require_made_from(rows: RowMap, base: Base, grafted: str | Path) -> None:
+    """Raise unless a map is of the base's rows; a warning where the map does not say."""
+    if not rows.base:
+        tell(
+            f"{grafted} does not say which model it was grafted from, as those of earlier versions do not: it is "
+            f"unverified that it was {base.source}. Graft that model again, and it is checked."
+        )
+    elif rows.base != base.fingerprint:
+        raise BaseMismatchError(
+            f"{grafted} was grafted from base {rows.base[:12]}, and {base.source} is {base.fingerprint[:12]}: the map is "
+            f"of other rows. Name the model that it was grafted from, or graft {base.source}."
+        )
+
+
+def _require_trained_on(adapter: Path, base: Base) -> None:
+    """Raise where an adapter names a directory that holds another model; a warning where the names alone differ."""
+    source = AdapterSource(adapter)
+    stated = source.adapter.config.content.get("base_model_name_or_path")
+    if not isinstance(stated, str) or not stated:
+        tell(f"the adapter {adapter} names no base: it is unverified that it was trained on {base.source}.")
+    elif Path(stated).is_dir():
+        own = Base(stated).fingerprint
+        if own != base.fingerprint:
+            raise BaseMismatchError(
+                f"the adapter {adapter} was trained on {stated}, base {own[:12]}, and {base.source} is "
+                f"{base.fingerprint[:12]}. Name {stated} and what was grafted from it, or correct "
+                "`base_model_name_or_path` in its adapter_config.json."
+            )
+    else:
+        with closing(open_model(base.source, "mmap")) as model:
+            for problem in made_for(model, [source]):
+                tell(problem.message)

@@ -3,7 +3,7 @@
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -31,6 +31,7 @@ class RowMap:
         weights: float64, as many.
         columns: how many old rows there are.
         shared: C, float64 (any, columns).
+        base: fingerprint of the model whose rows are the old ones; empty where it is not known.
 
     Raises:
         UsageError: no row, an entry that is negative or outside, or a row that does not sum to one.
@@ -47,6 +48,7 @@ class RowMap:
     weights: Tensor
     columns: int
     shared: Tensor
+    base: str = ""
 
     def __post_init__(self) -> None:
         inside = bool(((self.indices >= 0) & (self.indices < self.columns + len(self.shared))).all())
@@ -217,7 +219,7 @@ class RowMap:
             )
 
     def __matmul__(self, other: object) -> "RowMap":
-        """P2 @ P1: first P1, then P2, as one map."""
+        """P2 @ P1: first P1, then P2, as one map; its base is that of P1."""
         if not isinstance(other, RowMap):
             return NotImplemented
         if self.columns != other.rows:
@@ -238,7 +240,8 @@ class RowMap:
         weight[through] *= other.weights[at[through]]
         rows = torch.repeat_interleave(torch.arange(self.rows), self.sizes)[outer]
         shared = torch.cat([other.shared, other.spread(self.shared)])
-        return _coalesced(rows, index, weight, (self.rows, other.columns), shared)
+        made = _coalesced(rows, index, weight, (self.rows, other.columns), shared)
+        return replace(made, base=other.base)
 
     def spread(self, rows: Tensor) -> Tensor:
         """`rows` P, float64 (any, columns), of dense `rows`, float64 (any, rows)."""
@@ -256,7 +259,7 @@ class RowMap:
     def save(self, path: str | Path, *, overwrite: bool = False) -> Path:
         """Write one safetensors file."""
         tensors = {name: getattr(self, name) for name in ("starts", "indices", "weights", "shared")}
-        facts = {"format": FORMAT, "columns": self.columns}
+        facts = {"format": FORMAT, "columns": self.columns, "base": self.base}
         store.write_tensors(path, tensors, {"tauspan": json.dumps(facts)}, overwrite=overwrite)
         return Path(path)
 
@@ -273,7 +276,7 @@ class RowMap:
             if facts["format"] != FORMAT:
                 raise ValueError(f"its format is {facts['format']!r}, and must be {FORMAT!r}")
             tensors = file.read(["starts", "indices", "weights", "shared"])
-            return RowMap(**tensors, columns=int(facts["columns"]))
+            return RowMap(**tensors, columns=int(facts["columns"]), base=str(facts.get("base", "")))
         except (ValueError, KeyError, TypeError, IndexError, NonFiniteError) as error:
             raise StoreError(f"{path} holds no map of rows ({error}): graft the model again.") from error
 

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from tauspan import store
 from tauspan.core.arguments import checked
-from tauspan.core.errors import MismatchError, listed
+from tauspan.core.errors import BaseMismatchError, MismatchError, listed
 from tauspan.core.params import Params
 from tauspan.merge.lora.adapter_config import CONFIG
 from tauspan.merge.lora.adapters import AdapterSource, save_adapter
@@ -47,6 +47,7 @@ def move_vector(vector: TaskVector, rows: RowMap, base: str) -> TaskVector:
         A vector with `base` as its base, and `info["rows"]`, the digest of P.
 
     Raises:
+        BaseMismatchError: P is of another model's rows; it is not known of every P.
         MismatchError: a table with fewer rows than P reads, or a vector of a small space that moves a table.
 
     Cost: one pass over the tables that it moves.
@@ -56,6 +57,11 @@ def move_vector(vector: TaskVector, rows: RowMap, base: str) -> TaskVector:
         >>> move_vector(tau, RowMap.of([{0: 0.5, 1: 0.5}], 2), "new").deltas["embed_tokens.weight"]
         tensor([[2.]])
     """
+    if rows.base and vector.base != rows.base:
+        raise BaseMismatchError(
+            f"{vector.label!r} starts from base {vector.base[:12]}, and the map is of the rows of base {rows.base[:12]}. "
+            "Take the map of the model that the vector starts from: graft that model."
+        )
     if rows.is_identity:
         return replace(vector, base=base)
     moved = _moved(vector.deltas, rows, vector)

@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import torch
-from benchmarks.merging import Bench, watched
+from benchmarks.merge_programs import Bench, watched
 from torch import Tensor
 
 from tauspan import store

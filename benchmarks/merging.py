@@ -2,155 +2,40 @@
 
 Whole processes on the same files, in turn: the checkpoints are read from the page cache, outputs are written to the disk
 of `--work`. mergekit runs in an environment of its own (`--mergekit PYTHON`), without it only tauspan is measured.
+Each part is written when it is done. `--keep` puts the parts that were measured in the place of their earlier tables in
+`benchmarks/results`, and leaves the tables of other parts as they are.
 """
 
 import argparse
-import os
-import resource
 import shutil
-import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from benchmarks import merge_inputs
 from benchmarks.merge_correctness import correctness
-from benchmarks.rows import ROOT, Row, Setting, device_name, report, write
-from benchmarks.timing import Clock, Spread, spread
+from benchmarks.merge_programs import DENSITIES, WIDTH, Bench, Watched, watched
+from benchmarks.rows import ROOT, Row, Setting, device_name, facts, report, write
+from benchmarks.timing import Spread, spread
 from rich.console import Console
 
 from tauspan.core.report import Report, Table
 
+RESULTS = ROOT / "benchmarks" / "results"
 GOALS = {
     "task_arithmetic": 0.4,
-    "ties": 0.12,
+    "ties": 0.10,
     "copy": 0.7,
     "memory": 0.5,
     "plan": 3.0,
     "many": 1.3,
     "many, ties": 2.5,
+    "many, memory": 1.0,
 }
-METHODS: Mapping[str, tuple[str, dict[str, float]]] = {
-    "task_arithmetic": ("task_arithmetic", {"weight": 0.3}),
-    "ties, density 0.5": ("ties", {"weight": 1.0, "density": 0.5}),
-    "ties, density 0.2": ("ties", {"weight": 1.0, "density": 0.2}),
-}
-_WIDTH = 1024
 _TUNED = 4
-_POLL = 0.02  # seconds between looks at a process's memory
 _SHARE = 0.6  # of the free disk, that --large may take
-
-
-@dataclass(frozen=True)
-class Watched:
-    """One run of a program: seconds, and the peak of anonymous memory of its processes, in GB."""
-
-    seconds: float
-    memory: float
-
-
-def watched(command: Sequence[str | Path], clock: Clock = "wall") -> Watched:
-    """Run a program to its end; seconds on the wall, or CPU seconds of all its processes.
-
-    Raises:
-        RuntimeError: it failed; the message holds the end of its output.
-    """
-    environment = {**os.environ, "HF_HUB_OFFLINE": "1"}
-    with tempfile.TemporaryFile() as said:
-        start, before = time.perf_counter(), _cpu()
-        process = subprocess.Popen(
-            [str(word) for word in command], stdout=said, stderr=subprocess.STDOUT, cwd=ROOT, env=environment
-        )
-        peak = 0
-        while process.poll() is None:
-            peak = max(peak, sum(anonymous(one) for one in _tree(process.pid)))
-            time.sleep(_POLL)
-        seconds = time.perf_counter() - start if clock == "wall" else _cpu() - before
-        if process.returncode:
-            said.seek(0)
-            tail = said.read()[-2000:].decode(errors="replace")
-            raise RuntimeError(f"{' '.join(map(str, command))} failed:\n{tail}")
-    return Watched(seconds, peak / 1e9)
-
-
-def _cpu() -> float:
-    """Seconds that all ended children took."""
-    used = resource.getrusage(resource.RUSAGE_CHILDREN)
-    return used.ru_utime + used.ru_stime
-
-
-def anonymous(process: int) -> int:
-    """Bytes of anonymous memory of one process; 0 if it has ended."""
-    try:
-        lines = Path(f"/proc/{process}/status").read_text().splitlines()
-    except OSError:
-        return 0
-    return 1024 * sum(int(line.split()[1]) for line in lines if line.startswith("RssAnon"))
-
-
-def _tree(process: int) -> list[int]:
-    found = [process]
-    for one in found:
-        try:
-            children = Path(f"/proc/{one}/task/{one}/children").read_text().split()
-        except OSError:
-            continue
-        found += map(int, children)
-    return found
-
-
-@dataclass(frozen=True)
-class Bench:
-    """What is measured where.
-
-    Args:
-        work: folder of checkpoints and outputs.
-        mergekit: the Python of mergekit's environment; None leaves it out.
-        rounds: turns of every program.
-        width: of the synthetic models.
-        clock: what seconds are; CPU time is for a machine that others use too.
-        billions: of parameters of each of ten models, for the part `many`.
-    """
-
-    work: Path
-    mergekit: Path | None
-    rounds: int
-    width: int = _WIDTH
-    clock: Clock = "wall"
-    billions: float = 8.0
-
-    def ours(self, recipe: Path) -> list[str | Path]:
-        """The command line of tauspan."""
-        return [sys.executable, "-m", "tauspan", "merge", recipe, self.work / "out", "--quiet"]
-
-    def theirs(self, recipe: Path, program: str = "mergekit-pytorch") -> list[str | Path]:
-        """The command line of mergekit."""
-        assert self.mergekit is not None  # noqa: S101 - callers ask
-        plain = ["--no-copy-tokenizer"] if program == "mergekit-yaml" else []
-        return [self.mergekit.with_name(program), recipe, self.work / "out", "--quiet", *plain]
-
-    def copying(self, files: Sequence[Path]) -> list[str | Path]:
-        """The command line of a copy that is on the disk when it ends."""
-        named = " ".join(f"'{file}'" for file in files)
-        target = f"'{self.work / 'out'}'"
-        return ["sh", "-c", f"mkdir {target} && cp -r {named} {target} && sync -f {target}"]
-
-    def in_turn(self, commands: Mapping[str, Sequence[str | Path]]) -> dict[str, list[Watched]]:
-        """All programs in turn; each output is removed, and the disk is at rest, before the next one starts."""
-        taken: dict[str, list[Watched]] = {name: [] for name in commands}
-        for _ in range(self.rounds):
-            for name, command in commands.items():
-                self._rest()
-                taken[name].append(watched(command, self.clock))
-        self._rest()
-        return taken
-
-    def _rest(self) -> None:
-        shutil.rmtree(self.work / "out", ignore_errors=True)
-        os.sync()
 
 
 def speed(bench: Bench) -> list[Row]:
@@ -159,7 +44,7 @@ def speed(bench: Bench) -> list[Row]:
     for file in files:
         watched(["cat", file])  # into the page cache
     commands: dict[str, Sequence[str | Path]] = {}
-    for name, (method, each) in METHODS.items():
+    for name, (method, each) in bench.methods().items():
         one = merge_inputs.recipe(bench.work / f"{_plain(name)}.yaml", method, files, each)
         commands[f"ours, {name}"] = bench.ours(one)
         if bench.mergekit:
@@ -173,10 +58,10 @@ def speed(bench: Bench) -> list[Row]:
 
 def larger(bench: Bench) -> list[Row]:
     """The same memory for a model four times as large."""
-    wide = Bench(bench.work, None, 1, 2 * bench.width)
+    wide = Bench(bench.work, None, 1, 2 * bench.width, densities=bench.densities)
     files = merge_inputs.checkpoints(wide.work / f"width{wide.width}", wide.width, _TUNED)
     commands = {}
-    for name, (method, each) in METHODS.items():
+    for name, (method, each) in wide.methods().items():
         one = merge_inputs.recipe(wide.work / f"4x-{_plain(name)}.yaml", method, files, each)
         commands[f"ours, {name}"] = wide.ours(one)
     return _memory(wide.in_turn(commands), "four times as large")
@@ -229,23 +114,28 @@ def many(bench: Bench) -> list[Row]:
     target = f"'{bench.work / 'out'}'"
     moving = f"cat {named} > /dev/null && cp -r --sparse=never '{models[0]}' {target} && sync -f {target}"
     commands: dict[str, Sequence[str | Path]] = {"cat and cp": ["sh", "-c", moving]}
-    for name, (method, each) in METHODS.items():
-        if name != "ties, density 0.2":
-            one = merge_inputs.recipe(bench.work / f"many-{_plain(name)}.yaml", method, models, each)
-            commands[f"ours, {name}"] = bench.ours(one)
+    for name, (method, each) in list(bench.methods().items())[:2]:  # of the densities the first
+        one = merge_inputs.recipe(bench.work / f"many-{_plain(name)}.yaml", method, models, each)
+        commands |= {f"plan, {name}": [*bench.ours(one), "--plan"], f"ours, {name}": bench.ours(one)}
     taken = bench.in_turn(commands)
     read = sum(file.stat().st_size for model in models for file in model.glob("*.safetensors")) / 1e9
     note = f"base + 9, {read:.0f} GB read as holes of sparse files, {read / 10:.0f} GB written"
-    rows = [
-        _row(
-            f"{name.removeprefix('ours, ')}, ten models: time / cat and cp",
-            spread([run.seconds / other.seconds for run, other in zip(runs, taken["cat and cp"], strict=True)]),
-            GOALS["many"] if "task_arithmetic" in name else GOALS["many, ties"], note=note,
-        )
-        for name, runs in taken.items()
-        if name.startswith("ours")
-    ]  # fmt: skip
-    return [*_times(taken), *rows, *_memory(taken, "ten models")]
+    return [*_many(taken, note), *_memory(taken, "ten models", GOALS["many, memory"])]
+
+
+def _many(taken: Mapping[str, Sequence[Watched]], note: str) -> list[Row]:
+    """Seconds of all, those of plans beside their goal, and time of merges over `cat and cp`, round by round."""
+    rows = []
+    for name, runs in taken.items():
+        kind, _, what = name.partition(", ")
+        goal = GOALS["plan"] if kind == "plan" else None
+        rows.append(_row(f"{name}, ten models", spread([run.seconds for run in runs]), goal, "s"))
+        if kind == "ours":
+            pairs = zip(runs, taken["cat and cp"], strict=True)
+            found = spread([run.seconds / other.seconds for run, other in pairs])
+            goal = GOALS["many"] if what == "task_arithmetic" else GOALS["many, ties"]
+            rows.append(_row(f"{what}, ten models: time / cat and cp", found, goal, note=note))
+    return rows
 
 
 def _times(taken: Mapping[str, Sequence[Watched]]) -> list[Row]:
@@ -255,11 +145,12 @@ def _times(taken: Mapping[str, Sequence[Watched]]) -> list[Row]:
 def _ratios(taken: Mapping[str, Sequence[Watched]]) -> list[Row]:
     """Time of a merge over mergekit's, round by round."""
     rows = []
-    for name in METHODS:
-        if f"mergekit, {name}" in taken:
-            pairs = zip(taken[f"ours, {name}"], taken[f"mergekit, {name}"], strict=True)
+    for name, runs in taken.items():
+        who, _, what = name.partition(", ")
+        if who == "mergekit":
+            pairs = zip(taken[f"ours, {what}"], runs, strict=True)
             found = spread([ours.seconds / theirs.seconds for ours, theirs in pairs])
-            rows.append(_row(f"{name}: time / mergekit", found, GOALS[name.partition(",")[0]]))
+            rows.append(_row(f"{what}: time / mergekit", found, GOALS[what.partition(",")[0]]))
     return rows
 
 
@@ -272,13 +163,14 @@ def _copies(taken: Mapping[str, Sequence[Watched]]) -> list[Row]:
     return [_row(what, found, GOALS["copy"], "fraction", note)]
 
 
-def _memory(taken: Mapping[str, Sequence[Watched]], what: str) -> list[Row]:
+def _memory(taken: Mapping[str, Sequence[Watched]], what: str, goal: float = GOALS["memory"]) -> list[Row]:
+    """Peaks of both programs' merges; the goal is ours."""
     rows = []
     for name, runs in taken.items():
-        if not name.startswith("cp"):
-            goal = GOALS["memory"] if name.startswith("ours") else None
+        if name.startswith(("ours", "mergekit")):
             found = spread([run.memory for run in runs])
-            rows.append(_row(f"{name}: peak anonymous memory, {what}", found, goal, "GB"))
+            wanted = goal if name.startswith("ours") else None
+            rows.append(_row(f"{name}: peak anonymous memory, {what}", found, wanted, "GB"))
     return rows
 
 
@@ -308,30 +200,46 @@ def main(arguments: Sequence[str] | None = None) -> Report:
         else given.only
     )
     setting = Setting(rounds=given.rounds, clock=given.clock)
+    tables: list[Table] = []
+    origins: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as temporary:
         bench = Bench(
-            (given.work or Path(temporary)).resolve(),
-            given.mergekit,
-            given.rounds,
-            given.width,
-            given.clock,
-            given.billions,
-        )
+            (given.work or Path(temporary)).resolve(), given.mergekit, given.rounds, given.width, given.clock,
+            given.billions, tuple(given.densities),
+        )  # fmt: skip
         bench.work.mkdir(parents=True, exist_ok=True)
-        rows = [row for name in chosen for row in PARTS[name](bench)]
-        tables: list[Table] = [correctness(bench.work, given.mergekit)] if given.correctness else []
-    made = report("merging", rows, setting)
-    made = Report(made.title, [*(made.tables if rows else []), *tables], made.provenance)
-    write("merging", rows, setting, given.out)
+        for name in chosen:
+            rows = PARTS[name](bench)
+            write(f"merging-{name}", rows, setting, given.out)
+            tables += report(name, rows, setting).tables
+            origins[name] = facts(setting)
+        if given.correctness:
+            tables.append(correctness(bench.work, given.mergekit))
+            origins[tables[-1].title] = facts(setting)
+    made = Report("merging", tables, origins)
     Console().print(made.renderable())
     if given.keep:
-        name = "".join(
-            sign for sign in device_name("cpu").lower().replace(" ", "-") if sign.isalnum() or sign in "-."
-        )
-        kept = ROOT / "benchmarks" / "results" / f"merging-{name}"
-        kept.with_suffix(".md").write_text(made.to_markdown())
-        kept.with_suffix(".json").write_text(made.to_json())
+        keep(made, RESULTS)
     return made
+
+
+def keep(measured: Report, folder: Path) -> Path:
+    """The tables of `measured` in the place of those of the same title that `folder` has for this processor.
+
+    All other tables stay, each with its own provenance.
+    """
+    device = device_name("cpu").lower().replace(" ", "-")
+    named = "".join(sign for sign in device if sign.isalnum() or sign in "-.")
+    file = folder / f"merging-{named}.json"
+    before = Report.from_json(file.read_text()) if file.exists() else Report("merging", [])
+    tables = {table.title: table for table in (*before.tables, *measured.tables)}
+    order = [title for title in (*PARTS, "correctness") if title in tables]
+    origins = {**before.provenance, **measured.provenance}
+    made = Report("merging", [tables[title] for title in order], {title: origins[title] for title in order})
+    folder.mkdir(parents=True, exist_ok=True)
+    file.write_text(made.to_json())
+    file.with_suffix(".md").write_text(made.to_markdown())
+    return file
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -345,7 +253,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--clock", choices=("wall", "cpu"), default="wall", help="cpu: for a busy machine")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument(
-        "--width", type=int, default=_WIDTH, help="of the models; 1024 makes 271 million entries"
+        "--width", type=int, default=WIDTH, help="of the models; 1024 makes 271 million entries"
     )
     parser.add_argument(
         "--only", nargs="*", choices=PARTS, help="these parts; none: only what other options ask"
@@ -353,9 +261,13 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--large", action="store_true", help="also base + 2 on 60 %% of the free disk")
     parser.add_argument("--many", action="store_true", help="also ten models of --billions, as sparse files")
     parser.add_argument("--billions", type=float, default=8.0, help="parameters of each of the ten models")
+    parser.add_argument("--densities", nargs="+", type=float, default=list(DENSITIES),
+                        help="of TIES; the first one also for ten models")  # fmt: skip
     parser.add_argument("--correctness", action="store_true", help="also every shared method on small models")
     parser.add_argument("--out", type=Path, default=ROOT / "out" / "bench")
-    parser.add_argument("--keep", action="store_true", help="write benchmarks/results/merging-<device>.md")
+    parser.add_argument(
+        "--keep", action="store_true", help="put the parts in benchmarks/results/merging-<device>.md"
+    )
     return parser
 
 

@@ -6,9 +6,10 @@ from math import prod
 
 import pytest
 import torch
-from benchmarks import merge_correctness, merge_inputs, merging
-from benchmarks.merging import Watched
+from benchmarks import merge_correctness, merge_inputs, merge_programs, merging
+from benchmarks.merge_programs import Bench, Watched
 
+from tauspan.core.report import Report, Table
 from tauspan.merge import read_recipe
 from tauspan.merge.sources.opening import open_source
 from tauspan.store import Checkpoint
@@ -62,7 +63,9 @@ def test_sharded_models_have_about_the_size_that_was_asked_for(tmp_path, monkeyp
 
 def test_recipes_are_read_by_ours(tmp_path):
     files = [tmp_path / "base.safetensors", tmp_path / "one.safetensors"]
-    for method, each in merging.METHODS.values():
+    methods = Bench(tmp_path, None, 1, densities=(0.2, 0.75)).methods()
+    assert list(methods) == ["task_arithmetic", "ties, density 0.2", "ties, density 0.75"]
+    for method, each in methods.values():
         recipe = read_recipe(merge_inputs.recipe(tmp_path / "r.yaml", method, files, each))
         assert recipe.base_model == str(files[0])
         assert [one.model for one in recipe.models] == [str(files[1])]
@@ -71,14 +74,14 @@ def test_recipes_are_read_by_ours(tmp_path):
 def test_the_memory_of_a_process_and_its_children_is_seen():
     grows = "import time; x = bytearray(80_000_000); time.sleep(0.3)"
     child = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {grows!r}], check=True)"
-    small = merging.watched([sys.executable, "-c", "import time; time.sleep(0.1)"])
+    small = merge_programs.watched([sys.executable, "-c", "import time; time.sleep(0.1)"])
     assert 0 < small.memory < 0.05
-    assert merging.watched([sys.executable, "-c", child]).memory > 0.08
-    assert merging.anonymous(2**30) == 0
+    assert merge_programs.watched([sys.executable, "-c", child]).memory > 0.08
+    assert merge_programs.anonymous(2**30) == 0
     sleeps = [sys.executable, "-c", "import time; time.sleep(0.5)"]
-    assert merging.watched(sleeps).seconds > merging.watched(sleeps, "cpu").seconds
+    assert merge_programs.watched(sleeps).seconds > merge_programs.watched(sleeps, "cpu").seconds
     with pytest.raises(RuntimeError, match="no luck"):
-        merging.watched([sys.executable, "-c", "raise SystemExit('no luck')"])
+        merge_programs.watched([sys.executable, "-c", "raise SystemExit('no luck')"])
 
 
 def test_ratios_are_formed_round_by_round_and_the_right_way_up():
@@ -93,6 +96,39 @@ def test_ratios_are_formed_round_by_round_and_the_right_way_up():
     memory = merging._memory(taken, "base + 4")
     assert [(row.value, row.goal, row.met) for row in memory] == [(0.3, 0.5, True), (1.0, None, None)]
     assert {row.unit for row in merging._times(taken)} == {"s"}
+
+
+def test_plans_of_many_models_have_rows_and_only_merges_a_ratio():
+    taken = {
+        "cat and cp": [Watched(2.0, 0.0), Watched(4.0, 0.0)],
+        "plan, ties, density 0.5": [Watched(1.0, 0.1), Watched(5.0, 0.1)],
+        "ours, ties, density 0.5": [Watched(4.0, 0.9), Watched(10.0, 1.2)],
+    }
+    seconds, plan, whole, ratio = merging._many(taken, "20 GB")
+    assert (seconds.what, seconds.value, seconds.goal) == ("cat and cp, ten models", 3.0, None)
+    assert (plan.value, plan.goal, plan.met, plan.unit) == (3.0, 3.0, True, "s")
+    assert (whole.value, whole.goal) == (7.0, None)
+    assert (ratio.value, ratio.low, ratio.high, ratio.goal, ratio.note) == (2.25, 2.0, 2.5, 2.5, "20 GB")
+    (memory,) = merging._memory(taken, "ten models", merging.GOALS["many, memory"])
+    assert (memory.value, memory.goal, memory.met) == (1.05, 1.0, False)
+
+
+def test_a_part_that_is_kept_leaves_the_rows_of_other_parts(tmp_path):
+    def measured(value, *parts):
+        tables = [Table(part, [{"what": part, "value": value}]) for part in parts]
+        return Report("merging", tables, {part: {"commit": f"c{value}"} for part in parts})
+
+    merging.keep(measured(1, "planning", "speed"), tmp_path)
+    file = merging.keep(measured(2, "planning", "correctness"), tmp_path)
+    found = Report.from_json(file.read_text())
+    assert [(table.title, table.rows[0]["value"]) for table in found.tables] == [
+        ("speed", 1), ("planning", 2), ("correctness", 2),
+    ]  # fmt: skip
+    assert found.provenance == {part: {"commit": f"c{value}"} for part, value in
+                                (("speed", 1), ("planning", 2), ("correctness", 2))}  # fmt: skip
+    shown = file.with_suffix(".md").read_text()
+    assert "| speed | 1 |" in shown
+    assert "| planning | 2 |" in shown
 
 
 def test_a_difference_is_relative_to_the_largest_displacement():

@@ -118,6 +118,9 @@ def test_a_vector_is_trained_inspected_combined_applied_and_evaluated(
         "edit add {model} {one}={out}/one {two}={out}/two --untangle layer --regime standard --grid 0,1 --out {out}/apart"
     )
     assert apart["result"]["alpha"] in (0.0, 1.0)
+    told("edit compare {model} {one}={out}/one {two}={out}/two --first 1 --second one=1 --rows 4")
+    refused = call(here, "edit compare {model} {one}={out}/one --first 1 --second one=1,one=2")
+    assert refused == 2
     gone = fact("edit negate {model} {one}={out}/one {two} --grid 0,1 --out {out}/gone --regime posthoc")
     assert gone["result"]["regime"] == "posthoc"
     for name, report in (("added", added), ("gone", gone)):

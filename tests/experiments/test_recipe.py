@@ -352,6 +352,11 @@ def test_a_shipped_recipe_is_whole(name: str) -> None:
     assert set((recipe.part(Negation) or Negation()).targets) < set(recipe.tasks)
 
 
+def test_a_path_that_ends_as_a_shipped_recipe_is_named_says_how_to_run_that() -> None:
+    with pytest.raises(StoreError, match=r"no recipe recipes/demo.yaml; .*: `tauspan run demo`"):
+        recipe_file("recipes/demo.yaml")
+
+
 def test_the_demo_maps_the_standard_and_the_linear_regime() -> None:
     recipe = Recipe.read(shipped()["demo"])
     maps = recipe.part(Maps)

@@ -32,15 +32,16 @@ if TYPE_CHECKING:
 def add(verbs: Any, verb: Verb) -> None:
     """Add the verbs to a parser; `verb(into, name, does, function)` makes the parser of each verb."""
     edit = verbs.add_parser(
-        "edit", help="choose coefficients on validation: add, negate, subsets, solve, front"
+        "edit",
+        help="choose coefficients on validation: add, negate, subsets, solve, front; or compare two edits",
     ).add_subparsers(dest="action", required=True, metavar="ACTION")
     choosing = [*_add_searches(edit, verb), *_add_solves(edit, verb)]
-    mapped, foreseen = _add_maps(verbs, verb), _add_forecast(verbs, verb)
+    mapped, foreseen, told = _add_maps(verbs, verb), _add_forecast(verbs, verb), _add_comparison(edit, verb)
     for made in choosing:
         made.add_argument(
             "--vector", metavar="FILE", help="write the chosen combination there (default: not written)"
         )
-    for made in (*choosing, mapped, foreseen):
+    for made in (*choosing, mapped, foreseen, told):
         add_regime(made)
         made.add_argument("--out", help="folder for report.json, report.md and figures (default: only shown)")
         add_rows(made)
@@ -120,6 +121,20 @@ def _add_solves(edit: Any, verb: Verb) -> list[argparse.ArgumentParser]:
             help="of the standard regime, which has no closed form (default: 100, or 30 for each price)",
         )  # fmt: skip
     return [solved, traded]
+
+
+def _add_comparison(edit: Any, verb: Verb) -> argparse.ArgumentParser:
+    """Add the verb that holds two edits against each other."""
+    told = verb(
+        edit, "compare", "two edits on the same test rows, with intervals in pairs of rows", edit_compare
+    )
+    _add_pairs(told)
+    for name in ("first", "second"):
+        told.add_argument(
+            f"--{name}", required=True, metavar="NUMBERS",
+            help="the edit: one coefficient for all vectors, or TASK=NUMBER,TASK=NUMBER, where the others are 0",
+        )  # fmt: skip
+    return told
 
 
 def _add_maps(verbs: Any, verb: Verb) -> argparse.ArgumentParser:
@@ -217,6 +232,35 @@ def edit_subsets(options: argparse.Namespace) -> None:
     pairs = pairs_of(options.pairs, options.rows, options.model)
     editor = Editor(encoder_of(options), pairs, options.regime, reading=reading(options))
     _combined(editor.subsets(floor=options.floor, seed=options.seed or 0), options)
+
+
+def edit_compare(options: argparse.Namespace) -> None:
+    """Compare two edits of given vectors on test rows."""
+    from tauspan.editing import Editor
+
+    first, second = (_numbers(getattr(options, name), f"--{name}") for name in ("first", "second"))
+    pairs = pairs_of(options.pairs, options.rows, options.model)
+    editor = Editor(encoder_of(options), pairs, options.regime, reading=reading(options))
+    write_report(editor.compare(first, second, seed=options.seed or 0).report(), options)
+
+
+def _numbers(text: str, option: str) -> float | dict[str, float]:
+    """The coefficients of an edit: one number, or one for each task that is named."""
+    named = dict[str, float]()
+    try:
+        if "=" not in text:
+            return float(text)
+        for part in text.split(","):
+            name, _, value = part.partition("=")
+            if not name.strip() or name.strip() in named:
+                raise ValueError
+            named[name.strip()] = float(value)
+    except ValueError:
+        raise UsageError(
+            f"{option} {text!r}: write one number, such as 1, or each task once with its number, such as "
+            "email_spam=1,movie_sentiment=0.5."
+        ) from None
+    return named
 
 
 def forecast(options: argparse.Namespace) -> None:

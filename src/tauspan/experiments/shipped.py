@@ -21,7 +21,8 @@ def recipe_file(given: str) -> Path:
     """The file that is meant: one of the user's, which comes first, or the recipe of that name.
 
     Raises:
-        StoreError: a name that no recipe has. A path that leads nowhere is returned: reading it raises.
+        StoreError: a name that no recipe has, or a path that leads nowhere and ends as a recipe of the package is
+            named. Another path that leads nowhere is returned: reading it raises.
 
     Example:
         >>> recipe_file("text7").name
@@ -34,6 +35,10 @@ Did you mean 'text7'?
     path, known = Path(given), shipped()
     if given in known and not path.is_file():
         return known[given]
+    if not path.exists() and path.suffix and path.stem in known:
+        raise StoreError(
+            f"there is no recipe {given}; one of that name comes with the package: `tauspan run {path.stem}`."
+        )
     if path.exists() or path.suffix or len(path.parts) > 1:
         return path
     raise StoreError(

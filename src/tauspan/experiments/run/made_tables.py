@@ -133,7 +133,7 @@ def picture(made: Mapping[str, Sequence[Found]]) -> dict[str, Any]:
     """What each way's vectors do alone and added, with joint training and the pre-trained model as references."""
     first = next(iter(made.values()))
     seeds = "one seed" if len(first) == 1 else f"{len(first)} seeds"
-    added = {name: [_mean(_accuracy(one["bits"]["sum"])) for one in found] for name, found in made.items()}
+    added = {name: [_over(one, "sum") for one in found] for name, found in made.items()}
     references = {
         name: sum(values) / len(values) for name, values in added.items() if "xi" not in made[name][0]
     }
@@ -142,11 +142,16 @@ def picture(made: Mapping[str, Sequence[Found]]) -> dict[str, Any]:
         "measure": "test accuracy, mean over tasks",
         "references": {**references, "pre-trained": _mean(first[0]["zero shot"])},
         "rows": {
-            name: {"single": [_mean(_accuracy(one["bits"]["single"])) for one in found], "sum": added[name]}
+            name: {"single": [_over(one, "single") for one in found], "sum": added[name]}
             for name, found in made.items()
             if name not in references
         },
     }  # fmt: skip
+
+
+def _over(found: Found, which: str) -> float:
+    """The mean accuracy over tasks."""
+    return _mean(_accuracy(found["bits"][which])) or 0.0
 
 
 def _accuracy(right: Sequence[str]) -> list[float]:

@@ -1,5 +1,6 @@
 """`tauspan factors`, and penalties of `tauspan finetune`: they do what the functions do."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -106,6 +107,25 @@ def test_fine_tuning_takes_them(
         for tensor, delta in wanted.deltas.items():
             torch.testing.assert_close(found.deltas[tensor], delta)
         assert found.info["penalty"]["weight"] == 0.5
+        told = " ".join(capsys.readouterr().out.split())
+        assert "Drift on the rows of other tasks" in told
+        assert ("not measured" in told) is (name == "factors")
+        assert run("vector inspect {out}", **places) == 0
+        told = " ".join(capsys.readouterr().out.split())
+        assert ("not measured" in told) is (name == "factors")
+        assert ("--others TASK" in told) is (name == "factors")
+    places = {**world, "made": made, "out": tmp_path / "both"}
+    line = f"finetune {{model}} {{first}} {{out}} {options} --factors {{made}} --others {{second}}"
+    assert run(f"{line} --json", **places) == 0
+    facts = json.loads(capsys.readouterr().out)
+    measured = ts.TaskVector.from_pretrained(tmp_path / "both").info["penalty"]
+    assert (facts["drift"], facts["ratio"]) == (measured["drift"], measured["ratio"])
+    assert list(facts["ratio"]) == ["second"]
+    for again in (f"{line} --resume", "vector inspect {out}"):
+        assert run(again, **places) == 0
+        told = " ".join(capsys.readouterr().out.split())
+        assert all(f"{measured[key]['second']:.3g}" in told for key in ("drift", "ratio"))
+        assert "not measured" not in told
     assert run("finetune {model} {first} --plan --others {second}", **world) == 2
     assert "leave --others, --factors and --sparse out" in capsys.readouterr().err
 

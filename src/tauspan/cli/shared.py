@@ -4,9 +4,9 @@ import argparse
 import dataclasses
 import shlex
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from tauspan.cli.fields import add_fields, read_fields
 from tauspan.core.choices import EDIT_REGIMES
@@ -16,7 +16,7 @@ from tauspan.core.launch import launch
 from tauspan.core.reading import Reading
 
 if TYPE_CHECKING:
-    from tauspan.core.report import Report
+    from tauspan.core.report import Cell, Report, Table
     from tauspan.models import Encoder
     from tauspan.tasks import Task
     from tauspan.vector import TaskVector
@@ -225,6 +225,43 @@ def mixed(vector: "TaskVector") -> str:
         for name, value in held.items()
     }
     return " + ".join(f"{number} {name}" for name, number in named.items()).replace("+ -", "- ")
+
+
+def drift_table(vectors: "Sequence[tuple[str, TaskVector]]") -> "Table | None":
+    """What was measured of the rows of other tasks when vectors were trained; None of vectors without such a penalty.
+
+    Args:
+        vectors: what each is called, and the vector.
+    """
+    from tauspan.core.report import Table
+
+    rows: list[dict[str, Cell]] = []
+    without = False
+    for name, vector in vectors:
+        found: Mapping[str, Any] = vector.info.get("penalty") or {}
+        asked = found.get("penalty") or found  # DELTA may have a penalty of its own
+        if asked.get("kind") not in ("Exact", "TauJp", "Factored"):
+            continue
+        drift, ratio = found.get("drift", {}), found.get("ratio", {})
+        sets = [", ".join(task["name"] for task in one["tasks"]) for one in asked.get("factors", ())]
+        without |= bool(sets) and not ratio
+        for whose in dict.fromkeys((*drift, *sets)):
+            cells: dict[str, Cell] = {"vector": name, "rows of": whose, "penalty": asked["kind"]}
+            for key, values in (("drift", drift), ("ratio", ratio)):
+                cells[key] = None if values.get(whose) is None else f"{values[whose]:.3g}"
+            rows.append(cells)
+    if not rows:
+        return None
+    note = (
+        "when the vector was trained; drift: E |change of the logits|^2; ratio: of factors, their value over the exact "
+        "drift E |J tau|^2"
+    )
+    if without:
+        note += (
+            "; what is empty was not measured: `tauspan finetune --factors FILE... --others TASK...`, with the tasks "
+            "that the factors are of, measures both"
+        )
+    return Table("Drift on the rows of other tasks", rows, note)
 
 
 def write_report(report: "Report", options: argparse.Namespace) -> None:

@@ -11,7 +11,18 @@ from typing import TYPE_CHECKING, Any
 
 from tauspan.cli import shared as commands
 from tauspan.cli.fields import add_fields, read_fields
-from tauspan.cli.shared import Verb, add_device, add_language, assigned, encoder_of, first, say, show, task_of
+from tauspan.cli.shared import (
+    Verb,
+    add_device,
+    add_language,
+    assigned,
+    drift_table,
+    encoder_of,
+    first,
+    say,
+    show,
+    task_of,
+)
 from tauspan.core.errors import UsageError
 from tauspan.core.reading import Reading
 from tauspan.experiments.shipped import recipe_file, shipped
@@ -88,7 +99,8 @@ def _add_finetune(tune: argparse.ArgumentParser) -> None:
     )
     tune.add_argument(
         "--others", nargs="+", default=[], metavar="TASK",
-        help="tasks whose rows the vector is to leave where they are; their labels are not read (default: none)",
+        help="tasks whose rows the vector is to leave where they are; their labels are not read; with --factors, the "
+        "tasks that these are of, whose rows then only measure how good the factors were (default: none)",
     )  # fmt: skip
     tune.add_argument(
         "--factors", nargs="+", default=[], metavar="FILE",
@@ -330,13 +342,16 @@ def _training(options: argparse.Namespace) -> "Task":
 
 
 def _trained(done: "Finetuned", file: Path, options: argparse.Namespace, **more: Any) -> None:
-    """Print what a finished run made: the file, its metric on validation and its cost."""
+    """Print what a finished run made: the file, its metric on validation and its cost, and drift if it was measured."""
+    from tauspan.core.report import Report
     from tauspan.train.finetuning import validated
 
     checked = [entry for entry in done.history if entry["split"] == "validation"]
     last = checked[-1] if checked else {}
     facts = {"vector": str(file), "reused": done.reused, **last, **more,
              "seconds": done.cost.seconds, "peak_mb": done.cost.peak_mb}  # fmt: skip
+    penalty = done.task_vector.info.get("penalty", {})
+    facts |= {key: penalty[key] for key in ("drift", "tangent", "ratio") if key in penalty}
     if options.json:
         sys.stdout.write(json.dumps(facts) + "\n")
     ended = f", gradient norm {more['gradient_norm']:.1e} after {more['steps']} steps" if more else ""
@@ -345,3 +360,6 @@ def _trained(done: "Finetuned", file: Path, options: argparse.Namespace, **more:
         f"{done.cost.seconds:.1f} s, peak {done.cost.peak_mb:.0f} MB{', reused' if done.reused else ''}",
         options,
     )
+    moved = drift_table([(done.task_vector.label, done.task_vector)])
+    if moved is not None and not options.json:
+        show(Report("", [moved], {}), options)

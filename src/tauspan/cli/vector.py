@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tauspan.cli import shared as commands
-from tauspan.cli.shared import Verb, add_rows, encoder_of, mixed, say, show, task_of, vector_of
+from tauspan.cli.shared import Verb, add_rows, drift_table, encoder_of, mixed, say, show, task_of, vector_of
 from tauspan.core.choices import TRANSPORTS
 from tauspan.core.reading import Reading
 
@@ -178,6 +178,9 @@ def inspect(options: argparse.Namespace) -> None:
                      "tensors": len(vector.deltas), "norm": vector.norm(),
                      "made from": vector.info.get("base_id", "")})  # fmt: skip
     tables = [Table("Task vectors", rows)]
+    moved = drift_table(list(zip(options.vectors, vectors, strict=True)))
+    if moved is not None:
+        tables.append(moved)
     if options.tensors:
         tables += [vector.table() for vector in vectors]
     if len(vectors) > 1:

@@ -3,6 +3,7 @@
 import argparse
 import json
 import sys
+from collections.abc import Callable
 
 import torch
 from benchmarks.rows import Row, Setting, row
@@ -38,7 +39,9 @@ def _arguments(kind: str, shape: str, setting: Setting) -> list[str]:
     return given if setting.batch is None else [*given, "--batch", str(setting.batch)]
 
 
-def step_growth(kind: str, shape: str, setting: Setting) -> float:
+def step_growth(
+    kind: str, shape: str, setting: Setting, measure: Callable[[Callable[[], object], str], float] = growth
+) -> float:
     """MiB that the first full step of this process takes at its peak, after a step on one row."""
     one = variant(kind, SHAPES[shape], setting, rows=1)
     small = one.forward().detach()
@@ -47,7 +50,7 @@ def step_growth(kind: str, shape: str, setting: Setting) -> float:
     full = variant(kind, SHAPES[shape], setting)
     rows = setting.batch or SHAPES[shape].batch
     gradient = torch.randn(rows, *small.shape[1:], device=small.device)
-    return growth(lambda: full.step(gradient), setting.device)
+    return measure(lambda: full.step(gradient), setting.device)
 
 
 def main(arguments: list[str]) -> None:

@@ -110,6 +110,7 @@ SHAPES = {
         # for trying out the benchmarks themselves
         Shape("tiny-text", "bert", 2, 16, 2, 32, batch=3, length=5, other=50),
         Shape("tiny-vision", "clip", 2, 16, 2, 32, batch=3, length=8, other=4),
+        Shape("tiny-vision-deep", "clip", 4, 16, 2, 32, batch=3, length=8, other=4),
         Shape("tiny-decoder", "llama", 2, 16, 4, 32, batch=3, length=5, other=50, groups=2),
     )
 }

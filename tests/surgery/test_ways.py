@@ -93,6 +93,35 @@ def test_every_way_makes_convex_rows_and_copies_what_is_shared(
     assert row_map(pair(pieces, new, how=how, epochs=1)).digest == rows.digest
 
 
+@pytest.mark.parametrize("old", ["old", "bytes"])
+def test_tokens_of_several_words_are_made_of_all_of_them(
+    old: str, pieces: dict[str, Vocabulary], tmp_path: Path
+) -> None:
+    """Supertokens, as TokenAdapt has them: a tokenizer that merges over blanks."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+
+    wide = Tokenizer(models.BPE())
+    wide.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    wide.decoder = decoders.ByteLevel()
+    letters = pre_tokenizers.ByteLevel.alphabet()
+    wide.train_from_iterator(made.TEXTS, trainers.BpeTrainer(vocab_size=330, initial_alphabet=letters))
+    new, before = open_vocabulary(made.save(tmp_path / "wide", wide)), pieces[old]
+    table = torch.randn(len(before.pieces), 6, generator=torch.Generator().manual_seed(1))
+    both = Pair(before, new, Filling(how="hybrid"), table, made.letters)
+    several = [number for number, piece in enumerate(new.pieces) if piece and b" " in piece.strip()]
+    assert len(several) > 5
+    rows = row_map(both).dense()
+    for number in several:
+        parts = both.parts[number]
+        text = b"".join(before.pieces[part] or b"" for part in parts)
+        assert text.strip() == (new.pieces[number] or b"").strip()
+        assert len(set(parts)) > 1
+        assert all(float(rows[number, part]) > 0 for part in parts)
+        assert (
+            int((rows[number] > 0).sum()) <= len(set(parts)) + both.filling.nearest
+        )  # and not the mean of all
+
+
 @pytest.mark.parametrize("how", HOWS)
 def test_the_same_tokenizer_is_the_identity(how: str, pieces: dict[str, Vocabulary]) -> None:
     assert row_map(Pair(pieces["old"], pieces["old"], Filling(how=how), torch.zeros(64, 2))).is_identity

@@ -86,7 +86,7 @@ def test_tables_and_biases_are_p_times_the_old_ones_and_all_else_is_as_it_was(
     assert done.kept is not None
     size = len(open_vocabulary(place / "new").pieces)
     assert (done.kept.rows, done.kept.inside, done.kept.tables) == (size, True, (TABLE, BIAS))
-    assert done.kept.copied + done.kept.mixed + done.kept.mean == size
+    assert done.kept.copied + done.kept.doubled + done.kept.mixed + done.kept.mean == size
     assert done.kept.excess is not None
     assert done.kept.excess <= done.kept.tolerance
     assert (done.kept.after or 9) < (done.kept.before or 0)

@@ -11,6 +11,7 @@ import torch
 from tauspan import store
 from tauspan.core.report import Cell, Table
 from tauspan.models import folders
+from tauspan.surgery.rowmap import RowMap
 from tauspan.surgery.views import Grafted
 from tauspan.surgery.ways import HOW, Pair
 
@@ -29,7 +30,11 @@ class Kept:
 
     Args:
         rows: of the new tables.
-        copied: new rows that are old ones, bit for bit.
+        copied: old tokens whose row a new token of the same meaning has, bit for bit.
+        doubled: further new rows with the row of a copied token. Their logits are equal, and greedy decoding takes the
+            smaller id.
+        ahead: of these rows, those with a smaller id than the copy.
+        example: a doubled token and the copied one, ahead of it where there is such a pair; None without one.
         mixed: that are means of some old ones.
         mean: that are the mean of all old ones, or drawn around it.
         unread: new tokens among these that are bytes and no text.
@@ -45,6 +50,9 @@ class Kept:
 
     rows: int
     copied: int
+    doubled: int
+    ahead: int
+    example: tuple[str, str] | None
     mixed: int
     mean: int
     unread: int
@@ -71,11 +79,12 @@ class Kept:
                 seen = f" but for rounding, which adds {self.excess:.1e} of it on random states"
             hull = (
                 f"Every new row is a mean of old ones, so no new logit exceeds the largest old one{seen}: greedy "
-                "decoding is unchanged wherever its token was copied."
+                f"decoding is unchanged wherever its token was copied{self._ties}."
             )
+        again = f" {self.doubled / self.rows:.1%} have a copied row again," if self.doubled else ""
         shares = (
-            f"Of {self.rows} rows {self.copied / self.rows:.1%} are copied, {self.mixed / self.rows:.1%} mixed and "
-            f"{self.mean / self.rows:.1%} the mean of all."
+            f"Of {self.rows} rows {self.copied / self.rows:.1%} are copied,{again} {self.mixed / self.rows:.1%} mixed "
+            f"and {self.mean / self.rows:.1%} the mean of all."
         )
         lost = (
             f" {self.lost} of {self.tokens} old tokens have no row of their own any more."
@@ -87,10 +96,21 @@ class Kept:
             words = f" A word takes {self.after:.2f} tokens instead of {self.before:.2f}."
         return f"{hull} {shares}{lost}{words}"
 
+    @property
+    def _ties(self) -> str:
+        """The exception of the guarantee."""
+        if self.example is None:
+            return ""
+        return (
+            f", but for ties: {self.doubled} other new tokens have the row of a copied one ({self.example[0]!r} that of "
+            f"{self.example[1]!r}), and of equal logits the smaller id is taken, which is theirs for {self.ahead}"
+        )
+
     def table(self) -> Table:
         """The numbers as a table."""
         told: dict[str, Cell] = {
-            "rows": self.rows, "copied": self.copied, "mixed": self.mixed, "mean of all": self.mean,
+            "rows": self.rows, "copied": self.copied, "copied again": self.doubled,
+            "of these before the copy": self.ahead, "mixed": self.mixed, "mean of all": self.mean,
             "of these bytes that are no text": self.unread, "old tokens without a row": self.lost,
             "logit above the largest old one, share": self.excess, "tokens a word, before": self.before,
             "tokens a word, after": self.after, "tables": ", ".join(self.tables),
@@ -107,10 +127,12 @@ def kept(pair: Pair, view: Grafted, measure: bool = True) -> Kept:
     Cost: with `measure` a product of each old table, and of eight stretches of 256 new rows, with 4 states.
     """
     rows, drawn = view.rows, HOW[pair.filling.how].drawn and not view.rows.is_identity
-    copies = rows.copies
-    sizes, filled = rows.sizes, copies < 0
+    copy, doubled = _copies(pair, rows)
+    ahead = {number: own for number, own in doubled.items() if number < own}
+    example = next(iter({**ahead, **doubled}.items()), None)
+    sizes = rows.sizes
     alone = (
-        filled
+        (rows.copies < 0)
         & (sizes == 1)
         & (rows.indices[rows.starts[:-1].clamp(max=len(rows.indices) - 1)] >= rows.columns)
     )
@@ -121,10 +143,23 @@ def kept(pair: Pair, view: Grafted, measure: bool = True) -> Kept:
     known = set(pair.old.ids.values())
     before, after = (_fertility(side.encode(pair.texts), pair.texts) for side in (pair.old, pair.new))
     return Kept(
-        rows.rows, int((~filled).sum()), int((filled & ~alone).sum()), int(alone.sum()), len(unread), len(known),
-        len(known - set(copies.tolist())), not drawn, _excess(view) if measure and not drawn else None,
+        rows.rows, len(copy), len(doubled), len(ahead),
+        None if example is None else (pair.new.named[example[0]], pair.new.named[example[1]]),
+        rows.rows - len(copy) - len(doubled) - int(alone.sum()), int(alone.sum()), len(unread), len(known),
+        len(known - set(copy)), not drawn, _excess(view) if measure and not drawn else None,
         max((torch.finfo(view.tensors[name].dtype).eps for name in view.tables), default=0.0), view.tables, before, after,
     )  # fmt: skip
+
+
+def _copies(pair: Pair, rows: RowMap) -> tuple[dict[int, int], dict[int, int]]:
+    """The new id that is the copy of each old one, and for every other new id with its row that copy."""
+    if rows.is_identity:
+        return {number: number for number in range(rows.rows)}, {}
+    copy: dict[int, int] = {}
+    for number in sorted(pair.copied):  # the first, which equal logits take and configurations get
+        copy.setdefault(pair.copied[number], number)
+    olds = rows.copies.tolist()
+    return copy, {number: copy[old] for number, old in enumerate(olds) if copy.get(old, number) != number}
 
 
 def _fertility(coded: Sequence[Sequence[int]], texts: Sequence[str]) -> float | None:

@@ -8,7 +8,7 @@ import torch
 
 from helpers import vocabularies as made
 from tauspan.models.extras import quiet
-from tauspan.store import Checkpoint, write_tensors
+from tauspan.store import Checkpoint, read_json, write_json, write_tensors
 from tauspan.surgery import Filling, graft, open_vocabulary, planned_graft
 
 MEAN = Filling(how="mean")
@@ -66,3 +66,26 @@ def test_a_second_token_of_a_role_is_no_copy(tmp_path: Path) -> None:
     with planned_graft(tmp_path / "bert", tmp_path / "both", MEAN) as planned:
         kept = planned.kept
     assert (kept.copied, kept.doubled, kept.ahead, kept.example) == (60, 1, 0, ("<eos>", "[SEP]"))
+
+
+def test_ids_far_sparser_than_tokens_are_told(tmp_path: Path) -> None:
+    import transformers
+
+    with quiet(transformers):
+        made.gpt(tmp_path / "old", made.byte_level(300))
+    content = read_json(tmp_path / "old" / "tokenizer.json")
+    vocab = {token: 9 * number for token, number in content["model"]["vocab"].items()}
+    added = [{**one, "id": 9 * one["id"]} for one in content["added_tokens"]]
+    (tmp_path / "sparse").mkdir()
+    sparse = {**content, "model": {**content["model"], "vocab": vocab}, "added_tokens": added}
+    write_json(tmp_path / "sparse" / "tokenizer.json", sparse)
+    done = graft(tmp_path / "old", tmp_path / "sparse", tmp_path / "out", MEAN)
+    count, rows = len(vocab), 9 * (len(vocab) - 1) + 1
+    told = f"has {count} tokens and ids up to {rows - 1}: the tables get {rows} rows, of which {rows - count} have no"
+    assert any(told in note for note in done.warnings)
+    with planned_graft(tmp_path / "old", tmp_path / "sparse", MEAN) as planned:
+        assert any(told in note for note in planned.report().warnings)
+    made.save(tmp_path / "new", made.byte_level(320))
+    padded = Filling(how="mean", pad_to_multiple_of=1024)  # rows that were asked for
+    with planned_graft(tmp_path / "old", tmp_path / "new", padded) as planned:
+        assert not any("have no token" in note for note in planned.plan.warnings)

@@ -34,7 +34,7 @@ from tauspan.surgery.options import Filling, Running
 from tauspan.surgery.rowmap import RowMap
 from tauspan.surgery.vectors import move_adapter, move_vector
 from tauspan.surgery.views import Grafted, by_rows, whole
-from tauspan.surgery.vocabularies import open_vocabulary
+from tauspan.surgery.vocabularies import Vocabulary, open_vocabulary
 from tauspan.surgery.ways import HOW, Embed, Pair, row_map
 
 ROWS = "vocabulary/rows.safetensors"
@@ -97,9 +97,23 @@ def planned_graft(
         )
         words = Words(pair.new.folder, {}, alignment)
         plan = plan_of(model, view, source, words, running.workers)
+        if not same:
+            plan = replace(plan, warnings=(*plan.warnings, *_sparse(pair.new)))
         yield Graft(pair, view, plan, kept(pair, view))
     finally:
         source.close()
+
+
+def _sparse(words: Vocabulary) -> list[str]:
+    """A sentence where most ids of a tokenizer have no token, since the tables get a row for each id."""
+    tokens, rows = len(words.named), len(words.pieces)
+    if rows <= 2 * tokens:
+        return []
+    return [
+        f"the tokenizer in {words.folder} has {tokens} tokens and ids up to {rows - 1}: the tables get {rows} rows, of "
+        f"which {rows - tokens} have no token and are the mean of all. If that is not meant, number its tokens without "
+        "gaps."
+    ]
 
 
 @checked

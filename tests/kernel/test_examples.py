@@ -244,3 +244,26 @@ def test_representations_are_stitched_taken_apart_and_moved(capsys):
     assert max(r2["random 0"]) < min(r2["MiniLM"])
     assert [row["edit"] for row in found.drifts] == ["one", "sum x 1", "sum x 2", "sum x 4"]
     assert "Rank correlation of drift with accuracy lost" in capsys.readouterr().out
+
+
+def test_the_measures_of_a_geometry_know_squares_and_tetrahedra():
+    toy = runpy.run_path(str(EXAMPLES / "task_geometry.py"))
+    latents = toy["CONDITIONS"].repeat(5, 1)
+    product = latents.prod(1)
+    assert toy["abstract"](latents, latents[:, 0]) == (pytest.approx(1.0), 1.0)
+    assert toy["abstract"](latents, product) == (pytest.approx(-1.0), 0.0)
+    equal = torch.cat([latents, product[:, None]], 1)
+    assert [toy["abstract"](equal, one)[0] for one in equal.T] == pytest.approx([0.0, 0.0, 0.0], abs=1e-6)
+    x, found = toy["rows"](1.0, 0, 0)
+    means = torch.stack([x[place::4].mean(0) for place in range(4)])
+    assert torch.pdist(means).std() < 0.1 * torch.pdist(means).mean()
+    assert torch.equal(found[:20], equal)
+
+
+@pytest.mark.slow
+def test_two_activations_are_compared_seed_by_seed(capsys):
+    found = example("task_geometry")(deltas=(1.0,), starts=(0.1,), seeds=2, goal=0.3)
+    assert [row["target"] for row in found["parallelism"]] == ["s", "s t", "s and t"]
+    *_, both = found["parallelism"]
+    assert float(both["tanh"].split()[0]) > float(both["ReLU"].split()[0])
+    assert "of 2 seeds; largest training loss 0.29" in capsys.readouterr().out

@@ -326,6 +326,33 @@ def test_what_cannot_be_is_refused_with_a_repair():
             ask()
 
 
+def test_a_task_that_is_trained_on_cannot_stay(tmp_path):
+    """By its name or by its rows, alone or beside others, with rows and with factors, before anything is written."""
+    model, a, b = encoder(), task("a"), task("b")
+    alias = dataclasses.replace(a, name="alias")
+    same_name = dataclasses.replace(b, name="a")
+    for told, on, penalty in [
+        ("Exact: 'a' is trained on", a, Exact([a], 10.0)),
+        ("Exact: 'a' is trained on", a, Exact([b, a], 10.0)),
+        ("Exact: 'a' is trained on", [a, b], Exact([a])),
+        ("TauJp: 'a' is trained on", a, TauJp([a.subset(train=4)])),
+        ("Exact: 'alias' has the training rows and labels of 'a'", a, Exact([alias])),
+        ("Exact: 'a' is trained on", a, Exact([same_name])),
+        ("Factored: 'a' is trained on", a, Factored([factors(model, a)])),
+        ("Factored: 'a' is trained on", a, Factored([merged([factors(model, a), factors(model, b)])])),
+        ("Factored: 'alias' has the training rows", [b, a], Factored([factors(model, alias)])),
+    ]:
+        with pytest.raises(UsageError, match=told):
+            ts.finetune(model, on, settings(), penalty=penalty, out=tmp_path / "run")
+        assert not (tmp_path / "run").exists()
+    relabelled = ts.Task.from_tensors(
+        "relabelled", ["0", "1"], head=a.head,
+        **{split: (torch.stack(list(a.split(split).inputs)), 1 - a.split(split).labels) for split in a.splits},
+    )  # fmt: skip
+    ts.finetune(model, a, settings(max_steps=1), penalty=Exact([relabelled]))  # other labels: another task
+    ts.finetune(model, same_name, settings(max_steps=1), penalty=Exact([dataclasses.replace(a, name="b")]))
+
+
 def test_keys_differ_by_everything_that_decides_the_vector():
     other, third = task("b"), task("c")
     model = encoder()

@@ -126,6 +126,8 @@ def test_fine_tuning_takes_them(
         told = " ".join(capsys.readouterr().out.split())
         assert all(f"{measured[key]['second']:.3g}" in told for key in ("drift", "ratio"))
         assert "not measured" not in told
+    assert run("finetune {model} {first} {out} --others {first}", **{**world, "out": tmp_path / "no"}) == 2
+    assert "'first' is trained on and is to stay at once" in " ".join(capsys.readouterr().err.split())
     assert run("finetune {model} {first} --plan --others {second}", **world) == 2
     assert "leave --others, --factors and --sparse out" in capsys.readouterr().err
 

@@ -12,7 +12,7 @@ from tauspan.core.measure import progress
 from tauspan.core.reading import Reading
 from tauspan.drift.blocks import Block, Diagonal, Kronecker, Rotated, Table, Whole
 from tauspan.drift.factors import Factors
-from tauspan.drift.others import described, require_others
+from tauspan.drift.others import require_others, told_apart
 from tauspan.kernel.rows.data import AnyBatch, taken
 from tauspan.kernel.rows.jacobian import Jacobian
 from tauspan.kernel.rows.layers import pieces
@@ -102,7 +102,7 @@ def factors(
     blocks = KINDS[kind](passes, 1 / (count * len(sides)))
     facts = {
         "kind": kind, "rows": count, "seed": seed, "probes": probes, "max_tokens": reading.max_tokens,
-        "params": params if isinstance(params, str) else list(params), "tasks": described([some]),
+        "params": params if isinstance(params, str) else list(params), "tasks": told_apart([some]),
     }  # fmt: skip
     return Factors(blocks, fingerprint_of(encoder), facts)
 

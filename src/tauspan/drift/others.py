@@ -1,7 +1,7 @@
 """The rows of other tasks that are not to move: their heads, and which rows a step reads."""
 
 import random
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from tauspan.core.errors import UsageError, listed
@@ -59,6 +59,37 @@ def require_others(tasks: Sequence[Task]) -> None:
             f"{names.count(twice)} of {len(names)} other tasks are called {twice!r}, and drift is told by name: give "
             "each its own, such as `dataclasses.replace(task, name=...)`, or leave one out."
         )
+
+
+def require_apart(trained: Sequence[Task], others: Sequence[Mapping[str, Any]], what: str) -> None:
+    """Raise `UsageError` if a task that is trained on is one of those that are to stay: the same name, or the same rows.
+
+    Args:
+        trained: on whose rows is trained.
+        others: as `told_apart` or a file of factors says them; factors of earlier versions know no rows.
+        what: asks that they stay.
+    """
+    for task in trained:
+        for other in others:
+            if other["name"] == task.name:
+                raise UsageError(
+                    f"{what}: {task.name!r} is trained on and is to stay at once. Leave it out of the others; if they "
+                    "have another one of the same name, give that its own, such as `dataclasses.replace(task, name=...)`."
+                )
+            if other.get("rows") == _rows(task):
+                raise UsageError(
+                    f"{what}: {other['name']!r} has the training rows and labels of {task.name!r}, which is trained on, "
+                    "so they cannot stay. Leave it out of the others."
+                )
+
+
+def told_apart(tasks: Sequence[Task]) -> list[dict[str, Any]]:
+    """`described`, with a hash of training rows and labels, which another name does not change."""
+    return [{**said, "rows": _rows(task)} for said, task in zip(described(tasks), tasks, strict=True)]
+
+
+def _rows(task: Task) -> str:
+    return task.split("train").digest[:16]
 
 
 def described(tasks: Sequence[Task]) -> list[dict[str, Any]]:

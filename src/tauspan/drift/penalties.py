@@ -11,7 +11,7 @@ from tauspan.core.arguments import checked
 from tauspan.core.errors import BaseMismatchError, MismatchError, UsageError, listed
 from tauspan.drift.factors import Factors, require_each_once
 from tauspan.drift.measure import measured_drift, tangent_drift
-from tauspan.drift.others import Others, require_others
+from tauspan.drift.others import Others, require_apart, require_others
 from tauspan.models import fingerprint_of
 from tauspan.tasks import Task
 from tauspan.train.penalty import Penalty, Term, Training
@@ -86,6 +86,9 @@ class Factored(Penalty):
     def begun(self, run: Training) -> Term:
         """The same function at each step."""
         base = fingerprint_of(run.encoder)
+        require_apart(
+            run.tasks, [said for found in self.factors for said in found.facts["tasks"]], "Factored"
+        )
         for found in self.factors:
             if found.base != base:
                 raise BaseMismatchError(

@@ -11,7 +11,7 @@ from torch import Tensor
 from tauspan.core.arguments import checked
 from tauspan.core.errors import UsageError
 from tauspan.drift.measure import measured_drift
-from tauspan.drift.others import Others, described
+from tauspan.drift.others import Others, described, require_apart, told_apart
 from tauspan.tasks import Task
 from tauspan.train.penalty import Penalty, Term, Training
 
@@ -46,6 +46,7 @@ class OnRows(Penalty):
     def begun(self, run: Training) -> Term:
         """The mean over the tasks of a step's batches, times the weight."""
         others = Others(run.encoder, self.others, run.settings)
+        require_apart(run.tasks, told_apart(self.others), type(self).__name__)
         count, kept = len(self.others), self._kept(run, others)
 
         def term(step: int) -> Tensor:

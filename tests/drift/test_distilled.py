@@ -133,6 +133,25 @@ def test_several_tasks_are_taught_together():
     assert run.task_vector.label == "joint"
 
 
+def test_a_teacher_of_another_task_or_regime_is_told(caplog):
+    with pytest.raises(UsageError, match=r"of the regime 'standard'.*as_regime\('linear'\)"):
+        Distilled(teacher().as_regime("standard"))
+    quick = settings("standard", max_steps=1)
+    ordinary = ts.finetune(encoder(), task("a"), quick).task_vector
+    ts.finetune(encoder(), task("a"), quick, penalty=Distilled(ordinary.as_regime("linear")))
+    together = ts.finetune(encoder(), [task("a"), task("c")], settings(max_steps=1)).task_vector
+    for on in (task("a"), [task("a"), task("c")]):
+        ts.finetune(encoder(), on, quick, penalty=Distilled(together))
+    assert not caplog.records
+    ts.finetune(encoder(), task("b"), quick, penalty=Distilled(teacher()))
+    ts.finetune(encoder(), [task("a"), task("c")], quick, penalty=Distilled(teacher()))
+    told = [record.getMessage() for record in caplog.records]
+    assert ["was made for a, and b is trained" in told[0], "was made for a, and c is trained" in told[1]] == [
+        True,
+        True,
+    ]
+
+
 def test_keys_differ_by_everything_that_decides_the_vector():
     many = [
         Distilled(teacher()), Distilled(teacher(), 2.0), Distilled(teacher(), reach=(0.5, 1.5)),

@@ -1,7 +1,7 @@
 """DELTA: an ordinary model that behaves as the tangent one all along the vector, from a teacher that is fitted first."""
 
 import random
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -10,6 +10,7 @@ from torch import Tensor
 
 from tauspan.core.arguments import checked
 from tauspan.core.errors import UsageError, listed
+from tauspan.core.notices import tell
 from tauspan.core.params import fingerprint
 from tauspan.tangent import linearize
 from tauspan.train.convex import labelled
@@ -36,14 +37,15 @@ class Distilled(Penalty):
 
     Args:
         teacher: a vector of the tangent model for the same task: from `finetune` in the linear regime, `closed_form` or
-            `superpose`.
+            `superpose`. One of other tasks gets a warning.
         weight: of the distance beside the loss.
         reach: the widest range of a.
         growth: how fast the range grows; the paper's "temperature".
         penalty: a term of its own on the student's vector, such as `Factored`.
 
     Errors:
-        `finetune` refuses the linear regime, checkpointing, random crops, and tasks without a frozen head.
+        A teacher of the ordinary regime is refused. `finetune` refuses the linear regime, checkpointing, random
+        crops, and tasks without a frozen head.
 
     Cost:
         A tangent pass over the training rows before the first step, and 2 d numbers for each row; then a step costs as an
@@ -69,6 +71,12 @@ class Distilled(Penalty):
     penalty: Penalty | None = None
 
     def __post_init__(self) -> None:
+        if self.teacher.regime != "linear":
+            raise UsageError(
+                f"the teacher {self.teacher.label!r} is a vector of the regime {self.teacher.regime!r}: it was trained "
+                "to be right at theta0 + tau, and a teacher says theta0's outputs + J tau. Fine-tune one with "
+                "regime='linear', or say that this is meant: `teacher.as_regime('linear')`."
+            )
         if not 0 <= self.weight < float("inf"):
             raise UsageError(f"weight={self.weight}: it must be 0 or more.")
         low, high = self.reach
@@ -122,7 +130,19 @@ class Distilled(Penalty):
                 f"Distilled: {listed(without)} has no frozen head, and the features under one are compared. Take tasks "
                 "with classes or numbers."
             )
+        self._warn_of_another_task([task.name for task in run.tasks])
         return Followed(self, run, [_outputs(run, self.teacher, place) for place in range(len(run.tasks))])
+
+    def _warn_of_another_task(self, trained: Sequence[str]) -> None:
+        """Say if the teacher knows for which tasks it was made, and some that are trained are not among them."""
+        info = self.teacher.info
+        made = info.get("tasks") or ([info["task"]] if "task" in info else [])
+        foreign = [name for name in trained if name not in made]
+        if made and foreign:
+            tell(
+                f"Distilled: the teacher {self.teacher.label!r} was made for {listed(made)}, and {listed(foreign)} is "
+                "trained: it has not learnt what it says of those rows. Take a teacher of the same tasks."
+            )
 
     def measured(self, run: Training) -> Mapping[str, Any]:
         """What the penalty on the vector measures."""

@@ -32,6 +32,10 @@ def every():
         "exact": Exact(other, 0.5, rows=3),
         "exact, in turn": Exact(other, 0.5, rows=3, turn=True),
         "exact, kept": Exact(other, 0.5, rows=3, kept=2),
+        "exact, by pivots": Exact(other, {"b": 0.5, "c": 2.0}, rows=2, kept=2, choose="pivoted"),
+        "exact, of other inputs": Exact(
+            other, 0.5, rows=2, inputs=list(zoo.normal(5, WIDE, seed=3).double())
+        ),
         "tau-jp": TauJp(other, 0.5, rows=3),
         "factored": Factored([factors(encoder(), one) for one in other], 0.5, other),
         "orthogonal": Orthogonal(0.1, scale=0.01),
@@ -71,18 +75,37 @@ def test_a_run_with_a_penalty_goes_on_bit_by_bit(name, regime, tmp_path):
         ts.finetune(encoder(), task("a"), settings(regime), out=tmp_path / "run", resume=True)
 
 
-def test_exact_drift_beside_the_squared_loss_is_what_superpose_minimises():
-    """At the closed form the gradient of mean l(f_t) + w/2 E |J_s tau|^2 is that of the ridge alone."""
-    first, second, model = numbers("first", 1), numbers("second", 2), encoder()
-    weight, ridge = 0.7, 0.4
-    tau = next(iter(ts.superpose(model, [first, second], weight, ridge).vectors.values()))
-    chosen = settings()
+GENERIC = list(zoo.normal(7, WIDE, seed=77).double())
+
+
+@pytest.mark.parametrize(
+    ("ghosts", "options"),
+    [
+        (ts.Ghosts(0.7), {}),
+        (ts.Ghosts({"second": 0.7, "third": 0.2}), {}),
+        (ts.Ghosts({"third": 0.3}), {}),
+        (ts.Ghosts(0.7, rows=2, choose="pivoted"), {"rows": 2, "choose": "pivoted"}),
+        (ts.Ghosts({"second": 3.0}, rows=2, choose="pivoted", seed=5), {"rows": 2, "choose": "pivoted", "kept": 1}),
+        (ts.Ghosts(0.7, inputs=GENERIC), {"rows": 7, "inputs": GENERIC}),
+    ],
+)  # fmt: skip
+def test_exact_drift_beside_the_squared_loss_is_what_superpose_minimises(ghosts, options):
+    """At the closed form the gradient of mean l(f_t) + 1/2 sum_s w_s E |J_s tau|^2 is that of the ridge alone."""
+    first, others, model = numbers("first", 1), [numbers("second", 2), numbers("third", 3)], encoder()
+    ridge, chosen = 0.4, settings(seed=ghosts.seed)
+    tau = next(iter(ts.superpose(model, [first], ghosts, ridge, controls=others).vectors.values()))
     what = trainee(model, [first.head], chosen)
     with torch.no_grad():
         for name, parameter in what.parameters.items():
             parameter.copy_(tau.deltas[name])
-    rows = first.split("train")
-    term = Exact([second], weight * factor(first), rows=6).begun(
+    rows, share = (
+        first.split("train"),
+        len(others) * factor(first),
+    )  # a mean over others, of the loss's own scale
+    weight = {one.name: share * ghosts.weight_of(one.name) for one in others}
+    if not isinstance(ghosts.weight, dict):
+        weight = share * ghosts.weight
+    term = Exact(others, weight, **{"rows": 6, **options}).begun(
         Training(model, model, what, chosen, [first], 1)
     )
     loss = first.objective.total(what(torch.stack(list(rows.inputs))), rows.labels) / len(rows)
@@ -299,6 +322,10 @@ def test_what_cannot_be_is_refused_with_a_repair():
         (UsageError, "no logits", lambda: run(Exact([texts]))),
         (UsageError, "0 or more", lambda: Exact([other], -1.0)),
         (UsageError, "at least 1 row", lambda: TauJp([other], rows=0)),
+        (UsageError, "weight of 'b' is -1", lambda: Exact([other], {"b": -1.0})),
+        (UsageError, "Did you mean 'b'", lambda: run(Exact([other], {"bb": 1.0}))),
+        (UsageError, "Did you mean 'pivoted'", lambda: Exact([other], choose="pivot")),
+        (UsageError, "inputs are empty", lambda: Exact([other], inputs=[])),
         (UsageError, "0 or more", lambda: Factored([found], float("nan"))),
         (UsageError, r"factors\(encoder, task\)", lambda: Factored([])),
         (UsageError, "give the tasks of each", lambda: Factored([found], others=[other, other])),
@@ -358,7 +385,9 @@ def test_keys_differ_by_everything_that_decides_the_vector():
     model = encoder()
     many = [
         None, Exact([other]), Exact([third]), Exact([other], 0.5), Exact([other], rows=3), Exact([other], turn=True),
-        Exact([other], kept=2), TauJp([other], 1.0), Factored([factors(model, other)]), Factored([factors(model, third)]),
+        Exact([other], kept=2), Exact([other], {"b": 0.5}), Exact([other], choose="pivoted"),
+        Exact([other], inputs=GENERIC), Exact([other], inputs=GENERIC[1:]), TauJp([other], 1.0),
+        Factored([factors(model, other)]), Factored([factors(model, third)]),
         Factored([factors(model, other, "expand")]), Orthogonal(), Orthogonal(squared=True),
     ]  # fmt: skip
     quick = settings(epochs=1, max_steps=1)

@@ -4,9 +4,11 @@ import random
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import torch
+
 from tauspan.core.errors import UsageError, listed
 from tauspan.models import Batch, Encoder, Head
-from tauspan.tasks import Task, build_head
+from tauspan.tasks import Split, Task, build_head
 from tauspan.tasks.batches import encoded
 from tauspan.train.settings import Settings
 
@@ -18,28 +20,41 @@ class Others:
         encoder: what reads them.
         tasks: the tasks.
         settings: where texts are cut.
+        inputs: rows without labels, which are read under each task's head in the place of its own.
 
     Raises:
         UsageError: no task, a task without logits, or two of one name.
     """
 
-    def __init__(self, encoder: Encoder, tasks: Sequence[Task], settings: Settings) -> None:
+    def __init__(
+        self, encoder: Encoder, tasks: Sequence[Task], settings: Settings, inputs: Sequence[Any] | None = None
+    ) -> None:
         require_others(tasks)
         self.encoder, self.tasks, self._cut = encoder, tasks, settings.max_tokens
         self.heads: list[Head] = [build_head(task, encoder, max_tokens=self._cut) for task in tasks]
+        generic = None if inputs is None else unlabelled(inputs)
+        self._splits = [task.split("train") if generic is None else generic for task in tasks]
 
     def batch(self, place: int, rows: Sequence[int]) -> Batch:
         """Some training rows of a task, as the encoder reads them."""
         task = self.tasks[place]
         return encoded(
-            self.encoder, task.split("train").take(list(rows)), task.objective, task.tokens(self._cut)
+            self.encoder, self._splits[place].take(list(rows)), task.objective, task.tokens(self._cut)
         )
+
+    def count(self, place: int) -> int:
+        """How many rows of a task there are."""
+        return len(self._splits[place])
 
     def drawn(self, place: int, count: int, key: str) -> list[int]:
         """So many rows of a task, or all if there are fewer; by a key."""
-        task = self.tasks[place]
-        size = len(task.split("train"))
-        return sorted(random.Random(f"{key}/{task.name}").sample(range(size), min(count, size)))
+        size = self.count(place)
+        return sorted(random.Random(f"{key}/{self.tasks[place].name}").sample(range(size), min(count, size)))
+
+
+def unlabelled(inputs: Sequence[Any]) -> Split:
+    """Rows without labels as a split, in which each has the label 0, which nothing reads."""
+    return Split(inputs, torch.zeros(len(inputs), dtype=torch.long))
 
 
 def require_others(tasks: Sequence[Task]) -> None:

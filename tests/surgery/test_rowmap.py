@@ -121,6 +121,8 @@ def test_what_is_no_map_is_refused(tmp_path: Path) -> None:
     with pytest.raises(MismatchError, match="the last one first"):
         RowMap.identity(3) @ RowMap.identity(2)
     assert RowMap.identity(2).__matmul__(3) is NotImplemented
+    with pytest.raises(UsageError, match="knows no squares of single weights"):
+        RowMap.of([{0: 0.5, 2: 0.5}], 2, torch.full((1, 2), 0.5, dtype=torch.float64)).squares()
     write_tensors(tmp_path / "other.safetensors", {"w": torch.ones(1)})
     with pytest.raises(StoreError, match="holds no map of rows"):
         RowMap.load(tmp_path / "other.safetensors")

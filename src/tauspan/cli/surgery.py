@@ -57,7 +57,9 @@ def add(verbs: Any, verb: Verb) -> None:
         add_fields(made, Running)
         made.set_defaults(resumes=_unfinished)
     moved = verb(inner, "move", "OUT = VECTOR of MODEL for GRAFTED, what graft made of that model", move)
-    moved.add_argument("vector", help="a vector's file or folder, or the directory of a PEFT adapter")
+    moved.add_argument(
+        "vector", help="a vector's file or folder, the directory of a PEFT adapter, or a file of statistics"
+    )
     moved.add_argument("model", help=f"what it starts from: {MODEL}")
     moved.add_argument("grafted", help="the directory that `vocabulary graft` wrote")
     moved.add_argument(
@@ -131,7 +133,7 @@ def compare(options: argparse.Namespace) -> None:
 
 
 def move(options: argparse.Namespace) -> None:
-    """Write a vector or an adapter for a grafted model."""
+    """Write a vector, an adapter or statistics for a grafted model."""
     from tauspan.surgery import move as moved
 
     place = moved(options.vector, options.model, options.grafted, options.out, overwrite=options.overwrite)

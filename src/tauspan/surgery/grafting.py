@@ -12,6 +12,7 @@ from tauspan.core.notices import tell
 from tauspan.core.report import Report
 from tauspan.editing.model.edit_files import Base
 from tauspan.merge.checks.origins import made_for
+from tauspan.merge.data.statistics_file import Statistics, holds_statistics
 from tauspan.merge.lora.adapters import AdapterSource
 from tauspan.merge.sources.opening import adapter_folder
 from tauspan.merge.sources.source import model_folder
@@ -32,7 +33,7 @@ from tauspan.surgery.checks import Kept, kept, renumber
 from tauspan.surgery.embedding import embedding
 from tauspan.surgery.options import Filling, Running
 from tauspan.surgery.rowmap import RowMap
-from tauspan.surgery.vectors import move_adapter, move_vector
+from tauspan.surgery.vectors import move_adapter, move_statistics, move_vector
 from tauspan.surgery.views import Grafted, by_rows, whole
 from tauspan.surgery.vocabularies import Vocabulary, open_vocabulary
 from tauspan.surgery.ways import HOW, Embed, Pair, row_map
@@ -191,11 +192,13 @@ def move(
 ) -> Path:
     """Write a task vector of `model` as one of the model that was grafted from it; an adapter stays an adapter.
 
+    Statistics for merging move too; see `move_statistics`.
+
     A grafted model made by a version before this check does not know its base: a warning says so. An adapter names its
     base without a fingerprint: a directory that is still there is compared, another name gives a warning.
 
     Args:
-        vector: a vector's file or folder, or the directory of a PEFT adapter.
+        vector: a vector's file or folder, the directory of a PEFT adapter, or a file of statistics.
         model: what it starts from.
         grafted: what `graft` made of that model.
         out: the file, or for an adapter the directory, to write.
@@ -204,7 +207,7 @@ def move(
     Raises:
         ModelError: there is no such model.
         StoreError: `grafted` keeps no map of rows.
-        BaseMismatchError: the vector or the adapter starts from another model, or `grafted` was made from another one.
+        BaseMismatchError: what moves starts from another model, or `grafted` was made from another one.
 
     Cost: a pass over the model for its fingerprint, about 0.4 s for 100 MB, and one over the vector.
     """
@@ -216,7 +219,11 @@ def move(
     if adapter is not None:
         _require_trained_on(adapter, base)
         return move_adapter(adapter, rows, out, base=str(grafted), overwrite=overwrite)
-    moved = move_vector(whole_vector(base, vector), rows, Base(str(grafted)).fingerprint)
+    new = Base(str(grafted)).fingerprint
+    if holds_statistics(place):
+        known = Statistics.from_file(place, base=base.fingerprint)
+        return move_statistics(known, rows, new).save(out, overwrite=overwrite)
+    moved = move_vector(whole_vector(base, vector), rows, new)
     return moved.save_pretrained(out, overwrite=overwrite)
 
 

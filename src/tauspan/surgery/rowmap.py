@@ -250,6 +250,24 @@ class RowMap:
         wide.index_add_(1, self.indices, rows[:, owner] * self.weights)
         return wide[:, : self.columns] + wide[:, self.columns :] @ self.shared
 
+    def squares(self) -> tuple["RowMap", Tensor]:
+        """Q and s with P_ni^2 = s_n Q_ni and s_n = sum_i P_ni^2, float64 (rows,): the squared weights as a map.
+
+        Raises:
+            UsageError: rows that mix entries of C with others, as products of maps may have.
+        """
+        dense = self.indices >= self.columns
+        if bool((dense & (self.weights != 1)).any()):
+            raise UsageError(
+                "the map is a product with rows that mix shared rows and others, and knows no squares of single weights. "
+                "Apply the maps that it was made of one after the other."
+            )
+        shared, weights = self.shared.square(), self.weights.square()
+        weights[dense] = shared.sum(1)[self.indices[dense] - self.columns]
+        sums = self._summed(weights)
+        weights = weights / torch.repeat_interleave(sums, self.sizes)
+        return replace(self, weights=weights, shared=shared / shared.sum(1, keepdim=True)), sums
+
     def _summed(self, weights: Tensor) -> Tensor:
         owner = torch.repeat_interleave(torch.arange(self.rows), self.sizes)
         return torch.zeros(self.rows, dtype=torch.float64).index_add_(0, owner, weights)

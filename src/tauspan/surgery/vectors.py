@@ -1,4 +1,4 @@
-"""Task vectors and adapters moved through the map of a graft: tau' = P tau, so that they fit the grafted model."""
+"""Task vectors, adapters and statistics moved through the map of a graft, so that they fit the grafted model."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -10,6 +10,7 @@ from tauspan import store
 from tauspan.core.arguments import checked
 from tauspan.core.errors import BaseMismatchError, MismatchError, listed
 from tauspan.core.params import Params
+from tauspan.merge.data.statistics_file import Statistics
 from tauspan.merge.lora.adapter_config import CONFIG
 from tauspan.merge.lora.adapters import AdapterSource, save_adapter
 from tauspan.merge.lora.lowrank import LowRank, Term
@@ -57,15 +58,83 @@ def move_vector(vector: TaskVector, rows: RowMap, base: str) -> TaskVector:
         >>> move_vector(tau, RowMap.of([{0: 0.5, 1: 0.5}], 2), "new").deltas["embed_tokens.weight"]
         tensor([[2.]])
     """
-    if rows.base and vector.base != rows.base:
-        raise BaseMismatchError(
-            f"{vector.label!r} starts from base {vector.base[:12]}, and the map is of the rows of base {rows.base[:12]}. "
-            "Take the map of the model that the vector starts from: graft that model."
-        )
+    _require_rows_of(vector.base, rows, f"{vector.label!r} starts")
     if rows.is_identity:
         return replace(vector, base=base)
     moved = _moved(vector.deltas, rows, vector)
     return replace(vector, deltas=moved, base=base, info={**vector.info, "rows": rows.digest})
+
+
+def _require_rows_of(base: str, rows: RowMap, what: str) -> None:
+    """Raise unless a map is of the rows of the base that something starts from; old maps do not say."""
+    if rows.base and base != rows.base:
+        raise BaseMismatchError(
+            f"{what} from base {base[:12]}, and the map is of the rows of base {rows.base[:12]}. Take the map of the "
+            "model that it starts from: graft that model."
+        )
+
+
+@checked
+def move_statistics(known: Statistics, rows: RowMap, base: str) -> Statistics:
+    """Statistics for merging, of an edit of the old model, as those of the same edit of the grafted model.
+
+    A Gram matrix stays: P acts on the rows of a table and the matrix on its columns, so that (sum_t P W_t G_t)
+    (sum_t G_t)^-1 = P (sum_t W_t G_t) (sum_t G_t)^-1. A diagonal Fisher is a precision: where theta is normal with mean
+    theta_t and variances 1 / F (Matena and Raffel 2022, arXiv:2111.09832), P theta has the variances
+
+        1 / F'_n = sum_i P_ni^2 / F_i,
+
+    and F'_n = 0 where one of its old rows has 0. A copied row keeps its F, bit for bit, and merges as before with
+    `normalize=False`; norms are over the new rows. For a mixed row the correlations with other new rows are left out,
+    so that merging does not commute with P there. All numbers are of texts as the old tokenizer cuts them; statistics
+    that the grafted model gathers anew are other ones.
+
+    Args:
+        known: of the old model.
+        rows: P, of the graft.
+        base: the fingerprint of the grafted model.
+
+    Returns:
+        Statistics with `base` as their base, and `info["rows"]`, the digest of P.
+
+    Raises:
+        BaseMismatchError: P is of another model's rows; it is not known of every P.
+        MismatchError: a table with fewer rows than P reads.
+        UsageError: P is a product of maps with shared rows: move through one after the other.
+
+    Cost: as `move_vector`, twice in float64.
+
+    Example:
+        >>> sure = {"embed_tokens.weight": torch.tensor([[1.0], [3.0]])}
+        >>> known = Statistics("fisher", sure, "old", "standard", "tau", "news", "train", 9)
+        >>> move_statistics(known, RowMap.of([{1: 1.0}, {0: 0.5, 1: 0.5}], 2), "new").tensors["embed_tokens.weight"]
+        tensor([[3.],
+                [3.]])
+    """
+    _require_rows_of(known.base, rows, f"the statistics of {known.vector!r} are of an edit")
+    if rows.is_identity:
+        return replace(known, base=base)
+    moved = {
+        name: _precision(one, rows, name)
+        if known.kind == "fisher" and _is_table(name, one.shape, rows)
+        else one
+        for name, one in known.tensors.items()
+    }
+    return replace(known, tensors=moved, base=base, info={**known.info, "rows": rows.digest})
+
+
+def _precision(fisher: Tensor, rows: RowMap, name: str) -> Tensor:
+    """F' of a table or a bias, in its own layout."""
+    table = by_rows(fisher, rows.columns)
+    rows.require_fitting(table.shape, f"{name!r} of the statistics")
+    squared, sums = rows.squares()
+    unknown = table <= 0
+    variances = torch.where(unknown, 0.0, 1 / table.double())
+    found = squared.apply(variances) * sums.view(-1, *[1] * (table.dim() - 1))
+    made = torch.where(squared.apply(unknown.double()) > 0, 0.0, 1 / found).to(table.dtype)
+    copied = rows.copies >= 0
+    made[copied] = table[rows.copies[copied]]
+    return made if table is fisher else made[None]
 
 
 def _moved(deltas: Params, rows: RowMap, vector: TaskVector) -> dict[str, Tensor]:

@@ -147,6 +147,19 @@ def parse_header(text: str | None, file: Path) -> dict[str, Any]:
     return result
 
 
+def holds_statistics(path: Path) -> bool:
+    """Whether a path is a file that `Statistics.save` wrote, of this format or another; reads the header alone."""
+    if not path.is_file() or path.suffix != ".safetensors":
+        return False
+    try:
+        header = json.loads(read_header(path).metadata.get("tauspan", ""))
+    except json.JSONDecodeError:
+        return False
+    return (
+        isinstance(header, dict) and str(header.get("format")).partition("/")[0] == FORMAT.partition("/")[0]
+    )
+
+
 @checked
 def statistics_of(
     vectors: Sequence[TaskVector], statistics: Sequence[Statistics]

@@ -15,21 +15,23 @@ if TYPE_CHECKING:
     from tauspan.surgery.options import Filling, Running
     from tauspan.surgery.reading import Readings, compare
     from tauspan.surgery.rowmap import RowMap
+    from tauspan.surgery.tying import TiedDepth
     from tauspan.surgery.vectors import move_adapter, move_low, move_statistics, move_vector
     from tauspan.surgery.vocabularies import Vocabulary, open_vocabulary
     from tauspan.surgery.ways import HOW, Pair, Way, row_map
 
 _HOME = {
     "HOW": "ways", "Filling": "options", "Graft": "grafting", "LayerMap": "depth", "Pair": "ways", "Readings": "reading",
-    "RowMap": "rowmap", "Running": "options", "Surgery": "carrying", "Vocabulary": "vocabularies", "Way": "ways",
+    "RowMap": "rowmap", "Running": "options", "Surgery": "carrying", "TiedDepth": "tying",
+    "Vocabulary": "vocabularies", "Way": "ways",
     "change_depth": "deepening", "compare": "reading", "graft": "grafting", "move": "grafting", "move_adapter": "vectors",
     "move_low": "vectors", "move_statistics": "vectors", "move_vector": "vectors", "open_vocabulary": "vocabularies",
     "planned_depth": "deepening", "planned_graft": "grafting", "row_map": "ways",
 }  # fmt: skip
 
 __all__ = [
-    "HOW", "Filling", "Graft", "LayerMap", "Pair", "Readings", "RowMap", "Running", "Surgery", "Vocabulary", "Way",
-    "change_depth", "compare", "graft", "move", "move_adapter", "move_low", "move_statistics", "move_vector",
+    "HOW", "Filling", "Graft", "LayerMap", "Pair", "Readings", "RowMap", "Running", "Surgery", "TiedDepth", "Vocabulary",
+    "Way", "change_depth", "compare", "graft", "move", "move_adapter", "move_low", "move_statistics", "move_vector",
     "open_vocabulary", "planned_depth", "planned_graft", "row_map",
 ]  # fmt: skip
 

@@ -1,13 +1,15 @@
 """Surrogate derivatives: moments against their definition, kernels against wide nets; kernels between two modules."""
 
 import math
+from itertools import pairwise
 
 import numpy as np
 import pytest
 import torch
+from scipy import integrate
 from torch import nn
 
-from tauspan.core.errors import MismatchError, UsageError
+from tauspan.core.errors import MismatchError, NonFiniteError, UsageError
 from tauspan.kernel import TangentKernel
 from tauspan.kernel.analytic import (
     Act,
@@ -22,6 +24,7 @@ from tauspan.kernel.analytic import (
     surrogate,
 )
 from tauspan.kernel.analytic.activation import find
+from tauspan.kernel.analytic.means import GaussianMeans
 
 MOMENTS = [(1.0, 1.0, 0.0), (1.0, 1.0, 0.7), (2.0, 0.5, -0.8), (0.3, 1.7, 0.35)]
 
@@ -120,6 +123,55 @@ def test_the_family_holds_what_was_there(moments):
         for which in ("dual", "dual_prime"):
             found, wanted = (float(getattr(one, which)(*at(*moments))) for one in (mine, find(known)))
             assert found == pytest.approx(wanted, rel=1e-12, abs=1e-14)
+
+
+def by_scipy(derivative, q_u, q_v, q_uv, places):
+    """E[2 delta(u) t(v)] by its definition: twice the density of u at 0, times the mean of t over v given u = 0."""
+    sigma = math.sqrt(q_v - q_uv**2 / q_u)
+    edges = [-10 * sigma, *sorted(one for one in places if abs(one) < 10 * sigma), 10 * sigma]
+
+    def integrand(v):
+        return (
+            float(derivative(number(v))) * math.exp(-((v / sigma) ** 2) / 2) / math.sqrt(2 * math.pi) / sigma
+        )
+
+    parts = (
+        integrate.quad(integrand, *ends, epsabs=0, epsrel=1e-9, limit=200)[0] for ends in pairwise(edges)
+    )
+    return 2 / math.sqrt(2 * math.pi * q_u) * sum(parts)
+
+
+NARROW = {
+    "fast sigmoid 100": (lambda v: (1 + 100 * v.abs()) ** -2, (-0.1, -0.01, 0, 0.01, 0.1)),
+    "fast sigmoid 1000": (lambda v: (1 + 1000 * v.abs()) ** -2, (-0.1, -0.01, -1e-3, 0, 1e-3, 0.01, 0.1)),
+    "peak at 1": (lambda v: torch.exp(-((20 * (v - 1)) ** 2)), (0.8, 0.9, 1, 1.1, 1.2)),
+    "boxcar": (lambda v: (v.abs() < 0.5).double(), (-0.5, 0.5)),
+    "narrow boxcar": (lambda v: (v.abs() < 0.02).double(), (-0.02, 0.02)),
+    "one side": (lambda v: (v > 0.3).to(v) * v.abs().sqrt(), (0.3,)),
+}
+
+
+@pytest.mark.parametrize(("derivative", "places"), NARROW.values(), ids=NARROW)
+def test_narrow_surrogates_and_large_variances_need_no_kinks(derivative, places):
+    cases = [(1.0, 1.0, 0.3), (25.0, 25.0, 5.0)]
+    found = surrogate(derivative=derivative).dual_prime(*number(cases).T)
+    assert found.tolist() == pytest.approx([by_scipy(derivative, *one, places) for one in cases], rel=1e-8)
+
+
+def test_means_are_exact_over_many_sizes_of_sigma():
+    """E exp(-k^2 (sigma z - 1)^2) = exp(-k^2 / (1 + 2 k^2 sigma^2)) / sqrt(1 + 2 k^2 sigma^2), k = 200."""
+    sigma = torch.logspace(-0.5, 2, 30, dtype=torch.float64)
+    wide = 1 + 2 * 200**2 * sigma.square()
+    found = GaussianMeans(lambda v: torch.exp(-((200 * (v - 1)) ** 2)))(sigma)
+    assert torch.allclose(found, torch.exp(-(200**2) / wide) / wide.sqrt(), rtol=1e-9, atol=0)
+
+
+def test_means_at_the_ends():
+    step = GaussianMeans(lambda v: (v > 0).double())
+    sigma = torch.tensor([0.0, 1e-8, 3.0, math.nan], dtype=torch.float64)
+    assert torch.allclose(step(sigma), number([0, 0.5, 0.5, math.nan]), equal_nan=True)
+    root = GaussianMeans(lambda v: v.abs() ** -0.5)  # E |z|^(-1/2) = Gamma(1/4) / (2^(1/4) sqrt(pi))
+    assert float(root(number(1.0))) == pytest.approx(math.gamma(0.25) / 2**0.25 / math.pi**0.5, rel=1e-9)
 
 
 @each
@@ -245,6 +297,10 @@ def test_blocks_on_disk_know_both_modules(tmp_path):
 ROW = torch.ones(2, 3).double()
 
 
+def moment_of(derivative):
+    return surrogate(derivative=derivative).dual_prime(*at(1.0, 1.0, 0.3))
+
+
 @pytest.mark.parametrize(
     ("call", "error", "words"),
     [
@@ -257,6 +313,13 @@ ROW = torch.ones(2, 3).double()
             UsageError,
             "Did you mean 'straight-through'.*Or a function",
         ),
+        (
+            lambda: moment_of(lambda v: 1 / v.abs()),
+            UsageError,
+            r"does not settle: 81\.4\d*, and 82\.1\d* with twice",
+        ),
+        (lambda: moment_of(torch.sum), UsageError, "it must be elementwise"),
+        (lambda: moment_of(lambda v: v.sqrt()), NonFiniteError, "is not finite at -"),
         (
             lambda: TangentKernel(nn.Linear(3, 2).double(), ROW, right=nn.Linear(3, 2, bias=False).double()),
             MismatchError,

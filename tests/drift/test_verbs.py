@@ -153,3 +153,49 @@ def test_a_sparse_vector_from_the_program(
     capsys.readouterr()
     assert run(line.replace(":0.1", ""), **places) == 2
     assert "a file of diagonal factors and a share" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("line", "ghosts"),
+    [
+        ("--ghosts 4 --ghosts third=0.5", ts.Ghosts({"first": 4.0, "second": 4.0, "third": 0.5})),
+        ("--ghosts 2 --ghost-rows 2 --choose pivoted", ts.Ghosts(2.0, 2, "pivoted")),
+        (
+            "--ghosts first=3 --reference {rows}",
+            ts.Ghosts({"first": 3.0, "second": 1.0, "third": 1.0}, inputs=["a b", "z", "c x"]),
+        ),
+        ("--reference {third}", ts.Ghosts(inputs=[text for text, _ in LATE[:4]])),
+    ],
+)
+def test_superposed_vectors_take_weights_by_task_and_other_rows(
+    world: dict[str, Path], tmp_path: Path, line: str, ghosts: ts.Ghosts
+) -> None:
+    places = {**world, "rows": tmp_path / "rows.txt", "out": tmp_path / "made"}
+    places["rows"].write_text("a b\nz\nc x\n")
+    words = (
+        "superpose {model} {first} {second} --control {third} --ridge 0.5 --params last:1 --vectors {out} "
+        + line
+    )
+    assert run(words, **places) == 0
+    first, second, third = (Task.from_directory(world[name]) for name in ("first", "second", "third"))
+    encoder = ts.load(world["model"])
+    wanted = ts.superpose(encoder, [first, second], ghosts, 0.5, controls=[third], params="last:1").vectors
+    for task, vector in wanted.items():
+        found = ts.TaskVector.from_pretrained(tmp_path / "made" / f"{task.name}.safetensors")
+        assert found.info["solver"]["ghosts"] == vector.info["solver"]["ghosts"]
+        for name, delta in vector.deltas.items():
+            torch.testing.assert_close(found.deltas[name], delta, rtol=1e-4, atol=1e-6)
+
+
+def test_ghosts_that_cannot_be_are_refused(
+    world: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    line = "superpose {model} {first} {second} --ridge 0.5 --params last:1 --vectors {out} "
+    for told, more in [
+        ("neither WEIGHT nor TASK=WEIGHT", "--ghosts first=much"),
+        ("no task 'frist'", "--ghosts frist=2"),
+        ("for the tasks' own rows", "--reference {third} --choose pivoted"),
+        ("at least 1", "--reference {third} --ghost-rows 0"),
+    ]:
+        assert run(line + more, **{**world, "out": tmp_path / "made"}) == 2
+        assert told in " ".join(capsys.readouterr().err.split())

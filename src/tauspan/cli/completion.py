@@ -21,6 +21,7 @@ TASKS = {
     "pool",
     "controls",
     "others",
+    "reference",
 }  # arguments whose values are tasks, by their names in the code
 RECIPES = {"recipe"}
 MODELS = {"model", "models", "base", "embed", "inputs"}
@@ -29,9 +30,9 @@ FILES = {
     "out", "output", "root", "rows", "run", "test", "tokenizer", "train", "tuned", "validation", "vector", "vectors",
 }  # fmt: skip
 FREE = {
-    "allow", "code", "columns", "delimiter", "device", "eigenfunctions", "encoding", "first", "grid", "label",
-    "label_names", "label_prompts", "leave_out", "map", "method", "name", "near", "objective", "params", "prompt",
-    "ridge", "second", "set", "shard_size", "space", "sparse", "split", "stack", "text", "title",
+    "allow", "code", "columns", "delimiter", "device", "eigenfunctions", "encoding", "first", "ghosts", "grid",
+    "label", "label_names", "label_prompts", "leave_out", "map", "method", "name", "near", "objective", "params",
+    "prompt", "ridge", "second", "set", "shard_size", "space", "sparse", "split", "stack", "text", "title",
 }  # fmt: skip
 
 

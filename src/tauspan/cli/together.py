@@ -4,7 +4,8 @@ The library is imported only when a verb runs.
 """
 
 import argparse
-from collections.abc import Mapping
+import random
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -30,6 +31,7 @@ from tauspan.core.errors import UsageError
 from tauspan.core.reading import Reading
 
 if TYPE_CHECKING:
+    from tauspan.kernel import Ghosts
     from tauspan.tasks import Task
     from tauspan.vector import TaskVector
 
@@ -49,15 +51,24 @@ def add(verbs: Any, verb: Verb) -> None:
         "--ridge", default="loo", help="pull to the base: a number, or loo, which leave-one-out chooses"
     )
     made.add_argument(
-        "--ghosts", type=float, default=1.0, metavar="WEIGHT",
-        help="what the rows of the other tasks count (default: 1, at which sums are exact)",
+        "--ghosts", action="append", metavar="WEIGHT",
+        help="what the rows of the other tasks count, or TASK=WEIGHT what those of one of them do; repeatable (default: "
+        "1, at which sums are exact)",
     )  # fmt: skip
     made.add_argument(
-        "--ghost-rows", type=int, metavar="N", help="only so many rows of each other task (default: all)"
+        "--ghost-rows",
+        type=int,
+        metavar="N",
+        help="only so many rows of each other task, or of --reference (default: all)",
     )
     made.add_argument(
         "--choose", choices=("random", "pivoted"), default="random", help="which rows those are"
     )
+    made.add_argument(
+        "--reference", metavar="ROWS",
+        help="rows that stay in the place of the other tasks' own, read under each task's head: a file of rows or a "
+        "folder of images without labels, or a task, whose training rows they are (default: the tasks' own)",
+    )  # fmt: skip
     made.add_argument("--params", default="all", help=commands.PARAMS)
     add_fields(made, Reading, skip=("point",), defaults={"batch_size": 32})
     made.add_argument(
@@ -91,13 +102,12 @@ def add(verbs: Any, verb: Verb) -> None:
 
 def superpose(options: argparse.Namespace) -> None:
     """Fit the vectors of several tasks while each leaves the rows of the others where they are."""
-    from tauspan.kernel import Ghosts
     from tauspan.kernel import superpose as fitted
 
     tasks = [_training(name, options) for name in options.tasks]
     controls = [_training(name, options) for name in options.control]
     _require_free([task.name for task in tasks], options)
-    ghosts = Ghosts(options.ghosts, options.ghost_rows, options.choose, seed=options.seed or 0)
+    ghosts = _ghosts(options, [task.name for task in (*tasks, *controls)])
     found = fitted(
         encoder_of(options), tasks, ghosts, _ridge(options.ridge), controls=controls, params=options.params,
         reading=Reading(options.batch_size, options.max_tokens),
@@ -126,6 +136,52 @@ def _training(name: str, options: argparse.Namespace) -> "Task":
     if options.rows is None:
         return task
     return commands.fewer(task.subset(train=options.rows, seed=options.seed or 0), task)
+
+
+def _ghosts(options: argparse.Namespace, names: list[str]) -> "Ghosts":
+    """Which rows of other tasks must not move, and what they count."""
+    from tauspan.kernel import Ghosts
+
+    given, own = 1.0, {}
+    for text in options.ghosts or ():
+        task, _, number = text.rpartition("=")
+        try:
+            weight = float(number)
+        except ValueError:
+            raise UsageError(
+                f"--ghosts {text!r} is neither WEIGHT nor TASK=WEIGHT, such as 4 or spam=0.5."
+            ) from None
+        if task:
+            own[task] = weight
+        else:
+            given = weight
+    weights = {**dict.fromkeys(names, given), **own} if own else given
+    seed = options.seed or 0
+    if options.reference is None:
+        return Ghosts(weights, options.ghost_rows, options.choose, seed=seed)
+    if options.choose != "random":
+        raise UsageError(
+            f"--choose {options.choose} is for the tasks' own rows, and --reference names others: leave one of them out."
+        )
+    return Ghosts(weights, inputs=_reference(options.reference, options.ghost_rows, seed))
+
+
+def _reference(name: str, count: int | None, seed: int) -> "Sequence[Any]":
+    """Rows without labels, or the training inputs of a task; so many of them, by the seed."""
+    from tauspan.tasks.images import Images
+    from tauspan.tasks.unlabelled import rows_of
+
+    path = Path(name)
+    if path.exists() and not (path / "card.json").exists():
+        _, rows = rows_of(path)
+    else:
+        rows = task_of(name).split("train").inputs
+    if count is None or count >= len(rows):
+        return rows
+    if count < 1:
+        raise UsageError(f"--ghost-rows {count}: at least 1; --ghosts 0 asks nothing of other rows.")
+    some = sorted(random.Random(seed).sample(range(len(rows)), count))
+    return rows.take(some) if isinstance(rows, Images) else [rows[place] for place in some]
 
 
 def _ridge(text: str) -> Any:

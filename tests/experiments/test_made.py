@@ -1,6 +1,7 @@
 """A comparison of ways to make vectors, on a small model: its numbers are those of the vectors it writes."""
 
 import dataclasses
+import re
 from pathlib import Path
 
 import pytest
@@ -9,12 +10,14 @@ import torch
 import tauspan as ts
 from helpers.small_runs import TASKS
 from tauspan.core.errors import RecipeError
+from tauspan.core.measure import Cost
 from tauspan.core.reading import Reading
 from tauspan.core.report import Report
 from tauspan.experiments import figures
 from tauspan.experiments.made import WAYS, ways
 from tauspan.experiments.run import Recipe, Training, run
 from tauspan.experiments.run.made import Made
+from tauspan.experiments.run.made_tables import tables
 from tauspan.tasks.data.suite import find_task
 from tauspan.vector import FILE, TaskVector
 
@@ -95,9 +98,10 @@ def test_what_validation_likes_best_is_chosen_with_the_first_seed_and_kept(done:
         assert second["value"] == first["value"]
         assert not second["tried"]
     titles = [table.title.partition(". ")[2] for table in report.tables]
-    assert titles[:5] == [
-        "Ways to make vectors, test accuracy", "Differences in pairs of test rows",
-        "Rules that merge the vectors of each way, test accuracy", "Negation", "Choices and cost",
+    assert titles[:6] == [
+        "Ways to make vectors, test accuracy and cost", "Differences in pairs of test rows",
+        "Rules that merge the vectors of each way, test accuracy", "Differences of rules in pairs of test rows",
+        "Negation", "Choices",
     ]  # fmt: skip
     assert [row["way"] for row in report.tables[2].rows].count("linear") == 3
     assert report.result["made"]["linear-exact"][0]["xi"] is not None
@@ -131,6 +135,54 @@ def test_sparse_vectors_of_other_tensors_are_added_all_the_same() -> None:
         "first": [1, 1],
         "second": [1, 1],
     }
+
+
+def measured(seed: int, seconds: float, right: dict[str, str]) -> dict[str, object]:
+    """What a way gives with one seed, made up: of two tasks, the same rows right in both."""
+    rules = {
+        name: {"tuned": [0.5, 0.5], "alpha": 1.0} for name in right if name not in ("single", "zero shot")
+    }
+    gone = {
+        "target": 0.5,
+        "kept": 1.0,
+        "alpha": 1.0,
+        "target at floor": 0.6,
+        "kept at floor": 0.99,
+        "chance": 0.5,
+    }
+    return {
+        "zero shot": [0.5, 0.5], "bits": {name: [text, text] for name, text in right.items()}, "rules": rules,
+        "changed": 0.1, "drift": 0.2, "xi": 0.3, "negated": [gone], "tried": {}, "value": None, "ratio": None,
+        "seconds": seconds, "cost": Cost(0.0, 100.0 * (seed + 1)),
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("seeds", [(0,), (0, 1)])
+def test_cost_stands_beside_accuracy_and_rules_have_intervals(seeds: tuple[int, ...]) -> None:
+    """Against differences by eye: the rule has 4 of 8 rows more than the sum, joint training has 2 more than it."""
+    tasks = [find_task(name) for name in TASKS]
+    right = {"single": "11110000", "sum": "11000000", "ties": "11111100"}
+    joint = {"single": "11110000", "sum": "11110000"}
+    done = {
+        "linear": [measured(seed, 30.0 + seed, right) for seed in seeds],
+        "joint-linear": [
+            {key: value for key, value in measured(seed, 2.5, joint).items() if key != "xi"} for seed in seeds
+        ],
+    }
+    made = {table.title: table for table in tables(seeds, tasks, done, 0.99)}  # type: ignore[arg-type]
+    first = made["Ways to make vectors, test accuracy and cost"]
+    costs = [(row["way"], row["seconds"], row["MB"]) for row in first.rows]
+    assert costs == [("linear", 30 + seeds[-1], 100 * len(seeds)), ("joint-linear", 2.5, 100 * len(seeds))]
+    assert first.columns[1:5] == ["single", "sum at 1", "seconds", "MB"]
+    told = made["Differences of rules in pairs of test rows"]
+    (row,) = told.rows
+    assert (row["way"], row["rule"]) == ("linear", "ties")
+    assert re.match(r"\+0\.500 \[\+0\.\d+, \+0\.\d+\], p ", str(row["less the sum"]))
+    assert re.match(r"\+0\.250 \[\+0\.\d+, \+0\.\d+\], p ", str(row["less joint-linear"]))
+    for table in (told, made["Differences in pairs of test rows"]):
+        assert ("one seed: another training may differ by more" in table.note) is (len(seeds) == 1)
+        assert "95 % intervals" in table.note
+    assert "seconds" not in made["Choices"].columns
 
 
 def test_what_cannot_be_asked_is_refused() -> None:

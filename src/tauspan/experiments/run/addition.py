@@ -101,7 +101,7 @@ def _differences(run: "RunContext", right: Mapping[str, Sequence[Sequence[str]]]
     """The sum of each regime against that of each other one, in pairs of rows; none of tasks without classes."""
     if len(right) < 2 or not all(task.classes for task in run.tasks):
         return []
-    from tauspan.experiments.run.paired import NOTE, difference  # torch, which a list of recipes does without
+    from tauspan.experiments.run.paired import difference, note  # torch, which a list of recipes does without
 
     rows: list[dict[str, Any]] = [
         {
@@ -111,8 +111,8 @@ def _differences(run: "RunContext", right: Mapping[str, Sequence[Sequence[str]]]
         }
         for second, first in itertools.combinations(right, 2)
     ]
-    note = f"{in_words(run.recipe.seeds)}; mean accuracy of the sums, each at its chosen alpha; {NOTE}"
-    return [Table("Addition, differences between regimes", rows, note)]
+    told = f"{in_words(run.recipe.seeds)}; mean accuracy of the sums, each at its chosen alpha; {note(run.recipe.seeds)}"
+    return [Table("Addition, differences between regimes", rows, told)]
 
 
 def added(label: str, seed: int) -> Evaluation:

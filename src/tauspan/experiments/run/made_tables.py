@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, TypeAlias
 
 from tauspan.core.report import Cell, Table
-from tauspan.experiments.run.paired import NOTE, bits, difference
+from tauspan.experiments.run.paired import bits, difference, note
 from tauspan.experiments.run.spread import in_words, spread
 from tauspan.tasks import Task
 
@@ -18,26 +18,45 @@ def tables(seeds: Sequence[int], tasks: Sequence[Task], done: Done, floor: float
     if len(seeds) > 1:
         words += " of training, on the same rows"
     apart = {name: found for name, found in done.items() if "xi" in found[0]}
-    made = [_accuracies(words, done), *_differences(words, tasks, done), _rules(words, apart)]
-    return [*made, _negations(words, apart, floor), _costs(words, done)]
+    intervals = note(seeds)
+    made = [
+        _accuracies(words, done),
+        *_differences(f"{words}; {intervals}", tasks, done),
+        _rules(words, apart),
+    ]
+    made += _between_rules(f"{words}; {intervals}", tasks, apart, done)
+    return [*made, _negations(words, apart, floor), _choices(done)]
 
 
 def _accuracies(words: str, done: Done) -> Table:
-    rows = [
-        {"way": name, **spread([_means(one) for one in found], _COLUMNS)} for name, found in done.items()
-    ]  # fmt: skip
+    rows = []
+    for name, found in done.items():
+        cells = [_means(one) for one in found]
+        rows.append({
+            "way": name, **spread(cells, _COLUMNS[:2]), **_cost(found), **spread(cells, _COLUMNS[2:]),
+        })  # fmt: skip
     before = _mean(next(iter(done.values()))[0]["zero shot"]) or 0.0
-    note = (
+    told = (
         f"{words}; test split, means over tasks; pre-trained {before:.3f}; single: a task's own vector at 1; sum at 1: "
-        "all vectors, no search; norm.: over single of the same way; tuned: alpha chosen on validation; changed: share "
-        "of test rows whose class differs between own vector and sum; drift: rms change of the logits by the other "
-        "vectors over that by the own one; xi: mean disentanglement error over the grid's "
-        "points in [0, 1]^2, of ordinary vectors on fewer rows"
+        "all vectors, no search; seconds: to make the vectors of all tasks once, without what they need from other ways, "
+        "the mean over the seeds but the first; MB: peak of the process, which may make several ways; norm.: over single "
+        "of the same way; tuned: alpha chosen on validation; changed: share of test rows whose class differs between own "
+        "vector and sum; drift: rms change of the logits by the other vectors over that by the own one; xi: mean "
+        "disentanglement error over the grid's points in [0, 1]^2, of ordinary vectors on fewer rows"
     )
-    return Table("Ways to make vectors, test accuracy", rows, note)
+    return Table("Ways to make vectors, test accuracy and cost", rows, told)
 
 
 _COLUMNS = ("single", "sum at 1", "norm.", "tuned", "alpha", "changed", "drift", "xi")
+
+
+def _cost(found: Sequence[Found]) -> dict[str, Cell]:
+    """Seconds to make the vectors, of the seeds with which nothing was tried, and the peak of the process."""
+    seconds = _mean([one["seconds"] for one in found[1:] or found]) or 0.0
+    return {
+        "seconds": round(seconds) if seconds >= 10 else round(seconds, 1),
+        "MB": round(max(one["cost"].peak_mb for one in found)),
+    }
 
 
 def _means(found: Found) -> dict[str, Cell]:
@@ -61,8 +80,26 @@ def _differences(words: str, tasks: Sequence[Task], done: Done) -> list[Table]:
                 )
         if len(cells) > 1:
             rows.append(cells)
-    note = f"{words}; mean accuracy of the sum at 1 less that of a reference; {NOTE}"
-    return [Table("Differences in pairs of test rows", rows, note)] if rows else []
+    told = f"{words}; mean accuracy of the sum at 1 less that of a reference"
+    return [Table("Differences in pairs of test rows", rows, told)] if rows else []
+
+
+def _between_rules(words: str, tasks: Sequence[Task], apart: Done, done: Done) -> list[Table]:
+    """Each rule at 1 less the sum at 1 of the same vectors, and less joint training, in pairs of test rows."""
+    joint = {name: done[name] for name in ("joint-standard", "joint-linear") if name in done}
+    rows: list[dict[str, Cell]] = []
+    for name, found in apart.items():
+        for rule in found[0]["rules"]:
+            if rule == "sum":
+                continue
+            cells: dict[str, Cell] = {"way": name, "rule": rule}
+            for reference, other in {"the sum": found, **joint}.items():
+                cells[f"less {reference}"] = difference(
+                    tasks, [one["bits"][rule] for one in found], [one["bits"]["sum"] for one in other]
+                )
+            rows.append(cells)
+    told = f"{words}; mean accuracy of a rule at 1 less that of the sum of the same vectors at 1, and of joint training"
+    return [Table("Differences of rules in pairs of test rows", rows, told)] if rows else []
 
 
 def _rules(words: str, done: Done) -> Table:
@@ -71,8 +108,8 @@ def _rules(words: str, done: Done) -> Table:
         for rule in found[0]["rules"]:
             cells = [_rule(one, rule) for one in found]
             rows.append({"way": name, "rule": rule, **spread(cells, ("at 1", "norm.", "tuned", "alpha"))})
-    note = f"{words}; test split, means over tasks; rules with their default options; tuned: alpha chosen on validation"
-    return Table("Rules that merge the vectors of each way, test accuracy", rows, note)
+    told = f"{words}; test split, means over tasks; rules with their default options; tuned: alpha chosen on validation"
+    return Table("Rules that merge the vectors of each way, test accuracy", rows, told)
 
 
 def _rule(found: Found, rule: str) -> dict[str, Cell]:
@@ -97,19 +134,19 @@ def _negations(words: str, done: Done, floor: float) -> Table:
         ]
         of = sum(len(seed["negated"]) for seed in found)
         rows.append({"way": name, **spread(cells, _NEGATED), "reached": f"{reached} of {of}"})
-    note = (
+    told = (
         f"{words}; test split, means over targets; target, kept: with coefficient 1; control: mean of the other "
         f"tasks, kept: over the pre-trained model's; alpha, at floor: the coefficient of least target accuracy with kept "
         f">= {floor:g} on validation; reached: targets at or below chance with kept >= {floor:g} on test, of all targets "
         "and seeds"
     )
-    return Table("Negation", rows, note)
+    return Table("Negation", rows, told)
 
 
 _NEGATED = ("target", "kept", "alpha", "target at floor", "kept at floor")
 
 
-def _costs(words: str, done: Done) -> Table:
+def _choices(done: Done) -> Table:
     rows: list[dict[str, Cell]] = []
     for name, found in done.items():
         tried = ", ".join(f"{value} {scores['sum']:.3f}" for value, scores in found[0]["tried"].items())
@@ -117,16 +154,13 @@ def _costs(words: str, done: Done) -> Table:
         rows.append({
             "way": name, "value": "" if value is None else f"{value:g}", "tried": tried,
             "ratio": _mean([one["ratio"] for one in found if one["ratio"] is not None]) if found[0]["ratio"] else None,
-            "make s": _mean([one["seconds"] for one in found[1:] or found]),
-            "peak MB": max(one["cost"].peak_mb for one in found),
         })  # fmt: skip
-    note = (
+    told = (
         "value: chosen with the first seed, a learning rate by the validation accuracy of single vectors, a weight by "
         "that of their sum at 1; tried: the latter, for each; ratio: approximate over exact drift E |J tau|^2 of the "
-        "finished vectors, in every regime; make s: seconds to make the vectors of all tasks once, without what they "
-        "need from other ways, the mean over the seeds but the first; peak: of the process, which may make several ways"
+        "finished vectors, in every regime"
     )
-    return Table("Choices and cost", rows, note)
+    return Table("Choices", rows, told)
 
 
 def picture(made: Mapping[str, Sequence[Found]]) -> dict[str, Any]:

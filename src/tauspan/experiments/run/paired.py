@@ -10,8 +10,22 @@ from tauspan.editing.search.bootstrap import bracketed, metric_intervals
 from tauspan.editing.search.comparison import mcnemar
 from tauspan.tasks import Task
 
-NOTE = "95 % intervals by resampling rows in pairs, each with its mean over seeds; p: McNemar's exact test by seed"
 _DRAWS = 2000
+
+
+def note(seeds: Sequence[int]) -> str:
+    """What the intervals are of, for the note of a table.
+
+    Example:
+        >>> "of one seed" in note([3])
+        True
+    """
+    if len(seeds) == 1:
+        return (
+            "95 % intervals by resampling rows in pairs, of one seed: another training may differ by more; p: McNemar's "
+            "exact test"
+        )
+    return "95 % intervals by resampling rows in pairs, each with its mean over seeds; p: McNemar's exact test by seed"
 
 
 def difference(tasks: Sequence[Task], first: Sequence[Sequence[str]], second: Sequence[Sequence[str]]) -> str:

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
+from benchmarks.batched import batched
 from benchmarks.caches import caches
 from benchmarks.check import check
 from benchmarks.convex import convex
@@ -27,6 +28,7 @@ BENCHMARKS: dict[str, Callable[[Setting], list[Row]]] = {
     "check": check,
     "caches": caches,
     "search": search,
+    "batched": batched,
     "convex": convex,
     "pipeline": pipeline,
     "spectral": spectral,

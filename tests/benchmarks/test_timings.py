@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from benchmarks import baselines, caches, images, memory, pipeline, rows, run, search, steps, timing
+from benchmarks import baselines, batched, caches, images, memory, pipeline, rows, run, search, steps, timing
 from benchmarks.shapes import SHAPES
 
 from tauspan.tangent import linearize
@@ -189,6 +189,16 @@ def test_caches_search_and_map_give_rows():
     assert "same choice: yes" in shared.note
     drawn = next(one for what, one in by_what.items() if "20 x 20 map" in what)
     assert drawn.note.endswith("differs by at most 0")
+
+
+def test_a_batch_of_weights_gives_what_each_gives_alone():
+    shape = SHAPES["tiny-text"]
+    blocks = batched.Blocks(shape.encoder().backbone).double().requires_grad_(False)
+    states = torch.randn(3, 5, shape.width, dtype=torch.float64)
+    at_once, in_turn = batched.ways(blocks, states, 3)
+    torch.testing.assert_close(at_once(), in_turn(), rtol=0, atol=1e-12)
+    assert not torch.equal(in_turn()[0], in_turn()[1])
+    check_rows([one.as_dict() for one in batched.batched(tiny())])
 
 
 def test_reading_images_gives_rows():

@@ -1,12 +1,14 @@
-"""Landmarks of a large tangent kernel: time and memory as rows double.
+"""Landmarks, or random features, of a large tangent kernel: time, memory and error as rows double.
 
-    python -m benchmarks.scale [--rows 12500 25000 50000 100000] [--outputs 10] [--rank 50] [--threads 2]
+    python -m benchmarks.scale [--by features] [--rows 12500 25000 50000 100000] [--outputs 10] [--rank 50] [--threads 2]
                                [--out scale.json]
 
-A perceptron 32-64-O on random rows, whose kernel has (rows x outputs)^2 entries: at 100,000 rows and 10 outputs 8 TB,
-which are never made. `pivoted_cholesky` takes its diagonal and about `rank` of its rows; its factor has 8 x rows x
-outputs x rank bytes. Each size runs in a process of its own. A power is the slope of the logarithm over a doubling: 1 is
-proportional.
+A perceptron 32-64-O on random rows, whose kernel K has (rows x outputs)^2 entries: at 100,000 rows and 10 outputs 8 TB,
+which are never made. `pivoted_cholesky` takes its diagonal and about `rank` of its rows, and states the share of the
+trace that is left. `--by features` projects J to `rank` dimensions by random signs (`project`), and states the relative
+Frobenius error to expect; beside it stands the one that 32 random products with K show,
+sqrt(sum |(S S^T - K) z|^2 / sum |K z|^2). Either factor has 8 x rows x outputs x rank bytes. Each size runs in a process
+of its own. A power is the slope of the logarithm over a doubling: 1 is proportional.
 """
 
 import argparse
@@ -26,22 +28,40 @@ from benchmarks.told import told
 from torch import nn
 
 from tauspan.core.report import Table
-from tauspan.kernel import Nystrom, TangentKernel, pivoted_cholesky
+from tauspan.kernel import Kernel, Nystrom, Projection, TangentKernel, pivoted_cholesky, project
+from tauspan.kernel.solvers.estimates import signs
 
 
-def measured(rows: int, outputs: int, rank: int) -> dict[str, Any]:
+def measured(by: str, rows: int, outputs: int, rank: int) -> dict[str, Any]:
     """One size, in this process."""
     torch.manual_seed(0)
     net = nn.Sequential(nn.Linear(32, 64), nn.GELU(), nn.Linear(64, outputs))
     data = normal((rows, 32), 1)
     kernel = TangentKernel(net, list(data.split(512)))
-    found: list[Nystrom] = []
+    made = {"landmarks": pivoted_cholesky, "features": project}[by]
+    found: list[Any] = []
     begun = time.perf_counter()
-    peak = growth(lambda: found.append(pivoted_cholesky(kernel, rank)))
+    peak = growth(lambda: found.append(made(kernel, rank)))
+    spent = time.perf_counter() - begun
     return {
-        "rows": rows, "outputs": outputs, "rank": rank, "seconds": time.perf_counter() - begun, "peak MB": peak,
-        "factor MB": 8 * rows * outputs * rank / 2**20, "residual": found[0].relative_residual,
+        "rows": rows, "outputs": outputs, "rank": rank, "seconds": spent, "peak MB": peak,
+        "factor MB": 8 * rows * outputs * rank / 2**20, **stated(kernel, found[0]),
     }  # fmt: skip
+
+
+def stated(kernel: TangentKernel, found: Nystrom | Projection) -> dict[str, float | None]:
+    """The error that an approximation states, and of features the one that products show."""
+    if isinstance(found, Nystrom):
+        return {"residual": found.relative_residual}
+    return {"stated error": found.error.value, "standard error": found.error.standard_error,
+            "shown error": shown(kernel, found.kernel)}  # fmt: skip
+
+
+def shown(kernel: Kernel, near: Kernel, probes: int = 32) -> float:
+    """|K' - K| / |K| in the Frobenius norm, from products with random signs."""
+    z = signs(kernel.shape[1], probes, seed=1)
+    true = kernel @ z
+    return float((near @ z - true).norm() / true.norm())
 
 
 def with_powers(found: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -60,23 +80,25 @@ def with_powers(found: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
 def main(argv: Sequence[str] | None = None) -> None:
     """Measure each size and print a table."""
     asked = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    asked.add_argument("--by", choices=("landmarks", "features"), default="landmarks")
     asked.add_argument("--rows", nargs="+", type=int, default=[12500, 25000, 50000, 100000])
     asked.add_argument("--outputs", type=int, default=10)
-    asked.add_argument("--rank", type=int, default=50)
+    asked.add_argument("--rank", type=int, default=50, help="landmarks, or features of a row and output")
     asked.add_argument("--threads", type=int, default=2)
     asked.add_argument("--out", type=Path)
     asked.add_argument("--one", action="store_true", help=argparse.SUPPRESS)
     given = asked.parse_args(argv)
     if given.one:
-        sys.stdout.write(json.dumps(measured(given.rows[0], given.outputs, given.rank)) + "\n")
+        sys.stdout.write(json.dumps(measured(given.by, given.rows[0], given.outputs, given.rank)) + "\n")
         return
-    shared = ["--outputs", str(given.outputs), "--rank", str(given.rank), "--one"]
+    shared = ["--by", given.by, "--outputs", str(given.outputs), "--rank", str(given.rank), "--one"]
     found = [
         in_fresh_process("benchmarks.scale", ["--rows", str(rows), *shared], given.threads)
         for rows in given.rows
     ]
     lines = with_powers(found)
-    told(Table("Landmarks of a large kernel", lines, f"float32 model, {given.threads} threads"), given.out)
+    title = {"landmarks": "Landmarks", "features": "Random features"}[given.by]
+    told(Table(f"{title} of a large kernel", lines, f"float32 model, {given.threads} threads"), given.out)
 
 
 if __name__ == "__main__":

@@ -16,6 +16,7 @@ from typing import Any
 
 from benchmarks import merge_inputs
 from benchmarks.merge_correctness import correctness
+from benchmarks.merge_profile import profile
 from benchmarks.merge_programs import DENSITIES, WIDTH, Bench, Watched, watched
 from benchmarks.rows import ROOT, Row, Setting, device_name, facts, report, write
 from benchmarks.timing import Spread, spread
@@ -187,7 +188,7 @@ def _row(what: str, found: Spread, goal: float | None, unit: str = "ratio", note
 
 
 PARTS: Mapping[str, Callable[[Bench], list[Row]]] = {
-    "speed": speed, "larger": larger, "planning": planning, "large": large, "many": many,
+    "speed": speed, "larger": larger, "planning": planning, "large": large, "many": many, "profile": profile,
 }  # fmt: skip
 
 

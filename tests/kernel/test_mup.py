@@ -235,6 +235,50 @@ def test_what_is_not_known_is_refused_and_the_repairs_work() -> None:
         mup(Raw(16), Raw(4), fan_in={"matrix": 2})
 
 
+class Head(nn.Module):
+    """Vectors of many kinds: a readout held as a vector, as some scalar heads are, and others that need no word."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.first, self.v = nn.Linear(DIM, width), nn.Parameter(torch.full((width,), width**-0.5))
+        self.q_bias, self.class_embedding = nn.Parameter(torch.zeros(width)), nn.Parameter(torch.zeros(width))
+        self.batch, self.prelu = nn.BatchNorm1d(width), nn.PReLU(width)
+        self.rms = type("LlamaRMSNorm", (nn.Module,), {})()
+        self.rms.weight = nn.Parameter(torch.ones(width))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.tanh(self.first(x)) @ self.v
+
+
+def test_a_vector_may_be_a_readout() -> None:
+    with pytest.raises(
+        ModelError, match=r"'v' of shape \(16,\) belongs to Head.*fan_in=\{'v': 0\} if it is used as x @ v"
+    ):
+        mup(Head(16), Head(4))
+    found = {one.name: one for one in mup(Head(16), Head(4), fan_in={"v": 0}).scales}
+    assert (found["v"].role, found["v"].sgd, found["v"].adam, found["v"].std) == ("output", 0.25, 0.25, 0.25)
+    assert {one.role for name, one in found.items() if name != "v"} == {"input"}
+    assert {one.role for one in mup(Head(16), Head(4), fan_in={"v": 1}).scales} == {"input"}
+    held = [nn.Sequential(nn.ParameterList([torch.ones(n)])) for n in (16, 4)]
+    with pytest.raises(ModelError, match="belongs to ParameterList"):
+        mup(*held)
+    with pytest.raises(UsageError, match="give one dimension, 0 or 1"):
+        mup(Head(16), Head(4), fan_in={"v": 2})
+
+
+def test_a_readout_that_is_a_vector_is_one_that_is_a_matrix() -> None:
+    wide, base = Head(16), Head(4)
+    matrices = [nn.Sequential(nn.Linear(DIM, n), nn.Tanh(), nn.Linear(n, 1, bias=False)) for n in (16, 4)]
+    wanted = {one.name: one for one in mup(*matrices).scales}["2.weight"]
+    (found,) = (one for one in mup(wide, base, fan_in={"v": 0}).scales if one.name == "v")
+    assert (found.role, found.sgd, found.adam, found.std) == (
+        wanted.role,
+        wanted.sgd,
+        wanted.adam,
+        wanted.std,
+    )
+
+
 def test_other_modules_are_refused() -> None:
     deeper = nn.Sequential(*mlp(16), nn.Tanh(), nn.Linear(16, 16))
     with pytest.raises(MismatchError, match=r"'6.bias' is in the model alone"):

@@ -2,6 +2,7 @@
 
 import fnmatch
 import math
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
@@ -16,6 +17,9 @@ _OUT_FIRST = (
     nn.Linear, nn.Bilinear, nn.MultiheadAttention, nn.RNNBase, nn.RNNCellBase, nn.Conv1d, nn.Conv2d, nn.Conv3d
 )  # fmt: skip
 _IN_FIRST = (nn.Embedding, nn.EmbeddingBag, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
+_VECTORS = re.compile(
+    "bias|embed|token", re.IGNORECASE
+)  # names of vectors that are no readouts, in any module
 
 
 @dataclass(frozen=True)
@@ -82,6 +86,8 @@ def scale_of(
     if not grows:
         return ParameterScale(name, "fixed", 1.0, 1.0)
     if len(shape) == 1:
+        if _reads(name, shape, owners, fan_in):
+            return ParameterScale(name, "output", ratios[0], 1.0)
         return ParameterScale(name, "input", 1.0, ratios[0])
     if len(grows) > 2:
         raise ModelError(
@@ -95,15 +101,46 @@ def scale_of(
     return ParameterScale(name, role, m_in, m_out)
 
 
+def _reads(name: str, shape: torch.Size, owners: list[nn.Module], fan_in: Mapping[str, int]) -> bool:
+    """Whether a vector is a readout, x @ v, and not a bias, a gain or an embedding: it counts as a matrix (n, 1)."""
+    given = _given(name, shape, fan_in)
+    if given is not None:
+        return given == 0
+    if all(_adds_or_scales(layer) for layer in owners) or _VECTORS.search(name.rpartition(".")[2]):
+        return False
+    raise ModelError(
+        f"parameter {name!r} of shape {tuple(shape)} belongs to {type(owners[0]).__name__}, and whether it is a readout "
+        f"is not known: say fan_in={{{name!r}: 0}} if it is used as x @ v, 1 if it is a bias, a gain or an embedding."
+    )
+
+
+def _adds_or_scales(layer: nn.Module) -> bool:
+    """Whether the vectors of this layer are biases and gains: torch's own layers, norms and layer scales."""
+    homes = {kind.__module__ for kind in type(layer).__mro__} - {nn.Module.__module__}
+    if any(home.startswith("torch.nn.modules.") and not home.endswith(".container") for home in homes):
+        return True
+    return (
+        _usual(layer) is not None or re.search("norm|scale", type(layer).__name__, re.IGNORECASE) is not None
+    )
+
+
+def _given(name: str, shape: torch.Size, fan_in: Mapping[str, int]) -> int | None:
+    """What the user says of this parameter."""
+    given = {place for pattern, place in fan_in.items() if fnmatch.fnmatchcase(name, pattern)}
+    if not given:
+        return None
+    if len(given) == 1 and (place := given.pop()) in (0, 1):
+        return place
+    raise UsageError(f"fan_in of {name!r}, of shape {tuple(shape)}: give one dimension, 0 or 1.")
+
+
 def _input_dimension(
     name: str, shape: torch.Size, ratios: list[float], owners: list[nn.Module], fan_in: Mapping[str, int]
 ) -> int:
     """Which dimension of a parameter sums over the units below."""
-    given = {place for pattern, place in fan_in.items() if fnmatch.fnmatchcase(name, pattern)}
-    if given:
-        if len(given) == 1 and (place := given.pop()) in (0, 1):
-            return place
-        raise UsageError(f"fan_in of {name!r}, of shape {tuple(shape)}: give one dimension, 0 or 1.")
+    given = _given(name, shape, fan_in)
+    if given is not None:
+        return given
     known = {_usual(layer) for layer in owners}
     if len(known) == 1 and (usual := known.pop()) is not None:
         return usual

@@ -289,18 +289,25 @@ def single_tensor(output: Any) -> Tensor:
     """The tensor in a model's output: the output itself, or the first of `OUTPUT_FIELDS` that it has.
 
     Raises:
-        ModelError: no such tensor; wrap the model so that it returns one.
+        ModelError: no such tensor, or a complex one; wrap the model so that it returns a real one.
     """
-    if isinstance(output, Tensor):
-        return output
-    for name in OUTPUT_FIELDS:
-        value = getattr(output, name, None)
-        if isinstance(value, Tensor):
-            return value
+    tensors = (output, *(getattr(output, name, None) for name in OUTPUT_FIELDS))
+    for found in tensors:
+        if isinstance(found, Tensor):
+            return _require_real(found)
     raise ModelError(
         f"the model returned {type(output).__name__}, which is no tensor and has none of "
         f"{', '.join(OUTPUT_FIELDS)}. Wrap it in a module that returns one tensor."
     )
+
+
+def _require_real(output: Tensor) -> Tensor:
+    if output.is_complex():
+        raise ModelError(
+            f"the model returned a tensor of {output.dtype} and shape {tuple(output.shape)}, and outputs are real here. "
+            "Wrap it in a module that returns torch.view_as_real(output), with .flatten(1) for one vector a row."
+        )
+    return output
 
 
 def to_device(batch: Batch, device: torch.device) -> Batch:

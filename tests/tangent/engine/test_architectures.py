@@ -15,6 +15,7 @@ from helpers.architectures_of_space import DilatedReparam
 from helpers.kinds import Truth, kind, truth
 from helpers.zoo import all_close, close, normal
 from tauspan.core.errors import ModelError
+from tauspan.kernel import TangentKernel
 from tauspan.models import Classifier, Head
 from tauspan.tangent import Linearized, linearize
 
@@ -219,3 +220,34 @@ def test_complex_parameters_are_refused_and_the_way_out_works() -> None:
     parametrize.remove_parametrizations(module, "weight")
     assert module.weight.dtype == torch.complex128
     assert torch.equal(module(x), edited)
+
+
+class Spectrum(nn.Module):
+    """A module whose outputs are complex; `parts` returns them as real pairs."""
+
+    def __init__(self, parts: bool) -> None:
+        super().__init__()
+        self.linear, self.parts = nn.Linear(4, 6), parts
+
+    def forward(self, x: Tensor) -> Tensor:
+        found = torch.fft.rfft(self.linear(x))
+        return torch.view_as_real(found).flatten(1) if self.parts else found
+
+
+@pytest.mark.parametrize("check", ["auto", "off"])
+def test_complex_outputs_are_refused_and_the_way_out_works(check: Any) -> None:
+    whole, parts, x = Spectrum(False), Spectrum(True), normal(3, 4)
+    parts.load_state_dict(whole.state_dict())
+    whole, parts = whole.double(), parts.double()
+    words = r"torch.complex128 and shape \(\d, 4\), and.*torch.view_as_real\(output\), with .flatten\(1\)"
+    for call in (
+        lambda: ts.linearize(whole, check=check).tangent(x),
+        lambda: ts.linearize(whole, check=check)(x),
+        lambda: TangentKernel(whole, x, check=check),
+    ):
+        with pytest.raises(ModelError, match=words):
+            call()
+    rows = torch.cat([x, torch.ones(3, 1)], 1)  # of weights and bias
+    fourier = torch.view_as_real(torch.fft.rfft(torch.eye(6).double())).flatten(1)  # (6, 8)
+    wanted = torch.einsum("ni,mi,ja,jb->namb", rows, rows, fourier, fourier).reshape(24, 24)
+    assert torch.allclose(TangentKernel(parts, x, check=check).dense(), wanted, atol=1e-12)

@@ -74,7 +74,7 @@ class TiedDepth(nn.Module):
         """All parameters of the deep model by name, as functions of those of the short one."""
         own = dict(self.short.named_parameters(remove_duplicate=False))
         prefix = self.stack + "."
-        found = {name: one for name, one in own.items() if not name.startswith(prefix)}
+        found: dict[str, Tensor] = {name: one for name, one in own.items() if not name.startswith(prefix)}
         first = f"{prefix}0."
         for rest in [name.removeprefix(first) for name in own if name.startswith(first)]:
             for layer, row in enumerate(self.layers.rows):
@@ -109,14 +109,16 @@ class TiedDepth(nn.Module):
         return self
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "TiedDepth":
-        super()._apply(fn, recurse)
-        self._running[0]._apply(fn, recurse)  # its buffers move too
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        self._running[0]._apply(fn, recurse)  # type: ignore[no-untyped-call]  # its buffers move too
         return self
 
 
 def _stack(model: nn.Module, wanted: str | None) -> str:
     """The name of the list of layers."""
-    lists = [name for name, one in model.named_modules() if isinstance(one, nn.ModuleList) and len(one)]
+    lists: list[str] = [
+        name for name, one in model.named_modules() if isinstance(one, nn.ModuleList) and len(one)
+    ]
     outer = [name for name in lists if not any(name.startswith(f"{other}.") for other in lists)]
     found = [name for name in outer if wanted in (None, name)]
     if not outer:
@@ -153,7 +155,7 @@ def _deepened(short: nn.Module, stack: str, layers: LayerMap) -> nn.Module:
     for place, layer in enumerate(new):
         for part in layer.modules():
             if isinstance(getattr(part, "layer_idx", None), int):  # where transformers keep keys and values
-                part.layer_idx = place
+                vars(part)["layer_idx"] = place
     made.set_submodule(stack, new)
     config = getattr(made, "config", None)
     for key in ("num_hidden_layers", "n_layer", "num_layers"):

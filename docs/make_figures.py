@@ -29,6 +29,7 @@ PICTURES = {  # where it goes below docs: from which report, which of its pictur
     "figures/demo-xi": ("demo", "xi-movie_sentiment-debian_section"),
     "results/grokking/trajectory": ("grokking", "trajectory"),
     "figures/made-to-add": ("made-to-add", "made"),
+    "figures/made-to-add-images": ("made-to-add-images", "made"),
     "figures/starts": ("spectral-bottleneck", "starts"),
     "results/reproduce-text7/xi-drift": ("reproduce-text7", "xi-drift-movie_sentiment-debian_section"),
 }

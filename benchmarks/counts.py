@@ -108,9 +108,9 @@ def counted(work: Callable[[], Any]) -> dict[str, int]:
 
 
 class _Net(nn.Module):
-    """A net that counts its forward passes, copies of it included."""
+    """A net that counts its forward passes and their rows, copies of it included."""
 
-    passes = 0
+    passes = rows = 0
 
     def __init__(self) -> None:
         super().__init__()
@@ -118,28 +118,30 @@ class _Net(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         type(self).passes += 1
+        type(self).rows += len(x)
         found: Tensor = self.last(torch.tanh(self.first(x)))
         return found
 
 
 def _passes() -> dict[str, int]:
-    """Forward passes of a search for one coefficient of three vectors, each task with one batch a split."""
+    """Forward passes, and their rows, of a search for one coefficient of three vectors; a split is one batch."""
     x = torch.randn(12, 4, generator=torch.Generator().manual_seed(1))
     splits = dict.fromkeys(("train", "validation", "test"), (x, torch.arange(12) % 2))
     tasks = [ts.Task.from_tensors(name, ["no", "yes"], **splits) for name in "abc"]
     found: dict[str, int] = {}
     for regime, guided in (("standard", False), ("standard", "tangent"), ("standard", "curved"), ("standard", "checked"),
-                           ("linear", False)):  # fmt: skip
+                           ("standard", "rows"), ("linear", False)):  # fmt: skip
         torch.manual_seed(0)
         encoder = Encoder(_Net())
         settings = ts.Settings(regime, lr=0.05, epochs=3, max_steps=3)  # type: ignore[arg-type]
         vectors = {task: ts.finetune(encoder, task, settings).task_vector for task in tasks}
         editor = ts.Editor(encoder, vectors)
-        before = _Net.passes
+        _Net.passes = _Net.rows = 0
         editor.add(guided=guided)  # type: ignore[arg-type]
-        found[f"add, {regime}{f', guided: {guided}' if guided else ''}: forward passes"] = (
-            _Net.passes - before
-        )
+        what = f"add, {regime}{f', guided: {guided}' if guided else ''}"
+        found[f"{what}: forward passes"] = _Net.passes
+        if guided in (False, "rows"):  # the others read whole batches
+            found[f"{what}: rows x points"] = _Net.rows
     return found
 
 

@@ -276,7 +276,8 @@ class QuantumCircuit(nn.Module):
         paths = ("nij,njk->nik", "nij,nkj->nki")
         return torch.einsum(paths[qubit], gate, state)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def state(self, x: Tensor) -> Tensor:
+        """The amplitudes of each row, (N, 2, 2), of norm 1."""
         state = torch.zeros(len(x), 2, 2, dtype=torch.complex128)
         state[:, 0, 0] = 1
         entangle = torch.exp(1j * (math.pi / 4) * torch.tensor([[1.0, -1], [-1, 1]], dtype=x.dtype))
@@ -284,6 +285,10 @@ class QuantumCircuit(nn.Module):
             for qubit in range(2):
                 state = self.turned(state, x[:, qubit] + layer[qubit], qubit)
             state = state * entangle
+        return state
+
+    def forward(self, x: Tensor) -> Tensor:
+        state = self.state(x)
         return (state.conj() * state).real.flatten(1) @ self.signs.T
 
 

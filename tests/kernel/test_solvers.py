@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from scipy.optimize import minimize
 
 from helpers import zoo
+from helpers.architectures_of_space import QuantumCircuit
 from tauspan.core.errors import DataError, NonFiniteError, UsageError
 from tauspan.kernel import DenseKernel
 from tauspan.kernel.approximate.lowrank import pivoted_cholesky
@@ -542,3 +543,36 @@ def test_conjugate_gradients_say_when_they_have_not_ended(caplog):
     with pytest.raises(NonFiniteError, match="products with the kernel"):
         solve_cg(DenseKernel(torch.full((2, 2), math.nan).double()), torch.ones(2), 1.0)
     assert not solve_cg(kernel, torch.zeros(60), 1.0).alpha.any()
+
+
+# -- kernels of another origin -------------------------------------------------------------------------------------
+
+
+def test_a_quantum_kernel_goes_into_the_solvers():
+    """K = |<phi(x)|phi(x')>|^2 = <rho(x), rho(x')>, rho = phi phi^dagger: as real numbers, 32 features of each row."""
+    x = zoo.normal(24, 2)
+    signs = (x[:, 0] * x[:, 1]).sign()
+    torch.manual_seed(0)
+    with torch.no_grad():
+        phi = QuantumCircuit().double().state(x).flatten(1)
+    overlaps = (phi.conj() @ phi.T).abs().square()
+    rho = torch.view_as_real(phi[:, :, None] * phi[:, None].conj()).flatten(1)
+    assert torch.allclose(overlaps, rho @ rho.T, atol=1e-14)
+    assert torch.allclose(overlaps.diagonal(), torch.ones(24).double())
+    (train, new), ridge = (slice(16), slice(16, 24)), 0.05
+    kernel, rho_train, s = DenseKernel(overlaps[train, train]), rho[train], signs[train]
+
+    alpha = solve_ridge(kernel, s, ridge).alpha
+    tau = torch.linalg.solve(rho_train.T @ rho_train + ridge * torch.eye(32).double(), rho_train.T @ s)
+    assert torch.allclose(overlaps[new, train] @ alpha, rho[new] @ tau, atol=1e-10)
+
+    found = solve_hinge(kernel, s, ridge)
+    tau = rho_train.T @ found.alpha
+
+    def loss(tau):
+        return float((1 - s * (rho_train @ tau)).clamp(min=0).mean() + ridge / 2 * tau.square().sum())
+
+    assert loss(tau) == pytest.approx(found.loss, rel=1e-9)
+    for step in zoo.normal(20, 32, seed=2):  # the loss is strongly convex: no other place has less
+        assert loss(tau + 1e-3 * step) > loss(tau)
+    assert torch.allclose(overlaps[new, train] @ found.alpha, rho[new] @ tau, atol=1e-12)

@@ -34,6 +34,7 @@ from tauspan.tangent import linearize
 
 KEPT = ROOT / "benchmarks" / "results" / "counts.json"
 GROWTH = 1.005
+FALL = 1.05  # a larger fall is to be kept, or it could grow back unseen
 SHAPES = (
     Shape("text", "bert", 3, 32, 4, 128, batch=8, length=16, other=50),
     Shape("vision", "clip", 3, 32, 4, 128, batch=4, length=32, other=8),
@@ -186,11 +187,15 @@ def _merging() -> dict[str, int]:
 
 
 def grown(found: dict[str, int], kept: dict[str, int]) -> list[str]:
-    """What has grown, is new, or is gone, in words."""
+    """What has grown, is new, or is gone, and what has fallen so far that it could grow back unseen, in words."""
+    both = {name: (value, kept[name]) for name, value in found.items() if name in kept}
     said = [
-        f"{name}: {value} in the place of {kept[name]}"
-        for name, value in found.items()
-        if name in kept and value > GROWTH * kept[name]
+        f"{name}: {now} in the place of {then}" for name, (now, then) in both.items() if now > GROWTH * then
+    ]
+    said += [
+        f"{name}: fell from {then} to {now}; write the new count with --keep"
+        for name, (now, then) in both.items()
+        if now * FALL < then
     ]
     return said + [f"{name}: in one of the two alone" for name in sorted(found.keys() ^ kept.keys())]
 
@@ -214,7 +219,7 @@ def main(arguments: list[str] | None = None) -> int:
         return 0
     worse = grown(found, kept)
     for line in worse:
-        print(f"grown: {line}")
+        print(line)
     return 1 if worse else 0
 
 

@@ -21,3 +21,7 @@ def test_growth_is_told() -> None:
     assert counts.grown({"a": 1006, "c": 1}, {"a": 1000, "b": 1}) == [
         "a: 1006 in the place of 1000", "b: in one of the two alone", "c: in one of the two alone",
     ]  # fmt: skip
+    assert counts.grown({"a": 960}, {"a": 1000}) == []
+    assert counts.grown({"a": 900}, {"a": 1000}) == [
+        "a: fell from 1000 to 900; write the new count with --keep"
+    ]

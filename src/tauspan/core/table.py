@@ -259,7 +259,7 @@ def _markdown(columns: Sequence[str], rows: Sequence[dict[str, Cell]]) -> list[s
 
 def _apart(columns: Sequence[str], rows: Sequence[dict[str, Cell]]) -> list[str]:
     """Several tables under the same leading texts; a list for each row where a column does not fit beside them."""
-    texts = [all(isinstance(row.get(name), str | None) for row in rows) for name in columns]
+    texts = [all(_is_text(row.get(name)) for row in rows) for name in columns]
     leading = max(1, texts.index(False) if False in texts else 1)
     for keys in range(min(leading, 2), 0, -1):
         blocks: list[list[str]] = [[]]
@@ -294,6 +294,11 @@ def _lines(columns: Sequence[str], rows: Sequence[dict[str, Cell]]) -> list[str]
 
 def _escaped(cell: Cell) -> str:
     return shown(cell).replace("|", "\\|")
+
+
+def _is_text(cell: Cell) -> bool:
+    """Whether a cell is words or empty; a number with its spread, which is a text to Python, is a number."""
+    return cell is None or (isinstance(cell, str) and not re.match(r"[-+]?\d+\.\d", cell))
 
 
 def _fits(lines: Sequence[str]) -> bool:

@@ -1,3 +1,4 @@
-"""Fixtures of the runs."""
+"""Fixtures of the runs, and the clusters of this machine."""
 
+from helpers.clusters import dask, queue, ray  # noqa: F401
 from helpers.small_runs import recipe  # noqa: F401

@@ -1,62 +1,21 @@
 """Sweeps on real clusters of this machine, Dask's and Slurm's, with workers that die and come back."""
 
 import os
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from helpers import slurm
-from helpers.sweeps import WHERE, jobs_of, quietly
+from helpers.clusters import QUIET, backend_of
+from helpers.sweeps import jobs_of, quietly
 from tauspan.core.errors import TauspanError
 
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.filterwarnings(
-        "ignore::ResourceWarning", "ignore::DeprecationWarning", "ignore::FutureWarning"
-    ),
-]
-
-
-@pytest.fixture(scope="module")
-def dask() -> Iterator[Any]:
-    """A client of two workers, each a process under a nanny, which starts another one when it dies."""
-    library = pytest.importorskip("distributed", reason="distributed is not installed: the extra `real`")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("PYTHONPATH", WHERE)
-        with (
-            library.LocalCluster(
-                n_workers=2, threads_per_worker=1, processes=True, dashboard_address=None
-            ) as cluster,
-            library.Client(cluster) as client,
-        ):
-            yield client
-
-
-@pytest.fixture(scope="module")
-def queue(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
-    """submitit's executor on a Slurm of one node."""
-    why = slurm.missing()
-    if why:
-        pytest.skip(why)
-    library = pytest.importorskip("submitit", reason="submitit is not installed: the extra `real`")
-    folder = tmp_path_factory.mktemp("slurm")
-    with slurm.slurm(folder) as config, pytest.MonkeyPatch.context() as patch:
-        patch.setenv("SLURM_CONF", str(config))
-        patch.setenv("PYTHONPATH", WHERE)
-        executor = library.AutoExecutor(folder / "jobs", cluster="slurm")
-        executor.update_parameters(timeout_min=2, cpus_per_task=1)
-        yield executor
-
-
-def executor_of(cluster: Any) -> Any:
-    return cluster.get_executor() if hasattr(cluster, "get_executor") else cluster
+pytestmark = [pytest.mark.slow, QUIET]
 
 
 @pytest.mark.parametrize("kind", ["dask", "queue"])
 def test_results_and_errors_are_those_of_own_workers(tmp_path: Path, kind: str, request: Any) -> None:
-    executor = executor_of(request.getfixturevalue(kind))
+    executor = backend_of(request.getfixturevalue(kind))
     jobs = jobs_of("shapes", {"a": (1, [2]), "b": {"c": None}}, {"text": "ä"})
     jobs += jobs_of("fail", ours={"kind": "mismatch", "text": "base a"}) + jobs_of("environment", where={})
     there = quietly(jobs, tmp_path / "there", backend=executor, errors="return", threads=1)
@@ -69,7 +28,7 @@ def test_results_and_errors_are_those_of_own_workers(tmp_path: Path, kind: str, 
 
 @pytest.mark.parametrize("kind", ["dask", "queue"])
 def test_a_job_whose_worker_dies_is_done_by_another(tmp_path: Path, kind: str, request: Any) -> None:
-    executor = executor_of(request.getfixturevalue(kind))
+    executor = backend_of(request.getfixturevalue(kind))
     place = tmp_path / "place"
     place.mkdir()
     jobs = jobs_of("die_first", dies={"place": str(place), "deaths": 1}) + jobs_of("double", {"number": 1})

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from helpers.clusters import CPUS, QUIET
 from helpers.sweeps import WHERE, alive, jobs_of, quietly, until
 from tauspan.core.errors import BaseMismatchError, MissingExtraError, TauspanError, UsageError
 from tauspan.experiments.sweep import driver
@@ -16,26 +17,11 @@ from tauspan.experiments.sweep.cluster import Ray
 from tauspan.experiments.sweep.executors import Submitted
 from tauspan.experiments.sweep.results import Results
 
-# Ray's own: files that it leaves open, and what it will change
-QUIET = pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::FutureWarning")
-CPUS = 2
-
 
 def test_without_ray_its_extra_is_named(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "ray", None)
     with pytest.raises(MissingExtraError, match=r"tauspan\[ray\]"):
         quietly(jobs_of("double", {"number": 1}), tmp_path, backend="ray")
-
-
-@pytest.fixture(scope="module")
-def cluster():
-    """A Ray that was there before the sweeps; its workers look only where every node does, so they are told where."""
-    ray = pytest.importorskip("ray", reason="ray is not installed: the extra `real`")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("PYTHONPATH", WHERE)
-        ray.init(num_cpus=CPUS, include_dashboard=False, log_to_driver=False)
-        yield ray
-        ray.shutdown()
 
 
 def on_ray(jobs, folder, **options) -> dict[str, Any]:
@@ -50,7 +36,7 @@ def kept(folder: Path) -> dict[str, Any]:
 
 @pytest.mark.slow
 @QUIET
-def test_results_and_their_files_are_those_of_local_workers(tmp_path, cluster):
+def test_results_and_their_files_are_those_of_local_workers(tmp_path, ray):
     jobs = jobs_of("shapes", {"a": (1, [2]), "b": {"c": None}}, {"text": "ä"})
     jobs += jobs_of("draw", **{f"seed{n}": {"seed": n, "size": 1000} for n in range(4)})
     there = on_ray(jobs, tmp_path / "ray", workers=CPUS)
@@ -58,12 +44,12 @@ def test_results_and_their_files_are_those_of_local_workers(tmp_path, cluster):
     assert list(there.items()) == list(here.items())
     assert kept(tmp_path / "ray") == kept(tmp_path / "here")
     assert on_ray(jobs, tmp_path / "here") == quietly(jobs, tmp_path / "ray") == here  # read by either
-    assert cluster.is_initialized()  # what was there stays
+    assert ray.is_initialized()  # what was there stays
 
 
 @pytest.mark.slow
 @QUIET
-def test_what_failed_is_reported_beside_what_succeeded_and_both_have_files(tmp_path, cluster):
+def test_what_failed_is_reported_beside_what_succeeded_and_both_have_files(tmp_path, ray):
     jobs = jobs_of("double", {"number": 1}) + jobs_of("fail", ours={"kind": "mismatch", "text": "base a"})
     jobs += jobs_of("fail", other={"kind": "zero"}, end={"kind": "system"}) + jobs_of(
         "double", last={"number": 4}
@@ -87,7 +73,7 @@ def test_what_failed_is_reported_beside_what_succeeded_and_both_have_files(tmp_p
 
 @pytest.mark.slow
 @QUIET
-def test_a_worker_that_dies_costs_an_attempt(tmp_path, place, cluster):
+def test_a_worker_that_dies_costs_an_attempt(tmp_path, place, ray):
     jobs = jobs_of("die_first", dies={"place": str(place), "deaths": 1}) + jobs_of("double", {"number": 1})
     assert on_ray(jobs, tmp_path) == {"dies": 1, "j0": 2}
     log = (tmp_path / "logs" / "dies.log").read_text()
@@ -101,9 +87,7 @@ def test_a_worker_that_dies_costs_an_attempt(tmp_path, place, cluster):
 
 @pytest.mark.slow
 @QUIET
-def test_an_interruption_keeps_what_is_done_ends_what_runs_and_is_resumed(
-    tmp_path, place, cluster, monkeypatch
-):
+def test_an_interruption_keeps_what_is_done_ends_what_runs_and_is_resumed(tmp_path, place, ray, monkeypatch):
     done = jobs_of("count", *({"place": str(place), "name": f"n{n}"} for n in range(2)))
     # as many as there are workers, so that what comes after them has not begun
     long = jobs_of("wait_here", **{f"long{n}": {"place": str(place), "name": f"w{n}"} for n in range(CPUS)})
@@ -133,13 +117,13 @@ def test_an_interruption_keeps_what_is_done_ends_what_runs_and_is_resumed(
 
 @pytest.mark.slow
 @QUIET
-def test_jobs_have_their_threads_and_device_and_more_than_a_node_has_is_refused(tmp_path, cluster):
+def test_jobs_have_their_threads_and_device_and_more_than_a_node_has_is_refused(tmp_path, ray):
     found = on_ray(jobs_of("environment", two={}), tmp_path, threads=2, device="cpu")["two"]
     assert (found["threads"], found["device"]) == (["2", "2"], "cpu")
     assert found["pid"] != os.getpid()
     with pytest.raises(UsageError, match=f"threads=3.*{CPUS} CPUs.*threads={CPUS} or less"):
         on_ray(jobs_of("double", {"number": 1}), tmp_path, threads=3)
-    assert cluster.is_initialized()
+    assert ray.is_initialized()
 
 
 @pytest.mark.slow

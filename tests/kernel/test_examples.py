@@ -267,3 +267,20 @@ def test_two_activations_are_compared_seed_by_seed(capsys):
     *_, both = found["parallelism"]
     assert float(both["tanh"].split()[0]) > float(both["ReLU"].split()[0])
     assert "of 2 seeds; largest training loss 0.29" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_starts_of_several_depths_are_compared(capsys):
+    toy = runpy.run_path(str(EXAMPLES / "depths.py"))
+    found = toy["main"](toy["SHORT"], 1)
+    assert [name for depth, name in found if depth == 3] == ["random", "first L", "TLEG", "SWS"]
+    assert [name for depth, name in found if depth == 4] == ["random", "interpolated", "TLEG"]
+    assert all(len(run) == 2 for runs in found.values() for run in runs)
+    known, right = toy["ancestors"](0, toy["SHORT"])
+    assert {name: len(net.short.layers) for name, net in known.items()} == {
+        "ordinary": 3,
+        "TLEG": 2,
+        "SWS": 3,
+    }
+    assert right.keys() == known.keys()
+    assert "numbers" in capsys.readouterr().out

@@ -284,3 +284,12 @@ def test_starts_of_several_depths_are_compared(capsys):
     }
     assert right.keys() == known.keys()
     assert "numbers" in capsys.readouterr().out
+
+
+def test_known_kernels_in_small_spaces_are_their_formulas():
+    prefix, features = example("known_kernels")(widths=(256,), seeds=2)
+    for row in (prefix, features):
+        assert float(row["to the formula"]) < 1e-12
+        assert row["to the limit"] < 0.3
+    assert 0.01 < float(prefix["from linear"]) < 0.3
+    assert float(features["from linear"]) < 1e-12

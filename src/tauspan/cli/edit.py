@@ -63,7 +63,7 @@ def _add_searches(edit: Any, verb: Verb) -> list[argparse.ArgumentParser]:
     added.add_argument(
         "--untangle", choices=("task", "layer"),
         help="first make new vectors of them that move one another's tasks less, with a coefficient for each vector or "
-        "layer; see tauspan untangle",
+        "layer, as `tauspan untangle` (default: the vectors as they are)",
     )  # fmt: skip
     _add_target(negated)
     which = verb(edit, "subsets", "which vectors to add, and what each is worth to each task", edit_subsets)

@@ -155,7 +155,7 @@ def bash(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 COMPLETED = {
     "tauspan ev": {"evaluate"},
-    "tauspan edit ": {"add", "negate", "solve", "front", "subsets"},
+    "tauspan edit ": {"add", "compare", "negate", "solve", "front", "subsets"},
     "tauspan finetune mini": {"minilm"},
     "tauspan finetune minilm movie": {"movie_sentiment"},
     "tauspan evaluate minilm email_spam debian": {"debian_section"},

@@ -10,7 +10,8 @@ learnt first, by an ordinary net of 6 layers, and, from its soft labels and the 
 rows, with a new readout, from random weights, from the first layers of the ordinary net, from layers on straight lines
 between its layers, from B and A, and from the stages. All layers train, with AdamW.
 
-    python examples/depths.py [--short] [--seeds N]
+    python examples/depths.py [--seeds N]  # three seeds: minutes
+    python examples/depths.py --short      # seconds
 """
 
 import argparse
@@ -171,12 +172,12 @@ def main(sizes: Sizes = FULL, seeds: int = 3) -> dict[tuple[int, str], list[list
     for (depth, name), runs in found.items():
         row: dict[str, Any] = {"layers": depth, "start": name}
         for place, mark in enumerate(sizes.marks):
-            row[f"{mark} epochs"] = interval([run[place] for run in runs])
+            row[f"epoch {mark}"] = interval([run[place] for run in runs])
         for place in (0, len(sizes.marks) - 1):
             apart = [
                 run[place] - other[place] for run, other in zip(runs, found[depth, "random"], strict=True)
             ]
-            row[f"above random, {sizes.marks[place]}"] = None if name == "random" else interval(apart)
+            row[f"above random, epoch {sizes.marks[place]}"] = None if name == "random" else interval(apart)
         table.append(row)
     told = f"mean and 95 % interval of {seeds} seeds" if seeds > 1 else "one seed"
     kept = {name: sum(one.numel() for one in net.parameters()) for name, net in known.items()}

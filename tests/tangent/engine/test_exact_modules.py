@@ -384,3 +384,17 @@ def test_a_compiled_layer_runs_as_it_is_written() -> None:
     net.a.compile(backend="eager")
     found = linearize(net).tangent(X, vectors=[{n: normal(*p.shape) for n, p in net.named_parameters()}])
     assert all(map(torch.equal, found, wanted))
+
+
+def test_inference_mode_has_no_derivatives_and_the_repair_works() -> None:
+    net, x = nn.Linear(3, 2).double(), normal(4, 3)
+    wanted = ts.TangentKernel(net, x).dense()
+    for call in (lambda: linearize(net).tangent(x), lambda: ts.TangentKernel(net, x).dense()):
+        with torch.inference_mode(), pytest.raises(UsageError, match=r"take torch.no_grad\(\) in its place"):
+            call()
+    with torch.no_grad():
+        assert torch.equal(ts.TangentKernel(net, x).dense(), wanted)
+    lin = linearize(net)
+    lin(x)
+    with torch.inference_mode():  # a model that was checked before goes on
+        assert torch.equal(lin(x), net(x))

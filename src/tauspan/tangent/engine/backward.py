@@ -11,7 +11,7 @@ from contextlib import nullcontext
 import torch
 from torch import Tensor
 
-from tauspan.core.errors import ModelError
+from tauspan.core.errors import ModelError, UsageError
 from tauspan.core.params import Params
 from tauspan.tangent.engine.call import Call
 from tauspan.tangent.engine.maps import applied, dense, ramp, turned
@@ -27,9 +27,16 @@ class Graph:
         call: the module at the batch.
         singly: compute J tau from each output's gradient instead of a backward through the backward.
         twice: use operations whose backward can be derived again where torch has a choice, as for attention.
+
+    Raises:
+        UsageError: in inference mode, where autograd records nothing and every derivative would be 0.
     """
 
     def __init__(self, call: Call, singly: bool = False, twice: bool = False) -> None:
+        if torch.is_inference_mode_enabled():
+            raise UsageError(
+                "there are no derivatives under torch.inference_mode(): leave it, or take torch.no_grad() in its place."
+            )
         self._call, self._singly = call, singly
         with torch.enable_grad(), call.training(), forward_mode() if twice else nullcontext():
             self.value = call.plain()

@@ -398,3 +398,22 @@ def test_inference_mode_has_no_derivatives_and_the_repair_works() -> None:
     lin(x)
     with torch.inference_mode():  # a model that was checked before goes on
         assert torch.equal(lin(x), net(x))
+
+
+class Raw(nn.Module):
+    """A matrix that no layer holds."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.w = nn.Parameter(normal(6, 2, seed=3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return (x @ self.w).softmax(-1)
+
+
+def test_kernels_in_small_spaces_do_not_depend_on_no_grad() -> None:
+    small = ts.restrict(ts.load(Raw()), {"w": torch.arange(12).view(6, 2) < 7}).backbone
+    x = normal(4, 6)
+    wanted = ts.TangentKernel(small, x).dense()
+    with torch.no_grad():
+        assert torch.equal(ts.TangentKernel(small, x).dense(), wanted)

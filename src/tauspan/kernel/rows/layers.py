@@ -40,6 +40,7 @@ _SMALL = 1 << 18  # entries of parameters whose rows of J are written out rather
 _EXACT = 1 << 24  # up to here float32 tells all whole numbers apart
 
 
+@torch.enable_grad()  # the outputs that count are chosen inside the graph
 def pieces(
     side: Jacobian,
     places: list[int],

@@ -171,7 +171,7 @@ def test_a_notebook_shows_every_figure(drawn: figures.Figures) -> None:
     page = figures.Figures({"a<b": drawn["front"]})._repr_html_()
     assert page.startswith('<img alt="a&lt;b" style="max-width: 100%" src="data:image/png;base64,')
     assert repr(drawn).startswith("Figures(addition, alpha-addition, ")
-    assert len(drawn) == len(list(drawn)) == 12
+    assert len(drawn) == len(list(drawn)) == 13
 
 
 def test_files_are_the_same_to_the_byte_and_letters_of_vector_pictures_are_text(tmp_path: Path) -> None:

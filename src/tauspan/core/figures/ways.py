@@ -37,7 +37,7 @@ def ways(figure: Any, panels: Sequence[Any], members: Sequence[Series]) -> None:
         axes.set_yticks(range(len(names)), names)
         axes.set_ylim(len(names) - 0.5, -0.5)
         axes.grid(axis="x", lw=0.4, alpha=FAINT)
-        plain(axes, series["title"], series["measure"])
+        plain(axes, series["title"], series["measure"], "way")
         axes.tick_params(axis="y", length=0, labelsize=PLAIN if len(names) < 10 else SMALL)
     one_legend(figure, panels, columns=5)
 

@@ -266,6 +266,33 @@ def test_a_vector_may_be_a_readout() -> None:
         mup(Head(16), Head(4), fan_in={"v": 2})
 
 
+def test_names_say_what_a_vector_is_and_classes_do_not() -> None:
+    class Block(nn.Module):
+        def __init__(self, width: int) -> None:
+            super().__init__()
+            self.layer_scale_parameter = nn.Parameter(torch.ones(width))
+            self.lambda_1 = nn.Parameter(torch.ones(width))
+            self.mask_token = nn.Parameter(torch.zeros(1, width))
+            self.line = nn.Linear(3, width)
+
+    roles = {one.name: one.role for one in mup(Block(16), Block(8)).scales}
+    assert set(roles.values()) == {"input"}
+
+    class ScaledHead(nn.Module):
+        def __init__(self, width: int) -> None:
+            super().__init__()
+            self.v = nn.Parameter(torch.randn(width))
+
+    class Scored(nn.Linear):
+        def __init__(self, width: int) -> None:
+            super().__init__(3, width)
+            self.v = nn.Parameter(torch.randn(width))
+
+    for kind in (ScaledHead, Scored):
+        with pytest.raises(ModelError, match=r"'v' of shape \(16,\) belongs to S"):
+            mup(kind(16), kind(8))
+
+
 def test_a_readout_that_is_a_vector_is_one_that_is_a_matrix() -> None:
     wide, base = Head(16), Head(4)
     matrices = [nn.Sequential(nn.Linear(DIM, n), nn.Tanh(), nn.Linear(n, 1, bias=False)) for n in (16, 4)]

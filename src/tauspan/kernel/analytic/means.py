@@ -21,6 +21,7 @@ _CLOSE, _HALVINGS, _MOST = (
     60,
     20_000,
 )  # change of a panel that is halved; how often, and how many panels
+_NOTHING = 1e-290  # means so small that their last digits are lost to underflow
 _NODES, _WEIGHTS = (torch.from_numpy(one) for one in np.polynomial.legendre.leggauss(_DEGREE))
 
 
@@ -92,7 +93,7 @@ class GaussianMeans:
             middle = (low + high) / 2
             left, right = self._sums(low, middle, sigma), self._sums(middle, high, sigma)
             fine, size = left[0] + right[0], left[1] + right[1]
-            differ = ((fine - coarse).abs() > _CLOSE * (sizes + size.sum(0))).any(1)
+            differ = ((fine - coarse).abs() > _CLOSE * (sizes + size.sum(0)) + _NOTHING).any(1)
             if not bool(differ.any()):
                 return total + fine.sum(0)
             if int(differ.sum()) > _MOST:

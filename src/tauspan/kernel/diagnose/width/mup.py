@@ -153,8 +153,8 @@ def mup(model: nn.Module, base: nn.Module, *, fan_in: Mapping[str, int] | None =
         base: the same architecture at the base width; parameters are matched by name, and only shapes are read.
         fan_in: names or patterns of parameters, with the dimension that is their input: 1 where they are used as x @ W.T,
             0 as x @ W or as a table of vectors. A vector counts as a matrix (n, 1): 0 where it is a readout x @ v, 1 if
-            it is a bias or a gain. Layers of torch, norms, layer scales and names with `bias`, `embed` or `token` need
-            none.
+            it is a bias or a gain. None is needed for a `weight` of torch's layers, of norms and of layer scales, and for
+            names that say so (bias, embed, token, norm, scale, gain, gamma, beta, lambda).
 
     Raises:
         MismatchError: the modules have other parameters, or of another number of dimensions.

@@ -17,9 +17,9 @@ _OUT_FIRST = (
     nn.Linear, nn.Bilinear, nn.MultiheadAttention, nn.RNNBase, nn.RNNCellBase, nn.Conv1d, nn.Conv2d, nn.Conv3d
 )  # fmt: skip
 _IN_FIRST = (nn.Embedding, nn.EmbeddingBag, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
-_VECTORS = re.compile(
-    "bias|embed|token", re.IGNORECASE
-)  # names of vectors that are no readouts, in any module
+_VECTORS = re.compile(  # names of vectors that are no readouts, in any module
+    "bias|embed|token|norm|scale|gain|gamma|beta|lambda", re.IGNORECASE
+)
 
 
 @dataclass(frozen=True)
@@ -89,6 +89,9 @@ def scale_of(
         if _reads(name, shape, owners, fan_in):
             return ParameterScale(name, "output", ratios[0], 1.0)
         return ParameterScale(name, "input", 1.0, ratios[0])
+    alone = math.prod(shape) == shape[grows[0]]  # a vector with dimensions of size 1 beside it
+    if alone and _VECTORS.search(_last(name)) and _given(name, shape, fan_in) is None:
+        return ParameterScale(name, "input", 1.0, ratios[grows[0]])
     if len(grows) > 2:
         raise ModelError(
             f"parameter {name!r} grows in {len(grows)} dimensions, from {tuple(base)} to {tuple(shape)}: muP knows "
@@ -106,7 +109,8 @@ def _reads(name: str, shape: torch.Size, owners: list[nn.Module], fan_in: Mappin
     given = _given(name, shape, fan_in)
     if given is not None:
         return given == 0
-    if all(_adds_or_scales(layer) for layer in owners) or _VECTORS.search(name.rpartition(".")[2]):
+    last = _last(name)
+    if _VECTORS.search(last) or (last.startswith("weight") and all(map(_scales, owners))):
         return False
     raise ModelError(
         f"parameter {name!r} of shape {tuple(shape)} belongs to {type(owners[0]).__name__}, and whether it is a readout "
@@ -114,8 +118,13 @@ def _reads(name: str, shape: torch.Size, owners: list[nn.Module], fan_in: Mappin
     )
 
 
-def _adds_or_scales(layer: nn.Module) -> bool:
-    """Whether the vectors of this layer are biases and gains: torch's own layers, norms and layer scales."""
+def _last(name: str) -> str:
+    """The parameter's own name, without those of its modules."""
+    return name.rpartition(".")[2]
+
+
+def _scales(layer: nn.Module) -> bool:
+    """Whether a vector `weight` of this layer is a gain: of torch's own layers, norms and layer scales."""
     homes = {kind.__module__ for kind in type(layer).__mro__} - {nn.Module.__module__}
     if any(home.startswith("torch.nn.modules.") and not home.endswith(".container") for home in homes):
         return True

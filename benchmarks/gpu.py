@@ -5,7 +5,7 @@
 Weights and inputs are random, so nothing is loaded or downloaded. Each part writes `PART.json` when it is done; a part
 whose file is there is not run again. One that fails or takes too long is told and left out, and the others go on in a
 fresh process. After `--seconds` the program ends. At the end all parts that are there stand in one table, which
-`gpu.md` and `gpu.json` hold. `--toy` takes tiny shapes, so that the whole program runs on a CPU in a minute: its figures
+`gpu.md` and `gpu.json` hold. `--toy` takes tiny shapes, so that the whole program runs on a CPU in minutes: its figures
 show that it works, not its speed, and have no goals beside them. Memory is what torch's allocator gives out.
 
 A machine without this repository's environment needs `torch`, `transformers`, `numpy`, `scipy`, `safetensors`, `pyyaml`,

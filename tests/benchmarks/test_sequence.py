@@ -71,7 +71,7 @@ def test_features_of_a_task_are_learnt_as_the_task_is() -> None:
         assert whole.runs[name].memory == once.runs[name].memory
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_masks_of_every_kind(tmp_path, capsys) -> None:
     rows = study(tmp_path, "--masks", "0.2", "0.7", "--protocols", "sum", "--seeds", "0")
     assert [row["vectors"] for row in rows] == [

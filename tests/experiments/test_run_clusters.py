@@ -38,7 +38,7 @@ def alone(small: Recipe, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path
     return out, run(small, out)
 
 
-@pytest.mark.parametrize("kind", ["dask", "queue", "ray"])
+@pytest.mark.parametrize("kind", ["dask", "queue", pytest.param("ray", marks=pytest.mark.long)])
 def test_a_recipe_on_a_cluster_leaves_what_a_run_in_one_process_leaves(
     small: Recipe, alone: tuple[Path, Report], tmp_path: Path, kind: str, request: Any
 ) -> None:

@@ -31,7 +31,7 @@ def test_a_way_is_compared_with_the_grid() -> None:
     assert (found["lost"], found["lost most"]) == (pytest.approx(0.05), pytest.approx(0.1))
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_each_way_has_a_row(tmp_path: Path) -> None:
     out = tmp_path / "guided.json"
     given = ["--tasks", "email_spam", "--rows", "16", "--steps", "1", "--seeds", "1", "--params", "last:1"]

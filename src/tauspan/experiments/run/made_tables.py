@@ -168,9 +168,7 @@ def picture(made: Mapping[str, Sequence[Found]]) -> dict[str, Any]:
     first = next(iter(made.values()))
     seeds = "one seed" if len(first) == 1 else f"{len(first)} seeds"
     added = {name: [_over(one, "sum") for one in found] for name, found in made.items()}
-    references = {
-        name: sum(values) / len(values) for name, values in added.items() if "xi" not in made[name][0]
-    }
+    references = {name: _mean(values) for name, values in added.items() if "xi" not in made[name][0]}
     return {
         "kind": "ways", "group": "made", "title": f"Ways to make vectors that are added, {seeds}",
         "measure": "test accuracy, mean over tasks",

@@ -217,12 +217,14 @@ def choose_ridge(kernel: Kernel, residual: Tensor, grid: Sequence[float] | None 
     if grid is None:
         _extend(errors, error, 10 * rounding_floor(values))
     best, beyond = _best_and_next(errors)
-    if beyond is not None and len(errors) > 1:  # one value is no choice
+    if len(errors) == 1:  # one value is no choice
+        beyond = None
+    if beyond is not None:
         doubt = _doubt(best, beyond, errors) if grid is None else _given_doubt(beyond, errors)
         if doubt:
             warnings.warn(f"leave-one-out chose ridge {best:g}, {doubt}", RuntimeWarning, stacklevel=2)
     tried = sorted(errors)
-    return RidgeChoice(best, tried, [errors[ridge] for ridge in tried], beyond is not None and len(tried) > 1)
+    return RidgeChoice(best, tried, [errors[ridge] for ridge in tried], beyond is not None)
 
 
 def _usual(kernel: Kernel, values: Tensor) -> list[float]:

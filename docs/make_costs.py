@@ -54,6 +54,8 @@ TABLES = {
     "caches": Source("amd-epyc-float32", "caches"),
     "search": Source("amd-epyc-float32", "search"),
     "pipeline": Source("amd-epyc-float32", "pipeline"),
+    "guided": Source("guided-amd-epyc"),
+    "penalties": Source("drift-costs-amd-epyc"),
     "growth": Source("growth"),
     "kernel": Source("kernel-amd-epyc"),
     "merging": Source("merging-amd-epyc", "speed"),
@@ -96,7 +98,9 @@ def table(name: str) -> str:
     rows = [shown(row) for row in TABLES[name].rows()]
     columns = [name for name in rows[0] if any(row.get(name) for row in rows)]
     lines = ["| " + " | ".join(columns) + " |", "|" + "---|" * len(columns)]
-    return "\n".join(lines + ["| " + " | ".join(row.get(name, "") for name in columns) + " |" for row in rows])
+    return "\n".join(
+        lines + ["| " + " | ".join(row.get(name, "") for name in columns) + " |" for row in rows]
+    )
 
 
 def filled(text: str) -> str:

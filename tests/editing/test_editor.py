@@ -17,6 +17,7 @@ from tauspan.editing.model import tangent as tangent_model
 from tauspan.editing.model.directions import Directions
 from tauspan.editing.model.kinds import edited_model
 from tauspan.editing.model.outputs import outputs
+from tauspan.editing.search.exact import interval
 from tauspan.models import Classifier, Encoder, Head
 from tauspan.tangent import Linearized
 from tauspan.tasks import Task
@@ -89,6 +90,20 @@ def passes(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[tuple[str, str]]]:
 
     monkeypatch.setattr(tangent_model, "contributions", counted)
     return iter([seen])
+
+
+def test_every_accuracy_has_an_interval_and_the_table_shows_it() -> None:
+    encoder, vectors = world("standard")
+    found = ts.evaluate(encoder, list(vectors))
+    for score in found.tasks:
+        around = interval(round(score.value * score.rows), score.rows)
+        assert score.interval == (around.low, around.high)
+    assert found.mean is not None
+    assert found.mean.interval is not None
+    low, high = found.mean.interval
+    assert low <= found.mean.value <= high
+    assert high - low < max(b - a for a, b in (score.interval or (0.0, 0.0) for score in found.tasks))
+    assert all(str(row["95 %"]).startswith("[0.") for row in found.report().tables[0].rows)
 
 
 @pytest.mark.parametrize("regime", ["posthoc", "linear"])

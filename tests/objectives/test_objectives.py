@@ -91,22 +91,6 @@ def test_each_objective_is_its_formula(word: str, seed: int) -> None:
 
 
 @pytest.mark.parametrize("word", WORDS)
-def test_the_standard_error_of_a_metric_is_that_of_many_resamplings(word: str) -> None:
-    one, rows = objective_of(word), 400
-    draw = torch.Generator().manual_seed(1)
-    f = torch.randn(rows, OUTPUTS, generator=draw, dtype=torch.float64)
-    y = {
-        "classification": torch.randint(OUTPUTS, (rows,), generator=draw),
-        "multi-label": torch.randint(2, (rows, OUTPUTS), generator=draw).double(),
-    }.get(word, torch.randn(rows, OUTPUTS, generator=draw, dtype=torch.float64))
-    scores = one.scores(f, y)
-    places = torch.randint(rows, (2000, rows), generator=draw)
-    drawn = torch.tensor([one.summary(float(scores[some].mean())) for some in places])
-    assert one.error(scores) == pytest.approx(float(drawn.std()), rel=0.1)
-    assert one.error(scores[:1]) is None
-
-
-@pytest.mark.parametrize("word", WORDS)
 def test_closed_forms_of_derivatives_are_those_of_autograd(word: str) -> None:
     one, y = objective_of(word), targets_of(word, 3)
     f, along = torch.randn(ROWS, OUTPUTS).double(), torch.randn(2, ROWS, OUTPUTS).double()

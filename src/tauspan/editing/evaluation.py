@@ -1,8 +1,9 @@
 """`evaluate`: metric and loss of a model, edited or not, on tasks."""
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+
+from torch import Tensor
 
 from tauspan.core.arguments import checked
 from tauspan.core.choices import EditRegime, SplitName
@@ -17,12 +18,15 @@ from tauspan.editing.model.edited import Coefs, EditedModel
 from tauspan.editing.model.kinds import edited_model
 from tauspan.editing.model.regime import edit_regime
 from tauspan.editing.model.saved import facts
+from tauspan.editing.search.bootstrap import DRAWS, Interval, bracketed, metric_intervals
 from tauspan.models import Classifier, Encoder
 from tauspan.objectives import Classification
 from tauspan.tangent import Linearized
 from tauspan.tasks import Task
 from tauspan.tasks.assembly import told
 from tauspan.vector import TaskVector
+
+_INTERVALS = "95 %: over rows, the model fixed; another training may differ by more."
 
 
 @dataclass(frozen=True)
@@ -35,7 +39,8 @@ class TaskScore:
         loss: the mean loss of a row; of classes cross-entropy in nats.
         rows: how many.
         metric: the metric's name.
-        error: the standard error of the metric over these rows; None of fewer than two.
+        interval: 95 % for the metric, over such rows: of accuracy the exact one, of other metrics by resampling; None
+            where it was not computed.
     """
 
     task: str
@@ -43,7 +48,7 @@ class TaskScore:
     loss: float
     rows: int
     metric: str = Classification.metric
-    error: float | None = None
+    interval: Interval | None = None
 
     @property
     def accuracy(self) -> float:
@@ -59,7 +64,8 @@ class TaskScore:
     def cells(self) -> dict[str, Cell]:
         """The row of the table."""
         return {
-            "task": self.task, self.metric: self.value, "s.e.": self.error, "loss": self.loss, "rows": self.rows,
+            "task": self.task, self.metric: self.value, "95 %": bracketed(self.interval), "loss": self.loss,
+            "rows": self.rows,
         }  # fmt: skip
 
 
@@ -99,7 +105,7 @@ class Evaluation(Result):
         """One table."""
         scores = [*self.tasks, *([self.mean] if self.mean is not None and len(self.tasks) > 1 else [])]
         means = {} if self.mean is None else {self.mean.metric: self.mean.value, "loss": self.mean.loss}
-        note = " ".join(filter(None, ["s.e.: standard error over rows." if scores else "", self.note]))
+        note = " ".join(filter(None, [_INTERVALS if scores else "", self.note]))
         table = Table(self.label, [score.cells() for score in scores], note)
         names = list(dict.fromkeys(score.metric for score in self.tasks))
         values = {
@@ -174,7 +180,8 @@ def measured_on(
 ) -> Evaluation:  # fmt: skip
     """The scores of an edited model at some coefficients; `edit` must be the same text in all processes."""
     total = sum(len(task.split(split)) for task in tasks)
-    scores = []
+    scores: dict[Task, TaskScore] = {}
+    by_row: dict[Task, Tensor] = {}
     with world() as processes, progress("evaluate", total, processes.first) as advance:
         if processes.size > 1:
             sums = " ".join(task.checksum()[:12] for task in tasks)
@@ -188,26 +195,22 @@ def measured_on(
             logits = model.logits(task, split, coefficients, advance)
             labels, by = model.targets(task, split), model.objective(task, coefficients)
             loss = float(by.losses(logits, labels).mean())
-            value, error = by.value(logits, labels), by.error(by.scores(logits, labels))
-            scores.append(TaskScore(task.name, value, loss, len(labels), by.metric, error))
+            by_row[task] = by.scores(logits, labels)
+            scores[task] = TaskScore(task.name, by.value(logits, labels), loss, len(labels), by.metric)
     about = provenance(
         base=model.encoder.source, fingerprint=model.fingerprint, split=split,
         **({} if scale is None else {"scale": scale}), **facts(model.encoder),
     )  # fmt: skip
-    rows = sum(score.rows for score in scores)
-    kinds = {score.metric for score in scores}
+    each, whole = metric_intervals(by_row, DRAWS) if by_row else ({}, None)
+    found = [replace(score, interval=each[task]) for task, score in scores.items()]
+    kinds = {score.metric for score in found}
     mean = None
     if len(kinds) == 1:
-        mean = replace(mean_row(scores), rows=rows, metric=kinds.pop(), error=_error_of_mean(scores))
+        rows = sum(score.rows for score in found)
+        mean = replace(mean_row(found), rows=rows, metric=kinds.pop(), interval=whole)
     return Evaluation(
-        label=label, split=split, tasks=scores, mean=mean, note=left_out(tasks), provenance=about
+        label=label, split=split, tasks=found, mean=mean, note=left_out(tasks), provenance=about
     )
-
-
-def _error_of_mean(scores: Sequence[TaskScore]) -> float | None:
-    """The standard error of the mean over tasks, whose rows are others."""
-    known = [score.error for score in scores if score.error is not None]
-    return math.hypot(*known) / len(known) if len(known) == len(scores) > 0 else None
 
 
 def _unedited(encoder: Encoder) -> str:

@@ -1,6 +1,5 @@
 """`Objective`: a loss of outputs and targets, row by row, with its derivatives, its metric and what is right of both."""
 
-import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar, NamedTuple, Protocol
@@ -184,18 +183,6 @@ class Objective(ABC):
         None where that is not known; no numbers where a loss always rises.
         """
         return None
-
-    def error(self, scores: Tensor) -> float | None:
-        """The standard error of the metric over rows, from their scores; None of fewer than two.
-
-        That of the mean score, carried over to the metric by a difference: (m(s + e) - m(s - e)) / 2.
-        """
-        if len(scores) < 2:
-            return None
-        wide = scores.double()
-        mean, spread = float(wide.mean()), float(wide.std()) / math.sqrt(len(wide))
-        low = self.summary(max(mean - spread, 0.0) if float(wide.min()) >= 0 else mean - spread)
-        return abs(self.summary(mean + spread) - low) / 2
 
     def value(self, outputs: Tensor, targets: Tensor) -> float:
         """The metric of some rows.

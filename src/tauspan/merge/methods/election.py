@@ -1,5 +1,7 @@
 """Methods that settle conflicts between models entry by entry: TIES and its variants, MagMax, masks and PCB."""
 
+from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import torch
@@ -28,10 +30,23 @@ def agreeing(values: Tensor, sign: Tensor) -> Tensor:
     return (values * sign).clamp_(min=0)
 
 
+def agreement(values: Tensor, sign: Tensor, weights: Sequence[float]) -> tuple[Tensor, Tensor]:
+    """Of the models that are not 0 and have the elected sign: the sum of magnitudes and that of weights, entry by entry.
+
+    Model by model: temporary tensors of all models would be too large for a processor's caches.
+    """
+    total, share = torch.zeros_like(sign), torch.zeros_like(sign)
+    for value, weight in zip(values, weights, strict=True):
+        kept = agreeing(value, sign)
+        total += kept
+        share.add_(kept.sign_(), alpha=weight)
+    return total, share
+
+
 def disjoint_mean(values: Tensor, sign: Tensor) -> Tensor:
     """The mean over the models that are not 0 and have the elected sign, entry by entry."""
-    kept = agreeing(values, sign)
-    return sign * added(kept) / kept.sign().sum(0).clamp_(min=1)
+    total, count = agreement(values, sign, [1.0] * len(values))
+    return total.mul_(sign).div_(count.clamp_(min=1))
 
 
 def trimmed(values: Tensor, smallest: Tensor) -> Tensor:
@@ -97,16 +112,17 @@ def elect(scope: Scope) -> Elected:
     reach = scope.largest(lambda block: block.values.flatten(1), ranks, alike=True)
 
     def votes(block: Block) -> Tensor:
-        return added(reaching(block, reach) * block.weights()).sign().sum(dtype=torch.float64)
+        kept = replace(block, values=reaching(block, reach))
+        return added(kept.weighted()).sign_().sum(dtype=torch.float64)
 
     return Elected(reach, 1.0 if scope.total(votes) > 0 else -1.0, scope.first.name)
 
 
 def ties(block: Block, elected: Elected) -> Tensor:
     """Elect a sign among the trimmed displacements, average what agrees with it."""
-    values = block.values * block.weights()
+    values = block.weighted()
     scale: float = block.options["scale"]
-    return scale * disjoint_mean(values, plus_or_minus(added(values), elected.majority))
+    return disjoint_mean(values, plus_or_minus(added(values), elected.majority)).mul_(scale)
 
 
 def peft_reach(scope: Scope) -> Reach:
@@ -127,7 +143,7 @@ def ties_peft(block: Block, _: Any) -> Tensor:
 
 def magmax(block: Block, _: Any) -> Tensor:
     """The entry of largest magnitude; of two with both signs the positive one, so that order does not matter."""
-    values = block.weights() * block.values
+    values = block.weighted()
     high, low = values.amax(0), values.amin(0)
     scale: float = block.options["scale"]
     return scale * torch.where(high >= -low, high, low)
@@ -182,7 +198,7 @@ def consensus(block: Block, _: Any) -> Tensor:
 
     Task t uses an entry if |w_t tau_t| > threshold |sum - w_t tau_t|.
     """
-    values = block.weights() * block.values
+    values = block.weighted()
     total = added(values)
     others = (total - values).abs_().mul_(block.options["threshold"])
     uses = torch.gt(values.abs(), others, out=others).sum(0)  # 0 or 1 each: sums of booleans are slow

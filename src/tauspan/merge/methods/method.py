@@ -160,6 +160,11 @@ class Block:
         column = torch.tensor(self.options[option], dtype=self.values.dtype, device=self.values.device)
         return column.view(-1, *[1] * (self.values.dim() - 1))
 
+    def weighted(self) -> Tensor:
+        """w_t times the values of model t; the values themselves, which must not be written to, if all w_t are 1."""
+        weights = self.options["weight"]
+        return self.values if all(one == 1 for one in weights) else self.values * self.weights()
+
     def uniform(self) -> Tensor:
         """Numbers in [0, 1), shape of `values`, that depend on (seed, tensor, model, entry) and on nothing else."""
         count = self.values[0].numel()

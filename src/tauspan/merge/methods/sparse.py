@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from tauspan.core.errors import UsageError
-from tauspan.merge.methods.election import agreeing, column, counted, kept_ranks, plus_or_minus, reaching
+from tauspan.merge.methods.election import agreement, column, counted, kept_ranks, plus_or_minus, reaching
 from tauspan.merge.methods.method import (
     Block,
     Count,
@@ -50,16 +50,11 @@ def elected(block: Block, _: Any) -> Tensor:
 
     Divided by the sum of their weights where `normalize` is set.
     """
-    weights = block.weights()
-    values = block.values * weights
+    values = block.weighted()
     sign = plus_or_minus(added(values))
-    kept = agreeing(values, sign)
-    scale: float = block.options["scale"]
-    total = (scale * sign) * added(kept)
-    if not block.options["normalize"]:
-        return total
-    share = added(kept.sign() * weights)
-    return total / torch.where(share == 0, 1.0, share)
+    total, share = agreement(values, sign, block.options["weight"])
+    total.mul_(sign).mul_(block.options["scale"])
+    return total.div_(share.masked_fill_(share == 0, 1.0)) if block.options["normalize"] else total
 
 
 def bernoulli(block: Block, _: Reach | None) -> Tensor:

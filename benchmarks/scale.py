@@ -40,11 +40,11 @@ def measured(by: str, rows: int, outputs: int, rank: int) -> dict[str, Any]:
     kernel = TangentKernel(net, list(data.split(512)))
     made = {"landmarks": pivoted_cholesky, "features": project}[by]
     found: list[Any] = []
-    begun = time.perf_counter()
+    begun = time.process_time()
     peak = growth(lambda: found.append(made(kernel, rank)))
-    spent = time.perf_counter() - begun
+    spent = time.process_time() - begun
     return {
-        "rows": rows, "outputs": outputs, "rank": rank, "seconds": spent, "peak MB": peak,
+        "rows": rows, "outputs": outputs, "rank": rank, "CPU s": spent, "peak MB": peak,
         "factor MB": 8 * rows * outputs * rank / 2**20, **stated(kernel, found[0]),
     }  # fmt: skip
 
@@ -65,13 +65,13 @@ def shown(kernel: Kernel, near: Kernel, probes: int = 32) -> float:
 
 
 def with_powers(found: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The rows with the power of seconds and memory over the last doubling."""
+    """The rows with the power of CPU seconds and memory over the last doubling."""
     lines = [dict(found[0])]
     for small, large in pairwise(found):
         doubled = math.log(large["rows"] / small["rows"])
         powers = {
             f"power of {name}": math.log(large[name] / small[name]) / doubled
-            for name in ("seconds", "peak MB")
+            for name in ("CPU s", "peak MB")
         }
         lines.append({**large, **powers})
     return lines

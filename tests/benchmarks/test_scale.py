@@ -30,10 +30,10 @@ def test_both_approximations_state_their_error() -> None:
 def test_powers_are_slopes_over_a_doubling() -> None:
     first, second = scale.with_powers(
         [
-            {"rows": 10, "seconds": 1.0, "peak MB": 3.0},
-            {"rows": 20, "seconds": 4.0, "peak MB": 6.0},
+            {"rows": 10, "CPU s": 1.0, "peak MB": 3.0},
+            {"rows": 20, "CPU s": 4.0, "peak MB": 6.0},
         ]
     )
-    assert "power of seconds" not in first
-    assert second["power of seconds"] == pytest.approx(2)
+    assert "power of CPU s" not in first
+    assert second["power of CPU s"] == pytest.approx(2)
     assert second["power of peak MB"] == pytest.approx(1)

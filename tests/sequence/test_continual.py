@@ -284,3 +284,11 @@ def test_what_cannot_be_learnt_in_sequence_is_refused():
         with pytest.raises(UsageError) as refused:
             Options(**options)
         assert words in str(refused.value)
+
+
+@pytest.mark.parametrize("protocol", ["sum", "superposed"])
+def test_accuracies_of_stages_read_at_once_are_those_of_each_stage(protocol):
+    found = continual(encoder(), TASKS, [protocol], Options(ridge=0.3), seed=None, reading=ts.Reading(8))
+    for row, stage in zip(found.runs[protocol].accuracies, stages(protocol), strict=True):
+        alone = evaluate(encoder(), TASKS, stage, reading=ts.Reading(8)).accuracy
+        assert list(row) == [alone[task.name] for task in TASKS]

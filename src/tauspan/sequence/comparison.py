@@ -5,8 +5,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from torch import Tensor
-
 from tauspan.core.arguments import checked
 from tauspan.core.choices import SplitName
 from tauspan.core.errors import UsageError, listed, nearest
@@ -15,6 +13,9 @@ from tauspan.core.reading import Reading
 from tauspan.core.report import Cell, Report, Table, in_words, noted, provenance
 from tauspan.core.results import Result, mean
 from tauspan.editing.evaluation import evaluate
+from tauspan.editing.model.directions import Directions
+from tauspan.editing.model.kinds import edited_model
+from tauspan.editing.model.regime import edit_regime
 from tauspan.models import Encoder, fingerprint_of
 from tauspan.sequence.course import Course, FeatureMap
 from tauspan.sequence.options import Options
@@ -210,7 +211,7 @@ def continual(
         for name in protocols:
             with measured() as cost:
                 learned = PROTOCOLS[name].learn(course)
-            scores = [_accuracies(course, stage, split) for stage in learned.stages]
+            scores = _accuracies(course, learned.stages, split)
             runs[name] = Run(name, scores, learned.memory, cost.seconds)
             advance(1, name)
     start = list(evaluate(encoder, ordered, split=split, reading=reading).accuracy.values())
@@ -255,19 +256,29 @@ def _require(tasks: Sequence[Task], protocols: Sequence[str], settings: Settings
         )
 
 
-def _accuracies(course: Course, stage: TaskVector | Encoder | FeatureMap, split: SplitName) -> list[float]:
-    """The accuracy on every task, in their order."""
-    if isinstance(stage, FeatureMap):
-        return [_mapped(course, stage.matrix, task, split) for task in course.tasks]
-    if isinstance(stage, TaskVector):
-        found = evaluate(course.encoder, course.tasks, stage, split=split, reading=course.reading)
-    else:
-        found = evaluate(stage, course.tasks, split=split, reading=course.reading)
-    return [found.accuracy[task.name] for task in course.tasks]
+def _accuracies(
+    course: Course, stages: Sequence[TaskVector | Encoder | FeatureMap], split: SplitName
+) -> list[list[float]]:
+    """For each stage the accuracy on every task, in their order; a protocol's stages are of one kind."""
+    vectors = {f"stage {number}": one for number, one in enumerate(stages) if isinstance(one, TaskVector)}
+    maps = [one for one in stages if isinstance(one, FeatureMap)]
+    if maps:
+        columns = [_mapped(course, maps, task, split) for task in course.tasks]
+        return [list(row) for row in zip(*columns, strict=True)]
+    if vectors:  # one pass over a task's rows for all stages: outputs are affine in the vector
+        regime = edit_regime(next(iter(vectors.values())), None)
+        model = edited_model(course.encoder, Directions.whole(vectors), regime, course.reading, ahead=True)
+        return [[model.metric(task, split, {name: 1.0}) for task in course.tasks] for name in vectors]
+    found = [
+        evaluate(stage, course.tasks, split=split, reading=course.reading).accuracy
+        for stage in stages
+        if isinstance(stage, Encoder)
+    ]
+    return [[accuracy[task.name] for task in course.tasks] for accuracy in found]
 
 
-def _mapped(course: Course, matrix: Tensor, task: Task, split: SplitName) -> float:
+def _mapped(course: Course, maps: Sequence[FeatureMap], task: Task, split: SplitName) -> list[float]:
     rows = task.split(split)
     z, (weight, bias) = course.features(task, rows), course.readout(task)
-    logits = (z + z @ matrix.T) @ weight.T + bias
-    return float((logits.argmax(1) == rows.labels).double().mean())
+    classes = [((z + z @ one.matrix.T) @ weight.T + bias).argmax(1) for one in maps]
+    return [float((found == rows.labels).double().mean()) for found in classes]

@@ -172,8 +172,13 @@ def _settings(rate: float, steps: int, params: str, seed: int) -> ts.Settings:
 
 
 def correlations(found: Sequence[Known]) -> list[Known]:
-    """Spearman's rank correlation of what was known before with what came out: the mean, least and most of a seed."""
-    seeds = list(dict.fromkeys(one["seed"] for one in found))
+    """Spearman's rank correlation of what was known before with what came out: the mean, least and most of a seed.
+
+    Of the seeds with which all cases were measured.
+    """
+    cases = {one["key"] for one in found}
+    every = dict.fromkeys(one["seed"] for one in found)
+    seeds = [seed for seed in every if {one["key"] for one in found if one["seed"] == seed} == cases]
     rows = []
     for name in ("expected", "expected gap", "travel", "length", "agreement"):
         row: Known = {"known before": name}
@@ -192,20 +197,48 @@ def _rank(found: Sequence[Known], name: str, target: str) -> float:
 def calibrated(found: Sequence[Known]) -> list[Known]:
     """For each model: how far off the error is that the other models' calibration gives, and how often it holds right."""
     rows = []
-    for model in dict.fromkeys(one["model"] for one in found):
-        mine = [one for one in found if one["model"] == model]
-        others = [one for one in found if one["model"] != model]
-        slope, shift = np.polyfit(
-            [math.log(one["expected"]) for one in others], [math.log(one["error"]) for one in others], 1
-        )
-        guessed = [math.exp(shift + slope * math.log(one["expected"])) for one in mine]
-        plain = [one["expected"] for one in mine]
+    for model, mine, others in _left_out(found):
+        slope, shift = _line(others, "expected")
+        guessed, plain = _guessed(mine, "expected", slope, shift), [one["expected"] for one in mine]
         rows.append({
-            "model": model, "cases": len(mine), "b": float(slope), "factor, calibrated": _off(guessed, mine),
+            "model": model, "cases": len(mine), "b": slope, "factor, calibrated": _off(guessed, mine),
             "factor, as it is": _off(plain, mine), "held": sum(one["error"] <= CARRIES for one in mine),
             "right, calibrated": _right(guessed, mine), "right, as it is": _right(plain, mine),
         })  # fmt: skip
     return rows
+
+
+def levels(found: Sequence[Known]) -> list[Known]:
+    """The calibrations by what was known before, each from the other models alone, over all cases."""
+    rows = []
+    for name in ("expected", "travel", "length"):
+        guessed, cases = list[float](), list[Known]()
+        for _, mine, others in _left_out(found):
+            guessed += _guessed(mine, name, *_line(others, name))
+            cases += mine
+        rows.append({
+            "known before": name, "cases": len(cases), "factor, calibrated": _off(guessed, cases),
+            "right, calibrated": _right(guessed, cases),
+        })  # fmt: skip
+    return rows
+
+
+def _left_out(found: Sequence[Known]) -> Iterator[tuple[str, list[Known], list[Known]]]:
+    """Each model with its own cases and those of the others."""
+    for model in dict.fromkeys(one["model"] for one in found):
+        mine = [one for one in found if one["model"] == model]
+        yield model, mine, [one for one in found if one["model"] != model]
+
+
+def _line(found: Sequence[Known], name: str) -> tuple[float, float]:
+    """B and a of log(error) = a + b log(known), by least squares."""
+    known, errors = ([math.log(one[key]) for one in found] for key in (name, "error"))
+    slope, shift = np.polyfit(known, errors, 1)
+    return float(slope), float(shift)
+
+
+def _guessed(found: Sequence[Known], name: str, slope: float, shift: float) -> list[float]:
+    return [math.exp(shift + slope * math.log(one[name])) for one in found]
 
 
 def _off(guessed: Sequence[float], found: Sequence[Known]) -> float:
@@ -235,12 +268,16 @@ def means(found: Sequence[Known]) -> list[Known]:
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Ask, train and compare all cases; print three tables."""
+    """Ask, train and compare all cases; print the tables."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument(
-        "--seeds", type=int, nargs="+", default=[0, 1, 2], help="of rows, orders and the digits' nets"
+        "--seeds",
+        type=int,
+        nargs="*",
+        default=[0, 1, 2],
+        help="of rows, orders and the digits' nets; none: only the tables of what OUT holds",
     )
     parser.add_argument("--only", choices=("text", "digits"), help="one kind of cases; default: both")
     parser.add_argument("--out", type=Path, help="JSON, written as it goes; what it holds is not made again")
@@ -258,13 +295,24 @@ def main(argv: list[str] | None = None) -> None:
                 found.append(measured_case(case, seed))
                 if options.out:
                     options.out.write_text(f"{json.dumps(found, indent=1)}\n", encoding="utf-8")
-    print(Table("Cases", means(found), f"{len(options.seeds)} seeds").to_markdown())
-    print(Table("What was known before, and what came out", correlations(found), "Spearman").to_markdown())
-    print(
-        Table(
-            "Without the model of the case", calibrated(found), f"Held: an error up to {CARRIES}"
-        ).to_markdown()
-    )
+    text = "\n\n".join(table.to_markdown() for table in tables(found))
+    print(text)
+    if options.out:
+        options.out.with_suffix(".md").write_text(f"{text}\n", encoding="utf-8")
+
+
+def tables(found: Sequence[Known]) -> list[Table]:
+    """The cases, the ranks over all of them and over those of digits, and the levels."""
+    digits = [one for one in found if not one["model"].startswith("minilm")]
+    seeds = f"{len({one['seed'] for one in found})} seeds of digits"
+    note = "Spearman's rank correlation; seeds with which all cases were measured"
+    return [
+        Table("Cases", means(found), f"means over seeds, {seeds}"),
+        Table("What was known before, and what came out", correlations(found), note),
+        Table("The same over the cases of digits", correlations(digits), note),
+        Table("Without the model of the case", calibrated(found), f"held: an error up to {CARRIES}"),
+        Table("Without the model of the case, by what was known before", levels(found)),
+    ]
 
 
 if __name__ == "__main__":

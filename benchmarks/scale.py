@@ -70,8 +70,7 @@ def with_powers(found: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     for small, large in pairwise(found):
         doubled = math.log(large["rows"] / small["rows"])
         powers = {
-            f"power of {name}": math.log(large[name] / small[name]) / doubled
-            for name in ("CPU s", "peak MB")
+            f"power of {name}": math.log(large[name] / small[name]) / doubled for name in ("CPU s", "peak MB")
         }
         lines.append({**large, **powers})
     return lines

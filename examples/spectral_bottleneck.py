@@ -241,14 +241,14 @@ def main(
     found = {}
     for band in bands:
         one = found[band] = study(band, seeds, samples, width, steps, grid)
+        data = signal(BANDS[band], samples, 0)
+        zero, between = (data.psnr(float(values.square().mean())) for values in (data.y, data.wanted))
         note = (
-            f"Decibels after {steps} steps of Adam, mean and standard error of {seeds} seeds; best of the grid: by the "
-            "trained error between samples, known afterwards."
+            f"Decibels after {steps} steps of Adam, mean and standard error of {seeds} seeds; the zero function has "
+            f"{zero:.1f}, and {between:.1f} between; best of the grid: by the trained error between samples, known "
+            "afterwards."
         )
-        print(
-            Table(f"{band}: psi {signal(BANDS[band], samples, 0).psi:.2f}", one.rows, note).to_markdown(),
-            end="\n\n",
-        )
+        print(Table(f"{band}: psi {data.psi:.2f}", one.rows, note).to_markdown(), end="\n\n")
         print(one.forecast.verdict, end="\n\n")
         ranks = [
             {"rank correlation": name, "Spearman": spread(rho, 2)} for name, rho in one.correlations.items()

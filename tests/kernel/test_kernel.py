@@ -143,6 +143,34 @@ def test_products_need_no_matrix():
         assert zoo.close(single, found[:, 0])
 
 
+@pytest.mark.parametrize("name", ["mlp", "bert", "gpt2", "tied"])
+def test_recorded_passes_give_the_same_products(name):
+    model, x = example(name)
+    kernel = TangentKernel(model, x, outputs="contrast" if name == "bert" else "all", batch_size=4)
+    recorded = kernel.recorded()
+    assert recorded is not kernel
+    assert recorded.left.tapes
+    vectors = zoo.normal(kernel.shape[1], 2)
+    assert zoo.close(recorded.matmat(vectors), kernel.matmat(vectors))
+    assert kernel._matrix is None
+
+
+def test_products_of_a_module_without_a_recorded_pass_run_it_anew():
+    class Written(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.inner = nn.Linear(3, 2)
+
+        def forward(self, x):
+            out = torch.zeros(len(x), 2, dtype=x.dtype)
+            out[:] = self.inner(x)  # one pass cannot carry this
+            return out
+
+    with pytest.warns(RuntimeWarning, match="cannot be carried through in one pass"):
+        kernel = TangentKernel(Written().double(), zoo.normal(5, 3))
+    assert kernel.recorded() is kernel
+
+
 def test_rows_blocks_and_diagonal_are_parts_of_the_matrix():
     model, x = example("gpt2")
     kernel = TangentKernel(model, x, batch_size=2)

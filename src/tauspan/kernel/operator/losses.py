@@ -139,15 +139,16 @@ def squared(problem: LossProblem) -> LossSolution:
             facts["leave_one_out"]["kernel"] = "Kronecker product"
     if not products:
         return LossSolution(solve_ridge(problem.kernel, residual, ridge), facts, choice)
+    quick = problem.kernel.recorded()
     if problem.by == "auto" and problem.kernel.shape[0] <= DENSE:
         steps = min(problem.max_steps, _STEPS)
-        tried = conjugate_gradients(problem.kernel, residual, ridge, near, problem.tolerance, steps)
+        tried = conjugate_gradients(quick, residual, ridge, near, problem.tolerance, steps)
         if tried.converged:
             return LossSolution(tried, facts, choice)
         log.info("products were not enough after %d steps, so the whole kernel is computed", steps)
         return squared(replace(problem, by="matrix"))
     solution = solve_cg(
-        problem.kernel, residual, ridge, near or preconditioner(problem.kernel),
+        quick, residual, ridge, near or preconditioner(problem.kernel),
         tolerance=problem.tolerance, max_steps=problem.max_steps,
     )  # fmt: skip
     return LossSolution(solution, facts, choice)

@@ -1,6 +1,7 @@
 """`TangentKernel`: the kernel of the tangent model as one operator."""
 
 import copy
+import logging
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -12,7 +13,7 @@ from torch import Tensor, nn
 from tauspan import models
 from tauspan.core.arguments import checked
 from tauspan.core.computing import Check, way
-from tauspan.core.errors import MismatchError, UsageError, nearest
+from tauspan.core.errors import MismatchError, ModelError, UsageError, nearest
 from tauspan.core.params import Params, require_same
 from tauspan.core.processes import World
 from tauspan.kernel.rows import blocks
@@ -28,6 +29,7 @@ from tauspan.tangent.cache.room import free_memory
 from tauspan.tangent.linearized import Point
 from tauspan.vector import TaskVector
 
+log = logging.getLogger(__name__)
 _COLUMNS = 32  # rows of data whose columns are formed at a time from products
 _TOGETHER = 8  # vectors per pass over the data
 
@@ -185,6 +187,25 @@ class TangentKernel(Kernel):
         other._tiles = Tiles(self._tiles.room, self.backend, self.check)
         other.left = self.left.of_outputs(outputs)
         other.right = other.left if self.symmetric else self.right.of_outputs(outputs)
+        return other
+
+    def recorded(self) -> "TangentKernel":
+        """The same kernel, whose products go through passes that are recorded once; itself where that is impossible.
+
+        A product is then a backward pass and one of tangents, without the forward pass at theta0 of either. Passes are
+        not recorded where they do not fit half of the free memory, or the module has no recorded pass; the log says
+        which.
+
+        Cost: a forward pass for each batch, and the memory of a primal cache (`Linearized.cache`) while this lives.
+        """
+        try:
+            left = self.left.recorded()
+            right = left if self.symmetric else self.right.recorded()
+        except (ModelError, UsageError) as error:
+            log.info("products run the module anew: %s", error)
+            return self
+        other = copy.copy(self)
+        other.left, other.right = left, right
         return other
 
     @property

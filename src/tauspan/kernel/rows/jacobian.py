@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from typing import cast
 
 import torch
 from torch import Tensor
@@ -24,6 +25,7 @@ from tauspan.kernel.rows.data import (
 )
 from tauspan.kernel.rows.selector import Outputs, Selector, selector
 from tauspan.tangent import Linearized
+from tauspan.tangent.cache.tape import Tape
 from tauspan.tangent.engine.backward import Graph
 from tauspan.tangent.engine.check import (
     far,
@@ -47,6 +49,7 @@ class Jacobian:
         select: which outputs of the model count.
         together: whether the outputs of a row depend on the other rows of its batch, so that J is that of whole batches.
         cut: whether the batches were cut from one here, so that where they end means nothing.
+        tapes: the recorded pass of each batch, through which products go; None makes each pass anew. See `recorded`.
     """
 
     tangent: Linearized
@@ -54,6 +57,7 @@ class Jacobian:
     select: Selector
     together: bool = False
     cut: bool = False
+    tapes: Sequence[Tape] | None = None
 
     @staticmethod
     def of(tangent: Linearized, x: Data, size: int, outputs: Outputs) -> "Jacobian":
@@ -241,9 +245,12 @@ class Jacobian:
     def push(self, taus: Sequence[Params]) -> Tensor:
         """J tau for several directions, shape (T, N I), float64; I outputs per row."""
         parts = []
-        for places, batch in self.parts():
-            args, kwargs = self.tangent.inputs_of(batch)
-            _, tangents = self.tangent.tangent(*args, vectors=taus, **kwargs)
+        for number, (places, batch) in enumerate(self.parts()):
+            if self.tapes is None:
+                args, kwargs = self.tangent.inputs_of(batch)
+                _, tangents = self.tangent.tangent(*args, vectors=taus, **kwargs)
+            else:
+                tangents = torch.stack([self.tapes[number].push(tau) for tau in taus])
             weights = self.select.weights_of(places).to(tangents.device)
             parts.append(torch.einsum("tnc,noc->tno", tangents.double(), weights).cpu())
         return torch.cat(parts, 1).flatten(1)
@@ -252,13 +259,27 @@ class Jacobian:
         """J^T alpha for each column of alphas, shape (N I, k), sums in float64: one graph per batch, k times backward."""
         totals: list[dict[str, Tensor]] = [{} for _ in range(alphas.shape[1])]
         shaped = alphas.reshape(self.samples, -1, alphas.shape[1])
-        for places, batch in self.parts():
-            graph, weights = self.graph(batch, places), self.select.weights_of(places)
+        for number, (places, batch) in enumerate(self.parts()):
+            graph = self.graph(batch, places) if self.tapes is None else self.tapes[number]
+            weights = self.select.weights_of(places)
             cotangents = torch.einsum("nok,noc->knc", shaped[places].double(), weights)
             for total, cotangent in zip(totals, cotangents, strict=True):
                 for name, found in graph.pull(cotangent.to(graph.value)).items():
                     total[name] = total[name] + found.double() if name in total else found.double()
         return totals
+
+    def recorded(self) -> "Jacobian":
+        """The same side with the pass of each batch recorded, so that products run none of the module's operations again.
+
+        Raises:
+            UsageError: the passes do not fit half of the free memory.
+            ModelError: the model's pass cannot be recorded.
+
+        Cost:
+            A forward pass, and the memory of a primal cache; see `Linearized.cache`.
+        """
+        cache = self.tangent.cache(list(self.batches), "primal")
+        return replace(self, tapes=[cast(Tape, batch.cell) for batch in cache])
 
     def dense_rows(
         self, places: Sequence[int] | None = None

@@ -58,7 +58,13 @@ TABLES = {
     "penalties": Source("drift-costs-amd-epyc"),
     "growth": Source("growth"),
     "kernel": Source("kernel-amd-epyc"),
+    "landmarks": Source("scale-amd-epyc"),
+    "features": Source("features-amd-epyc"),
+    "classes": Source("classes-amd-epyc"),
     "merging": Source("merging-amd-epyc", "speed"),
+    "many": Source("merging-amd-epyc", "many"),
+    "sketches": Source("sketches-amd-epyc"),
+    "predicted": Source("predicted-amd-epyc"),
 }
 
 
@@ -66,15 +72,15 @@ def number(value: object) -> str:
     """A cell: three significant digits, and nothing for None.
 
     Example:
-        >>> number(0.87631), number(1234.5), number(None), number(12), number(True)
-        ('0.876', '1,234', '', '12', 'yes')
+        >>> number(0.87631), number(1.7), number(1234.5), number(None), number(12), number(True)
+        ('0.876', '1.70', '1,234', '', '12', 'yes')
     """
     if value is None:
         return ""
     if isinstance(value, bool):
         return "yes" if value else "no"
     if isinstance(value, float):
-        return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"
+        return f"{value:,.0f}" if abs(value) >= 100 else f"{value:#.3g}"
     return str(value)
 
 
@@ -103,14 +109,20 @@ def table(name: str) -> str:
     )
 
 
+def goals() -> str:
+    """How many goals are met, in a sentence."""
+    met = [row["met"] for one in TABLES.values() for row in one.rows() if row.get("met") is not None]
+    return f"Of {len(met)} goals {sum(met)} are met."
+
+
 def filled(text: str) -> str:
-    """The page with every table made anew."""
-    return re.sub(
-        r"(<!-- table: (\S+) -->\n).*?(<!-- end -->)",
-        lambda found: f"{found[1]}\n{table(found[2])}\n\n{found[3]}",
-        text,
-        flags=re.DOTALL,
-    )
+    """The page with every table made anew; the table `goals` is the sentence of that name."""
+
+    def made(found: re.Match[str]) -> str:
+        inside = goals() if found[2] == "goals" else table(found[2])
+        return f"{found[1]}\n{inside}\n\n{found[3]}"
+
+    return re.sub(r"(<!-- table: (\S+) -->\n).*?(<!-- end -->)", made, text, flags=re.DOTALL)
 
 
 if __name__ == "__main__":

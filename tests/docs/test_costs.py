@@ -24,5 +24,5 @@ def test_every_table_stands_on_the_page(made):
 
 
 def test_cells_keep_three_digits(made):
-    values = [0.87631, 1234.5, None, 12, True, "a"]
-    assert list(map(made["number"], values)) == ["0.876", "1,234", "", "12", "yes", "a"]
+    values = [0.87631, 1.7, 1234.5, None, 12, True, "a"]
+    assert list(map(made["number"], values)) == ["0.876", "1.70", "1,234", "", "12", "yes", "a"]

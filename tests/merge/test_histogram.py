@@ -183,3 +183,14 @@ def test_numbers_stay_what_they_were():
 
 
 GOLDEN = [3678225 / 2**24, 66709 / 2**24, 7167102 / 2**24, 7369365 / 2**24]
+
+
+def test_what_is_kept_of_a_block_does_not_hold_the_block():
+    row = np.arange(1000, dtype=np.int32)
+    inside, beside = histogram.Interval(10, 12), histogram.Interval(10, 10, first=2000)  # the second has its entries in later places
+    for interval in (inside, beside):
+        part = interval.located(row)
+        assert part.bits.base is None
+        assert part.places.base is None
+    assert list(inside.located(row).bits) == [10, 11, 12]
+    assert len(beside.located(row).bits) == 0

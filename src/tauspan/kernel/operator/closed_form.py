@@ -96,7 +96,7 @@ def closed_form(
         reading: batches, and where texts are cut; see `tauspan.Reading`.
         backend: of the kernel.
         by: what the squared loss is solved with. `"matrix"`: the whole kernel, exactly. `"products"`: conjugate
-            gradients, preconditioned with `kronecker(kernel)`; each step is a backward and a forward pass over the
+            gradients, preconditioned with `kronecker(kernel)`; each step is a backward pass and one of tangents over the
             rows, however many classes there are, and `"loo"` chooses on the preconditioner. `"auto"`: products from 8
             classes and 1,000 rows x classes, if 40 steps are enough, and where no matrix is possible.
         tolerance: of iterative solvers: relative residual, gradient norm, or duality gap. None is 1e-4 for the squared

@@ -187,7 +187,8 @@ GOLDEN = [3678225 / 2**24, 66709 / 2**24, 7167102 / 2**24, 7369365 / 2**24]
 
 def test_what_is_kept_of_a_block_does_not_hold_the_block():
     row = np.arange(1000, dtype=np.int32)
-    inside, beside = histogram.Interval(10, 12), histogram.Interval(10, 10, first=2000)  # the second has its entries in later places
+    inside = histogram.Interval(10, 12)
+    beside = histogram.Interval(10, 10, first=2000)  # its entries are at later places
     for interval in (inside, beside):
         part = interval.located(row)
         assert part.bits.base is None

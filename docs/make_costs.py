@@ -58,6 +58,8 @@ TABLES = {
     "penalties": Source("drift-costs-amd-epyc"),
     "growth": Source("growth"),
     "kernel": Source("kernel-amd-epyc"),
+    "landmarks": Source("scale-amd-epyc"),
+    "features": Source("features-amd-epyc"),
     "classes": Source("classes-amd-epyc"),
     "merging": Source("merging-amd-epyc", "speed"),
     "sketches": Source("sketches-amd-epyc"),

@@ -231,7 +231,7 @@ def _left_out(found: Sequence[Known]) -> Iterator[tuple[str, list[Known], list[K
 
 
 def _line(found: Sequence[Known], name: str) -> tuple[float, float]:
-    """B and a of log(error) = a + b log(known), by least squares."""
+    """The slope b and the shift a of log(error) = a + b log(known), by least squares."""
     known, errors = ([math.log(one[key]) for one in found] for key in (name, "error"))
     slope, shift = np.polyfit(known, errors, 1)
     return float(slope), float(shift)

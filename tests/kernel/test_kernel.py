@@ -153,6 +153,8 @@ def test_recorded_passes_give_the_same_products(name):
     vectors = zoo.normal(kernel.shape[1], 2)
     assert zoo.close(recorded.matmat(vectors), kernel.matmat(vectors))
     assert kernel._matrix is None
+    kernel.dense()
+    assert kernel.recorded() is kernel
 
 
 def test_products_of_a_module_without_a_recorded_pass_run_it_anew():

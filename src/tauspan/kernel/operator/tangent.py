@@ -194,10 +194,12 @@ class TangentKernel(Kernel):
 
         A product is then a backward pass and one of tangents, without the forward pass at theta0 of either. Passes are
         not recorded where they do not fit half of the free memory, or the module has no recorded pass; the log says
-        which.
+        which; nor where the matrix is computed already, since products are then computed with it.
 
         Cost: a forward pass for each batch, and the memory of a primal cache (`Linearized.cache`) while this lives.
         """
+        if self.formed:
+            return self
         try:
             left = self.left.recorded()
             right = left if self.symmetric else self.right.recorded()

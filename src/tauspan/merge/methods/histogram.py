@@ -143,10 +143,8 @@ class Interval:
         stop = start + row.size
         low, high = self.low + (start >= self.last), self.high - (stop <= self.first)
         above = int(np.count_nonzero(row > high))
-        if low > high:
-            return Located(
-                above, np.empty(0, row.dtype), np.empty(0, np.int64), start, stop
-            )  # no view of the block
+        if low > high:  # arrays of their own: an empty view would keep the whole block alive
+            return Located(above, np.empty(0, row.dtype), np.empty(0, np.int64), start, stop)
         wide = (row - row.dtype.type(low)).view(
             f"u{row.itemsize}"
         )  # below `low` they wrap around and are large

@@ -168,9 +168,10 @@ def _joint(regime: Regime) -> Callable[[Making, float | None], Vectors]:
 Penalised: TypeAlias = Callable[[Making, Regime, Sequence[Task], float], Penalty]
 
 
-def _factored(kind: str) -> Penalised:
+def _factored(kind: str, merge_them: bool = False) -> Penalised:
     def penalty(given: Making, regime: Regime, others: Sequence[Task], weight: float) -> Penalty:
-        return Factored([given.factors(task, kind) for task in others], weight, others)
+        found = [given.factors(task, kind) for task in others]
+        return Factored([merged(found)] if merge_them else found, weight, others)
 
     return penalty
 
@@ -180,10 +181,28 @@ def _kept(regime: Regime) -> int:
     return 4 if regime == "linear" else 0
 
 
+def _tau_jp(turn: bool) -> Penalised:
+    """All other tasks in each step, or one in turn, as its authors' cheaper script does."""
+
+    def penalty(given: Making, regime: Regime, others: Sequence[Task], weight: float) -> Penalty:
+        return TauJp(others, weight, turn=turn, kept=_kept(regime))
+
+    return penalty
+
+
+_WEIGHTS: Mapping[str, tuple[float, ...]] = {
+    "expand": (1.0, 10.0, 100.0),
+    "diagonal": (3.0, 30.0, 300.0, 3000.0),
+}
+
 PENALTIES: dict[str, tuple[Penalised, tuple[float, ...]]] = {
-    "exact": (lambda given, regime, others, weight: Exact(others, weight, kept=_kept(regime)), (0.1, 1.0, 10.0)),
-    "tau-jp": (lambda given, regime, others, weight: TauJp(others, weight, kept=_kept(regime)), (0.03, 0.1, 0.3)),
-    **{kind: (_factored(kind), (1.0, 10.0, 100.0) if kind == "expand" else (0.3, 3.0, 30.0)) for kind in KINDS},
+    "exact": (
+        lambda given, regime, others, weight: Exact(others, weight, kept=_kept(regime)), (0.001, 0.01, 0.1, 1.0),
+    ),
+    "tau-jp": (_tau_jp(turn=False), (0.03, 0.1, 0.3)),
+    "tau-jp-turn": (_tau_jp(turn=True), (0.03, 0.1, 0.3)),
+    **{kind: (_factored(kind), _WEIGHTS.get(kind, (0.003, 0.03, 0.3, 3.0))) for kind in KINDS},
+    "expand-merged": (_factored("expand", merge_them=True), _WEIGHTS["expand"]),
     "orthogonal": (lambda given, regime, others, weight: Orthogonal(weight, scale=1e-4), (1e-2, 1.0, 100.0)),
 }  # fmt: skip
 """By name, how a penalty is made and which weights are tried; drift's own are in units of exact drift."""
@@ -250,7 +269,7 @@ def _untangled(regime: Regime) -> Callable[[Making, float | None], Vectors]:
 
 _REGIMES: tuple[Regime, ...] = ("standard", "linear")
 
-_TEACHER: tuple[float, ...] = (0.3, 3.0, 30.0)
+_TEACHER: tuple[float, ...] = (0.003, 0.03, 0.3, 3.0)
 _SPARSE: Mapping[Regime, tuple[float, ...]] = {"standard": (1e-3, 3e-3, 1e-2), "linear": (3e-3, 1e-2, 3e-2)}
 
 WAYS: Mapping[str, Way] = {
@@ -276,6 +295,6 @@ WAYS: Mapping[str, Way] = {
     "superposed-reference": Way(
         "linear", _superposed(Ghosts(_WEIGHT), referenced=True), seeded=False, referenced=True
     ),
-    **{f"joint-{regime}": Way(regime, _joint(regime), needs=(regime,), together=True) for regime in _REGIMES},
+    **{f"joint-{regime}": Way(regime, _joint(regime), "rate", together=True) for regime in _REGIMES},
 }  # fmt: skip
 """By name, every way to make vectors that a recipe can compare."""

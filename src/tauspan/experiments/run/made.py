@@ -43,7 +43,7 @@ class Made(Part):
     ways: tuple[str, ...] = ()
     rules: tuple[str, ...] = ()
     merged: tuple[str, ...] | None = None
-    grid: tuple[float, ...] = (0.25, 0.5, 0.75, 1.0, 1.5, 2.0, 3.0, 4.0)
+    grid: tuple[float, ...] = (0.25, 0.5, 0.75, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0, 8.0)
     rates: Mapping[str, tuple[float, ...]] = dataclasses.field(default_factory=dict)
     weights: Mapping[str, tuple[float, ...]] = dataclasses.field(default_factory=dict)
     ridge: float | None = None

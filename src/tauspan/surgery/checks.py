@@ -17,7 +17,7 @@ from tauspan.surgery.ways import HOW, Pair
 
 _ROWS = 256  # rows of each of eight stretches that the guarantee is checked on
 _STATES = 4
-_BLOCK = 16_384
+_NUMBERS = 1 << 20  # of a table, read at a time
 _IDS = re.compile(
     r"_token_(?:ids?|index)$|^(?:begin_)?suppress_tokens$|_(?:words|decoder)_ids$|^sequence_bias$"
 )
@@ -179,8 +179,9 @@ def _excess(view: Grafted) -> float:
         width = new[1:].numel()
         states = torch.randn(width, _STATES, generator=generator, dtype=torch.float64)
         highest = torch.full((_STATES,), -torch.inf, dtype=torch.float64)
-        for start in range(0, view.rows.columns, _BLOCK):
-            stop = min(start + _BLOCK, view.rows.columns)
+        step = max(_NUMBERS // width, 1)
+        for start in range(0, view.rows.columns, step):
+            stop = min(start + step, view.rows.columns)
             block = view.inner.read(name, start * width, stop * width).view(-1, width).double()
             highest = torch.maximum(highest, (block @ states).amax(0))
         for first in dict.fromkeys(firsts):

@@ -110,7 +110,7 @@ def _root(table: Tensor, rows: RowMap) -> Tensor:
     """The symmetric root of the covariance of the tokens' rows, float64 (d, d)."""
     used, width = (rows.shared[0] > 0).nonzero().flatten(), max(table[0].numel(), 1)
     mean, square = torch.zeros(width, dtype=torch.float64), torch.zeros(width, width, dtype=torch.float64)
-    for some in torch.split(used, 8192):
+    for some in torch.split(used, max((1 << 20) // width, 1)):
         values = table[some].reshape(len(some), width).double()
         mean, square = mean + values.sum(0), square + values.T @ values
     mean /= len(used)

@@ -51,14 +51,31 @@ def test_perplexity_a_word_is_that_of_transformers(place: Path) -> None:
         assert tokens == count
     assert found.ratio == pytest.approx(found.perplexity[1] / found.perplexity[0])
     assert "times as much" in found.verdict
-    assert compare(place / "old", place / "same", made.TEXTS).ratio == 1.0
+    assert found.interval[0] < found.ratio < found.interval[1]
+    same = compare(place / "old", place / "same", made.TEXTS)
+    assert (same.ratio, same.interval) == (1.0, (1.0, 1.0))
+
+
+def test_the_interval_is_that_of_resampled_texts(place: Path) -> None:
+    found, log_p, words = compare(place / "old", place / "new", made.TEXTS), [], []
+    for text in made.TEXTS:
+        one = compare(place / "old", place / "new", [text])
+        assert one.ratio is not None
+        assert one.interval == pytest.approx((one.ratio, one.ratio))
+        words.append(len(text.split()))
+        log_p.append(math.log(one.ratio) * words[-1])
+    random = torch.Generator().manual_seed(1)
+    drawn = torch.randint(len(words), (20_000, len(words)), generator=random)
+    ratios = (torch.tensor(log_p)[drawn].sum(1) / torch.tensor(words)[drawn].sum(1)).exp()
+    for mine, level in zip(found.interval, (0.025, 0.975), strict=True):
+        assert mine == pytest.approx(float(ratios.quantile(level)), rel=0.02)
 
 
 def test_encoders_are_compared_by_features(place: Path) -> None:
     found = compare(place / "encoder", place / "encoder", made.TEXTS)
     assert found.cosine == pytest.approx(1.0)
     assert found.perplexity is found.ratio is None
-    assert "mean cosine of 1.000" in found.verdict
+    assert "mean cosine of 1.000 [1.000, 1.000]" in found.verdict
 
 
 def test_long_texts_are_left_out_and_what_cannot_be_compared_is_refused(place: Path) -> None:

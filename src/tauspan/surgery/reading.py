@@ -1,11 +1,13 @@
 """What a model with another vocabulary makes of texts, beside the one it came from: `compare`."""
 
+import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from tauspan import models, store
 from tauspan.core.arguments import checked
@@ -13,6 +15,7 @@ from tauspan.core.errors import DataError, UsageError
 from tauspan.core.measure import progress
 from tauspan.core.report import Cell, Report, Table, provenance
 from tauspan.core.results import Result
+from tauspan.editing.search.bootstrap import DRAWS, Interval, bracketed, quotient_interval
 from tauspan.models import Classifier, Encoder, folders, load_model
 from tauspan.models.encoder import positions
 from tauspan.models.sources import model_directory
@@ -35,6 +38,7 @@ class Readings(Result):
         tokens: on which each was measured, the old model first.
         perplexity: of language models exp(-log p(texts) / words), the old model first; None of others.
         cosine: of other models the mean cosine between their features of a text; None of language models.
+        interval: the 95 % interval of the ratio of perplexities or of the mean cosine, by resampling texts.
     """
 
     texts: int
@@ -42,6 +46,7 @@ class Readings(Result):
     tokens: tuple[int, int]
     perplexity: tuple[float, float] | None
     cosine: float | None
+    interval: Interval
 
     @property
     def ratio(self) -> float | None:
@@ -54,9 +59,15 @@ class Readings(Result):
         before, after = (one / max(self.words, 1) for one in self.tokens)
         cut = f" A word takes {after:.2f} tokens instead of {before:.2f}."
         if self.perplexity is None:
-            return f"The features of {self.texts} texts have a mean cosine of {self.cosine:.3f} to what they were.{cut}"
+            return (
+                f"The features of {self.texts} texts have a mean cosine of {self.cosine:.3f} {bracketed(self.interval)} "
+                f"to what they were.{cut}"
+            )
         old, new = self.perplexity
-        return f"Perplexity for each word is {new:.4g} instead of {old:.4g}: {self.ratio:.3g} times as much.{cut}"
+        return (
+            f"Perplexity for each word is {new:.4g} instead of {old:.4g}: {self.ratio:.3g} times as much "
+            f"{bracketed(self.interval)}.{cut}"
+        )
 
     def report(self) -> Report:
         """The verdict and the numbers."""
@@ -68,7 +79,13 @@ class Readings(Result):
         ]
         if self.cosine is not None:
             rows.append({"what": "mean cosine of features", "before": None, "after": self.cosine})
-        note = f"{self.texts} texts of {self.words} words; perplexity: exp(-log p / words), first tokens excepted"
+        else:
+            rows.append({"what": "ratio", "before": None, "after": self.ratio})
+        rows.append({"what": "95 % interval", "before": None, "after": bracketed(self.interval)})
+        note = (
+            f"{self.texts} texts of {self.words} words; perplexity: exp(-log p / words), first tokens excepted; "
+            "interval: of the line above, by resampling texts"
+        )
         return Report(
             "vocabulary comparison", [Table("texts", rows, note)], dict(self.provenance), verdict=self.verdict
         )
@@ -129,21 +146,22 @@ def compare(
     some = [texts[place] for place in kept]
     if lengths:
         (first, old), (second, new) = (
-            _log_loss(encoder, some, max_tokens, batch_size) for encoder in encoders
+            _log_losses(encoder, some, max_tokens, batch_size) for encoder in encoders
         )
-        perplexity = tuple(float(torch.tensor(total / words).exp()) for total in (first, second))
+        each = torch.tensor([len(text.split()) for text in some])
+        low, high = quotient_interval(second - first, each, DRAWS)
         return Readings(
-            texts=len(some), words=words, tokens=(old, new), perplexity=(perplexity[0], perplexity[1]), cosine=None,
-            provenance=provenance(),
+            texts=len(some), words=words, tokens=(old, new), perplexity=(_exp(first, words), _exp(second, words)),
+            cosine=None, interval=(math.exp(low), math.exp(high)), provenance=provenance(),
         )  # fmt: skip
     before, after = (
         features_of(encoder, _rows(some), max_tokens, batch_size).double() for encoder in encoders
     )
-    cosine = float(torch.nn.functional.cosine_similarity(before, after).mean())
+    cosines = torch.nn.functional.cosine_similarity(before, after)
     totals = [sum(count[place] for place in kept) for count in counts]
     return Readings(
-        texts=len(some), words=words, tokens=(totals[0], totals[1]), perplexity=None, cosine=cosine,
-        provenance=provenance(),
+        texts=len(some), words=words, tokens=(totals[0], totals[1]), perplexity=None, cosine=float(cosines.mean()),
+        interval=quotient_interval(cosines, torch.ones(len(some)), DRAWS), provenance=provenance(),
     )  # fmt: skip
 
 
@@ -168,20 +186,26 @@ def _rows(texts: Sequence[str]) -> Split:
     return Split(list(texts), torch.zeros(len(texts), dtype=torch.long))
 
 
-def _log_loss(encoder: Encoder, texts: Sequence[str], max_tokens: int, batch_size: int) -> tuple[float, int]:
-    """-log p of all texts in nats, but for their first tokens, and on how many tokens."""
+def _exp(losses: Tensor, words: int) -> float:
+    return math.exp(float(losses.sum()) / words)
+
+
+def _log_losses(
+    encoder: Encoder, texts: Sequence[str], max_tokens: int, batch_size: int
+) -> tuple[Tensor, int]:
+    """-log p of each text in nats, but for its first token, shape (texts,), and on how many tokens of all."""
     rows = _rows(texts)
     task = Task("texts", [], dict.fromkeys(("train", "validation", "test"), rows),
                 objective=objective_of("next-token"))  # fmt: skip
     head = build_head(task, encoder, max_tokens=max_tokens)
     classifier, objective = Classifier(encoder, head), task.objective.bound(encoder.language)
-    total, count = 0.0, 0
+    total, count = torch.zeros(len(texts), dtype=torch.float64), 0
     with torch.no_grad(), models.eval_mode(classifier), progress("reading", len(texts)) as advance:
         for places, batch in batches(encoder, rows, max_tokens, batch_size, objective):
             some = rows.take(places)
             targets = objective.targets(some.inputs, some.labels, encoder.language, max_tokens)
             sizes = (targets != IGNORED).sum(1)
             losses = objective.losses(classifier(batch), targets).double().cpu()
-            total, count = total + float((losses * sizes).sum()), count + int(sizes.sum())
+            total[places], count = losses * sizes.cpu(), count + int(sizes.sum())
             advance(len(places), "")
     return total, count

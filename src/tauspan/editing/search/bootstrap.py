@@ -122,6 +122,12 @@ def mean_interval(values: Tensor, draws: int, seed: int = 0) -> Interval | None:
     return _percentiles(np.array([_means(values, draws, [seed, 0])]).T)[0] if draws else None
 
 
+def quotient_interval(tops: Tensor, bottoms: Tensor, draws: int, seed: int = 0) -> Interval:
+    """The 95 % interval of sum(tops) / sum(bottoms), by resampling rows, which have one of each."""
+    above, below = (np.array(_means(one.double(), draws, [seed, 0])) for one in (tops, bottoms))
+    return _percentiles((above / below)[:, None])[0]
+
+
 def bracketed(interval: Interval | None, sign: str = "") -> str | None:
     """An interval as a cell of a table; `sign="+"` for a difference.
 

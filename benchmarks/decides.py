@@ -1,15 +1,16 @@
-"""What decides whether the linear sum at alpha 1 is ahead of the ordinary one: parameters, steps, rates, or lengths?
+"""What decides whether the linear sum at alpha 1 is ahead of the ordinary one: parameters, steps, rates, rows, likeness?
 
-    python -m benchmarks.decides [--seeds 3] [--rows 100] [--out results.json]
+    python -m benchmarks.decides [--seeds 3] [--train 320] [--rows 100] [--out results.json]
 
 Vectors of some tasks are made in the linear regime at one rate, and in the ordinary one at several, for each choice of
-parameters and number of steps. The sums of all pairs and of all tasks are compared at alpha 1, without a search. Beside
-the gap stand quantities that could decide it: some are known before training (`outlook` is the error of the tangent
-model that `tauspan.kernel.diagnose.outlook` expects), some only after. `bend` is how far the
-ordinary model at the sum is from its tangent model there, |f(x; theta0 + sum tau) - f - J sum tau| / |J sum tau|;
-`reach` is how far a single ordinary vector moves the logits of its own task over their size. The second table has
-Spearman's rank correlation of the gap with each, over all sums, over those of one number of blocks, and over those of one
-number of steps. The third has the sums where `tauspan outlook` advises against ordinary vectors, and the gap there.
+parameters, number of steps and number of training rows. The sums of all pairs and of all tasks are compared at alpha 1,
+without a search. Beside the gap stand quantities that could decide it: some are known before training (`outlook` is the
+error of the tangent model that `tauspan.kernel.diagnose.outlook` expects, `alike` the mean cosine between the vectors
+that it expects of the tasks), some only after. `bend` is how far the ordinary model at the sum is from its tangent
+model there, |f(x; theta0 + sum tau) - f - J sum tau| / |J sum tau|; `reach` is how far a single ordinary vector moves the
+logits of its own task over their size. The second table has Spearman's rank correlation of the gap with each, over all
+sums, and over those of one number of blocks, of steps, or of rows. The third has the sums where `tauspan outlook` advises
+against ordinary vectors, and the gap there.
 """
 
 import argparse
@@ -17,10 +18,12 @@ import itertools
 import json
 import math
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import fmean
 from typing import Any
 
+import torch
 from scipy.stats import spearmanr
 from torch import Tensor
 
@@ -34,59 +37,76 @@ from tauspan.kernel.diagnose.outlook import BENDS, Expectation
 from tauspan.merge.methods.method import added
 
 TASKS = ("news_recreation", "movie_sentiment", "tweet_sentiment", "email_spam")
-ROWS, BATCH = 320, 16
+BATCH = 16
 LINEAR, ORDINARY = 3e-4, (1e-4, 4e-4)
 READING = ts.Reading(batch_size=50, max_tokens=32)
-BEFORE = ("tasks", "blocks", "steps", "rate", "rate x steps", "outlook")
-SHOWN = ("linear single", "ordinary single", "outlook", "bend")
+AXES = ("blocks", "steps", "train")  # that a training has besides its rate
+BEFORE = ("tasks", *AXES, "rate", "rate x steps", "outlook", "alike")
+SHOWN = ("linear single", "ordinary single", "outlook", "alike", "bend")
 AFTER = ("reach", "bend", "single gap")
 
 
-def settings(regime: Any, blocks: int, rate: float, steps: int, seed: int) -> ts.Settings:
-    """Of one training."""
-    return ts.Settings(
-        regime, params=f"last:{blocks}", lr=rate, epochs=math.ceil(steps * BATCH / ROWS), batch_size=BATCH,
-        max_steps=steps, max_tokens=32, seed=seed,
-    )  # fmt: skip
+@dataclass(frozen=True)
+class Training:
+    """What makes the vectors of a cell, but for their regime and rate."""
+
+    blocks: int
+    steps: int
+    train: int
+    seed: int
+
+    def settings(self, regime: Any, rate: float) -> ts.Settings:
+        """Of one task."""
+        return ts.Settings(
+            regime, params=f"last:{self.blocks}", lr=rate, epochs=math.ceil(self.steps * BATCH / self.train),
+            batch_size=BATCH, max_steps=self.steps, max_tokens=32, seed=self.seed,
+        )  # fmt: skip
+
+    def tasks(self, names: Sequence[str], test: int) -> list[ts.Task]:
+        """With the rows of the seed."""
+        return [
+            one.subset(train=self.train, validation=40, test=test, seed=self.seed) for one in ts.suite(names)
+        ]
 
 
-def rows_of(tasks: Sequence[str], test: int, seed: int) -> list[ts.Task]:
-    """The tasks with the rows of a seed."""
-    return [one.subset(train=ROWS, validation=40, test=test, seed=seed) for one in ts.suite(tasks)]
+def training_of(cell: Mapping[str, Any]) -> Training:
+    """That a cell is of."""
+    return Training(*(cell[name] for name in (*AXES, "seed")))
 
 
 def with_outlook(encoder: ts.Encoder, found: Sequence[dict[str, Any]], test: int, out: Path | None) -> None:
     """Write into each cell what is expected of its sum before the ordinary training."""
-    for key in dict.fromkeys(_training(one) for one in found if "outlook" not in one):
-        cells = [one for one in found if _training(one) == key]
-        chosen, names = settings("standard", *key), sorted({name for one in cells for name in one["sum"]})
+    missing = dict.fromkeys((training_of(one), one["rate"]) for one in found if "alike" not in one)
+    for training, rate in missing:
+        cells = [one for one in found if (training_of(one), one["rate"]) == (training, rate)]
+        chosen, names = (
+            training.settings("standard", rate),
+            sorted({name for one in cells for name in one["sum"]}),
+        )
         with computing(check="off"):  # the same models and shapes as those that were trained
             asked = {
-                task.name: Expectation.of(encoder, task, chosen, 32) for task in rows_of(names, test, key[-1])
+                task.name: Expectation.of(encoder, task, chosen, 32) for task in training.tasks(names, test)
             }
             vectors = {name: one.expected_vector(chosen) for name, one in asked.items()}
             for one in cells:
                 parts = [vectors[name] for name in one["sum"]]
                 total = {name: added(part[name] for part in parts) for name in parts[0]}
                 one["outlook"] = fmean(asked[name].error_at(total) for name in one["sum"])
+                one["alike"] = fmean(cosine(*pair) for pair in itertools.combinations(parts, 2))
         _keep(out, found)
 
 
-def _training(one: Mapping[str, Any]) -> tuple[Any, ...]:
-    return one["blocks"], one["rate"], one["steps"], one["seed"]
+def cosine(one: Mapping[str, Tensor], two: Mapping[str, Tensor]) -> float:
+    """Between two vectors."""
+    flat = [torch.cat([part[name].flatten().double() for name in one]) for part in (one, two)]
+    return float(torch.nn.functional.cosine_similarity(*flat, dim=0))
 
 
 def model_of(
-    encoder: ts.Encoder,
-    tasks: Sequence[ts.Task],
-    regime: Any,
-    blocks: int,
-    rate: float,
-    steps: int,
-    seed: int,
+    encoder: ts.Encoder, tasks: Sequence[ts.Task], training: Training, regime: Any, rate: float
 ) -> EditedModel:
     """The edited model of vectors that are made for all tasks."""
-    chosen = settings(regime, blocks, rate, steps, seed)
+    chosen = training.settings(regime, rate)
     vectors = {one.name: ts.finetune(encoder, one, chosen).task_vector for one in tasks}
     return edited_model(encoder, Directions.whole(vectors), regime, READING, ahead=True)
 
@@ -101,19 +121,17 @@ def size(logits: Tensor) -> float:
     return float((logits - logits.mean(-1, keepdim=True)).double().square().sum(-1).mean().sqrt())
 
 
-def cells(
-    encoder: ts.Encoder, tasks: Sequence[ts.Task], seed: int, blocks: int, steps: int
-) -> list[dict[str, Any]]:
+def cells(encoder: ts.Encoder, names: Sequence[str], test: int, training: Training) -> list[dict[str, Any]]:
     """For each ordinary rate and sum: accuracies at alpha 1, and what could decide their gap."""
-    found = []
-    linear = model_of(encoder, tasks, "linear", blocks, LINEAR, steps, seed)
+    found, tasks = [], training.tasks(names, test)
+    linear = model_of(encoder, tasks, training, "linear", LINEAR)
     for rate in ORDINARY:
-        ordinary = model_of(encoder, tasks, "standard", blocks, rate, steps, seed)
+        ordinary = model_of(encoder, tasks, training, "standard", rate)
         tangent = tangent_of(ordinary)
         for some in (*itertools.combinations(tasks, 2), tuple(tasks)):
-            known = {
-                "seed": seed, "blocks": blocks, "steps": steps, "rate": rate, "rate x steps": rate * steps,
-                "tasks": len(some), "sum": [one.name for one in some],
+            known = asdict(training) | {
+                "rate": rate, "rate x steps": rate * training.steps, "tasks": len(some),
+                "sum": [one.name for one in some],
             }  # fmt: skip
             found.append(known | _cell(linear, ordinary, tangent, some))
     return found
@@ -141,12 +159,12 @@ def _cell(
 def mean_cells(found: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """Means over seeds and over the sums of as many tasks."""
     rows = []
-    names = ("blocks", "steps", "rate", "tasks")
+    names = (*AXES, "rate", "tasks")
     for key in dict.fromkeys(tuple(one[name] for name in names) for one in found):
         some = [one for one in found if tuple(one[name] for name in names) == key]
         gaps = [fmean(map(gap, group)) for group in _by_seed(some)]
         rows.append({
-            "blocks": key[0], "steps": key[1], "ordinary rate": f"{key[2]:g}", "tasks": key[3],
+            **dict(zip(names, key, strict=True)), "rate": f"{key[-2]:g}",
             **{name: fmean(one[name] for one in some) for name in ("linear", "ordinary")},
             "gap": fmean(gaps), "least": min(gaps), "most": max(gaps),
             **{name: fmean(one[name] for one in some) for name in SHOWN},
@@ -164,12 +182,15 @@ def _by_seed(found: Sequence[Mapping[str, Any]]) -> list[list[Mapping[str, Any]]
 
 
 def groups(found: Sequence[Mapping[str, Any]]) -> dict[str, list[Mapping[str, Any]]]:
-    """All sums, and those of one number of blocks or of steps."""
+    """All sums, and those of one number of blocks, of steps, or of training rows."""
     made: dict[str, list[Mapping[str, Any]]] = {"all": list(found)}
-    for name in ("blocks", "steps"):
+    for name in AXES:
         values = sorted({one[name] for one in found})
         if len(values) > 1:
-            made |= {f"{value} {name}": [one for one in found if one[name] == value] for value in values}
+            made |= {
+                f"{value} {'rows' if name == 'train' else name}": [one for one in found if one[name] == value]
+                for value in values
+            }
     return made
 
 
@@ -237,6 +258,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--rows", type=int, default=100, help="test rows a task")
     parser.add_argument("--steps", type=int, nargs="+", default=[20, 60])
+    parser.add_argument("--train", type=int, nargs="+", default=[320], help="training rows a task")
     parser.add_argument(
         "--blocks", type=int, nargs="+", default=[2, 6], help="how many of the last blocks train"
     )
@@ -245,17 +267,17 @@ def main(argv: list[str] | None = None) -> None:
     encoder = ts.load("minilm")
     found = json.loads(options.out.read_text())["cells"] if options.out and options.out.exists() else []
     note = (
-        f"minilm, {', '.join(options.tasks)}, {ROWS} rows, 32 tokens, linear rate {LINEAR:g}, "
+        f"minilm, {', '.join(options.tasks)}, 32 tokens, linear rate {LINEAR:g}, "
         f"{options.rows} test rows a task, {options.seeds} seeds; means over seeds and sums; gap: linear less ordinary "
         "at alpha 1, least and most of a seed"
     )
-    done = {(one["seed"], one["blocks"], one["steps"]) for one in found}
+    done, axes = {training_of(one) for one in found}, (options.blocks, options.steps, options.train)
     with ts.quiet():
-        for seed, blocks, steps in itertools.product(range(options.seeds), options.blocks, options.steps):
-            if (seed, blocks, steps) in done:
-                continue
-            found += cells(encoder, rows_of(options.tasks, options.rows, seed), seed, blocks, steps)
-            _keep(options.out, found, note)
+        for seed, *values in itertools.product(range(options.seeds), *axes):
+            training = Training(*values, seed)
+            if training not in done:
+                found += cells(encoder, options.tasks, options.rows, training)
+                _keep(options.out, found, note)
         with_outlook(encoder, found, options.rows, options.out)
         _keep(options.out, found, note)
     print(Table("Sums at alpha 1", mean_cells(found), note).to_markdown())

@@ -338,6 +338,11 @@ def test_what_moves_must_start_from_the_model_that_was_grafted(
     assert "was trained on 'org/other', and the base is" in caplog.messages[-1]
     move(_adapter(tmp_path / "nameless", None), place / "bert", mine, tmp_path / "nameless-moved")
     assert "names no base: it is unverified" in caplog.messages[-1]
+    (tmp_path / "emptied").mkdir()
+    move(
+        _adapter(tmp_path / "gone", str(tmp_path / "emptied")), place / "bert", mine, tmp_path / "gone-moved"
+    )
+    assert "which cannot be read any more" in caplog.messages[-1]
     replace(RowMap.load(mine / ROWS), base="").save(
         mine / ROWS, overwrite=True
     )  # as earlier versions wrote it

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from tauspan import store
 from tauspan.core.arguments import checked
-from tauspan.core.errors import BaseMismatchError, ModelError
+from tauspan.core.errors import BaseMismatchError, ModelError, TauspanError
 from tauspan.core.notices import tell
 from tauspan.core.report import Report
 from tauspan.editing.model.edit_files import Base
@@ -248,7 +248,14 @@ def _require_trained_on(adapter: Path, base: Base) -> None:
     if not isinstance(stated, str) or not stated:
         tell(f"the adapter {adapter} names no base: it is unverified that it was trained on {base.source}.")
     elif Path(stated).is_dir():
-        own = Base(stated).fingerprint
+        try:
+            own = Base(stated).fingerprint
+        except TauspanError as error:
+            tell(
+                f"the adapter {adapter} was trained on {stated}, which cannot be read any more ({error}) It is "
+                f"unverified that it was {base.source}."
+            )
+            return
         if own != base.fingerprint:
             raise BaseMismatchError(
                 f"the adapter {adapter} was trained on {stated}, base {own[:12]}, and {base.source} is "

@@ -14,7 +14,7 @@ the source's vector; the analogy at a = 1, at a chosen on validation rows of the
 a = -1, which should hurt if the step means the domain; the target's own vector; and vectors of k labelled rows of the
 target. The rows that choose a are labelled too: a fair comparison is with k of their number.
 
-    python examples/analogy.py [--short] [--seeds N] [--regime linear]
+    python examples/analogy.py [--short | --large] [--seeds N] [--regime linear]
 """
 
 import argparse
@@ -44,7 +44,7 @@ class Sizes(NamedTuple):
     few: tuple[int, ...] = (8, 32, 100)
 
 
-FULL, SHORT = Sizes(), Sizes(8, 8, 8, (2, 4))
+FULL, SHORT, LARGE = Sizes(), Sizes(8, 8, 8, (2, 4)), Sizes(1200, 100, 420, (32, 100, 320))
 
 
 def tuned(
@@ -140,8 +140,11 @@ def main(
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser()
-    parser.add_argument("--short", action="store_true", help="one seed, 8 rows")
+    size = parser.add_mutually_exclusive_group()
+    size.add_argument("--short", action="store_true", help="one seed, 8 rows")
+    size.add_argument("--large", action="store_true", help="1,200 rows a vector, 420 test rows")
     parser.add_argument("--seeds", type=int, default=3, help="of rows and order (3)")
     parser.add_argument("--regime", choices=("standard", "linear"), default="standard")
     asked = parser.parse_args()
-    main(SHORT if asked.short else FULL, 1 if asked.short else asked.seeds, asked.regime)
+    sizes = SHORT if asked.short else LARGE if asked.large else FULL
+    main(sizes, 1 if asked.short else asked.seeds, asked.regime)

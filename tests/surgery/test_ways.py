@@ -151,6 +151,8 @@ def test_rows_are_learnt_towards_their_neighbours(pieces: dict[str, Vocabulary])
     before, after = (HOW["cw2v"].fill(pair(pieces, how="cw2v", epochs=epochs, lr=0.1)) for epochs in (0, 30))
     assert before.keys() == after.keys()
     assert any(abs(before[n][one] - after[n][one]) > 0.05 for n in before for one in before[n])
+    with torch.no_grad():
+        assert HOW["cw2v"].fill(pair(pieces, how="cw2v", epochs=30, lr=0.1)) == after
 
 
 def test_tables_may_be_padded(pieces: dict[str, Vocabulary]) -> None:

@@ -209,6 +209,16 @@ def test_a_seed_decides_every_bit_whatever_the_global_generator(regime: Any) -> 
 
 
 @pytest.mark.parametrize("regime", REGIMES)
+def test_a_run_records_under_no_grad_and_says_where_it_cannot(regime: Any) -> None:
+    settings = dataclasses.replace(BASIC, regime=regime)
+    with torch.no_grad():
+        found = deltas(trained(settings))
+    assert same_bits(found, deltas(trained(settings)))
+    with torch.inference_mode(), pytest.raises(UsageError, match=r"take torch.no_grad\(\) in its place"):
+        trained(settings, model=encoder())
+
+
+@pytest.mark.parametrize("regime", REGIMES)
 def test_the_encoder_is_never_changed(regime: Any) -> None:
     model = encoder()
     weight, bias = model.backbone[0].weight, model.backbone[0].bias

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
+from tauspan.core.computing import recording
 from tauspan.core.measure import progress
 
 _WINDOW = 5
@@ -84,7 +85,7 @@ def learnt(
         return made
 
     pairs = _pairs(coded, set(known.tolist()), set(start))
-    with progress("cw2v", epochs * max(len(pairs), 1)) as advance:
+    with recording(), progress("cw2v", epochs * max(len(pairs), 1)) as advance:
         for _ in range(epochs):
             for some in torch.split(pairs[torch.randperm(len(pairs), generator=generator)], _BATCH):
                 others = known[torch.randint(len(known), (len(some), _NEGATIVES), generator=generator)]
@@ -95,7 +96,7 @@ def learnt(
                 signs[:, 1:] = -1
                 loss = -torch.nn.functional.logsigmoid(signs * scores).sum(1).mean()
                 optimiser.zero_grad()
-                if loss.requires_grad:
+                if loss.requires_grad:  # not where every token of a batch is copied
                     loss.backward()  # type: ignore[no-untyped-call]
                     optimiser.step()
                 advance(len(some), f"loss {float(loss.detach()):.3f}")

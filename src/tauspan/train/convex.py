@@ -12,6 +12,7 @@ from torch import Tensor
 
 from tauspan.core.arguments import checked
 from tauspan.core.choices import CacheKind
+from tauspan.core.computing import recording
 from tauspan.core.errors import NonFiniteError, UsageError, nearest
 from tauspan.core.measure import measured, progress, underway
 from tauspan.core.params import Params, require_finite, require_finite_rows
@@ -100,7 +101,7 @@ def fit(
     if encoder.language is not None:
         encoder.language.require_untrained(tangent.tau)
     tokens = task.tokens(reading.max_tokens)
-    with measured() as cost, underway(f"fit of {task.name}"):
+    with recording(), measured() as cost, underway(f"fit of {task.name}"):
         parts = labelled(encoder, task.split("train"), tokens, reading.batch_size, task.objective)
         cached = tangent.cache([batch for batch, _ in parts], cache, room=room, folder=folder)
         bound = task.objective.bound(encoder.language)

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from tauspan.core.arguments import checked
+from tauspan.core.computing import recording
 from tauspan.core.errors import StoreError, UsageError, listed
 from tauspan.core.measure import Cost, measured, underway
 from tauspan.core.processes import world
@@ -146,7 +147,7 @@ def finetune(
             raise UsageError("shard=True with a penalty: it needs tau whole. Leave one of the two out.")
         data = f"{data}|{json.dumps(penalty.facts(), sort_keys=True, default=str)}"
     key = settings.key(base + reading, data)
-    with world() as processes, measured() as cost:
+    with world() as processes, recording(), measured() as cost:
         facts = {
             "the base's fingerprint": base[:12],
             "the encoder": reading,

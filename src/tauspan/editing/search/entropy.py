@@ -8,6 +8,7 @@ from torch import Tensor
 
 from tauspan import models
 from tauspan.core.choices import SplitName
+from tauspan.core.computing import recording
 from tauspan.core.errors import NonFiniteError, UsageError
 from tauspan.core.measure import progress
 from tauspan.core.params import Params
@@ -248,7 +249,7 @@ class Backward:
         theta0 = next(iter(self.functions.values())).theta0()
         theta = {name: moved.moved(name, base, 1.0).requires_grad_() for name, base in theta0.items()}
         total = 0.0
-        with models.eval_mode(model.encoder):
+        with recording(), models.eval_mode(model.encoder):
             for task, places in rows.items():
                 some, tokens = task.split(self.split).take(places), task.tokens(model.reading.max_tokens)
                 for found, batch in batches(model.encoder, some, tokens, model.reading.batch_size):

@@ -11,7 +11,8 @@ from contextlib import nullcontext
 import torch
 from torch import Tensor
 
-from tauspan.core.errors import ModelError, UsageError
+from tauspan.core.computing import recording
+from tauspan.core.errors import ModelError
 from tauspan.core.params import Params
 from tauspan.tangent.engine.call import Call
 from tauspan.tangent.engine.maps import applied, dense, ramp, turned
@@ -33,12 +34,8 @@ class Graph:
     """
 
     def __init__(self, call: Call, singly: bool = False, twice: bool = False) -> None:
-        if torch.is_inference_mode_enabled():
-            raise UsageError(
-                "there are no derivatives under torch.inference_mode(): leave it, or take torch.no_grad() in its place."
-            )
         self._call, self._singly = call, singly
-        with torch.enable_grad(), call.training(), forward_mode() if twice else nullcontext():
+        with recording(), call.training(), forward_mode() if twice else nullcontext():
             self.value = call.plain()
 
     def pull(self, gradient: Tensor, *, again: bool = False) -> dict[str, Tensor]:

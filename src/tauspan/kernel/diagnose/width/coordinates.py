@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from tauspan import models
 from tauspan.core.arguments import checked
+from tauspan.core.computing import recording
 from tauspan.core.errors import DataError, MismatchError, ModelError, UsageError, listed, nearest
 from tauspan.core.measure import progress
 from tauspan.core.report import provenance
@@ -121,7 +122,7 @@ def _trained(
 ) -> tuple[list[Coordinates], dict[str, int]]:
     """RMS of h_0, then of h_t - h_0 for each step, by layer; and the number of entries of each layer's features."""
     names, probe = chosen_layers(net, layers), batches[0][0]
-    with models.eval_mode(net):
+    with recording(), models.eval_mode(net):
         start = _features(net, probe, names)
         found = [{name: _rms(value) for name, value in start.items()}]
         for step in range(steps):

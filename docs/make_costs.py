@@ -54,6 +54,7 @@ TABLES = {
     "caches": Source("amd-epyc-float32", "caches"),
     "search": Source("amd-epyc-float32", "search"),
     "pipeline": Source("amd-epyc-float32", "pipeline"),
+    "contributions": Source("contributions-intel-xeon"),
     "guided": Source("guided-amd-epyc"),
     "penalties": Source("drift-costs-amd-epyc"),
     "growth": Source("growth"),

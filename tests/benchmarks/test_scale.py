@@ -27,6 +27,14 @@ def test_both_approximations_state_their_error() -> None:
     assert few["stated error"] == pytest.approx(4 * features["stated error"], rel=1e-6)  # as 1 / sqrt(q)
 
 
+def test_contributions_keep_a_number_for_each_vector_row_and_output() -> None:
+    found = scale.measured("contributions", 40, 3, 4)
+    assert found["kept MB"] == 4 * 4 * 40 * 3 / 2**20
+    assert found["vectors"] == 4
+    editor = scale.editor_of(torch.nn.Linear(32, 3), 40, 3, 4)
+    assert sum(len(task.split("validation")) for task in editor.vectors) == 40
+
+
 def test_powers_are_slopes_over_a_doubling() -> None:
     first, second = scale.with_powers(
         [

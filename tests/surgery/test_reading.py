@@ -48,7 +48,7 @@ def test_perplexity_a_word_is_that_of_transformers(place: Path) -> None:
     for side, value, tokens in zip(("old", "new"), found.perplexity, found.tokens, strict=True):
         wanted, count = written_out(place / side, list(made.TEXTS))
         assert value == pytest.approx(wanted, rel=1e-5)
-        assert tokens == count
+        assert tokens == count + len(made.TEXTS)  # the first of each text is not predicted
     assert found.ratio == pytest.approx(found.perplexity[1] / found.perplexity[0])
     assert "times as much" in found.verdict
     assert found.interval[0] < found.ratio < found.interval[1]
@@ -110,4 +110,23 @@ def test_texts_that_an_encoder_would_cut_are_left_out(place: Path) -> None:
     assert len(encoder.inputs.tokenizer(long)["input_ids"]) > limit
     found = compare(place / "encoder", place / "encoder", [short, long], max_tokens=10 * limit)
     assert found.texts == 1
-    assert found.tokens == (len(encoder.inputs.tokenizer(short)["input_ids"]),) * 2
+    assert found.tokens == (len(encoder.inputs.tokenizer(short, add_special_tokens=False)["input_ids"]),) * 2
+
+
+def test_a_graft_and_a_comparison_count_the_same_tokens(place: Path, tmp_path: Path) -> None:
+    for old, new in ((place / "old", place / "tokenizer"), (place / "encoder", tmp_path / "pieces")):
+        if not new.exists():
+            made.save(new, made.word_pieces(80))
+        done = graft(old, new, tmp_path / f"of-{old.name}", Filling(how="mean"), texts=made.TEXTS)
+        found = compare(old, done.out, made.TEXTS)
+        assert done.kept is not None
+        assert (done.kept.before, done.kept.after) == tuple(one / found.words for one in found.tokens)
+
+
+def test_a_text_of_one_token_is_left_out_of_perplexity(place: Path) -> None:
+    assert compare(place / "old", place / "new", [made.TEXTS[0], "a"]).texts == 1
+    with pytest.raises(DataError, match="2 tokens or more"):
+        compare(place / "old", place / "new", ["a"])
+    for folder in ("old", "encoder"):
+        with pytest.raises(UsageError, match="batch_size=0"):
+            compare(place / folder, place / folder, made.TEXTS, batch_size=0)

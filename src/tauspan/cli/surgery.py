@@ -85,10 +85,12 @@ def graft(options: argparse.Namespace) -> None:
     """Write a model with another vocabulary, or show what that would be."""
     from tauspan.surgery import graft as grafted
     from tauspan.surgery import planned_graft
+    from tauspan.surgery.carrying import checked_base
 
     filling, running = read_fields(options, Filling, seed=options.seed or 0), read_fields(options, Running)
     texts = _texts(options.text)
     if options.plan:
+        checked_base(options.model, options.vector)
         with planned_graft(
             options.model, options.tokenizer, filling, embed=options.embed, texts=texts, running=running
         ) as planned:
@@ -105,9 +107,11 @@ def graft(options: argparse.Namespace) -> None:
 def layers(options: argparse.Namespace) -> None:
     """Write a model with other layers, or show what that would be."""
     from tauspan.surgery import change_depth, planned_depth
+    from tauspan.surgery.carrying import checked_base
 
     running = read_fields(options, Running)
     if options.plan:
+        checked_base(options.model, options.vector)
         with planned_depth(options.model, options.map, stack=options.stack, running=running) as (plan, _, _):
             show(plan.report(), options)
         return

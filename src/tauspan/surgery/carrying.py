@@ -125,10 +125,11 @@ def checked_base(model: str | Path, vectors: Sequence[str | Path]) -> Base:
     for place in vectors:
         whole_vector(base, place)
         name = vector_file(Path(), place).name
-        if names.setdefault(name, str(place)) != str(place):
-            raise UsageError(
-                f"the vectors {names[name]} and {place} would both be {name}. Rename one of the files."
-            )
+        if name in names:
+            same = Path(names[name]).resolve() == Path(place).resolve()
+            repair = "It is one vector: give it once." if same else "Rename one of the files."
+            raise UsageError(f"the vectors {names[name]} and {place} would both be {name}. {repair}")
+        names[name] = str(place)
     return base
 
 

@@ -96,7 +96,7 @@ def change_depth(
             fingerprint = Base(folder).fingerprint if vectors else ""
             for place in vectors:
                 layers.vector(whole_vector(base, place), fingerprint, view.stack).save_pretrained(
-                    vector_file(folder, place)
+                    vector_file(folder, place), overwrite=True
                 )
             return notes
 

@@ -169,12 +169,13 @@ def graft(
         base = checked_base(model, vectors)
 
         def finish(folder: Path) -> list[str]:
-            replace(made.view.rows, base=base.fingerprint).save(folder / ROWS)
+            # a run that was killed while it finished may have left some of these
+            replace(made.view.rows, base=base.fingerprint).save(folder / ROWS, overwrite=True)
             notes = [] if made.view.rows.is_identity else renumber(folder, made.pair.copied)
             fingerprint = Base(folder).fingerprint if vectors else ""
             for place in vectors:
                 moved = move_vector(whole_vector(base, place), made.view.rows, fingerprint)
-                moved.save_pretrained(vector_file(folder, place))
+                moved.save_pretrained(vector_file(folder, place), overwrite=True)
             return notes
 
         title = f"{out.name}: the vocabulary of {Path(tokenizer).name}"

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from tauspan.core.computing import recording
+from tauspan.core.errors import UsageError
 from tauspan.core.measure import progress
 
 _WINDOW = 5
@@ -85,7 +86,14 @@ def learnt(
         return made
 
     pairs = _pairs(coded, set(known.tolist()), set(start))
-    with recording(), progress("cw2v", epochs * max(len(pairs), 1)) as advance:
+    if not len(pairs):
+        seen = len(set(start) & {one for text in coded for one in text})
+        raise UsageError(
+            f"'cw2v' learns from new tokens beside others, and {seen} of {len(start)} new tokens are in the texts, none "
+            "of them beside another token that is known. Give more texts of the kind that the model will read, or take a "
+            "way that needs none: mean."
+        )
+    with recording(), progress("cw2v", epochs * len(pairs)) as advance:
         for _ in range(epochs):
             for some in torch.split(pairs[torch.randperm(len(pairs), generator=generator)], _BATCH):
                 others = known[torch.randint(len(known), (len(some), _NEGATIVES), generator=generator)]

@@ -35,7 +35,7 @@ class Readings(Result):
     Args:
         texts: that were read whole by both.
         words: in them, between blanks.
-        tokens: on which each was measured, the old model first.
+        tokens: into which each tokenizer cuts them, the old model first; without special tokens.
         perplexity: of language models exp(-log p(texts) / words), the old model first; None of others.
         cosine: of other models the mean cosine between their features of a text; None of language models.
         interval: the 95 % interval of the ratio of perplexities or of the mean cosine, by resampling texts.
@@ -104,7 +104,9 @@ def compare(
 
     Perplexities of two tokenizers are not comparable for each token, since a token is another piece of text. So the
     log-probability of the same texts is taken for each word: exp(-log p / words). Of models that do not generate, the
-    cosine between their features of a text is taken. A text that one of the models would cut is left out.
+    cosine between their features of a text is taken. A text that one of the models would cut is left out, and of language
+    models one that has a single token in either vocabulary. The first token of a text is not predicted, and its words are
+    counted all the same, so texts should be long.
 
     Args:
         model: the old model: a directory or a hub id.
@@ -114,8 +116,8 @@ def compare(
         batch_size: texts that are read at once.
 
     Raises:
-        DataError: no text, or none that is short enough.
-        UsageError: one of the models generates and the other does not.
+        DataError: no text, or none of a length that can be read.
+        UsageError: one of the models generates and the other does not, or a batch of no text.
 
     Cost: a forward pass over the texts by each model.
 
@@ -128,6 +130,8 @@ def compare(
         raise DataError(
             f"there is no text to compare {model} and {other} on: give at least one, of the kind that they will read."
         )
+    if batch_size < 1:
+        raise UsageError(f"batch_size={batch_size}: at least one text has to be read at once.")
     sides = [_opened(one, max_tokens) for one in (model, other)]
     encoders, lengths = [encoder for encoder, _ in sides], [length for _, length in sides if length]
     if len(lengths) == 1:
@@ -136,18 +140,22 @@ def compare(
     limits = [encoder.inputs.limit or positions(encoder.backbone) for encoder in encoders]
     max_tokens = min([max_tokens, *lengths, *(limit for limit in limits if limit)])
     counts = [_lengths(encoder, texts) for encoder in encoders]
-    kept = [place for place in range(len(texts)) if max(counts[0][place], counts[1][place]) < max_tokens]
+    least = 2 if lengths else 1
+    kept = [
+        place
+        for place, both in enumerate(zip(*counts, strict=True))
+        if min(both) >= least and max(both) < max_tokens
+    ]
     words = sum(len(texts[place].split()) for place in kept)
     if not words:
         raise DataError(
-            f"none of {len(texts)} texts has a word and fewer than {max_tokens} tokens: give shorter ones, or a larger "
-            "max_tokens (--max-tokens)."
+            f"none of {len(texts)} texts has a word, {least} tokens or more and fewer than {max_tokens}: give others, or "
+            "a larger max_tokens (--max-tokens)."
         )
     some = [texts[place] for place in kept]
+    old, new = (sum(_lengths(encoder, some, add_special_tokens=False)) for encoder in encoders)
     if lengths:
-        (first, old), (second, new) = (
-            _log_losses(encoder, some, max_tokens, batch_size) for encoder in encoders
-        )
+        first, second = (_log_losses(encoder, some, max_tokens, batch_size) for encoder in encoders)
         each = torch.tensor([len(text.split()) for text in some])
         low, high = quotient_interval(second - first, each, DRAWS)
         return Readings(
@@ -158,9 +166,8 @@ def compare(
         features_of(encoder, _rows(some), max_tokens, batch_size).double() for encoder in encoders
     )
     cosines = torch.nn.functional.cosine_similarity(before, after)
-    totals = [sum(count[place] for place in kept) for count in counts]
     return Readings(
-        texts=len(some), words=words, tokens=(totals[0], totals[1]), perplexity=None, cosine=float(cosines.mean()),
+        texts=len(some), words=words, tokens=(old, new), perplexity=None, cosine=float(cosines.mean()),
         interval=quotient_interval(cosines, torch.ones(len(some)), DRAWS), provenance=provenance(),
     )  # fmt: skip
 
@@ -177,8 +184,8 @@ def _opened(name: str | Path, max_tokens: int) -> tuple[Encoder, int | None]:
     return load_model(folder, language=length), length
 
 
-def _lengths(encoder: Encoder, texts: Sequence[str]) -> list[int]:
-    return [len(one) for one in encoder.inputs.tokenizer(list(texts))["input_ids"]]
+def _lengths(encoder: Encoder, texts: Sequence[str], **options: bool) -> list[int]:
+    return [len(one) for one in encoder.inputs.tokenizer(list(texts), **options)["input_ids"]]
 
 
 def _rows(texts: Sequence[str]) -> Split:
@@ -190,22 +197,20 @@ def _exp(losses: Tensor, words: int) -> float:
     return math.exp(float(losses.sum()) / words)
 
 
-def _log_losses(
-    encoder: Encoder, texts: Sequence[str], max_tokens: int, batch_size: int
-) -> tuple[Tensor, int]:
-    """-log p of each text in nats, but for its first token, shape (texts,), and on how many tokens of all."""
+def _log_losses(encoder: Encoder, texts: Sequence[str], max_tokens: int, batch_size: int) -> Tensor:
+    """-log p of each text in nats, but for its first token, shape (texts,)."""
     rows = _rows(texts)
     task = Task("texts", [], dict.fromkeys(("train", "validation", "test"), rows),
                 objective=objective_of("next-token"))  # fmt: skip
     head = build_head(task, encoder, max_tokens=max_tokens)
     classifier, objective = Classifier(encoder, head), task.objective.bound(encoder.language)
-    total, count = torch.zeros(len(texts), dtype=torch.float64), 0
+    total = torch.zeros(len(texts), dtype=torch.float64)
     with torch.no_grad(), models.eval_mode(classifier), progress("reading", len(texts)) as advance:
         for places, batch in batches(encoder, rows, max_tokens, batch_size, objective):
             some = rows.take(places)
             targets = objective.targets(some.inputs, some.labels, encoder.language, max_tokens)
             sizes = (targets != IGNORED).sum(1)
             losses = objective.losses(classifier(batch), targets).double().cpu()
-            total[places], count = losses * sizes.cpu(), count + int(sizes.sum())
+            total[places] = losses * sizes.cpu()
             advance(len(places), "")
-    return total, count
+    return total

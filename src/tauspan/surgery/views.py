@@ -10,7 +10,7 @@ from torch import Tensor
 from tauspan.core.errors import MismatchError
 from tauspan.merge.recipe.towers import number
 from tauspan.merge.sources.source import Source, SourceView, found
-from tauspan.merge.sources.vocabulary import is_vocabulary
+from tauspan.merge.sources.vocabulary import is_vocabulary, named_for_tokens
 from tauspan.models.bases import drawn
 from tauspan.store import Stored
 from tauspan.surgery.depth import LayerMap, mixed
@@ -39,7 +39,7 @@ class Grafted(SourceView):
         seed: of what is drawn.
 
     Raises:
-        MismatchError: a table has too few rows for P.
+        MismatchError: a table has too few rows for P, or a head or bias over tokens has others than the table.
     """
 
     def __init__(
@@ -53,6 +53,21 @@ class Grafted(SourceView):
         self.inner, self.rows, self.facts, self.spread, self.seed = inner, rows, dict(facts), spread, seed
         self._known: dict[str, tuple[Tensor, Tensor, Tensor | None]] = {}
         self.tensors: Mapping[str, Stored] = {name: self._shown(one) for name, one in inner.tensors.items()}
+        if not rows.is_identity:
+            self._require_one_height()
+
+    def _require_one_height(self) -> None:
+        """Raise where a tensor looks like a head or bias over tokens, and has more or fewer rows than the tables."""
+        widths = {one.shape[1] for name in self.tables if len((one := self.inner.tensors[name]).shape) == 2}
+        for name, one in self.inner.tensors.items():
+            fits = len(one.shape) == 1 or (len(one.shape) == 2 and one.shape[1] in widths)
+            near = fits and self.rows.columns < 2 * one.shape[0] < 4 * self.rows.columns
+            if near and named_for_tokens(name) and not self.moves(one) and one.dtype.is_floating_point:
+                raise MismatchError(
+                    f"{name!r} of {self.path} has {one.shape[0]} rows and the table of tokens {self.rows.columns}: as it "
+                    "is no library reads the two together. Give both as many rows (transformers: "
+                    f"`model.resize_token_embeddings({max(one.shape[0], self.rows.columns)})`), and save the model anew."
+                )
 
     @property
     def tables(self) -> tuple[str, ...]:

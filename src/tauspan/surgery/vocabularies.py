@@ -18,6 +18,7 @@ from tauspan.models.sources import model_directory
 _ROLES = ("bos", "eos", "unk", "sep", "pad", "cls", "mask")
 _LIKE = {"cls": "bos", "bos": "cls", "sep": "eos", "eos": "sep"}  # of encoders and of decoders
 _BYTE = re.compile(r"<0x([0-9A-Fa-f]{2})>")
+_MOST_IDS = 1 << 24
 _MARK = "\u2581"  # sentencepiece's mark of a space
 
 
@@ -138,6 +139,13 @@ def open_vocabulary(place: str | Path) -> Vocabulary:
             f"{file} holds no vocabulary of tokens: it is damaged, or of a tokenizer that has none. Save the tokenizer "
             "again, with a version of the library that writes `model.vocab`."
         )
+    most = max(ids.values())
+    if most >= _MOST_IDS:
+        token = next(token for token, number in ids.items() if number == most)
+        raise ModelError(
+            f"{file} gives {token!r} the id {most:,} among {len(ids):,} tokens, and a table has a row for each id, at "
+            f"most {_MOST_IDS:,} here. Number the tokens without gaps."
+        )
     library = require_extra("tokenizers", "transformers", "reading how a tokenizer cuts text")
     text = file.read_text(encoding="utf-8")
     try:
@@ -152,7 +160,7 @@ def open_vocabulary(place: str | Path) -> Vocabulary:
     flagged = {one["content"] for one in content.get("added_tokens") or () if one.get("special")}
     special = frozenset({*flagged, *roles.values(), *_unknown(content["model"])} & set(ids))
     kind = _Kind.of(content)
-    pieces: list[bytes | None] = [None] * (max(ids.values()) + 1)
+    pieces: list[bytes | None] = [None] * (most + 1)
     added = {one["content"] for one in content.get("added_tokens") or ()}
     for token, number in ids.items():
         if token not in special:

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -14,12 +15,70 @@ from tauspan.kernel.solvers.solution import cholesky, matrix_of, require_symmetr
 
 
 @dataclass(frozen=True, eq=False)
-class RidgeFit:
-    """A kernel ridge fit whose rows leave and arrive: G = (K + ridge)^-1 and alpha = G r over the rows that are there.
+class Factored:
+    """K + ridge = L L^T, and z = L^-1 r: rows arrive without the targets of the old ones.
 
     Args:
-        inverse: G, shape (n O, n O) for n remaining rows.
-        remaining: alpha of the remaining rows, shape (n O).
+        lower: L, shape (m, m).
+        solved: z, shape (m,).
+    """
+
+    lower: Tensor
+    solved: Tensor
+
+    @cached_property
+    def alpha(self) -> Tensor:
+        """L^-T z."""
+        return torch.linalg.solve_triangular(self.lower.T, self.solved[:, None], upper=True)[:, 0]
+
+    @cached_property
+    def inverse(self) -> Tensor:
+        """G = (L L^T)^-1."""
+        return torch.cholesky_inverse(self.lower)
+
+    @property
+    def kept(self) -> tuple[Tensor, ...]:
+        """What it holds."""
+        return self.lower, self.solved
+
+    def factored(self) -> "Factored":
+        """Itself."""
+        return self
+
+
+@dataclass(frozen=True, eq=False)
+class Inverted:
+    """G = (K + ridge)^-1 and alpha = G r: rows leave, and nothing of them stays.
+
+    Args:
+        inverse: G, shape (m, m).
+        alpha: shape (m,).
+    """
+
+    inverse: Tensor
+    alpha: Tensor
+
+    @property
+    def kept(self) -> tuple[Tensor, ...]:
+        """What it holds."""
+        return self.inverse, self.alpha
+
+    def factored(self) -> Factored:
+        """The other form; what rounding took from G it does not give back."""
+        lower = cholesky(torch.cholesky_inverse(cholesky(self.inverse, 0.0)), 0.0)
+        return Factored(lower, lower.T @ self.alpha)
+
+
+@dataclass(frozen=True, eq=False)
+class RidgeFit:
+    """A kernel ridge fit whose rows leave and arrive: alpha = (K + ridge)^-1 r over the rows that are there.
+
+    Rows arrive in a Cholesky factor and leave from an inverse. So growing is as accurate as solving anew, about the
+    condition number of K + ridge times the rounding of float64; a fit that rows have left, and that grows after that,
+    about its square.
+
+    Args:
+        system: of the n rows that remain, with all their outputs.
         samples: which rows remain, in rising order; rows that arrive count on from the last one.
         total: N, all rows that ever were there.
         outputs: O.
@@ -36,8 +95,7 @@ class RidgeFit:
         True
     """
 
-    inverse: Tensor
-    remaining: Tensor
+    system: Factored | Inverted
     samples: tuple[int, ...]
     total: int
     outputs: int
@@ -57,14 +115,23 @@ class RidgeFit:
             NonFiniteError: NaN or infinity in the kernel or the residual.
 
         Cost:
-            (N O)^3 FLOPs and two matrices of 8 (N O)^2 bytes.
+            (N O)^3 / 3 FLOPs and two matrices of 8 (N O)^2 bytes.
         """
         require_ridge(ridge, zero=True)
         flat = vector_for(kernel, residual, "the residual y - f0")
-        inverse = torch.cholesky_inverse(cholesky(matrix_of(kernel), ridge))
-        return RidgeFit(
-            inverse, inverse @ flat, tuple(range(kernel.samples)), kernel.samples, kernel.outputs, ridge
-        )
+        lower = cholesky(matrix_of(kernel), ridge)
+        system = Factored(lower, _solved(lower, flat))
+        return RidgeFit(system, tuple(range(kernel.samples)), kernel.samples, kernel.outputs, ridge)
+
+    @property
+    def inverse(self) -> Tensor:
+        """G = (K + ridge)^-1 of the rows that remain, shape (n O, n O); (n O)^3 FLOPs, once."""
+        return self.system.inverse
+
+    @property
+    def remaining(self) -> Tensor:
+        """Alpha of the rows that remain, shape (n O)."""
+        return self.system.alpha
 
     @property
     def alpha(self) -> Tensor:
@@ -78,8 +145,8 @@ class RidgeFit:
 
     @property
     def bytes(self) -> int:
-        """What is kept: G and alpha."""
-        return sum(part.numel() * part.element_size() for part in (self.inverse, self.remaining))
+        """What has to be kept: a matrix over the rows that remain, and a vector."""
+        return sum(part.numel() * part.element_size() for part in self.system.kept)
 
     def _entries(self, samples: Sequence[int]) -> Tensor:
         return (torch.tensor(samples)[:, None] * self.outputs + torch.arange(self.outputs)).flatten()
@@ -97,7 +164,8 @@ class RidgeFit:
             UsageError: no row, a row that is named twice, is not there (any more), or all rows.
 
         Cost:
-            (n O)^2 d + d^3 FLOPs for d entries that leave, against (n O)^3 / 3 of a refit.
+            (n O)^2 d + d^3 FLOPs for d entries that leave, against (n O)^3 / 3 of a refit; the first time, and after rows
+            have arrived, 2 (n O)^3 / 3 for G.
         """
         gone = set(forget)
         if not gone or len(gone) < len(forget):
@@ -119,15 +187,14 @@ class RidgeFit:
         solved = torch.linalg.solve(self.inverse[dropped][:, dropped], across.T).T  # G_kd G_dd^-1
         inverse = self.inverse[kept][:, kept] - solved @ across.T
         remaining = self.remaining[kept] - solved @ self.remaining[dropped]
-        return RidgeFit(
-            (inverse + inverse.T) / 2, remaining, tuple(left), self.total, self.outputs, self.ridge
-        )
+        system = Inverted((inverse + inverse.T) / 2, remaining)
+        return RidgeFit(system, tuple(left), self.total, self.outputs, self.ridge)
 
     def grown(self, across: Tensor, own: Tensor, residual: Tensor) -> "RidgeFit":
         """The fit with more rows, such as those of another task; up to rounding the same as a refit.
 
-        With B = G K_on and the Schur complement S = K_nn + ridge - K_no B of the new rows n: alpha_n = S^-1 (r_n - K_no
-        alpha_o) and alpha_o' = alpha_o - B alpha_n, so that old targets are not needed.
+        The factor of all rows is [L, 0; A, M] with A = K_no L^-T and M M^T = K_nn + ridge - A A^T, and z continues with
+        M^-1 (r_n - A z), so that old targets are not needed.
 
         Args:
             across: K_no, shape (d, n O): new entries against those that are there, in the order of `samples`.
@@ -140,31 +207,32 @@ class RidgeFit:
             NonFiniteError: NaN or infinity.
 
         Cost:
-            2 (n O)^2 d + d^3 FLOPs, against (n O + d)^3 / 3 of a refit.
+            (n O)^2 d + n O d^2 + d^3 / 3 FLOPs, against (n O + d)^3 / 3 of a refit.
         """
         new, cross, flat = own.double(), across.double(), residual.double().flatten()
-        wanted = ((len(flat), len(self.inverse)), (len(flat), len(flat)))
+        here = len(self.remaining)
+        wanted = ((len(flat), here), (len(flat), len(flat)))
         if (tuple(cross.shape), tuple(new.shape)) != wanted or not len(flat) or len(flat) % self.outputs:
             raise UsageError(
                 f"rows that arrive have blocks of shape {tuple(across.shape)} and {tuple(own.shape)} and {len(flat)} "
-                f"targets: give (d, {len(self.inverse)}), (d, d) and d of them, d a multiple of {self.outputs}."
+                f"targets: give (d, {here}), (d, d) and d of them, d a multiple of {self.outputs}."
             )
         parts = {"the kernel of rows that arrive": new, "the kernel across": cross, "their residual": flat}
         for what, part in parts.items():
             require_finite_rows(part, what)
         require_symmetric(new, "the kernel of rows that arrive")
-        image = self.inverse @ cross.T
-        schur = new - cross @ image
-        lower = cholesky((schur + schur.T) / 2, self.ridge)
-        alpha = torch.cholesky_solve((flat - cross @ self.remaining)[:, None], lower)[:, 0]
-        corner = torch.cholesky_inverse(lower)
-        side = -image @ corner
-        inverse = torch.cat(
-            [torch.cat([self.inverse - side @ image.T, side], 1), torch.cat([side.T, corner], 1)]
+        old = self.system.factored()
+        below = torch.linalg.solve_triangular(old.lower, cross.T, upper=False).T
+        corner = cholesky(new - below @ below.T, self.ridge)
+        lower = torch.cat(
+            [torch.cat([old.lower, old.lower.new_zeros(here, len(flat))], 1), torch.cat([below, corner], 1)]
         )
+        solved = torch.cat([old.solved, _solved(corner, flat - below @ old.solved)])
         arrived = len(flat) // self.outputs
         samples = (*self.samples, *range(self.total, self.total + arrived))
-        remaining = torch.cat([self.remaining - image @ alpha, alpha])
-        return RidgeFit(
-            (inverse + inverse.T) / 2, remaining, samples, self.total + arrived, self.outputs, self.ridge
-        )
+        return RidgeFit(Factored(lower, solved), samples, self.total + arrived, self.outputs, self.ridge)
+
+
+def _solved(lower: Tensor, residual: Tensor) -> Tensor:
+    """L^-1 r."""
+    return torch.linalg.solve_triangular(lower, residual[:, None], upper=False)[:, 0]

@@ -150,11 +150,16 @@ def cholesky(matrix: Tensor, ridge: float) -> Tensor:
     failed = int(factored.info)
     scale = float(matrix.diagonal().max())
     least = float(lower.diagonal().square().min()) if not failed else 0.0
+    if failed and scale < 0:
+        raise UsageError(
+            f"the largest diagonal entry of a kernel of {len(matrix)} rows is {scale:g}, and none can be negative. "
+            "Blocks of rows that arrive must be of the same kernel as the rows that are there."
+        )
     if failed or least <= len(matrix) * torch.finfo(matrix.dtype).eps * scale:
+        size = f", say {1e-6 * scale:.1g} (1e-6 of the largest diagonal entry)" if scale else " above 0"
         raise UsageError(
             f"the kernel of {len(matrix)} rows and ridge={ridge:g} is singular to working precision: a row is there "
-            f"twice, or there are more rows than parameters. Give a ridge, say {1e-6 * scale:.1g} (1e-6 of the largest "
-            "diagonal entry)."
+            f"twice, or there are more rows than parameters. Give a ridge{size}."
         )
     return lower
 

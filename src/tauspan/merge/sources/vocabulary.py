@@ -367,14 +367,18 @@ def rows_of(source: Source) -> int | None:
     return None
 
 
+def named_for_tokens(name: str) -> bool:
+    """Whether a tensor is called as embeddings, heads over tokens and their biases are."""
+    among = any(part in name for part in _NAMES) and not (_NUMBERED.search(name) or _WITHIN.search(name))
+    return among and "position" not in name
+
+
 def is_vocabulary(stored: Stored, rows: int | None) -> bool:
     """Whether the rows of a tensor are tokens: embeddings, heads over tokens and their biases."""
-    name = stored.name
-    named = any(part in name for part in _NAMES) and not (_NUMBERED.search(name) or _WITHIN.search(name))
-    if rows is None or not named or "position" in name or not stored.shape:
+    if rows is None or not named_for_tokens(stored.name) or not stored.shape:
         return False
     return (
         stored.shape[0] == rows
         or stored.shape == (1, rows)
-        or (name.endswith(_HEADS) and stored.shape[0] > 1)
+        or (stored.name.endswith(_HEADS) and stored.shape[0] > 1)
     )

@@ -1,5 +1,7 @@
 """The verbs `label` and `sequence`: what they print and write is what the library gives."""
 
+import csv
+import dataclasses
 import json
 from pathlib import Path
 
@@ -12,6 +14,7 @@ from tauspan.cli.main import main, parser
 from tauspan.cli.sequence import METHODS, PROTOCOLS
 from tauspan.kernel import DRAWS, design, pool_kernel
 from tauspan.sequence import PROTOCOLS as LEARNT
+from tauspan.sequence import continual
 
 
 @pytest.fixture(scope="module")
@@ -49,13 +52,16 @@ def test_label_writes_rows_weights_and_certificate(home: Path, capsys: pytest.Ca
     ]
     assert main(words) == 0
     told = capsys.readouterr().out
-    rows = [line.split(",") for line in out.read_text().splitlines()[1:]]
+    with out.open(newline="") as file:
+        rows = list(csv.DictReader(file))
     assert f"Wrote {out}: {len(rows)} rows" in told
     texts = [line for line in (home / "rows.csv").read_text().splitlines()[1:] if line]
     kernel = pool_kernel(ts.load(str(home / "model")), texts)
     found = design(kernel, 4, "repeated-dpp")
-    assert [int(row) for row, _ in rows] == list(found.chosen)
-    assert [float(weight) for _, weight in rows] == pytest.approx(list(found.weights), rel=1e-4)
+    assert [int(row["row"]) for row in rows] == list(found.chosen)
+    assert [float(row["weight"]) for row in rows] == pytest.approx(list(found.weights), rel=1e-4)
+    assert [row["text"] for row in rows] == [texts[place] for place in found.chosen]
+    assert [row["name"] for row in rows] == [f"row {place + 1}" for place in found.chosen]
     assert main(words) == 5  # it is there
     assert "is already there" in capsys.readouterr().err
     assert main([*words, "--overwrite", "--json"]) == 0
@@ -68,6 +74,7 @@ def test_label_writes_rows_weights_and_certificate(home: Path, capsys: pytest.Ca
         (["99"], 2, "labels=99 of a pool of 12 rows: choose 1 to 12."),
         (["4", "--out", "x.txt"], 2, "x.txt: rows are written as .csv or .json. Name it x.csv."),
         (["4", "--text", "words"], 6, "words"),
+        (["4", "--rows", "0"], 2, "--rows 0: a pool has at least 1 row."),
     ],
 )
 def test_label_refuses_before_anything_is_written(
@@ -91,6 +98,30 @@ def test_a_pool_may_be_a_task_whose_labels_are_not_read(
     inputs = list(task.split("train").inputs)
     read, alone = pool_kernel(encoder, task).dense(), pool_kernel(encoder, inputs).dense()
     assert torch.allclose(read, alone)  # its head is made of labelled rows, so features are read
+
+
+def test_lines_keep_their_numbers_whatever_the_encoding(home: Path, tmp_path: Path) -> None:
+    pool, out = tmp_path / "pool.txt", tmp_path / "chosen.csv"
+    pool.write_bytes("a caf\u00e9\n\ngood film\nbad dog\n".encode("cp1252"))
+    words = ["label", str(home / "model"), str(pool), "3", "--method", "uniform", "--functions", "2"]
+    assert main([*words, "--encoding", "cp1252", "--out", str(out)]) == 0
+    with out.open(newline="") as file:
+        named = {row["name"]: row["text"] for row in csv.DictReader(file)}
+    assert named == {"line 1": "a caf\u00e9", "line 3": "good film", "line 4": "bad dog"}
+
+
+def test_a_class_without_a_row_is_found_before_anything_is_learnt(home: Path) -> None:
+    task = ts.Task.from_directory(home / "mood")
+    labels = task.split("train").labels
+    one = [place for place in range(len(labels)) if int(labels[place]) == 0]
+    fewer = dataclasses.replace(
+        task, name="fewer", splits={**task.splits, "train": task.split("train").take(one)}
+    )
+    encoder = ts.load(str(home / "model"))
+    with pytest.raises(
+        ts.DataError, match=r"class '.*' of task 'fewer' has no training row, and 'stored' keeps"
+    ):
+        continual(encoder, [task, fewer], ["joint", "stored"])
 
 
 def test_an_empty_pool_is_refused(home: Path) -> None:

@@ -12,6 +12,7 @@ from tauspan.cli import shared as commands
 from tauspan.cli.fields import add_fields, read_fields
 from tauspan.cli.shared import Verb, add_device, encoder_of, say, show, task_of
 from tauspan.core.choices import SPLITS
+from tauspan.core.errors import UsageError
 from tauspan.core.reading import Reading
 from tauspan.sequence.options import Options
 from tauspan.train.settings import Settings
@@ -58,6 +59,10 @@ def add(verbs: Any, verb: Verb) -> None:
         metavar="COLUMN",
         help="the column of texts in a file (default: %(default)s)",
     )
+    chosen.add_argument(
+        "--clean", action="store_true", help="leave out rows without a text, and say how many"
+    )
+    commands.add_dialect(chosen)
     chosen.add_argument("--out", help="a .csv or .json for rows and weights (default: only shown)")
     chosen.add_argument("--overwrite", action="store_true", help="replace a file that is there")
     learnt = verb(
@@ -101,6 +106,8 @@ def label(options: argparse.Namespace) -> None:
     if options.out:
         require_suffix(Path(options.out))
         require_free(Path(options.out), options.overwrite)
+    if options.rows is not None and options.rows < 1:
+        raise UsageError(f"--rows {options.rows}: a pool has at least 1 row.")
     names, pool = _pool(options)
     kernel = pool_kernel(
         encoder_of(options),
@@ -115,17 +122,24 @@ def label(options: argparse.Namespace) -> None:
     )  # fmt: skip
     show(found.report(), options)
     if options.out and commands.first():
-        found.save(options.out, overwrite=options.overwrite)
+        rows = pool.split("train").inputs if hasattr(pool, "split") else pool
+        texts = {"text": list(rows)} if isinstance(rows[0], str) else {}
+        found.save(options.out, told={"name": names, **texts}, overwrite=options.overwrite)
         say(f"Wrote {options.out}: {len(found.chosen)} rows, the first is {names[found.chosen[0]]}.", options)
 
 
 def _pool(options: argparse.Namespace) -> "tuple[list[str], Any]":
     """The names of the rows, and a task or its rows."""
+    from tauspan.tasks.tables import Dialect, suffix
     from tauspan.tasks.unlabelled import rows_of
 
     path, most = Path(options.pool), options.rows
     if path.exists() and not (path / "card.json").exists():
-        names, rows = rows_of(path, options.text)
+        dialect = Dialect(options.encoding, commands.delimiter(options), options.quotes)
+        names, rows = rows_of(path, options.text, dialect, options.clean)
+        unit = "row " if path.is_file() and suffix(path) in (".csv", ".tsv", ".parquet") else ""
+        unit = "line " if path.is_file() and suffix(path) in (".txt", ".json", ".jsonl", ".ndjson") else unit
+        names = [f"{unit}{name}" for name in names]
         some = range(min(most or len(names), len(names)))
         return [names[place] for place in some], [rows[place] for place in some]
     task = task_of(options.pool)
@@ -139,6 +153,8 @@ def sequence(options: argparse.Namespace) -> None:
     """Learn the tasks one after another, and report."""
     from tauspan.sequence import continual
 
+    if options.out and Path(options.out).is_file():
+        raise UsageError(f"--out {options.out} is a file, and a folder is written. Name another place.")
     settings = read_fields(options, Settings, regime="standard", seed=options.seed or 0)
     found = continual(
         encoder_of(options), [task_of(name, options.rows) for name in options.tasks], options.protocols,

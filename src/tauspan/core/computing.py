@@ -1,12 +1,10 @@
-"""How derivatives are computed inside a `with` block: which engine is tried first, whether it is checked; `recording`."""
+"""How tangents are computed inside a `with` block: which engine is tried first, and whether it is checked."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Literal, TypeAlias, get_args
-
-import torch
 
 from tauspan.core.errors import UsageError, nearest
 
@@ -76,18 +74,3 @@ def computing(engine: Engine | None = None, check: Check | None = None) -> Itera
         yield chosen
     finally:
         _way.reset(token)
-
-
-@contextmanager
-def recording() -> Iterator[None]:
-    """Autograd records inside the block, also where the caller is under `torch.no_grad`.
-
-    Raises:
-        UsageError: under `torch.inference_mode`, where it cannot.
-    """
-    if torch.is_inference_mode_enabled():
-        raise UsageError(
-            "there are no derivatives under torch.inference_mode(): leave it, or take torch.no_grad() in its place."
-        )
-    with torch.enable_grad():
-        yield

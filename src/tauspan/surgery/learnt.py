@@ -6,9 +6,9 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from tauspan.core.computing import recording
 from tauspan.core.errors import UsageError
 from tauspan.core.measure import progress
+from tauspan.core.recording import recording
 
 _WINDOW = 5
 _NEGATIVES = 5

@@ -37,7 +37,8 @@ def _turned(tensor: Tensor, rows: RowMap) -> Tensor:
 def move_vector(vector: TaskVector, rows: RowMap, base: str) -> TaskVector:
     """A task vector of the old model as one of the grafted model: tau' = P tau on tables and biases, the rest as it is.
 
-    P is linear, so moving commutes with adding, scaling and merging, and f at theta0' + tau' has the table P (E + tau).
+    P is linear, so moving commutes with adding, scaling and linear merges, and f at theta0' + tau' has the table
+    P (E + tau).
 
     Args:
         vector: of the old model, under the names of its files.

@@ -12,11 +12,11 @@ from torch import Tensor
 
 from tauspan.core.arguments import checked
 from tauspan.core.choices import CacheKind
-from tauspan.core.computing import recording
 from tauspan.core.errors import NonFiniteError, UsageError, nearest
 from tauspan.core.measure import measured, progress, underway
 from tauspan.core.params import Params, require_finite, require_finite_rows
 from tauspan.core.reading import Reading
+from tauspan.core.recording import recording
 from tauspan.models import Classifier, Encoder
 from tauspan.objectives import Classification, Objective
 from tauspan.tangent import Cache, Linearized, linearize

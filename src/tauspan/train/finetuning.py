@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from tauspan.core.arguments import checked
-from tauspan.core.computing import recording
 from tauspan.core.errors import StoreError, UsageError, listed
 from tauspan.core.measure import Cost, measured, underway
 from tauspan.core.processes import world
+from tauspan.core.recording import recording
 from tauspan.core.report import Cell, Table
 from tauspan.models import Encoder, fingerprint_of
 from tauspan.tasks import Task, build_head

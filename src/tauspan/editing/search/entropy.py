@@ -8,10 +8,10 @@ from torch import Tensor
 
 from tauspan import models
 from tauspan.core.choices import SplitName
-from tauspan.core.computing import recording
 from tauspan.core.errors import NonFiniteError, UsageError
 from tauspan.core.measure import progress
 from tauspan.core.params import Params
+from tauspan.core.recording import recording
 from tauspan.core.report import Cell, Report, Table
 from tauspan.core.results import mean_row, ratio
 from tauspan.editing.model.chosen import ChosenEdit, facts_of

@@ -4,8 +4,10 @@ Nouy and Michel, "Weighted least-squares approximation with determinantal point 
 uniform measure over the rows of a pool.
 """
 
+import csv
+import io
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -158,8 +160,15 @@ class Design(Result):
             "Which rows to label", tables, dict(self.provenance), result=result, verdict=self.verdict
         )
 
-    def save(self, path: str | Path, *, overwrite: bool = False) -> Path:
+    def save(
+        self, path: str | Path, *, told: Mapping[str, Sequence[str]] | None = None, overwrite: bool = False
+    ) -> Path:
         """Write rows and weights: a table with the columns `row` and `weight` to .csv, the whole report to .json.
+
+        Args:
+            path: the file.
+            told: further columns of the table by name, with a value for each row of the pool, such as its text.
+            overwrite: replace what is there.
 
         Raises:
             UsageError: another suffix.
@@ -170,8 +179,12 @@ class Design(Result):
         if file.suffix == ".json":
             store.write_text(file, self.report().to_json(), overwrite=overwrite)
         else:
-            lines = [f"{row},{weight!r}" for row, weight in zip(self.chosen, self.weights, strict=True)]
-            store.write_text(file, "\n".join(["row,weight", *lines]) + "\n", overwrite=overwrite)
+            told, text = told or {}, io.StringIO()
+            table = csv.writer(text, lineterminator="\n")
+            table.writerow(["row", "weight", *told])
+            for row, weight in zip(self.chosen, self.weights, strict=True):
+                table.writerow([row, repr(weight), *(values[row] for values in told.values())])
+            store.write_text(file, text.getvalue(), overwrite=overwrite)
         return file
 
 

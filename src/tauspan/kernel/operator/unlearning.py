@@ -29,7 +29,8 @@ class Factored:
     @cached_property
     def alpha(self) -> Tensor:
         """L^-T z."""
-        return torch.linalg.solve_triangular(self.lower.T, self.solved[:, None], upper=True)[:, 0]
+        found: Tensor = torch.linalg.solve_triangular(self.lower.T, self.solved[:, None], upper=True)
+        return found[:, 0]
 
     @cached_property
     def inverse(self) -> Tensor:
@@ -235,4 +236,5 @@ class RidgeFit:
 
 def _solved(lower: Tensor, residual: Tensor) -> Tensor:
     """L^-1 r."""
-    return torch.linalg.solve_triangular(lower, residual[:, None], upper=False)[:, 0]
+    found: Tensor = torch.linalg.solve_triangular(lower, residual[:, None], upper=False)
+    return found[:, 0]

@@ -11,9 +11,9 @@ from contextlib import nullcontext
 import torch
 from torch import Tensor
 
-from tauspan.core.computing import recording
 from tauspan.core.errors import ModelError
 from tauspan.core.params import Params
+from tauspan.core.recording import recording
 from tauspan.tangent.engine.call import Call
 from tauspan.tangent.engine.maps import applied, dense, ramp, turned
 from tauspan.tangent.engine.reference import forward_mode

@@ -11,9 +11,9 @@ from torch import Tensor, nn
 
 from tauspan import models
 from tauspan.core.arguments import checked
-from tauspan.core.computing import recording
 from tauspan.core.errors import DataError, MismatchError, ModelError, UsageError, listed, nearest
 from tauspan.core.measure import progress
+from tauspan.core.recording import recording
 from tauspan.core.report import provenance
 from tauspan.kernel.diagnose.width.motion import CoordinateCheck, LayerMotion
 from tauspan.models import Batch, Classifier, Encoder

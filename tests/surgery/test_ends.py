@@ -1,5 +1,6 @@
 """How surgery ends: killed while it finishes and resumed, and refused before anything is written."""
 
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -10,11 +11,11 @@ import torch
 from helpers import tiny
 from helpers import vocabularies as made
 from tauspan.cli.main import main
-from tauspan.core.errors import MismatchError, ModelError, UsageError
+from tauspan.core.errors import MismatchError, ModelError, NonFiniteError, StoreError, UsageError
 from tauspan.editing.model.edit_files import Base
 from tauspan.models.extras import quiet
 from tauspan.store import Checkpoint, read_json, write_json, write_tensors
-from tauspan.surgery import Filling, Running, change_depth, graft, open_vocabulary
+from tauspan.surgery import Filling, Running, change_depth, graft, move, open_vocabulary
 from tauspan.vector import TaskVector
 
 TABLE, BIAS = "bert.embeddings.word_embeddings.weight", "cls.predictions.bias"
@@ -143,3 +144,40 @@ def test_cw2v_says_where_no_text_has_a_new_token(place: Path, tmp_path: Path) ->
     with pytest.raises(UsageError, match=r"0 of \d+ new tokens are in the texts"):
         graft(place / "bert", place / "new", tmp_path / "out", Filling(how="cw2v"), texts=["a a a a", "a a"])
     graft(place / "bert", place / "new", tmp_path / "out", Filling(how="cw2v", epochs=1), texts=made.TEXTS)
+
+
+def test_what_is_no_map_or_has_moved_already_does_not_move(place: Path, tmp_path: Path) -> None:
+    done = graft(place / "bert", place / "new", tmp_path / "out", MEAN)
+    with pytest.raises(StoreError, match=r"keeps no map of rows .* Graft first, `tauspan vocabulary graft"):
+        move(place / "one.safetensors", place / "bert", place / "bert", tmp_path / "v.safetensors")
+    moved = move(place / "one.safetensors", place / "bert", done.out, tmp_path / "v.safetensors")
+    with pytest.raises(UsageError, match="there is nothing left to move"):
+        move(moved, place / "bert", done.out, tmp_path / "w.safetensors")
+
+
+def test_files_of_tokenizers_in_other_forms_are_refused(place: Path, tmp_path: Path) -> None:
+    (tmp_path / "my.json").write_bytes((place / "new" / "tokenizer.json").read_bytes())
+    with pytest.raises(ModelError, match=r"is called tokenizer.json"):
+        open_vocabulary(tmp_path / "my.json")
+    made.save(tmp_path / "listed", made.word_pieces(60))
+    write_json(tmp_path / "listed" / "added_tokens.json", ["a"])
+    with pytest.raises(ModelError, match=r"added_tokens.json holds a list, and ids by token are wanted"):
+        open_vocabulary(tmp_path / "listed")
+    (tmp_path / "listed" / "added_tokens.json").unlink()  # "or take the file away"
+    assert open_vocabulary(tmp_path / "listed").ids
+
+
+def test_infinity_in_a_table_is_refused(place: Path, tmp_path: Path) -> None:
+    shutil.copytree(place / "bert", tmp_path / "bert")
+    tensors = Checkpoint(place / "bert").read()
+    tensors[TABLE][5, 1] = float("inf")
+    write_tensors(tmp_path / "bert" / "model.safetensors", tensors, {"format": "pt"}, overwrite=True)
+    with pytest.raises(NonFiniteError, match="row"):
+        graft(tmp_path / "bert", place / "new", tmp_path / "out", MEAN)
+    assert not (tmp_path / "out").exists()
+
+
+def test_drawn_rows_are_called_drawn(place: Path, tmp_path: Path) -> None:
+    done = graft(place / "bert", place / "new", tmp_path / "out", Filling(how="normal"))
+    assert "% drawn." in done.verdict
+    assert "the mean of all" not in done.verdict

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from tauspan.core.arguments import checked
 from tauspan.core.errors import DataError, UsageError
+from tauspan.core.params import require_finite_rows
 from tauspan.sequence.options import Covariance
 
 
@@ -44,8 +45,18 @@ class ClassGaussians:
             covariance: `"full"` keeps K d^2 numbers, `"diagonal"` K d.
 
         Raises:
-            DataError: a class without a row.
+            DataError: a class without a row, labels that do not number the rows' classes, or numbers that are not finite.
         """
+        if (
+            classes < 1
+            or len(labels) != len(features)
+            or not bool(((labels >= 0) & (labels < classes)).all())
+        ):
+            raise DataError(
+                f"{len(labels)} labels of {classes} classes for {len(features)} rows: give one for each row, from 0 to "
+                f"{max(classes - 1, 0)}."
+            )
+        require_finite_rows(features, "the features")
         means, spreads, counts = [], [], []
         for label in range(classes):
             rows = features[labels == label].double().cpu()

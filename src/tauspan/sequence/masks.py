@@ -44,11 +44,12 @@ def densities(
         raise UsageError(f"how={how!r}. {nearest(str(how), get_args(Spread))}")
     if not 0 < density <= most <= 1:
         raise UsageError(
-            f"density={density} with most={most}: above 0, and at most the largest share of a tensor, which is at most 1."
+            f"density={density} with most={most:g}: above 0, and at most the largest share of a tensor, which is 1 / T "
+            "for T tasks whose masks share no entry, and 1 otherwise."
         )
     sizes = {name: math.prod(shape) for name, shape in shapes.items()}
     raw = {
-        name: sum(shapes[name]) / size if how != "uniform" and shapes[name] else 1.0
+        name: sum(shapes[name]) / size if how != "uniform" and shapes[name] and size else 1.0
         for name, size in sizes.items()
     }
     capped: set[str] = set()

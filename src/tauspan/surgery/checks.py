@@ -9,13 +9,14 @@ from typing import Any
 import torch
 
 from tauspan import store
+from tauspan.core.params import require_finite_rows
 from tauspan.core.report import Cell, Table
 from tauspan.models import folders
 from tauspan.surgery.rowmap import RowMap
 from tauspan.surgery.views import Grafted
 from tauspan.surgery.ways import HOW, Pair
 
-_ROWS = 256  # rows of each of eight stretches that the guarantee is checked on
+_ROWS, _STRETCHES = 256, 8  # rows of each stretch, and the most stretches that the guarantee is checked on
 _STATES = 4
 _NUMBERS = 1 << 20  # of a table, read at a time
 _IDS = re.compile(
@@ -41,6 +42,7 @@ class Kept:
         tokens: of the old vocabulary.
         lost: old tokens that have no row of their own any more.
         inside: whether every new row is in the convex hull of the old ones.
+        checked: of how many rows the logits were looked at.
         excess: how far a logit of a new row was above the largest old one, on random states, as a share of the largest;
             None where it was not measured.
         tolerance: the largest excess that counts as none: a rounding of the tables' dtype.
@@ -59,6 +61,7 @@ class Kept:
     tokens: int
     lost: int
     inside: bool
+    checked: int
     excess: float | None
     tolerance: float
     tables: tuple[str, ...]
@@ -74,7 +77,11 @@ class Kept:
                 "decoding may change."
             )
         else:
-            seen = "" if self.excess is None else f" (checked on {_STATES} random states)"
+            seen = (
+                ""
+                if self.excess is None
+                else f" (checked on {self.checked} of them and {_STATES} random states)"
+            )
             if self.excess is not None and self.excess > self.tolerance:
                 seen = f" but for rounding, which adds {self.excess:.1e} of it on random states"
             hull = (
@@ -82,9 +89,10 @@ class Kept:
                 f"decoding is unchanged wherever its token was copied{self._ties}."
             )
         again = f" {self.doubled / self.rows:.1%} have a copied row again," if self.doubled else ""
+        rest = "the mean of all" if self.inside else "drawn"
         shares = (
             f"Of {self.rows} rows {self.copied / self.rows:.1%} are copied,{again} {self.mixed / self.rows:.1%} mixed "
-            f"and {self.mean / self.rows:.1%} the mean of all."
+            f"and {self.mean / self.rows:.1%} {rest}."
         )
         lost = (
             f" {self.lost} of {self.tokens} old tokens have no row of their own any more."
@@ -141,12 +149,13 @@ def kept(pair: Pair, view: Grafted, measure: bool = True) -> Kept:
         if bool(alone[number]) and pair.new.pieces[number] is not None and pair.new.text(number) is None
     ]  # fmt: skip
     known = set(pair.old.ids.values())
+    looked, excess = _excess(view) if measure and not drawn else (0, None)
     before, after = (_fertility(side.encode(pair.texts), pair.texts) for side in (pair.old, pair.new))
     return Kept(
         rows.rows, len(copy), len(doubled), len(ahead),
         None if example is None else (pair.new.named[example[0]], pair.new.named[example[1]]),
         rows.rows - len(copy) - len(doubled) - int(alone.sum()), int(alone.sum()), len(unread), len(known),
-        len(known - set(copy)), not drawn, _excess(view) if measure and not drawn else None,
+        len(known - set(copy)), not drawn, looked, excess,
         max((torch.finfo(view.tensors[name].dtype).eps for name in view.tables), default=0.0), view.tables, before, after,
     )  # fmt: skip
 
@@ -167,10 +176,19 @@ def _fertility(coded: Sequence[Sequence[int]], texts: Sequence[str]) -> float | 
     return sum(map(len, coded)) / words if words else None
 
 
-def _excess(view: Grafted) -> float:
-    """How far logits of new rows are above the largest old one, on random states: rounding, if P is applied rightly."""
+def _excess(view: Grafted) -> tuple[int, float]:
+    """How far logits of some new rows are above the largest old one, on random states: rounding, if P is applied rightly.
+
+    Returns:
+        How many rows were looked at, and the excess.
+
+    Raises:
+        NonFiniteError: a table holds NaN or infinity.
+    """
     generator, count = torch.Generator().manual_seed(0), view.rows.rows
-    firsts = torch.randint(max(count - _ROWS, 0) + 1, (8,), generator=generator).tolist()
+    firsts = list(range(0, count, _ROWS))
+    if len(firsts) > _STRETCHES:
+        firsts = torch.randint(count - _ROWS + 1, (_STRETCHES,), generator=generator).tolist()
     worst = 0.0
     for name in () if view.rows.is_identity else view.tables:
         old, new = view.inner.tensors[name].shape, view.tensors[name].shape
@@ -183,13 +201,15 @@ def _excess(view: Grafted) -> float:
         for start in range(0, view.rows.columns, step):
             stop = min(start + step, view.rows.columns)
             block = view.inner.read(name, start * width, stop * width).view(-1, width).double()
+            require_finite_rows(block, f"{name!r} of {view.path}")
             highest = torch.maximum(highest, (block @ states).amax(0))
         for first in dict.fromkeys(firsts):
             last = min(first + _ROWS, count)
             rows = view.read(name, first * width, last * width).view(-1, width).double()
             above = ((rows @ states).amax(0) - highest) / highest.abs().clamp(min=1e-30)
             worst = max(worst, float(above.max()))
-    return worst
+    looked = {row for first in firsts for row in range(first, min(first + _ROWS, count))}
+    return len(looked), worst
 
 
 def renumber(folder: Path, copied: Mapping[int, int]) -> list[str]:

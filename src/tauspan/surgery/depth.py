@@ -67,7 +67,9 @@ class LayerMap:
         """
         kind, _, rest = words.partition(":")
         if kind not in _MADE or not re.fullmatch(r"[1-9]\d{0,3}(,[1-9]\d{0,3})*", rest):
-            raise UsageError(f"the map of layers {words!r} is none of {_WORDS}. Write one of them.")
+            raise UsageError(
+                f"the map of layers {words!r} is none of {_WORDS}, with numbers from 1 to 9999. Write one of them."
+            )
         counts = [int(one) for one in rest.split(",")]
         if kind != "stages" and len(counts) > 1:
             raise UsageError(

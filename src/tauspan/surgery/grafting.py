@@ -7,7 +7,7 @@ from pathlib import Path
 
 from tauspan import store
 from tauspan.core.arguments import checked
-from tauspan.core.errors import BaseMismatchError, ModelError, TauspanError
+from tauspan.core.errors import BaseMismatchError, ModelError, StoreError, TauspanError, UsageError
 from tauspan.core.notices import tell
 from tauspan.core.report import Report
 from tauspan.editing.model.edit_files import Base
@@ -37,6 +37,7 @@ from tauspan.surgery.vectors import move_adapter, move_statistics, move_vector
 from tauspan.surgery.views import Grafted, by_rows, whole
 from tauspan.surgery.vocabularies import Vocabulary, open_vocabulary
 from tauspan.surgery.ways import HOW, Embed, Pair, row_map
+from tauspan.vector import TaskVector
 
 ROWS = "vocabulary/rows.safetensors"
 """Where a grafted model keeps P, with the fingerprint of the model it was made from."""
@@ -79,9 +80,14 @@ def planned_graft(
                 f"{model} has no input table with a known name, or is a bare file without its tokenizer: a graft needs a "
                 "model's directory with `embed_tokens`, `wte`, `word_embeddings` or the like."
             )
-        named = next(
+        tables = [
             name for name, one in source.tensors.items() if one.shape[:1] == (count,) and len(one.shape) > 1
-        )
+        ]
+        if not tables:
+            raise ModelError(
+                f"the input table of {model} has one dimension, ({count},), and a row for each token is wanted."
+            )
+        named = tables[0]
         function = embedding(embed, folder) if "embed" in HOW[filling.how].needs else None
         table = by_rows(whole(source, named), count)
         pair = Pair(open_vocabulary(folder), open_vocabulary(tokenizer), filling, table, function, texts)
@@ -212,6 +218,11 @@ def move(
 
     Cost: a pass over the model for its fingerprint, about 0.4 s for 100 MB, and one over the vector.
     """
+    if not (Path(grafted) / ROWS).is_file():
+        raise StoreError(
+            f"{grafted} keeps no map of rows ({ROWS}), so it is no model that was grafted. Graft first, `tauspan "
+            f"vocabulary graft {model} TOKENIZER -o OUT`, and name what that wrote."
+        )
     rows = RowMap.load(Path(grafted) / ROWS)
     store.require_apart(out, [vector, model, grafted])
     place, base = Path(vector), Base(str(model))
@@ -224,6 +235,11 @@ def move(
     if holds_statistics(place):
         known = Statistics.from_file(place, base=base.fingerprint)
         return move_statistics(known, rows, new).save(out, overwrite=overwrite)
+    given = TaskVector.from_pretrained(vector)
+    if given.base == new and new != base.fingerprint:
+        raise UsageError(
+            f"{vector} starts from {grafted}, as what has moved does: there is nothing left to move."
+        )
     moved = move_vector(whole_vector(base, vector), rows, new)
     return moved.save_pretrained(out, overwrite=overwrite)
 

@@ -124,6 +124,11 @@ def open_vocabulary(place: str | Path) -> Vocabulary:
         (Vocabulary(model, 30522 tokens), 'films')
     """
     folder = Path(place)
+    if folder.is_file() and folder.name != "tokenizer.json" and folder.suffix == ".json":
+        raise ModelError(
+            f"{place}: a tokenizer's file is called tokenizer.json, and its other files lie beside it. Put it under that "
+            "name into a directory of its own."
+        )
     if not folder.exists():
         folder = model_directory(str(place))
     folder = folder.parent if folder.name == "tokenizer.json" else model_folder(folder) or folder

@@ -59,11 +59,11 @@ class Towers:
         if wanted in (None, "default"):
             if self.main is None:
                 raise ModelError(
-                    f"slices need a stack of numbered layers, and {self.where} has {self._listed()}. "
+                    f"layers are taken from a stack of numbered ones, and {self.where} has {self._listed()}. "
                     + (
-                        "Say which: `stack`, in the slice."
+                        "Say which: `stack`, in a slice or beside the map of layers."
                         if self.stacks
-                        else "Merge it with `models` instead."
+                        else "A merge takes it whole, under `models`; `tauspan layers` has nothing to do."
                     )
                 )
             return self.main

@@ -14,7 +14,7 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor
 
-from tauspan.core.errors import RecipeError, listed
+from tauspan.core.errors import ModelError, RecipeError, listed
 from tauspan.merge.sources.problems import Problem, Severity
 from tauspan.merge.sources.source import EMBEDDINGS, Source, SourceView, model_folder
 from tauspan.store import Stored, read_json
@@ -96,6 +96,11 @@ def _added(folder: Path) -> dict[str, int]:
     found: dict[str, int] = {}
     if (folder / "added_tokens.json").is_file():
         content = read_json(folder / "added_tokens.json")
+        if not isinstance(content, Mapping):
+            raise ModelError(
+                f"{folder / 'added_tokens.json'} holds a {type(content).__name__}, and ids by token are wanted: save the "
+                "tokenizer again, or take the file away if tokenizer.json has its tokens."
+            )
         found |= {str(token): number for token, number in content.items() if isinstance(number, int)}
     if (folder / "tokenizer_config.json").is_file():
         content = read_json(folder / "tokenizer_config.json")

@@ -134,6 +134,15 @@ def test_a_pickle_or_nothing_is_refused(tmp_path):
         TaskVector.from_pretrained(tmp_path / "nowhere")
 
 
+def test_another_file_and_a_model_are_no_vectors(tmp_path):
+    (tmp_path / "notes.txt").write_text("a")
+    with pytest.raises(StoreError, match=r"notes.txt is no task vector, whose file ends in .safetensors"):
+        TaskVector.from_pretrained(tmp_path / "notes.txt")
+    store.write_tensors(tmp_path / "model" / "model.safetensors", {"w": torch.ones(2)})
+    with pytest.raises(StoreError, match=r"holds weights and no vector.safetensors.*tauspan vector diff"):
+        TaskVector.from_pretrained(tmp_path / "model")
+
+
 # -- made from two checkpoints -------------------------------------------------------------------------------
 
 

@@ -68,3 +68,20 @@ def vector_file(path: str | Path) -> Path:
     path = Path(path)
     store.refuse_pickle(path)
     return path if path.suffix == ".safetensors" else path / FILE
+
+
+def existing_file(path: str | Path) -> Path:
+    """The file of a vector that is to be read.
+
+    Raises:
+        StoreError: another file, or the directory of a model.
+    """
+    path, file = Path(path), vector_file(path)
+    if path.is_file() and path != file:
+        raise StoreError(f"{path} is no task vector, whose file ends in .safetensors: name that file or its folder.")
+    if path.is_dir() and not file.exists() and any(path.glob("*.safetensors")):
+        raise StoreError(
+            f"{path} holds weights and no {FILE}. If it is a fine-tuned model, make a vector of it: `tauspan vector diff "
+            f"BASE {path} -o OUT`."
+        )
+    return file

@@ -27,7 +27,7 @@ from tauspan.core.report import Table
 from tauspan.vector.card import vector_card
 from tauspan.vector.compatible import on_feature_path, require_compatible
 from tauspan.vector.difference import difference
-from tauspan.vector.files import FILE, header, parse_header, vector_file
+from tauspan.vector.files import FILE, existing_file, header, parse_header, vector_file
 from tauspan.vector.measures import rows_of
 
 
@@ -399,7 +399,7 @@ class TaskVector:
             StoreError, PickleRefusedError: not a whole task-vector file.
             NonFiniteError: the file holds NaN or infinity.
         """
-        file = vector_file(path)
+        file = existing_file(path)
         checkpoint = store.Checkpoint(file)
         facts = parse_header(checkpoint.metadata.get("tauspan"), file, small=True)
         deltas, space = checkpoint.read(), None

@@ -12,7 +12,7 @@ from torch import Tensor
 from tauspan.core.errors import StoreError, listed
 from tauspan.store.headers import PICKLE_SUFFIXES, Stored, read_header, refuse_gguf, refuse_pickle
 from tauspan.store.tensors import INDEX_SUFFIX
-from tauspan.store.values import Values
+from tauspan.store.values import Access, Values
 
 STEMS = ("model", "diffusion_pytorch_model", "open_clip_model")
 """What transformers, diffusers and open_clip call a model's weights, in the order in which a folder is looked at."""
@@ -28,6 +28,7 @@ class Checkpoint:
 
     Args:
         path: a `.safetensors` file, an `.index.json`, or a directory that holds one of them.
+        access: `pread` copies what is read, `mmap` shares the file's pages; see `Values`.
 
     Example:
         >>> import tempfile, torch
@@ -38,11 +39,11 @@ class Checkpoint:
         tensor([1., 1.])
     """
 
-    def __init__(self, path: str | Path) -> None:
+    def __init__(self, path: str | Path, access: Access = "pread") -> None:
         self.path = Path(path)
         self.metadata: dict[str, str] = {}
         self.stored: dict[str, Stored] = {}
-        self._values = Values()
+        self._values = Values(access)
         located(self.path, self._names)
 
     def _names(self, file: Path) -> list[str]:

@@ -19,6 +19,7 @@ _ROLES = ("bos", "eos", "unk", "sep", "pad", "cls", "mask")
 _LIKE = {"cls": "bos", "bos": "cls", "sep": "eos", "eos": "sep"}  # of encoders and of decoders
 _BYTE = re.compile(r"<0x([0-9A-Fa-f]{2})>")
 _MOST_IDS = 1 << 24
+_AT_ONCE = 4096  # texts that are cut together
 _MARK = "\u2581"  # sentencepiece's mark of a space
 
 
@@ -69,9 +70,8 @@ class Vocabulary:
         texts = [None if piece is None else _decoded(piece) for piece in pieces]
         read = [place for place, text in enumerate(texts) if text is not None and text.strip()]
         found: list[list[int]] = [[] for _ in pieces]
-        coded = self.backend.encode_batch([texts[place] for place in read], add_special_tokens=False)
-        for place, one in zip(read, coded, strict=True):
-            found[place] = self._continued(pieces[place] or b"", one.ids)
+        for place, ids in zip(read, self.encode([texts[place] or "" for place in read]), strict=True):
+            found[place] = self._continued(pieces[place] or b"", ids)
         for place, piece in enumerate(pieces):
             if piece and not found[place]:
                 single = [self.known.get(bytes([byte]), -1) for byte in piece]
@@ -90,7 +90,13 @@ class Vocabulary:
 
     def encode(self, texts: Sequence[str]) -> list[list[int]]:
         """The ids of texts, without special tokens."""
-        return [one.ids for one in self.backend.encode_batch(list(texts), add_special_tokens=False)]
+        found: list[list[int]] = []
+        for start in range(
+            0, len(texts), _AT_ONCE
+        ):  # what the library gives of a text is far larger than its ids
+            some = list(texts[start : start + _AT_ONCE])
+            found += [one.ids for one in self.backend.encode_batch(some, add_special_tokens=False)]
+        return found
 
 
 def words_of(piece: bytes | None) -> str | None:

@@ -78,7 +78,9 @@ def existing_file(path: str | Path) -> Path:
     """
     path, file = Path(path), vector_file(path)
     if path.is_file() and path != file:
-        raise StoreError(f"{path} is no task vector, whose file ends in .safetensors: name that file or its folder.")
+        raise StoreError(
+            f"{path} is no task vector, whose file ends in .safetensors: name that file or its folder."
+        )
     if path.is_dir() and not file.exists() and any(path.glob("*.safetensors")):
         raise StoreError(
             f"{path} holds weights and no {FILE}. If it is a fine-tuned model, make a vector of it: `tauspan vector diff "

@@ -66,15 +66,13 @@ class Base:
 
     @cached_property
     def fingerprint(self) -> str:
-        """Of all stored floating-point tensors; one SHA-256 pass."""
-        return params.fingerprint(self.tensors)
+        """Of all stored floating-point tensors; one SHA-256 pass, which holds no tensor whole."""
+        return params.fingerprint(_lazy(store.Checkpoint(self.checkpoint.path, "mmap")))
 
     @property
     def tensors(self) -> Params:
         """The floating-point ones, each read when it is asked for."""
-        return _Lazy(
-            self.checkpoint, [name for name, (dtype, _) in self.kinds.items() if dtype.is_floating_point]
-        )
+        return _lazy(self.checkpoint)
 
     def deltas(self, vector: TaskVector) -> dict[str, Tensor]:
         """A vector of this model, by the names of the files.
@@ -112,6 +110,13 @@ class Base:
             if set(vector.deltas) <= set(names.in_memory):
                 return names
         return None
+
+
+def _lazy(checkpoint: store.Checkpoint) -> "_Lazy":
+    """The floating-point tensors of a checkpoint."""
+    return _Lazy(
+        checkpoint, [name for name, (dtype, _) in checkpoint.kinds().items() if dtype.is_floating_point]
+    )
 
 
 class _Lazy(Mapping[str, Tensor]):

@@ -185,9 +185,17 @@ def test_gaussians_have_the_moments_of_the_rows_and_so_have_draws(seed, classes,
     assert found.bytes == 8 * classes * (3 + (3 if kind == "diagonal" else 9) + 1)
 
 
-def test_a_class_without_rows_has_no_gaussian():
-    with pytest.raises(DataError, match="class 1 of 2 has no row"):
-        ClassGaussians.of(torch.ones(2, 3), torch.zeros(2, dtype=torch.long), 2)
+def test_nothing_is_drawn_of_a_class_without_rows():
+    z = torch.randn(6, 3, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
+    found = ClassGaussians.of(z, torch.tensor([0, 2] * 3), 3)
+    assert found.counts == (3, 0, 3)
+    drawn, labels = found.draw(2, seed=1)
+    assert labels.tolist() == [0, 0, 2, 2]
+    assert drawn.shape == (4, 3)
+    with pytest.raises(DataError, match="labels of 2 classes for 6 rows"):
+        ClassGaussians.of(z, torch.tensor([0, 2] * 3), 2)
+    with pytest.raises(DataError, match="0 labels"):
+        ClassGaussians.of(z[:0], torch.zeros(0, dtype=torch.long), 2)
     with pytest.raises(UsageError, match="rows=0 of each class"):
         ClassGaussians.of(torch.ones(2, 3), torch.zeros(2, dtype=torch.long), 1).draw(0)
 

@@ -5,11 +5,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-import torch
-
 from tauspan.core.arguments import checked
 from tauspan.core.choices import SplitName
-from tauspan.core.errors import DataError, UsageError, listed, nearest
+from tauspan.core.errors import UsageError, listed, nearest
 from tauspan.core.measure import measured, progress
 from tauspan.core.reading import Reading
 from tauspan.core.report import Cell, Report, Table, in_words, noted, provenance
@@ -246,13 +244,6 @@ def _require(tasks: Sequence[Task], protocols: Sequence[str], settings: Settings
             raise UsageError(
                 f"task {task.name!r} is {task.objective.word}, and sequences are of tasks with classes."
             )
-        counts = torch.bincount(task.split("train").labels, minlength=len(task.label_names)).tolist()
-        for name in set(protocols) & {"pseudo", "stored"}:
-            if 0 in counts:
-                raise DataError(
-                    f"class {task.label_names[counts.index(0)]!r} of task {task.name!r} has no training row, and "
-                    f"{name!r} keeps something of each class. Take more rows, or leave that protocol out."
-                )
     if not protocols:
         raise UsageError(f"no protocol: name some of {listed(PROTOCOLS, 20)}.")
     for name in protocols:

@@ -18,7 +18,7 @@ class ClassGaussians:
     Args:
         means: shape (K, d), float64.
         spreads: variances (K, d), or covariances (K, d, d).
-        counts: how many rows each class had.
+        counts: how many rows each class had; of a class without any nothing is drawn.
 
     Example:
         >>> z = torch.tensor([[0.0, 1.0], [2.0, 1.0], [5.0, 5.0]])
@@ -45,10 +45,10 @@ class ClassGaussians:
             covariance: `"full"` keeps K d^2 numbers, `"diagonal"` K d.
 
         Raises:
-            DataError: a class without a row, labels that do not number the rows' classes, or numbers that are not finite.
+            DataError: no row, labels that do not number the rows' classes, or numbers that are not finite.
         """
         if (
-            classes < 1
+            not len(features)
             or len(labels) != len(features)
             or not bool(((labels >= 0) & (labels < classes)).all())
         ):
@@ -60,13 +60,10 @@ class ClassGaussians:
         means, spreads, counts = [], [], []
         for label in range(classes):
             rows = features[labels == label].double().cpu()
-            if not len(rows):
-                raise DataError(
-                    f"class {label} of {classes} has no row, so it has no mean: give rows of each class."
-                )
-            centred = rows - rows.mean(0)
+            mean = rows.sum(0) / max(len(rows), 1)
+            centred = rows - mean
             products = centred.T @ centred if covariance == "full" else centred.square().sum(0)
-            means.append(rows.mean(0))
+            means.append(mean)
             spreads.append(products / max(len(rows) - 1, 1))
             counts.append(len(rows))
         return ClassGaussians(torch.stack(means), torch.stack(spreads), tuple(counts))
@@ -77,7 +74,7 @@ class ClassGaussians:
         return 8 * (self.means.numel() + self.spreads.numel() + len(self.counts))
 
     def draw(self, rows: int, seed: int = 0) -> tuple[Tensor, Tensor]:
-        """So many rows of each class: features (K rows, d) in float64, and their labels.
+        """So many rows of each class that had some: features (at most K rows, d) in float64, and their labels.
 
         Raises:
             UsageError: no rows.
@@ -96,4 +93,6 @@ class ClassGaussians:
         else:  # a root that exists for singular covariances too
             values, vectors = torch.linalg.eigh(self.spreads)
             noise = (noise * values.clamp(min=0).sqrt()[:, None]) @ vectors.mT
-        return (self.means[:, None] + noise).flatten(0, 1), torch.arange(count).repeat_interleave(rows)
+        known = torch.tensor(self.counts) > 0
+        drawn = (self.means[:, None] + noise)[known].flatten(0, 1)
+        return drawn, torch.arange(count)[known].repeat_interleave(rows)

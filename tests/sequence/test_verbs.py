@@ -15,6 +15,7 @@ from tauspan.cli.sequence import METHODS, PROTOCOLS
 from tauspan.kernel import DRAWS, design, pool_kernel
 from tauspan.sequence import PROTOCOLS as LEARNT
 from tauspan.sequence import Options, continual
+from tauspan.tasks import build_head
 
 
 @pytest.fixture(scope="module")
@@ -114,10 +115,9 @@ def test_a_class_without_a_row_is_nothing_to_keep(home: Path) -> None:
     task = ts.Task.from_directory(home / "mood")
     labels = task.split("train").labels
     one = [place for place in range(len(labels)) if int(labels[place]) == 0]
-    fewer = dataclasses.replace(
-        task, name="fewer", splits={**task.splits, "train": task.split("train").take(one)}
-    )
     encoder, options = ts.load(str(home / "model")), Options(ridge=1.0)
+    splits = {**task.splits, "train": task.split("train").take(one)}
+    fewer = dataclasses.replace(task, name="fewer", splits=splits, head=build_head(task, encoder))
     found = continual(encoder, [task, fewer], ["stored", "pseudo"], options, seed=None)
     assert all(0 <= run.average <= 1 for run in found.runs.values())
 

@@ -61,7 +61,7 @@ class Towers:
                 raise ModelError(
                     f"layers are taken from a stack of numbered ones, and {self.where} has {self._listed()}. "
                     + (
-                        "Say which: `stack`, in a slice or beside the map of layers."
+                        "Say which: `stack`, in the slice; --stack of `tauspan layers`."
                         if self.stacks
                         else "A merge takes it whole, under `models`; `tauspan layers` has nothing to do."
                     )

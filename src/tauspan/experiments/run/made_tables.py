@@ -47,6 +47,7 @@ def _accuracies(words: str, done: Done) -> Table:
     return Table("Ways to make vectors, test accuracy and cost", rows, told)
 
 
+_REFERENCES = ("standard", "linear", "linear-expand", "joint-standard", "joint-linear")
 _COLUMNS = ("single", "sum at 1", "norm.", "tuned", "alpha", "changed", "drift", "xi")
 
 
@@ -69,7 +70,7 @@ def _means(found: Found) -> dict[str, Cell]:
 
 def _differences(words: str, tasks: Sequence[Task], done: Done) -> list[Table]:
     """The sum at 1 of each way less that of a reference, in pairs of test rows."""
-    references = [name for name in ("standard", "linear", "joint-standard", "joint-linear") if name in done]
+    references = [name for name in _REFERENCES if name in done]
     rows: list[dict[str, Cell]] = []
     for name, found in done.items():
         cells: dict[str, Cell] = {"way": name}

@@ -97,11 +97,11 @@ class Study:
         vectors, encoder, shares = self.vectors(seed), ts.load("minilm"), {}
         before = self.sentences(encoder)
         if how != "minilm":
-            folder = self.out / f"{how}-{seed if how in _RANDOM else 0}"
+            filling = Filling(how=how, seed=seed if how in _RANDOM else 0)
+            folder = self.out / f"{how}-{filling.seed}"
             done = graft(
-                "minilm", self.tokenizer, folder, Filling(how=how, seed=seed), texts=self.texts,
-                running=Running(resume=True),
-            )  # fmt: skip
+                "minilm", self.tokenizer, folder, filling, texts=self.texts, running=Running(resume=True)
+            )
             rows, base = RowMap.load(folder / ROWS), Base(str(folder)).fingerprint
             vectors = {task: move_vector(tau, rows, base) for task, tau in vectors.items()}
             encoder = ts.load(str(folder))

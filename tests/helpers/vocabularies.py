@@ -1,6 +1,7 @@
 """Tokenizers of a few words, of each kind, and tiny models that read them."""
 
 from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,14 @@ SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 
 
 def word_pieces(size: int, texts: Sequence[str] = TEXTS) -> Any:
-    """A tokenizer of WordPiece, trained on texts."""
+    """A tokenizer of WordPiece, trained on texts; the same at each call, where training decides ties by chance."""
+    from tokenizers import Tokenizer
+
+    return Tokenizer.from_str(_word_pieces(size, tuple(texts)))
+
+
+@cache
+def _word_pieces(size: int, texts: tuple[str, ...]) -> str:
     from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 
     made = Tokenizer(models.WordPiece(unk_token="[UNK]"))
@@ -23,7 +31,8 @@ def word_pieces(size: int, texts: Sequence[str] = TEXTS) -> Any:
     made.train_from_iterator(texts, trainers.WordPieceTrainer(vocab_size=size, special_tokens=list(SPECIAL)))
     ends = [("[CLS]", made.token_to_id("[CLS]")), ("[SEP]", made.token_to_id("[SEP]"))]
     made.post_processor = processors.TemplateProcessing("[CLS] $A [SEP]", "[CLS] $A [SEP] $B [SEP]", ends)
-    return made
+    text: str = made.to_str()
+    return text
 
 
 def byte_level(size: int, texts: Sequence[str] = TEXTS) -> Any:

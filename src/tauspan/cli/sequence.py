@@ -5,6 +5,7 @@ The library is imported only when a verb runs.
 
 import argparse
 import dataclasses
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +23,11 @@ if TYPE_CHECKING:
 
 METHODS = ("leverage", "dpp", "volume", "repeated-dpp", "uniform")
 PROTOCOLS = ("finetuned", "sequential", "sum", "superposed", "joint", "masked", "pseudo", "stored")
+_UNITS = {
+    **dict.fromkeys((".csv", ".tsv", ".parquet"), "row "),
+    **dict.fromkeys((".txt", ".json", ".jsonl", ".ndjson"), "line "),
+}
+"""What the name of a row counts, by the kind of its file."""
 _TOLD = ("lr", "epochs", "max_steps", "batch_size")
 
 
@@ -108,7 +114,7 @@ def label(options: argparse.Namespace) -> None:
         require_free(Path(options.out), options.overwrite)
     if options.rows is not None and options.rows < 1:
         raise UsageError(f"--rows {options.rows}: a pool has at least 1 row.")
-    names, pool = _pool(options)
+    names, rows, pool = _pool(options)
     kernel = pool_kernel(
         encoder_of(options),
         pool,
@@ -122,14 +128,13 @@ def label(options: argparse.Namespace) -> None:
     )  # fmt: skip
     show(found.report(), options)
     if options.out and commands.first():
-        rows = pool.split("train").inputs if hasattr(pool, "split") else pool
         texts = {"text": list(rows)} if isinstance(rows[0], str) else {}
         found.save(options.out, told={"name": names, **texts}, overwrite=options.overwrite)
         say(f"Wrote {options.out}: {len(found.chosen)} rows, the first is {names[found.chosen[0]]}.", options)
 
 
-def _pool(options: argparse.Namespace) -> "tuple[list[str], Any]":
-    """The names of the rows, and a task or its rows."""
+def _pool(options: argparse.Namespace) -> "tuple[list[str], Sequence[Any], Any]":
+    """The names of the rows, the rows, and what holds them: a task, or the rows again."""
     from tauspan.tasks.tables import Dialect, suffix
     from tauspan.tasks.unlabelled import rows_of
 
@@ -137,16 +142,15 @@ def _pool(options: argparse.Namespace) -> "tuple[list[str], Any]":
     if path.exists() and not (path / "card.json").exists():
         dialect = Dialect(options.encoding, commands.delimiter(options), options.quotes)
         names, rows = rows_of(path, options.text, dialect, options.clean)
-        unit = "row " if path.is_file() and suffix(path) in (".csv", ".tsv", ".parquet") else ""
-        unit = "line " if path.is_file() and suffix(path) in (".txt", ".json", ".jsonl", ".ndjson") else unit
-        names = [f"{unit}{name}" for name in names]
+        unit = _UNITS.get(suffix(path), "") if path.is_file() else ""
         some = range(min(most or len(names), len(names)))
-        return [names[place] for place in some], [rows[place] for place in some]
+        fewer_rows = [rows[place] for place in some]
+        return [f"{unit}{names[place]}" for place in some], fewer_rows, fewer_rows
     task = task_of(options.pool)
     size = min(most or len(task.split("train")), len(task.split("train")))
     whole = dict(task.splits)
     fewer: Task = dataclasses.replace(task, splits={**whole, "train": whole["train"].take(list(range(size)))})
-    return [f"row {place}" for place in range(size)], fewer
+    return [f"row {place}" for place in range(size)], fewer.split("train").inputs, fewer
 
 
 def sequence(options: argparse.Namespace) -> None:

@@ -133,9 +133,9 @@ def checked_base(model: str | Path, vectors: Sequence[str | Path]) -> Base:
     return base
 
 
-def whole_vector(base: Base, place: str | Path) -> TaskVector:
-    """A vector of the base, whole and under the names of its files."""
-    vector = TaskVector.from_pretrained(place)
+def whole_vector(base: Base, given: TaskVector | str | Path) -> TaskVector:
+    """A vector of the base, or its file, whole and under the names of the base's files."""
+    vector = given if isinstance(given, TaskVector) else TaskVector.from_pretrained(given)
     info = vector.info if vector.space is None else {**vector.info, "space": vector.space.word}
     return replace(vector, deltas=base.deltas(vector), base=base.fingerprint, space=None, info=info)
 

@@ -12,13 +12,12 @@ from tauspan import store
 from tauspan.core.params import require_finite_rows
 from tauspan.core.report import Cell, Table
 from tauspan.models import folders
-from tauspan.surgery.rowmap import RowMap
+from tauspan.surgery.rowmap import ENTRIES, RowMap
 from tauspan.surgery.views import Grafted
 from tauspan.surgery.ways import HOW, Pair
 
 _ROWS, _STRETCHES = 256, 8  # rows of each stretch, and the most stretches that the guarantee is checked on
 _STATES = 4
-_NUMBERS = 1 << 20  # of a table, read at a time
 _IDS = re.compile(
     r"_token_(?:ids?|index)$|^(?:begin_)?suppress_tokens$|_(?:words|decoder)_ids$|^sequence_bias$"
 )
@@ -197,7 +196,7 @@ def _excess(view: Grafted) -> tuple[int, float]:
         width = new[1:].numel()
         states = torch.randn(width, _STATES, generator=generator, dtype=torch.float64)
         highest = torch.full((_STATES,), -torch.inf, dtype=torch.float64)
-        step = max(_NUMBERS // width, 1)
+        step = max(ENTRIES // width, 1)
         for start in range(0, view.rows.columns, step):
             stop = min(start + step, view.rows.columns)
             block = view.inner.read(name, start * width, stop * width).view(-1, width).double()

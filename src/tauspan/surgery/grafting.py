@@ -80,14 +80,14 @@ def planned_graft(
                 f"{model} has no input table with a known name, or is a bare file without its tokenizer: a graft needs a "
                 "model's directory with `embed_tokens`, `wte`, `word_embeddings` or the like."
             )
-        tables = [
+        tables = (
             name for name, one in source.tensors.items() if one.shape[:1] == (count,) and len(one.shape) > 1
-        ]
-        if not tables:
+        )
+        named = next(tables, None)
+        if named is None:
             raise ModelError(
                 f"the input table of {model} has one dimension, ({count},), and a row for each token is wanted."
             )
-        named = tables[0]
         function = embedding(embed, folder) if "embed" in HOW[filling.how].needs else None
         table = by_rows(whole(source, named), count)
         pair = Pair(open_vocabulary(folder), open_vocabulary(tokenizer), filling, table, function, texts)
@@ -240,7 +240,7 @@ def move(
         raise UsageError(
             f"{vector} starts from {grafted}, as what has moved does: there is nothing left to move."
         )
-    moved = move_vector(whole_vector(base, vector), rows, new)
+    moved = move_vector(whole_vector(base, given), rows, new)
     return moved.save_pretrained(out, overwrite=overwrite)
 
 

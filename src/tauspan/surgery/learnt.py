@@ -104,9 +104,8 @@ def learnt(
                 signs[:, 1:] = -1
                 loss = -torch.nn.functional.logsigmoid(signs * scores).sum(1).mean()
                 optimiser.zero_grad()
-                if loss.requires_grad:  # not where every token of a batch is copied
-                    loss.backward()  # type: ignore[no-untyped-call]
-                    optimiser.step()
+                loss.backward()  # type: ignore[no-untyped-call]
+                optimiser.step()
                 advance(len(some), f"loss {float(loss.detach()):.3f}")
     final = torch.softmax(moving.detach().double().masked_fill(~free, -torch.inf), 1)
     return {

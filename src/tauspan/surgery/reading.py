@@ -146,7 +146,8 @@ def compare(
         for place, both in enumerate(zip(*counts, strict=True))
         if min(both) >= least and max(both) < max_tokens
     ]
-    words = sum(len(texts[place].split()) for place in kept)
+    each = torch.tensor([len(texts[place].split()) for place in kept])
+    words = int(each.sum())
     if not words:
         raise DataError(
             f"none of {len(texts)} texts has a word, {least} tokens or more and fewer than {max_tokens}: give others, or "
@@ -156,7 +157,6 @@ def compare(
     old, new = (sum(_lengths(encoder, some, add_special_tokens=False)) for encoder in encoders)
     if lengths:
         first, second = (_log_losses(encoder, some, max_tokens, batch_size) for encoder in encoders)
-        each = torch.tensor([len(text.split()) for text in some])
         low, high = quotient_interval(second - first, each, DRAWS)
         return Readings(
             texts=len(some), words=words, tokens=(old, new), perplexity=(_exp(first, words), _exp(second, words)),

@@ -15,7 +15,7 @@ from tauspan.core.errors import MismatchError, NonFiniteError, StoreError, Usage
 
 FORMAT = "tauspan-rows/1"
 _SUM = 1e-9  # how far the sum of a row may be from one
-_ENTRIES = 1 << 20  # float64 numbers that are gathered at a time: more leave the cache
+ENTRIES = 1 << 20  # float64 numbers that are gathered at a time: more leave the cache
 
 
 @dataclass(frozen=True, eq=False)
@@ -178,7 +178,7 @@ class RowMap:
             width = max(table[0].numel(), 1)
             flat = table.reshape(len(table), width)
             sizes = self.sizes[first:last][left]
-            for piece in _pieces(left, sizes, max(_ENTRIES // width, 1)):
+            for piece in _pieces(left, sizes, max(ENTRIES // width, 1)):
                 made[piece] = (
                     self._mixed(flat, piece + first, means).to(table.dtype).view(-1, *table.shape[1:])
                 )
@@ -202,7 +202,7 @@ class RowMap:
         """C E, float64 (shared rows, ...): what `apply` adds for entries of C; reads the table once."""
         width = max(table[0].numel(), 1) if len(table) else 1
         total = torch.zeros(len(self.shared), width, dtype=torch.float64)
-        step = max(_ENTRIES // width, 1)
+        step = max(ENTRIES // width, 1)
         for start in range(0, self.columns if len(self.shared) else 0, step):
             stop = min(start + step, self.columns)
             total += self.shared[:, start:stop] @ table[start:stop].reshape(stop - start, width).double()

@@ -14,7 +14,7 @@ from tauspan.merge.sources.vocabulary import is_vocabulary, named_for_tokens
 from tauspan.models.bases import drawn
 from tauspan.store import Stored
 from tauspan.surgery.depth import LayerMap, mixed
-from tauspan.surgery.rowmap import RowMap
+from tauspan.surgery.rowmap import ENTRIES, RowMap
 
 
 def whole(source: Source, name: str) -> Tensor:
@@ -125,7 +125,7 @@ def _root(table: Tensor, rows: RowMap) -> Tensor:
     """The symmetric root of the covariance of the tokens' rows, float64 (d, d)."""
     used, width = (rows.shared[0] > 0).nonzero().flatten(), max(table[0].numel(), 1)
     mean, square = torch.zeros(width, dtype=torch.float64), torch.zeros(width, width, dtype=torch.float64)
-    for some in torch.split(used, max((1 << 20) // width, 1)):
+    for some in torch.split(used, max(ENTRIES // width, 1)):
         values = table[some].reshape(len(some), width).double()
         mean, square = mean + values.sum(0), square + values.T @ values
     mean /= len(used)

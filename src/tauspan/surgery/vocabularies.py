@@ -19,7 +19,7 @@ _ROLES = ("bos", "eos", "unk", "sep", "pad", "cls", "mask")
 _LIKE = {"cls": "bos", "bos": "cls", "sep": "eos", "eos": "sep"}  # of encoders and of decoders
 _BYTE = re.compile(r"<0x([0-9A-Fa-f]{2})>")
 _MOST_IDS = 1 << 24
-_AT_ONCE = 4096  # texts that are cut together
+_AT_ONCE = 4096  # texts that are cut together: the library keeps far more of each than its ids
 _MARK = "\u2581"  # sentencepiece's mark of a space
 
 
@@ -91,9 +91,7 @@ class Vocabulary:
     def encode(self, texts: Sequence[str]) -> list[list[int]]:
         """The ids of texts, without special tokens."""
         found: list[list[int]] = []
-        for start in range(
-            0, len(texts), _AT_ONCE
-        ):  # what the library gives of a text is far larger than its ids
+        for start in range(0, len(texts), _AT_ONCE):
             some = list(texts[start : start + _AT_ONCE])
             found += [one.ids for one in self.backend.encode_batch(some, add_special_tokens=False)]
         return found

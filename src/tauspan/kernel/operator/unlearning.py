@@ -49,7 +49,7 @@ class Factored:
 
 @dataclass(frozen=True, eq=False)
 class Inverted:
-    """G = (K + ridge)^-1 and alpha = G r: rows leave, and nothing of them stays.
+    """G = (K + ridge)^-1 and alpha = G r. Rows can be removed from it, and it then holds nothing of them.
 
     Args:
         inverse: G, shape (m, m).
@@ -65,7 +65,7 @@ class Inverted:
         return self.inverse, self.alpha
 
     def factored(self) -> Factored:
-        """The other form; what rounding took from G it does not give back."""
+        """The same system as a Cholesky factor, with the rounding errors of G."""
         lower = cholesky(torch.cholesky_inverse(cholesky(self.inverse, 0.0)), 0.0)
         return Factored(lower, lower.T @ self.alpha)
 

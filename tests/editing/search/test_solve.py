@@ -70,6 +70,16 @@ def lbfgs(parts: Sequence[Contributions], ridge: float = 0.0) -> Tensor:
     return a.detach()
 
 
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("sure", [1.0, 380.0, 700.0])
+def test_rows_that_are_sure_of_their_class_make_a_flat_goal_and_no_warning(sure: float) -> None:
+    value, tangents = torch.eye(2, dtype=torch.float64).repeat(20, 1) * sure, normal(2, 40, 2, seed=5)
+    labels = torch.arange(2).repeat(20)
+    parts = [Contributions(value, tangents, labels, ("d0", "d1"))]
+    found = solve(objective(parts), Box.of(2, (-1.0, 1.0)), tolerance=1e-8)
+    assert found.certified
+
+
 def near(first: Any, second: Any, gap: float = 1e-7) -> bool:
     return bool(np.abs(np.asarray(first) - np.asarray(second)).max() <= gap)
 

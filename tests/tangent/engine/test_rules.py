@@ -590,6 +590,30 @@ def test_a_function_that_cannot_be_derived_twice_has_no_tangent_here() -> None:
         Tripled.apply(Dual(x.clone().requires_grad_(), (x,), Trace(nn.Identity())))
 
 
+class Softmax(torch.autograd.Function):
+    """A softmax whose backward is recorded, as those of attention layers with masks of their own are."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        ctx.save_for_backward(x.softmax(-1))
+        return x.softmax(-1)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        (y,) = ctx.saved_tensors
+        return y * (gradient - (y * gradient).sum(-1, keepdim=True))
+
+
+@pytest.mark.parametrize("rows", [1, 30, 3000])
+def test_rounding_is_not_taken_for_a_backward_that_cannot_be_derived(rows: int) -> None:
+    for seed in range(10):
+        x, v = normal(rows, 9, seed=seed), normal(rows, 9, seed=seed + 50)
+        with At(nn.Identity(), {}, custom_function), pytest.warns(RuntimeWarning, match="derived once more"):
+            out: Any = Softmax.apply(Dual(x.clone().requires_grad_(), (v,), Trace(nn.Identity())))
+        truth = torch.func.jvp(lambda x: x.softmax(-1), (x,), (v,))[1]
+        assert torch.allclose(out.tangents[0], truth, rtol=1e-12, atol=1e-14)
+
+
 @pytest.mark.parametrize("op", [torch.tanh, torch.sign, Own.apply])
 def test_what_runs_under_no_grad_is_a_constant(op: Callable[[Tensor], Any]) -> None:
     with At(nn.Identity(), {}, custom_function):

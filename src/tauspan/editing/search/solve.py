@@ -167,10 +167,12 @@ class _Search:
         def jacobian(x: Vector) -> Vector:
             return self.goal.hessian(placed(x))[np.ix_(free, free)]
 
-        found = optimize.root(
-            lambda x: self.goal.gradient(placed(x))[free] + slope, a[free], method="lm",
-            jac=jacobian if self.goal.convex else None, options={"xtol": 1e-15, "ftol": 1e-15},
-        )  # fmt: skip
+        # a flat goal overflows in the covariance that scipy makes of the Jacobian, and that nobody asked for
+        with np.errstate(over="ignore", invalid="ignore"):
+            found = optimize.root(
+                lambda x: self.goal.gradient(placed(x))[free] + slope, a[free], method="lm",
+                jac=jacobian if self.goal.convex else None, options={"xtol": 1e-15, "ftol": 1e-15},
+            )  # fmt: skip
         self.evaluations += int(found.nfev)
         if not np.isfinite(found.x).all():
             return a

@@ -95,8 +95,9 @@ def dtypes_of(nodes: Sequence[Any]) -> set[torch.dtype]:
 
 
 def ramp(tensor: Tensor) -> Tensor:
-    """A leaf of the tensor's shape with no entry equal to 0."""
+    """A leaf of the tensor's shape with no entry equal to 0, of both signs: a softmax cancels a constant."""
     numbers = torch.linspace(1, 2, max(tensor.numel(), 1), dtype=torch.float64, device=tensor.device)
+    numbers[1::2] *= -1
     return numbers[: tensor.numel()].view(tensor.shape).to(tensor.dtype).requires_grad_()
 
 
@@ -124,10 +125,10 @@ def turned(pulled: Sequence[Tensor | None], deltas: Sequence[Tensor], us: Sequen
     # <J v, u> = <J^T u, v>, unless some backward is not recorded in the graph
     products = [(g.detach() * v.detach()).double() for g, v in graded]
     expected = sum(float(product.sum()) for product in products)
-    scale = sum(float(product.abs().sum()) for product in products)
-    moved = sum(
-        float((v.detach() * u.detach()).double().sum()) for v, u in zip(turned_round, us, strict=True)
-    )
+    again = [(v.detach() * u.detach()).double() for v, u in zip(turned_round, us, strict=True)]
+    moved = sum(float(product.sum()) for product in again)
+    # either side may cancel: J^T u of a softmax is small for a u that is nearly constant
+    scale = sum(float(product.abs().sum()) for product in (*products, *again))
     dtypes = {u.dtype for u in us} | {
         dtype for g in pulled if g is not None for dtype in dtypes_of(nodes_of(g))
     }

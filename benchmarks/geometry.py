@@ -58,35 +58,36 @@ def measured(given: argparse.Namespace, heads: str, regime: Any, seed: int) -> R
         max_steps=given.steps, batch_size=BATCH, max_tokens=TOKENS, seed=seed,
     )  # fmt: skip
     vectors = {task: ts.finetune(encoder, task, settings).task_vector for task in tasks}
+    editor = ts.Editor(
+        encoder, vectors, reading=READING
+    )  # one for all groups: what they share is computed once
     groups = [
-        _together(encoder, {one: vectors[one] for one in group})
-        for size in given.sizes
-        for group in itertools.combinations(tasks, size)
+        _together(editor, group) for size in given.sizes for group in itertools.combinations(tasks, size)
     ]
     xi = [one["xi"] for one in groups if "xi" in one]
     row = {
-        "heads": heads, "regime": regime, "seed": seed, **_together(encoder, vectors), "groups": groups,
+        "heads": heads, "regime": regime, "seed": seed, **_together(editor, tasks), "groups": groups,
         "xi": fmean(xi) if xi else None,
     }  # fmt: skip
     store.write_json(file, row)
     return row
 
 
-def _together(encoder: ts.Encoder, vectors: Mapping[ts.Task, ts.TaskVector]) -> Row:
-    """Accuracy alone and added, R^2 and the own share; of two tasks xi as well."""
-    editor, tasks = ts.Editor(encoder, vectors, reading=READING), list(vectors)
-    added = editor.evaluate(1.0).accuracy
+def _together(editor: ts.Editor, tasks: Sequence[ts.Task]) -> Row:
+    """Accuracy alone and added, R^2 and the own share of a group's vectors; of two tasks xi as well."""
+    added = editor.evaluate({task.name: 1.0 for task in tasks}, tasks=tasks).accuracy
     single = {
         task.name: editor.evaluate({task.name: 1.0}, tasks=[task]).accuracy[task.name] for task in tasks
     }
-    found = editor.factorise()
+    found = editor.factorise(tasks=tasks)
     row: Row = {
-        "tasks": [task.name for task in tasks], "zero shot": fmean(editor.evaluate(0.0).accuracy.values()),
+        "tasks": [task.name for task in tasks],
+        "zero shot": fmean(editor.evaluate(0.0, tasks=tasks).accuracy.values()),
         "single": fmean(single.values()), "added": fmean(added.values()),
         "kept": fmean(added[name] / single[name] for name in single), "R2": found.r2, "own": found.own,
     }  # fmt: skip
     if len(tasks) == 2:
-        (drawn,) = ts.disentanglement(encoder, vectors, grid=AXIS, reading=READING).pairs
+        (drawn,) = editor.maps(pairs=[(tasks[0].name, tasks[1].name)], grid=AXIS).pairs
         row["xi"] = drawn.means["box"]
     return row
 

@@ -6,7 +6,7 @@ import torch
 import tauspan as ts
 from helpers import languages
 from helpers.stacks import RUNS, X, editor
-from tauspan.editing.model import below
+from tauspan.editing.model import below, ordinary
 
 
 def logits(asked, a, b):
@@ -36,6 +36,16 @@ def test_the_blocks_below_run_once_for_each_batch():
     # two batches; one look at what is read, and three runs that are compared
     assert first == 2 + 1 + below._CHECKS
     assert last == 2 * len(CHOICES) + 1 + below._CHECKS
+
+
+@pytest.mark.parametrize(("room", "again"), [(2**26, False), (0, True)])
+def test_a_choice_is_run_once_as_long_as_there_is_room_for_its_outputs(monkeypatch, room, again):
+    monkeypatch.setattr(ordinary, "_ROOM", room)
+    asked = editor()
+    first = asked.evaluate({"a": 1.0}).accuracy
+    RUNS.clear()
+    assert asked.evaluate({"a": 1.0}).accuracy == first
+    assert bool(RUNS[3]) == again
 
 
 @pytest.mark.parametrize("reads", ["all outputs", "an output behind a gate", "what a block keeps"])

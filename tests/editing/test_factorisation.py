@@ -86,6 +86,21 @@ def test_vectors_that_do_nothing_have_no_effects_and_are_said() -> None:
         alone.factorise()
 
 
+@pytest.mark.parametrize("regime", ["standard", "linear"])
+def test_a_group_is_what_an_editor_of_its_vectors_alone_says(regime: Any) -> None:
+    of = editor(regime, 4)
+    group = list(of.vectors)[1:3]
+    alone = ts.Editor(of.encoder, {task: of.vectors[task] for task in group}, regime).factorise()
+    found = of.factorise(tasks=group)
+    for one, other in zip(found.effects, alone.effects, strict=True):
+        assert one.task == other.task
+        assert one.r2 == pytest.approx(other.r2, abs=1e-12)
+        assert one.own == pytest.approx(other.own, rel=1e-9)
+        assert one.size == pytest.approx(other.size, rel=1e-9)
+    with pytest.raises(UsageError, match="there is no vector of the task 'other'"):
+        of.factorise(tasks=[group[0], cloud("other", 5)])
+
+
 def test_a_report_has_a_row_for_each_task() -> None:
     found = editor("standard").factorise()
     assert isinstance(found, Factorisation)

@@ -411,7 +411,9 @@ class Editor:
 
     @noted
     @checked
-    def factorise(self, *, scale: float = 1.0, split: SplitName = "test") -> Factorisation:
+    def factorise(
+        self, *, tasks: Sequence[Task] | None = None, scale: float = 1.0, split: SplitName = "test"
+    ) -> Factorisation:
         """Do the vectors add on outputs? Their main effects over all 2^T subsets, on the rows of each task.
 
         z_S(x) = f(x; theta0 + scale sum_{s in S} tau_s) is compared with m(x) + sum_s (1[s in S] - 1/2) v_s(x), where
@@ -421,16 +423,19 @@ class Editor:
         also have an own share near 1: the other vectors do nothing here.
 
         Args:
+            tasks: a group of the editor's tasks, of whose vectors the subsets are; None takes all.
             scale: the coefficient of each vector of a subset.
             split: whose rows; labels are not read.
 
         Raises:
-            UsageError: one vector, or more than 12; nothing moves.
+            UsageError: one vector, or more than 12; a task that has no vector; nothing moves.
 
         Cost:
             In the tangent regimes one pass, then a contraction for each subset. In the standard regime 2^T evaluations.
         """
-        return factorisation(self._models.whole(list(self.vectors)), self.vectors, scale, split)
+        chosen = self.vectors if tasks is None else [self._target(task, [])[0] for task in tasks]
+        group = {task: self.vectors[task] for task in chosen}
+        return factorisation(self._models.whole(list(group)), group, scale, split)
 
     @noted
     @checked

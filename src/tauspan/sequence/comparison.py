@@ -6,7 +6,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from tauspan.core.arguments import checked
-from tauspan.core.choices import SplitName
+from tauspan.core.choices import EditRegime, SplitName
 from tauspan.core.errors import UsageError, listed, nearest
 from tauspan.core.measure import measured, progress
 from tauspan.core.reading import Reading
@@ -17,7 +17,7 @@ from tauspan.editing.model.directions import Directions
 from tauspan.editing.model.kinds import edited_model
 from tauspan.editing.model.regime import edit_regime
 from tauspan.models import Encoder, fingerprint_of
-from tauspan.sequence.course import Course, FeatureMap
+from tauspan.sequence.course import Course, FeatureMap, Learned
 from tauspan.sequence.options import Options
 from tauspan.sequence.protocols import PROTOCOLS
 from tauspan.tasks import Task
@@ -206,14 +206,15 @@ def continual(
     kernel = any(PROTOCOLS[name].kernel for name in protocols)
     with measured() as shared:
         ridge = course.ridge if kernel else None
-    runs = {}
+    learned, seconds = dict[str, Learned](), dict[str, float]()
     with progress("tasks one after another", len(protocols)) as advance:
         for name in protocols:
             with measured() as cost:
-                learned = PROTOCOLS[name].learn(course)
-            scores = _accuracies(course, learned.stages, split)
-            runs[name] = Run(name, scores, learned.memory, cost.seconds)
+                learned[name] = PROTOCOLS[name].learn(course)
+            seconds[name] = cost.seconds
             advance(1, name)
+    scores = _accuracies(course, learned, split)
+    runs = {name: Run(name, scores[name], learned[name].memory, seconds[name]) for name in protocols}
     start = list(evaluate(encoder, ordered, split=split, reading=reading).accuracy.values())
     return Continual(
         order=tuple(task.name for task in ordered), runs=runs, start=start, ridge=ridge,
@@ -257,28 +258,35 @@ def _require(tasks: Sequence[Task], protocols: Sequence[str], settings: Settings
 
 
 def _accuracies(
-    course: Course, stages: Sequence[TaskVector | Encoder | FeatureMap], split: SplitName
-) -> list[list[float]]:
-    """For each stage the accuracy on every task, in their order; a protocol's stages are of one kind."""
-    vectors = {f"stage {number}": one for number, one in enumerate(stages) if isinstance(one, TaskVector)}
-    maps = [one for one in stages if isinstance(one, FeatureMap)]
+    course: Course, learned: Mapping[str, Learned], split: SplitName
+) -> dict[str, list[list[float]]]:
+    """By protocol, for each stage the accuracy on every task; vectors of one regime share their passes over the rows."""
+    found: dict[str, list[list[float]]] = {name: [] for name in learned}
+    maps: list[tuple[str, FeatureMap]] = []
+    vectors: dict[EditRegime, list[tuple[str, TaskVector]]] = {}
+    for name, protocol in learned.items():
+        for stage in protocol.stages:
+            if isinstance(stage, FeatureMap):
+                maps.append((name, stage))
+            else:
+                vectors.setdefault(edit_regime(stage, None), []).append((name, stage))
     if maps:
-        columns = [_mapped(course, maps, task, split) for task in course.tasks]
-        return [list(row) for row in zip(*columns, strict=True)]
-    if vectors:  # one pass over a task's rows for all stages: outputs are affine in the vector
-        regime = edit_regime(next(iter(vectors.values())), None)
-        model = edited_model(course.encoder, Directions.whole(vectors), regime, course.reading, ahead=True)
-        return [[model.metric(task, split, {name: 1.0}) for task in course.tasks] for name in vectors]
-    found = [
-        evaluate(stage, course.tasks, split=split, reading=course.reading).accuracy
-        for stage in stages
-        if isinstance(stage, Encoder)
-    ]
-    return [[accuracy[task.name] for task in course.tasks] for accuracy in found]
+        for (name, _), row in zip(maps, _mapped(course, [one for _, one in maps], split), strict=True):
+            found[name].append(row)
+    for regime, named in vectors.items():
+        directions = Directions.whole({f"{place}": vector for place, (_, vector) in enumerate(named)})
+        model = edited_model(course.encoder, directions, regime, course.reading, ahead=True)
+        for place, (name, _) in enumerate(named):
+            found[name].append([model.metric(task, split, {f"{place}": 1.0}) for task in course.tasks])
+    return found
 
 
-def _mapped(course: Course, maps: Sequence[FeatureMap], task: Task, split: SplitName) -> list[float]:
-    rows = task.split(split)
-    z, (weight, bias) = course.features(task, rows), course.readout(task)
-    classes = [((z + z @ one.matrix.T) @ weight.T + bias).argmax(1) for one in maps]
-    return [float((found == rows.labels).double().mean()) for found in classes]
+def _mapped(course: Course, maps: Sequence[FeatureMap], split: SplitName) -> list[list[float]]:
+    """For each map the accuracy on every task, from features that are computed once."""
+    columns = []
+    for task in course.tasks:
+        rows = task.split(split)
+        z, (weight, bias) = course.features(task, rows), course.readout(task)
+        classes = [((z + z @ one.matrix.T) @ weight.T + bias).argmax(1) for one in maps]
+        columns.append([float((found == rows.labels).double().mean()) for found in classes])
+    return [list(row) for row in zip(*columns, strict=True)]

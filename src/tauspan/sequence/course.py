@@ -39,11 +39,11 @@ class Learned:
     """What a protocol made.
 
     Args:
-        stages: the model after each task: a vector of the base, an edited encoder, or a map of features.
+        stages: the model after each task, all of one kind: a vector of the base, or a map of features.
         memory: bytes that are kept after the last task beside the pre-trained model, by what they are.
     """
 
-    stages: Sequence[TaskVector | Encoder | FeatureMap]
+    stages: Sequence[TaskVector] | Sequence[FeatureMap]
     memory: Mapping[str, int]
 
 

@@ -48,12 +48,13 @@ def _rows(task: Task, places: list[int] | None = None, labels: bool = True) -> i
 
 
 def _finetuned(course: Course) -> Learned:
-    point, stages = course.encoder, []
+    base = course.encoder
+    point, stages = base, list[TaskVector]()
     for task in course.tasks:
-        vector = finetune(point, task, course.settings).task_vector
-        point = cast(Encoder, apply(point, vector))
-        stages.append(point)
-    return Learned(stages, {"weights": _size(vector)})
+        step = finetune(point, task, course.settings).task_vector.rebased(base)
+        stages.append(stages[-1] + step if stages else step)
+        point = cast(Encoder, apply(base, stages[-1]))
+    return Learned(stages, {"weights": _size(stages[-1])})
 
 
 def _stepwise(course: Course, target: Callable[[Tensor, slice], Tensor], protocol: str) -> Learned:

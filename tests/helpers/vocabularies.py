@@ -7,6 +7,11 @@ from typing import Any
 
 import torch
 
+from tauspan.editing.model.edit_files import Base
+from tauspan.models.extras import quiet
+from tauspan.store import Checkpoint
+from tauspan.vector import TaskVector
+
 TEXTS = (
     "the good film was made for good people", "a bad film is made of bad words", "the dog and the cat like filming",
     "people like the words of a good book", "filming a dog is like reading a book to a cat",
@@ -96,3 +101,17 @@ def letters(texts: Sequence[str]) -> torch.Tensor:
     return torch.tensor(
         [[1e-3 + text.lower().count(chr(97 + place)) for place in range(26)] for text in texts]
     )
+
+
+def with_vectors(folder: Path) -> None:
+    """A small masked language model under `bert`, its vectors `one` and `two`, and a tokenizer under `new`."""
+    import transformers
+
+    with quiet(transformers):
+        bert(folder / "bert", word_pieces(60), padding=4, head=True)
+    save(folder / "new", word_pieces(90))
+    tensors, base = Checkpoint(folder / "bert").read(), Base(str(folder / "bert")).fingerprint
+    for name, seed in (("one", 1), ("two", 2)):
+        generator = torch.Generator().manual_seed(seed)
+        deltas = {key: torch.randn(tensor.shape, generator=generator) for key, tensor in tensors.items()}
+        TaskVector(deltas, base, "standard", name).save_pretrained(folder / f"{name}.safetensors")

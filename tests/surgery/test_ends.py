@@ -12,7 +12,6 @@ from helpers import tiny
 from helpers import vocabularies as made
 from tauspan.cli.main import main
 from tauspan.core.errors import MismatchError, ModelError, NonFiniteError, StoreError, UsageError
-from tauspan.editing.model.edit_files import Base
 from tauspan.models.extras import quiet
 from tauspan.store import Checkpoint, read_json, write_json, write_tensors
 from tauspan.surgery import Filling, Running, change_depth, graft, move, open_vocabulary
@@ -25,16 +24,8 @@ MEAN = Filling(how="mean")
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A model with two vectors, and a tokenizer."""
-    import transformers
-
     folder = tmp_path_factory.mktemp("ends")
-    with quiet(transformers):
-        made.bert(folder / "bert", made.word_pieces(60), padding=4, head=True)
-    made.save(folder / "new", made.word_pieces(90))
-    for name in ("one", "two"):
-        deltas = {key: torch.ones_like(one) for key, one in Checkpoint(folder / "bert").read().items()}
-        vector = TaskVector(deltas, Base(str(folder / "bert")).fingerprint, "standard", name)
-        vector.save_pretrained(folder / f"{name}.safetensors")
+    made.with_vectors(folder)
     return folder
 
 

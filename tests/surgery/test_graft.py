@@ -48,22 +48,14 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     import transformers
 
     folder = tmp_path_factory.mktemp("graft")
+    made.with_vectors(folder)
     with quiet(transformers):
-        made.bert(folder / "bert", made.word_pieces(60), padding=4, head=True)
         made.gpt(folder / "tied", made.byte_level(300))
         made.gpt(folder / "untied", made.byte_level(300), tied=False)
-    made.save(folder / "new", made.word_pieces(90))
     made.save(
         folder / "bytes",
         made.byte_level(320, [*made.TEXTS, "caf\u00e9 na\u00efve \u65e5\u672c \u65e5\u672c"]),
     )
-    for name, seed in (("one", 1), ("two", 2)):
-        generator = torch.Generator().manual_seed(seed)
-        tensors = Checkpoint(folder / "bert").read()
-        deltas = {key: torch.randn(one.shape, generator=generator) for key, one in tensors.items()}
-        TaskVector(deltas, Base(str(folder / "bert")).fingerprint, "standard", name).save_pretrained(
-            folder / f"{name}.safetensors"
-        )
     return folder
 
 

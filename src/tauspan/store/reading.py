@@ -214,4 +214,6 @@ def read_json(path: Path) -> Any:
         ValueError,
         RecursionError,
     ) as error:  # bytes that are no UTF-8, too deep, too many digits
-        raise StoreError(f"{path} cannot be read as JSON: {error}.") from error
+        raise StoreError(
+            f"{path} cannot be read as JSON: {error}. Repair the file, or write or download it anew."
+        ) from error

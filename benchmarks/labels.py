@@ -1,6 +1,6 @@
 """Few labels: rows chosen by a design against rows chosen at random, on MiniLM with real tasks and on polynomials.
 
-    python -m benchmarks.labels [--tasks email_spam ...] [--pool 1000] [--test 400] [--labels 16 32 64 128]
+    python -m benchmarks.labels [--tasks email_spam ...] [--pool 400] [--test 200] [--labels 16 32 64 128]
                                 [--seeds 0 1 2 3 4] [--params last:1] [--max-tokens 32] [--out out/labels]
     python -m benchmarks.labels --legendre [--functions 10 20 30] [--ratios 1 2 4] [--repeats 200]
 
@@ -41,6 +41,7 @@ from tauspan.kernel import (
 )
 from tauspan.kernel.operator.closed_form import logits_at_base, loss_problem
 
+TASKS = ("email_spam", "movie_sentiment", "tweet_sentiment", "news_recreation")
 DESIGNS = ("leverage", "volume", "repeated-dpp")
 
 
@@ -179,9 +180,9 @@ def _tell(found: Table, out: Path, kept: dict[str, Any]) -> None:
 def main() -> None:
     """Measure and print."""
     asked = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    asked.add_argument("--tasks", nargs="+")
-    asked.add_argument("--pool", type=int, default=1000)
-    asked.add_argument("--test", type=int, default=400)
+    asked.add_argument("--tasks", nargs="+", default=TASKS)
+    asked.add_argument("--pool", type=int, default=400)
+    asked.add_argument("--test", type=int, default=200)
     asked.add_argument("--labels", nargs="+", type=int, default=[16, 32, 64, 128])
     asked.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2, 3, 4])
     asked.add_argument("--params", default="last:1")

@@ -1,7 +1,7 @@
 """Ways to fill the rows of a new vocabulary, compared on MiniLM: sentences, accuracy, and vectors that move with it.
 
-    python -m benchmarks.vocabulary [--size 8000] [--how hybrid mean normal] [--tasks email_spam ...] [--seeds 0 1 2]
-                                    [--rows 640] [--steps 40] [--out out/vocabulary]
+    python -m benchmarks.vocabulary [--size 8000] [--how hybrid mean normal cw2v] [--tasks email_spam ...] [--seeds 0 1 2]
+                                    [--rows 320] [--steps 40] [--out out/vocabulary]
 
 A WordPiece vocabulary is trained on the training texts of one task (`--words`, Debian's descriptions) and MiniLM is
 grafted with it, by each way. Printed are, with means and standard deviations over seeds: the cosine between sentence
@@ -30,7 +30,7 @@ from tauspan.editing.model.edit_files import Base
 from tauspan.surgery import Filling, RowMap, Running, graft, move_vector
 from tauspan.surgery.grafting import ROWS
 
-WAYS = ("hybrid", "mean", "normal")
+WAYS = ("hybrid", "mean", "normal", "cw2v")
 TOKENS, BATCH = 32, 16
 GRID = (0.0, 0.2, 0.4, 0.6, 0.8, 1.0)
 SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
@@ -146,7 +146,7 @@ def main() -> None:
         "--words", default="debian_section", help="the task whose texts the tokenizer is trained on"
     )
     asked.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
-    asked.add_argument("--rows", type=int, default=640)
+    asked.add_argument("--rows", type=int, default=320)
     asked.add_argument("--steps", type=int, default=40)
     asked.add_argument("--out", type=Path, default=Path("out/vocabulary"))
     given = asked.parse_args()

@@ -12,6 +12,7 @@ import tauspan as ts
 from helpers.kinds import MIXED, ROWS, X, kind, truth
 from helpers.zoo import all_close, close
 from tauspan.core.errors import MismatchError, ModelError, NonFiniteError, UsageError
+from tauspan.models import restrict
 from tauspan.tangent import linearize
 
 pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning", "ignore::FutureWarning")
@@ -391,3 +392,31 @@ def test_a_factor_cache_takes_layers_that_compute_in_float32_inside_a_float64_mo
     cell = lin.cache([X], "factors")[0].cell
     assert close(cell.push(wanted.tau), wanted.tangent, 1e-5)
     assert all_close(cell.pull(wanted.weights), wanted.pulled, 1e-5)
+
+
+class Spread(nn.Module):
+    """Tokens, an embedding, a convolution and linear layers with and without bias."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.table = nn.Embedding(9, 6)
+        self.first, self.last = nn.Linear(6, 5), nn.Linear(5, 3, bias=False)
+        self.pixels = nn.Conv2d(1, 2, 3)
+
+    def forward(self, ids: Tensor) -> Tensor:
+        seen = torch.tanh(self.first(self.table(ids)))
+        drawn = self.pixels(seen.unsqueeze(1)).flatten(2).mean(2)
+        return self.last(seen.mean(1)) + F.pad(drawn, (0, 1))
+
+
+@pytest.mark.parametrize("space", ["lora:2", "singular:2", "masks"])
+@pytest.mark.parametrize("backend", ["auto", "structured"])
+def test_a_kernel_in_a_small_space_is_that_of_its_own_rows(space: str, backend: Any) -> None:
+    module, ids = Spread().double(), torch.randint(0, 9, (7, 5), generator=torch.Generator().manual_seed(1))
+    masks = {name: torch.arange(p.numel()).view(p.shape) % 3 == 0 for name, p in module.named_parameters()}
+    small = restrict(ts.load(module.eval()), masks if space == "masks" else space)
+    wanted = entries(truth(small, ids).jacobian)
+    for size in (7, 3):
+        kernel = ts.TangentKernel(small, ids, backend=backend, batch_size=size)
+        assert close(kernel.dense(), wanted), size

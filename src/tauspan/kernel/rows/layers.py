@@ -4,8 +4,9 @@ A parameter that is used twice has its uses written out and added, so cross term
 that do not overlap (the three parts of attention's `in_proj_weight`) stay apart, as if each were a parameter.
 """
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import replace
+from functools import cached_property
 
 import torch
 import torch.nn.functional as F
@@ -23,6 +24,7 @@ from tauspan.kernel.rows.pieces import (
     Written,
     pulled_back,
     rows_in,
+    taken,
     written,
 )
 from tauspan.tangent.cache import factors
@@ -176,8 +178,9 @@ def _sorted(
 def _gathered(cell: factors.FactorCell, names: dict[Slot, str]) -> dict[str, list[Piece]]:
     """The pieces of all parts by parameter."""
     found: dict[str, list[Piece]] = {}
+    before = _Before(cell)
     for part in cell.parts:
-        for name, piece in _of_part(cell, part, names):
+        for name, piece in _of_part(part, names, before):
             found.setdefault(name, []).append(piece)
     return found
 
@@ -225,15 +228,19 @@ def _used(part: factors.Dense | factors.Touch) -> list[Slot]:
 
 
 def _of_part(
-    cell: factors.FactorCell, part: factors.Dense | factors.Touch, names: dict[Slot, str]
+    part: factors.Dense | factors.Touch, names: dict[Slot, str], before: "_Before"
 ) -> list[tuple[str, Piece]]:
-    if isinstance(part, factors.Dense) and part.slot in names:
-        return [(names[part.slot], Written(part.jacobian.tensor))]
-    if isinstance(part, factors.Touch):
-        made = _LAYERS.get(part.entry.name, _nothing)(part.entry, part.sensitivity.tensor, names)
-        if made:
-            return made
-    return _general(cell, part, names)
+    if isinstance(part, factors.Dense):
+        if part.slot in names:
+            return [(names[part.slot], Written(part.jacobian.tensor))]
+        return before.pulled(part.slot, Written(part.jacobian.tensor))
+    layer = _LAYERS.get(part.entry.name, _nothing)
+    made = {slot: str(slot) for slot in slots_of(part.entry) if slot not in names}
+    found: list[tuple[str, Piece]] = []
+    for name, piece in layer(part.entry, part.sensitivity.tensor, names | made):
+        slot = next((slot for slot, known in made.items() if known == name), None)
+        found += [(name, piece)] if slot is None else before.pulled(slot, piece)
+    return found or before.through(part)
 
 
 def _nothing(entry: Entry, sensitivity: Tensor, names: dict[Slot, str]) -> list[tuple[str, Piece]]:
@@ -308,34 +315,59 @@ def _convolution(entry: Entry, sensitivity: Tensor, names: dict[Slot, str]) -> l
 _LAYERS = {"linear": _linear, "addmm": _linear, "embedding": _lookup, "conv2d": _convolution}
 
 
-def _general(
-    cell: factors.FactorCell, part: factors.Dense | factors.Touch, names: dict[Slot, str]
-) -> list[tuple[str, Piece]]:
-    """The pieces of any part, for the parameters that it depends on, by backward passes through its few operations."""
-    points = {
-        slot: torch.zeros(cell.shapes[name][0], dtype=cell.shapes[name][1]).requires_grad_()
-        for name, slot in cell.leaves.items()
-    }
-    with torch.enable_grad():
-        at: dict[int, Tensor] = {int(slot): point for slot, point in points.items()}
-        for entry in cell.before:
-            run(entry, at)
-        if isinstance(part, factors.Dense):
-            y, g = at[part.slot].flatten(), part.jacobian.tensor
-        else:
+class _Before:
+    """The operations on parameters alone, through which the rows of J of what they make are pulled to the parameters.
+
+    Args:
+        cell: whose operations they are.
+    """
+
+    def __init__(self, cell: factors.FactorCell) -> None:
+        self._cell = cell
+
+    @cached_property
+    def _points(self) -> dict[str, Tensor]:
+        """Displacements of the parameters, all zero: the operations' tangents are linear in them."""
+        shapes = self._cell.shapes
+        return {
+            name: torch.zeros(shapes[name][0], dtype=shapes[name][1]).requires_grad_()
+            for name in self._cell.leaves
+        }
+
+    @cached_property
+    def _made(self) -> dict[int, Tensor]:
+        """The displacements of parameters and of all that is made of them, by slot."""
+        made: dict[int, Tensor] = {int(slot): self._points[name] for name, slot in self._cell.leaves.items()}
+        with torch.enable_grad():
+            for entry in self._cell.before:
+                run(entry, made)
+        return made
+
+    def pulled(self, slot: Slot, piece: Piece) -> list[tuple[str, Piece]]:
+        """The pieces of the parameters of which a tensor is made, from that of the tensor."""
+        made = self._made[slot]
+        return self._rows((made.flatten(), written(taken(piece, n))[0]) for n in range(rows_in(piece)))
+
+    def through(self, part: factors.Touch) -> list[tuple[str, Piece]]:
+        """The pieces of any operation on parameters and rows, for the parameters that it depends on."""
+        at, g = dict(self._made), part.sensitivity.tensor
+        with torch.enable_grad():
             run(part.entry, at)
-            g = part.sensitivity.tensor
             slot = next(slot for slot in part.entry.outputs if slot is not None)
             if slot not in at:  # the parameter gives a shape alone, as in expand_as
                 return []
             y = parted(at[slot]).reshape(len(g), -1)
-    found: dict[str, list[Tensor]] = {}
-    for n, rows in enumerate(g):
-        of = y if isinstance(part, factors.Dense) else y[n]
-        gradients = torch.autograd.grad(
-            of, list(points.values()), rows, retain_graph=True, allow_unused=True, is_grads_batched=True
-        )
-        for name, gradient in zip(cell.leaves, gradients, strict=True):
-            if gradient is not None:
-                found.setdefault(name, []).append(gradient.reshape(len(rows), gradient[0].numel()))
-    return [(name, Written(torch.stack(rows))) for name, rows in found.items()]
+            return self._rows((y[n], rows) for n, rows in enumerate(g))
+
+    def _rows(self, of: Iterable[tuple[Tensor, Tensor]]) -> list[tuple[str, Piece]]:
+        """For each row a tensor and J's rows of it, pulled by backward passes through few operations."""
+        found: dict[str, list[Tensor]] = {}
+        for tensor, rows in of:
+            gradients = torch.autograd.grad(
+                tensor, list(self._points.values()), rows.to(tensor), retain_graph=True, allow_unused=True,
+                is_grads_batched=True,
+            )  # fmt: skip
+            for name, gradient in zip(self._points, gradients, strict=True):
+                if gradient is not None:
+                    found.setdefault(name, []).append(gradient.reshape(len(rows), gradient[0].numel()))
+        return [(name, Written(torch.stack(rows))) for name, rows in found.items()]

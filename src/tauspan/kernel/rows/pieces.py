@@ -1,6 +1,6 @@
 """The forms in which rows of J are kept, one parameter at a time."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TypeAlias
 
 import torch
@@ -49,6 +49,17 @@ Pieces: TypeAlias = dict[str, Piece]
 def rows_in(piece: Piece) -> int:
     """How many rows of data a piece has."""
     return len(piece.jacobian if isinstance(piece, Written) else piece.sensitivity)
+
+
+def taken(piece: Piece, row: int) -> Piece:
+    """The piece of one row of data."""
+    if isinstance(piece, Written):
+        return Written(piece.jacobian[row : row + 1])
+    if isinstance(piece, Product):
+        return replace(
+            piece, inputs=piece.inputs[row : row + 1], sensitivity=piece.sensitivity[row : row + 1]
+        )
+    return replace(piece, places=piece.places[row : row + 1], sensitivity=piece.sensitivity[row : row + 1])
 
 
 def written(piece: Piece) -> Tensor:

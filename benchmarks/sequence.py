@@ -1,7 +1,7 @@
 """Tasks one after another on MiniLM: every protocol, or one claim of two protocols, over several orders.
 
     python -m benchmarks.sequence [--tasks email_spam ...] [--protocols sum joint ...] [--seeds 0 1 2] [--rows 32]
-                                  [--test 200] [--params last:1] [--max-tokens 32] [--steps 40] [--kept 16] [--drawn 16]
+                                  [--test 100] [--params last:1] [--max-tokens 32] [--steps 40] [--kept 16] [--drawn 16]
                                   [--out out/sequence]
     python -m benchmarks.sequence --bytes [2 4 8 16 32 64] --rows 64
     python -m benchmarks.sequence --masks [0.05 0.1 0.2]
@@ -231,7 +231,7 @@ def main(
     asked.add_argument("--protocols", nargs="+", default=list(PROTOCOLS))
     asked.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     asked.add_argument("--rows", type=int, default=32)
-    asked.add_argument("--test", type=int, default=200)
+    asked.add_argument("--test", type=int, default=100)
     asked.add_argument("--params", default="last:1")
     asked.add_argument("--max-tokens", type=int, default=32)
     asked.add_argument("--steps", type=int, default=40)

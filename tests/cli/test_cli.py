@@ -118,6 +118,8 @@ def test_a_vector_is_trained_inspected_combined_applied_and_evaluated(
         "edit add {model} {one}={out}/one {two}={out}/two --untangle layer --regime standard --grid 0,1 --out {out}/apart"
     )
     assert apart["result"]["alpha"] in (0.0, 1.0)
+    assert "of untangled vectors" in apart["tables"][0]["title"]
+    assert "the sum of untangled vectors" in (tmp_path / "apart" / "report.md").read_text()
     told("edit compare {model} {one}={out}/one {two}={out}/two --first 1 --second one=1 --rows 4")
     refused = call(here, "edit compare {model} {one}={out}/one --first 1 --second one=1,one=2")
     assert refused == 2

@@ -116,7 +116,7 @@ def test_the_vectors_are_ordinary_ones(tmp_path):
     vector = next(iter(found.vectors.values()))
     vector.save_pretrained(tmp_path / "v")
     how = ts.TaskVector.from_pretrained(tmp_path / "v").info["untangled"]
-    assert how == {"weight": 1.0, "ridge": 1e-3, "split": "validation", "of": ["a", "b", "c"]}
+    assert how == {"per": "task", "weight": 1.0, "ridge": 1e-3, "split": "validation", "of": ["a", "b", "c"]}
 
 
 def test_what_cannot_be_is_refused():
@@ -129,3 +129,16 @@ def test_what_cannot_be_is_refused():
     ]:
         with pytest.raises(UsageError, match=words):
             ask()
+
+
+def test_a_sum_of_untangled_vectors_says_so_and_whose_it_is():
+    asked = editor()
+    made = asked.untangle(per="layer").vectors
+    assert [one.info["task"] for one in made.values()] == ["a", "b", "c"]
+    added = ts.Editor(asked.encoder, made).add(grid=(0.0, 1.0))
+    assert "of untangled vectors" in added.verdict
+    assert "single: of a task's untangled vector" in (added.report().tables[0].note or "")
+    assert added.vector.info["tasks"] == ["a", "b", "c"]
+    assert "task" not in added.vector.info
+    assert added.vector.info["untangled"]["per"] == "layer"
+    assert "untangled" not in asked.add(grid=(0.0, 1.0)).report().to_markdown()

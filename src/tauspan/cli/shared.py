@@ -224,7 +224,8 @@ def mixed(vector: "TaskVector") -> str:
         name: f"{value:.3g}" if isinstance(value, int | float) else f"{len(value)} groups of"
         for name, value in held.items()
     }
-    return " + ".join(f"{number} {name}" for name, number in named.items()).replace("+ -", "- ")
+    sum_ = " + ".join(f"{number} {name}" for name, number in named.items()).replace("+ -", "- ")
+    return f"{sum_}, of untangled vectors" if "untangled" in vector.info else sum_
 
 
 def drift_table(vectors: "Sequence[tuple[str, TaskVector]]") -> "Table | None":

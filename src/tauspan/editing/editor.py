@@ -324,7 +324,10 @@ class Editor:
         require_several(self.vectors)
         free = unknowns(self.encoder, self._models.named, per, groups)
         model = self._models.tangent(free.directions, list(self.vectors))
-        return untangled(cast(TangentModel, model), free, self.vectors, self.regime, weight, ridge, split)
+        how = "groups" if groups is not None else per
+        return untangled(
+            cast(TangentModel, model), free, self.vectors, self.regime, how, weight, ridge, split
+        )
 
     @noted
     @checked

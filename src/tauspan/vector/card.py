@@ -7,6 +7,7 @@ import yaml
 
 from tauspan.core.report import Table
 from tauspan.store import is_hub_id
+from tauspan.vector.facts import tasks_of
 from tauspan.vector.files import FILE
 
 if TYPE_CHECKING:
@@ -36,7 +37,7 @@ def vector_card(vector: "TaskVector", repo: str) -> str:
     """The text of the card, in Markdown; every fact is one of the vector's own file."""
     info = vector.info
     base = str(info.get("base_id") or "")
-    tasks = info.get("tasks") or ([info["task"]] if "task" in info else [])
+    tasks = tasks_of(info)
     values = sum(delta.numel() for delta in vector.deltas.values())
     facts: Mapping[str, Any] = {
         "base": base or "not stated",

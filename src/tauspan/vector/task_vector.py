@@ -27,6 +27,7 @@ from tauspan.core.report import Table
 from tauspan.vector.card import vector_card
 from tauspan.vector.compatible import on_feature_path, require_compatible
 from tauspan.vector.difference import difference
+from tauspan.vector.facts import common
 from tauspan.vector.files import FILE, existing_file, header, parse_header, vector_file
 from tauspan.vector.measures import rows_of
 
@@ -137,8 +138,7 @@ class TaskVector:
     def _combined(self, other: "TaskVector", sign: float, symbol: str) -> "TaskVector":
         self.require_compatible(other)
         deltas = params.combine([(1.0, self.deltas), (sign, other.deltas)], [self.label, other.label])
-        differing = {key for key in ("seed", "recipe", "prompt") if self.info.get(key) != other.info.get(key)}
-        info = {key: value for key, value in self.info.items() if key not in differing}
+        info = common(self.info, other.info)
         return replace(self, deltas=deltas, label=f"({self.label} {symbol} {other.label})", info=info)
 
     def require_compatible(self, other: "TaskVector") -> None:

@@ -85,10 +85,11 @@ class Addition(ChosenEdit):
 
     def report(self) -> Report:
         """One table, and the curve over alpha."""
-        title = f"Addition, {self.regime}"
+        title = f"Addition{self._whose}, {self.regime}"
+        single = "; single: of a task's untangled vector" if self._whose else ""
         note = (
             f"alpha = {self.alpha:g}, chosen on validation by mean normalised {self.mean.metric}{self.remark}; 95 % "
-            "intervals over test rows, in pairs of rows for added less single"
+            f"intervals over test rows, in pairs of rows for added less single{single}"
         )
         rows = [row.cells() for row in (*self.tasks, self.mean)]
         if self.mean.metric != Classification.metric:  # said of each task, also of those with classes
@@ -103,11 +104,18 @@ class Addition(ChosenEdit):
             **means,
             "added interval": None if self.mean.interval is None else list(self.mean.interval),
         }
-        series = alpha_series(f"addition, {self.regime}", self.alpha, self.curve)
+        series = alpha_series(f"addition{self._whose}, {self.regime}", self.alpha, self.curve)
         if self.mean.metric != Classification.metric:
             series = [{**one, "upward": f"validation {self.mean.metric}"} for one in series]
         facts = dict(self.provenance)
         return Report(title, [table], facts, series, result, self.warnings, verdict=self.verdict)
+
+    @property
+    def _whose(self) -> str:
+        """Whether the vectors are what `untangle` made of given ones."""
+        return (
+            " of untangled vectors" if any("untangled" in one.info for one in self.vectors.values()) else ""
+        )
 
     @property
     def verdict(self) -> str:
@@ -119,7 +127,7 @@ class Addition(ChosenEdit):
         )
         worse = [row for row in self.tasks if row.worse]
         kept = kept or f" has mean {self.mean.metric} {self.mean.added:.3f}"
-        said = f"At alpha = {self.alpha:g} the sum{kept} on test rows"
+        said = f"At alpha = {self.alpha:g} the sum{self._whose}{kept} on test rows"
         if not worse:
             return f"{said}, and no task is below the pre-trained model."
         below = listed([f"{row.task} ({row.added:.3f} against {row.zero_shot:.3f})" for row in worse])

@@ -70,8 +70,8 @@ class Untangled(Result):
 
 
 def untangled(
-    model: TangentModel, free: Unknowns, vectors: Mapping[Task, TaskVector], regime: EditRegime, weight: float,
-    ridge: float, split: str,
+    model: TangentModel, free: Unknowns, vectors: Mapping[Task, TaskVector], regime: EditRegime, per: str,
+    weight: float, ridge: float, split: str,
 ) -> Untangled:  # fmt: skip
     """By task s, the combination c of all directions that minimises an own and a foreign change of logits.
 
@@ -96,9 +96,12 @@ def untangled(
     made = {}
     for task in tasks:
         values = free.at(found[task.name].tolist())
-        vector = free.directions.combined(values, task.name)
-        how = {"weight": weight, "ridge": ridge, "split": split, "of": [one.name for one in tasks]}
-        made[task] = replace(vector, info={**vector.info, "task": task.name, "untangled": how})
+        vector = free.directions.combined(values, f"{task.name} (untangled)")
+        how = {
+            "per": per, "weight": weight, "ridge": ridge, "split": split, "of": [one.name for one in tasks],
+        }  # fmt: skip
+        info = {key: value for key, value in vector.info.items() if key != "tasks"}
+        made[task] = replace(vector, info={**info, "task": task.name, "untangled": how})
     rows = [_row(name, one, found, own) for name, one in moved.items()]
     coefficients = {name: dict(zip(free.names, one.tolist(), strict=True)) for name, one in found.items()}
     return Untangled(

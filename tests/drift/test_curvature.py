@@ -144,19 +144,25 @@ def test_ekfac_has_the_diagonal_of_the_curvature_in_the_eigenvectors():
     torch.testing.assert_close(block.inputs.T @ block.inputs, eye)
 
 
-def test_kronecker_factors_are_exact_without_a_nonlinearity_and_not_with_one():
+@pytest.mark.parametrize("kind", ["expand", "reduce"])
+def test_kronecker_factors_are_exact_without_a_nonlinearity_and_not_with_one(kind):
     model, one = encoder(Plain), task(shape=(WIDE,))
-    wide = jacobian(model, one)
-    tau = direction(model, "first.weight")
-    for kind in ("expand", "reduce"):
-        close(factors(model, one, kind).drift(tau), exact(wide, tau))
+    wide, made = jacobian(model, one), factors(model, one, kind)
+    for layer in ("first.weight", "last.weight"):
+        tau = direction(model, layer)
+        close(made.drift(tau), exact(wide, tau))
     bent = Encoder(nn.Sequential(nn.Linear(WIDE, 6), nn.Tanh(), nn.Linear(6, 4)).double())
-    tau = {
-        name: zoo.normal(*p.shape, seed=5).double() * (name == "0.weight")
-        for name, p in bent.backbone.named_parameters()
-    }
-    ratio = float(factors(bent, one, "reduce").drift(tau)) / exact(jacobian(bent, one), tau)
-    assert abs(ratio - 1) > 0.01
+    wide, made = jacobian(bent, one), factors(bent, one, kind)
+
+    def ratio(layer):
+        tau = {
+            name: zoo.normal(*p.shape, seed=5).double() * (name == layer)
+            for name, p in bent.backbone.named_parameters()
+        }
+        return float(made.drift(tau)) / exact(wide, tau)
+
+    assert abs(ratio("0.weight") - 1) > 0.01  # its sensitivities go with its inputs
+    assert ratio("2.weight") == pytest.approx(1, rel=1e-9)  # nothing comes after the last layer
 
 
 def test_exact_drift_is_the_mean_square_of_j_tau():

@@ -2,6 +2,9 @@
 
 import dataclasses
 import itertools
+import signal
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -9,7 +12,8 @@ from torch.func import functional_call
 
 import tauspan as ts
 from helpers import zoo
-from helpers.drifting import WIDE, encoder, flat, settings, task
+from helpers.drifting import WIDE, encoder, flat, one_penalty, settings, task
+from helpers.runs import script_environment
 from tauspan.core.errors import BaseMismatchError, MismatchError, NonFiniteError, StoreError, UsageError
 from tauspan.drift import Exact, Factored, Orthogonal, Penalty, TauJp, exact_drift, factors, merged
 from tauspan.models import Head
@@ -73,6 +77,37 @@ def test_a_run_with_a_penalty_goes_on_bit_by_bit(name, regime, tmp_path):
     assert again.reused
     with pytest.raises(StoreError, match="other settings"):
         ts.finetune(encoder(), task("a"), settings(regime), out=tmp_path / "run", resume=True)
+
+
+KILLED = """
+import os, signal, sys
+import tauspan as ts
+from helpers.drifting import encoder, one_penalty, settings, task
+
+regime, name, out = sys.argv[1:]
+
+def kill(entry):
+    if entry["split"] == "train" and entry["step"] >= 3:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+ts.finetune(encoder(), task("a"), settings(regime), out=out, checkpoint_every=1, on_log=kill, penalty=one_penalty(name))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("regime", "name"), [("linear", "exact"), ("standard", "factored"), ("standard", "distilled")]
+)
+def test_a_run_with_a_penalty_that_was_killed_goes_on_bit_by_bit(regime, name, tmp_path):
+    call = [sys.executable, "-c", KILLED, regime, name, str(tmp_path / "run")]
+    ended = subprocess.run(call, env=script_environment(), check=False, timeout=300)
+    assert ended.returncode == -signal.SIGKILL
+    assert not (tmp_path / "run" / "vector.safetensors").exists()
+    resumed, whole = (
+        ts.finetune(encoder(), task("a"), settings(regime), penalty=one_penalty(name), **more)
+        for more in ({"out": tmp_path / "run", "resume": True}, {})
+    )
+    assert torch.equal(flat(resumed.task_vector), flat(whole.task_vector))
 
 
 GENERIC = list(zoo.normal(7, WIDE, seed=77).double())

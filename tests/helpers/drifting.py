@@ -5,6 +5,7 @@ from torch import nn
 
 import tauspan as ts
 from helpers import zoo
+from tauspan.drift import Distilled, Exact, Factored, factors
 from tauspan.models import Encoder, Head
 
 WIDE = 3
@@ -30,3 +31,13 @@ def settings(regime="linear", **options):
 
 def flat(vector):
     return torch.cat([vector.deltas[name].flatten() for name in sorted(vector.deltas)])
+
+
+def one_penalty(name):
+    """One of each kind: of exact drift, by factors, and to a teacher."""
+    other = task("b")
+    if name == "exact":
+        return Exact([other], 0.5, rows=3)
+    if name == "factored":
+        return Factored([factors(encoder(), other)], 0.5, [other])
+    return Distilled(0.3 * ts.closed_form(encoder(), task("a"), ridge=0.1).vector, 0.5)

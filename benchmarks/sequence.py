@@ -7,8 +7,8 @@
     python -m benchmarks.sequence --masks [0.05 0.1 0.2]
 
 A seed is an order of the tasks, and decides what protocols draw. Printed are means and standard deviations over seeds of
-average accuracy, accuracy right after each task, forgetting, and bytes that are kept. Finished seeds are read from the
-folder.
+average accuracy, accuracy right after each task, backward transfer, forgetting, and bytes that are kept. Finished seeds
+are read from the folder.
 
 `--bytes` asks whether rows drawn from class Gaussians are worth their memory (Derakhshani and others, arXiv:2112.13410:
 equal accuracy at a tenth of it): so many drawn rows of each class against so many stored ones. The Gaussians keep the
@@ -43,8 +43,8 @@ from tauspan.sequence.options import Growth, Spread
 from tauspan.tasks import build_head
 from tauspan.tasks.features import features_of
 
-Runs = Mapping[str, dict[str, float]]  # by protocol
-KINDS = ("average", "right after", "forgetting")
+Runs = Mapping[str, dict[str, Any]]  # by protocol
+KINDS = ("average", "right after", "backward", "forgetting")
 UNMASKED = ("finetuned", "sequential", "sum", "joint")
 
 
@@ -73,8 +73,9 @@ def measured(
     )  # fmt: skip
     runs = {
         name: {
-            "average": run.average, "right after": run.learnt, "forgetting": run.forgetting or 0.0,
-            "bytes": run.bytes, "rows": run.memory.get("rows", 0), "seconds": run.seconds,
+            "average": run.average, "right after": run.learnt, "backward": run.backward or 0.0,
+            "forgetting": run.forgetting or 0.0, "bytes": run.bytes, "memory": dict(run.memory),
+            "rows": run.memory.get("rows", 0), "seconds": run.seconds,
         }
         for name, run in found.runs.items()
     }  # fmt: skip
@@ -136,7 +137,7 @@ def as_features(encoder: ts.Encoder, task: ts.Task, max_tokens: int) -> ts.Task:
 
 def at_equal_bytes(
     given: argparse.Namespace, encoder: ts.Encoder, tasks: Sequence[ts.Task]
-) -> tuple[Table, list[dict[str, Any]]]:
+) -> tuple[Table, dict[str, list[Runs]]]:
     """A row for each number of rows a class, and in the note how many stored ones it takes to be as good."""
     ready = [as_features(encoder, task, given.max_tokens) for task in tasks]
     variants = {
@@ -161,7 +162,7 @@ def at_equal_bytes(
             "stored rows": in_words(int(runs[0]["stored"]["rows"])), "as inputs": in_words(round(inputs)),
             "pre-trained": spread([run["pre-trained"]["average"] for run in runs]),
         })  # fmt: skip
-    return Table("Drawn rows against stored ones", rows, _enough(found, variants)), rows
+    return Table("Drawn rows against stored ones", rows, _enough(found, variants)), found
 
 
 def _enough(found: Mapping[str, list[Runs]], variants: Mapping[int, Variant]) -> str:
@@ -184,7 +185,7 @@ def _enough(found: Mapping[str, list[Runs]], variants: Mapping[int, Variant]) ->
 
 def of_masks(
     given: argparse.Namespace, encoder: ts.Encoder, tasks: Sequence[ts.Task]
-) -> tuple[Table, list[dict[str, Any]]]:
+) -> tuple[Table, dict[str, list[Runs]]]:
     """A row for each density and way to grow, and for each protocol without masks."""
     densities = [one for one in given.masks if one * len(tasks) <= 1 + 1e-12]
     named = {
@@ -214,7 +215,7 @@ def of_masks(
         rows.append({"vectors": name, "uniform": values, "kept": in_words(int(runs[0][name]["bytes"]))})
     left = [f"{one:g}" for one in given.masks if one not in densities]
     note = f"Left out, above 1 / {len(tasks)}: {', '.join(left)}." if left else ""
-    return Table("Masks: densities, where entries are, how they grow", rows, note), rows
+    return Table("Masks: densities, where entries are, how they grow", rows, note), found
 
 
 # -- all of it -----------------------------------------------------------------------------------------------------
@@ -250,20 +251,20 @@ def main(
         task.subset(train=given.rows, validation=32, test=given.test) for task in ts.suite(given.tasks)
     ]
     if given.bytes:
-        table, rows = at_equal_bytes(given, encoder, tasks)
+        table, found = at_equal_bytes(given, encoder, tasks)
     elif given.masks:
-        table, rows = of_masks(given, encoder, tasks)
+        table, found = of_masks(given, encoder, tasks)
     else:
         options = Options(kept=given.kept, drawn=given.drawn)
-        runs = over_seeds(given, encoder, tasks, [Variant("", given.protocols, options)])[""]
-        rows = protocols(runs)
-        table = Table("Tasks one after another", rows)
+        found = over_seeds(given, encoder, tasks, [Variant("", given.protocols, options)])
+        table = Table("Tasks one after another", protocols(found[""]))
     said = (
         f"{encoder.source}, {given.params}; {len(tasks)} tasks of {given.rows} training rows; accuracy on test; mean and "
         f"standard deviation over orders {', '.join(map(str, given.seeds))}."
     )
     sys.stdout.write(replace(table, note=f"{table.note} {said}".strip()).to_markdown() + "\n")
-    store.write_json(given.out / "results.json", {"said": said, "rows": rows})
+    rows = list(table.rows)
+    store.write_json(given.out / "results.json", {"said": said, "rows": rows, "runs": found})
     return rows
 
 

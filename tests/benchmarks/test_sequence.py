@@ -44,7 +44,7 @@ def study(out: Any, *options: str) -> list[dict[str, Any]]:
 def test_every_protocol_has_a_row(tmp_path, capsys) -> None:
     rows = study(tmp_path, "--protocols", "sum", "pseudo")
     assert [row["protocol"] for row in rows] == ["sum", "pseudo", "pre-trained"]
-    assert len(list(tmp_path.glob("[01]-64-all.json"))) == 2
+    assert len(list(tmp_path.glob("[01]-32-all.json"))) == 2
     assert study(tmp_path, "--protocols", "sum", "pseudo") == rows  # from the files
     assert "orders 0, 1." in capsys.readouterr().out
 

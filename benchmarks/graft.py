@@ -1,13 +1,15 @@
-"""Time and peak memory of `tauspan vocabulary graft` against copying the same file, in rounds that take turns.
+"""Time and peak memory of `tauspan vocabulary graft`, against copying and merging the same file, in rounds.
 
     python -m benchmarks.graft [--rows 250000] [--width 384] [--rounds 5] [--clock cpu] [--work DIR] [--out FILE.json]
 
 A synthetic checkpoint: a table of `--rows` rows and four layers. Half of the new tokens are old ones, half are cut into
-parts (`--how mean`). Whole processes, from the page cache to the disk of `--work`. A graft starts Python, reads two
-vocabularies and cuts every new token, which a copy does not; "stream" is the part that reads and writes weights.
+parts (`--how mean`). Whole processes in turn, from the page cache to the disk of `--work`; the merge adds a copy of the
+model to it. A graft starts Python, reads two vocabularies and cuts every new token, which the others do not; "stream" is
+the part that reads and writes weights.
 """
 
 import argparse
+import shutil
 import statistics
 import sys
 import tempfile
@@ -16,6 +18,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import torch
+from benchmarks import merge_inputs
 from benchmarks.merge_programs import Bench, watched
 from torch import Tensor
 
@@ -90,9 +93,12 @@ def streamed(model: Path, tokenizer: Path, out: Path) -> float:
 def measured(bench: Bench, model: Path, tokenizer: Path) -> dict[str, dict[str, float]]:
     """Seconds and peak anonymous memory of each program: medians over the rounds, and ratios to the copy."""
     graft = [sys.executable, "-m", "tauspan", "vocabulary", "graft", model, tokenizer]
+    other = shutil.copytree(model, bench.work / "other")
+    merge = merge_inputs.recipe(bench.work / "merge.yaml", "task_arithmetic", [model, other], {"weight": 1.0})
     found = bench.in_turn({
         "copy": bench.copying([model / "model.safetensors"]),
         "start": [sys.executable, "-c", "import tauspan.surgery.grafting"],
+        "merge": bench.ours(merge),
         "graft": [*graft, "--how", "mean", "-o", bench.work / "out", "--quiet"],
     })  # fmt: skip
     rows = {

@@ -129,6 +129,7 @@ def table(found: Mapping[str, Sequence[Mapping[str, float]]]) -> list[dict[str, 
                 if own[kind] != own["zero_shot"]
             ]
             cells[f"gain kept, {kind}"] = statistics.mean(gains) if gains else None
+            cells[f"{kind} kept +-"] = statistics.stdev(gains) if gains[1:] else None
         rows.append(cells)
     return rows
 

@@ -56,7 +56,7 @@ TABLES = {
     "pipeline": Source("amd-epyc-float32", "pipeline"),
     "contributions": Source("contributions-intel-xeon"),
     "guided": Source("guided-amd-epyc"),
-    "penalties": Source("drift-costs-amd-epyc"),
+    "penalties": Source("drift-costs-intel-xeon"),
     "growth": Source("growth"),
     "kernel": Source("kernel-amd-epyc"),
     "landmarks": Source("scale-amd-epyc"),

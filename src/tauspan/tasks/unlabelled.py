@@ -53,7 +53,7 @@ def rows_of(
 
 def _some(rows: list[Any], path: Path) -> list[Any]:
     if not rows:
-        raise DataError(f"{path} holds no row to predict.")
+        raise DataError(f"{path} holds no row: a text file has one on each line, a table one below its head.")
     return rows
 
 

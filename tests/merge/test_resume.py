@@ -17,6 +17,7 @@ import pytest
 import torch
 
 from helpers import merging
+from helpers.memory import on_linux, peak_mb
 from tauspan.core.errors import StoreError
 from tauspan.merge.engine.engine import Account
 from tauspan.merge.stream import stream
@@ -279,27 +280,9 @@ def test_a_file_size_limit_is_no_room_either(reserve, paths, tmp_path, monkeypat
 
 # -- memory --------------------------------------------------------------------------------------------------
 
-ANONYMOUS = """
-import re, sys, threading, time
-from pathlib import Path
-sys.path.insert(0, {tests!r})
-from helpers import merging
-from tauspan.merge.stream.stream import execute
-peak, status, over = [0], Path("/proc/self/status"), threading.Event()
-def watch():
-    while not over.wait(0.002):
-        peak[0] = max(peak[0], int(re.search(r"RssAnon:\\s+(\\d+)", status.read_text())[1]))
-watcher = threading.Thread(target=watch)
-watcher.start()
-execute(merging.plan(merging.recipe([Path(p) for p in sys.argv[2:]])), Path(sys.argv[1]))
-over.set()
-watcher.join()
-print(peak[0])
-"""
-
 
 @pytest.mark.slow
-@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="RssAnon is Linux's")
+@on_linux
 def test_memory_does_not_grow_with_the_model(tmp_path):
     peaks = []
     for size in (1, 4):
@@ -308,8 +291,8 @@ def test_memory_does_not_grow_with_the_model(tmp_path):
             paths.append(tmp_path / f"{size}-{number}.safetensors")
             tensors = {f"h.{layer}.w": torch.randn(4096, 1024).bfloat16() for layer in range(3 * size)}
             write_tensors(paths[-1], tensors | {"emb": torch.randn(4096 * size, 1024).bfloat16()})
-        program = ANONYMOUS.format(tests=str(Path(__file__).parents[1]))
-        command = [sys.executable, "-c", program, str(tmp_path / f"out{size}"), *map(str, paths)]
-        peaks.append(int(subprocess.run(command, capture_output=True, check=True).stdout) / 1024)
+        prepared = "from helpers import merging\nfrom tauspan.merge.stream.stream import execute"
+        work = "execute(merging.plan(merging.recipe([Path(p) for p in sys.argv[2:]])), Path(sys.argv[1]))"
+        peaks.append(peak_mb(prepared, work, tmp_path / f"out{size}", *paths))
     assert peaks[1] < 500  # MB, torch included
     assert peaks[1] < peaks[0] + 40

@@ -15,6 +15,7 @@ from benchmarks.graft import made_model, made_tokenizer
 import tauspan as ts
 from helpers import tiny
 from helpers import vocabularies as made
+from helpers.memory import on_linux, peak_mb
 from tauspan.cli.main import main
 from tauspan.core.errors import BaseMismatchError, MismatchError, ModelError, StoreError, UsageError
 from tauspan.core.report import Report
@@ -487,31 +488,14 @@ def test_every_number_of_a_token_moves() -> None:
     ]
 
 
-GRAFTED = """
-import re, sys, threading
-from pathlib import Path
-from tauspan.surgery import Filling, graft
-peak, status, over = [0], Path("/proc/self/status"), threading.Event()
-def watch():
-    while not over.wait(0.002):
-        peak[0] = max(peak[0], int(re.search(r"RssAnon:\\s+(\\d+)", status.read_text())[1]))
-watcher = threading.Thread(target=watch)
-watcher.start()
-graft(sys.argv[1], sys.argv[2], sys.argv[3], Filling(how="mean"))
-over.set()
-watcher.join()
-print(peak[0])
-"""
-
-
 @pytest.mark.slow
-@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="RssAnon is Linux's")
+@on_linux
 def test_memory_grows_with_the_tokens_and_not_with_their_vectors(tmp_path: Path) -> None:
     peaks, rows = [], 20_000
     new = made_tokenizer(tmp_path / "new", rows, rows // 2 + 1)
     for width in (256, 2048):
         model = made_model(tmp_path / f"model{width}", rows, width)
-        command = [sys.executable, "-c", GRAFTED, str(model), str(new), str(tmp_path / f"out{width}")]
-        said = subprocess.run(command, capture_output=True, check=True, text=True).stdout
-        peaks.append(int(said.split()[-1]) / 1024)
+        work = "graft(sys.argv[1], sys.argv[2], sys.argv[3], Filling(how='mean'))"
+        prepared = "from tauspan.surgery import Filling, graft"
+        peaks.append(peak_mb(prepared, work, model, new, tmp_path / f"out{width}"))
     assert peaks[1] < peaks[0] + 70, peaks  # MB; the wider table has 143 MB more

@@ -63,6 +63,7 @@ TABLES = {
     "features": Source("features-amd-epyc"),
     "classes": Source("classes-amd-epyc"),
     "merging": Source("merging-amd-epyc", "speed"),
+    "many": Source("merging-many-intel-xeon"),
     "sketches": Source("sketches-amd-epyc"),
     "predicted": Source("predicted-amd-epyc"),
 }
